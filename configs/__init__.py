@@ -1,0 +1,1 @@
+"""Run configurations: the schema, how one is loaded, and the YAML files that ship."""

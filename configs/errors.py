@@ -1,0 +1,39 @@
+"""Errors that a user can act on: one sentence each, and the exit code of the command that raised it."""
+
+from __future__ import annotations
+
+
+class ResproutError(Exception):
+    """Base of all errors that are shown without a traceback; `exit_code` is the command's exit status."""
+
+    exit_code = 1
+
+
+class BadInput(ResproutError, ValueError):
+    """What the user gave cannot be used; the message says what was given, what is allowed, what to do."""
+
+    exit_code = 2
+
+
+class StageFailed(ResproutError, RuntimeError):
+    """A stage met something that trying again would not mend (NaN, out of memory, a full disk)."""
+
+    exit_code = 1
+
+
+class GateNotPassed(ResproutError):
+    """The compressed model is outside the bounds of its gate."""
+
+    exit_code = 3
+
+
+class VerificationFailed(ResproutError):
+    """Bytes, a tag or a link are not what the record says."""
+
+    exit_code = 4
+
+
+class Transient(ResproutError, ConnectionError):
+    """A network, throttling or server fault; the stage is tried again."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""What runs: flows and the command line."""

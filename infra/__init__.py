@@ -1,0 +1,1 @@
+"""What the flows stand on: artifact store, tracking, lineage."""

@@ -1,0 +1,1 @@
+"""What is done: one room a stage."""

@@ -1,0 +1,29 @@
+"""What a stage's function is given beside its inputs: its config section, seed, device and dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Job(Generic[C]):
+    """A stage's settings: `config` is its own section, `dtype` a torch dtype's name, `device` a torch device."""
+
+    config: C
+    seed: int = 17
+    device: str = "cpu"
+    dtype: str = "bfloat16"
+    trust_remote_code: bool = False
+
+
+class Progress(Protocol):
+    """Called by a stage as it goes: `done` of `total` units of `what` (say "layers") are finished."""
+
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Progress that nobody watches."""
