@@ -1,0 +1,111 @@
+"""A model folder in and out of memory: safetensors only, no code from the folder unless asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.models.families import LAYOUT_KEY
+from resprout.tasks.models.layout import cut_class
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Names under which transformers keeps a tokenizer; they are copied byte for byte from model to model."""
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def load_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model in `folder` in eval mode without gradients, its weights in `dtype` on `device`.
+
+    Stock transformers classes load it; a folder whose layers differ (`resprout_layout` in config.json) is
+    loaded by the stock class cut to those widths. A folder without config.json or safetensors, or an unknown
+    dtype, raises BadInput.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_folder(folder)
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    config: Any = AutoConfig.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    loader: Any = AutoModelForCausalLM
+    extra: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if getattr(config, LAYOUT_KEY, None) is not None:
+        stock = AutoModelForCausalLM._model_mapping[type(config)]
+        loader, extra = cut_class(stock), {}
+    model: PreTrainedModel = loader.from_pretrained(
+        folder,
+        config=config,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        local_files_only=True,
+        **extra,
+    )
+    model.to(device)
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`; a folder without one raises BadInput."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise BadInput(
+            f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save the model's "
+            "tokenizer beside its weights"
+        )
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def save_model(model: PreTrainedModel, folder: Path, tokenizer_from: Path) -> None:
+    """Write config.json, generation_config.json and safetensors to `folder`, and copy the tokenizer there.
+
+    Equal weights give equal bytes: the tokenizer's files are copied, never written anew, and no path or date
+    is stored.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        if (tokenizer_from / name).is_file():
+            shutil.copyfile(tokenizer_from / name, folder / name)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise BadInput unless `folder` holds a readable config.json and safetensors weights."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BadInput(
+            f"{folder} is no model folder: it has no config.json; give a folder that save_pretrained wrote"
+        )
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path} is not valid JSON ({error}); write the model's config again") from error
+    if not any(folder.glob("*.safetensors")):
+        found = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights"
+        raise BadInput(
+            f"{folder} holds no .safetensors file but {found}; convert the weights to safetensors first "
+            "(model.allow_pickle: true lets resprout do that in a child process)"
+        )

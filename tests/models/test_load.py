@@ -1,0 +1,68 @@
+"""A model folder goes through memory unchanged; folders that cannot be loaded say why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.models.load import load_model, load_tokenizer, save_model
+
+
+def digests(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def test_save_and_load_keep_every_logit_and_byte(family, tiny, tokenizer_folder, tmp_path):
+    model = tiny(family)
+    save_model(model, tmp_path / "a", tokenizer_folder)
+    loaded = load_model(tmp_path / "a", "float32", "cpu")
+    ids = torch.arange(4, 36).reshape(2, 16)
+    assert torch.equal(model(ids).logits, loaded(ids).logits)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    save_model(loaded, tmp_path / "b", tmp_path / "a")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert str(tmp_path) not in (tmp_path / "b" / "config.json").read_text()
+
+
+def test_dtype_is_the_one_asked_for(tiny, tokenizer_folder, tmp_path):
+    save_model(tiny("llama"), tmp_path / "a", tokenizer_folder)
+    assert load_model(tmp_path / "a", "bfloat16", "cpu").dtype == torch.bfloat16
+    with pytest.raises(BadInput, match=r"float64.*bfloat16"):
+        load_model(tmp_path / "a", "float64", "cpu")
+
+
+def test_tokenizer_travels_with_the_model(tiny, tokenizer_folder, tmp_path):
+    save_model(tiny("llama"), tmp_path / "a", tokenizer_folder)
+    assert load_tokenizer(tmp_path / "a")("w9 w200").input_ids == [9, 200]
+
+
+def test_tied_weights_stay_tied(tiny, tokenizer_folder, tmp_path):
+    save_model(tiny("qwen2", tie_word_embeddings=True), tmp_path / "a", tokenizer_folder)
+    loaded = load_model(tmp_path / "a", "float32", "cpu")
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "no config.json"),
+        ({"config.json": "{"}, "not valid JSON"),
+        ({"config.json": "{}", "pytorch_model.bin": "x"}, "no .safetensors file but pytorch_model.bin"),
+    ],
+)
+def test_folder_that_cannot_be_loaded(files, says, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=says):
+        load_model(tmp_path, "float32", "cpu")
+
+
+def test_folder_without_tokenizer(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(BadInput, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
