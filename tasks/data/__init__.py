@@ -1,0 +1,1 @@
+"""Rows and text: reading any file format, rendering, prompt templates, batches by token count."""

@@ -1,0 +1,231 @@
+"""Reading rows of any supported file format; what cannot be read is named by file and line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, TypeAlias, cast
+
+from resprout.configs.errors import BadInput
+
+Row: TypeAlias = dict[str, Any]
+Numbered: TypeAlias = Iterator[tuple[int, Row]]
+
+_ENDINGS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".arrow": "arrow",
+}
+
+
+def read_rows(path: Path, format: str = "auto") -> Numbered:
+    """The rows of a file with their 1-based line (JSONL, CSV, text) or row number (JSON, Parquet, Arrow).
+
+    Args:
+        path: The file; `.gz` is unpacked on the way.
+        format: jsonl, json (array of objects), parquet, csv, text (documents between blank lines, each a row
+            {"text"}), arrow (IPC stream or file); auto goes by the name's ending.
+
+    Raises:
+        BadInput: no such file, an ending that says nothing, a file without rows, or a line that is not what
+            the format asks for; a fault inside the file is raised when the iterator gets there.
+    """
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "nothing"
+        raise BadInput(f"{path} is {what}, expected a data file; give the path of one")
+    return _rows(path, _READERS[format_of(path) if format == "auto" else _known(format)])
+
+
+def format_of(path: Path) -> str:
+    """The format that a name's ending (before `.gz`) stands for; BadInput where it stands for none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    if suffixes and suffixes[-1] in _ENDINGS:
+        return _ENDINGS[suffixes[-1]]
+    raise BadInput(
+        f"{path.name} does not say its format; rename it to end in {', '.join(_ENDINGS)} (.gz allowed) "
+        f"or set format: {', '.join(_READERS)}"
+    )
+
+
+def _known(format: str) -> str:
+    if format not in _READERS:
+        raise BadInput(f"format is '{format}'; known: auto, {', '.join(_READERS)}")
+    return format
+
+
+def _rows(path: Path, reader: Callable[[Path, IO[bytes]], Numbered]) -> Numbered:
+    number = 0
+    with _open(path) as file:
+        try:
+            for number, row in reader(path, file):
+                yield number, row
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise BadInput(
+                f"{path}, after row {number}: expected gzip data, found a damaged or unfinished file "
+                f"({error}); fetch it again"
+            ) from error
+    if number == 0:
+        raise BadInput(f"{path} holds no rows; expected at least one")
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix.lower() == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
+    for number, raw in enumerate(file, 1):
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            found = raw[error.start : error.start + 1].hex()
+            raise BadInput(
+                f"{path}, line {number}: expected UTF-8, found byte 0x{found} at column {error.start + 1}; "
+                "convert the file"
+            ) from error
+
+
+def _parsed(path: Path, place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"{path}, {place}: expected JSON, found {_short(text)} ({error})") from error
+
+
+def _object(path: Path, place: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        found = _short(json.dumps(value))
+        raise BadInput(f"{path}, {place}: expected a JSON object with the row's columns, found {found}")
+    return value
+
+
+def _short(text: str) -> str:
+    text = text.strip()
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _jsonl(path: Path, file: IO[bytes]) -> Numbered:
+    for number, line in _lines(path, file):
+        if line.strip():
+            place = f"line {number}"
+            yield number, _object(path, place, _parsed(path, place, line))
+
+
+def _json(path: Path, file: IO[bytes]) -> Numbered:
+    text = "".join(line for _, line in _lines(path, file))
+    if not text.strip():
+        return
+    array = _parsed(path, "line 1", text)
+    if not isinstance(array, list):
+        raise BadInput(
+            f"{path}: expected an array of objects, found {type(array).__name__}; "
+            "one object a line is format: jsonl"
+        )
+    for number, value in enumerate(array, 1):
+        yield number, _object(path, f"row {number}", value)
+
+
+def _csv(path: Path, file: IO[bytes]) -> Numbered:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is less than a long document
+    reader = csv.reader((line for _, line in _lines(path, file)), strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) != len(header):
+            raise BadInput(f"{path}, line 1: expected different column names, found {header}")
+        for cells in reader:
+            if len(cells) != len(header):
+                if not cells:
+                    continue
+                raise BadInput(
+                    f"{path}, line {reader.line_num}: expected {len(header)} cells as in the header, "
+                    f"found {len(cells)}"
+                )
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise BadInput(f"{path}, line {reader.line_num}: expected CSV, found a fault: {error}") from error
+
+
+def _text(path: Path, file: IO[bytes]) -> Numbered:
+    start, kept = 0, list[str]()
+    for number, line in _lines(path, file):
+        if line.strip():
+            start = start or number
+            kept.append(line)
+        elif kept:
+            yield start, {"text": "".join(kept).rstrip("\r\n")}
+            start, kept = 0, []
+    if kept:
+        yield start, {"text": "".join(kept).rstrip("\r\n")}
+
+
+def _parquet(path: Path, file: IO[bytes]) -> Numbered:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        source = parquet.ParquetFile(_seekable(path, file))
+        yield from _batches(source.iter_batches())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"{path}: expected Parquet, found a file that pyarrow refuses ({error})") from error
+
+
+def _arrow(path: Path, file: IO[bytes]) -> Numbered:
+    import pyarrow
+
+    seekable = _seekable(path, file)
+    is_file = seekable.read(6) == b"ARROW1"
+    seekable.seek(0)
+    try:
+        if is_file:
+            reader = pyarrow.ipc.open_file(seekable)
+            yield from _batches(reader.get_batch(index) for index in range(reader.num_record_batches))
+        else:
+            yield from _batches(pyarrow.ipc.open_stream(seekable))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(
+            f"{path}: expected an Arrow IPC stream or file, found one that pyarrow refuses ({error})"
+        ) from error
+
+
+def _seekable(path: Path, file: IO[bytes]) -> IO[bytes]:
+    """Parquet and Arrow files are read from their end, which gzip only reaches by unpacking all."""
+    data = BytesIO(file.read()) if path.suffix.lower() == ".gz" else file
+    if not data.read(1):
+        raise BadInput(f"{path} is empty; expected at least one row")
+    data.seek(0)
+    return data
+
+
+def _batches(batches: Any) -> Numbered:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+_READERS: dict[str, Callable[[Path, IO[bytes]], Numbered]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "parquet": _parquet,
+    "csv": _csv,
+    "text": _text,
+    "arrow": _arrow,
+}

@@ -1,0 +1,110 @@
+"""Prompt templates: a row in Alpaca form to prompt and response tokens.
+
+Prompt and response are tokenised apart, so the border between them is the same whatever stands on either
+side, and selection, divergence, training and token counts all see the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from resprout.configs.errors import BadInput
+
+Template: TypeAlias = Literal["alpaca", "chat"]
+
+# Stanford Alpaca, train.py PROMPT_DICT.
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+ALPACA_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as tokens; `response_ids` is empty where the answer is empty or the cut left none of it."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+def encode(tokenizer: Any, row: Mapping[str, Any], template: Template, max_len: int) -> Encoded:
+    """Prompt and response tokens of one row, at most `max_len` together, cut at the end of the response.
+
+    alpaca: the Stanford prompt with or without input, after the special tokens that the tokenizer puts in
+    front; the response is the answer and EOS. chat: the tokenizer's own template on one user turn
+    (instruction, blank line, input); the response runs to the end-of-turn token. A cut response loses its
+    EOS, so that stopping in the middle is not learned.
+
+    Raises:
+        BadInput: the tokenizer has no EOS (alpaca) or no chat template (chat).
+    """
+    prompt, response = _texts(tokenizer, row, template)
+    front = tokenizer(prompt, add_special_tokens=template == "alpaca")["input_ids"]
+    back = tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
+    eos = tokenizer.eos_token_id
+    if template == "alpaca":
+        while len(front) > 1 and front[-1] == eos:  # tokenizers that close every text with EOS
+            front = front[:-1]
+        back = [*back, eos] if back else back
+    elif eos in back:  # templates put a line break behind the end-of-turn token
+        back = back[: len(back) - back[::-1].index(eos)]
+    return Encoded(list(front[:max_len]), list(back[: max(0, max_len - len(front))]))
+
+
+def encode_rows(
+    tokenizer: Any, rows: Sequence[Mapping[str, Any]], template: Template, max_len: int
+) -> list[Encoded]:
+    """`encode` for each row, in order.
+
+    Raises:
+        BadInput: as `encode`, and where not one row has a response token left.
+    """
+    encoded = [encode(tokenizer, row, template, max_len) for row in rows]
+    if encoded and not any(row.response_ids for row in encoded):
+        longest = max(len(row.prompt_ids) for row in encoded)
+        raise BadInput(
+            f"no tokens left after the template: of {len(rows)} rows not one keeps a response within "
+            f"max_len_tokens {max_len} (prompts take up to {longest} of them); raise max_len_tokens, or "
+            "check that the template for `output` names the answer's column"
+        )
+    return encoded
+
+
+def _texts(tokenizer: Any, row: Mapping[str, Any], template: Template) -> tuple[str, str]:
+    instruction, given, output = (
+        str(row["instruction"]),
+        str(row.get("input") or ""),
+        str(row["output"] or ""),
+    )
+    if template == "alpaca":
+        if tokenizer.eos_token_id is None:
+            raise BadInput(
+                "the tokenizer has no EOS token, which ends an alpaca response; set eos_token in its config"
+            )
+        if given.strip():
+            return ALPACA_WITH_INPUT.format(instruction=instruction, input=given), output
+        return ALPACA_WITHOUT_INPUT.format(instruction=instruction), output
+    if not getattr(tokenizer, "chat_template", None):
+        raise BadInput("template is chat but the tokenizer has no chat template; set template: alpaca")
+    user = {"role": "user", "content": f"{instruction}\n\n{given}" if given.strip() else instruction}
+    prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    if not output.strip():
+        return prompt, ""
+    whole = tokenizer.apply_chat_template([user, {"role": "assistant", "content": output}], tokenize=False)
+    if not whole.startswith(prompt):
+        raise BadInput(
+            "the tokenizer's chat template writes the prompt differently once an answer follows, so the "
+            "answer's tokens cannot be told apart; set template: alpaca"
+        )
+    return prompt, whole[len(prompt) :]
