@@ -42,7 +42,7 @@ class Slot:
 class Part:
     """One kind of unit in one layer.
 
-    `writers` are (slot, rows per unit); the columns of `reader` are the units' features, in order of the units,
+    `writers` are (slot, rows per unit); the columns of `reader` are the units' features in order,
     `features_per_unit` for each.
     """
 

@@ -1,0 +1,70 @@
+"""Counting on the model and arithmetic on its config agree; both are checked against a sum done by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.models.families import FAMILIES, check_family
+from resprout.tasks.models.size import Sizes, count, shape_of
+
+OPTIONS = {
+    "llama": [{}, {"tie_word_embeddings": True}, {"mlp_bias": True, "attention_bias": True}],
+    "mistral": [{}],
+    "qwen2": [{}, {"tie_word_embeddings": True}],
+    "qwen3": [{"head_dim": 24}, {"attention_bias": True}],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n, all_ in OPTIONS.items() for o in all_])
+def test_arithmetic_equals_the_count(name, options, tiny):
+    model = tiny(name, **options)
+    assert shape_of(json.loads(model.config.to_json_string())).sizes("float32") == count(model)
+
+
+def test_every_family_is_tested():
+    assert set(OPTIONS) == set(FAMILIES)
+
+
+def test_sum_by_hand(tiny):
+    """Hidden 64, vocab 256, 2 layers, 4 heads of 16 in 2 groups, FFN 128, no biases, untied.
+
+    embeddings and head 2 * 256 * 64 = 32768; a layer: q 64*64 + k, v 2*32*64 + o 64*64 = 12288,
+    FFN 3*64*128 = 24576, norms 128: 36992; final norm 64. Total 32768 + 2 * 36992 + 64 = 106816, in
+    bfloat16 213632 bytes.
+    """
+    model = tiny("llama").to(torch.bfloat16)
+    assert count(model) == Sizes(106816, 74048, 213632)
+    shape = shape_of(model.config.to_dict())
+    assert (shape.params_per_channel, shape.params_per_group) == (192, 6144)
+    assert (shape.layers, shape.heads, shape.kv_heads, shape.max_positions) == (2, (4, 4), (2, 2), 256)
+
+
+def test_defaults_that_config_json_may_leave_out():
+    base = {"hidden_size": 64, "vocab_size": 10, "num_attention_heads": 4, "num_hidden_layers": 1}
+    base["intermediate_size"] = 8
+    llama = shape_of({"model_type": "llama", **base})
+    assert (llama.head_dim, llama.kv_heads, llama.heads_per_group, llama.tied) == (16, (4,), 1, False)
+    assert shape_of({"model_type": "qwen3", **base}).head_dim == 128
+
+
+def test_shape_needs_no_torch():
+    code = "import sys, resprout.tasks.models.size; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+def test_unknown_family_and_missing_widths():
+    with pytest.raises(
+        BadInput, match=r"'gpt2' is not supported; supported are llama, mistral, .*families\.py"
+    ):
+        check_family({"model_type": "gpt2"})
+    with pytest.raises(BadInput, match="lacks hidden_size, vocab_size"):
+        shape_of(
+            {"model_type": "llama", "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 8}
+        )
