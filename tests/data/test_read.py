@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.data.read import read_rows
+
+ROWS = [{"q": "1 + 1", "a": "2"}, {"q": 'say "hi",\nplease', "a": "é"}]
+
+
+def _jsonl(path: Path) -> None:
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS), encoding="utf-8")
+
+
+def _json(path: Path) -> None:
+    path.write_text(json.dumps(ROWS, indent=2))
+
+
+def _csv(path: Path) -> None:
+    path.write_text('q,a\n1 + 1,2\n"say ""hi"",\nplease",é\n', encoding="utf-8")
+
+
+def _parquet(path: Path) -> None:
+    parquet.write_table(pa.Table.from_pylist(ROWS), path)
+
+
+def _arrow_stream(path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+
+
+def _arrow_file(path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+
+
+WRITERS = [
+    ("jsonl", _jsonl, [1, 2]),
+    ("json", _json, [1, 2]),
+    ("csv", _csv, [2, 4]),  # the second record ends on line 4: it holds a line break
+    ("parquet", _parquet, [1, 2]),
+    ("arrow", _arrow_stream, [1, 2]),
+    ("arrow", _arrow_file, [1, 2]),
+]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("ending", "write", "numbers"), WRITERS, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_every_format_gives_the_same_rows(
+    tmp_path: Path, ending: str, write: Callable[[Path], None], numbers: list[int], zipped: bool
+) -> None:
+    path = tmp_path / f"rows.{ending}"
+    write(path)
+    if zipped:
+        packed = tmp_path / f"rows.{ending}.gz"
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        path = packed
+    found = list(read_rows(path))
+    assert [row for _, row in found] == ROWS
+    assert [number for number, _ in found] == numbers
+
+
+def test_text_is_split_at_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n\none\nstill one\n \n\n\ntwo")
+    assert list(read_rows(path)) == [(3, {"text": "one\nstill one"}), (8, {"text": "two"})]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbfq,a\n1,2\n")
+    assert [row for _, row in read_rows(path)] == [{"q": "1", "a": "2"}]
+
+
+def test_jsonl_is_streamed(tmp_path: Path) -> None:
+    """The fault on line 3 must not keep line 1 from being read."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": \n')
+    rows = read_rows(path)
+    assert next(rows) == (1, {"a": 1})
+    with pytest.raises(BadInput, match=r"a\.jsonl, line 3: expected JSON, found '\{\"a\":'"):
+        next(rows)
+
+
+def test_format_overrides_the_ending(tmp_path: Path) -> None:
+    path = tmp_path / "data.bin"
+    _jsonl(path)
+    assert [row for _, row in read_rows(path, "jsonl")] == ROWS
+
+
+FAULTS: list[tuple[str, bytes, str]] = [
+    ("a.jsonl", b'{"a": 1}\n[1]\n', r"line 2: expected a JSON object .*found '\[1\]'"),
+    ("a.jsonl", b'{"a": 1}\n"\xff"\n', r"line 2: expected UTF-8, found byte 0xff at column 2"),
+    ("a.json", b'{"a": 1}', r"expected an array of objects, found dict.*format: jsonl"),
+    ("a.json", b"[1]", r"row 1: expected a JSON object"),
+    ("a.json", b"[{]", r"expected JSON"),
+    ("a.csv", b"q,a\n1,2\n1,2,3\n", r"line 3: expected 2 cells as in the header, found 3"),
+    ("a.csv", b"q,q\n1,2\n", r"line 1: expected different column names"),
+    ("a.csv", b'q,a\n1,"2\n', r"line 2: expected CSV"),
+    ("a.parquet", b"not parquet at all", r"expected Parquet"),
+    ("a.arrow", b"not arrow at all", r"expected an Arrow IPC"),
+    ("a.jsonl.gz", b"not gzip", r"expected gzip data"),
+    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999)[:-20], r"expected gzip data"),
+    ("a.unknown", b"x", r"does not say its format; rename it to end in .*jsonl"),
+    *[(f"a.{end}", b"", "no rows|is empty") for end in ("jsonl", "json", "csv", "txt", "parquet", "arrow")],
+    ("a.csv", b"q,a\n", "no rows"),
+    ("a.json", b"[]", "no rows"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "message"), FAULTS)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=message) as caught:
+        list(read_rows(path))
+    assert name.partition(".")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "message"), [("missing.jsonl", "is nothing"), (".", "is a folder")])
+def test_no_file(tmp_path: Path, given: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        read_rows(tmp_path / given)
+
+
+def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    _jsonl(path)
+    with pytest.raises(BadInput, match="known: auto, jsonl, json, parquet"):
+        read_rows(path, "yaml")
+
+
+def test_types_of_columns_survive(tmp_path: Path) -> None:
+    row: dict[str, Any] = {"n": 3, "list": ["a", "b"], "none": None}
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.Table.from_pylist([row, row]), path)
+    assert [found for _, found in read_rows(path)] == [row, row]
