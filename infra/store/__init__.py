@@ -1,0 +1,1 @@
+"""Content-addressed artifact store on a local folder or in S3."""

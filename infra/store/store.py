@@ -1,0 +1,258 @@
+"""Content under its digest, a manifest that makes it visible, records of how it came to be."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.configs.schema import StoreConfig
+from resprout.infra.store.cache import LocalCache
+from resprout.infra.store.canonical import check_digest, sha256_hex
+from resprout.infra.store.download import download
+from resprout.infra.store.driver import Driver
+from resprout.infra.store.faults import free_bytes
+from resprout.infra.store.local import LocalDriver
+from resprout.infra.store.manifest import FileEntry, Manifest, scan
+from resprout.infra.store.record import Record
+from resprout.infra.store.verified import VerifiedFiles, stamps
+from resprout.infra.store.workdir import private_folder
+
+THREADS = 8
+
+
+class ArtifactStore:
+    """Publish and open artifacts; safe for any number of processes and machines at once."""
+
+    def __init__(self, driver: Driver, home: Path, cache_bytes: int) -> None:
+        self.driver = driver
+        self.home = home.absolute()
+        place = sha256_hex(driver.uri("content").encode())[:16]
+        self._cache = LocalCache(self.home / "cache" / place, cache_bytes)
+        self._verified = VerifiedFiles(self.home / "verified" / place)
+
+    @classmethod
+    def from_config(cls, config: StoreConfig, home: Path) -> ArtifactStore:
+        """The store that `infra.store` names; `home` takes caches and, without a uri, the store itself."""
+        return cls(_driver(config, home), home, int(config.cache_gb * 1e9))
+
+    @property
+    def root_uri(self) -> str:
+        return self.driver.uri("content").removesuffix("/content")
+
+    def uri(self, digest: str) -> str:
+        """Address of the artifact's folder, file:// or s3://."""
+        return self.driver.uri(_content(digest))
+
+    def workdir(self) -> AbstractContextManager[Path]:
+        """A private folder where publishing with `move` costs a rename; removed afterwards."""
+        return private_folder(self._scratch())
+
+    def publish(
+        self, folder: Path, guard: Callable[[], None] | None = None, *, move: bool = False
+    ) -> Manifest:
+        """Keep the files under `folder` and return their manifest; equal content is stored once.
+
+        `guard` is called right before the artifact becomes visible; it raises to prevent that.
+        `move` lets the store take the files out of `folder`, which is then left empty.
+
+        Raises:
+            BadInput: no file, links, or unsafe names in `folder`; no access to the store.
+            StageFailed: the disk is full.
+            Transient: the store cannot be reached.
+        """
+        with self.driver.staged(folder, move=move) as staged:
+            manifest = scan(staged)
+            digest = manifest.digest
+            if self.check(digest):
+                if guard:
+                    guard()
+                return manifest
+            damaged = self.driver.head(_quarantine(digest)) is not None
+            self.driver.put_folder(_content(digest), staged, manifest, force=damaged)
+            if guard:
+                guard()
+            data = manifest.dumps()
+            if not self.driver.put_if_absent(_manifest(digest), data):
+                self.driver.put_bytes(_manifest(digest), data)
+            if damaged:
+                self.driver.delete(_quarantine(digest))
+            content = self.driver.folder(_content(digest))
+            if content is not None:
+                self._verified.remember(digest, stamps(content, manifest))
+            return manifest
+
+    def manifest(self, digest: str) -> Manifest:
+        """The manifest of an artifact; BadInput when there is none, VerificationFailed when damaged."""
+        data = self.driver.get_bytes(_manifest(digest))
+        if data is None:
+            raise BadInput(
+                f"there is no artifact {digest} in {self.root_uri}; give a digest that `lineage` shows"
+            )
+        return Manifest.loads(data, digest)
+
+    def check(self, digest: str) -> bool:
+        """Whether the artifact is visible and all files are there, by size and stored checksum alone."""
+        try:
+            manifest = self.manifest(digest)
+        except (BadInput, VerificationFailed):
+            return False
+        with ThreadPoolExecutor(THREADS) as pool:
+            return all(
+                pool.map(lambda e: self.driver.matches(f"{_content(digest)}/{e.path}", e), manifest.files)
+            )
+
+    @contextmanager
+    def open(self, digest: str) -> Iterator[Path]:
+        """A local folder with the artifact's files, hashed in full when they are first used on this machine.
+
+        Raises:
+            VerificationFailed: bytes are not those that were published; the artifact is set aside, so that
+                its stage runs again.
+        """
+        manifest = self.manifest(digest)
+        content = self.driver.folder(_content(digest))
+        if content is None:
+            with self._cache.open(manifest, lambda folder: self._fetch(manifest, folder)) as cached:
+                yield cached
+            return
+        now = stamps(content, manifest)
+        if not self._verified.holds(digest, now):
+            if problems := self.verify(digest):
+                self._set_aside(digest)
+                raise VerificationFailed(
+                    f"artifact {digest} is damaged and set aside ({problems[0]}); run again to make it anew"
+                )
+            self._verified.remember(digest, now)
+        yield content
+
+    def read(self, digest: str, path: str) -> bytes:
+        """One small file of the artifact, its SHA-256 checked; nothing else is brought here."""
+        entry = next((one for one in self.manifest(digest).files if one.path == path), None)
+        if entry is None:
+            raise BadInput(f"artifact {digest} has no file {path}; see its manifest for what it has")
+        data = b"".join(self.driver.read(f"{_content(digest)}/{path}"))
+        if sha256_hex(data) != entry.sha256:
+            raise VerificationFailed(
+                f"{self.uri(digest)}/{path} was changed: its SHA-256 is not the manifest's"
+            )
+        return data
+
+    def verify(self, digest: str) -> list[str]:
+        """What is wrong with the artifact after hashing every stored byte; empty when nothing is."""
+        manifest = self.manifest(digest)
+        prefix = _content(digest)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda entry: self._problem(prefix, entry), manifest.files))
+        problems = [problem for problem in found if problem]
+        listed = {f"{prefix}/{entry.path}" for entry in manifest.files}
+        added = [key for key in self.driver.list(f"{prefix}/") if key not in listed]
+        return problems + [f"{self.driver.uri(key)} was added" for key in added]
+
+    def put_record(self, record: Record) -> str:
+        """Keep a record and return its id; the same record twice is one."""
+        if not self.driver.put_if_absent(_record(record.id), record.dumps()):
+            raise VerificationFailed(f"record {record.id} is there with other bytes than its id says")
+        return record.id
+
+    def get_record(self, record_id: str) -> Record:
+        """The record; BadInput when there is none, VerificationFailed when it was changed."""
+        data = self.driver.get_bytes(_record(record_id))
+        if data is None:
+            raise BadInput(f"there is no record {record_id} in {self.root_uri}; see `lineage`")
+        return Record.loads(data, record_id)
+
+    def has_record(self, record_id: str) -> bool:
+        """Whether the record is there; its bytes are not read."""
+        return self.driver.head(_record(record_id)) is not None
+
+    def records(self) -> Iterator[tuple[str, Record]]:
+        """All records with their ids, in the order of the ids."""
+        for key in self.driver.list("records/"):
+            record_id = key.removeprefix("records/").removesuffix(".json")
+            yield record_id, self.get_record(record_id)
+
+    def ensure_writable(self) -> None:
+        """Raise BadInput or Transient with one clear sentence when a run could not publish here."""
+        self.driver.ensure_writable()
+
+    def free_bytes(self) -> int:
+        """Free bytes of the local disk where artifacts are written or cached."""
+        return free_bytes(self._scratch())
+
+    def _scratch(self) -> Path:
+        content = self.driver.folder("content")
+        return content.parent / "tmp" if content is not None else self.home / "tmp"
+
+    def _problem(self, prefix: str, entry: FileEntry) -> str | None:
+        key = f"{prefix}/{entry.path}"
+        try:
+            size, sha256 = _hash(self.driver.read(key))
+        except FileNotFoundError:
+            return f"{self.driver.uri(key)} is missing"
+        if size != entry.size:
+            return f"{self.driver.uri(key)} has {size} bytes instead of {entry.size}"
+        if sha256 != entry.sha256:
+            return f"{self.driver.uri(key)} was changed: its SHA-256 is {sha256} instead of {entry.sha256}"
+        return None
+
+    def _fetch(self, manifest: Manifest, folder: Path) -> None:
+        try:
+            download(self.driver, _content(manifest.digest), manifest, folder)
+        except VerificationFailed as error:
+            self._set_aside(manifest.digest)
+            raise VerificationFailed(
+                f"artifact {manifest.digest} is damaged and set aside ({error}); run again to make it anew"
+            ) from error
+
+    def _set_aside(self, digest: str) -> None:
+        """Make a damaged artifact invisible, so that no cache hit returns it; its bytes stay."""
+        data = self.driver.get_bytes(_manifest(digest))
+        if data is not None:
+            self.driver.put_bytes(_quarantine(digest), data)
+            self.driver.delete(_manifest(digest))
+        self._verified.forget(digest)
+
+
+def _driver(config: StoreConfig, home: Path) -> Driver:
+    uri = config.uri
+    if uri is None:
+        return LocalDriver(home / "store")
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        from resprout.infra.store.s3 import S3Driver
+
+        return S3Driver.from_config(config)
+    if parts.scheme == "file":
+        return LocalDriver(Path(unquote(parts.path)))
+    if "://" in uri:
+        raise BadInput(f"infra.store.uri is '{uri}'; give a folder or s3://bucket/prefix")
+    return LocalDriver(Path(uri).expanduser())
+
+
+def _hash(pieces: Iterator[bytes]) -> tuple[int, str]:
+    found, size = hashlib.sha256(), 0
+    for piece in pieces:
+        found.update(piece)
+        size += len(piece)
+    return size, found.hexdigest()
+
+
+def _content(digest: str) -> str:
+    return f"content/{check_digest(digest)}"
+
+
+def _manifest(digest: str) -> str:
+    return f"manifests/{check_digest(digest)}.json"
+
+
+def _quarantine(digest: str) -> str:
+    return f"quarantine/{check_digest(digest)}.json"
+
+
+def _record(record_id: str) -> str:
+    return f"records/{check_digest(record_id, 'record id')}.json"
