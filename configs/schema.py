@@ -22,6 +22,28 @@ class Section(BaseModel):
         serialize_by_alias=True,
     )
 
+    def key_data(self) -> dict[str, Any]:
+        """The section as plain data without its data sources, which enter cache keys by the digest of their rows."""
+        return {
+            name: _key_value(getattr(self, name))
+            for name in type(self).model_fields
+            if not _is_source(getattr(self, name))
+        }
+
+
+def _is_source(value: Any) -> bool:
+    return isinstance(value, DataSource) or (
+        isinstance(value, tuple) and bool(value) and all(isinstance(item, DataSource) for item in value)
+    )
+
+
+def _key_value(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.key_data()
+    if isinstance(value, tuple | list):
+        return [_key_value(item) for item in value]
+    return value
+
 
 class ModelConfig(Section):
     """The model to compress and how it is held in memory."""

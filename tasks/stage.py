@@ -1,24 +1,71 @@
-"""The @stage decorator."""
+"""The one @stage decorator: Prefect task + cache key + artifact + nested MLflow run + progress.
+
+A stage wraps a pure function `(job, inputs, workdir, progress) -> None` that writes files into `workdir`. Calling it:
+
+1. the *key* is computed: stage name, config section, digests of the inputs, the seed where the stage draws, dtype and
+   device where it computes, the hardware where it measures, versions of the libraries it declares, and a hash of the
+   code that it reaches from the selected methods (`tasks.code`). What does not enter: servers, secrets, folders, users.
+2. a Prefect task with that key runs. Prefect looks the key up in the artifact store (`infra.store.results`, which also
+   checks that the artifact is whole), takes the stage's lease, retries transient faults, persists the reference.
+3. on a miss the task's body opens the inputs, calls the function, publishes the folder and writes its record.
+4. outside the cached body, each time, one nested MLflow run is written: params, metrics, small files, digests.
+"""
 
 from __future__ import annotations
 
+import datetime
+import errno
+import hashlib
+import json
+import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from resprout.configs.errors import ResproutError, StageFailed, Transient
+from resprout.infra import identity
+from resprout.infra.store.record import Parent, Record
+from resprout.infra.store.reference import ArtifactRef
+from resprout.tasks.code import code_hash
 from resprout.tasks.job import Job, Progress
 
+if TYPE_CHECKING:
+    from prefect import Task
+
+    from resprout.tasks.run import Run
+
 C = TypeVar("C")
-C_contra = TypeVar("C_contra", contravariant=True)
+Body = Callable[[Job[C], Mapping[str, Path], Path, Progress], None]
+
+LOGGED_FILES = (
+    "plan.json",
+    "summary.json",
+    "details.json",
+    "exports.json",
+    "gate.json",
+    "source.json",
+    "samples.jsonl",
+)
+LOGGED_BYTES = 2_000_000
+PROGRESS_SECONDS = 5.0
 
 
-class Body(Protocol[C_contra]):
-    """A stage's pure function."""
+@dataclass(frozen=True)
+class Part:
+    """A folder inside an artifact, given to a stage as its input."""
 
-    def __call__(
-        self, job: Job[Any], inputs: Mapping[str, Path], workdir: Path, progress: Progress, /
-    ) -> None: ...
+    ref: ArtifactRef
+    path: str
+
+
+Input = ArtifactRef | Part
+
+
+def ref_of(given: Input) -> ArtifactRef:
+    """The artifact of an input."""
+    return given.ref if isinstance(given, Part) else given
 
 
 def no_methods(config: Any) -> list[str]:
@@ -26,18 +73,198 @@ def no_methods(config: Any) -> list[str]:
     return []
 
 
+def no_settings(config: Any) -> Any:
+    """The stage reads no settings but its section."""
+    return None
+
+
 @dataclass(frozen=True)
 class Stage(Generic[C]):
-    """A stage: its pure function and what its cache key is made of."""
+    """A stage: its pure function `body` and what its cache key is made of (see the module's text)."""
 
     name: str
     kind: str
-    body: Callable[[Job[C], Mapping[str, Path], Path, Progress], None]
+    body: Body[C]
     libraries: tuple[str, ...] = ()
     methods: Callable[[C], list[str]] = no_methods
     seeded: bool = False
     computes: bool = True
     hardware: bool = False
+    settings: Callable[[C], Any] = no_settings
+
+    def key(self, job: Job[C], inputs: Mapping[str, Input]) -> str:
+        """The cache key: sha256 of everything that decides the stage's bytes."""
+        text = json.dumps(self.key_parts(job, inputs), sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()}"
+
+    def key_parts(self, job: Job[C], inputs: Mapping[str, Input]) -> dict[str, Any]:
+        """What enters the key, by name; kept readable so that a miss can be explained."""
+        parts: dict[str, Any] = {
+            "stage": self.name,
+            "config": config_data(job.config),
+            "parents": {
+                role: [ref_of(given).digest, given.path if isinstance(given, Part) else ""]
+                for role, given in sorted(inputs.items())
+            },
+            "libraries": self.versions(),
+            "code": code_hash([self.body.__module__, *self.methods(job.config)]),
+        }
+        settings = self.settings(job.config)
+        if settings is not None:
+            parts["settings"] = settings
+        if self.seeded:
+            parts["seed"] = job.seed
+        if self.computes:
+            parts["dtype"], parts["device"] = job.dtype, job.device
+        if self.hardware:
+            from resprout.tasks.measure.hardware import fingerprint
+
+            parts["hardware"] = fingerprint()
+        return parts
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the declared libraries as installed."""
+        return {name: identity.library_version(name) for name in self.libraries}
+
+    def __call__(self, run: Run, job: Job[C], label: str | None = None, **inputs: Input) -> ArtifactRef:
+        """The stage's artifact, found or made; `label` names this call where a flow calls the stage twice."""
+        label = label or self.name
+        key = self.key(job, inputs)
+        seconds: list[float] = []
+        began = time.perf_counter()
+
+        def produce() -> dict[str, Any]:
+            start = time.perf_counter()
+            try:
+                return self._produce(run, job, inputs, key, label)
+            finally:
+                seconds.append(time.perf_counter() - start)
+
+        state = self._task(run, produce, key, label)(return_state=True)
+        run.work_seconds += sum(seconds)
+        ref = ArtifactRef.model_validate(state.result(raise_on_failure=True))
+        cached = not seconds
+        run.add(label, cached, sum(seconds) if seconds else time.perf_counter() - began, ref)
+        self._track(run, job, inputs, ref, label, cached, sum(seconds))
+        return ref
+
+    def _task(
+        self, run: Run, produce: Callable[[], dict[str, Any]], key: str, label: str
+    ) -> Task[[], dict[str, Any]]:
+        from prefect import Task
+        from prefect.cache_policies import CacheKeyFnPolicy
+        from prefect.transactions import IsolationLevel
+
+        policy = CacheKeyFnPolicy(cache_key_fn=lambda context, parameters: key).configure(
+            isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=run.locks
+        )
+        task = Task(
+            fn=produce,
+            name=self.name,
+            task_run_name=label,
+            cache_policy=policy,
+            persist_result=True,
+            result_serializer="json",
+            cache_result_in_memory=False,
+            retries=run.retries,
+            retry_delay_seconds=[run.retry_delay_seconds * 2**attempt for attempt in range(run.retries)],
+            retry_jitter_factor=0.5,
+            retry_condition_fn=_is_transient,
+        )
+        # The constructor takes only storage saved on the server; ours is the run's own store and holds credentials.
+        task.result_storage = run.results
+        return task
+
+    def _produce(
+        self, run: Run, job: Job[C], inputs: Mapping[str, Input], key: str, label: str
+    ) -> dict[str, Any]:
+        started = datetime.datetime.now(datetime.UTC)
+        start = time.perf_counter()
+        progress = _Throttled(run.display.started(label), label)
+        with run.store.workdir() as workdir, ExitStack() as opened:
+            content = workdir / "content"
+            content.mkdir()
+            folders = {
+                role: opened.enter_context(run.store.open(ref_of(given).digest))
+                / (given.path if isinstance(given, Part) else "")
+                for role, given in inputs.items()
+            }
+            try:
+                self.body(job, folders, content, progress)
+            except BaseException as error:
+                raise _as_sentence(error, self.name, run.home) from error
+            manifest = run.store.publish(content, run.locks.guard(key), move=True)
+        record = Record(
+            stage=self.name,
+            key=key,
+            kind=self.kind,
+            config=config_data(job.config),
+            parents=tuple(
+                Parent(role=role, digest=ref_of(given).digest, record=ref_of(given).record)
+                for role, given in sorted(inputs.items())
+            ),
+            content=manifest.digest,
+            seed=job.seed if self.seeded else None,
+            dtype=job.dtype if self.computes else None,
+            device=job.device if self.computes else None,
+            code={**identity.code_identity(), "reached": self.key_parts(job, inputs)["code"]},
+            libraries=self.versions(),
+            machine=identity.machine(),
+            who=identity.who(),
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.perf_counter() - start, 3),
+            origin=_optional(job.config, "origin"),
+            licence=_optional(job.config, "licence_note"),
+        )
+        return ArtifactRef(
+            kind=self.kind,
+            digest=manifest.digest,
+            key=key,
+            record=run.store.put_record(record),
+            uri=run.store.uri(manifest.digest),
+            bytes=sum(entry.size for entry in manifest.files),
+        ).model_dump(mode="json")
+
+    def _track(
+        self,
+        run: Run,
+        job: Job[C],
+        inputs: Mapping[str, Input],
+        ref: ArtifactRef,
+        label: str,
+        cached: bool,
+        seconds: float,
+    ) -> None:
+        tracker = run.tracker
+        tags = {
+            "resprout.stage": self.name,
+            "resprout.cached": str(cached).lower(),
+            "resprout.key": ref.key,
+            "resprout.kind": ref.kind,
+            "resprout.digest": ref.digest,
+            "resprout.uri": ref.uri,
+            "resprout.record": ref.record,
+            **{f"resprout.parent.{role}": ref_of(given).digest for role, given in inputs.items()},
+        }
+        if cached:
+            producer = tracker.producer(ref.record)
+            if producer is not None:
+                tags["resprout.produced_by_run"] = producer
+        run_id = tracker.start(label, tags, parent=run.mlflow_run_id)
+        with tracker.running(run_id):
+            paths = {entry.path: entry.size for entry in run.store.manifest(ref.digest).files}
+            metrics = _read_json(run, ref, "metrics.json") if "metrics.json" in paths else {}
+            history = _read_jsonl(run, ref, "history.jsonl") if "history.jsonl" in paths else []
+            timing = {} if cached else {"stage_seconds": seconds}
+            params = {**_flat(config_data(job.config)), **({"seed": job.seed} if self.seeded else {})}
+            tracker.log(run_id, {**metrics, **timing}, params, history=history)
+            for name in LOGGED_FILES:
+                if paths.get(name, LOGGED_BYTES + 1) <= LOGGED_BYTES:
+                    tracker.log_text(run_id, run.store.read(ref.digest, name).decode(), name)
+            if self.kind in ("rows", "text", "task-data"):
+                origin = _optional(job.config, "origin") or {}
+                for target in (run_id, run.mlflow_run_id):
+                    tracker.log_dataset(target, label, ref.digest, origin)
 
 
 def stage(
@@ -49,10 +276,90 @@ def stage(
     seeded: bool = False,
     computes: bool = True,
     hardware: bool = False,
-) -> Callable[[Callable[[Job[Any], Mapping[str, Path], Path, Progress], None]], Stage[Any]]:
-    """Turn a pure function into a stage."""
+    settings: Callable[[Any], Any] = no_settings,
+) -> Callable[[Body[Any]], Stage[Any]]:
+    """Turn a pure function into a stage.
 
-    def wrap(body: Callable[[Job[Any], Mapping[str, Path], Path, Progress], None]) -> Stage[Any]:
-        return Stage(name, kind, body, libraries, methods, seeded, computes, hardware)
+    `libraries`: distributions whose versions enter the key. `methods(config)`: modules of the selected methods.
+    `seeded`: the stage draws, so the seed enters. `computes`: dtype and device enter. `hardware`: the machine enters.
+    `settings(config)`: plain data of files that the config names and that decide the result.
+    """
+
+    def wrap(body: Body[Any]) -> Stage[Any]:
+        return Stage(name, kind, body, libraries, methods, seeded, computes, hardware, settings)
 
     return wrap
+
+
+def config_data(config: Any) -> Any:
+    """A section as plain data for key and record: its own `key_data()`, else its dump."""
+    if hasattr(config, "key_data"):
+        return config.key_data()
+    if hasattr(config, "model_dump"):
+        return config.model_dump(mode="json")
+    return config
+
+
+def _optional(config: Any, method: str) -> Any:
+    found = getattr(config, method, None)
+    return found() if callable(found) else None
+
+
+def _is_transient(task: Any, task_run: Any, state: Any) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, Transient)
+
+
+def _as_sentence(error: BaseException, stage_name: str, home: Path) -> BaseException:
+    """Faults that anybody may meet, as a sentence that says what to do; everything else as it is."""
+    if isinstance(error, ResproutError) or not isinstance(error, Exception):
+        return error
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return StageFailed(
+            f"{stage_name} ran out of memory; use smaller batches or sequences in its section, a smaller dtype, or a "
+            "machine with more memory; finished stages are kept"
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return StageFailed(f"the disk of {home} is full in {stage_name}; free space there and run again; finished stages are kept")
+    return error
+
+
+def _read_json(run: Run, ref: ArtifactRef, path: str) -> dict[str, float]:
+    return dict(json.loads(run.store.read(ref.digest, path)))
+
+
+def _read_jsonl(run: Run, ref: ArtifactRef, path: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in run.store.read(ref.digest, path).splitlines() if line.strip()]
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, dict):
+        flat: dict[str, Any] = {}
+        for key, value in data.items():
+            flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    return {prefix or "config": data}
+
+
+class _Throttled:
+    """Progress to the display at once, to Prefect's progress artifact every few seconds."""
+
+    def __init__(self, display: Progress, label: str) -> None:
+        self.display = display
+        self.key = "".join(char if char.isalnum() else "-" for char in label.lower())
+        self.shown = time.monotonic()
+        self.artifact: Any = None
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        self.display(done, total, what)
+        if time.monotonic() - self.shown < PROGRESS_SECONDS:
+            return
+        self.shown = time.monotonic()
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        percent = 100.0 * done / max(total, 1)
+        if self.artifact is None:
+            self.artifact = create_progress_artifact(progress=percent, key=self.key, description=what)
+        else:
+            update_progress_artifact(self.artifact, progress=percent)

@@ -1,0 +1,225 @@
+"""Load a run config: YAML, then RESPROUT_* environment, then key=value; every fault is reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import RunConfig
+
+PREFIX = "RESPROUT_"
+RESERVED = {"RESPROUT_HOME"}
+VARIABLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A config and where it came from: `path` of the YAML, `base` for relative paths, `home` for data."""
+
+    config: RunConfig
+    path: Path
+    base: Path
+    home: Path
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise BadInput(f"line {line}: key '{key}' is given twice; keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> Loaded:
+    """The checked config in `path`; `overrides` are "dotted.key=value". Raises BadInput naming each fault."""
+    environ = os.environ if environ is None else environ
+    path = path.expanduser()
+    data = read_yaml(path)
+    _refuse_plain_secrets(data)
+    for name, text in sorted(environ.items()):
+        if name.startswith(PREFIX) and name not in RESERVED:
+            keys = name[len(PREFIX) :].lower().split("__")
+            _assign(data, keys, _value(text, name), name)
+    for override in overrides:
+        key, eq, text = override.partition("=")
+        if not eq or not key:
+            raise BadInput(f"'{override}' is not key=value; write for example prune.target.params_ratio=0.8")
+        _assign(data, key.split("."), _value(text, override), override)
+    _fill_variables(data, environ)
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(explain(error, str(path))) from None
+    base = path.resolve().parent
+    return Loaded(config, path, base, home_of(config, base, environ))
+
+
+def home_of(config: RunConfig | None, base: Path, environ: Mapping[str, str]) -> Path:
+    """Data folder: infra.home, else RESPROUT_HOME, else .resprout in the config's project."""
+    given = (config.infra.home if config else None) or environ.get("RESPROUT_HOME")
+    if given:
+        home = Path(given).expanduser()
+        return home if home.is_absolute() else (Path.cwd() / home)
+    for folder in (base, *base.parents):
+        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
+            return folder / ".resprout"
+    return base / ".resprout"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"no config at {path}; give the path of a YAML file (see configs/)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read as text: {error}") from None
+    try:
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path} holds {type(data).__name__}, but a run config is a mapping of sections")
+    return data
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """All faults of a validation in sentences; an unknown key names the nearest known one and all of them."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        location = [part for part in fault["loc"] if not _is_tag(part)]
+        dotted = ".".join(str(part) for part in location) or "config"
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(location[:-1])
+            near = difflib.get_close_matches(str(location[-1]), known, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            faults.append(f"{dotted}: unknown key; {hint}allowed: {', '.join(known)}")
+        elif fault["type"] == "missing":
+            faults.append(f"{dotted}: missing; this key is required")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            given = fault.get("input")
+            shown = (
+                f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
+            )
+            faults.append(f"{dotted}: {message[0].lower()}{message[1:]}{shown}")
+    return f"{where}: " + "; ".join(dict.fromkeys(faults))
+
+
+def _is_tag(part: Any) -> bool:
+    return isinstance(part, str) and ("[" in part or part in {"int", "float", "str"})
+
+
+def _value(text: str, shown: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader) if text else None  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError:
+        raise BadInput(f"the value in '{shown}' is not valid YAML; quote it") from None
+
+
+def _assign(data: dict[str, Any], keys: list[str], value: Any, shown: str) -> None:
+    """Set data[k0][k1]... = value, making sections on the way; a number indexes a list."""
+    place: Any = data
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(place, list):
+            if not key.isdigit() or int(key) >= len(place):
+                raise BadInput(f"'{shown}': {'.'.join(keys[:depth])} is a list of {len(place)}; index it from 0")
+            index: Any = int(key)
+        elif isinstance(place, dict):
+            index = key
+        else:
+            raise BadInput(f"'{shown}': {'.'.join(keys[:depth])} is a value, not a section")
+        if last:
+            place[index] = value
+        else:
+            if isinstance(place, dict) and place.get(index) is None:
+                place[index] = {}
+            place = place[index]
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in get_args(annotation):
+        found = _section_of(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _known_keys(location: list[Any]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        for name, field in section.model_fields.items():
+            if part in (name, field.alias):
+                section = _section_of(field.annotation) or section
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _is_secret(path: tuple[str, ...]) -> bool:
+    section: type[BaseModel] | None = RunConfig
+    for part in path:
+        if section is None:
+            return False
+        field = section.model_fields.get(part)
+        if field is None:
+            return False
+        if SecretStr in (field.annotation, *get_args(field.annotation)):
+            return True
+        section = _section_of(field.annotation)
+    return False
+
+
+def _strings(data: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any, Any, str]]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        here = (*path, str(key))
+        if isinstance(value, str):
+            yield here, data, key, value
+        else:
+            yield from _strings(value, here)
+
+
+def _refuse_plain_secrets(data: dict[str, Any]) -> None:
+    for path, _, _, text in _strings(data):
+        if _is_secret(path) and not VARIABLE.match(text):
+            raise BadInput(
+                f"{'.'.join(path)}: a secret is written in the file; put it in an environment variable and "
+                "write ${ITS_NAME}"
+            )
+
+
+def _fill_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for path, holder, key, text in list(_strings(data)):
+        match = VARIABLE.match(text)
+        if match is None:
+            continue
+        dotted = ".".join(path)
+        if not _is_secret(path):
+            raise BadInput(
+                f"{dotted}: {text} is for secrets only; set this key by RESPROUT_{'__'.join(path).upper()} or on the "
+                f"command line as {dotted}=value"
+            )
+        if match[1] not in environ:
+            raise BadInput(f"{dotted}: the environment variable {match[1]} is not set")
+        holder[key] = environ[match[1]]

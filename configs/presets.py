@@ -1,0 +1,58 @@
+"""Published pruning methods as presets: configs/methods/<name>.yaml names a criterion, allocator and repair."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import Section
+
+FOLDER = Path(__file__).parent / "methods"
+
+
+class LayoutAllocators(Section):
+    """The allocator that a preset uses in each layout."""
+
+    uniform: str
+    """Allocator of `layout: uniform`."""
+    per_layer: str
+    """Allocator of `layout: per_layer`."""
+
+
+class Preset(Section):
+    """One published method."""
+
+    criterion: str
+    """How units are scored."""
+    allocator: LayoutAllocators
+    """How the budget is spent over the layers."""
+    repair: str
+    """What makes good for the removed units."""
+    source: Annotated[str, Field(min_length=1)]
+    """The paper."""
+    summary: Annotated[str, Field(min_length=1)]
+    """One line for `resprout methods`."""
+
+
+def preset_names() -> list[str]:
+    """Names of all presets, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_preset(name: str) -> Preset:
+    """The preset called `name`; an unknown one raises BadInput with the nearest and all known names."""
+    known = preset_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise BadInput(f"unknown pruning method '{name}'{hint} Known: {', '.join(known)}.")
+    path = FOLDER / f"{name}.yaml"
+    try:
+        return Preset.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise BadInput(f"{path.name} is no pruning preset: {error}") from error

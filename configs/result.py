@@ -1,0 +1,114 @@
+"""What `resprout run --json` prints as its last line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Plain(BaseModel):
+    """Base of the result's parts."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ArtifactResult(Plain):
+    """A stage's artifact."""
+
+    kind: str
+    digest: str
+    """sha256 over the sorted (path, size, sha256) of its files."""
+    uri: str
+
+
+class StageResult(Plain):
+    """One stage of the run."""
+
+    name: str
+    cached: bool
+    seconds: float
+    """Wall time of the stage's own work; of the look-up where cached."""
+    artifact: ArtifactResult
+
+
+class ModelResult(Plain):
+    """Size and metrics of one model."""
+
+    params: int
+    """Unique parameters, a tied tensor once."""
+    non_embedding_params: int
+    bytes: int
+    """Bytes of the weights in the export's dtype."""
+    metrics: dict[str, float]
+
+
+class ModelResults(Plain):
+    """The three models of a run; recovered is null where the config has no recovery."""
+
+    dense: ModelResult
+    pruned: ModelResult
+    recovered: ModelResult | None
+
+
+class GateCheck(Plain):
+    """One bound of the gate."""
+
+    name: str
+    value: float
+    bound: float
+    passed: bool
+
+
+class GateResult(Plain):
+    """The gate's verdict; no checks where the config has no gate."""
+
+    passed: bool
+    checks: list[GateCheck]
+
+
+class ExportResult(Plain):
+    """One exported format."""
+
+    format: str
+    uri: str
+    bytes: int
+    verified: bool
+    """A clean process with the stock tool gave the same logits and greedy text."""
+    max_abs_logit_diff: float
+
+
+class RegisteredResult(Plain):
+    """The model version."""
+
+    name: str
+    version: str
+    alias: str | None
+
+
+class Overhead(Plain):
+    """Wall time outside the stages' own work."""
+
+    orchestration_seconds: float
+    imports_seconds: float
+    server_start_seconds: float
+
+
+class RunResult(Plain):
+    """Outcome of a run; parts that were not reached are null or empty."""
+
+    status: Literal["done", "gate_not_passed", "failed", "bad_input", "cancelled"]
+    exit_code: int
+    message: str = ""
+    """The error's sentence where the run did not end well."""
+    mlflow_run_id: str | None = None
+    config_digest: str | None = None
+    stages: list[StageResult] = []
+    models: ModelResults | None = None
+    gate: GateResult | None = None
+    exports: list[ExportResult] = []
+    registered: RegisteredResult | None = None
+    report: str | None = None
+    """Path of the HTML report."""
+    seconds: float = 0.0
+    overhead: Overhead | None = None

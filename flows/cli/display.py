@@ -1,0 +1,82 @@
+"""Shows progress: bars with time left on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from resprout.tasks.job import Progress as Callback
+
+LINE_SECONDS = 10.0
+
+
+class TerminalDisplay:
+    """Rich bars where stderr is a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[what]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def started(self, label: str) -> Callback:
+        """Draw a bar for the stage until it is finished."""
+        self.bars.start()
+        for old in list(self.bars.task_ids):
+            self.bars.remove_task(old)
+        bar = self.bars.add_task(label, total=None, what="")
+
+        def update(done: int, total: int, what: str) -> None:
+            self.bars.update(bar, completed=done, total=total, what=what)
+
+        return update
+
+    def finished(self, label: str, cached: bool, seconds: float) -> None:
+        """Replace the bar by a line that stays."""
+        self.bars.stop()
+        for old in list(self.bars.task_ids):
+            self.bars.remove_task(old)
+        self.console.print(_line(label, cached, seconds), highlight=False)
+
+
+class LineDisplay:
+    """Plain lines, one every ten seconds at most for a running stage."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def started(self, label: str) -> Callback:
+        """Print that the stage began and, as it goes, how far it is."""
+        self.console.print(f"{label}: started", highlight=False)
+        last = time.monotonic()
+
+        def update(done: int, total: int, what: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= LINE_SECONDS:
+                last = now
+                self.console.print(f"{label}: {done} of {total} {what}", highlight=False)
+
+        return update
+
+    def finished(self, label: str, cached: bool, seconds: float) -> None:
+        """Print how the stage ended."""
+        self.console.print(_line(label, cached, seconds), highlight=False)
+
+
+def _line(label: str, cached: bool, seconds: float) -> str:
+    return f"{label}: found in the cache" if cached else f"{label}: done in {seconds:.1f} s"
+
+
+def display_for(console: Console) -> TerminalDisplay | LineDisplay:
+    """Bars on a terminal, lines elsewhere."""
+    return TerminalDisplay(console) if console.is_terminal else LineDisplay(console)

@@ -1,0 +1,65 @@
+"""`resprout`: one table of verbs, one place where errors become sentences and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from resprout.configs.errors import ResproutError
+
+CANCELLED = 130
+
+VERBS = ("run", "plan", "validate", "schema", "methods", "report", "lineage", "verify")
+
+
+def build(arguments: list[str]) -> Any:
+    """The typer app; of the verb that is called only its module is imported, of none all are (for --help)."""
+    import typer
+
+    app = typer.Typer(
+        name="resprout",
+        help="Prune a language model and let it grow back, with its whole lineage kept.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    called = [verb for verb in VERBS if verb in arguments[:1]] or VERBS
+    for verb in called:
+        module = importlib.import_module(f"resprout.flows.cli.{verb}")
+        app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(getattr(module, verb))
+    if len(called) == 1:
+        # Typer turns a lone command into the app itself; a callback keeps it a verb.
+        app.callback()(lambda: None)
+    return app
+
+
+def main() -> None:
+    """Run the command line; exits 0 done, 1 failed, 2 bad input, 3 gate, 4 verification, 130 cancelled."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        build(arguments)(standalone_mode=True)
+    except ResproutError as error:
+        if debug:
+            raise
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say("cancelled; finished stages are kept, and the same command goes on from there")
+        sys.exit(CANCELLED)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        _say(f"error: {type(error).__name__}: {text[:400]} (--debug shows where)")
+        sys.exit(1)
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(sentence + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""`resprout run`: the whole run of a config."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resprout.configs.errors import BadInput, ResproutError
+
+if TYPE_CHECKING:
+    from resprout.configs.load import Loaded
+    from resprout.configs.result import RunResult
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="Run config (YAML).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. prune.target.params_ratio=0.8")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line of stdout: the result as JSON.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks and the libraries' logs.")] = False,
+) -> None:
+    """Compress a model: acquire, calibrate, prune, select, recover, evaluate, measure, gate, export, register, report.
+
+    Finished stages are kept: after a failure, or with one setting changed, the same command goes on from there.
+
+    \b
+    Examples:
+      resprout run configs/quickstart.yaml
+      resprout run configs/quickstart.yaml prune.target.params_ratio=0.85 seed=3
+      resprout run configs/quickstart.yaml --json | tail -n 1 | python -m json.tool
+    """
+    began = time.perf_counter()
+    result, error = _run(config, overrides or [], debug, began)
+    result.seconds = round(time.perf_counter() - began, 3)
+    if as_json:
+        sys.stdout.write(result.model_dump_json() + "\n")
+        sys.stdout.flush()
+    if error is not None:
+        raise error
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _run(
+    config: Path, overrides: list[str], debug: bool, began: float
+) -> tuple[RunResult, BaseException | None]:
+    """The result, and the error to end with where the run did not get through."""
+    from rich.console import Console
+
+    from resprout.configs.load import load
+    from resprout.configs.result import RunResult
+    from resprout.flows.check import check
+
+    loaded: Loaded | None = None
+    partial = RunResult(status="failed", exit_code=1)
+    try:
+        loaded = load(config, overrides)
+        check(loaded)
+        from resprout.infra.environment import prepare
+
+        prepare(loaded.config.infra, loaded.home, debug)
+        start = time.perf_counter()
+        from resprout.flows.compress import Session, compress_here
+
+        session = Session(imports_seconds=time.perf_counter() - start, result=partial)
+        from resprout.flows.cli.display import display_for
+        from resprout.flows.cli.summary import show
+
+        console = Console(stderr=True)
+        session.display = display_for(console)
+        compress_here(loaded, overrides, session)
+        partial.seconds = time.perf_counter() - began
+        show(partial, loaded, Console(stderr=True))
+        return partial, None
+    except KeyboardInterrupt as error:
+        partial.status, partial.exit_code, partial.message = "cancelled", 130, "cancelled"
+        return partial, error
+    except ResproutError as error:
+        partial.status = "bad_input" if isinstance(error, BadInput) else "failed"
+        partial.exit_code, partial.message = error.exit_code, str(error)
+        return partial, error
+    except Exception as error:
+        partial.status, partial.exit_code = "failed", 1
+        partial.message = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        return partial, error

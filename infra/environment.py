@@ -1,0 +1,55 @@
+"""Environment of the libraries underneath, set before they are imported: homes, servers, quiet and offline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import InfraConfig
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "GIT_PYTHON_REFRESH": "quiet",
+    # A dead server must be reported within 20 s; MLflow's own defaults keep trying for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+}
+
+
+def prepare(infra: InfraConfig, home: Path, debug: bool = False) -> None:
+    """Make the home folder and set what Prefect, MLflow and Hugging Face read when they are imported.
+
+    A variable that the user has set stays as it is, unless the config names the same thing.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"the data folder {home} cannot be made ({error.strerror}); set RESPROUT_HOME") from None
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if debug else "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "WARNING" if debug else "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "true" if infra.prefect.api_url else "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "INFO" if debug else "WARNING")
+    os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
+    os.environ.setdefault("HF_DATASETS_CACHE", str(home / "cache" / "datasets"))
+    if infra.prefect.api_url:
+        os.environ["PREFECT_API_URL"] = infra.prefect.api_url
+    if infra.prefect.api_key is not None:
+        secret = infra.prefect.api_key.get_secret_value()
+        os.environ["PREFECT_API_AUTH_STRING" if ":" in secret else "PREFECT_API_KEY"] = secret
+    if infra.mlflow.username is not None:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = infra.mlflow.username.get_secret_value()
+    if infra.mlflow.password is not None:
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = infra.mlflow.password.get_secret_value()
+    store = infra.store
+    if store.uri and store.uri.startswith("s3://") and store.endpoint_url:
+        # MLflow reads artifacts and versions from the same bucket through its own client.
+        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", store.endpoint_url)

@@ -1,0 +1,257 @@
+"""MLflow: one run for the flow, one nested run for each stage, and the model registry.
+
+Everything goes through MlflowClient with explicit run ids, so that nothing hangs on global state. A server that does
+not answer becomes one sentence; what was computed is in the artifact store by then.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import MlflowConfig
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_PARAM_CHARS = 6000
+MAX_TAG_CHARS = 5000
+DATASET_DIGEST_CHARS = 36
+
+
+def _answers(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn a fault of the tracking server into one sentence."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        import requests
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return method(*args, **kwargs)
+        except (MlflowException, requests.RequestException, OSError) as error:
+            if isinstance(error, BadInput | StageFailed):
+                raise
+            tracker: Any = args[0]
+            what = " ".join(str(error).split())[:300]
+            raise StageFailed(
+                f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is in the "
+                "artifact store, so run the same command again when MLflow answers"
+            ) from error
+
+    return call
+
+
+class Tracker:
+    """Runs and the registry of one MLflow server or database."""
+
+    def __init__(self, config: MlflowConfig, home: Path) -> None:
+        self.config = config
+        self.home = home
+        self.uri = config.tracking_uri or f"sqlite:///{(home / 'mlflow.db').resolve()}"
+        self.is_server = self.uri.startswith(("http://", "https://"))
+
+    @property
+    def shown_uri(self) -> str:
+        """The tracking URI without credentials."""
+        scheme, separator, rest = self.uri.partition("://")
+        return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else self.uri
+
+    def connect(self) -> None:
+        """Reach the server, or make the database once; BadInput in under 20 s where neither works."""
+        from filelock import FileLock
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        self.home.mkdir(parents=True, exist_ok=True)
+        # Several processes at a new SQLite file break each other's migrations, so one makes it.
+        with FileLock(str(self.home / "mlflow.lock"), timeout=120):
+            try:
+                self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                found = self.client.get_experiment_by_name(self.config.experiment)
+                if found is not None and found.lifecycle_stage != "active":
+                    raise BadInput(
+                        f"the MLflow experiment '{self.config.experiment}' is deleted; restore it or set "
+                        "infra.mlflow.experiment to another name"
+                    )
+                self.experiment_id = found.experiment_id if found else self._make_experiment()
+            except BadInput:
+                raise
+            except (MlflowException, OSError, ImportError) as error:
+                what = " ".join(str(error).split())[:200]
+                raise BadInput(
+                    f"MLflow at {self.shown_uri} cannot be used ({what}); start it, or set infra.mlflow.tracking_uri to "
+                    "one that answers"
+                ) from error
+
+    def _make_experiment(self) -> str:
+        location = None if self.is_server else (self.home / "mlartifacts").resolve().as_uri()
+        return self.client.create_experiment(self.config.experiment, artifact_location=location)
+
+    @_answers
+    def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
+        """Id of a new run, nested where `parent` is given."""
+        nested = {"mlflow.parentRunId": parent} if parent else {}
+        run = self.client.create_run(
+            self.experiment_id,
+            run_name=name,
+            tags={**{key: value[:MAX_TAG_CHARS] for key, value in tags.items()}, **nested},
+        )
+        return run.info.run_id
+
+    @_answers
+    def end(self, run_id: str, status: str = "FINISHED") -> None:
+        """Close a run as FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
+
+    @_answers
+    def log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        history: list[dict[str, float]] | None = None,
+    ) -> None:
+        """Write metrics, params, tags and series (rows {"step": i, name: value}) in one batch a thousand."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time.time() * 1000)
+        entries = [Metric(key, float(value), now, 0) for key, value in sorted((metrics or {}).items())]
+        for row in history or []:
+            entries += [
+                Metric(key, float(value), now, int(row["step"]))
+                for key, value in sorted(row.items())
+                if key != "step"
+            ]
+        shown = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in sorted((params or {}).items())]
+        marks = [RunTag(key, str(value)[:MAX_TAG_CHARS]) for key, value in sorted((tags or {}).items())]
+        for start in range(0, max(len(entries), 1), 1000):
+            first = start == 0
+            self.client.log_batch(
+                run_id,
+                metrics=entries[start : start + 1000],
+                params=shown[:100] if first else (),
+                tags=marks if first else (),
+            )
+        for start in range(100, len(shown), 100):
+            self.client.log_batch(run_id, params=shown[start : start + 100])
+
+    @_answers
+    def log_dataset(self, run_id: str, role: str, digest: str, origin: Any) -> None:
+        """Add a data set, by digest and origin, to a run's inputs."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps(origin, sort_keys=True)
+        data = Dataset(role, digest[:DATASET_DIGEST_CHARS], "resprout", source)
+        self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", role)])])
+
+    @_answers
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        """Write a small text file into a run's artifacts."""
+        self.client.log_text(run_id, text, path)
+
+    @_answers
+    def log_folder(self, run_id: str, folder: Path, path: str) -> None:
+        """Copy a folder into a run's artifacts."""
+        self.client.log_artifacts(run_id, str(folder), path)
+
+    def artifact_uri(self, run_id: str, path: str) -> str:
+        """URI of an artifact of a run, in a form that the server accepts as a version's source."""
+        return f"{self.run(run_id).info.artifact_uri}/{path}"
+
+    @_answers
+    def run(self, run_id: str) -> Run:
+        """A run."""
+        return self.client.get_run(run_id)
+
+    @contextmanager
+    def running(self, run_id: str) -> Iterator[None]:
+        """Close the run when the block ends: FINISHED, FAILED on an error, KILLED on Ctrl-C."""
+        try:
+            yield
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            try:
+                self.end(run_id, status)
+            except StageFailed as lost:
+                error.add_note(str(lost))
+            raise
+        self.end(run_id)
+
+    @_answers
+    def producer(self, record: str) -> str | None:
+        """Id of the run that wrote this record, None where MLflow does not know it (say, a new database)."""
+        found = self.client.search_runs(
+            [self.experiment_id],
+            f"tags.`resprout.record` = '{record}' and tags.`resprout.cached` = 'false'",
+            max_results=1,
+        )
+        return found[0].info.run_id if found else None
+
+    @_answers
+    def find_version(self, name: str, digest: str) -> ModelVersion | None:
+        """The newest version of `name` whose tag says it holds this digest; None where there is none."""
+        escaped = name.replace("'", "\\'")
+        versions = self.client.search_model_versions(f"name = '{escaped}'")
+        held = [version for version in versions if version.tags.get("resprout.digest") == digest]
+        return max(held, key=lambda version: int(version.version), default=None)
+
+    @_answers
+    def make_version(
+        self, name: str, source: str, run_id: str, tags: Mapping[str, str], description: str
+    ) -> ModelVersion:
+        """A new version of `name`, which is registered where it is not yet."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self.client.create_model_version(
+            name,
+            source,
+            run_id=run_id,
+            tags={key: value[:MAX_TAG_CHARS] for key, value in tags.items()},
+            description=description,
+        )
+
+    @_answers
+    def point_alias(self, name: str, alias: str, version: str) -> None:
+        """Move the alias, unless it is there already: setting it again would fire webhooks again."""
+        if str(self.client.get_registered_model(name).aliases.get(alias, "")) != str(version):
+            self.client.set_registered_model_alias(name, alias, version)
+
+    @_answers
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a model version."""
+        for key, value in sorted(tags.items()):
+            self.client.set_model_version_tag(name, version, key, value[:MAX_TAG_CHARS])
+
+    def version(self, reference: str) -> ModelVersion:
+        """The version that models:/name/3 or models:/name@alias names; BadInput where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        rest = reference.removeprefix("models:/")
+        try:
+            if "@" in rest:
+                name, _, alias = rest.partition("@")
+                return self.client.get_model_version_by_alias(name, alias)
+            name, _, number = rest.partition("/")
+            return self.client.get_model_version(name, number)
+        except MlflowException as error:
+            raise BadInput(
+                f"no model version {reference} in {self.shown_uri}; give models:/name/3 or models:/name@alias "
+                f"({' '.join(str(error).split())[:120]})"
+            ) from None

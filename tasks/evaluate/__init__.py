@@ -1,0 +1,1 @@
+"""Scores of a model: perplexity, divergence from the dense model, zero-shot accuracies, size."""

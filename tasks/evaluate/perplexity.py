@@ -1,0 +1,122 @@
+"""Perplexity in a stated protocol, and KL divergence from a reference model on the same windows.
+
+Perplexity of a corpus = exp(mean negative log-likelihood of its tokens, in nats). The protocol is: documents joined by
+a fixed string and tokenised as one text without special tokens; windows of `window` tokens every `stride` tokens; each
+token is scored once, in the first window that holds it, given the tokens before it in that window. The first token of
+the text (and of each window where windows do not overlap) has no context and is scored only behind a BOS token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from resprout.tasks.job import Progress
+
+BATCH_TOKENS = 2048
+CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Window:
+    """Token ids of one window and the first position whose token it scores."""
+
+    ids: tuple[int, ...]
+    first: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over scored tokens; `kl` is None where there was no reference."""
+
+    nll: float
+    tokens: int
+    kl: float | None = None
+    kl_tokens: int = 0
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood; infinite where it overflows."""
+        mean = self.nll / self.tokens
+        return math.exp(mean) if mean < 700 else math.inf
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean KL(reference || model) in nats a token."""
+        if self.kl is None or not self.kl_tokens:
+            raise ValueError("no reference model was given")
+        return self.kl / self.kl_tokens
+
+
+def windows(ids: Sequence[int], window: int, stride: int, bos: int | None) -> list[Window]:
+    """Windows over `ids`; each token is scored in exactly one of them (see the module's text)."""
+    found = []
+    scored_until = 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + window, len(ids))
+        body = tuple(ids[begin:end])
+        head = () if bos is None else (bos,)
+        first = scored_until - begin + len(head)
+        # Without BOS a window's first token has nothing before it.
+        first = max(first, 1)
+        if first < len(head) + len(body):
+            found.append(Window(head + body, first))
+        scored_until = end
+        if end == len(ids):
+            break
+    return found
+
+
+@torch.inference_mode()
+def score(
+    model: PreTrainedModel,
+    parts: Sequence[Window],
+    reference: PreTrainedModel | None = None,
+    kl_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Score:
+    """Negative log-likelihood of all windows, and KL(reference || model) on about the first `kl_tokens` tokens.
+
+    Logits are float32 from here on and handled `CHUNK_ROWS` positions at a time.
+    """
+    nll, tokens, kl, compared = 0.0, 0, 0.0, 0
+    done = 0
+    for batch in _batches(parts):
+        ids = torch.tensor([part.ids for part in batch], device=model.device)
+        mask = torch.zeros(ids.shape[0], ids.shape[1] - 1, dtype=torch.bool, device=model.device)
+        for row, part in enumerate(batch):
+            mask[row, part.first - 1 :] = True
+        targets = ids[:, 1:][mask]
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1][mask]
+        compare = reference is not None and (kl_tokens is None or compared < kl_tokens)
+        other = reference(input_ids=ids, use_cache=False).logits[:, :-1][mask] if reference and compare else None
+        for start in range(0, len(targets), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            logp = logits[rows].float().log_softmax(-1)
+            nll -= logp.gather(1, targets[rows, None]).double().sum().item()
+            if other is not None:
+                logq = other[rows].float().log_softmax(-1)
+                kl += (logq.exp() * (logq - logp)).sum(-1).double().sum().item()
+                compared += len(logp)
+        tokens += len(targets)
+        done += len(batch)
+        if progress:
+            progress(done, len(parts), "perplexity windows")
+    return Score(nll, tokens, kl if reference is not None else None, compared)
+
+
+def _batches(parts: Sequence[Window]) -> Iterator[list[Window]]:
+    """Windows of equal length, about BATCH_TOKENS tokens at a time, in their order."""
+    batch: list[Window] = []
+    for part in parts:
+        full = batch and (len(batch) + 1) * len(part.ids) > BATCH_TOKENS
+        if batch and (full or len(part.ids) != len(batch[0].ids)):
+            yield batch
+            batch = []
+        batch.append(part)
+    if batch:
+        yield batch

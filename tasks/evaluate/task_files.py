@@ -1,0 +1,45 @@
+"""lm-eval task files: the shipped ones by name, or the user's own by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resprout.configs.errors import BadInput
+
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "evaluation"
+
+
+def shipped_tasks() -> list[str]:
+    """Names of the tasks that ship."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def task_file(task: str) -> Path:
+    """Path of an lm-eval YAML: a shipped one by name, or the user's own; BadInput where there is none."""
+    shipped = SHIPPED / f"{task}.yaml"
+    if shipped.is_file():
+        return shipped
+    own = Path(task).expanduser()
+    if own.suffix in (".yaml", ".yml") and own.is_file():
+        return own
+    raise BadInput(
+        f"unknown evaluation task '{task}'; give one of {', '.join(shipped_tasks())}, or the path of an lm-eval YAML"
+    )
+
+
+def read_task(task: str) -> dict[str, Any]:
+    """The task's settings as plain data; YAML that calls Python functions is refused."""
+    path = task_file(task)
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        what = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path} is not plain YAML ({what}); tags such as !function are not run") from None
+    if not isinstance(config, dict) or "output_type" not in config:
+        raise BadInput(f"{path} is not an lm-eval task: it needs at least task, output_type and doc_to_text")
+    if "include" in config:
+        raise BadInput(f"{path} includes {config['include']}; write the settings of both into one file")
+    return config

@@ -1,0 +1,82 @@
+"""Zero-shot accuracies through lm-eval, offline, from local rows, on the model that is in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from resprout.tasks.evaluate.task_files import read_task
+
+REPORTED = ("acc", "acc_norm")
+
+
+def accuracies(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Mapping[str, Path],
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics `<task>_acc`, `<task>_acc_norm` with standard errors, and details; `rows`: task -> JSONL of its rows.
+
+    Accuracy over multiple-choice items by summed log-likelihood (acc) and by log-likelihood per byte of the choice
+    (acc_norm), as lm-eval defines them.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm-eval").setLevel(logging.ERROR)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=_max_length(model))
+    tasks = [_task(name, path) for name, path in rows.items()]
+    outcome = lm_eval.simple_evaluate(
+        model=lm,
+        tasks=tasks,
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+        verbosity="ERROR",
+    )
+    metrics: dict[str, float] = {}
+    details: dict[str, Any] = {}
+    for name, result in sorted(outcome["results"].items()):
+        items = int(outcome["n-samples"][name]["effective"])
+        details[name] = {"items": items, "lm_eval_version": str(outcome["versions"].get(name))}
+        for metric in REPORTED:
+            if f"{metric},none" in result:
+                value = float(result[f"{metric},none"])
+                metrics[f"{name}_{metric}"] = value
+                metrics[f"{name}_{metric}_stderr"] = (value * (1 - value) / max(items - 1, 1)) ** 0.5
+    return metrics, details
+
+
+def headline(metrics: Mapping[str, float], tasks: list[str]) -> list[str]:
+    """For each task the metric that is averaged: acc_norm where the task has it, else acc."""
+    return [f"{task}_acc_norm" if f"{task}_acc_norm" in metrics else f"{task}_acc" for task in tasks]
+
+
+def _task(name: str, path: Path) -> dict[str, Any]:
+    config = read_task(name)
+    config.update(
+        task=Path(name).stem if name.endswith((".yaml", ".yml")) else name,
+        dataset_path="json",
+        dataset_name=None,
+        dataset_kwargs={"data_files": {"validation": str(path)}},
+        validation_split="validation",
+        test_split=None,
+        training_split=None,
+    )
+    return config
+
+
+def _max_length(model: PreTrainedModel) -> int:
+    return min(int(getattr(model.config, "max_position_embeddings", 1024)), 1024)

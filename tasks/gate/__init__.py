@@ -1,0 +1,1 @@
+"""Bounds on the compressed model relative to the dense one."""

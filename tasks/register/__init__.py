@@ -1,0 +1,1 @@
+"""The model version that a passed gate makes."""

@@ -1,0 +1,121 @@
+"""Door of report: tables, loss curve, widths per layer, the chosen data, and the command that makes it again.
+
+Content: report.html (self-contained), report.md, summary.md (the model version's description), config.yaml.
+Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered` (scores) with `<name>_speed` (measurements),
+`plan`, `selection`, `recovery`, `gate`, `export`; what the run's config leaves out is absent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.report.table import comparison, recovery_sentence
+from resprout.tasks.stage import stage
+
+NAMES = ("dense", "pruned", "recovered")
+
+
+class ReportConfig(BaseModel):
+    """What the report says beside its inputs: the run's config without secrets and infrastructure."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    config: dict[str, Any]
+    command: str
+    digests: dict[str, str]
+
+
+@stage("report", kind="report", libraries=("jinja2",), computes=False)
+def report(
+    job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write the report of a run."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    facts = gather(job.config, inputs)
+    here = Environment(
+        loader=PackageLoader("resprout.tasks.report", "."),
+        undefined=StrictUndefined,
+        autoescape=lambda name: bool(name) and ".html" in str(name),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for template in ("report.html", "report.md", "summary.md"):
+        text = here.get_template(f"{template}.j2").render(facts)
+        (workdir / template).write_text(text, encoding="utf-8")
+    (workdir / "config.yaml").write_text(
+        f"# {job.config.command}\n" + yaml.safe_dump(job.config.config, sort_keys=False, allow_unicode=True),
+        encoding="utf-8",
+    )
+
+
+def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """All that the templates show, read from the inputs."""
+    from resprout.tasks.models.size import shape_of
+    from resprout.tasks.report.curve import bars, line
+
+    models = {}
+    for name in NAMES:
+        if name in inputs:
+            models[name] = _json(inputs[name] / "metrics.json")
+            if f"{name}_speed" in inputs:
+                models[name].update(_json(inputs[f"{name}_speed"] / "metrics.json"))
+    origin = _json(inputs["source"] / "source.json") if (inputs["source"] / "source.json").is_file() else {}
+    plan = _json(inputs["plan"] / "plan.json")
+    shape = shape_of(inputs["source"])
+    history = _rows(inputs["recovery"] / "history.jsonl") if "recovery" in inputs else []
+    losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    kept = [len(layer["ffn"]) for layer in plan["layers"]]
+    groups = [len(layer["kv_groups"]) for layer in plan["layers"]]
+    return {
+        "name": config.name,
+        "command": config.command,
+        "config": yaml.safe_dump(config.config, sort_keys=False, allow_unicode=True),
+        "digests": config.digests,
+        "models": list(models),
+        "rows": comparison(models, origin.get("source_bytes"), origin.get("source_format", "")),
+        "recovery": recovery_sentence(models["pruned"], models["recovered"]) if "recovered" in models else "",
+        "gate": _json(inputs["gate"] / "gate.json") if "gate" in inputs else None,
+        "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
+        "plan": plan,
+        "widths": [
+            {"layer": index, "ffn_before": shape.ffn[index], "ffn": kept[index],
+             "groups_before": shape.kv_heads[index], "groups": groups[index]}
+            for index in range(shape.layers)
+        ],
+        "ffn_picture": bars(shape.ffn, kept, "FFN channels before and after"),
+        "loss_picture": line(losses, "step", "training loss"),
+        "losses": losses,
+        "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
+        "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
+    }
+
+
+def _examples(folder: Path, each: int = 2) -> list[dict[str, Any]]:
+    """A few chosen rows of each cluster with the reason they were chosen."""
+    chosen: dict[str, list[dict[str, Any]]] = {}
+    rows = {row["id"]: row for row in _rows(folder / "selected.jsonl")}
+    for decision in _rows(folder / "decisions.jsonl"):
+        if decision["accepted"] and decision["id"] in rows:
+            cluster = str(decision.get("cluster", ""))
+            if len(chosen.setdefault(cluster, [])) < each:
+                instruction = " ".join(rows[decision["id"]]["instruction"].split())
+                shown = instruction if len(instruction) <= 120 else instruction[:117] + "..."
+                chosen[cluster].append({"cluster": cluster, "instruction": shown, "reason": decision["reason"]})
+    return [row for cluster in sorted(chosen, key=lambda name: (len(name), name)) for row in chosen[cluster]]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

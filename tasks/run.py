@@ -1,0 +1,51 @@
+"""What all stages of one flow run share: store, tracker, locks, retries, and the list of what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from resprout.configs.result import ArtifactResult, StageResult
+from resprout.infra.store.reference import ArtifactRef
+from resprout.tasks.job import Progress
+
+if TYPE_CHECKING:
+    from resprout.infra.store.lease import LeaseLockManager
+    from resprout.infra.store.results import ArtifactResults
+    from resprout.infra.store.store import ArtifactStore
+    from resprout.infra.tracking import Tracker
+
+
+class Display(Protocol):
+    """Shows a person how far the stages are."""
+
+    def started(self, label: str) -> Progress:
+        """A stage begins its work; the returned progress draws its bar or prints its lines."""
+
+    def finished(self, label: str, cached: bool, seconds: float) -> None:
+        """A stage ended, or was found in the cache."""
+
+
+@dataclass
+class Run:
+    """One flow run: `home` is the data folder, `mlflow_run_id` the parent of the stages' nested runs."""
+
+    store: ArtifactStore
+    tracker: Tracker
+    locks: LeaseLockManager
+    results: ArtifactResults
+    display: Display
+    home: Path
+    mlflow_run_id: str
+    retries: int = 3
+    retry_delay_seconds: float = 2.0
+    stages: list[StageResult] = field(default_factory=list)
+    work_seconds: float = 0.0
+    """Seconds inside stage bodies and their transfers: all else is orchestration."""
+
+    def add(self, label: str, cached: bool, seconds: float, ref: ArtifactRef) -> None:
+        """Note a finished stage."""
+        artifact = ArtifactResult(kind=ref.kind, digest=ref.digest, uri=ref.uri)
+        self.stages.append(StageResult(name=label, cached=cached, seconds=round(seconds, 3), artifact=artifact))
+        self.display.finished(label, cached, seconds)
