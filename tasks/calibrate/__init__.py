@@ -1,0 +1,1 @@
+"""Choosing the samples that pruning looks at."""
