@@ -1,0 +1,269 @@
+"""Locks for Prefect's transactions: leases in the store that outlive no process by more than their term."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect.locking.protocol import LockManager
+
+from resprout.configs.errors import StageFailed, Transient
+from resprout.infra.store.canonical import canonical_json, sha256_hex
+from resprout.infra.store.driver import Driver, Versioned
+
+logger = logging.getLogger(__name__)
+
+# Places report the age of an object in whole seconds.
+CLOCK_STEP_SECONDS = 1.0
+
+
+@dataclass
+class Lease:
+    """A lock that this process holds: `fence` grows with each holder, `nonce` is this one's alone."""
+
+    key: str
+    holder: str
+    fence: int
+    nonce: str
+    until: float | None
+    renewals: int = 0
+    token: str = ""
+    good_until: float = field(default=0.0)
+    lost: bool = False
+
+
+class LeaseLockManager(LockManager):
+    """Exactly one holder of a key across machines; a holder that dies loses it `term_seconds` later.
+
+    Each lock is an object under `locks/` that is only written conditionally. Its age is taken from the
+    store's clock, so the clocks of the machines need not agree. A released lock stays as a small object,
+    which keeps `fence` growing.
+    """
+
+    def __init__(self, driver: Driver, term_seconds: float = 30.0, poll_seconds: float = 0.25) -> None:
+        self._driver = driver
+        self._term = term_seconds
+        self._poll = poll_seconds
+        self._held: dict[str, Lease] = {}
+        self._mutex = threading.RLock()
+        self._wake = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def acquire_lock(
+        self,
+        key: str,
+        holder: str,
+        acquire_timeout: float | None = None,
+        hold_timeout: float | None = None,
+    ) -> bool:
+        end = None if acquire_timeout is None else time.monotonic() + acquire_timeout
+        while not self._try(key, holder, hold_timeout):
+            if end is not None and time.monotonic() >= end:
+                return False
+            time.sleep(self._poll)
+        return True
+
+    async def aacquire_lock(
+        self,
+        key: str,
+        holder: str,
+        acquire_timeout: float | None = None,
+        hold_timeout: float | None = None,
+    ) -> bool:
+        end = None if acquire_timeout is None else time.monotonic() + acquire_timeout
+        while not await asyncio.to_thread(self._try, key, holder, hold_timeout):
+            if end is not None and time.monotonic() >= end:
+                return False
+            await asyncio.sleep(self._poll)
+        return True
+
+    def release_lock(self, key: str, holder: str) -> None:
+        """Free the key for the next holder; ValueError when `holder` never had it from this process."""
+        with self._mutex:
+            lease = self._held.get(key)
+            if lease is None or lease.holder != holder:
+                raise ValueError(f"'{holder}' holds no lock on '{key}'")
+            del self._held[key]
+            body = {"key": key, "fence": lease.fence, "nonce": lease.nonce, "released": True}
+            data = canonical_json(body)
+            if lease.lost or not (
+                self._driver.replace_if(_name(key), data, lease.token)
+                or (self._adopt(lease) and self._driver.replace_if(_name(key), data, lease.token))
+            ):
+                logger.warning("the lock on %s had passed to another process before it was released", key)
+
+    def is_locked(self, key: str) -> bool:
+        current = self._driver.read_versioned(_name(key))
+        return current is not None and not _is_free(current)
+
+    def is_lock_holder(self, key: str, holder: str) -> bool:
+        with self._mutex:
+            lease = self._held.get(key)
+            if lease is not None:
+                return lease.holder == holder and not lease.lost and time.monotonic() < lease.good_until
+        current = self._driver.read_versioned(_name(key))
+        return current is not None and not _is_free(current) and _body(current).get("holder") == holder
+
+    def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.is_locked(key):
+            if end is not None and time.monotonic() >= end:
+                return False
+            time.sleep(self._poll)
+        return True
+
+    async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        end = None if timeout is None else time.monotonic() + timeout
+        while await asyncio.to_thread(self.is_locked, key):
+            if end is not None and time.monotonic() >= end:
+                return False
+            await asyncio.sleep(self._poll)
+        return True
+
+    def still_held(self, key: str) -> bool:
+        """Whether the store itself says that this process holds the key now; asks the store."""
+        with self._mutex:
+            lease = self._held.get(key)
+            if lease is None or lease.lost:
+                return False
+            nonce = lease.nonce
+        current = self._driver.read_versioned(_name(key))
+        return current is not None and not _is_free(current) and _body(current).get("nonce") == nonce
+
+    def guard(self, key: str) -> Callable[[], None]:
+        """A check for `ArtifactStore.publish` that raises StageFailed when the key is no longer held."""
+
+        def check() -> None:
+            if not self.still_held(key):
+                raise StageFailed(
+                    f"this process lost its lease on '{key}', so it may not publish; another process has "
+                    "taken the stage over: run again to use that result"
+                )
+
+        return check
+
+    def fence(self, key: str) -> int:
+        """The fencing token under which this process holds the key; KeyError when it does not."""
+        with self._mutex:
+            return self._held[key].fence
+
+    def _try(self, key: str, holder: str, hold_seconds: float | None) -> bool:
+        with self._mutex:
+            mine = self._held.get(key)
+            if mine is not None and not mine.lost:
+                return mine.holder == holder
+            asked = time.monotonic()
+            current = self._driver.read_versioned(_name(key))
+            if current is not None and not _is_free(current):
+                return False
+            until = None if hold_seconds is None else asked + hold_seconds
+            fence = 1 if current is None else int(_body(current).get("fence", 0)) + 1
+            lease = Lease(key, holder, fence, uuid.uuid4().hex, until)
+            if not self._write(lease, current.token if current else None):
+                return False
+            self._held[key] = lease
+            self._beat()
+            return True
+
+    def _write(self, lease: Lease, token: str | None) -> bool:
+        """Write the lease over what has `token`, or where nothing is, and note how long it is good."""
+        asked = time.monotonic()
+        term = self._term if lease.until is None else min(self._term, max(0.0, lease.until - asked))
+        data = canonical_json(
+            {
+                "key": lease.key,
+                "holder": lease.holder,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "fence": lease.fence,
+                "nonce": lease.nonce,
+                "renewals": lease.renewals,
+                "term_seconds": term,
+                "released": False,
+            }
+        )
+        name = _name(lease.key)
+        won = (
+            self._driver.put_if_absent(name, data)
+            if token is None
+            else self._driver.replace_if(name, data, token)
+        )
+        if not won:
+            return False
+        now = self._driver.read_versioned(name)
+        if now is None or now.data != data:
+            return False
+        lease.token = now.token
+        lease.good_until = asked + term
+        return True
+
+    def _adopt(self, lease: Lease) -> bool:
+        """Take the token of our own last write, whose answer never came; False when the lock is another's."""
+        current = self._driver.read_versioned(_name(lease.key))
+        if current is None or _body(current).get("nonce") != lease.nonce:
+            return False
+        lease.token = current.token
+        return True
+
+    def _beat(self) -> None:
+        if self._heart is None or not self._heart.is_alive():
+            self._heart = threading.Thread(target=self._renew_forever, name="lease-heartbeat", daemon=True)
+            self._heart.start()
+
+    def _renew_forever(self) -> None:
+        pause = self._term / 3
+        while not self._wake.wait(pause):
+            pause = self._term / 3
+            with self._mutex:
+                leases = list(self._held.values())
+                if not leases:
+                    self._heart = None
+                    return
+            for lease in leases:
+                try:
+                    self._renew(lease)
+                except Transient as error:
+                    logger.warning("the lease on %s could not be renewed, trying again: %s", lease.key, error)
+                    pause = self._term / 10
+
+    def _renew(self, lease: Lease) -> None:
+        with self._mutex:
+            if self._held.get(lease.key) is not lease or lease.lost:
+                return
+            if lease.until is not None and time.monotonic() >= lease.until:
+                return
+            lease.renewals += 1
+            if not self._write(lease, lease.token) and not (
+                self._adopt(lease) and self._write(lease, lease.token)
+            ):
+                lease.lost = True
+                logger.error("the lease on %s was taken over by another process", lease.key)
+
+
+def _name(key: str) -> str:
+    return f"locks/{sha256_hex(key.encode())}.json"
+
+
+def _body(current: Versioned) -> dict[str, Any]:
+    try:
+        body = json.loads(current.data)
+    except json.JSONDecodeError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _is_free(current: Versioned) -> bool:
+    """Released, expired by the store's clock, or not a lease at all."""
+    body = _body(current)
+    if body.get("released", True):
+        return True
+    return current.age_seconds > float(body.get("term_seconds", 0.0)) + CLOCK_STEP_SECONDS

