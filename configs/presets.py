@@ -1,4 +1,4 @@
-"""Published pruning methods as presets: configs/methods/<name>.yaml names a criterion, allocator and repair."""
+"""Pruning methods as presets: configs/methods/<name>.yaml names a criterion, allocators and a repair."""
 
 from __future__ import annotations
 

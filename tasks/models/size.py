@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.families import LAYOUT_KEY, check_family
+from resprout.tasks.models.families import FAMILIES, LAYOUT_KEY, check_family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,6 +57,12 @@ class Shape:
     def uniform(self) -> bool:
         """Whether all layers have the same widths."""
         return len(set(self.ffn)) == 1 and len(set(self.kv_heads)) == 1
+
+    @property
+    def stock(self) -> bool:
+        """Whether the family's stock config can state these widths."""
+        restricted = FAMILIES[self.model_type].heads_divide_hidden
+        return self.uniform and (not restricted or self.hidden % self.heads[0] == 0)
 
     @property
     def params_per_channel(self) -> int:

@@ -45,7 +45,7 @@ def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TO
     """Yield a Step for each decoder layer in order, for `input_ids` [samples, tokens]; computes no logits.
 
     A caller watches modules (`watch`), consumes `step.run()`, and may then change the layer: what follows
-    sees the outputs that the layer had when it ran. A step that the caller did not run is run before the next.
+    sees the outputs that the layer had when it ran. A step that the caller did not run is run then.
     """
     if input_ids.dim() != 2 or input_ids.numel() == 0:
         raise BadInput(

@@ -1,0 +1,1 @@
+"""Structured pruning: score, allocate, plan, apply, repair."""

@@ -1,0 +1,21 @@
+"""The same widths in every layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.target import uniform_shape
+
+if TYPE_CHECKING:
+    from resprout.tasks.prune.contracts import Request, Scores
+
+
+class Uniform:
+    """Keeps the same number of units in every layer; scores decide only which."""
+
+    per_layer: ClassVar[bool] = False
+
+    def allocate(self, request: Request, scores: Scores) -> Shape:
+        """The largest uniform shape within the limit."""
+        return uniform_shape(request)

@@ -1,0 +1,1 @@
+"""Criteria, one a module; all keep the contract of tasks/prune/contracts.py."""

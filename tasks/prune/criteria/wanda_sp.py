@@ -1,0 +1,29 @@
+"""Wanda-sp: Wanda's |W| * ||X|| (Sun et al., arXiv 2306.11695, eq. 1) summed over what reads a feature.
+
+The structured form is that of An et al. (arXiv 2312.11983, baselines): the score of feature j is
+sum_i |W[i, j]| * ||X_j||_2, W the down or output projection and X_j its input j over all calibration tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from resprout.tasks.models.anatomy import Part
+from resprout.tasks.prune.contracts import moments_given
+
+if TYPE_CHECKING:
+    from resprout.tasks.prune.statistics import Moments
+
+
+class WandaSp:
+    """Scores by weight times input norm."""
+
+    calibrated: ClassVar[bool] = True
+
+    def score(self, part: Part, inputs: Moments | None) -> Tensor:
+        """sum_i |W[i, j]| * ||X_j||_2 for each feature j: float32 [units, features per unit]."""
+        weight = part.reader.linear.weight.float()
+        norm = moments_given(inputs).norm.to(weight.device)
+        return (weight.abs().sum(dim=0) * norm).reshape(part.units, -1)

@@ -1,0 +1,69 @@
+"""From a model and calibration tokens to a plan and the scores behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.job import Progress, silent
+from resprout.tasks.models.anatomy import Kind
+from resprout.tasks.models.size import BYTES, Shape, shape_of
+from resprout.tasks.prune.contracts import Request
+from resprout.tasks.prune.plan import LayerPlan, Plan, Size
+from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
+from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.score import best_units, score
+from resprout.tasks.prune.target import request, warnings_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def make_plan(
+    model: PreTrainedModel, config: PruneConfig, input_ids: Tensor, progress: Progress = silent
+) -> tuple[Plan, list[dict[Kind, Tensor]]]:
+    """The plan that `config` asks for, and scores [units, features per unit] for each layer and kind.
+
+    The model is not changed. A target out of reach raises BadInput before anything is computed.
+    """
+    names = resolve(config)
+    dense = shape_of(model.config.to_dict())
+    wanted = request(dense, config)
+    scores = score(model, CRITERIA.get(names.criterion)(), config.units, input_ids, progress)
+    granted = ALLOCATORS.get(names.allocator)().allocate(wanted, scores)
+    dtype = str(model.dtype).removeprefix("torch.")
+    plan = Plan(
+        model_type=dense.model_type,
+        criterion=names.criterion,
+        allocator=names.allocator,
+        repair=names.repair,
+        units=config.units,
+        layout=config.layout,
+        round_to=config.round_to,
+        dtype=dtype,
+        dense=Size.of(dense.sizes(dtype)),
+        requested=_requested(dense, wanted, dtype),
+        reached=Size.of(granted.sizes(dtype)),
+        warnings=tuple(warnings_for(dense, wanted, config.target)),
+        layers=tuple(_keep(index, granted, scores[index]) for index in range(granted.layers)),
+    )
+    return plan, scores
+
+
+def _keep(index: int, granted: Shape, scores: dict[Kind, Tensor]) -> LayerPlan:
+    widths: dict[Kind, int] = {"ffn": granted.ffn[index], "kv_groups": granted.kv_heads[index]}
+    kept = {
+        kind: tuple(best_units(scores[kind], width)) if kind in scores else tuple(range(width))
+        for kind, width in widths.items()
+    }
+    return LayerPlan(ffn=kept["ffn"], kv_groups=kept["kv_groups"])
+
+
+def _requested(dense: Shape, wanted: Request, dtype: str) -> Size:
+    return Size(
+        params=wanted.limit,
+        non_embedding_params=wanted.limit - dense.embedding_params,
+        bytes=wanted.limit * BYTES[dtype],
+    )

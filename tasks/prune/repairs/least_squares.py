@@ -1,0 +1,54 @@
+"""The kept weights solved again so that the layer's output changes least on the calibration data.
+
+With X the reader's inputs [features, tokens], K the kept and R the removed features, and G = X X^T, the W'
+that minimises ||W X - W' X_K||^2 + lambda ||W' - W_K||^2 is
+
+    W' = W_K + W_R G[R, K] (G[K, K] + lambda I)^-1,    lambda = ridge * mean(diag G).
+
+This is the layer-wise reconstruction of structured pruning by second-order methods (OSSCAR, Meng et al.,
+arXiv 2403.12983); the damping pulls towards the kept weights rather than towards zero, so that it alone
+changes nothing. X are the inputs in the uncut model, each layer by itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from resprout.configs.errors import StageFailed
+from resprout.tasks.models.anatomy import Part
+from resprout.tasks.prune.contracts import Repaired
+from resprout.tasks.prune.statistics import Gram, Statistic
+
+
+class LeastSquares:
+    """Solves the kept columns of the reader again."""
+
+    def statistic(self, features: int) -> Statistic | None:
+        """The Gram matrix of the inputs."""
+        return Gram(features)
+
+    def repair(self, part: Part, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
+        """W' [outputs, kept features] by Cholesky in float32; a singular G raises StageFailed."""
+        if not isinstance(statistic, Gram):
+            raise TypeError("repair 'least_squares' needs a Gram matrix")
+        weight = part.reader.linear.weight
+        gram = statistic.matrix.to(weight.device)
+        kept = kept.to(weight.device)
+        mask = torch.ones(len(gram), dtype=torch.bool, device=weight.device)
+        mask[kept] = False
+        removed = mask.nonzero().squeeze(1)
+        if len(removed) == 0:
+            return Repaired(weight[:, kept])
+        damped = gram[kept][:, kept]
+        damped.diagonal().add_(ridge * gram.diagonal().mean())
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed):
+            raise StageFailed(
+                "the Gram matrix of the calibration activations is singular, so least_squares has no "
+                "solution; "
+                "raise prune.ridge (0.01 is usual) or give more calibration tokens than a layer is wide"
+            )
+        pull = gram[kept][:, removed] @ weight[:, removed].float().T
+        change = torch.cholesky_solve(pull, factor).T
+        return Repaired((weight[:, kept].float() + change).to(weight.dtype))

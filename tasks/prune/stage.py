@@ -1,0 +1,79 @@
+"""Doors of pruning: `plan` scores and allocates, `prune` applies a plan and repairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resprout.configs.errors import StageFailed
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.stage import stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def plan_methods(config: PruneConfig) -> list[str]:
+    """Modules of the criterion and the allocator that the config selects."""
+    return resolve(config).plan_modules
+
+
+def prune_methods(config: PruneConfig) -> list[str]:
+    """The module of the repair that the config selects; criterion and allocator are in the plan's digest."""
+    return resolve(config).prune_modules
+
+
+@stage("plan", kind="plan", libraries=("torch", "transformers"), methods=plan_methods)
+def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write plan.json, scores.safetensors and metrics.json from `model` and `calibration`."""
+    from safetensors.torch import save_file
+
+    from resprout.tasks.models.load import load_model
+    from resprout.tasks.prune.make_plan import make_plan
+    from resprout.tasks.prune.plan import write_plan
+    from resprout.tasks.prune.score import as_tensors
+
+    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    made, scores = make_plan(model, job.config, _input_ids(inputs["calibration"]), progress)
+    write_plan(made, workdir)
+    save_file(dict(as_tensors(scores)), workdir / "scores.safetensors")
+    metrics = {
+        f"{name}_{key}": value
+        for name, size in (("dense", made.dense), ("requested", made.requested), ("reached", made.reached))
+        for key, value in size.model_dump().items()
+    }
+    metrics["reached_params_ratio"] = made.reached.params / made.dense.params
+    metrics["reached_non_embedding_ratio"] = (
+        made.reached.non_embedding_params / made.dense.non_embedding_params
+    )
+    (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
+
+
+@stage("prune", kind="model", libraries=("torch", "transformers"), methods=prune_methods)
+def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write the pruned model's folder from `model`, `calibration` and `plan`."""
+    from resprout.tasks.models.load import load_model, save_model
+    from resprout.tasks.models.size import count
+    from resprout.tasks.prune.apply import apply
+    from resprout.tasks.prune.plan import read_plan
+
+    made = read_plan(inputs["plan"])
+    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    apply(model, made, _input_ids(inputs["calibration"]), job.config.ridge, progress)
+    if count(model).params != made.reached.params:
+        raise StageFailed(
+            f"the pruned model has {count(model).params} parameters where the plan says "
+            f"{made.reached.params}; "
+            "this is a defect of resprout, please report it with the plan"
+        )
+    save_model(model.cpu(), workdir, tokenizer_from=inputs["model"])
+
+
+def _input_ids(folder: Path) -> Tensor:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "calibration.safetensors")["input_ids"].long()

@@ -1,0 +1,92 @@
+"""What is collected of a linear layer's inputs over the calibration data; sums and products in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Statistic(Protocol):
+    """Grows with every batch of inputs [tokens, features]."""
+
+    def update(self, inputs: Tensor) -> None: ...
+
+
+class Moments:
+    """Count, mean and centred sum of squares of each feature, float64 [features] between batches.
+
+    Batches are joined by the pairwise update of Chan et al. (1983), so that a variance which is small beside
+    its mean does not cancel.
+    """
+
+    def __init__(self, features: int) -> None:
+        self.tokens = 0
+        self.mean = torch.zeros(features, dtype=torch.float64)
+        self._centred = torch.zeros(features, dtype=torch.float64)
+
+    def update(self, inputs: Tensor) -> None:
+        """Add a batch of inputs [tokens, features]."""
+        values = inputs.float()
+        mean = values.mean(dim=0)
+        centred = (values - mean).square_().sum(dim=0).double().cpu()
+        added, total = len(values), self.tokens + len(values)
+        step = mean.double().cpu() - self.mean
+        self._centred += centred + step.square() * (self.tokens * added / total)
+        self.mean += step * (added / total)
+        self.tokens = total
+
+    @property
+    def variance(self) -> Tensor:
+        """Sample variance, divisor tokens - 1: float32 [features]."""
+        return (self._centred / max(1, self.tokens - 1)).float()
+
+    @property
+    def norm(self) -> Tensor:
+        """Euclidean norm over all tokens: float32 [features]."""
+        return (self._centred + self.tokens * self.mean.square()).sqrt().float()
+
+
+class Gram:
+    """Sum of x x^T over all tokens: float32 [features, features], on the device of the inputs."""
+
+    def __init__(self, features: int) -> None:
+        self.features = features
+        self._sum: Tensor | None = None
+
+    def update(self, inputs: Tensor) -> None:
+        """Add a batch of inputs [tokens, features]."""
+        if self._sum is None:
+            self._sum = inputs.new_zeros(self.features, self.features, dtype=torch.float32)
+        if inputs.is_cuda and inputs.dtype != torch.float32:
+            self._sum += torch.mm(inputs.T, inputs, out_dtype=torch.float32)
+            return
+        values = inputs.float()
+        with _bfloat16_products(inputs.dtype == torch.bfloat16):
+            self._sum.addmm_(values.T, values)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The sum; zeros where nothing was seen."""
+        return torch.zeros(self.features, self.features) if self._sum is None else self._sum
+
+
+@contextmanager
+def _bfloat16_products(lossless: bool) -> Iterator[None]:
+    """Let CPU matrix products of float32 round their factors to bfloat16 and still add up in float32.
+
+    Activations of a bfloat16 model lose nothing by that, and processors with bfloat16 units are three times
+    as fast at it.
+    """
+    backends: Any = torch.backends
+    backend = backends.mkldnn.matmul
+    before = backend.fp32_precision
+    if lossless:
+        backend.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
