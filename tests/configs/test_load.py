@@ -1,0 +1,124 @@
+"""Loading: precedence, secrets, and one sentence for each fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from resprout.configs.errors import BadInput
+from resprout.configs.load import home_of, load
+
+MINIMAL = {
+    "name": "tiny",
+    "model": {"source": "model"},
+    "calibrate": {"method": "random", "text": [{"source": "a.txt"}]},
+    "prune": {"target": {"params_ratio": 0.9}},
+    "evaluate": {"perplexity": {"text": [{"source": "b.txt"}]}},
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def make(**changes: object) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+        return path
+
+    return make
+
+
+def test_command_line_wins_over_environment_over_yaml(write) -> None:
+    path = write(seed=1)
+    environ = {"RESPROUT_SEED": "2", "RESPROUT_PRUNE__ROUND_TO": "32"}
+    assert load(path, environ={}).config.seed == 1
+    from_environ = load(path, environ=environ).config
+    assert (from_environ.seed, from_environ.prune.round_to) == (2, 32)
+    assert load(path, ["seed=3"], environ).config.seed == 3
+
+
+def test_a_list_is_reached_by_index(write) -> None:
+    config = load(write(), ["calibrate.text.0.limit=5"], {}).config
+    assert config.calibrate.text[0].limit == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("prune.target.param_ratio=0.8", "did you mean 'params_ratio'"),
+        ("prunes.round_to=8", "did you mean 'prune'"),
+        ("calibrate.text.0.wher=x", "did you mean 'where'"),
+        ("registre.name=x", "did you mean 'register'"),
+        ("prune.target.params_ratio=1.2", "less than or equal to 1"),
+        ("prune.target.params=1000", "give exactly one of"),
+        ("prune.units=[ffn, ffn]", "each once"),
+        ("calibrate.seq_len_tokens=0", "greater than or equal to 8"),
+        ("evaluate.perplexity.stride_tokens=1024", "exceeds window_tokens"),
+        ("gate.min_accuracy_kept=0.9", "give evaluate.zero_shot"),
+        ("prune.layout=per_layer", "give layout: uniform"),
+        ("recover.rank=8", "give both or neither"),
+        ("calibrate.text=[]", "name at least one source"),
+        ("calibrate.text.3.limit=5", "index it from 0"),
+        ("noequals", "is not key=value"),
+        ("seed={", "not valid YAML"),
+        ("calibrate.text.0.hash_percent=[40, 40]", "give low < high"),
+    ],
+)
+def test_bad_input_is_one_sentence_with_a_way_out(write, override: str, expected: str) -> None:
+    with pytest.raises(BadInput, match=expected.replace("[", r"\[").replace("(", r"\(")) as caught:
+        load(write(), [override], {})
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_all_faults_are_reported_together(write) -> None:
+    with pytest.raises(BadInput) as caught:
+        load(write(), ["seed=-1", "prune.round_to=0", "colour=red"], {})
+    for part in ("seed", "prune.round_to", "colour: unknown key"):
+        assert part in str(caught.value)
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\nseed: 1\nseed: 2\n")
+    with pytest.raises(BadInput, match="line 3: key 'seed' is given twice"):
+        load(path, environ={})
+
+
+@pytest.mark.parametrize("content", ["- a\n", "a: [", "\x00"])
+def test_what_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(content)
+    with pytest.raises(BadInput, match=r"odd\.yaml"):
+        load(path, environ={})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no config at .*none\.yaml"):
+        load(tmp_path / "none.yaml", environ={})
+
+
+def test_secrets_come_from_variables_only_and_are_never_shown(write) -> None:
+    infra = {"store": {"uri": "s3://bucket/x", "secret_access_key": "${MY_SECRET}"}}
+    config = load(write(infra=infra), environ={"MY_SECRET": "hunter2"}).config
+    assert config.infra.store.secret_access_key is not None
+    assert config.infra.store.secret_access_key.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(config) + str(config.public()) + config.model_dump_json()
+    with pytest.raises(BadInput, match="MY_SECRET is not set"):
+        load(write(infra=infra), environ={})
+    with pytest.raises(BadInput, match=r"write \$\{ITS_NAME\}") as caught:
+        load(write(infra={"store": {"secret_access_key": "hunter2"}}), environ={})
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(BadInput, match="for secrets only"):
+        load(write(name="${MY_NAME}"), environ={"MY_NAME": "x"})
+
+
+def test_home_is_beside_the_project_unless_named(write, tmp_path: Path) -> None:
+    inner = tmp_path / "project" / "configs"
+    inner.mkdir(parents=True)
+    (tmp_path / "project" / "pyproject.toml").touch()
+    assert home_of(None, inner, {}) == tmp_path / "project" / ".resprout"
+    assert home_of(None, inner, {"RESPROUT_HOME": "/data/x"}) == Path("/data/x")
+    config = load(write(infra={"home": "/data/y"}), environ={"RESPROUT_HOME": "/data/x"})
+    assert config.home == Path("/data/y")
