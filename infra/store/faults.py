@@ -26,13 +26,14 @@ def free_bytes(folder: Path) -> int:
 @contextmanager
 def disk(folder: Path, need: int = 0) -> Iterator[None]:
     """Turn a full disk into StageFailed and a missing permission into BadInput, each with what to do."""
+    free = free_bytes(folder)
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             wanted = f"{megabytes(need)} are needed and " if need else ""
             raise StageFailed(
-                f"the disk under {folder} is full: {wanted}{megabytes(free_bytes(folder))} are free; make "
+                f"the disk under {folder} is full: {wanted}{megabytes(free)} were free; make "
                 "room there or move infra.home or infra.store.uri to a larger disk"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

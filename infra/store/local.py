@@ -43,7 +43,7 @@ class LocalDriver:
 
     def put_folder(self, prefix: str, folder: Path, manifest: Manifest, *, force: bool) -> None:
         destination = self._path(prefix)
-        with disk(self.root, manifest.total_bytes):
+        with disk(self.root):
             _seal(folder)
             # Short exclusion: the slow part, copying and hashing, is over unless something is there already.
             with flock.exclusive(self.root / "tmp" / f"{sha256_hex(prefix.encode())}.publish"):

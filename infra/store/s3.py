@@ -159,11 +159,14 @@ class S3Driver:
         return f"s3://{self.bucket}/{self._key(key)}"
 
     def ensure_writable(self) -> None:
+        # Some servers make a bucket on the first write, which would hide a misspelt name.
+        with self._faults():
+            self.client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
         self.put_bytes("tmp/probe", b"probe")
         if self._put_conditionally("tmp/probe", b"another", IfNoneMatch="*"):
             raise BadInput(
                 f"the server of s3://{self.bucket} ignores If-None-Match, without which two runs could "
-                "overwrite each other; use a server that knows conditional writes (AWS S3, MinIO, SeaweedFS, Ceph)"
+                "overwrite each other; use one with conditional writes: AWS S3, MinIO, SeaweedFS"
             )
 
     def _put_file(self, local: Path, key: str, entry: FileEntry, force: bool) -> None:

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from resprout.configs.errors import StageFailed, Transient
+from resprout.infra.store.canonical import sha256_hex
+from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.store import ArtifactStore
+
+HOLDER = textwrap.dedent("""
+    import json, sys, time
+    from pathlib import Path
+    from resprout.configs.schema import StoreConfig
+    from resprout.infra.store.lease import LeaseLockManager
+    from resprout.infra.store.store import ArtifactStore
+    store = ArtifactStore.from_config(StoreConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]))
+    locks = LeaseLockManager(store.driver, term_seconds=1.5)
+    assert locks.acquire_lock("key", "other")
+    print("held", flush=True)
+    time.sleep(60)
+""")
+
+
+@pytest.fixture
+def plain(config):
+    data = config.model_dump()
+    for name in ("access_key_id", "secret_access_key"):
+        data[name] = data[name] and data[name].get_secret_value()
+    return json.dumps(data)
+
+
+@pytest.fixture
+def locks(store):
+    return LeaseLockManager(store.driver, term_seconds=1.5, poll_seconds=0.05)
+
+
+@pytest.fixture
+def others(config, tmp_path):
+    """The same locks as another process sees them."""
+    driver = ArtifactStore.from_config(config, tmp_path / "other").driver
+    return LeaseLockManager(driver, term_seconds=1.5, poll_seconds=0.05)
+
+
+def test_a_lock_has_one_holder_until_it_is_released(locks, others):
+    assert not locks.is_locked("key")
+    assert locks.acquire_lock("key", "me")
+    assert locks.acquire_lock("key", "me")
+    assert not locks.acquire_lock("key", "somebody", acquire_timeout=0)
+    assert not others.acquire_lock("key", "you", acquire_timeout=0.1)
+    for view in (locks, others):
+        assert view.is_locked("key")
+        assert view.is_lock_holder("key", "me")
+        assert not view.is_lock_holder("key", "you")
+        assert not view.wait_for_lock("key", timeout=0.1)
+    locks.release_lock("key", "me")
+    assert not others.is_locked("key")
+    assert not others.is_lock_holder("key", "me")
+    assert others.wait_for_lock("key", timeout=0.1)
+    assert others.acquire_lock("key", "you", acquire_timeout=0)
+
+
+def test_keys_do_not_disturb_each_other(locks, others):
+    assert locks.acquire_lock("a/b", "me")
+    assert others.acquire_lock("../c", "you", acquire_timeout=0)
+
+
+def test_releasing_what_is_not_held_is_an_error(locks):
+    with pytest.raises(ValueError, match="holds no lock"):
+        locks.release_lock("key", "me")
+    locks.acquire_lock("key", "me")
+    with pytest.raises(ValueError, match="'you' holds no lock"):
+        locks.release_lock("key", "you")
+
+
+def test_of_many_who_want_it_one_gets_it(config, tmp_path):
+    barrier = threading.Barrier(8)
+
+    def acquire(index):
+        mine = LeaseLockManager(ArtifactStore.from_config(config, tmp_path / str(index)).driver, 30.0)
+        barrier.wait()
+        return mine.acquire_lock("key", f"holder {index}", acquire_timeout=0)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(acquire, range(8))) == 1
+
+
+def test_every_holder_has_a_higher_fencing_token(locks, others):
+    fences = []
+    for round_ in range(2):
+        for view in (locks, others):
+            assert view.acquire_lock("key", f"{round_}", acquire_timeout=1)
+            fences.append(view.fence("key"))
+            view.release_lock("key", f"{round_}")
+    assert fences == [1, 2, 3, 4]
+
+
+def test_the_heartbeat_keeps_it_beyond_its_term(locks, others):
+    locks.acquire_lock("key", "me")
+    time.sleep(3.5)
+    assert locks.is_lock_holder("key", "me")
+    assert locks.still_held("key")
+    assert not others.acquire_lock("key", "you", acquire_timeout=0)
+    locks.release_lock("key", "me")
+
+
+def test_a_lock_of_a_killed_process_is_taken_over(plain, locks, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, plain, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        assert not locks.acquire_lock("key", "me", acquire_timeout=0)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    killed = time.monotonic()
+    assert locks.acquire_lock("key", "me", acquire_timeout=10)
+    assert time.monotonic() - killed < 5
+    assert locks.fence("key") == 2
+
+
+def test_who_was_taken_over_may_not_publish(locks, others, store, folder):
+    locks.acquire_lock("key", "me")
+    # What a machine that slept through its term looks like: no heartbeat, and time has passed.
+    locks._renew = lambda lease: None
+    assert others.acquire_lock("key", "you", acquire_timeout=10)
+    assert not locks.still_held("key")
+    assert others.still_held("key")
+    with pytest.raises(StageFailed, match="lost its lease on 'key'"):
+        store.publish(folder, locks.guard("key"))
+    assert list(store.driver.list("manifests/")) == []
+    assert store.check(store.publish(folder, others.guard("key")).digest)
+    locks.release_lock("key", "me")
+    assert others.still_held("key")
+
+
+def test_a_hold_timeout_ends_the_lock(locks, others):
+    locks.acquire_lock("key", "me", hold_timeout=0.5)
+    assert not others.acquire_lock("key", "you", acquire_timeout=0)
+    assert others.acquire_lock("key", "you", acquire_timeout=5)
+    assert not locks.is_lock_holder("key", "me")
+
+
+def test_a_failing_store_does_not_end_the_heartbeat(locks):
+    locks.acquire_lock("key", "me")
+    original, failed = locks._driver.replace_if, []
+
+    def fail(*arguments):
+        if len(failed) < 2:
+            failed.append(1)
+            raise Transient("busy")
+        return original(*arguments)
+
+    locks._driver.replace_if = fail
+    time.sleep(2.5)
+    assert len(failed) == 2
+    assert locks.still_held("key")
+
+
+def test_a_renewal_whose_answer_was_lost_is_still_ours(locks):
+    locks.acquire_lock("key", "me")
+    lease = locks._held["key"]
+    original, lost = locks._driver.read_versioned, []
+
+    def lose(key):
+        if not lost:
+            lost.append(1)
+            raise Transient("cut")
+        return original(key)
+
+    locks._driver.read_versioned = lose
+    with pytest.raises(Transient):
+        locks._renew(lease)
+    locks._renew(lease)
+    assert not lease.lost
+    assert locks.still_held("key")
+    locks.release_lock("key", "me")
+    assert not locks.is_locked("key")
+
+
+def test_garbage_in_the_place_of_a_lock_is_replaced(locks, store):
+    store.driver.put_bytes(f"locks/{sha256_hex(b'key')}.json", b"garbage")
+    assert not locks.is_locked("key")
+    assert locks.acquire_lock("key", "me", acquire_timeout=0)
+
+
+def test_the_asynchronous_side(locks, others):
+    async def play():
+        assert await locks.aacquire_lock("key", "me")
+        assert not await others.aacquire_lock("key", "you", acquire_timeout=0.1)
+        assert not await others.await_for_lock("key", timeout=0.1)
+        locks.release_lock("key", "me")
+        assert await others.await_for_lock("key", timeout=1)
+        assert await others.aacquire_lock("key", "you", acquire_timeout=0)
+
+    asyncio.run(play())
