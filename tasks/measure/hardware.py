@@ -15,7 +15,7 @@ import psutil
 def fingerprint() -> dict[str, Any]:
     """The machine's processor, usable cores, memory in GB and GPU names; equal on equal machines.
 
-    Host name, load and free memory are left out: a timing may be used again wherever the hardware is the same.
+    Host name, load and free memory are left out: a timing may be used again wherever the hardware is equal.
     """
     return {
         "machine": platform.machine(),

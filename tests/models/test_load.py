@@ -29,6 +29,17 @@ def test_save_and_load_keep_every_logit_and_byte(family, tiny, tokenizer_folder,
     assert str(tmp_path) not in (tmp_path / "b" / "config.json").read_text()
 
 
+def test_tiny_models_follow_their_seed_and_leave_the_global_one(tiny):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    a, b, c = tiny("llama", 1), tiny("llama", 1), tiny("llama", 2)
+    assert torch.equal(torch.rand(1), expected)
+    weights = [next(model.parameters()) for model in (a, b, c)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 def test_dtype_is_the_one_asked_for(tiny, tokenizer_folder, tmp_path):
     save_model(tiny("llama"), tmp_path / "a", tokenizer_folder)
     assert load_model(tmp_path / "a", "bfloat16", "cpu").dtype == torch.bfloat16
