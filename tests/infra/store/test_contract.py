@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
-from resprout.infra.store.manifest import CHUNK_BYTES
+from resprout.infra.store.manifest import CHUNK_BYTES, scan
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
 
@@ -102,8 +102,6 @@ def test_a_reader_never_sees_half_an_artifact(store, folder, config, home):
     other.mkdir()
     for index in range(8):
         (other / f"{index}").write_bytes(bytes([index]) * 100_000)
-    from resprout.infra.store.manifest import scan
-
     coming = scan(other).digest
     stop = threading.Event()
 

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from prefect import flow, task
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.results import ResultStore
+from prefect.serializers import JSONSerializer
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_LOGGING_LEVEL,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    temporary_settings,
+)
+from prefect.transactions import IsolationLevel
+
+from resprout.configs.errors import StageFailed
+from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.record import Record
+from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.results import ArtifactResults
+from resprout.infra.store.store import ArtifactStore
+
+
+@pytest.fixture
+def reference(store, folder):
+    digest = store.publish(folder).digest
+    record = store.put_record(
+        Record(
+            stage="prune", key="k", kind="model", content=digest, config={}, code={}, libraries={},
+            machine={}, who="me", started="2026-01-01T00:00:00Z", seconds=1.0,
+        )
+    )  # fmt: skip
+    return ArtifactRef(kind="model", digest=digest, key="k", record=record, uri=store.uri(digest), bytes=4101)
+
+
+@pytest.fixture
+def results(store):
+    return ResultStore(
+        result_storage=ArtifactResults.of(store), serializer=JSONSerializer(), cache_result_in_memory=False
+    )
+
+
+def test_a_reference_is_written_and_read(results, reference, store):
+    assert not results.exists("prune-k")
+    results.write(reference.model_dump(), key="prune-k")
+    assert results.exists("prune-k")
+    assert ArtifactRef.model_validate(results.read("prune-k").result) == reference
+    assert list(store.driver.list("results/")) == ["results/prune-k"]
+
+
+def test_the_asynchronous_side(results, reference):
+    async def play():
+        await results.awrite(reference.model_dump(), key="k")
+        assert await results.aexists("k")
+        return (await results.aread("k")).result
+
+    assert asyncio.run(play()) == reference.model_dump()
+
+
+def test_a_reference_object_is_checked_like_its_dict(results, reference, store):
+    results.write(reference, key="k")
+    assert results.read("k").result == reference
+    store.driver.delete(f"manifests/{reference.digest}.json")
+    assert not results.exists("k")
+
+
+@pytest.mark.parametrize(
+    "gone", ["content/{digest}/a.txt", "manifests/{digest}.json", "records/{record}.json"]
+)
+def test_a_result_whose_artifact_or_record_is_gone_reads_as_absent(results, reference, store, gone):
+    results.write(reference.model_dump(), key="k")
+    assert results.exists("k")
+    store.driver.delete(gone.format(digest=reference.digest, record=reference.record))
+    assert not results.exists("k")
+    with pytest.raises(FileNotFoundError):
+        results.read("k")
+
+
+def test_damaged_results_read_as_absent(results, store):
+    store.driver.put_bytes("results/k", b'{"metadata": {"serial')
+    assert not results.exists("k")
+
+
+def test_other_results_pass_unchanged(results):
+    for value in (None, 3, "text", {"digest": "x"}, [1, 2]):
+        results.write(value, key="k")
+        assert results.read("k").result == value
+
+
+def test_no_secret_is_serialised(s3, s3_config, home):
+    store = ArtifactStore.from_config(s3_config, home)
+    text = ArtifactResults.of(store).model_dump_json() + repr(ArtifactResults.of(store))
+    assert s3.secret_access_key not in text
+    assert s3.access_key_id not in text
+
+
+def test_without_a_store_it_says_so():
+    with pytest.raises(StageFailed, match="no open store in this process"):
+        ArtifactResults(uri="file:///x").read_path("k")
+
+
+@pytest.fixture
+def prefect_home(tmp_path):
+    with temporary_settings(
+        {
+            PREFECT_HOME: tmp_path / "prefect",
+            PREFECT_API_URL: None,
+            PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
+            PREFECT_LOGGING_LEVEL: "ERROR",
+        }
+    ):
+        yield
+
+
+def test_a_real_task_hits_runs_again_when_the_artifact_is_gone_and_frees_its_lock(
+    s3_config, home, folder, prefect_home
+):
+    store = ArtifactStore.from_config(s3_config, home)
+    locks = LeaseLockManager(store.driver, term_seconds=5)
+    ran = []
+
+    @task(
+        persist_result=True,
+        result_serializer="json",
+        cache_result_in_memory=False,
+        cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda context, parameters: "prune-abc").configure(
+            isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=locks
+        ),
+    )
+    def prune():
+        assert locks.still_held("prune-abc")
+        ran.append(1)
+        digest = store.publish(folder, locks.guard("prune-abc")).digest
+        record = Record(
+            stage="prune", key="prune-abc", kind="model", content=digest, config={}, code={}, libraries={},
+            machine={}, who="me", started="2026-01-01T00:00:00Z", seconds=1.0,
+        )  # fmt: skip
+        return ArtifactRef(
+            kind="model", digest=digest, key="k", record=store.put_record(record), uri="u", bytes=1
+        ).model_dump()
+
+    prune.result_storage = ArtifactResults.of(store)
+
+    @flow
+    def play():
+        states = []
+        for _ in range(2):
+            states.append(prune(return_state=True))
+        store.driver.delete(f"content/{ArtifactRef.model_validate(states[0].result()).digest}/a.txt")
+        states.append(prune(return_state=True))
+        return [state.name for state in states]
+
+    assert play() == ["Completed", "Cached", "Completed"]
+    assert len(ran) == 2
+    assert not locks.is_locked("prune-abc")
+    assert list(store.driver.list("results/")) == ["results/prune-abc"]
