@@ -145,6 +145,21 @@ class ArtifactStore:
             )
         return data
 
+    def read(self, digest: str, path: str) -> bytes:
+        """The bytes of one file of the artifact, hashed on the way; for small files, read where they are stored.
+
+        Raises:
+            FileNotFoundError: the artifact has no such file.
+            VerificationFailed: the bytes are not those that were published.
+        """
+        entry = next((entry for entry in self.manifest(digest).files if entry.path == path), None)
+        if entry is None:
+            raise FileNotFoundError(f"artifact {digest} has no file {path}")
+        data = self.driver.get_bytes(f"{_content(digest)}/{path}")
+        if data is None or sha256_hex(data) != entry.sha256:
+            raise VerificationFailed(f"{path} of artifact {digest} is missing or changed; `verify` says more")
+        return data
+
     def verify(self, digest: str) -> list[str]:
         """What is wrong with the artifact after hashing every stored byte; empty when nothing is."""
         manifest = self.manifest(digest)

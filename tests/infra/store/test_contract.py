@@ -60,6 +60,17 @@ def test_what_is_published_is_opened_unchanged(store, folder):
             assert all(path.stat().st_mode & 0o222 == 0 for path in opened.rglob("*") if path.is_file())
 
 
+def test_one_small_file_is_read_and_checked(store, folder):
+    digest = store.publish(folder).digest
+    assert store.read(digest, "a.txt") == b"hello"
+    for path in ("b.txt", "../a.txt", "sub"):
+        with pytest.raises(FileNotFoundError):
+            store.read(digest, path)
+    damage(store, digest, "a.txt", b"hellO")
+    with pytest.raises(VerificationFailed, match="missing or changed"):
+        store.read(digest, "a.txt")
+
+
 def test_the_uri_ends_in_the_content_folder(store, folder, config):
     digest = store.publish(folder).digest
     assert store.uri(digest).endswith(f"/store/content/{digest}")
