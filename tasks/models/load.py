@@ -41,7 +41,9 @@ def load_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
     dtype, raises BadInput.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     check_folder(folder)
     if dtype not in DTYPES:
         raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
@@ -85,6 +87,9 @@ def save_model(model: PreTrainedModel, folder: Path, tokenizer_from: Path) -> No
     Equal weights give equal bytes: the tokenizer's files are copied, never written anew, and no path or date
     is stored.
     """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     for name in TOKENIZER_FILES:

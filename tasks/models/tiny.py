@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,8 +63,8 @@ def write_tiny_folder(
     folder: Path, model_type: str = "llama", seed: int = 0, dtype: str = "float32", **widths: Any
 ) -> Path:
     """A model folder with such a model and tokenizer; returns `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     model = tiny_model(model_type, seed, dtype, **widths)
-    write_tiny_tokenizer(folder, model.config.vocab_size)
-    save_model(model, folder, tokenizer_from=folder)
+    with TemporaryDirectory() as tokenizer:
+        write_tiny_tokenizer(Path(tokenizer), model.config.vocab_size)
+        save_model(model, folder, tokenizer_from=Path(tokenizer))
     return folder

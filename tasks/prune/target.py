@@ -36,7 +36,7 @@ def request(dense: Shape, config: PruneConfig) -> Request:
             "prune.layout: per_layer"
         )
     wanted = Request(shape, limit_params(dense, config.target), config.units, config.round_to)
-    _check_reachable(wanted, dense, config)
+    _check_reachable(wanted, dense)
     return wanted
 
 
@@ -157,12 +157,11 @@ def _smallest(wanted: Request) -> Shape:
     return replace(shape, ffn=ffn, kv_heads=kv_heads)
 
 
-def _check_reachable(wanted: Request, dense: Shape, config: PruneConfig) -> None:
+def _check_reachable(wanted: Request, dense: Shape) -> None:
     if wanted.limit > dense.params:
         raise BadInput(
             f"prune.target asks for {wanted.limit} parameters, but the model has {dense.params}; give a "
-            "smaller "
-            "target"
+            "smaller target"
         )
     smallest = _smallest(wanted).params
     if smallest > wanted.limit:
@@ -171,11 +170,11 @@ def _check_reachable(wanted: Request, dense: Shape, config: PruneConfig) -> None
 
 def _unreachable(wanted: Request, smallest: int) -> BadInput:
     dense = wanted.shape
-    left = [kind for kind in ("ffn", "kv_groups") if kind not in wanted.kinds]
-    more = f", add {left[0]} to prune.units" if left else ""
+    remedies = ["raise the target"]
+    remedies += [f"add {kind} to prune.units" for kind in ("ffn", "kv_groups") if kind not in wanted.kinds]
+    remedies += ["lower round_to"] * ("ffn" in wanted.kinds)
     return BadInput(
         f"prune.target allows {wanted.limit} parameters, but removing {' and '.join(wanted.kinds)} with "
         f"round_to {wanted.round_to} reaches {smallest} ({smallest / dense.params:.3f} of the model) at "
-        "best; "
-        f"raise the target{more} or lower round_to"
+        f"best; {' or '.join(remedies)}"
     )

@@ -1,0 +1,89 @@
+"""The ranking over all layers, followed by hand, and the bounds that every allocation keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.allocators.global_standardised import GlobalStandardised, standardised
+from resprout.tasks.prune.allocators.uniform import Uniform
+from resprout.tasks.prune.contracts import Request
+
+SHAPE = Shape("mistral", 10, 10, 2, 1, ffn=(4, 4), kv_heads=(2, 2), tied=True, max_positions=8)
+"""A channel holds 30 parameters, a group 80; fixed: embeddings 100, norms 50; 710 in all."""
+
+
+def column(*values):
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
+
+
+def test_standardised_by_hand():
+    """Features 1, 3, 5, 7: mean 4, variance 5. Units of two: (-3 - 1) / 2 and (1 + 3) / 2 over sqrt(5)."""
+    values = standardised(torch.tensor([[1.0, 3.0], [5.0, 7.0]]))
+    torch.testing.assert_close(values, torch.tensor([-2.0, 2.0]) / 5**0.5)
+    assert standardised(torch.ones(3, 1)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_channels_are_ranked_over_all_layers():
+    """Layer 0 scores 0, 0, 0, 8: one stands out (z = 1.73), three do not (-0.58 each).
+
+    Layer 1 scores 100, 101, 102, 103: z = -1.34, -0.45, 0.45, 1.34. Kept of 8 channels: 5 of 30 parameters
+    each. First each layer's best (1.73, 1.34), then 0.45, -0.45, then one of layer 0 (-0.58): 2 and 3
+    channels.
+    """
+    request = Request(SHAPE, limit=710 - 3 * 30, kinds=("ffn",), round_to=1)
+    scores = [{"ffn": column(0, 0, 0, 8)}, {"ffn": column(100, 101, 102, 103)}]
+    assert GlobalStandardised().allocate(request, scores).ffn == (2, 3)
+
+
+def test_groups_weigh_what_they_hold():
+    """One group (80) must go for the first 80 parameters asked; the worst is layer 1's second (z = -1).
+
+    Channels are all equal (z = 0), groups z = 1 and -1 in both layers: the groups with -1 go first, and
+    what the first leaves free (110 - 80 = 30 are to go beside it) is one channel more.
+    """
+    scores = [
+        {"ffn": column(1, 1, 1, 1), "kv_groups": column(3, 1)},
+        {"ffn": column(1, 1, 1, 1), "kv_groups": column(5, 4)},
+    ]
+    request = Request(SHAPE, limit=710 - 160, kinds=("ffn", "kv_groups"), round_to=1)
+    granted = GlobalStandardised().allocate(request, scores)
+    assert (granted.ffn, granted.kv_heads) == ((4, 4), (1, 1))
+    request = replace(request, limit=710 - 190)
+    granted = GlobalStandardised().allocate(request, scores)
+    assert (granted.ffn, granted.kv_heads) == ((4, 3), (1, 1))
+
+
+def test_every_layer_keeps_something_however_low_its_scores():
+    request = Request(SHAPE, limit=710 - 4 * 30, kinds=("ffn",), round_to=2)
+    scores = [{"ffn": column(0, 1, 0, 1)}, {"ffn": column(*([5.0] * 4))}]
+    assert GlobalStandardised().allocate(request, scores).ffn == (2, 2)
+
+
+@pytest.mark.parametrize("allocator", [Uniform(), GlobalStandardised()])
+@pytest.mark.parametrize("kinds", [("ffn",), ("kv_groups",), ("ffn", "kv_groups")])
+@pytest.mark.parametrize("ratio", [0.97, 0.8, 0.65])
+def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator, kinds, ratio):
+    shape = Shape("mistral", 64, 16, 8, 2, (96, 96, 96), (4, 4, 4), tied=True, max_positions=8)
+    if kinds == ("kv_groups",):
+        ratio = ratio / 2 + 0.5
+    generator = torch.Generator().manual_seed(1)
+    scores = [
+        {
+            "ffn": torch.rand(96, 1, generator=generator) * (layer + 1),
+            "kv_groups": torch.rand(4, 16, generator=generator),
+        }
+        for layer in range(3)
+    ]
+    request = Request(shape, int(shape.params * ratio), kinds, round_to=16)
+    granted = allocator.allocate(request, scores)
+    assert granted.params <= request.limit
+    assert all(width % 16 == 0 and width >= 16 for width in granted.ffn)
+    assert all(1 <= groups <= 4 for groups in granted.kv_heads)
+    steps = {"ffn": 16 * shape.params_per_channel, "kv_groups": shape.params_per_group}
+    step = min(steps[kind] for kind in kinds) * (1 if allocator.per_layer else 3)
+    assert request.limit - granted.params < step
+    assert allocator.per_layer or granted.uniform

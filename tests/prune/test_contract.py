@@ -1,0 +1,217 @@
+"""One contract for every method, family, kind of unit and layout."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from resprout.configs.errors import BadInput
+from resprout.configs.presets import preset_names
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.job import Job, silent
+from resprout.tasks.models.families import FAMILIES
+from resprout.tasks.models.load import load_model
+from resprout.tasks.models.size import count, shape_of
+from resprout.tasks.models.tiny import tiny_model, write_tiny_folder
+from resprout.tasks.prune.apply import apply
+from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.prune.plan import read_plan, write_plan
+from resprout.tasks.prune.stage import plan as plan_stage
+from resprout.tasks.prune.stage import prune as prune_stage
+from resprout.tasks.prune.target import implied_shape
+
+IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
+UNITS = [("ffn",), ("kv_groups",), ("ffn", "kv_groups")]
+
+
+def prune_config(**values):
+    base = {"method": "flap", "target": {"non_embedding_ratio": 0.84}, "round_to": 8, "repair": "none"}
+    return PruneConfig.model_validate(base | values)
+
+
+def masked(model, plan):
+    """A copy in which everything the plan removes is zero, by the stock names of its tensors."""
+    model = copy.deepcopy(model)
+    for layer, kept in zip(model.model.layers, plan.layers, strict=True):
+        attention, mlp = layer.self_attn, layer.mlp
+        channels = torch.zeros(mlp.down_proj.in_features)
+        channels[list(kept.ffn)] = 1
+        mlp.down_proj.weight *= channels
+        groups = torch.zeros(attention.k_proj.out_features // attention.head_dim)
+        groups[list(kept.kv_groups)] = 1
+        attention.o_proj.weight *= groups.repeat_interleave(
+            attention.num_key_value_groups * attention.head_dim
+        )
+    return model
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+@pytest.mark.parametrize("units", UNITS, ids="+".join)
+@pytest.mark.parametrize("method", preset_names())
+def test_a_cut_model_computes_what_the_masked_one_does(method, family, units, layout, tmp_path):
+    dense = tiny_model(family)
+    config = prune_config(method=method, units=units, layout=layout)
+    before = copy.deepcopy(dense.state_dict())
+    plan, _ = make_plan(dense, config, IDS)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+
+    pruned = copy.deepcopy(dense)
+    apply(pruned, plan)
+    expected = masked(dense, plan)(IDS).logits
+    assert not torch.allclose(expected, dense(IDS).logits, atol=1e-3)
+    torch.testing.assert_close(pruned(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+    sizes = count(pruned)
+    assert (sizes.params, sizes.non_embedding_params, sizes.bytes) == tuple(
+        plan.reached.model_dump().values()
+    )
+    assert plan.reached.params <= plan.requested.params < plan.dense.params
+    assert shape_of(json.loads(pruned.config.to_json_string())).sizes("float32") == sizes
+    if layout == "uniform":
+        assert implied_shape(shape_of(dense.config.to_dict()), config).params == plan.reached.params
+
+    pruned.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, "float32", "cpu")
+    assert torch.equal(loaded(IDS).logits, pruned(IDS).logits)
+    generate = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(loaded.generate(IDS[:2], **generate), pruned.generate(IDS[:2], **generate))
+
+
+@pytest.mark.parametrize("repair", ["none", "bias", "least_squares"])
+def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path):
+    units = ("ffn", "kv_groups")
+    config = prune_config(units=units, repair=repair)
+    write_tiny_folder(tmp_path / "model", family, dtype="bfloat16")
+    (tmp_path / "calibration").mkdir()
+    save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
+    inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
+    if repair == "bias" and family != "llama":
+        with pytest.raises(BadInput, match="lack for ffn"):
+            plan_stage.body(Job(config), inputs, tmp_path, silent)
+        return
+    digests = []
+    for run in ("first", "second"):
+        where = {role: tmp_path / run / role for role in ("plan", "pruned")}
+        for folder in where.values():
+            folder.mkdir(parents=True)
+        plan_stage.body(Job(config), inputs, where["plan"], silent)
+        prune_stage.body(Job(config), {**inputs, "plan": where["plan"]}, where["pruned"], silent)
+        files = sorted(path for path in (tmp_path / run).rglob("*") if path.is_file())
+        digests.append([(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files])
+    assert digests[0] == digests[1]
+    names = [name for name, _ in digests[0]]
+    assert names == [
+        *("metrics.json", "plan.json", "scores.safetensors"),
+        *(
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
+    ]
+    metrics = json.loads((where["plan"] / "metrics.json").read_text())
+    plan = read_plan(where["plan"])
+    assert metrics["reached_params"] == plan.reached.params
+    assert plan.reached.bytes == 2 * plan.reached.params
+    assert str(tmp_path) not in (where["pruned"] / "config.json").read_text()
+
+
+def test_uniform_models_load_and_compute_the_same_without_resprout(tmp_path):
+    """Every family and repair, both kinds of units, in one clean child process."""
+    expected = {}
+    for family in sorted(FAMILIES):
+        for repair in ("none", "bias", "least_squares"):
+            if repair == "bias" and family != "llama":
+                continue
+            model = tiny_model(family, dtype="bfloat16")
+            config = prune_config(units=("ffn", "kv_groups"), repair=repair)
+            plan, _ = make_plan(model, config, IDS)
+            apply(model, plan, IDS)
+            name = f"{family}-{repair}"
+            model.save_pretrained(tmp_path / name)
+            expected[name] = model(torch.tensor([[5, 6, 7]])).logits.double().flatten().tolist()
+    assert len(expected) == 9
+    code = """
+    import sys, json, torch
+    from pathlib import Path
+    sys.modules["resprout"] = None
+    from transformers import AutoModelForCausalLM
+    found = {}
+    for folder in Path(sys.argv[1]).iterdir():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
+        assert model.config.head_dim == 16
+        found[folder.name] = model(torch.tensor([[5, 6, 7]])).logits.double().flatten().tolist()
+    print(json.dumps(found))
+    """
+    command = [sys.executable, "-I", "-c", textwrap.dedent(code), str(tmp_path)]
+    stock = subprocess.run(command, capture_output=True, text=True)
+    assert stock.returncode == 0, stock.stderr
+    assert json.loads(stock.stdout) == expected
+
+
+def test_layers_that_differ_do_not_load_silently_wrong(tmp_path):
+    """Stock code stops at the shapes; resprout loads them and cuts them again."""
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model("llama")
+    plan, _ = make_plan(model, prune_config(layout="per_layer", round_to=4), IDS)
+    widths = {len(layer.ffn) for layer in plan.layers}
+    assert len(widths) == 2
+    apply(model, plan)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"size mismatch|mismatched"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    again = load_model(tmp_path, "float32", "cpu")
+    with pytest.raises(BadInput, match="already have different widths"):
+        make_plan(again, prune_config(), IDS)
+    smaller, _ = make_plan(again, prune_config(layout="per_layer", round_to=4), IDS)
+    expected = masked(again, smaller)(IDS).logits
+    apply(again, smaller)
+    torch.testing.assert_close(again(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_is_replayed_from_its_file_and_only_on_its_model(tmp_path):
+    model = tiny_model("qwen2")
+    plan, _ = make_plan(model, prune_config(), IDS)
+    write_plan(plan, tmp_path)
+    assert read_plan(tmp_path) == plan
+    lines = (tmp_path / "plan.json").read_text().splitlines()
+    assert lines[1:3] == [' "allocator": "uniform",', ' "criterion": "flap",']
+    with pytest.raises(
+        BadInput, match=r"made for a qwen2 model of 2 layers and \d+ parameters, but .* mistral"
+    ):
+        apply(tiny_model("mistral"), plan)
+    layer = plan.layers[0].model_copy(update={"ffn": (3, 2)})
+    with pytest.raises(BadInput, match=r"keeps ffn \[3, 2\].* in layer 0"):
+        apply(model, plan.model_copy(update={"layers": (layer, plan.layers[1])}))
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(BadInput, match="no readable pruning plan"):
+        read_plan(tmp_path)
+
+
+def test_progress_counts_layers():
+    seen = []
+    model = tiny_model("llama")
+    plan, _ = make_plan(model, prune_config(), IDS, lambda *args: seen.append(args))
+    plan = plan.model_copy(update={"repair": "least_squares"})
+    apply(model, plan, IDS, progress=lambda *args: seen.append(args))
+    assert seen == [(n, 2, what) for what in ("layers scored", "layers cut") for n in (1, 2)]
+
+
+def test_tied_embeddings_survive(tmp_path):
+    model = tiny_model("llama", tie_word_embeddings=True)
+    plan, _ = make_plan(model, prune_config(), IDS)
+    apply(model, plan)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, "float32", "cpu")
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert count(loaded).params == plan.reached.params

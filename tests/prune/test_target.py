@@ -1,0 +1,184 @@
+"""Targets become widths: the largest allowed shape that fits, worked out by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.target import block_sizes, implied_shape, limit_params, request, warnings_for
+
+DENSE = Shape(
+    model_type="llama",
+    hidden=60,
+    vocab=100,
+    head_dim=10,
+    heads_per_group=1,
+    ffn=(160, 160),
+    kv_heads=(6, 6),
+    tied=True,
+    max_positions=64,
+)
+"""A channel holds 3 * 60 = 180 parameters, a group 4 * 10 * 60 = 2400.
+
+Embeddings 6000; a layer 160 * 180 + 6 * 2400 + 120 = 43320; final norm 60; in all 6000 + 86640 + 60 = 92700.
+"""
+
+
+def prune(target, units=("ffn",), round_to=16, **more):
+    return PruneConfig.model_validate(
+        {"method": "wanda_sp", "target": target, "units": units, "round_to": round_to, **more}
+    )
+
+
+def test_sizes_of_the_shape_are_those_worked_out_by_hand():
+    assert (DENSE.params, DENSE.non_embedding_params) == (92700, 86700)
+
+
+@pytest.mark.parametrize(
+    ("target", "limit"),
+    [
+        ({"params_ratio": 0.5}, 46350),
+        ({"params": 80000}, 80000),
+        ({"non_embedding_ratio": 0.5}, 49350),
+        ({"non_embedding_params": 40000}, 46000),
+    ],
+)
+def test_every_form_of_target_is_a_number_of_parameters(target, limit):
+    assert limit_params(DENSE, prune(target).target) == limit
+
+
+@pytest.mark.parametrize(
+    ("params", "width"),
+    [
+        (92700, 160),
+        (92699, 144),  # one parameter too few for 160
+        (86940, 144),  # 92700 - 2 * 16 * 180 exactly
+        (86939, 128),
+        (40860, 16),  # 92700 - 2 * 144 * 180: the smallest width
+    ],
+)
+def test_ffn_width_is_the_largest_multiple_that_fits(params, width):
+    shape = implied_shape(DENSE, prune({"params": params}))
+    assert shape is not None
+    assert shape.ffn == (width, width)
+    assert shape.kv_heads == (6, 6)
+    assert shape.params <= params
+
+
+def test_a_width_that_is_no_multiple_may_stay_but_not_be_reached():
+    odd = replace(DENSE, ffn=(150, 150))
+    assert implied_shape(odd, prune({"params_ratio": 1.0})).ffn == (150, 150)
+    assert implied_shape(odd, prune({"params": odd.params - 1})).ffn == (144, 144)
+
+
+def test_groups_alone_respect_what_a_llama_config_takes():
+    """60 % 5 == 0, so 5 heads may stay; 64 % 7, 6 and 5 are not 0, so the next after 8 heads are 4."""
+    config = prune({"params": 92700 - 2 * 2400}, units=("kv_groups",))
+    assert implied_shape(DENSE, config).kv_heads == (5, 5)
+    eight = replace(DENSE, hidden=64, kv_heads=(8, 8))
+    target = {"params": eight.params - 1}
+    assert implied_shape(eight, prune(target, units=("kv_groups",))).kv_heads == (4, 4)
+    mistral = replace(eight, model_type="mistral")
+    assert implied_shape(mistral, prune(target, units=("kv_groups",))).kv_heads == (7, 7)
+
+
+def test_both_kinds_keep_about_the_same_share_and_the_ffn_takes_the_rest():
+    """Limit 0.5 * 92700 = 46350; fixed 6000 + 60 + 240 = 6300; share (46350 - 6300) / 86400 = 0.4635.
+
+    0.4635 * 6 = 2.78 groups: 3, which leaves 40050 - 2 * 7200 = 25650 / 360 = 71.25 channels: 64.
+    """
+    shape = implied_shape(DENSE, prune({"params_ratio": 0.5}, units=("ffn", "kv_groups")))
+    assert (shape.kv_heads, shape.ffn) == ((3, 3), (64, 64))
+
+
+@pytest.mark.parametrize("params", range(14000, 92700, 1777))
+def test_both_kinds_never_exceed_the_limit(params):
+    shape = implied_shape(DENSE, prune({"params": params}, units=("ffn", "kv_groups"), round_to=8))
+    assert shape.params <= params
+    assert params - shape.params < 2 * 8 * 180 or shape.ffn == DENSE.ffn
+
+
+def test_bias_repair_counts_the_biases_it_adds():
+    """gate, up and down get biases: a channel holds 182 and a layer 60 more; the width is that much smaller.
+
+    Limit 86940 fits 144 without biases exactly; with them 92700 + 2*(320 + 60) - n * 2 * 182 <= 86940 needs
+    n >= 17.9, so 142 channels or fewer: 128.
+    """
+    config = prune({"params": 86940}, repair="bias")
+    shape = implied_shape(DENSE, config)
+    assert shape.ffn == (128, 128)
+    assert shape.ffn_bias
+    assert not shape.attention_out_bias
+    assert shape.params == 92700 + 2 * 380 - 2 * 32 * 182
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
+def test_bias_repair_is_refused_where_stock_classes_have_no_bias(model_type):
+    dense = replace(DENSE, model_type=model_type)
+    with pytest.raises(BadInput, match=r"lack for ffn; give prune.repair: least_squares or none"):
+        implied_shape(dense, prune({"params_ratio": 0.8}, repair="bias"))
+
+
+def test_bias_repair_goes_where_the_stock_class_has_one():
+    config = prune({"params_ratio": 0.8}, units=("kv_groups",), repair="bias")
+    assert implied_shape(replace(DENSE, model_type="qwen3"), config).attention_out_bias
+
+
+def test_unreachable_targets_say_what_can_be_reached():
+    with pytest.raises(BadInput, match=r"reaches 40860 \(0\.441 of the model\).*add kv_groups to prune"):
+        implied_shape(DENSE, prune({"params": 40859}))
+    with pytest.raises(BadInput, match=r"asks for 92701 parameters, but the model has 92700"):
+        implied_shape(DENSE, prune({"params": 92701}))
+
+
+def test_layers_that_differ_need_the_per_layer_layout():
+    with pytest.raises(BadInput, match="already have different widths"):
+        implied_shape(replace(DENSE, ffn=(160, 80)), prune({"params_ratio": 0.9}))
+
+
+def test_per_layer_widths_depend_on_scores_but_the_target_is_checked():
+    config = prune({"params_ratio": 0.8}, layout="per_layer")
+    assert implied_shape(DENSE, config) is None
+    with pytest.raises(BadInput, match="at best"):
+        implied_shape(DENSE, prune({"params": 30000}, layout="per_layer"))
+
+
+def test_a_total_that_guts_the_layers_warns():
+    """Vocabulary 1000: embeddings 60000 of 146700, 41 %."""
+    big = replace(DENSE, vocab=1000)
+    for target, warns in (
+        ({"params_ratio": 0.70}, True),  # 146700 * 0.7 - 60000 = 42690 of 86700: 49 %
+        ({"params_ratio": 0.75}, False),  # 146700 * 0.75 - 60000 = 50025: 58 %
+        ({"non_embedding_ratio": 0.48}, False),
+    ):
+        config = prune(target, round_to=1, units=("ffn", "kv_groups"))
+        found = warnings_for(big, request(big, config), config.target)
+        assert bool(found) == warns
+    config = prune({"params_ratio": 0.70}, round_to=1)
+    assert "embeddings hold 41%" in warnings_for(big, request(big, config), config.target)[0]
+    assert "leaves 49%" in warnings_for(big, request(big, config), config.target)[0]
+
+
+def test_blocks():
+    assert block_sizes(150, 64) == [64, 64, 22]
+    assert block_sizes(128, 64) == [64, 64]
+    assert block_sizes(10, 64) == [10]
+
+
+def test_planning_needs_no_torch():
+    code = (
+        "import sys; from resprout.tasks.prune.target import implied_shape; import "
+        "resprout.tasks.prune.stage, "
+        "resprout.tasks.prune.plan; from resprout.tasks.prune.resolve import resolve; "
+        "from resprout.configs.schema import PruneConfig; "
+        "resolve(PruneConfig.model_validate({'target': {'params_ratio': 0.5}, 'layout': 'per_layer'})); "
+        "print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
