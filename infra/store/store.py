@@ -138,26 +138,9 @@ class ArtifactStore:
         entry = next((one for one in self.manifest(digest).files if one.path == path), None)
         if entry is None:
             raise BadInput(f"artifact {digest} has no file {path}; see its manifest for what it has")
-        data = b"".join(self.driver.read(f"{_content(digest)}/{path}"))
-        if sha256_hex(data) != entry.sha256:
-            raise VerificationFailed(
-                f"{self.uri(digest)}/{path} was changed: its SHA-256 is not the manifest's"
-            )
-        return data
-
-    def read(self, digest: str, path: str) -> bytes:
-        """The bytes of one file of the artifact, hashed on the way; for small files, read where they are stored.
-
-        Raises:
-            FileNotFoundError: the artifact has no such file.
-            VerificationFailed: the bytes are not those that were published.
-        """
-        entry = next((entry for entry in self.manifest(digest).files if entry.path == path), None)
-        if entry is None:
-            raise FileNotFoundError(f"artifact {digest} has no file {path}")
         data = self.driver.get_bytes(f"{_content(digest)}/{path}")
         if data is None or sha256_hex(data) != entry.sha256:
-            raise VerificationFailed(f"{path} of artifact {digest} is missing or changed; `verify` says more")
+            raise VerificationFailed(f"{self.uri(digest)}/{path} is missing or changed; `verify` says more")
         return data
 
     def verify(self, digest: str) -> list[str]:
