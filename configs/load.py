@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import RunConfig
+from resprout.configs.schema import InfraConfig, RunConfig
 
 PREFIX = "RESPROUT_"
 RESERVED = {"RESPROUT_HOME"}
@@ -66,12 +66,30 @@ def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] |
     except ValidationError as error:
         raise BadInput(explain(error, str(path))) from None
     base = path.resolve().parent
-    return Loaded(config, path, base, home_of(config, base, environ))
+    return Loaded(config, path, base, home_of(config.infra, base, environ))
 
 
-def home_of(config: RunConfig | None, base: Path, environ: Mapping[str, str]) -> Path:
+def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> tuple[InfraConfig, Path]:
+    """Infrastructure and data folder of a run config, or, without one, of the environment and the folder we are in."""
+    environ = os.environ if environ is None else environ
+    if path is not None:
+        loaded = load(path, (), environ)
+        return loaded.config.infra, loaded.home
+    data: dict[str, Any] = {}
+    for name, text in sorted(environ.items()):
+        if name.startswith(f"{PREFIX}INFRA__"):
+            _assign(data, name[len(PREFIX) :].lower().split("__"), _value(text, name), name)
+    _fill_variables(data, environ)
+    try:
+        infra = InfraConfig.model_validate(data.get("infra") or {})
+    except ValidationError as error:
+        raise BadInput(explain(error, "environment", ("infra",))) from None
+    return infra, home_of(infra, Path.cwd(), environ)
+
+
+def home_of(infra: InfraConfig, base: Path, environ: Mapping[str, str]) -> Path:
     """Data folder: infra.home, else RESPROUT_HOME, else .resprout in the config's project."""
-    given = (config.infra.home if config else None) or environ.get("RESPROUT_HOME")
+    given = infra.home or environ.get("RESPROUT_HOME")
     if given:
         home = Path(given).expanduser()
         return home if home.is_absolute() else (Path.cwd() / home)
@@ -100,11 +118,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def explain(error: ValidationError, where: str) -> str:
+def explain(error: ValidationError, where: str, prefix: tuple[str, ...] = ()) -> str:
     """All faults of a validation in sentences; an unknown key names the nearest known one and all of them."""
     faults = []
     for fault in error.errors(include_url=False):
-        location = [part for part in fault["loc"] if not _is_tag(part)]
+        location = [*prefix, *(part for part in fault["loc"] if not _is_tag(part))]
         dotted = ".".join(str(part) for part in location) or "config"
         if fault["type"] == "extra_forbidden":
             known = _known_keys(location[:-1])

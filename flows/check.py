@@ -1,0 +1,64 @@
+"""What the schema alone cannot know: names of methods, files, and the model's own limits. Imports no torch."""
+
+from __future__ import annotations
+
+from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.load import Loaded
+from resprout.flows.catalog import registries
+from resprout.tasks.evaluate.task_files import read_task
+from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.target import implied_shape
+
+
+def check(loaded: Loaded) -> None:
+    """BadInput with all faults of a config that shows without running it; reads no weights."""
+    config = loaded.config
+    faults: list[str] = []
+
+    def collect(name: str, *steps: object) -> None:
+        for step in steps:
+            try:
+                step()  # type: ignore[operator]
+            except ResproutError as error:
+                faults.append(f"{name}: {error}")
+
+    known = registries()
+    collect("calibrate.method", lambda: known["calibrate.method"].entry(config.calibrate.method))
+    collect("prune", lambda: resolve(config.prune))
+    if config.select is not None:
+        method = config.select.method
+        collect("select.method", lambda: known["select.method"].entry(method))
+    if config.recover is not None:
+        way = config.recover.method
+        collect("recover.method", lambda: known["recover.method"].entry(way))
+    for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
+        collect("evaluate.zero_shot", lambda name=one.task: read_task(name))
+    from resprout.flows.sources import missing, source_shape
+
+    faults.extend(missing(loaded))
+    if not faults:
+        shape = source_shape(loaded)
+        if shape is not None:
+            collect("", lambda: _lengths(loaded, shape))
+            collect("prune.target", lambda: implied_shape(shape, config.prune))
+    if faults:
+        raise BadInput(f"{loaded.path}: " + "; ".join(fault.removeprefix(": ") for fault in faults))
+
+
+def _lengths(loaded: Loaded, shape: Shape) -> None:
+    config = loaded.config
+    asked = {
+        "calibrate.seq_len_tokens": config.calibrate.seq_len_tokens,
+        "evaluate.perplexity.window_tokens": config.evaluate.perplexity.window_tokens
+        + config.evaluate.perplexity.bos,
+    }
+    if config.select is not None:
+        asked["select.max_len_tokens"] = config.select.max_len_tokens
+    if config.measure is not None:
+        asked["measure.prefill_tokens + decode_tokens"] = (
+            config.measure.prefill_tokens + config.measure.decode_tokens
+        )
+    over = [f"{name} is {length}" for name, length in asked.items() if shape.max_positions and length > shape.max_positions]
+    if over:
+        raise BadInput(f"{' and '.join(over)}, but the model has {shape.max_positions} positions; give shorter sequences")

@@ -1,0 +1,46 @@
+"""`resprout report`: the report of a run, written to a folder or opened."""
+
+from __future__ import annotations
+
+import shutil
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    reference: Annotated[str, typer.Argument(help="models:/name/3, models:/name@alias, or an MLflow run id.")],
+    output: Annotated[Path, typer.Option(help="Folder to write report.html and report.md to.")] = Path("report"),
+    show: Annotated[bool, typer.Option("--open", help="Open the HTML in a browser.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Write the report of the run that made a model version.
+
+    \b
+    Examples:
+      resprout report models:/smollm2-135m-resprout@candidate
+      resprout report models:/smollm2-135m-resprout@candidate --open
+      resprout report models:/smollm2-135m-resprout/1 --output /tmp/report
+    """
+    from resprout.configs.errors import BadInput
+    from resprout.flows.place import RUN_ID, open_place
+
+    place = open_place(config)
+    if reference.startswith("models:/"):
+        digest = place.tracker.version(reference).tags.get("resprout.report")
+    elif RUN_ID.match(reference):
+        digest = place.tracker.run(reference).data.tags.get("resprout.report")
+    else:
+        raise BadInput(f"'{reference}' is no reference; give models:/name/3, models:/name@alias, or an MLflow run id")
+    if digest is None:
+        raise BadInput(f"{reference} has no report; give a version or a run that `resprout run` made")
+    with place.store.open(digest) as folder:
+        output.mkdir(parents=True, exist_ok=True)
+        for file in sorted(folder.iterdir()):
+            shutil.copyfile(file, output / file.name)
+    typer.echo(str(output / "report.html"))
+    if show:
+        webbrowser.open((output / "report.html").resolve().as_uri())

@@ -1,0 +1,82 @@
+"""What a person reads when a run ends: the table, the verdict, the version, where to look, and the times."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from resprout.configs.load import Loaded
+from resprout.configs.result import RunResult
+
+if TYPE_CHECKING:
+    from resprout.tasks.report.table import Row
+
+
+def show(result: RunResult, loaded: Loaded, source: tuple[int | None, str], console: Console) -> None:
+    """Print the end of a run; `source`: bytes and format of the source file."""
+    from resprout.tasks.report.table import comparison, recovery_sentence
+
+    if result.models is None:
+        return
+    models = {"dense": result.models.dense.metrics, "pruned": result.models.pruned.metrics}
+    if result.models.recovered is not None:
+        models["recovered"] = result.models.recovered.metrics
+    console.print()
+    console.print(_table(list(models), comparison(models, *source)), highlight=False)
+    if result.models.recovered is not None:
+        console.print(recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True)
+    for line in _lines(result, loaded):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(names: list[str], rows: list[Row]) -> Table:
+    table = Table("", box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(row.label, *row.cells)
+    return table
+
+
+def _lines(result: RunResult, loaded: Loaded) -> list[str]:
+    lines = [""]
+    if result.gate is not None:
+        checks = ", ".join(
+            f"{one.name} {one.value:.4f} (bound {one.bound:g}{'' if one.passed else ', outside'})"
+            for one in result.gate.checks
+        )
+        verdict = "passed" if result.gate.passed else "not passed, nothing registered"
+        lines.append(f"gate: {verdict}" + (f"; {checks}" if checks else "; no bounds were set"))
+    for one in result.exports:
+        state = "verified" if one.verified else "not verified"
+        lines.append(f"export: {one.format} {one.bytes / 1e6:.1f} MB {state} at {one.uri}")
+    if result.registered is not None:
+        version = result.registered
+        alias = f" (@{version.alias})" if version.alias else ""
+        lines.append(f"registered: models:/{version.name}/{version.version}{alias}")
+    if result.report:
+        lines.append(f"report: {result.report}")
+    lines.append(f"MLflow: {_mlflow(loaded)} (run {result.mlflow_run_id})")
+    cached = sum(stage.cached for stage in result.stages)
+    if cached == len(result.stages):
+        lines.append(f"all {cached} stages were found in the cache; no weight was loaded")
+    elif cached:
+        lines.append(f"{cached} of {len(result.stages)} stages were found in the cache")
+    if result.overhead is not None:
+        lines.append(
+            f"time: {result.seconds:.1f} s, of it orchestration {result.overhead.orchestration_seconds:.1f} s, imports "
+            f"{result.overhead.imports_seconds:.1f} s, start of Prefect's server "
+            f"{result.overhead.server_start_seconds:.1f} s"
+        )
+    return lines
+
+
+def _mlflow(loaded: Loaded) -> str:
+    uri = loaded.config.infra.mlflow.tracking_uri
+    if uri is not None and uri.startswith(("http://", "https://")):
+        return uri
+    uri = uri or f"sqlite:///{(loaded.home / 'mlflow.db').resolve()}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"

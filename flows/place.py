@@ -1,0 +1,75 @@
+"""The store and the tracker that a command works on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.configs.load import load_infra
+from resprout.infra.environment import prepare
+from resprout.infra.lineage import record_of_digest
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
+
+DIGEST = re.compile(r"^[0-9a-f]{64}$")
+RUN_ID = re.compile(r"^[0-9a-f]{32}$")
+
+
+@dataclass(frozen=True)
+class Place:
+    """An open store and a connected tracker."""
+
+    store: ArtifactStore
+    tracker: Tracker
+    home: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reference names: its record, and the tags and source of the model version where it is one."""
+
+    record: str
+    digest: str
+    version: str | None = None
+    tags: dict[str, str] | None = None
+    source: str | None = None
+
+
+def open_place(config: Path | None) -> Place:
+    """Store and tracker of a run config, or of the environment where none is given."""
+    infra, home = load_infra(config)
+    prepare(infra, home)
+    tracker = Tracker(infra.mlflow, home)
+    tracker.connect()
+    return Place(ArtifactStore.from_config(infra.store, home), tracker, home)
+
+
+def find(place: Place, reference: str) -> Found:
+    """The record behind models:/name/3, models:/name@alias, an artifact digest, a record id, or an MLflow run id."""
+    if reference.startswith("models:/"):
+        version = place.tracker.version(reference)
+        tags = dict(version.tags)
+        if "resprout.record" not in tags or "resprout.digest" not in tags:
+            raise VerificationFailed(
+                f"{reference} (version {version.version}) has no resprout.record or resprout.digest tag: it was not "
+                "registered by resprout, or its tags were removed"
+            )
+        shown = f"{version.name} version {version.version}"
+        return Found(tags["resprout.record"], tags["resprout.digest"], shown, tags, version.source)
+    if DIGEST.match(reference):
+        if place.store.has_record(reference):
+            return Found(reference, place.store.get_record(reference).content)
+        return Found(record_of_digest(place.store, reference), reference)
+    if RUN_ID.match(reference):
+        tags = place.tracker.run(reference).data.tags
+        if "resprout.record" in tags:
+            return Found(tags["resprout.record"], tags["resprout.digest"], tags=dict(tags))
+        raise BadInput(
+            f"run {reference} has no artifact of its own; give a stage's run, or models:/name@alias, or a digest"
+        )
+    raise BadInput(
+        f"'{reference}' is no reference; give models:/name/3, models:/name@alias, an artifact digest (64 hexadecimal "
+        "digits), or the id of a stage's MLflow run"
+    )

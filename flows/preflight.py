@@ -1,0 +1,63 @@
+"""What can be known before the first stage: the device, and whether disk and memory are enough for the model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from resprout.configs.errors import BadInput
+from resprout.infra.identity import library_version
+from resprout.tasks.models.size import BYTES
+
+if TYPE_CHECKING:
+    from resprout.configs.load import Loaded
+    from resprout.flows.sources import Sources
+    from resprout.infra.store.store import ArtifactStore
+
+MODELS_ON_DISK = 5
+"""Dense, pruned, recovered and exported, and one in the making."""
+MODELS_IN_MEMORY = 2
+"""Selection, distillation and divergence hold two models at once."""
+WORKING_BYTES = 1_000_000_000
+"""Interpreter, libraries, activations and logits of a small batch."""
+
+
+def device(asked: str) -> str:
+    """The torch device for `asked`, without importing torch: auto takes CUDA where torch and machine have it."""
+    if asked != "auto":
+        return asked
+    has_cuda_build = "+cpu" not in library_version("torch")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+    return "cuda" if has_cuda_build and has_gpu and visible not in ("", "-1") else "cpu"
+
+
+def check(loaded: Loaded, store: ArtifactStore, sources: Sources) -> None:
+    """BadInput where the disk or the memory cannot hold the model; sources of unknown size pass."""
+    params = sources.model_params
+    if params is None:
+        return
+    model = loaded.config.model
+    size = params * BYTES[model.dtype]
+    if not sources.model_known_to(store):
+        free, needed = store.free_bytes(), MODELS_ON_DISK * size
+        if free < needed:
+            raise BadInput(
+                f"the disk of {loaded.home} has {_gb(free)} GB free, and this run needs about {_gb(needed)} GB; free "
+                "space there or set RESPROUT_HOME to a larger disk"
+            )
+    if device(model.device) == "cpu":
+        total, needed = psutil.virtual_memory().total, MODELS_IN_MEMORY * size + WORKING_BYTES
+        if total < needed:
+            raise BadInput(
+                f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed)} GB for two copies "
+                f"of the model in {model.dtype}; use a smaller dtype or a larger machine"
+            )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f}"

@@ -1,0 +1,53 @@
+"""What one call of the flow fills in: the result, the times that are not the stages' own, and who watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from resprout.configs.result import RunResult
+from resprout.tasks.job import Progress, silent
+from resprout.tasks.run import Display
+
+
+class NoDisplay:
+    """Nobody watches: a worker, a test."""
+
+    def started(self, label: str) -> Progress:
+        """Progress that goes nowhere."""
+        return silent
+
+    def finished(self, label: str, cached: bool, seconds: float) -> None:
+        """Nothing to show."""
+
+
+@dataclass
+class Session:
+    """`result` is filled as the run goes, so that a run that fails still says how far it came."""
+
+    result: RunResult = field(default_factory=lambda: RunResult(status="failed", exit_code=1))
+    display: Display = field(default_factory=NoDisplay)
+    imports_seconds: float = 0.0
+    server_start_seconds: float = 0.0
+    work_seconds: float = 0.0
+    called_at: float = 0.0
+
+
+_current: ContextVar[Session | None] = ContextVar("session", default=None)
+
+
+def current() -> Session:
+    """The session of the caller, or a new one where Prefect called the flow itself."""
+    return _current.get() or Session()
+
+
+@contextmanager
+def using(session: Session) -> Iterator[None]:
+    """Make `session` the current one."""
+    token = _current.set(session)
+    try:
+        yield
+    finally:
+        _current.reset(token)

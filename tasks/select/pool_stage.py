@@ -1,0 +1,29 @@
+"""Stage `pool`: that the pool can give what the budget asks, found before anything expensive runs.
+
+Inputs: `rows` (rows.jsonl) and `dense` (its tokenizer). Content: metrics.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from resprout.configs.schema import SelectConfig
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.stage import stage
+
+
+@stage("pool", kind="pool", libraries=("transformers", "tokenizers"), computes=False)
+def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write the pool's size and the budget; BadInput where the one does not hold the other."""
+    from resprout.tasks.select.pool import read_pool
+
+    found = read_pool(job.config, inputs)
+    metrics = {
+        "pool_rows": len(found.rows),
+        "pool_tokens": int(found.tokens.sum()),
+        "left_out_rows": len(found.left_out),
+        "budget_tokens": found.budget,
+    }
+    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))

@@ -1,0 +1,74 @@
+"""The header reader against files that the gguf package wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.models.gguf_header import gguf_shape, read_header
+
+
+def write(path: Path, architecture: str = "llama", tied: bool = True) -> Path:
+    """A two-layer model's header with a vocabulary of 50 and one real tensor each."""
+    writer = GGUFWriter(str(path), architecture)
+    writer.add_block_count(2)
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_token_list([f"token {index} ü" for index in range(50)])
+    writer.add_token_types([1] * 50)
+    writer.add_bool("tokenizer.ggml.add_bos_token", True)
+    writer.add_tensor("token_embd.weight", np.zeros((50, 32), dtype=np.float32))
+    if not tied:
+        writer.add_tensor("output.weight", np.zeros((50, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_the_shape_is_the_one_written(tmp_path: Path) -> None:
+    shape = gguf_shape(write(tmp_path / "m.gguf"))
+    assert (shape.layers, shape.hidden, shape.vocab, shape.max_positions) == (2, 32, 50, 128)
+    assert (shape.ffn, shape.kv_heads, shape.heads_per_group, shape.head_dim) == ((48, 48), (2, 2), 2, 8)
+    assert shape.tied
+    assert not gguf_shape(write(tmp_path / "u.gguf", tied=False)).tied
+
+
+def test_values_behind_arrays_are_still_read(tmp_path: Path) -> None:
+    metadata, tensors = read_header(write(tmp_path / "m.gguf"))
+    assert metadata["tokenizer.ggml.tokens"] == 50
+    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    assert tensors == {"token_embd.weight": (32, 50)}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"PK\x03\x04", "no GGUF file"), (b"GGUF", "damaged"), (b"GGUF" + b"\x09" + b"\x00" * 40, "version 9")],
+)
+def test_what_is_no_gguf_file_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=expected):
+        gguf_shape(path)
+
+
+def test_every_cut_of_the_header_is_one_sentence(tmp_path: Path) -> None:
+    whole = write(tmp_path / "m.gguf").read_bytes()
+    for length in range(4, 600, 37):
+        path = tmp_path / "cut.gguf"
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadInput, match=r"cut\.gguf"):
+            gguf_shape(path)
+
+
+def test_another_architecture_says_which_are_supported(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="llama, mistral, qwen2, qwen3"):
+        gguf_shape(write(tmp_path / "m.gguf", "bert"))
