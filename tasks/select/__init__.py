@@ -1,0 +1,1 @@
+"""Choosing the rows that recovery trains on."""

@@ -1,0 +1,67 @@
+"""How the budget is divided among clusters (PASER, section 3.2, equation for n_k)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def capability_degradation(jsd: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """CDS_k, the mean JSD over the rows of each cluster: [clusters]."""
+    return np.bincount(labels, weights=jsd) / np.bincount(labels)
+
+
+def shares(cds: Sequence[float]) -> list[Fraction]:
+    """CDS_k / sum CDS as exact fractions; equal shares where all are zero (nothing was hurt)."""
+    exact = [Fraction(float(value)) for value in cds]
+    total = sum(exact)
+    return [value / total if total else Fraction(1, len(exact)) for value in exact]
+
+
+def floor_budget(budget: int, cds: Sequence[float], capacities: Sequence[int]) -> list[int]:
+    """n_k = floor(B CDS_k / sum CDS), at most the cluster's capacity; the paper's rule leaves a rest."""
+    return [
+        min(int(budget * share), capacity) for share, capacity in zip(shares(cds), capacities, strict=True)
+    ]
+
+
+def full_budget(budget: int, cds: Sequence[float], capacities: Sequence[int]) -> list[int]:
+    """As `floor_budget`, and what capped clusters leave goes to the others in the same proportion.
+
+    What flooring leaves then goes to the largest remainders, so the sum is min(B, sum of capacities).
+    Ours, not the paper's.
+
+    Args:
+        budget: B in tokens.
+        cds: CDS_k.
+        capacities: Tokens that each cluster holds.
+    """
+    part = shares(cds)
+    granted, open_, left = [0] * len(part), set(range(len(part))), budget
+    while open_ and left > 0:
+        weight = sum(part[k] for k in open_)
+        wanted = {k: left * (part[k] / weight if weight else Fraction(1, len(open_))) for k in open_}
+        capped = {k for k in open_ if wanted[k] >= capacities[k]}
+        if not capped:
+            return _largest_remainder(granted, wanted, capacities)
+        for k in capped:
+            granted[k] = capacities[k]
+            left -= capacities[k]
+        open_ -= capped
+    return granted
+
+
+def _largest_remainder(
+    granted: list[int], wanted: dict[int, Fraction], capacities: Sequence[int]
+) -> list[int]:
+    total = int(sum(wanted.values()))
+    for k, tokens in wanted.items():
+        granted[k] = int(tokens)
+    rest = total - sum(int(tokens) for tokens in wanted.values())
+    by_remainder = sorted(wanted, key=lambda k: (int(wanted[k]) - wanted[k], k))
+    for k in by_remainder[:rest]:
+        granted[k] += 1  # wanted[k] < capacity, so rounding up still fits
+    return granted

@@ -1,0 +1,90 @@
+"""Rows to capabilities: semantic-structural clustering (PASER, section 3.1) and k-means, its ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix: TypeAlias = NDArray[np.float64]
+Labels: TypeAlias = NDArray[np.int64]
+
+
+def distances(embeddings: Matrix) -> Matrix:
+    """Euclidean distances of all pairs of rows: [rows, rows], zeros on the diagonal."""
+    squares = (embeddings**2).sum(1)
+    squared = squares[:, None] + squares[None, :] - 2.0 * embeddings @ embeddings.T
+    np.fill_diagonal(squared, 0.0)
+    return np.sqrt(np.maximum(squared, 0.0))
+
+
+def spectrum(embeddings: Matrix, count: int) -> tuple[Matrix, Matrix]:
+    """Eigenvalues, ascending, and unit eigenvectors [rows, count] of L = I - D^-1 A, the `count` smallest.
+
+    A = exp(-d^2 / 2 sigma^2) with sigma the median distance, D = diag(row sums). L is not symmetric; its
+    eigenvectors are D^-1/2 v with v those of the symmetric I - D^-1/2 A D^-1/2, of the same eigenvalues.
+    """
+    from scipy.linalg import eigh
+
+    far = distances(embeddings)
+    size = len(far)
+    sigma = float(np.median(far[np.triu_indices(size, 1)])) or 1.0
+    kernel = np.exp(-(far**2) / (2.0 * sigma**2))
+    root = 1.0 / np.sqrt(kernel.sum(1))
+    values, vectors = eigh(root[:, None] * kernel * root[None, :], subset_by_index=[size - count, size - 1])
+    vectors = (root[:, None] * vectors)[:, ::-1]
+    return 1.0 - values[::-1], vectors / np.linalg.norm(vectors, axis=0)
+
+
+def similarity(vectors: Matrix) -> Matrix:
+    """S = |Phi Phi^T| of the diffusion map Phi [rows, K]: [rows, rows], non-negative."""
+    return np.abs(vectors @ vectors.T)
+
+
+def nmf(matrix: Matrix, clusters: int, seed: int, init: str = "nndsvda") -> tuple[Labels, float]:
+    """Labels argmax_k W_ik of S ~ W H with W, H >= 0, and the error ||S - W H|| / ||S||."""
+    from sklearn.decomposition import NMF
+
+    model = NMF(clusters, init=init, random_state=seed, max_iter=400, tol=1e-3)
+    weights = model.fit_transform(matrix)
+    error = float(model.reconstruction_err_) / float(np.linalg.norm(matrix))
+    return weights.argmax(1).astype(np.int64), error
+
+
+def kmeans(embeddings: Matrix, clusters: int, seed: int, starts: int = 10) -> tuple[Labels, float]:
+    """Labels of k-means on the embeddings, and its inertia as a share of the total variance."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1, user_api="openmp"):  # sums in the order of threads would differ in the last bit
+        model = KMeans(clusters, n_init=starts, random_state=seed).fit(embeddings)
+    spread = float(((embeddings - embeddings.mean(0)) ** 2).sum())
+    return model.labels_.astype(np.int64), float(model.inertia_) / spread if spread else 0.0
+
+
+def diffusion_nmf(embeddings: Matrix, clusters: int, seed: int) -> Labels:
+    """Labels by NMF of the diffusion map's similarities; dense, of order rows^2 in memory."""
+    _, vectors = spectrum(embeddings, clusters)
+    return numbered_by_size(nmf(similarity(vectors), clusters, seed)[0])
+
+
+def kmeans_labels(embeddings: Matrix, clusters: int, seed: int) -> Labels:
+    """Labels by k-means on the embeddings."""
+    return numbered_by_size(kmeans(embeddings, clusters, seed)[0])
+
+
+CLUSTERERS: dict[str, Callable[[Matrix, int, int], Labels]] = {
+    "diffusion_nmf": diffusion_nmf,
+    "kmeans": kmeans_labels,
+}
+
+
+def numbered_by_size(labels: Labels) -> Labels:
+    """Labels 0, 1, ... without gaps, the largest cluster first, ties by first row."""
+    found, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    order = np.lexsort((first, -counts))
+    new = np.empty(int(found.max()) + 1, dtype=np.int64)
+    new[found[order]] = np.arange(len(found))
+    return new[labels]

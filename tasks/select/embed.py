@@ -1,0 +1,95 @@
+"""Sentence embeddings of instructions, from which clusters are found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.data.batches import by_area
+from resprout.tasks.job import Progress
+
+SVD_WIDTH = 128
+ENCODER_TOKENS = 256
+PASS_TOKENS = 4096
+
+
+def tfidf(texts: Sequence[str], seed: int) -> NDArray[np.float64]:
+    """TF-IDF of words reduced by truncated SVD to 128 columns at most, rows of length 1: [texts, columns].
+
+    A text without any word in common with another may come out as zeros.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b")
+    try:
+        weights = vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise BadInput(
+            "the pool's instructions hold no words but stop words, so tfidf cannot tell them apart; check "
+            "the template for `instruction`, or set paser.embedder: hidden"
+        ) from error
+    columns = min(SVD_WIDTH, min(weights.shape) - 1)
+    if columns < 1:
+        return unit_rows(weights.toarray())
+    return unit_rows(TruncatedSVD(columns, random_state=seed).fit_transform(weights))
+
+
+def hidden(prompt_states: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The dense model's mean prompt states, centred, rows of length 1: [rows, hidden].
+
+    The states of all prompts share one large direction; without it the cosine tells prompts apart.
+    """
+    states = prompt_states.astype(np.float64)
+    return unit_rows(states - states.mean(0))
+
+
+@torch.inference_mode()
+def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) -> NDArray[np.float64]:
+    """Mean-pooled last states of a BERT-like sentence encoder in float32, rows of length 1: [texts, hidden].
+
+    Texts are cut at 256 tokens, the length that all-MiniLM-L6-v2 was trained for.
+
+    Raises:
+        BadInput: `folder` holds no encoder.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise BadInput(
+            f"paser.embedder is minilm but {folder} holds no sentence encoder (config.json); set "
+            "paser.embedder_source to its folder, or paser.embedder: tfidf"
+        )
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model: Any = AutoModel.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    model.to(device).eval()
+    ids = tokenizer(list(texts), truncation=True, max_length=ENCODER_TOKENS)["input_ids"]
+    found = np.zeros((len(texts), model.config.hidden_size))
+    done = 0
+    for batch in by_area([len(row) for row in ids], PASS_TOKENS):
+        longest = max(len(ids[index]) for index in batch)
+        padded = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros_like(padded)
+        for place, index in enumerate(batch):
+            padded[place, : len(ids[index])] = torch.tensor(ids[index])
+            mask[place, : len(ids[index])] = 1
+        states = model(input_ids=padded.to(device), attention_mask=mask.to(device)).last_hidden_state.cpu()
+        weights = mask[:, :, None].float()
+        found[batch] = ((states * weights).sum(1) / weights.sum(1)).numpy()
+        done += len(batch)
+        progress(done, len(texts), "rows embedded")
+    return unit_rows(found)
+
+
+def unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each row divided by its length; a row of zeros stays."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1.0)

@@ -1,0 +1,87 @@
+"""Stage `select`: the rows that recovery trains on, and for every row of the pool why it was taken or not.
+
+Inputs: `rows` (rows.jsonl), `dense` (its tokenizer always), for paser also the weights of `dense` and
+`pruned`, and for `embedder: minilm` an `embedder` folder where `embedder_source` is not a local one.
+
+Content: selected.jsonl, decisions.jsonl, summary.json, metrics.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resprout.configs.schema import SelectConfig
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.select.registry import METHODS, modules
+from resprout.tasks.stage import stage
+
+if TYPE_CHECKING:
+    from resprout.tasks.select.pool import Choice, Pool
+
+FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
+"""What a row's decision says where the method does not look at it."""
+
+
+@stage(
+    "select",
+    kind="selection",
+    libraries=("torch", "transformers", "tokenizers", "scikit-learn", "scipy", "numpy"),
+    methods=modules,
+    seeded=True,
+)
+def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write the chosen rows and the decisions; tokens chosen never exceed the budget."""
+    from resprout.tasks.select.pool import read_pool
+
+    pool = read_pool(job.config, inputs)
+    choice = METHODS.get(job.config.method)(job, inputs, pool, progress)
+    accepted = sorted(choice.accepted)
+    _write_lines(
+        workdir / "selected.jsonl",
+        ({**pool.rows[index], "tokens": int(pool.tokens[index])} for index in accepted),
+    )
+    _write_lines(workdir / "decisions.jsonl", _decisions(pool, choice))
+    filled = int(pool.tokens[accepted].sum())
+    budget = {"requested_tokens": pool.budget, "granted_tokens": choice.granted, "filled_tokens": filled}
+    counts = {
+        **budget,
+        "selected_rows": len(accepted),
+        "pool_rows": len(pool.rows),
+        "pool_tokens": int(pool.tokens.sum()),
+        "left_out_rows": len(pool.left_out),
+    }
+    warnings = list(choice.warnings)
+    if filled < 0.99 * pool.budget:
+        warnings.append(
+            f"filled {filled} of {pool.budget} tokens: the rows that may be chosen do not give more; "
+            "recovery still trains as many steps as the budget asks"
+        )
+    summary = {"method": job.config.method, "warnings": warnings, **counts, **choice.summary}
+    _write(workdir / "summary.json", summary)
+    _write(workdir / "metrics.json", {**counts, **choice.metrics})
+
+
+def _decisions(pool: Pool, choice: Choice) -> Iterable[dict[str, Any]]:
+    chosen = set(choice.accepted)
+    told = [
+        {**FACTS, **choice.facts[index], "id": row["id"], "tokens": int(tokens), "accepted": index in chosen}
+        for index, (row, tokens) in enumerate(zip(pool.rows, pool.tokens, strict=True))
+    ]
+    told += [
+        {**FACTS, "id": row["id"], "tokens": tokens, "accepted": False, "reason": reason}
+        for row, tokens, reason in pool.left_out
+    ]
+    return sorted(told, key=lambda decision: str(decision["id"]))
+
+
+def _write(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")

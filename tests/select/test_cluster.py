@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from resprout.tasks.select.cluster import (
+    CLUSTERERS,
+    diffusion_nmf,
+    distances,
+    nmf,
+    numbered_by_size,
+    similarity,
+    spectrum,
+)
+from resprout.tasks.select.cluster_count import choose_count, elbow
+from resprout.tasks.select.embed import hidden, tfidf, unit_rows
+
+RNG = np.random.default_rng(0)
+
+
+def blobs(count: int, each: int, spread: float = 0.3, dims: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(count, dims)) * 3
+    points = np.concatenate([centre + rng.normal(size=(each, dims)) * spread for centre in centres])
+    return points, np.repeat(np.arange(count), each)
+
+
+def test_distances() -> None:
+    points = RNG.normal(size=(20, 5))
+    expected = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    assert np.allclose(distances(points), expected, atol=1e-7)
+
+
+def test_spectrum_is_that_of_the_random_walk_laplacian() -> None:
+    """Against numpy's eig of I - D^-1 A itself: eigenvalues, and L v = lambda v with unit v."""
+    points, _ = blobs(3, 12, spread=1.5)
+    far = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    sigma = np.median([far[i, j] for i in range(36) for j in range(i)])
+    kernel = np.exp(-(far**2) / (2 * sigma**2))
+    laplacian = np.eye(36) - kernel / kernel.sum(1, keepdims=True)
+    expected = np.sort(np.linalg.eig(laplacian)[0].real)[:4]
+    values, vectors = spectrum(points, 4)
+    assert np.allclose(values, expected, atol=1e-9)
+    assert values[0] == pytest.approx(0, abs=1e-9)
+    assert np.allclose(laplacian @ vectors, vectors * values, atol=1e-8)
+    assert np.allclose(np.linalg.norm(vectors, axis=0), 1)
+
+
+def test_equal_rows_do_not_divide_by_zero() -> None:
+    values, vectors = spectrum(np.ones((6, 3)), 2)
+    assert np.isfinite(values).all()
+    assert np.isfinite(vectors).all()
+
+
+def test_nmf_of_a_block_matrix() -> None:
+    """Two blocks of ones have rank two: error 0, and the blocks are the clusters."""
+    matrix = np.kron(np.eye(2), np.ones((3, 3)))
+    labels, error = nmf(matrix, 2, seed=0)
+    assert error < 0.02
+    assert numbered_by_size(labels).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_labels_are_the_argmax_over_w() -> None:
+    from sklearn.decomposition import NMF
+
+    points, _ = blobs(4, 15)
+    phi = spectrum(points, 4)[1]
+    matrix = np.abs(phi @ phi.T)
+    assert np.array_equal(matrix, similarity(phi))
+    weights = NMF(4, init="nndsvda", random_state=5, max_iter=400, tol=1e-3).fit_transform(matrix)
+    assert np.array_equal(diffusion_nmf(points, 4, 5), numbered_by_size(weights.argmax(1)))
+
+
+@pytest.mark.parametrize("name", sorted(CLUSTERERS))
+def test_clear_groups_are_found(name: str) -> None:
+    points, truth = blobs(4, 25)
+    labels = CLUSTERERS[name](points, 4, 0)
+    assert adjusted_rand_score(truth, labels) > 0.9
+    assert np.array_equal(labels, CLUSTERERS[name](points, 4, 0))
+    counts = np.bincount(labels)
+    assert (counts > 0).all()
+    assert (np.diff(counts) <= 0).all()
+
+
+def test_numbering() -> None:
+    assert numbered_by_size(np.array([7, 2, 7, 5, 2, 7])).tolist() == [0, 1, 0, 2, 1, 0]
+    assert numbered_by_size(np.array([3, 1])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("clusterer", sorted(CLUSTERERS))
+def test_the_number_of_clear_groups(clusterer: str) -> None:
+    """Six well-parted groups: the search must find six, or at most one off."""
+    points, _ = blobs(6, 30, spread=0.2)
+    count, told = choose_count(points, clusterer, seed=0)
+    assert abs(count - 6) <= 1
+    assert count in (told["elbow"], told["eigengap"])
+    assert choose_count(points, clusterer, seed=0)[0] == count
+
+
+def test_few_rows_leave_no_search() -> None:
+    assert choose_count(RNG.normal(size=(16, 3)), "kmeans", 0) == (4, {})
+
+
+def test_elbow() -> None:
+    """1, 0.2, 0.15, 0.1, 0.05: the line from 1 to 0.05 lies highest above the second."""
+    assert elbow([4, 5, 6, 7, 8], [1.0, 0.2, 0.15, 0.1, 0.05]) == 5
+
+
+def test_tfidf_tells_topics_apart() -> None:
+    texts = ["boil the soup", "fry the soup", "hoist the sail", "mend the sail"]
+    cosine = tfidf(texts, 0) @ tfidf(texts, 0).T
+    assert cosine[0, 1] > 0.4
+    assert cosine[2, 3] > 0.3
+    assert abs(cosine[0, 2]) < 0.1
+
+
+def test_hidden_is_centred_and_of_unit_length() -> None:
+    states = RNG.normal(size=(30, 8)).astype(np.float32) + 50
+    found = hidden(states)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1)
+    assert np.allclose(found, unit_rows((states - states.mean(0)).astype(np.float64)), atol=1e-3)
+    assert np.array_equal(unit_rows(np.zeros((1, 3))), np.zeros((1, 3)))

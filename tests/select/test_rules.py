@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from resprout.tasks.select.budget import capability_degradation, floor_budget, full_budget
+from resprout.tasks.select.concepts import literal_concepts, phrases, top_concepts
+from resprout.tasks.select.duplicates import conflicting, lexical_vectors, near_equal
+from resprout.tasks.select.graph import ConsistencyGraph, choose_consistent, readmit
+from resprout.tasks.select.pool import fill
+from resprout.tasks.select.rank import instruction_efficiency, ranked
+
+
+def row(instruction: str, output: str, given: str = "") -> dict[str, str]:
+    return {"instruction": instruction, "input": given, "output": output}
+
+
+def test_cds_is_the_mean_of_each_cluster() -> None:
+    """Cluster 0: (0.1 + 0.3) / 2, cluster 1: 0.6."""
+    cds = capability_degradation(np.array([0.1, 0.6, 0.3]), np.array([0, 1, 0]))
+    assert cds == pytest.approx([0.2, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("budget", "cds", "capacities", "floored", "full"),
+    [
+        # 10 * (1, 2, 4) / 7 = 1.43, 2.86, 5.71: floors 1, 2, 5; the rest of 2 goes to .86 and .71.
+        (10, [1, 2, 4], [99, 99, 99], [1, 2, 5], [1, 3, 6]),
+        # The third is capped at 3; 7 * (1, 2) / 3 = 2.33, 4.67: floors 2 and 4, the rest to the second.
+        (10, [1, 2, 4], [99, 99, 3], [1, 2, 3], [2, 5, 3]),
+        # Capping the third overfills the second: 3 and 4 capped, 3 left for the first.
+        (10, [1, 2, 4], [99, 4, 3], [1, 2, 3], [3, 4, 3]),
+        # The pool is smaller than the budget.
+        (10, [1, 2, 4], [1, 1, 1], [1, 1, 1], [1, 1, 1]),
+        # Nothing was hurt: equal shares.
+        (9, [0, 0, 0], [99, 99, 99], [3, 3, 3], [3, 3, 3]),
+        # The hurt cluster is full, the rest goes to the unhurt ones in equal parts.
+        (9, [1, 0, 0], [3, 99, 99], [3, 0, 0], [3, 3, 3]),
+    ],
+)
+def test_budget_by_hand(
+    budget: int, cds: list[float], capacities: list[int], floored: list[int], full: list[int]
+) -> None:
+    assert floor_budget(budget, cds, capacities) == floored
+    assert full_budget(budget, cds, capacities) == full
+
+
+def test_budget_is_always_filled_and_never_exceeded() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        size = int(rng.integers(1, 12))
+        cds, capacities = rng.random(size) * (rng.random(size) < 0.8), rng.integers(0, 900, size)
+        budget = int(rng.integers(1, 3000))
+        granted = full_budget(budget, cds.tolist(), capacities.tolist())
+        assert sum(granted) == min(budget, int(capacities.sum()))
+        assert all(got <= held for got, held in zip(granted, capacities, strict=True))
+        assert sum(floor_budget(budget, cds.tolist(), capacities.tolist())) <= budget
+
+
+def test_ies_by_hand() -> None:
+    """0.4 / log(10^2) = 0.4 / 4.605 = 0.0869."""
+    assert instruction_efficiency(np.array([0.4]), np.array([10])) == pytest.approx([0.4 / math.log(100)])
+
+
+def test_rank_highest_first_ties_by_id() -> None:
+    ies, labels = np.array([0.1, 0.5, 0.5, 0.9]), np.array([0, 0, 0, 1])
+    assert ranked(ies, labels, ["a", "c", "b", "d"]) == [[2, 1, 0], [3]]
+
+
+def test_fill_passes_over_what_does_not_fit() -> None:
+    """Budget 10: 6 fits, 5 does not, 3 fits, 2 does not, 1 fits."""
+    assert fill([0, 1, 2, 3, 4], [6, 5, 3, 2, 1], 10) == [0, 2, 4]
+
+
+def test_rake_by_hand() -> None:
+    """'deep red wine', 'red sea', 'sea' from 'the deep red wine, the red sea. A sea': degree / frequency is
+    deep 3/1, red (3 + 2)/2, wine 3/1, sea (2 + 1)/2; the phrases score 8.5, 4 and 1.5.
+    """
+    assert phrases("The deep red wine, the red sea. A sea") == ["deep red wine", "red sea", "sea"]
+
+
+def test_rake_borders() -> None:
+    """Lines, punctuation and stop words part phrases; apostrophes and hyphens do not."""
+    found = phrases("salt\npepper (well-kept) sauce and oven's")
+    assert set(found) == {"salt", "pepper", "well-kept", "sauce", "oven's"}
+    assert phrases("the of and") == []
+    assert phrases("") == []
+
+
+def test_concepts_cover_all_columns_and_top_ones_occur_twice() -> None:
+    rows = [row("red wine", "salt", "blue sea"), row("red wine", "pepper"), row("salt", "blue sea")]
+    assert set(literal_concepts(rows)[0]) == {"red wine", "blue sea", "salt"}
+    assert top_concepts(rows) == [["blue sea", "red wine", "salt"], ["red wine"], ["blue sea", "salt"]]
+
+
+def test_at_most_three_top_concepts() -> None:
+    rows = [row("a1, b1, c1, d1, e1", "x")] * 2
+    assert len(literal_concepts(rows)[0]) == 6
+    assert top_concepts(rows)[0] == ["a1", "b1", "c1"]
+
+
+def test_graph_by_hand() -> None:
+    """After {a, b} and {c}: a-b is an edge; a-c are both known without one; a-x has an unknown end."""
+    graph = ConsistencyGraph()
+    assert graph.conflicts(["a", "b"]) == 0
+    graph.add(["a", "b"])
+    graph.add(["c"])
+    assert graph.conflicts(["b", "a"]) == 0
+    assert graph.conflicts(["a", "x"]) == 0
+    assert graph.conflicts(["a", "c"]) == 1
+    assert graph.conflicts(["a", "b", "c"]) == 2
+    graph.add(["a", "b", "c"])
+    assert graph.conflicts(["a", "b", "c"]) == 0
+
+
+# Row 0 {a, b} is accepted, row 1 {c} too; 2 {a, b, c} contradicts two pairs, 3 {a, c} one, 4 {d} none.
+CONCEPTS = [["a", "b"], ["c"], ["a", "b", "c"], ["a", "c"], ["d"]]
+TOKENS = np.array([10, 10, 10, 10, 10])
+
+
+def test_first_pass_by_hand() -> None:
+    outcome, _ = choose_consistent([[0, 1, 2, 3, 4]], [50], TOKENS, CONCEPTS, [0])
+    assert sorted(outcome.reasons) == [0, 1, 4]
+    assert (outcome.considered, outcome.rejected, outcome.filled) == ([5], [2], [30])
+    assert outcome.refusals == {
+        2: "2 pairs of its concepts contradict accepted rows",
+        3: "1 pairs of its concepts contradict accepted rows",
+    }
+
+
+def test_second_pass_takes_the_least_conflicting() -> None:
+    """40 tokens hold four rows: row 3 with one conflict comes before row 2 with two, though below."""
+    outcome, graph = choose_consistent([[0, 1, 2, 3, 4]], [40], TOKENS, CONCEPTS, [0])
+    readmit(outcome, graph, [[0, 1, 2, 3, 4]], [40], TOKENS, CONCEPTS, [0], 40)
+    assert sorted(outcome.reasons) == [0, 1, 3, 4]
+    assert outcome.reasons[3].startswith("re-admitted")
+    assert (outcome.readmitted, outcome.filled) == ([1], [40])
+
+
+def test_what_clusters_leave_is_topped_up() -> None:
+    """Grants of 15 and 25 leave 5 and 5 of budget 40: one more row of 10 fits."""
+    clusters = [[0, 1], [2, 3, 4]]
+    alone = [["a"], ["b"], ["c"], ["d"], ["e"]]
+    outcome, graph = choose_consistent(clusters, [15, 25], TOKENS, alone, [1, 0])
+    assert sorted(outcome.reasons) == [0, 2, 3]
+    assert outcome.refusals[1] == "does not fit what is left of its cluster's budget"
+    readmit(outcome, graph, clusters, [15, 25], TOKENS, alone, [1, 0], 40)
+    assert len(outcome.reasons) == 4
+    assert sum(outcome.filled) == 40
+
+
+def test_the_cluster_served_first_sets_the_concepts() -> None:
+    """Row 0 {a, b} and row 1 {a}, {b} apart cannot both stand first."""
+    clusters, concepts = [[0], [1, 2]], [["a", "b"], ["a"], ["b"]]
+    first, _ = choose_consistent(clusters, [10, 20], TOKENS[:3], concepts, [0, 1])
+    second, _ = choose_consistent(clusters, [10, 20], TOKENS[:3], concepts, [1, 0])
+    assert sorted(first.reasons) == [0, 1, 2]
+    assert sorted(second.reasons) == [1, 2]
+
+
+def test_near_equal_rows() -> None:
+    words = " ".join(f"word{number}" for number in range(60))
+    rows = [
+        row(words, "yes"),
+        row("something else", "no"),
+        row(words + "!", "yes"),
+        row(words, words.upper().replace("WORD", "other")),
+    ]
+    assert near_equal(rows) == {2: 0}
+    sums = [row(f"Calculate {a} - {b} =", str(a - b)) for a in range(20) for b in range(20)]
+    assert near_equal(sums) == {}
+
+
+def test_conflicting_answers_leave_the_likeliest() -> None:
+    """Rows 0, 1 and 2 ask the same; 1 is likeliest, 2 has 1's answer and stays, 0 goes. Other numbers,
+    another input or other words make another question.
+    """
+    rows = [
+        row("What is the capital of France?", "Lyon"),
+        row("what is the capital of france", "Paris"),
+        row("What is the capital of France ?", "paris"),
+        row("What is 2 plus 3?", "5"),
+        row("What is 2 plus 4?", "6"),
+        row("Translate.", "chat", "cat"),
+        row("Translate.", "chien", "dog"),
+    ]
+    nll = np.array([2.0, 1.0, 3.0, 1.0, 1.0, 1.0, 1.0])
+    vectors = lexical_vectors([found["instruction"] for found in rows])
+    assert conflicting(rows, vectors, 0.95, nll) == {0: 1}
+    dense = vectors.toarray()
+    assert conflicting(rows, dense, 0.95, nll) == {0: 1}
+    assert conflicting(rows, dense, 0.95, np.array([0.5, 1.0, 3.0, 1, 1, 1, 1])) == {1: 0, 2: 0}

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
+from resprout.tasks.job import Job, silent
+from resprout.tasks.models.load import load_model, load_tokenizer
+from resprout.tasks.select import paser
+from resprout.tasks.select.concepts import phrases
+from resprout.tasks.select.registry import METHODS
+from resprout.tasks.select.stage import select
+
+Rows = list[dict[str, Any]]
+Write = Callable[..., Path]
+
+
+def settings(method: str, **changes: Any) -> SelectConfig:
+    given: dict[str, Any] = {
+        "budget_ratio": 0.3,
+        "max_len_tokens": 400,
+        "paser": PaserConfig(clusters=4),
+        **changes,
+    }
+    return SelectConfig(method=method, pool=(RowSource(source="x"),), **given)
+
+
+class Result:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.selected = [json.loads(line) for line in (folder / "selected.jsonl").read_text().splitlines()]
+        self.decisions = [json.loads(line) for line in (folder / "decisions.jsonl").read_text().splitlines()]
+        self.summary = json.loads((folder / "summary.json").read_text())
+        self.metrics = json.loads((folder / "metrics.json").read_text())
+        self.ids = [row["id"] for row in self.selected]
+
+
+@pytest.fixture
+def run(tmp_path: Path, models_folder: Path, write_rows: Write) -> Callable[..., Result]:
+    number = iter(range(99))
+
+    def call(method: str, rows: Rows, seed: int = 17, **changes: Any) -> Result:
+        count = next(number)
+        workdir = tmp_path / f"out{count}"
+        workdir.mkdir()
+        inputs = {name: models_folder / name for name in ("dense", "pruned")}
+        inputs["rows"] = write_rows(rows, f"rows{count}")
+        job = Job(settings(method, **changes), seed=seed, dtype="float32")
+        select.body(job, inputs, workdir, silent)
+        return Result(workdir)
+
+    return call
+
+
+@pytest.mark.parametrize("method", [entry.name for entry in METHODS])
+def test_contract(method: str, run: Callable[..., Result], pool_rows: Rows) -> None:
+    """Every method: the budget is filled to within a row, each row has a reason, order changes no byte."""
+    result = run(method, pool_rows)
+    tokens = sum(row["tokens"] for row in result.selected)
+    summary = result.summary
+    pool_tokens = sum(decision["tokens"] for decision in result.decisions)
+    assert summary["pool_tokens"] == pool_tokens
+    assert summary["requested_tokens"] == int(0.3 * pool_tokens)
+    assert summary["filled_tokens"] == tokens <= summary["requested_tokens"]
+    assert summary["granted_tokens"] == summary["requested_tokens"]
+    left = summary["requested_tokens"] - tokens
+    assert all(left < decision["tokens"] for decision in result.decisions if not decision["accepted"])
+    assert result.metrics["selected_rows"] == len(result.selected) == len(set(result.ids))
+
+    by_id = {row["id"]: row for row in pool_rows}
+    assert all({**by_id[row["id"]], "tokens": row["tokens"]} == row for row in result.selected)
+    assert [decision["id"] for decision in result.decisions] == sorted(by_id)
+    assert {decision["id"] for decision in result.decisions if decision["accepted"]} == set(result.ids)
+    assert all(decision["reason"] for decision in result.decisions)
+    expected = {"id", "tokens", "cluster", "jsd", "ies", "concepts", "accepted", "reason"}
+    assert all(set(decision) == expected for decision in result.decisions)
+    assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in result.metrics.values())
+
+    shuffled = run(method, random.Random(3).sample(pool_rows, len(pool_rows)))
+    for name in ("selected.jsonl", "decisions.jsonl", "summary.json", "metrics.json"):
+        assert (result.folder / name).read_bytes() == (shuffled.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", [entry.name for entry in METHODS])
+def test_category_decides_nothing(method: str, run: Callable[..., Result], pool_rows: Rows) -> None:
+    blind = [{**row, "category": "", "source": ""} for row in pool_rows]
+    assert run(method, blind).ids == run(method, pool_rows).ids
+
+
+@pytest.mark.parametrize("method", [entry.name for entry in METHODS])
+def test_rows_that_cannot_be_chosen(method: str, run: Callable[..., Result], pool_rows: Rows) -> None:
+    rows = [
+        *pool_rows,
+        {**pool_rows[0], "id": "z-twin"},
+        {**pool_rows[0], "id": "z-empty", "output": ""},
+        {**pool_rows[0], "id": "z-long", "instruction": "x" * 500},
+    ]
+    result = run(method, rows, budget_ratio=1.0)
+    reasons = {
+        decision["id"]: decision["reason"] for decision in result.decisions if not decision["accepted"]
+    }
+    assert reasons.pop("z-twin") == "the same as another row"
+    assert reasons.pop("z-empty") == reasons.pop("z-long") == "no response token left after the template"
+    assert result.summary["left_out_rows"] == 3
+    assert method == "paser" or not reasons
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"budget_ratio": None, "budget_tokens": 10**6},
+            r"budget_tokens is 1000000 but the pool holds \d+ tokens in 90",
+        ),
+        ({"budget_ratio": None, "budget_tokens": 20}, "budget of 20 tokens holds no row: the shortest takes"),
+        ({"max_len_tokens": 50}, "no tokens left after the template"),
+        ({"template": "chat"}, "no chat template"),
+    ],
+)
+def test_pools_and_budgets_that_do_not_fit(
+    run: Callable[..., Result], pool_rows: Rows, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        run("random", pool_rows, **changes)
+
+
+def test_random_reads_no_weights(
+    models_folder: Path, write_rows: Write, pool_rows: Rows, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).write_bytes((models_folder / "dense" / name).read_bytes())
+    job = Job(settings("random"), dtype="float32")
+    select.body(job, {"rows": write_rows(pool_rows), "dense": bare}, tmp_path, silent)
+    assert Result(tmp_path).selected
+
+
+def test_random_follows_the_seed(run: Callable[..., Result], pool_rows: Rows) -> None:
+    assert run("random", pool_rows).ids != run("random", pool_rows, seed=18).ids
+
+
+def reference(models_folder: Path, rows: Rows, clusters: int, ratio: float, seed: int) -> list[str]:
+    """PASER as the paper and its code have it, with loops: ids of the chosen rows."""
+    from sklearn.decomposition import NMF
+
+    from resprout.tasks.data.template import encode
+    from resprout.tasks.select.embed import tfidf
+
+    rows = sorted(rows, key=lambda row: row["id"])
+    tokenizer: Any = load_tokenizer(models_folder / "dense")
+    dense, pruned = (load_model(models_folder / name, "float32", "cpu") for name in ("dense", "pruned"))
+    lengths, jsd = [], []
+    for row in rows:
+        encoded = encode(tokenizer, row, "alpaca", 400)
+        ids = torch.tensor([encoded.prompt_ids + encoded.response_ids])
+        lengths.append(ids.shape[1])
+        with torch.no_grad():
+            p, q = (
+                m(ids).logits[0, len(encoded.prompt_ids) - 1 : -1].double().softmax(-1)
+                for m in (pruned, dense)
+            )
+        m = (p + q) / 2
+        jsd.append(float(((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean() / 2))
+    points = tfidf([row["instruction"] for row in rows], seed)
+    far = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    sigma = np.median(far[np.triu_indices(len(rows), 1)])
+    kernel = np.exp(-(far**2) / (2 * sigma**2))
+    values, vectors = np.linalg.eig(np.eye(len(rows)) - kernel / kernel.sum(1, keepdims=True))
+    phi = vectors[:, np.argsort(values.real)[:clusters]].real
+    weights = NMF(clusters, init="nndsvda", random_state=seed, max_iter=400, tol=1e-3).fit_transform(
+        np.abs(phi @ phi.T)
+    )
+    members = defaultdict(list)
+    for index, label in enumerate(weights.argmax(1)):
+        members[label].append(index)
+    cds = {label: np.mean([jsd[index] for index in found]) for label, found in members.items()}
+    budget = int(ratio * sum(lengths))
+    vertices: set[str] = set()
+    edges: set[frozenset[str]] = set()
+    chosen = []
+    for label in sorted(members, key=lambda k: -cds[k]):
+        left = int(budget * cds[label] / sum(cds.values()))
+        left = min(left, sum(lengths[index] for index in members[label]))
+        for index in sorted(members[label], key=lambda i: -jsd[i] / math.log(lengths[i] ** 2)):
+            row = rows[index]
+            concepts = set(phrases("\n".join(row[column] for column in ("instruction", "input", "output"))))
+            pairs = [frozenset(pair) for pair in combinations(concepts, 2)]
+            if lengths[index] > left or any(pair not in edges and pair <= vertices for pair in pairs):
+                continue
+            left -= lengths[index]
+            chosen.append(row["id"])
+            vertices |= concepts
+            edges |= set(pairs)
+    return sorted(chosen)
+
+
+def test_faithful_against_an_independent_reference(
+    run: Callable[..., Result], pool_rows: Rows, models_folder: Path
+) -> None:
+    result = run("paser", pool_rows, paser=PaserConfig(mode="faithful", clusters=4))
+    expected = reference(models_folder, pool_rows, 4, 0.3, 17)
+    assert 5 < len(expected) < 40
+    assert result.ids == expected
+    assert result.summary["path"]["graph"] == "literal"
+    assert result.summary["granted_tokens"] <= result.summary["requested_tokens"]
+    assert any("whatever `graph` says" in warning for warning in result.summary["warnings"])
+
+
+def test_faithful_takes_no_rule_of_ours(run: Callable[..., Result], pool_rows: Rows) -> None:
+    for changes in ({"clusterer": "kmeans"}, {"clusters": "auto"}):
+        config = PaserConfig(**{"mode": "faithful", "clusters": 4, **changes})  # type: ignore[arg-type]
+        with pytest.raises(BadInput, match=r"faithful but cluster\w+ is (kmeans|auto)"):
+            run("paser", pool_rows, paser=config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"clusterer": "kmeans"}, {"clusters": "auto"}, {"embedder": "hidden"}, {"graph": "literal"}]
+)
+def test_auto_in_all_its_forms(run: Callable[..., Result], pool_rows: Rows, changes: dict[str, Any]) -> None:
+    config = PaserConfig(**{"clusters": 4, **changes})  # type: ignore[arg-type]
+    result = run("paser", pool_rows, paser=config)
+    assert 0 <= result.summary["requested_tokens"] - result.summary["filled_tokens"] < 200
+    name, value = next(iter(changes.items()))
+    assert result.summary["path"].get(name, value) == value
+
+
+def test_minilm_from_a_folder(run: Callable[..., Result], pool_rows: Rows, models_folder: Path) -> None:
+    encoder = str(models_folder / "encoder")
+    result = run(
+        "paser", pool_rows, paser=PaserConfig(clusters=4, embedder="minilm", embedder_source=encoder)
+    )
+    assert result.summary["path"]["embedder"] == "minilm"
+    for source, message in ((None, "embedder_source is not set"), ("/nowhere", "holds no sentence encoder")):
+        with pytest.raises(BadInput, match=message):
+            run("paser", pool_rows, paser=PaserConfig(clusters=4, embedder="minilm", embedder_source=source))
+
+
+def test_minilm_is_the_mean_over_real_tokens(models_folder: Path) -> None:
+    from transformers import AutoModel
+
+    from resprout.tasks.select.embed import minilm
+
+    texts = ["boil the soup", "a"]
+    found = minilm(models_folder / "encoder", texts, "cpu", silent)
+    model = AutoModel.from_pretrained(models_folder / "encoder").eval()
+    tokenizer: Any = load_tokenizer(models_folder / "encoder")
+    for text, vector in zip(texts, found, strict=True):
+        with torch.no_grad():
+            mean = model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].mean(0)
+        assert np.allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
+
+
+def test_more_is_spent_where_more_was_lost(run: Callable[..., Result], pool_rows: Rows) -> None:
+    clusters = run("paser", pool_rows).summary["clusters"]
+    free = [cluster for cluster in clusters if cluster["granted_tokens"] < cluster["tokens"]]
+    for first, second in combinations(free, 2):
+        share = first["granted_tokens"] / second["granted_tokens"]
+        assert share == pytest.approx(first["cds"] / second["cds"], rel=0.02)
+
+
+def test_near_duplicates_are_reduced(run: Callable[..., Result], pool_rows: Rows) -> None:
+    """A twin with another answer: exactly one of the two stays in the running, and the decision says why."""
+    twin = {**pool_rows[0], "id": "z-twin", "output": "anchor"}
+    result = run("paser", [*pool_rows, twin], budget_ratio=1.0)
+    gone = [decision for decision in result.decisions if "likes better" in decision["reason"]]
+    assert len(gone) == 1
+    assert gone[0]["id"] in ("z-twin", pool_rows[0]["id"])
+    assert result.metrics["duplicate_rows"] == 1
+
+
+def test_an_unhurt_model_gives_equal_shares_and_says_so(
+    models_folder: Path, write_rows: Write, pool_rows: Rows, tmp_path: Path
+) -> None:
+    inputs = {
+        "rows": write_rows(pool_rows),
+        "dense": models_folder / "dense",
+        "pruned": models_folder / "dense",
+    }
+    select.body(Job(settings("paser"), dtype="float32"), inputs, tmp_path, silent)
+    result = Result(tmp_path)
+    assert any("equal shares" in warning for warning in result.summary["warnings"])
+    assert {decision["jsd"] for decision in result.decisions} == {0.0}
+
+
+def test_limits(run: Callable[..., Result], pool_rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match=r"5 rows, which are too few for paser\.clusters: 4; it needs 8"):
+        run("paser", pool_rows[:5])
+    monkeypatch.setattr(paser, "MOST_ROWS", 80)
+    with pytest.raises(BadInput, match="90 rows, and paser compares up to 80"):
+        run("paser", pool_rows)
+
+
+def test_progress_reaches_the_end(
+    models_folder: Path, write_rows: Write, pool_rows: Rows, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int, str]] = []
+    inputs = {
+        "rows": write_rows(pool_rows),
+        "dense": models_folder / "dense",
+        "pruned": models_folder / "pruned",
+    }
+    select.body(Job(settings("paser"), dtype="float32"), inputs, tmp_path, lambda *told: seen.append(told))
+    assert (90, 90, "rows compared") in seen
+    assert seen[-1][0] == seen[-1][1]
