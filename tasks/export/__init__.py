@@ -1,0 +1,1 @@
+"""Exports: written in formats that stock tools load, and loaded by them again before they count."""

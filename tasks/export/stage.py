@@ -1,0 +1,53 @@
+"""Door of export: write each format, load it again by its stock tool, compare, and only then count it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from resprout.configs.schema import ExportConfig
+from resprout.tasks.export.registry import FORMATS
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.stage import stage
+
+
+def export_methods(config: ExportConfig) -> list[str]:
+    """Modules of the formats that the config selects."""
+    return [FORMATS.entry(name).module for name in config.formats]
+
+
+@stage("export", kind="export", libraries=("torch", "transformers"), methods=export_methods)
+def export(job: Job[ExportConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write `<format>/`, exports.json and metrics.json from `model`.
+
+    An export that its stock tool cannot load, or that computes something else, raises StageFailed.
+    """
+    import torch
+
+    from resprout.tasks.export.probe import Question, probe
+    from resprout.tasks.export.verify import largest_difference
+    from resprout.tasks.models.load import load_model, load_tokenizer
+
+    config = job.config
+    exports: list[dict[str, object]] = []
+    metrics: dict[str, float] = {}
+    if config.formats:
+        model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+        threads = torch.get_num_threads()
+        question = Question(list(config.prompts), config.greedy_tokens, job.dtype, job.device, threads)
+        expected = probe(model, load_tokenizer(inputs["model"]), question)
+    for done, name in enumerate(config.formats):
+        written = FORMATS.get(name)()
+        folder = workdir / name
+        folder.mkdir()
+        written.write(model, inputs["model"], folder)
+        worst = largest_difference(name, expected, written.probe(folder, question), config.max_abs_logit_diff)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        exports.append(
+            {"format": name, "path": name, "bytes": size, "verified": True, "max_abs_logit_diff": worst}
+        )
+        metrics |= {f"{name}_bytes": size, f"{name}_max_abs_logit_diff": worst}
+        progress(done + 1, len(config.formats), "formats exported")
+    (workdir / "exports.json").write_text(json.dumps(exports, sort_keys=True, indent=1) + "\n")
+    (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
