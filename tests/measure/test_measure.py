@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from resprout.configs.errors import BadInput, StageFailed
@@ -52,6 +53,15 @@ def test_measuring_a_model_through_the_door(tmp_path):
     assert len(details["prefill32_batch2"]["seconds"]) == len(details["decode4_batch2"]["seconds"]) == 3
     assert (details["threads"], details["warmup"]) == (1, 1)
     assert str(tmp_path) not in (tmp_path / "details.json").read_text()
+
+
+def test_peak_memory_is_not_that_of_the_process_that_started_it(tmp_path):
+    """This process holds 2 GB, touched, while the child measures a model of half a megabyte."""
+    folder = write_tiny_folder(tmp_path / "model")
+    ballast = np.ones(2_000_000_000, dtype=np.uint8)
+    answer = ask_child(Request(str(folder), "float32", "cpu", False, 8, 2, 1, 3, 1, 1))
+    assert ballast[-1] == 1
+    assert 100e6 < answer.peak_memory_bytes < 1.5e9
 
 
 def test_a_prompt_longer_than_the_model_takes(tmp_path):
