@@ -1,0 +1,107 @@
+"""Time of pruning beside a plain forward pass over the same calibration tokens; exits 1 above its bounds.
+
+python tests/benchmarks/bench_prune.py [--model FOLDER] [--tokens 16384] [--repeats 3]
+
+Two ratios, medians of runs that take turns in one process:
+  prune   score, allocate and apply without repair (FLAP)   at most 1.3 forward passes
+  repair  apply with least squares, statistics included     at most 5 forward passes
+The forward pass is the decoder's, in the same batches, without logits. Default model: a random Llama of 12
+layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.load import load_model
+from resprout.tasks.models.size import count
+from resprout.tasks.models.tiny import tiny_model
+from resprout.tasks.models.walk import BATCH_TOKENS
+from resprout.tasks.prune.apply import apply
+from resprout.tasks.prune.make_plan import make_plan
+
+BOUNDS = {"prune": 1.3, "repair": 5.0}
+RANDOM_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", type=Path, help="model folder; default: a random Llama")
+    parser.add_argument("--tokens", type=int, default=16384, help="calibration tokens")
+    parser.add_argument("--seq-len", type=int, default=256, help="tokens of a sample")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+
+    if args.model:
+        model = load_model(args.model, args.dtype, args.device)
+    else:
+        model = tiny_model("llama", dtype=args.dtype, **RANDOM_LLAMA).to(args.device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (args.tokens // args.seq_len, args.seq_len)
+    ids = torch.randint(4, model.config.vocab_size, shape, generator=generator)
+    base = {"target": {"non_embedding_ratio": 0.8}, "round_to": 32}
+    plain = PruneConfig.model_validate(base | {"repair": "none"})
+    plan, _ = make_plan(model, plain, ids)
+    repaired = plan.model_copy(update={"repair": "least_squares"})
+
+    def forward(victim):
+        with torch.no_grad():
+            for batch in ids.split(max(1, BATCH_TOKENS // args.seq_len)):
+                victim.model(input_ids=batch.to(args.device), use_cache=False)
+
+    def prune(victim):
+        made, _ = make_plan(victim, plain, ids)
+        apply(victim, made)
+
+    def repair(victim):
+        apply(victim, repaired, ids)
+
+    seconds: dict[str, list[float]] = {"forward": [], "prune": [], "repair": []}
+    for run in range(args.repeats + 1):
+        for name, job in (("forward", forward), ("prune", prune), ("repair", repair)):
+            victim = copy.deepcopy(model)
+            began = time.perf_counter()
+            job(victim)
+            if args.device != "cpu":
+                torch.cuda.synchronize()
+            if run > 0:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+
+    median = {name: statistics.median(runs) for name, runs in seconds.items()}
+    print(
+        f"{args.model.name if args.model else 'random llama'}, {count(model).params / 1e6:.1f}M "
+        f"parameters, {args.dtype}, "
+        f"{args.device}, {torch.get_num_threads()} threads, {ids.numel()} tokens"
+    )
+    print(f"forward {median['forward']:.2f} s ({ids.numel() / median['forward']:.0f} tokens/s)")
+    over = False
+    for name, bound in BOUNDS.items():
+        ratio = median[name] / median["forward"]
+        over |= ratio > bound
+        spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f} s"
+        print(f"{name:7} {median[name]:.2f} s ({spread}) = {ratio:.2f} forward passes; bound {bound}")
+    return int(over)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
