@@ -1,0 +1,1 @@
+"""Models and data from wherever they are, pinned before they are brought."""

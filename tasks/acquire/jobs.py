@@ -1,0 +1,101 @@
+"""Settings of the acquire stages: a section of the run config with the source it was pinned to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from resprout.configs.schema import DataSource, ModelConfig
+from resprout.tasks.acquire.address import pin
+from resprout.tasks.acquire.choose import ENDINGS
+from resprout.tasks.acquire.pinned import Context, Pinned, Wanted
+
+
+@dataclass(frozen=True)
+class AcquireModel:
+    """A model and its exact source; `key_data` holds what decides the bytes, no places, no users."""
+
+    config: ModelConfig
+    pinned: Pinned
+    context: Context
+    role: Literal["model", "encoder"] = "model"
+
+    @classmethod
+    def pin(
+        cls, config: ModelConfig, context: Context, role: Literal["model", "encoder"] = "model"
+    ) -> AcquireModel:
+        """Resolve `config.source` now; BadInput or Transient where that fails."""
+        return cls(config, pin(config.source, _wanted(config, role), context), context, role)
+
+    @property
+    def converts(self) -> bool:
+        """Whether the weights are rewritten, in `config.dtype`, instead of copied."""
+        endings = ENDINGS["safetensors"]
+        return not any(file.path.endswith(endings) for file in self.pinned.files)
+
+    def key_data(self) -> dict[str, Any]:
+        return {
+            "source": self.pinned.digest,
+            "role": self.role,
+            **({"dtype": self.config.dtype} if self.converts else {}),
+        }
+
+    def origin(self) -> dict[str, Any]:
+        return _origin(self.config.source, self.pinned)
+
+    def licence_note(self) -> str | None:
+        return self.config.licence or self.pinned.licence
+
+
+@dataclass(frozen=True)
+class AcquireData:
+    """Data sources in their order, each with what it was pinned to."""
+
+    sources: tuple[tuple[DataSource, Pinned], ...]
+    context: Context
+
+    @classmethod
+    def pin(cls, sources: Sequence[DataSource], context: Context) -> AcquireData:
+        """Resolve every source now; BadInput or Transient where that fails."""
+        return cls(
+            tuple((source, pin(source.source, Wanted("data"), context)) for source in sources), context
+        )
+
+    def key_data(self) -> dict[str, Any]:
+        return {
+            "sources": [
+                {
+                    "source": pinned.digest,
+                    "label": pinned.label,
+                    **source.model_dump(mode="json", exclude={"source", "licence"}),
+                }
+                for source, pinned in self.sources
+            ]
+        }
+
+    def origin(self) -> dict[str, Any]:
+        return {
+            "sources": [
+                {**_origin(source.source, pinned), "licence": source.licence or pinned.licence}
+                for source, pinned in self.sources
+            ]
+        }
+
+    def licence_note(self) -> str | None:
+        named = sorted({source.licence or pinned.licence or "unknown" for source, pinned in self.sources})
+        return ", ".join(named) if named != ["unknown"] else None
+
+
+def _wanted(config: ModelConfig, role: Literal["model", "encoder"]) -> Wanted:
+    return Wanted(role, config.allow_pickle, config.trust_remote_code)
+
+
+def _origin(given: str, pinned: Pinned) -> dict[str, Any]:
+    return {
+        "given": given,
+        "uri": pinned.uri,
+        "bytes": pinned.total_bytes,
+        "licence": pinned.licence,
+        **pinned.identity,
+    }

@@ -1,0 +1,187 @@
+"""A pinned model's files to a clean folder: safetensors copied, GGUF dequantised, pickles converted aside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.tasks.acquire.choose import Chosen
+from resprout.tasks.acquire.gguf_header import gguf_metadata, quantisation
+from resprout.tasks.acquire.pinned import Pinned
+from resprout.tasks.job import Progress
+
+PIECE_BYTES = 1024 * 1024
+NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+UNPICKLE = "resprout.tasks.acquire.unpickle"
+
+
+def copy_model(
+    chosen: Chosen, files: dict[str, Path], pinned: Pinned, folder: Path, progress: Progress
+) -> None:
+    """Copy the model's files byte for byte and write source.json; shards and known hashes are checked."""
+    _require_shards(files)
+    known = {file.path: file.sha256 for file in pinned.files}
+    done, total = 0, sum(path.stat().st_size for path in files.values())
+    for name, path in sorted(files.items()):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found = hashlib.sha256()
+        with path.open("rb") as source, target.open("wb") as sink:
+            while piece := source.read(PIECE_BYTES):
+                found.update(piece)
+                sink.write(piece)
+                done += len(piece)
+                progress(done, total, "bytes")
+        if known[name] is not None and found.hexdigest() != known[name]:
+            raise VerificationFailed(f"{name} of {pinned.uri} arrived with another SHA-256")
+    dtypes = Counter[str]()
+    for name in chosen.weights:
+        dtypes.update(_dtype_bytes(folder / name))
+    widest = dtypes.most_common(1)[0][0]
+    _write_source(folder, files, chosen, f"safetensors:{NAMES.get(widest, widest.lower())}")
+
+
+def dequantise(
+    chosen: Chosen, files: dict[str, Path], folder: Path, scratch: Path, dtype: str, progress: Progress
+) -> None:
+    """Weights of a GGUF file in `dtype` as safetensors, with its tokenizer, chat template and config."""
+    (path,) = files.values()
+    metadata = gguf_metadata(path)
+    progress(0, 1, "models")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+    # Beside the file may lie a config that transformers would prefer to the file's own.
+    alone = scratch / "gguf"
+    alone.mkdir()
+    (alone / "model.gguf").symlink_to(path.resolve())
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            alone,
+            gguf_file="model.gguf",
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", local_files_only=True)
+    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+        architecture = metadata.get("general.architecture", "unknown")
+        raise BadInput(
+            f"transformers cannot read {path.name} (architecture '{architecture}'): {_line(error)}; give "
+            "the model as a safetensors folder"
+        ) from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _forget_places(folder)
+    _write_source(folder, files, chosen, f"gguf:{quantisation(metadata)}")
+    progress(1, 1, "models")
+
+
+def convert_pickle(
+    chosen: Chosen, files: dict[str, Path], folder: Path, scratch: Path, dtype: str, progress: Progress
+) -> None:
+    """Pickled weights as safetensors in `dtype`, by the weights-only loader in an isolated child process."""
+    progress(0, 1, "models")
+    apart = scratch / "pickled"
+    apart.mkdir()
+    single = len(chosen.weights) == 1
+    for name, path in files.items():
+        target = "pytorch_model.bin" if single and name in chosen.weights else name
+        (apart / target).parent.mkdir(parents=True, exist_ok=True)
+        (apart / target).symlink_to(path.resolve())
+    environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
+    environment |= {"HOME": str(scratch), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", UNPICKLE, str(apart), str(folder), dtype],
+        env=environment,
+        cwd=scratch,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:300]
+        raise BadInput(
+            f"{chosen.weights[0]} cannot be converted by the weights-only loader ({reason}); "
+            "give a safetensors version"
+        )
+    for name, path in files.items():
+        if name not in chosen.weights and not (folder / name).exists() and not name.endswith(".index.json"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(path.read_bytes())
+    _forget_places(folder)
+    _write_source(folder, files, chosen, f"pickle:{Path(chosen.weights[0]).suffix.lstrip('.')}")
+    progress(1, 1, "models")
+
+
+def _write_source(folder: Path, files: dict[str, Path], chosen: Chosen, form: str) -> None:
+    size = sum(files[name].stat().st_size for name in chosen.weights)
+    about = {"source_bytes": size, "source_format": form}
+    (folder / "source.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _require_shards(files: dict[str, Path]) -> None:
+    for name, path in files.items():
+        if not name.endswith(".safetensors.index.json"):
+            continue
+        try:
+            shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise BadInput(
+                f"{name} is no index of shards ({type(error).__name__}); fetch the model again"
+            ) from error
+        if missing := sorted(shards - set(files)):
+            raise BadInput(f"{name} lists {missing[0]}, which is not there; fetch the model again")
+
+
+def _dtype_bytes(path: Path) -> Counter[str]:
+    """Bytes of each dtype by the header of a safetensors file."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        sizes: Counter[str] = Counter()
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                start, end = tensor["data_offsets"]
+                sizes[tensor["dtype"]] += end - start
+        if 8 + length + max(
+            tensor["data_offsets"][1] for k, tensor in header.items() if k != "__metadata__"
+        ) != (path.stat().st_size):
+            raise ValueError("its length is not what its header says")
+        return sizes
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path.name} is no complete safetensors file ({error}); fetch it again") from error
+
+
+def _forget_places(folder: Path) -> None:
+    """Drop the paths that transformers notes in its JSON files: content is the same wherever it was made."""
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        path = folder / name
+        if path.is_file():
+            data = json.loads(path.read_text(encoding="utf-8"))
+            for key in (
+                "_name_or_path",
+                "name_or_path",
+                "_model_name_or_path",
+                "gguf_file",
+                "is_local",
+                "local_files_only",
+            ):
+                data.pop(key, None)
+            path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,86 @@
+"""What a source is pinned to: exact files with what decides their bytes, before anything is brought here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from resprout.configs.schema import StoreConfig
+from resprout.infra.store.canonical import canonical_json, sha256_hex
+
+Purpose = Literal["model", "encoder", "data"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where sources are looked for. None of it enters a cache key.
+
+    `home` keeps the hashes of local files; `base` is where relative paths begin; `package_roots` are folders
+    that `pip install --target` filled; `store` gives s3:// its endpoint and credentials; `tracking_uri` finds
+    models:/.
+    """
+
+    home: Path
+    base: Path
+    package_roots: tuple[Path, ...] = ()
+    store: StoreConfig = field(default_factory=StoreConfig)
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a source is asked for: `purpose`, and whether pickled weights and Python code may come along."""
+
+    purpose: Purpose = "data"
+    allow_pickle: bool = False
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """A file: `path` in the model or data set, `location` at its source, `identity` that decides its bytes.
+
+    `sha256` is known where the source keeps one; then what is brought is held against it.
+    """
+
+    path: str
+    size: int
+    location: str
+    identity: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A source resolved to exact content: `digest` enters cache keys, `uri` and `identity` the record."""
+
+    uri: str
+    scheme: str
+    label: str
+    files: tuple[PinnedFile, ...]
+    identity: Mapping[str, Any]
+    digest: str
+    licence: str | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+class Source(Protocol):
+    """A place that models and data come from."""
+
+    def pin(self, address: str, wanted: Wanted, context: Context) -> Pinned:
+        """The exact content behind `address`; BadInput, or Transient when the place cannot be reached."""
+        ...
+
+    def fetch(self, pinned: Pinned, context: Context, scratch: Path) -> dict[str, Path]:
+        """A local file for each pinned path, in `scratch` or where it lies already."""
+        ...
+
+
+def files_digest(files: Iterable[PinnedFile]) -> str:
+    """SHA-256 over the sorted (path, size, identity) of `files`: equal for equal bytes under equal names."""
+    return sha256_hex(canonical_json(sorted([file.path, file.size, file.identity] for file in files)))

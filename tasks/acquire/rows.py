@@ -1,0 +1,154 @@
+"""Pinned data to JSONL: read, filter, split by hash, drop repeats, sample, render."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import DataSource, RowSource, TextSource
+from resprout.infra.store.canonical import sha256_hex
+from resprout.tasks.acquire.pinned import Pinned
+from resprout.tasks.data.read import format_of, read_rows
+from resprout.tasks.data.render import compile_template, compile_where, hash_percent
+
+T = TypeVar("T")
+Columns = dict[str, Any]
+
+NOT_DATA = ("readme", "license", "licence", "notice")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row ready to be written: `text` is its main text, which the split hashes and repeats are found by."""
+
+    text: str
+    row: dict[str, Any]
+
+
+def instruction_items(source: RowSource, pinned: Pinned, files: dict[str, Path]) -> Iterator[Item]:
+    """Rows in Alpaca form with a stable id; a row without instruction or output raises BadInput."""
+    fields = ("instruction", "input", "output", "category")
+    templates = {name: compile_template(getattr(source, name)) for name in fields}
+
+    def render(columns: Columns) -> dict[str, str]:
+        return {name: template(columns).strip() for name, template in templates.items()}
+
+    for place, columns in _columns(source, files):
+        row = _at(place, render, columns)
+        for name in ("instruction", "output"):
+            if not row[name]:
+                raise BadInput(
+                    f"{place}: the {name} is empty; expected text from the template "
+                    f"{getattr(source, name)!r}, or leave such rows out by `where`"
+                )
+        text = "\n".join((row["instruction"], row["input"], row["output"]))
+        yield Item(
+            text, {"id": sha256_hex(text.encode("utf-8", "surrogatepass")), "source": pinned.label, **row}
+        )
+
+
+def text_items(source: TextSource, pinned: Pinned, files: dict[str, Path]) -> Iterator[Item]:
+    """Documents; an empty one raises BadInput."""
+    render = compile_template(source.text)
+    for place, columns in _columns(source, files):
+        text = _at(place, render, columns)
+        if not text.strip():
+            raise BadInput(
+                f"{place}: the text is empty; expected text from the template {source.text!r}, or leave such "
+                "rows out by `where`"
+            )
+        yield Item(text, {"text": text, "source": pinned.label})
+
+
+def raw_items(source: DataSource, pinned: Pinned, files: dict[str, Path]) -> Iterator[Item]:
+    """Rows with their own columns."""
+    for place, columns in _columns(source, files):
+        yield Item(_at(place, lambda row: json.dumps(row, sort_keys=True), columns), columns)
+
+
+def taken(items: Iterable[Item], source: DataSource, seed: int, unique: bool) -> list[Item]:
+    """Items in the source's hash range, at most `limit` of them, in the file's order.
+
+    The sample is the `limit` items with the lowest SHA-256 of seed and text, which no library changes.
+    """
+    low, high = source.hash_percent
+    kept: dict[str, Item] = {}
+    repeats: list[Item] = []
+    for item in items:
+        if low <= hash_percent(item.text) < high:
+            if unique:
+                kept.setdefault(item.text, item)
+            else:
+                repeats.append(item)
+    chosen = list(kept.values()) if unique else repeats
+    if not chosen:
+        raise BadInput(
+            f"{source.source}: no row is left after where {source.where!r} and hash_percent [{low}, {high}); "
+            "widen them"
+        )
+    if source.limit is None or len(chosen) <= source.limit:
+        return chosen
+    ranked = sorted(range(len(chosen)), key=lambda index: (_rank(seed, chosen[index].text), index))
+    return [chosen[index] for index in sorted(ranked[: source.limit])]
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line, ASCII only: some readers take U+2028 for the end of a line."""
+    with path.open("w", encoding="ascii") as file:
+        for row in rows:
+            file.write(json.dumps(row, sort_keys=True) + "\n")
+
+
+def _columns(source: DataSource, files: dict[str, Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    where = compile_where(source.where) if source.where else None
+    for name, path in _data_files(source, files):
+        for number, columns in _named(name, path, source.format):
+            place = f"{name}, row {number}"
+            if where is None or _at(place, where, columns):
+                yield place, columns
+
+
+def _named(name: str, path: Path, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a file whose faults name the file as its source does, not where it was brought to."""
+    try:
+        yield from read_rows(path, form)
+    except BadInput as error:
+        raise BadInput(str(error).replace(str(path), name)) from error
+
+
+def _data_files(source: DataSource, files: dict[str, Path]) -> list[tuple[str, Path]]:
+    if len(files) == 1:
+        return list(files.items())
+    found = []
+    for name, path in sorted(files.items()):
+        if Path(name).name.lower().startswith(NOT_DATA):
+            continue
+        if source.format == "auto":
+            try:
+                format_of(path)
+            except BadInput:
+                continue
+        found.append((name, path))
+    if not found:
+        raise BadInput(
+            f"{source.source} holds no data file among {', '.join(sorted(files)[:5])}; "
+            "name one file, or set format"
+        )
+    return found
+
+
+def _at(place: str, call: Callable[[Columns], T], columns: Columns) -> T:
+    try:
+        return call(columns)
+    except BadInput as error:
+        raise BadInput(f"{place}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{place}: expected plain columns, found {error}") from error
+
+
+def _rank(seed: int, text: str) -> str:
+    return sha256_hex(f"{seed}\n{text}".encode("utf-8", "surrogatepass"))

@@ -1,0 +1,1 @@
+"""One module a place that models and data come from."""

@@ -1,0 +1,87 @@
+"""A folder or file on this machine, used where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.tasks.acquire.choose import choose
+from resprout.tasks.acquire.hashes import FileHashes
+from resprout.tasks.acquire.licence import local_licence
+from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted, files_digest
+
+HIDDEN = "."
+
+
+class Local:
+    """Pinned by the SHA-256 of each file, so the same bytes elsewhere have the same digest."""
+
+    def pin(self, address: str, wanted: Wanted, context: Context) -> Pinned:
+        path = Path(unquote(urlsplit(address).path) if address.startswith("file:") else address).expanduser()
+        path = path if path.is_absolute() else context.base / path
+        return pin_path(path, wanted, context, scheme="local", uri=path.absolute().as_uri(), label=path.name)
+
+    def fetch(self, pinned: Pinned, context: Context, scratch: Path) -> dict[str, Path]:
+        hashes = FileHashes(context.home)
+        found = {file.path: Path(file.location) for file in pinned.files}
+        for file in pinned.files:
+            path = Path(file.location)
+            if not path.is_file() or hashes.sha256(path) != file.sha256:
+                raise StageFailed(f"{path} was changed or removed while it was being used; run again")
+        return found
+
+
+def pin_path(
+    path: Path,
+    wanted: Wanted,
+    context: Context,
+    *,
+    scheme: str,
+    uri: str,
+    label: str,
+    identity: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+) -> Pinned:
+    """A local folder or file as a pinned source; other schemes that end in local files use it too."""
+    if not path.exists():
+        raise BadInput(f"there is no {path}; give an existing folder or file")
+    found = _files(path)
+    if not found:
+        raise BadInput(f"{path} holds no files; give a folder or file with content")
+    if wanted.purpose == "data":
+        places = {name: name for name in found}
+    else:
+        places = choose(found, wanted, str(path)).files
+    hashes = FileHashes(context.home)
+    try:
+        files = tuple(
+            PinnedFile(name, found[place].stat().st_size, str(found[place]), digest, digest)
+            for name, place in sorted(places.items())
+            for digest in [hashes.sha256(found[place])]
+        )
+    except PermissionError as error:
+        raise BadInput(f"{error.filename} cannot be read by this user; mend its permissions") from error
+    return Pinned(
+        uri=uri,
+        scheme=scheme,
+        label=label,
+        files=files,
+        identity={**(identity or {}), "sha256": {file.path: file.identity for file in files}},
+        digest=files_digest(files),
+        licence=licence or local_licence(found),
+    )
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """Regular files by relative path; hidden files and folders (.git, .cache) are not content."""
+    if path.is_file():
+        return {path.name: path}
+    found = {}
+    for file in sorted(path.rglob("*")):
+        relative = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(HIDDEN) for part in relative.parts):
+            found[relative.as_posix()] = file
+    return found

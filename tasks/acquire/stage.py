@@ -1,0 +1,102 @@
+"""Stages `acquire_*`: a model as a safetensors folder, data as JSONL, from sources pinned before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.errors import BadInput
+from resprout.infra.store.workdir import private_folder
+from resprout.tasks.acquire.address import fetch
+from resprout.tasks.acquire.choose import choose
+from resprout.tasks.acquire.jobs import AcquireData, AcquireModel
+from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
+from resprout.tasks.acquire.pinned import Pinned, Wanted
+from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.models.families import check_family
+from resprout.tasks.stage import stage
+
+
+@stage("acquire_model", kind="model", libraries=("transformers",), computes=False)
+def acquire_model(
+    job: Job[AcquireModel], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write config.json, safetensors, tokenizer files and `source.json` {source_bytes, source_format}.
+
+    Safetensors are copied in the dtype they have; GGUF and pickles are converted to `config.dtype`.
+    """
+    config = job.config.config
+    wanted = Wanted(job.config.role, config.allow_pickle, config.trust_remote_code)
+    with private_folder(job.config.context.home / "tmp") as scratch:
+        files = fetch(job.config.pinned, job.config.context, scratch)
+        chosen = choose(files, wanted, job.config.pinned.uri)
+        if chosen.format == "safetensors":
+            copy_model(chosen, files, job.config.pinned, workdir, progress)
+        elif chosen.format == "gguf":
+            dequantise(chosen, files, workdir, scratch, config.dtype, progress)
+        else:
+            convert_pickle(chosen, files, workdir, scratch, config.dtype, progress)
+    if job.config.role == "model":
+        check_family(_config_json(workdir))
+
+
+@stage("acquire_rows", kind="rows", seeded=True, computes=False)
+def acquire_rows(
+    job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write `rows.jsonl`: {"id", "instruction", "input", "output", "category", "source"}; each id once."""
+    _write(job, workdir / "rows.jsonl", instruction_items, progress, unique=True)
+
+
+@stage("acquire_text", kind="text", seeded=True, computes=False)
+def acquire_text(
+    job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write `text.jsonl`: {"text", "source"}; each text once."""
+    _write(job, workdir / "text.jsonl", text_items, progress, unique=True)
+
+
+@stage("acquire_task", kind="task-data", seeded=True, computes=False)
+def acquire_task(
+    job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write `rows.jsonl` with the columns that the data has; repeated rows stay, as they count."""
+    _write(job, workdir / "rows.jsonl", raw_items, progress, unique=False)
+
+
+def _write(
+    job: Job[AcquireData],
+    path: Path,
+    items_of: Callable[[Any, Pinned, dict[str, Path]], Iterator[Item]],
+    progress: Progress,
+    *,
+    unique: bool,
+) -> None:
+    sources = job.config.sources
+    found: list[Item] = []
+    for index, (source, pinned) in enumerate(sources):
+        progress(index, len(sources), "sources")
+        with private_folder(job.config.context.home / "tmp") as scratch:
+            files = fetch(pinned, job.config.context, scratch)
+            found += taken(items_of(source, pinned, files), source, job.seed, unique)
+    if unique:
+        # A row that two sources share counts for the first.
+        first: dict[str, Item] = {}
+        for item in found:
+            first.setdefault(item.text, item)
+        found = list(first.values())
+    write_jsonl(path, (item.row for item in found))
+    progress(len(sources), len(sources), "sources")
+
+
+def _config_json(folder: Path) -> dict[str, Any]:
+    try:
+        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"the model's config.json is not valid JSON ({error}); write it again") from error
+    if not isinstance(data, dict):
+        raise BadInput("the model's config.json holds no object; write it again")
+    return data
