@@ -194,12 +194,12 @@ class Steps:
         config, run, sources = self.config, self.run, self.sources
         self.dense = acquire_model(run, self.job(sources.model), label="acquire model")
         self.calibration_text = (
-            acquire_text(run, self.job(sources.text(config.calibrate.text)), label="acquire calibration text")
+            acquire_text(run, self.job(sources.data(config.calibrate.text)), label="acquire calibration text")
             if config.calibrate.text
             else None
         )
         self.text = acquire_text(
-            run, self.job(sources.text(config.evaluate.perplexity.text)), label="acquire evaluation text"
+            run, self.job(sources.data(config.evaluate.perplexity.text)), label="acquire evaluation text"
         )
         zero_shot = config.evaluate.zero_shot
         self.tasks: dict[str, Input] = {
@@ -210,7 +210,7 @@ class Steps:
         }
         self.embedder: ArtifactRef | None = None
         if config.select is not None:
-            self.rows = acquire_rows(run, self.job(sources.rows(config.select.pool)), label="acquire pool")
+            self.rows = acquire_rows(run, self.job(sources.data(config.select.pool)), label="acquire pool")
             if sources.embedder is not None:
                 self.embedder = acquire_model(run, self.job(sources.embedder), label="acquire embedder")
 

@@ -38,18 +38,16 @@ def device(asked: str) -> str:
 
 def check(loaded: Loaded, store: ArtifactStore, sources: Sources) -> None:
     """BadInput where the disk or the memory cannot hold the model; sources of unknown size pass."""
-    params = sources.model_params
-    if params is None:
+    if sources.shape is None:
         return
     model = loaded.config.model
-    size = params * BYTES[model.dtype]
-    if not sources.model_known_to(store):
-        free, needed = store.free_bytes(), MODELS_ON_DISK * size
-        if free < needed:
-            raise BadInput(
-                f"the disk of {loaded.home} has {_gb(free)} GB free, and this run needs about {_gb(needed)} GB; free "
-                "space there or set RESPROUT_HOME to a larger disk"
-            )
+    size = sources.shape.params * BYTES[model.dtype]
+    free, needed = store.free_bytes(), MODELS_ON_DISK * size
+    if free < needed:
+        raise BadInput(
+            f"the disk of {loaded.home} has {_gb(free)} GB free, and this run needs about {_gb(needed)} GB; free space "
+            "there or set RESPROUT_HOME to a larger disk"
+        )
     if device(model.device) == "cpu":
         total, needed = psutil.virtual_memory().total, MODELS_IN_MEMORY * size + WORKING_BYTES
         if total < needed:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.acquire.pinned import Context, Pinned, Source, Wanted
+from resprout.tasks.acquire.pinned import Context, OnThisMachine, Pinned, Source, Wanted
 from resprout.tasks.acquire.registry import SOURCES
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+-]*):/")
@@ -29,6 +29,16 @@ def pin(address: str, wanted: Wanted, context: Context) -> Pinned:
         Transient: the place cannot be reached now.
     """
     return _source(scheme_of(address)).pin(address, wanted, context)
+
+
+def locate(address: str, context: Context) -> Path | None:
+    """Where the source lies on this machine, None where it lies elsewhere; hashes and fetches nothing.
+
+    Raises:
+        BadInput: the address is of this machine, and there is no such thing.
+    """
+    source = _source(scheme_of(address))
+    return source.locate(address, context) if isinstance(source, OnThisMachine) else None
 
 
 def fetch(pinned: Pinned, context: Context, scratch: Path) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from resprout.configs.schema import StoreConfig
 from resprout.infra.store.canonical import canonical_json, sha256_hex
@@ -67,6 +67,15 @@ class Pinned:
     @property
     def total_bytes(self) -> int:
         return sum(file.size for file in self.files)
+
+
+@runtime_checkable
+class OnThisMachine(Protocol):
+    """A source whose files are used where they lie."""
+
+    def locate(self, address: str, context: Context) -> Path:
+        """The file or folder; BadInput where there is none."""
+        ...
 
 
 class Source(Protocol):

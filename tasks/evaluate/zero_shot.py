@@ -32,7 +32,14 @@ def accuracies(
 
     logging.getLogger("lm-eval").setLevel(logging.ERROR)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=_max_length(model))
+
+    class Quiet(HFLM):  # type: ignore[misc]
+        """lm-eval draws its own bars whatever the environment says; ours are the only ones here."""
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+    lm = Quiet(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=_max_length(model))
     tasks = [_task(name, path) for name, path in rows.items()]
     outcome = lm_eval.simple_evaluate(
         model=lm,

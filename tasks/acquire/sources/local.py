@@ -19,9 +19,16 @@ HIDDEN = "."
 class Local:
     """Pinned by the SHA-256 of each file, so the same bytes elsewhere have the same digest."""
 
-    def pin(self, address: str, wanted: Wanted, context: Context) -> Pinned:
+    def locate(self, address: str, context: Context) -> Path:
+        """The path; a relative one begins at `context.base`. BadInput where nothing is there."""
         path = Path(unquote(urlsplit(address).path) if address.startswith("file:") else address).expanduser()
         path = path if path.is_absolute() else context.base / path
+        if not path.exists():
+            raise BadInput(f"there is no {path}; give an existing folder or file")
+        return path
+
+    def pin(self, address: str, wanted: Wanted, context: Context) -> Pinned:
+        path = self.locate(address, context)
         return pin_path(path, wanted, context, scheme="local", uri=path.absolute().as_uri(), label=path.name)
 
     def fetch(self, pinned: Pinned, context: Context, scratch: Path) -> dict[str, Path]:

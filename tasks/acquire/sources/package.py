@@ -19,7 +19,8 @@ _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class Package(Local):
     """package://module/path: pinned like a local path; the distribution and its version go to the record."""
 
-    def pin(self, address: str, wanted: Wanted, context: Context) -> Pinned:
+    def locate(self, address: str, context: Context) -> Path:
+        """The path inside the package; BadInput where there is no such package or file."""
         module, _, inside = address.removeprefix("package://").partition("/")
         if not _MODULE.fullmatch(module) or unsafe(inside):
             raise BadInput(f"'{address}' is no package address; give package://module/path/to/file")
@@ -33,6 +34,11 @@ class Package(Local):
             raise BadInput(
                 f"'{address}': package '{module}' has no {inside}; it holds {', '.join(shipped[:8])}"
             )
+        return path
+
+    def pin(self, address: str, wanted: Wanted, context: Context) -> Pinned:
+        path = self.locate(address, context)
+        module, _, inside = address.removeprefix("package://").partition("/")
         about = distribution(module, path)
         pinned = pin_path(
             path,

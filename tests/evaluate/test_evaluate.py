@@ -1,0 +1,161 @@
+"""The evaluate stage on a tiny model: names carry the protocol, lm-eval agrees with a loop, edited tasks change the key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import EvaluateConfig
+from resprout.tasks.evaluate.stage import evaluate, kl_metric, perplexity_metric
+from resprout.tasks.evaluate.task_files import read_task, shipped_tasks
+from resprout.tasks.job import Job, silent
+from resprout.tasks.models.load import load_model, load_tokenizer
+from resprout.tasks.models.tiny import write_tiny_folder
+
+
+def config(**changes: Any) -> EvaluateConfig:
+    ppl = {"name": "words", "text": [{"source": "x"}], "window_tokens": 16, **changes}
+    return EvaluateConfig.model_validate({"perplexity": ppl})
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return write_tiny_folder(root / "dense"), write_tiny_folder(root / "pruned", seed=1, intermediate_size=96)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    document = " ".join(f"w{4 + index * 7 % 200}" for index in range(60))
+    (folder / "text.jsonl").write_text(json.dumps({"text": document, "source": "t"}) + "\n")
+    return folder
+
+
+def run(job_config: EvaluateConfig, out: Path, **inputs: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    out.mkdir(exist_ok=True)
+    evaluate.body(Job(job_config, dtype="float32"), inputs, out, silent)
+    return json.loads((out / "metrics.json").read_text()), json.loads((out / "details.json").read_text())
+
+
+def test_dense_has_no_divergence_and_pruned_has(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    dense, pruned = models
+    of_dense, _ = run(config(), tmp_path / "a", model=dense, text=text)
+    of_pruned, details = run(config(), tmp_path / "b", model=pruned, text=text, dense=dense)
+    assert "words_kl_to_dense_seq16" not in of_dense
+    assert of_pruned["words_kl_to_dense_seq16"] > 0
+    assert of_pruned["params"] < of_dense["params"]
+    assert details["perplexity"]["scored_tokens"] == 60 - 4, "the first token of each of four windows is not scored"
+
+
+@pytest.mark.parametrize(
+    ("changes", "ppl", "kl"),
+    [
+        ({}, "words_ppl_seq16", "words_kl_to_dense_seq16"),
+        ({"stride_tokens": 16}, "words_ppl_seq16", "words_kl_to_dense_seq16"),
+        ({"stride_tokens": 4, "bos": True}, "words_ppl_seq16_stride4_bos", "words_kl_to_dense_seq16_stride4_bos"),
+    ],
+)
+def test_names_carry_the_protocol(changes: dict[str, Any], ppl: str, kl: str) -> None:
+    made = config(**changes).perplexity
+    assert (perplexity_metric(made), kl_metric(made)) == (ppl, kl)
+
+
+def test_too_little_text_is_said(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="has 60 tokens, fewer than one window of 64"):
+        run(config(window_tokens=64), tmp_path / "a", model=models[0], text=text)
+
+
+def own_task(tmp_path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
+    """A two-choice task of one's own, and its rows."""
+    task = tmp_path / "own.yaml"
+    settings = {
+        "task": "own",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{[a, b]}}",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    task.write_text(yaml.safe_dump(settings))
+    rows = [
+        {"question": f"w{5 + i} w{9 + i}", "a": f"w{20 + i}", "b": f"w{90 - i} w7", "label": i % 2} for i in range(12)
+    ]
+    folder = tmp_path / "task"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return task, folder, rows
+
+
+def test_accuracy_equals_a_loop_over_choices(
+    models: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, folder, rows = own_task(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    base = config().model_dump(mode="json")
+    base["zero_shot"] = {"tasks": [{"task": str(task), "data": {"source": "x"}}], "batch_size": 4}
+    scored = EvaluateConfig.model_validate(base)
+    inputs = {"model": models[0], "text": text, f"task_{task}": folder}
+    metrics, details = run(scored, tmp_path / "a", **inputs)
+
+    model, tokenizer = load_model(models[0], "float32", "cpu"), load_tokenizer(models[0])
+    right = 0
+    for row in rows:
+        sums = []
+        for choice in (row["a"], row["b"]):
+            before = tokenizer(row["question"], add_special_tokens=False)["input_ids"]
+            ids = before + tokenizer(choice, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            sums.append(sum(float(logp[i - 1, ids[i]]) for i in range(len(before), len(ids))))
+        right += int(sums[1] > sums[0]) == row["label"]
+    assert metrics["own_acc"] == pytest.approx(right / len(rows))
+    assert details["zero_shot"]["tasks"]["own"]["items"] == len(rows)
+    assert metrics["zero_shot_mean_acc"] == metrics["own_acc_norm"]
+
+
+def test_an_edited_task_is_scored_again_and_a_comment_is_not(tmp_path: Path) -> None:
+    task, _, _ = own_task(tmp_path)
+    base = config().model_dump(mode="json")
+    base["zero_shot"] = {"tasks": [{"task": str(task), "data": {"source": "x"}}]}
+    made = EvaluateConfig.model_validate(base)
+    before = evaluate.key(Job(made), {})
+    task.write_text("# a comment\n" + task.read_text())
+    assert evaluate.key(Job(made), {}) == before
+    task.write_text(task.read_text().replace("{{question}}", "Q: {{question}}"))
+    assert evaluate.key(Job(made), {}) != before
+
+
+def test_evaluator_settings_are_in_the_key_and_source_paths_are_not() -> None:
+    base = evaluate.key(Job(config()), {})
+    assert evaluate.key(Job(config(window_tokens=32)), {}) != base
+    assert evaluate.key(Job(config(bos=True)), {}) != base
+    assert evaluate.key(Job(config(limit_tokens=64)), {}) != base
+    assert evaluate.key(Job(config(text=[{"source": "/elsewhere/x"}])), {}) == base
+
+
+def test_bad_tasks_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="give one of arc_easy, piqa, winogrande"):
+        read_task("pica")
+    for content, expected in (
+        ("task: x\ndoc: !function f.g\n", "tags such as !function are not run"),
+        ("task: x\n", "not an lm-eval task"),
+        ("task: x\noutput_type: y\ninclude: z.yaml\n", "write the settings of both into one file"),
+    ):
+        path = tmp_path / "bad.yaml"
+        path.write_text(content)
+        with pytest.raises(BadInput, match=expected):
+            read_task(str(path))
+
+
+def test_each_shipped_task_reads() -> None:
+    assert shipped_tasks() == ["arc_easy", "piqa", "winogrande"]
+    for name in shipped_tasks():
+        assert read_task(name)["task"] == name

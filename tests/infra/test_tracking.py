@@ -1,0 +1,87 @@
+"""The tracker on a real SQLite database: runs, registry, and a server that is not there."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import MlflowConfig
+from resprout.infra.tracking import Tracker
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    made = Tracker(MlflowConfig(experiment="tests"), tmp_path_factory.mktemp("home"))
+    made.connect()
+    return made
+
+
+def test_a_run_holds_what_was_logged(tracker: Tracker) -> None:
+    parent = tracker.start("parent", {"a": "b"})
+    child = tracker.start("child", {}, parent=parent)
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}]
+    many = {f"p{index}": index for index in range(150)}
+    tracker.log(child, {"x": 1.0}, many, {"t": "v"}, history)
+    tracker.end(child)
+    run = tracker.run(child)
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.metrics == {"x": 1.0, "loss": 1.5}
+    assert len(run.data.params) == 150
+    assert [(m.step, m.value) for m in tracker.client.get_metric_history(child, "loss")] == [(1, 2.0), (2, 1.5)]
+
+
+def test_a_run_is_closed_by_how_its_block_ends(tracker: Tracker) -> None:
+    for error, status in ((None, "FINISHED"), (ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
+        run_id = tracker.start("r", {})
+        if error is None:
+            with tracker.running(run_id):
+                pass
+        else:
+            with pytest.raises(type(error)), tracker.running(run_id):
+                raise error
+        assert tracker.run(run_id).info.status == status
+
+
+def test_versions_are_found_by_digest_and_an_alias_moves_once(tracker: Tracker) -> None:
+    run_id = tracker.start("r", {})
+    first = tracker.make_version("m", "file:///tmp/a", run_id, {"resprout.digest": "a"}, "about")
+    second = tracker.make_version("m", "file:///tmp/b", run_id, {"resprout.digest": "b"}, "about")
+    assert tracker.find_version("m", "c") is None
+    found = tracker.find_version("m", "a")
+    assert found is not None
+    assert str(found.version) == str(first.version)
+    tracker.point_alias("m", "candidate", str(first.version))
+    tracker.point_alias("m", "candidate", str(second.version))
+    assert str(tracker.version("models:/m@candidate").version) == str(second.version)
+    assert tracker.version(f"models:/m/{first.version}").source == "file:///tmp/a"
+    calls = []
+    original = tracker.client.set_registered_model_alias
+    tracker.client.set_registered_model_alias = lambda *given: calls.append(given) or original(*given)
+    try:
+        tracker.point_alias("m", "candidate", str(second.version))
+    finally:
+        tracker.client.set_registered_model_alias = original
+    assert not calls, "an alias that stands is not set again"
+
+
+def test_a_missing_version_is_one_sentence(tracker: Tracker) -> None:
+    for reference in ("models:/none@candidate", "models:/none/1"):
+        with pytest.raises(BadInput, match="no model version"):
+            tracker.version(reference)
+
+
+def test_an_unreachable_server_is_said_within_twenty_seconds(tmp_path: Path) -> None:
+    dead = Tracker(MlflowConfig(tracking_uri="http://user:hunter2@127.0.0.1:9"), tmp_path)
+    began = time.monotonic()
+    with pytest.raises(BadInput, match=r"http://127\.0\.0\.1:9 cannot be used") as caught:
+        dead.connect()
+    assert time.monotonic() - began < 20
+    assert "hunter2" not in str(caught.value).split("(")[0]
+
+
+def test_a_fault_in_the_middle_says_that_nothing_is_lost(tracker: Tracker) -> None:
+    with pytest.raises(StageFailed, match="what was computed is in the artifact store"):
+        tracker.log("0" * 32, {"x": 1.0})

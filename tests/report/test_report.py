@@ -1,0 +1,164 @@
+"""The report's parts: the table by hand, the sentence on recovery, the pictures, and both templates."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resprout.tasks.job import Job, silent
+from resprout.tasks.report.curve import bars, line
+from resprout.tasks.report.stage import ReportConfig, report
+from resprout.tasks.report.table import comparison, recovery_sentence
+
+DENSE = {
+    "params": 200.0, "non_embedding_params": 100.0, "bytes": 4e6, "w_ppl_seq8": 20.0, "t_acc": 0.5,
+    "t_acc_stderr": 0.05, "zero_shot_mean_acc": 0.5, "prefill8_tokens_per_s": 10.0, "peak_memory_mb": 50.0,
+}  # fmt: skip
+PRUNED = {**DENSE, "params": 150.0, "w_ppl_seq8": 30.0, "w_kl_to_dense_seq8": 0.25, "prefill8_tokens_per_s": 15.0}
+RECOVERED = {**PRUNED, "w_ppl_seq8": 25.0}
+
+
+def cells(label: str, source: int | None = 1_000_000) -> tuple[str, ...]:
+    rows = comparison({"dense": DENSE, "pruned": PRUNED, "recovered": RECOVERED}, source, "gguf:Q4_1")
+    return {row.label: row.cells for row in rows}[label]
+
+
+def test_the_table_shows_values_and_their_ratio_to_dense() -> None:
+    assert cells("parameters") == ("200", "150 (x0.75)", "150 (x0.75)")
+    assert cells("perplexity (w_ppl_seq8)") == ("20.00", "30.00 (x1.50)", "25.00 (x1.25)")
+    assert cells("KL to dense, nats (w_kl_to_dense_seq8)") == ("-", "0.2500", "0.2500")
+    assert cells("t_acc")[0] == "0.500 ± 0.050"
+    assert cells("prefill8, tokens/s")[1] == "15.0 (x1.50)"
+    assert cells("MB of the source file") == ("1.0 (gguf:Q4_1)", "-", "-")
+
+
+def test_the_sentence_on_recovery_is_honest() -> None:
+    assert recovery_sentence(PRUNED, RECOVERED).startswith("Recovery helped")
+    assert recovery_sentence(PRUNED, PRUNED).startswith("Recovery did not help")
+
+
+def test_pictures_scale_to_their_frame() -> None:
+    # Three points from high to low: x from 34 to 606, y from 34 (top) to 146 (bottom).
+    assert 'points="34.0,34.0 320.0,90.0 606.0,146.0"' in line([(1, 3.0), (2, 2.0), (3, 1.0)], "step", "loss")
+    assert line([(1, 1.0)], "step", "loss") == ""
+    assert bars([4, 4], [4, 2], "width").count("<rect") == 4
+    assert bars([], [], "width") == ""
+
+
+def write(folder: Path, **files: Any) -> Path:
+    folder.mkdir()
+    for name, content in files.items():
+        stem, _, ending = name.rpartition("_")
+        text = "\n".join(json.dumps(row) for row in content) if ending == "jsonl" else json.dumps(content)
+        (folder / f"{stem}.{ending}").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    size = {"params": 200, "non_embedding_params": 100, "bytes": 400}
+    plan = {
+        "criterion": "flap", "allocator": "uniform", "repair": "least_squares", "warnings": ["wide"],
+        "dense": size, "requested": size, "reached": size,
+        "layers": [{"ffn": [0, 1], "kv_groups": [0]}, {"ffn": [1, 2], "kv_groups": [0]}],
+    }  # fmt: skip
+    shape = {
+        "model_type": "llama", "hidden_size": 8, "vocab_size": 10, "num_attention_heads": 2, "num_hidden_layers": 2,
+        "intermediate_size": 4, "num_key_value_heads": 1,
+    }  # fmt: skip
+    chosen = {"id": "r1", "instruction": "Say <b>hi</b> | now", "input": "", "output": "hi", "tokens": 9}
+    decision = {"id": "r1", "cluster": 0, "accepted": True, "reason": "rank 1 of cluster 0"}
+    cluster = {"cluster": 0, "rows": 5, "cds": 0.1, "selected_rows": 1, "reject_rate": 0.2}
+    summary = {"requested_tokens": 10, "filled_tokens": 9, "warnings": [], "clusters": [cluster]}
+    exports = [{"format": "hf", "path": "hf", "bytes": 400, "verified": True, "max_abs_logit_diff": 0.0}]
+    gate = {"passed": True, "checks": [{"name": "max_kl_nats", "value": 0.25, "bound": 0.3, "passed": True}]}
+    return {
+        "source": write(
+            tmp_path / "source", config_json=shape, source_json={"source_bytes": 100, "source_format": "gguf:Q4_1"}
+        ),
+        "dense": write(tmp_path / "dense", metrics_json=DENSE),
+        "pruned": write(tmp_path / "pruned", metrics_json=PRUNED),
+        "recovered": write(tmp_path / "recovered", metrics_json=RECOVERED),
+        "plan": write(tmp_path / "plan", plan_json=plan),
+        "export": write(tmp_path / "export", exports_json=exports),
+        "gate": write(tmp_path / "gate", gate_json=gate),
+        "selection": write(
+            tmp_path / "selection", summary_json=summary, selected_jsonl=[chosen], decisions_jsonl=[decision]
+        ),
+        "recovery": write(
+            tmp_path / "recovery", history_jsonl=[{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}]
+        ),
+    }
+
+
+class Cells(HTMLParser):
+    """The text of all table cells; complains about tags that do not close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "rect", "polyline"):
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("meta", "rect", "polyline"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th", "code"):
+            self.cells[-1] += data
+
+
+SETTINGS = ReportConfig(
+    name="tiny", config={"name": "tiny", "seed": 17}, command="resprout run tiny.yaml", digests={"plan": "ab" * 32}
+)
+
+
+def test_both_forms_hold_the_same_table(inputs: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    report.body(Job(SETTINGS), inputs, out, silent)
+    html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
+    parser = Cells()
+    parser.feed(html)
+    assert parser.open == []
+    for text in ("25.00 (x1.25)", "0.500 ± 0.050", "1.0 (gguf:Q4_1)", "rank 1 of cluster 0", "ab" * 32):
+        assert text in parser.cells
+        assert text in markdown
+    assert "http" not in html.replace("http-equiv", ""), "the page loads nothing from elsewhere"
+    assert "Say &lt;b&gt;hi&lt;/b&gt;" in html, "text of the data is escaped"
+    assert "Say <b>hi</b> \\| now" in markdown
+    assert "resprout run tiny.yaml" in html
+    assert "<polyline" in html
+    rows = [row for row in markdown.splitlines() if row.startswith("| ")]
+    header = next(row for row in rows if "dense" in row)
+    assert header.count("|") == 5, "one header cell for each model"
+    assert (out / "config.yaml").read_text().startswith("# resprout run tiny.yaml")
+    assert "perplexity" in (out / "summary.md").read_text()
+
+
+def test_what_a_config_leaves_out_is_absent(inputs: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    few = {role: path for role, path in inputs.items() if role in ("source", "dense", "pruned", "plan", "export")}
+    report.body(Job(SETTINGS), few, out, silent)
+    html = (out / "report.html").read_text()
+    assert "Recovery data" not in html
+    assert "No gate was set" in html
+
+
+def test_the_same_inputs_give_the_same_bytes(inputs: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        report.body(Job(SETTINGS), inputs, tmp_path / name, silent)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
