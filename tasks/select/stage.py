@@ -59,7 +59,9 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
             f"filled {filled} of {pool.budget} tokens: the rows that may be chosen do not give more; "
             "recovery still trains as many steps as the budget asks"
         )
-    summary = {"method": job.config.method, "warnings": warnings, **counts, **choice.summary}
+    # Recovery trains on the very tokens that were compared and counted here.
+    tokens = {"template": job.config.template, "max_len_tokens": job.config.max_len_tokens}
+    summary = {"method": job.config.method, "warnings": warnings, **tokens, **counts, **choice.summary}
     _write(workdir / "summary.json", summary)
     _write(workdir / "metrics.json", {**counts, **choice.metrics})
 

@@ -44,6 +44,10 @@ def _llama(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+# Tiny operations on several threads mostly wait for each other.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `dense`, `pruned` (dense with noise in one layer) and `encoder`, all over bytes."""

@@ -1,0 +1,1 @@
+"""Training the pruned model on the selected rows."""

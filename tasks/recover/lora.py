@@ -1,0 +1,99 @@
+"""Recovery by low-rank adapters (Hu et al., arXiv 2106.09685), as in the line of PASER and LLM-Pruner.
+
+Adapters are float32 masters on a base in the storage dtype; products run in the storage dtype. Afterwards
+they are merged in float32 and cast once, so that the result is a plain model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import RecoverConfig
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.models.load import load_model
+from resprout.tasks.recover.lessons import Lessons, Recovered
+from resprout.tasks.recover.training import fit
+
+
+def train(
+    job: Job[RecoverConfig], inputs: Mapping[str, Path], lessons: Lessons, progress: Progress
+) -> Recovered:
+    """The pruned model with trained adapters merged into its weights.
+
+    Raises:
+        BadInput: dtype float16 on a CPU.
+        StageFailed: a loss or a weight that is not finite.
+    """
+    if job.dtype == "float16" and job.device == "cpu":
+        raise BadInput("recover cannot train in float16 on a CPU; set model.dtype: bfloat16")
+    config = job.config
+    model: Any = load_model(inputs["pruned"], job.dtype, job.device, job.trust_remote_code)
+    dense: Any = None
+    if config.distill_weight > 0:
+        dense = load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
+    with own_generator(job.seed, job.device):
+        adapted = with_adapters(model, config)
+        adapters = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+        history = fit(adapted, dense, job, lessons, progress)
+    merged = merge(adapted)
+    tail = history[-max(1, len(history) // 10) :]
+    metrics = {
+        "recovery_steps": len(history),
+        "recovery_tokens": lessons.tokens,
+        "recovery_rows": len(lessons.rows),
+        "padding_share": lessons.padding,
+        "adapter_params": adapters,
+        "loss_first": history[0]["loss"],
+        "loss_last_tenth": sum(entry["loss"] for entry in tail) / len(tail),
+    }
+    return Recovered(merged, history, metrics)
+
+
+def with_adapters(model: Any, config: RecoverConfig) -> Any:
+    """The model with fresh adapters on every linear layer but the language head; only they are trained.
+
+    B starts at zero, so the adapted model equals the given one.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+@torch.no_grad()
+def merge(adapted: Any) -> Any:
+    """The base model with W + (alpha / r) B A, summed in float32 and cast to W's dtype once."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            dtype = weight.dtype
+            weight.data = weight.data.float()
+            module.merge()
+            weight.data = weight.data.to(dtype)
+    model = adapted.base_model.unload()
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def own_generator(seed: int, device: str) -> Iterator[None]:
+    """Torch's global draws (adapters' start, dropout) from `seed` inside, as they were before outside."""
+    devices = list(range(torch.cuda.device_count())) if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

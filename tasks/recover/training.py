@@ -1,0 +1,142 @@
+"""The training loop: transformers' Trainer on batches that are made beforehand."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from resprout.configs.errors import StageFailed
+from resprout.configs.schema import RecoverConfig
+from resprout.tasks.data.response import Batch, collate
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.recover.lessons import Lessons
+from resprout.tasks.recover.loss import response_loss
+
+
+def fit(
+    adapted: Any, dense: Any, job: Job[RecoverConfig], lessons: Lessons, progress: Progress
+) -> list[dict[str, float]]:
+    """Train the parameters of `adapted` that require gradients; one history entry a step.
+
+    AdamW without weight decay, warm-up, then a cosine to zero. An entry holds step, loss, cross_entropy,
+    distillation, learning_rate and grad_norm (before clipping).
+
+    Raises:
+        StageFailed: a loss that is not finite, with its step.
+    """
+    steps = len(lessons.batches)
+    batches = [collate([lessons.rows[index] for index in batch])._asdict() for batch in lessons.batches]
+    told = _History(progress, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _ResponseTrainer(
+            model=adapted,
+            args=_arguments(job, steps, folder),
+            train_dataset=batches,
+            data_collator=_only,
+            callbacks=[told],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.teach(dense, job, told)
+        trainer.train()
+    if not all(torch.isfinite(each).all() for each in adapted.parameters() if each.requires_grad):
+        raise StageFailed(_not_finite("an adapter's weight", steps, job.config))
+    return told.entries
+
+
+def _arguments(job: Job[RecoverConfig], steps: int, folder: str) -> TrainingArguments:
+    config = job.config
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        max_grad_norm=config.max_grad_norm,
+        weight_decay=0.0,
+        optim="adamw_torch",
+        seed=job.seed,
+        data_seed=job.seed,
+        use_cpu=job.device == "cpu",
+        fp16=job.dtype == "float16",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        label_names=[],
+    )
+    arguments._n_gpu = min(
+        arguments.n_gpu, 1
+    )  # the head is run apart from the body, which DataParallel cannot split
+    return arguments
+
+
+def _only(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A data set's item is a whole batch already."""
+    return items[0]
+
+
+class _ResponseTrainer(Trainer):
+    """Trainer whose loss is that of response tokens, with the dense model as teacher."""
+
+    def teach(self, dense: Any, job: Job[RecoverConfig], told: _History) -> None:
+        self.dense, self.job, self.told = dense, job, told
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        config, dtype = self.job.config, getattr(torch, self.job.dtype)
+        batch = Batch(**inputs)
+        student = self.accelerator.unwrap_model(model).get_base_model()
+        with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+            loss = response_loss(
+                student, batch, self.dense, config.distill_weight, config.distill_temperature
+            )
+        if not torch.isfinite(loss.total):
+            raise StageFailed(_not_finite("the loss", self.state.global_step + 1, config))
+        self.told.losses = {
+            "loss": loss.total.item(),
+            "cross_entropy": loss.cross_entropy.item(),
+            "distillation": loss.distillation.item(),
+        }
+        return (loss.total, None) if return_outputs else loss.total
+
+
+class _History(TrainerCallback):
+    """Keeps what each step reports and tells the progress."""
+
+    def __init__(self, progress: Progress, steps: int) -> None:
+        self.progress, self.steps = progress, steps
+        self.losses: dict[str, float] = {}
+        self.entries: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        if "grad_norm" not in logs:  # the summary at the end
+            return
+        entry = {"step": state.global_step, **self.losses}
+        entry |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm")}
+        self.entries.append(entry)
+        self.progress(state.global_step, self.steps, "steps")
+
+
+def _not_finite(what: str, step: int, config: RecoverConfig) -> str:
+    return (
+        f"{what} is not finite at step {step} of recovery with learning_rate {config.learning_rate:g}; lower "
+        "recover.learning_rate or raise recover.warmup_ratio, and check that the pruned model's own scores "
+        "are finite"
+    )

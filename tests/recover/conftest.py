@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# Tiny operations on several threads mostly wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `dense` and `pruned`: random llamas of two layers over bytes, with their tokenizer."""
+    root = tmp_path_factory.mktemp("models")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {char: index for index, char in enumerate([*alphabet, "<s>", "</s>"])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(["<s>", "</s>"])
+    for seed, name in enumerate(("dense", "pruned")):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=258,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            initializer_range=0.3,
+            max_position_embeddings=512,
+        )
+        LlamaForCausalLM(config).save_pretrained(root / name)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+        tokenizer.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture
+def write_selection(tmp_path: Path) -> Callable[..., Path]:
+    """A selection artifact of `count` short rows for a budget of `requested` tokens."""
+
+    def write(count: int = 12, requested: int = 3000, seed: int = 0, name: str = "selection") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        rng = random.Random(seed)
+        rows: list[dict[str, Any]] = [
+            {"id": str(n), "instruction": f"say {n}", "input": "", "output": "la" * rng.randint(2, 20)}
+            for n in range(count)
+        ]
+        (folder / "selected.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        summary = {"requested_tokens": requested, "template": "alpaca", "max_len_tokens": 300}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return folder
+
+    return write

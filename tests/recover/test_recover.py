@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import RecoverConfig
+from resprout.tasks.job import Job, silent
+from resprout.tasks.models.load import load_model
+from resprout.tasks.recover.lessons import Lessons, prepare
+from resprout.tasks.recover.lora import merge, own_generator, with_adapters
+from resprout.tasks.recover.registry import METHODS
+from resprout.tasks.recover.stage import recover
+from resprout.tasks.recover.training import fit
+
+Write = Callable[..., Path]
+IDS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(4))
+
+
+def settings(**changes: Any) -> RecoverConfig:
+    return RecoverConfig(**{"batch_tokens": 600, "learning_rate": 5e-3, "rank": 4, **changes})
+
+
+class Result:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        self.metrics = json.loads((folder / "metrics.json").read_text())
+
+    def bytes(self) -> dict[str, bytes]:
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+
+    def model(self) -> Any:
+        return load_model(self.folder / "model", "float32", "cpu")
+
+
+@pytest.fixture
+def run(tmp_path: Path, models_folder: Path, write_selection: Write) -> Callable[..., Result]:
+    number = iter(range(99))
+
+    def call(dtype: str = "float32", seed: int = 17, selection: Path | None = None, **changes: Any) -> Result:
+        workdir = tmp_path / f"out{next(number)}"
+        workdir.mkdir()
+        inputs = {"pruned": models_folder / "pruned", "dense": models_folder / "dense"}
+        inputs["selection"] = selection or write_selection()
+        recover.body(Job(settings(**changes), seed=seed, dtype=dtype), inputs, workdir, silent)
+        return Result(workdir)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", [entry.name for entry in METHODS])
+def test_contract(method: str, dtype: str, run: Callable[..., Result], models_folder: Path) -> None:
+    """Every method: a plain changed model of the same dtype and names, an entry a step, equal bytes again."""
+    result = run(dtype=dtype, method=method)
+    assert sorted(path.name for path in result.folder.iterdir()) == ["history.jsonl", "metrics.json", "model"]
+    before = load_model(models_folder / "pruned", dtype, "cpu")
+    after: Any = load_model(result.folder / "model", dtype, "cpu")
+    assert type(after) is type(before)
+    assert json.loads((result.folder / "model" / "config.json").read_text())["dtype"] == dtype
+    old, new = before.state_dict(), after.state_dict()
+    assert list(old) == list(new)
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    assert not any("embed" in name or "norm" in name or "lm_head" in name for name in changed)
+    assert [entry["step"] for entry in result.history] == list(range(1, 6))  # 3000 tokens / 600
+    assert result.metrics["recovery_steps"] == 5
+    assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in result.metrics.values())
+    assert all(math.isfinite(value) for entry in result.history for value in entry.values())
+    again = run(dtype=dtype, method=method)
+    assert again.bytes() == result.bytes()
+    assert run(dtype=dtype, method=method, seed=18).bytes() != result.bytes()
+
+
+def test_it_learns_a_toy(run: Callable[..., Result]) -> None:
+    """Twelve rows that all answer 'lalala': the loss falls from ln 258 = 5.6 to a tenth."""
+    result = run(epochs=20, dropout=0.0, learning_rate=5e-2, rank=16)
+    assert result.history[0]["loss"] > 5
+    assert result.history[-1]["loss"] < 0.5
+    assert result.metrics["loss_first"] == result.history[0]["loss"]
+    tail = [entry["loss"] for entry in result.history[-10:]]
+    assert result.metrics["loss_last_tenth"] == pytest.approx(sum(tail) / 10)
+
+
+def test_learning_rate_rises_then_falls_to_zero(run: Callable[..., Result]) -> None:
+    """20 steps, 4 of warm-up: rates of steps 1.. are 0, 1/4, 2/4, 3/4, then the cosine's 1 at the fifth."""
+    rates = [entry["learning_rate"] / 5e-3 for entry in run(epochs=4, warmup_ratio=0.2).history]
+    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
+    expected = [0.5 * (1 + math.cos(math.pi * step / 16)) for step in range(16)]
+    assert rates[4:] == pytest.approx(expected, abs=1e-6)
+
+
+def test_steps_do_not_depend_on_what_was_selected(run: Callable[..., Result], write_selection: Write) -> None:
+    few = run(selection=write_selection(count=2, name="few"))
+    many = run(selection=write_selection(count=40, seed=3, name="many"))
+    assert len(few.history) == len(many.history) == 5
+
+
+@pytest.mark.parametrize(
+    ("epochs", "requested", "steps"), [(1.0, 3000, 5), (1.0, 3001, 6), (2.5, 3000, 13), (0.1, 300, 1)]
+)
+def test_steps_by_hand(
+    epochs: float, requested: int, steps: int, models_folder: Path, write_selection: Write
+) -> None:
+    """ceil(epochs * requested / 600)."""
+    inputs = {"pruned": models_folder / "pruned", "selection": write_selection(requested=requested)}
+    lessons = prepare(settings(epochs=epochs), inputs, 17)
+    assert len(lessons.batches) == steps
+    sizes = [sum(len(lessons.rows[index]) for index in batch) for batch in lessons.batches]
+    assert max(sizes) < 600 + 200
+    assert lessons.tokens == sum(sizes)
+    assert 0 <= lessons.padding < 0.2
+
+
+def lessons_of(models_folder: Path, selection: Path) -> Lessons:
+    return prepare(settings(), {"pruned": models_folder / "pruned", "selection": selection}, 17)
+
+
+def test_only_adapters_move(models_folder: Path, write_selection: Write) -> None:
+    model: Any = load_model(models_folder / "pruned", "bfloat16", "cpu")
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    job = Job(settings(), dtype="bfloat16")
+    with own_generator(0, "cpu"):
+        adapted = with_adapters(model, job.config)
+        fit(adapted, None, job, lessons_of(models_folder, write_selection()), silent)
+    trained = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
+    assert len(trained) == 2 * 2 * 7  # A and B of q, k, v, o, gate, up, down in two layers
+    assert all("lora_" in name and each.dtype == torch.float32 for name, each in trained.items())
+    assert all(each.abs().max() > 0 for each in trained.values())
+    for name, each in adapted.named_parameters():
+        if "lora_" not in name:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            assert torch.equal(each, before[plain])
+
+
+def test_adapters_start_as_nothing_and_merge_exactly(models_folder: Path) -> None:
+    """First the adapters change the logits, then merging keeps them."""
+    model: Any = load_model(models_folder / "pruned", "float32", "cpu")
+    with torch.no_grad():
+        plain = model(IDS).logits
+        adapted = with_adapters(model, settings(dropout=0.3)).eval()
+        assert torch.equal(adapted(IDS).logits, plain)
+        torch.manual_seed(0)
+        for name, each in adapted.named_parameters():
+            if "lora_B" in name:
+                each.normal_(std=0.1)
+        changed = adapted(IDS).logits
+        assert (changed - plain).abs().max() > 0.1
+        merged = merge(adapted)
+        assert torch.allclose(merged(IDS).logits, changed, atol=1e-4)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert not any(each.requires_grad for each in merged.parameters())
+
+
+def test_merging_rounds_once(models_folder: Path) -> None:
+    """bfloat16 base, float32 adapters: the merged weight is round(W + alpha / r * B A), summed in float32."""
+    model: Any = load_model(models_folder / "pruned", "bfloat16", "cpu")
+    weight = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    adapted = with_adapters(model, settings(rank=4, alpha=16.0))
+    layer = adapted.base_model.model.model.layers[0].mlp.up_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.01)
+    b, a = layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach()
+    expected = (weight.float() + 4.0 * (b @ a)).to(torch.bfloat16)
+    assert not torch.equal(expected, weight)
+    found = merge(adapted).model.layers[0].mlp.up_proj.weight
+    assert torch.equal(found, expected)
+
+
+def test_distillation_pulls_towards_the_dense_model(run: Callable[..., Result]) -> None:
+    result = run(distill_weight=1.0, epochs=20, learning_rate=2e-2, dropout=0.0)
+    assert result.history[-1]["distillation"] < 0.6 * result.history[0]["distillation"]
+    assert result.history[0]["loss"] == result.history[0]["distillation"] > 0
+
+
+def test_without_distillation_no_dense_model_is_read(
+    models_folder: Path, write_selection: Write, tmp_path: Path
+) -> None:
+    inputs = {"pruned": models_folder / "pruned", "selection": write_selection()}
+    folder = tmp_path / "out"
+    folder.mkdir()
+    recover.body(Job(settings(), dtype="float32"), inputs, folder, silent)
+    assert Result(folder).history[0]["distillation"] == 0
+    with pytest.raises(BadInput, match=r"distill_weight is 0\.5 but there is no dense model"):
+        recover.body(Job(settings(distill_weight=0.5), dtype="float32"), inputs, folder, silent)
+
+
+def test_a_loss_that_is_not_finite_stops(models_folder: Path, write_selection: Write, tmp_path: Path) -> None:
+    broken: Any = load_model(models_folder / "pruned", "float32", "cpu")
+    broken.model.norm.weight.data[3] = float("nan")
+    folder = tmp_path / "broken"
+    broken.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((models_folder / "pruned" / name).read_bytes())
+    inputs = {"pruned": folder, "selection": write_selection()}
+    with pytest.raises(
+        StageFailed, match=r"the loss is not finite at step 1 of recovery .* lower recover\.learning_rate"
+    ):
+        recover.body(Job(settings(), dtype="float32"), inputs, tmp_path, silent)
+
+
+def test_float16_on_a_cpu(run: Callable[..., Result]) -> None:
+    with pytest.raises(BadInput, match=r"float16 on a CPU; set model\.dtype: bfloat16"):
+        run(dtype="float16")
+
+
+def test_progress_counts_steps_and_the_global_generator_is_untouched(
+    models_folder: Path, write_selection: Write, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int, str]] = []
+    inputs = {"pruned": models_folder / "pruned", "selection": write_selection()}
+    torch.manual_seed(99)
+    expected = torch.rand(3)
+    torch.manual_seed(99)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    recover.body(Job(settings(), dtype="float32"), inputs, folder, lambda *told: seen.append(told))
+    assert seen == [(step, 5, "steps") for step in range(1, 6)]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_nothing_is_printed(run: Callable[..., Result], capfd: pytest.CaptureFixture[str]) -> None:
+    run()
+    out, _ = capfd.readouterr()
+    assert out == ""
