@@ -95,8 +95,8 @@ def _may_unpickle(weights: dict[Format, list[str]], wanted: Wanted, place: str) 
     if not wanted.allow_pickle:
         raise BadInput(
             f"{place} has pickled weights only ({weights['pickle'][0]}), and loading a pickle can run any "
-            "code that its author put there; give a safetensors version, or set model.allow_pickle: true to have "
-            "them converted by a weights-only loader in a child process"
+            "code that its author put there; give a safetensors version, or set model.allow_pickle: true to "
+            "have them converted by a weights-only loader in a child process"
         )
 
 

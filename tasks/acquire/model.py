@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.tasks.acquire import unpickle
 from resprout.tasks.acquire.choose import Chosen
 from resprout.tasks.acquire.gguf_header import gguf_metadata, quantisation
 from resprout.tasks.acquire.pinned import Pinned
@@ -20,7 +21,6 @@ from resprout.tasks.job import Progress
 
 PIECE_BYTES = 1024 * 1024
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-UNPICKLE = "resprout.tasks.acquire.unpickle"
 
 
 def copy_model(
@@ -75,7 +75,10 @@ def dequantise(
             local_files_only=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", local_files_only=True)
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # Damaged and unknown files end in errors of any type, a plain Exception from the tokenizer included.
         architecture = metadata.get("general.architecture", "unknown")
         raise BadInput(
             f"transformers cannot read {path.name} (architecture '{architecture}'): {_line(error)}; give "
@@ -103,7 +106,7 @@ def convert_pickle(
     environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
     environment |= {"HOME": str(scratch), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(
-        [sys.executable, "-I", "-m", UNPICKLE, str(apart), str(folder), dtype],
+        [sys.executable, "-I", "-m", unpickle.__name__, str(apart), str(folder), dtype],
         env=environment,
         cwd=scratch,
         capture_output=True,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from botocore.exceptions import ClientError
 
@@ -50,8 +49,7 @@ def pin_objects(
     identity: Mapping[str, Any] | None = None,
 ) -> Pinned:
     """The objects at an s3:// address; other schemes that end in a bucket use it too."""
-    parts = urlsplit(address)
-    bucket, key = parts.netloc, parts.path.lstrip("/")
+    bucket, _, key = address.removeprefix("s3://").partition("/")
     if not bucket or not key.strip("/"):
         raise BadInput(f"'{address}' names no object; give s3://bucket/key or s3://bucket/prefix")
     with s3_faults(f"s3://{bucket}", context.store.endpoint_url):
@@ -119,13 +117,11 @@ def _licence(client: Any, bucket: str, card: str | None) -> str | None:
 def _download(file: PinnedFile, context: Context, target: Path) -> None:
     where, _, marks = file.location.rpartition("#etag=")
     etag, _, version = marks.partition("&version=")
-    parts = urlsplit(where, allow_fragments=False)
+    bucket, _, key = where.removeprefix("s3://").partition("/")
     pinned = {"VersionId": version} if version and version != "null" else {}
-    with s3_faults(f"s3://{parts.netloc}", context.store.endpoint_url):
+    with s3_faults(f"s3://{bucket}", context.store.endpoint_url):
         try:
-            found = s3_client(context.store).get_object(
-                Bucket=parts.netloc, Key=where.split("/", 3)[3], IfMatch=f'"{etag}"', **pinned
-            )
+            found = s3_client(context.store).get_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"', **pinned)
         except ClientError as error:
             if code_of(error) in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                 raise StageFailed(f"{where} was changed while it was being used; run again") from error

@@ -18,6 +18,7 @@ from resprout.tasks.acquire.sources.bucket import Bucket, pin_objects
 from resprout.tasks.acquire.sources.local import Local, pin_path
 
 _ADDRESS = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))")
+INSIDE = "#artifact="
 _NO_SUCH = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 
@@ -62,16 +63,13 @@ class MlflowModel:
             return Bucket().fetch(pinned, context, scratch)
         if where.startswith("/"):
             return Local().fetch(pinned, context, scratch)
-        import mlflow
-
         found = {}
         with _faults(pinned.uri, context):
             for index, file in enumerate(pinned.files):
+                place, _, inside = file.location.partition(INSIDE)
                 target = scratch / str(index)
                 target.mkdir()
-                brought = mlflow.artifacts.download_artifacts(
-                    artifact_uri=file.location, dst_path=str(target), tracking_uri=context.tracking_uri
-                )
+                brought = _repository(place, context).download_artifacts(inside, str(target))
                 found[file.path] = Path(brought)
         return found
 
@@ -86,7 +84,7 @@ def _pin_artifacts(
     chosen = choose(listed, wanted, uri).files
     mark = sha256_hex(canonical_json([uri, version.source, version.creation_timestamp]))
     files = tuple(
-        PinnedFile(path, listed[where], f"{place.rstrip('/')}/{where}", mark)
+        PinnedFile(path, listed[where], f"{place}{INSIDE}{where}", mark)
         for path, where in sorted(chosen.items())
     )
     digest = sha256_hex(canonical_json([mark, [[file.path, file.size] for file in files]]))
@@ -94,18 +92,22 @@ def _pin_artifacts(
 
 
 def _artifacts(place: str, context: Context) -> Iterator[tuple[str, int]]:
-    import mlflow
-
-    todo = [""]
+    repository = _repository(place, context)
+    todo: list[str | None] = [None]
     while todo:
-        inside = todo.pop()
-        where = f"{place.rstrip('/')}/{inside}" if inside else place
-        for one in mlflow.artifacts.list_artifacts(artifact_uri=where, tracking_uri=context.tracking_uri):
-            path = one.path if not inside or one.path.startswith(inside) else f"{inside}/{one.path}"
+        for one in repository.list_artifacts(todo.pop()):
             if one.is_dir:
-                todo.append(path)
+                todo.append(one.path)
             else:
-                yield path, one.file_size or 0
+                yield one.path, one.file_size or 0
+
+
+def _repository(place: str, context: Context) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(
+        place, tracking_uri=context.tracking_uri, registry_uri=context.tracking_uri
+    )
 
 
 def _local(place: str) -> Path | None:

@@ -71,7 +71,7 @@ def distribution(module: str, path: Path) -> dict[str, Any]:
     """Name, version and licence of the distribution whose *.dist-info lies beside the package."""
     parents = [parent.parent for parent in path.parents if parent.name == module]
     for info in sorted(parents[0].glob("*.dist-info")) if parents else ():
-        name = info.name.rpartition("-")[0]
+        name = info.name.removesuffix(".dist-info").rpartition("-")[0]
         top = info / "top_level.txt"
         names = top.read_text(encoding="utf-8").split() if top.is_file() else []
         if module not in names and re.sub(r"[-_.]+", "_", name).lower() != module.lower():

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from resprout.configs.schema import ModelConfig, StoreConfig
+from resprout.tasks.acquire.jobs import AcquireData, AcquireModel
+from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.stage import acquire_model
+from resprout.tasks.job import Job, silent
+from resprout.tasks.models.tiny import write_tiny_folder
+
+path = Path(__file__).parents[1] / "infra" / "store" / "server.py"
+spec = importlib.util.spec_from_file_location("resprout_test_s3_server", path)
+server_module = importlib.util.module_from_spec(spec)
+sys.modules.setdefault(spec.name, server_module)
+spec.loader.exec_module(server_module)
+
+
+@pytest.fixture(scope="session")
+def s3():
+    with server_module.s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_store(s3):
+    return StoreConfig(
+        uri=f"s3://{s3.bucket}/{uuid.uuid4().hex}",
+        endpoint_url=s3.endpoint_url,
+        region=s3.region,
+        access_key_id=s3.access_key_id,
+        secret_access_key=s3.secret_access_key,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A tiny llama as save_pretrained writes it; read only."""
+    return write_tiny_folder(tmp_path_factory.mktemp("tiny") / "tiny", dtype="bfloat16")
+
+
+@pytest.fixture
+def context(tmp_path):
+    return Context(tmp_path / "home", tmp_path)
+
+
+@pytest.fixture
+def acquire(tmp_path, context):
+    """Pin and bring a model; gives the content folder and the pinned job."""
+
+    def call(source, context=context, role="model", **settings):
+        job = AcquireModel.pin(ModelConfig(source=str(source), **settings), context, role)
+        workdir = tmp_path / f"work-{uuid.uuid4().hex}"
+        workdir.mkdir()
+        acquire_model.body(Job(job), {}, workdir, silent)
+        return workdir, job
+
+    return call
+
+
+@pytest.fixture
+def bring(tmp_path, context):
+    """Pin and bring data by a stage; gives the rows it wrote."""
+
+    def call(stage, *sources, context=context, seed=17):
+        workdir = tmp_path / f"work-{uuid.uuid4().hex}"
+        workdir.mkdir()
+        stage.body(Job(AcquireData.pin(sources, context), seed=seed), {}, workdir, silent)
+        (written,) = workdir.iterdir()
+        return [json.loads(line) for line in written.read_text().splitlines()]
+
+    return call
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Write rows to a JSONL file below the test's folder."""
+    return lambda name, rows: write_jsonl(tmp_path / name, rows)

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import DataSource, RowSource, TextSource
+from resprout.tasks.acquire.jobs import AcquireData
+from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.stage import acquire_rows, acquire_task, acquire_text
+
+
+def row(number, **more):
+    return {"instruction": f"do {number}", "input": "", "output": f"done {number}", **more}
+
+
+def bucket(text):
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 100
+
+
+def test_rows_are_rendered_and_have_a_stable_id(bring, jsonl):
+    jsonl("pool.jsonl", [{"q": "Add 1 and 2.", "hint": "small", "a": "3", "kind": "maths"}])
+    source = RowSource(
+        source="pool.jsonl",
+        instruction="{{ q }}",
+        input="{{ hint }}",
+        output="{{ a }}",
+        category="{{ kind }}",
+    )
+    expected = hashlib.sha256(b"Add 1 and 2.\nsmall\n3").hexdigest()
+    assert bring(acquire_rows, source) == [
+        {
+            "id": expected,
+            "instruction": "Add 1 and 2.",
+            "input": "small",
+            "output": "3",
+            "category": "maths",
+            "source": "pool.jsonl",
+        }
+    ]
+
+
+def test_where_looks_at_the_columns(bring, jsonl):
+    jsonl("pool.jsonl", [row(index, level=index) for index in range(6)])
+    found = bring(acquire_rows, RowSource(source="pool.jsonl", where="level >= 2 and level < 4"))
+    assert [one["instruction"] for one in found] == ["do 2", "do 3"]
+
+
+def test_hash_ranges_part_the_rows(bring, jsonl):
+    rows = [row(index) for index in range(200)]
+    jsonl("pool.jsonl", rows)
+    low = bring(acquire_rows, RowSource(source="pool.jsonl", hash_percent=(0, 30)))
+    high = bring(acquire_rows, RowSource(source="pool.jsonl", hash_percent=(30, 100)))
+    expected = [one["instruction"] for one in rows if bucket(f"{one['instruction']}\n\n{one['output']}") < 30]
+    assert [one["instruction"] for one in low] == expected
+    assert 30 < len(low) < 90
+    assert len(low) + len(high) == 200
+
+
+def test_repeats_count_once_for_the_first_source_in_its_place(bring, jsonl):
+    jsonl("a.jsonl", [row(1), row(2), row(1), row(3)])
+    jsonl("b.jsonl", [row(9), row(2), row(4)])
+    found = bring(acquire_rows, RowSource(source="a.jsonl"), RowSource(source="b.jsonl"))
+    assert [(one["instruction"], one["source"]) for one in found] == [
+        ("do 1", "a.jsonl"),
+        ("do 2", "a.jsonl"),
+        ("do 3", "a.jsonl"),
+        ("do 9", "b.jsonl"),
+        ("do 4", "b.jsonl"),
+    ]
+
+
+def test_a_limit_samples_by_seed_and_keeps_the_order(bring, jsonl):
+    jsonl("pool.jsonl", [row(index) for index in range(100)])
+    source = RowSource(source="pool.jsonl", limit=10)
+    numbers = [int(one["instruction"].split()[1]) for one in bring(acquire_rows, source)]
+    assert len(numbers) == 10
+    assert numbers == sorted(numbers)
+    assert numbers != list(range(10))
+    assert [int(one["instruction"].split()[1]) for one in bring(acquire_rows, source)] == numbers
+    other = bring(acquire_rows, source, seed=18)
+    assert [int(one["instruction"].split()[1]) for one in other] != numbers
+
+
+def test_text(bring, tmp_path):
+    (tmp_path / "a.txt").write_text("First line\nsecond line\n\nNext\u2028one\n")
+    found = bring(acquire_text, TextSource(source="a.txt", text="<{{ text }}>"))
+    assert found == [
+        {"source": "a.txt", "text": "<First line\nsecond line>"},
+        {"source": "a.txt", "text": "<Next\u2028one>"},
+    ]
+
+
+def test_task_rows_keep_their_columns_and_their_repeats(bring, jsonl):
+    rows = [{"sentence": "a _ b", "answer": 1, "options": ["x", "y"]}] * 2 + [
+        {"sentence": "c", "answer": None}
+    ]
+    jsonl("task.jsonl", rows)
+    assert bring(acquire_task, DataSource(source="task.jsonl")) == rows
+    assert bring(acquire_task, DataSource(source="task.jsonl", where="answer == 1")) == rows[:2]
+
+
+def test_a_folder_is_all_its_data_files(bring, jsonl, tmp_path):
+    jsonl("pool/b.jsonl", [row(2)])
+    jsonl("pool/a.jsonl", [row(1)])
+    (tmp_path / "pool" / "README.md").write_text("about")
+    (tmp_path / "pool" / "weights.bin").write_bytes(b"x")
+    assert [one["instruction"] for one in bring(acquire_rows, RowSource(source="pool"))] == ["do 1", "do 2"]
+
+
+def test_a_package_ships_data(bring, jsonl, tmp_path):
+    jsonl("packages/toy_data/sets/x.jsonl", [row(1)])
+    context = Context(tmp_path / "home", tmp_path, (tmp_path / "packages",))
+    found = bring(acquire_rows, RowSource(source="package://toy_data/sets/x.jsonl"), context=context)
+    assert found[0]["source"] == "toy_data/sets/x.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "pool.jsonl holds no rows"),
+        ('{"instruction": "a", "output": "b"}\n{"instruction": \n', "pool.jsonl, line 2: expected JSON"),
+        ("[1, 2]\n", "pool.jsonl, line 1: expected a JSON object"),
+        ('{"question": "a"}\n', r"pool.jsonl, row 1: .*the row's columns are: question"),
+        ('{"instruction": "a", "output": ""}\n', "pool.jsonl, row 1: the output is empty"),
+        ('{"instruction": " ", "output": "b"}\n', "pool.jsonl, row 1: the instruction is empty"),
+    ],
+)
+def test_bad_rows_are_named_by_file_and_line(bring, tmp_path, text, sentence):
+    (tmp_path / "pool.jsonl").write_text(text)
+    with pytest.raises(BadInput, match=sentence) as caught:
+        bring(acquire_rows, RowSource(source="pool.jsonl"))
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_what_leaves_nothing_says_so(bring, jsonl):
+    jsonl("pool.jsonl", [row(1)])
+    with pytest.raises(BadInput, match=r"pool.jsonl: no row is left after where 'false'"):
+        bring(acquire_rows, RowSource(source="pool.jsonl", where="false"))
+
+
+def test_an_empty_text_names_its_line(bring, jsonl):
+    jsonl("t.jsonl", [{"text": "a"}, {"text": "  "}])
+    with pytest.raises(BadInput, match=r"t\.jsonl, row 2: the text is empty"):
+        bring(acquire_text, TextSource(source="t.jsonl"))
+
+
+def test_a_missing_file(bring):
+    with pytest.raises(BadInput, match=r"there is no .*absent.jsonl"):
+        bring(acquire_rows, RowSource(source="absent.jsonl"))
+
+
+def test_the_key_holds_content_and_settings_but_no_place(jsonl, tmp_path):
+    def key(path, **settings):
+        context = Context(tmp_path / "home", tmp_path)
+        source = RowSource(source=str(path), **settings)
+        return json.dumps(AcquireData.pin([source], context).key_data(), sort_keys=True)
+
+    first = jsonl("one/pool.jsonl", [row(1)])
+    same = jsonl("two/pool.jsonl", [row(1)])
+    other = jsonl("three/pool.jsonl", [row(2)])
+    assert key(first) == key(same) == key(first, licence="mine")
+    assert str(tmp_path) not in key(first)
+    assert len({key(first), key(other), key(first, limit=1), key(first, instruction="x")}) == 4
+
+
+def test_the_record_says_where_it_came_from(jsonl, tmp_path):
+    path = jsonl("pool.jsonl", [row(1)])
+    context = Context(tmp_path / "home", tmp_path)
+    job = AcquireData.pin([RowSource(source="pool.jsonl", licence="CC-BY-4.0")], context)
+    (origin,) = job.origin()["sources"]
+    assert origin["given"] == "pool.jsonl"
+    assert origin["uri"] == path.as_uri()
+    assert origin["sha256"] == {"pool.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert job.licence_note() == "CC-BY-4.0"
+    json.dumps(job.origin())
