@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise BadInput(f"line {line}: key '{key}' is given twice; keep one of them")
@@ -70,7 +70,9 @@ def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] |
 
 
 def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> tuple[InfraConfig, Path]:
-    """Infrastructure and data folder of a run config, or, without one, of the environment and the folder we are in."""
+    """Infrastructure and data folder of a run config, or, without one, of the environment and the folder we
+    are in.
+    """
     environ = os.environ if environ is None else environ
     if path is not None:
         loaded = load(path, (), environ)
@@ -108,7 +110,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read as text: {error}") from None
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        data = yaml.load(text, Loader=_Loader)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
     except yaml.YAMLError as error:
@@ -134,9 +136,7 @@ def explain(error: ValidationError, where: str, prefix: tuple[str, ...] = ()) ->
         else:
             message = fault["msg"].removeprefix("Value error, ")
             given = fault.get("input")
-            shown = (
-                f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
-            )
+            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
             faults.append(f"{dotted}: {message[0].lower()}{message[1:]}{shown}")
     return f"{where}: " + "; ".join(dict.fromkeys(faults))
 
@@ -147,7 +147,7 @@ def _is_tag(part: Any) -> bool:
 
 def _value(text: str, shown: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader) if text else None  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_Loader) if text else None
     except yaml.YAMLError:
         raise BadInput(f"the value in '{shown}' is not valid YAML; quote it") from None
 
@@ -159,7 +159,9 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any, shown: str) -> No
         last = depth == len(keys) - 1
         if isinstance(place, list):
             if not key.isdigit() or int(key) >= len(place):
-                raise BadInput(f"'{shown}': {'.'.join(keys[:depth])} is a list of {len(place)}; index it from 0")
+                raise BadInput(
+                    f"'{shown}': {'.'.join(keys[:depth])} is a list of {len(place)}; index it from 0"
+                )
             index: Any = int(key)
         elif isinstance(place, dict):
             index = key
@@ -235,7 +237,8 @@ def _fill_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:
         dotted = ".".join(path)
         if not _is_secret(path):
             raise BadInput(
-                f"{dotted}: {text} is for secrets only; set this key by RESPROUT_{'__'.join(path).upper()} or on the "
+                f"{dotted}: {text} is for secrets only; set this key by "
+                f"RESPROUT_{'__'.join(path).upper()} or on the "
                 f"command line as {dotted}=value"
             )
         if match[1] not in environ:

@@ -23,7 +23,9 @@ class Section(BaseModel):
     )
 
     def key_data(self) -> dict[str, Any]:
-        """The section as plain data without its data sources, which enter cache keys by the digest of their rows."""
+        """The section as plain data without its data sources, which enter cache keys by the digest of their
+        rows.
+        """
         return {
             name: _key_value(getattr(self, name))
             for name in type(self).model_fields
@@ -49,7 +51,8 @@ class ModelConfig(Section):
     """The model to compress and how it is held in memory."""
 
     source: str
-    """Folder, package://module/path, hf://org/name@revision, s3://bucket/prefix, models:/name/3 or name@alias."""
+    """Folder, package://module/path, hf://org/name@revision, s3://bucket/prefix, models:/name/3 or
+    name@alias."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Dtype of weights and activations in every stage, and of the export."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -84,7 +87,9 @@ class DataSource(Section):
     def _range_is_not_empty(self) -> DataSource:
         low, high = self.hash_percent
         if low >= high:
-            raise ValueError(f"hash_percent is [{low}, {high}), which holds no row; give low < high, e.g. [0, 40]")
+            raise ValueError(
+                f"hash_percent is [{low}, {high}), which holds no row; give low < high, e.g. [0, 40]"
+            )
         return self
 
 
@@ -188,7 +193,8 @@ class PaserConfig(Section):
     clusters: Annotated[int, Field(ge=2, le=256)] | Literal["auto"] = 10
     """Number of clusters; auto searches 4 to 32."""
     embedder: Literal["minilm", "hidden", "tfidf"] = "tfidf"
-    """minilm: a sentence encoder in `embedder_source`; hidden: the dense model's mean hidden state; tfidf: TF-IDF + SVD."""
+    """minilm: a sentence encoder in `embedder_source`; hidden: the dense model's mean hidden state; tfidf:
+    TF-IDF + SVD."""
     embedder_source: str | None = None
     """Folder or package:// of the sentence encoder that `minilm` loads."""
     graph: Literal["literal", "top3"] = "top3"
@@ -220,7 +226,9 @@ class SelectConfig(Section):
     @model_validator(mode="after")
     def _one_budget(self) -> SelectConfig:
         if (self.budget_tokens is None) == (self.budget_ratio is None):
-            raise ValueError("select needs exactly one of budget_tokens and budget_ratio, e.g. budget_ratio: 0.2")
+            raise ValueError(
+                "select needs exactly one of budget_tokens and budget_ratio, e.g. budget_ratio: 0.2"
+            )
         return self
 
 
@@ -275,7 +283,8 @@ class PerplexityConfig(Section):
     def _stride_fits(self) -> PerplexityConfig:
         if self.stride_tokens is not None and self.stride_tokens > self.window_tokens:
             raise ValueError(
-                f"stride_tokens {self.stride_tokens} exceeds window_tokens {self.window_tokens}, so tokens would be "
+                f"stride_tokens {self.stride_tokens} exceeds window_tokens {self.window_tokens}, so "
+                "tokens would be "
                 "skipped; give a stride of at most the window"
             )
         return self
@@ -285,7 +294,8 @@ class ZeroShotTask(Section):
     """One lm-eval task on a local file."""
 
     task: str
-    """A YAML of configs/evaluation without its ending (`resprout methods`), or the path of your own lm-eval YAML."""
+    """A YAML of configs/evaluation without its ending (`resprout methods`), or the path of your own lm-eval
+    YAML."""
     data: DataSource
     """The rows; columns as the task's templates name them."""
 
@@ -342,7 +352,9 @@ class GateConfig(Section):
     @model_validator(mode="after")
     def _some_bound(self) -> GateConfig:
         if all(getattr(self, name) is None for name in type(self).model_fields):
-            raise ValueError(f"the gate has no bound; give at least one of {', '.join(type(self).model_fields)}")
+            raise ValueError(
+                f"the gate has no bound; give at least one of {', '.join(type(self).model_fields)}"
+            )
         return self
 
 
@@ -466,10 +478,13 @@ class RunConfig(Section):
     def _stages_that_need_each_other(self) -> RunConfig:
         if (self.select is None) != (self.recover is None):
             has, lacks = ("select", "recover") if self.recover is None else ("recover", "select")
-            raise ValueError(f"{has} is given without {lacks}; recovery trains on selected rows: give both or neither")
+            raise ValueError(
+                f"{has} is given without {lacks}; recovery trains on selected rows: give both or neither"
+            )
         if self.calibrate.method != "self_generated" and not self.calibrate.text:
             raise ValueError(
-                f"calibrate.method is {self.calibrate.method} but calibrate.text is empty; name at least one source"
+                f"calibrate.method is {self.calibrate.method} but calibrate.text is empty; name at least "
+                "one source"
             )
         if self.gate and self.gate.min_accuracy_kept is not None and self.evaluate.zero_shot is None:
             raise ValueError(
@@ -477,7 +492,8 @@ class RunConfig(Section):
             )
         if self.prune.layout == "per_layer" and "hf" in self.export.formats:
             raise ValueError(
-                "export.formats holds hf, which stock classes load with one width for all layers, but prune.layout is "
+                "export.formats holds hf, which stock classes load with one width for all layers, but "
+                "prune.layout is "
                 "per_layer; give layout: uniform, or formats: []"
             )
         return self

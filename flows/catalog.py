@@ -40,7 +40,11 @@ def catalog() -> dict[str, list[dict[str, str]]]:
         {"name": name, "summary": preset.summary, "source": preset.source} for name, preset in presets
     ]
     listed["evaluate.zero_shot.tasks"] = [
-        {"name": name, "summary": "multiple choice through lm-eval", "source": f"configs/evaluation/{name}.yaml"}
+        {
+            "name": name,
+            "summary": "multiple choice through lm-eval",
+            "source": f"configs/evaluation/{name}.yaml",
+        }
         for name in shipped_tasks()
     ]
     return dict(sorted(listed.items()))

@@ -1,4 +1,6 @@
-"""What the schema alone cannot know: names of methods, files, and the model's own limits. Imports no torch."""
+"""What the schema alone cannot know: names of methods, files, and the model's own limits. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +61,12 @@ def _lengths(loaded: Loaded, shape: Shape) -> None:
         asked["measure.prefill_tokens + decode_tokens"] = (
             config.measure.prefill_tokens + config.measure.decode_tokens
         )
-    over = [f"{name} is {length}" for name, length in asked.items() if shape.max_positions and length > shape.max_positions]
+    over = [
+        f"{name} is {length}"
+        for name, length in asked.items()
+        if shape.max_positions and length > shape.max_positions
+    ]
     if over:
-        raise BadInput(f"{' and '.join(over)}, but the model has {shape.max_positions} positions; give shorter sequences")
+        raise BadInput(
+            f"{' and '.join(over)}, but the model has {shape.max_positions} positions; give shorter sequences"
+        )

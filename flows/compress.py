@@ -1,7 +1,8 @@
 """The flow: acquire, calibrate, prune, select, recover, evaluate, measure, gate, export, report, register.
 
-Wiring only. Sources are pinned and everything that can be checked cheaply is checked before the first expensive stage;
-each model is evaluated as soon as it exists; dense scores are shared by all runs on that model, because their key is.
+Wiring only. Sources are pinned and everything that can be checked cheaply is checked before the first
+expensive stage; each model is evaluated as soon as it exists; dense scores are shared by all runs on that
+model, because their key is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from resprout.configs.result import (
     ModelResult,
     ModelResults,
     Overhead,
-    RunResult,
 )
 from resprout.flows import preflight
 from resprout.flows.check import check
@@ -97,9 +97,7 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
         tracker.log_text(run_id, json.dumps(loaded.config.public(), indent=1, sort_keys=True), "config.json")
         if identity.dirty_patch():
             tracker.log_text(run_id, identity.dirty_patch(), "uncommitted.patch")
-        steps = Steps(loaded, run, sources, session.result, overrides or [])
-        steps.all()
-        session.work_seconds = run.work_seconds
+        Steps(loaded, run, sources, session, overrides or []).all()
         session.result.overhead = Overhead(
             orchestration_seconds=round(time.perf_counter() - began - run.work_seconds, 3),
             imports_seconds=round(session.imports_seconds, 3),
@@ -138,13 +136,14 @@ class Steps:
     """The stages of one run in their order, each fed with references."""
 
     def __init__(
-        self, loaded: Loaded, run: Run, sources: Sources, result: RunResult, overrides: list[str]
+        self, loaded: Loaded, run: Run, sources: Sources, session: Session, overrides: list[str]
     ) -> None:
         self.config = loaded.config
         self.loaded = loaded
         self.run = run
         self.sources = sources
-        self.result = result
+        self.session = session
+        self.result = session.result
         self.overrides = overrides
         self.scores: dict[str, ArtifactRef] = {}
         self.speeds: dict[str, ArtifactRef] = {}
@@ -152,39 +151,39 @@ class Steps:
     def job(self, section: C) -> Job[C]:
         """A job of this run."""
         model = self.config.model
-        return Job(section, self.config.seed, preflight.device(model.device), model.dtype, model.trust_remote_code)
+        return Job(
+            section, self.config.seed, preflight.device(model.device), model.dtype, model.trust_remote_code
+        )
 
     def all(self) -> None:
         """From sources to a registered model; the result is filled step by step."""
         config, run = self.config, self.run
         self.acquire()
         if config.select is not None:
-            pool(run, self.job(config.select), rows=self.rows, dense=self.dense)
+            pool(run, self.job(config.select), {"rows": self.rows, "dense": self.dense})
         text = {"text": self.calibration_text} if self.calibration_text else {}
-        calibration = calibrate(run, self.job(config.calibrate), model=self.dense, **text)
-        planned = plan(run, self.job(config.prune), model=self.dense, calibration=calibration)
+        calibration = calibrate(run, self.job(config.calibrate), {"model": self.dense, **text})
+        seen = {"model": self.dense, "calibration": calibration}
+        planned = plan(run, self.job(config.prune), seen)
         self.judge("dense", self.dense)
-        pruned = prune(run, self.job(config.prune), model=self.dense, calibration=calibration, plan=planned)
+        pruned = prune(run, self.job(config.prune), {**seen, "plan": planned})
         self.judge("pruned", pruned)
         final: Input = pruned
         grown: dict[str, Input] = {}
         if config.select is not None and config.recover is not None:
-            chosen = select(
-                run,
-                self.job(config.select),
-                rows=self.rows,
-                dense=self.dense,
-                pruned=pruned,
-                **({"embedder": self.embedder} if self.embedder else {}),
-            )
+            pair = {"dense": self.dense, "pruned": pruned, "rows": self.rows}
+            encoder = {"embedder": self.embedder} if self.embedder else {}
+            chosen = select(run, self.job(config.select), {**pair, **encoder})
             teacher = {"dense": self.dense} if config.recover.distill_weight > 0 else {}
-            recovery = recover(run, self.job(config.recover), pruned=pruned, selection=chosen, **teacher)
+            recovery = recover(
+                run, self.job(config.recover), {"pruned": pruned, "selection": chosen, **teacher}
+            )
             final = Part(recovery, "model")
             grown = {"selection": chosen, "recovery": recovery}
             self.judge("recovered", final)
         self.fill_models()
         verdict = self.hold_gate()
-        exported = export(run, self.job(config.export), model=final)
+        exported = export(run, self.job(config.export), {"model": final})
         self.fill_exports(exported)
         reported = self.write_report(planned, exported, verdict, grown)
         self.finish(planned, exported, reported, grown)
@@ -192,7 +191,7 @@ class Steps:
     def acquire(self) -> None:
         """Bring the model and all data here, so that a bad row is found before anything expensive."""
         config, run, sources = self.config, self.run, self.sources
-        self.dense = acquire_model(run, self.job(sources.model), label="acquire model")
+        self.dense: ArtifactRef = acquire_model(run, self.job(sources.model), label="acquire model")
         self.calibration_text = (
             acquire_text(run, self.job(sources.data(config.calibrate.text)), label="acquire calibration text")
             if config.calibrate.text
@@ -216,19 +215,13 @@ class Steps:
 
     def judge(self, name: str, model: Input) -> None:
         """Scores and measurements of one model."""
-        reference = {} if name == "dense" else {"dense": self.dense}
-        self.scores[name] = evaluate(
-            self.run,
-            self.job(self.config.evaluate),
-            label=f"evaluate {name}",
-            model=model,
-            text=self.text,
-            **self.tasks,
-            **reference,
-        )
+        given = {"model": model, "text": self.text, **self.tasks}
+        if name != "dense":
+            given["dense"] = self.dense
+        self.scores[name] = evaluate(self.run, self.job(self.config.evaluate), given, f"evaluate {name}")
         if self.config.measure is not None:
             self.speeds[name] = measure(
-                self.run, self.job(self.config.measure), label=f"measure {name}", model=model
+                self.run, self.job(self.config.measure), {"model": model}, f"measure {name}"
             )
 
     def fill_models(self) -> None:
@@ -244,6 +237,9 @@ class Steps:
                 bytes=int(metrics["bytes"]),
                 metrics=metrics,
             )
+        source = self.read(self.dense, "source.json")
+        self.session.source_bytes = source["source_bytes"]
+        self.session.source_format = source["source_format"]
         self.result.models = ModelResults(
             dense=found["dense"], pruned=found["pruned"], recovered=found.get("recovered")
         )
@@ -256,7 +252,7 @@ class Steps:
             self.result.gate = GateResult(passed=True, checks=[])
             return None
         final = self.scores.get("recovered", self.scores["pruned"])
-        held = gate(self.run, self.job(self.config.gate), dense=self.scores["dense"], final=final)
+        held = gate(self.run, self.job(self.config.gate), {"dense": self.scores["dense"], "final": final})
         self.result.gate = GateResult.model_validate(self.read(held, "gate.json"))
         return held
 
@@ -298,7 +294,7 @@ class Steps:
             command=" ".join(["resprout run", self.loaded.path.name, *self.overrides]),
             digests={stage.name: stage.artifact.digest for stage in self.result.stages},
         )
-        reported = report(self.run, self.job(settings), **inputs)
+        reported = report(self.run, self.job(settings), inputs)
         with self.run.store.open(reported.digest) as folder:
             self.run.tracker.log_folder(self.run.mlflow_run_id, folder, "report")
             self.result.report = str(place_report(folder, self.loaded.home, self.config.name))
@@ -312,9 +308,15 @@ class Steps:
         result, run, config = self.result, self.run, self.config
         if result.gate is None:
             raise BadInput("the gate was not held; this is a defect of resprout")
-        run.tracker.log(run.mlflow_run_id, tags={"resprout.gate": "passed" if result.gate.passed else "failed"})
+        run.tracker.log(
+            run.mlflow_run_id, tags={"resprout.gate": "passed" if result.gate.passed else "failed"}
+        )
         if not result.gate.passed:
-            outside = [f"{one.name} {one.value:.4f} (bound {one.bound})" for one in result.gate.checks if not one.passed]
+            outside = [
+                f"{one.name} {one.value:.4f} (bound {one.bound})"
+                for one in result.gate.checks
+                if not one.passed
+            ]
             result.status, result.exit_code = "gate_not_passed", 3
             result.message = f"the gate is not passed: {', '.join(outside)}; nothing was registered"
             return

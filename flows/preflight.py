@@ -1,4 +1,6 @@
-"""What can be known before the first stage: the device, and whether disk and memory are enough for the model."""
+"""What can be known before the first stage: the device, and whether disk and memory are enough for the
+model.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ WORKING_BYTES = 1_000_000_000
 
 
 def device(asked: str) -> str:
-    """The torch device for `asked`, without importing torch: auto takes CUDA where torch and machine have it."""
+    """The torch device for `asked`, without importing torch: auto takes CUDA where torch and machine have
+    it.
+    """
     if asked != "auto":
         return asked
     has_cuda_build = "+cpu" not in library_version("torch")
@@ -45,14 +49,16 @@ def check(loaded: Loaded, store: ArtifactStore, sources: Sources) -> None:
     free, needed = store.free_bytes(), MODELS_ON_DISK * size
     if free < needed:
         raise BadInput(
-            f"the disk of {loaded.home} has {_gb(free)} GB free, and this run needs about {_gb(needed)} GB; free space "
+            f"the disk of {loaded.home} has {_gb(free)} GB free, and this run needs about {_gb(needed)} "
+            "GB; free space "
             "there or set RESPROUT_HOME to a larger disk"
         )
     if device(model.device) == "cpu":
         total, needed = psutil.virtual_memory().total, MODELS_IN_MEMORY * size + WORKING_BYTES
         if total < needed:
             raise BadInput(
-                f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed)} GB for two copies "
+                f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed)} GB "
+                "for two copies "
                 f"of the model in {model.dtype}; use a smaller dtype or a larger machine"
             )
 

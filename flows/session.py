@@ -31,7 +31,8 @@ class Session:
     display: Display = field(default_factory=NoDisplay)
     imports_seconds: float = 0.0
     server_start_seconds: float = 0.0
-    work_seconds: float = 0.0
+    source_bytes: int | None = None
+    source_format: str = ""
     called_at: float = 0.0
 
 

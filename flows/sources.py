@@ -1,4 +1,6 @@
-"""The sources of a run, pinned before anything runs: an alias, a branch or a path becomes a digest or a version."""
+"""The sources of a run, pinned before anything runs: an alias, a branch or a path becomes a digest or a
+version.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Sources:
 
 
 def context(loaded: Loaded, tracking_uri: str | None = None) -> Context:
-    """Where a run's sources are looked for: beside its config, in installed packages, and in <home>/packages."""
+    """Where a run's sources are looked for: beside its config, in installed packages, and in
+    <home>/packages.
+    """
     return Context(
         home=loaded.home,
         base=loaded.base,

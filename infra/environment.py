@@ -1,4 +1,6 @@
-"""Environment of the libraries underneath, set before they are imported: homes, servers, quiet and offline."""
+"""Environment of the libraries underneath, set before they are imported: homes, servers, quiet and
+offline.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def prepare(infra: InfraConfig, home: Path, debug: bool = False) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"the data folder {home} cannot be made ({error.strerror}); set RESPROUT_HOME") from None
+        raise BadInput(
+            f"the data folder {home} cannot be made ({error.strerror}); set RESPROUT_HOME"
+        ) from None
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if debug else "CRITICAL")

@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def library_version(name: str) -> str:
     """Installed version of a distribution, "absent" where it is not installed."""
     try:

@@ -20,7 +20,7 @@ class Node:
     parents: tuple[tuple[str, Node], ...]
 
     def walk(self) -> Iterator[Node]:
-        """This node and all behind it, each once."""
+        """The node and all behind it, each once."""
         seen: set[str] = set()
         todo = [self]
         while todo:
@@ -50,7 +50,8 @@ def tree(store: ArtifactStore, record_id: str) -> Node:
                 behind = node_of(parent.record)
                 if behind.record.content != parent.digest:
                     raise VerificationFailed(
-                        f"record {identity} names {parent.digest} as its {parent.role}, but record {parent.record} "
+                        f"record {identity} names {parent.digest} as its {parent.role}, but record "
+                        f"{parent.record} "
                         f"made {behind.record.content}"
                     )
                 parents.append((parent.role, behind))

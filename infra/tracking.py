@@ -1,7 +1,7 @@
 """MLflow: one run for the flow, one nested run for each stage, and the model registry.
 
-Everything goes through MlflowClient with explicit run ids, so that nothing hangs on global state. A server that does
-not answer becomes one sentence; what was computed is in the artifact store by then.
+Everything goes through MlflowClient with explicit run ids, so that nothing hangs on global state. A server
+that does not answer becomes one sentence; what was computed is in the artifact store by then.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def _answers(method: Callable[P, R]) -> Callable[P, R]:
             tracker: Any = args[0]
             what = " ".join(str(error).split())[:300]
             raise StageFailed(
-                f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is in the "
+                f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is "
+                "in the "
                 "artifact store, so run the same command again when MLflow answers"
             ) from error
 
@@ -90,7 +91,8 @@ class Tracker:
             except (MlflowException, OSError, ImportError) as error:
                 what = " ".join(str(error).split())[:200]
                 raise BadInput(
-                    f"MLflow at {self.shown_uri} cannot be used ({what}); start it, or set infra.mlflow.tracking_uri to "
+                    f"MLflow at {self.shown_uri} cannot be used ({what}); start it, or set "
+                    "infra.mlflow.tracking_uri to "
                     "one that answers"
                 ) from error
 
@@ -252,6 +254,7 @@ class Tracker:
             return self.client.get_model_version(name, number)
         except MlflowException as error:
             raise BadInput(
-                f"no model version {reference} in {self.shown_uri}; give models:/name/3 or models:/name@alias "
+                f"no model version {reference} in {self.shown_uri}; give models:/name/3 or "
+                "models:/name@alias "
                 f"({' '.join(str(error).split())[:120]})"
             ) from None

@@ -1,9 +1,9 @@
 """Identity of the code that a stage runs: a hash over the in-project modules it reaches.
 
-Modules are found statically: from a stage's door and the methods its config selects, every `resprout.tasks` import
-is followed, inside functions too. Registries name methods as strings, so a method that is not selected is not reached.
-Comments, docstrings and formatting do not count (the hash is over the syntax tree), nor does anything in infra,
-configs or flows: settings reach a stage as values, which its key holds already.
+Modules are found statically: from a stage's door and the methods its config selects, every `resprout.tasks`
+import is followed, inside functions too. Registries name methods as strings, so a method that is not selected
+is not reached. Comments, docstrings and formatting do not count (the hash is over the syntax tree), nor does
+anything in infra, configs or flows: settings reach a stage as values, which its key holds already.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def code_hash(modules: Iterable[str]) -> str:
     todo = sorted(set(modules))
     while todo:
         module = todo.pop()
-        # A registry only names methods; the selected ones are in `modules`, and a new one must not re-run the others.
+        # A registry only names methods; the selected ones are in `modules`, and a new one must not re-run the
+        # others.
         if module in reached or module in ORCHESTRATION or module.endswith(".registry"):
             continue
         digest, imports = _digest_and_imports(module)
@@ -57,7 +58,7 @@ def _digest_and_imports(module: str) -> tuple[str, tuple[str, ...]]:
     return _parse(module, path, stat.st_mtime_ns, stat.st_size)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _parse(module: str, path: Path, _mtime_ns: int, _size: int) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(path.read_bytes())
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]

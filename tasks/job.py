@@ -10,7 +10,9 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Job(Generic[C]):
-    """A stage's settings: `config` is its own section, `dtype` a torch dtype's name, `device` a torch device."""
+    """A stage's settings: `config` is its own section, `dtype` a torch dtype's name, `device` a torch
+    device.
+    """
 
     config: C
     seed: int = 17

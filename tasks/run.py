@@ -47,5 +47,7 @@ class Run:
     def add(self, label: str, cached: bool, seconds: float, ref: ArtifactRef) -> None:
         """Note a finished stage."""
         artifact = ArtifactResult(kind=ref.kind, digest=ref.digest, uri=ref.uri)
-        self.stages.append(StageResult(name=label, cached=cached, seconds=round(seconds, 3), artifact=artifact))
+        self.stages.append(
+            StageResult(name=label, cached=cached, seconds=round(seconds, 3), artifact=artifact)
+        )
         self.display.finished(label, cached, seconds)

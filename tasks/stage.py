@@ -1,14 +1,18 @@
 """The one @stage decorator: Prefect task + cache key + artifact + nested MLflow run + progress.
 
-A stage wraps a pure function `(job, inputs, workdir, progress) -> None` that writes files into `workdir`. Calling it:
+A stage wraps a pure function `(job, inputs, workdir, progress) -> None` that writes files into `workdir`.
+Calling it:
 
-1. the *key* is computed: stage name, config section, digests of the inputs, the seed where the stage draws, dtype and
-   device where it computes, the hardware where it measures, versions of the libraries it declares, and a hash of the
-   code that it reaches from the selected methods (`tasks.code`). What does not enter: servers, secrets, folders, users.
-2. a Prefect task with that key runs. Prefect looks the key up in the artifact store (`infra.store.results`, which also
-   checks that the artifact is whole), takes the stage's lease, retries transient faults, persists the reference.
+1. the *key* is computed: stage name, config section, digests of the inputs, the seed where the stage draws,
+   dtype and device where it computes, the hardware where it measures, versions of the libraries it declares,
+   and a hash of the code that it reaches from the selected methods (`tasks.code`). What does not enter:
+   servers, secrets, folders, users.
+2. a Prefect task with that key runs. Prefect looks the key up in the artifact store (`infra.store.results`,
+   which also checks that the artifact is whole), takes the stage's lease, retries transient faults, persists
+   the reference.
 3. on a miss the task's body opens the inputs, calls the function, publishes the folder and writes its record.
-4. outside the cached body, each time, one nested MLflow run is written: params, metrics, small files, digests.
+4. outside the cached body, each time, one nested MLflow run is written: params, metrics, small files,
+   digests.
 """
 
 from __future__ import annotations
@@ -126,9 +130,11 @@ class Stage(Generic[C]):
         """Versions of the declared libraries as installed."""
         return {name: identity.library_version(name) for name in self.libraries}
 
-    def __call__(self, run: Run, job: Job[C], label: str | None = None, **inputs: Input) -> ArtifactRef:
+    def __call__(
+        self, run: Run, job: Job[C], inputs: Mapping[str, Input] | None = None, label: str | None = None
+    ) -> ArtifactRef:
         """The stage's artifact, found or made; `label` names this call where a flow calls the stage twice."""
-        label = label or self.name
+        inputs, label = inputs or {}, label or self.name
         key = self.key(job, inputs)
         seconds: list[float] = []
         began = time.perf_counter()
@@ -171,7 +177,8 @@ class Stage(Generic[C]):
             retry_jitter_factor=0.5,
             retry_condition_fn=_is_transient,
         )
-        # The constructor takes only storage saved on the server; ours is the run's own store and holds credentials.
+        # The constructor takes only storage saved on the server; ours is the run's own store and holds
+        # credentials.
         task.result_storage = run.results
         return task
 
@@ -280,9 +287,10 @@ def stage(
 ) -> Callable[[Body[Any]], Stage[Any]]:
     """Turn a pure function into a stage.
 
-    `libraries`: distributions whose versions enter the key. `methods(config)`: modules of the selected methods.
-    `seeded`: the stage draws, so the seed enters. `computes`: dtype and device enter. `hardware`: the machine enters.
-    `settings(config)`: plain data of files that the config names and that decide the result.
+    `libraries`: distributions whose versions enter the key. `methods(config)`: modules of the selected
+    methods. `seeded`: the stage draws, so the seed enters. `computes`: dtype and device enter. `hardware`:
+    the machine enters. `settings(config)`: plain data of files that the config names and that decide the
+    result.
     """
 
     def wrap(body: Body[Any]) -> Stage[Any]:
@@ -317,11 +325,15 @@ def _as_sentence(error: BaseException, stage_name: str, home: Path) -> BaseExcep
     text = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return StageFailed(
-            f"{stage_name} ran out of memory; use smaller batches or sequences in its section, a smaller dtype, or a "
+            f"{stage_name} ran out of memory; use smaller batches or sequences in its section, a smaller "
+            "dtype, or a "
             "machine with more memory; finished stages are kept"
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return StageFailed(f"the disk of {home} is full in {stage_name}; free space there and run again; finished stages are kept")
+        return StageFailed(
+            f"the disk of {home} is full in {stage_name}; free space there and run again; finished stages "
+            "are kept"
+        )
     return error
 
 

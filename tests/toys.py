@@ -23,7 +23,7 @@ def write_text(job: Job[Any], inputs: Mapping[str, Path], workdir: Path, progres
     """Content of a toy stage: its knob behind its inputs'."""
     before = "".join((folder / "out.txt").read_text() for _, folder in sorted(inputs.items()))
     (workdir / "out.txt").write_text(before + job.config.text)
-    (workdir / "metrics.json").write_text('{"length": %d}' % len(before + job.config.text))
+    (workdir / "metrics.json").write_text(f'{{"length": {len(before + job.config.text)}}}')
 
 
 # The code hash follows in-project modules only, so the toy stands in for one of them.

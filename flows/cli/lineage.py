@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def lineage(
     reference: Annotated[
-        str, typer.Argument(help="models:/name/3, models:/name@alias, an artifact digest, or a stage's run id.")
+        str,
+        typer.Argument(help="models:/name/3, models:/name@alias, an artifact digest, or a stage's run id."),
     ],
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All records as one JSON object.")] = False,
@@ -58,7 +59,9 @@ def _draw(top: Node, title: str) -> Tree:
         if first:
             commit = record.code.get("commit")
             text += f"  by {record.who} at {record.started}, resprout {record.code.get('resprout')}"
-            text += f" {commit[:12]}{' (dirty)' if record.code.get('dirty') == 'true' else ''}" if commit else ""
+            text += (
+                f" {commit[:12]}{' (dirty)' if record.code.get('dirty') == 'true' else ''}" if commit else ""
+            )
         else:
             text += "  (above)"
         under = branch.add(escape(text))
@@ -81,4 +84,8 @@ def _origin_lines(origin: dict[str, object] | None) -> list[str]:
         return []
     sources = origin.get("sources")
     entries = sources if isinstance(sources, list) else [origin]
-    return [f"from {entry.get('uri')} ({str(entry.get('digest'))[:12]})" for entry in entries if isinstance(entry, dict)]
+    return [
+        f"from {entry.get('uri')} ({str(entry.get('digest'))[:12]})"
+        for entry in entries
+        if isinstance(entry, dict)
+    ]

@@ -11,8 +11,12 @@ import typer
 
 
 def report(
-    reference: Annotated[str, typer.Argument(help="models:/name/3, models:/name@alias, or an MLflow run id.")],
-    output: Annotated[Path, typer.Option(help="Folder to write report.html and report.md to.")] = Path("report"),
+    reference: Annotated[
+        str, typer.Argument(help="models:/name/3, models:/name@alias, or an MLflow run id.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write report.html and report.md to.")] = Path(
+        "report"
+    ),
     show: Annotated[bool, typer.Option("--open", help="Open the HTML in a browser.")] = False,
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
@@ -34,7 +38,9 @@ def report(
     elif RUN_ID.match(reference):
         digest = place.tracker.run(reference).data.tags.get("resprout.report")
     else:
-        raise BadInput(f"'{reference}' is no reference; give models:/name/3, models:/name@alias, or an MLflow run id")
+        raise BadInput(
+            f"'{reference}' is no reference; give models:/name/3, models:/name@alias, or an MLflow run id"
+        )
     if digest is None:
         raise BadInput(f"{reference} has no report; give a version or a run that `resprout run` made")
     with place.store.open(digest) as folder:

@@ -24,9 +24,11 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Last line of stdout: the result as JSON.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks and the libraries' logs.")] = False,
 ) -> None:
-    """Compress a model: acquire, calibrate, prune, select, recover, evaluate, measure, gate, export, register, report.
+    """Compress a model: acquire, calibrate, prune, select, recover, evaluate, measure, gate, export,
+    register, report.
 
-    Finished stages are kept: after a failure, or with one setting changed, the same command goes on from there.
+    Finished stages are kept: after a failure, or with one setting changed, the same command goes on from
+    there.
 
     \b
     Examples:
@@ -65,7 +67,8 @@ def _run(
 
         prepare(loaded.config.infra, loaded.home, debug)
         start = time.perf_counter()
-        from resprout.flows.compress import Session, compress_here
+        from resprout.flows.compress import compress_here
+        from resprout.flows.session import Session
 
         session = Session(imports_seconds=time.perf_counter() - start, result=partial)
         from resprout.flows.cli.display import display_for
@@ -75,7 +78,7 @@ def _run(
         session.display = display_for(console)
         compress_here(loaded, overrides, session)
         partial.seconds = time.perf_counter() - began
-        show(partial, loaded, Console(stderr=True))
+        show(session, loaded, console)
         return partial, None
     except KeyboardInterrupt as error:
         partial.status, partial.exit_code, partial.message = "cancelled", 130, "cancelled"

@@ -10,24 +10,30 @@ from rich.table import Table
 
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
+from resprout.flows.session import Session
 
 if TYPE_CHECKING:
     from resprout.tasks.report.table import Row
 
 
-def show(result: RunResult, loaded: Loaded, source: tuple[int | None, str], console: Console) -> None:
-    """Print the end of a run; `source`: bytes and format of the source file."""
+def show(session: Session, loaded: Loaded, console: Console) -> None:
+    """Print the end of a run."""
     from resprout.tasks.report.table import comparison, recovery_sentence
 
+    result = session.result
     if result.models is None:
         return
     models = {"dense": result.models.dense.metrics, "pruned": result.models.pruned.metrics}
     if result.models.recovered is not None:
         models["recovered"] = result.models.recovered.metrics
     console.print()
-    console.print(_table(list(models), comparison(models, *source)), highlight=False)
+    console.print(
+        _table(list(models), comparison(models, session.source_bytes, session.source_format)), highlight=False
+    )
     if result.models.recovered is not None:
-        console.print(recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True)
+        console.print(
+            recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True
+        )
     for line in _lines(result, loaded):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
@@ -67,7 +73,8 @@ def _lines(result: RunResult, loaded: Loaded) -> list[str]:
         lines.append(f"{cached} of {len(result.stages)} stages were found in the cache")
     if result.overhead is not None:
         lines.append(
-            f"time: {result.seconds:.1f} s, of it orchestration {result.overhead.orchestration_seconds:.1f} s, imports "
+            f"time: {result.seconds:.1f} s, of it orchestration "
+            f"{result.overhead.orchestration_seconds:.1f} s, imports "
             f"{result.overhead.imports_seconds:.1f} s, start of Prefect's server "
             f"{result.overhead.server_start_seconds:.1f} s"
         )

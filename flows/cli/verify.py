@@ -11,13 +11,15 @@ import typer
 
 def verify(
     reference: Annotated[
-        str, typer.Argument(help="models:/name/3, models:/name@alias, an artifact digest, or a stage's run id.")
+        str,
+        typer.Argument(help="models:/name/3, models:/name@alias, an artifact digest, or a stage's run id."),
     ],
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The problems as one JSON object.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Hash every file behind a version again and hold records, manifests and the version's tags against each other.
+    """Hash every file behind a version again and hold records, manifests and the version's tags against each
+    other.
 
     Exit code 4 where a byte, a tag, a record or a link is not what it was.
 

@@ -17,6 +17,7 @@ from typing import Any
 from prefect.locking.protocol import LockManager
 
 from resprout.configs.errors import StageFailed, Transient
+from resprout.infra.store import process
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.driver import Driver, Versioned
 
@@ -42,7 +43,9 @@ class Lease:
 
 
 class LeaseLockManager(LockManager):
-    """Exactly one holder of a key across machines; a holder that dies loses it `term_seconds` later.
+    """Exactly one holder of a key across machines; a holder that dies loses it.
+
+    The next on the same machine sees the death at once, others `term_seconds` after the last renewal.
 
     Each lock is an object under `locks/` that is only written conditionally. Its age is taken from the
     store's clock, so the clocks of the machines need not agree. A released lock stays as a small object,
@@ -184,6 +187,8 @@ class LeaseLockManager(LockManager):
                 "holder": lease.holder,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
+                "system": process.system(),
+                "born": process.born(os.getpid()),
                 "fence": lease.fence,
                 "nonce": lease.nonce,
                 "renewals": lease.renewals,
@@ -262,8 +267,10 @@ def _body(current: Versioned) -> dict[str, Any]:
 
 
 def _is_free(current: Versioned) -> bool:
-    """Released, expired by the store's clock, or not a lease at all."""
+    """Released, of a process that died on this machine, expired by the store's clock, or no lease at all."""
     body = _body(current)
     if body.get("released", True):
+        return True
+    if process.has_died(body.get("system", ""), int(body.get("pid", 0)), float(body.get("born") or 0.0)):
         return True
     return current.age_seconds > float(body.get("term_seconds", 0.0)) + CLOCK_STEP_SECONDS

@@ -173,9 +173,9 @@ class ArtifactStore:
 
     def records(self) -> Iterator[tuple[str, Record]]:
         """All records with their ids, in the order of the ids."""
-        for key in self.driver.list("records/"):
-            record_id = key.removeprefix("records/").removesuffix(".json")
-            yield record_id, self.get_record(record_id)
+        ids = [key.removeprefix("records/").removesuffix(".json") for key in self.driver.list("records/")]
+        with ThreadPoolExecutor(THREADS) as pool:
+            yield from zip(ids, pool.map(self.get_record, ids), strict=True)
 
     def ensure_writable(self) -> None:
         """Raise BadInput or Transient with one clear sentence when a run could not publish here."""

@@ -1,9 +1,10 @@
 """Perplexity in a stated protocol, and KL divergence from a reference model on the same windows.
 
-Perplexity of a corpus = exp(mean negative log-likelihood of its tokens, in nats). The protocol is: documents joined by
-a fixed string and tokenised as one text without special tokens; windows of `window` tokens every `stride` tokens; each
-token is scored once, in the first window that holds it, given the tokens before it in that window. The first token of
-the text (and of each window where windows do not overlap) has no context and is scored only behind a BOS token.
+Perplexity of a corpus = exp(mean negative log-likelihood of its tokens, in nats). The protocol is: documents
+joined by a fixed string and tokenised as one text without special tokens; windows of `window` tokens every
+`stride` tokens; each token is scored once, in the first window that holds it, given the tokens before it in
+that window. The first token of the text (and of each window where windows do not overlap) has no context and
+is scored only behind a BOS token.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood; infinite where it overflows."""
+        """Exp of the mean negative log-likelihood; infinite where it overflows."""
         mean = self.nll / self.tokens
         return math.exp(mean) if mean < 700 else math.inf
 
@@ -79,7 +80,8 @@ def score(
     kl_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Score:
-    """Negative log-likelihood of all windows, and KL(reference || model) on about the first `kl_tokens` tokens.
+    """Negative log-likelihood of all windows, and KL(reference || model) on about the first `kl_tokens`
+    tokens.
 
     Logits are float32 from here on and handled `CHUNK_ROWS` positions at a time.
     """
@@ -93,7 +95,9 @@ def score(
         targets = ids[:, 1:][mask]
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1][mask]
         compare = reference is not None and (kl_tokens is None or compared < kl_tokens)
-        other = reference(input_ids=ids, use_cache=False).logits[:, :-1][mask] if reference and compare else None
+        other = (
+            reference(input_ids=ids, use_cache=False).logits[:, :-1][mask] if reference and compare else None
+        )
         for start in range(0, len(targets), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             logp = logits[rows].float().log_softmax(-1)

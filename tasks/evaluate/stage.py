@@ -1,7 +1,7 @@
 """Door of evaluate: one evaluator for dense, pruned and recovered.
 
-Lifecycle: load the model (and, for divergence, the dense one) once; size; perplexity and KL on the held-out text;
-zero-shot accuracies on the model in memory. Content: metrics.json, and details.json with the protocol.
+Lifecycle: load the model (and, for divergence, the dense one) once; size; perplexity and KL on the held-out
+text; zero-shot accuracies on the model in memory. Content: metrics.json, and details.json with the protocol.
 
 Inputs: `model`; `text`; `task_<name>` for each zero-shot task; `dense` for pruned and recovered.
 """
@@ -46,9 +46,7 @@ def task_settings(config: EvaluateConfig) -> dict[str, Any]:
 
 
 @stage("evaluate", kind="scores", libraries=LIBRARIES, seeded=True, settings=task_settings)
-def evaluate(
-    job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
-) -> None:
+def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the scores of `inputs["model"]`."""
     from resprout.tasks.evaluate import perplexity, zero_shot
     from resprout.tasks.models.load import load_model, load_tokenizer
@@ -115,7 +113,8 @@ def _tokens(folder: Path, tokenizer: Any, config: PerplexityConfig) -> list[int]
     ]
     limit = config.limit_tokens
     if limit is not None:
-        # No tokenizer makes more than one token of a character or so; 12 a token bounds the text that is needed.
+        # No tokenizer makes more than one token of a character or so; 12 a token bounds the text that is
+        # needed.
         kept, characters = [], 0
         for document in documents:
             kept.append(document)
@@ -127,7 +126,8 @@ def _tokens(folder: Path, tokenizer: Any, config: PerplexityConfig) -> list[int]
     ids = ids[:limit] if limit is not None else ids
     if len(ids) < config.window_tokens:
         raise BadInput(
-            f"evaluate.perplexity.text has {len(ids)} tokens, fewer than one window of {config.window_tokens}; give more "
+            f"evaluate.perplexity.text has {len(ids)} tokens, fewer than one window of "
+            f"{config.window_tokens}; give more "
             "text or a smaller window_tokens"
         )
     return ids

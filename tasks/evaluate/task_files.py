@@ -26,7 +26,8 @@ def task_file(task: str) -> Path:
     if own.suffix in (".yaml", ".yml") and own.is_file():
         return own
     raise BadInput(
-        f"unknown evaluation task '{task}'; give one of {', '.join(shipped_tasks())}, or the path of an lm-eval YAML"
+        f"unknown evaluation task '{task}'; give one of {', '.join(shipped_tasks())}, or the path of an "
+        "lm-eval YAML"
     )
 
 

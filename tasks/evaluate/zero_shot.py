@@ -22,10 +22,11 @@ def accuracies(
     batch_size: int,
     seed: int,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics `<task>_acc`, `<task>_acc_norm` with standard errors, and details; `rows`: task -> JSONL of its rows.
+    """Metrics `<task>_acc`, `<task>_acc_norm` with standard errors, and details; `rows`: task -> JSONL of its
+    rows.
 
-    Accuracy over multiple-choice items by summed log-likelihood (acc) and by log-likelihood per byte of the choice
-    (acc_norm), as lm-eval defines them.
+    Accuracy over multiple-choice items by summed log-likelihood (acc) and by log-likelihood per byte of the
+    choice (acc_norm), as lm-eval defines them.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -33,7 +34,7 @@ def accuracies(
     logging.getLogger("lm-eval").setLevel(logging.ERROR)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
-    class Quiet(HFLM):  # type: ignore[misc]
+    class Quiet(HFLM):
         """lm-eval draws its own bars whatever the environment says; ours are the only ones here."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:

@@ -55,5 +55,7 @@ def gate(job: Job[GateConfig], inputs: Mapping[str, Path], workdir: Path, progre
     protocol = read("final", "details.json")["perplexity"]
     verdict = check(job.config, read("dense", "metrics.json"), read("final", "metrics.json"), protocol)
     (workdir / "gate.json").write_text(verdict.model_dump_json(indent=1))
-    metrics = {f"gate_{one.name}": one.value for one in verdict.checks} | {"gate_passed": float(verdict.passed)}
+    metrics = {f"gate_{one.name}": one.value for one in verdict.checks} | {
+        "gate_passed": float(verdict.passed)
+    }
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))

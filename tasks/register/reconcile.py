@@ -2,8 +2,9 @@
 
 Not a cached stage: the registry is a place that others write too, so what it holds is looked at each time.
 
-Where a version points: an S3 store's own `s3://` uri; with a local store and a direct database its `file://` folder;
-with a local store and an MLflow server, which refuses `file:` sources, the export becomes an artifact of the run.
+Where a version points: an S3 store's own `s3://` uri; with a local store and a direct database its `file://`
+folder; with a local store and an MLflow server, which refuses `file:` sources, the export becomes an artifact
+of the run.
 """
 
 from __future__ import annotations

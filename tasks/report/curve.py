@@ -39,7 +39,8 @@ def bars(before: Sequence[int], after: Sequence[int], y_label: str) -> str:
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{step * 0.8:.1f}" height="{HEIGHT - PAD - y:.1f}" '
                 f'fill="{colour}"/>'
             )
-    labels = f"{_text(4, PAD, str(top))}{_text(PAD, HEIGHT - 8, f'layer 0 to {len(before) - 1}')}{_text(PAD, 14, y_label)}"
+    layers = f"layer 0 to {len(before) - 1}"
+    labels = _text(4, PAD, str(top)) + _text(PAD, HEIGHT - 8, layers) + _text(PAD, 14, y_label)
     return _frame("".join(shapes) + labels)
 
 

@@ -1,8 +1,8 @@
 """Door of report: tables, loss curve, widths per layer, the chosen data, and the command that makes it again.
 
 Content: report.html (self-contained), report.md, summary.md (the model version's description), config.yaml.
-Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered` (scores) with `<name>_speed` (measurements),
-`plan`, `selection`, `recovery`, `gate`, `export`; what the run's config leaves out is absent.
+Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered` (scores) with `<name>_speed`
+(measurements), `plan`, `selection`, `recovery`, `gate`, `export`; what the run's config leaves out is absent.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ class ReportConfig(BaseModel):
 
 
 @stage("report", kind="report", libraries=("jinja2",), computes=False)
-def report(
-    job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
-) -> None:
+def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the report of a run."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -87,8 +85,13 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
         "plan": plan,
         "widths": [
-            {"layer": index, "ffn_before": shape.ffn[index], "ffn": kept[index],
-             "groups_before": shape.kv_heads[index], "groups": groups[index]}
+            {
+                "layer": index,
+                "ffn_before": shape.ffn[index],
+                "ffn": kept[index],
+                "groups_before": shape.kv_heads[index],
+                "groups": groups[index],
+            }
             for index in range(shape.layers)
         ],
         "ffn_picture": bars(shape.ffn, kept, "FFN channels before and after"),
@@ -109,7 +112,9 @@ def _examples(folder: Path, each: int = 2) -> list[dict[str, Any]]:
             if len(chosen.setdefault(cluster, [])) < each:
                 instruction = " ".join(rows[decision["id"]]["instruction"].split())
                 shown = instruction if len(instruction) <= 120 else instruction[:117] + "..."
-                chosen[cluster].append({"cluster": cluster, "instruction": shown, "reason": decision["reason"]})
+                chosen[cluster].append(
+                    {"cluster": cluster, "instruction": shown, "reason": decision["reason"]}
+                )
     return [row for cluster in sorted(chosen, key=lambda name: (len(name), name)) for row in chosen[cluster]]
 
 

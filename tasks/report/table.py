@@ -1,4 +1,6 @@
-"""The result table: dense, pruned and recovered side by side, as text that terminal, Markdown and HTML all show."""
+"""The result table: dense, pruned and recovered side by side, as text that terminal, Markdown and HTML all
+show.
+"""
 
 from __future__ import annotations
 

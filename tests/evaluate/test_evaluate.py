@@ -1,4 +1,5 @@
-"""The evaluate stage on a tiny model: names carry the protocol, lm-eval agrees with a loop, edited tasks change the key."""
+"""The evaluate stage on a tiny model: names carry the protocol, lm-eval agrees with a loop, edited tasks
+change the key."""
 
 from __future__ import annotations
 
@@ -45,14 +46,18 @@ def run(job_config: EvaluateConfig, out: Path, **inputs: Path) -> tuple[dict[str
     return json.loads((out / "metrics.json").read_text()), json.loads((out / "details.json").read_text())
 
 
-def test_dense_has_no_divergence_and_pruned_has(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+def test_dense_has_no_divergence_and_pruned_has(
+    models: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
     dense, pruned = models
     of_dense, _ = run(config(), tmp_path / "a", model=dense, text=text)
     of_pruned, details = run(config(), tmp_path / "b", model=pruned, text=text, dense=dense)
     assert "words_kl_to_dense_seq16" not in of_dense
     assert of_pruned["words_kl_to_dense_seq16"] > 0
     assert of_pruned["params"] < of_dense["params"]
-    assert details["perplexity"]["scored_tokens"] == 60 - 4, "the first token of each of four windows is not scored"
+    assert details["perplexity"]["scored_tokens"] == 60 - 4, (
+        "the first token of each of four windows is not scored"
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,11 @@ def test_dense_has_no_divergence_and_pruned_has(models: tuple[Path, Path], text:
     [
         ({}, "words_ppl_seq16", "words_kl_to_dense_seq16"),
         ({"stride_tokens": 16}, "words_ppl_seq16", "words_kl_to_dense_seq16"),
-        ({"stride_tokens": 4, "bos": True}, "words_ppl_seq16_stride4_bos", "words_kl_to_dense_seq16_stride4_bos"),
+        (
+            {"stride_tokens": 4, "bos": True},
+            "words_ppl_seq16_stride4_bos",
+            "words_kl_to_dense_seq16_stride4_bos",
+        ),
     ],
 )
 def test_names_carry_the_protocol(changes: dict[str, Any], ppl: str, kl: str) -> None:
@@ -86,7 +95,8 @@ def own_task(tmp_path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
     }
     task.write_text(yaml.safe_dump(settings))
     rows = [
-        {"question": f"w{5 + i} w{9 + i}", "a": f"w{20 + i}", "b": f"w{90 - i} w7", "label": i % 2} for i in range(12)
+        {"question": f"w{5 + i} w{9 + i}", "a": f"w{20 + i}", "b": f"w{90 - i} w7", "label": i % 2}
+        for i in range(12)
     ]
     folder = tmp_path / "task"
     folder.mkdir()

@@ -30,7 +30,10 @@ def test_a_run_holds_what_was_logged(tracker: Tracker) -> None:
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.metrics == {"x": 1.0, "loss": 1.5}
     assert len(run.data.params) == 150
-    assert [(m.step, m.value) for m in tracker.client.get_metric_history(child, "loss")] == [(1, 2.0), (2, 1.5)]
+    assert [(m.step, m.value) for m in tracker.client.get_metric_history(child, "loss")] == [
+        (1, 2.0),
+        (2, 1.5),
+    ]
 
 
 def test_a_run_is_closed_by_how_its_block_ends(tracker: Tracker) -> None:

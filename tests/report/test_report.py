@@ -18,7 +18,13 @@ DENSE = {
     "params": 200.0, "non_embedding_params": 100.0, "bytes": 4e6, "w_ppl_seq8": 20.0, "t_acc": 0.5,
     "t_acc_stderr": 0.05, "zero_shot_mean_acc": 0.5, "prefill8_tokens_per_s": 10.0, "peak_memory_mb": 50.0,
 }  # fmt: skip
-PRUNED = {**DENSE, "params": 150.0, "w_ppl_seq8": 30.0, "w_kl_to_dense_seq8": 0.25, "prefill8_tokens_per_s": 15.0}
+PRUNED = {
+    **DENSE,
+    "params": 150.0,
+    "w_ppl_seq8": 30.0,
+    "w_kl_to_dense_seq8": 0.25,
+    "prefill8_tokens_per_s": 15.0,
+}
 RECOVERED = {**PRUNED, "w_ppl_seq8": 25.0}
 
 
@@ -67,8 +73,8 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
         "layers": [{"ffn": [0, 1], "kv_groups": [0]}, {"ffn": [1, 2], "kv_groups": [0]}],
     }  # fmt: skip
     shape = {
-        "model_type": "llama", "hidden_size": 8, "vocab_size": 10, "num_attention_heads": 2, "num_hidden_layers": 2,
-        "intermediate_size": 4, "num_key_value_heads": 1,
+        "model_type": "llama", "hidden_size": 8, "vocab_size": 10, "num_attention_heads": 2,
+        "num_hidden_layers": 2, "intermediate_size": 4, "num_key_value_heads": 1,
     }  # fmt: skip
     chosen = {"id": "r1", "instruction": "Say <b>hi</b> | now", "input": "", "output": "hi", "tokens": 9}
     decision = {"id": "r1", "cluster": 0, "accepted": True, "reason": "rank 1 of cluster 0"}
@@ -78,7 +84,9 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     gate = {"passed": True, "checks": [{"name": "max_kl_nats", "value": 0.25, "bound": 0.3, "passed": True}]}
     return {
         "source": write(
-            tmp_path / "source", config_json=shape, source_json={"source_bytes": 100, "source_format": "gguf:Q4_1"}
+            tmp_path / "source",
+            config_json=shape,
+            source_json={"source_bytes": 100, "source_format": "gguf:Q4_1"},
         ),
         "dense": write(tmp_path / "dense", metrics_json=DENSE),
         "pruned": write(tmp_path / "pruned", metrics_json=PRUNED),
@@ -119,7 +127,10 @@ class Cells(HTMLParser):
 
 
 SETTINGS = ReportConfig(
-    name="tiny", config={"name": "tiny", "seed": 17}, command="resprout run tiny.yaml", digests={"plan": "ab" * 32}
+    name="tiny",
+    config={"name": "tiny", "seed": 17},
+    command="resprout run tiny.yaml",
+    digests={"plan": "ab" * 32},
 )
 
 
@@ -149,7 +160,9 @@ def test_both_forms_hold_the_same_table(inputs: dict[str, Path], tmp_path: Path)
 def test_what_a_config_leaves_out_is_absent(inputs: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    few = {role: path for role, path in inputs.items() if role in ("source", "dense", "pruned", "plan", "export")}
+    few = {
+        role: path for role, path in inputs.items() if role in ("source", "dense", "pruned", "plan", "export")
+    }
     report.body(Job(SETTINGS), few, out, silent)
     html = (out / "report.html").read_text()
     assert "Recovery data" not in html

@@ -34,7 +34,8 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
-    """Run a function of a Run inside a Prefect flow, on the store under `home`, and return what it returns."""
+    """Run a function of a Run inside a Prefect flow, on the store under `home`, and return what it
+    returns."""
     import shutil
 
     from prefect import flow
@@ -45,7 +46,9 @@ def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
     from resprout.infra.tracking import Tracker
     from resprout.tasks.run import Run
 
-    def start(home: Path, steps: Callable[[Run], Any], store: StoreConfig | None = None, **options: Any) -> Any:
+    def start(
+        home: Path, steps: Callable[[Run], Any], store: StoreConfig | None = None, **options: Any
+    ) -> Any:
         home.mkdir(exist_ok=True)
         if not (home / "mlflow.db").exists():
             shutil.copy(mlflow_template, home / "mlflow.db")

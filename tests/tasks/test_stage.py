@@ -42,7 +42,9 @@ def test_the_key_varies_on_what_decides_the_bytes(monkeypatch: pytest.MonkeyPatc
         "seed": one.key(Job(Knobs(), seed=18), {"x": ref(A)}),
         "dtype": one.key(Job(Knobs(), dtype="float32"), {"x": ref(A)}),
         "device": one.key(Job(Knobs(), device="cuda"), {"x": ref(A)}),
-        "settings": toy(seeded=True, libraries=("numpy",), settings=lambda config: 1).key(Job(Knobs()), {"x": ref(A)}),
+        "settings": toy(seeded=True, libraries=("numpy",), settings=lambda config: 1).key(
+            Job(Knobs()), {"x": ref(A)}
+        ),
         "methods": toy(
             seeded=True, libraries=("numpy",), methods=lambda config: ["resprout.tasks.evaluate.task_files"]
         ).key(Job(Knobs()), {"x": ref(A)}),
@@ -57,12 +59,16 @@ def test_the_key_does_not_vary_on_where_things_are(monkeypatch: pytest.MonkeyPat
     base = one.key(Job(Knobs()), {"x": ref(A)})
     elsewhere = ref(A, uri="s3://other/place", record="another", key="another", bytes=2, kind="other")
     assert one.key(Job(Knobs()), {"x": elsewhere}) == base
-    assert one.key(Job(Knobs(), seed=18), {"x": ref(A)}) == base, "a stage that draws nothing ignores the seed"
+    assert one.key(Job(Knobs(), seed=18), {"x": ref(A)}) == base, (
+        "a stage that draws nothing ignores the seed"
+    )
     for name in ("who", "machine", "code_identity"):
         monkeypatch.setattr(identity, name, lambda: {"host": "other"})
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "rotated")
     assert one.key(Job(Knobs()), {"x": ref(A)}) == base
-    assert toy(computes=False).key(Job(Knobs(), dtype="float32"), {}) == toy(computes=False).key(Job(Knobs()), {})
+    assert toy(computes=False).key(Job(Knobs(), dtype="float32"), {}) == toy(computes=False).key(
+        Job(Knobs()), {}
+    )
 
 
 def test_a_second_run_finds_what_the_first_made(home: Path, make_run: Callable[..., Any]) -> None:
@@ -70,7 +76,7 @@ def test_a_second_run_finds_what_the_first_made(home: Path, make_run: Callable[.
 
     def steps(run: Any) -> list[Any]:
         first = one(run, Job(Knobs(text="a")), label="first")
-        second = one(run, Job(Knobs(text="b")), label="second", before=first)
+        second = one(run, Job(Knobs(text="b")), inputs={"before": first}, label="second")
         return [second, run.stages]
 
     made, stages = make_run(home, steps)
@@ -85,16 +91,18 @@ def test_one_changed_knob_reruns_only_what_it_reaches(home: Path, make_run: Call
 
     def steps(run: Any, middle: str) -> list[bool]:
         first = one(run, Job(Knobs(text="a")), label="first")
-        second = one(run, Job(Knobs(text=middle)), label="second", before=first)
-        one(run, Job(Knobs(text="c")), label="third", before=second)
-        one(run, Job(Knobs(text="d")), label="apart", before=first)
+        second = one(run, Job(Knobs(text=middle)), inputs={"before": first}, label="second")
+        one(run, Job(Knobs(text="c")), inputs={"before": second}, label="third")
+        one(run, Job(Knobs(text="d")), inputs={"before": first}, label="apart")
         return [found.cached for found in run.stages]
 
     make_run(home, lambda run: steps(run, "b"))
     assert make_run(home, lambda run: steps(run, "B")) == [True, False, False, True]
 
 
-def test_the_same_bytes_from_another_config_reach_no_further(home: Path, make_run: Callable[..., Any]) -> None:
+def test_the_same_bytes_from_another_config_reach_no_further(
+    home: Path, make_run: Callable[..., Any]
+) -> None:
     def same(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:
         (workdir / "out.txt").write_text("same")
 
@@ -103,7 +111,7 @@ def test_the_same_bytes_from_another_config_reach_no_further(home: Path, make_ru
 
     def steps(run: Any, knob: str) -> list[bool]:
         first = maker(run, Job(Knobs(text=knob)))
-        toy()(run, Job(Knobs()), before=first)
+        toy()(run, Job(Knobs()), {"before": first})
         return [found.cached for found in run.stages]
 
     make_run(home, lambda run: steps(run, "a"))
@@ -122,7 +130,7 @@ def test_a_failure_keeps_what_was_finished(home: Path, make_run: Callable[..., A
     last = stage("last", kind="toy")(fails)
 
     def steps(run: Any) -> list[bool]:
-        last(run, Job(Knobs()), before=toy()(run, Job(Knobs())))
+        last(run, Job(Knobs()), {"before": toy()(run, Job(Knobs()))})
         return [found.cached for found in run.stages]
 
     with pytest.raises(StageFailed, match="NaN at step 3"):
@@ -182,7 +190,9 @@ def test_a_lost_artifact_is_made_again(home: Path, make_run: Callable[..., Any])
     assert make_run(home, steps) == (False, digest)
 
 
-def test_another_home_with_the_same_store_finds_the_cache(tmp_path: Path, make_run: Callable[..., Any]) -> None:
+def test_another_home_with_the_same_store_finds_the_cache(
+    tmp_path: Path, make_run: Callable[..., Any]
+) -> None:
     from resprout.configs.schema import StoreConfig
 
     shared = StoreConfig(uri=str(tmp_path / "shared"))
@@ -221,7 +231,7 @@ def test_each_call_writes_a_nested_run_and_a_hit_names_its_producer(
 def test_the_record_tells_how_it_came_to_be(home: Path, make_run: Callable[..., Any]) -> None:
     def steps(run: Any) -> Any:
         first = toy()(run, Job(Knobs(text="a")), label="first")
-        second = toy(seeded=True)(run, Job(Knobs(text="b"), seed=5), label="second", before=first)
+        second = toy(seeded=True)(run, Job(Knobs(text="b"), seed=5), inputs={"before": first}, label="second")
         return first, run.store.get_record(second.record)
 
     first, record = make_run(home, steps)
