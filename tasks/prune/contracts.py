@@ -69,13 +69,14 @@ class Request:
     """A target brought to numbers.
 
     `shape` is the uncut model with the biases that the repair will add; `limit` is the largest allowed number
-    of unique parameters.
+    of unique parameters; `uniform` asks for widths that the family's stock config can state.
     """
 
     shape: Shape
     limit: int
     kinds: tuple[Kind, ...]
     round_to: int
+    uniform: bool = True
 
 
 def moments_given(inputs: Moments | None) -> Moments:

@@ -35,7 +35,8 @@ def request(dense: Shape, config: PruneConfig) -> Request:
             "the model's layers already have different widths, which layout: uniform cannot keep; give "
             "prune.layout: per_layer"
         )
-    wanted = Request(shape, limit_params(dense, config.target), config.units, config.round_to)
+    limit = limit_params(dense, config.target)
+    wanted = Request(shape, limit, config.units, config.round_to, uniform=config.layout == "uniform")
     _check_reachable(wanted, dense)
     return wanted
 
@@ -151,9 +152,8 @@ def _smallest(wanted: Request) -> Shape:
     if "ffn" in wanted.kinds:
         ffn = tuple(min(width, wanted.round_to) for width in ffn)
     if "kv_groups" in wanted.kinds:
-        kv_heads = (
-            tuple(1 for _ in kv_heads) if not shape.uniform else (_group_counts(wanted)[-1],) * shape.layers
-        )
+        fewest = _group_counts(wanted)[-1] if wanted.uniform else 1
+        kv_heads = (fewest,) * shape.layers
     return replace(shape, ffn=ffn, kv_heads=kv_heads)
 
 

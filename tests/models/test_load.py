@@ -40,6 +40,16 @@ def test_tiny_models_follow_their_seed_and_leave_the_global_one(tiny):
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_a_broken_layout_says_what_is_wrong(tiny, tokenizer_folder, tmp_path):
+    model = tiny("llama")
+    model.config.resprout_layout = {"intermediate_size": [128], "num_key_value_heads": [2, 2]}
+    save_model(model, tmp_path / "a", tokenizer_folder)
+    with pytest.raises(
+        BadInput, match="must list intermediate_size and num_key_value_heads for each of the 2"
+    ):
+        load_model(tmp_path / "a", "float32", "cpu")
+
+
 def test_dtype_is_the_one_asked_for(tiny, tokenizer_folder, tmp_path):
     save_model(tiny("llama"), tmp_path / "a", tokenizer_folder)
     assert load_model(tmp_path / "a", "bfloat16", "cpu").dtype == torch.bfloat16

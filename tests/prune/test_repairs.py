@@ -92,6 +92,11 @@ def test_singular_gram_says_what_to_do():
     assert repaired(LeastSquares(), part_with([[1.0, 2.0, 1.0]]), [0, 1], inputs, 0.1).weight.isfinite().all()
 
 
+def test_overflow_says_what_to_do():
+    with pytest.raises(StageFailed, match=r"not finite.*bfloat16 or float32"):
+        repaired(LeastSquares(), part_with([[1.0, 2.0]]), [0], [[float("inf"), 1], [2, 0]], 0.1)
+
+
 def reader_inputs(model):
     seen = {}
     for index, layer in enumerate(anatomy(model).layers):

@@ -149,6 +149,15 @@ def test_per_layer_widths_depend_on_scores_but_the_target_is_checked():
         implied_shape(DENSE, prune({"params": 30000}, layout="per_layer"))
 
 
+def test_per_layer_groups_are_not_bound_by_the_stock_config():
+    """8 groups of 3 heads, hidden 64: of 3, 6, ... 24 heads none but the present count divides 64."""
+    dense = replace(DENSE, hidden=64, heads_per_group=3, kv_heads=(8, 8))
+    values = {"target": {"params": dense.params - 1}, "units": ("kv_groups",)}
+    with pytest.raises(BadInput, match=r"at best; raise the target or add ffn to prune\.units"):
+        request(dense, prune(**values))
+    assert request(dense, prune(**values, layout="per_layer")).limit == dense.params - 1
+
+
 def test_a_total_that_guts_the_layers_warns():
     """Vocabulary 1000: embeddings 60000 of 146700, 41 %."""
     big = replace(DENSE, vocab=1000)

@@ -51,4 +51,11 @@ class LeastSquares:
             )
         pull = gram[kept][:, removed] @ weight[:, removed].float().T
         change = torch.cholesky_solve(pull, factor).T
-        return Repaired((weight[:, kept].float() + change).to(weight.dtype))
+        solved = (weight[:, kept].float() + change).to(weight.dtype)
+        if not bool(torch.isfinite(solved).all()):
+            raise StageFailed(
+                "least_squares gave weights that are not finite; the model's activations overflow in this "
+                "dtype: "
+                "give model.dtype: bfloat16 or float32"
+            )
+        return Repaired(solved)

@@ -1,0 +1,45 @@
+"""On a GPU the same plan and nearly the same weights come out as on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.tiny import tiny_model
+from resprout.tasks.prune.apply import apply
+from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.prune.statistics import Gram
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
+
+
+def test_gram_of_bfloat16_inputs_adds_up_in_float32():
+    values = torch.randn(512, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gram = Gram(40)
+    gram.update(values.cuda())
+    exact = values.double().T @ values.double()
+    torch.testing.assert_close(gram.matrix.cpu().double(), exact, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("repair", ["none", "bias", "least_squares"])
+def test_pruning_on_a_gpu_equals_the_cpu(repair):
+    config = {
+        "target": {"non_embedding_ratio": 0.84},
+        "round_to": 8,
+        "repair": repair,
+        "units": ["ffn", "kv_groups"],
+    }
+    logits, plans = [], []
+    for device in ("cpu", "cuda"):
+        model = tiny_model("llama").to(device)
+        plan, _ = make_plan(model, PruneConfig.model_validate(config), IDS)
+        apply(model, plan, IDS)
+        plans.append(plan)
+        logits.append(model(IDS.to(device)).logits.cpu())
+    assert plans[0] == plans[1]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=1e-3)
