@@ -72,8 +72,8 @@ def generate(
     device = next(model.parameters()).device
     ids, cache = [first], None
     for step in range(1, length):
-        out = model(input_ids=ids[-1][:, None].to(device), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(input_ids=ids[-1][:, None].to(device), cache=cache, use_cache=True)
+        cache = out.cache
         weights = torch.softmax(out.logits[:, -1].float().cpu() / temperature, dim=-1)
         if not torch.isfinite(weights).all():
             raise StageFailed(
