@@ -58,7 +58,7 @@ class LeaseLockManager(LockManager):
         self._poll = poll_seconds
         self._held: dict[str, Lease] = {}
         self._mutex = threading.RLock()
-        self._wake = threading.Event()
+        self._stop = threading.Event()
         self._heart: threading.Thread | None = None
 
     def acquire_lock(
@@ -159,6 +159,17 @@ class LeaseLockManager(LockManager):
         with self._mutex:
             return self._held[key].fence
 
+    def close(self) -> None:
+        """End the heartbeat and free every lock that is still held; for the end of a process."""
+        self._stop.set()
+        with self._mutex:
+            held = [(lease.key, lease.holder) for lease in self._held.values()]
+        for key, holder in held:
+            try:
+                self.release_lock(key, holder)
+            except Transient as error:
+                logger.warning("the lock on %s was not released and will expire: %s", key, error)
+
     def _try(self, key: str, holder: str, hold_seconds: float | None) -> bool:
         with self._mutex:
             mine = self._held.get(key)
@@ -226,7 +237,7 @@ class LeaseLockManager(LockManager):
 
     def _renew_forever(self) -> None:
         pause = self._term / 3
-        while not self._wake.wait(pause):
+        while not self._stop.wait(pause):
             pause = self._term / 3
             with self._mutex:
                 leases = list(self._held.values())

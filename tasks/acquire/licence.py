@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from resprout.tasks.acquire.gguf_header import gguf_metadata
+from resprout.tasks.models.gguf_header import read_header
 
 CARD_BYTES = 64 * 1024
 
@@ -27,6 +27,6 @@ def local_licence(files: dict[str, Path]) -> str | None:
             return named
     for path in files.values():
         if path.suffix == ".gguf":
-            named = str(gguf_metadata(path).get("general.license", ""))
+            named = str(read_header(path)[0].get("general.license", ""))
             return named or None
     return None

@@ -15,9 +15,9 @@ from typing import Any
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.tasks.acquire import unpickle
 from resprout.tasks.acquire.choose import Chosen
-from resprout.tasks.acquire.gguf_header import gguf_metadata, quantisation
 from resprout.tasks.acquire.pinned import Pinned
 from resprout.tasks.job import Progress
+from resprout.tasks.models.gguf_header import read_header
 
 PIECE_BYTES = 1024 * 1024
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -54,7 +54,7 @@ def dequantise(
 ) -> None:
     """Weights of a GGUF file in `dtype` as safetensors, with its tokenizer, chat template and config."""
     (path,) = files.values()
-    metadata = gguf_metadata(path)
+    metadata, _ = read_header(path)
     progress(0, 1, "models")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -87,7 +87,7 @@ def dequantise(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _forget_places(folder)
-    _write_source(folder, files, chosen, f"gguf:{quantisation(metadata)}")
+    _write_source(folder, files, chosen, f"gguf:{_quantisation(metadata)}")
     progress(1, 1, "models")
 
 
@@ -126,6 +126,20 @@ def convert_pickle(
     _forget_places(folder)
     _write_source(folder, files, chosen, f"pickle:{Path(chosen.weights[0]).suffix.lstrip('.')}")
     progress(1, 1, "models")
+
+
+def _quantisation(metadata: dict[str, Any]) -> str:
+    """Name of a GGUF file's most common quantisation, say 'Q4_1'; 'unknown' where the file does not say."""
+    from gguf import LlamaFileType
+
+    try:
+        return (
+            LlamaFileType(int(metadata["general.file_type"]))
+            .name.removeprefix("MOSTLY_")
+            .removeprefix("ALL_")
+        )
+    except (KeyError, ValueError):
+        return "unknown"
 
 
 def _write_source(folder: Path, files: dict[str, Path], chosen: Chosen, form: str) -> None:

@@ -11,7 +11,6 @@ from gguf.quants import dequantize, quantize
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import ModelConfig
-from resprout.tasks.acquire.gguf_header import gguf_metadata
 from resprout.tasks.acquire.jobs import AcquireModel
 from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.models.tiny import WIDTHS, tiny_model
@@ -137,18 +136,10 @@ def test_a_folder_with_one_file_is_that_file_and_with_two_is_ambiguous(context, 
         AcquireModel.pin(ModelConfig(source=str(tmp_path / "ggufs")), context)
 
 
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        (b"GGML\x03\x00\x00\x00", "does not begin with 'GGUF'"),
-        (b"GGUF\x09\x00\x00\x00" + b"\x00" * 16, "has GGUF version 9"),
-        (b"GGUF\x03\x00\x00\x00" + b"\x00" * 8 + b"\x05" + b"\x00" * 7, "damaged or unfinished"),
-        (b"", "does not begin with 'GGUF'"),
-    ],
-)
-def test_what_is_no_gguf(context, tmp_path, data, sentence):
+@pytest.mark.parametrize("data", [b"GGML" + b"\x00" * 20, b"", b"GGUF\x03\x00"])
+def test_what_is_no_gguf(context, tmp_path, data):
     (tmp_path / "x.gguf").write_bytes(data)
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(BadInput, match=r"x\.gguf is (no|a damaged) GGUF file"):
         AcquireModel.pin(ModelConfig(source=str(tmp_path / "x.gguf")), context)
 
 
@@ -166,6 +157,5 @@ def test_an_architecture_that_nobody_knows(acquire, tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert gguf_metadata(tmp_path / "x.gguf")["general.architecture"] == "notamodel"
     with pytest.raises(BadInput, match="architecture 'notamodel'"):
         acquire(tmp_path / "x.gguf")

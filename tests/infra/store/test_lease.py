@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -22,10 +23,13 @@ HOLDER = textwrap.dedent("""
     import json, sys, time
     from pathlib import Path
     from resprout.configs.schema import StoreConfig
+    from resprout.infra.store import process
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore
+    if sys.argv[3] == "elsewhere":
+        process.system = lambda: "another machine"
     store = ArtifactStore.from_config(StoreConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]))
-    locks = LeaseLockManager(store.driver, term_seconds=1.5)
+    locks = LeaseLockManager(store.driver, term_seconds=float(sys.argv[4]))
     assert locks.acquire_lock("key", "other")
     print("held", flush=True)
     time.sleep(60)
@@ -42,14 +46,18 @@ def plain(config):
 
 @pytest.fixture
 def locks(store):
-    return LeaseLockManager(store.driver, term_seconds=1.5, poll_seconds=0.05)
+    manager = LeaseLockManager(store.driver, term_seconds=1.5, poll_seconds=0.05)
+    yield manager
+    manager.close()
 
 
 @pytest.fixture
 def others(config, tmp_path):
     """The same locks as another process sees them."""
     driver = ArtifactStore.from_config(config, tmp_path / "other").driver
-    return LeaseLockManager(driver, term_seconds=1.5, poll_seconds=0.05)
+    manager = LeaseLockManager(driver, term_seconds=1.5, poll_seconds=0.05)
+    yield manager
+    manager.close()
 
 
 def test_a_lock_has_one_holder_until_it_is_released(locks, others):
@@ -89,7 +97,10 @@ def test_of_many_who_want_it_one_gets_it(config, tmp_path):
     def acquire(index):
         mine = LeaseLockManager(ArtifactStore.from_config(config, tmp_path / str(index)).driver, 30.0)
         barrier.wait()
-        return mine.acquire_lock("key", f"holder {index}", acquire_timeout=0)
+        won = mine.acquire_lock("key", f"holder {index}", acquire_timeout=0)
+        barrier.wait()
+        mine.close()
+        return won
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(acquire, range(8))) == 1
@@ -114,19 +125,34 @@ def test_the_heartbeat_keeps_it_beyond_its_term(locks, others):
     locks.release_lock("key", "me")
 
 
-def test_a_lock_of_a_killed_process_is_taken_over(plain, locks, tmp_path):
+@contextmanager
+def holding(plain, home, where, term):
+    """Another process that holds the lock on "key"; killed at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, plain, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, plain, str(home), where, str(term)], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout.readline() == "held\n"
-        assert not locks.acquire_lock("key", "me", acquire_timeout=0)
+        yield
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_a_lock_of_a_process_killed_elsewhere_is_taken_over_when_it_expires(plain, locks, tmp_path):
+    with holding(plain, tmp_path / "killed", "elsewhere", 1.5):
+        assert not locks.acquire_lock("key", "me", acquire_timeout=0)
     killed = time.monotonic()
+    assert not locks.acquire_lock("key", "me", acquire_timeout=0)
     assert locks.acquire_lock("key", "me", acquire_timeout=10)
     assert time.monotonic() - killed < 5
+    assert locks.fence("key") == 2
+
+
+def test_a_lock_of_a_process_killed_on_this_machine_is_free_at_once(plain, locks, tmp_path):
+    with holding(plain, tmp_path / "killed", "here", 600):
+        assert not locks.acquire_lock("key", "me", acquire_timeout=0)
+    assert locks.acquire_lock("key", "me", acquire_timeout=0)
     assert locks.fence("key") == 2
 
 
@@ -187,6 +213,14 @@ def test_a_renewal_whose_answer_was_lost_is_still_ours(locks):
     assert locks.still_held("key")
     locks.release_lock("key", "me")
     assert not locks.is_locked("key")
+
+
+def test_closing_frees_what_is_held(locks, others):
+    locks.acquire_lock("a", "me")
+    locks.acquire_lock("b", "me")
+    locks.close()
+    assert not others.is_locked("a")
+    assert others.acquire_lock("b", "you", acquire_timeout=0)
 
 
 def test_garbage_in_the_place_of_a_lock_is_replaced(locks, store):
