@@ -204,6 +204,16 @@ class PaserConfig(Section):
     duplicate_cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """auto: instructions this similar with different answers are reduced to one."""
 
+    @model_validator(mode="after")
+    def _minilm_has_a_source(self) -> PaserConfig:
+        if self.embedder == "minilm" and not self.embedder_source:
+            raise ValueError("embedder is minilm but embedder_source is empty; give the encoder's folder")
+        return self
+
+    def key_data(self) -> dict[str, Any]:
+        """Without the encoder's address: its content enters the key as an input."""
+        return {name: value for name, value in super().key_data().items() if name != "embedder_source"}
+
 
 class SelectConfig(Section):
     """The rows that recovery trains on."""

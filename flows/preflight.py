@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,27 +41,40 @@ def device(asked: str) -> str:
     return "cuda" if has_cuda_build and has_gpu and visible not in ("", "-1") else "cpu"
 
 
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a run takes at its peak, estimated from the number of parameters."""
+
+    disk: int
+    memory: int
+
+
+def needs(params: int, dtype: str) -> Needs:
+    """Estimate for a model of `params` parameters held in `dtype`."""
+    size = params * BYTES[dtype]
+    return Needs(MODELS_ON_DISK * size, MODELS_IN_MEMORY * size + WORKING_BYTES)
+
+
 def check(loaded: Loaded, store: ArtifactStore, sources: Sources) -> None:
     """BadInput where the disk or the memory cannot hold the model; sources of unknown size pass."""
     if sources.shape is None:
         return
     model = loaded.config.model
-    size = sources.shape.params * BYTES[model.dtype]
-    free, needed = store.free_bytes(), MODELS_ON_DISK * size
-    if free < needed:
+    needed = needs(sources.shape.params, model.dtype)
+    free = store.free_bytes()
+    if free < needed.disk:
         raise BadInput(
-            f"the disk of {loaded.home} has {_gb(free)} GB free, and this run needs about {_gb(needed)} "
-            "GB; free space "
-            "there or set RESPROUT_HOME to a larger disk"
+            f"the disk of {loaded.home} has {_gb(free)} GB free, and this run needs about "
+            f"{_gb(needed.disk)} GB; free "
+            "space there or set RESPROUT_HOME to a larger disk"
         )
-    if device(model.device) == "cpu":
-        total, needed = psutil.virtual_memory().total, MODELS_IN_MEMORY * size + WORKING_BYTES
-        if total < needed:
-            raise BadInput(
-                f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed)} GB "
-                "for two copies "
-                f"of the model in {model.dtype}; use a smaller dtype or a larger machine"
-            )
+    total = psutil.virtual_memory().total
+    if device(model.device) == "cpu" and total < needed.memory:
+        raise BadInput(
+            f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed.memory)} GB "
+            "for two "
+            f"copies of the model in {model.dtype}; use a smaller dtype or a larger machine"
+        )
 
 
 def _gb(size: int) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from resprout.configs.errors import ResproutError
 from resprout.configs.load import Loaded
-from resprout.configs.schema import DataSource, ModelConfig, ZeroShotTask
-from resprout.infra.tracking import Tracker
+from resprout.configs.schema import DataSource, ModelConfig, RunConfig
 from resprout.tasks.acquire.address import locate
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel
 from resprout.tasks.acquire.pinned import Context
@@ -18,26 +17,39 @@ from resprout.tasks.models.size import Shape, shape_of
 
 
 class Sources:
-    """Jobs of the acquire stages; making one resolves every source of the config, data first fails first."""
+    """Jobs of the acquire stages; making one resolves every source of the config, so a bad one fails
+    first.
+    """
 
-    def __init__(self, loaded: Loaded, tracker: Tracker) -> None:
+    def __init__(self, loaded: Loaded, tracking_uri: str) -> None:
         config = loaded.config
-        self.context = context(loaded, tracker.uri)
-        self.model = AcquireModel.pin(config.model, self.context)
-        self.shape = source_shape(loaded)
-        paser = config.select.paser if config.select and config.select.method == "paser" else None
-        source = paser.embedder_source if paser and paser.embedder == "minilm" else None
-        self.embedder = (
-            AcquireModel.pin(ModelConfig(source=source), self.context, role="encoder") if source else None
+        here = context(loaded, tracking_uri)
+
+        def data(sources: Sequence[DataSource]) -> AcquireData | None:
+            return AcquireData.pin(sources, here) if sources else None
+
+        self.texts = {
+            "calibration": data(config.calibrate.text),
+            "evaluation": data(config.evaluate.perplexity.text),
+        }
+        zero_shot = config.evaluate.zero_shot
+        self.tasks = {
+            one.task: AcquireData.pin((one.data,), here) for one in (zero_shot.tasks if zero_shot else ())
+        }
+        self.pool = data(config.select.pool if config.select else ())
+        self.model = AcquireModel.pin(config.model, here)
+        encoder = _encoder(config)
+        self.encoder = (
+            AcquireModel.pin(ModelConfig(source=encoder), here, role="encoder") if encoder else None
         )
+        self.shape = source_shape(loaded)
 
-    def data(self, sources: Sequence[DataSource]) -> AcquireData:
-        """The job that brings these sources here as one artifact."""
-        return AcquireData.pin(sources, self.context)
 
-    def task(self, task: ZeroShotTask) -> AcquireData:
-        """The job that brings a zero-shot task's rows here."""
-        return self.data((task.data,))
+def _encoder(config: RunConfig) -> str | None:
+    """Source of the sentence encoder that the selection loads, None where it loads none."""
+    if config.select is None or config.select.method != "paser" or config.select.paser.embedder != "minilm":
+        return None
+    return config.select.paser.embedder_source
 
 
 def context(loaded: Loaded, tracking_uri: str | None = None) -> Context:
@@ -91,5 +103,6 @@ def _named_sources(loaded: Loaded) -> Iterator[tuple[str, str]]:
     if config.select is not None:
         for index, rows in enumerate(config.select.pool):
             yield f"select.pool.{index}.source", rows.source
-        if config.select.method == "paser" and config.select.paser.embedder == "minilm":
-            yield "select.paser.embedder_source", config.select.paser.embedder_source or ""
+    encoder = _encoder(config)
+    if encoder is not None:
+        yield "select.paser.embedder_source", encoder

@@ -27,6 +27,15 @@ class Display(Protocol):
         """A stage ended, or was found in the cache."""
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a stage would do: nothing, where its artifact is in the store already."""
+
+    label: str
+    stage: str
+    cached: bool
+
+
 @dataclass
 class Run:
     """One flow run: `home` is the data folder, `mlflow_run_id` the parent of the stages' nested runs."""
@@ -43,6 +52,9 @@ class Run:
     stages: list[StageResult] = field(default_factory=list)
     work_seconds: float = 0.0
     """Seconds inside stage bodies and their transfers: all else is orchestration."""
+    look_up_only: bool = False
+    """Stages only say what they would do, in `forecasts`."""
+    forecasts: list[Forecast] = field(default_factory=list)
 
     def add(self, label: str, cached: bool, seconds: float, ref: ArtifactRef) -> None:
         """Note a finished stage."""

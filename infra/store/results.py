@@ -45,6 +45,14 @@ class ArtifactResults(WritableFileSystem):
             raise FileNotFoundError(f"result {path} is of no use: {problem}")
         return data
 
+    def find(self, key: str) -> ArtifactRef | None:
+        """The artifact kept under a stage's key, None where a run would make it anew."""
+        try:
+            data = self.read_path(key)
+        except FileNotFoundError:
+            return None
+        return ArtifactRef.model_validate(ResultRecord[Any].deserialize(data).result)
+
     def write_path(self, path: str, content: bytes, _sync: bool | None = None) -> None:  # type: ignore[override]
         self._required().driver.put_bytes(_key(path), content)
 

@@ -1,0 +1,82 @@
+"""`resprout plan`: what a run would do, before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="Run config (YAML).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. prune.target.params_ratio=0.8")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Show which stages would run and which are cached, the widths that the target implies, memory and time.
+
+    Widths that depend on scores (layout: per_layer) are known once the plan stage has run; its plan.json is
+    shown by path then.
+
+    \b
+    Examples:
+      resprout plan configs/quickstart.yaml
+      resprout plan configs/quickstart.yaml prune.target.params_ratio=0.8
+      resprout plan configs/quickstart.yaml --json
+    """
+    from resprout.configs.load import load
+    from resprout.flows.check import check
+
+    loaded = load(config, overrides or ())
+    check(loaded)
+    from resprout.flows.forecast import forecast
+
+    found = forecast(loaded)
+    if as_json:
+        typer.echo(json.dumps(found, sort_keys=True))
+        return
+    for line in _lines(found):
+        typer.echo(line)
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    method = found["method"]
+    lines = [
+        f"{found['name']} on {found['device']}: {method['criterion']}, {method['allocator']}, repair "
+        f"{method['repair']}"
+    ]
+    for name in ("dense", "pruned"):
+        shape = found.get(name)
+        if shape is not None:
+            lines.append(
+                f"{name}: {shape['params']:,} parameters ({shape['non_embedding_params']:,} without "
+                "embeddings), "
+                f"{shape['bytes'] / 1e6:,.1f} MB, {shape['layers']} layers, FFN {_span(shape['ffn'])}, KV "
+                "groups "
+                f"{_span(shape['kv_groups'])}"
+            )
+    if "requested_params" in found:
+        lines.append(f"target: at most {found['requested_params']:,} parameters")
+        if found["pruned"] is None:
+            lines.append("pruned: widths depend on scores; the plan stage finds them")
+        lines.append(
+            f"needs about {found['memory_bytes'] / 1e9:.1f} GB of memory and "
+            f"{found['disk_bytes'] / 1e9:.1f} GB of disk"
+        )
+        lines.extend(f"warning: {warning}" for warning in found["warnings"])
+    else:
+        lines.append("shapes: the source is not on this machine; they are known once it is acquired")
+    if "plan" in found:
+        lines.append(f"plan: {found['plan']['uri']}/plan.json")
+    for stage in found["stages"]:
+        last = f", {stage['last_seconds']:.0f} s when it last ran here" if stage["last_seconds"] else ""
+        lines.append(f"  {stage['name']}: {'cached' if stage['cached'] else 'would run' + last}")
+    return lines
+
+
+def _span(values: list[int]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"

@@ -1,0 +1,165 @@
+"""What follows the stages: read what they made, hold the gate, write the report, register, fill the
+result.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.load import Loaded
+from resprout.configs.result import ExportResult, GateResult, ModelResult, ModelResults
+from resprout.configs.schema import RegisterConfig
+from resprout.flows.session import Session
+from resprout.flows.steps import Made
+from resprout.infra import identity
+from resprout.infra.store.reference import ArtifactRef
+from resprout.tasks.job import Job
+from resprout.tasks.register.reconcile import register
+from resprout.tasks.report.stage import ReportConfig, report
+from resprout.tasks.run import Run
+from resprout.tasks.stage import Input
+
+
+class Conclusion:
+    """The end of one run; `session.result` is filled step by step."""
+
+    def __init__(self, loaded: Loaded, run: Run, made: Made, session: Session, command: str) -> None:
+        self.loaded = loaded
+        self.run = run
+        self.made = made
+        self.session = session
+        self.result = session.result
+        self.command = command
+
+    def all(self) -> None:
+        """Models, gate, exports, report, registration."""
+        self.fill_models()
+        verdict = self.fill_gate()
+        self.fill_exports()
+        reported = self.write_report()
+        self.run.tracker.log(
+            self.run.mlflow_run_id, tags={"resprout.gate": "passed" if verdict.passed else "failed"}
+        )
+        if not verdict.passed:
+            outside = [one for one in verdict.checks if not one.passed]
+            values = ", ".join(f"{one.name} {one.value:.4f} (bound {one.bound:g})" for one in outside)
+            self.result.status, self.result.exit_code = "gate_not_passed", 3
+            self.result.message = f"the gate is not passed: {values}; nothing was registered"
+            return
+        wanted = self.loaded.config.registration
+        if wanted is not None and self.result.exports:
+            self.register(wanted, reported)
+        self.result.status, self.result.exit_code, self.result.message = "done", 0, ""
+
+    def read(self, ref: ArtifactRef, path: str) -> Any:
+        """A JSON file of an artifact."""
+        return json.loads(self.run.store.read(ref.digest, path))
+
+    def fill_models(self) -> None:
+        """Sizes and metrics of the models into the result, and into the parent run as <model>.<metric>."""
+        found = {}
+        for name, scores in self.made.scores.items():
+            metrics = self.read(scores, "metrics.json")
+            if name in self.made.speeds:
+                metrics.update(self.read(self.made.speeds[name], "metrics.json"))
+            found[name] = ModelResult(
+                params=int(metrics["params"]),
+                non_embedding_params=int(metrics["non_embedding_params"]),
+                bytes=int(metrics["bytes"]),
+                metrics=metrics,
+            )
+        self.result.models = ModelResults(
+            dense=found["dense"], pruned=found["pruned"], recovered=found.get("recovered")
+        )
+        source = self.read(self.made.dense, "source.json")
+        self.session.source_bytes = source["source_bytes"]
+        self.session.source_format = source["source_format"]
+        flat = {f"{name}.{key}": value for name, one in found.items() for key, value in one.metrics.items()}
+        self.run.tracker.log(self.run.mlflow_run_id, metrics=flat)
+
+    def fill_gate(self) -> GateResult:
+        """The gate's verdict into the result; passed without checks where the config has none."""
+        held = self.made.gate
+        verdict = (
+            GateResult.model_validate(self.read(held, "gate.json"))
+            if held
+            else GateResult(passed=True, checks=[])
+        )
+        self.result.gate = verdict
+        return verdict
+
+    def fill_exports(self) -> None:
+        """The exported formats into the result."""
+        exported = self.made.export
+        self.result.exports = [
+            ExportResult(
+                format=one["format"],
+                uri=f"{exported.uri.rstrip('/')}/{one['path']}",
+                bytes=one["bytes"],
+                verified=one["verified"],
+                max_abs_logit_diff=one["max_abs_logit_diff"],
+            )
+            for one in self.read(exported, "exports.json")
+        ]
+
+    def write_report(self) -> ArtifactRef:
+        """The report as an artifact, in MLflow, and where a person finds it."""
+        made, run, config = self.made, self.run, self.loaded.config
+        given = {
+            "source": made.dense,
+            "plan": made.plan,
+            "export": made.export,
+            "gate": made.gate,
+            "selection": made.selection,
+            "recovery": made.recovery,
+            **made.scores,
+            **{f"{name}_speed": speed for name, speed in made.speeds.items()},
+        }
+        inputs: dict[str, Input] = {role: ref for role, ref in given.items() if ref is not None}
+        settings = ReportConfig(
+            name=config.name,
+            config={key: value for key, value in config.public().items() if key != "infra"},
+            command=self.command,
+            digests={stage.name: stage.artifact.digest for stage in self.result.stages},
+        )
+        reported = report(run, Job(settings, config.seed), inputs)
+        with run.store.open(reported.digest) as folder:
+            run.tracker.log_folder(run.mlflow_run_id, folder, "report")
+            self.result.report = str(place_report(folder, self.loaded.home, config.name))
+        run.tracker.log(run.mlflow_run_id, tags={"resprout.report": reported.digest})
+        return reported
+
+    def register(self, wanted: RegisterConfig, reported: ArtifactRef) -> None:
+        """The model version with its lineage in tags and the report's summary as description."""
+        made, run, config = self.made, self.run, self.loaded.config
+        code = identity.code_identity()
+        tags = {
+            "resprout.source": config.model.source,
+            "resprout.source_digest": made.dense.digest,
+            "resprout.config_digest": self.result.config_digest or "",
+            "resprout.plan": made.plan.digest,
+            "resprout.report": reported.digest,
+            "resprout.commit": code.get("commit", "none"),
+            "resprout.version": code["resprout"],
+            "resprout.run": run.mlflow_run_id,
+        }
+        for role, ref in (("selection", made.selection), ("recovery", made.recovery)):
+            if ref is not None:
+                tags[f"resprout.{role}"] = ref.digest
+        summary = run.store.read(reported.digest, "summary.md").decode()
+        folder = self.result.exports[0].uri.rpartition("/")[2]
+        self.result.registered = register(run, wanted, made.export, folder, tags, summary)
+        version = f"models:/{self.result.registered.name}/{self.result.registered.version}"
+        run.tracker.log(run.mlflow_run_id, tags={"resprout.registered": version})
+
+
+def place_report(folder: Path, home: Path, name: str) -> Path:
+    """A copy of the report where a person looks for it: <home>/reports/<name>/report.html."""
+    target = home / "reports" / name
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(folder.iterdir()):
+        shutil.copyfile(file, target / file.name)
+    return target / "report.html"

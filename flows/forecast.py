@@ -1,0 +1,98 @@
+"""What a run would do, before any weight is loaded: stages cached or to run, shapes, sizes, memory,
+seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resprout.configs.load import Loaded
+from resprout.flows import preflight
+from resprout.flows.session import NoDisplay
+from resprout.flows.sources import Sources
+from resprout.flows.steps import Steps
+from resprout.infra.environment import prepare
+from resprout.infra.identity import machine
+from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.results import ArtifactResults
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
+from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.target import implied_shape, request, warnings_for
+from resprout.tasks.run import Run
+
+
+def forecast(loaded: Loaded) -> dict[str, Any]:
+    """The plan of a run as plain data; loads no weights and changes nothing but the home folder's caches."""
+    config = loaded.config
+    prepare(config.infra, loaded.home)
+    tracker = Tracker(config.infra.mlflow, loaded.home)
+    store = ArtifactStore.from_config(config.infra.store, loaded.home)
+    sources = Sources(loaded, tracker.uri)
+    run = Run(
+        store=store,
+        tracker=tracker,
+        locks=LeaseLockManager(store.driver),
+        results=ArtifactResults.of(store),
+        display=NoDisplay(),
+        home=loaded.home,
+        mlflow_run_id="",
+        look_up_only=True,
+    )
+    made = Steps(config, run, sources).all()
+    last = _seconds(store)
+    method = resolve(config.prune)
+    found: dict[str, Any] = {
+        "name": config.name,
+        "device": preflight.device(config.model.device),
+        "method": {"criterion": method.criterion, "allocator": method.allocator, "repair": method.repair},
+        "stages": [
+            {"name": one.label, "cached": one.cached, "last_seconds": last.get(one.stage)}
+            for one in run.forecasts
+        ],
+        "widths": None,
+    }
+    if sources.shape is not None:
+        found |= _sizes(loaded, sources.shape)
+    if made.plan.digest:
+        found["plan"] = {"digest": made.plan.digest, "uri": made.plan.uri}
+    return found
+
+
+def _sizes(loaded: Loaded, dense: Shape) -> dict[str, Any]:
+    config = loaded.config
+    wanted = request(dense, config.prune)
+    cut = implied_shape(dense, config.prune)
+    needs = preflight.needs(dense.params, config.model.dtype)
+    return {
+        "dense": _shape(dense, config.model.dtype),
+        "requested_params": wanted.limit,
+        "pruned": _shape(cut, config.model.dtype) if cut else None,
+        "memory_bytes": needs.memory,
+        "disk_bytes": needs.disk,
+        "warnings": warnings_for(dense, wanted, config.prune.target),
+    }
+
+
+def _shape(shape: Shape, dtype: str) -> dict[str, Any]:
+    sizes = shape.sizes(dtype)
+    return {
+        "layers": shape.layers,
+        "hidden": shape.hidden,
+        "ffn": sorted(set(shape.ffn)),
+        "kv_groups": sorted(set(shape.kv_heads)),
+        "query_heads": sorted(set(shape.heads)),
+        "params": sizes.params,
+        "non_embedding_params": sizes.non_embedding_params,
+        "bytes": sizes.bytes,
+    }
+
+
+def _seconds(store: ArtifactStore) -> dict[str, float]:
+    """Seconds of each stage when it last ran on this machine, whatever its settings were."""
+    found: dict[str, tuple[str, float]] = {}
+    for _, record in store.records():
+        if record.machine.get("host") == machine()["host"]:
+            found[record.stage] = max(found.get(record.stage, ("", 0.0)), (record.started, record.seconds))
+    return {stage: seconds for stage, (_, seconds) in found.items()}

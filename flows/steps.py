@@ -1,0 +1,128 @@
+"""The stages of a compression run in their order, each fed with references. Wiring only: nothing is read
+here.
+
+Everything that can be found cheaply comes first: all data is brought here and the pool is held against its
+budget before a weight is loaded. Each model is judged as soon as it exists; dense scores are shared by all
+runs on that model, because their key is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from resprout.configs.schema import RunConfig
+from resprout.flows.preflight import device
+from resprout.flows.sources import Sources
+from resprout.infra.store.reference import ArtifactRef
+from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
+from resprout.tasks.calibrate.stage import calibrate
+from resprout.tasks.evaluate.stage import TASK_ROLE, evaluate
+from resprout.tasks.export.stage import export
+from resprout.tasks.gate.stage import gate
+from resprout.tasks.job import Job
+from resprout.tasks.measure.stage import measure
+from resprout.tasks.prune.stage import plan, prune
+from resprout.tasks.recover.stage import recover
+from resprout.tasks.run import Run
+from resprout.tasks.select.pool_stage import pool
+from resprout.tasks.select.stage import select
+from resprout.tasks.stage import Input, Part
+
+C = TypeVar("C")
+
+
+@dataclass
+class Made:
+    """References to all that a run made; None where the config leaves a stage out."""
+
+    dense: ArtifactRef
+    plan: ArtifactRef
+    export: ArtifactRef
+    gate: ArtifactRef | None = None
+    selection: ArtifactRef | None = None
+    recovery: ArtifactRef | None = None
+    scores: dict[str, ArtifactRef] = field(default_factory=dict)
+    speeds: dict[str, ArtifactRef] = field(default_factory=dict)
+
+
+class Steps:
+    """The stages of one run."""
+
+    def __init__(self, config: RunConfig, run: Run, sources: Sources) -> None:
+        self.config = config
+        self.run = run
+        self.sources = sources
+        self.scores: dict[str, ArtifactRef] = {}
+        self.speeds: dict[str, ArtifactRef] = {}
+
+    def job(self, section: C) -> Job[C]:
+        """A job of this run."""
+        model = self.config.model
+        return Job(section, self.config.seed, device(model.device), model.dtype, model.trust_remote_code)
+
+    def all(self) -> Made:
+        """From sources to exports; the gate's verdict does not stop an export, only its registration."""
+        config, run = self.config, self.run
+        self.acquire()
+        if self.rows is not None and config.select is not None:
+            pool(run, self.job(config.select), {"rows": self.rows, "dense": self.dense})
+        text = {"text": self.calibration_text} if self.calibration_text else {}
+        calibration = calibrate(run, self.job(config.calibrate), {"model": self.dense, **text})
+        seen = {"model": self.dense, "calibration": calibration}
+        planned = plan(run, self.job(config.prune), seen)
+        self.judge("dense", self.dense)
+        pruned = prune(run, self.job(config.prune), {**seen, "plan": planned})
+        self.judge("pruned", pruned)
+        selection, recovery = self.grow_back(pruned)
+        final: Input = Part(recovery, "model") if recovery else pruned
+        verdict = None
+        if config.gate is not None:
+            last = self.scores["recovered" if recovery else "pruned"]
+            verdict = gate(run, self.job(config.gate), {"dense": self.scores["dense"], "final": last})
+        exported = export(run, self.job(config.export), {"model": final})
+        return Made(self.dense, planned, exported, verdict, selection, recovery, self.scores, self.speeds)
+
+    def acquire(self) -> None:
+        """Bring the model and all data here."""
+        run, sources = self.run, self.sources
+
+        def text(what: str) -> ArtifactRef | None:
+            found = sources.texts.get(what)
+            return acquire_text(run, self.job(found), label=f"acquire {what} text") if found else None
+
+        self.calibration_text, self.text = text("calibration"), text("evaluation")
+        self.tasks = {
+            f"{TASK_ROLE}{name}": acquire_task(run, self.job(rows), label=f"acquire task {Path(name).stem}")
+            for name, rows in sources.tasks.items()
+        }
+        self.rows = acquire_rows(run, self.job(sources.pool), label="acquire pool") if sources.pool else None
+        self.dense = acquire_model(run, self.job(sources.model), label="acquire model")
+        encoder = sources.encoder
+        self.encoder = acquire_model(run, self.job(encoder), label="acquire encoder") if encoder else None
+
+    def grow_back(self, pruned: ArtifactRef) -> tuple[ArtifactRef | None, ArtifactRef | None]:
+        """Selection and recovery, where the config has them."""
+        config, run = self.config, self.run
+        if config.select is None or config.recover is None or self.rows is None:
+            return None, None
+        pair = {"dense": self.dense, "pruned": pruned, "rows": self.rows}
+        encoder = {"embedder": self.encoder} if self.encoder else {}
+        chosen = select(run, self.job(config.select), {**pair, **encoder})
+        teacher = {"dense": self.dense} if config.recover.distill_weight > 0 else {}
+        recovery = recover(run, self.job(config.recover), {"pruned": pruned, "selection": chosen, **teacher})
+        self.judge("recovered", Part(recovery, "model"))
+        return chosen, recovery
+
+    def judge(self, name: str, model: Input) -> None:
+        """Scores and measurements of one model; divergence where it is not the dense one itself."""
+        run, config = self.run, self.config
+        given: dict[str, Input] = {"model": model, **self.tasks}
+        if self.text is not None:
+            given["text"] = self.text
+        if name != "dense":
+            given["dense"] = self.dense
+        self.scores[name] = evaluate(run, self.job(config.evaluate), given, f"evaluate {name}")
+        if config.measure is not None:
+            self.speeds[name] = measure(run, self.job(config.measure), {"model": model}, f"measure {name}")
