@@ -15,11 +15,15 @@ from resprout.tasks.acquire.stage import acquire_model
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.tiny import write_tiny_folder
 
-path = Path(__file__).parents[1] / "infra" / "store" / "server.py"
-spec = importlib.util.spec_from_file_location("resprout_test_s3_server", path)
-server_module = importlib.util.module_from_spec(spec)
-sys.modules.setdefault(spec.name, server_module)
-spec.loader.exec_module(server_module)
+SERVER = "resprout_test_s3_server"
+if SERVER not in sys.modules:
+    # Test folders are no packages; both rooms that need the server must get the same one.
+    spec = importlib.util.spec_from_file_location(
+        SERVER, Path(__file__).parents[1] / "infra" / "store" / "server.py"
+    )
+    sys.modules[SERVER] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[SERVER])
+server_module = sys.modules[SERVER]
 
 
 @pytest.fixture(scope="session")

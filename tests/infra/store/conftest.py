@@ -10,12 +10,13 @@ import pytest
 from resprout.configs.schema import StoreConfig
 from resprout.infra.store.store import ArtifactStore
 
-spec = importlib.util.spec_from_file_location(
-    "resprout_test_s3_server", Path(__file__).with_name("server.py")
-)
-server_module = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = server_module
-spec.loader.exec_module(server_module)
+SERVER = "resprout_test_s3_server"
+if SERVER not in sys.modules:
+    # Test folders are no packages; both rooms that need the server must get the same one.
+    spec = importlib.util.spec_from_file_location(SERVER, Path(__file__).with_name("server.py"))
+    sys.modules[SERVER] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[SERVER])
+server_module = sys.modules[SERVER]
 
 
 @pytest.fixture(scope="session")

