@@ -1,13 +1,10 @@
-"""Batches by token count: rows of like length together, in an order that only seed and lengths decide."""
+"""Batches by token count, in an order that only seed and lengths decide."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-
-# Rows are sorted by length inside spans of this many batches: little padding, and still a random order.
-_SPAN_BATCHES = 8
 
 
 def by_area(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -27,39 +24,30 @@ def by_area(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def by_tokens(lengths: Sequence[int], batch_tokens: int, steps: int, seed: int) -> list[list[int]]:
-    """`steps` training batches of about `batch_tokens` tokens, pass after pass over the rows.
+    """`steps` training batches of about `batch_tokens` tokens in random order, pass after pass over the rows.
 
     Padding is not counted. A pass over T tokens gives at most ceil(T / batch_tokens) batches: rows are
-    laid end to end and each goes to the batch in which its middle lies, so a batch is off by half a row
-    and the mean is exact. Each pass has its own order.
+    laid end to end and each goes to the batch in which its middle lies, so a batch is off by a row at most
+    and the mean is exact. Rows are not sorted by length, which would make a batch of one kind of task;
+    `by_area` splits a batch into parts of like length where padding costs.
 
     Args:
         lengths: Tokens of each row, all positive.
         batch_tokens: Aim for the tokens of a batch.
         steps: Number of batches.
-        seed: Seed of the order.
+        seed: Seed of the order; each pass has its own.
     """
     generator = np.random.default_rng(seed)
     batches = list[list[int]]()
     while len(batches) < steps:
-        batches += _one_pass(np.asarray(lengths, dtype=np.int64), batch_tokens, generator)
+        order = generator.permutation(len(lengths))
+        ordered = np.asarray(lengths, dtype=np.int64)[order]
+        batch_of = (2 * np.cumsum(ordered) - ordered) // (2 * batch_tokens)
+        made = dict[int, list[int]]()
+        for batch, index in zip(batch_of.tolist(), order.tolist(), strict=True):
+            made.setdefault(batch, []).append(index)
+        batches += made.values()
     return batches[:steps]
-
-
-def _one_pass(
-    lengths: np.ndarray[tuple[int], np.dtype[np.int64]], batch_tokens: int, generator: np.random.Generator
-) -> list[list[int]]:
-    order = generator.permutation(len(lengths))
-    starts = np.cumsum(lengths[order]) - lengths[order]
-    span = starts // (batch_tokens * _SPAN_BATCHES)
-    order = order[np.lexsort((order, lengths[order], span))]
-    ends = np.cumsum(lengths[order])
-    batch_of = ((2 * ends - lengths[order]) // (2 * batch_tokens)).tolist()
-    batches = dict[int, list[int]]()
-    for batch, index in zip(batch_of, order.tolist(), strict=True):
-        batches.setdefault(batch, []).append(index)
-    made = list(batches.values())
-    return [made[position] for position in generator.permutation(len(made))]
 
 
 def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:

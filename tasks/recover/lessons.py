@@ -10,28 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.schema import RecoverConfig
-from resprout.tasks.data.batches import by_tokens, padding_share
+from resprout.tasks.data.batches import by_area, by_tokens, padding_share
 from resprout.tasks.data.read import read_rows
 from resprout.tasks.data.template import Encoded, encode_rows
 from resprout.tasks.models.load import load_tokenizer
 
+PARTS = 4
+"""A part has at most 1 / PARTS of a step's tokens, padding included; small parts pad less."""
+
 
 @dataclass(frozen=True)
 class Lessons:
-    """Rows as tokens and the batches of all steps: `batches[s]` are the indices of step s."""
+    """Rows as tokens and the batches of all steps.
+
+    `batches[s]` are the parts of step s, each a list of rows of like length that are computed side by
+    side; the loss is the mean over all parts of a step.
+    """
 
     rows: list[Encoded]
-    batches: list[list[int]]
+    batches: list[list[list[int]]]
 
     @property
     def padding(self) -> float:
         """Share of padding among the positions that are computed."""
-        return padding_share([len(row) for row in self.rows], self.batches)
+        return padding_share(
+            [len(row) for row in self.rows], [part for step in self.batches for part in step]
+        )
 
     @property
     def tokens(self) -> int:
         """Tokens of all steps, padding not counted."""
-        return sum(len(self.rows[index]) for batch in self.batches for index in batch)
+        return sum(len(self.rows[index]) for step in self.batches for part in step for index in part)
 
 
 @dataclass
@@ -59,4 +68,10 @@ def prepare(config: RecoverConfig, inputs: Mapping[str, Path], seed: int) -> Les
     encoded = [row for row in encoded if row.response_ids]
     steps = math.ceil(config.epochs * summary["requested_tokens"] / config.batch_tokens)
     lengths = [len(row) for row in encoded]
-    return Lessons(encoded, by_tokens(lengths, config.batch_tokens, max(1, steps), seed))
+    batches = by_tokens(lengths, config.batch_tokens, max(1, steps), seed)
+    return Lessons(encoded, [_parts(batch, lengths, config.batch_tokens) for batch in batches])
+
+
+def _parts(batch: list[int], lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    split = by_area([lengths[index] for index in batch], max(1, batch_tokens // PARTS))
+    return [[batch[place] for place in part] for part in split]

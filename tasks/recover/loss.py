@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ HEAD_ELEMENTS = 2**26
 
 
 class Loss(NamedTuple):
-    """Scalars, means over the response tokens of a batch; `distillation` is 0 without a dense model."""
+    """Scalars, means over the response tokens of a step; `distillation` is 0 without a dense model."""
 
     total: Tensor
     cross_entropy: Tensor
@@ -24,26 +25,34 @@ class Loss(NamedTuple):
 
 
 def response_loss(
-    student: Any, batch: Batch, dense: Any = None, weight: float = 0.0, temperature: float = 1.0
+    student: Any, parts: Sequence[Batch], dense: Any = None, weight: float = 0.0, temperature: float = 1.0
 ) -> Loss:
     """(1 - w) CE + w T^2 KL(dense || student) over response tokens; prompts and padding do not count.
 
     Args:
         student: The model being trained.
-        batch: Rows with at least one response token among them.
+        parts: Batches that are computed one by one and count as one.
         dense: The original model; not run where w is 0.
         weight: w in [0, 1].
         temperature: T, of both distributions in the KL; T^2 keeps the gradient's size.
     """
+    with_dense = dense if weight > 0 else None
+    sums = torch.stack([_part_sums(student, batch, with_dense, temperature) for batch in parts]).sum(0)
+    cross_entropy, distillation = sums / sum(len(batch.targets) for batch in parts)
+    total = (1 - weight) * cross_entropy + weight * distillation if weight > 0 else cross_entropy
+    return Loss(total, cross_entropy, distillation)
+
+
+def _part_sums(student: Any, batch: Batch, dense: Any, temperature: float) -> Tensor:
+    """`_sums` over all response tokens of a batch, the head in pieces where its output would be large."""
     states = response_states(student, batch)
     dense_states = None
-    if dense is not None and weight > 0:
+    if dense is not None:
         with torch.no_grad():
             dense_states = response_states(dense, batch)
     count = len(batch.targets)
-    vocabulary = student.get_output_embeddings().weight.shape[0]
-    size = max(1, HEAD_ELEMENTS // vocabulary)
-    parts = list[Tensor]()
+    size = max(1, HEAD_ELEMENTS // student.get_output_embeddings().weight.shape[0])
+    pieces = list[Tensor]()
     for start in range(0, count, size):
         given = (
             student,
@@ -54,10 +63,8 @@ def response_loss(
             temperature,
         )
         whole = count <= size or not torch.is_grad_enabled()
-        parts.append(_sums(*given) if whole else checkpoint(_sums, *given, use_reentrant=False))
-    cross_entropy, distillation = torch.stack(parts).sum(0) / count
-    total = (1 - weight) * cross_entropy + weight * distillation if weight > 0 else cross_entropy
-    return Loss(total, cross_entropy, distillation)
+        pieces.append(_sums(*given) if whole else checkpoint(_sums, *given, use_reentrant=False))
+    return torch.stack(pieces).sum(0)
 
 
 def _sums(

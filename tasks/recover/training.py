@@ -7,7 +7,6 @@ import tempfile
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from resprout.configs.errors import StageFailed
@@ -30,7 +29,10 @@ def fit(
         StageFailed: a loss that is not finite, with its step.
     """
     steps = len(lessons.batches)
-    batches = [collate([lessons.rows[index] for index in batch])._asdict() for batch in lessons.batches]
+    batches = [
+        {"parts": [collate([lessons.rows[index] for index in part])._asdict() for part in step]}
+        for step in lessons.batches
+    ]
     told = _History(progress, steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _ResponseTrainer(
@@ -82,7 +84,7 @@ def _arguments(job: Job[RecoverConfig], steps: int, folder: str) -> TrainingArgu
     return arguments
 
 
-def _only(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
     """A data set's item is a whole batch already."""
     return items[0]
 
@@ -96,16 +98,16 @@ class _ResponseTrainer(Trainer):
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
         config, dtype = self.job.config, getattr(torch, self.job.dtype)
-        batch = Batch(**inputs)
+        parts = [Batch(**part) for part in inputs["parts"]]
         student = self.accelerator.unwrap_model(model).get_base_model()
-        with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(parts[0].input_ids.device.type, dtype, enabled=dtype != torch.float32):
             loss = response_loss(
-                student, batch, self.dense, config.distill_weight, config.distill_temperature
+                student, parts, self.dense, config.distill_weight, config.distill_temperature
             )
         if not torch.isfinite(loss.total):
             raise StageFailed(_not_finite("the loss", self.state.global_step + 1, config))

@@ -53,7 +53,7 @@ def test_response_states_give_the_model_s_logits(pair: tuple[Any, Any]) -> None:
 def test_cross_entropy_by_hand(pair: tuple[Any, Any]) -> None:
     """Mean over the seven response tokens of all rows, each from a pass of its own."""
     student, _ = pair
-    found = response_loss(student, collate(ROWS))
+    found = response_loss(student, [collate(ROWS)])
     logs = [plain_logits(student, row).log_softmax(-1) for row in ROWS]
     each = [
         float(-log[i, token])
@@ -69,7 +69,7 @@ def test_cross_entropy_by_hand(pair: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize(("weight", "temperature"), [(0.5, 1.0), (0.3, 2.0), (1.0, 4.0)])
 def test_distillation_by_hand(pair: tuple[Any, Any], weight: float, temperature: float) -> None:
     student, dense = pair
-    found = response_loss(student, collate(ROWS), dense, weight, temperature)
+    found = response_loss(student, [collate(ROWS)], dense, weight, temperature)
     kl = []
     for row in ROWS:
         q = (plain_logits(dense, row) / temperature).softmax(-1)
@@ -84,13 +84,13 @@ def test_distillation_by_hand(pair: tuple[Any, Any], weight: float, temperature:
 
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn(pair: tuple[Any, Any]) -> None:
     _, dense = pair
-    assert response_loss(dense, collate(ROWS), dense, 1.0, 2.0).total.item() == pytest.approx(0, abs=1e-6)
+    assert response_loss(dense, [collate(ROWS)], dense, 1.0, 2.0).total.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_prompts_do_not_count(pair: tuple[Any, Any]) -> None:
     """One response token: all rows of the head's gradient lie along one state, and one of them is up."""
     student, _ = pair
-    response_loss(student, collate([Encoded([10, 20, 30, 40], [7])])).total.backward()
+    response_loss(student, [collate([Encoded([10, 20, 30, 40], [7])])]).total.backward()
     gradient = student.lm_head.weight.grad
     state = gradient[7] / gradient[7].norm()
     assert torch.allclose((gradient @ state).abs(), gradient.norm(dim=1), atol=1e-6)
@@ -104,18 +104,28 @@ def test_pieces_of_the_head_change_nothing(pair: tuple[Any, Any], monkeypatch: p
     for elements in (module.HEAD_ELEMENTS, 258 * 2):
         monkeypatch.setattr(module, "HEAD_ELEMENTS", elements)
         student.zero_grad()
-        loss = response_loss(student, collate(ROWS), dense, 0.5, 2.0).total
+        loss = response_loss(student, [collate(ROWS)], dense, 0.5, 2.0).total
         loss.backward()
         results.append((loss.item(), [each.grad.clone() for each in student.parameters()]))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
+def test_parts_count_as_one_batch(pair: tuple[Any, Any]) -> None:
+    """The mean is over all seven tokens, not over the means of the parts (2 + 4 tokens, and 1)."""
+    student, dense = pair
+    whole = response_loss(student, [collate(ROWS)], dense, 0.5)
+    split = response_loss(student, [collate(ROWS[:2]), collate(ROWS[2:])], dense, 0.5)
+    assert [each.item() for each in split] == pytest.approx([each.item() for each in whole], abs=1e-5)
+    means = [response_loss(student, [collate(part)]).total.item() for part in (ROWS[:2], ROWS[2:])]
+    assert abs(sum(means) / 2 - whole.cross_entropy.item()) > 0.01
+
+
 def test_uniform_logits(pair: tuple[Any, Any]) -> None:
     """A head of zeros gives every token 1 / 258."""
     student, _ = pair
     student.lm_head.weight.data.zero_()
-    assert response_loss(student, collate(ROWS)).total.item() == pytest.approx(math.log(258), abs=1e-5)
+    assert response_loss(student, [collate(ROWS)]).total.item() == pytest.approx(math.log(258), abs=1e-5)
 
 
 def test_batch_moves_as_one() -> None:

@@ -114,10 +114,24 @@ def test_steps_by_hand(
     inputs = {"pruned": models_folder / "pruned", "selection": write_selection(requested=requested)}
     lessons = prepare(settings(epochs=epochs), inputs, 17)
     assert len(lessons.batches) == steps
-    sizes = [sum(len(lessons.rows[index]) for index in batch) for batch in lessons.batches]
+    sizes = [sum(len(lessons.rows[index]) for part in step for index in part) for step in lessons.batches]
     assert max(sizes) < 600 + 200
     assert lessons.tokens == sum(sizes)
     assert 0 <= lessons.padding < 0.2
+
+
+def test_parts_of_a_step(models_folder: Path, write_selection: Write) -> None:
+    """4,000 tokens a step: parts of up to 1,000 positions, together the step's rows, of like length."""
+    inputs = {"pruned": models_folder / "pruned", "selection": write_selection(count=60, requested=8000)}
+    lessons = prepare(settings(batch_tokens=4000), inputs, 17)
+    lengths = [len(row) for row in lessons.rows]
+    assert len(lessons.batches) == 2
+    for step in lessons.batches:
+        assert all(len(part) * max(lengths[index] for index in part) <= 1000 for part in step)
+        assert len(step) <= 6
+        assert 3600 < sum(lengths[index] for part in step for index in part) < 4400
+        spread = [max(lengths[i] for i in part) - min(lengths[i] for i in part) for part in step]
+        assert max(spread) < max(lengths) - min(lengths)
 
 
 def lessons_of(models_folder: Path, selection: Path) -> Lessons:
