@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
         retry_delay_seconds=loaded.config.infra.prefect.retry_delay_seconds,
         stages=result.stages,
     )
-    with tracker.running(run_id):
+    with closing(run.locks), tracker.running(run_id):
         public = json.dumps(loaded.config.public(), indent=1, sort_keys=True)
         tracker.log_text(run_id, public, "config.json")
         if identity.dirty_patch():

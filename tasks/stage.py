@@ -353,7 +353,7 @@ def _read_json(run: Run, ref: ArtifactRef, path: str) -> dict[str, float]:
 
 
 def _read_jsonl(run: Run, ref: ArtifactRef, path: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in run.store.read(ref.digest, path).splitlines() if line.strip()]
+    return [json.loads(line) for line in run.store.read(ref.digest, path).split(b"\n") if line.strip()]
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from resprout.infra.lineage import Node
 
+WIDE = 1000
+
 
 def lineage(
     reference: Annotated[
@@ -42,7 +44,13 @@ def lineage(
     if as_json:
         typer.echo(json.dumps({"reference": reference, **top.as_dict()}, sort_keys=True))
         return
-    Console(soft_wrap=True).print(_draw(top, found.version or reference), highlight=False)
+    console = Console()
+    # A tree folds long lines at the console's width; in a pipe nobody sees a width, so nothing is folded.
+    console.print(
+        _draw(top, found.version or reference),
+        highlight=False,
+        width=None if console.is_terminal else WIDE,
+    )
 
 
 def _draw(top: Node, title: str) -> Tree:

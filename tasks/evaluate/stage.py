@@ -108,7 +108,7 @@ def _tokens(folder: Path, tokenizer: Any, config: PerplexityConfig) -> list[int]
     """The joined text as token ids, without special tokens, cut to the limit."""
     documents = [
         json.loads(line)["text"]
-        for line in (folder / "text.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in (folder / "text.jsonl").read_text(encoding="utf-8").split("\n")
         if line.strip()
     ]
     limit = config.limit_tokens

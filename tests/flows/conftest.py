@@ -1,0 +1,87 @@
+"""A finished tiny run that tests share, and a way to run the command line as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import write_run
+
+COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> Any:
+        """The JSON object on the last line of stdout."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def api_url(prefect_server: None) -> str:
+    """Address of the session's Prefect server, so that no command starts its own."""
+    from prefect.settings import get_current_settings
+
+    return str(get_current_settings().api.url)
+
+
+@pytest.fixture(scope="session")
+def resprout(api_url: str) -> Callable[..., Outcome]:
+    """Run `resprout ...` in a process of its own."""
+
+    def call(*arguments: str | Path, home: Path, env: dict[str, str] | None = None, timeout: float = 300) -> Outcome:
+        settings = {
+            **os.environ,
+            "RESPROUT_HOME": str(home),
+            "PREFECT_API_URL": api_url,
+            "OMP_NUM_THREADS": "1",
+            **(env or {}),
+        }
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=settings,
+            timeout=timeout,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that went through: its config, home and result."""
+
+    config: Path
+    home: Path
+    outcome: Outcome
+
+    @property
+    def result(self) -> Any:
+        return self.outcome.result
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., Outcome]) -> Finished:
+    """A whole run of the tiny config."""
+    root = tmp_path_factory.mktemp("finished")
+    path = write_run(root)
+    outcome = resprout("run", path, "--json", home=root / "home")
+    assert outcome.code == 0, outcome.err
+    return Finished(path, root / "home", outcome)

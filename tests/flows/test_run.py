@@ -1,0 +1,294 @@
+"""The main job on a tiny model, through the command line, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import config as tiny_config
+from tiny_run import write_run
+
+from resprout.configs.result import RunResult
+
+STAGES = [
+    "acquire calibration text", "acquire evaluation text", "acquire task own", "acquire pool", "acquire model",
+    "pool", "calibrate", "plan", "evaluate dense", "measure dense", "prune", "evaluate pruned", "measure pruned",
+    "select", "recover", "evaluate recovered", "measure recovered", "gate", "export", "report",
+]  # fmt: skip
+
+
+def digests(result: Any, *but: str) -> dict[str, str]:
+    return {
+        stage["name"]: stage["artifact"]["digest"]
+        for stage in result["stages"]
+        if not stage["name"].startswith(but)
+    }
+
+
+def test_the_result_says_all_that_happened(finished: Any) -> None:
+    result = RunResult.model_validate(finished.result)
+    assert (result.status, result.exit_code) == ("done", 0)
+    assert [stage.name for stage in result.stages] == STAGES
+    assert not any(stage.cached for stage in result.stages)
+    assert result.models is not None
+    assert result.models.recovered is not None
+    dense, pruned, recovered = result.models.dense, result.models.pruned, result.models.recovered
+    assert pruned.params == recovered.params < 0.85 * dense.params
+    assert dense.metrics["words_ppl_seq32"] > 1
+    assert "words_kl_to_dense_seq32" in recovered.metrics
+    assert {"prefill16_tokens_per_s", "decode4_tokens_per_s", "peak_memory_mb"} <= set(dense.metrics)
+    assert result.gate is not None
+    assert result.gate.passed
+    (export,) = result.exports
+    assert export.verified
+    assert export.max_abs_logit_diff == 0.0
+    assert result.registered is not None
+    assert (result.registered.name, result.registered.alias) == ("tiny-pruned", "candidate")
+    assert result.report is not None
+    assert Path(result.report).is_file()
+    assert result.overhead is not None
+
+
+def test_the_end_of_a_run_can_be_read_by_a_person(finished: Any) -> None:
+    text = finished.outcome.err
+    for part in (
+        "without embeddings",
+        "gate: passed",
+        "registered: models:/tiny-pruned/1 (@candidate)",
+        "report: ",
+        "mlflow ui --backend-store-uri",
+        "orchestration",
+        "imports",
+        "start of Prefect's server",
+    ):
+        assert part in text
+
+
+def test_a_second_run_finds_everything_and_imports_no_torch(finished: Any, resprout: Callable[..., Any]) -> None:
+    probe = (
+        "import sys\n"
+        f"sys.argv = ['resprout', 'run', {str(finished.config)!r}, '--json']\n"
+        "from resprout.flows.cli.main import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    loaded = sorted({'torch', 'transformers', 'peft', 'lm_eval', 'sklearn'} & set(sys.modules))\n"
+        "    sys.stdout.write('\\n' + str(loaded) + '\\n')\n"
+    )
+    import os
+    import subprocess
+
+    from prefect.settings import get_current_settings
+
+    env = {**os.environ, "RESPROUT_HOME": str(finished.home), "PREFECT_API_URL": str(get_current_settings().api.url)}
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    *_, line, loaded = done.stdout.strip().splitlines()
+    assert loaded == "[]"
+    again = json.loads(line or done.stdout.strip().splitlines()[-3])
+    assert all(stage["cached"] for stage in again["stages"])
+    assert digests(again) == digests(finished.result)
+    assert again["registered"] == finished.result["registered"], "no second version of the same bytes"
+    assert "no weight was loaded" in done.stderr
+
+
+def test_plan_says_that_all_is_cached_and_what_a_change_would_run(finished: Any, resprout: Callable[..., Any]) -> None:
+    found = resprout("plan", finished.config, "--json", home=finished.home)
+    assert found.code == 0, found.err
+    assert all(stage["cached"] for stage in found.result["stages"])
+    assert found.result["pruned"]["params"] == finished.result["models"]["pruned"]["params"]
+    changed = resprout("plan", finished.config, "recover.rank=3", "--json", home=finished.home).result
+    assert [stage["name"] for stage in changed["stages"] if not stage["cached"]] == [
+        "recover", "evaluate recovered", "measure recovered", "gate", "export",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("evaluate.perplexity.window_tokens=16", "evaluate dense"),
+        ("prune.round_to=4", "plan"),
+        ("select.paser.clusters=4", "pool"),
+        ("measure.repeats=4", "measure dense"),
+        ("gate.max_perplexity_ratio=11", "gate"),
+    ],
+)
+def test_a_changed_knob_reruns_only_what_it_reaches(
+    finished: Any, resprout: Callable[..., Any], override: str, first: str
+) -> None:
+    stages = resprout("plan", finished.config, override, "--json", home=finished.home).result["stages"]
+    reruns = [stage["name"] for stage in stages if not stage["cached"]]
+    assert reruns[0] == first
+    untouched = {
+        "evaluate": {"plan", "prune", "select", "recover", "measure dense", "export"},
+        "prune": {"calibrate", "evaluate dense", "acquire model", "pool"},
+        "select": {"plan", "prune", "evaluate pruned", "calibrate"},
+        "measure": {"evaluate dense", "prune", "recover", "gate", "export"},
+        "gate": {"evaluate recovered", "export", "recover"},
+    }[override.partition(".")[0]]
+    assert not untouched & set(reruns)
+
+
+def test_one_changed_pool_row_reruns_what_depends_on_it(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    root = tmp_path / "elsewhere"
+    shutil.copytree(finished.config.parent, root, ignore=shutil.ignore_patterns("home"))
+    data = tiny_config(root)
+    (root / "run.yaml").write_text(yaml.safe_dump(data))
+    moved = resprout("plan", root / "run.yaml", "--json", home=finished.home).result["stages"]
+    own = {"acquire task own", "evaluate dense", "evaluate pruned", "evaluate recovered", "gate"}
+    reruns = {stage["name"] for stage in moved if not stage["cached"]}
+    assert reruns <= own, "another folder with the same bytes finds the cache (the task file is named by its path)"
+    lines = (root / "pool.jsonl").read_text().splitlines()
+    (root / "pool.jsonl").write_text("\n".join([lines[0].replace('"output": "w', '"output": "w9 w'), *lines[1:]]) + "\n")
+    changed = resprout("plan", root / "run.yaml", "--json", home=finished.home).result["stages"]
+    reruns = {stage["name"] for stage in changed if not stage["cached"]}
+    assert {"acquire pool", "pool", "select", "recover", "evaluate recovered", "export"} <= reruns
+    assert not {"calibrate", "plan", "prune", "acquire model", "measure dense"} & reruns
+
+
+def test_a_deleted_mlflow_database_ends_with_the_model_registered_again(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(finished.home, home)
+    (home / "mlflow.db").unlink()
+    again = resprout("run", finished.config, "--json", home=home)
+    assert again.code == 0, again.err
+    assert all(stage["cached"] for stage in again.result["stages"])
+    assert again.result["registered"] == {"name": "tiny-pruned", "version": "1", "alias": "candidate"}
+    rows = sqlite3.connect(home / "mlflow.db").execute("select name, version from model_versions").fetchall()
+    assert rows == [("tiny-pruned", 1)]
+
+
+def test_the_gate_fails_with_exit_code_three_and_registers_nothing(
+    finished: Any, resprout: Callable[..., Any]
+) -> None:
+    found = resprout(
+        "run", finished.config, "gate.max_params_ratio=0.5", "register.name=never", "--json", home=finished.home
+    )
+    assert found.code == 3
+    assert found.result["status"] == "gate_not_passed"
+    assert found.result["registered"] is None
+    assert [check["passed"] for check in found.result["gate"]["checks"]] == [True, False]
+    assert "not passed, nothing registered" in found.err
+    database = sqlite3.connect(finished.home / "mlflow.db")
+    assert not database.execute("select * from registered_models where name = 'never'").fetchall()
+    tags = database.execute(
+        "select value from tags where key = 'resprout.gate' and run_uuid = ?", (found.result["mlflow_run_id"],)
+    ).fetchall()
+    assert tags == [("failed",)], "the run is kept and tagged"
+
+
+def test_mlflow_holds_the_whole_run(finished: Any) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished.home / 'mlflow.db'}")
+    run_id = finished.result["mlflow_run_id"]
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["recovered.params"] == finished.result["models"]["recovered"]["params"]
+    nested = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    by_name = {one.info.run_name: one for one in nested}
+    assert set(by_name) == set(STAGES)
+    for stage in finished.result["stages"]:
+        assert by_name[stage["name"]].data.tags["resprout.digest"] == stage["artifact"]["digest"]
+    loss = client.get_metric_history(by_name["recover"].info.run_id, "loss")
+    assert [point.step for point in loss] == sorted(point.step for point in loss)
+    assert loss
+    assert {one.path for one in client.list_artifacts(run_id)} >= {"report", "config.json"}
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} >= {"acquire pool", "acquire calibration text"}
+    version = client.get_model_version_by_alias("tiny-pruned", "candidate")
+    assert version.run_id == run_id
+    assert version.tags["resprout.digest"] == digests(finished.result)["export"]
+    assert version.tags["resprout.source_digest"] == digests(finished.result)["acquire model"]
+    assert "perplexity" in version.description
+
+
+def test_a_stock_process_loads_the_registered_version(finished: Any, tmp_path: Path) -> None:
+    import subprocess
+
+    uri = finished.result["exports"][0]["uri"].removeprefix("file://")
+    code = (
+        "import sys; sys.modules['resprout'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = AutoModelForCausalLM.from_pretrained({uri!r}); AutoTokenizer.from_pretrained({uri!r})\n"
+        "print(sum(p.numel() for p in model.parameters()))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) == finished.result["models"]["recovered"]["params"]
+
+
+def test_lineage_goes_back_to_source_and_data(finished: Any, resprout: Callable[..., Any]) -> None:
+    found = resprout("lineage", "models:/tiny-pruned@candidate", "--json", home=finished.home)
+    assert found.code == 0, found.err
+    stages = {record["stage"] for record in found.result["records"].values()}
+    assert {"acquire_model", "acquire_rows", "acquire_text", "calibrate", "plan", "prune", "select", "recover"} <= stages
+    shown = resprout("lineage", "models:/tiny-pruned/1", home=finished.home)
+    assert shown.code == 0
+    assert "pool.jsonl" in shown.out
+    assert "acquire_model" in shown.out
+
+
+def test_verify_passes_and_finds_a_flipped_byte(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(finished.home, home)
+    config = home / "mlflow.db"
+    # The copy's version still points at the original folder; the store is what verify reads.
+    with sqlite3.connect(config) as database:
+        database.execute(
+            "update model_versions set source = replace(source, ?, ?)", (str(finished.home), str(home))
+        )
+    database.close()
+    good = resprout("verify", "models:/tiny-pruned@candidate", home=home)
+    assert good.code == 0, good.err
+    weights = next((home / "store" / "content" / digests(finished.result)["prune"]).glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(data)
+    bad = resprout("verify", "models:/tiny-pruned@candidate", "--json", home=home)
+    assert bad.code == 4
+    assert weights.name in bad.err
+    assert "was changed" in bad.err
+    assert "Traceback" not in bad.err
+    assert bad.result["problems"]
+
+
+def test_the_report_of_a_version_is_written(finished: Any, resprout: Callable[..., Any], tmp_path: Path) -> None:
+    found = resprout("report", "models:/tiny-pruned@candidate", "--output", tmp_path / "r", home=finished.home)
+    assert found.code == 0, found.err
+    assert {file.name for file in (tmp_path / "r").iterdir()} == {
+        "report.html", "report.md", "summary.md", "config.yaml",
+    }  # fmt: skip
+
+
+def test_the_same_config_twice_from_scratch_gives_equal_digests(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    again = resprout("run", finished.config, "--json", home=tmp_path / "home")
+    assert again.code == 0, again.err
+    assert not any(stage["cached"] for stage in again.result["stages"])
+    # Timings differ between runs, and the report shows them.
+    assert digests(again.result, "measure", "report") == digests(finished.result, "measure", "report")
+
+
+def test_a_run_without_recovery_and_gate_exports_the_pruned_model(
+    resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = write_run(tmp_path, select=None, recover=None, gate=None, measure=None)
+    found = resprout("run", path, "--json", home=tmp_path / "home")
+    assert found.code == 0, found.err
+    assert found.result["models"]["recovered"] is None
+    assert found.result["gate"] == {"passed": True, "checks": []}
+    assert found.result["exports"][0]["verified"]
+    assert "no bounds were set" in found.err
