@@ -2,456 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-
-Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
-Percent = Annotated[int, Field(ge=0, le=100)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values do not change after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        validate_default=True,
-        use_attribute_docstrings=True,
-        serialize_by_alias=True,
-    )
-
-    def key_data(self) -> dict[str, Any]:
-        """The section as plain data without its data sources, which enter cache keys by the digest of their
-        rows.
-        """
-        return {
-            name: _key_value(getattr(self, name))
-            for name in type(self).model_fields
-            if not _is_source(getattr(self, name))
-        }
-
-
-def _is_source(value: Any) -> bool:
-    return isinstance(value, DataSource) or (
-        isinstance(value, tuple) and bool(value) and all(isinstance(item, DataSource) for item in value)
-    )
-
-
-def _key_value(value: Any) -> Any:
-    if isinstance(value, Section):
-        return value.key_data()
-    if isinstance(value, tuple | list):
-        return [_key_value(item) for item in value]
-    return value
-
-
-class ModelConfig(Section):
-    """The model to compress and how it is held in memory."""
-
-    source: str
-    """Folder, package://module/path, hf://org/name@revision, s3://bucket/prefix, models:/name/3 or
-    name@alias."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Dtype of weights and activations in every stage, and of the export."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where stages compute; auto takes CUDA where the installed torch and the machine both have it."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; leave off unless you read that code."""
-    allow_pickle: bool = False
-    """Convert pickled weights by transformers' weights-only loader, in a child process."""
-    licence: str | None = None
-    """Licence of the source model, recorded in its lineage; read from the model's own files where absent."""
-
-
-class DataSource(Section):
-    """A file or data set, and which of its rows are taken."""
-
-    source: str
-    """Local path, package://module/path, s3://bucket/key, or hf-dataset://org/name[/config][@revision]#split."""
-    format: Literal["auto", "jsonl", "json", "parquet", "csv", "text", "arrow"] = "auto"
-    """File format; auto goes by the name's ending (.gz allowed)."""
-    where: str | None = None
-    """Jinja expression over the row's columns; rows for which it is false are left out."""
-    hash_percent: tuple[Percent, Percent] = (0, 100)
-    """Keep rows whose sha256 of `hash_of` modulo 100 lies in [low, high): a split that no order changes."""
-    hash_of: str | None = None
-    """Jinja template of what is hashed; default: the text, or instruction, input and output together."""
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """At most this many rows, drawn with the run's seed."""
-    licence: str | None = None
-    """Licence of the data, recorded in the lineage."""
-
-    @model_validator(mode="after")
-    def _range_is_not_empty(self) -> DataSource:
-        low, high = self.hash_percent
-        if low >= high:
-            raise ValueError(
-                f"hash_percent is [{low}, {high}), which holds no row; give low < high, e.g. [0, 40]"
-            )
-        return self
-
-
-class TextSource(DataSource):
-    """Running text: calibration or perplexity."""
-
-    text: str = "{{ text }}"
-    """Jinja template over the row's columns that renders one document."""
-
-
-class RowSource(DataSource):
-    """Instruction rows in Alpaca form, rendered from any columns by Jinja templates."""
-
-    instruction: str = "{{ instruction }}"
-    """Template of the task that the row sets."""
-    input: str = "{{ input | default('') }}"
-    """Template of the material that the task is about; may be empty."""
-    output: str = "{{ output }}"
-    """Template of the answer that the model learns."""
-    category: str = "{{ category | default('') }}"
-    """Template of a label that reports group by; never used for choosing."""
-
-
-class CalibrateConfig(Section):
-    """The samples that pruning looks at."""
-
-    method: str = "cola"
-    """random, cola or self_generated (`resprout methods`)."""
-    text: tuple[TextSource, ...] = ()
-    """Where the samples come from; may be empty for self_generated."""
-    samples: Annotated[int, Field(ge=1, le=65536)] = 64
-    """Number of samples."""
-    seq_len_tokens: Annotated[int, Field(ge=8)] = 256
-    """Tokens in each sample."""
-    candidates_per_sample: Annotated[int, Field(ge=4)] = 4
-    """COLA chooses among samples * this many candidates."""
-    projection_dim: Annotated[int, Field(ge=2)] = 64
-    """COLA: width of each layer's random projection."""
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """self_generated: sampling temperature."""
-
-
-class TargetConfig(Section):
-    """How large the pruned model may be; exactly one form."""
-
-    params_ratio: Ratio | None = None
-    """Kept share of all unique parameters, a tied tensor counted once."""
-    non_embedding_ratio: Ratio | None = None
-    """Kept share of the parameters outside token embeddings and an untied head."""
-    params: Annotated[int, Field(ge=1)] | None = None
-    """Number of unique parameters."""
-    non_embedding_params: Annotated[int, Field(ge=1)] | None = None
-    """Number of parameters outside token embeddings and an untied head."""
-
-    @model_validator(mode="after")
-    def _one_form(self) -> TargetConfig:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(given) != 1:
-            forms = ", ".join(type(self).model_fields)
-            raise ValueError(f"the target names {', '.join(given) or 'nothing'}; give exactly one of {forms}")
-        return self
-
-
-class PruneConfig(Section):
-    """Score, allocate, plan, apply, repair."""
-
-    method: str = "flap"
-    """A preset of configs/methods: it names criterion, allocator and repair."""
-    criterion: str | None = None
-    """Overrides the preset's criterion."""
-    allocator: str | None = None
-    """Overrides the preset's allocator."""
-    repair: Literal["none", "bias", "least_squares"] | None = None
-    """Overrides the preset's repair of what the removed channels contributed."""
-    units: tuple[Literal["ffn", "kv_groups"], ...] = ("ffn",)
-    """What is removed: FFN channels, KV groups with their query heads."""
-    target: TargetConfig
-    """Size to reach."""
-    round_to: Annotated[int, Field(ge=1)] = 128
-    """FFN widths are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
-    layout: Literal["uniform", "per_layer"] = "uniform"
-    """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
-    ridge: Annotated[float, Field(ge=0.0)] = 0.01
-    """least_squares: damping as a share of the mean diagonal of the Gram matrix."""
-
-    @field_validator("units")
-    @classmethod
-    def _some_units(cls, units: tuple[str, ...]) -> tuple[str, ...]:
-        if not units or len(set(units)) != len(units):
-            raise ValueError(f"units is {list(units)}; name ffn, kv_groups or both, each once")
-        return units
-
-
-class PaserConfig(Section):
-    """PASER's own settings (arXiv 2502.12594)."""
-
-    mode: Literal["faithful", "auto"] = "auto"
-    """faithful follows the paper and its code; auto adds the measured corrections."""
-    clusterer: Literal["diffusion_nmf", "kmeans"] = "diffusion_nmf"
-    """How rows are grouped by capability."""
-    clusters: Annotated[int, Field(ge=2, le=256)] | Literal["auto"] = 10
-    """Number of clusters; auto searches 4 to 32."""
-    embedder: Literal["minilm", "hidden", "tfidf"] = "tfidf"
-    """minilm: a sentence encoder in `embedder_source`; hidden: the dense model's mean hidden state; tfidf:
-    TF-IDF + SVD."""
-    embedder_source: str | None = None
-    """Folder or package:// of the sentence encoder that `minilm` loads."""
-    graph: Literal["literal", "top3"] = "top3"
-    """Concepts in the consistency graph: all RAKE phrases, or the three best of each row."""
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """Softmax temperature of the divergence."""
-    duplicate_cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    """auto: instructions this similar with different answers are reduced to one."""
-
-    @model_validator(mode="after")
-    def _minilm_has_a_source(self) -> PaserConfig:
-        if self.embedder == "minilm" and not self.embedder_source:
-            raise ValueError("embedder is minilm but embedder_source is empty; give the encoder's folder")
-        return self
-
-    def key_data(self) -> dict[str, Any]:
-        """Without the encoder's address: its content enters the key as an input."""
-        return {name: value for name, value in super().key_data().items() if name != "embedder_source"}
-
-
-class SelectConfig(Section):
-    """The rows that recovery trains on."""
-
-    method: str = "paser"
-    """paser or random (`resprout methods`)."""
-    pool: tuple[RowSource, ...]
-    """Where rows come from."""
-    budget_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens (prompt and response) to select."""
-    budget_ratio: Ratio | None = None
-    """The same as a share of the pool's tokens."""
-    template: Literal["alpaca", "chat"] = "alpaca"
-    """Prompt form that divergence, training and token counts all use; chat is the tokenizer's own."""
-    max_len_tokens: Annotated[int, Field(ge=16)] = 256
-    """Longer rows are cut at the end of the response."""
-    paser: PaserConfig = PaserConfig()
-    """Settings of `method: paser`."""
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> SelectConfig:
-        if (self.budget_tokens is None) == (self.budget_ratio is None):
-            raise ValueError(
-                "select needs exactly one of budget_tokens and budget_ratio, e.g. budget_ratio: 0.2"
-            )
-        return self
-
-
-class RecoverConfig(Section):
-    """Training after pruning."""
-
-    method: str = "lora"
-    """lora (`resprout methods`)."""
-    rank: Annotated[int, Field(ge=1)] = 8
-    """LoRA rank."""
-    alpha: Annotated[float, Field(gt=0.0)] = 16.0
-    """LoRA scale; the update is multiplied by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    """Dropout in front of the adapters."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
-    """Peak learning rate."""
-    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the steps in which the rate rises; then it falls to zero along a cosine."""
-    epochs: Annotated[float, Field(gt=0.0)] = 1.0
-    """Passes over the token budget; steps = epochs * budget / batch_tokens for every selection method."""
-    batch_tokens: Annotated[int, Field(ge=64)] = 2048
-    """Tokens in a step, padding not counted."""
-    distill_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the loss that is KL to the dense model's distribution; the rest is cross-entropy."""
-    distill_temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """Softmax temperature of the distillation loss."""
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    """Gradients are clipped to this norm."""
-
-
-class PerplexityConfig(Section):
-    """Perplexity in a stated protocol."""
-
-    name: Name = "text"
-    """Corpus name in the metric's name."""
-    text: Annotated[tuple[TextSource, ...], Field(min_length=1)]
-    """Held-out text."""
-    window_tokens: Annotated[int, Field(ge=8)] = 512
-    """Tokens of a window."""
-    stride_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Step between windows; each token counts once. Default: window_tokens, no overlap."""
-    limit_tokens: Annotated[int, Field(ge=8)] | None = None
-    """At most this many tokens from the start of the joined text."""
-    bos: bool = False
-    """Put the BOS token in front of each window."""
-    join: str = "\n\n"
-    """What stands between documents."""
-    kl_tokens: Annotated[int, Field(ge=8)] | None = None
-    """KL divergence from the dense model on the first this many tokens; default: all of them."""
-
-    @model_validator(mode="after")
-    def _stride_fits(self) -> PerplexityConfig:
-        if self.stride_tokens is not None and self.stride_tokens > self.window_tokens:
-            raise ValueError(
-                f"stride_tokens {self.stride_tokens} exceeds window_tokens {self.window_tokens}, so "
-                "tokens would be "
-                "skipped; give a stride of at most the window"
-            )
-        return self
-
-
-class ZeroShotTask(Section):
-    """One lm-eval task on a local file."""
-
-    task: str
-    """A YAML of configs/evaluation without its ending (`resprout methods`), or the path of your own lm-eval
-    YAML."""
-    data: DataSource
-    """The rows; columns as the task's templates name them."""
-
-
-class ZeroShotConfig(Section):
-    """Multiple-choice tasks through lm-eval."""
-
-    tasks: Annotated[tuple[ZeroShotTask, ...], Field(min_length=1)]
-    """Which tasks, on which files."""
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """At most this many items of each task."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Requests in a batch."""
-
-
-class EvaluateConfig(Section):
-    """Scores of dense, pruned and recovered by the same evaluator."""
-
-    perplexity: PerplexityConfig
-    """Perplexity and divergence from the dense model."""
-    zero_shot: ZeroShotConfig | None = None
-    """Accuracies; left out where absent."""
-
-
-class MeasureConfig(Section):
-    """Speed and memory, each model in a child process of its own."""
-
-    prefill_tokens: Annotated[int, Field(ge=8)] = 512
-    """Length of the prompt."""
-    decode_tokens: Annotated[int, Field(ge=2)] = 32
-    """Tokens generated greedily after it."""
-    batch_size: Annotated[int, Field(ge=1)] = 1
-    """Sequences at a time."""
-    repeats: Annotated[int, Field(ge=3)] = 5
-    """Timed runs; the median counts."""
-    warmup: Annotated[int, Field(ge=1)] = 1
-    """Runs before timing starts."""
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads; default: torch's own choice."""
-
-
-class GateConfig(Section):
-    """Bounds relative to the dense model, measured in the same run."""
-
-    max_perplexity_ratio: Annotated[float, Field(gt=0.0)] | None = None
-    """Recovered perplexity / dense perplexity."""
-    max_kl_nats: Annotated[float, Field(gt=0.0)] | None = None
-    """Mean KL(dense || recovered) in nats a token."""
-    min_accuracy_kept: Annotated[float, Field(gt=0.0)] | None = None
-    """Mean recovered accuracy / mean dense accuracy over the zero-shot tasks."""
-    max_params_ratio: Ratio | None = None
-    """Recovered parameters / dense parameters."""
-
-    @model_validator(mode="after")
-    def _some_bound(self) -> GateConfig:
-        if all(getattr(self, name) is None for name in type(self).model_fields):
-            raise ValueError(
-                f"the gate has no bound; give at least one of {', '.join(type(self).model_fields)}"
-            )
-        return self
-
-
-class ExportConfig(Section):
-    """Formats to write; each is loaded again by its stock tool before it counts."""
-
-    formats: tuple[Literal["hf"], ...] = ("hf",)
-    """hf: safetensors folder for stock transformers."""
-    prompts: Annotated[tuple[str, ...], Field(min_length=5)] = (
-        "The capital of France is",
-        "Water boils at a temperature of",
-        "def fibonacci(n):",
-        "In 1969, the first humans",
-        "To make a cup of tea, first",
-    )
-    """Prompts on which logits and greedy text are compared."""
-    greedy_tokens: Annotated[int, Field(ge=1)] = 16
-    """Tokens of greedy text compared for each prompt."""
-    max_abs_logit_diff: Annotated[float, Field(ge=0.0)] = 0.0
-    """Largest allowed difference of a logit; the same dtype on the same machine gives 0."""
-
-
-class RegisterConfig(Section):
-    """The model version that a passed gate makes."""
-
-    name: Name
-    """Registered model's name."""
-    alias: Name | None = "candidate"
-    """Alias that is moved to the version."""
-    tags: dict[str, str] = {}
-    """Further tags of the version."""
-
-
-class StoreConfig(Section):
-    """Where artifacts live."""
-
-    uri: str | None = None
-    """Folder or s3://bucket/prefix; default: <home>/store."""
-    endpoint_url: str | None = None
-    """Endpoint of an S3-compatible server; default: AWS."""
-    region: str | None = None
-    """Region; default: boto3's own chain."""
-    access_key_id: SecretStr | None = None
-    """Default: boto3's own chain. In YAML only as ${VARIABLE}."""
-    secret_access_key: SecretStr | None = None
-    """Default: boto3's own chain. In YAML only as ${VARIABLE}."""
-    cache_gb: Annotated[float, Field(gt=0.0)] = 50.0
-    """Size limit of the local cache of an S3 store, in GB."""
-
-
-class MlflowConfig(Section):
-    """Where runs are tracked."""
-
-    tracking_uri: str | None = None
-    """Server or database; default: SQLite at <home>/mlflow.db."""
-    experiment: str = "resprout"
-    """Experiment of all runs."""
-    username: SecretStr | None = None
-    """Basic authentication. In YAML only as ${VARIABLE}."""
-    password: SecretStr | None = None
-    """Basic authentication. In YAML only as ${VARIABLE}."""
-
-
-class PrefectConfig(Section):
-    """Which Prefect server runs the flow."""
-
-    api_url: str | None = None
-    """Server's API; default: an embedded server with its data under <home>."""
-    api_key: SecretStr | None = None
-    """Key or user:password. In YAML only as ${VARIABLE}."""
-    retries: Annotated[int, Field(ge=0, le=10)] = 3
-    """Tries after a transient fault."""
-    retry_delay_seconds: Annotated[float, Field(ge=0.0)] = 2.0
-    """First delay; doubled each time."""
-
-
-class InfraConfig(Section):
-    """Servers and folders; never part of a cache key."""
-
-    home: str | None = None
-    """Data folder; default: RESPROUT_HOME, else .resprout beside the config's project."""
-    store: StoreConfig = StoreConfig()
-    """Artifact store."""
-    mlflow: MlflowConfig = MlflowConfig()
-    """Tracking and registry."""
-    prefect: PrefectConfig = PrefectConfig()
-    """Orchestration."""
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from resprout.configs.infrastructure import InfraConfig, MlflowConfig, PrefectConfig, StoreConfig
+from resprout.configs.section import Name, Section
+from resprout.configs.sources import DataSource, ModelConfig, RowSource, TextSource
+from resprout.configs.stages import (
+    CalibrateConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GateConfig,
+    MeasureConfig,
+    PaserConfig,
+    PerplexityConfig,
+    PruneConfig,
+    RecoverConfig,
+    RegisterConfig,
+    SelectConfig,
+    TargetConfig,
+    ZeroShotConfig,
+    ZeroShotTask,
+)
+
+__all__ = [
+    "CalibrateConfig",
+    "DataSource",
+    "EvaluateConfig",
+    "ExportConfig",
+    "GateConfig",
+    "InfraConfig",
+    "MeasureConfig",
+    "MlflowConfig",
+    "ModelConfig",
+    "PaserConfig",
+    "PerplexityConfig",
+    "PrefectConfig",
+    "PruneConfig",
+    "RecoverConfig",
+    "RegisterConfig",
+    "RowSource",
+    "RunConfig",
+    "Section",
+    "SelectConfig",
+    "StoreConfig",
+    "TargetConfig",
+    "TextSource",
+    "ZeroShotConfig",
+    "ZeroShotTask",
+]
 
 
 class RunConfig(Section):

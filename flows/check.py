@@ -35,7 +35,7 @@ def check(loaded: Loaded) -> None:
         way = config.recover.method
         collect("recover.method", lambda: known["recover.method"].entry(way))
     for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
-        collect("evaluate.zero_shot", lambda name=one.task: read_task(name))
+        collect("evaluate.zero_shot", lambda name=one.task: read_task(name, loaded.base))
     from resprout.flows.sources import missing, source_shape
 
     faults.extend(missing(loaded))

@@ -10,8 +10,9 @@ from resprout.configs.errors import ResproutError
 from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, ModelConfig, RunConfig
 from resprout.tasks.acquire.address import locate
-from resprout.tasks.acquire.jobs import AcquireData, AcquireModel
+from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.gguf_header import gguf_shape
 from resprout.tasks.models.size import Shape, shape_of
 
@@ -34,7 +35,8 @@ class Sources:
         }
         zero_shot = config.evaluate.zero_shot
         self.tasks = {
-            one.task: AcquireData.pin((one.data,), here) for one in (zero_shot.tasks if zero_shot else ())
+            one.name: AcquireTask(AcquireData.pin((one.data,), here), read_task(one.task, loaded.base))
+            for one in (zero_shot.tasks if zero_shot else ())
         }
         self.pool = data(config.select.pool if config.select else ())
         self.model = AcquireModel.pin(config.model, here)

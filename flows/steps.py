@@ -9,7 +9,6 @@ runs on that model, because their key is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from resprout.configs.schema import RunConfig
@@ -94,7 +93,7 @@ class Steps:
 
         self.calibration_text, self.text = text("calibration"), text("evaluation")
         self.tasks = {
-            f"{TASK_ROLE}{name}": acquire_task(run, self.job(rows), label=f"acquire task {Path(name).stem}")
+            f"{TASK_ROLE}{name}": acquire_task(run, self.job(rows), label=f"acquire task {name}")
             for name, rows in sources.tasks.items()
         }
         self.rows = acquire_rows(run, self.job(sources.pool), label="acquire pool") if sources.pool else None

@@ -78,11 +78,6 @@ def no_methods(config: Any) -> list[str]:
     return []
 
 
-def no_settings(config: Any) -> Any:
-    """The stage reads no settings but its section."""
-    return None
-
-
 @dataclass(frozen=True)
 class Stage(Generic[C]):
     """A stage: its pure function `body` and what its cache key is made of (see the module's text)."""
@@ -95,7 +90,6 @@ class Stage(Generic[C]):
     seeded: bool = False
     computes: bool = True
     hardware: bool = False
-    settings: Callable[[C], Any] = no_settings
 
     def key(self, job: Job[C], inputs: Mapping[str, Input]) -> str:
         """The cache key: sha256 of everything that decides the stage's bytes."""
@@ -114,9 +108,6 @@ class Stage(Generic[C]):
             "libraries": self.versions(),
             "code": code_hash([self.body.__module__, *self.methods(job.config)]),
         }
-        settings = self.settings(job.config)
-        if settings is not None:
-            parts["settings"] = settings
         if self.seeded:
             parts["seed"] = job.seed
         if self.computes:
@@ -294,18 +285,16 @@ def stage(
     seeded: bool = False,
     computes: bool = True,
     hardware: bool = False,
-    settings: Callable[[Any], Any] = no_settings,
 ) -> Callable[[Body[Any]], Stage[Any]]:
     """Turn a pure function into a stage.
 
     `libraries`: distributions whose versions enter the key. `methods(config)`: modules of the selected
     methods. `seeded`: the stage draws, so the seed enters. `computes`: dtype and device enter. `hardware`:
-    the machine enters. `settings(config)`: plain data of files that the config names and that decide the
-    result.
+    the machine enters.
     """
 
     def wrap(body: Body[Any]) -> Stage[Any]:
-        return Stage(name, kind, body, libraries, methods, seeded, computes, hardware, settings)
+        return Stage(name, kind, body, libraries, methods, seeded, computes, hardware)
 
     return wrap
 

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 VOCAB = 256
-ENDINGS = ("gguf", "safetensors")
 
 
 def words(count: int, seed: int) -> str:
@@ -23,7 +22,7 @@ def words(count: int, seed: int) -> str:
 
 
 def write_data(root: Path) -> None:
-    """Calibration and evaluation text, an instruction pool and a zero-shot task, all in the tiny vocabulary."""
+    """Calibration and evaluation text, an instruction pool and a zero-shot task, in the tiny vocabulary."""
     root.mkdir(parents=True, exist_ok=True)
     documents = [{"text": words(120, seed), "source": "made"} for seed in range(30)]
     (root / "calibration.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents[:20]))
@@ -54,8 +53,8 @@ def write_data(root: Path) -> None:
     (root / "own.yaml").write_text(yaml.safe_dump(settings))
 
 
-def config(root: Path, **changes: Any) -> dict[str, Any]:
-    """A run config on the data of `write_data` and the model folder `root`/model."""
+def config(**changes: Any) -> dict[str, Any]:
+    """A run config, to lie beside the data of `write_data` and a model folder called model."""
     base: dict[str, Any] = {
         "name": "tiny",
         "seed": 17,
@@ -89,7 +88,7 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
                 "limit_tokens": 512,
             },
             "zero_shot": {
-                "tasks": [{"task": str(root / "own.yaml"), "data": {"source": "task.jsonl"}}],
+                "tasks": [{"task": "own.yaml", "data": {"source": "task.jsonl"}}],
                 "limit": 12,
             },
         },
@@ -109,5 +108,5 @@ def write_run(root: Path, **changes: Any) -> Path:
         write_data(root)
         write_tiny_folder(root / "model", dtype="float32")
     path = root / "run.yaml"
-    path.write_text(yaml.safe_dump(config(root, **changes)))
+    path.write_text(yaml.safe_dump(config(**changes)))
     return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,6 +85,23 @@ class AcquireData:
     def licence_note(self) -> str | None:
         named = sorted({source.licence or pinned.licence or "unknown" for source, pinned in self.sources})
         return ", ".join(named) if named != ["unknown"] else None
+
+
+@dataclass(frozen=True)
+class AcquireTask:
+    """A zero-shot task: its rows, and the settings of its lm-eval YAML, which are kept beside them."""
+
+    data: AcquireData
+    settings: Mapping[str, Any]
+
+    def key_data(self) -> dict[str, Any]:
+        return {**self.data.key_data(), "settings": dict(self.settings)}
+
+    def origin(self) -> dict[str, Any]:
+        return self.data.origin()
+
+    def licence_note(self) -> str | None:
+        return self.data.licence_note()
 
 
 def _wanted(config: ModelConfig, role: Literal["model", "encoder"]) -> Wanted:

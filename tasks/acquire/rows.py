@@ -23,15 +23,17 @@ NOT_DATA = ("readme", "license", "licence", "notice")
 
 @dataclass(frozen=True)
 class Item:
-    """A row ready to be written: `text` is its main text, which the split hashes and repeats are found by."""
+    """A row ready to be written: repeats are found by `text`, its main text; the split goes by `hashed`."""
 
     text: str
+    hashed: str
     row: dict[str, Any]
 
 
 def instruction_items(source: RowSource, pinned: Pinned, files: dict[str, Path]) -> Iterator[Item]:
     """Rows in Alpaca form with a stable id; a row without instruction or output raises BadInput."""
     fields = ("instruction", "input", "output", "category")
+    hashed = _hashed(source)
     templates = {name: compile_template(getattr(source, name)) for name in fields}
 
     def render(columns: Columns) -> dict[str, str]:
@@ -47,13 +49,15 @@ def instruction_items(source: RowSource, pinned: Pinned, files: dict[str, Path])
                 )
         text = "\n".join((row["instruction"], row["input"], row["output"]))
         yield Item(
-            text, {"id": sha256_hex(text.encode("utf-8", "surrogatepass")), "source": pinned.label, **row}
+            text,
+            hashed(columns, text),
+            {"id": sha256_hex(text.encode("utf-8", "surrogatepass")), "source": pinned.label, **row},
         )
 
 
 def text_items(source: TextSource, pinned: Pinned, files: dict[str, Path]) -> Iterator[Item]:
     """Documents; an empty one raises BadInput."""
-    render = compile_template(source.text)
+    render, hashed = compile_template(source.text), _hashed(source)
     for place, columns in _columns(source, files):
         text = _at(place, render, columns)
         if not text.strip():
@@ -61,13 +65,23 @@ def text_items(source: TextSource, pinned: Pinned, files: dict[str, Path]) -> It
                 f"{place}: the text is empty; expected text from the template {source.text!r}, or leave such "
                 "rows out by `where`"
             )
-        yield Item(text, {"text": text, "source": pinned.label})
+        yield Item(text, hashed(columns, text), {"text": text, "source": pinned.label})
 
 
 def raw_items(source: DataSource, pinned: Pinned, files: dict[str, Path]) -> Iterator[Item]:
     """Rows with their own columns."""
+    hashed = _hashed(source)
     for place, columns in _columns(source, files):
-        yield Item(_at(place, lambda row: json.dumps(row, sort_keys=True), columns), columns)
+        text = _at(place, lambda row: json.dumps(row, sort_keys=True), columns)
+        yield Item(text, hashed(columns, text), columns)
+
+
+def _hashed(source: DataSource) -> Callable[[Columns, str], str]:
+    """What the split hashes of a row, given its columns and its main text."""
+    if source.hash_of is None:
+        return lambda columns, text: text
+    template = compile_template(source.hash_of)
+    return lambda columns, text: template(columns)
 
 
 def taken(items: Iterable[Item], source: DataSource, seed: int, unique: bool) -> list[Item]:
@@ -79,7 +93,7 @@ def taken(items: Iterable[Item], source: DataSource, seed: int, unique: bool) ->
     kept: dict[str, Item] = {}
     repeats: list[Item] = []
     for item in items:
-        if low <= hash_percent(item.text) < high:
+        if low <= hash_percent(item.hashed) < high:
             if unique:
                 kept.setdefault(item.text, item)
             else:

@@ -11,7 +11,7 @@ from resprout.configs.errors import BadInput
 from resprout.infra.store.workdir import private_folder
 from resprout.tasks.acquire.address import fetch
 from resprout.tasks.acquire.choose import choose
-from resprout.tasks.acquire.jobs import AcquireData, AcquireModel
+from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
 from resprout.tasks.acquire.pinned import Pinned, Wanted
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
@@ -48,7 +48,7 @@ def acquire_rows(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
     """Write `rows.jsonl`: {"id", "instruction", "input", "output", "category", "source"}; each id once."""
-    _write(job, workdir / "rows.jsonl", instruction_items, progress, unique=True)
+    _write(job.config, job.seed, workdir / "rows.jsonl", instruction_items, progress, unique=True)
 
 
 @stage("acquire_text", kind="text", seeded=True, computes=False)
@@ -56,32 +56,38 @@ def acquire_text(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
     """Write `text.jsonl`: {"text", "source"}; each text once."""
-    _write(job, workdir / "text.jsonl", text_items, progress, unique=True)
+    _write(job.config, job.seed, workdir / "text.jsonl", text_items, progress, unique=True)
 
 
 @stage("acquire_task", kind="task-data", seeded=True, computes=False)
 def acquire_task(
-    job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+    job: Job[AcquireTask], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
-    """Write `rows.jsonl` with the columns that the data has; repeated rows stay, as they count."""
-    _write(job, workdir / "rows.jsonl", raw_items, progress, unique=False)
+    """Write `rows.jsonl` with the columns that the data has, and the lm-eval task's settings as `task.json`.
+
+    Repeated rows stay, as a benchmark counts them.
+    """
+    _write(job.config.data, job.seed, workdir / "rows.jsonl", raw_items, progress, unique=False)
+    settings = json.dumps(job.config.settings, sort_keys=True, indent=1)
+    (workdir / "task.json").write_text(settings + "\n", encoding="utf-8")
 
 
 def _write(
-    job: Job[AcquireData],
+    data: AcquireData,
+    seed: int,
     path: Path,
     items_of: Callable[[Any, Pinned, dict[str, Path]], Iterator[Item]],
     progress: Progress,
     *,
     unique: bool,
 ) -> None:
-    sources = job.config.sources
+    sources = data.sources
     found: list[Item] = []
     for index, (source, pinned) in enumerate(sources):
         progress(index, len(sources), "sources")
-        with private_folder(job.config.context.home / "tmp") as scratch:
-            files = fetch(pinned, job.config.context, scratch)
-            found += taken(items_of(source, pinned, files), source, job.seed, unique)
+        with private_folder(data.context.home / "tmp") as scratch:
+            files = fetch(pinned, data.context, scratch)
+            found += taken(items_of(source, pinned, files), source, seed, unique)
     if unique:
         # A row that two sources share counts for the first.
         first: dict[str, Item] = {}

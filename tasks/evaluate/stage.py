@@ -15,7 +15,6 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import EvaluateConfig, PerplexityConfig
-from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.stage import stage
 
@@ -39,13 +38,7 @@ def _protocol(config: PerplexityConfig) -> str:
     return f"_seq{config.window_tokens}{overlap}{'_bos' if config.bos else ''}"
 
 
-def task_settings(config: EvaluateConfig) -> dict[str, Any]:
-    """What the lm-eval files of the config say; part of the key, so that an edited task is scored again."""
-    tasks = config.zero_shot.tasks if config.zero_shot else ()
-    return {one.task: read_task(one.task) for one in tasks}
-
-
-@stage("evaluate", kind="scores", libraries=LIBRARIES, seeded=True, settings=task_settings)
+@stage("evaluate", kind="scores", libraries=LIBRARIES, seeded=True)
 def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the scores of `inputs["model"]`."""
     from resprout.tasks.evaluate import perplexity, zero_shot
@@ -86,15 +79,11 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
             "kl_metric": kl_metric(config),
         },
     }
-    rows = {
-        role.removeprefix(TASK_ROLE): folder / "rows.jsonl"
-        for role, folder in sorted(inputs.items())
-        if role.startswith(TASK_ROLE)
-    }
     if job.config.zero_shot is not None:
         progress(0, 1, "zero-shot tasks")
         zero = job.config.zero_shot
-        found, about = zero_shot.accuracies(model, tokenizer, rows, zero.limit, zero.batch_size, job.seed)
+        tasks = [zero_shot.task(one.name, inputs[TASK_ROLE + one.name]) for one in zero.tasks]
+        found, about = zero_shot.accuracies(model, tokenizer, tasks, zero.limit, zero.batch_size, job.seed)
         averaged = zero_shot.headline(found, sorted(about))
         found["zero_shot_mean_acc"] = sum(found[name] for name in averaged) / len(averaged)
         metrics.update(found)

@@ -17,12 +17,12 @@ def shipped_tasks() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def task_file(task: str) -> Path:
-    """Path of an lm-eval YAML: a shipped one by name, or the user's own; BadInput where there is none."""
+def task_file(task: str, base: Path) -> Path:
+    """Path of an lm-eval YAML: a shipped one by name, or the user's own, relative to `base`."""
     shipped = SHIPPED / f"{task}.yaml"
     if shipped.is_file():
         return shipped
-    own = Path(task).expanduser()
+    own = base / Path(task).expanduser()
     if own.suffix in (".yaml", ".yml") and own.is_file():
         return own
     raise BadInput(
@@ -31,9 +31,9 @@ def task_file(task: str) -> Path:
     )
 
 
-def read_task(task: str) -> dict[str, Any]:
-    """The task's settings as plain data; YAML that calls Python functions is refused."""
-    path = task_file(task)
+def read_task(task: str, base: Path) -> dict[str, Any]:
+    """The task's settings as plain data; one that is unknown or calls Python functions raises BadInput."""
+    path = task_file(task, base)
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

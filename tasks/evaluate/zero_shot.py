@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,21 +10,19 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from resprout.tasks.evaluate.task_files import read_task
-
 REPORTED = ("acc", "acc_norm")
 
 
 def accuracies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Mapping[str, Path],
+    tasks: list[dict[str, Any]],
     limit: int | None,
     batch_size: int,
     seed: int,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics `<task>_acc`, `<task>_acc_norm` with standard errors, and details; `rows`: task -> JSONL of its
-    rows.
+    """Metrics `<task>_acc`, `<task>_acc_norm` with standard errors, and details; `tasks` as `task` makes
+    them. rows.
 
     Accuracy over multiple-choice items by summed log-likelihood (acc) and by log-likelihood per byte of the
     choice (acc_norm), as lm-eval defines them.
@@ -41,7 +40,6 @@ def accuracies(
             return super().loglikelihood(requests, disable_tqdm=True)
 
     lm = Quiet(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=_max_length(model))
-    tasks = [_task(name, path) for name, path in rows.items()]
     outcome = lm_eval.simple_evaluate(
         model=lm,
         tasks=tasks,
@@ -72,18 +70,18 @@ def headline(metrics: Mapping[str, float], tasks: list[str]) -> list[str]:
     return [f"{task}_acc_norm" if f"{task}_acc_norm" in metrics else f"{task}_acc" for task in tasks]
 
 
-def _task(name: str, path: Path) -> dict[str, Any]:
-    config = read_task(name)
-    config.update(
-        task=Path(name).stem if name.endswith((".yaml", ".yml")) else name,
-        dataset_path="json",
-        dataset_name=None,
-        dataset_kwargs={"data_files": {"validation": str(path)}},
-        validation_split="validation",
-        test_split=None,
-        training_split=None,
-    )
-    return config
+def task(name: str, folder: Path) -> dict[str, Any]:
+    """An lm-eval task called `name` from an acquired folder: task.json with its settings, rows.jsonl."""
+    return {
+        **json.loads((folder / "task.json").read_text(encoding="utf-8")),
+        "task": name,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"validation": str(folder / "rows.jsonl")}},
+        "validation_split": "validation",
+        "test_split": None,
+        "training_split": None,
+    }
 
 
 def _max_length(model: PreTrainedModel) -> int:

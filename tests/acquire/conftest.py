@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from resprout.configs.schema import ModelConfig, StoreConfig
-from resprout.tasks.acquire.jobs import AcquireData, AcquireModel
+from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.pinned import Context
-from resprout.tasks.acquire.stage import acquire_model
+from resprout.tasks.acquire.stage import acquire_model, acquire_task
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.tiny import write_tiny_folder
 
@@ -75,8 +75,11 @@ def bring(tmp_path, context):
     def call(stage, *sources, context=context, seed=17):
         workdir = tmp_path / f"work-{uuid.uuid4().hex}"
         workdir.mkdir()
-        stage.body(Job(AcquireData.pin(sources, context), seed=seed), {}, workdir, silent)
-        (written,) = workdir.iterdir()
+        config = AcquireData.pin(sources, context)
+        if stage is acquire_task:
+            config = AcquireTask(config, {"task": "own"})
+        stage.body(Job(config, seed=seed), {}, workdir, silent)
+        (written,) = workdir.glob("*.jsonl")
         return [json.loads(line) for line in written.read_text().splitlines()]
 
     return call

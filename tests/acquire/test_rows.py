@@ -93,6 +93,16 @@ def test_text(bring, tmp_path):
     ]
 
 
+def test_the_split_can_go_by_another_column(bring, jsonl):
+    rows = [{**row(index), "passage": f"p{index % 20}"} for index in range(60)]
+    jsonl("pool.jsonl", rows)
+    split = {"hash_of": "{{ passage }}", "hash_percent": (0, 40)}
+    found = bring(acquire_rows, RowSource(source="pool.jsonl", **split))
+    expected = [one["instruction"] for one in rows if bucket(one["passage"]) < 40]
+    assert [one["instruction"] for one in found] == expected
+    assert 0 < len(found) < 60
+
+
 def test_task_rows_keep_their_columns_and_their_repeats(bring, jsonl):
     rows = [{"sentence": "a _ b", "answer": 1, "options": ["x", "y"]}] * 2 + [
         {"sentence": "c", "answer": None}

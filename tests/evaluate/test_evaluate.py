@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import EvaluateConfig
+from resprout.configs.schema import DataSource, EvaluateConfig
+from resprout.tasks.acquire.jobs import AcquireData, AcquireTask
+from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.stage import acquire_task
 from resprout.tasks.evaluate.stage import evaluate, kl_metric, perplexity_metric
 from resprout.tasks.evaluate.task_files import read_task, shipped_tasks
 from resprout.tasks.job import Job, silent
@@ -82,9 +84,9 @@ def test_too_little_text_is_said(models: tuple[Path, Path], text: Path, tmp_path
         run(config(window_tokens=64), tmp_path / "a", model=models[0], text=text)
 
 
-def own_task(tmp_path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
-    """A two-choice task of one's own, and its rows."""
-    task = tmp_path / "own.yaml"
+def own_task(folder: Path) -> list[dict[str, Any]]:
+    """A two-choice task as the acquire stage leaves it; its rows."""
+    folder.mkdir()
     settings = {
         "task": "own",
         "output_type": "multiple_choice",
@@ -93,26 +95,24 @@ def own_task(tmp_path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
         "doc_to_target": "label",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
-    task.write_text(yaml.safe_dump(settings))
+    (folder / "task.json").write_text(json.dumps(settings))
     rows = [
         {"question": f"w{5 + i} w{9 + i}", "a": f"w{20 + i}", "b": f"w{90 - i} w7", "label": i % 2}
         for i in range(12)
     ]
-    folder = tmp_path / "task"
-    folder.mkdir()
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return task, folder, rows
+    return rows
 
 
 def test_accuracy_equals_a_loop_over_choices(
     models: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, folder, rows = own_task(tmp_path)
+    rows = own_task(tmp_path / "task")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     base = config().model_dump(mode="json")
-    base["zero_shot"] = {"tasks": [{"task": str(task), "data": {"source": "x"}}], "batch_size": 4}
+    base["zero_shot"] = {"tasks": [{"task": "own.yaml", "data": {"source": "x"}}], "batch_size": 4}
     scored = EvaluateConfig.model_validate(base)
-    inputs = {"model": models[0], "text": text, f"task_{task}": folder}
+    inputs = {"model": models[0], "text": text, "task_own": tmp_path / "task"}
     metrics, details = run(scored, tmp_path / "a", **inputs)
 
     model, tokenizer = load_model(models[0], "float32", "cpu"), load_tokenizer(models[0])
@@ -131,16 +131,22 @@ def test_accuracy_equals_a_loop_over_choices(
     assert metrics["zero_shot_mean_acc"] == metrics["own_acc_norm"]
 
 
-def test_an_edited_task_is_scored_again_and_a_comment_is_not(tmp_path: Path) -> None:
-    task, _, _ = own_task(tmp_path)
-    base = config().model_dump(mode="json")
-    base["zero_shot"] = {"tasks": [{"task": str(task), "data": {"source": "x"}}]}
-    made = EvaluateConfig.model_validate(base)
-    before = evaluate.key(Job(made), {})
-    task.write_text("# a comment\n" + task.read_text())
-    assert evaluate.key(Job(made), {}) == before
-    task.write_text(task.read_text().replace("{{question}}", "Q: {{question}}"))
-    assert evaluate.key(Job(made), {}) != before
+def task_key(folder: Path, text: str) -> str:
+    """Key of acquiring a task whose YAML is `text`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "own.yaml").write_text(text)
+    (folder / "rows.jsonl").write_text('{"q": "w5"}\n')
+    here = Context(home=folder / "home", base=folder)
+    data = AcquireData.pin((DataSource(source="rows.jsonl"),), here)
+    return acquire_task.key(Job(AcquireTask(data, read_task("own.yaml", folder))), {})
+
+
+def test_an_edited_task_is_scored_again_a_comment_or_another_folder_is_not(tmp_path: Path) -> None:
+    text = "task: own\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\n"
+    key = task_key(tmp_path / "a", text)
+    assert task_key(tmp_path / "a", "# a comment\n" + text) == key
+    assert task_key(tmp_path / "b", text) == key
+    assert task_key(tmp_path / "a", text.replace("{{q}}", "Q: {{q}}")) != key
 
 
 def test_evaluator_settings_are_in_the_key_and_source_paths_are_not() -> None:
@@ -153,7 +159,7 @@ def test_evaluator_settings_are_in_the_key_and_source_paths_are_not() -> None:
 
 def test_bad_tasks_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="give one of arc_easy, piqa, winogrande"):
-        read_task("pica")
+        read_task("pica", tmp_path)
     for content, expected in (
         ("task: x\ndoc: !function f.g\n", "tags such as !function are not run"),
         ("task: x\n", "not an lm-eval task"),
@@ -162,10 +168,10 @@ def test_bad_tasks_are_one_sentence(tmp_path: Path) -> None:
         path = tmp_path / "bad.yaml"
         path.write_text(content)
         with pytest.raises(BadInput, match=expected):
-            read_task(str(path))
+            read_task(str(path), tmp_path)
 
 
 def test_each_shipped_task_reads() -> None:
     assert shipped_tasks() == ["arc_easy", "piqa", "winogrande"]
     for name in shipped_tasks():
-        assert read_task(name)["task"] == name
+        assert read_task(name, Path())["task"] == name

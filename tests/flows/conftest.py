@@ -43,7 +43,9 @@ def api_url(prefect_server: None) -> str:
 def resprout(api_url: str) -> Callable[..., Outcome]:
     """Run `resprout ...` in a process of its own."""
 
-    def call(*arguments: str | Path, home: Path, env: dict[str, str] | None = None, timeout: float = 300) -> Outcome:
+    def call(
+        *arguments: str | Path, home: Path, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> Outcome:
         settings = {
             **os.environ,
             "RESPROUT_HOME": str(home),

@@ -42,9 +42,6 @@ def test_the_key_varies_on_what_decides_the_bytes(monkeypatch: pytest.MonkeyPatc
         "seed": one.key(Job(Knobs(), seed=18), {"x": ref(A)}),
         "dtype": one.key(Job(Knobs(), dtype="float32"), {"x": ref(A)}),
         "device": one.key(Job(Knobs(), device="cuda"), {"x": ref(A)}),
-        "settings": toy(seeded=True, libraries=("numpy",), settings=lambda config: 1).key(
-            Job(Knobs()), {"x": ref(A)}
-        ),
         "methods": toy(
             seeded=True, libraries=("numpy",), methods=lambda config: ["resprout.tasks.evaluate.task_files"]
         ).key(Job(Knobs()), {"x": ref(A)}),
