@@ -1,0 +1,135 @@
+"""The command line: quick answers, help with examples, one sentence for each error."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import write_run
+
+from resprout.flows.cli.main import VERBS
+
+PROBE = """
+import sys
+sys.argv = ["resprout", *{arguments!r}]
+from resprout.flows.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {{"torch", "prefect", "mlflow", "transformers", "sklearn", "boto3"}} & set(sys.modules)
+sys.stderr.write("heavy " + ",".join(sorted(heavy)))
+"""
+
+
+def light(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROBE.format(arguments=list(arguments))],
+        capture_output=True, text=True, check=False, env=env or None,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("cli"))
+
+
+def test_validate_answers_in_under_a_second_without_torch_or_prefect(config: Path) -> None:
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
+    # Processor seconds, which are the wall seconds of an idle machine and do not suffer from a busy one.
+    seconds = []
+    for _ in range(3):
+        began = used()
+        done = light("validate", str(config))
+        seconds.append(used() - began)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.endswith("heavy "), done.stderr
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize("arguments", [("schema",), ("schema", "--result"), ("methods", "--json")])
+def test_what_needs_no_run_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    done = light(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("heavy "), done.stderr
+    assert json.loads(done.stdout)
+
+
+def test_the_schema_describes_every_key(config: Path) -> None:
+    schema = json.loads(light("schema").stdout)
+    assert schema["additionalProperties"] is False
+    assert "register" in schema["properties"]
+    undocumented = [
+        f"{name}.{key}"
+        for name, section in {**schema["$defs"], "RunConfig": schema}.items()
+        for key, field in section.get("properties", {}).items()
+        if "description" not in field
+    ]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_help_has_three_examples_that_name_real_options(verb: str, resprout: Callable[..., Any], tmp_path: Path) -> None:
+    found = resprout(verb, "--help", home=tmp_path)
+    assert found.code == 0
+    examples = [line.strip() for line in found.out.splitlines() if line.strip().startswith(f"resprout {verb}")]
+    assert len(examples) == 3
+    for option in re.findall(r"--[a-z-]+", " ".join(examples).replace("python -m json.tool", "")):
+        assert found.out.count(option) > " ".join(examples).count(option), f"{option} is no option of {verb}"
+
+
+def test_help_lists_every_verb(resprout: Callable[..., Any], tmp_path: Path) -> None:
+    found = resprout("--help", home=tmp_path)
+    assert all(verb in found.out for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("lineage", "nonsense"), "is no reference; give models:/name/3"),
+        (("verify", "models:/none@candidate"), "no model version models:/none@candidate"),
+        (("lineage", "a" * 64), "give a digest that a run printed"),
+        (("report", "nonsense"), "is no reference"),
+    ],
+)
+def test_bad_references_are_one_sentence(
+    resprout: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    found = resprout(*arguments, home=tmp_path)
+    assert found.code == 2
+    assert sentence in found.err
+    assert found.err.strip().count("\n") == 0
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does(
+    resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    plain = resprout("validate", "none.yaml", home=tmp_path)
+    debug = resprout("validate", "none.yaml", "--debug", home=tmp_path)
+    assert plain.code == 2
+    assert "Traceback" not in plain.err
+    assert "Traceback" in debug.err
+
+
+def test_an_unknown_verb_and_option_exit_with_two(resprout: Callable[..., Any], tmp_path: Path) -> None:
+    assert resprout("prune", home=tmp_path).code == 2
+    assert resprout("run", "--jsn", "x.yaml", home=tmp_path).code == 2
+
+
+def test_methods_list_every_registry(resprout: Callable[..., Any], tmp_path: Path) -> None:
+    listed = resprout("methods", "--json", home=tmp_path).result
+    names = {section: {entry["name"] for entry in entries} for section, entries in listed.items()}
+    assert names["prune.method"] == {"flap", "magnitude", "wanda_sp"}
+    assert names["select.method"] == {"paser", "random"}
+    assert names["calibrate.method"] == {"cola", "random", "self_generated"}
+    assert all(entry["summary"] for entries in listed.values() for entry in entries)

@@ -1,0 +1,86 @@
+"""The house itself: one direction of imports, short files, packages that the wheel holds, YAML that loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from resprout.configs.presets import load_preset, preset_names
+from resprout.configs.schema import RunConfig
+from resprout.tasks.evaluate.task_files import read_task, shipped_tasks
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("flows", "tasks", "infra", "configs")
+SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def settings() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_imports_run_one_way() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "3 kept, 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_under_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 400
+
+
+def test_the_wheel_lists_every_package() -> None:
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES}
+    names = {"resprout." + ".".join(folder.parts) for folder in folders}
+    assert set(settings()["tool"]["setuptools"]["packages"]) == names
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    for folder in {path.parent for path in SOURCES}:
+        assert (folder / "__init__.py").read_text().startswith('"""'), folder
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in done.stdout.splitlines()}
+    known = {*ROOMS, "tests", "pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md", "constraints.txt"}
+    assert {name for name in top if not name.startswith(".")} <= known
+
+
+def test_every_shipped_yaml_loads_and_begins_with_its_command() -> None:
+    loaded = 0
+    for path in SHIPPED:
+        assert path.read_text().startswith("# resprout run "), path
+        room = path.parent.name
+        if room == "methods":
+            load_preset(path.stem)
+        elif room == "evaluation":
+            read_task(path.stem, ROOT)
+        else:
+            RunConfig.model_validate(yaml.safe_load(path.read_text()))
+        loaded += 1
+    assert loaded == len(preset_names()) + len(shipped_tasks()) + 1
+
+
+def test_constraints_pin_versions_and_name_no_host() -> None:
+    lines = [
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    assert lines
+    for line in lines:
+        name, _, version = line.partition("==")
+        assert name, line
+        assert version, line
+        assert "+" not in version
+        assert "://" not in line
