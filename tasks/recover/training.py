@@ -7,6 +7,7 @@ import tempfile
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from resprout.configs.errors import StageFailed
@@ -44,7 +45,9 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.teach(dense, job, told)
-        trainer.train()
+        # Under autocast peft's own cast of each input to the adapters' float32 would be undone at once.
+        with disable_input_dtype_casting(adapted, active=job.dtype != "float32"):
+            trainer.train()
     if not all(torch.isfinite(each).all() for each in adapted.parameters() if each.requires_grad):
         raise StageFailed(_not_finite("an adapter's weight", steps, job.config))
     return told.entries
