@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field, SecretStr
 
@@ -63,3 +63,19 @@ class InfraConfig(Section):
     """Tracking and registry."""
     prefect: PrefectConfig = PrefectConfig()
     """Orchestration."""
+
+
+SECRETS = {
+    name
+    for section in (StoreConfig, MlflowConfig, PrefectConfig)
+    for name, field in section.model_fields.items()
+    if SecretStr in get_args(field.annotation)
+}
+"""Keys that never appear in a log, a parameter or an artifact."""
+
+
+def without_credentials(address: str) -> str:
+    """The address of a server without user:password@."""
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address

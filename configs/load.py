@@ -59,7 +59,14 @@ def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] |
         key, eq, text = override.partition("=")
         if not eq or not key:
             raise BadInput(f"'{override}' is not key=value; write for example prune.target.params_ratio=0.8")
-        _assign(data, key.split("."), _value(text, override), override)
+        keys = key.split(".")
+        if _is_secret(tuple(keys)) and not VARIABLE.match(text):
+            raise BadInput(
+                f"{key}: a secret on the command line can be read by others; put it in an environment "
+                "variable and "
+                f"write {key}='${{ITS_NAME}}'"
+            )
+        _assign(data, keys, _value(text, override), override)
     _fill_variables(data, environ)
     try:
         config = RunConfig.model_validate(data)

@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from resprout.configs.infrastructure import InfraConfig, MlflowConfig, PrefectConfig, StoreConfig
+from resprout.configs.infrastructure import (
+    SECRETS,
+    InfraConfig,
+    MlflowConfig,
+    PrefectConfig,
+    StoreConfig,
+    without_credentials,
+)
 from resprout.configs.section import Name, Section
 from resprout.configs.sources import DataSource, ModelConfig, RowSource, TextSource
 from resprout.configs.stages import (
@@ -51,6 +58,7 @@ __all__ = [
     "TextSource",
     "ZeroShotConfig",
     "ZeroShotTask",
+    "without_credentials",
 ]
 
 
@@ -109,14 +117,12 @@ class RunConfig(Section):
         return self
 
     def public(self) -> dict[str, Any]:
-        """The config as plain data without secrets."""
+        """The config as plain data without secrets, and without credentials in the addresses of servers."""
         data = self.model_dump(mode="json")
-        for part, key in (
-            ("store", "access_key_id"),
-            ("store", "secret_access_key"),
-            ("mlflow", "username"),
-            ("mlflow", "password"),
-            ("prefect", "api_key"),
-        ):
-            data["infra"][part].pop(key, None)
+        for section in (data["infra"]["store"], data["infra"]["mlflow"], data["infra"]["prefect"]):
+            for key, value in list(section.items()):
+                if key in SECRETS:
+                    del section[key]
+                elif isinstance(value, str):
+                    section[key] = without_credentials(value)
         return data

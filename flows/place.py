@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.load import load_infra
 from resprout.infra.environment import prepare
 from resprout.infra.lineage import record_of_digest
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
+
+if TYPE_CHECKING:
+    from resprout.infra.tracking import Tracker
 
 DIGEST = re.compile(r"^[0-9a-f]{64}$")
 RUN_ID = re.compile(r"^[0-9a-f]{32}$")
@@ -41,6 +44,9 @@ def open_place(config: Path | None) -> Place:
     """Store and tracker of a run config, or of the environment where none is given."""
     infra, home = load_infra(config)
     prepare(infra, home)
+    # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
+    from resprout.infra.tracking import Tracker
+
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()
     return Place(ArtifactStore.from_config(infra.store, home), tracker, home)

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import MlflowConfig
+from resprout.configs.schema import MlflowConfig, without_credentials
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -27,6 +32,7 @@ R = TypeVar("R")
 MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
 DATASET_DIGEST_CHARS = 36
+KNOCK_SECONDS = 5.0
 
 
 def _answers(method: Callable[P, R]) -> Callable[P, R]:
@@ -35,7 +41,6 @@ def _answers(method: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         import requests
-        from mlflow.exceptions import MlflowException
 
         try:
             return method(*args, **kwargs)
@@ -43,7 +48,7 @@ def _answers(method: Callable[P, R]) -> Callable[P, R]:
             if isinstance(error, BadInput | StageFailed):
                 raise
             tracker: Any = args[0]
-            what = " ".join(str(error).split())[:300]
+            what = _line(error, 300)
             raise StageFailed(
                 f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is "
                 "in the "
@@ -65,19 +70,18 @@ class Tracker:
     @property
     def shown_uri(self) -> str:
         """The tracking URI without credentials."""
-        scheme, separator, rest = self.uri.partition("://")
-        return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else self.uri
+        return without_credentials(self.uri)
 
     def connect(self) -> None:
         """Reach the server, or make the database once; BadInput in under 20 s where neither works."""
         from filelock import FileLock
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
 
         self.home.mkdir(parents=True, exist_ok=True)
         # Several processes at a new SQLite file break each other's migrations, so one makes it.
         with FileLock(str(self.home / "mlflow.lock"), timeout=120):
             try:
+                if self.is_server:
+                    self._knock()
                 self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 found = self.client.get_experiment_by_name(self.config.experiment)
                 if found is not None and found.lifecycle_stage != "active":
@@ -89,12 +93,21 @@ class Tracker:
             except BadInput:
                 raise
             except (MlflowException, OSError, ImportError) as error:
-                what = " ".join(str(error).split())[:200]
+                what = _line(error, 200)
                 raise BadInput(
                     f"MLflow at {self.shown_uri} cannot be used ({what}); start it, or set "
                     "infra.mlflow.tracking_uri to "
                     "one that answers"
                 ) from error
+
+    def _knock(self) -> None:
+        """One request without MLflow's retries, which would take longer than a user waits; any answer will
+        do."""
+        import requests
+
+        # A certificate that only MLflow's own settings accept is an answer too.
+        with suppress(requests.exceptions.SSLError):
+            requests.head(self.uri, timeout=KNOCK_SECONDS, allow_redirects=False)
 
     def _make_experiment(self) -> str:
         location = None if self.is_server else (self.home / "mlartifacts").resolve().as_uri()
@@ -126,8 +139,6 @@ class Tracker:
         history: list[dict[str, float]] | None = None,
     ) -> None:
         """Write metrics, params, tags and series (rows {"step": i, name: value}) in one batch a thousand."""
-        from mlflow.entities import Metric, Param, RunTag
-
         now = int(time.time() * 1000)
         entries = [Metric(key, float(value), now, 0) for key, value in sorted((metrics or {}).items())]
         for row in history or []:
@@ -152,8 +163,6 @@ class Tracker:
     @_answers
     def log_dataset(self, run_id: str, role: str, digest: str, origin: Any) -> None:
         """Add a data set, by digest and origin, to a run's inputs."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         source = json.dumps(origin, sort_keys=True)
         data = Dataset(role, digest[:DATASET_DIGEST_CHARS], "resprout", source)
         self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", role)])])
@@ -214,8 +223,6 @@ class Tracker:
         self, name: str, source: str, run_id: str, tags: Mapping[str, str], description: str
     ) -> ModelVersion:
         """A new version of `name`, which is registered where it is not yet."""
-        from mlflow.exceptions import MlflowException
-
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
@@ -243,8 +250,6 @@ class Tracker:
 
     def version(self, reference: str) -> ModelVersion:
         """The version that models:/name/3 or models:/name@alias names; BadInput where there is none."""
-        from mlflow.exceptions import MlflowException
-
         rest = reference.removeprefix("models:/")
         try:
             if "@" in rest:
@@ -256,5 +261,10 @@ class Tracker:
             raise BadInput(
                 f"no model version {reference} in {self.shown_uri}; give models:/name/3 or "
                 "models:/name@alias "
-                f"({' '.join(str(error).split())[:120]})"
+                f"({_line(error, 120)})"
             ) from None
+
+
+def _line(error: Exception, length: int) -> str:
+    """The error's text on one line, without the credentials that an address in it may hold."""
+    return re.sub(r"://[^/\s'\"]*@", "://", " ".join(str(error).split()))[:length]

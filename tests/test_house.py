@@ -54,8 +54,8 @@ def test_the_top_level_holds_nothing_else() -> None:
     if done.returncode:
         pytest.skip("not a git checkout")
     top = {line.split("/")[0] for line in done.stdout.splitlines()}
-    known = {*ROOMS, "tests", "pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md", "constraints.txt"}
-    assert {name for name in top if not name.startswith(".")} <= known
+    files = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md", "constraints.txt"}
+    assert {name for name in top if not name.startswith(".")} <= {*ROOMS, "tests", *files}
 
 
 def test_every_shipped_yaml_loads_and_begins_with_its_command() -> None:
@@ -74,9 +74,8 @@ def test_every_shipped_yaml_loads_and_begins_with_its_command() -> None:
 
 
 def test_constraints_pin_versions_and_name_no_host() -> None:
-    lines = [
-        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
-    ]
+    text = (ROOT / "constraints.txt").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert lines
     for line in lines:
         name, _, version = line.partition("==")

@@ -9,6 +9,7 @@ from typing import Any
 from resprout.configs.errors import ResproutError
 
 CANCELLED = 130
+CANCELLED_SAYS = "cancelled; finished stages are kept, and the same command goes on from there"
 
 VERBS = ("run", "plan", "validate", "schema", "methods", "report", "lineage", "verify")
 
@@ -41,13 +42,18 @@ def main() -> None:
     debug = "--debug" in arguments
     try:
         build(arguments)(standalone_mode=True)
+    except SystemExit as end:
+        # Typer turns Ctrl-C into this code and says nothing.
+        if end.code == CANCELLED:
+            _say(CANCELLED_SAYS)
+        raise
     except ResproutError as error:
         if debug:
             raise
         _say(f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _say("cancelled; finished stages are kept, and the same command goes on from there")
+        _say(CANCELLED_SAYS)
         sys.exit(CANCELLED)
     except Exception as error:
         if debug:

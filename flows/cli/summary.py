@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,6 +12,7 @@ from rich.table import Table
 
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
+from resprout.configs.schema import without_credentials
 from resprout.flows.session import Session
 
 if TYPE_CHECKING:
@@ -64,7 +67,7 @@ def _lines(result: RunResult, loaded: Loaded) -> list[str]:
         alias = f" (@{version.alias})" if version.alias else ""
         lines.append(f"registered: models:/{version.name}/{version.version}{alias}")
     if result.report:
-        lines.append(f"report: {result.report}")
+        lines.append(f"report: {_short(Path(result.report))}")
     lines.append(f"MLflow: {_mlflow(loaded)} (run {result.mlflow_run_id})")
     cached = sum(stage.cached for stage in result.stages)
     if cached == len(result.stages):
@@ -82,8 +85,14 @@ def _lines(result: RunResult, loaded: Loaded) -> list[str]:
 
 
 def _mlflow(loaded: Loaded) -> str:
+    """Address of the MLflow server, or the command that opens the local database in a browser."""
     uri = loaded.config.infra.mlflow.tracking_uri
     if uri is not None and uri.startswith(("http://", "https://")):
-        return uri
-    uri = uri or f"sqlite:///{(loaded.home / 'mlflow.db').resolve()}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        return without_credentials(uri)
+    uri = uri or f"sqlite:///{_short((loaded.home / 'mlflow.db').resolve())}"
+    return f"{_short(Path(sys.executable).with_name('mlflow'))} ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def _short(path: Path) -> str:
+    """The path as seen from the folder the user is in, where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -138,3 +138,18 @@ def test_infra_without_a_config_comes_from_the_environment(tmp_path: Path) -> No
     assert infra.store.secret_access_key is not None
     with pytest.raises(BadInput, match=r"infra\.store\.url: unknown key; did you mean 'uri'"):
         load_infra(None, {"RESPROUT_INFRA__STORE__URL": "x"})
+
+
+def test_a_secret_on_the_command_line_is_refused_and_not_shown(write) -> None:
+    with pytest.raises(BadInput, match="can be read by others") as caught:
+        load(write(), ["infra.store.secret_access_key=hunter2"], {})
+    assert "hunter2" not in str(caught.value)
+    loaded = load(write(), ["infra.store.secret_access_key=${MY_SECRET}"], {"MY_SECRET": "hunter2"})
+    assert loaded.config.infra.store.secret_access_key is not None
+
+
+def test_credentials_in_addresses_are_not_public(write) -> None:
+    infra = {"mlflow": {"tracking_uri": "https://user:hunter2@host:5000/x"}}
+    public = load(write(infra=infra), environ={}).config.public()
+    assert public["infra"]["mlflow"]["tracking_uri"] == "https://host:5000/x"
+    assert "secret_access_key" not in public["infra"]["store"]

@@ -79,10 +79,14 @@ def test_the_schema_describes_every_key(config: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_help_has_three_examples_that_name_real_options(verb: str, resprout: Callable[..., Any], tmp_path: Path) -> None:
+def test_each_help_has_three_examples_that_name_real_options(
+    verb: str, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
     found = resprout(verb, "--help", home=tmp_path)
     assert found.code == 0
-    examples = [line.strip() for line in found.out.splitlines() if line.strip().startswith(f"resprout {verb}")]
+    examples = [
+        line.strip() for line in found.out.splitlines() if line.strip().startswith(f"resprout {verb}")
+    ]
     assert len(examples) == 3
     for option in re.findall(r"--[a-z-]+", " ".join(examples).replace("python -m json.tool", "")):
         assert found.out.count(option) > " ".join(examples).count(option), f"{option} is no option of {verb}"
