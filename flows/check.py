@@ -7,6 +7,7 @@ from __future__ import annotations
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded
 from resprout.flows.catalog import registries
+from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.resolve import resolve
@@ -36,6 +37,7 @@ def check(loaded: Loaded) -> None:
         collect("recover.method", lambda: known["recover.method"].entry(way))
     for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
         collect("evaluate.zero_shot", lambda name=one.task: read_task(name, loaded.base))
+    collect("infra.store.uri", lambda: _store_folder(loaded))
     from resprout.flows.sources import missing, source_shape
 
     faults.extend(missing(loaded))
@@ -46,6 +48,17 @@ def check(loaded: Loaded) -> None:
             collect("prune.target", lambda: implied_shape(shape, config.prune))
     if faults:
         raise BadInput(f"{loaded.path}: " + "; ".join(fault.removeprefix(": ") for fault in faults))
+
+
+def _store_folder(loaded: Loaded) -> None:
+    """BadInput where a local store would lie in a file."""
+    uri = loaded.config.infra.store.uri
+    if uri is None or uri.startswith("s3://"):
+        return
+    folder = ArtifactStore.from_config(loaded.config.infra.store, loaded.home).driver.folder("content")
+    for place in (folder, *folder.parents) if folder else ():
+        if place.is_file():
+            raise BadInput(f"{uri} lies in {place}, which is a file; give a folder or s3://bucket/prefix")
 
 
 def _lengths(loaded: Loaded, shape: Shape) -> None:

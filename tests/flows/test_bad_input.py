@@ -1,0 +1,429 @@
+"""What a user may get wrong, and faults of the machine: the exit code, one sentence, nothing half done."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_run import write_run
+
+from resprout.configs.errors import StageFailed
+from resprout.configs.schema import MlflowConfig
+
+CHEAP = ("acquire", "pool")
+COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model, data, config and an empty MLflow database; tests change copies and overrides, never these."""
+    from resprout.infra.tracking import Tracker
+
+    root = tmp_path_factory.mktemp("ground")
+    write_run(root, measure=None)
+    Tracker(MlflowConfig(), root / "template").connect()
+    return root
+
+
+@pytest.fixture
+def ready(ground: Path, home: Path) -> Path:
+    """A home whose MLflow database needs no migration."""
+    shutil.copy(ground / "template" / "mlflow.db", home / "mlflow.db")
+    return home
+
+
+@pytest.fixture
+def run_here(
+    prefect_server: None,
+    ground: Path,
+    ready: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Callable[..., Any]]:
+    """`resprout run <config> <overrides> --json` in this process: exit code, stderr and result."""
+    from resprout.flows.cli.main import main
+
+    before = dict(os.environ)
+    monkeypatch.setenv("RESPROUT_HOME", str(ready))
+
+    def call(*overrides: str, config: Path = ground / "run.yaml") -> Any:
+        monkeypatch.setattr(sys, "argv", ["resprout", "run", str(config), *overrides, "--json"])
+        code = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, err=err, result=json.loads(out.strip().splitlines()[-1]))
+
+    yield call
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def refused(found: Any, sentence: str, home: Path, code: int = 2, status: str = "bad_input") -> None:
+    """One sentence, the right code, the same in the result, nothing expensive, nothing half written."""
+    errors = [line for line in found.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, found.err
+    assert found.err.splitlines()[-1] == errors[0]
+    assert re.search(sentence, errors[0]), errors[0]
+    assert "Traceback" not in found.err
+    assert found.code == code
+    assert (found.result["status"], found.result["exit_code"]) == (status, code)
+    assert found.result["message"] == errors[0].removeprefix("error: ")
+    assert all(stage["name"].startswith(CHEAP) for stage in found.result["stages"])
+    whole(home / "store")
+
+
+def whole(store: Path) -> None:
+    """Every artifact in a local store has its manifest, and no work folder is left."""
+    shown = {path.stem for path in (store / "manifests").glob("*.json")}
+    assert {path.name for path in (store / "content").glob("*")} == shown
+    assert not list((store / "tmp").glob("work-*"))
+
+
+def model_like(ground: Path, target: Path, *but: str) -> Path:
+    shutil.copytree(ground / "model", target, ignore=shutil.ignore_patterns(*but))
+    return target
+
+
+def no_weights(ground: Path, tmp: Path) -> list[str]:
+    return [f"model.source={model_like(ground, tmp / 'bare', '*.safetensors')}"]
+
+
+def pickled(ground: Path, tmp: Path) -> list[str]:
+    folder = model_like(ground, tmp / "pickled", "*.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /nowhere'\ntR.")
+    return [f"model.source={folder}"]
+
+
+def other_family(ground: Path, tmp: Path) -> list[str]:
+    folder = model_like(ground, tmp / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    return [f"model.source={folder}"]
+
+
+def cut_weights(ground: Path, tmp: Path) -> list[str]:
+    folder = model_like(ground, tmp / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return [f"model.source={folder}"]
+
+
+def empty(section: str) -> Callable[[Path, Path], list[str]]:
+    def make(ground: Path, tmp: Path) -> list[str]:
+        (tmp / "empty.jsonl").write_text("")
+        return [f"{section}.0.source={tmp / 'empty.jsonl'}"]
+
+    return make
+
+
+def broken(section: str, source: str) -> Callable[[Path, Path], list[str]]:
+    def make(ground: Path, tmp: Path) -> list[str]:
+        lines = (ground / source).read_text().splitlines()
+        lines[2] = lines[2][:-10]
+        (tmp / "broken.jsonl").write_text("\n".join(lines) + "\n")
+        return [f"{section}.source={tmp / 'broken.jsonl'}"]
+
+    return make
+
+
+def below_a_file(ground: Path, tmp: Path) -> list[str]:
+    (tmp / "file").write_text("not a folder")
+    return [f"infra.store.uri={tmp / 'file' / 'store'}"]
+
+
+def a_file(ground: Path, tmp: Path) -> list[str]:
+    (tmp / "file").write_text("not a folder")
+    return [f"infra.store.uri={tmp / 'file'}"]
+
+
+def always(*overrides: str) -> Callable[[Path, Path], list[str]]:
+    return lambda ground, tmp: list(overrides)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        pytest.param(
+            always("model.source=nowhere"), "there is no .*/nowhere; give an existing", id="no model"
+        ),
+        pytest.param(
+            always("model.source=package://no_such_package/x.gguf"),
+            "no package 'no_such_package' in .*; pip install it",
+            id="no package",
+        ),
+        pytest.param(no_weights, "config.json but no weights; expected .safetensors", id="no weights"),
+        pytest.param(pickled, r"pickled weights only \(pytorch_model.bin\).*allow_pickle", id="pickles"),
+        pytest.param(
+            other_family, "'gpt2' is not supported; supported are llama, .*To add", id="unsupported family"
+        ),
+        pytest.param(cut_weights, "no complete safetensors file .*fetch it again", id="truncated weights"),
+        pytest.param(
+            always("prune.target.params_ratio=0.1"), r"reaches \d+ .* at best; raise the target", id="target"
+        ),
+        pytest.param(
+            always("prune.target={params: 99999999}"), "but the model has .*smaller target", id="large target"
+        ),
+        pytest.param(empty("select.pool"), r"empty.jsonl.*(no row|holds no|empty)", id="empty pool"),
+        pytest.param(
+            empty("calibrate.text"), r"empty.jsonl.*(no row|holds no|empty)", id="empty calibration"
+        ),
+        pytest.param(
+            empty("evaluate.perplexity.text"), r"empty.jsonl.*(no row|holds no|empty)", id="empty evaluation"
+        ),
+        pytest.param(
+            broken("select.pool.0", "pool.jsonl"), "broken.jsonl, line 3.*expected", id="broken pool row"
+        ),
+        pytest.param(
+            broken("evaluate.perplexity.text.0", "evaluation.jsonl"),
+            "broken.jsonl, line 3.*expected",
+            id="broken text row",
+        ),
+        pytest.param(
+            broken("evaluate.zero_shot.tasks.0.data", "task.jsonl"),
+            "broken.jsonl, line 3.*expected",
+            id="broken task row",
+        ),
+        pytest.param(
+            always("select.budget_ratio=null", "select.budget_tokens=1000000"),
+            r"budget_tokens is 1000000 but the pool holds \d+ tokens in 60 rows; add",
+            id="small pool",
+        ),
+        pytest.param(
+            always("select.max_len_tokens=16"), "max_len_tokens.* 16.*raise", id="no token after the template"
+        ),
+        pytest.param(
+            always("calibrate.samples=5000"),
+            r"calibrate.text holds \d+ windows .*needs",
+            id="little calibration",
+        ),
+        pytest.param(
+            always("evaluate.perplexity.limit_tokens=16"),
+            "has 16 tokens, fewer than one window of 32",
+            id="little evaluation text",
+        ),
+        pytest.param(always("select.template=chat"), "chat template", id="no chat template"),
+        pytest.param(
+            below_a_file, "infra.store.uri: .*which is a file; give a folder", id="store below a file"
+        ),
+        pytest.param(a_file, "infra.store.uri: .*which is a file; give a folder", id="store is a file"),
+    ],
+)
+def test_bad_input(
+    make: Callable[[Path, Path], list[str]],
+    sentence: str,
+    ground: Path,
+    ready: Path,
+    tmp_path: Path,
+    run_here: Callable[..., Any],
+) -> None:
+    refused(run_here(*make(ground, tmp_path)), sentence, ready)
+
+
+def test_a_home_that_cannot_be_made(
+    ground: Path, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("RESPROUT_HOME", str(tmp_path / "file" / "home"))
+    refused(run_here(), "file/home cannot be made .*set RESPROUT_HOME", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    name = "resprout_test_s3_server"
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "infra" / "store" / "server.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    with sys.modules[name].s3_server() as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"uri": "s3://no-such-bucket/x"}, "there is no bucket s3://no-such-bucket .*create it or give"),
+        ({"secret_access_key": "wrong"}, "does not accept the credentials .*check infra.store.access_key_id"),
+        ({"access_key_id": "nobody"}, "does not accept the credentials .*check infra.store.access_key_id"),
+    ],
+    ids=["bucket", "secret", "key"],
+)
+def test_a_bucket_that_cannot_be_used(
+    change: dict[str, str],
+    sentence: str,
+    s3: Any,
+    ready: Path,
+    run_here: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {
+        "uri": f"s3://{s3.bucket}/bad-input",
+        "endpoint_url": s3.endpoint_url,
+        "region": s3.region,
+        "access_key_id": s3.access_key_id,
+        "secret_access_key": s3.secret_access_key,
+        **change,
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"RESPROUT_INFRA__STORE__{name.upper()}", value)
+    found = run_here()
+    refused(found, sentence, ready)
+    assert settings["secret_access_key"] not in found.err.replace("wrong credentials", "")
+
+
+@pytest.fixture
+def mute() -> Iterator[int]:
+    """Port of a server that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("answers", ["nobody listens", "silence"])
+def test_an_mlflow_server_that_does_not_answer(
+    answers: str, ground: Path, home: Path, mute: int, resprout: Callable[..., Any]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        closed = free.getsockname()[1]
+    port = closed if answers == "nobody listens" else mute
+    began = time.monotonic()
+    # A user's environment, without the limits that the suite sets for itself.
+    user = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "", "MLFLOW_HTTP_REQUEST_TIMEOUT": ""}
+    kept = {name: os.environ.pop(name) for name in user if name in os.environ}
+    try:
+        found = resprout(
+            "run", ground / "run.yaml", f"infra.mlflow.tracking_uri=http://user:hidden-word@127.0.0.1:{port}",
+            "--json", home=home,
+        )  # fmt: skip
+    finally:
+        os.environ.update(kept)
+    seconds = time.monotonic() - began
+    refused(found, rf"MLflow at http://127.0.0.1:{port} cannot be used .*start it, or set", home)
+    assert "hidden-word" not in found.err + found.out
+    assert seconds < 20, f"it took {seconds:.0f} s"
+
+
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        ("disk", "has 0.0 GB free, and this run needs about .*free space there or set RESPROUT_HOME"),
+        ("memory", "has 0.0 GB of memory, and this run needs about .*smaller dtype or a larger machine"),
+    ],
+)
+def test_a_machine_too_small(
+    limit: str, sentence: str, ready: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if limit == "disk":
+        monkeypatch.setattr("resprout.infra.store.store.free_bytes", lambda folder: 1000)
+    else:
+        small = SimpleNamespace(total=1000, available=1000)
+        monkeypatch.setattr("resprout.flows.preflight.psutil.virtual_memory", lambda: small)
+    found = run_here()
+    refused(found, sentence, ready)
+    assert found.result["stages"] == []
+
+
+def test_a_disk_that_fills_up_while_publishing(
+    ready: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resprout.infra.store import local
+    from resprout.tasks.calibrate.stage import calibrate
+
+    real = local._seal
+
+    def full(folder: Path) -> None:
+        if (folder / "metrics.json").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(folder)
+
+    def stop(*_: Any) -> None:
+        raise StageFailed("stopped here by the test")
+
+    monkeypatch.setattr(local, "_seal", full)
+    found = run_here()
+    refused(found, "the disk under .* is full.*make room", ready, code=1, status="failed")
+    done = [stage["name"] for stage in found.result["stages"]]
+    assert done[-1] == "acquire model", "the stage before the full disk is the last that is done"
+
+    monkeypatch.setattr(local, "_seal", real)
+    object.__setattr__(calibrate, "body", real_body := calibrate.body)
+    try:
+        object.__setattr__(calibrate, "body", _moved(stop, real_body))
+        again = run_here()
+    finally:
+        object.__setattr__(calibrate, "body", real_body)
+    assert "stopped here by the test" in again.err
+    assert {stage["name"]: stage["cached"] for stage in again.result["stages"]} == {
+        **dict.fromkeys(done, True),
+        "pool": False,
+    }
+
+
+def _moved(body: Any, like: Any) -> Any:
+    body.__module__ = like.__module__
+    return body
+
+
+def interrupted(config: Path, home: Path, api_url: str, when: str) -> Any:
+    """Run, send SIGINT when the line `when` is on stderr, and return code, stderr and result."""
+    env = {**os.environ, "RESPROUT_HOME": str(home), "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*COMMAND, "run", str(config), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+    lines = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith(when):
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            break
+    out, rest = process.communicate(timeout=60)
+    result = json.loads(out.strip().splitlines()[-1]) if out.strip() else None
+    return SimpleNamespace(code=process.returncode, err="".join(lines) + rest, result=result)
+
+
+def test_ctrl_c_in_the_middle_of_a_stage(ground: Path, ready: Path, api_url: str) -> None:
+    first = interrupted(ground / "run.yaml", ready, api_url, "calibrate: started")
+    assert first.code == 130, first.err
+    assert first.err.splitlines()[-1].startswith("cancelled; finished stages are kept"), first.err
+    assert "Traceback" not in first.err
+    assert (first.result["status"], first.result["exit_code"]) == ("cancelled", 130)
+    done = [stage["name"] for stage in first.result["stages"]]
+    assert done[-1] == "pool"
+    whole(ready / "store")
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{ready / 'mlflow.db'}")
+    assert client.get_run(first.result["mlflow_run_id"]).info.status == "KILLED"
+
+    second = interrupted(ground / "run.yaml", ready, api_url, "plan: started")
+    assert second.code == 130, second.err
+    stages = {stage["name"]: stage["cached"] for stage in second.result["stages"]}
+    assert stages.pop("calibrate") is False
+    assert stages.pop("plan", False) is False, "the tiny plan may end before the signal comes"
+    assert stages == dict.fromkeys(done, True)
