@@ -102,7 +102,8 @@ class Tracker:
 
     def _knock(self) -> None:
         """One request without MLflow's retries, which would take longer than a user waits; any answer will
-        do."""
+        do.
+        """
         import requests
 
         # A certificate that only MLflow's own settings accept is an answer too.
