@@ -13,8 +13,8 @@ import numpy as np
 
 from resprout.tasks.select.cluster import Matrix, kmeans, nmf, similarity, spectrum
 
-FEWEST, MOST = 4, 32
-SAMPLE_ROWS = 800
+COUNTS = (*range(4, 13), 14, 16, 20, 24, 28, 32)
+SAMPLE_ROWS = 600
 """The search runs on a seeded sample of at most this many rows."""
 SEEDS = 3
 
@@ -25,11 +25,11 @@ def choose_count(embeddings: Matrix, clusterer: str, seed: int) -> tuple[int, di
 
     rows = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:SAMPLE_ROWS])
     sample = embeddings[rows]
-    most = min(MOST, len(sample) // 4)
-    if most <= FEWEST:
-        return max(2, most), {}
+    counts = [count for count in COUNTS if count <= len(sample) // 4]
+    if len(counts) < 2:
+        return min(COUNTS[0], max(2, len(sample) // 4)), {}
+    most = counts[-1]
     values, vectors = spectrum(sample, most + 1)
-    counts = list(range(FEWEST, most + 1))
     if clusterer == "kmeans":
         errors = [kmeans(sample, count, seed, starts=1)[1] for count in counts]
     else:

@@ -151,13 +151,11 @@ def _embed(
         return embed.tfidf(instructions, job.seed)
     if config.embedder == "hidden" and divergence.prompt_states is not None:
         return embed.hidden(divergence.prompt_states)
-    source = inputs.get("embedder") or (Path(config.embedder_source) if config.embedder_source else None)
-    if source is None:
+    if "embedder" not in inputs:
         raise BadInput(
-            "paser.embedder is minilm but embedder_source is not set; give the folder of all-MiniLM-L6-v2, "
-            "or set embedder: tfidf"
+            "paser.embedder is minilm but the stage has no input `embedder`; give the encoder's folder"
         )
-    return embed.minilm(source, instructions, job.device, progress)
+    return embed.minilm(inputs["embedder"], instructions, job.device, progress)
 
 
 def _duplicates(

@@ -1,7 +1,7 @@
 """Stage `select`: the rows that recovery trains on, and for every row of the pool why it was taken or not.
 
 Inputs: `rows` (rows.jsonl), `dense` (its tokenizer always), for paser also the weights of `dense` and
-`pruned`, and for `embedder: minilm` an `embedder` folder where `embedder_source` is not a local one.
+`pruned`, and for `embedder: minilm` the encoder's folder `embedder`.
 
 Content: selected.jsonl, decisions.jsonl, summary.json, metrics.json.
 """

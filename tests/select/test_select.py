@@ -50,11 +50,13 @@ class Result:
 def run(tmp_path: Path, models_folder: Path, write_rows: Write) -> Callable[..., Result]:
     number = iter(range(99))
 
-    def call(method: str, rows: Rows, seed: int = 17, **changes: Any) -> Result:
+    def call(
+        method: str, rows: Rows, seed: int = 17, more: dict[str, Path] | None = None, **changes: Any
+    ) -> Result:
         count = next(number)
         workdir = tmp_path / f"out{count}"
         workdir.mkdir()
-        inputs = {name: models_folder / name for name in ("dense", "pruned")}
+        inputs = {name: models_folder / name for name in ("dense", "pruned")} | (more or {})
         inputs["rows"] = write_rows(rows, f"rows{count}")
         job = Job(settings(method, **changes), seed=seed, dtype="float32")
         select.body(job, inputs, workdir, silent)
@@ -237,14 +239,14 @@ def test_auto_in_all_its_forms(run: Callable[..., Result], pool_rows: Rows, chan
 
 
 def test_minilm_from_a_folder(run: Callable[..., Result], pool_rows: Rows, models_folder: Path) -> None:
-    encoder = str(models_folder / "encoder")
-    result = run(
-        "paser", pool_rows, paser=PaserConfig(clusters=4, embedder="minilm", embedder_source=encoder)
-    )
+    config = PaserConfig(clusters=4, embedder="minilm", embedder_source="anywhere")
+    result = run("paser", pool_rows, paser=config, more={"embedder": models_folder / "encoder"})
     assert result.summary["path"]["embedder"] == "minilm"
-    for source, message in ((None, "embedder_source is not set"), ("/nowhere", "holds no sentence encoder")):
-        with pytest.raises(BadInput, match=message):
-            run("paser", pool_rows, paser=PaserConfig(clusters=4, embedder="minilm", embedder_source=source))
+    assert result.selected
+    with pytest.raises(BadInput, match="holds no sentence encoder"):
+        run("paser", pool_rows, paser=config, more={"embedder": models_folder})
+    with pytest.raises(BadInput, match="no input `embedder`"):
+        run("paser", pool_rows, paser=config)
 
 
 def test_minilm_is_the_mean_over_real_tokens(models_folder: Path) -> None:
