@@ -1,0 +1,366 @@
+"""Kills and outages: whatever happens, the same command goes on and ends with the same bytes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import config as tiny_config
+from tiny_run import write_run
+
+from resprout.configs.schema import StoreConfig
+from resprout.infra.store.store import ArtifactStore
+
+pytestmark = pytest.mark.faults
+
+TIMED = ("measure", "report")
+"""Stages whose content shows timings, so that two runs differ there."""
+
+DRIVER = """
+import json, os, signal, sys, threading, time
+fault = json.loads(sys.argv.pop(1))
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def wrap(owner, name, around):
+    real = getattr(owner, name)
+    setattr(owner, name, lambda *given, **named: around(real, *given, **named))
+
+inside = {"label": None}
+
+def note(real, self, run, job, inputs, key, label):
+    inside["label"] = label
+    if fault["kind"] == "timed" and label == fault["stage"]:
+        bomb = threading.Timer(fault["seconds"], die)
+        bomb.daemon = True
+        bomb.start()
+        real(self, run, job, inputs, key, label)
+        die()
+    try:
+        return real(self, run, job, inputs, key, label)
+    finally:
+        inside["label"] = None
+
+def put_folder(real, self, *given, **named):
+    real(self, *given, **named)
+    if fault["kind"] == "before manifest" and inside["label"] == fault["stage"]:
+        die()
+
+def track(real, self, run, job, inputs, ref, label, *rest):
+    if fault["kind"] == "before mlflow" and label == fault["stage"]:
+        die()
+    return real(self, run, job, inputs, ref, label, *rest)
+
+def point_alias(real, *given):
+    if fault["kind"] == "before alias":
+        die()
+    return real(*given)
+
+def make_version(real, *given):
+    if fault["kind"] == "slow version":
+        time.sleep(3.0)
+    return real(*given)
+
+def send(real, self, request):
+    if fault["kind"] == "503" and inside["label"] == fault["stage"] and fault["requests"] > 0:
+        fault["requests"] -= 1
+        fault["seen"] = fault.get("seen", 0) + 1
+    elif fault["kind"] == "503 now and then":
+        fault["seen"] = fault.get("seen", 0) + 1
+        if fault["seen"] % fault["every"]:
+            return real(self, request)
+    else:
+        return real(self, request)
+    import io
+    from botocore.awsrequest import AWSResponse
+    body = io.BytesIO(b"<Error><Code>SlowDown</Code><Message>busy</Message></Error>")
+    body.stream = lambda *_, **__: iter([body.getvalue()])
+    return AWSResponse(request.url, 503, {"content-type": "application/xml"}, body)
+
+from resprout.tasks.stage import Stage
+wrap(Stage, "_produce", note)
+wrap(Stage, "_track", track)
+from resprout.infra.store.local import LocalDriver
+wrap(LocalDriver, "put_folder", put_folder)
+if fault["kind"].startswith("503"):
+    from botocore.httpsession import URLLib3Session
+    wrap(URLLib3Session, "send", send)
+if fault["kind"] in ("before alias", "slow version"):
+    import resprout.flows.compress
+    from resprout.infra.tracking import Tracker
+    wrap(Tracker, "point_alias", point_alias)
+    wrap(Tracker, "make_version", make_version)
+
+from resprout.flows.cli.main import main
+try:
+    main()
+finally:
+    sys.stderr.write(f"faults: {fault.get('seen', 0)}\\n")
+"""
+
+
+@pytest.fixture
+def drive(api_url: str) -> Callable[..., subprocess.Popen[str]]:
+    """Start `resprout run` with a fault in it."""
+
+    def start(config: Path, home: Path, env: dict[str, str] | None = None, **fault: Any) -> Any:
+        settings = {
+            **os.environ,
+            "RESPROUT_HOME": str(home),
+            "PREFECT_API_URL": api_url,
+            "OMP_NUM_THREADS": "1",
+            **(env or {}),
+        }
+        return subprocess.Popen(
+            [sys.executable, "-c", DRIVER, json.dumps(fault), "run", str(config), "--json"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings,
+        )  # fmt: skip
+
+    return start
+
+
+def happened(err: str) -> dict[str, str]:
+    """What became of each stage: cached, done, or only started."""
+    found: dict[str, str] = {}
+    for line in err.splitlines():
+        if match := re.fullmatch(r"(.+): (found in the cache|done in .* s|started)", line):
+            found[match[1]] = {"found": "cached", "done": "done"}.get(match[2].split()[0], "started")
+    return found
+
+
+def digests(result: Any) -> dict[str, str]:
+    return {
+        stage["name"]: stage["artifact"]["digest"]
+        for stage in result["stages"]
+        if not stage["name"].startswith(TIMED)
+    }
+
+
+def graph(store: ArtifactStore) -> set[Any]:
+    """Records by what they say about bytes: stage, key, content, and the contents that they came from."""
+    return {
+        (one.stage, one.key, one.content, tuple((parent.role, parent.digest) for parent in one.parents))
+        for _, one in store.records()
+        if not one.stage.startswith(TIMED)
+    }
+
+
+def store_at(home: Path) -> ArtifactStore:
+    return ArtifactStore.from_config(StoreConfig(), home)
+
+
+def versions(home: Path) -> list[Any]:
+    with sqlite3.connect(home / "mlflow.db") as database:
+        return database.execute("select name, version from model_versions").fetchall()
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_every_stage_a_run_ends_with_the_same_bytes(
+    finished: Any, drive: Callable[..., Any], tmp_path: Path
+) -> None:
+    seed = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))
+    print(f"FAULTS_SEED={seed}")
+    draw = random.Random(seed)
+    order = [(stage["name"], stage["seconds"]) for stage in finished.result["stages"]]
+    steps: list[dict[str, Any]] = []
+    for name, seconds in order:
+        steps.append({"kind": "timed", "stage": name, "seconds": draw.uniform(0.0, seconds)})
+    # Two exact points, each in a stage of its own, and one in the registration that ends a run.
+    exact = draw.sample([name for name, _ in order if not name.startswith(TIMED)], 2)
+    for name, kind in zip(exact, ("before manifest", "before mlflow"), strict=True):
+        at = max(index for index, step in enumerate(steps) if step["stage"] == name)
+        steps.insert(at + 1, {"kind": kind, "stage": name})
+    steps.append({"kind": "before alias", "stage": None})
+
+    home = tmp_path / "home"
+    home.mkdir()
+    finish: set[str] = set()
+    for step in steps:
+        print(step)
+        process = drive(finished.config, home, **step)
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == -signal.SIGKILL, err
+        seen = happened(err)
+        reached = [name for name, _ in order[: _position(order, step["stage"])]]
+        assert {name: seen.pop(name) for name in reached} == {
+            name: "cached" if name in finish else "done" for name in reached
+        }, "a finished stage ran again, or an unfinished one was taken for finished"
+        assert seen in ({}, {step["stage"]: "started"}), "only the stage that was killed is left"
+        finish.update(reached)
+        if step["kind"] == "before mlflow":
+            finish.add(step["stage"])
+    assert versions(home) == [("tiny-pruned", 1)], "the last kill came between version and alias"
+
+    process = drive(finished.config, home, kind="none")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    result = json.loads(out.strip().splitlines()[-1])
+    assert all(stage["cached"] for stage in result["stages"])
+    assert digests(result) == digests(finished.result)
+    assert result["registered"] == finished.result["registered"]
+    assert versions(home) == [("tiny-pruned", 1)]
+    assert graph(store_at(home)) == graph(store_at(finished.home))
+    left = [path for place in (home / "store" / "tmp", home / "tmp") for path in place.glob("work-*")]
+    assert left == [], "a killed process left a work folder that nobody removed"
+
+
+def _position(order: list[tuple[str, float]], name: str | None) -> int:
+    names = [one for one, _ in order]
+    return names.index(name) if name is not None else len(names)
+
+
+@pytest.mark.timeout(400)
+def test_two_runs_at_once_do_the_work_of_one(drive: Callable[..., Any], tmp_path: Path) -> None:
+    config = write_run(tmp_path, measure=None)
+    home = tmp_path / "home"
+    # Both look for the version before either has made it, unless they take turns.
+    both = [drive(config, home, kind="slow version") for _ in range(2)]
+    ends = [process.communicate(timeout=300) for process in both]
+    for process, (_, err) in zip(both, ends, strict=True):
+        assert process.returncode == 0, err
+    first, second = (json.loads(out.strip().splitlines()[-1]) for out, _ in ends)
+    assert digests(first) == digests(second)
+    for one, other in zip(first["stages"], second["stages"], strict=True):
+        if one["name"] != "report":
+            assert [one["cached"], other["cached"]].count(False) == 1, f"{one['name']} did not run once"
+    store = store_at(home)
+    kinds = [record.stage for _, record in store.records() if record.stage != "report"]
+    assert len(kinds) == len(first["stages"]) - 1, "each stage has one record"
+    assert versions(home) == [("tiny-pruned", 1)]
+    assert first["registered"] == second["registered"]
+
+
+def small(root: Path, **changes: Any) -> Path:
+    """A run of few stages."""
+    evaluate = {"perplexity": tiny_config()["evaluate"]["perplexity"]}
+    parts = dict.fromkeys(("select", "recover", "measure", "gate"))
+    return write_run(root, **{**parts, "evaluate": evaluate, **changes})
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A real MLflow server on SQLite, ready to answer; killed with all its workers afterwards."""
+    folder.mkdir(exist_ok=True)
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+    ]  # fmt: skip
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                    break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()[-2000:]
+                assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
+                time.sleep(0.2)
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.timeout(400)
+def test_an_mlflow_server_that_dies_in_the_middle(drive: Callable[..., Any], tmp_path: Path) -> None:
+    config, home, port = small(tmp_path), tmp_path / "home", free_port()
+    shutil.rmtree(home, ignore_errors=True)
+    address = {"RESPROUT_INFRA__MLFLOW__TRACKING_URI": f"http://127.0.0.1:{port}"}
+    with mlflow_server(tmp_path / "mlflow", port) as server:
+        process = drive(config, home, address, kind="none")
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("evaluate dense: started"):
+                stop(server)
+                break
+        began = time.monotonic()
+        out, rest = process.communicate(timeout=120)
+        assert time.monotonic() - began < 60
+    err = "".join(lines) + rest
+    assert process.returncode == 1, err
+    (sentence,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert f"MLflow at http://127.0.0.1:{port} failed in" in sentence
+    assert "run the same command again when MLflow answers" in sentence
+    assert "Traceback" not in err
+    result = json.loads(out.strip().splitlines()[-1])
+    assert (result["status"], result["exit_code"]) == ("failed", 1)
+
+    with mlflow_server(tmp_path / "mlflow", port):
+        process = drive(config, home, address, kind="none")
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    stages = {stage["name"]: stage["cached"] for stage in json.loads(out.strip().splitlines()[-1])["stages"]}
+    kept = ("acquire model", "calibrate", "plan", "evaluate dense")
+    assert {name: stages[name] for name in kept} == dict.fromkeys(kept, True)
+    assert stages["export"] is False
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    name = "resprout_test_s3_server"
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "infra" / "store" / "server.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    with sys.modules[name].s3_server() as server:
+        yield server
+
+
+@pytest.mark.timeout(400)
+def test_a_bucket_that_answers_503_for_a_while(s3: Any, drive: Callable[..., Any], tmp_path: Path) -> None:
+    config, home = small(tmp_path), tmp_path / "home"
+    bucket = {
+        "uri": f"s3://{s3.bucket}/{uuid.uuid4().hex}",
+        "endpoint_url": s3.endpoint_url,
+        "region": s3.region,
+        "access_key_id": s3.access_key_id,
+        "secret_access_key": s3.secret_access_key,
+    }
+    env = {f"RESPROUT_INFRA__STORE__{name.upper()}": value for name, value in bucket.items()}
+    # One call to the bucket gives up after five tries, so twelve need the stage to be tried again.
+    process = drive(config, home, env, kind="503", stage="plan", requests=12)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "faults: 12" in err
+    assert err.count("plan: started") > 1, "the stage itself was tried again"
+    first = json.loads(out.strip().splitlines()[-1])
+    assert [stage["name"] for stage in first["stages"] if stage["cached"]] == []
+
+    again = drive(config, tmp_path / "other", env, kind="503 now and then", every=3)
+    out, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
+    assert int(re.search(r"faults: (\d+)", err)[1]) > 30
+    assert all(stage["cached"] for stage in json.loads(out.strip().splitlines()[-1])["stages"])
