@@ -151,7 +151,7 @@ class Conclusion:
                 tags[f"resprout.{role}"] = ref.digest
         summary = run.store.read(reported.digest, "summary.md").decode()
         folder = self.result.exports[0].uri.rpartition("/")[2]
-        # Of two runs at once the second must find the first's version; the lock is freed with the run's others.
+        # Of two runs at once the second must find the first's version. The run's end frees the lock.
         run.locks.acquire_lock(f"register {wanted.name}", run.mlflow_run_id)
         self.result.registered = register(run, wanted, made.export, folder, tags, summary)
         version = f"models:/{self.result.registered.name}/{self.result.registered.version}"
