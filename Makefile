@@ -47,6 +47,7 @@ types: dev
 
 bench: dev
 	$(BIN)/python tests/benchmarks/bench_prune.py
+	$(BIN)/python tests/benchmarks/bench_run.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

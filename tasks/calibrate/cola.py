@@ -83,7 +83,7 @@ def representatives(
     for it.
     """
     from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="openmp"):  # sums in the order of threads would differ in the last bit
         fitted = KMeans(count, n_init=3, random_state=seed).fit(features.astype(np.float64))

@@ -56,7 +56,7 @@ def nmf(matrix: Matrix, clusters: int, seed: int, init: str = "nndsvda") -> tupl
 def kmeans(embeddings: Matrix, clusters: int, seed: int, starts: int = 10) -> tuple[Labels, float]:
     """Labels of k-means on the embeddings, and its inertia as a share of the total variance."""
     from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="openmp"):  # sums in the order of threads would differ in the last bit
         model = KMeans(clusters, n_init=starts, random_state=seed).fit(embeddings)

@@ -41,7 +41,7 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
         paper has not.
     """
     config = job.config.paser
-    _check(config, len(pool.rows))
+    check(job.config, len(pool.rows))
     divergence = _measure(job, inputs, pool, progress)
     instructions = [str(row["instruction"]) for row in pool.rows]
     embeddings = _embed(job, inputs, instructions, divergence, progress)
@@ -105,7 +105,9 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     )
 
 
-def _check(config: PaserConfig, rows: int) -> None:
+def check(select: SelectConfig, rows: int) -> None:
+    """Raise BadInput where a pool of `rows` rows, or the settings, do not suit PASER; looks at no model."""
+    config = select.paser
     if config.mode == "faithful":
         for name, given, allowed in (
             ("clusterer", config.clusterer, "diffusion_nmf"),

@@ -11,15 +11,18 @@ from pathlib import Path
 
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.job import Job, Progress
+from resprout.tasks.select.registry import CHECKS, modules
 from resprout.tasks.stage import stage
 
 
-@stage("pool", kind="pool", libraries=("transformers", "tokenizers"), computes=False)
+@stage("pool", kind="pool", libraries=("transformers", "tokenizers"), methods=modules, computes=False)
 def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pool's size and the budget; BadInput where the one does not hold the other."""
     from resprout.tasks.select.pool import read_pool
 
     found = read_pool(job.config, inputs)
+    if job.config.method in CHECKS:
+        CHECKS.get(job.config.method)(job.config, len(found.rows))
     metrics = {
         "pool_rows": len(found.rows),
         "pool_tokens": int(found.tokens.sum()),

@@ -29,6 +29,13 @@ METHODS.add(
 )
 
 
+CHECKS: Registry[Callable[[SelectConfig, int], None]] = Registry("selection check")
+"""What a method asks of a pool's size and of its settings, found before a weight is loaded."""
+CHECKS.add(
+    "paser", "resprout.tasks.select.paser:check", "at most 4,000 rows, enough of them for the clusters"
+)
+
+
 def modules(config: Any) -> list[str]:
     """Modules of the method that a select section selects."""
     return [METHODS.entry(config.method).module]
