@@ -1,9 +1,9 @@
 """The stages of a compression run in their order, each fed with references. Wiring only: nothing is read
 here.
 
-Everything that can be found cheaply comes first: all data is brought here and the pool is held against its
-budget before a weight is loaded. Each model is judged as soon as it exists; dense scores are shared by all
-runs on that model, because their key is.
+Everything that can be found cheaply comes first: all data is brought here, the pool is held against its
+budget, and text and tasks of the evaluation are tried before a weight is loaded. Each model is judged as soon
+as it exists; dense scores are shared by all runs on that model, because their key is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from resprout.flows.sources import Sources
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.calibrate.stage import calibrate
+from resprout.tasks.evaluate.data_stage import evaluation_data
 from resprout.tasks.evaluate.stage import TASK_ROLE, evaluate
 from resprout.tasks.export.stage import export
 from resprout.tasks.gate.stage import gate
@@ -67,6 +68,10 @@ class Steps:
         self.acquire()
         if self.rows is not None and config.select is not None:
             pool(run, self.job(config.select), {"rows": self.rows, "dense": self.dense})
+        judged = {"text": self.text} if self.text else {}
+        evaluation_data(
+            run, self.job(config.evaluate), {"dense": self.dense, **judged, **self.tasks}, "evaluation data"
+        )
         text = {"text": self.calibration_text} if self.calibration_text else {}
         calibration = calibrate(run, self.job(config.calibrate), {"model": self.dense, **text})
         seen = {"model": self.dense, "calibration": calibration}

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from resprout.configs.errors import BadInput
 from resprout.configs.schema import EvaluateConfig, PerplexityConfig
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.stage import stage
@@ -42,15 +41,13 @@ def _protocol(config: PerplexityConfig) -> str:
 def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the scores of `inputs["model"]`."""
     from resprout.tasks.evaluate import perplexity, zero_shot
+    from resprout.tasks.evaluate.held_out import held_out
     from resprout.tasks.models.load import load_model, load_tokenizer
     from resprout.tasks.models.size import count
 
     config = job.config.perplexity
     tokenizer = load_tokenizer(inputs["model"])
-    ids = _tokens(inputs["text"], tokenizer, config)
-    bos = tokenizer.bos_token_id if config.bos else None
-    if config.bos and bos is None:
-        raise BadInput("evaluate.perplexity.bos is true but the tokenizer has no BOS token; set it to false")
+    ids, bos = held_out(inputs["text"], tokenizer, config)
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     dense = (
         load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
@@ -91,32 +88,3 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
         progress(1, 1, "zero-shot tasks")
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     (workdir / "details.json").write_text(json.dumps(details, indent=1, sort_keys=True))
-
-
-def _tokens(folder: Path, tokenizer: Any, config: PerplexityConfig) -> list[int]:
-    """The joined text as token ids, without special tokens, cut to the limit."""
-    documents = [
-        json.loads(line)["text"]
-        for line in (folder / "text.jsonl").read_text(encoding="utf-8").split("\n")
-        if line.strip()
-    ]
-    limit = config.limit_tokens
-    if limit is not None:
-        # No tokenizer makes more than one token of a character or so; 12 a token bounds the text that is
-        # needed.
-        kept, characters = [], 0
-        for document in documents:
-            kept.append(document)
-            characters += len(document)
-            if characters > 12 * limit:
-                break
-        documents = kept
-    ids: list[int] = tokenizer(config.join.join(documents), add_special_tokens=False)["input_ids"]
-    ids = ids[:limit] if limit is not None else ids
-    if len(ids) < config.window_tokens:
-        raise BadInput(
-            f"evaluate.perplexity.text has {len(ids)} tokens, fewer than one window of "
-            f"{config.window_tokens}; give more "
-            "text or a smaller window_tokens"
-        )
-    return ids

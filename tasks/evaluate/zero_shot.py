@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from resprout.configs.errors import BadInput
 
 REPORTED = ("acc", "acc_norm")
 
@@ -30,8 +33,7 @@ def accuracies(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    logging.getLogger("lm-eval").setLevel(logging.ERROR)
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _hush()
 
     class Quiet(HFLM):
         """lm-eval draws its own bars whatever the environment says; ours are the only ones here."""
@@ -82,6 +84,40 @@ def task(name: str, folder: Path) -> dict[str, Any]:
         "test_split": None,
         "training_split": None,
     }
+
+
+def count_items(name: str, folder: Path, limit: int | None) -> int:
+    """How many items the task has, at most `limit`; BadInput where its templates do not fit one of them."""
+    from lm_eval.api.task import ConfigurableTask
+
+    _hush()
+    item = 0
+    try:
+        made = ConfigurableTask(config=task(name, folder))
+        for row in itertools.islice(made.eval_docs, limit):
+            item += 1
+            made.doc_to_text(row)
+            if made.OUTPUT_TYPE == "multiple_choice":
+                _require_answer(made.doc_to_choice(row), made.doc_to_target(row))
+    except Exception as error:
+        # Templates fail in as many types as there are templates; lm-eval itself tries the first row.
+        what = " ".join(str(error).split())[:200]
+        raise BadInput(
+            f"evaluation task {name} does not fit row {max(item, 1)} of its data ({type(error).__name__}: "
+            f"{what}); mend the task's YAML, or leave such rows out by `where`"
+        ) from error
+    return item
+
+
+def _require_answer(choices: Any, target: Any) -> None:
+    for answer in target if isinstance(target, list) else [target]:
+        if answer not in (range(len(choices)) if isinstance(answer, int) else choices):
+            raise ValueError(f"the answer {answer!r} is none of the choices {list(choices)!r}")
+
+
+def _hush() -> None:
+    for name in ("lm-eval", "lm_eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _max_length(model: PreTrainedModel) -> int:

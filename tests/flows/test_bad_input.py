@@ -24,7 +24,7 @@ from tiny_run import write_run
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import MlflowConfig
 
-CHEAP = ("acquire", "pool")
+CHEAP = ("acquire", "pool", "evaluation data")
 COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
 
 
@@ -143,6 +143,16 @@ def broken(section: str, source: str) -> Callable[[Path, Path], list[str]]:
     return make
 
 
+def own_task(old: str, new: str) -> Callable[[Path, Path], list[str]]:
+    def make(ground: Path, tmp: Path) -> list[str]:
+        settings = (ground / "own.yaml").read_text()
+        assert old in settings
+        (tmp / "own.yaml").write_text(settings.replace(old, new))
+        return [f"evaluate.zero_shot.tasks.0.task={tmp / 'own.yaml'}"]
+
+    return make
+
+
 def below_a_file(ground: Path, tmp: Path) -> list[str]:
     (tmp / "file").write_text("not a folder")
     return [f"infra.store.uri={tmp / 'file' / 'store'}"]
@@ -218,6 +228,10 @@ def always(*overrides: str) -> Callable[[Path, Path], list[str]]:
             "has 16 tokens, fewer than one window of 32",
             id="little evaluation text",
         ),
+        pytest.param(
+            own_task("question", "quest"), "task own does not fit row 1 .*'quest'", id="task template"
+        ),
+        pytest.param(own_task("label", "question"), "the answer .* is none of the choices", id="task answer"),
         pytest.param(always("select.template=chat"), "chat template", id="no chat template"),
         pytest.param(
             below_a_file, "infra.store.uri: .*which is a file; give a folder", id="store below a file"
@@ -375,6 +389,7 @@ def test_a_disk_that_fills_up_while_publishing(
     assert {stage["name"]: stage["cached"] for stage in again.result["stages"]} == {
         **dict.fromkeys(done, True),
         "pool": False,
+        "evaluation data": False,
     }
 
 
@@ -413,7 +428,7 @@ def test_ctrl_c_in_the_middle_of_a_stage(ground: Path, ready: Path, api_url: str
     assert "Traceback" not in first.err
     assert (first.result["status"], first.result["exit_code"]) == ("cancelled", 130)
     done = [stage["name"] for stage in first.result["stages"]]
-    assert done[-1] == "pool"
+    assert done[-1] == "evaluation data"
     whole(ready / "store")
 
     from mlflow import MlflowClient

@@ -17,9 +17,9 @@ from resprout.configs.result import RunResult
 
 STAGES = [
     "acquire calibration text", "acquire evaluation text", "acquire task own", "acquire pool",
-    "acquire model", "pool", "calibrate", "plan", "evaluate dense", "measure dense", "prune",
-    "evaluate pruned", "measure pruned", "select", "recover", "evaluate recovered", "measure recovered",
-    "gate", "export", "report",
+    "acquire model", "pool", "evaluation data", "calibrate", "plan", "evaluate dense", "measure dense",
+    "prune", "evaluate pruned", "measure pruned", "select", "recover", "evaluate recovered",
+    "measure recovered", "gate", "export", "report",
 ]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_plan_says_that_all_is_cached_and_what_a_change_would_run(
 @pytest.mark.parametrize(
     ("override", "first"),
     [
-        ("evaluate.perplexity.window_tokens=16", "evaluate dense"),
+        ("evaluate.perplexity.window_tokens=16", "evaluation data"),
         ("prune.round_to=4", "plan"),
         ("select.paser.clusters=4", "pool"),
         ("measure.repeats=4", "measure dense"),
