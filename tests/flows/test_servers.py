@@ -1,0 +1,260 @@
+"""The same run config against real servers: MLflow over HTTP, Prefect, and a bucket."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from botocore.exceptions import ClientError
+from tiny_run import config as tiny_config
+from tiny_run import write_run
+
+ACCESS = "planted-access-key-7f3a"
+SECRET = "planted-secret-key-91bc"
+MLFLOW_PASSWORD = "planted-mlflow-password-55d0"
+
+
+@dataclasses.dataclass(frozen=True)
+class MlflowServer:
+    uri: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server on SQLite with its default place for artifacts."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+    ]  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                    break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()[-2000:]
+                assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
+                time.sleep(0.2)
+        yield MlflowServer(f"http://127.0.0.1:{port}", folder)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    name = "resprout_test_s3_server"
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "infra" / "store" / "server.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    with sys.modules[name].s3_server() as server:
+        yield server
+
+
+def second_key(server: Any) -> None:
+    """Give the server a second key pair, as a rotation does."""
+    binary = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
+    port = int(server.endpoint_url.rpartition(":")[2])
+    done = subprocess.run(
+        [binary, "shell", f"-master=127.0.0.1:{port + 1}", f"-filer=127.0.0.1:{port + 3}"],
+        input=(
+            f"s3.configure -user=second -access_key={ACCESS} -secret_key={SECRET} "
+            "-actions=Read,Write,List,Admin,Tagging -apply\n"
+        ),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = dataclasses.replace(server, access_key_id=ACCESS, secret_access_key=SECRET).client()
+    end = time.monotonic() + 20
+    while True:
+        try:
+            client.list_objects_v2(Bucket=server.bucket, MaxKeys=1)
+            return
+        except ClientError:
+            assert time.monotonic() < end, done.stdout + done.stderr
+            time.sleep(0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A run on servers: its config without `infra`, the environment that names them, and what it said."""
+
+    config: Path
+    home: Path
+    env: dict[str, str]
+    prefix: str
+    outcome: Any
+
+
+@pytest.fixture(scope="module")
+def served(
+    s3: Any,
+    mlflow_server: MlflowServer,
+    api_url: str,
+    resprout: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Served:
+    root, prefix = tmp_path_factory.mktemp("served"), uuid.uuid4().hex
+    path = write_run(root)
+    infra = {
+        "store": {
+            "uri": f"s3://{s3.bucket}/{prefix}",
+            "endpoint_url": s3.endpoint_url,
+            "region": s3.region,
+            "access_key_id": "${BUCKET_KEY}",
+            "secret_access_key": "${BUCKET_SECRET}",
+        },
+        "mlflow": {"tracking_uri": mlflow_server.uri, "username": "${MLFLOW_USER}"},
+        "prefect": {"api_url": api_url},
+    }
+    path.write_text(yaml.safe_dump({**tiny_config(), "infra": infra}))
+    env = {
+        "BUCKET_KEY": s3.access_key_id,
+        "BUCKET_SECRET": s3.secret_access_key,
+        "MLFLOW_USER": "someone",
+        "RESPROUT_INFRA__MLFLOW__PASSWORD": MLFLOW_PASSWORD,
+    }
+    outcome = resprout("run", path, "--json", home=root / "home", env=env)
+    assert outcome.code == 0, outcome.err
+    return Served(path, root / "home", env, prefix, outcome)
+
+
+def client_of(server: MlflowServer) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=server.uri, registry_uri=server.uri)
+
+
+def objects(s3: Any, prefix: str) -> dict[str, bytes]:
+    client = s3.client()
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3.bucket, Prefix=f"{prefix}/")
+    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+    return {
+        key.removeprefix(f"{prefix}/"): client.get_object(Bucket=s3.bucket, Key=key)["Body"].read()
+        for key in keys
+    }
+
+
+def test_artifacts_are_in_the_bucket_and_the_version_points_there(
+    served: Served, s3: Any, mlflow_server: MlflowServer
+) -> None:
+    result = served.outcome.result
+    kept = objects(s3, served.prefix)
+    for stage in result["stages"]:
+        digest = stage["artifact"]["digest"]
+        assert f"manifests/{digest}.json" in kept
+        assert stage["artifact"]["uri"] == f"s3://{s3.bucket}/{served.prefix}/content/{digest}"
+    version = client_of(mlflow_server).get_model_version_by_alias("tiny-pruned", "candidate")
+    assert version.source == result["exports"][0]["uri"]
+    assert version.source.startswith(f"s3://{s3.bucket}/{served.prefix}/content/")
+    inside = version.source.removeprefix(f"s3://{s3.bucket}/{served.prefix}/")
+    assert f"{inside}/model.safetensors" in kept
+    assert client_of(mlflow_server).get_run(result["mlflow_run_id"]).info.status == "FINISHED"
+    assert not (served.home / "store").exists(), "nothing is kept beside the bucket"
+
+
+def test_the_config_gives_the_same_keys_and_bytes_as_without_servers(
+    served: Served, finished: Any, s3: Any
+) -> None:
+    def made(result: Any) -> dict[str, str]:
+        return {
+            stage["name"]: stage["artifact"]["digest"]
+            for stage in result["stages"]
+            if not stage["name"].startswith(("measure", "report"))
+        }
+
+    assert made(served.outcome.result) == made(finished.result)
+    keys = {path.name for path in (finished.home / "store" / "results").iterdir()}
+    there = {key.removeprefix("results/") for key in objects(s3, served.prefix) if key.startswith("results/")}
+    assert {key for key in keys ^ there if not key.startswith("report")} == set()
+
+
+def test_a_second_run_from_another_machine_with_a_rotated_key_runs_nothing(
+    served: Served, s3: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    second_key(s3)
+    rotated = {**served.env, "BUCKET_KEY": ACCESS, "BUCKET_SECRET": SECRET}
+    again = resprout("run", served.config, "--json", home=tmp_path / "home", env=rotated)
+    assert again.code == 0, again.err
+    assert [stage["name"] for stage in again.result["stages"] if not stage["cached"]] == []
+    assert again.result["registered"] == served.outcome.result["registered"]
+
+
+def test_lineage_and_verify_work_from_another_machine(
+    served: Served, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    for verb in ("lineage", "verify"):
+        found = resprout(
+            verb, "models:/tiny-pruned@candidate", "--config", served.config,
+            home=tmp_path / "home", env=served.env,
+        )  # fmt: skip
+        assert found.code == 0, found.err
+    assert "every byte as published, every link holds" in found.out
+
+
+def test_no_secret_is_written_anywhere(served: Served, s3: Any, mlflow_server: MlflowServer) -> None:
+    secrets = [word.encode() for word in (s3.secret_access_key, SECRET, MLFLOW_PASSWORD)]
+    written = {
+        path: path.read_bytes()
+        for place in (served.home, mlflow_server.folder, served.config.parent)
+        for path in place.rglob("*")
+        if path.is_file()
+    }
+    assert any(path.name == "server.db" for path in written)
+    kept = {**written, **objects(s3, served.prefix)}
+    kept["stdout"], kept["stderr"] = served.outcome.out.encode(), served.outcome.err.encode()
+    assert [str(name) for name, data in kept.items() if any(secret in data for secret in secrets)] == []
+
+
+def test_a_local_store_and_an_mlflow_server(
+    mlflow_server: MlflowServer, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    import mlflow
+
+    evaluate = {"perplexity": tiny_config()["evaluate"]["perplexity"]}
+    parts = dict.fromkeys(("select", "recover", "measure", "gate"))
+    path = write_run(tmp_path, evaluate=evaluate, register={"name": "from-a-folder"}, **parts)
+    env = {"RESPROUT_INFRA__MLFLOW__TRACKING_URI": mlflow_server.uri}
+    found = resprout("run", path, "--json", home=tmp_path / "home", env=env)
+    assert found.code == 0, found.err
+    version = client_of(mlflow_server).get_model_version("from-a-folder", "1")
+    assert version.run_id == found.result["mlflow_run_id"]
+    assert not version.source.startswith("file:")
+    mlflow.set_tracking_uri(mlflow_server.uri)
+    try:
+        brought = Path(
+            mlflow.artifacts.download_artifacts("models:/from-a-folder/1", dst_path=str(tmp_path / "brought"))
+        )
+    finally:
+        mlflow.set_tracking_uri(None)
+    export = Path(found.result["exports"][0]["uri"].removeprefix("file://"))
+    files = {file.relative_to(export): file.read_bytes() for file in export.rglob("*") if file.is_file()}
+    assert Path("model.safetensors") in files
+    assert {
+        file.relative_to(brought): file.read_bytes() for file in brought.rglob("*") if file.is_file()
+    } == files
