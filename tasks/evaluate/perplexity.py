@@ -14,12 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 from transformers import PreTrainedModel
 
+from resprout.tasks.data.response import head
 from resprout.tasks.job import Progress
 
 BATCH_TOKENS = 2048
-CHUNK_ROWS = 512
+CHUNK_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -93,24 +95,29 @@ def score(
         for row, part in enumerate(batch):
             mask[row, part.first - 1 :] = True
         targets = ids[:, 1:][mask]
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1][mask]
+        states = _states(model, ids)[mask]
         compare = reference is not None and (kl_tokens is None or compared < kl_tokens)
-        other = (
-            reference(input_ids=ids, use_cache=False).logits[:, :-1][mask] if reference and compare else None
-        )
+        others = _states(reference, ids)[mask] if reference is not None and compare else None
         for start in range(0, len(targets), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logp = logits[rows].float().log_softmax(-1)
-            nll -= logp.gather(1, targets[rows, None]).double().sum().item()
-            if other is not None:
-                logq = other[rows].float().log_softmax(-1)
-                kl += (logq.exp() * (logq - logp)).sum(-1).double().sum().item()
+            logits = head(model, states[rows])
+            picked = logits.gather(1, targets[rows, None])[:, 0]
+            nll += (logits.logsumexp(-1) - picked).double().sum().item()
+            if others is not None:
+                logp = logits.log_softmax(-1)
+                logq = head(reference, others[rows]).log_softmax(-1)
+                kl += functional.kl_div(logp, logq, reduction="sum", log_target=True).item()
                 compared += len(logp)
         tokens += len(targets)
         done += len(batch)
         if progress:
             progress(done, len(parts), "perplexity windows")
     return Score(nll, tokens, kl if reference is not None else None, compared)
+
+
+def _states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Last hidden states of all positions but the last of each row: [rows, length - 1, hidden size]."""
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
 
 
 def _batches(parts: Sequence[Window]) -> Iterator[list[Window]]:

@@ -15,7 +15,7 @@ from resprout.tasks.data.read import read_rows
 from resprout.tasks.data.template import Encoded, encode_rows
 from resprout.tasks.models.load import load_tokenizer
 
-PARTS = 4
+PARTS = 2
 """A part has at most 1 / PARTS of a step's tokens, padding included; small parts pad less."""
 
 
