@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,9 @@ from resprout.configs.errors import BadInput, ResproutError
 if TYPE_CHECKING:
     from resprout.configs.load import Loaded
     from resprout.configs.result import RunResult
+
+WIDTH = 120
+"""Columns of the result table where stderr is no terminal."""
 
 
 def run(
@@ -66,6 +70,9 @@ def _run(
         from resprout.infra.environment import prepare
 
         prepare(loaded.config.infra, loaded.home, debug)
+        if not debug:
+            # Deprecations inside the libraries underneath are not the user's to mend.
+            warnings.simplefilter("ignore")
         start = time.perf_counter()
         from resprout.flows.compress import compress_here
         from resprout.flows.session import Session
@@ -75,6 +82,8 @@ def _run(
         from resprout.flows.cli.summary import show
 
         console = Console(stderr=True)
+        if not console.is_terminal:
+            console = Console(stderr=True, width=WIDTH)
         session.display = display_for(console)
         compress_here(loaded, overrides, session)
         partial.seconds = time.perf_counter() - began
