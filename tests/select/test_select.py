@@ -19,6 +19,7 @@ from resprout.tasks.job import Job, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.select import paser
 from resprout.tasks.select.concepts import phrases
+from resprout.tasks.select.pool_stage import pool
 from resprout.tasks.select.registry import METHODS
 from resprout.tasks.select.stage import select
 
@@ -302,6 +303,18 @@ def test_limits(run: Callable[..., Result], pool_rows: Rows, monkeypatch: pytest
     monkeypatch.setattr(paser, "MOST_ROWS", 80)
     with pytest.raises(BadInput, match="90 rows, and paser compares up to 80"):
         run("paser", pool_rows)
+
+
+def test_limits_show_before_a_weight_is_loaded(
+    models_folder: Path, write_rows: Write, pool_rows: Rows, tmp_path: Path
+) -> None:
+    inputs = {"rows": write_rows(pool_rows), "dense": models_folder / "dense"}
+    pool.body(Job(settings("paser")), inputs, tmp_path, silent)
+    assert json.loads((tmp_path / "metrics.json").read_text())["pool_rows"] == 90
+    file = inputs["rows"] / "rows.jsonl"
+    file.write_text("".join(f"{line}\n" for line in file.read_text().split("\n")[:5]))
+    with pytest.raises(BadInput, match="5 rows, which are too few"):
+        pool.body(Job(settings("paser")), inputs, tmp_path, silent)
 
 
 def test_progress_reaches_the_end(
