@@ -11,12 +11,12 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = "resprout"
 SCIENCE = "resprout.tasks."
+TASKS = Path(__file__).resolve().parent
 ORCHESTRATION = {"resprout.tasks.stage", "resprout.tasks.run", "resprout.tasks.code", "resprout.tasks.job"}
 
 
@@ -38,16 +38,12 @@ def code_hash(modules: Iterable[str]) -> str:
 
 
 def module_path(module: str) -> Path | None:
-    """Source file of an in-project module, None where there is no such module."""
-    spec = importlib.util.find_spec(ROOT)
-    locations = list(spec.submodule_search_locations or []) if spec else []
-    parts = module.split(".")[1:]
-    for location in locations:
-        base = Path(location).joinpath(*parts)
-        for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
+    """Source file of a module below resprout.tasks, None where there is no such module; imports nothing."""
+    if not module.startswith(SCIENCE):
+        return None
+    base = TASKS.joinpath(*module.removeprefix(SCIENCE).split("."))
+    candidates = (base.with_suffix(".py"), base / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _digest_and_imports(module: str) -> tuple[str, tuple[str, ...]]:
