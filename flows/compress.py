@@ -66,6 +66,7 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
         retries=loaded.config.infra.prefect.retries,
         retry_delay_seconds=loaded.config.infra.prefect.retry_delay_seconds,
         stages=result.stages,
+        cancelled=lambda: session.interrupted,
     )
     with closing(run.locks), tracker.running(run_id):
         public = json.dumps(loaded.config.public(), indent=1, sort_keys=True)

@@ -34,6 +34,8 @@ class Session:
     source_bytes: int | None = None
     source_format: str = ""
     called_at: float = 0.0
+    interrupted: bool = False
+    """Ctrl-C was pressed."""
 
 
 _current: ContextVar[Session | None] = ContextVar("session", default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -52,9 +53,17 @@ class Run:
     stages: list[StageResult] = field(default_factory=list)
     work_seconds: float = 0.0
     """Seconds inside stage bodies and their transfers: all else is orchestration."""
+    cancelled: Callable[[], bool] = lambda: False
+    """Whether the user pressed Ctrl-C. A library can swallow the exception (in a destructor, in a callback
+    from C), so stages ask at their start, as they progress, and before they publish."""
     look_up_only: bool = False
     """Stages only say what they would do, in `forecasts`."""
     forecasts: list[Forecast] = field(default_factory=list)
+
+    def stop_if_cancelled(self) -> None:
+        """Raise KeyboardInterrupt where Ctrl-C was pressed."""
+        if self.cancelled():
+            raise KeyboardInterrupt
 
     def add(self, label: str, cached: bool, seconds: float, ref: ArtifactRef) -> None:
         """Note a finished stage."""

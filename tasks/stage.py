@@ -127,6 +127,7 @@ class Stage(Generic[C]):
     ) -> ArtifactRef:
         """The stage's artifact, found or made; `label` names this call where a flow calls the stage twice."""
         inputs, label = inputs or {}, label or self.name
+        run.stop_if_cancelled()
         if run.look_up_only:
             return self._look_up(run, job, inputs, label)
         key = self.key(job, inputs)
@@ -189,7 +190,7 @@ class Stage(Generic[C]):
     ) -> dict[str, Any]:
         started = datetime.datetime.now(datetime.UTC)
         start = time.perf_counter()
-        progress = _Throttled(run.display.started(label), label)
+        progress = _Throttled(run.display.started(label), label, run.stop_if_cancelled)
         with run.store.workdir() as workdir, ExitStack() as opened:
             content = workdir / "content"
             content.mkdir()
@@ -202,6 +203,7 @@ class Stage(Generic[C]):
                 self.body(job, folders, content, progress)
             except BaseException as error:
                 raise _as_sentence(error, self.name, run.home) from error
+            run.stop_if_cancelled()
             manifest = run.store.publish(content, run.locks.guard(key), move=True)
         record = Record(
             stage=self.name,
@@ -357,13 +359,15 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 class _Throttled:
     """Progress to the display at once, to Prefect's progress artifact every few seconds."""
 
-    def __init__(self, display: Progress, label: str) -> None:
+    def __init__(self, display: Progress, label: str, stop: Callable[[], None]) -> None:
         self.display = display
+        self.stop = stop
         self.key = "".join(char if char.isalnum() else "-" for char in label.lower())
         self.shown = time.monotonic()
         self.artifact: Any = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        self.stop()
         self.display(done, total, what)
         if time.monotonic() - self.shown < PROGRESS_SECONDS:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ from resprout.configs.errors import BadInput, ResproutError
 if TYPE_CHECKING:
     from resprout.configs.load import Loaded
     from resprout.configs.result import RunResult
+    from resprout.flows.session import Session
 
 WIDTH = 120
 """Columns of the result table where stderr is no terminal."""
@@ -85,6 +87,7 @@ def _run(
         if not console.is_terminal:
             console = Console(stderr=True, width=WIDTH)
         session.display = display_for(console)
+        _note_interrupts(session)
         compress_here(loaded, overrides, session)
         partial.seconds = time.perf_counter() - began
         show(session, loaded, console)
@@ -100,3 +103,13 @@ def _run(
         partial.status, partial.exit_code = "failed", 1
         partial.message = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         return partial, error
+
+
+def _note_interrupts(session: Session) -> None:
+    """On Ctrl-C raise KeyboardInterrupt as ever, and note it for the case that a library swallows it."""
+
+    def interrupt(number: int, frame: object) -> None:
+        session.interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)

@@ -238,3 +238,22 @@ def test_the_record_tells_how_it_came_to_be(home: Path, make_run: Callable[..., 
     assert (record.stage, record.seed, record.config) == ("toy", 5, {"text": "b"})
     assert record.who == identity.who()
     assert record.machine["python"]
+
+
+def test_a_swallowed_interrupt_stops_the_stage_before_it_publishes(
+    home: Path, make_run: Callable[..., Any]
+) -> None:
+    pressed = []
+
+    def swallows(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:
+        pressed.append(1)
+        (workdir / "out.txt").write_text("done")
+
+    swallows.__module__ = write_text.__module__
+    with pytest.raises(KeyboardInterrupt):
+        make_run(
+            home,
+            lambda run: stage("s", kind="toy")(swallows)(run, Job(Knobs())),
+            cancelled=lambda: bool(pressed),
+        )
+    assert not list((home / "store").rglob("out.txt"))
