@@ -24,10 +24,13 @@ def shared(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def try_exclusive(path: Path) -> Iterator[bool]:
-    """Hold `path` alone and yield True, or yield False at once when somebody has it."""
+def try_exclusive(path: Path, create: bool = True) -> Iterator[bool]:
+    """Hold `path` alone and yield True, or yield False at once when somebody has it.
+
+    Without `create`, also when there is no such file.
+    """
     try:
-        with _held(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with _held(path, fcntl.LOCK_EX | fcntl.LOCK_NB, create):
             yield True
     except _Taken:
         yield False
@@ -38,14 +41,43 @@ class _Taken(Exception):
 
 
 @contextmanager
-def _held(path: Path, mode: int) -> Iterator[None]:
+def _held(path: Path, mode: int, create: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _locked(path, mode, create)
     try:
-        try:
-            fcntl.flock(descriptor, mode)
-        except BlockingIOError as error:
-            raise _Taken from error
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(path: Path, mode: int, create: bool) -> int:
+    """A descriptor with the lock on the file that is at `path` now.
+
+    Between opening and locking, a holder may have removed the file: then the lock is on a file that nobody
+    else can see, and the next try takes the one that is there.
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+        except FileNotFoundError as error:
+            if create:
+                raise
+            raise _Taken from error
+        try:
+            fcntl.flock(descriptor, mode)
+            if _is_at(descriptor, path):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise _Taken from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -33,7 +33,8 @@ def private_folder(parent: Path) -> Iterator[Path]:
 
 def _sweep(parent: Path) -> None:
     for mark in parent.glob(f"work-*{MARK}"):
-        with flock.try_exclusive(mark) as dead:
+        # Making the mark anew would make a folder that its owner has just taken look abandoned.
+        with flock.try_exclusive(mark, create=False) as dead:
             if dead:
                 _remove(parent, mark.name.removesuffix(MARK))
 

@@ -174,22 +174,24 @@ def test_a_deleted_mlflow_database_ends_with_the_model_registered_again(
 
 
 def test_the_gate_fails_with_exit_code_three_and_registers_nothing(
-    finished: Any, resprout: Callable[..., Any]
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(finished.home, home)
     found = resprout(
         "run",
         finished.config,
         "gate.max_params_ratio=0.5",
         "register.name=never",
         "--json",
-        home=finished.home,
+        home=home,
     )
     assert found.code == 3
     assert found.result["status"] == "gate_not_passed"
     assert found.result["registered"] is None
     assert [check["passed"] for check in found.result["gate"]["checks"]] == [True, False]
     assert "not passed, nothing registered" in found.err
-    database = sqlite3.connect(finished.home / "mlflow.db")
+    database = sqlite3.connect(home / "mlflow.db")
     assert not database.execute("select * from registered_models where name = 'never'").fetchall()
     tags = database.execute(
         "select value from tags where key = 'resprout.gate' and run_uuid = ?",

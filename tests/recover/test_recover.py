@@ -121,14 +121,14 @@ def test_steps_by_hand(
 
 
 def test_parts_of_a_step(models_folder: Path, write_selection: Write) -> None:
-    """4,000 tokens a step: parts of up to 1,000 positions, together the step's rows, of like length."""
+    """4,000 tokens a step: parts of up to 2,000 positions, together the step's rows, of like length."""
     inputs = {"pruned": models_folder / "pruned", "selection": write_selection(count=60, requested=8000)}
     lessons = prepare(settings(batch_tokens=4000), inputs, 17)
     lengths = [len(row) for row in lessons.rows]
     assert len(lessons.batches) == 2
     for step in lessons.batches:
-        assert all(len(part) * max(lengths[index] for index in part) <= 1000 for part in step)
-        assert len(step) <= 6
+        assert all(len(part) * max(lengths[index] for index in part) <= 2000 for part in step)
+        assert len(step) <= 3
         assert 3600 < sum(lengths[index] for part in step for index in part) < 4400
         spread = [max(lengths[i] for i in part) - min(lengths[i] for i in part) for part in step]
         assert max(spread) < max(lengths) - min(lengths)

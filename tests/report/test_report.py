@@ -86,7 +86,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
         "source": write(
             tmp_path / "source",
             config_json=shape,
-            source_json={"source_bytes": 100, "source_format": "gguf:Q4_1"},
+            source_json={"source_bytes": 1_000_000, "source_format": "gguf:Q4_1"},
         ),
         "dense": write(tmp_path / "dense", metrics_json=DENSE),
         "pruned": write(tmp_path / "pruned", metrics_json=PRUNED),
