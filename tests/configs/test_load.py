@@ -136,6 +136,7 @@ def test_infra_without_a_config_comes_from_the_environment(tmp_path: Path) -> No
     )
     assert (infra.store.uri, home) == ("s3://bucket/x", tmp_path)
     assert infra.store.secret_access_key is not None
+    assert infra.store.secret_access_key.get_secret_value() == "hunter2"
     with pytest.raises(BadInput, match=r"infra\.store\.url: unknown key; did you mean 'uri'"):
         load_infra(None, {"RESPROUT_INFRA__STORE__URL": "x"})
 
@@ -146,6 +147,7 @@ def test_a_secret_on_the_command_line_is_refused_and_not_shown(write) -> None:
     assert "hunter2" not in str(caught.value)
     loaded = load(write(), ["infra.store.secret_access_key=${MY_SECRET}"], {"MY_SECRET": "hunter2"})
     assert loaded.config.infra.store.secret_access_key is not None
+    assert loaded.config.infra.store.secret_access_key.get_secret_value() == "hunter2"
 
 
 def test_credentials_in_addresses_are_not_public(write) -> None:
