@@ -398,11 +398,15 @@ def _moved(body: Any, like: Any) -> Any:
     return body
 
 
-def interrupted(config: Path, home: Path, api_url: str, when: str) -> Any:
+LONG = ("calibrate.method=self_generated", "calibrate.samples=1024", "calibrate.seq_len_tokens=128")
+"""Overrides with which calibrate takes many seconds on the tiny model: a signal comes in its middle."""
+
+
+def interrupted(config: Path, home: Path, api_url: str, when: str, *overrides: str) -> Any:
     """Run, send SIGINT when the line `when` is on stderr, and return code, stderr and result."""
     env = {**os.environ, "RESPROUT_HOME": str(home), "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*COMMAND, "run", str(config), "--json"],
+        [*COMMAND, "run", str(config), *overrides, "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -422,7 +426,7 @@ def interrupted(config: Path, home: Path, api_url: str, when: str) -> Any:
 
 
 def test_ctrl_c_in_the_middle_of_a_stage(ground: Path, ready: Path, api_url: str) -> None:
-    first = interrupted(ground / "run.yaml", ready, api_url, "calibrate: started")
+    first = interrupted(ground / "run.yaml", ready, api_url, "calibrate: started", *LONG)
     assert first.code == 130, first.err
     assert first.err.splitlines()[-1].startswith("cancelled; finished stages are kept"), first.err
     assert "Traceback" not in first.err
@@ -436,7 +440,7 @@ def test_ctrl_c_in_the_middle_of_a_stage(ground: Path, ready: Path, api_url: str
     client = MlflowClient(tracking_uri=f"sqlite:///{ready / 'mlflow.db'}")
     assert client.get_run(first.result["mlflow_run_id"]).info.status == "KILLED"
 
-    second = interrupted(ground / "run.yaml", ready, api_url, "plan: started")
+    second = interrupted(ground / "run.yaml", ready, api_url, "plan: started", *LONG)
     assert second.code == 130, second.err
     stages = {stage["name"]: stage["cached"] for stage in second.result["stages"]}
     assert stages.pop("calibrate") is False
