@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from servers import S3Server
 
 # Set before any test module imports the libraries that read these.
 os.environ.update(
@@ -43,3 +47,12 @@ def home(tmp_path: Path) -> Path:
     folder = tmp_path / "home"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One S3 server for all tests that need one; they keep apart by prefixes."""
+    from servers import s3_server
+
+    with s3_server() as server:
+        yield server

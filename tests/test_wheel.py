@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from tiny_run import write_run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import uuid
-from pathlib import Path
 
 import pytest
 
@@ -15,32 +12,10 @@ from resprout.tasks.acquire.stage import acquire_model, acquire_task
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.tiny import write_tiny_folder
 
-SERVER = "resprout_test_s3_server"
-if SERVER not in sys.modules:
-    # Test folders are no packages; both rooms that need the server must get the same one.
-    spec = importlib.util.spec_from_file_location(
-        SERVER, Path(__file__).parents[1] / "infra" / "store" / "server.py"
-    )
-    sys.modules[SERVER] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[SERVER])
-server_module = sys.modules[SERVER]
-
-
-@pytest.fixture(scope="session")
-def s3():
-    with server_module.s3_server() as server:
-        yield server
-
 
 @pytest.fixture
 def s3_store(s3):
-    return StoreConfig(
-        uri=f"s3://{s3.bucket}/{uuid.uuid4().hex}",
-        endpoint_url=s3.endpoint_url,
-        region=s3.region,
-        access_key_id=s3.access_key_id,
-        secret_access_key=s3.secret_access_key,
-    )
+    return StoreConfig(**s3.settings(uuid.uuid4().hex))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tiny_run import write_run
 
 COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import write_run
 
 from resprout.flows.cli.main import VERBS
+from tiny_run import write_run
 
 PROBE = """
 import sys

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import config as tiny_config
-from tiny_run import write_run
 
 from resprout.configs.schema import StoreConfig
 from resprout.infra.store.store import ArtifactStore
+from servers import free_port, mlflow_server
+from tiny_run import config as tiny_config
+from tiny_run import write_run
 
 pytestmark = pytest.mark.faults
 
@@ -256,43 +253,6 @@ def small(root: Path, **changes: Any) -> Path:
     return write_run(root, **{**parts, "evaluate": evaluate, **changes})
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A real MLflow server on SQLite, ready to answer; killed with all its workers afterwards."""
-    folder.mkdir(exist_ok=True)
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
-    ]  # fmt: skip
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    try:
-        end = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                    break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
-                time.sleep(0.2)
-        yield process
-    finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.mark.timeout(400)
 def test_an_mlflow_server_that_dies_in_the_middle(drive: Callable[..., Any], tmp_path: Path) -> None:
     config, home, port = small(tmp_path), tmp_path / "home", free_port()
@@ -304,7 +264,7 @@ def test_an_mlflow_server_that_dies_in_the_middle(drive: Callable[..., Any], tmp
         for line in process.stderr:
             lines.append(line)
             if line.startswith("evaluate dense: started"):
-                stop(server)
+                server.kill()
                 break
         began = time.monotonic()
         out, rest = process.communicate(timeout=120)
@@ -328,28 +288,10 @@ def test_an_mlflow_server_that_dies_in_the_middle(drive: Callable[..., Any], tmp
     assert stages["export"] is False
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    name = "resprout_test_s3_server"
-    if name not in sys.modules:
-        path = Path(__file__).parents[1] / "infra" / "store" / "server.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    with sys.modules[name].s3_server() as server:
-        yield server
-
-
 @pytest.mark.timeout(400)
 def test_a_bucket_that_answers_503_for_a_while(s3: Any, drive: Callable[..., Any], tmp_path: Path) -> None:
     config, home = small(tmp_path), tmp_path / "home"
-    bucket = {
-        "uri": f"s3://{s3.bucket}/{uuid.uuid4().hex}",
-        "endpoint_url": s3.endpoint_url,
-        "region": s3.region,
-        "access_key_id": s3.access_key_id,
-        "secret_access_key": s3.secret_access_key,
-    }
+    bucket = s3.settings(uuid.uuid4().hex)
     env = {f"RESPROUT_INFRA__STORE__{name.upper()}": value for name, value in bucket.items()}
     # One call to the bucket gives up after five tries, so twelve need the stage to be tried again.
     process = drive(config, home, env, kind="503", stage="plan", requests=12)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import write_run
 
 from resprout.configs.result import RunResult
+from tiny_run import write_run
 
 STAGES = [
     "acquire calibration text", "acquire evaluation text", "acquire task own", "acquire pool",

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +15,9 @@ from typing import Any
 import pytest
 import yaml
 from botocore.exceptions import ClientError
+
+import servers
+from servers import MlflowServer
 from tiny_run import config as tiny_config
 from tiny_run import write_run
 
@@ -28,51 +26,9 @@ SECRET = "planted-secret-key-91bc"
 MLFLOW_PASSWORD = "planted-mlflow-password-55d0"
 
 
-@dataclasses.dataclass(frozen=True)
-class MlflowServer:
-    uri: str
-    folder: Path
-
-
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A real MLflow server on SQLite with its default place for artifacts."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
-    ]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    try:
-        end = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                    break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
-                time.sleep(0.2)
-        yield MlflowServer(f"http://127.0.0.1:{port}", folder)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    name = "resprout_test_s3_server"
-    if name not in sys.modules:
-        path = Path(__file__).parents[1] / "infra" / "store" / "server.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    with sys.modules[name].s3_server() as server:
+    with servers.mlflow_server(tmp_path_factory.mktemp("mlflow"), servers.free_port()) as server:
         yield server
 
 
@@ -123,9 +79,7 @@ def served(
     path = write_run(root)
     infra = {
         "store": {
-            "uri": f"s3://{s3.bucket}/{prefix}",
-            "endpoint_url": s3.endpoint_url,
-            "region": s3.region,
+            **s3.settings(prefix),
             "access_key_id": "${BUCKET_KEY}",
             "secret_access_key": "${BUCKET_SECRET}",
         },

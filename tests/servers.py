@@ -1,18 +1,21 @@
-"""A real S3 server (SeaweedFS) for tests, on free ports of the loopback interface."""
+"""Real servers for tests, on free ports of the loopback interface: S3 (SeaweedFS) and MLflow."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -32,7 +35,17 @@ class S3Server:
     bucket: str = BUCKET
     region: str = "us-east-1"
 
-    def client(self, **config):
+    def settings(self, prefix: str) -> dict[str, str]:
+        """Fields of `StoreConfig` for a store below `prefix`."""
+        return {
+            "uri": f"s3://{self.bucket}/{prefix}",
+            "endpoint_url": self.endpoint_url,
+            "region": self.region,
+            "access_key_id": self.access_key_id,
+            "secret_access_key": self.secret_access_key,
+        }
+
+    def client(self, **config: Any) -> Any:
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint_url,
@@ -43,25 +56,8 @@ class S3Server:
         )
 
 
-running: list[S3Server] = []
-
-
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """The server of this test session, started by whoever asks first; skips where the binary is missing."""
-    if running:
-        yield running[0]
-        return
-    with started() as server:
-        running.append(server)
-        try:
-            yield server
-        finally:
-            running.clear()
-
-
-@contextmanager
-def started() -> Iterator[S3Server]:
     """A new server; one at a time on a machine, because it also opens fixed ports."""
     binary = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
     if not Path(binary).exists():
@@ -93,7 +89,7 @@ def started() -> Iterator[S3Server]:
             process.wait()
 
 
-def wait_until_it_stores(server: S3Server, process: subprocess.Popen, log: Path) -> None:
+def wait_until_it_stores(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
     client = server.client(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5)
     end = time.monotonic() + 30
     while True:
@@ -122,3 +118,48 @@ def free_ports() -> int:
             for listener in sockets:
                 listener.close()
     raise RuntimeError("no eight free ports below 42000")
+
+
+@dataclass(frozen=True)
+class MlflowServer:
+    uri: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        """Kill it with all its workers."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[MlflowServer]:
+    """A server on SQLite with its default place for artifacts, ready to answer; killed afterwards."""
+    folder.mkdir(exist_ok=True)
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+    ]  # fmt: skip
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    server = MlflowServer(f"http://127.0.0.1:{port}", folder, process)
+    try:
+        end = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(f"{server.uri}/health", timeout=2):
+                    break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()[-2000:]
+                assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
+                time.sleep(0.2)
+        yield server
+    finally:
+        server.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
