@@ -24,14 +24,14 @@ def accuracies(
     batch_size: int,
     seed: int,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics `<task>_acc`, `<task>_acc_norm` with standard errors, and details; `tasks` as `task` makes
-    them. rows.
+    """Metrics `<task>_acc`, `<task>_acc_norm` with standard errors, and details; `tasks` come from `task`.
 
     Accuracy over multiple-choice items by summed log-likelihood (acc) and by log-likelihood per byte of the
     choice (acc_norm), as lm-eval defines them.
     """
-    import lm_eval
+    from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     _hush()
 
@@ -42,17 +42,13 @@ def accuracies(
             return super().loglikelihood(requests, disable_tqdm=True)
 
     lm = Quiet(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=_max_length(model))
-    outcome = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=tasks,
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=False,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-        verbosity="ERROR",
+    # `simple_evaluate` looks through all of lm-eval's tasks first and describes the whole machine afterwards,
+    # seconds each, and asks git for a commit where there may be none.
+    loaded = TaskManager(include_defaults=False).load(tasks)
+    for made in loaded["tasks"].values():
+        made.set_fewshot_seed(seed=seed)
+    outcome = evaluate(
+        lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False, verbosity="ERROR"
     )
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
@@ -75,6 +71,7 @@ def headline(metrics: Mapping[str, float], tasks: list[str]) -> list[str]:
 def task(name: str, folder: Path) -> dict[str, Any]:
     """An lm-eval task called `name` from an acquired folder: task.json with its settings, rows.jsonl."""
     return {
+        "num_fewshot": 0,
         **json.loads((folder / "task.json").read_text(encoding="utf-8")),
         "task": name,
         "dataset_path": "json",
