@@ -36,6 +36,11 @@ def disk(folder: Path, need: int = 0) -> Iterator[None]:
                 f"the disk under {folder} is full: {wanted}{megabytes(free)} were free; make "
                 "room there or move infra.home or infra.store.uri to a larger disk"
             ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise BadInput(
+                f"{error.filename or folder} is a file where a folder is needed, or the other way round; "
+                "move it away or give another infra.home or infra.store.uri"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise BadInput(
                 f"{error.filename or folder} cannot be written or read by this user ({error.strerror}); mend "
