@@ -1,11 +1,10 @@
-"""What the schema alone cannot know: names of methods, files, and the model's own limits. Imports no
-torch.
-"""
+"""What the schema cannot know: names of methods, files, and the model's own limits. Imports no torch."""
 
 from __future__ import annotations
 
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded
+from resprout.configs.schema import RunConfig
 from resprout.flows.catalog import registries
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import read_task
@@ -44,10 +43,24 @@ def check(loaded: Loaded) -> None:
     if not faults:
         shape = source_shape(loaded)
         if shape is not None:
-            collect("", lambda: _lengths(loaded, shape))
-            collect("prune.target", lambda: implied_shape(shape, config.prune))
+            faults.extend(_unfit(config, shape))
     if faults:
-        raise BadInput(f"{loaded.path}: " + "; ".join(fault.removeprefix(": ") for fault in faults))
+        raise BadInput(f"{loaded.path}: " + "; ".join(faults))
+
+
+def check_fits(config: RunConfig, shape: Shape) -> None:
+    """BadInput where sequences or target do not fit a model whose shape shows only once it is here."""
+    if faults := _unfit(config, shape):
+        raise BadInput(f"{config.model.source}: " + "; ".join(faults))
+
+
+def _unfit(config: RunConfig, shape: Shape) -> list[str]:
+    faults = _too_long(config, shape)
+    try:
+        implied_shape(shape, config.prune)
+    except BadInput as error:
+        faults.append(f"prune.target: {error}")
+    return faults
 
 
 def _store_folder(loaded: Loaded) -> None:
@@ -61,8 +74,7 @@ def _store_folder(loaded: Loaded) -> None:
             raise BadInput(f"{uri} lies in {place}, which is a file; give a folder or s3://bucket/prefix")
 
 
-def _lengths(loaded: Loaded, shape: Shape) -> None:
-    config = loaded.config
+def _too_long(config: RunConfig, shape: Shape) -> list[str]:
     asked = {
         "calibrate.seq_len_tokens": config.calibrate.seq_len_tokens,
         "evaluate.perplexity.window_tokens": config.evaluate.perplexity.window_tokens
@@ -79,7 +91,8 @@ def _lengths(loaded: Loaded, shape: Shape) -> None:
         for name, length in asked.items()
         if shape.max_positions and length > shape.max_positions
     ]
-    if over:
-        raise BadInput(
-            f"{' and '.join(over)}, but the model has {shape.max_positions} positions; give shorter sequences"
-        )
+    if not over:
+        return []
+    return [
+        f"{' and '.join(over)}, but the model has {shape.max_positions} positions; give shorter sequences"
+    ]

@@ -50,7 +50,8 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home)
     store.ensure_writable()
     sources = Sources(loaded, tracker.uri)
-    preflight.check(loaded, store, sources)
+    if sources.shape is not None:
+        preflight.check(loaded.config.model, sources.shape, loaded.home, store.free_bytes())
     digest = config_digest(loaded)
     run_id = tracker.start(loaded.config.name, _run_tags(loaded, digest))
     result = session.result

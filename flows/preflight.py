@@ -1,6 +1,4 @@
-"""What can be known before the first stage: the device, and whether disk and memory are enough for the
-model.
-"""
+"""What can be known before any work: the device, and whether disk and memory are enough for the model."""
 
 from __future__ import annotations
 
@@ -8,18 +6,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from resprout.configs.errors import BadInput
+from resprout.configs.schema import ModelConfig
 from resprout.infra.identity import library_version
-from resprout.tasks.models.size import BYTES
-
-if TYPE_CHECKING:
-    from resprout.configs.load import Loaded
-    from resprout.flows.sources import Sources
-    from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.models.size import BYTES, Shape
 
 MODELS_ON_DISK = 5
 """Dense, pruned, recovered and exported, and one in the making."""
@@ -30,9 +23,7 @@ WORKING_BYTES = 1_000_000_000
 
 
 def device(asked: str) -> str:
-    """The torch device for `asked`, without importing torch: auto takes CUDA where torch and machine have
-    it.
-    """
+    """The torch device for `asked`, without importing torch: auto takes CUDA where torch and machine can."""
     if asked != "auto":
         return asked
     has_cuda_build = "+cpu" not in library_version("torch")
@@ -55,25 +46,19 @@ def needs(params: int, dtype: str) -> Needs:
     return Needs(MODELS_ON_DISK * size, MODELS_IN_MEMORY * size + WORKING_BYTES)
 
 
-def check(loaded: Loaded, store: ArtifactStore, sources: Sources) -> None:
-    """BadInput where the disk or the memory cannot hold the model; sources of unknown size pass."""
-    if sources.shape is None:
-        return
-    model = loaded.config.model
-    needed = needs(sources.shape.params, model.dtype)
-    free = store.free_bytes()
+def check(model: ModelConfig, shape: Shape, home: Path, free: int) -> None:
+    """BadInput where the `free` bytes of the home's disk, or the memory, cannot hold models of `shape`."""
+    needed = needs(shape.params, model.dtype)
     if free < needed.disk:
         raise BadInput(
-            f"the disk of {loaded.home} has {_gb(free)} GB free, and this run needs about "
-            f"{_gb(needed.disk)} GB; free "
-            "space there or set RESPROUT_HOME to a larger disk"
+            f"the disk of {home} has {_gb(free)} GB free, and this run needs about {_gb(needed.disk)} GB; "
+            "free space there or set RESPROUT_HOME to a larger disk"
         )
     total = psutil.virtual_memory().total
     if device(model.device) == "cpu" and total < needed.memory:
         raise BadInput(
             f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed.memory)} GB "
-            "for two "
-            f"copies of the model in {model.dtype}; use a smaller dtype or a larger machine"
+            f"for two copies of the model in {model.dtype}; use a smaller dtype or a larger machine"
         )
 
 

@@ -1,5 +1,4 @@
-"""The stages of a compression run in their order, each fed with references. Wiring only: nothing is read
-here.
+"""The stages of a compression run in their order, each fed with references. Wiring only.
 
 Everything that can be found cheaply comes first: all data is brought here, the pool is held against its
 budget, and text and tasks of the evaluation are tried before a weight is loaded. Each model is judged as soon
@@ -8,10 +7,13 @@ as it exists; dense scores are shared by all runs on that model, because their k
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from resprout.configs.schema import RunConfig
+from resprout.flows import preflight
+from resprout.flows.check import check_fits
 from resprout.flows.preflight import device
 from resprout.flows.sources import Sources
 from resprout.infra.store.reference import ArtifactRef
@@ -23,6 +25,7 @@ from resprout.tasks.export.stage import export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.job import Job
 from resprout.tasks.measure.stage import measure
+from resprout.tasks.models.size import shape_of
 from resprout.tasks.prune.stage import plan, prune
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.run import Run
@@ -103,8 +106,17 @@ class Steps:
         }
         self.rows = acquire_rows(run, self.job(sources.pool), label="acquire pool") if sources.pool else None
         self.dense = acquire_model(run, self.job(sources.model), label="acquire model")
+        if sources.shape is None:
+            self._check_shape()
         encoder = sources.encoder
         self.encoder = acquire_model(run, self.job(encoder), label="acquire encoder") if encoder else None
+
+    def _check_shape(self) -> None:
+        """What `resprout validate` could not see, because the model lay elsewhere."""
+        run, config = self.run, self.config
+        shape = shape_of(json.loads(run.store.read(self.dense.digest, "config.json")))
+        check_fits(config, shape)
+        preflight.check(config.model, shape, run.home, run.store.free_bytes())
 
     def grow_back(self, pruned: ArtifactRef) -> tuple[ArtifactRef | None, ArtifactRef | None]:
         """Selection and recovery, where the config has them."""

@@ -50,8 +50,8 @@ def check_family(config_json: Mapping[str, Any]) -> Family:
     model_type = str(config_json.get("model_type"))
     if model_type not in FAMILIES:
         raise BadInput(
-            f"model_type '{model_type}' is not supported; supported are {', '.join(sorted(FAMILIES))}. "
-            "To add a decoder with the same parts, add a row to tasks/models/families.py and, where its "
-            "modules have other names, to tasks/models/anatomy.py."
+            f"model_type '{model_type}' is not supported; supported are {', '.join(sorted(FAMILIES))}; to "
+            "add a decoder with the same parts, add a row to tasks/models/families.py and, where its modules "
+            "have other names, to tasks/models/anatomy.py"
         )
     return FAMILIES[model_type]

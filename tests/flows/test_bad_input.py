@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -19,10 +18,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_run import write_run
 
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import MlflowConfig
+from tiny_run import write_run
 
 CHEAP = ("acquire", "pool", "evaluation data")
 COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
@@ -181,7 +180,7 @@ def always(*overrides: str) -> Callable[[Path, Path], list[str]]:
         pytest.param(no_weights, "config.json but no weights; expected .safetensors", id="no weights"),
         pytest.param(pickled, r"pickled weights only \(pytorch_model.bin\).*allow_pickle", id="pickles"),
         pytest.param(
-            other_family, "'gpt2' is not supported; supported are llama, .*To add", id="unsupported family"
+            other_family, "'gpt2' is not supported; supported are llama, .*to add", id="unsupported family"
         ),
         pytest.param(cut_weights, "no complete safetensors file .*fetch it again", id="truncated weights"),
         pytest.param(
@@ -250,24 +249,31 @@ def test_bad_input(
     refused(run_here(*make(ground, tmp_path)), sentence, ready)
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("prune.target.params_ratio=0.1", "models:/tiny/1: prune.target: .*raise the target"),
+        ("measure.prefill_tokens=4096", "models:/tiny/1: measure.prefill.* 256 positions; give shorter"),
+    ],
+    ids=["target", "length"],
+)
+def test_what_a_model_elsewhere_cannot_do_is_said_once_it_is_here(
+    override: str, sentence: str, ground: Path, ready: Path, run_here: Callable[..., Any]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{ready / 'mlflow.db'}")
+    client.create_registered_model("tiny")
+    client.create_model_version("tiny", (ground / "model").as_uri())
+    refused(run_here("model.source=models:/tiny/1", override), sentence, ready)
+
+
 def test_a_home_that_cannot_be_made(
     ground: Path, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("RESPROUT_HOME", str(tmp_path / "file" / "home"))
     refused(run_here(), "file/home cannot be made .*set RESPROUT_HOME", tmp_path)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    name = "resprout_test_s3_server"
-    if name not in sys.modules:
-        path = Path(__file__).parents[1] / "infra" / "store" / "server.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    with sys.modules[name].s3_server() as server:
-        yield server
 
 
 @pytest.mark.parametrize(
@@ -287,14 +293,7 @@ def test_a_bucket_that_cannot_be_used(
     run_here: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = {
-        "uri": f"s3://{s3.bucket}/bad-input",
-        "endpoint_url": s3.endpoint_url,
-        "region": s3.region,
-        "access_key_id": s3.access_key_id,
-        "secret_access_key": s3.secret_access_key,
-        **change,
-    }
+    settings = {**s3.settings("bad-input"), **change}
     for name, value in settings.items():
         monkeypatch.setenv(f"RESPROUT_INFRA__STORE__{name.upper()}", value)
     found = run_here()
