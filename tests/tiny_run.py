@@ -10,6 +10,15 @@ from typing import Any
 import yaml
 
 VOCAB = 256
+TWO_CHOICES: dict[str, Any] = {
+    "task": "own",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{[a, b]}}",
+    "doc_to_target": "label",
+    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+}
+"""A zero-shot task over rows with question, a, b and label."""
 
 
 def words(count: int, seed: int) -> str:
@@ -42,15 +51,7 @@ def write_data(root: Path) -> None:
         for i in range(12)
     ]
     (root / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task))
-    settings = {
-        "task": "own",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{[a, b]}}",
-        "doc_to_target": "label",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    }
-    (root / "own.yaml").write_text(yaml.safe_dump(settings))
+    (root / "own.yaml").write_text(yaml.safe_dump(TWO_CHOICES))
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from resprout.tasks.evaluate.task_files import read_task, shipped_tasks
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.models.tiny import write_tiny_folder
+from tiny_run import TWO_CHOICES
 
 
 def config(**changes: Any) -> EvaluateConfig:
@@ -87,15 +88,7 @@ def test_too_little_text_is_said(models: tuple[Path, Path], text: Path, tmp_path
 def own_task(folder: Path) -> list[dict[str, Any]]:
     """A two-choice task as the acquire stage leaves it; its rows."""
     folder.mkdir()
-    settings = {
-        "task": "own",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{[a, b]}}",
-        "doc_to_target": "label",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    }
-    (folder / "task.json").write_text(json.dumps(settings))
+    (folder / "task.json").write_text(json.dumps(TWO_CHOICES))
     rows = [
         {"question": f"w{5 + i} w{9 + i}", "a": f"w{20 + i}", "b": f"w{90 - i} w7", "label": i % 2}
         for i in range(12)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tiny_bytes import write_byte_llama
 
 # Tiny operations on several threads mostly wait for each other.
 torch.set_num_threads(1)
@@ -19,27 +19,8 @@ torch.set_num_threads(1)
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `dense` and `pruned`: random llamas of two layers over bytes, with their tokenizer."""
     root = tmp_path_factory.mktemp("models")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {char: index for index, char in enumerate([*alphabet, "<s>", "</s>"])}
-    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(["<s>", "</s>"])
     for seed, name in enumerate(("dense", "pruned")):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=258,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            initializer_range=0.3,
-            max_position_embeddings=512,
-        )
-        LlamaForCausalLM(config).save_pretrained(root / name)
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
-        tokenizer.save_pretrained(root / name)
+        write_byte_llama(root / name, seed, initializer_range=0.3)
     return root
 
 

@@ -9,39 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel
+
+from tiny_bytes import byte_llama, byte_tokenizer
 
 TOPICS = {
     "cook": ["boil", "fry", "bake", "salt", "pepper", "onion", "oven", "pan", "soup", "bread"],
     "sail": ["wind", "mast", "hull", "rope", "anchor", "tide", "harbour", "deck", "storm", "knot"],
     "sums": ["sum", "product", "fraction", "triangle", "angle", "prime", "digit", "ratio", "proof", "graph"],
 }
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {char: index for index, char in enumerate([*alphabet, "<s>", "</s>", "<pad>"])}
-    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(["<s>", "</s>", "<pad>"])
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-
-
-def _llama(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.2,
-        max_position_embeddings=512,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 # Tiny operations on several threads mostly wait for each other.
@@ -52,7 +28,7 @@ torch.set_num_threads(1)
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `dense`, `pruned` (dense with noise in one layer) and `encoder`, all over bytes."""
     root = tmp_path_factory.mktemp("models")
-    dense = _llama(0)
+    dense = byte_llama(0, vocab_size=259, initializer_range=0.2)
     dense.save_pretrained(root / "dense")
     torch.manual_seed(1)
     down = dense.model.layers[0].mlp.down_proj.weight.data
@@ -66,7 +42,7 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     encoder.save_pretrained(root / "encoder")
     for name in ("dense", "pruned", "encoder"):
-        _tokenizer().save_pretrained(root / name)
+        byte_tokenizer("<pad>", pad_token="<pad>").save_pretrained(root / name)
     return root
 
 
