@@ -63,8 +63,7 @@ def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] |
         if _is_secret(tuple(keys)) and not VARIABLE.match(text):
             raise BadInput(
                 f"{key}: a secret on the command line can be read by others; put it in an environment "
-                "variable and "
-                f"write {key}='${{ITS_NAME}}'"
+                f"variable and write {key}='${{ITS_NAME}}'"
             )
         _assign(data, keys, _value(text, override), override)
     _fill_variables(data, environ)
@@ -77,9 +76,7 @@ def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] |
 
 
 def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> tuple[InfraConfig, Path]:
-    """Infrastructure and data folder of a run config, or, without one, of the environment and the folder we
-    are in.
-    """
+    """Infrastructure and data folder of a run config, else of the environment and the current folder."""
     environ = os.environ if environ is None else environ
     if path is not None:
         loaded = load(path, (), environ)
@@ -244,9 +241,8 @@ def _fill_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:
         dotted = ".".join(path)
         if not _is_secret(path):
             raise BadInput(
-                f"{dotted}: {text} is for secrets only; set this key by "
-                f"RESPROUT_{'__'.join(path).upper()} or on the "
-                f"command line as {dotted}=value"
+                f"{dotted}: {text} is for secrets only; set this key by RESPROUT_{'__'.join(path).upper()} "
+                f"or on the command line as {dotted}=value"
             )
         if match[1] not in environ:
             raise BadInput(f"{dotted}: the environment variable {match[1]} is not set")

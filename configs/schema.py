@@ -111,8 +111,7 @@ class RunConfig(Section):
         if self.prune.layout == "per_layer" and "hf" in self.export.formats:
             raise ValueError(
                 "export.formats holds hf, which stock classes load with one width for all layers, but "
-                "prune.layout is "
-                "per_layer; give layout: uniform, or formats: []"
+                "prune.layout is per_layer; give layout: uniform, or formats: []"
             )
         return self
 

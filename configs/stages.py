@@ -191,9 +191,8 @@ class PerplexityConfig(Section):
     def _stride_fits(self) -> PerplexityConfig:
         if self.stride_tokens is not None and self.stride_tokens > self.window_tokens:
             raise ValueError(
-                f"stride_tokens {self.stride_tokens} exceeds window_tokens {self.window_tokens}, so "
-                "tokens would be "
-                "skipped; give a stride of at most the window"
+                f"stride_tokens {self.stride_tokens} exceeds window_tokens {self.window_tokens}, so tokens "
+                "would be skipped; give a stride of at most the window"
             )
         return self
 

@@ -1,6 +1,4 @@
-"""What follows the stages: read what they made, hold the gate, write the report, register, fill the
-result.
-"""
+"""What follows the stages: the verdict, the report, the registration, the result."""
 
 from __future__ import annotations
 

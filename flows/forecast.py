@@ -1,6 +1,4 @@
-"""What a run would do, before any weight is loaded: stages cached or to run, shapes, sizes, memory,
-seconds.
-"""
+"""What a run would do, before a weight is loaded: cached or not, shapes, sizes, memory, seconds."""
 
 from __future__ import annotations
 

@@ -53,17 +53,14 @@ def open_place(config: Path | None) -> Place:
 
 
 def find(place: Place, reference: str) -> Found:
-    """The record behind models:/name/3, models:/name@alias, an artifact digest, a record id, or an MLflow run
-    id.
-    """
+    """The record behind models:/name/3, models:/name@alias, an artifact digest, a record id, or a run id."""
     if reference.startswith("models:/"):
         version = place.tracker.version(reference)
         tags = dict(version.tags)
         if "resprout.record" not in tags or "resprout.digest" not in tags:
             raise VerificationFailed(
-                f"{reference} (version {version.version}) has no resprout.record or resprout.digest tag: "
-                "it was not "
-                "registered by resprout, or its tags were removed"
+                f"{reference} (version {version.version}) has no resprout.record or resprout.digest tag: it "
+                "was not registered by resprout, or its tags were removed"
             )
         shown = f"{version.name} version {version.version}"
         return Found(tags["resprout.record"], tags["resprout.digest"], shown, tags, version.source)
@@ -81,6 +78,5 @@ def find(place: Place, reference: str) -> Found:
         )
     raise BadInput(
         f"'{reference}' is no reference; give models:/name/3, models:/name@alias, an artifact digest (64 "
-        "hexadecimal "
-        "digits), or the id of a stage's MLflow run"
+        "hexadecimal digits), or the id of a stage's MLflow run"
     )

@@ -1,6 +1,4 @@
-"""The sources of a run, pinned before anything runs: an alias, a branch or a path becomes a digest or a
-version.
-"""
+"""The sources of a run, pinned before it runs: alias, branch or path become a digest or a version."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ from resprout.tasks.models.size import Shape, shape_of
 
 
 class Sources:
-    """Jobs of the acquire stages; making one resolves every source of the config, so a bad one fails
-    first.
-    """
+    """Jobs of the acquire stages; making them resolves every source, so that a bad one fails first."""
 
     def __init__(self, loaded: Loaded, tracking_uri: str) -> None:
         config = loaded.config
@@ -55,9 +51,7 @@ def _encoder(config: RunConfig) -> str | None:
 
 
 def context(loaded: Loaded, tracking_uri: str | None = None) -> Context:
-    """Where a run's sources are looked for: beside its config, in installed packages, and in
-    <home>/packages.
-    """
+    """Where sources are looked for: beside the config, in installed packages, in <home>/packages."""
     return Context(
         home=loaded.home,
         base=loaded.base,

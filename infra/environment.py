@@ -1,6 +1,4 @@
-"""Environment of the libraries underneath, set before they are imported: homes, servers, quiet and
-offline.
-"""
+"""Environment of the libraries underneath, set before their import: homes, servers, quiet, offline."""
 
 from __future__ import annotations
 

@@ -51,8 +51,7 @@ def tree(store: ArtifactStore, record_id: str) -> Node:
                 if behind.record.content != parent.digest:
                     raise VerificationFailed(
                         f"record {identity} names {parent.digest} as its {parent.role}, but record "
-                        f"{parent.record} "
-                        f"made {behind.record.content}"
+                        f"{parent.record} made {behind.record.content}"
                     )
                 parents.append((parent.role, behind))
             known[identity] = Node(identity, record, tuple(parents))

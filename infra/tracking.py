@@ -50,9 +50,8 @@ def _answers(method: Callable[P, R]) -> Callable[P, R]:
             tracker: Any = args[0]
             what = _line(error, 300)
             raise StageFailed(
-                f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is "
-                "in the "
-                "artifact store, so run the same command again when MLflow answers"
+                f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is in "
+                "the artifact store, so run the same command again when MLflow answers"
             ) from error
 
     return call
@@ -96,14 +95,11 @@ class Tracker:
                 what = _line(error, 200)
                 raise BadInput(
                     f"MLflow at {self.shown_uri} cannot be used ({what}); start it, or set "
-                    "infra.mlflow.tracking_uri to "
-                    "one that answers"
+                    "infra.mlflow.tracking_uri to one that answers"
                 ) from error
 
     def _knock(self) -> None:
-        """One request without MLflow's retries, which would take longer than a user waits; any answer will
-        do.
-        """
+        """One request without MLflow's own retries, which outlast a user's patience; any answer will do."""
         import requests
 
         # A certificate that only MLflow's own settings accept is an answer too.
@@ -261,8 +257,7 @@ class Tracker:
         except MlflowException as error:
             raise BadInput(
                 f"no model version {reference} in {self.shown_uri}; give models:/name/3 or "
-                "models:/name@alias "
-                f"({_line(error, 120)})"
+                f"models:/name@alias ({_line(error, 120)})"
             ) from None
 
 

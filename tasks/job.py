@@ -10,9 +10,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Job(Generic[C]):
-    """A stage's settings: `config` is its own section, `dtype` a torch dtype's name, `device` a torch
-    device.
-    """
+    """A stage's settings: `config` is its section, `dtype` and `device` are torch's names."""
 
     config: C
     seed: int = 17

@@ -328,8 +328,7 @@ def _as_sentence(error: BaseException, stage_name: str, home: Path) -> BaseExcep
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return StageFailed(
             f"{stage_name} ran out of memory; use smaller batches or sequences in its section, a smaller "
-            "dtype, or a "
-            "machine with more memory; finished stages are kept"
+            "dtype, or a machine with more memory; finished stages are kept"
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return StageFailed(

@@ -54,10 +54,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         if shape is not None:
             lines.append(
                 f"{name}: {shape['params']:,} parameters ({shape['non_embedding_params']:,} without "
-                "embeddings), "
-                f"{shape['bytes'] / 1e6:,.1f} MB, {shape['layers']} layers, FFN {_span(shape['ffn'])}, KV "
-                "groups "
-                f"{_span(shape['kv_groups'])}"
+                f"embeddings), {shape['bytes'] / 1e6:,.1f} MB, {shape['layers']} layers, FFN "
+                f"{_span(shape['ffn'])}, KV groups {_span(shape['kv_groups'])}"
             )
     if "requested_params" in found:
         lines.append(f"target: at most {found['requested_params']:,} parameters")

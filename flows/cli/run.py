@@ -30,8 +30,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Last line of stdout: the result as JSON.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks and the libraries' logs.")] = False,
 ) -> None:
-    """Compress a model: acquire, calibrate, prune, select, recover, evaluate, measure, gate, export,
-    register, report.
+    """Compress a model: from acquiring it to a registered version with its report.
 
     Finished stages are kept: after a failure, or with one setting changed, the same command goes on from
     there.

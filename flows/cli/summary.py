@@ -76,9 +76,8 @@ def _lines(result: RunResult, loaded: Loaded) -> list[str]:
         lines.append(f"{cached} of {len(result.stages)} stages were found in the cache")
     if result.overhead is not None:
         lines.append(
-            f"time: {result.seconds:.1f} s, of it orchestration "
-            f"{result.overhead.orchestration_seconds:.1f} s, imports "
-            f"{result.overhead.imports_seconds:.1f} s, start of Prefect's server "
+            f"time: {result.seconds:.1f} s, of it orchestration {result.overhead.orchestration_seconds:.1f} "
+            f"s, imports {result.overhead.imports_seconds:.1f} s, start of Prefect's server "
             f"{result.overhead.server_start_seconds:.1f} s"
         )
     return lines

@@ -18,8 +18,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="The problems as one JSON object.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Hash every file behind a version again and hold records, manifests and the version's tags against each
-    other.
+    """Hash every file behind a version again and hold records, manifests and tags against each other.
 
     Exit code 4 where a byte, a tag, a record or a link is not what it was.
 

@@ -11,9 +11,7 @@ import psutil
 
 @functools.cache
 def system() -> str:
-    """Boot and PID namespace of this process: equal only where process ids mean the same; '' where
-    unknown.
-    """
+    """Boot and PID namespace of this process: equal only where process ids mean the same; '' if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}:{os.readlink('/proc/self/ns/pid')}"

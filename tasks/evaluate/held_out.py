@@ -11,8 +11,7 @@ from resprout.configs.schema import PerplexityConfig
 
 
 def held_out(folder: Path, tokenizer: Any, config: PerplexityConfig) -> tuple[list[int], int | None]:
-    """The joined text as token ids, without special tokens and cut to the limit, and the BOS id that is asked
-    for.
+    """The joined text as token ids, without special tokens, cut to the limit, and the BOS id asked for.
 
     Raises:
         BadInput: the text does not fill one window, or the tokenizer has no BOS token.
@@ -41,7 +40,6 @@ def held_out(folder: Path, tokenizer: Any, config: PerplexityConfig) -> tuple[li
     if len(ids) < config.window_tokens:
         raise BadInput(
             f"evaluate.perplexity.text has {len(ids)} tokens, fewer than one window of "
-            f"{config.window_tokens}; give more "
-            "text or a smaller window_tokens"
+            f"{config.window_tokens}; give more text or a smaller window_tokens"
         )
     return ids, bos

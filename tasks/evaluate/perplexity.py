@@ -82,8 +82,7 @@ def score(
     kl_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Score:
-    """Negative log-likelihood of all windows, and KL(reference || model) on about the first `kl_tokens`
-    tokens.
+    """Negative log-likelihood of all windows, and KL(reference || model) on about `kl_tokens` tokens.
 
     Logits are float32 from here on and handled `CHUNK_ROWS` positions at a time.
     """

@@ -31,7 +31,6 @@ def largest_difference(name: str, expected: Probed, found: Probed, bound: float)
         if ours != theirs:
             raise StageFailed(
                 f"the {name} export continues prompt {prompt} otherwise than the model under greedy "
-                "decoding; "
-                "the export is discarded"
+                "decoding; the export is discarded"
             )
     return worst

@@ -1,5 +1,4 @@
-"""Shape of the model in a GGUF file, from its header alone: milliseconds, where the gguf package takes
-seconds.
+"""Shape of the model in a GGUF file from its header alone, in milliseconds.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 2 and 3, little-endian). The gguf
 package builds Python objects for the whole vocabulary; `validate` has to answer in under a second, so values
@@ -47,16 +46,13 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
 
 
 def gguf_shape(path: Path) -> Shape:
-    """The shape of the decoder in a GGUF file; an architecture that resprout does not prune raises
-    BadInput.
-    """
+    """The shape of the decoder in a GGUF file; BadInput for an architecture that is not pruned here."""
     metadata, tensors = read_header(path)
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise BadInput(
             f"{path.name} holds a model of architecture '{architecture}'; supported are "
-            f"{', '.join(ARCHITECTURES)} "
-            "(tasks/models/families.py shows how to add one)"
+            f"{', '.join(ARCHITECTURES)} (tasks/models/families.py shows how to add one)"
         )
 
     def number(key: str, default: int | None = None) -> int:

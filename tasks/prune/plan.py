@@ -82,8 +82,7 @@ class Plan(_Strict):
                 if list(kept) != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] >= width:
                     raise BadInput(
                         f"plan.json keeps {kind} {list(kept[:3])}... in layer {index}; give ascending "
-                        "indices "
-                        f"from 0 to {width - 1}, each once and at least one"
+                        f"indices from 0 to {width - 1}, each once and at least one"
                     )
 
 

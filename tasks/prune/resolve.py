@@ -46,7 +46,6 @@ def resolve(config: PruneConfig) -> Resolved:
     if config.layout == "uniform" and ALLOCATORS.get(resolved.allocator).per_layer:
         raise BadInput(
             f"prune.allocator '{resolved.allocator}' gives each layer a width of its own, but prune.layout "
-            "is "
-            "uniform; give allocator: uniform, or layout: per_layer"
+            "is uniform; give allocator: uniform, or layout: per_layer"
         )
     return resolved

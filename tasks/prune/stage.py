@@ -67,8 +67,7 @@ def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, prog
     if count(model).params != made.reached.params:
         raise StageFailed(
             f"the pruned model has {count(model).params} parameters where the plan says "
-            f"{made.reached.params}; "
-            "this is a defect of resprout, please report it with the plan"
+            f"{made.reached.params}; this is a defect of resprout, please report it with the plan"
         )
     save_model(model.cpu(), workdir, tokenizer_from=inputs["model"])
 

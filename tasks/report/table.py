@@ -1,6 +1,4 @@
-"""The result table: dense, pruned and recovered side by side, as text that terminal, Markdown and HTML all
-show.
-"""
+"""The result table, dense, pruned and recovered side by side, as text for terminal, Markdown and HTML."""
 
 from __future__ import annotations
 

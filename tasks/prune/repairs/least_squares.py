@@ -46,8 +46,8 @@ class LeastSquares:
         if int(failed):
             raise StageFailed(
                 "the Gram matrix of the calibration activations is singular, so least_squares has no "
-                "solution; "
-                "raise prune.ridge (0.01 is usual) or give more calibration tokens than a layer is wide"
+                "solution; raise prune.ridge (0.01 is usual) or give more calibration tokens than a layer is "
+                "wide"
             )
         pull = gram[kept][:, removed] @ weight[:, removed].float().T
         change = torch.cholesky_solve(pull, factor).T
@@ -55,7 +55,6 @@ class LeastSquares:
         if not bool(torch.isfinite(solved).all()):
             raise StageFailed(
                 "least_squares gave weights that are not finite; the model's activations overflow in this "
-                "dtype: "
-                "give model.dtype: bfloat16 or float32"
+                "dtype: give model.dtype: bfloat16 or float32"
             )
         return Repaired(solved)
