@@ -46,8 +46,8 @@ types: dev
 	$(BIN)/mypy -p resprout.flows -p resprout.tasks -p resprout.infra -p resprout.configs
 
 bench: dev
-	$(BIN)/python tests/benchmarks/bench_prune.py
-	$(BIN)/python tests/benchmarks/bench_run.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_prune.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_run.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -103,7 +103,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def write_run(root: Path, **changes: Any) -> Path:
     """Model, data and config under `root`; the path of the config."""
-    from resprout.tasks.models.tiny import write_tiny_folder
+    from tiny_models import write_tiny_folder
 
     if not (root / "model").exists():
         write_data(root)

@@ -10,7 +10,7 @@ from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.pinned import Context
 from resprout.tasks.acquire.stage import acquire_model, acquire_task
 from resprout.tasks.job import Job, silent
-from resprout.tasks.models.tiny import write_tiny_folder
+from tiny_models import write_tiny_folder
 
 
 @pytest.fixture

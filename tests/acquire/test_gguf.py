@@ -13,7 +13,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import ModelConfig
 from resprout.tasks.acquire.jobs import AcquireModel
 from resprout.tasks.models.load import load_model, load_tokenizer
-from resprout.tasks.models.tiny import WIDTHS, tiny_model
+from tiny_models import WIDTHS, tiny_model
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",

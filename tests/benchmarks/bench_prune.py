@@ -1,6 +1,6 @@
 """Time of pruning beside a plain forward pass over the same calibration tokens; exits 1 above its bounds.
 
-python tests/benchmarks/bench_prune.py [--model FOLDER] [--tokens 16384] [--repeats 3]
+    PYTHONPATH=tests python tests/benchmarks/bench_prune.py [--model FOLDER] [--tokens 16384] [--repeats 3]
 
 Two ratios, medians of runs that take turns in one process:
   prune   score, allocate and apply without repair (FLAP)   at most 1.3 forward passes
@@ -23,10 +23,10 @@ import torch
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.load import load_model
 from resprout.tasks.models.size import count
-from resprout.tasks.models.tiny import tiny_model
 from resprout.tasks.models.walk import BATCH_TOKENS
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
+from tiny_models import tiny_model
 
 BOUNDS = {"prune": 1.3, "repair": 5.0}
 RANDOM_LLAMA = {

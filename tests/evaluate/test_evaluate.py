@@ -19,7 +19,7 @@ from resprout.tasks.evaluate.stage import evaluate, kl_metric, perplexity_metric
 from resprout.tasks.evaluate.task_files import read_task, shipped_tasks
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
-from resprout.tasks.models.tiny import write_tiny_folder
+from tiny_models import write_tiny_folder
 from tiny_run import TWO_CHOICES
 
 

@@ -15,7 +15,7 @@ from resprout.configs.schema import MeasureConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.measure.stage import ask_child, measure, summary
 from resprout.tasks.measure.worker import Answer, Request
-from resprout.tasks.models.tiny import write_tiny_folder
+from tiny_models import write_tiny_folder
 
 
 def test_summary_by_hand():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.models.tiny import tiny_model, write_tiny_tokenizer
+from tiny_models import tiny_model, write_tiny_tokenizer
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -20,13 +20,13 @@ from resprout.tasks.job import Job, silent
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
 from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.models.tiny import tiny_model, write_tiny_folder
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.plan import read_plan, write_plan
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.target import implied_shape
+from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 UNITS = [("ffn",), ("kv_groups",), ("ffn", "kv_groups")]

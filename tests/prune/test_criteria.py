@@ -9,13 +9,13 @@ from torch import nn
 
 from resprout.configs.errors import StageFailed
 from resprout.tasks.models.anatomy import Part, Slot
-from resprout.tasks.models.tiny import tiny_model
 from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.wanda_sp import WandaSp
 from resprout.tasks.prune.registry import CRITERIA
 from resprout.tasks.prune.score import best_units, score
 from resprout.tasks.prune.statistics import Gram, Moments
+from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.models.tiny import tiny_model
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.statistics import Gram
+from tiny_models import tiny_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,13 +10,13 @@ from torch import nn
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import Part, Slot, anatomy
-from resprout.tasks.models.tiny import tiny_model
 from resprout.tasks.models.walk import watch
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.repairs.bias import Bias
 from resprout.tasks.prune.repairs.least_squares import LeastSquares
 from resprout.tasks.prune.repairs.none import NoRepair
+from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (12, 24), generator=torch.Generator().manual_seed(2))
 

@@ -1,4 +1,4 @@
-"""Small random models of every supported family: to try a recipe, a test or a benchmark without weights."""
+"""Small random models of every supported family, and a tokenizer for them."""
 
 from __future__ import annotations
 
