@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from resprout.configs.schema import InfraConfig, RunConfig
 
 PREFIX = "RESPROUT_"
 RESERVED = {"RESPROUT_HOME"}
+MOST_VALUES = 100_000
 VARIABLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
 
 
@@ -53,14 +55,13 @@ def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] |
     _refuse_plain_secrets(data)
     for name, text in sorted(environ.items()):
         if name.startswith(PREFIX) and name not in RESERVED:
-            keys = name[len(PREFIX) :].lower().split("__")
-            _assign(data, keys, _value(text, name), name)
+            _assign_variable(data, name, text)
     for override in overrides:
         key, eq, text = override.partition("=")
         if not eq or not key:
             raise BadInput(f"'{override}' is not key=value; write for example prune.target.params_ratio=0.8")
         keys = key.split(".")
-        if _is_secret(tuple(keys)) and not VARIABLE.match(text):
+        if _is_secret(keys) and not VARIABLE.match(text):
             raise BadInput(
                 f"{key}: a secret on the command line can be read by others; put it in an environment "
                 f"variable and write {key}='${{ITS_NAME}}'"
@@ -84,7 +85,7 @@ def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> t
     data: dict[str, Any] = {}
     for name, text in sorted(environ.items()):
         if name.startswith(f"{PREFIX}INFRA__"):
-            _assign(data, name[len(PREFIX) :].lower().split("__"), _value(text, name), name)
+            _assign_variable(data, name, text)
     _fill_variables(data, environ)
     try:
         infra = InfraConfig.model_validate(data.get("infra") or {})
@@ -121,7 +122,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise BadInput(f"{path} holds {type(data).__name__}, but a run config is a mapping of sections")
-    return data
+    try:
+        unshared: dict[str, Any] = _unshared(data, itertools.count())
+    except RecursionError:
+        raise BadInput(f"{path} has an anchor that holds itself; write the section out") from None
+    except BadInput as error:
+        raise BadInput(f"{path} holds {error}") from None
+    return unshared
 
 
 def explain(error: ValidationError, where: str, prefix: tuple[str, ...] = ()) -> str:
@@ -140,7 +147,8 @@ def explain(error: ValidationError, where: str, prefix: tuple[str, ...] = ()) ->
         else:
             message = fault["msg"].removeprefix("Value error, ")
             given = fault.get("input")
-            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
+            plain = isinstance(given, str | int | float | bool | type(None)) and not _is_secret(location)
+            shown = f" (given: {given!r})" if plain else ""
             faults.append(f"{dotted}: {message[0].lower()}{message[1:]}{shown}")
     return f"{where}: " + "; ".join(dict.fromkeys(faults))
 
@@ -154,6 +162,29 @@ def _value(text: str, shown: str) -> Any:
         return yaml.load(text, Loader=_Loader) if text else None
     except yaml.YAMLError:
         raise BadInput(f"the value in '{shown}' is not valid YAML; quote it") from None
+
+
+def _unshared(data: Any, counted: Iterator[int]) -> Any:
+    """A copy in which what an alias repeats stands twice, so that an override reaches one of the two."""
+    if next(counted) > MOST_VALUES:
+        raise BadInput(f"more than {MOST_VALUES} values; its aliases repeat each other, write fewer")
+    if isinstance(data, dict):
+        return {key: _unshared(value, counted) for key, value in data.items()}
+    return [_unshared(value, counted) for value in data] if isinstance(data, list) else data
+
+
+def _assign_variable(data: dict[str, Any], name: str, text: str) -> None:
+    """Set what a RESPROUT_* variable names; a secret is taken as it stands, anything else read as YAML."""
+    keys = name[len(PREFIX) :].lower().split("__")
+    sections = _known_keys([])
+    if keys[0] not in sections:
+        near = difflib.get_close_matches(keys[0], sections, n=1)
+        hint = f"did you mean {PREFIX}{near[0].upper()}? " if near else ""
+        raise BadInput(
+            f"the environment variable {name} sets no key of a run config; {hint}unset it, or name one of "
+            f"{', '.join(sections)}"
+        )
+    _assign(data, keys, text if _is_secret(keys) else _value(text, name), name)
 
 
 def _assign(data: dict[str, Any], keys: list[str], value: Any, shown: str) -> None:
@@ -200,7 +231,7 @@ def _known_keys(location: list[Any]) -> list[str]:
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def _is_secret(path: tuple[str, ...]) -> bool:
+def _is_secret(path: Sequence[Any]) -> bool:
     section: type[BaseModel] | None = RunConfig
     for part in path:
         if section is None:
@@ -214,19 +245,20 @@ def _is_secret(path: tuple[str, ...]) -> bool:
     return False
 
 
-def _strings(data: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any, Any, str]]:
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+def _values(data: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any, Any, Any]]:
+    """Path, holder, key and value of everything in `data` that is no section and no list."""
+    items = data.items() if isinstance(data, dict) else enumerate(data)
     for key, value in items:
         here = (*path, str(key))
-        if isinstance(value, str):
-            yield here, data, key, value
+        if isinstance(value, dict | list):
+            yield from _values(value, here)
         else:
-            yield from _strings(value, here)
+            yield here, data, key, value
 
 
 def _refuse_plain_secrets(data: dict[str, Any]) -> None:
-    for path, _, _, text in _strings(data):
-        if _is_secret(path) and not VARIABLE.match(text):
+    for path, _, _, value in _values(data):
+        if _is_secret(path) and value is not None and not VARIABLE.match(str(value)):
             raise BadInput(
                 f"{'.'.join(path)}: a secret is written in the file; put it in an environment variable and "
                 "write ${ITS_NAME}"
@@ -234,8 +266,8 @@ def _refuse_plain_secrets(data: dict[str, Any]) -> None:
 
 
 def _fill_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:
-    for path, holder, key, text in list(_strings(data)):
-        match = VARIABLE.match(text)
+    for path, holder, key, text in list(_values(data)):
+        match = VARIABLE.match(text) if isinstance(text, str) else None
         if match is None:
             continue
         dotted = ".".join(path)

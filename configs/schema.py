@@ -111,7 +111,11 @@ class RunConfig(Section):
         if self.prune.layout == "per_layer" and "hf" in self.export.formats:
             raise ValueError(
                 "export.formats holds hf, which stock classes load with one width for all layers, but "
-                "prune.layout is per_layer; give layout: uniform, or formats: []"
+                "prune.layout is per_layer; give layout: uniform, or formats: [] and register: null"
+            )
+        if self.registration is not None and not self.export.formats:
+            raise ValueError(
+                "register needs an export, but export.formats is empty; set register: null or name a format"
             )
         return self
 

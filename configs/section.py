@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 Percent = Annotated[int, Field(ge=0, le=100)]
@@ -25,6 +25,14 @@ class Section(BaseModel):
     enters_key: ClassVar[bool] = True
     """Whether the section is part of a stage's cache key as it stands; a data source enters by its rows'
     digest."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError("true and false are allowed only for a switch, which this is not")
+        return value
 
     def key_data(self) -> dict[str, Any]:
         """The section as plain data for cache keys, without the sections in it that do not enter."""

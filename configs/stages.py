@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -103,6 +104,16 @@ class PaserConfig(Section):
     """auto: instructions this similar with different answers are reduced to one."""
 
     @model_validator(mode="after")
+    def _faithful_is_the_paper(self) -> PaserConfig:
+        for name, given in (("clusterer", self.clusterer), ("clusters", self.clusters)):
+            if self.mode == "faithful" and given in ("kmeans", "auto"):
+                raise ValueError(
+                    f"mode is faithful but {name} is {given}, which the paper does not have; set mode: auto, "
+                    "or clusterer: diffusion_nmf and a number of clusters (the code's is 10)"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _minilm_has_a_source(self) -> PaserConfig:
         if self.embedder == "minilm" and not self.embedder_source:
             raise ValueError("embedder is minilm but embedder_source is empty; give the encoder's folder")
@@ -185,7 +196,7 @@ class PerplexityConfig(Section):
     join: str = "\n\n"
     """What stands between documents."""
     kl_tokens: Annotated[int, Field(ge=8)] | None = None
-    """KL divergence from the dense model on the first this many tokens; default: all of them."""
+    """KL divergence from the dense model on the first this many scored tokens; default: all of them."""
 
     @model_validator(mode="after")
     def _stride_fits(self) -> PerplexityConfig:
@@ -255,7 +266,7 @@ class MeasureConfig(Section):
     """Sequences at a time."""
     repeats: Annotated[int, Field(ge=3)] = 5
     """Timed runs; the median counts."""
-    warmup: Annotated[int, Field(ge=1)] = 1
+    warmup: Annotated[int, Field(ge=1)] = 2
     """Runs before timing starts."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; default: torch's own choice."""
@@ -306,7 +317,14 @@ class RegisterConfig(Section):
 
     name: Name
     """Registered model's name."""
-    alias: Name | None = "candidate"
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")] | None = "candidate"
     """Alias that is moved to the version."""
     tags: dict[str, str] = Field(default_factory=dict)
     """Further tags of the version."""
+
+    @field_validator("alias")
+    @classmethod
+    def _alias_is_free(cls, alias: str | None) -> str | None:
+        if alias is not None and (alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)):
+            raise ValueError("latest and v1, v2, ... are MLflow's own; give another alias")
+        return alias

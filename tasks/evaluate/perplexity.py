@@ -82,7 +82,7 @@ def score(
     kl_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Score:
-    """Negative log-likelihood of all windows, and KL(reference || model) on about `kl_tokens` tokens.
+    """Negative log-likelihood of all windows, and KL(reference || model) on the first `kl_tokens` of them.
 
     Logits are float32 from here on and handled `CHUNK_ROWS` positions at a time.
     """
@@ -95,16 +95,16 @@ def score(
             mask[row, part.first - 1 :] = True
         targets = ids[:, 1:][mask]
         states = _states(model, ids)[mask]
-        compare = reference is not None and (kl_tokens is None or compared < kl_tokens)
-        others = _states(reference, ids)[mask] if reference is not None and compare else None
+        room = len(targets) if kl_tokens is None else min(len(targets), kl_tokens - compared)
+        others = _states(reference, ids)[mask][:room] if reference is not None and room > 0 else None
         for start in range(0, len(targets), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             logits = head(model, states[rows])
             picked = logits.gather(1, targets[rows, None])[:, 0]
             nll += (logits.logsumexp(-1) - picked).double().sum().item()
-            if others is not None:
-                logp = logits.log_softmax(-1)
+            if others is not None and start < room:
                 logq = head(reference, others[rows]).log_softmax(-1)
+                logp = logits[: len(logq)].log_softmax(-1)
                 kl += functional.kl_div(logp, logq, reduction="sum", log_target=True).item()
                 compared += len(logp)
         tokens += len(targets)

@@ -41,6 +41,18 @@ def read_task(task: str, base: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is not plain YAML ({what}); tags such as !function are not run") from None
     if not isinstance(config, dict) or "output_type" not in config:
         raise BadInput(f"{path} is not an lm-eval task: it needs at least task, output_type and doc_to_text")
+    default = [{"metric": "acc"}, {"metric": "acc_norm"}]  # lm-eval's for multiple_choice
+    listed = config.get("metric_list") or default
+    metrics = [one.get("metric") for one in listed if isinstance(one, dict)]
+    if config["output_type"] != "multiple_choice" or not {"acc", "acc_norm"} & set(metrics):
+        raise BadInput(
+            f"{path} has output_type {config['output_type']} and metrics {metrics}; give multiple_choice "
+            "with acc or acc_norm, which is what zero-shot scores are made of"
+        )
+    if config.get("num_fewshot"):
+        raise BadInput(
+            f"{path} asks for {config['num_fewshot']} examples; leave num_fewshot out: scores are zero-shot"
+        )
     if "include" in config:
         raise BadInput(f"{path} includes {config['include']}; write the settings of both into one file")
     return config

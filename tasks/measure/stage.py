@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import MeasureConfig
 from resprout.tasks.job import Job, Progress
+from resprout.tasks.measure.hardware import fingerprint
 from resprout.tasks.measure.worker import Answer, Request
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.stage import stage
@@ -25,7 +26,7 @@ from resprout.tasks.stage import stage
 
 @stage("measure", kind="measurement", libraries=("torch", "transformers"), hardware=True)
 def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write metrics.json (medians) and details.json (every repeat, spread, threads) for `model`."""
+    """Write metrics.json (medians) and details.json (every repeat, spread, threads, hardware) for `model`."""
     config = job.config
     _check_length(inputs["model"], config)
     request = Request(
@@ -37,6 +38,7 @@ def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, 
     )
     answer = ask_child(request)
     metrics, details = summary(config, answer)
+    details["hardware"] = fingerprint()
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
     (workdir / "details.json").write_text(json.dumps(details, sort_keys=True, indent=1) + "\n")
     progress(1, 1, "models measured")

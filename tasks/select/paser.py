@@ -106,18 +106,8 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
 
 
 def check(select: SelectConfig, rows: int) -> None:
-    """Raise BadInput where a pool of `rows` rows, or the settings, do not suit PASER; looks at no model."""
+    """Raise BadInput where a pool of `rows` rows does not suit PASER; looks at no model."""
     config = select.paser
-    if config.mode == "faithful":
-        for name, given, allowed in (
-            ("clusterer", config.clusterer, "diffusion_nmf"),
-            ("clusters", config.clusters, "a number (the code's is 10)"),
-        ):
-            if given in ("kmeans", "auto"):
-                raise BadInput(
-                    f"paser.mode is faithful but {name} is {given}, which the paper does not have; set "
-                    f"{name}: {allowed}, or mode: auto"
-                )
     if rows > MOST_ROWS:
         raise BadInput(
             f"the pool has {rows} rows, and paser compares up to {MOST_ROWS} all with all; give select.pool "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ def test_a_list_is_reached_by_index(write) -> None:
         ("noequals", "is not key=value"),
         ("seed={", "not valid YAML"),
         ("calibrate.text.0.hash_percent=[40, 40]", "give low < high"),
+        ("calibrate.samples=true", "calibrate.samples: true and false are allowed only for a switch"),
+        ("seed=false", "seed: true and false are allowed only for a switch"),
+        ("register={name: x, alias: latest}", "register.alias: latest and v1, v2, ... are MLflow's own"),
+        ("register={name: x, alias: v12}", "give another alias"),
+        ("register={name: x, alias: v1.0}", "register.alias: string should match pattern"),
+        ("select={pool: [], budget_ratio: 1, paser: {mode: faithful, clusters: auto}}", "the paper"),
     ],
 )
 def test_bad_input_is_one_sentence_with_a_way_out(write, override: str, expected: str) -> None:
@@ -71,6 +78,64 @@ def test_bad_input_is_one_sentence_with_a_way_out(write, override: str, expected
         load(write(), [override], {})
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_what_is_registered_is_an_export(write) -> None:
+    with pytest.raises(BadInput, match=r"register needs an export.*set register: null or name a format"):
+        load(write(), ["register={name: x}", "export={formats: []}"], {})
+
+
+def test_an_override_reaches_one_of_two_sections_that_share_an_anchor(write) -> None:
+    shared = [{"source": "a.txt"}]
+    path = write(calibrate={"method": "random", "text": shared}, evaluate={"perplexity": {"text": shared}})
+    assert "*id001" in path.read_text()
+    config = load(path, ["calibrate.text.0.hash_percent=[40, 100]"], {}).config
+    assert config.calibrate.text[0].hash_percent == (40, 100)
+    assert config.evaluate.perplexity.text[0].hash_percent != (40, 100)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("a: &x {b: *x}\n", "has an anchor that holds itself"),
+        (
+            "a: &a [1, 1]\n"
+            + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefg")),
+            "more than 100000 values",
+        ),
+    ],
+    ids=["itself", "powers of ten"],
+)
+def test_anchors_that_grow_without_end_are_refused(tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(BadInput, match=sentence):
+        load(tmp_path / "run.yaml", environ={})
+
+
+@pytest.mark.parametrize("password", ["123456", "on", "#abc", "@x:y", "null", "a: b"])
+def test_a_secret_in_a_variable_is_taken_as_it_stands(write, password: str) -> None:
+    loaded = load(write(), environ={"RESPROUT_INFRA__MLFLOW__PASSWORD": password})
+    given = loaded.config.infra.mlflow.password
+    assert given is not None
+    assert given.get_secret_value() == password
+
+
+@pytest.mark.parametrize("password", [123456, True, 1.5])
+def test_a_secret_of_any_kind_in_the_file_is_refused_and_not_shown(write, password: object) -> None:
+    with pytest.raises(BadInput, match=r"write \$\{ITS_NAME\}") as caught:
+        load(write(infra={"mlflow": {"password": password}}), environ={})
+    assert str(password) not in str(caught.value)
+
+
+def test_a_secret_of_the_wrong_shape_is_not_shown(write) -> None:
+    with pytest.raises(BadInput, match=r"infra\.mlflow\.password") as caught:
+        load(write(infra={"mlflow": {"password": ["hunter2", {"x": "hunter2"}]}}), environ={})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_variable_that_sets_nothing_is_named(write) -> None:
+    with pytest.raises(BadInput, match=r"RESPROUT_PRUNES__X sets no key.*did you mean RESPROUT_PRUNE\?"):
+        load(write(), environ={"RESPROUT_PRUNES__X": "3"})
 
 
 def test_all_faults_are_reported_together(write) -> None:

@@ -150,13 +150,19 @@ def test_evaluator_settings_are_in_the_key_and_source_paths_are_not() -> None:
     assert evaluate.key(Job(config(text=[{"source": "/elsewhere/x"}])), {}) == base
 
 
+GOOD_TASK = "task: x\noutput_type: multiple_choice\nmetric_list: [{metric: acc}]\n"
+
+
 def test_bad_tasks_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="give one of arc_easy, piqa, winogrande"):
         read_task("pica", tmp_path)
     for content, expected in (
         ("task: x\ndoc: !function f.g\n", "tags such as !function are not run"),
         ("task: x\n", "not an lm-eval task"),
-        ("task: x\noutput_type: y\ninclude: z.yaml\n", "write the settings of both into one file"),
+        (GOOD_TASK + "include: z.yaml\n", "write the settings of both into one file"),
+        (GOOD_TASK + "num_fewshot: 3\n", "asks for 3 examples; leave num_fewshot out"),
+        ("task: x\noutput_type: generate_until\n", "give multiple_choice with acc or acc_norm"),
+        ("task: x\noutput_type: multiple_choice\nmetric_list: [{metric: f1}]\n", r"metrics \['f1'\]; give"),
     ):
         path = tmp_path / "bad.yaml"
         path.write_text(content)

@@ -69,10 +69,18 @@ def test_a_model_does_not_diverge_from_itself_and_kl_stops_at_its_limit() -> Non
     parts = windows(list(range(64)), 8, 8, None)
     found = score(model, parts, model, kl_tokens=10)
     assert found.mean_kl == pytest.approx(0.0, abs=1e-6)
-    # All 8 windows go into the first batch here, so the limit shows with a stride that makes two batches.
-    many = windows(list(range(64)) * 40, 64, 64, None)
-    limited = score(model, many, model, kl_tokens=10)
-    assert 0 < limited.kl_tokens < limited.tokens
+    assert (found.kl_tokens, found.tokens) == (10, 56)
+
+
+def test_kl_is_that_of_the_first_tokens_also_where_the_limit_cuts_a_batch() -> None:
+    model, other = tiny(0), tiny(1)
+    parts = windows([index * 7 % 64 for index in range(64 * 40)], 64, 64, None)
+    limit = 63 * 33 + 5  # into the 34th window of 63 scored tokens; a batch is 32 windows
+    limited = score(model, parts, other, kl_tokens=limit)
+    whole = score(model, parts[:33], other)
+    rest = score(model, [parts[33]], other, kl_tokens=5)
+    assert (limited.kl_tokens, limited.tokens) == (limit, 63 * 40)
+    assert limited.mean_kl * limit == pytest.approx(whole.mean_kl * whole.kl_tokens + rest.mean_kl * 5)
 
 
 def test_overflow_is_infinite_and_a_missing_reference_is_an_error() -> None:

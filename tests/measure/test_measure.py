@@ -13,6 +13,7 @@ import pytest
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import MeasureConfig
 from resprout.tasks.job import Job, silent
+from resprout.tasks.measure.hardware import fingerprint
 from resprout.tasks.measure.stage import ask_child, measure, summary
 from resprout.tasks.measure.worker import Answer, Request
 from tiny_models import write_tiny_folder
@@ -51,7 +52,8 @@ def test_measuring_a_model_through_the_door(tmp_path):
     assert 100 < metrics["peak_memory_mb"] < 20_000
     details = json.loads((tmp_path / "details.json").read_text())
     assert len(details["prefill32_batch2"]["seconds"]) == len(details["decode4_batch2"]["seconds"]) == 3
-    assert (details["threads"], details["warmup"]) == (1, 1)
+    assert (details["threads"], details["warmup"]) == (1, 2)
+    assert details["hardware"] == fingerprint()
     assert str(tmp_path) not in (tmp_path / "details.json").read_text()
 
 
