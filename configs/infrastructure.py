@@ -13,7 +13,7 @@ class StoreConfig(Section):
     """Where artifacts live."""
 
     uri: str | None = None
-    """Folder or s3://bucket/prefix; default: <home>/store."""
+    """Folder (from the current one) or s3://bucket/prefix; default: <home>/store."""
     endpoint_url: str | None = None
     """Endpoint of an S3-compatible server; default: AWS."""
     region: str | None = None
@@ -56,7 +56,7 @@ class InfraConfig(Section):
     """Servers and folders; never part of a cache key."""
 
     home: str | None = None
-    """Data folder; default: RESPROUT_HOME, else .resprout beside the config's project."""
+    """Data folder (from the current one); default: RESPROUT_HOME, else .resprout in the config's project."""
     store: StoreConfig = StoreConfig()
     """Artifact store."""
     mlflow: MlflowConfig = MlflowConfig()
