@@ -237,6 +237,7 @@ class LeaseLockManager(LockManager):
 
     def _renew_forever(self) -> None:
         pause = self._term / 3
+        failing: set[str] = set()
         while not self._stop.wait(pause):
             pause = self._term / 3
             with self._mutex:
@@ -247,8 +248,12 @@ class LeaseLockManager(LockManager):
             for lease in leases:
                 try:
                     self._renew(lease)
-                except Transient as error:
-                    logger.warning("the lease on %s could not be renewed, trying again: %s", lease.key, error)
+                    failing.discard(lease.nonce)
+                except Exception as error:
+                    # Whatever it is, a full disk or a rotated credential, it may pass before the lease ends.
+                    if lease.nonce not in failing:
+                        logger.warning("the lease on %s is not renewed, trying again: %s", lease.key, error)
+                    failing.add(lease.nonce)
                     pause = self._term / 10
 
     def _renew(self, lease: Lease) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from resprout.configs.errors import StageFailed, Transient
+from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
@@ -178,20 +178,22 @@ def test_a_hold_timeout_ends_the_lock(locks, others):
     assert not locks.is_lock_holder("key", "me")
 
 
-def test_a_failing_store_does_not_end_the_heartbeat(locks):
+@pytest.mark.parametrize("error", [Transient("busy"), StageFailed("disk full"), BadInput("who are you")])
+def test_a_failing_store_does_not_end_the_heartbeat(locks, caplog, error):
     locks.acquire_lock("key", "me")
     original, failed = locks._driver.replace_if, []
 
     def fail(*arguments):
         if len(failed) < 2:
             failed.append(1)
-            raise Transient("busy")
+            raise error
         return original(*arguments)
 
     locks._driver.replace_if = fail
     time.sleep(2.5)
     assert len(failed) == 2
     assert locks.still_held("key")
+    assert caplog.text.count("trying again") == 1, "said once, not at each try"
 
 
 def test_a_renewal_whose_answer_was_lost_is_still_ours(locks):
