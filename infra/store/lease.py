@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect.locking.protocol import LockManager
 
-from resprout.configs.errors import StageFailed, Transient
+from resprout.configs.errors import ResproutError, StageFailed
 from resprout.infra.store import process
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.driver import Driver, Versioned
@@ -167,7 +167,7 @@ class LeaseLockManager(LockManager):
         for key, holder in held:
             try:
                 self.release_lock(key, holder)
-            except Transient as error:
+            except ResproutError as error:
                 logger.warning("the lock on %s was not released and will expire: %s", key, error)
 
     def _try(self, key: str, holder: str, hold_seconds: float | None) -> bool:

@@ -225,6 +225,20 @@ def test_closing_frees_what_is_held(locks, others):
     assert others.acquire_lock("b", "you", acquire_timeout=0)
 
 
+def test_closing_on_a_full_disk_hides_no_other_error(locks, others, caplog):
+    locks.acquire_lock("a", "me")
+    original = locks._driver.replace_if
+
+    def full(*arguments):
+        raise StageFailed("disk full")
+
+    locks._driver.replace_if = full
+    locks.close()
+    locks._driver.replace_if = original
+    assert "will expire: disk full" in caplog.text
+    assert others.acquire_lock("a", "you", acquire_timeout=5)
+
+
 def test_garbage_in_the_place_of_a_lock_is_replaced(locks, store):
     store.driver.put_bytes(f"locks/{sha256_hex(b'key')}.json", b"garbage")
     assert not locks.is_locked("key")
