@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from resprout.configs.errors import BadInput
@@ -29,13 +30,22 @@ QUIET = {
 def prepare(infra: InfraConfig, home: Path, debug: bool = False) -> None:
     """Make the home folder and set what Prefect, MLflow and Hugging Face read when they are imported.
 
-    A variable that the user has set stays as it is, unless the config names the same thing.
+    A variable that the user has set stays as it is, unless the config names the same thing. A home that
+    cannot be made or written raises BadInput: Prefect's server would try for minutes before it says anything.
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(
             f"the data folder {home} cannot be made ({error.strerror}); set RESPROUT_HOME"
+        ) from None
+    try:
+        with tempfile.NamedTemporaryFile(dir=home, prefix="probe-") as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        raise BadInput(
+            f"the data folder {home} cannot be written ({error.strerror}); make it writable with room on its "
+            "disk, or set RESPROUT_HOME to another folder"
         ) from None
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

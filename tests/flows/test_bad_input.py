@@ -276,6 +276,18 @@ def test_a_home_that_cannot_be_made(
     refused(run_here(), "file/home cannot be made .*set RESPROUT_HOME", tmp_path)
 
 
+def test_a_home_that_cannot_be_written_is_refused_before_any_server_starts(
+    tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/proc/self").is_dir():
+        pytest.skip("no /proc, the folder that not even root can write")
+    begun: list[Any] = []
+    monkeypatch.setattr("resprout.flows.compress.compress_here", lambda *given: begun.append(given))
+    monkeypatch.setenv("RESPROUT_HOME", "/proc")
+    refused(run_here(), r"/proc cannot be written \(.*\); make it writable .*set RESPROUT_HOME", tmp_path)
+    assert not begun
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
