@@ -18,9 +18,9 @@ Calling it:
 from __future__ import annotations
 
 import datetime
-import errno
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -28,11 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from resprout.configs.errors import ResproutError, StageFailed, Transient
+from resprout.configs.errors import Transient
 from resprout.infra import identity
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.code import code_hash
+from resprout.tasks.faults import as_sentence
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.run import Forecast
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from prefect import Task
 
     from resprout.tasks.run import Run
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C")
 Body = Callable[[Job[C], Mapping[str, Path], Path, Progress], None]
@@ -54,7 +57,7 @@ LOGGED_FILES = (
     "samples.jsonl",
 )
 LOGGED_BYTES = 2_000_000
-PROGRESS_SECONDS = 5.0
+ARTIFACT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ class Stage(Generic[C]):
             try:
                 self.body(job, folders, content, progress)
             except BaseException as error:
-                raise _as_sentence(error, self.name, run.home) from error
+                raise as_sentence(error, self.name, run.home) from error
             run.stop_if_cancelled()
             manifest = run.store.publish(content, run.locks.guard(key), move=True)
         record = Record(
@@ -320,24 +323,6 @@ def _is_transient(task: Any, task_run: Any, state: Any) -> bool:
     return isinstance(error, Transient)
 
 
-def _as_sentence(error: BaseException, stage_name: str, home: Path) -> BaseException:
-    """Faults that anybody may meet, as a sentence that says what to do; everything else as it is."""
-    if isinstance(error, ResproutError) or not isinstance(error, Exception):
-        return error
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return StageFailed(
-            f"{stage_name} ran out of memory; use smaller batches or sequences in its section, a smaller "
-            "dtype, or a machine with more memory; finished stages are kept"
-        )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return StageFailed(
-            f"the disk of {home} is full in {stage_name}; free space there and run again; finished stages "
-            "are kept"
-        )
-    return error
-
-
 def _read_json(run: Run, ref: ArtifactRef, path: str) -> dict[str, float]:
     return dict(json.loads(run.store.read(ref.digest, path)))
 
@@ -368,13 +353,17 @@ class _Throttled:
     def __call__(self, done: int, total: int, what: str) -> None:
         self.stop()
         self.display(done, total, what)
-        if time.monotonic() - self.shown < PROGRESS_SECONDS:
+        if time.monotonic() - self.shown < ARTIFACT_SECONDS:
             return
         self.shown = time.monotonic()
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
         percent = 100.0 * done / max(total, 1)
-        if self.artifact is None:
-            self.artifact = create_progress_artifact(progress=percent, key=self.key, description=what)
-        else:
-            update_progress_artifact(self.artifact, progress=percent)
+        try:
+            if self.artifact is None:
+                self.artifact = create_progress_artifact(progress=percent, key=self.key, description=what)
+            else:
+                update_progress_artifact(self.artifact, progress=percent)
+        except Exception as error:
+            # Hours of work do not end because a server that only watches restarts.
+            logger.debug("Prefect did not take the progress of %s: %s", self.key, error)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from safetensors import SafetensorError
 
 from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.infra import identity
@@ -159,6 +161,7 @@ def test_only_transient_faults_are_tried_again(
     ("error", "sentence"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "disk of .* is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "disk of .* is full"),
         (MemoryError(), "ran out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "ran out of memory"),
     ],
@@ -238,6 +241,28 @@ def test_the_record_tells_how_it_came_to_be(home: Path, make_run: Callable[..., 
     assert (record.stage, record.seed, record.config) == ("toy", 5, {"text": "b"})
     assert record.who == identity.who()
     assert record.machine["python"]
+
+
+def test_a_prefect_server_that_is_away_costs_no_stage(
+    home: Path, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def away(**given: Any) -> None:
+        tries.append(given)
+        raise httpx.ConnectError("All connection attempts failed")
+
+    def long(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:
+        progress(1, 2, "halves")
+        progress(2, 2, "halves")
+        (workdir / "out.txt").write_text("done")
+
+    long.__module__ = write_text.__module__
+    monkeypatch.setattr("resprout.tasks.stage.ARTIFACT_SECONDS", 0.0)
+    monkeypatch.setattr("prefect.artifacts.create_progress_artifact", away)
+    made = make_run(home, lambda run: stage("long", kind="toy")(long)(run, Job(Knobs())))
+    assert made.digest
+    assert [given["progress"] for given in tries] == [50.0, 100.0]
 
 
 def test_a_swallowed_interrupt_stops_the_stage_before_it_publishes(
