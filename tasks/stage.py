@@ -96,7 +96,10 @@ class Stage(Generic[C]):
 
     def key(self, job: Job[C], inputs: Mapping[str, Input]) -> str:
         """The cache key: sha256 of everything that decides the stage's bytes."""
-        text = json.dumps(self.key_parts(job, inputs), sort_keys=True)
+        return self._key_of(self.key_parts(job, inputs))
+
+    def _key_of(self, parts: Mapping[str, Any]) -> str:
+        text = json.dumps(parts, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()}"
 
     def key_parts(self, job: Job[C], inputs: Mapping[str, Input]) -> dict[str, Any]:
@@ -133,14 +136,16 @@ class Stage(Generic[C]):
         run.stop_if_cancelled()
         if run.look_up_only:
             return self._look_up(run, job, inputs, label)
-        key = self.key(job, inputs)
+        # Once, before the body: an edit while the stage runs must not be recorded as what ran.
+        parts = self.key_parts(job, inputs)
+        key = self._key_of(parts)
         seconds: list[float] = []
         began = time.perf_counter()
 
         def produce() -> dict[str, Any]:
             start = time.perf_counter()
             try:
-                return self._produce(run, job, inputs, key, label)
+                return self._produce(run, job, inputs, parts, label)
             finally:
                 seconds.append(time.perf_counter() - start)
 
@@ -189,8 +194,9 @@ class Stage(Generic[C]):
         return task
 
     def _produce(
-        self, run: Run, job: Job[C], inputs: Mapping[str, Input], key: str, label: str
+        self, run: Run, job: Job[C], inputs: Mapping[str, Input], parts: Mapping[str, Any], label: str
     ) -> dict[str, Any]:
+        key = self._key_of(parts)
         started = datetime.datetime.now(datetime.UTC)
         start = time.perf_counter()
         progress = _Throttled(run.display.started(label), label, run.stop_if_cancelled)
@@ -212,7 +218,7 @@ class Stage(Generic[C]):
             stage=self.name,
             key=key,
             kind=self.kind,
-            config=config_data(job.config),
+            config=parts["config"],
             parents=tuple(
                 Parent(role=role, digest=ref_of(given).digest, record=ref_of(given).record)
                 for role, given in sorted(inputs.items())
@@ -221,8 +227,8 @@ class Stage(Generic[C]):
             seed=job.seed if self.seeded else None,
             dtype=job.dtype if self.computes else None,
             device=job.device if self.computes else None,
-            code={**identity.code_identity(), "reached": self.key_parts(job, inputs)["code"]},
-            libraries=self.versions(),
+            code={**identity.code_identity(), "reached": parts["code"]},
+            libraries=parts["libraries"],
             machine=identity.machine(),
             who=identity.who(),
             started=started.isoformat(timespec="seconds"),

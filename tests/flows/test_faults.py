@@ -43,16 +43,16 @@ def wrap(owner, name, around):
 
 inside = {"label": None}
 
-def note(real, self, run, job, inputs, key, label):
+def note(real, self, run, job, inputs, parts, label):
     inside["label"] = label
     if fault["kind"] == "timed" and label == fault["stage"]:
         bomb = threading.Timer(fault["seconds"], die)
         bomb.daemon = True
         bomb.start()
-        real(self, run, job, inputs, key, label)
+        real(self, run, job, inputs, parts, label)
         die()
     try:
-        return real(self, run, job, inputs, key, label)
+        return real(self, run, job, inputs, parts, label)
     finally:
         inside["label"] = None
 

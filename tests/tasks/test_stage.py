@@ -265,6 +265,27 @@ def test_a_prefect_server_that_is_away_costs_no_stage(
     assert [given["progress"] for given in tries] == [50.0, 100.0]
 
 
+def test_an_edit_while_a_stage_runs_is_not_recorded_as_what_ran(
+    home: Path, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edits(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:
+        monkeypatch.setattr("resprout.tasks.stage.code_hash", lambda modules: "after")
+        monkeypatch.setattr(identity, "library_version", lambda name: "after")
+        (workdir / "out.txt").write_text("done")
+
+    edits.__module__ = write_text.__module__
+    monkeypatch.setattr("resprout.tasks.stage.code_hash", lambda modules: "before")
+    monkeypatch.setattr(identity, "library_version", lambda name: "before")
+
+    def steps(run: Any) -> Any:
+        made = stage("edits", kind="toy", libraries=("numpy",))(edits)(run, Job(Knobs()))
+        return run.store.get_record(made.record)
+
+    record = make_run(home, steps)
+    assert record.code["reached"] == "before"
+    assert record.libraries == {"numpy": "before"}
+
+
 def test_a_swallowed_interrupt_stops_the_stage_before_it_publishes(
     home: Path, make_run: Callable[..., Any]
 ) -> None:
