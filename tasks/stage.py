@@ -76,6 +76,15 @@ def ref_of(given: Input) -> ArtifactRef:
     return given.ref if isinstance(given, Part) else given
 
 
+def config_data(config: Any) -> Any:
+    """A section as plain data for key and record: its own `key_data()`, else its dump."""
+    if hasattr(config, "key_data"):
+        return config.key_data()
+    if hasattr(config, "model_dump"):
+        return config.model_dump(mode="json")
+    return config
+
+
 def no_methods(config: Any) -> list[str]:
     """The stage has no methods to choose from."""
     return []
@@ -93,6 +102,7 @@ class Stage(Generic[C]):
     seeded: bool = False
     computes: bool = True
     hardware: bool = False
+    settings: Callable[[C], Any] = config_data
 
     def key(self, job: Job[C], inputs: Mapping[str, Input]) -> str:
         """The cache key: sha256 of everything that decides the stage's bytes."""
@@ -106,7 +116,7 @@ class Stage(Generic[C]):
         """What enters the key, by name; kept readable so that a miss can be explained."""
         parts: dict[str, Any] = {
             "stage": self.name,
-            "config": config_data(job.config),
+            "config": self.settings(job.config),
             "parents": {
                 role: [ref_of(given).digest, given.path if isinstance(given, Part) else ""]
                 for role, given in sorted(inputs.items())
@@ -276,7 +286,7 @@ class Stage(Generic[C]):
             metrics = _read_json(run, ref, "metrics.json") if "metrics.json" in paths else {}
             history = _read_jsonl(run, ref, "history.jsonl") if "history.jsonl" in paths else []
             timing = {} if cached else {"stage_seconds": seconds}
-            params = {**_flat(config_data(job.config)), **({"seed": job.seed} if self.seeded else {})}
+            params = {**_flat(self.settings(job.config)), **({"seed": job.seed} if self.seeded else {})}
             tracker.log(run_id, {**metrics, **timing}, params, history=history)
             for name in LOGGED_FILES:
                 if paths.get(name, LOGGED_BYTES + 1) <= LOGGED_BYTES:
@@ -296,27 +306,19 @@ def stage(
     seeded: bool = False,
     computes: bool = True,
     hardware: bool = False,
+    settings: Callable[[Any], Any] = config_data,
 ) -> Callable[[Body[Any]], Stage[Any]]:
     """Turn a pure function into a stage.
 
     `libraries`: distributions whose versions enter the key. `methods(config)`: modules of the selected
     methods. `seeded`: the stage draws, so the seed enters. `computes`: dtype and device enter. `hardware`:
-    the machine enters.
+    the machine enters. `settings(config)`: what of the section enters, as plain data, where that is not all.
     """
 
     def wrap(body: Body[Any]) -> Stage[Any]:
-        return Stage(name, kind, body, libraries, methods, seeded, computes, hardware)
+        return Stage(name, kind, body, libraries, methods, seeded, computes, hardware, settings)
 
     return wrap
-
-
-def config_data(config: Any) -> Any:
-    """A section as plain data for key and record: its own `key_data()`, else its dump."""
-    if hasattr(config, "key_data"):
-        return config.key_data()
-    if hasattr(config, "model_dump"):
-        return config.model_dump(mode="json")
-    return config
 
 
 def _optional(config: Any, method: str) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
@@ -27,7 +28,22 @@ def prune_methods(config: PruneConfig) -> list[str]:
     return resolve(config).prune_modules
 
 
-@stage("plan", kind="plan", libraries=("torch", "transformers"), methods=plan_methods)
+def plan_settings(config: PruneConfig) -> dict[str, Any]:
+    """What decides the plan: the section with the names that a preset stands for, and without `ridge`.
+
+    The repair is among them because plan.json names it.
+    """
+    unused = ("method", "ridge")
+    section = {name: value for name, value in config.key_data().items() if name not in unused}
+    return {**section, **asdict(resolve(config))}
+
+
+def prune_settings(config: PruneConfig) -> dict[str, Any]:
+    """What decides the pruned weights: the settings of the plan, and `ridge`."""
+    return {**plan_settings(config), "ridge": config.ridge}
+
+
+@stage("plan", kind="plan", libraries=("torch", "transformers"), methods=plan_methods, settings=plan_settings)
 def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write plan.json, scores.safetensors and metrics.json from `model` and `calibration`."""
     from safetensors.torch import save_file
@@ -53,7 +69,9 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
 
 
-@stage("prune", kind="model", libraries=("torch", "transformers"), methods=prune_methods)
+@stage(
+    "prune", kind="model", libraries=("torch", "transformers"), methods=prune_methods, settings=prune_settings
+)
 def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pruned model's folder from `model`, `calibration` and `plan`."""
     from resprout.tasks.models.load import load_model, save_model

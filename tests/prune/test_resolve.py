@@ -7,6 +7,7 @@ import pytest
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import FOLDER, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.job import Job
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import Resolved, resolve
 from resprout.tasks.prune.stage import plan, prune
@@ -60,6 +61,44 @@ def test_all_presets_are_found():
 def test_wrong_choices(values, says):
     with pytest.raises(BadInput, match=says):
         resolve(config(**values))
+
+
+def keys(**values):
+    job = Job(config(**values))
+    return plan.key(job, {}), prune.key(job, {})
+
+
+def test_a_preset_with_another_repair_makes_both_stages_anew(monkeypatch):
+    before = keys(method="flap")
+    preset = load_preset("flap").model_copy(update={"repair": "none"})
+    monkeypatch.setattr("resprout.tasks.prune.resolve.load_preset", lambda name: preset)
+    plan_key, prune_key = keys(method="flap")
+    assert plan_key != before[0], "plan.json names the repair"
+    assert prune_key != before[1]
+    assert (plan_key, prune_key) == keys(method="flap", repair="none"), "the same choice, spelt out"
+
+
+def test_ridge_makes_the_weights_anew_and_keeps_the_plan():
+    before = keys(repair="least_squares")
+    plan_key, prune_key = keys(repair="least_squares", ridge=0.5)
+    assert plan_key == before[0]
+    assert prune_key != before[1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"method": "wanda_sp"},
+        {"units": ["ffn", "kv_groups"]},
+        {"target": {"params_ratio": 0.8}},
+        {"target": {"non_embedding_ratio": 0.9}},
+        {"round_to": 64},
+        {"layout": "per_layer"},
+        {"repair": "none"},
+    ],
+)
+def test_all_else_makes_the_plan_anew(values):
+    assert keys(**values)[0] != keys()[0]
 
 
 def test_stages_name_only_the_modules_that_the_config_selects():
