@@ -3,7 +3,8 @@
 Modules are found statically: from a stage's door and the methods its config selects, every `resprout.tasks`
 import is followed, inside functions too. Registries name methods as strings, so a method that is not selected
 is not reached. Comments, docstrings and formatting do not count (the hash is over the syntax tree), nor does
-anything in infra, configs or flows: settings reach a stage as values, which its key holds already.
+anything in infra, configs or flows: settings reach a stage as values, which its key holds already. Templates
+(*.j2) count with every module of their folder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ORCHESTRATION = {"resprout.tasks.stage", "resprout.tasks.run", "resprout.tasks.c
 
 
 def code_hash(modules: Iterable[str]) -> str:
-    """sha256 over the syntax trees of all science modules reachable from `modules`."""
+    """sha256 over the syntax trees of all science modules reachable from `modules`, and their templates."""
     reached: dict[str, str] = {}
     todo = sorted(set(modules))
     while todo:
@@ -32,6 +33,7 @@ def code_hash(modules: Iterable[str]) -> str:
             continue
         digest, imports = _digest_and_imports(module)
         reached[module] = digest
+        reached.update(_templates(module))
         todo.extend(name for name in imports if name.startswith(SCIENCE) and name not in reached)
     lines = "\n".join(f"{name} {digest}" for name, digest in sorted(reached.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -52,6 +54,14 @@ def _digest_and_imports(module: str) -> tuple[str, tuple[str, ...]]:
         raise ModuleNotFoundError(f"no source file for {module}; it cannot enter a cache key")
     stat = path.stat()
     return _parse(module, path, stat.st_mtime_ns, stat.st_size)
+
+
+def _templates(module: str) -> dict[str, str]:
+    """sha256 of each template beside the module, by a name that no module has."""
+    path = module_path(module)
+    package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
+    files = path.parent.glob("*.j2") if path else ()
+    return {f"{package}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @functools.cache

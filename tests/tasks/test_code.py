@@ -83,6 +83,15 @@ def test_imports_inside_functions_are_followed(copy: Path) -> None:
     assert code.code_hash(["resprout.tasks.evaluate.stage"]) != before
 
 
+@pytest.mark.parametrize("template", ["report.html.j2", "report.md.j2", "summary.md.j2"])
+def test_an_edit_in_a_template_reruns_the_report_alone(copy: Path, template: str) -> None:
+    report, before = code.code_hash(["resprout.tasks.report.stage"]), hashes()
+    path = copy / "report" / template
+    path.write_text(path.read_text() + "more\n")
+    assert code.code_hash(["resprout.tasks.report.stage"]) != report
+    assert hashes() == before
+
+
 def test_an_unknown_module_is_an_error() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"resprout\.tasks\.nowhere"):
         code.code_hash(["resprout.tasks.nowhere"])
