@@ -180,8 +180,16 @@ class Tracker:
 
     @_answers
     def run(self, run_id: str) -> Run:
-        """A run."""
-        return self.client.get_run(run_id)
+        """A run; BadInput where MLflow has none with this id."""
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise BadInput(
+                f"no run {run_id} in MLflow at {self.shown_uri}; give the id of a run that it shows, or set "
+                "infra.mlflow.tracking_uri to the one that holds it"
+            ) from None
 
     @contextmanager
     def running(self, run_id: str) -> Iterator[None]:

@@ -103,6 +103,7 @@ def test_help_lists_every_verb(resprout: Callable[..., Any], tmp_path: Path) -> 
         (("lineage", "nonsense"), "is no reference; give models:/name/3"),
         (("verify", "models:/none@candidate"), "no model version models:/none@candidate"),
         (("lineage", "a" * 64), "give a digest that a run printed"),
+        (("lineage", "0" * 32), f"no run {'0' * 32} in MLflow at sqlite"),
         (("report", "nonsense"), "is no reference"),
     ],
 )

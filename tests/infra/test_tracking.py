@@ -76,6 +76,11 @@ def test_a_missing_version_is_one_sentence(tracker: Tracker) -> None:
             tracker.version(reference)
 
 
+def test_a_missing_run_is_one_sentence(tracker: Tracker) -> None:
+    with pytest.raises(BadInput, match=rf"no run {'0' * 32} in MLflow at sqlite.*; give the id of a run"):
+        tracker.run("0" * 32)
+
+
 def test_an_unreachable_server_is_said_within_twenty_seconds(tmp_path: Path) -> None:
     dead = Tracker(MlflowConfig(tracking_uri="http://user:hunter2@127.0.0.1:9"), tmp_path)
     began = time.monotonic()
