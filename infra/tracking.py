@@ -33,6 +33,8 @@ MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
 DATASET_DIGEST_CHARS = 36
 KNOCK_SECONDS = 5.0
+ARTIFACTS = "mlartifacts"
+IN = " in "
 
 
 def _answers(method: Callable[P, R]) -> Callable[P, R]:
@@ -82,13 +84,7 @@ class Tracker:
                 if self.is_server:
                     self._knock()
                 self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-                found = self.client.get_experiment_by_name(self.config.experiment)
-                if found is not None and found.lifecycle_stage != "active":
-                    raise BadInput(
-                        f"the MLflow experiment '{self.config.experiment}' is deleted; restore it or set "
-                        "infra.mlflow.experiment to another name"
-                    )
-                self.experiment_id = found.experiment_id if found else self._make_experiment()
+                self.experiment_id = self._experiment(self.config.experiment)
             except BadInput:
                 raise
             except (MlflowException, OSError, ImportError) as error:
@@ -106,9 +102,33 @@ class Tracker:
         with suppress(requests.exceptions.SSLError):
             requests.head(self.uri, timeout=KNOCK_SECONDS, allow_redirects=False)
 
-    def _make_experiment(self) -> str:
-        location = None if self.is_server else (self.home / "mlartifacts").resolve().as_uri()
-        return self.client.create_experiment(self.config.experiment, artifact_location=location)
+    def _experiment(self, name: str) -> str:
+        """Id of the active experiment called `name`, which is made where there is none.
+
+        MLflow never changes where an experiment's artifacts lie. In a home that was moved or copied the
+        experiment still points at the old folder, so new runs go to one that is named after the home.
+        """
+        own = None if self.is_server else (self.home / ARTIFACTS).resolve().as_uri()
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return self.client.create_experiment(name, artifact_location=own)
+        if found.lifecycle_stage != "active":
+            raise BadInput(
+                f"the MLflow experiment '{name}' is deleted; restore it or set infra.mlflow.experiment to "
+                "another name"
+            )
+        location = found.artifact_location
+        moved = location.startswith("file:") and location.endswith(f"/{ARTIFACTS}") and location != own
+        if moved and self.config.tracking_uri is None and name == self.config.experiment:
+            return self._experiment(f"{name}{IN}{self.home.resolve()}")
+        return found.experiment_id
+
+    def _experiments(self) -> list[str]:
+        """Ids of the experiment and of those that stood for it while the home was elsewhere."""
+        name = self.config.experiment
+        found = self.client.search_experiments() if self.config.tracking_uri is None else ()
+        kin = [one.experiment_id for one in found if one.name == name or one.name.startswith(f"{name}{IN}")]
+        return sorted({self.experiment_id, *kin})
 
     @_answers
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
@@ -209,7 +229,7 @@ class Tracker:
     def producer(self, record: str) -> str | None:
         """Id of the run that wrote this record, None where MLflow does not know it (say, a new database)."""
         found = self.client.search_runs(
-            [self.experiment_id],
+            self._experiments(),
             f"tags.`resprout.record` = '{record}' and tags.`resprout.cached` = 'false'",
             max_results=1,
         )

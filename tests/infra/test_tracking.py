@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -74,6 +75,44 @@ def test_a_missing_version_is_one_sentence(tracker: Tracker) -> None:
     for reference in ("models:/none@candidate", "models:/none/1"):
         with pytest.raises(BadInput, match="no model version"):
             tracker.version(reference)
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
+def test_a_home_elsewhere_keeps_its_runs_and_its_new_artifacts(tmp_path: Path, copied: bool) -> None:
+    def at(home: Path) -> Tracker:
+        made = Tracker(MlflowConfig(), home)
+        made.connect()
+        return made
+
+    first, second = tmp_path / "a", tmp_path / "b"
+    before = at(first)
+    old = before.start("old", {"resprout.record": "r1", "resprout.cached": "false"})
+    before.log_text(old, "text", "a.txt")
+    assert at(first).experiment_id == before.experiment_id
+    (shutil.copytree if copied else shutil.move)(first, second)
+
+    after = at(second)
+    new = after.start("new", {})
+    after.log_text(new, "text", "b.txt")
+    uri = after.run(new).info.artifact_uri
+    assert uri.startswith(second.as_uri())
+    assert (Path(uri.removeprefix("file://")) / "b.txt").read_text() == "text"
+    assert first.exists() == copied, "nothing is written where the home was"
+    assert after.run(old).info.run_name == "old"
+    assert after.producer("r1") == old, "a stage found in the cache still names the run that made it"
+    again = at(second)
+    assert again.experiment_id == after.experiment_id
+    if not copied:
+        shutil.move(second, first)
+        assert at(first).experiment_id == before.experiment_id, "back in its place it goes on as before"
+
+
+def test_a_database_that_the_config_names_keeps_its_one_experiment(tmp_path: Path) -> None:
+    shared = MlflowConfig(tracking_uri=f"sqlite:///{tmp_path / 'shared.db'}")
+    one, other = Tracker(shared, tmp_path / "a"), Tracker(shared, tmp_path / "b")
+    one.connect()
+    other.connect()
+    assert one.experiment_id == other.experiment_id
 
 
 def test_a_missing_run_is_one_sentence(tracker: Tracker) -> None:
