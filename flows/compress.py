@@ -18,7 +18,7 @@ from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
 from resprout.flows.session import Session, current, using
 from resprout.flows.sources import Sources
-from resprout.flows.steps import Steps
+from resprout.flows.steps import Steps, look_up
 from resprout.infra import identity
 from resprout.infra.environment import prepare
 from resprout.infra.store.lease import LeaseLockManager
@@ -51,7 +51,13 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     store.ensure_writable()
     sources = Sources(loaded, tracker.uri)
     if sources.shape is not None:
-        preflight.check(loaded.config.model, sources.shape, loaded.home, store.free_bytes())
+        preflight.check(
+            loaded.config.model,
+            sources.shape,
+            loaded.home,
+            store.free_bytes(),
+            lambda: look_up(loaded.config, store, tracker, sources, loaded.home)[1],
+        )
     digest = config_digest(loaded)
     run_id = tracker.start(loaded.config.name, _run_tags(loaded, digest))
     result = session.result

@@ -6,19 +6,15 @@ from typing import Any
 
 from resprout.configs.load import Loaded
 from resprout.flows import preflight
-from resprout.flows.session import NoDisplay
 from resprout.flows.sources import Sources
-from resprout.flows.steps import Steps
+from resprout.flows.steps import look_up
 from resprout.infra.environment import prepare
 from resprout.infra.identity import machine
-from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.target import implied_shape, request, warnings_for
-from resprout.tasks.run import Run
 
 
 def forecast(loaded: Loaded) -> dict[str, Any]:
@@ -28,17 +24,7 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
     tracker = Tracker(config.infra.mlflow, loaded.home)
     store = ArtifactStore.from_config(config.infra.store, loaded.home)
     sources = Sources(loaded, tracker.uri)
-    run = Run(
-        store=store,
-        tracker=tracker,
-        locks=LeaseLockManager(store.driver),
-        results=ArtifactResults.of(store),
-        display=NoDisplay(),
-        home=loaded.home,
-        mlflow_run_id="",
-        look_up_only=True,
-    )
-    made = Steps(config, run, sources).all()
+    made, forecasts = look_up(config, store, tracker, sources, loaded.home)
     last = _seconds(store)
     method = resolve(config.prune)
     found: dict[str, Any] = {
@@ -47,22 +33,22 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
         "method": {"criterion": method.criterion, "allocator": method.allocator, "repair": method.repair},
         "stages": [
             {"name": one.label, "cached": one.cached, "last_seconds": last.get(one.stage)}
-            for one in run.forecasts
+            for one in forecasts
         ],
         "widths": None,
     }
     if sources.shape is not None:
-        found |= _sizes(loaded, sources.shape)
+        found |= _sizes(loaded, sources.shape, preflight.models_to_make(forecasts))
     if made.plan.digest:
         found["plan"] = {"digest": made.plan.digest, "uri": made.plan.uri}
     return found
 
 
-def _sizes(loaded: Loaded, dense: Shape) -> dict[str, Any]:
+def _sizes(loaded: Loaded, dense: Shape, models: int) -> dict[str, Any]:
     config = loaded.config
     wanted = request(dense, config.prune)
     cut = implied_shape(dense, config.prune)
-    needs = preflight.needs(dense.params, config.model.dtype)
+    needs = preflight.needs(dense.params, config.model.dtype, models)
     return {
         "dense": _shape(dense, config.model.dtype),
         "requested_params": wanted.limit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import ModelConfig
 from resprout.infra.identity import library_version
 from resprout.tasks.models.size import BYTES, Shape
+from resprout.tasks.run import Forecast
 
-MODELS_ON_DISK = 5
-"""Dense, pruned, recovered and exported, and one in the making."""
+MODEL_STAGES = ("acquire model", "prune", "recover", "export")
+"""Labels of the stages that each leave a model of the dense one's size, at most, on the disk."""
 MODELS_IN_MEMORY = 2
 """Selection, distillation and divergence hold two models at once."""
 WORKING_BYTES = 1_000_000_000
@@ -40,22 +42,42 @@ class Needs:
     memory: int
 
 
-def needs(params: int, dtype: str) -> Needs:
-    """Estimate for a model of `params` parameters held in `dtype`."""
+def needs(params: int, dtype: str, models: int = len(MODEL_STAGES)) -> Needs:
+    """Estimate for `models` models to be made, each of `params` parameters held in `dtype`."""
     size = params * BYTES[dtype]
-    return Needs(MODELS_ON_DISK * size, MODELS_IN_MEMORY * size + WORKING_BYTES)
+    # The one in the making is there twice for a moment.
+    disk = (models + 1) * size if models else 0
+    return Needs(disk, MODELS_IN_MEMORY * size + WORKING_BYTES)
 
 
-def check(model: ModelConfig, shape: Shape, home: Path, free: int) -> None:
-    """BadInput where the `free` bytes of the home's disk, or the memory, cannot hold models of `shape`."""
+def models_to_make(forecasts: Iterable[Forecast]) -> int:
+    """How many models a run would add to the store."""
+    return sum(one.label in MODEL_STAGES and not one.cached for one in forecasts)
+
+
+def check(
+    model: ModelConfig, shape: Shape, home: Path, free: int, forecasts: Callable[[], list[Forecast]]
+) -> None:
+    """BadInput where the `free` bytes of the home's disk, or the memory, cannot hold models of `shape`.
+
+    `forecasts` are the run's stages as the store has them. They are asked for only where a whole run would
+    not fit: what is in the store needs no room, and a run that finds everything there needs nothing.
+    """
     needed = needs(shape.params, model.dtype)
-    if free < needed.disk:
-        raise BadInput(
-            f"the disk of {home} has {_gb(free)} GB free, and this run needs about {_gb(needed.disk)} GB; "
-            "free space there or set RESPROUT_HOME to a larger disk"
-        )
     total = psutil.virtual_memory().total
-    if device(model.device) == "cpu" and total < needed.memory:
+    too_little_memory = device(model.device) == "cpu" and total < needed.memory
+    if free >= needed.disk and not too_little_memory:
+        return
+    stages = forecasts()
+    if all(one.cached for one in stages):
+        return
+    disk = needs(shape.params, model.dtype, models_to_make(stages)).disk
+    if free < disk:
+        raise BadInput(
+            f"the disk of {home} has {_gb(free)} GB free, and this run needs about {_gb(disk)} GB for the "
+            "models it will make; free space there or set RESPROUT_HOME to a larger disk"
+        )
+    if too_little_memory:
         raise BadInput(
             f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed.memory)} GB "
             f"for two copies of the model in {model.dtype}; use a smaller dtype or a larger machine"

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
 from resprout.flows.check import check_fits
 from resprout.flows.preflight import device
+from resprout.flows.session import NoDisplay
 from resprout.flows.sources import Sources
+from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.results import ArtifactResults
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.evaluate.data_stage import evaluation_data
@@ -28,7 +34,7 @@ from resprout.tasks.measure.stage import measure
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.prune.stage import plan, prune
 from resprout.tasks.recover.stage import recover
-from resprout.tasks.run import Run
+from resprout.tasks.run import Forecast, Run
 from resprout.tasks.select.pool_stage import pool
 from resprout.tasks.select.stage import select
 from resprout.tasks.stage import Input, Part
@@ -114,9 +120,18 @@ class Steps:
     def _check_shape(self) -> None:
         """What `resprout validate` could not see, because the model lay elsewhere."""
         run, config = self.run, self.config
+        if not self.dense.digest:
+            return
         shape = shape_of(json.loads(run.store.read(self.dense.digest, "config.json")))
         check_fits(config, shape)
-        preflight.check(config.model, shape, run.home, run.store.free_bytes())
+        if not run.look_up_only:
+            preflight.check(
+                config.model,
+                shape,
+                run.home,
+                run.store.free_bytes(),
+                lambda: look_up(config, run.store, run.tracker, self.sources, run.home)[1],
+            )
 
     def grow_back(self, pruned: ArtifactRef) -> tuple[ArtifactRef | None, ArtifactRef | None]:
         """Selection and recovery, where the config has them."""
@@ -142,3 +157,23 @@ class Steps:
         self.scores[name] = evaluate(run, self.job(config.evaluate), given, f"evaluate {name}")
         if config.measure is not None:
             self.speeds[name] = measure(run, self.job(config.measure), {"model": model}, f"measure {name}")
+
+
+def look_up(
+    config: RunConfig, store: ArtifactStore, tracker: Tracker, sources: Sources, home: Path
+) -> tuple[Made, list[Forecast]]:
+    """What a run would find in the store, and for each stage whether it would run; runs none.
+
+    A reference without a digest stands for what is not made yet.
+    """
+    run = Run(
+        store=store,
+        tracker=tracker,
+        locks=LeaseLockManager(store.driver),
+        results=ArtifactResults.of(store),
+        display=NoDisplay(),
+        home=home,
+        mlflow_run_id="",
+        look_up_only=True,
+    )
+    return Steps(config, run, sources).all(), run.forecasts

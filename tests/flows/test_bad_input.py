@@ -19,8 +19,11 @@ from typing import Any
 
 import pytest
 
-from resprout.configs.errors import StageFailed
-from resprout.configs.schema import MlflowConfig
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import MlflowConfig, ModelConfig
+from resprout.flows import preflight
+from resprout.tasks.models.size import shape_of
+from resprout.tasks.run import Forecast
 from tiny_run import write_run
 
 CHEAP = ("acquire", "pool", "evaluation data")
@@ -268,6 +271,19 @@ def test_what_a_model_elsewhere_cannot_do_is_said_once_it_is_here(
     refused(run_here("model.source=models:/tiny/1", override), sentence, ready)
 
 
+def test_plan_says_that_a_model_elsewhere_would_be_acquired(
+    ground: Path, ready: Path, resprout: Callable[..., Any]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{ready / 'mlflow.db'}")
+    client.create_registered_model("tiny")
+    client.create_model_version("tiny", (ground / "model").as_uri())
+    found = resprout("plan", ground / "run.yaml", "model.source=models:/tiny/1", "--json", home=ready)
+    assert found.code == 0, found.err
+    assert not any(stage["cached"] for stage in found.result["stages"])
+
+
 def test_a_home_that_cannot_be_made(
     ground: Path, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +381,48 @@ def test_a_machine_too_small(
     found = run_here()
     refused(found, sentence, ready)
     assert found.result["stages"] == []
+
+
+def some(dense: bool, later: bool) -> list[Forecast]:
+    labels = {"acquire model": dense, "plan": dense, "prune": later, "recover": later, "export": later}
+    return [Forecast(label, label, cached) for label, cached in labels.items()]
+
+
+@pytest.mark.parametrize(
+    ("dense", "later", "needed"),
+    [(False, False, 5), (True, False, 4), (True, True, 0)],
+    ids=["nothing is there", "the dense model is there", "all is there"],
+)
+def test_models_in_the_store_need_no_room(ground: Path, dense: bool, later: bool, needed: int) -> None:
+    model, shape = ModelConfig(source="model", dtype="float32"), shape_of(ground / "model")
+    room = needed * 4 * shape.params
+    asked: list[int] = []
+
+    def forecasts() -> list[Forecast]:
+        asked.append(1)
+        return some(dense, later)
+
+    preflight.check(model, shape, ground, room, forecasts)
+    preflight.check(model, shape, ground, 5 * 4 * shape.params, lambda: pytest.fail("no need to look"))
+    if needed:
+        with pytest.raises(BadInput, match="free, and this run needs about"):
+            preflight.check(model, shape, ground, room - 1, forecasts)
+
+
+def test_a_run_that_finds_everything_is_not_refused(
+    ground: Path, ready: Path, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ground, tmp_path / "short", ignore=shutil.ignore_patterns("template"))
+    changes: dict[str, Any] = dict.fromkeys(("select", "recover", "measure", "gate", "register"))
+    config = write_run(tmp_path / "short", **changes)
+    assert run_here(config=config).code == 0
+    small = SimpleNamespace(total=1000, available=1000)
+    monkeypatch.setattr("resprout.infra.store.store.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("resprout.flows.preflight.psutil.virtual_memory", lambda: small)
+    again = run_here(config=config)
+    assert again.code == 0, again.err
+    assert all(stage["cached"] for stage in again.result["stages"])
+    refused(run_here("prune.round_to=16", config=config), "GB free, and this run needs about", ready)
 
 
 def test_a_disk_that_fills_up_while_publishing(
