@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resprout.configs.errors import BadInput
 from resprout.infra.store.workdir import private_folder
 from resprout.tasks.acquire.address import fetch
 from resprout.tasks.acquire.choose import choose
@@ -16,7 +15,8 @@ from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
 from resprout.tasks.acquire.pinned import Pinned, Wanted
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
 from resprout.tasks.job import Job, Progress
-from resprout.tasks.models.families import check_family
+from resprout.tasks.models.config_json import read_config
+from resprout.tasks.models.size import shape_of
 from resprout.tasks.stage import stage
 
 
@@ -40,7 +40,7 @@ def acquire_model(
         else:
             convert_pickle(chosen, files, workdir, scratch, config.dtype, progress)
     if job.config.role == "model":
-        check_family(_config_json(workdir))
+        shape_of(read_config(workdir, job.config.pinned.uri))
 
 
 @stage("acquire_rows", kind="rows", seeded=True, computes=False)
@@ -96,13 +96,3 @@ def _write(
         found = list(first.values())
     write_jsonl(path, (item.row for item in found))
     progress(len(sources), len(sources), "sources")
-
-
-def _config_json(folder: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"the model's config.json is not valid JSON ({error}); write it again") from error
-    if not isinstance(data, dict):
-        raise BadInput("the model's config.json holds no object; write it again")
-    return data

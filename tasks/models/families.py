@@ -46,12 +46,19 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def check_family(config_json: Mapping[str, Any]) -> Family:
-    """The family of a model's config.json; one that is not supported raises BadInput."""
+    """The family of a model's config.json; an unsupported one, or quantised weights, raise BadInput."""
     model_type = str(config_json.get("model_type"))
     if model_type not in FAMILIES:
         raise BadInput(
             f"model_type '{model_type}' is not supported; supported are {', '.join(sorted(FAMILIES))}; to "
             "add a decoder with the same parts, add a row to tasks/models/families.py and, where its modules "
             "have other names, to tasks/models/anatomy.py"
+        )
+    quantised = config_json.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else "unknown"
+        raise BadInput(
+            f"config.json has a quantization_config (quant_method {method}), and quantised weights cannot be "
+            "pruned; give the unquantised model, in bfloat16, float16 or float32"
         )
     return FAMILIES[model_type]

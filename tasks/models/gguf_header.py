@@ -19,6 +19,7 @@ STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 LONGEST_STRING = 1 << 20
+MOST_DIMENSIONS = 4
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -38,10 +39,12 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
             for _ in range(tensors):
                 name = _string(file)
                 dimensions = _unpack(file, "I")[0]
+                if dimensions > MOST_DIMENSIONS:
+                    raise struct.error(f"a tensor of {dimensions} dimensions")
                 shapes[name] = _unpack(file, "Q" * dimensions)
                 _unpack(file, "IQ")
             return metadata, shapes
-    except (struct.error, UnicodeDecodeError, KeyError) as error:
+    except (struct.error, UnicodeDecodeError, KeyError, OverflowError) as error:
         raise BadInput(f"{path.name} is a damaged GGUF file: its header cannot be read ({error})") from None
 
 
@@ -57,10 +60,17 @@ def gguf_shape(path: Path) -> Shape:
 
     def number(key: str, default: int | None = None) -> int:
         value = metadata.get(f"{architecture}.{key}", default)
-        if not isinstance(value, int):
-            raise BadInput(f"{path.name} lacks a single {architecture}.{key} in its header")
+        if not isinstance(value, int) or (value <= 0 and value != default):
+            raise BadInput(
+                f"the header of {path.name} lacks a single {architecture}.{key} from 1; convert the model again"
+            )
         return value
 
+    if len(tensors.get("token_embd.weight", ())) != 2:
+        raise BadInput(
+            f"{path.name} holds no matrix token_embd.weight, so it is no whole model; fetch or convert it "
+            "again"
+        )
     layers, hidden = number("block_count"), number("embedding_length")
     heads = number("attention.head_count")
     kv_heads = number("attention.head_count_kv", heads)

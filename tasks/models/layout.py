@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from resprout.configs.errors import BadInput
 from resprout.tasks.models.anatomy import Part, anatomy
 from resprout.tasks.models.families import LAYOUT_KEY
+from resprout.tasks.models.size import layout_widths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,13 +38,7 @@ def layout_of(config: Any) -> Layout | None:
     data = getattr(config, LAYOUT_KEY, None)
     if data is None:
         return None
-    lengths = {len(data.get(key, ())) for key in ("intermediate_size", "num_key_value_heads")}
-    if lengths != {config.num_hidden_layers}:
-        raise BadInput(
-            f"{LAYOUT_KEY} in config.json must list intermediate_size and num_key_value_heads for each of "
-            f"the {config.num_hidden_layers} layers; save the model again with resprout"
-        )
-    return Layout(tuple(data["intermediate_size"]), tuple(data["num_key_value_heads"]))
+    return Layout(*layout_widths(data, config.num_hidden_layers))
 
 
 def cut_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:

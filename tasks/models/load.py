@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.layout import cut_class
 
@@ -99,15 +99,7 @@ def save_model(model: PreTrainedModel, folder: Path, tokenizer_from: Path) -> No
 
 def check_folder(folder: Path) -> None:
     """Raise BadInput unless `folder` holds a readable config.json and safetensors weights."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BadInput(
-            f"{folder} is no model folder: it has no config.json; give a folder that save_pretrained wrote"
-        )
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON ({error}); write the model's config again") from error
+    read_config(folder)
     if not any(folder.glob("*.safetensors")):
         found = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights"
         raise BadInput(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.families import FAMILIES, LAYOUT_KEY, check_family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+NEEDED = ("hidden_size", "vocab_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
+OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+LAYOUT_LISTS = ("intermediate_size", "num_key_value_heads")
 
 
 @dataclass(frozen=True)
@@ -108,39 +112,66 @@ class Shape:
 def shape_of(source: Path | Mapping[str, Any]) -> Shape:
     """The shape of the model in a folder, or of a config.json given as a dict; reads no weights.
 
-    An unsupported family, or a config.json that lacks a width, raises BadInput.
+    An unsupported family, quantised weights, or a config.json whose widths are not there or are no whole
+    numbers raise BadInput.
     """
-    if isinstance(source, Path):
-        path = source / "config.json"
-        if not path.is_file():
-            raise BadInput(f"{source} is no model folder: it has no config.json")
-        config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        config = source
+    config = read_config(source) if isinstance(source, Path) else source
     family = check_family(config)
-    needed = ("hidden_size", "vocab_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
-    missing = [key for key in needed if not config.get(key)]
+    missing = [key for key in NEEDED if not config.get(key)]
     if missing:
-        raise BadInput(f"config.json of the {family.model_type} model lacks {', '.join(missing)}")
-    hidden, heads, layers = (int(config[key]) for key in ("hidden_size", "num_attention_heads", needed[3]))
-    kv_heads = int(config.get("num_key_value_heads") or heads)
+        raise BadInput(
+            f"config.json of the {family.model_type} model lacks {', '.join(missing)}; take the config that "
+            "came with the weights"
+        )
+    for key in (*NEEDED, *OPTIONAL):
+        if config.get(key) is not None and not _is_width(config[key]):
+            raise BadInput(
+                f"config.json says {key}: {config[key]!r}, expected a whole number from 1; take the config "
+                "that came with the weights"
+            )
+    hidden, heads, layers = (config[key] for key in ("hidden_size", "num_attention_heads", NEEDED[3]))
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise BadInput(
+            f"config.json says num_attention_heads: {heads}, which num_key_value_heads: {kv_heads} does not "
+            "divide; take the config that came with the weights"
+        )
     layout = config.get(LAYOUT_KEY)
+    ffn, groups = (config["intermediate_size"],) * layers, (kv_heads,) * layers
+    if layout is not None:
+        ffn, groups = layout_widths(layout, layers)
     attention_bias = bool(family.attention_bias_key and config.get(family.attention_bias_key))
     return Shape(
         model_type=family.model_type,
         hidden=hidden,
-        vocab=int(config["vocab_size"]),
-        head_dim=int(config.get("head_dim") or family.head_dim_default or hidden // heads),
+        vocab=config["vocab_size"],
+        head_dim=config.get("head_dim") or family.head_dim_default or hidden // heads,
         heads_per_group=heads // kv_heads,
-        ffn=tuple(layout["intermediate_size"] if layout else [int(config["intermediate_size"])] * layers),
-        kv_heads=tuple(layout["num_key_value_heads"] if layout else [kv_heads] * layers),
+        ffn=ffn,
+        kv_heads=groups,
         tied=bool(config.get("tie_word_embeddings", False)),
-        max_positions=int(config.get("max_position_embeddings") or 0),
+        max_positions=config.get("max_position_embeddings") or 0,
         ffn_bias=bool(family.ffn_bias_key and config.get(family.ffn_bias_key)),
         qkv_bias=family.qkv_bias or attention_bias,
         attention_out_bias=attention_bias,
         qk_norm=family.qk_norm,
     )
+
+
+def layout_widths(layout: Any, layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """FFN channels and key-value heads of each layer by `resprout_layout`; BadInput where it is broken."""
+    found: list[Any] = [layout.get(key) if isinstance(layout, Mapping) else None for key in LAYOUT_LISTS]
+    for widths in found:
+        if not isinstance(widths, list | tuple) or len(widths) != layers or not all(map(_is_width, widths)):
+            raise BadInput(
+                f"{LAYOUT_KEY} in config.json must list {' and '.join(LAYOUT_LISTS)}, whole numbers from 1, "
+                f"for each of the {layers} layers; save the model again with resprout"
+            )
+    return tuple(found[0]), tuple(found[1])
+
+
+def _is_width(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def count(model: PreTrainedModel) -> Sizes:

@@ -12,19 +12,21 @@ from resprout.configs.errors import BadInput
 from resprout.tasks.models.gguf_header import gguf_shape, read_header
 
 
-def write(path: Path, architecture: str = "llama", tied: bool = True) -> Path:
+def write(
+    path: Path, architecture: str = "llama", tied: bool = True, heads: int = 4, embedding: str = "token_embd"
+) -> Path:
     """A two-layer model's header with a vocabulary of 50 and one real tensor each."""
     writer = GGUFWriter(str(path), architecture)
     writer.add_block_count(2)
     writer.add_context_length(128)
     writer.add_embedding_length(32)
     writer.add_feed_forward_length(48)
-    writer.add_head_count(4)
+    writer.add_head_count(heads)
     writer.add_head_count_kv(2)
     writer.add_token_list([f"token {index} ü" for index in range(50)])
     writer.add_token_types([1] * 50)
     writer.add_bool("tokenizer.ggml.add_bos_token", True)
-    writer.add_tensor("token_embd.weight", np.zeros((50, 32), dtype=np.float32))
+    writer.add_tensor(f"{embedding}.weight", np.zeros((50, 32), dtype=np.float32))
     if not tied:
         writer.add_tensor("output.weight", np.zeros((50, 32), dtype=np.float32))
     writer.write_header_to_file()
@@ -72,3 +74,29 @@ def test_every_cut_of_the_header_is_one_sentence(tmp_path: Path) -> None:
 def test_another_architecture_says_which_are_supported(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="llama, mistral, qwen2, qwen3"):
         gguf_shape(write(tmp_path / "m.gguf", "bert"))
+
+
+def test_a_header_without_embeddings_or_heads_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no matrix token_embd\.weight"):
+        gguf_shape(write(tmp_path / "m.gguf", embedding="blk.0.attn_q"))
+    with pytest.raises(BadInput, match=r"lacks a single llama\.attention\.head_count from 1"):
+        gguf_shape(write(tmp_path / "m.gguf", heads=0))
+
+
+def test_a_tensor_of_many_dimensions_is_damage_not_a_claim_on_memory(tmp_path: Path) -> None:
+    whole = write(tmp_path / "m.gguf").read_bytes()
+    name = b"token_embd.weight"
+    count = whole.index(name) + len(name)
+    (tmp_path / "m.gguf").write_bytes(whole[:count] + b"\x05\x00\x00\x00" + whole[count + 4 :])
+    with pytest.raises(BadInput, match=r"damaged GGUF file.*a tensor of 5 dimensions"):
+        read_header(tmp_path / "m.gguf")
+
+
+def test_an_array_longer_than_any_file_is_damage(tmp_path: Path) -> None:
+    """The length of the token types behind their type (5, int32) is 2^62, and no file has that many bytes."""
+    whole = write(tmp_path / "m.gguf").read_bytes()
+    name = b"tokenizer.ggml.token_type"
+    start = whole.index(name) + len(name) + 8
+    (tmp_path / "m.gguf").write_bytes(whole[:start] + (1 << 62).to_bytes(8, "little") + whole[start + 8 :])
+    with pytest.raises(BadInput, match=r"m\.gguf is a damaged GGUF file"):
+        read_header(tmp_path / "m.gguf")

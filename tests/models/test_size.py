@@ -68,3 +68,69 @@ def test_unknown_family_and_missing_widths():
         shape_of(
             {"model_type": "llama", "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 8}
         )
+
+
+WIDTHS = {
+    "model_type": "llama", "hidden_size": 64, "vocab_size": 10, "num_attention_heads": 4,
+    "num_hidden_layers": 1, "intermediate_size": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"hidden_size": "64"}, "hidden_size: '64', expected a whole number"),
+        ({"vocab_size": 10.5}, r"vocab_size: 10\.5, expected a whole number"),
+        ({"num_hidden_layers": [2]}, r"num_hidden_layers: \[2\], expected a whole number"),
+        ({"intermediate_size": True}, "intermediate_size: True, expected a whole number"),
+        ({"num_attention_heads": -4}, "num_attention_heads: -4, expected a whole number"),
+        ({"num_key_value_heads": "2"}, "num_key_value_heads: '2', expected a whole number"),
+        ({"num_key_value_heads": 8}, "num_key_value_heads: 8 does not divide"),
+        ({"head_dim": {}}, r"head_dim: \{\}, expected a whole number"),
+        ({"max_position_embeddings": "long"}, "max_position_embeddings: 'long', expected a whole number"),
+        ({"model_type": ["llama"]}, "is not supported"),
+        ({"resprout_layout": 5}, "resprout_layout in config.json must list"),
+        ({"resprout_layout": {"intermediate_size": [8]}}, "resprout_layout in config.json must list"),
+        (
+            {"resprout_layout": {"intermediate_size": ["8"], "num_key_value_heads": [4]}},
+            "resprout_layout in config.json must list",
+        ),
+    ],
+)
+def test_widths_that_are_no_numbers(changes, says):
+    shape_of(WIDTHS)
+    with pytest.raises(BadInput, match=says):
+        shape_of(WIDTHS | changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"\xff{}", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[]", "holds no object but a list"),
+        (b"null", "holds no object but a NoneType"),
+        (None, "has no config.json"),
+    ],
+)
+def test_a_config_that_is_no_object(content, says, tmp_path):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(BadInput, match=says):
+        shape_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "quant_method gptq"),
+        ({"load_in_4bit": True}, "quant_method unknown"),
+        ("fp8", "quant_method unknown"),
+    ],
+)
+def test_quantised_weights_are_refused(given, says):
+    with pytest.raises(BadInput, match=f"{says}.*give the unquantised model"):
+        shape_of(WIDTHS | {"quantization_config": given})
+    assert shape_of(WIDTHS | {"quantization_config": None}).hidden == 64
