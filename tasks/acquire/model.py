@@ -17,7 +17,7 @@ from resprout.tasks.acquire import unpickle
 from resprout.tasks.acquire.choose import Chosen
 from resprout.tasks.acquire.pinned import Pinned
 from resprout.tasks.job import Progress
-from resprout.tasks.models.gguf_header import read_header
+from resprout.tasks.models.gguf_header import read_header, refuse_part
 
 PIECE_BYTES = 1024 * 1024
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -55,10 +55,13 @@ def dequantise(
     """Weights of a GGUF file in `dtype` as safetensors, with its tokenizer, chat template and config."""
     (path,) = files.values()
     metadata, _ = read_header(path)
+    refuse_part(path, metadata)
     progress(0, 1, "models")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
+
+    from resprout.tasks.models.load import require_all
 
     logging.disable_progress_bar()
 
@@ -67,12 +70,14 @@ def dequantise(
     alone.mkdir()
     (alone / "model.gguf").symlink_to(path.resolve())
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             alone,
             gguf_file="model.gguf",
             quantization_config=GgufConfig(dequantize=True),
             dtype=getattr(torch, dtype),
             local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", local_files_only=True)
     except (MemoryError, torch.OutOfMemoryError):
@@ -84,6 +89,8 @@ def dequantise(
             f"transformers cannot read {path.name} (architecture '{architecture}'): {_line(error)}; give "
             "the model as a safetensors folder"
         ) from error
+    model, found = loaded
+    require_all(found, path.name)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _forget_places(folder)

@@ -40,7 +40,10 @@ def acquire_model(
         else:
             convert_pickle(chosen, files, workdir, scratch, config.dtype, progress)
     if job.config.role == "model":
+        from resprout.tasks.models.load import check_weights
+
         shape_of(read_config(workdir, job.config.pinned.uri))
+        check_weights(workdir, job.config.pinned.uri, config.trust_remote_code)
 
 
 @stage("acquire_rows", kind="rows", seeded=True, computes=False)

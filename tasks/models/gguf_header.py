@@ -8,6 +8,7 @@ of the tokenizer are skipped here.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 LONGEST_STRING = 1 << 20
+LONGEST_SKIP = 1 << 40
 MOST_DIMENSIONS = 4
 
 
@@ -44,13 +46,14 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
                 shapes[name] = _unpack(file, "Q" * dimensions)
                 _unpack(file, "IQ")
             return metadata, shapes
-    except (struct.error, UnicodeDecodeError, KeyError, OverflowError) as error:
+    except (struct.error, UnicodeDecodeError, KeyError) as error:
         raise BadInput(f"{path.name} is a damaged GGUF file: its header cannot be read ({error})") from None
 
 
 def gguf_shape(path: Path) -> Shape:
     """The shape of the decoder in a GGUF file; BadInput for an architecture that is not pruned here."""
     metadata, tensors = read_header(path)
+    refuse_part(path, metadata)
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise BadInput(
@@ -62,7 +65,8 @@ def gguf_shape(path: Path) -> Shape:
         value = metadata.get(f"{architecture}.{key}", default)
         if not isinstance(value, int) or (value <= 0 and value != default):
             raise BadInput(
-                f"the header of {path.name} lacks a single {architecture}.{key} from 1; convert the model again"
+                f"the header of {path.name} lacks a single {architecture}.{key} from 1; convert the model "
+                "again"
             )
         return value
 
@@ -89,6 +93,16 @@ def gguf_shape(path: Path) -> Shape:
     )
 
 
+def refuse_part(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raise BadInput where a GGUF file is one of several that hold a model together."""
+    count = metadata.get("split.count", 1)
+    if count != 1:
+        raise BadInput(
+            f"{path.name} is one of {count} parts of a split GGUF file; join them with llama-gguf-split "
+            "--merge, or give the model as a safetensors folder"
+        )
+
+
 def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
     layout = struct.Struct("<" + form)
     return layout.unpack(file.read(layout.size))
@@ -101,6 +115,12 @@ def _string(file: BinaryIO) -> str:
     return file.read(length).decode("utf-8")
 
 
+def _skip(file: BinaryIO, length: int) -> None:
+    if length > LONGEST_SKIP:
+        raise struct.error(f"a value of {length} bytes")
+    file.seek(length, 1)
+
+
 def _value(file: BinaryIO, kind: int) -> Any:
     if kind == STRING:
         return _string(file)
@@ -108,8 +128,8 @@ def _value(file: BinaryIO, kind: int) -> Any:
         inner, length = _unpack(file, "IQ")
         if inner == STRING:
             for _ in range(length):
-                file.seek(_unpack(file, "Q")[0], 1)
+                _skip(file, _unpack(file, "Q")[0])
         else:
-            file.seek(length * struct.calcsize("<" + SCALARS[inner]), 1)
+            _skip(file, length * struct.calcsize("<" + SCALARS[inner]))
         return length
     return _unpack(file, SCALARS[kind])[0]

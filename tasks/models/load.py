@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, ResproutError
 from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.layout import cut_class
@@ -37,16 +38,63 @@ def load_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
     """The model in `folder` in eval mode without gradients, its weights in `dtype` on `device`.
 
     Stock transformers classes load it; a folder whose layers differ (`resprout_layout` in config.json) is
-    loaded by the stock class cut to those widths. A folder without config.json or safetensors, or an unknown
-    dtype, raises BadInput.
+    loaded by the stock class cut to those widths. A folder without config.json or safetensors, one that lacks
+    weights, or an unknown dtype, raises BadInput.
     """
+    check_folder(folder)
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    model, found = _load(folder, trust_remote_code, dtype=getattr(torch, dtype))
+    require_all(found, str(folder))
+    model.to(device)
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def check_weights(folder: Path, place: str, trust_remote_code: bool = False) -> None:
+    """Raise BadInput, which names `place`, unless the folder's safetensors are all that its config asks for.
+
+    Names and shapes are compared by the rules of loading, on the meta device: no weight is read.
+    """
+    try:
+        _, found = _load(folder, trust_remote_code, device_map="meta")
+    except (MemoryError, ResproutError):
+        raise
+    except Exception as error:
+        # Configs and weights that no test of ours foresees end in errors of any type.
+        raise BadInput(
+            f"transformers cannot load {place} ({' '.join(str(error).split())[:300]}); give a folder that "
+            "save_pretrained wrote"
+        ) from error
+    require_all(found, place)
+
+
+def require_all(found: Mapping[str, Any], place: str) -> None:
+    """Raise BadInput where transformers' loading info tells of weights that it would fill at random.
+
+    Tied weights, of which one stands for all, are not missing to it.
+    """
+    missing = sorted(found["missing_keys"])
+    shapes = sorted(
+        f"{name} ({list(given)} instead of {list(wanted)})"
+        for name, given, wanted in found["mismatched_keys"]
+    )
+    for names, fault in ((missing, "lacks"), (shapes, "has other shapes for")):
+        if names:
+            raise BadInput(
+                f"{place} {fault} {len(names)} of the weights that its config asks for "
+                f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); give the whole model, or the "
+                "config that came with the weights"
+            )
+
+
+def _load(folder: Path, trust_remote_code: bool, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers tells of weights that it did not find."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    check_folder(folder)
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
     config: Any = AutoConfig.from_pretrained(
         folder, trust_remote_code=trust_remote_code, local_files_only=True
     )
@@ -55,18 +103,18 @@ def load_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
     if getattr(config, LAYOUT_KEY, None) is not None:
         stock = AutoModelForCausalLM._model_mapping[type(config)]
         loader, extra = cut_class(stock), {}
-    model: PreTrainedModel = loader.from_pretrained(
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = loader.from_pretrained(
         folder,
         config=config,
-        dtype=getattr(torch, dtype),
         use_safetensors=True,
         local_files_only=True,
+        # Other shapes are told of like missing weights, in one sentence of ours.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
         **extra,
+        **how,
     )
-    model.to(device)
-    model.requires_grad_(False)
-    model.eval()
-    return model
+    return loaded
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

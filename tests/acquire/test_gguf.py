@@ -28,11 +28,14 @@ def rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_gguf(path: Path, quantised: bool) -> dict[str, torch.Tensor]:
+def write_gguf(
+    path: Path, quantised: bool, without: str | None = None, parts: int = 1
+) -> dict[str, torch.Tensor]:
     """A tiny llama as GGUF; returns the weights that a reader must find, by their transformers names."""
     model = tiny_model("llama", tie_word_embeddings=True)
     writer = GGUFWriter(str(path), "llama")
     writer.add_license("apache-2.0")
+    writer.add_uint16("split.count", parts)
     writer.add_block_count(WIDTHS["num_hidden_layers"])
     writer.add_context_length(WIDTHS["max_position_embeddings"])
     writer.add_embedding_length(WIDTHS["hidden_size"])
@@ -58,7 +61,7 @@ def write_gguf(path: Path, quantised: bool) -> dict[str, torch.Tensor]:
     writer.add_chat_template("{{ messages[0]['content'] }}")
     expected = {}
     for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
+        if name in ("lm_head.weight", without):
             continue
         weight = tensor.float().numpy()
         if name == "model.embed_tokens.weight":
@@ -159,3 +162,15 @@ def test_an_architecture_that_nobody_knows(acquire, tmp_path):
     writer.close()
     with pytest.raises(BadInput, match="architecture 'notamodel'"):
         acquire(tmp_path / "x.gguf")
+
+
+def test_missing_weights_are_not_made_up(acquire, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", False, without="model.layers.1.mlp.down_proj.weight")
+    with pytest.raises(BadInput, match=r"tiny\.gguf lacks 1 of .*model\.layers\.1\.mlp\.down_proj\.weight"):
+        acquire(tmp_path / "tiny.gguf")
+
+
+def test_a_part_of_a_split_file(acquire, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", False, parts=2)
+    with pytest.raises(BadInput, match=r"tiny\.gguf is one of 2 parts of a split GGUF file"):
+        acquire(tmp_path / "tiny.gguf")

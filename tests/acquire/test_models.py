@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ModelConfig
@@ -126,6 +126,25 @@ class TestLocal:
         assert sorted(path.name for path in content.glob("*.safetensors")) == shards
         (folder / shards[0]).unlink()
         with pytest.raises(BadInput, match=f"lists {shards[0]}, which is not there"):
+            acquire(folder)
+
+
+class TestMissingWeights:
+    """Weights that transformers would fill at random."""
+
+    def test_a_weight_is_missing(self, acquire, folder):
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["model.layers.1.mlp.down_proj.weight"]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(
+            BadInput, match=r"file://\S+ lacks 1 of .*model\.layers\.1\.mlp\.down_proj\.weight"
+        ):
+            acquire(folder)
+
+    def test_the_config_asks_for_more_layers(self, acquire, folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+        with pytest.raises(BadInput, match=r"lacks 9 of the weights .*model\.layers\.2\."):
             acquire(folder)
 
 

@@ -13,10 +13,17 @@ from resprout.tasks.models.gguf_header import gguf_shape, read_header
 
 
 def write(
-    path: Path, architecture: str = "llama", tied: bool = True, heads: int = 4, embedding: str = "token_embd"
+    path: Path,
+    architecture: str = "llama",
+    tied: bool = True,
+    heads: int = 4,
+    embedding: str = "token_embd",
+    parts: int = 0,
 ) -> Path:
     """A two-layer model's header with a vocabulary of 50 and one real tensor each."""
     writer = GGUFWriter(str(path), architecture)
+    if parts:
+        writer.add_uint16("split.count", parts)
     writer.add_block_count(2)
     writer.add_context_length(128)
     writer.add_embedding_length(32)
@@ -100,3 +107,9 @@ def test_an_array_longer_than_any_file_is_damage(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(whole[:start] + (1 << 62).to_bytes(8, "little") + whole[start + 8 :])
     with pytest.raises(BadInput, match=r"m\.gguf is a damaged GGUF file"):
         read_header(tmp_path / "m.gguf")
+
+
+def test_a_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"one of 3 parts of a split GGUF file; join them"):
+        gguf_shape(write(tmp_path / "m.gguf", parts=3))
+    assert gguf_shape(write(tmp_path / "m.gguf", parts=1)).layers == 2

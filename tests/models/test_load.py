@@ -7,9 +7,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.load import load_model, load_tokenizer, save_model
+from resprout.tasks.models.load import check_weights, load_model, load_tokenizer, save_model
 
 
 def digests(folder):
@@ -88,3 +89,47 @@ def test_folder_without_tokenizer(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(BadInput, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), r"lacks 1 of .*layers\.1\.mlp\.up_proj"),
+        (lambda t: t.pop("lm_head.weight"), r"lacks 1 of the weights .*\(lm_head\.weight\)"),
+        (
+            lambda t: [t.pop(name) for name in sorted(t) if "layers.0" in name],
+            r"lacks 9 of .*input_layernorm\.weight, .*, \.\.\.\); give the whole model",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(3)}),
+            r"other shapes for 1 of .*model\.norm\.weight \(\[3\] instead of \[64\]\)",
+        ),
+    ],
+)
+def test_missing_weights_are_not_made_up(tiny, tokenizer_folder, tmp_path, cut, spoil, says):
+    model = tiny("llama")
+    if cut:
+        model.config.resprout_layout = {"intermediate_size": [128, 128], "num_key_value_heads": [2, 2]}
+    save_model(model, tmp_path / "a", tokenizer_folder)
+    check_weights(tmp_path / "a", "the model")
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    spoil(tensors)
+    save_file(tensors, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=f"the model (lacks|has) .*{says.partition(' ')[2]}"):
+        check_weights(tmp_path / "a", "the model")
+    with pytest.raises(BadInput, match=says):
+        load_model(tmp_path / "a", "float32", "cpu")
+
+
+def test_weights_that_transformers_cannot_place_say_so(tiny, tokenizer_folder, tmp_path):
+    save_model(tiny("llama"), tmp_path / "a", tokenizer_folder)
+    (tmp_path / "a" / "model.safetensors").rename(tmp_path / "a" / "other.safetensors")
+    with pytest.raises(BadInput, match=r"transformers cannot load the model \(.*no file named"):
+        check_weights(tmp_path / "a", "the model")
+
+
+def test_tied_weights_are_not_missing(tiny, tokenizer_folder, tmp_path):
+    save_model(tiny("qwen2", tie_word_embeddings=True), tmp_path / "a", tokenizer_folder)
+    assert "lm_head.weight" not in load_file(tmp_path / "a" / "model.safetensors")
+    check_weights(tmp_path / "a", "the model")
