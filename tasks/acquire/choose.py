@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +22,7 @@ ENDINGS: dict[Format, tuple[str, ...]] = {
 BESIDE_WEIGHTS = (
     "config.json",
     "generation_config.json",
-    "*.safetensors.index.json",
+    "model.safetensors.index.json",
     "tokenizer*.json",
     "tokenizer.model",
     "*.spm",
@@ -44,7 +45,12 @@ ENCODER_ONLY = (
     "*_*/config.json",
 )
 NOT_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "scaler.*")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MLFLOW_PARTS = ("model/", "components/tokenizer/")
+
+
+_PART = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.gguf$")
+"""How llama.cpp names the parts of a split file; one part of one is a whole file."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,10 @@ def choose(paths: Iterable[str], wanted: Wanted, place: str) -> Chosen:
     laid_out = _layout(sorted(paths), place)
     names = list(laid_out)
     weights = {kind: [name for name in names if _is_weight(name, kind)] for kind in ENDINGS}
+    stray = weights["safetensors"]
+    weights["safetensors"] = _loadable(stray, INDEX in names)
+    split = [name for name in weights["gguf"] if _PART.search(name)]
+    weights["gguf"] = [name for name in weights["gguf"] if name not in split]
     if "adapter_config.json" in names and "config.json" not in names:
         raise BadInput(
             f"{place} is an adapter, not a model; merge it into its base model and give the result"
@@ -68,22 +78,50 @@ def choose(paths: Iterable[str], wanted: Wanted, place: str) -> Chosen:
     if "config.json" not in names and len(weights["gguf"]) == 1:
         return Chosen("gguf", {name: laid_out[name] for name in weights["gguf"]}, tuple(weights["gguf"]))
     if "config.json" not in names:
-        several = len(weights["gguf"]) > 1
-        raise BadInput(
-            f"{place} holds several GGUF files; name one of them: {', '.join(weights['gguf'][:5])}"
-            if several
-            else f"{place} holds no config.json and no .gguf file, so it is no model; give "
-            "a folder that save_pretrained wrote, or one GGUF file"
-        )
+        raise BadInput(_no_config(weights["gguf"], split, place))
     beside = BESIDE_WEIGHTS + (ENCODER_ONLY if wanted.purpose == "encoder" else ())
     beside += ("*.py",) if wanted.code else ()
     kept = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in beside)]
     kind: Format = "safetensors" if weights["safetensors"] else "pickle"
+    if weights["safetensors"] == [SINGLE]:
+        kept = [name for name in kept if name != INDEX]
     if kind == "pickle":
+        if stray and not weights["pickle"]:
+            raise BadInput(
+                f"{place} has {stray[0]} but no {SINGLE} and no shards with their {INDEX}, which "
+                "transformers loads; give a folder that save_pretrained wrote"
+            )
         _may_unpickle(weights, wanted, place)
         kept += [name for name in names if name.endswith(".bin.index.json")]
     files = {name: laid_out[name] for name in sorted({*kept, *weights[kind]})}
     return Chosen(kind, files, tuple(weights[kind]))
+
+
+def _loadable(names: list[str], indexed: bool) -> list[str]:
+    """Those of a folder's safetensors that transformers loads: one file, or else the shards of an index.
+
+    Beside them may lie the same weights in their authors' own layout (consolidated*), and adapters.
+    """
+    if SINGLE in names:
+        return [SINGLE]
+    if not indexed:
+        return []
+    return [name for name in names if name.startswith("model-")] or names
+
+
+def _no_config(whole: list[str], split: list[str], place: str) -> str:
+    """Why a place without config.json, and with none or several GGUF files, is no model."""
+    if whole:
+        return f"{place} holds several GGUF files; name one of them: {', '.join(whole[:5])}"
+    if split:
+        return (
+            f"{place} holds a split GGUF file ({split[0]}, ...); join its parts with llama-gguf-split "
+            "--merge, or give the model as a safetensors folder"
+        )
+    return (
+        f"{place} holds no config.json and no .gguf file, so it is no model; give a folder that "
+        "save_pretrained wrote, or one GGUF file"
+    )
 
 
 def _may_unpickle(weights: dict[Format, list[str]], wanted: Wanted, place: str) -> None:

@@ -9,12 +9,13 @@ import struct
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.tasks.acquire import unpickle
-from resprout.tasks.acquire.choose import Chosen
+from resprout.tasks.acquire.choose import INDEX, Chosen
 from resprout.tasks.acquire.pinned import Pinned
 from resprout.tasks.job import Progress
 from resprout.tasks.models.gguf_header import read_header, refuse_part
@@ -27,7 +28,9 @@ def copy_model(
     chosen: Chosen, files: dict[str, Path], pinned: Pinned, folder: Path, progress: Progress
 ) -> None:
     """Copy the model's files byte for byte and write source.json; shards and known hashes are checked."""
-    _require_shards(files)
+    listed = _shards(files)
+    weights = [name for name in chosen.weights if listed is None or name in listed]
+    files = {name: path for name, path in files.items() if name in weights or name not in chosen.weights}
     known = {file.path: file.sha256 for file in pinned.files}
     done, total = 0, sum(path.stat().st_size for path in files.values())
     for name, path in sorted(files.items()):
@@ -43,10 +46,10 @@ def copy_model(
         if known[name] is not None and found.hexdigest() != known[name]:
             raise VerificationFailed(f"{name} of {pinned.uri} arrived with another SHA-256")
     dtypes = Counter[str]()
-    for name in chosen.weights:
+    for name in weights:
         dtypes.update(_dtype_bytes(folder / name))
     widest = dtypes.most_common(1)[0][0]
-    _write_source(folder, files, chosen, f"safetensors:{NAMES.get(widest, widest.lower())}")
+    _write_source(folder, files, weights, f"safetensors:{NAMES.get(widest, widest.lower())}")
 
 
 def dequantise(
@@ -94,7 +97,7 @@ def dequantise(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _forget_places(folder)
-    _write_source(folder, files, chosen, f"gguf:{_quantisation(metadata)}")
+    _write_source(folder, files, chosen.weights, f"gguf:{_quantisation(metadata)}")
     progress(1, 1, "models")
 
 
@@ -131,7 +134,7 @@ def convert_pickle(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(path.read_bytes())
     _forget_places(folder)
-    _write_source(folder, files, chosen, f"pickle:{Path(chosen.weights[0]).suffix.lstrip('.')}")
+    _write_source(folder, files, chosen.weights, f"pickle:{Path(chosen.weights[0]).suffix.lstrip('.')}")
     progress(1, 1, "models")
 
 
@@ -149,24 +152,25 @@ def _quantisation(metadata: dict[str, Any]) -> str:
         return "unknown"
 
 
-def _write_source(folder: Path, files: dict[str, Path], chosen: Chosen, form: str) -> None:
-    size = sum(files[name].stat().st_size for name in chosen.weights)
+def _write_source(folder: Path, files: dict[str, Path], weights: Sequence[str], form: str) -> None:
+    size = sum(files[name].stat().st_size for name in weights)
     about = {"source_bytes": size, "source_format": form}
     (folder / "source.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _require_shards(files: dict[str, Path]) -> None:
-    for name, path in files.items():
-        if not name.endswith(".safetensors.index.json"):
-            continue
-        try:
-            shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise BadInput(
-                f"{name} is no index of shards ({type(error).__name__}); fetch the model again"
-            ) from error
-        if missing := sorted(shards - set(files)):
-            raise BadInput(f"{name} lists {missing[0]}, which is not there; fetch the model again")
+def _shards(files: dict[str, Path]) -> set[str] | None:
+    """Files that the index of shards lists, None where there is no index; BadInput where one is not there."""
+    if INDEX not in files:
+        return None
+    try:
+        shards = set(json.loads(files[INDEX].read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(
+            f"{INDEX} is no index of shards ({type(error).__name__}); fetch the model again"
+        ) from error
+    if missing := sorted(shards - set(files), key=str):
+        raise BadInput(f"{INDEX} lists {missing[0]}, which is not there; fetch the model again")
+    return shards
 
 
 def _dtype_bytes(path: Path) -> Counter[str]:

@@ -174,3 +174,25 @@ def test_a_part_of_a_split_file(acquire, tmp_path):
     write_gguf(tmp_path / "tiny.gguf", False, parts=2)
     with pytest.raises(BadInput, match=r"tiny\.gguf is one of 2 parts of a split GGUF file"):
         acquire(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("config", [False, True])
+def test_no_part_of_a_split_file_is_advised(context, tmp_path, config):
+    (tmp_path / "ggufs").mkdir()
+    for part in (1, 2, 3):
+        (tmp_path / "ggufs" / f"m-{part:05d}-of-00003.gguf").write_bytes(b"GGUF")
+    if config:
+        (tmp_path / "ggufs" / "config.json").write_text("{}")
+    expected = "expected .safetensors files beside it$" if config else "join its parts with llama-gguf-split"
+    with pytest.raises(BadInput, match=expected):
+        AcquireModel.pin(ModelConfig(source=str(tmp_path / "ggufs")), context)
+    with pytest.raises(BadInput, match=r"split GGUF file \(m-00002-of-00003\.gguf, \.\.\.\); join"):
+        AcquireModel.pin(ModelConfig(source=str(tmp_path / "ggufs" / "m-00002-of-00003.gguf")), context)
+
+
+def test_whole_files_beside_a_split_one(context, tmp_path):
+    (tmp_path / "ggufs").mkdir()
+    for name in ("a", "b-00001-of-00001", "c-00001-of-00002", "c-00002-of-00002"):
+        (tmp_path / "ggufs" / f"{name}.gguf").write_bytes(b"GGUF")
+    with pytest.raises(BadInput, match=r"name one of them: a\.gguf, b-00001-of-00001\.gguf$"):
+        AcquireModel.pin(ModelConfig(source=str(tmp_path / "ggufs")), context)

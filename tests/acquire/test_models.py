@@ -129,6 +129,48 @@ class TestLocal:
             acquire(folder)
 
 
+class TestWhichWeights:
+    """Of several safetensors in a folder only those that transformers loads are the model."""
+
+    @pytest.mark.parametrize("extra", ["consolidated.safetensors", "adapter_model.safetensors"])
+    def test_a_single_file_is_all(self, acquire, folder, extra):
+        expected = (folder / "model.safetensors").stat().st_size
+        shutil.copy(folder / "model.safetensors", folder / extra)
+        (folder / "consolidated.safetensors.index.json").write_text('{"weight_map": {"x": "absent"}}')
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002"}}')
+        content, job = acquire(folder)
+        assert [path.name for path in content.glob("*.safetensors*")] == ["model.safetensors"]
+        assert json.loads((content / "source.json").read_text())["source_bytes"] == expected
+        assert extra not in {file.path for file in job.pinned.files}
+
+    def test_of_shards_those_that_the_index_lists(self, acquire, folder):
+        load_model(folder, "bfloat16", "cpu").save_pretrained(folder, max_shard_size="50KB")
+        (folder / "model.safetensors").unlink()
+        shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
+        size = sum((folder / name).stat().st_size for name in shards)
+        for stale in ("model-00001-of-00099.safetensors", "consolidated.safetensors"):
+            shutil.copy(folder / shards[0], folder / stale)
+        content, _ = acquire(folder)
+        assert sorted(path.name for path in content.glob("*.safetensors")) == shards
+        assert json.loads((content / "source.json").read_text())["source_bytes"] == size
+
+    def test_an_adapter_beside_pickles_is_not_the_model(self, acquire, folder):
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+        with pytest.raises(BadInput, match=r"has adapter_model\.safetensors but no model\.safetensors"):
+            acquire(folder)
+        torch.save(tensors, folder / "pytorch_model.bin")
+        with pytest.raises(BadInput, match=r"pickled weights only \(pytorch_model\.bin\)"):
+            acquire(folder)
+
+    @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": 5}', "{", '{"weight_map": {"x": [1]}}'])
+    def test_what_is_no_index(self, acquire, folder, index):
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(BadInput, match=r"model\.safetensors\.index\.json is no index of shards"):
+            acquire(folder)
+
+
 class TestMissingWeights:
     """Weights that transformers would fill at random."""
 
