@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 Matrix: TypeAlias = NDArray[np.float64]
 Labels: TypeAlias = NDArray[np.int64]
 
+EQUAL = 1e-6
+"""Rows of unit length that are equal have computed distances up to about 1e-8."""
+
 
 def distances(embeddings: Matrix) -> Matrix:
     """Euclidean distances of all pairs of rows: [rows, rows], zeros on the diagonal."""
@@ -25,17 +28,26 @@ def spectrum(embeddings: Matrix, count: int) -> tuple[Matrix, Matrix]:
 
     A = exp(-d^2 / 2 sigma^2) with sigma the median distance, D = diag(row sums). L is not symmetric; its
     eigenvectors are D^-1/2 v with v those of the symmetric I - D^-1/2 A D^-1/2, of the same eigenvalues.
+    Where most rows are equal, sigma is the median distance of those that differ, ours.
     """
     from scipy.linalg import eigh
 
     far = distances(embeddings)
     size = len(far)
-    sigma = float(np.median(far[np.triu_indices(size, 1)])) or 1.0
-    kernel = np.exp(-(far**2) / (2.0 * sigma**2))
+    kernel = np.exp(-(far**2) / (2.0 * _sigma(far[np.triu_indices(size, 1)]) ** 2))
     root = 1.0 / np.sqrt(kernel.sum(1))
     values, vectors = eigh(root[:, None] * kernel * root[None, :], subset_by_index=[size - count, size - 1])
     vectors = (root[:, None] * vectors)[:, ::-1]
     return 1.0 - values[::-1], vectors / np.linalg.norm(vectors, axis=0)
+
+
+def _sigma(pairs: Matrix) -> float:
+    """The median of distances; of equal rows it would be rounding noise, which makes noise of the kernel."""
+    median = float(np.median(pairs))
+    if median > EQUAL:
+        return median
+    differing = pairs[pairs > EQUAL]
+    return float(np.median(differing)) if len(differing) else 1.0
 
 
 def similarity(vectors: Matrix) -> Matrix:

@@ -53,6 +53,24 @@ def test_equal_rows_do_not_divide_by_zero() -> None:
     assert np.isfinite(vectors).all()
 
 
+def test_equal_rows_leave_the_width_to_those_that_differ() -> None:
+    """30 rows at one point and 5 each at two others, moved by rounding noise: sigma is the median of the
+    distances that differ, 300 times sqrt(2) and 25 times 2, and the points are the clusters.
+    """
+    corners = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    points = np.repeat(corners, [30, 5, 5], axis=0)
+    points = points + RNG.normal(size=points.shape) * 1e-9
+    far = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    kernel = np.exp(-(far**2) / (2 * np.sqrt(2) ** 2))
+    expected = np.sort(np.linalg.eigvals(np.eye(40) - kernel / kernel.sum(1, keepdims=True)).real)
+    values, vectors = spectrum(points, 3)
+    assert np.allclose(values, expected[:3], atol=1e-6)
+    assert all(
+        np.ptp(vectors[start:stop], axis=0).max() < 1e-6 for start, stop in ((0, 30), (30, 35), (35, 40))
+    )
+    assert diffusion_nmf(points, 3, 0).tolist() == [0] * 30 + [1] * 5 + [2] * 5
+
+
 def test_nmf_of_a_block_matrix() -> None:
     """Two blocks of ones have rank two: error 0, and the blocks are the clusters."""
     matrix = np.kron(np.eye(2), np.ones((3, 3)))
