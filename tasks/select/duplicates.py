@@ -64,22 +64,16 @@ def conflicting(
     Returns:
         {dropped row: the row that stays}.
     """
-    near: dict[int, list[int]] = defaultdict(list)
-    for start in range(0, len(rows), _BLOCK):
-        left, right = (vectors[start : start + _BLOCK] @ vectors.T >= cosine).nonzero()
-        for first, second in zip((left + start).tolist(), right.tolist(), strict=True):
-            if first != second and _same_question(rows[first], rows[second]):
-                near[first].append(second)
-    kept, dropped = set[int](), dict[int, int]()
-    for index in sorted(near, key=lambda row: (dense_nll[row], row)):
-        answer = _normal(rows[index]["output"])
-        better = [
-            other for other in near[index] if other in kept and _normal(rows[other]["output"]) != answer
-        ]
-        if better:
-            dropped[index] = min(better, key=lambda row: (dense_nll[row], row))
-        else:
-            kept.add(index)
+    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        alike[_normal(row.get("input")), *_numbers(row)].append(index)
+    numbered: dict[str, int] = {}
+    answers = np.array([numbered.setdefault(_normal(row["output"]), len(numbered)) for row in rows])
+    dropped = dict[int, int]()
+    for group in alike.values():
+        if len(group) > 1:
+            likeliest = sorted(group, key=lambda row: (dense_nll[row], row))
+            dropped |= _without_rivals(likeliest, vectors, cosine, answers)
     return dropped
 
 
@@ -94,8 +88,23 @@ def lexical_vectors(texts: Sequence[str]) -> Any:
     return vectorizer.fit_transform(texts)
 
 
-def _same_question(first: Row, second: Row) -> bool:
-    return _normal(first.get("input")) == _normal(second.get("input")) and _numbers(first) == _numbers(second)
+def _without_rivals(
+    likeliest: Sequence[int], vectors: Any, cosine: float, answers: NDArray[np.int64]
+) -> dict[int, int]:
+    """Of rows, likeliest first, those near one that stays and has another answer: {dropped: what stays}."""
+    order = np.array(likeliest)
+    own, given = vectors[order], answers[order]
+    stays, dropped = np.zeros(len(order), dtype=bool), dict[int, int]()
+    for start in range(0, len(order), _BLOCK):
+        near = own[start : start + _BLOCK] @ own.T >= cosine
+        near = near if isinstance(near, np.ndarray) else near.toarray()
+        for place, neighbours in enumerate(near, start):
+            rivals = np.flatnonzero(stays & neighbours & (given != given[place]))
+            if len(rivals):
+                dropped[likeliest[place]] = likeliest[rivals[0]]
+            else:
+                stays[place] = True
+    return dropped
 
 
 def _numbers(row: Row) -> list[str]:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import math
+import re
+import time
 
 import numpy as np
 import pytest
 
+from resprout.tasks.select import duplicates
 from resprout.tasks.select.budget import capability_degradation, floor_budget, full_budget
 from resprout.tasks.select.concepts import literal_concepts, phrases, top_concepts
 from resprout.tasks.select.duplicates import conflicting, lexical_vectors, near_equal
@@ -192,3 +195,66 @@ def test_conflicting_answers_leave_the_likeliest() -> None:
     dense = vectors.toarray()
     assert conflicting(rows, dense, 0.95, nll) == {0: 1}
     assert conflicting(rows, dense, 0.95, np.array([0.5, 1.0, 3.0, 1, 1, 1, 1])) == {1: 0, 2: 0}
+
+
+def rivals_one_by_one(
+    rows: list[dict[str, str]], vectors: np.ndarray, cosine: float, nll: np.ndarray
+) -> dict[int, int]:
+    """The definition, pair by pair: the likeliest first, a row goes for the likeliest rival that stays."""
+
+    def said(row: dict[str, str]) -> str:
+        return " ".join(row["output"].lower().split())
+
+    def asked(row: dict[str, str]) -> tuple[str, list[str]]:
+        numbers = re.findall(r"\d+(?:[.,]\d+)*", row["instruction"])
+        return " ".join(row["input"].lower().split()), sorted(numbers)
+
+    stays, gone = list[int](), dict[int, int]()
+    for index in sorted(range(len(rows)), key=lambda row: (nll[row], row)):
+        for other in stays:
+            near = vectors[index] @ vectors[other] >= cosine and asked(rows[index]) == asked(rows[other])
+            if near and said(rows[index]) != said(rows[other]):
+                gone[index] = other
+                break
+        else:
+            stays.append(index)
+    return gone
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_conflicting_is_its_definition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_BLOCK", block)
+    rng = np.random.default_rng(3)
+    dropped = 0
+    for _ in range(20):
+        rows = [
+            row(
+                f"{' '.join(rng.choice(['add', 'take', 'now'], 3))} {rng.integers(2)} and {rng.integers(2)}",
+                rng.choice(["yes", "Yes ", "no", "it depends"]),
+                rng.choice(["", "a  b", "A b", "c"]),
+            )
+            for _ in range(60)
+        ]
+        nll = rng.integers(0, 4, 60).astype(float)
+        vectors = lexical_vectors([found["instruction"] for found in rows])
+        for cosine in (0.6, 0.95):
+            expected = rivals_one_by_one(rows, vectors.toarray(), cosine, nll)
+            assert conflicting(rows, vectors, cosine, nll) == expected
+            assert conflicting(rows, vectors.toarray(), cosine, nll) == expected
+            dropped += len(expected)
+    assert dropped > 100
+
+
+def test_a_pool_of_one_instruction_takes_seconds() -> None:
+    """4,000 rows: of one input all but one go, of inputs of their own none."""
+    rng = np.random.default_rng(0)
+    nll = rng.random(4000)
+    vectors = lexical_vectors(["Sum up the text."] * 4000)
+    same = [row("Sum up the text.", f"answer {number}") for number in range(4000)]
+    other = [row("Sum up the text.", f"answer {number}", f"text {number}") for number in range(4000)]
+    start = time.perf_counter()
+    found = conflicting(same, vectors, 0.95, nll)
+    assert set(found.values()) == {int(nll.argmin())}
+    assert len(found) == 3999
+    assert conflicting(other, vectors, 0.95, nll) == {}
+    assert time.perf_counter() - start < 20
