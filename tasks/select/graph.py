@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -11,21 +12,30 @@ from numpy.typing import NDArray
 
 
 class ConsistencyGraph:
-    """Concepts as vertices; an edge joins two that an accepted row holds together."""
+    """Concepts as vertices; an edge joins two that an accepted row holds together.
+
+    Kept as each concept's accepted rows, the bits of an integer: two concepts are joined where they share a
+    row. Edges themselves are of the order of a row's concepts squared, a million for a row of 1,440.
+    """
 
     def __init__(self) -> None:
-        self._vertices: set[str] = set()
-        self._edges: set[tuple[str, str]] = set()
+        self._rows: dict[str, int] = {}
+        self._accepted = 0
 
     def conflicts(self, concepts: Sequence[str]) -> int:
         """Pairs of a row's concepts that are both known but were never seen together."""
-        known = sorted(set(concepts) & self._vertices)
-        return sum(pair not in self._edges for pair in combinations(known, 2))
+        # Concepts of the same rows are joined to each other and alike to all others, so they count as one.
+        counts = Counter(self._rows[concept] for concept in set(concepts) if concept in self._rows)
+        return sum(
+            counts[first] * counts[second] for first, second in combinations(counts, 2) if not first & second
+        )
 
     def add(self, concepts: Sequence[str]) -> None:
         """All concepts of an accepted row become vertices and all their pairs edges."""
-        self._vertices.update(concepts)
-        self._edges.update(combinations(sorted(set(concepts)), 2))
+        row = 1 << self._accepted
+        self._accepted += 1
+        for concept in concepts:
+            self._rows[concept] = self._rows.get(concept, 0) | row
 
 
 @dataclass

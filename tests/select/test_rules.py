@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 import re
 import time
+import tracemalloc
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -258,3 +260,33 @@ def test_a_pool_of_one_instruction_takes_seconds() -> None:
     assert len(found) == 3999
     assert conflicting(other, vectors, 0.95, nll) == {}
     assert time.perf_counter() - start < 20
+
+
+def test_graph_is_its_set_of_edges() -> None:
+    """Against vertices and edges kept as sets, rows accepted whether they conflict or not."""
+    rng = np.random.default_rng(5)
+    for _ in range(30):
+        graph, vertices, edges = ConsistencyGraph(), set[str](), set[tuple[str, str]]()
+        for _ in range(40):
+            concepts = [f"c{number}" for number in rng.integers(0, 25, rng.integers(0, 8))]
+            pairs = list(combinations(sorted(set(concepts)), 2))
+            known = [pair for pair in pairs if vertices.issuperset(pair)]
+            assert graph.conflicts(concepts) == sum(pair not in edges for pair in known)
+            if rng.random() < 0.7:
+                graph.add(concepts)
+                vertices.update(concepts)
+                edges.update(pairs)
+
+
+def test_long_rows_do_not_fill_the_memory_with_pairs() -> None:
+    """200 rows of 1,440 phrases, each half its own and half its neighbour's, hold 200 million pairs."""
+    concepts = [[f"phrase {720 * index + number}" for number in range(1440)] for index in range(200)]
+    tracemalloc.start()
+    try:
+        outcome, graph = choose_consistent([range(200)], [200], np.ones(200, dtype=np.int64), concepts, [0])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(outcome.reasons) == 200
+    assert graph.conflicts([concepts[0][0], concepts[0][1439], concepts[2][1439]]) == 2
+    assert peak < 50e6
