@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from resprout.configs.errors import BadInput
 
 Row: TypeAlias = dict[str, Any]
 Numbered: TypeAlias = Iterator[tuple[int, Row]]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _ENDINGS = {
     ".jsonl": "jsonl",
@@ -107,10 +110,29 @@ def _parsed(path: Path, place: str, text: str) -> Any:
         raise BadInput(f"{path}, {place}: expected JSON, found {_short(text)} ({error})") from error
 
 
+def _half_pair(value: Any) -> str | None:
+    """Half of a surrogate pair in any string of a JSON value: JSON can write one, UTF-8 cannot."""
+    todo = [value]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            todo += [*part, *part.values()]
+        elif isinstance(part, list):
+            todo += part
+        elif isinstance(part, str) and not part.isascii() and (found := _SURROGATE.search(part)):
+            return found[0]
+    return None
+
+
 def _object(path: Path, place: str, value: Any) -> Row:
     if not isinstance(value, dict):
         found = _short(json.dumps(value))
         raise BadInput(f"{path}, {place}: expected a JSON object with the row's columns, found {found}")
+    if half := _half_pair(value):
+        raise BadInput(
+            f"{path}, {place}: expected text, found \\u{ord(half):04x}, half of a surrogate pair; write the "
+            "whole character, or leave it out"
+        )
     return value
 
 

@@ -104,6 +104,13 @@ FAULTS: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'{"a": 1}\n[1]\n', r"line 2: expected a JSON object .*found '\[1\]'"),
     ("a.jsonl", b'{"a": 1}\n"\xff"\n', r"line 2: expected UTF-8, found byte 0xff at column 2"),
     ("a.json", b'{"a": 1}', r"expected an array of objects, found dict.*format: jsonl"),
+    (
+        "a.jsonl",
+        b'{"a": 1}\n{"a": "x\\ud800"}\n',
+        r"line 2: expected text, found \\ud800, half of a surrogate",
+    ),
+    ("a.jsonl", b'{"\\uDFFF": 1}\n', r"line 1: expected text, found \\udfff, half of a surrogate"),
+    ("a.json", b'[{"a": 1}, {"a": [{"b": "\\udc00\\ud800"}]}]', r"row 2: expected text, found \\udc00"),
     ("a.json", b"[1]", r"row 1: expected a JSON object"),
     ("a.json", b"[{]", r"expected JSON"),
     ("a.csv", b"q,a\n1,2\n1,2,3\n", r"line 3: expected 2 cells as in the header, found 3"),
@@ -147,3 +154,16 @@ def test_types_of_columns_survive(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.Table.from_pylist([row, row]), path)
     assert [found for _, found in read_rows(path)] == [row, row]
+
+
+def test_whole_surrogate_pairs_are_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "\\ud83d\\ude00"}')
+    assert list(read_rows(path)) == [(1, {"a": "\U0001f600"})]
+
+
+def test_deep_rows_are_searched_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": ' + "[" * 900 + '"\\ud800"' + "]" * 900 + "}")
+    with pytest.raises(BadInput, match="half of a surrogate pair"):
+        list(read_rows(path))
