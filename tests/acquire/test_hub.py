@@ -156,6 +156,12 @@ class TestDataset:
 
         def load_dataset(repository, config, *, split, revision):
             asked.append((repository, config, split, revision))
+            if config == "script":
+                raise RuntimeError("Dataset scripts are no longer supported, but found data.py")
+            if config == "torn":
+                raise datasets.exceptions.DatasetGenerationError("An error") from httpx.ReadError("reset")
+            if config == "broken":
+                raise datasets.exceptions.DatasetGenerationError("An error occurred")
             if split == "absent":
                 raise ValueError("Unknown split \"absent\". Should be one of ['train'].")
             return datasets.Dataset.from_list([{"instruction": "a", "output": "b"}])
@@ -171,6 +177,23 @@ class TestDataset:
     def test_an_unknown_split(self, bring, asked):
         with pytest.raises(BadInput, match=r"Unknown split .*one of \['train'\]"):
             bring(acquire_rows, RowSource(source="hf-dataset://org/data@main#absent"))
+
+    @pytest.mark.parametrize(
+        ("config", "says"),
+        [
+            ("script", "scripts are no longer supported, but found data.py; "),
+            ("broken", "An error occurred; "),
+        ],
+    )
+    def test_what_the_library_cannot_load(self, bring, asked, config, says):
+        with pytest.raises(
+            BadInput, match=f"org/data/{config}@.* cannot be loaded: .*{says}.*give their path"
+        ):
+            bring(acquire_rows, RowSource(source=f"hf-dataset://org/data/{config}#train"))
+
+    def test_a_network_fault_stays_one(self, bring, asked):
+        with pytest.raises(Transient, match="the hub cannot be reached"):
+            bring(acquire_rows, RowSource(source="hf-dataset://org/data/torn#train"))
 
     def test_a_split_must_be_named(self, bring, asked):
         with pytest.raises(BadInput, match="is no dataset address"):

@@ -48,6 +48,9 @@ class HubDataset:
 
     def fetch(self, pinned: Pinned, context: Context, scratch: Path) -> dict[str, Path]:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+        from httpx import TransportError
+        from huggingface_hub.errors import HfHubHTTPError
 
         identity = pinned.identity
         with hub_faults(pinned.uri):
@@ -58,8 +61,15 @@ class HubDataset:
                     split=identity["split"],
                     revision=identity["commit"],
                 )
-            except ValueError as error:
-                raise BadInput(f"'{pinned.uri}': {' '.join(str(error).split())[:300]}") from error
+            except (ValueError, RuntimeError, DatasetsError) as error:
+                cause = error.__cause__
+                if isinstance(cause, ConnectionError | TimeoutError | TransportError | HfHubHTTPError):
+                    raise cause from None  # it says more than that the data could not be made
+                reason = " ".join(f"{error} {cause or ''}".split())[:300]
+                raise BadInput(
+                    f"'{pinned.uri}' cannot be loaded: {reason}; check config and split, or download its "
+                    "data files and give their path"
+                ) from error
         target = scratch / pinned.files[0].path
         data.to_parquet(str(target))
         return {pinned.files[0].path: target}
