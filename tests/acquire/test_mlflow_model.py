@@ -12,6 +12,7 @@ import mlflow
 import mlflow.transformers
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.schema import ModelConfig
@@ -164,6 +165,29 @@ def test_a_dead_server(acquire, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(Transient, match="MLflow server does not answer"):
         acquire("models:/tiny/1", Context(tmp_path / "home", tmp_path, tracking_uri="http://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://bob:secret@127.0.0.1:9",
+        "http://bob:s@secret@127.0.0.1:9",
+        "postgresql://bob:secret@127.0.0.1:9/x",
+    ],
+)
+@pytest.mark.parametrize("code", ["INTERNAL_ERROR", "RESOURCE_DOES_NOT_EXIST"])
+def test_errors_hold_no_credentials(acquire, tmp_path, monkeypatch, uri, code):
+    """MLflow quotes the URI that it asked."""
+
+    def fails(self, name, number):
+        raise MlflowException(f"{'x' * 250} request to {uri}/api failed at '{uri}'", code)
+
+    monkeypatch.setattr(MlflowClient, "get_model_version", fails)
+    monkeypatch.setattr(MlflowClient, "__init__", lambda self, **_: None)
+    with pytest.raises((Transient, BadInput), match=r"request to \w+://127\.0\.0\.1:9/") as caught:
+        acquire("models:/tiny/1", Context(tmp_path / "home", tmp_path, tracking_uri=uri))
+    assert "bob" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_serves_artifacts(acquire, client, tiny_folder, tracking_uri, tmp_path):

@@ -18,6 +18,7 @@ from resprout.tasks.acquire.sources.bucket import Bucket, pin_objects
 from resprout.tasks.acquire.sources.local import Local, pin_path
 
 _ADDRESS = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))")
+_CREDENTIALS = re.compile(r"://[^/\s'\"]*@")
 INSIDE = "#artifact="
 _NO_SUCH = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
@@ -132,7 +133,8 @@ def _faults(address: str, context: Context) -> Iterator[None]:
     except ResproutError:
         raise
     except MlflowException as error:
-        text = " ".join(str(error.message).split())[:300]
+        # The message may quote the tracking URI with its user and password.
+        text = _CREDENTIALS.sub("://", " ".join(str(error.message).split()))[:300]
         if error.error_code in _NO_SUCH:
             raise BadInput(f"'{address}': {text}; check name, version and alias in the registry") from error
         raise Transient(f"the MLflow server does not answer for '{address}': {text}") from error
