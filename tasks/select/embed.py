@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from resprout.configs.errors import BadInput
 from resprout.tasks.data.batches import by_area
 from resprout.tasks.job import Progress
+from resprout.tasks.models.load import require_all
 
 SVD_WIDTH = 128
 ENCODER_TOKENS = 256
@@ -57,7 +58,7 @@ def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) 
     Texts are cut at 256 tokens, the length that all-MiniLM-L6-v2 was trained for.
 
     Raises:
-        BadInput: `folder` holds no encoder.
+        BadInput: `folder` holds no encoder, or one without all its weights.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -67,9 +68,18 @@ def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) 
             "paser.embedder_source to its folder, or paser.embedder: tfidf"
         )
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model: Any = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    model: Any
+    model, found_weights = AutoModel.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
+    # Many encoders come without a pooler, and the mean over the tokens needs none.
+    missing = {name for name in found_weights["missing_keys"] if "pooler" not in name}
+    require_all({**found_weights, "missing_keys": missing}, str(folder))
     model.to(device).eval()
     ids = tokenizer(list(texts), truncation=True, max_length=ENCODER_TOKENS)["input_ids"]
     found = np.zeros((len(texts), model.config.hidden_size))

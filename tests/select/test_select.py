@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import combinations
@@ -329,3 +330,23 @@ def test_progress_reaches_the_end(
     select.body(Job(settings("paser"), dtype="float32"), inputs, tmp_path, lambda *told: seen.append(told))
     assert (90, 90, "rows compared") in seen
     assert seen[-1][0] == seen[-1][1]
+
+
+def test_an_encoder_without_all_its_weights(models_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from resprout.tasks.select.embed import minilm
+
+    def cut(part: str) -> Path:
+        folder = Path(shutil.copytree(models_folder / "encoder", tmp_path / part))
+        tensors = load_file(folder / "model.safetensors")
+        kept = {name: tensor for name, tensor in tensors.items() if part not in name}
+        assert len(kept) < len(tensors)
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    texts = ["boil the soup", "hoist the sail"]
+    expected = minilm(models_folder / "encoder", texts, "cpu", silent)
+    assert np.array_equal(minilm(cut("pooler"), texts, "cpu", silent), expected)
+    with pytest.raises(BadInput, match=r"lacks 2 of the weights .*encoder\.layer\.0\.output\.dense"):
+        minilm(cut("layer.0.output.dense"), texts, "cpu", silent)
