@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     run = Run(
         store=store,
         tracker=tracker,
-        locks=LeaseLockManager(store.driver),
+        locks=LeaseLockManager(store.driver, waiting=_told_by(session)),
         results=ArtifactResults.of(store),
         display=session.display,
         home=loaded.home,
@@ -89,6 +90,11 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
             server_start_seconds=round(session.server_start_seconds, 3),
         )
     return result.model_dump(mode="json")
+
+
+def _told_by(session: Session) -> Callable[[str], None]:
+    """A key begins with its stage's name."""
+    return lambda key: session.display.waiting(key.rpartition("-")[0])
 
 
 def config_digest(loaded: Loaded) -> str:

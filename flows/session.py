@@ -19,6 +19,9 @@ class NoDisplay:
         """Progress that goes nowhere."""
         return silent
 
+    def waiting(self, stage: str) -> None:
+        """Nobody to tell."""
+
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """Nothing to show."""
 

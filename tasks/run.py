@@ -24,6 +24,9 @@ class Display(Protocol):
     def started(self, label: str) -> Progress:
         """A stage begins its work; the returned progress draws its bar or prints its lines."""
 
+    def waiting(self, stage: str) -> None:
+        """Another run is making what the stage would make."""
+
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """A stage ended, or was found in the cache."""
 

@@ -47,6 +47,10 @@ class TerminalDisplay:
 
         return update
 
+    def waiting(self, stage: str) -> None:
+        """Print that another run is at work on it."""
+        self.console.print(f"{stage}: waiting for another run that is making it", highlight=False)
+
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """Replace the bar by a line that stays."""
         self.bars.stop()
@@ -74,6 +78,10 @@ class LineDisplay:
                 self.console.print(f"{label}: {done} of {total} {what}", highlight=False)
 
         return update
+
+    def waiting(self, stage: str) -> None:
+        """Print that another run is at work on it."""
+        self.console.print(f"{stage}: waiting for another run that is making it", highlight=False)
 
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """Print how the stage ended."""

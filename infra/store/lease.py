@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Places report the age of an object in whole seconds.
 CLOCK_STEP_SECONDS = 1.0
+SILENT_SECONDS = 3.0
+"""A wait that is longer is told."""
 
 
 @dataclass
@@ -49,13 +51,20 @@ class LeaseLockManager(LockManager):
 
     Each lock is an object under `locks/` that is only written conditionally. Its age is taken from the
     store's clock, so the clocks of the machines need not agree. A released lock stays as a small object,
-    which keeps `fence` growing.
+    which keeps `fence` growing. `waiting` is called with the key, once in a wait that takes long.
     """
 
-    def __init__(self, driver: Driver, term_seconds: float = 30.0, poll_seconds: float = 0.25) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        term_seconds: float = 30.0,
+        poll_seconds: float = 0.25,
+        waiting: Callable[[str], None] = lambda key: None,
+    ) -> None:
         self._driver = driver
         self._term = term_seconds
         self._poll = poll_seconds
+        self._waiting = waiting
         self._held: dict[str, Lease] = {}
         self._mutex = threading.RLock()
         self._stop = threading.Event()
@@ -68,10 +77,12 @@ class LeaseLockManager(LockManager):
         acquire_timeout: float | None = None,
         hold_timeout: float | None = None,
     ) -> bool:
-        end = None if acquire_timeout is None else time.monotonic() + acquire_timeout
+        began, told = time.monotonic(), False
+        end = None if acquire_timeout is None else began + acquire_timeout
         while not self._try(key, holder, hold_timeout):
             if end is not None and time.monotonic() >= end:
                 return False
+            told = told or self._tell(key, began)
             time.sleep(self._poll)
         return True
 
@@ -82,12 +93,21 @@ class LeaseLockManager(LockManager):
         acquire_timeout: float | None = None,
         hold_timeout: float | None = None,
     ) -> bool:
-        end = None if acquire_timeout is None else time.monotonic() + acquire_timeout
+        began, told = time.monotonic(), False
+        end = None if acquire_timeout is None else began + acquire_timeout
         while not await asyncio.to_thread(self._try, key, holder, hold_timeout):
             if end is not None and time.monotonic() >= end:
                 return False
+            told = told or self._tell(key, began)
             await asyncio.sleep(self._poll)
         return True
+
+    def _tell(self, key: str, began: float) -> bool:
+        """Whether the wait since `began` was long enough to be told."""
+        long = time.monotonic() - began >= SILENT_SECONDS
+        if long:
+            self._waiting(key)
+        return long
 
     def release_lock(self, key: str, holder: str) -> None:
         """Free the key for the next holder; ValueError when `holder` never had it from this process."""

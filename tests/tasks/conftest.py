@@ -18,6 +18,9 @@ class Quiet:
     def started(self, label: str) -> Progress:
         return silent
 
+    def waiting(self, stage: str) -> None:
+        pass
+
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         pass
 

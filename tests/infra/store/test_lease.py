@@ -255,3 +255,18 @@ def test_the_asynchronous_side(locks, others):
         assert await others.aacquire_lock("key", "you", acquire_timeout=0)
 
     asyncio.run(play())
+
+
+def test_a_long_wait_is_told_once_and_a_short_one_not(locks, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("resprout.infra.store.lease.SILENT_SECONDS", 0.3)
+    told = []
+    driver = ArtifactStore.from_config(config, tmp_path / "other").driver
+    waiter = LeaseLockManager(driver, poll_seconds=0.05, waiting=told.append)
+    assert locks.acquire_lock("prune-key", "me")
+    assert not waiter.acquire_lock("prune-key", "you", acquire_timeout=0.1)
+    assert told == []
+    assert not waiter.acquire_lock("prune-key", "you", acquire_timeout=1.0)
+    assert told == ["prune-key"]
+    assert not asyncio.run(waiter.aacquire_lock("prune-key", "you", acquire_timeout=1.0))
+    assert told == ["prune-key"] * 2
+    waiter.close()
