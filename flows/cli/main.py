@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import Any
 
 from resprout.configs.errors import ResproutError
@@ -49,7 +50,7 @@ def main() -> None:
         raise
     except ResproutError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _say(f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -57,7 +58,7 @@ def main() -> None:
         sys.exit(CANCELLED)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         text = " ".join(str(error).split()) or type(error).__name__
         _say(f"error: {type(error).__name__}: {text[:400]} (--debug shows where)")
         sys.exit(1)

@@ -124,6 +124,8 @@ def test_debug_shows_the_traceback_and_nothing_else_does(
     assert plain.code == 2
     assert "Traceback" not in plain.err
     assert "Traceback" in debug.err
+    assert debug.code == 2, "a traceback changes no exit code"
+    assert plain.err.strip() in debug.err
 
 
 def test_an_unknown_verb_and_option_exit_with_two(resprout: Callable[..., Any], tmp_path: Path) -> None:
