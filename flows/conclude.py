@@ -38,9 +38,8 @@ class Conclusion:
         verdict = self.fill_gate()
         self.fill_exports()
         reported = self.write_report()
-        self.run.tracker.log(
-            self.run.mlflow_run_id, tags={"resprout.gate": "passed" if verdict.passed else "failed"}
-        )
+        said = "none" if self.made.gate is None else "passed" if verdict.passed else "failed"
+        self.run.tracker.log(self.run.mlflow_run_id, tags={"resprout.gate": said})
         if not verdict.passed:
             outside = [one for one in verdict.checks if not one.passed]
             values = ", ".join(f"{one.name} {one.value:.4f} (bound {one.bound:g})" for one in outside)

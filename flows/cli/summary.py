@@ -52,13 +52,15 @@ def _table(names: list[str], rows: list[Row]) -> Table:
 
 def _lines(result: RunResult, loaded: Loaded) -> list[str]:
     lines = [""]
-    if result.gate is not None:
+    if loaded.config.gate is None:
+        lines.append("no gate was set: nothing was held against the dense model")
+    elif result.gate is not None:
         checks = ", ".join(
             f"{one.name} {one.value:.4f} (bound {one.bound:g}{'' if one.passed else ', outside'})"
             for one in result.gate.checks
         )
         verdict = "passed" if result.gate.passed else "not passed, nothing registered"
-        lines.append(f"gate: {verdict}" + (f"; {checks}" if checks else "; no bounds were set"))
+        lines.append(f"gate: {verdict}; {checks}")
     for one in result.exports:
         state = "verified" if one.verified else "not verified"
         lines.append(f"export: {one.format} {one.bytes / 1e6:.1f} MB {state} at {one.uri}")

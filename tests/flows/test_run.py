@@ -31,6 +31,13 @@ def digests(result: Any, *but: str) -> dict[str, str]:
     }
 
 
+def gate_tags(home: Path, result: Any) -> list[str]:
+    rows = sqlite3.connect(home / "mlflow.db").execute(
+        "select value from tags where key = 'resprout.gate' and run_uuid = ?", (result["mlflow_run_id"],)
+    )
+    return [value for (value,) in rows]
+
+
 def test_the_result_says_all_that_happened(finished: Any) -> None:
     result = RunResult.model_validate(finished.result)
     assert (result.status, result.exit_code) == ("done", 0)
@@ -193,11 +200,7 @@ def test_the_gate_fails_with_exit_code_three_and_registers_nothing(
     assert "not passed, nothing registered" in found.err
     database = sqlite3.connect(home / "mlflow.db")
     assert not database.execute("select * from registered_models where name = 'never'").fetchall()
-    tags = database.execute(
-        "select value from tags where key = 'resprout.gate' and run_uuid = ?",
-        (found.result["mlflow_run_id"],),
-    ).fetchall()
-    assert tags == [("failed",)], "the run is kept and tagged"
+    assert gate_tags(home, found.result) == ["failed"], "the run is kept and tagged"
 
 
 def test_mlflow_holds_the_whole_run(finished: Any) -> None:
@@ -321,4 +324,6 @@ def test_a_run_without_recovery_and_gate_exports_the_pruned_model(
     assert found.result["models"]["recovered"] is None
     assert found.result["gate"] == {"passed": True, "checks": []}
     assert found.result["exports"][0]["verified"]
-    assert "no bounds were set" in found.err
+    assert "no gate was set" in found.err
+    assert "gate: passed" not in found.err
+    assert gate_tags(tmp_path / "home", found.result) == ["none"]
