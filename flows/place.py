@@ -40,9 +40,19 @@ class Found:
     source: str | None = None
 
 
-def open_place(config: Path | None) -> Place:
-    """Store and tracker of a run config, or of the environment where none is given."""
+def open_place(config: Path | None, reference: str) -> Place:
+    """Store and tracker of a run config, or of the environment where none is given.
+
+    Raises:
+        BadInput: nothing has run there yet, so nothing can have the `reference`; no folder is made.
+    """
     infra, home = load_infra(config)
+    digest_elsewhere = DIGEST.match(reference) and infra.store.uri is not None
+    if not home.is_dir() and infra.mlflow.tracking_uri is None and not digest_elsewhere:
+        raise BadInput(
+            f"{reference} is not known here, because there is no data folder {home} and no "
+            "infra.mlflow.tracking_uri; give the run's config with --config, or set RESPROUT_HOME"
+        )
     prepare(infra, home)
     # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
     from resprout.infra.tracking import Tracker

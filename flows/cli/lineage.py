@@ -38,7 +38,7 @@ def lineage(
     from resprout.flows.place import find, open_place
     from resprout.infra.lineage import tree
 
-    place = open_place(config)
+    place = open_place(config, reference)
     found = find(place, reference)
     top = tree(place.store, found.record)
     if as_json:

@@ -32,7 +32,7 @@ def report(
     from resprout.configs.errors import BadInput
     from resprout.flows.place import RUN_ID, open_place
 
-    place = open_place(config)
+    place = open_place(config, reference)
     if reference.startswith("models:/"):
         digest = place.tracker.version(reference).tags.get("resprout.report")
     elif RUN_ID.match(reference):
@@ -44,9 +44,15 @@ def report(
     if digest is None:
         raise BadInput(f"{reference} has no report; give a version or a run that `resprout run` made")
     with place.store.open(digest) as folder:
-        output.mkdir(parents=True, exist_ok=True)
-        for file in sorted(folder.iterdir()):
-            shutil.copyfile(file, output / file.name)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            for file in sorted(folder.iterdir()):
+                shutil.copyfile(file, output / file.name)
+        except OSError as error:
+            raise BadInput(
+                f"the report cannot be written to {output} ({error.strerror}); give a folder in --output "
+                "that can be made or written to"
+            ) from None
     typer.echo(str(output / "report.html"))
     if show:
         webbrowser.open((output / "report.html").resolve().as_uri())

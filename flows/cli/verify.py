@@ -32,7 +32,7 @@ def verify(
     from resprout.flows.place import find, open_place
     from resprout.infra.lineage import tree
 
-    place = open_place(config)
+    place = open_place(config, reference)
     found = find(place, reference)
     try:
         top = tree(place.store, found.record)

@@ -116,6 +116,18 @@ def test_bad_references_are_one_sentence(
     assert found.err.strip().count("\n") == 0
 
 
+@pytest.mark.parametrize("verb", ["lineage", "verify", "report"])
+def test_where_nothing_ran_a_reference_is_refused_and_nothing_is_made(
+    verb: str, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    home = tmp_path / ".resprout"
+    found = resprout(verb, "models:/none@candidate", home=home)
+    assert found.code == 2
+    assert f"no data folder {home}" in found.err
+    assert "--config" in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_debug_shows_the_traceback_and_nothing_else_does(
     resprout: Callable[..., Any], tmp_path: Path
 ) -> None:

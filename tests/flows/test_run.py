@@ -305,6 +305,19 @@ def test_the_report_of_a_version_is_written(
     }  # fmt: skip
 
 
+def test_a_report_is_not_written_to_a_file(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for output in (taken, taken / "below"):
+        found = resprout("report", "models:/tiny-pruned/1", "--output", output, home=finished.home)
+        assert found.code == 2
+        assert f"cannot be written to {output}" in found.err
+        assert "give a folder in --output" in found.err
+    assert taken.read_text() == "mine"
+
+
 def test_the_same_config_twice_from_scratch_gives_equal_digests(
     finished: Any, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
