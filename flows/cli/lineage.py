@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -75,7 +75,7 @@ def _draw(top: Node, title: str) -> Tree:
         under = branch.add(escape(text))
         if not first:
             return
-        for line in _origin_lines(record.origin):
+        for line in origin_lines(record.origin):
             under.add(escape(line))
         if record.licence:
             under.add(escape(f"licence {record.licence}"))
@@ -87,13 +87,31 @@ def _draw(top: Node, title: str) -> Tree:
     return root
 
 
-def _origin_lines(origin: dict[str, object] | None) -> list[str]:
+def origin_lines(origin: dict[str, Any] | None) -> list[str]:
+    """For each source of an acquired artifact its address and what it was pinned to."""
     if not origin:
         return []
     sources = origin.get("sources")
     entries = sources if isinstance(sources, list) else [origin]
-    return [
-        f"from {entry.get('uri')} ({str(entry.get('digest'))[:12]})"
-        for entry in entries
-        if isinstance(entry, dict)
-    ]
+    return [f"from {entry.get('uri')}{_identity(entry)}" for entry in entries if isinstance(entry, dict)]
+
+
+def _identity(entry: dict[str, Any]) -> str:
+    """What a source was pinned to, in brackets: distribution, commit or version, and hashes of its files."""
+    parts = []
+    if entry.get("distribution"):
+        parts.append(f"{entry['distribution']} {entry.get('version')}")
+    elif entry.get("version"):
+        parts.append(f"version {entry['version']}")
+    if entry.get("revision"):
+        parts.append(f"revision {entry['revision']}")
+    if entry.get("commit"):
+        parts.append(f"commit {entry['commit'][:12]}")
+    hashes = entry.get("sha256") or {}
+    if hashes:
+        name, first = min(hashes.items())
+        one = f"sha256 {first[:12]}"
+        parts.append(one if len(hashes) == 1 else f"{len(hashes)} files, {name} {one}")
+    elif entry.get("objects"):
+        parts.append(f"{len(entry['objects'])} objects")
+    return f" ({'; '.join(parts)})" if parts else ""

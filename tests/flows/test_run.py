@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -262,8 +263,34 @@ def test_lineage_goes_back_to_source_and_data(finished: Any, resprout: Callable[
     } <= stages
     shown = resprout("lineage", "models:/tiny-pruned/1", home=finished.home)
     assert shown.code == 0
-    assert "pool.jsonl" in shown.out
     assert "acquire_model" in shown.out
+    assert "None" not in shown.out
+    pool = finished.config.parent / "pool.jsonl"
+    digest = hashlib.sha256(pool.read_bytes()).hexdigest()
+    assert f"from {pool.as_uri()} (sha256 {digest[:12]})" in shown.out
+    model = finished.config.parent / "model"
+    of_config = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
+    assert f"from {model.as_uri()} (" in shown.out
+    assert f" files, config.json sha256 {of_config[:12]})" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        (
+            {"distribution": "llm-tiny", "version": "0.2", "sha256": {"a.gguf": "ab" * 32}},
+            "from u (llm-tiny 0.2; sha256 abababababab)",
+        ),
+        ({"revision": "main", "commit": "cd" * 20}, "from u (revision main; commit cdcdcdcdcdcd)"),
+        ({"name": "m", "version": 3, "objects": {"a": "b", "c": "d"}}, "from u (version 3; 2 objects)"),
+        ({}, "from u"),
+    ],
+)
+def test_lineage_names_what_a_source_was_pinned_to(origin: dict[str, Any], line: str) -> None:
+    from resprout.flows.cli.lineage import origin_lines
+
+    assert origin_lines({"uri": "u", **origin}) == [line]
+    assert origin_lines({"sources": [{"uri": "u", **origin}]}) == [line]
 
 
 def test_verify_passes_and_finds_a_flipped_byte(
