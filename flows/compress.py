@@ -15,6 +15,7 @@ from prefect import flow
 from resprout.configs.load import Loaded, load
 from resprout.configs.result import Overhead
 from resprout.flows import preflight
+from resprout.flows.again import command, public_overrides
 from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
 from resprout.flows.session import Session, current, using
@@ -32,17 +33,22 @@ from resprout.tasks.run import Run
 def compress_here(loaded: Loaded, overrides: list[str], session: Session) -> None:
     """Run the flow in this process, filling the session's result."""
     session.called_at = time.perf_counter()
+    session.loaded = loaded
     with using(session):
-        compress(str(loaded.path), list(overrides))
+        # Prefect keeps a flow's parameters in its database, so servers and credentials do not go this way.
+        compress(str(loaded.path), public_overrides(overrides))
 
 
 @flow(name="compress", validate_parameters=False)
 def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Compress the model that the run config at path `config` names; `overrides` are key=value."""
+    """Compress the model that the run config at path `config` names; `overrides` are key=value.
+
+    A session that has loaded the config already says what it holds; then the parameters only tell of it.
+    """
     session = current()
     if session.called_at:
         session.server_start_seconds = time.perf_counter() - session.called_at
-    loaded = load(Path(config), overrides or [])
+    loaded = session.loaded or load(Path(config), overrides or [])
     check(loaded)
     prepare(loaded.config.infra, loaded.home)
     began = time.perf_counter()
@@ -82,8 +88,7 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
         if identity.dirty_patch():
             tracker.log_text(run_id, identity.dirty_patch(), "uncommitted.patch")
         made = Steps(loaded.config, run, sources).all()
-        command = " ".join(["resprout run", loaded.path.name, *(overrides or [])])
-        Conclusion(loaded, run, made, session, command).all()
+        Conclusion(loaded, run, made, session, command(loaded, overrides or [])).all()
         result.overhead = Overhead(
             orchestration_seconds=round(time.perf_counter() - began - run.work_seconds, 3),
             imports_seconds=round(session.imports_seconds, 3),

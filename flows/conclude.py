@@ -10,13 +10,14 @@ from typing import Any
 from resprout.configs.load import Loaded
 from resprout.configs.result import ExportResult, GateResult, ModelResult, ModelResults
 from resprout.configs.schema import RegisterConfig
+from resprout.flows.again import standalone
 from resprout.flows.session import Session
 from resprout.flows.steps import Made
 from resprout.infra import identity
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Job
 from resprout.tasks.register.reconcile import register
-from resprout.tasks.report.stage import ReportConfig, report
+from resprout.tasks.report.stage import ReportConfig, config_text, report
 from resprout.tasks.run import Run
 from resprout.tasks.stage import Input
 
@@ -125,7 +126,7 @@ class Conclusion:
         reported = report(run, Job(settings, config.seed), inputs)
         with run.store.open(reported.digest) as folder:
             run.tracker.log_folder(run.mlflow_run_id, folder, "report")
-            self.result.report = str(place_report(folder, self.loaded.home, config.name))
+            self.result.report = str(place_report(folder, self.loaded, settings))
         run.tracker.log(run.mlflow_run_id, tags={"resprout.report": reported.digest})
         return reported
 
@@ -155,10 +156,16 @@ class Conclusion:
         run.tracker.log(run.mlflow_run_id, tags={"resprout.registered": version})
 
 
-def place_report(folder: Path, home: Path, name: str) -> Path:
-    """A copy of the report where a person looks for it: <home>/reports/<name>/report.html."""
-    target = home / "reports" / name
+def place_report(folder: Path, loaded: Loaded, settings: ReportConfig) -> Path:
+    """A copy of the report where a person looks for it: <home>/reports/<name>/report.html.
+
+    Its config.yaml can be run from there: paths that began at the config's folder are absolute, which they
+    are not in the artifact, whose bytes depend on no folder.
+    """
+    target = loaded.home / "reports" / settings.name
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.iterdir()):
         shutil.copyfile(file, target / file.name)
+    text = config_text(settings.command, standalone(loaded, settings.config))
+    (target / "config.yaml").write_text(text, encoding="utf-8")
     return target / "report.html"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.run import Display
@@ -37,6 +38,8 @@ class Session:
     source_bytes: int | None = None
     source_format: str = ""
     called_at: float = 0.0
+    loaded: Loaded | None = None
+    """The config of the run, where the caller has loaded it."""
     interrupted: bool = False
     """Ctrl-C was pressed."""
 

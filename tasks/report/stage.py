@@ -19,6 +19,7 @@ from resprout.tasks.job import Job, Progress
 from resprout.tasks.report.table import comparison, recovery_sentence
 from resprout.tasks.stage import stage
 
+RELATIVE = "relative sources begin at the folder of the config that was run"
 NAMES = ("dense", "pruned", "recovered")
 
 
@@ -49,10 +50,13 @@ def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, pr
     for template in ("report.html", "report.md", "summary.md"):
         text = here.get_template(f"{template}.j2").render(facts)
         (workdir / template).write_text(text, encoding="utf-8")
-    (workdir / "config.yaml").write_text(
-        f"# {job.config.command}\n" + yaml.safe_dump(job.config.config, sort_keys=False, allow_unicode=True),
-        encoding="utf-8",
-    )
+    text = config_text(f"{job.config.command}\n# {RELATIVE}", job.config.config)
+    (workdir / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def config_text(command: str, config: dict[str, Any]) -> str:
+    """A run config as YAML below the command that ran it."""
+    return f"# {command}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
