@@ -45,12 +45,10 @@ def lineage(
         typer.echo(json.dumps({"reference": reference, **top.as_dict()}, sort_keys=True))
         return
     console = Console()
-    # A tree folds long lines at the console's width; in a pipe nobody sees a width, so nothing is folded.
-    console.print(
-        _draw(top, found.version or reference),
-        highlight=False,
-        width=None if console.is_terminal else WIDE,
-    )
+    if not console.is_terminal:
+        # A tree folds long lines at the console's width; in a pipe nobody sees a width, so nothing is folded.
+        console = Console(width=WIDE)
+    console.print(_draw(top, found.version or reference), highlight=False)
 
 
 def _draw(top: Node, title: str) -> Tree:
