@@ -320,7 +320,7 @@ class RegisterConfig(Section):
     alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")] | None = "candidate"
     """Alias that is moved to the version."""
     tags: dict[str, str] = Field(default_factory=dict)
-    """Further tags of the version."""
+    """Further tags of the version; resprout.* are its own."""
 
     @field_validator("alias")
     @classmethod
@@ -328,3 +328,11 @@ class RegisterConfig(Section):
         if alias is not None and (alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)):
             raise ValueError("latest and v1, v2, ... are MLflow's own; give another alias")
         return alias
+
+    @field_validator("tags")
+    @classmethod
+    def _leave_our_own(cls, tags: dict[str, str]) -> dict[str, str]:
+        own = sorted(name for name in tags if name.startswith("resprout."))
+        if own:
+            raise ValueError(f"{own[0]} is written by resprout itself; give the tag a name without resprout.")
+        return tags

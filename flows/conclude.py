@@ -16,7 +16,7 @@ from resprout.flows.steps import Made
 from resprout.infra import identity
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Job
-from resprout.tasks.register.reconcile import register
+from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.stage import ReportConfig, config_text, report
 from resprout.tasks.run import Run
 from resprout.tasks.stage import Input
@@ -95,7 +95,8 @@ class Conclusion:
         self.result.exports = [
             ExportResult(
                 format=one["format"],
-                uri=f"{exported.uri.rstrip('/')}/{one['path']}",
+                # A cached reference still has the address of the store in which it was made.
+                uri=own_uri(self.run.store, exported.digest, one["path"]),
                 bytes=one["bytes"],
                 verified=one["verified"],
                 max_abs_logit_diff=one["max_abs_logit_diff"],

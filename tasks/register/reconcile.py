@@ -1,6 +1,7 @@
-"""Register the exported model: on every run a version with this digest and its alias exist, or are made.
+"""Register the exported model: on every run a version with this digest, in this place, and its alias exist.
 
 Not a cached stage: the registry is a place that others write too, so what it holds is looked at each time.
+The newest version of these bytes is taken where its source is here; else (say, after a move) one is made.
 
 Where a version points: an S3 store's own `s3://` uri; with a local store and a direct database its `file://`
 folder; with a local store and an MLflow server, which refuses `file:` sources, the export becomes an artifact
@@ -10,12 +11,19 @@ of the run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resprout.configs.result import RegisteredResult
 from resprout.configs.schema import RegisterConfig
 from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.run import Run
+
+if TYPE_CHECKING:
+    from resprout.infra.tracking import Tracker
+
+COPY = "model"
+"""Folder of a run's artifacts that holds a copy of the export."""
 
 
 def register(
@@ -29,22 +37,42 @@ def register(
     """The version that holds `folder` of `export`; `tags` say how it came to be."""
     tracker = run.tracker
     version = tracker.find_version(config.name, export.digest)
-    if version is None:
+    if version is None or not is_here(run, export.digest, folder, version.source or "", version.run_id):
         own = {"resprout.digest": export.digest, "resprout.record": export.record, **tags, **config.tags}
         version = tracker.make_version(
-            config.name, _source(run, export, folder), run.mlflow_run_id, own, description
+            config.name, _source(run, export.digest, folder), run.mlflow_run_id, own, description
         )
+    changed = {key: value for key, value in config.tags.items() if version.tags.get(key) != value}
+    if changed:
+        tracker.tag_version(config.name, str(version.version), changed)
     if config.alias:
         tracker.point_alias(config.name, config.alias, str(version.version))
     return RegisteredResult(name=config.name, version=str(version.version), alias=config.alias)
 
 
-def _source(run: Run, export: ArtifactRef, folder: str) -> str:
-    uri = f"{export.uri.rstrip('/')}/{folder}"
-    if export.uri.startswith("s3://"):
-        return uri
-    if not run.tracker.is_server:
-        return Path(uri.removeprefix("file://")).as_uri()
-    with run.store.open(export.digest) as local:
-        run.tracker.log_folder(run.mlflow_run_id, local / folder, "model")
-    return run.tracker.artifact_uri(run.mlflow_run_id, "model")
+def own_uri(store: ArtifactStore, digest: str, folder: str) -> str:
+    """Address of a folder of an artifact where the store is now."""
+    return f"{store.uri(digest).rstrip('/')}/{folder}"
+
+
+def is_copy(store: ArtifactStore, tracker: Tracker) -> bool:
+    """Whether versions point at a copy of the export among a run's artifacts, not into the store itself."""
+    return tracker.is_server and not store.root_uri.startswith("s3://")
+
+
+def is_here(run: Run, digest: str, folder: str, source: str, owner: str | None) -> bool:
+    """Whether a version's source is where this store and this server keep `folder` of the artifact.
+
+    A copy is known by `owner`, the run that holds it; its bytes are `verify`'s to hash.
+    """
+    if is_copy(run.store, run.tracker):
+        return source.endswith(f"/{owner}/artifacts/{COPY}")
+    return source == own_uri(run.store, digest, folder)
+
+
+def _source(run: Run, digest: str, folder: str) -> str:
+    if not is_copy(run.store, run.tracker):
+        return own_uri(run.store, digest, folder)
+    with run.store.open(digest) as local:
+        run.tracker.log_folder(run.mlflow_run_id, local / folder, COPY)
+    return run.tracker.artifact_uri(run.mlflow_run_id, COPY)

@@ -1,0 +1,66 @@
+"""Registering on a real SQLite registry: which version is taken again, and what is set on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from resprout.configs.schema import MlflowConfig, RegisterConfig
+from resprout.flows.session import NoDisplay
+from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.local import LocalDriver
+from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.results import ArtifactResults
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
+from resprout.tasks.register.reconcile import register
+from resprout.tasks.run import Run
+
+DIGEST = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    made = Tracker(MlflowConfig(experiment="tests"), tmp_path_factory.mktemp("home"))
+    made.connect()
+    return made
+
+
+def run_in(home: Path, tracker: Tracker) -> Run:
+    store = ArtifactStore(LocalDriver(home / "store"), home, 0)
+    locks, results = LeaseLockManager(store.driver), ArtifactResults.of(store)
+    return Run(store, tracker, locks, results, NoDisplay(), home, tracker.start("r", {}))
+
+
+def exported(uri: str) -> ArtifactRef:
+    return ArtifactRef(kind="export", digest=DIGEST, key="k", record="cd" * 32, uri=uri, bytes=1)
+
+
+def test_a_version_is_taken_again_only_where_its_source_is_here(tracker: Tracker, tmp_path: Path) -> None:
+    config = RegisterConfig(name="moved")
+    here, there = run_in(tmp_path / "a", tracker), run_in(tmp_path / "b", tracker)
+    ref = exported(here.store.uri(DIGEST))
+    assert register(here, config, ref, "hf", {}, "").version == "1"
+    assert register(here, config, ref, "hf", {}, "").version == "1"
+    # The reference came out of a cache and still has the first address.
+    assert register(there, config, ref, "hf", {}, "").version == "2"
+    assert register(there, config, ref, "hf", {}, "").version == "2"
+    found = tracker.version("models:/moved@candidate")
+    assert found.source == f"{there.store.uri(DIGEST)}/hf"
+
+
+def test_changed_tags_are_set_on_the_version_that_is_there(tracker: Tracker, tmp_path: Path) -> None:
+    run = run_in(tmp_path, tracker)
+    ref = exported(run.store.uri(DIGEST))
+    register(run, RegisterConfig(name="tagged", tags={"team": "a", "kept": "x"}), ref, "hf", {}, "")
+    again = register(run, RegisterConfig(name="tagged", tags={"team": "b", "new": "y"}), ref, "hf", {}, "")
+    assert again.version == "1"
+    tags = tracker.version("models:/tagged/1").tags
+    assert {name: tags[name] for name in ("team", "kept", "new")} == {"team": "b", "kept": "x", "new": "y"}
+
+
+def test_tags_of_our_own_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"resprout\.digest is written by resprout itself"):
+        RegisterConfig(name="m", tags={"resprout.digest": "x"})
