@@ -17,7 +17,7 @@ from resprout.infra import identity
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Job
 from resprout.tasks.register.reconcile import own_uri, register
-from resprout.tasks.report.stage import ReportConfig, config_text, report
+from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
 from resprout.tasks.run import Run
 from resprout.tasks.stage import Input
 
@@ -72,6 +72,7 @@ class Conclusion:
         self.result.models = ModelResults(
             dense=found["dense"], pruned=found["pruned"], recovered=found.get("recovered")
         )
+        self.session.averaged = averaged(self.read(self.made.scores["dense"], "details.json"))
         source = self.read(self.made.dense, "source.json")
         self.session.source_bytes = source["source_bytes"]
         self.session.source_format = source["source_format"]

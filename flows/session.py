@@ -37,6 +37,8 @@ class Session:
     server_start_seconds: float = 0.0
     source_bytes: int | None = None
     source_format: str = ""
+    averaged: list[str] = field(default_factory=list)
+    """The accuracies behind zero_shot_mean_acc."""
     called_at: float = 0.0
     loaded: Loaded | None = None
     """The config of the run, where the caller has loaded it."""

@@ -30,9 +30,8 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
     if result.models.recovered is not None:
         models["recovered"] = result.models.recovered.metrics
     console.print()
-    console.print(
-        _table(list(models), comparison(models, session.source_bytes, session.source_format)), highlight=False
-    )
+    rows = comparison(models, session.source_bytes, session.source_format, session.averaged)
+    console.print(_table(list(models), rows), highlight=False)
     if result.models.recovered is not None:
         console.print(
             recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True

@@ -83,7 +83,14 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "config": yaml.safe_dump(config.config, sort_keys=False, allow_unicode=True),
         "digests": config.digests,
         "models": list(models),
-        "rows": comparison(models, origin.get("source_bytes"), origin.get("source_format", "")),
+        "rows": comparison(
+            models,
+            origin.get("source_bytes"),
+            origin.get("source_format", ""),
+            averaged(_json(inputs["dense"] / "details.json")),
+        ),
+        "source": config.config["model"]["source"],
+        "source_digest": config.digests["acquire model"],
         "recovery": recovery_sentence(models["pruned"], models["recovered"]) if "recovered" in models else "",
         "gate": _json(inputs["gate"] / "gate.json") if "gate" in inputs else None,
         "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
@@ -104,6 +111,11 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
         "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
     }
+
+
+def averaged(details: Mapping[str, Any]) -> list[str]:
+    """The accuracies that zero_shot_mean_acc averages, from the scores' details; none without tasks."""
+    return list(details.get("zero_shot", {}).get("averaged", ()))
 
 
 def _examples(folder: Path, each: int = 2) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Metrics = Mapping[str, float]
@@ -17,8 +17,16 @@ class Row:
     cells: tuple[str, ...]
 
 
-def comparison(models: Mapping[str, Metrics], source_bytes: int | None, source_format: str) -> list[Row]:
-    """Rows of the table; `models`: name -> metrics of evaluate and measure together, dense first."""
+def comparison(
+    models: Mapping[str, Metrics],
+    source_bytes: int | None,
+    source_format: str,
+    averaged: Sequence[str] = (),
+) -> list[Row]:
+    """Rows of the table; `models`: name -> metrics of evaluate and measure together, dense first.
+
+    `averaged`: the accuracies whose mean is `zero_shot_mean_acc`.
+    """
     names = list(models)
     dense = models[names[0]]
     rows = [
@@ -40,7 +48,8 @@ def comparison(models: Mapping[str, Metrics], source_bytes: int | None, source_f
         if name.endswith(("_acc", "_acc_norm")) and name != "zero_shot_mean_acc":
             rows.append(_accuracy(name, models))
     if "zero_shot_mean_acc" in every:
-        rows.append(_row("mean accuracy", models, "zero_shot_mean_acc", lambda value: f"{value:.3f}"))
+        label = f"mean accuracy ({_kinds(averaged)})" if averaged else "mean accuracy"
+        rows.append(_row(label, models, "zero_shot_mean_acc", lambda value: f"{value:.3f}"))
     for name in every:
         if name.endswith("_tokens_per_s"):
             label = name.removesuffix("_tokens_per_s")
@@ -80,11 +89,32 @@ def _accuracy(name: str, models: Mapping[str, Metrics]) -> Row:
     return Row(name, tuple(cells))
 
 
+def _kinds(averaged: Sequence[str]) -> str:
+    """acc_norm or acc where all tasks have the same, else the metrics by name."""
+    kinds = {"acc_norm" if name.endswith("_acc_norm") else "acc" for name in averaged}
+    return kinds.pop() if len(kinds) == 1 else ", ".join(averaged)
+
+
 def recovery_sentence(pruned: Metrics, recovered: Metrics) -> str:
-    """Whether recovery helped, by perplexity on held-out text, in a sentence."""
-    name = next(key for key in sorted(pruned) if "_ppl_" in key)
-    before, after = pruned[name], recovered[name]
-    change = f"{name} went from {before:.2f} to {after:.2f}"
-    if after < before:
-        return f"Recovery helped: {change}."
-    return f"Recovery did not help: {change}. Look at the trainer before the data."
+    """Whether recovery helped, by perplexity on held-out text and KL to the dense model, in a sentence."""
+    better: dict[str, str] = {}
+    worse: dict[str, str] = {}
+    for name in sorted(set(pruned) & set(recovered)):
+        kind = "KL to dense" if "_kl_to_dense" in name else "perplexity" if "_ppl_" in name else None
+        if kind is not None:
+            digits = 2 if kind == "perplexity" else 4
+            before, after = round(pruned[name], digits), round(recovered[name], digits)
+            change = f"{kind} ({name}) from {before:.{digits}f} to {after:.{digits}f}"
+            # A change that the table does not show is none.
+            (better if after < before else worse)[kind] = change
+    if better and worse:
+        part = f"{_listed(better)}, which is better, but {_listed(worse)}, which is not"
+        return f"Recovery helped in part: {part}."
+    if better:
+        return f"Recovery helped: {_listed(better)}."
+    return f"Recovery did not help: {_listed(worse)}. Look at the trainer before the data."
+
+
+def _listed(changes: Mapping[str, str]) -> str:
+    """Perplexity before KL."""
+    return " and ".join(changes[kind] for kind in sorted(changes, reverse=True))

@@ -25,6 +25,7 @@ PRUNED = {
     "w_kl_to_dense_seq8": 0.25,
     "prefill8_tokens_per_s": 15.0,
 }
+DETAILS = {"zero_shot": {"averaged": ["t_acc"]}}
 RECOVERED = {**PRUNED, "w_ppl_seq8": 25.0}
 
 
@@ -43,8 +44,37 @@ def test_the_table_shows_values_and_their_ratio_to_dense() -> None:
 
 
 def test_the_sentence_on_recovery_is_honest() -> None:
-    assert recovery_sentence(PRUNED, RECOVERED).startswith("Recovery helped")
-    assert recovery_sentence(PRUNED, PRUNED).startswith("Recovery did not help")
+    ppl, kl = "perplexity (w_ppl_seq8) from 30.00 to", "KL to dense (w_kl_to_dense_seq8) from 0.2500 to"
+    nearer = {"w_kl_to_dense_seq8": 0.125}
+    assert (
+        recovery_sentence(PRUNED, {**RECOVERED, **nearer}) == f"Recovery helped: {ppl} 25.00 and {kl} 0.1250."
+    )
+    assert recovery_sentence(PRUNED, RECOVERED) == (
+        f"Recovery helped in part: {ppl} 25.00, which is better, but {kl} 0.2500, which is not."
+    )
+    assert recovery_sentence(PRUNED, {**PRUNED, **nearer}) == (
+        f"Recovery helped in part: {kl} 0.1250, which is better, but {ppl} 30.00, which is not."
+    )
+    assert recovery_sentence(PRUNED, PRUNED).startswith(
+        f"Recovery did not help: {ppl} 30.00 and {kl} 0.2500."
+    )
+    assert recovery_sentence({"w_ppl_seq8": 2.001}, {"w_ppl_seq8": 2.0}).startswith("Recovery did not help")
+    assert recovery_sentence({"w_ppl_seq8": 2.0}, {"w_ppl_seq8": 1.0}) == (
+        "Recovery helped: perplexity (w_ppl_seq8) from 2.00 to 1.00."
+    )
+
+
+@pytest.mark.parametrize(
+    ("averaged", "label"),
+    [
+        (["a_acc_norm", "b_acc_norm"], "mean accuracy (acc_norm)"),
+        (["a_acc", "b_acc"], "mean accuracy (acc)"),
+        (["a_acc_norm", "b_acc"], "mean accuracy (a_acc_norm, b_acc)"),
+    ],
+)
+def test_the_mean_accuracy_says_what_it_averages(averaged: list[str], label: str) -> None:
+    rows = comparison({"dense": DENSE}, None, "", averaged)
+    assert ("0.500",) in [row.cells for row in rows if row.label == label]
 
 
 def test_pictures_scale_to_their_frame() -> None:
@@ -88,7 +118,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
             config_json=shape,
             source_json={"source_bytes": 1_000_000, "source_format": "gguf:Q4_1"},
         ),
-        "dense": write(tmp_path / "dense", metrics_json=DENSE),
+        "dense": write(tmp_path / "dense", metrics_json=DENSE, details_json=DETAILS),
         "pruned": write(tmp_path / "pruned", metrics_json=PRUNED),
         "recovered": write(tmp_path / "recovered", metrics_json=RECOVERED),
         "plan": write(tmp_path / "plan", plan_json=plan),
@@ -128,9 +158,9 @@ class Cells(HTMLParser):
 
 SETTINGS = ReportConfig(
     name="tiny",
-    config={"name": "tiny", "seed": 17},
+    config={"name": "tiny", "seed": 17, "model": {"source": "hf://org/name@main"}},
     command="resprout run tiny.yaml",
-    digests={"plan": "ab" * 32},
+    digests={"acquire model": "cd" * 32, "plan": "ab" * 32},
 )
 
 
@@ -154,7 +184,10 @@ def test_both_forms_hold_the_same_table(inputs: dict[str, Path], tmp_path: Path)
     header = next(row for row in rows if "dense" in row)
     assert header.count("|") == 5, "one header cell for each model"
     assert (out / "config.yaml").read_text().startswith("# resprout run tiny.yaml")
-    assert "perplexity" in (out / "summary.md").read_text()
+    summary = (out / "summary.md").read_text()
+    assert "perplexity" in summary
+    assert "| mean accuracy (acc) |" in summary
+    assert f"Source model: hf://org/name@main, acquired as artifact {'cd' * 32}." in summary
 
 
 def test_what_a_config_leaves_out_is_absent(inputs: dict[str, Path], tmp_path: Path) -> None:
