@@ -5,6 +5,8 @@ Neither names servers, credentials or, where it can be avoided, folders of this 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping
@@ -51,6 +53,16 @@ def standalone(loaded: Loaded, data: dict[str, Any]) -> dict[str, Any]:
         return value
 
     return {name: resolved(name, value) for name, value in data.items()}
+
+
+def config_digest(loaded: Loaded) -> str:
+    """sha256 of the resolved config without infrastructure and secrets."""
+    return digest_of_config({key: value for key, value in loaded.config.public().items() if key != "infra"})
+
+
+def digest_of_config(data: dict[str, Any]) -> str:
+    """The same of a config that a record keeps as plain data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _from_environment(environ: Mapping[str, str] | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from prefect import flow
 from resprout.configs.load import Loaded, load
 from resprout.configs.result import Overhead
 from resprout.flows import preflight
-from resprout.flows.again import command, public_overrides
+from resprout.flows.again import command, config_digest, public_overrides
 from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
 from resprout.flows.session import Session, current, using
@@ -100,12 +99,6 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
 def _told_by(session: Session) -> Callable[[str], None]:
     """A key begins with its stage's name."""
     return lambda key: session.display.waiting(key.rpartition("-")[0])
-
-
-def config_digest(loaded: Loaded) -> str:
-    """sha256 of the resolved config without infrastructure and secrets."""
-    data = {key: value for key, value in loaded.config.public().items() if key != "infra"}
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _run_tags(loaded: Loaded, digest: str) -> dict[str, str]:

@@ -31,13 +31,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """What a reference names: its record, and the tags and source of the model version where it is one."""
+    """What a reference names: its record, and tags, source and run of the model version where it is one."""
 
     record: str
     digest: str
     version: str | None = None
     tags: dict[str, str] | None = None
     source: str | None = None
+    run: str | None = None
 
 
 def open_place(config: Path | None, reference: str) -> Place:
@@ -73,7 +74,9 @@ def find(place: Place, reference: str) -> Found:
                 "was not registered by resprout, or its tags were removed"
             )
         shown = f"{version.name} version {version.version}"
-        return Found(tags["resprout.record"], tags["resprout.digest"], shown, tags, version.source)
+        return Found(
+            tags["resprout.record"], tags["resprout.digest"], shown, tags, version.source, version.run_id
+        )
     if DIGEST.match(reference):
         if place.store.has_record(reference):
             return Found(reference, place.store.get_record(reference).content)

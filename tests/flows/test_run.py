@@ -32,6 +32,17 @@ def digests(result: Any, *but: str) -> dict[str, str]:
     }
 
 
+def moved(finished: Any, home: Path) -> Path:
+    """A copy of the finished run's home, in which the version points at the copy."""
+    shutil.copytree(finished.home, home)
+    with sqlite3.connect(home / "mlflow.db") as database:
+        database.execute(
+            "update model_versions set source = replace(source, ?, ?)", (str(finished.home), str(home))
+        )
+    database.close()
+    return home
+
+
 def gate_tags(home: Path, result: Any) -> list[str]:
     rows = sqlite3.connect(home / "mlflow.db").execute(
         "select value from tags where key = 'resprout.gate' and run_uuid = ?", (result["mlflow_run_id"],)
@@ -296,15 +307,7 @@ def test_lineage_names_what_a_source_was_pinned_to(origin: dict[str, Any], line:
 def test_verify_passes_and_finds_a_flipped_byte(
     finished: Any, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
-    home = tmp_path / "home"
-    shutil.copytree(finished.home, home)
-    config = home / "mlflow.db"
-    # The copy's version still points at the original folder; the store is what verify reads.
-    with sqlite3.connect(config) as database:
-        database.execute(
-            "update model_versions set source = replace(source, ?, ?)", (str(finished.home), str(home))
-        )
-    database.close()
+    home = moved(finished, tmp_path / "home")
     good = resprout("verify", "models:/tiny-pruned@candidate", home=home)
     assert good.code == 0, good.err
     weights = next((home / "store" / "content" / digests(finished.result)["prune"]).glob("*.safetensors"))
@@ -318,6 +321,19 @@ def test_verify_passes_and_finds_a_flipped_byte(
     assert "was changed" in bad.err
     assert "Traceback" not in bad.err
     assert bad.result["problems"]
+
+
+@pytest.mark.parametrize(("stage", "file"), [("report", "report.md"), ("gate", "gate.json")])
+def test_verify_hashes_what_the_report_was_made_from(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path, stage: str, file: str
+) -> None:
+    home = moved(finished, tmp_path / "home")
+    edited = home / "store" / "content" / digests(finished.result)[stage] / file
+    edited.chmod(0o644)
+    edited.write_text(edited.read_text().replace("1", "2"))
+    found = resprout("verify", "models:/tiny-pruned@candidate", home=home)
+    assert found.code == 4
+    assert f"{file} was changed" in found.err
 
 
 def test_a_moved_home_registers_the_model_where_it_is_now(

@@ -212,3 +212,20 @@ def test_a_local_store_and_an_mlflow_server(
     assert {
         file.relative_to(brought): file.read_bytes() for file in brought.rglob("*") if file.is_file()
     } == files
+    again = resprout("run", path, "--json", home=tmp_path / "home", env=env)
+    assert again.result["registered"] == found.result["registered"], "the copy is taken again"
+    good = resprout("verify", "models:/from-a-folder/1", home=tmp_path / "home", env=env)
+    assert good.code == 0, good.err
+    run_id = found.result["mlflow_run_id"]
+    (copy,) = mlflow_server.folder.rglob(f"{run_id}/artifacts/model")
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    (copy / "planted.py").write_text("")
+    bad = resprout("verify", "models:/from-a-folder/1", home=tmp_path / "home", env=env)
+    assert bad.code == 4
+    assert "/artifacts/model/config.json was changed" in bad.err
+    assert "/artifacts/model/planted.py was added" in bad.err
+    (copy / "planted.py").unlink()
+    (copy / "config.json").unlink()
+    gone = resprout("verify", "models:/from-a-folder/1", home=tmp_path / "home", env=env)
+    assert gone.code == 4
+    assert "/artifacts/model/config.json is missing" in gone.err

@@ -1,0 +1,164 @@
+"""What a model version claims by its tags and its source, held against the records and run behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+
+from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
+from resprout.flows.again import digest_of_config
+from resprout.flows.place import Found, Place
+from resprout.infra.lineage import Node, record_of_digest, tree
+from resprout.infra.store.manifest import FileEntry, scan
+from resprout.tasks.register.reconcile import COPY, is_copy, own_uri
+
+STAGES = {"source_digest": "acquire_model", "plan": "plan", "selection": "select", "recovery": "recover"}
+"""Tags that name what a stage made."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the tag `name` must be (nothing: it must be absent), by the word of `witness`."""
+
+    name: str
+    allowed: frozenset[str]
+    witness: str
+
+    def problem(self, tags: Mapping[str, str]) -> str | None:
+        """A sentence where the tag is not so."""
+        given, wanted = tags.get(f"resprout.{self.name}"), " or ".join(sorted(self.allowed))
+        if given in self.allowed or (given is None and not self.allowed):
+            return None
+        says = "is missing" if given is None else f"says {given}"
+        return (
+            f"tag resprout.{self.name} {says}, but {self.witness} {f'has {wanted}' if wanted else 'has none'}"
+        )
+
+
+def examine(place: Place, found: Found) -> tuple[int, list[str]]:
+    """How many artifacts lie behind a reference, and all that is wrong with them, its tags and its source."""
+    try:
+        top = tree(place.store, found.record)
+    except (BadInput, VerificationFailed) as error:
+        named = "the record in tag resprout.record" if found.tags else f"record {found.record}"
+        return 0, [f"the lineage behind {named} is broken: {error}"]
+    problems, nodes = [], list(top.walk())
+    if top.record.content != found.digest:
+        problems.append(
+            f"tags resprout.record and resprout.digest do not agree: record {found.record} made "
+            f"{top.record.content}, not {found.digest}"
+        )
+    if found.version is not None:
+        report = _report(place, found, top, problems)
+        claims = [*_by_records(top), *(_by_report(report) if report else ()), *_by_run(place, found)]
+        problems += [problem for claim in claims if (problem := claim.problem(found.tags or {}))]
+        problems += _source(place, found, top)
+        nodes += report.walk() if report else ()
+    digests = sorted({node.record.content for node in nodes})
+    for digest in digests:
+        try:
+            problems += place.store.verify(digest)
+        except (BadInput, VerificationFailed) as error:
+            problems.append(str(error))
+    return len(digests), problems
+
+
+def _report(place: Place, found: Found, top: Node, problems: list[str]) -> Node | None:
+    """The report's record, whose parents are scores, gate, plan and the export; None where it has none."""
+    digest = (found.tags or {}).get("resprout.report")
+    if digest is None:
+        return None
+    try:
+        node = tree(place.store, record_of_digest(place.store, digest))
+    except (BadInput, VerificationFailed) as error:
+        problems.append(f"tag resprout.report: {error}")
+        return None
+    exports = [parent.record.content for role, parent in node.parents if role == "export"]
+    if node.record.stage != "report" or exports != [top.record.content]:
+        problems.append(f"tag resprout.report says {digest}, which is no report on {top.record.content}")
+        return None
+    return node
+
+
+def _by_records(top: Node) -> Iterator[Claim]:
+    for name, stage in STAGES.items():
+        made = frozenset(
+            node.record.content
+            for node in top.walk()
+            if node.record.stage == stage and node.record.config.get("role", "model") == "model"
+        )
+        yield Claim(name, made, f"the lineage of record {top.record_id}")
+
+
+def _by_report(report: Node) -> Iterator[Claim]:
+    config, witness = report.record.config["config"], f"the report's record {report.record_id}"
+    yield Claim("source", frozenset({config["model"]["source"]}), witness)
+    yield Claim("config_digest", frozenset({digest_of_config(config)}), witness)
+
+
+def _by_run(place: Place, found: Found) -> Iterator[Claim]:
+    """What the run that registered the version wrote about itself."""
+    run_id = found.run or ""
+    witness = f"the version's run {run_id}"
+    yield Claim("run", frozenset({run_id}), "the registry")
+    try:
+        tags = place.tracker.run(run_id).data.tags
+    except StageFailed as error:
+        if getattr(error.__cause__, "error_code", None) not in (
+            "RESOURCE_DOES_NOT_EXIST",
+            "INVALID_PARAMETER_VALUE",
+        ):
+            raise
+        yield Claim("run", frozenset(), "MLflow")
+        return
+    yield Claim("commit", frozenset({tags.get("resprout.code.commit", "none")}), witness)
+    for name, key in (
+        ("version", "code.resprout"),
+        ("source", "model_source"),
+        ("config_digest", "config_digest"),
+        ("report", "report"),
+    ):
+        yield Claim(name, frozenset({tags[f"resprout.{key}"]} if f"resprout.{key}" in tags else ()), witness)
+
+
+def _source(place: Place, found: Found, top: Node) -> list[str]:
+    """What is wrong with the place that the version points at: the store's own, or a copy that a run owns."""
+    try:
+        entries = place.store.manifest(top.record.content).files
+    except (BadInput, VerificationFailed):
+        # Hashing the artifact tells of it.
+        return []
+    folders = sorted({entry.path.partition("/")[0] for entry in entries})
+    held = [own_uri(place.store, top.record.content, folder) for folder in folders]
+    if found.source in held:
+        return []
+    if not is_copy(place.store, place.tracker):
+        return [f"the version's source is {found.source}, but its artifact is at {' or '.join(held)}"]
+    if not (found.source or "").endswith(f"/{found.run}/artifacts/{COPY}"):
+        return [f"the version's source is {found.source}, which is no copy among the artifacts of its run"]
+    with place.store.workdir() as scratch:
+        try:
+            brought = place.tracker.client.download_artifacts(found.run or "", COPY, str(scratch))
+            copied = scan(Path(brought)).files
+        except (BadInput, MlflowException, OSError) as error:
+            what = " ".join(str(error).split())[:300]
+            return [f"the version's copy at {found.source} cannot be read: {what}"]
+    one_of = [_differences(found.source or "", folder, entries, copied) for folder in folders]
+    return min(one_of, key=len)
+
+
+def _differences(
+    source: str, folder: str, entries: tuple[FileEntry, ...], copied: tuple[FileEntry, ...]
+) -> list[str]:
+    inside = [entry for entry in entries if entry.path.startswith(f"{folder}/")]
+    wanted = {entry.path.removeprefix(f"{folder}/"): (entry.size, entry.sha256) for entry in inside}
+    given = {entry.path: (entry.size, entry.sha256) for entry in copied}
+    problems = []
+    for path in sorted({*wanted, *given}):
+        if wanted.get(path) != given.get(path):
+            what = "is missing" if path not in given else "was added" if path not in wanted else "was changed"
+            problems.append(f"{source}/{path} {what}: it is not as the export holds it")
+    return problems
