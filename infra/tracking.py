@@ -204,7 +204,7 @@ class Tracker:
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise BadInput(
                 f"no run {run_id} in MLflow at {self.shown_uri}; give the id of a run that it shows, or set "

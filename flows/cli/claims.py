@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
-from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.again import digest_of_config
 from resprout.flows.place import Found, Place
 from resprout.infra.lineage import Node, record_of_digest, tree
@@ -106,12 +106,7 @@ def _by_run(place: Place, found: Found) -> Iterator[Claim]:
     yield Claim("run", frozenset({run_id}), "the registry")
     try:
         tags = place.tracker.run(run_id).data.tags
-    except StageFailed as error:
-        if getattr(error.__cause__, "error_code", None) not in (
-            "RESOURCE_DOES_NOT_EXIST",
-            "INVALID_PARAMETER_VALUE",
-        ):
-            raise
+    except BadInput:
         yield Claim("run", frozenset(), "MLflow")
         return
     yield Claim("commit", frozenset({tags.get("resprout.code.commit", "none")}), witness)

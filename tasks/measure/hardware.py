@@ -13,7 +13,7 @@ import psutil
 
 
 def fingerprint() -> dict[str, Any]:
-    """Processor, usable cores, memory in GB, GPU names, and threads as the environment sets them.
+    """The machine's processor, usable cores, memory in GB and GPU names; equal on equal machines.
 
     Host name, load and free memory are left out: a timing may be used again wherever the hardware is equal.
     """
@@ -23,7 +23,6 @@ def fingerprint() -> dict[str, Any]:
         "cores": _cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "gpus": _gpus(),
-        "threads": os.environ.get("OMP_NUM_THREADS") or "default",
     }
 
 

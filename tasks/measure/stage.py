@@ -7,6 +7,7 @@ holds times.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import MeasureConfig
@@ -24,7 +26,13 @@ from resprout.tasks.models.size import shape_of
 from resprout.tasks.stage import stage
 
 
-@stage("measure", kind="measurement", libraries=("torch", "transformers"), hardware=True)
+def settings(config: MeasureConfig) -> dict[str, Any]:
+    """The section, with the threads that the environment sets where the section leaves them to torch."""
+    threads = config.threads or os.environ.get("OMP_NUM_THREADS") or "default"
+    return {**config.key_data(), "threads": str(threads)}
+
+
+@stage("measure", kind="measurement", libraries=("torch", "transformers"), hardware=True, settings=settings)
 def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write metrics.json (medians) and details.json (every repeat, spread, threads, hardware) for `model`."""
     config = job.config

@@ -13,7 +13,7 @@ from resprout.tasks.measure import hardware
 def test_fingerprint_is_stable_plain_data():
     found = hardware.fingerprint()
     assert json.loads(json.dumps(found)) == found == hardware.fingerprint()
-    assert set(found) == {"machine", "cpu", "cores", "memory_gb", "gpus", "threads"}
+    assert set(found) == {"machine", "cpu", "cores", "memory_gb", "gpus"}
     assert 1 <= found["cores"] <= (os.cpu_count() or 1)
     assert found["memory_gb"] >= 1
 
@@ -47,10 +47,3 @@ def test_hardware_needs_no_torch():
     code = "import sys, resprout.tasks.measure.hardware; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
-
-
-def test_threads_of_the_environment_make_another_fingerprint(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    one = hardware.fingerprint()
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert hardware.fingerprint() != one

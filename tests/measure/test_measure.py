@@ -84,3 +84,14 @@ def test_the_door_imports_no_torch_and_is_keyed_by_hardware():
     code = "import sys, resprout.tasks.measure.stage as s; print('torch' in sys.modules, s.measure.hardware)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "True"]
+
+
+def test_timings_with_other_threads_are_others(monkeypatch):
+    def key(**changes):
+        return measure.key(Job(MeasureConfig(**changes)), {})
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    one, fixed = key(), key(threads=2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert key() != one
+    assert key() == fixed == key(threads=2)
