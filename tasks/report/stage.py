@@ -70,6 +70,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
             models[name] = _json(inputs[name] / "metrics.json")
             if f"{name}_speed" in inputs:
                 models[name].update(_json(inputs[f"{name}_speed"] / "metrics.json"))
+    timed = [name for name in models if f"{name}_speed" in inputs]
     origin = _json(inputs["source"] / "source.json") if (inputs["source"] / "source.json").is_file() else {}
     plan = _json(inputs["plan"] / "plan.json")
     shape = shape_of(inputs["source"])
@@ -89,6 +90,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
             origin.get("source_format", ""),
             averaged(_json(inputs["dense"] / "details.json")),
         ),
+        "measured": measured({name: _json(inputs[f"{name}_speed"] / "details.json") for name in timed}),
         "source": config.config["model"]["source"],
         "source_digest": config.digests["acquire model"],
         "recovery": recovery_sentence(models["pruned"], models["recovered"]) if "recovered" in models else "",
@@ -111,6 +113,25 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
         "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
     }
+
+
+def measured(details: Mapping[str, Mapping[str, Any]]) -> str:
+    """On what the speeds were measured, and how far the repeats lay apart; empty without measurements."""
+    if not details:
+        return ""
+    first = next(iter(details.values()))
+    hardware = first["hardware"]
+    place = " and ".join([hardware["cpu"], *hardware["gpus"]])
+    spreads = [
+        part["spread"]
+        for one in details.values()
+        for part in one.values()
+        if isinstance(part, dict) and "spread" in part
+    ]
+    return (
+        f"Speeds: medians on {place}, {hardware['cores']} cores, {first['threads']} threads; repeats of one "
+        f"model lay up to {100 * max(spreads):.0f} % apart."
+    )
 
 
 def averaged(details: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from resprout.tasks.job import Job, silent
 from resprout.tasks.report.curve import bars, line
-from resprout.tasks.report.stage import ReportConfig, report
+from resprout.tasks.report.stage import ReportConfig, measured, report
 from resprout.tasks.report.table import comparison, recovery_sentence
 
 DENSE = {
@@ -208,3 +208,13 @@ def test_the_same_inputs_give_the_same_bytes(inputs: dict[str, Path], tmp_path: 
         report.body(Job(SETTINGS), inputs, tmp_path / name, silent)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_speeds_say_where_they_were_measured_and_how_far_they_lay_apart() -> None:
+    hardware = {"cpu": "A CPU", "cores": 2, "gpus": [], "machine": "x", "memory_gb": 8}
+    dense = {"prefill8": {"spread": 0.05}, "decode4": {"spread": 0.125}, "threads": 1, "hardware": hardware}
+    pruned = {"prefill8": {"spread": 0.5}, "decode4": {"spread": 0.25}, "threads": 1, "hardware": hardware}
+    assert measured({"dense": dense, "pruned": pruned}) == (
+        "Speeds: medians on A CPU, 2 cores, 1 threads; repeats of one model lay up to 50 % apart."
+    )
+    assert measured({}) == ""
