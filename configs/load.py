@@ -66,7 +66,9 @@ def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] |
                 f"{key}: a secret on the command line can be read by others; put it in an environment "
                 f"variable and write {key}='${{ITS_NAME}}'"
             )
-        _assign(data, keys, _value(text, override), override)
+        value = _value(text, override)
+        _refuse_plain_secrets(value, tuple(keys))
+        _assign(data, keys, value, override)
     _fill_variables(data, environ)
     try:
         config = RunConfig.model_validate(data)
@@ -256,12 +258,12 @@ def _values(data: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, 
             yield here, data, key, value
 
 
-def _refuse_plain_secrets(data: dict[str, Any]) -> None:
-    for path, _, _, value in _values(data):
-        if _is_secret(path) and value is not None and not VARIABLE.match(str(value)):
+def _refuse_plain_secrets(data: Any, path: tuple[str, ...] = ()) -> None:
+    for inside, _, _, value in _values(data, path) if isinstance(data, dict | list) else ():
+        if _is_secret(inside) and value is not None and not VARIABLE.match(str(value)):
             raise BadInput(
-                f"{'.'.join(path)}: a secret is written in the file; put it in an environment variable and "
-                "write ${ITS_NAME}"
+                f"{'.'.join(inside)}: a secret is written out; put it in an environment variable and write "
+                "${ITS_NAME}"
             )
 
 

@@ -96,7 +96,6 @@ class Conclusion:
         self.result.exports = [
             ExportResult(
                 format=one["format"],
-                # A cached reference still has the address of the store in which it was made.
                 uri=own_uri(self.run.store, exported.digest, one["path"]),
                 bytes=one["bytes"],
                 verified=one["verified"],

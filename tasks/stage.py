@@ -161,7 +161,9 @@ class Stage(Generic[C]):
 
         state = self._task(run, produce, key, label)(return_state=True)
         run.work_seconds += sum(seconds)
-        ref = ArtifactRef.model_validate(state.result(raise_on_failure=True))
+        made = ArtifactRef.model_validate(state.result(raise_on_failure=True))
+        # A cached reference still has the address of the store in which it was made.
+        ref = made.model_copy(update={"uri": run.store.uri(made.digest)})
         cached = not seconds
         run.add(label, cached, sum(seconds) if seconds else time.perf_counter() - began, ref)
         self._track(run, job, inputs, ref, label, cached, sum(seconds))

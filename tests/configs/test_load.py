@@ -206,9 +206,17 @@ def test_infra_without_a_config_comes_from_the_environment(tmp_path: Path) -> No
         load_infra(None, {"RESPROUT_INFRA__STORE__URL": "x"})
 
 
-def test_a_secret_on_the_command_line_is_refused_and_not_shown(write) -> None:
-    with pytest.raises(BadInput, match="can be read by others") as caught:
-        load(write(), ["infra.store.secret_access_key=hunter2"], {})
+@pytest.mark.parametrize(
+    "override",
+    [
+        "infra.store.secret_access_key=hunter2",
+        "infra.store={secret_access_key: hunter2}",
+        "infra={store: {secret_access_key: hunter2}}",
+    ],
+)
+def test_a_secret_on_the_command_line_is_refused_and_not_shown(write, override: str) -> None:
+    with pytest.raises(BadInput, match=r"infra\.store\.secret_access_key: a secret .*ITS_NAME") as caught:
+        load(write(), [override], {})
     assert "hunter2" not in str(caught.value)
     loaded = load(write(), ["infra.store.secret_access_key=${MY_SECRET}"], {"MY_SECRET": "hunter2"})
     assert loaded.config.infra.store.secret_access_key is not None

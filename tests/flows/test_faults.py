@@ -182,9 +182,11 @@ def test_killed_in_every_stage_a_run_ends_with_the_same_bytes(
         steps.append({"kind": "timed", "stage": name, "seconds": draw.uniform(0.0, seconds)})
     # Two exact points, each in a stage of its own, and one in the registration that ends a run.
     exact = draw.sample([name for name, _ in order if not name.startswith(TIMED)], 2)
-    for name, kind in zip(exact, ("before manifest", "before mlflow"), strict=True):
-        at = max(index for index, step in enumerate(steps) if step["stage"] == name)
-        steps.insert(at + 1, {"kind": kind, "stage": name})
+    # The first kill comes before the stage's other one, which may leave its content whole, so that none is
+    # put again; the second after it, because it leaves the stage finished.
+    for name, kind, after in zip(exact, ("before manifest", "before mlflow"), (0, 1), strict=True):
+        at = next(index for index, step in enumerate(steps) if step["stage"] == name)
+        steps.insert(at + after, {"kind": kind, "stage": name})
     steps.append({"kind": "before alias", "stage": None})
 
     home = tmp_path / "home"
