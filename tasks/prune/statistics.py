@@ -9,6 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+PIECE_ELEMENTS = 2**19
+"""Values that are taken to float32 at a time on a CPU: 2 MB."""
+
 
 class Statistic(Protocol):
     """Grows with every batch of inputs [tokens, features]."""
@@ -30,7 +33,12 @@ class Moments:
 
     def update(self, inputs: Tensor) -> None:
         """Add a batch of inputs [tokens, features]."""
-        values = inputs.float()
+        # On a CPU fresh memory for a whole batch in float32 costs several times the sums themselves.
+        rows = len(inputs) if inputs.is_cuda else max(1, PIECE_ELEMENTS // inputs.shape[1])
+        for piece in inputs.split(rows):
+            self._add(piece.float())
+
+    def _add(self, values: Tensor) -> None:
         mean = values.mean(dim=0)
         centred = (values - mean).square_().sum(dim=0).double().cpu()
         added, total = len(values), self.tokens + len(values)
