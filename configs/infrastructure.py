@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, get_args
 
 from pydantic import Field, SecretStr
@@ -74,8 +75,6 @@ SECRETS = {
 """Keys that never appear in a log, a parameter or an artifact."""
 
 
-def without_credentials(address: str) -> str:
-    """The address of a server without user:password@."""
-    scheme, separator, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address
+def without_credentials(text: str) -> str:
+    """The text without the user:password@ of addresses in it."""
+    return re.sub(r"://[^/\s'\"]*@", "://", text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -291,4 +290,4 @@ class Tracker:
 
 def _line(error: Exception, length: int) -> str:
     """The error's text on one line, without the credentials that an address in it may hold."""
-    return re.sub(r"://[^/\s'\"]*@", "://", " ".join(str(error).split()))[:length]
+    return without_credentials(" ".join(str(error).split()))[:length]

@@ -37,8 +37,7 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     """Rows of the clusters that pruning hurt most, most efficient first, without contradictions.
 
     Raises:
-        BadInput: more than 4,000 rows, fewer rows than clusters, `mode: faithful` with rules that the
-        paper has not.
+        BadInput: more than 4,000 rows, or fewer rows than clusters need.
     """
     config = job.config.paser
     check(job.config, len(pool.rows))

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, ResproutError, Transient
+from resprout.configs.schema import without_credentials
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.paths import unsafe
 from resprout.tasks.acquire.choose import choose
@@ -18,7 +19,6 @@ from resprout.tasks.acquire.sources.bucket import Bucket, pin_objects
 from resprout.tasks.acquire.sources.local import Local, pin_path
 
 _ADDRESS = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))")
-_CREDENTIALS = re.compile(r"://[^/\s'\"]*@")
 INSIDE = "#artifact="
 _NO_SUCH = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
@@ -134,7 +134,7 @@ def _faults(address: str, context: Context) -> Iterator[None]:
         raise
     except MlflowException as error:
         # The message may quote the tracking URI with its user and password.
-        text = _CREDENTIALS.sub("://", " ".join(str(error.message).split()))[:300]
+        text = without_credentials(" ".join(str(error.message).split()))[:300]
         if error.error_code in _NO_SUCH:
             raise BadInput(f"'{address}': {text}; check name, version and alias in the registry") from error
         raise Transient(f"the MLflow server does not answer for '{address}': {text}") from error
