@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, SecretStr
 
-from resprout.configs.section import Section
+from resprout.configs.section import Name, Section
+
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class StoreConfig(Section):
@@ -51,6 +53,51 @@ class PrefectConfig(Section):
     """Tries after a transient fault."""
     retry_delay_seconds: Annotated[float, Field(ge=0.0)] = 2.0
     """First delay; doubled each time."""
+    restarts: Annotated[int, Field(ge=0, le=10)] = 2
+    """How often a deployed run whose process died begins again by itself."""
+
+
+class RelayConfig(Section):
+    """The webhook relay, which turns what happens in the model registry into runs."""
+
+    rules: str | None = None
+    """YAML file of rules (from the current folder): which versions start which config."""
+    host: str = "127.0.0.1"
+    """Address it listens on."""
+    port: Port = 8300
+    """Port it listens on."""
+    webhook_secret: SecretStr | None = None
+    """Secret that MLflow signs its deliveries with; the relay does not start without. In YAML only as
+    ${VARIABLE}."""
+    database_url: SecretStr | None = None
+    """PostgreSQL database of the outbox; default: SQLite at <home>/relay.db. In YAML only as ${VARIABLE}."""
+    max_body_kb: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """Larger deliveries are refused."""
+    rate_per_second: Annotated[float, Field(gt=0.0)] = 500.0
+    """More deliveries than this are told to come again."""
+    window_seconds: Annotated[int, Field(ge=1)] = 300
+    """How far the time of a delivery may lie from this machine's clock."""
+    poll_seconds: Annotated[float, Field(gt=0.0)] = 60.0
+    """Pause between two looks at the registry for what no webhook told."""
+
+
+class StackConfig(Section):
+    """The servers that `resprout up` starts on one machine, on loopback."""
+
+    prefect_port: Port = 4200
+    """Port of the Prefect server."""
+    mlflow_port: Port = 5000
+    """Port of the MLflow server."""
+    pool: Name = "resprout"
+    """Work pool of the stack's worker."""
+    run_limit: Annotated[int, Field(ge=1)] = 1
+    """Runs that the worker has at once: one where they share one GPU."""
+    prefect_database_url: SecretStr | None = None
+    """PostgreSQL database of the Prefect server; default: SQLite below <home>. In YAML only as
+    ${VARIABLE}."""
+    mlflow_database_url: SecretStr | None = None
+    """PostgreSQL database of the MLflow server, another one; default: SQLite below <home>. In YAML only as
+    ${VARIABLE}."""
 
 
 class InfraConfig(Section):
@@ -64,11 +111,17 @@ class InfraConfig(Section):
     """Tracking and registry."""
     prefect: PrefectConfig = PrefectConfig()
     """Orchestration."""
+    relay: RelayConfig = RelayConfig()
+    """Registry triggers."""
+    stack: StackConfig = StackConfig()
+    """The one-machine stack."""
+    logs: Literal["text", "json"] = "text"
+    """Form of the log lines of deployed runs, relay and stack."""
 
 
 SECRETS = {
     name
-    for section in (StoreConfig, MlflowConfig, PrefectConfig)
+    for section in (StoreConfig, MlflowConfig, PrefectConfig, RelayConfig, StackConfig)
     for name, field in section.model_fields.items()
     if SecretStr in get_args(field.annotation)
 }

@@ -49,13 +49,43 @@ class _Loader(yaml.SafeLoader):
 
 def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> Loaded:
     """The checked config in `path`; `overrides` are "dotted.key=value". Raises BadInput naming each fault."""
-    environ = os.environ if environ is None else environ
     path = path.expanduser()
-    data = read_yaml(path)
+    return load_data(read_yaml(path), path, overrides, environ)
+
+
+def load_data(
+    data: dict[str, Any],
+    path: Path,
+    overrides: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Loaded:
+    """The checked config in a mapping that `read_yaml` or `document` gave; `path` says where it is from."""
+    environ = os.environ if environ is None else environ
+    data = _unshared(data, itertools.count())
     _refuse_plain_secrets(data)
     for name, text in sorted(environ.items()):
         if name.startswith(PREFIX) and name not in RESERVED:
             _assign_variable(data, name, text)
+    _override(data, overrides)
+    _fill_variables(data, environ)
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(explain(error, str(path))) from None
+    base = path.resolve().parent
+    return Loaded(config, path, base, home_of(config.infra, base, environ))
+
+
+def document(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The mapping in `path` with overrides, as it can be kept and sent: secrets still as ${VARIABLE}."""
+    data = read_yaml(path.expanduser())
+    _refuse_plain_secrets(data)
+    _override(data, overrides)
+    return data
+
+
+def _override(data: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Set what the key=value in `overrides` name."""
     for override in overrides:
         key, eq, text = override.partition("=")
         if not eq or not key:
@@ -69,22 +99,19 @@ def load(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] |
         value = _value(text, override)
         _refuse_plain_secrets(value, tuple(keys))
         _assign(data, keys, value, override)
-    _fill_variables(data, environ)
-    try:
-        config = RunConfig.model_validate(data)
-    except ValidationError as error:
-        raise BadInput(explain(error, str(path))) from None
-    base = path.resolve().parent
-    return Loaded(config, path, base, home_of(config.infra, base, environ))
 
 
 def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> tuple[InfraConfig, Path]:
-    """Infrastructure and data folder of a run config, else of the environment and the current folder."""
+    """Infrastructure and data folder of a config, else of the environment and the current folder.
+
+    A config that holds nothing but `infra` will do.
+    """
     environ = os.environ if environ is None else environ
-    if path is not None:
-        loaded = load(path, (), environ)
+    data = read_yaml(path.expanduser()) if path is not None else {}
+    if path is not None and set(data) != {"infra"}:
+        loaded = load_data(data, path.expanduser(), (), environ)
         return loaded.config.infra, loaded.home
-    data: dict[str, Any] = {}
+    _refuse_plain_secrets(data)
     for name, text in sorted(environ.items()):
         if name.startswith(f"{PREFIX}INFRA__"):
             _assign_variable(data, name, text)
@@ -92,8 +119,9 @@ def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> t
     try:
         infra = InfraConfig.model_validate(data.get("infra") or {})
     except ValidationError as error:
-        raise BadInput(explain(error, "environment", ("infra",))) from None
-    return infra, home_of(infra, Path.cwd(), environ)
+        raise BadInput(explain(error, str(path or "environment"), ("infra",))) from None
+    base = path.expanduser().resolve().parent if path is not None else Path.cwd()
+    return infra, home_of(infra, base, environ)
 
 
 def home_of(infra: InfraConfig, base: Path, environ: Mapping[str, str]) -> Path:

@@ -11,6 +11,8 @@ from resprout.configs.infrastructure import (
     InfraConfig,
     MlflowConfig,
     PrefectConfig,
+    RelayConfig,
+    StackConfig,
     StoreConfig,
     without_credentials,
 )
@@ -49,10 +51,12 @@ __all__ = [
     "PruneConfig",
     "RecoverConfig",
     "RegisterConfig",
+    "RelayConfig",
     "RowSource",
     "RunConfig",
     "Section",
     "SelectConfig",
+    "StackConfig",
     "StoreConfig",
     "TargetConfig",
     "TextSource",
@@ -122,8 +126,8 @@ class RunConfig(Section):
     def public(self) -> dict[str, Any]:
         """The config as plain data without secrets, and without credentials in the addresses of servers."""
         data = self.model_dump(mode="json")
-        for section in (data["infra"]["store"], data["infra"]["mlflow"], data["infra"]["prefect"]):
-            for key, value in list(section.items()):
+        for section in data["infra"].values():
+            for key, value in list(section.items()) if isinstance(section, dict) else ():
                 if key in SECRETS:
                     del section[key]
                 elif isinstance(value, str):

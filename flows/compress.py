@@ -9,10 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
+from prefect.runtime import flow_run
+from prefect.states import Completed
 
-from resprout.configs.load import Loaded, load
+from resprout.configs.load import Loaded, load, load_data
 from resprout.configs.result import Overhead
+from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
 from resprout.flows.again import command, config_digest, public_overrides
 from resprout.flows.check import check
@@ -22,11 +25,15 @@ from resprout.flows.sources import Sources
 from resprout.flows.steps import Steps, look_up
 from resprout.infra import identity
 from resprout.infra.environment import prepare
+from resprout.infra.store import claims
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
 from resprout.tasks.run import Run
+
+INLINE = "config.yaml"
+"""What a config that came with the run is called: the report's folder holds it under this name."""
 
 
 def compress_here(loaded: Loaded, overrides: list[str], session: Session) -> None:
@@ -39,22 +46,27 @@ def compress_here(loaded: Loaded, overrides: list[str], session: Session) -> Non
 
 
 @flow(name="compress", validate_parameters=False)
-def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Compress the model that the run config at path `config` names; `overrides` are key=value.
+def compress(
+    config: str | RunConfig, overrides: list[str] | None = None, claim: str | None = None
+) -> dict[str, Any] | State[Any]:
+    """Compress the model that a run config names: the path of a YAML file, or all of its sections.
 
-    A session that has loaded the config already says what it holds; then the parameters only tell of it.
+    `overrides` are key=value. Of all runs with the same `claim` only the first does anything. A session that
+    has loaded the config already says what it holds; then the parameters only tell of it.
     """
     session = current()
     if session.called_at:
         session.server_start_seconds = time.perf_counter() - session.called_at
-    loaded = session.loaded or load(Path(config), overrides or [])
+    loaded = session.loaded or _load(config, overrides or [])
     check(loaded)
     prepare(loaded.config.infra, loaded.home)
     began = time.perf_counter()
-    tracker = Tracker(loaded.config.infra.mlflow, loaded.home)
-    tracker.connect()
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home)
     store.ensure_writable()
+    if claim is not None and (owner := claims.claim(store.driver, claim, flow_run.id)) != flow_run.id:
+        return Completed(name="AlreadyClaimed", message=f"flow run {owner} compresses {claim}")
+    tracker = Tracker(loaded.config.infra.mlflow, loaded.home)
+    tracker.connect()
     sources = Sources(loaded, tracker.uri)
     if sources.shape is not None:
         preflight.check(
@@ -94,6 +106,13 @@ def compress(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
             server_start_seconds=round(session.server_start_seconds, 3),
         )
     return result.model_dump(mode="json")
+
+
+def _load(config: Any, overrides: list[str]) -> Loaded:
+    """Prefect hands sections over as the mapping that was sent, so that secrets are filled in only here."""
+    if isinstance(config, str):
+        return load(Path(config), overrides)
+    return load_data(config, Path(INLINE), overrides)
 
 
 def _told_by(session: Session) -> Callable[[str], None]:
