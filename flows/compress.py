@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -11,8 +12,9 @@ from typing import Any
 
 from prefect import State, flow
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
+from resprout.configs.errors import ResproutError
 from resprout.configs.load import Loaded, load, load_data
 from resprout.configs.result import Overhead
 from resprout.configs.schema import RunConfig
@@ -23,7 +25,7 @@ from resprout.flows.conclude import Conclusion
 from resprout.flows.session import Session, current, using
 from resprout.flows.sources import Sources
 from resprout.flows.steps import Steps, look_up
-from resprout.infra import identity
+from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
 from resprout.infra.store import claims
 from resprout.infra.store.lease import LeaseLockManager
@@ -31,6 +33,8 @@ from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
 from resprout.tasks.run import Run
+
+logger = logging.getLogger(__name__)
 
 INLINE = "config.yaml"
 """What a config that came with the run is called: the report's folder holds it under this name."""
@@ -58,12 +62,26 @@ def compress(
     if session.called_at:
         session.server_start_seconds = time.perf_counter() - session.called_at
     loaded = session.loaded or _load(config, overrides or [])
+    with logs.fields(run=loaded.config.name, flow_run=flow_run.id):
+        if not session.called_at:
+            logs.configure(loaded.config.infra.logs)
+        try:
+            return _compress(loaded, overrides or [], claim, session)
+        except ResproutError as error:
+            logger.error("the run failed: %s", error, extra={"exit_code": error.exit_code})
+            raise
+
+
+def _compress(
+    loaded: Loaded, overrides: list[str], claim: str | None, session: Session
+) -> dict[str, Any] | State[Any]:
     check(loaded)
     prepare(loaded.config.infra, loaded.home)
     began = time.perf_counter()
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home)
     store.ensure_writable()
     if claim is not None and (owner := claims.claim(store.driver, claim, flow_run.id)) != flow_run.id:
+        logger.info("flow run %s compresses %s already", owner, claim)
         return Completed(name="AlreadyClaimed", message=f"flow run {owner} compresses {claim}")
     tracker = Tracker(loaded.config.infra.mlflow, loaded.home)
     tracker.connect()
@@ -93,18 +111,22 @@ def compress(
         stages=result.stages,
         cancelled=lambda: session.interrupted,
     )
-    with closing(run.locks), tracker.running(run_id):
+    with logs.fields(mlflow_run=run_id), closing(run.locks), tracker.running(run_id):
         public = json.dumps(loaded.config.public(), indent=1, sort_keys=True)
         tracker.log_text(run_id, public, "config.json")
         if identity.dirty_patch():
             tracker.log_text(run_id, identity.dirty_patch(), "uncommitted.patch")
         made = Steps(loaded.config, run, sources).all()
-        Conclusion(loaded, run, made, session, command(loaded, overrides or [])).all()
+        Conclusion(loaded, run, made, session, command(loaded, overrides)).all()
         result.overhead = Overhead(
             orchestration_seconds=round(time.perf_counter() - began - run.work_seconds, 3),
             imports_seconds=round(session.imports_seconds, 3),
             server_start_seconds=round(session.server_start_seconds, 3),
         )
+        logger.info("%s", result.message or "done", extra={"status": result.status})
+    if result.status == "gate_not_passed" and not session.called_at:
+        # Under a name of its own, so that an automation can tell somebody.
+        return Failed(name="GateNotPassed", message=result.message, data=result.model_dump(mode="json"))
     return result.model_dump(mode="json")
 
 

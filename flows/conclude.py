@@ -11,6 +11,7 @@ from resprout.configs.load import Loaded
 from resprout.configs.result import ExportResult, GateResult, ModelResult, ModelResults
 from resprout.configs.schema import RegisterConfig
 from resprout.flows.again import standalone
+from resprout.flows.announce import announce
 from resprout.flows.session import Session
 from resprout.flows.steps import Made
 from resprout.infra import identity
@@ -39,6 +40,8 @@ class Conclusion:
         verdict = self.fill_gate()
         self.fill_exports()
         reported = self.write_report()
+        summary = self.run.store.read(reported.digest, "summary.md").decode()
+        announce(self.loaded.config.name, self.result, summary, self.run.tracker)
         said = "none" if self.made.gate is None else "passed" if verdict.passed else "failed"
         self.run.tracker.log(self.run.mlflow_run_id, tags={"resprout.gate": said})
         if not verdict.passed:
@@ -49,7 +52,7 @@ class Conclusion:
             return
         wanted = self.loaded.config.registration
         if wanted is not None and self.result.exports:
-            self.register(wanted, reported)
+            self.register(wanted, reported, summary)
         self.result.status, self.result.exit_code, self.result.message = "done", 0, ""
 
     def read(self, ref: ArtifactRef, path: str) -> Any:
@@ -131,8 +134,8 @@ class Conclusion:
         run.tracker.log(run.mlflow_run_id, tags={"resprout.report": reported.digest})
         return reported
 
-    def register(self, wanted: RegisterConfig, reported: ArtifactRef) -> None:
-        """The model version with its lineage in tags and the report's summary as description."""
+    def register(self, wanted: RegisterConfig, reported: ArtifactRef, summary: str) -> None:
+        """The model version with its lineage in tags and the report's `summary` as description."""
         made, run, config = self.made, self.run, self.loaded.config
         code = identity.code_identity()
         tags = {
@@ -148,7 +151,6 @@ class Conclusion:
         for role, ref in (("selection", made.selection), ("recovery", made.recovery)):
             if ref is not None:
                 tags[f"resprout.{role}"] = ref.digest
-        summary = run.store.read(reported.digest, "summary.md").decode()
         folder = self.result.exports[0].uri.rpartition("/")[2]
         # Of two runs at once the second must find the first's version. The run's end frees the lock.
         run.locks.acquire_lock(f"register {wanted.name}", run.mlflow_run_id)

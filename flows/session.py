@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
+from resprout.flows.log_display import LogDisplay
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.run import Display
 
 
 class NoDisplay:
-    """Nobody watches: a worker, a test."""
+    """Nobody watches: a look at the cache, a test."""
 
     def started(self, label: str) -> Progress:
         """Progress that goes nowhere."""
@@ -40,6 +41,7 @@ class Session:
     averaged: list[str] = field(default_factory=list)
     """The accuracies behind zero_shot_mean_acc."""
     called_at: float = 0.0
+    """When the command line called the flow; 0 where a worker did."""
     loaded: Loaded | None = None
     """The config of the run, where the caller has loaded it."""
     interrupted: bool = False
@@ -51,7 +53,7 @@ _current: ContextVar[Session | None] = ContextVar("session", default=None)
 
 def current() -> Session:
     """The session of the caller, or a new one where Prefect called the flow itself."""
-    return _current.get() or Session()
+    return _current.get() or Session(display=LogDisplay())
 
 
 @contextmanager

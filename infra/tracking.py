@@ -197,6 +197,12 @@ class Tracker:
         """URI of an artifact of a run, in a form that the server accepts as a version's source."""
         return f"{self.run(run_id).info.artifact_uri}/{path}"
 
+    def page(self, run_id: str) -> str | None:
+        """Address of a run's page on the server; None where MLflow is a database without one."""
+        return (
+            f"{self.shown_uri}/#/experiments/{self.experiment_id}/runs/{run_id}" if self.is_server else None
+        )
+
     @_answers
     def run(self, run_id: str) -> Run:
         """A run; BadInput where MLflow has none with this id."""

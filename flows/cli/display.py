@@ -14,7 +14,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from resprout.flows.log_display import LogDisplay
+from resprout.infra import logs
 from resprout.tasks.job import Progress as Callback
+from resprout.tasks.run import Display
 
 LINE_SECONDS = 10.0
 
@@ -92,6 +95,9 @@ def _line(label: str, cached: bool, seconds: float) -> str:
     return f"{label}: found in the cache" if cached else f"{label}: done in {seconds:.1f} s"
 
 
-def display_for(console: Console) -> TerminalDisplay | LineDisplay:
-    """Bars on a terminal, lines elsewhere."""
+def display_for(console: Console, form: str) -> Display:
+    """JSON log lines where `form` asks for them; else bars on a terminal, lines elsewhere."""
+    if form == "json":
+        logs.configure(form)
+        return LogDisplay()
     return TerminalDisplay(console) if console.is_terminal else LineDisplay(console)

@@ -85,7 +85,7 @@ def _run(
         console = Console(stderr=True)
         if not console.is_terminal:
             console = Console(stderr=True, width=WIDTH)
-        session.display = display_for(console)
+        session.display = display_for(console, loaded.config.infra.logs)
         _note_interrupts(session)
         compress_here(loaded, overrides, session)
         partial.seconds = time.perf_counter() - began

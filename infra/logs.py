@@ -1,0 +1,62 @@
+"""Log lines of deployed runs, relay and stack: who speaks and in which run, as text or as JSON objects."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import TextIO
+
+from resprout.infra.identity import library_version
+
+NAME = "resprout"
+TEXT = "%(asctime)s %(levelname)s %(name)s%(where)s: %(message)s"
+
+_fields: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default=MappingProxyType({}))
+
+
+@contextmanager
+def fields(**values: str) -> Iterator[None]:
+    """Add `values`, such as the id of a run, to every line that is logged inside the block."""
+    token = _fields.set({**_fields.get(), **values})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+def configure(form: str, stream: TextIO | None = None) -> None:
+    """Write what resprout logs from INFO on to `stream` (stderr), each line as `form` says: text or json."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.addFilter(_add_fields)
+    if form == "json":
+        from pythonjsonlogger.core import RESERVED_ATTRS
+        from pythonjsonlogger.json import JsonFormatter
+
+        handler.setFormatter(
+            JsonFormatter(
+                "%(levelname)s %(name)s %(message)s",
+                rename_fields={"levelname": "level", "name": "logger"},
+                static_fields={"resprout": library_version("resprout")},
+                reserved_attrs=[*RESERVED_ATTRS, "where"],
+                timestamp="time",
+            )
+        )
+    else:
+        handler.setFormatter(logging.Formatter(TEXT))
+    logger = logging.getLogger(NAME)
+    for old in [one for one in logger.handlers if _add_fields in one.filters]:
+        logger.removeHandler(old)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _add_fields(record: logging.LogRecord) -> bool:
+    known = _fields.get()
+    record.__dict__.update(known)
+    record.where = "".join(f" {name}={value}" for name, value in known.items())
+    return True
