@@ -15,6 +15,10 @@ class BadInput(ResproutError, ValueError):
     exit_code = 2
 
 
+class Unreachable(BadInput):
+    """A server that the config names does not answer: it is down, or its address is wrong."""
+
+
 class StageFailed(ResproutError, RuntimeError):
     """A stage met something that trying again would not mend (NaN, out of memory, a full disk)."""
 

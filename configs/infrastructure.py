@@ -55,6 +55,8 @@ class PrefectConfig(Section):
     """First delay; doubled each time."""
     restarts: Annotated[int, Field(ge=0, le=10)] = 2
     """How often a deployed run whose process died begins again by itself."""
+    outage_seconds: Annotated[float, Field(ge=0.0)] = 3600.0
+    """How long a deployed run waits for a store or an MLflow server that is down."""
 
 
 class RelayConfig(Section):

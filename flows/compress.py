@@ -22,6 +22,7 @@ from resprout.flows import preflight
 from resprout.flows.again import command, config_digest, public_overrides
 from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
+from resprout.flows.patience import patiently
 from resprout.flows.session import Session, current, using
 from resprout.flows.sources import Sources
 from resprout.flows.steps import Steps, look_up
@@ -31,7 +32,7 @@ from resprout.infra.store import claims
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
+from resprout.infra.tracking import FLOW_RUN, Tracker
 from resprout.tasks.run import Run
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,13 @@ def compress(
         if not session.called_at:
             logs.configure(loaded.config.infra.logs)
         try:
-            return _compress(loaded, overrides or [], claim, session)
+            # A person at the command line wants to know at once, and runs the same command again.
+            wait = 0.0 if session.called_at else loaded.config.infra.prefect.outage_seconds
+            return patiently(
+                lambda: _compress(loaded, overrides or [], claim, session),
+                wait,
+                lambda: any(not stage.cached for stage in session.result.stages),
+            )
         except ResproutError as error:
             logger.error("the run failed: %s", error, extra={"exit_code": error.exit_code})
             raise
@@ -75,6 +82,7 @@ def compress(
 def _compress(
     loaded: Loaded, overrides: list[str], claim: str | None, session: Session
 ) -> dict[str, Any] | State[Any]:
+    session.result.stages.clear()
     check(loaded)
     prepare(loaded.config.infra, loaded.home)
     began = time.perf_counter()
@@ -95,7 +103,7 @@ def _compress(
             lambda: look_up(loaded.config, store, tracker, sources, loaded.home)[1],
         )
     digest = config_digest(loaded)
-    run_id = tracker.start(loaded.config.name, _run_tags(loaded, digest))
+    run_id = tracker.resume(flow_run.id) or tracker.start(loaded.config.name, _run_tags(loaded, digest))
     result = session.result
     result.mlflow_run_id, result.config_digest = run_id, digest
     run = Run(
@@ -146,6 +154,7 @@ def _run_tags(loaded: Loaded, digest: str) -> dict[str, str]:
     code = identity.code_identity()
     commit = {"mlflow.source.git.commit": code["commit"]} if "commit" in code else {}
     return {
+        FLOW_RUN: str(flow_run.id),
         "resprout.config_digest": digest,
         "resprout.model_source": loaded.config.model.source,
         **{f"resprout.code.{key}": value for key, value in code.items()},

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.errors import BadInput, ResproutError, StageFailed, Transient, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ DATASET_DIGEST_CHARS = 36
 KNOCK_SECONDS = 5.0
 ARTIFACTS = "mlartifacts"
 IN = " in "
+FLOW_RUN = "resprout.flow_run"
+"""Tag of a parent run that names Prefect's flow run."""
 
 
 def _answers(method: Callable[P, R]) -> Callable[P, R]:
@@ -46,11 +48,13 @@ def _answers(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **kwargs)
         except (MlflowException, requests.RequestException, OSError) as error:
-            if isinstance(error, BadInput | StageFailed):
+            if isinstance(error, ResproutError):
                 raise
             tracker: Any = args[0]
             what = _line(error, 300)
-            raise StageFailed(
+            refused = isinstance(error, MlflowException) and error.get_http_status_code() < 500
+            kind = StageFailed if refused else Transient
+            raise kind(
                 f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is in "
                 "the artifact store, so run the same command again when MLflow answers"
             ) from error
@@ -88,7 +92,7 @@ class Tracker:
                 raise
             except (MlflowException, OSError, ImportError) as error:
                 what = _line(error, 200)
-                raise BadInput(
+                raise Unreachable(
                     f"MLflow at {self.shown_uri} cannot be used ({what}); start it, or set "
                     "infra.mlflow.tracking_uri to one that answers"
                 ) from error
@@ -139,6 +143,17 @@ class Tracker:
             tags={**{key: value[:MAX_TAG_CHARS] for key, value in tags.items()}, **nested},
         )
         return run.info.run_id
+
+    @_answers
+    def resume(self, flow_run: str) -> str | None:
+        """Id of the run of a flow run that began before and did not get through, open again; None: none."""
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{FLOW_RUN}` = '{flow_run}'", max_results=1
+        )
+        if not found:
+            return None
+        self.client.update_run(found[0].info.run_id, "RUNNING")
+        return found[0].info.run_id
 
     @_answers
     def end(self, run_id: str, status: str = "FINISHED") -> None:
@@ -225,7 +240,7 @@ class Tracker:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
             try:
                 self.end(run_id, status)
-            except StageFailed as lost:
+            except ResproutError as lost:
                 error.add_note(str(lost))
             raise
         self.end(run_id)

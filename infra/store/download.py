@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from resprout.configs.errors import VerificationFailed
+from resprout.configs.errors import Transient, VerificationFailed
 from resprout.infra.store.driver import Driver
 from resprout.infra.store.faults import disk, free_bytes
 from resprout.infra.store.manifest import CHUNK_BYTES, FileEntry, Manifest, hash_file
@@ -49,9 +49,16 @@ def download(
 
 
 def _chunk(driver: Driver, key: str, entry: FileEntry, index: int, path: Path) -> int:
+    """Bring one chunk and return its length.
+
+    Raises:
+        VerificationFailed: the same wrong bytes came each time, so it is the object that is damaged.
+        Transient: they differ, so it is the link.
+    """
     start = index * CHUNK_BYTES
     length = min(CHUNK_BYTES, entry.size - start)
-    for _ in range(TRIES):
+    came: list[tuple[int, str]] = []
+    for attempt in range(TRIES):
         found = hashlib.sha256()
         got = 0
         with path.open("r+b") as file:
@@ -63,11 +70,17 @@ def _chunk(driver: Driver, key: str, entry: FileEntry, index: int, path: Path) -
                     file.write(piece)
             except FileNotFoundError as error:
                 raise VerificationFailed(f"{driver.uri(key)} is no longer there") from error
+            except Transient:
+                if attempt == TRIES - 1:
+                    raise
+                continue
         if got == length and found.hexdigest() == entry.chunks[index]:
             return length
-    raise VerificationFailed(
+        came.append((got, found.hexdigest()))
+    kind = VerificationFailed if len(came) == TRIES and len(set(came)) == 1 else Transient
+    raise kind(
         f"bytes {start} to {start + length} of {driver.uri(key)} do not have the hash of the manifest "
-        f"({got} of {length} bytes came, {TRIES} times)"
+        f"({came[-1][0]} of {length} bytes came, {TRIES} times)"
     )
 
 
