@@ -1,0 +1,200 @@
+"""Runs that nobody watches: a server goes away for a while, and the run goes on when it is back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import proxy
+from resprout.configs.load import document, load
+from resprout.flows.again import standalone
+from servers import free_port, mlflow_server
+from tiny_run import config as tiny_config
+from tiny_run import write_run
+
+pytestmark = pytest.mark.faults
+
+RUN = """
+import json, sys
+from resprout.flows.compress import compress
+state = compress(json.loads(sys.argv[1]), return_state=True)
+print(json.dumps({"name": state.name, "message": state.message, "result": state.result(raise_on_failure=False)
+                  if state.is_completed() else None}))
+"""
+
+
+@dataclass
+class Deployed:
+    """A run as a worker starts it, and the lines that it has logged so far."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not any(text in line for line in self.lines):
+            assert time.monotonic() < end, f"no '{text}' in\n" + "".join(self.lines)
+            assert self.process.poll() is None, "".join(self.lines)
+            time.sleep(0.05)
+
+    def end(self, seconds: float = 240) -> Any:
+        out = self.process.stdout.read() if self.process.stdout else ""
+        self.process.wait(seconds)
+        assert out.strip(), "".join(self.lines)
+        return json.loads(out.strip().splitlines()[-1])
+
+    def count(self, text: str) -> int:
+        return sum(text in line for line in self.lines)
+
+
+@pytest.fixture
+def deployed(tmp_path: Path) -> Iterator[Callable[..., Deployed]]:
+    """Start the tiny run, with few stages, in a process of its own; `infra` is its section."""
+    started: list[Deployed] = []
+
+    def start(infra: dict[str, Any], api_url: str) -> Deployed:
+        evaluate = {"perplexity": tiny_config()["evaluate"]["perplexity"]}
+        parts = dict.fromkeys(("select", "recover", "measure", "gate"))
+        path = write_run(tmp_path, evaluate=evaluate, **parts)
+        given = {**standalone(load(path), document(path)), "infra": infra}
+        settings = {
+            **os.environ,
+            "RESPROUT_HOME": str(tmp_path / "home"),
+            "PREFECT_API_URL": api_url,
+            "OMP_NUM_THREADS": "1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, json.dumps(given)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings,
+        )  # fmt: skip
+        run = Deployed(process)
+        threading.Thread(target=lambda: run.lines.extend(process.stderr or ()), daemon=True).start()
+        started.append(run)
+        return run
+
+    yield start
+    for run in started:
+        run.process.kill()
+        run.process.wait()
+
+
+@pytest.mark.timeout(300)
+def test_a_bucket_that_is_away_for_half_a_minute(
+    s3: Any, deployed: Callable[..., Deployed], api_url: str
+) -> None:
+    with proxy(s3.endpoint_url) as through:
+        store = {**s3.settings(uuid.uuid4().hex), "endpoint_url": through.url}
+        for name in ("access_key_id", "secret_access_key"):
+            os.environ[f"TEST_{name.upper()}"] = store[name]
+            store[name] = f"${{TEST_{name.upper()}}}"
+        run = deployed({"store": store, "prefect": {"retries": 0}}, api_url)
+        run.wait_for("calibrate: done")
+        through.choose = lambda method, path: "reset"
+        time.sleep(30)
+        assert run.process.poll() is None
+        through.choose = lambda method, path: None
+        end = run.end()
+    assert end["name"] == "Completed", end["message"]
+    assert run.count("cannot be reached") >= 1
+    assert run.count("trying again in") >= 1
+    assert run.count("calibrate: done") == 1, "a finished stage was made again"
+    assert end["result"]["registered"]["version"] == "1"
+
+
+@pytest.mark.timeout(400)
+def test_mlflow_is_down_at_the_start_in_a_stage_and_at_the_registration(
+    deployed: Callable[..., Deployed], api_url: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    run = deployed({"mlflow": {"tracking_uri": address}}, api_url)
+    run.wait_for("cannot be used")
+    with mlflow_server(tmp_path / "mlflow", port) as server:
+        run.wait_for("calibrate: started")
+        server.kill()
+    run.wait_for("failed in")
+    with mlflow_server(tmp_path / "mlflow", port) as server:
+        run.wait_for("export: done")
+        server.kill()
+    before = run.count("failed in")
+    end = time.monotonic() + 60
+    while run.count("failed in") == before:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    with mlflow_server(tmp_path / "mlflow", port):
+        found = run.end()
+        client = MlflowClient(address, address)
+        versions = client.search_model_versions("name = 'tiny-pruned'")
+        parents = [
+            one
+            for one in client.search_runs([client.get_experiment_by_name("resprout").experiment_id])
+            if "mlflow.parentRunId" not in one.data.tags
+        ]
+    assert found["name"] == "Completed", found["message"]
+    assert [version.version for version in versions] == ["1"]
+    assert [(one.info.status, one.data.tags["resprout.gate"]) for one in parents] == [("FINISHED", "none")]
+    for stage in ("acquire model", "calibrate", "plan", "export"):
+        assert run.count(f"{stage}: done") == 1, f"{stage} was made again"
+
+
+@contextmanager
+def prefect_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    env = {**os.environ, "PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    env.pop("PREFECT_API_URL", None)
+    folder.mkdir(exist_ok=True)
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=env, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2):
+                    break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()[-2000:]
+                assert time.monotonic() < end
+                time.sleep(0.2)
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.wait()
+
+
+@pytest.mark.timeout(400)
+def test_a_prefect_server_that_is_down_for_a_minute(
+    deployed: Callable[..., Deployed], tmp_path: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    with prefect_server(tmp_path / "prefect", port):
+        run = deployed({}, url)
+        run.wait_for("calibrate: started")
+    time.sleep(60)
+    with prefect_server(tmp_path / "prefect", port):
+        end = run.end()
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{url}/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
+        ) as answer:
+            (flow_run,) = json.load(answer)
+    assert end["name"] == "Completed", end["message"]
+    assert flow_run["state_type"] == "COMPLETED"
+    assert run.count("calibrate: done") == 1
