@@ -16,7 +16,7 @@ from resprout.infra.store.paths import unsafe, walk
 CHUNK_BYTES = 16 * 1024 * 1024
 """Size of a chunk with a hash of its own, and of a part of a multipart upload."""
 
-PIECE_BYTES = 1024 * 1024
+PIECE_BYTES = 2**18
 SCHEMA_VERSION = 1
 
 
