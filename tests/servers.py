@@ -1,8 +1,10 @@
-"""Real servers for tests, on free ports of the loopback interface: S3 (SeaweedFS) and MLflow."""
+"""Real servers for tests, on free ports of the loopback interface: S3 (SeaweedFS), MLflow, PostgreSQL."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -11,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,15 +136,23 @@ class MlflowServer:
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[MlflowServer]:
-    """A server on SQLite with its default place for artifacts, ready to answer; killed afterwards."""
+def mlflow_server(
+    folder: Path, port: int, environment: Mapping[str, str] | None = None, database: str | None = None
+) -> Iterator[MlflowServer]:
+    """A server with its default place for artifacts, ready to answer; killed afterwards.
+
+    `environment` is added to this process's own; `database` is a URL, else SQLite in `folder`.
+    """
     folder.mkdir(exist_ok=True)
+    env = {**os.environ, **(environment or {})}
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+        "--workers", "1", "--backend-store-uri", database or f"sqlite:///{folder / 'server.db'}",
     ]  # fmt: skip
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+        )
     server = MlflowServer(f"http://127.0.0.1:{port}", folder, process)
     try:
         end = time.monotonic() + 90
@@ -157,6 +167,84 @@ def mlflow_server(folder: Path, port: int) -> Iterator[MlflowServer]:
         yield server
     finally:
         server.kill()
+
+
+class PostgresServer:
+    """A cluster of its own in `folder`, on loopback, where everyone is trusted."""
+
+    def __init__(self, bin_folder: Path, folder: Path, port: int) -> None:
+        self.bin_folder, self.folder, self.port = bin_folder, folder, port
+        self.user = "postgres"
+        # PostgreSQL does not run as root.
+        self._as: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            names = {entry.pw_name for entry in pwd.getpwall()}
+            owner = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
+            os.chown(folder, owner.pw_uid, owner.pw_gid)
+            self._as = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+
+    def _run(self, program: str, *arguments: str) -> None:
+        with (self.folder.parent / f"{self.folder.name}.log").open("a+") as said:
+            done = subprocess.run(
+                [self.bin_folder / program, *arguments],
+                cwd=self.folder, stdout=said, stderr=said, timeout=90, check=False, **self._as,
+            )  # fmt: skip
+            said.seek(0)
+            assert done.returncode == 0, said.read()[-2000:]
+
+    def make(self) -> None:
+        data = str(self.folder / "data")
+        self._run("initdb", "-D", data, "-U", self.user, "-A", "trust", "-E", "UTF8", "--no-sync")
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
+        log, data = str(self.folder / "log"), str(self.folder / "data")
+        self._run("pg_ctl", "start", "-w", "-t", "60", "-D", data, "-l", log, "-o", options)
+
+    def stop(self) -> None:
+        """Stop it at once, as a crash does; what was committed stays."""
+        if (self.folder / "data" / "postmaster.pid").exists():
+            self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.folder / "data"))
+
+    def create(self, database: str) -> None:
+        """Make a database."""
+        import asyncpg
+
+        async def create() -> None:
+            connection = await asyncpg.connect(self.url("postgres"))
+            try:
+                await connection.execute(f'CREATE DATABASE "{database}"')
+            finally:
+                await connection.close()
+
+        asyncio.run(create())
+
+    def url(self, database: str, driver: str = "") -> str:
+        """Address of a database, say `driver` "psycopg2" or "asyncpg" for SQLAlchemy."""
+        scheme = f"postgresql+{driver}" if driver else "postgresql"
+        return f"{scheme}://{self.user}@127.0.0.1:{self.port}/{database}"
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """A new PostgreSQL cluster, ready to answer; gone afterwards."""
+    found = [shutil.which("initdb"), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")))]
+    initdb = next((Path(path).resolve() for path in found if path), None)
+    if initdb is None:
+        pytest.skip("PostgreSQL's initdb and pg_ctl are missing: apt-get install postgresql")
+    with tempfile.TemporaryDirectory(prefix="resprout-postgres-") as folder:
+        # The server's user must be able to reach its folder.
+        Path(folder).chmod(0o755)
+        inside = Path(folder) / "cluster"
+        inside.mkdir()
+        server = PostgresServer(initdb.parent, inside, free_port())
+        server.make()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def free_port() -> int:
