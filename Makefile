@@ -48,6 +48,8 @@ types: dev
 bench: dev
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_prune.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_run.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_stage.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_store.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -11,7 +11,6 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import pytest
 from proxy import proxy
 from resprout.configs.load import document, load
 from resprout.flows.again import standalone
-from servers import free_port, mlflow_server
+from servers import free_port, mlflow_server, prefect_server
 from tiny_run import config as tiny_config
 from tiny_run import write_run
 
@@ -150,33 +149,6 @@ def test_mlflow_is_down_at_the_start_in_a_stage_and_at_the_registration(
     assert [(one.info.status, one.data.tags["resprout.gate"]) for one in parents] == [("FINISHED", "none")]
     for stage in ("acquire model", "calibrate", "plan", "export"):
         assert run.count(f"{stage}: done") == 1, f"{stage} was made again"
-
-
-@contextmanager
-def prefect_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    env = {**os.environ, "PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    env.pop("PREFECT_API_URL", None)
-    folder.mkdir(exist_ok=True)
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=env, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        end = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2):
-                    break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                assert time.monotonic() < end
-                time.sleep(0.2)
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, 9)
-            process.wait()
 
 
 @pytest.mark.timeout(400)
