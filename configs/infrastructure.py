@@ -57,6 +57,9 @@ class PrefectConfig(Section):
     """How often a deployed run whose process died begins again by itself."""
     outage_seconds: Annotated[float, Field(ge=0.0)] = 3600.0
     """How long a deployed run waits for a store or an MLflow server that is down."""
+    notify: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")] | None = None
+    """Notification block of the server, as type/name, that tells when a deployed run fails or fails its
+    gate."""
 
 
 class RelayConfig(Section):
