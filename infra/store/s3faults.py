@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 
+from botocore.compat import get_current_datetime
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -23,7 +25,14 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
-from resprout.configs.errors import BadInput, ResproutError, StageFailed, Transient, VerificationFailed
+from resprout.configs.errors import (
+    BadInput,
+    ResproutError,
+    StageFailed,
+    Transient,
+    Unreachable,
+    VerificationFailed,
+)
 
 CREDENTIALS = {
     "InvalidAccessKeyId",
@@ -40,7 +49,6 @@ BUSY = {
     "ServiceUnavailable",
     "InternalError",
     "RequestTimeout",
-    "RequestTimeTooSkewed",
     "Throttling",
     "ThrottlingException",
     "TooManyRequests",
@@ -110,6 +118,11 @@ def _translate(error: ClientError, where: str) -> Exception:
             f"{where} does not accept the credentials ({code}); check infra.store.access_key_id and "
             "secret_access_key, or the AWS_* variables"
         )
+    if code == "RequestTimeTooSkewed":
+        return Unreachable(
+            f"{where} refuses requests because this machine's clock {_off(error)}; set the clock (NTP), then "
+            "go on"
+        )
     if code in FORBIDDEN:
         return BadInput(
             f"{where} does not allow {error.operation_name} with these credentials ({code}); they need to "
@@ -133,6 +146,15 @@ def _translate(error: ClientError, where: str) -> Exception:
     if code in BUSY or status >= 500 or status in (408, 429):
         return Transient(f"{where} is busy or failing ({code or status}); trying again later may help")
     return StageFailed(f"{where} refused {error.operation_name} ({code or status}): {_line(error)}")
+
+
+def _off(error: ClientError) -> str:
+    """How far the clock is off, by the date of the server's answer."""
+    date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    if date is None:
+        return "is off"
+    seconds = (get_current_datetime(False) - parsedate_to_datetime(date)).total_seconds()
+    return f"is {abs(seconds) / 60:.0f} minutes {'fast' if seconds > 0 else 'slow'}"
 
 
 def _line(error: Exception) -> str:

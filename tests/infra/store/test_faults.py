@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import os
@@ -8,11 +9,12 @@ import subprocess
 import sys
 import textwrap
 
+import botocore.auth
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError
 
-from resprout.configs.errors import BadInput, StageFailed, Transient, VerificationFailed
+from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable, VerificationFailed
 from resprout.configs.schema import StoreConfig
 from resprout.infra.store.store import ArtifactStore
 
@@ -74,6 +76,18 @@ class TestWrongSetup:
         )
         with pytest.raises(BadInput, match="no usable credentials"):
             store.ensure_writable()
+
+    @pytest.mark.parametrize(("hours", "sentence"), [(2, "120 minutes fast"), (-1, "60 minutes slow")])
+    def test_a_clock_that_is_off(self, s3_config, home, monkeypatch, hours, sentence):
+        real = botocore.auth.get_current_datetime
+
+        def off(remove_tzinfo=True):
+            return real(remove_tzinfo) + datetime.timedelta(hours=hours)
+
+        monkeypatch.setattr("botocore.auth.get_current_datetime", off)
+        monkeypatch.setattr("resprout.infra.store.s3faults.get_current_datetime", off)
+        with pytest.raises(Unreachable, match=f"this machine's clock is {sentence}; set the clock"):
+            ArtifactStore.from_config(s3_config, home).ensure_writable()
 
     def test_credentials_from_the_environment(self, s3, s3_config, home, monkeypatch):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key_id)
