@@ -1,0 +1,281 @@
+"""The whole of it on real servers: what is registered is compressed, held against its gate, and registered.
+
+Prefect and MLflow on PostgreSQL, an S3 server, the relay and a worker, as `resprout up` starts them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from servers import PostgresServer, free_port, postgres_server
+from tiny_models import write_tiny_folder
+from tiny_run import config as tiny_config
+from tiny_run import write_data
+
+COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
+README = Path(__file__).resolve().parents[2] / "README.md"
+OPERATE = "## Schedule, trigger, scale out"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack: where its files are, what its commands see, and its servers."""
+
+    root: Path
+    env: dict[str, str]
+    bucket: Any
+    prefix: str
+    postgres: PostgresServer
+    mlflow: str
+    prefect: str
+    relay: str
+
+    def call(self, *arguments: str, seconds: float = 200) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=self.root, env=self.env, capture_output=True, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+
+    def client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.mlflow, self.mlflow)
+
+    def upload(self, folder: Path, key: str) -> str:
+        for file in folder.iterdir():
+            self.bucket.client().upload_file(str(file), self.bucket.bucket, f"{key}/{file.name}")
+        return f"s3://{self.bucket.bucket}/{key}"
+
+    def flow_runs(self) -> list[dict[str, Any]]:
+        request = urllib.request.Request(
+            f"{self.prefect}/api/flow_runs/filter", b"{}", {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return list(json.load(answer))
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"{self.relay}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def log(self, part: str) -> str:
+        return "".join(path.read_text() for path in sorted(self.root.rglob(f"{part}*.log*")))
+
+
+def write_files(root: Path) -> None:
+    """A run config with its data, and the rules of the relay."""
+    write_data(root)
+    evaluate = {"perplexity": tiny_config()["evaluate"]["perplexity"]}
+    parts = dict.fromkeys(("select", "recover", "measure"))
+    config = tiny_config(evaluate=evaluate, gate={"max_perplexity_ratio": 50.0}, **parts)
+    (root / "run.yaml").write_text(
+        yaml.safe_dump({**config, "model": {**config["model"], "source": "model"}})
+    )
+    write_tiny_folder(root / "model", dtype="float32")
+    rule = {
+        "name": "compress-chat",
+        "models": ["chat-*"],
+        "on": ["created", "alias"],
+        "config": "run.yaml",
+        "sources": ["s3://"],
+        "overrides": {
+            "name": "{{ name }}-v{{ version }}",
+            "register.name": "{{ name }}-small",
+            "register.alias": "candidate",
+        },
+    }
+    (root / "rules.yaml").write_text(yaml.safe_dump({"rules": [rule]}))
+
+
+@pytest.fixture(scope="module")
+def stack(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    root, prefix = tmp_path_factory.mktemp("proof"), uuid.uuid4().hex
+    write_files(root)
+    with postgres_server() as postgres:
+        for name in ("prefect", "mlflow", "relay"):
+            postgres.create(name)
+        ports = {name: free_port() for name in ("prefect", "mlflow", "relay")}
+        store = {
+            **s3.settings(f"{prefix}/store"),
+            "access_key_id": "${BUCKET_KEY}",
+            "secret_access_key": "${BUCKET_SECRET}",
+        }
+        infra = {
+            "store": store,
+            "stack": {
+                "prefect_port": ports["prefect"],
+                "mlflow_port": ports["mlflow"],
+                "prefect_database_url": "${PREFECT_DATABASE}",
+                "mlflow_database_url": "${MLFLOW_DATABASE}",
+            },
+            "relay": {
+                "rules": "rules.yaml",
+                "port": ports["relay"],
+                "webhook_secret": "${WEBHOOK_SECRET}",
+                "database_url": "${RELAY_DATABASE}",
+                "poll_seconds": 5,
+            },
+            "logs": "json",
+        }
+        (root / "settings.yaml").write_text(yaml.safe_dump({"infra": infra}))
+        # The commands find the same servers; runs in the worker get them from the stack.
+        env = {
+            **os.environ,
+            "RESPROUT_HOME": str(root / "home"),
+            "OMP_NUM_THREADS": "1",
+            "BUCKET_KEY": s3.access_key_id,
+            "BUCKET_SECRET": s3.secret_access_key,
+            "PREFECT_DATABASE": postgres.url("prefect"),
+            "MLFLOW_DATABASE": postgres.url("mlflow"),
+            "RELAY_DATABASE": postgres.url("relay"),
+            "WEBHOOK_SECRET": "planted-webhook-secret-81c2",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        env.pop("PREFECT_API_URL", None)
+        address = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        found = Stack(
+            root, env, s3, prefix, postgres, address["mlflow"], address["prefect"], address["relay"]
+        )
+        try:
+            done = found.call("up", "settings.yaml")
+            assert done.returncode == 0, done.stderr
+            yield found
+        finally:
+            found.call("up", "settings.yaml", "--down")
+
+
+def wait_for(what: str, look: Callable[[], Any], seconds: float = 150) -> Any:
+    """What `look` finds, asked again until it finds something."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            found = look()
+        except Exception as error:
+            found, what = None, f"{what} ({error})"
+        if found:
+            return found
+        assert time.monotonic() < end, what
+        time.sleep(0.3)
+
+
+def register(stack: Stack, name: str, seed: int) -> str:
+    """A new version of `name`, whose weights no other has, in the bucket; its number."""
+    folder = stack.root / f"{name}-{seed}"
+    write_tiny_folder(folder, dtype="float32", seed=seed)
+    source = stack.upload(folder, f"{stack.prefix}/models/{name}/{seed}")
+    client = stack.client()
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    return str(client.create_model_version(name, source).version)
+
+
+def compressed(stack: Stack, name: str, version: str) -> Any:
+    """The candidate that was made of a version, once there is one."""
+    found = stack.client().get_model_version_by_alias(f"{name}-small", "candidate")
+    return found if found.tags["resprout.source"] == f"models:/{name}/{version}" else None
+
+
+@pytest.mark.timeout(480)
+def test_a_registered_version_is_compressed_and_registered_by_itself(stack: Stack) -> None:
+    version = register(stack, "chat-one", seed=101)
+    made = wait_for("no compressed version", lambda: compressed(stack, "chat-one", version))
+    assert made.source.startswith(f"s3://{stack.bucket.bucket}/{stack.prefix}/store/content/")
+    run = stack.client().get_run(made.run_id)
+    assert run.data.tags["resprout.gate"] == "passed"
+    (flow_run,) = stack.flow_runs()
+    done = wait_for("the run does not end", lambda: stack.flow_runs()[0]["state_name"] == "Completed" or None)
+    assert done
+    assert run.data.tags["resprout.flow_run"] == flow_run["id"]
+
+    # The same version again, by an alias and by MLflow's repeats: it has had its run.
+    stack.client().set_registered_model_alias("chat-one", "ready", version)
+    stack.client().set_registered_model_alias("chat-one", "ready", version)
+    # What resprout registered is named chat-one-small, which the rule's pattern fits.
+    assert re.match("chat-", made.name)
+    wait_for(
+        "the alias was not handed over", lambda: 'kind="x"' in stack.metrics() or _handled(stack) >= 3, 60
+    )
+    assert len(stack.flow_runs()) == 1
+    status = stack.call("triggers", "status", "--config", "settings.yaml", "--json")
+    assert status.returncode == 0, status.stderr
+    told = json.loads(status.stdout)
+    assert [(one["rule"], one["name"], str(one["version"])) for one in told["started"]] == [
+        ("compress-chat", "chat-one", version)
+    ]
+    assert told["failed"] == []
+    metrics = stack.metrics()
+    assert re.search(r"^resprout_relay_oldest_unhandled_seconds 0\.0$", metrics, re.M)
+    assert re.search(r'^resprout_relay_runs_started_total\{rule="compress-chat"\} 1\.0$', metrics, re.M)
+
+
+def _handled(stack: Stack) -> int:
+    status = stack.call("triggers", "status", "--config", "settings.yaml", "--json")
+    return int(json.loads(status.stdout)["counts"]["handled"])
+
+
+@pytest.mark.timeout(300)
+def test_the_log_of_the_run_can_be_read_by_a_program(stack: Stack) -> None:
+    lines = [json.loads(line) for line in stack.log("worker").splitlines() if line.startswith("{")]
+    done = [line for line in lines if line.get("stage") == "plan" and "seconds" in line]
+    assert done, "the run of the test before has logged its stages"
+    assert len(done[0]["flow_run"]) == 36
+    secrets = ("planted-webhook-secret-81c2", stack.bucket.secret_access_key)
+    written = [path for path in stack.root.rglob("*") if path.is_file() and path.name != "webhook.key"]
+    assert [path for path in written if any(one.encode() in path.read_bytes() for one in secrets)] == []
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(480)
+def test_a_restart_of_postgresql_in_the_middle_of_a_run(stack: Stack) -> None:
+    version = register(stack, "chat-two", seed=202)
+    before = len(stack.flow_runs())
+    wait_for("no run began", lambda: '"stage": "calibrate"' in stack.log("worker"))
+    stack.postgres.stop()
+    time.sleep(10)
+    stack.postgres.start()
+    made = wait_for("no compressed version", lambda: compressed(stack, "chat-two", version), 240)
+    assert made
+    wait_for(
+        "the run does not end",
+        lambda: all(run["state_type"] == "COMPLETED" for run in stack.flow_runs()) or None,
+    )
+    assert len(stack.flow_runs()) - before in (0, 1)
+
+
+@pytest.mark.timeout(480)
+def test_every_command_of_the_readme_works(stack: Stack) -> None:
+    text = README.read_text(encoding="utf-8")
+    section = text[text.index(OPERATE) :]
+    section = section[: section.index("\n## ", 5)]
+    commands = [
+        line.split("  #")[0].strip()
+        for block in re.findall(r"```\n(.*?)```", section, re.S)
+        for line in block.splitlines()
+        if "resprout " in line
+    ]
+    assert len(commands) >= 12
+    for command in commands:
+        words = shlex.split(command)
+        assert Path(words[0]).name == "resprout", command
+        given = [
+            {"configs/quickstart.yaml": "run.yaml", "configs/sweep_quickstart.yaml": "sweep.yaml"}.get(
+                word, word
+            )
+            for word in words[1:]
+        ]
+        done = stack.call(*given)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
