@@ -161,14 +161,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return unshared
 
 
-def explain(error: ValidationError, where: str, prefix: tuple[str, ...] = ()) -> str:
+def explain(
+    error: ValidationError, where: str, prefix: tuple[str, ...] = (), root: type[BaseModel] = RunConfig
+) -> str:
     """All faults of a validation in sentences; an unknown key names the nearest known one and all of them."""
     faults = []
     for fault in error.errors(include_url=False):
         location = [*prefix, *(part for part in fault["loc"] if not _is_tag(part))]
         dotted = ".".join(str(part) for part in location) or "config"
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(location[:-1])
+            known = _known_keys(location[:-1], root)
             near = difflib.get_close_matches(str(location[-1]), known, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
             faults.append(f"{dotted}: unknown key; {hint}allowed: {', '.join(known)}")
@@ -250,8 +252,8 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _known_keys(location: list[Any]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+def _known_keys(location: list[Any], root: type[BaseModel] = RunConfig) -> list[str]:
+    section = root
     for part in location:
         if isinstance(part, int):
             continue
