@@ -1,0 +1,103 @@
+"""What a version starts: for each rule the overrides of its run, or a sentence why it starts none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from resprout.configs.errors import BadInput
+from resprout.configs.rules import Ready, Rule
+from resprout.configs.templates import rendered, written
+from resprout.infra.relay.registry import Version
+
+BACKFILL = "backfill"
+"""What happened to versions that were there before the relay."""
+LOGGED = re.compile(r"^models:/m-[0-9a-f]+$")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`overrides` where the rule starts a run; else `why` not, a `fault` where somebody should look at it."""
+
+    rule: Rule
+    overrides: tuple[str, ...] = ()
+    why: str = ""
+    fault: bool = False
+
+    @property
+    def starts(self) -> bool:
+        return not self.why
+
+
+def concerned(rules: Iterable[Ready], kinds: Iterable[str], name: str) -> list[Ready]:
+    """The rules that one of these happenings to a model of this name can start."""
+    kinds = set(kinds)
+    return [ready for ready in rules if fits(ready.rule, name) and _hears(ready.rule, kinds)]
+
+
+def fits(rule: Rule, name: str) -> bool:
+    """Whether a rule is for models of this name."""
+    return any(fnmatchcase(name, pattern) for pattern in rule.models)
+
+
+def decide(
+    ready: Ready, version: Version, trail: Sequence[Version], own: Callable[[], str | None]
+) -> Decision:
+    """Whether a concerned rule starts a run; `trail` is the version and what it is a copy of."""
+    rule = ready.rule
+    if why := _unwanted(rule, version):
+        return Decision(rule, why=why)
+    ours = None if rule.own else own()
+    if ours:
+        return Decision(rule, why=f"resprout registered it: {ours}")
+    # What is read is where the last one lies; an alias there says nothing of a place.
+    place = trail[-1].source
+    if not rule.accepts(place) or (place.startswith("models:") and not LOGGED.match(place)):
+        return Decision(rule, why=f"the rule does not accept its source {place[:200]}", fault=True)
+    try:
+        overrides = _overrides(rule, version)
+        ready.check(list(overrides))
+    except BadInput as error:
+        return Decision(rule, why=str(error), fault=True)
+    return Decision(rule, overrides)
+
+
+def _hears(rule: Rule, kinds: set[str]) -> bool:
+    return not kinds.isdisjoint(rule.on) or (BACKFILL in kinds and rule.backfill)
+
+
+def _unwanted(rule: Rule, version: Version) -> str:
+    """Why the version is none that the rule is for; empty where it is."""
+    if set(rule.on) == {"alias"} and not version.aliases:
+        return "it has no alias any more"
+    if rule.aliases and not _fitting(rule, version):
+        has = ", ".join(version.aliases) or "none"
+        return f"none of its aliases ({has}) fits {', '.join(rule.aliases)}"
+    for tag, pattern in sorted(rule.tags.items()):
+        value = version.tags.get(tag)
+        if value is None:
+            return f"it has no tag {tag}"
+        if not fnmatchcase(value, pattern):
+            return f"its tag {tag} is '{value[:80]}', which does not fit '{pattern}'"
+    return ""
+
+
+def _fitting(rule: Rule, version: Version) -> list[str]:
+    patterns = rule.aliases or ("*",)
+    return [alias for alias in version.aliases if any(fnmatchcase(alias, pattern) for pattern in patterns)]
+
+
+def _overrides(rule: Rule, version: Version) -> tuple[str, ...]:
+    about = {
+        "name": version.name,
+        "version": version.version,
+        "alias": next(iter(_fitting(rule, version)), ""),
+        "aliases": list(version.aliases),
+        "tags": dict(version.tags),
+        "description": version.description,
+    }
+    own = [written(key, rendered(value, about)) for key, value in rule.overrides.items()]
+    # Last, so that no override of a whole section can take it away.
+    return (*own, written("model.source", version.uri))

@@ -1,0 +1,197 @@
+"""The outbox: what was accepted stays until it is handed over; what was started never is again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, and_, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from resprout.configs.infrastructure import RelayConfig
+from resprout.infra.relay.delivery import Delivery
+from resprout.infra.relay.tables import DELIVERIES, MARKS, SEEN, STARTS, open_engine
+
+WAITING, HANDLED, FAILED = "waiting", "handled", "failed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A delivery in the outbox; times are seconds since the epoch."""
+
+    id: int
+    kind: str
+    name: str
+    version: str
+    received: float
+    due: float
+    tries: int
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A version as the registry held it, as text that can be compared; `revision` counts its changes."""
+
+    name: str
+    version: str
+    aliases: str
+    tags: str
+    revision: int
+
+
+class Outbox:
+    """The relay's database; any number of threads and relays may use one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def open(cls, config: RelayConfig, home: Path) -> Outbox:
+        """The outbox that `infra.relay` names; BadInput where it cannot be used."""
+        return cls(open_engine(config, home))
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def add(self, deliveries: Iterable[Delivery]) -> list[bool]:
+        """Keep deliveries in one commit; for each whether it is new."""
+        with self.engine.begin() as connection:
+            return [self._add(connection, delivery) for delivery in deliveries]
+
+    def take(self, limit: int, lease_seconds: float) -> list[Row]:
+        """The oldest rows that are due; nobody else takes them before the lease ends.
+
+        A lease saves work only: who hands over a row that another has handed over finds the same flow run.
+        """
+        now = time.time()
+        due = and_(DELIVERIES.c.state == WAITING, DELIVERIES.c.due <= now)
+        chosen = select(*_columns()).where(due).order_by(DELIVERIES.c.id).limit(limit)
+        with self.engine.begin() as connection:
+            rows = [Row(*found) for found in connection.execute(chosen.with_for_update(skip_locked=True))]
+            if rows:
+                self._set(connection, [row.id for row in rows], due=now + lease_seconds)
+        return rows
+
+    def finish(self, ids: Sequence[int], state: str, reason: str) -> None:
+        """Rows are HANDLED, or FAILED for good."""
+        with self.engine.begin() as connection:
+            self._set(connection, ids, state=state, reason=reason[:500])
+
+    def later(self, ids: Sequence[int], seconds: float, reason: str) -> None:
+        """Rows are due again after a while."""
+        with self.engine.begin() as connection:
+            due = time.time() + seconds
+            self._set(connection, ids, due=due, reason=reason[:500], tries=DELIVERIES.c.tries + 1)
+
+    def release(self, ids: Sequence[int]) -> None:
+        """Rows that were taken are due at once."""
+        with self.engine.begin() as connection:
+            self._set(connection, ids, due=time.time())
+
+    def started(self, rule: str, name: str, version: str) -> str | None:
+        """Id of the flow run that a version started by a rule, None where it did not yet."""
+        key = and_(STARTS.c.rule == rule, STARTS.c.name == name, STARTS.c.version == version)
+        with self.engine.connect() as connection:
+            return connection.execute(select(STARTS.c.flow_run_id).where(key)).scalar()
+
+    def note_start(self, rule: str, name: str, version: str, flow_run_id: str) -> bool:
+        """Keep that a version started a rule; False where another relay noted it first."""
+        row = {"rule": rule, "name": name, "version": version, "flow_run_id": flow_run_id, "at": time.time()}
+        with self.engine.begin() as connection:
+            return (
+                connection.execute(self._insert(STARTS).values(**row).on_conflict_do_nothing()).rowcount == 1
+            )
+
+    def rows(self, state: str, limit: int = 50) -> list[Row]:
+        """The newest rows in a state, of those that wait the oldest."""
+        order = DELIVERIES.c.id if state == WAITING else DELIVERIES.c.id.desc()
+        chosen = select(*_columns()).where(DELIVERIES.c.state == state).order_by(order).limit(limit)
+        with self.engine.connect() as connection:
+            return [Row(*found) for found in connection.execute(chosen)]
+
+    def starts(self, limit: int = 50) -> list[dict[str, Any]]:
+        """The newest flow runs with rule, name and version."""
+        with self.engine.connect() as connection:
+            found = connection.execute(select(STARTS).order_by(STARTS.c.at.desc()).limit(limit))
+            return [dict(row._mapping) for row in found]
+
+    def counts(self) -> tuple[dict[str, int], float | None]:
+        """How many rows are in each state, and when the oldest that waits was received."""
+        column = DELIVERIES.c.state
+        with self.engine.connect() as connection:
+            found = connection.execute(select(column, func.count()).group_by(column))
+            counts = {state: int(count) for state, count in found}
+            oldest = select(func.min(DELIVERIES.c.received)).where(column == WAITING)
+            return {**dict.fromkeys((WAITING, HANDLED, FAILED), 0), **counts}, connection.execute(
+                oldest
+            ).scalar()
+
+    def last_start(self) -> float | None:
+        """When the last flow run was created, in seconds since the epoch."""
+        with self.engine.connect() as connection:
+            return connection.execute(select(func.max(STARTS.c.at))).scalar()
+
+    def prune(self, before: float) -> int:
+        """Forget rows that were received before and wait no more; how many."""
+        old = and_(DELIVERIES.c.state != WAITING, DELIVERIES.c.received < before)
+        with self.engine.begin() as connection:
+            return connection.execute(delete(DELIVERIES).where(old)).rowcount
+
+    def seen(self) -> dict[tuple[str, str], Seen]:
+        """All versions as they were last seen, by name and version."""
+        with self.engine.connect() as connection:
+            rows = [Seen(*found) for found in connection.execute(select(SEEN))]
+        return {(row.name, row.version): row for row in rows}
+
+    def marked(self) -> set[str]:
+        """What was done once."""
+        with self.engine.connect() as connection:
+            return set(connection.execute(select(MARKS.c.mark)).scalars())
+
+    def learn(self, seen: Iterable[Seen], deliveries: Iterable[Delivery], marks: Iterable[str]) -> int:
+        """Keep what a look at the registry showed and the deliveries that follow; how many are new."""
+        with self.engine.begin() as connection:
+            for one in seen:
+                row = {
+                    name: getattr(one, name) for name in ("name", "version", "aliases", "tags", "revision")
+                }
+                keys = {"aliases": one.aliases, "tags": one.tags, "revision": one.revision}
+                put = self._insert(SEEN).values(**row)
+                connection.execute(put.on_conflict_do_update(index_elements=["name", "version"], set_=keys))
+            for mark in marks:
+                put = self._insert(MARKS).values(mark=mark, at=time.time())
+                connection.execute(put.on_conflict_do_nothing())
+            return sum([self._add(connection, delivery) for delivery in deliveries])
+
+    def _add(self, connection: Connection, delivery: Delivery) -> bool:
+        now = time.time()
+        put = self._insert(DELIVERIES).values(
+            delivery=delivery.id,
+            kind=delivery.kind,
+            name=delivery.name,
+            version=delivery.version,
+            received=now,
+            due=now,
+            tries=0,
+            state=WAITING,
+            reason="",
+        )
+        return connection.execute(put.on_conflict_do_nothing()).rowcount == 1
+
+    def _set(self, connection: Connection, ids: Sequence[int], **values: Any) -> None:
+        # A row that another relay has finished meanwhile stays finished.
+        still = and_(DELIVERIES.c.id.in_(ids), DELIVERIES.c.state == WAITING)
+        connection.execute(update(DELIVERIES).where(still).values(**values))
+
+    def _insert(self, table: Table) -> Any:
+        dialect: Any = postgresql if self.engine.dialect.name == "postgresql" else sqlite
+        return dialect.insert(table)
+
+
+def _columns() -> list[Any]:
+    return [DELIVERIES.c[name] for name in Row.__dataclass_fields__]

@@ -1,0 +1,131 @@
+"""Reconciling: the registry is looked at now and then for what no webhook told.
+
+MLflow gives a delivery up after some tries, sends none for changes made straight in its database, and dates
+no change of an alias or a tag. So what it holds is compared with what it held.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from resprout.configs.errors import Transient
+from resprout.configs.infrastructure import without_credentials
+from resprout.configs.rules import Ready
+from resprout.infra.relay.decide import BACKFILL, fits
+from resprout.infra.relay.delivery import Delivery
+from resprout.infra.relay.metrics import Metrics
+from resprout.infra.relay.outbox import Outbox, Seen
+from resprout.infra.relay.registry import Registry, Version
+from resprout.infra.relay.tables import said
+
+log = logging.getLogger("resprout.relay")
+
+
+class Poll:
+    """Looks at the registry; `once` is one look."""
+
+    def __init__(self, rules: Sequence[Ready], outbox: Outbox, registry: Registry) -> None:
+        self.rules = [ready.rule for ready in rules]
+        self.outbox = outbox
+        self.registry = registry
+
+    def once(self) -> int:
+        """How many deliveries it put into the outbox; raises Transient where the registry does not answer.
+
+        The first look at a registry is where things begin: it starts nothing but what a rule backfills.
+        """
+        versions = list(self.registry.versions(lambda name: any(fits(rule, name) for rule in self.rules)))
+        marks, known = self.outbox.marked(), self.outbox.seen()
+        registry = f"registry {self.registry.shown_uri}"
+        changes, found = [], []
+        for version in versions:
+            before = known.get((version.name, version.version))
+            now = _seen(version, before)
+            if now != before:
+                changes.append(now)
+                if registry in marks:
+                    found += [_delivery(kind, now) for kind in _happened(before, now)]
+        backfills = [rule for rule in self.rules if rule.backfill and f"backfill {rule.name}" not in marks]
+        for rule in backfills:
+            found += [
+                Delivery(f"backfill:{rule.name}:{one.name}:{one.version}", BACKFILL, one.name, one.version)
+                for one in versions
+                if fits(rule, one.name)
+            ]
+        done = [
+            mark for mark in (registry, *(f"backfill {rule.name}" for rule in backfills)) if mark not in marks
+        ]
+        return self.outbox.learn(changes, found, done) if changes or found or done else 0
+
+
+def _seen(version: Version, before: Seen | None) -> Seen:
+    """The version as it is now; its revision is another where it changed."""
+    aliases = json.dumps(version.aliases)
+    tags = json.dumps(dict(version.tags), sort_keys=True)
+    if before is not None and (before.aliases, before.tags) == (aliases, tags):
+        return before
+    return Seen(version.name, version.version, aliases, tags, before.revision + 1 if before else 0)
+
+
+def _happened(before: Seen | None, now: Seen) -> list[str]:
+    """What a webhook would have told of."""
+    kinds = [] if before else ["created"]
+    had = set(json.loads(before.aliases)) if before else set()
+    if set(json.loads(now.aliases)) - had:
+        kinds.append("alias")
+    tags = json.loads(before.tags) if before else {}
+    if before and any(tags.get(name) != value for name, value in json.loads(now.tags).items()):
+        kinds.append("tag")
+    return kinds
+
+
+def _delivery(kind: str, now: Seen) -> Delivery:
+    """The same for all relays that see the same change."""
+    return Delivery(f"poll:{kind}:{now.name}:{now.version}:{now.revision}", kind, now.name, now.version)
+
+
+class PollThread(threading.Thread):
+    """Looks for as long as the relay lives."""
+
+    def __init__(self, poll: Poll, seconds: float, metrics: Metrics) -> None:
+        super().__init__(name="relay-poll", daemon=True)
+        self.poll, self.seconds, self.metrics = poll, seconds, metrics
+        self._stopping = threading.Event()
+        self._failing = False
+
+    def stop(self) -> None:
+        """End after the look that is under way."""
+        self._stopping.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                found = self.poll.once()
+            except Exception as error:
+                self._fault(error)
+            else:
+                self.metrics.poll_seconds.set(time.monotonic() - began)
+                self.metrics.polled.set(time.time())
+                self._failing = False
+                if found:
+                    log.info("the registry holds %d changes that no webhook told of yet", found)
+            self._stopping.wait(self.seconds)
+
+    def _fault(self, error: Exception) -> None:
+        """Say once what is wrong; a fault of ours must not end the looking either."""
+        self.metrics.failures.labels("poll").inc()
+        if not self._failing:
+            what = (
+                said(error) if isinstance(error, SQLAlchemyError) else without_credentials(str(error))[:300]
+            )
+            kind = "" if isinstance(error, Transient) else f"{type(error).__name__}: "
+            log.error("the registry could not be looked at (%s%s); it is tried again", kind, what)
+        self._failing = True

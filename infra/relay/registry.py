@@ -1,0 +1,159 @@
+"""Model versions as the registry has them now, whatever a delivery said."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from resprout.configs.errors import ResproutError, Transient
+from resprout.configs.infrastructure import MlflowConfig, without_credentials
+
+T = TypeVar("T")
+PAGE = 200
+KNOCK_SECONDS = 5.0
+MOST_HOPS = 10
+ANOTHER = re.compile(r"^models:/([^/@]+)/(\d+)$")
+
+
+class Gone(Exception):
+    """The registry holds no such version."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model version; `ready` is False while it is still being made."""
+
+    name: str
+    version: str
+    source: str = ""
+    run_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+    ready: bool = True
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+class Registry:
+    """One MLflow registry. Every method raises Transient where it does not answer."""
+
+    def __init__(self, config: MlflowConfig, home: Path) -> None:
+        # MLflow reads its environment when it is imported.
+        from resprout.infra.tracking import Tracker
+
+        self._tracker = Tracker(config, home)
+        self._client: Any = None
+
+    @property
+    def shown_uri(self) -> str:
+        return self._tracker.shown_uri
+
+    @property
+    def is_server(self) -> bool:
+        return self._tracker.is_server
+
+    @property
+    def uri(self) -> str:
+        return self._tracker.uri
+
+    def server_version(self) -> str:
+        """Version of the server, or of the library where the registry is a database."""
+        import mlflow
+        import requests
+
+        if not self.is_server:
+            return str(mlflow.__version__)
+        try:
+            found = requests.get(f"{self.uri.rstrip('/')}/version", timeout=KNOCK_SECONDS)
+            found.raise_for_status()
+        except requests.RequestException as error:
+            raise Transient(f"MLflow at {self.shown_uri} does not answer ({type(error).__name__})") from None
+        return found.text.strip()
+
+    def version(self, name: str, number: str) -> Version:
+        """The version; raises Gone where there is none."""
+        return _version(self._ask(lambda client: client.get_model_version(name, number)))
+
+    def trail(self, version: Version) -> tuple[Version, ...]:
+        """The version, what it is a copy of (source models:/name/number), and what that is a copy of."""
+        hops = [version]
+        while (found := ANOTHER.match(hops[-1].source)) and len(hops) < MOST_HOPS:
+            hops.append(self.version(found[1], found[2]))
+        return tuple(hops)
+
+    def run_tags(self, run_id: str) -> Mapping[str, str]:
+        """Tags of a run, none where there is no such run."""
+        try:
+            return self._ask(lambda client: client.get_run(run_id).data.tags)
+        except Gone:
+            return {}
+
+    def versions(self, wanted: Callable[[str], bool]) -> Iterator[Version]:
+        """All versions of the models whose names are wanted, a model at a time, by number, with aliases."""
+        for model in self._pages("search_registered_models", None):
+            if not wanted(model.name):
+                continue
+            aliases: dict[str, list[str]] = {}
+            for alias, number in sorted(dict(model.aliases).items()):
+                aliases.setdefault(str(number), []).append(alias)
+            escaped = model.name.replace("'", "\\'")
+            found = self._pages("search_model_versions", f"name = '{escaped}'")
+            for one in sorted(found, key=lambda version: int(version.version)):
+                yield _version(one, tuple(aliases.get(str(one.version), ())))
+
+    def _pages(self, search: str, text: str | None) -> Iterator[Any]:
+        token: str | None = None
+        while True:
+            page = self._ask(functools.partial(_page, search, text, token))
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        import requests
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            if self._client is None:
+                if not self.is_server:
+                    # Makes the database where there is none yet, one process at a time.
+                    self._tracker.connect()
+                self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            return question(self._client)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):
+                raise Gone(_line(error)) from None
+            raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
+        except (requests.RequestException, SQLAlchemyError, OSError, ResproutError) as error:
+            raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
+
+
+def _page(search: str, text: str | None, token: str | None, client: Any) -> Any:
+    return getattr(client, search)(text, PAGE, None, token)
+
+
+def _version(found: Any, aliases: tuple[str, ...] | None = None) -> Version:
+    return Version(
+        name=found.name,
+        version=str(found.version),
+        source=found.source or "",
+        run_id=found.run_id or "",
+        tags=dict(found.tags),
+        aliases=tuple(sorted(found.aliases)) if aliases is None else aliases,
+        description=found.description or "",
+        ready=str(found.status) == "READY",
+    )
+
+
+def _line(error: Exception) -> str:
+    return without_credentials(" ".join(str(error).split()))[:200]

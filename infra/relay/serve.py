@@ -1,0 +1,129 @@
+"""The relay as a process: refuse to start on what would make it useless, serve, and finish what was taken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from resprout.configs.errors import BadInput, Transient
+from resprout.configs.infrastructure import InfraConfig
+from resprout.configs.rules import Ready, load_rules
+from resprout.infra.ports import listen
+from resprout.infra.relay.app import Door
+from resprout.infra.relay.handover import Handover, HandoverThread
+from resprout.infra.relay.metrics import Metrics
+from resprout.infra.relay.outbox import Outbox
+from resprout.infra.relay.poll import Poll, PollThread
+from resprout.infra.relay.registry import Registry
+from resprout.infra.relay.starter import Starter
+from resprout.infra.relay.writer import Writer
+from resprout.infra.store.store import ArtifactStore
+
+OLDEST = {"MLflow": (3, 17), "Prefect": (3, 9)}
+"""Servers before these are not known to work."""
+GRACE_SECONDS = 10
+SWITCH_SECONDS = 0.0005
+
+log = logging.getLogger("resprout.relay")
+
+
+def rules_of(infra: InfraConfig, given: Path | None = None) -> tuple[Ready, ...]:
+    """The rules in the file that is given or that `infra.relay.rules` names."""
+    path = given or (Path(infra.relay.rules) if infra.relay.rules else None)
+    if path is None:
+        raise BadInput("no rules are given; set infra.relay.rules to a YAML file of rules")
+    return load_rules(path)
+
+
+def prefect_url(infra: InfraConfig) -> str:
+    """Address of the Prefect server; BadInput where none is named: a run must outlive the relay."""
+    url = infra.prefect.api_url or os.environ.get("PREFECT_API_URL")
+    if not url:
+        raise BadInput("no Prefect server is named; set infra.prefect.api_url, say http://127.0.0.1:4200/api")
+    return url
+
+
+def serve(infra: InfraConfig, home: Path) -> None:
+    """Run until SIGTERM or SIGINT. Raises BadInput where it must not start."""
+    if infra.relay.webhook_secret is None or not infra.relay.webhook_secret.get_secret_value():
+        raise BadInput(
+            "infra.relay.webhook_secret is not set, so anyone could start runs; give it the secret of the "
+            "webhook in MLflow, in YAML as ${VARIABLE}"
+        )
+    rules, starter = rules_of(infra), Starter(infra.prefect, prefect_url(infra))
+    registry = Registry(infra.mlflow, home)
+    check_servers(registry, starter)
+    socket = listen(infra.relay.host, infra.relay.port, "infra.relay.port")
+    outbox = Outbox.open(infra.relay, home)
+    metrics, writer = Metrics(), Writer(outbox)
+    store = ArtifactStore.from_config(infra.store, home)
+    handover = HandoverThread(Handover(rules, outbox, registry, starter, store, metrics))
+    poll = PollThread(Poll(rules, outbox, Registry(infra.mlflow, home)), infra.relay.poll_seconds, metrics)
+    threads: list[threading.Thread] = [writer, handover, poll]
+
+    def dead() -> str | None:
+        return next((thread.name for thread in threads if not thread.is_alive()), None)
+
+    door = Door(infra.relay, writer, outbox, metrics, handover.wake, dead)
+    # The hand-over shares the interpreter with the loop that answers; this is how long it may keep it.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    for thread in threads:
+        thread.start()
+    log.info("the relay listens on %s:%d with %d rules", infra.relay.host, infra.relay.port, len(rules))
+    try:
+        asyncio.run(_until_told(door, socket))
+    finally:
+        poll.stop()
+        handover.stop()
+        writer.stop()
+        outbox.close()
+    log.info("the relay has stopped; what it took is in the outbox")
+
+
+def check_servers(registry: Registry, starter: Starter) -> None:
+    """BadInput where a server is too old; one that does not answer yet is only told of."""
+    for name, ask in (("MLflow", registry.server_version), ("Prefect", starter.server_version)):
+        try:
+            given = ask()
+        except Transient as fault:
+            log.warning("%s; the relay starts, and deliveries wait for it", fault)
+            continue
+        found = re.match(r"^(\d+)\.(\d+)", given)
+        if found is None or (int(found[1]), int(found[2])) < OLDEST[name]:
+            oldest = ".".join(map(str, OLDEST[name]))
+            raise BadInput(f"the {name} server has version {given[:20]}; the relay needs {oldest} or later")
+
+
+class _Server(uvicorn.Server):
+    """A server that a signal ends with exit status 0: uvicorn's own handler raises the signal again."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _until_told(door: Door, socket: object) -> None:
+    config = uvicorn.Config(
+        door.app(),
+        log_config=None,
+        access_log=False,
+        log_level="warning",
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, setattr, server, "should_exit", True)
+    await server.serve(sockets=[socket])  # type: ignore[list-item]

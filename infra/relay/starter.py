@@ -1,0 +1,108 @@
+"""Flow runs for versions, through Prefect: one for a rule, name and version, whoever asks how often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from resprout.configs.errors import BadInput, Transient
+from resprout.configs.infrastructure import PrefectConfig, without_credentials
+from resprout.configs.rules import Rule
+from resprout.infra.relay.registry import Version
+
+T = TypeVar("T")
+FLOW = "compress"
+REQUEST_SECONDS = 10.0
+
+
+class Missing(Exception):
+    """The rule has no deployment yet."""
+
+
+class Starter:
+    """One Prefect server."""
+
+    def __init__(self, config: PrefectConfig, url: str) -> None:
+        self.url = url
+        secret = config.api_key.get_secret_value() if config.api_key else None
+        self._auth: dict[str, Any] = {"auth_string" if secret and ":" in secret else "api_key": secret}
+
+    @property
+    def shown_url(self) -> str:
+        return without_credentials(self.url)
+
+    def start(self, rule: Rule, version: Version, overrides: Sequence[str]) -> str:
+        """Id of the flow run for the rule and version, made or there already.
+
+        Raises:
+            Missing: the rule's deployment is not there.
+            BadInput: Prefect does not take the parameters.
+            Transient: Prefect does not answer.
+        """
+        key = f"{rule.name} {version.name} {version.version}"
+
+        def create(client: Any) -> str:
+            deployment = client.read_deployment_by_name(f"{FLOW}/{rule.name}")
+            parameters: dict[str, Any] = {
+                "overrides": [*(deployment.parameters.get("overrides") or ()), *overrides],
+                "claim": key,
+            }
+            if rule.own:
+                parameters["own"] = True
+            run = client.create_flow_run_from_deployment(
+                deployment.id,
+                parameters=parameters,
+                idempotency_key=f"resprout {key}",
+                tags=["resprout-relay"],
+                # Any version may start it, and a name must not tell of more than this.
+                name=f"{version.name}-{version.version}",
+            )
+            return str(run.id)
+
+        return self._ask(create)
+
+    def server_version(self) -> str:
+        """The server's version; raises Transient where it does not answer."""
+        return self._ask(lambda client: str(client.api_version()))
+
+    def tell(self, what: str, version: Version, rule: str, flow_run_id: str) -> None:
+        """Emit an event, for display and for the user's own automations; nothing depends on it."""
+        from prefect.events import emit_event
+
+        emit_event(
+            f"resprout.model-version.{what}",
+            resource={"prefect.resource.id": f"resprout.model-version.{version.name}.{version.version}"},
+            related=[
+                {
+                    "prefect.resource.id": f"prefect.flow-run.{flow_run_id}",
+                    "prefect.resource.role": "flow-run",
+                }
+            ],
+            payload={
+                "name": version.name,
+                "version": version.version,
+                "rule": rule,
+                "flow_run_id": flow_run_id,
+            },
+        )
+
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        import httpx
+        from prefect.client.orchestration import SyncPrefectClient
+        from prefect.exceptions import ObjectNotFound
+
+        try:
+            with SyncPrefectClient(
+                self.url, httpx_settings={"timeout": REQUEST_SECONDS}, **self._auth
+            ) as client:
+                return question(client)
+        except ObjectNotFound:
+            raise Missing from None
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            if status in (400, 409, 422):
+                text = without_credentials(" ".join(error.response.text.split()))[:300]
+                raise BadInput(f"Prefect does not take the run's parameters ({status}: {text})") from None
+            raise Transient(f"Prefect at {self.shown_url} answers {status}") from None
+        except (httpx.HTTPError, RuntimeError, OSError) as error:
+            raise Transient(f"Prefect at {self.shown_url} does not answer ({type(error).__name__})") from None
