@@ -28,7 +28,7 @@ from resprout.flows.sources import Sources
 from resprout.flows.steps import Steps, look_up
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
-from resprout.infra.store import claims
+from resprout.infra.store import claims, exports
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
@@ -52,12 +52,16 @@ def compress_here(loaded: Loaded, overrides: list[str], session: Session) -> Non
 
 @flow(name="compress", validate_parameters=False)
 def compress(
-    config: str | RunConfig, overrides: list[str] | None = None, claim: str | None = None
+    config: str | RunConfig,
+    overrides: list[str] | None = None,
+    claim: str | None = None,
+    own: bool = False,
 ) -> dict[str, Any] | State[Any]:
     """Compress the model that a run config names: the path of a YAML file, or all of its sections.
 
-    `overrides` are key=value. Of all runs with the same `claim` only the first does anything. A session that
-    has loaded the config already says what it holds; then the parameters only tell of it.
+    `overrides` are key=value. Of all runs with the same `claim` only the first does anything, and it ends
+    where the model turns out to be an export of this store, unless those are wanted too (`own`). A session
+    that has loaded the config already says what it holds; then the parameters only tell of it.
     """
     session = current()
     if session.called_at:
@@ -70,7 +74,7 @@ def compress(
             # A person at the command line wants to know at once, and runs the same command again.
             wait = 0.0 if session.called_at else loaded.config.infra.prefect.outage_seconds
             return patiently(
-                lambda: _compress(loaded, overrides or [], claim, session),
+                lambda: _compress(loaded, overrides or [], claim, own, session),
                 wait,
                 lambda: any(not stage.cached for stage in session.result.stages),
             )
@@ -80,7 +84,7 @@ def compress(
 
 
 def _compress(
-    loaded: Loaded, overrides: list[str], claim: str | None, session: Session
+    loaded: Loaded, overrides: list[str], claim: str | None, own: bool, session: Session
 ) -> dict[str, Any] | State[Any]:
     session.result.stages.clear()
     check(loaded)
@@ -124,7 +128,12 @@ def _compress(
         tracker.log_text(run_id, public, "config.json")
         if identity.dirty_patch():
             tracker.log_text(run_id, identity.dirty_patch(), "uncommitted.patch")
-        made = Steps(loaded.config, run, sources).all()
+        steps = Steps(loaded.config, run, sources)
+        steps.acquire()
+        if claim is not None and not own and (export := exports.holder(store, steps.dense.digest)):
+            logger.info("%s is the export %s, which is not compressed again", claim, export)
+            return Completed(name="OwnVersion", message=f"{claim}: its model is the export {export}")
+        made = steps.all()
         Conclusion(loaded, run, made, session, command(loaded, overrides)).all()
         result.overhead = Overhead(
             orchestration_seconds=round(time.perf_counter() - began - run.work_seconds, 3),

@@ -15,6 +15,7 @@ from resprout.flows.announce import announce
 from resprout.flows.session import Session
 from resprout.flows.steps import Made
 from resprout.infra import identity
+from resprout.infra.store import exports
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Job
 from resprout.tasks.register.reconcile import own_uri, register
@@ -94,8 +95,9 @@ class Conclusion:
         return verdict
 
     def fill_exports(self) -> None:
-        """The exported formats into the result."""
+        """The exported formats into the result, and their weights among those that are known again."""
         exported = self.made.export
+        exports.note(self.run.store, exported.digest)
         self.result.exports = [
             ExportResult(
                 format=one["format"],

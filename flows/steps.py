@@ -72,9 +72,8 @@ class Steps:
         return Job(section, self.config.seed, device(model.device), model.dtype, model.trust_remote_code)
 
     def all(self) -> Made:
-        """From sources to exports; the gate's verdict does not stop an export, only its registration."""
+        """From what `acquire` brought to exports; the gate's verdict stops a registration, no export."""
         config, run = self.config, self.run
-        self.acquire()
         if self.rows is not None and config.select is not None:
             pool(run, self.job(config.select), {"rows": self.rows, "dense": self.dense})
         judged = {"text": self.text} if self.text else {}
@@ -176,4 +175,6 @@ def look_up(
         mlflow_run_id="",
         look_up_only=True,
     )
-    return Steps(config, run, sources).all(), run.forecasts
+    steps = Steps(config, run, sources)
+    steps.acquire()
+    return steps.all(), run.forecasts

@@ -64,9 +64,9 @@ def prove(headers: Mapping[str, str], body: bytes, secret: bytes, now: float, wi
         raise Refused(
             401,
             "time",
-            f"a signed delivery whose time is {abs(apart):.0f} s {'behind' if apart > 0 else 'ahead of'} this "
-            f"machine's clock, where {window:.0f} s are allowed: it is a replay, or the clocks of MLflow's "
-            "machine and this one differ (set both by NTP)",
+            f"a signed delivery whose time is {abs(apart):.0f} s {'behind' if apart > 0 else 'ahead of'} "
+            f"this machine's clock, where {window:.0f} s are allowed: it is a replay, or the clocks of "
+            "MLflow's machine and this one differ (set both by NTP)",
         )
     return identity
 
