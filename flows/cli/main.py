@@ -12,7 +12,19 @@ from resprout.configs.errors import ResproutError
 CANCELLED = 130
 CANCELLED_SAYS = "cancelled; finished stages are kept, and the same command goes on from there"
 
-VERBS = ("run", "plan", "validate", "schema", "methods", "report", "lineage", "verify")
+VERBS = (
+    "run",
+    "plan",
+    "validate",
+    "schema",
+    "methods",
+    "report",
+    "lineage",
+    "verify",
+    "triggers",
+    "relay",
+)
+HELP = {"help_option_names": ["-h", "--help"]}
 
 
 def build(arguments: list[str]) -> Any:
@@ -30,7 +42,11 @@ def build(arguments: list[str]) -> Any:
     called = [verb for verb in VERBS if verb in arguments[:1]] or VERBS
     for verb in called:
         module = importlib.import_module(f"resprout.flows.cli.{verb}")
-        app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(getattr(module, verb))
+        found = getattr(module, verb)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=verb)
+        else:
+            app.command(verb, context_settings=HELP)(found)
     if len(called) == 1:
         # Typer turns a lone command into the app itself; a callback keeps it a verb.
         app.callback()(lambda: None)

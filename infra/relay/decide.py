@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -34,7 +34,16 @@ class Decision:
 def concerned(rules: Iterable[Ready], kinds: Iterable[str], name: str) -> list[Ready]:
     """The rules that one of these happenings to a model of this name can start."""
     kinds = set(kinds)
-    return [ready for ready in rules if fits(ready.rule, name) and _hears(ready.rule, kinds)]
+    return [ready for ready in rules if not deaf(ready.rule, kinds, name)]
+
+
+def deaf(rule: Rule, kinds: Set[str], name: str) -> str:
+    """Why nothing of these kinds that happens to a model of this name starts the rule; empty where it may."""
+    if not fits(rule, name):
+        return f"the name {name} fits none of {', '.join(rule.models)}"
+    if kinds.isdisjoint(rule.on) and not (BACKFILL in kinds and rule.backfill):
+        return f"it starts on {', '.join(rule.on)}, not on {', '.join(sorted(kinds))}"
+    return ""
 
 
 def fits(rule: Rule, name: str) -> bool:
@@ -62,10 +71,6 @@ def decide(
     except BadInput as error:
         return Decision(rule, why=str(error), fault=True)
     return Decision(rule, overrides)
-
-
-def _hears(rule: Rule, kinds: set[str]) -> bool:
-    return not kinds.isdisjoint(rule.on) or (BACKFILL in kinds and rule.backfill)
 
 
 def _unwanted(rule: Rule, version: Version) -> str:

@@ -1,0 +1,38 @@
+"""`resprout relay`: the webhook relay in this process, until it is told to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def relay(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Config with infra (YAML); default: RESPROUT_INFRA__* of the environment."),
+    ] = None,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Take deliveries of MLflow's webhook and start the runs of the rules that they are for.
+
+    It ends on SIGTERM or Ctrl-C after what it has taken is kept. Health: /health. Prometheus: /metrics.
+
+    \b
+    Examples:
+      resprout relay --config infra.yaml
+      RESPROUT_INFRA__RELAY__RULES=rules.yaml RESPROUT_INFRA__RELAY__WEBHOOK_SECRET=... resprout relay
+      RESPROUT_INFRA__LOGS=json resprout relay --config infra.yaml
+    """
+    from resprout.configs.load import load_infra
+    from resprout.infra import logs
+    from resprout.infra.environment import prepare
+
+    infra, home = load_infra(config)
+    prepare(infra, home, debug)
+    logs.configure(infra.logs)
+    # Prefect and MLflow read their environment when they are imported.
+    from resprout.infra.relay.serve import serve
+
+    serve(infra, home)

@@ -1,0 +1,102 @@
+"""What rules of the relay would do, and what they need: for the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.errors import BadInput, Transient
+from resprout.configs.load import document, load
+from resprout.configs.rules import Ready
+from resprout.configs.schema import InfraConfig
+from resprout.flows.again import standalone
+from resprout.infra.relay.decide import Decision, deaf, decide
+from resprout.infra.relay.delivery import Refused, read
+from resprout.infra.relay.own import own
+from resprout.infra.relay.registry import Gone, Registry, Version
+from resprout.infra.relay.starter import FLOW
+from resprout.infra.relay.webhook import EVENTS
+from resprout.infra.store.store import ArtifactStore
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an event would start, and where the version's facts are from."""
+
+    version: Version
+    facts: str
+    decisions: tuple[tuple[Ready, Decision], ...]
+
+
+def would_start(event: Path, rules: tuple[Ready, ...], infra: InfraConfig, home: Path) -> Answer:
+    """Each rule's decision on a delivery's body in a file; nothing is started or kept.
+
+    The version is read from the registry, as the relay does; where that has none, the event itself must do.
+    """
+    try:
+        body = event.expanduser().read_bytes()
+        delivery = read("test", body)
+    except OSError as error:
+        raise BadInput(
+            f"no event at {event} ({error.strerror}); give the body of a delivery as JSON"
+        ) from None
+    except Refused:
+        raise BadInput(
+            f"{event} is no delivery of MLflow; give JSON with entity, action, data.name and data.version"
+        ) from None
+    if delivery is None:
+        raise BadInput(f"{event} is of a kind that starts nothing; give one of {', '.join(EVENTS)}")
+    told = _told(json.loads(body)["data"], delivery.name, delivery.version)
+    registry, store = Registry(infra.mlflow, home), ArtifactStore.from_config(infra.store, home)
+    version, facts = told, "the event alone"
+    trail: tuple[Version, ...] = (told,)
+    if infra.mlflow.tracking_uri is not None or (home / "mlflow.db").is_file():
+        try:
+            version = registry.version(delivery.name, delivery.version)
+            trail, facts = registry.trail(version), f"the registry at {registry.shown_uri}"
+        except Gone:
+            facts = f"the event alone, because the registry at {registry.shown_uri} has no such version"
+        except Transient as fault:
+            facts = f"the event alone, because {fault}"
+    read_it = facts.startswith("the registry")
+
+    def ours() -> str | None:
+        if read_it:
+            return own(trail, registry, store)
+        return "the event has the tag resprout.digest" if "resprout.digest" in told.tags else None
+
+    def decision(ready: Ready) -> Decision:
+        why = deaf(ready.rule, {delivery.kind}, version.name)
+        return Decision(ready.rule, why=why) if why else decide(ready, version, trail, ours)
+
+    return Answer(version, facts, tuple((ready, decision(ready)) for ready in rules))
+
+
+def deploy_rules(rules: tuple[Ready, ...], infra: InfraConfig) -> list[str]:
+    """Names of the deployments of all rules, made or brought up to date."""
+    from resprout.infra.deployments import deploy
+
+    for ready in rules:
+        data = standalone(load(ready.path), document(ready.path))
+        deploy(data, ready.rule.name, pool=ready.rule.pool or infra.stack.pool, infra=infra)
+    return [f"{FLOW}/{ready.rule.name}" for ready in rules]
+
+
+def _told(data: Mapping[str, Any], name: str, version: str) -> Version:
+    """A version as an event tells of it; an event of an alias or a tag tells of little else."""
+    tags = dict(data.get("tags") or {})
+    if "key" in data:
+        tags[str(data["key"])] = str(data.get("value", ""))
+    aliases = (str(data["alias"]),) if data.get("alias") else tuple(data.get("aliases") or ())
+    return Version(
+        name,
+        version,
+        source=str(data.get("source") or ""),
+        run_id=str(data.get("run_id") or ""),
+        tags=tags,
+        aliases=aliases,
+        description=str(data.get("description") or ""),
+    )
