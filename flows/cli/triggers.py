@@ -95,8 +95,8 @@ def apply(
     found, uri, secret = rules_of(infra, rules), infra.mlflow.tracking_uri or "", infra.relay.webhook_secret
     if url is not None and not uri.startswith(("http://", "https://")):
         raise BadInput(
-            "only an MLflow server sends webhooks, and infra.mlflow.tracking_uri names none; leave --url out: "
-            "the relay looks at the registry by itself every infra.relay.poll_seconds"
+            "only an MLflow server sends webhooks, and infra.mlflow.tracking_uri names none; leave --url "
+            "out: the relay looks at the registry by itself every infra.relay.poll_seconds"
         )
     if url is not None and secret is None:
         raise BadInput("infra.relay.webhook_secret is not set; MLflow signs its deliveries with it")

@@ -41,8 +41,8 @@ def register_webhook(tracking_uri: str, url: str, secret: str) -> str:
         text = without_credentials(" ".join(str(error).split())).replace(secret, "…")[:300]
         if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
             raise BadInput(
-                f"MLflow takes no webhook to {without_credentials(url)} ({text}); give https:// with a public "
-                "address, or have the server allow others by MLFLOW_WEBHOOK_ALLOWED_SCHEMES and "
+                f"MLflow takes no webhook to {without_credentials(url)} ({text}); give https:// with a "
+                "public address, or have the server allow others by MLFLOW_WEBHOOK_ALLOWED_SCHEMES and "
                 "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS"
             ) from None
         raise StageFailed(f"MLflow at {without_credentials(tracking_uri)} took no webhook: {text}") from None
