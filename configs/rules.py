@@ -146,7 +146,10 @@ def _ready(rule: Rule, path: Path) -> Ready:
         )
     try:
         ready = Ready(rule, files[0], document(files[0]))
-        ready.check([written(key, value) for key, value in rule.overrides.items() if not is_template(value)])
+        plain = {key: value for key, value in rule.overrides.items() if not is_template(value)}
+        ready.check(
+            [written(key, value) for key, value in {**plain, "model.source": "models:/any/1"}.items()]
+        )
     except BadInput as error:
         raise BadInput(f"{path}: rule {rule.name}: {error}") from None
     return ready

@@ -75,7 +75,7 @@ def decide(
 
 def _unwanted(rule: Rule, version: Version) -> str:
     """Why the version is none that the rule is for; empty where it is."""
-    if set(rule.on) == {"alias"} and not version.aliases:
+    if set(rule.on) == {"alias"} and not rule.aliases and not version.aliases:
         return "it has no alias any more"
     if rule.aliases and not _fitting(rule, version):
         has = ", ".join(version.aliases) or "none"

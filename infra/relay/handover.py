@@ -63,7 +63,7 @@ class Handover:
                 else:
                     self.outbox.release([row.id for row in group])
             except Transient as fault:
-                # The one that failed waits longer each time, so that a fault of its own holds up no other.
+                # The one that failed falls behind the others, so that a fault of its own holds up none.
                 seconds = min(MOST_PAUSE_SECONDS, IDLE_SECONDS * 2.0 ** min(group[0].tries, 10))
                 self.outbox.later([row.id for row in group], seconds, str(fault))
                 behind = [row.id for one in list(groups.values())[index + 1 :] for row in one]

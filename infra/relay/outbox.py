@@ -64,13 +64,14 @@ class Outbox:
             return [self._add(connection, delivery) for delivery in deliveries]
 
     def take(self, limit: int, lease_seconds: float) -> list[Row]:
-        """The oldest rows that are due; nobody else takes them before the lease ends.
+        """The rows that are due, those that were never tried by age; nobody else takes them during the lease.
 
         A lease saves work only: who hands over a row that another has handed over finds the same flow run.
         """
         now = time.time()
         due = and_(DELIVERIES.c.state == WAITING, DELIVERIES.c.due <= now)
-        chosen = select(*_columns()).where(due).order_by(DELIVERIES.c.id).limit(limit)
+        order = (DELIVERIES.c.due, DELIVERIES.c.id)
+        chosen = select(*_columns()).where(due).order_by(*order).limit(limit)
         with self.engine.begin() as connection:
             rows = [Row(*found) for found in connection.execute(chosen.with_for_update(skip_locked=True))]
             if rows:
@@ -89,9 +90,9 @@ class Outbox:
             self._set(connection, ids, due=due, reason=reason[:500], tries=DELIVERIES.c.tries + 1)
 
     def release(self, ids: Sequence[int]) -> None:
-        """Rows that were taken are due at once."""
+        """Rows that were taken are due again, in their old order."""
         with self.engine.begin() as connection:
-            self._set(connection, ids, due=time.time())
+            self._set(connection, ids, due=DELIVERIES.c.received)
 
     def started(self, rule: str, name: str, version: str) -> str | None:
         """Id of the flow run that a version started by a rule, None where it did not yet."""
