@@ -29,6 +29,7 @@ from resprout.infra.store.store import ArtifactStore
 AT_ONCE = 100
 LEASE_SECONDS = 15.0
 IDLE_SECONDS = 1.0
+GATHER_SECONDS = 0.05
 MOST_PAUSE_SECONDS = 15.0
 MOST_LATER_SECONDS = 300.0
 KEEP_SECONDS = 7 * 24 * 3600.0
@@ -56,20 +57,39 @@ class Handover:
         groups: dict[tuple[str, str], list[Row]] = {}
         for row in rows:
             groups.setdefault((row.name, row.version), []).append(row)
-        for index, group in enumerate(groups.values()):
-            try:
-                if not self.stopping.is_set():
-                    self._group(group)
-                else:
-                    self.outbox.release([row.id for row in group])
-            except Transient as fault:
-                # The one that failed falls behind the others, so that a fault of its own holds up none.
-                seconds = min(MOST_PAUSE_SECONDS, IDLE_SECONDS * 2.0 ** min(group[0].tries, 10))
-                self.outbox.later([row.id for row in group], seconds, str(fault))
-                behind = [row.id for one in list(groups.values())[index + 1 :] for row in one]
+        wanted = []
+        for group in groups.values():
+            rules = concerned(self.rules, (row.kind for row in group), group[0].name)
+            if rules:
+                wanted.append((group, rules))
+        none = {row.id for row in rows} - {row.id for group, _ in wanted for row in group}
+        if none:
+            self.outbox.finish(sorted(none), HANDLED, "no rule is for it")
+        for index, (group, rules) in enumerate(wanted):
+            behind = [row.id for left, _ in wanted[index:] for row in left]
+            if self.stopping.is_set():
                 self.outbox.release(behind)
+                break
+            try:
+                self._group(group, rules)
+            except Transient as fault:
+                self.outbox.release(behind)
+                self._fall_behind(group, str(fault))
                 raise
+            except SQLAlchemyError:
+                raise
+            except Exception as error:
+                # A fault of ours with one version must not end the hand-over of all others.
+                text = without_credentials(" ".join(str(error).split()))[:300]
+                log.error("%s could not be handed over (%s: %s)", group[0].name, type(error).__name__, text)
+                self.metrics.failures.labels("unexpected").inc()
+                self._fall_behind(group, f"{type(error).__name__}: {text}")
         return len(rows)
+
+    def _fall_behind(self, rows: list[Row], reason: str) -> None:
+        """Rows that failed wait longer each time and come after the others, so that they hold up none."""
+        seconds = min(MOST_PAUSE_SECONDS, IDLE_SECONDS * 2.0 ** min(rows[0].tries, 10))
+        self.outbox.later([row.id for row in rows], seconds, reason)
 
     def prune(self) -> None:
         """Now and then forget what was done long ago; its delivery ids are refused by their time by then."""
@@ -77,15 +97,11 @@ class Handover:
             self.pruned = time.monotonic()
             self.outbox.prune(time.time() - KEEP_SECONDS)
 
-    def _group(self, rows: list[Row]) -> None:
+    def _group(self, rows: list[Row], rules: list[Ready]) -> None:
         """Hand over all that is told of one version."""
-        ids, name = [row.id for row in rows], rows[0].name
-        rules = concerned(self.rules, (row.kind for row in rows), name)
-        if not rules:
-            self.outbox.finish(ids, HANDLED, "no rule is for it")
-            return
+        ids = [row.id for row in rows]
         try:
-            version = self.registry.version(name, rows[0].version)
+            version = self.registry.version(rows[0].name, rows[0].version)
             trail = self.registry.trail(version)
         except Gone:
             self._fail(ids, "the registry holds no such version any more", rows[0])
@@ -105,7 +121,7 @@ class Handover:
             seconds = min(MOST_LATER_SECONDS, IDLE_SECONDS * 2.0 ** min(rows[0].tries + 2, 10))
             reason = f"Prefect has no deployment {FLOW}/{missing[0]}; run `resprout triggers apply`"
             if not rows[0].tries:
-                log.warning("%s version %s waits: %s", name, version.version, reason)
+                log.warning("%s version %s waits: %s", version.name, version.version, reason)
             self.metrics.failures.labels("deployment_missing").inc()
             self.outbox.later(ids, seconds, reason)
         elif faults:
@@ -185,15 +201,12 @@ class HandoverThread(threading.Thread):
                 str(error) if isinstance(error, Transient) else f"the outbox does not answer ({said(error)})"
             )
             return self._fault("server", f"{what}; deliveries are kept and handed over once it does")
-        except Exception as error:
-            # A fault of ours with one row must not end the hand-over of all others.
-            text = without_credentials(" ".join(str(error).split()))[:300]
-            return self._fault("unexpected", f"the hand-over failed ({type(error).__name__}: {text})")
         if self._faults:
             log.info("deliveries are handed over again")
         self._faults = 0
-        if not taken:
-            self._wake.wait(IDLE_SECONDS)
+        if not taken and self._wake.wait(IDLE_SECONDS):
+            # What arrives together is handed over together.
+            return GATHER_SECONDS
         return 0.0
 
     def _fault(self, kind: str, sentence: str) -> float:

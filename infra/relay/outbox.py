@@ -49,6 +49,8 @@ class Outbox:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # Made once, so that it is compiled once: every delivery goes through it.
+        self._keep = self._insert(DELIVERIES).on_conflict_do_nothing()
 
     @classmethod
     def open(cls, config: RelayConfig, home: Path) -> Outbox:
@@ -171,18 +173,18 @@ class Outbox:
 
     def _add(self, connection: Connection, delivery: Delivery) -> bool:
         now = time.time()
-        put = self._insert(DELIVERIES).values(
-            delivery=delivery.id,
-            kind=delivery.kind,
-            name=delivery.name,
-            version=delivery.version,
-            received=now,
-            due=now,
-            tries=0,
-            state=WAITING,
-            reason="",
-        )
-        return connection.execute(put.on_conflict_do_nothing()).rowcount == 1
+        row = {
+            "delivery": delivery.id,
+            "kind": delivery.kind,
+            "name": delivery.name,
+            "version": delivery.version,
+            "received": now,
+            "due": now,
+            "tries": 0,
+            "state": WAITING,
+            "reason": "",
+        }
+        return connection.execute(self._keep, row).rowcount == 1
 
     def _set(self, connection: Connection, ids: Sequence[int], **values: Any) -> None:
         # A row that another relay has finished meanwhile stays finished.
