@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from resprout.configs.errors import BadInput
 from resprout.configs.rules import Ready, Rule
 from resprout.configs.templates import rendered, written
-from resprout.infra.relay.registry import Version
+from resprout.infra.relay.registry import ANOTHER, Version
 
 BACKFILL = "backfill"
 """What happened to versions that were there before the relay."""
@@ -48,7 +48,8 @@ def deaf(rule: Rule, kinds: Set[str], name: str) -> str:
 
 def fits(rule: Rule, name: str) -> bool:
     """Whether a rule is for models of this name."""
-    return any(fnmatchcase(name, pattern) for pattern in rule.models)
+    # A name with a line break in it would forge lines of the log.
+    return name.isprintable() and any(fnmatchcase(name, pattern) for pattern in rule.models)
 
 
 def decide(
@@ -56,6 +57,8 @@ def decide(
 ) -> Decision:
     """Whether a concerned rule starts a run; `trail` is the version and what it is a copy of."""
     rule = ready.rule
+    if not ANOTHER.match(version.uri):
+        return Decision(rule, why=f"no address can name the model {version.name}", fault=True)
     if why := _unwanted(rule, version):
         return Decision(rule, why=why)
     ours = None if rule.own else own()

@@ -106,8 +106,8 @@ class Handover:
         except Gone:
             self._fail(ids, "the registry holds no such version any more", rows[0])
             return
-        if not version.ready:
-            self.outbox.later(ids, 5.0, "the version is not ready in the registry")
+        if version.status == "PENDING_REGISTRATION":
+            self._fall_behind(rows, "the registry is still making the version")
             return
         done, faults, missing = [], [], []
         for ready in rules:
@@ -128,6 +128,8 @@ class Handover:
             self._fail(ids, "; ".join(faults), rows[0])
         else:
             self.outbox.finish(ids, HANDLED, "; ".join(done))
+        for kind in () if missing else sorted({row.kind for row in rows}):
+            self._tell(kind, version)
 
     def _rule(self, ready: Ready, version: Version, trail: Sequence[Version]) -> str:
         """Start a rule's run for a version, or say why not; BadInput where somebody should look at it."""
@@ -146,14 +148,13 @@ class Handover:
             log.info(
                 "rule %s: %s version %s starts flow run %s", rule.name, version.name, version.version, run
             )
-            self._tell(rule.name, version, run)
         return f"rule {rule.name}: flow run {run}"
 
-    def _tell(self, rule: str, version: Version, run: str) -> None:
+    def _tell(self, kind: str, version: Version) -> None:
         try:
-            self.starter.tell("started", version, rule, run)
+            self.starter.tell(kind, version)
         except Exception as error:
-            # The run is there; that the event is not changes nothing.
+            # The runs are there; that an event is not changes nothing.
             log.debug("no event was emitted (%s)", type(error).__name__)
 
     def _fail(self, ids: list[int], reason: str, row: Row) -> None:

@@ -25,7 +25,7 @@ class Gone(Exception):
 
 @dataclass(frozen=True)
 class Version:
-    """A model version; `ready` is False while it is still being made."""
+    """A model version; `status` is MLflow's."""
 
     name: str
     version: str
@@ -34,7 +34,7 @@ class Version:
     tags: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     description: str = ""
-    ready: bool = True
+    status: str = "READY"
 
     @property
     def uri(self) -> str:
@@ -49,6 +49,8 @@ class Registry:
         from resprout.infra.tracking import Tracker
 
         self._tracker = Tracker(config, home)
+        name, word = (one.get_secret_value() if one else "" for one in (config.username, config.password))
+        self._auth = (name, word) if name or word else None
         self._client: Any = None
 
     @property
@@ -71,7 +73,7 @@ class Registry:
         if not self.is_server:
             return str(mlflow.__version__)
         try:
-            found = requests.get(f"{self.uri.rstrip('/')}/version", timeout=KNOCK_SECONDS)
+            found = requests.get(f"{self.uri.rstrip('/')}/version", auth=self._auth, timeout=KNOCK_SECONDS)
             found.raise_for_status()
         except requests.RequestException as error:
             raise Transient(f"MLflow at {self.shown_uri} does not answer ({type(error).__name__})") from None
@@ -151,7 +153,7 @@ def _version(found: Any, aliases: tuple[str, ...] | None = None) -> Version:
         tags=dict(found.tags),
         aliases=tuple(sorted(found.aliases)) if aliases is None else aliases,
         description=found.description or "",
-        ready=str(found.status) == "READY",
+        status=str(found.status),
     )
 
 

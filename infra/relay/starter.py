@@ -65,24 +65,18 @@ class Starter:
         """The server's version; raises Transient where it does not answer."""
         return self._ask(lambda client: str(client.api_version()))
 
-    def tell(self, what: str, version: Version, rule: str, flow_run_id: str) -> None:
+    def tell(self, kind: str, version: Version) -> None:
         """Emit an event, for display and for the user's own automations; nothing depends on it."""
         from prefect.events import emit_event
 
         emit_event(
-            f"resprout.model-version.{what}",
+            f"resprout.model-version.{kind}",
             resource={"prefect.resource.id": f"resprout.model-version.{version.name}.{version.version}"},
-            related=[
-                {
-                    "prefect.resource.id": f"prefect.flow-run.{flow_run_id}",
-                    "prefect.resource.role": "flow-run",
-                }
-            ],
             payload={
                 "name": version.name,
                 "version": version.version,
-                "rule": rule,
-                "flow_run_id": flow_run_id,
+                "aliases": list(version.aliases),
+                "tags": dict(version.tags),
             },
         )
 

@@ -37,6 +37,7 @@ def why(ready: Ready, found: Version, *trail: Version, own: str | None = None) -
     [
         ({}, "created", "chat-7b", True),
         ({}, "created", "Chat-7b", False),
+        ({}, "created", "chat-7b\nforged line", False),
         ({}, "created", "my-chat-7b", False),
         ({}, "alias", "chat-7b", False),
         ({"on": ["alias", "tag"]}, "tag", "chat-7b", True),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 from pydantic import SecretStr
 from relaying import add_deployment, add_version, flow_runs, rule, until
 
@@ -201,6 +202,40 @@ def test_a_version_that_was_deleted_starts_nothing(
     outbox.add([told("chat-7b", number), told("chat-never", "1")])
     make_handover(rule(named)).once()
     assert reasons(outbox, FAILED) == ["the registry holds no such version any more"] * 2
+
+
+def test_a_name_that_no_address_can_hold_starts_nothing(
+    make_handover: Make, outbox: Outbox, mlflow: Any, named: str
+) -> None:
+    outbox.add([told("chat-a@b", add_version(mlflow, "chat-a@b"))])
+    make_handover(rule(named)).once()
+    assert reasons(outbox, FAILED) == [f"rule {named}: no address can name the model chat-a@b"]
+
+
+def test_a_database_that_is_restarted_loses_nothing_that_was_taken(
+    make_handover: Make, mlflow: Any, named: str, home: Path
+) -> None:
+    from servers import postgres_server
+
+    deployment = add_deployment(named)
+    with postgres_server() as server:
+        server.create("relay")
+        outbox = Outbox.open(RelayConfig(database_url=SecretStr(server.url("relay"))), home)
+        outbox.add([told("chat-7b", add_version(mlflow, "chat-7b"))])
+        server.stop()
+        handover = make_handover(rule(named), outbox=outbox)
+        thread = HandoverThread(handover)
+        thread.start()
+        try:
+            until(
+                lambda: b'failures_total{kind="server"} 1.0' in generate_latest(handover.metrics.registry), 30
+            )
+            server.start()
+            until(lambda: outbox.counts()[0][HANDLED] == 1, 60)
+        finally:
+            thread.stop()
+            outbox.close()
+    assert len(flow_runs(deployment)) == 1
 
 
 def test_what_is_for_no_rule_asks_nobody(make_handover: Make, outbox: Outbox, named: str, home: Path) -> None:

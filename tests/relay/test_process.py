@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.server
+import json
 import signal
 import socket
 import subprocess
 import threading
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +118,7 @@ def test_it_ends_on_sigterm_after_what_it_took_and_tells_no_secret(home: Path, r
         assert relay.post(bodies[0], signed(bodies[0], secret="wrong")) == 401
         assert relay.post(b"x" * 300_000) == 413
         assert "resprout_relay_waiting 20.0" in relay.get("/metrics")
+        until(lambda: 'failures_total{kind="server"}' in relay.get("/metrics"), 30)
         assert relay.end(signal.SIGTERM) == 0
         said = relay.log.read_text()
     assert "deliveries are kept and handed over once it does" in said
@@ -219,11 +222,21 @@ def test_an_mlflow_server_tells_two_relays_and_one_run_starts_for_each_version(
         # The webhook itself came, was proven, and not only the poll's look.
         until(lambda: accepted(relay) >= 3 + 3 + 1, 90, relay.log.read_text)
         until(lambda: "resprout_relay_waiting 0.0" in relay.get("/metrics"), 30, relay.log.read_text)
+        until(lambda: {"chat-7b 1", "chat-7b 3"} <= emitted(api_url), 30)
         assert relay.end(signal.SIGTERM) == 0
         assert other.end(signal.SIGTERM) == 0
         assert "does not answer" not in relay.log.read_text() + other.log.read_text()
     claims = sorted(run.parameters["claim"] for run in flow_runs(deployment))
     assert claims == [f"{named} chat-7b {number}" for number in numbers]
+
+
+def emitted(api_url: str) -> set[str]:
+    """Versions that Prefect has been told of by events."""
+    asked = json.dumps({"filter": {"event": {"name": ["resprout.model-version.created"]}}}).encode()
+    request = urllib.request.Request(f"{api_url}/events/filter", asked, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        events = json.load(answer)["events"]
+    return {f"{one['payload']['name']} {one['payload']['version']}" for one in events}
 
 
 def accepted(relay: Any) -> float:

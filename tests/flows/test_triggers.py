@@ -1,0 +1,169 @@
+"""`resprout triggers`, and the flow's own look whether a version is one of its exports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from relaying import add_version, event, rule, write_rules
+
+from resprout.configs.load import document, load
+from resprout.configs.schema import MlflowConfig, RelayConfig
+from resprout.flows.again import standalone
+from resprout.flows.compress import compress
+from resprout.flows.steps import Steps
+from resprout.infra.relay.delivery import Delivery
+from resprout.infra.relay.outbox import FAILED, Outbox
+from resprout.infra.tracking import Tracker
+
+Resprout = Callable[..., Any]
+
+
+@pytest.fixture
+def moved(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run's home, whose export was put elsewhere under new names, as a user's own model."""
+    home, copy = tmp_path / "home", tmp_path / "elsewhere"
+    shutil.copytree(finished.home, home)
+    exported = Path(finished.result["exports"][0]["uri"].removeprefix("file://"))
+    copy.mkdir()
+    for file in exported.iterdir():
+        shutil.copyfile(file, copy / file.name)
+    (copy / "README.md").write_text("all mine")
+    monkeypatch.setenv("RESPROUT_HOME", str(home))
+    return home
+
+
+def triggered(finished: Any, home: Path, claim: str, **more: Any) -> Any:
+    """State of a run that a version with the copied weights starts."""
+    tracker = Tracker(MlflowConfig(), home)
+    tracker.connect()
+    number = add_version(tracker.client, "chat-mine", (home.parent / "elsewhere").as_uri())
+    config = standalone(load(finished.config), document(finished.config))
+    source = f'model.source="models:/chat-mine/{number}"'
+    return compress(config, [source], claim=claim, return_state=True, **more)
+
+
+def test_an_export_that_comes_back_without_tags_is_not_compressed_again(finished: Any, moved: Path) -> None:
+    state = triggered(finished, moved, "rule chat-mine 1")
+    assert (state.name, state.is_completed()) == ("OwnVersion", True)
+    assert finished.result["exports"][0]["uri"].split("/content/")[1][:64] in state.message
+    tracker = Tracker(MlflowConfig(), moved)
+    tracker.connect()
+    assert [one.name for one in tracker.client.search_registered_models()] == ["chat-mine", "tiny-pruned"]
+
+
+def test_a_rule_for_own_versions_goes_on(finished: Any, moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: Steps) -> None:
+        raise KeyError("went on")
+
+    monkeypatch.setattr(Steps, "all", stop)
+    state = triggered(finished, moved, "rule chat-mine 1", own=True)
+    assert state.is_failed()
+    assert "went on" in state.message
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    return write_rules(
+        tmp_path / "rules",
+        rule("chat", sources=["s3://models/"], overrides={"register.name": "{{ name }}-small"}),
+        rule("code", models=["code-*"]),
+        rule("champions", on=["alias"], aliases=["champion"]),
+    )
+
+
+def test_triggers_test_says_of_each_rule_what_it_starts_or_why_not(
+    rules: Path, home: Path, tmp_path: Path, resprout: Resprout
+) -> None:
+    path = tmp_path / "event.json"
+    path.write_bytes(event("chat-7b", 3, source="s3://models/chat-7b"))
+    found = resprout("triggers", "test", "--event", path, "--rules", rules, home=home)
+    assert found.code == 0, found.err
+    assert found.out.splitlines() == [
+        "models:/chat-7b/3, by the event alone",
+        f"rule chat: starts {rules.parent / 'run.yaml'}",
+        '  register.name="chat-7b-small"',
+        '  model.source="models:/chat-7b/3"',
+        "rule code: starts nothing, because the name chat-7b fits none of code-*",
+        "rule champions: starts nothing, because it starts on alias, not on created",
+    ]
+    path.write_bytes(event("chat-7b", 3, source="s3://models/x", tags={"resprout.digest": "0" * 64}))
+    told = resprout("triggers", "test", "--event", path, "--rules", rules, "--json", home=home)
+    first = told.result["rules"][0]
+    assert (first["rule"], first["starts"]) == ("chat", False)
+    assert "resprout registered it" in first["why"]
+
+
+def test_triggers_test_believes_the_registry_and_not_the_event(
+    rules: Path, home: Path, tmp_path: Path, resprout: Resprout
+) -> None:
+    tracker = Tracker(MlflowConfig(), home)
+    tracker.connect()
+    add_version(tracker.client, "chat-7b", "s3://evil/x")
+    path = tmp_path / "event.json"
+    path.write_bytes(event("chat-7b", 1, source="s3://models/chat-7b"))
+    found = resprout("triggers", "test", "--event", path, "--rules", rules, home=home)
+    assert "by the registry at sqlite:" in found.out
+    assert "rule chat: starts nothing, because the rule does not accept its source s3://evil/x" in found.out
+
+
+@pytest.mark.parametrize(
+    ("body", "changes", "expected"),
+    [
+        (b"{}", {}, "is no delivery of MLflow; give JSON with entity, action"),
+        (
+            b'{"entity": "registered_model", "action": "created"}',
+            {},
+            "starts nothing; give",
+        ),
+        (None, {}, "no event at"),
+        (event("chat-7b", 1), {"modles": ["x"]}, "did you mean 'models'"),
+        (event("chat-7b", 1), {"config": "none*.yaml"}, "matches no file"),
+        (event("chat-7b", 1), {"aliases": ["x"]}, "can never match"),
+    ],
+)
+def test_wrong_rules_and_events_end_with_two(
+    body: bytes | None, changes: dict[str, Any], expected: str, home: Path, tmp_path: Path, resprout: Resprout
+) -> None:
+    path = tmp_path / "event.json"
+    if body is not None:
+        path.write_bytes(body)
+    written = write_rules(tmp_path / "rules", rule(**changes))
+    found = resprout("triggers", "test", "--event", path, "--rules", written, home=home)
+    assert found.code == 2
+    assert expected in found.err
+
+
+def test_triggers_status_shows_what_waits_and_what_failed(home: Path, resprout: Resprout) -> None:
+    none = resprout("triggers", "status", home=home)
+    assert none.code == 2
+    assert "no relay has run with the data folder" in none.err
+    outbox = Outbox.open(RelayConfig(), home)
+    outbox.add([Delivery("a", "created", "chat-7b", "1"), Delivery("b", "alias", "chat-7b", "2")])
+    outbox.finish([outbox.take(1, 0.0)[0].id], FAILED, "the registry holds no such version any more")
+    outbox.note_start("chat", "chat-7b", "0", "run-1")
+    outbox.close()
+    found = resprout("triggers", "status", home=home)
+    assert found.code == 0, found.err
+    assert found.out.startswith("1 waiting, 0 handled, 1 failed\n")
+    assert "waiting: chat-7b version 2 (alias): not looked at yet" in found.out
+    assert "failed: chat-7b version 1 (created): the registry holds no such version any more" in found.out
+    assert "started: chat-7b version 0 by rule chat: flow run run-1" in found.out
+    shown = json.loads(resprout("triggers", "status", "--json", home=home).out)
+    assert shown["counts"] == {"waiting": 1, "handled": 0, "failed": 1}
+    assert shown["failed"][0]["reason"] == "the registry holds no such version any more"
+
+
+def test_apply_refuses_a_webhook_that_nobody_would_send(rules: Path, home: Path, resprout: Resprout) -> None:
+    url = "https://relay.example.com/webhooks/mlflow"
+    found = resprout("triggers", "apply", "--rules", rules, "--url", url, home=home)
+    assert found.code == 2
+    assert "only an MLflow server sends webhooks" in found.err
+    env = {"RESPROUT_INFRA__MLFLOW__TRACKING_URI": "http://127.0.0.1:9"}
+    found = resprout("triggers", "apply", "--rules", rules, "--url", url, home=home, env=env)
+    assert found.code == 2
+    assert "infra.relay.webhook_secret is not set" in found.err
