@@ -101,7 +101,7 @@ def open_engine(config: RelayConfig, home: Path) -> Engine:
             METADATA.create_all(connection)
     except ImportError:
         raise BadInput(
-            "infra.relay.database_url needs psycopg2, which is not installed: pip install resprout[postgres]"
+            "infra.relay.database_url needs psycopg2, which is missing: pip install resprout[postgresql]"
         ) from None
     except SQLAlchemyError as error:
         raise BadInput(

@@ -20,7 +20,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from relaying import event, relay_process, signed, write_rules
-
 from resprout.configs.schema import MlflowConfig, RelayConfig
 from resprout.infra.relay.outbox import Outbox
 from resprout.infra.tracking import Tracker

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from relaying import add_version, event, rule, write_rules
 
+from relaying import add_version, event, rule, write_rules
 from resprout.configs.load import document, load
 from resprout.configs.schema import MlflowConfig, RelayConfig
 from resprout.flows.again import standalone
@@ -19,6 +20,7 @@ from resprout.flows.steps import Steps
 from resprout.infra.relay.delivery import Delivery
 from resprout.infra.relay.outbox import FAILED, Outbox
 from resprout.infra.tracking import Tracker
+from tiny_run import write_data
 
 Resprout = Callable[..., Any]
 
@@ -167,3 +169,35 @@ def test_apply_refuses_a_webhook_that_nobody_would_send(rules: Path, home: Path,
     found = resprout("triggers", "apply", "--rules", rules, "--url", url, home=home, env=env)
     assert found.code == 2
     assert "infra.relay.webhook_secret is not set" in found.err
+
+
+def test_apply_makes_the_deployment_of_every_rule_and_a_trigger_starts_it(
+    rules: Path, home: Path, resprout: Resprout, api_url: str
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    from resprout.configs.rules import load_rules
+    from resprout.configs.schema import PrefectConfig
+    from resprout.infra.relay.registry import Version
+    from resprout.infra.relay.starter import Starter
+
+    write_data(rules.parent)
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="triggers", type="process"), overwrite=True)
+    env = {"RESPROUT_INFRA__STACK__POOL": "triggers", "RESPROUT_INFRA__PREFECT__API_URL": api_url}
+    names = ("chat", "code", "champions")
+    for _ in range(2):
+        found = resprout("triggers", "apply", "--rules", rules, home=home, env=env)
+        assert found.code == 0, found.err
+        assert found.out.splitlines() == [f"deployment compress/{name}" for name in names]
+    chat = load_rules(rules)[0].rule
+    starter, version = Starter(PrefectConfig(), api_url), Version("chat-7b", "3")
+    own = chat.model_copy(update={"own": True})
+    (run_id,) = {starter.start(own, version, ["seed=3"]) for _ in range(2)}
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(uuid.UUID(run_id))
+    assert run.parameters["overrides"] == ["seed=3"]
+    assert run.parameters["own"] is True
+    assert run.parameters["config"]["name"] == "tiny"
+    assert Path(run.parameters["config"]["model"]["source"]).is_absolute()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from relaying import client_of, write_rules
 
+from relaying import client_of, write_rules
 from resprout.configs.rules import load_rules
 from resprout.configs.schema import MlflowConfig, PrefectConfig, RelayConfig, StoreConfig
 from resprout.infra.relay.handover import Handover

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from relaying import rule, write_rules
 
+from relaying import rule, write_rules
 from resprout.configs.rules import Ready, load_rules
 from resprout.infra.relay.decide import concerned, decide
 from resprout.infra.relay.registry import Version

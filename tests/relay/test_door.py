@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from relaying import SECRET, event, signed
 from starlette.testclient import TestClient
 
+from relaying import SECRET, event, signed
 from resprout.configs.schema import RelayConfig
 from resprout.infra.relay.app import PATH, Bucket, Door
 from resprout.infra.relay.metrics import Metrics

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 from pydantic import SecretStr
-from relaying import add_deployment, add_version, flow_runs, rule, until
 
+from relaying import add_deployment, add_version, flow_runs, rule, until
 from resprout.configs.errors import Transient
 from resprout.configs.schema import MlflowConfig, PrefectConfig, RelayConfig
 from resprout.infra.relay.delivery import Delivery

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from relaying import add_version
 
+from relaying import add_version
 from resprout.infra.relay.own import own
 from resprout.infra.relay.registry import Registry
 from resprout.infra.store import exports

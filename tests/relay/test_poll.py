@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from relaying import add_version, rule, until, write_rules
 
+from relaying import add_version, rule, until, write_rules
 from resprout.configs.errors import Transient
 from resprout.configs.rules import load_rules
 from resprout.configs.schema import MlflowConfig

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+
+import servers
 from relaying import (
     COMMAND,
     SECRET,
@@ -32,8 +34,6 @@ from relaying import (
     until,
     write_rules,
 )
-
-import servers
 from resprout.configs.schema import RelayConfig
 from resprout.infra.relay.outbox import WAITING, Outbox
 
