@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,6 +29,14 @@ class Metrics:
         self.waiting = self._gauge("waiting", "Deliveries that wait for a flow run.")
         self.failed = self._gauge("failed", "Deliveries that failed for good; see triggers status.")
         self.last_run = self._gauge("last_run_timestamp_seconds", "When the last flow run was created.")
+        self.runs = Gauge(
+            "resprout_flow_runs", "Runs of the flow by state.", ["state"], registry=self.registry
+        )
+
+    def show_runs(self, counts: Mapping[str, int]) -> None:
+        """Set how many runs are in each state."""
+        for state, count in counts.items():
+            self.runs.labels(state).set(count)
 
     def _counter(self, name: str, text: str, label: str) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, [label], registry=self.registry)

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +23,7 @@ from resprout.infra.relay.delivery import Delivery
 from resprout.infra.relay.metrics import Metrics
 from resprout.infra.relay.outbox import Outbox, Seen
 from resprout.infra.relay.registry import Registry, Version
+from resprout.infra.relay.starter import Starter
 from resprout.infra.relay.tables import said
 
 log = logging.getLogger("resprout.relay")
@@ -91,11 +93,11 @@ def _delivery(kind: str, now: Seen) -> Delivery:
 
 
 class PollThread(threading.Thread):
-    """Looks for as long as the relay lives."""
+    """Looks for as long as the relay lives, at the registry and at how Prefect's runs are."""
 
-    def __init__(self, poll: Poll, seconds: float, metrics: Metrics) -> None:
+    def __init__(self, poll: Poll, starter: Starter, seconds: float, metrics: Metrics) -> None:
         super().__init__(name="relay-poll", daemon=True)
-        self.poll, self.seconds, self.metrics = poll, seconds, metrics
+        self.poll, self.starter, self.seconds, self.metrics = poll, starter, seconds, metrics
         self._stopping = threading.Event()
         self._failing = False
 
@@ -117,6 +119,9 @@ class PollThread(threading.Thread):
                 self._failing = False
                 if found:
                     log.info("the registry holds %d changes that no webhook told of yet", found)
+            with suppress(Transient):
+                # The hand-over says it where Prefect does not answer.
+                self.metrics.show_runs(self.starter.runs())
             self._stopping.wait(self.seconds)
 
     def _fault(self, error: Exception) -> None:

@@ -68,7 +68,8 @@ def serve(infra: InfraConfig, home: Path) -> None:
     metrics, writer = Metrics(), Writer(outbox)
     store = ArtifactStore.from_config(infra.store, home)
     handover = HandoverThread(Handover(rules, outbox, registry, starter, store, metrics))
-    poll = PollThread(Poll(rules, outbox, Registry(infra.mlflow, home)), infra.relay.poll_seconds, metrics)
+    look = Poll(rules, outbox, Registry(infra.mlflow, home))
+    poll = PollThread(look, starter, infra.relay.poll_seconds, metrics)
     threads: list[threading.Thread] = [writer, handover, poll]
 
     def dead() -> str | None:

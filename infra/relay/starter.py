@@ -13,6 +13,7 @@ from resprout.infra.relay.registry import Version
 T = TypeVar("T")
 FLOW = "compress"
 REQUEST_SECONDS = 10.0
+STATES = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED", "PAUSED")
 
 
 class Missing(Exception):
@@ -64,6 +65,18 @@ class Starter:
     def server_version(self) -> str:
         """The server's version; raises Transient where it does not answer."""
         return self._ask(lambda client: str(client.api_version()))
+
+    def runs(self) -> dict[str, int]:
+        """How many runs of the flow are in each state, of all that the server keeps; raises Transient."""
+
+        def count(client: Any, state: str) -> int:
+            wanted = {
+                "flows": {"name": {"any_": [FLOW]}},
+                "flow_runs": {"state": {"type": {"any_": [state]}}},
+            }
+            return int(client.request("POST", "/flow_runs/count", json=wanted).json())
+
+        return self._ask(lambda client: {state.lower(): count(client, state) for state in STATES})
 
     def tell(self, kind: str, version: Version) -> None:
         """Emit an event, for display and for the user's own automations; nothing depends on it."""

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from relaying import add_version, rule, until, write_rules
+from relaying import add_deployment, add_version, rule, until, write_rules
 from resprout.configs.errors import Transient
-from resprout.configs.rules import load_rules
-from resprout.configs.schema import MlflowConfig
+from resprout.configs.rules import Rule, load_rules
+from resprout.configs.schema import MlflowConfig, PrefectConfig
 from resprout.infra.relay.metrics import Metrics
 from resprout.infra.relay.outbox import WAITING, Outbox
 from resprout.infra.relay.poll import Poll, PollThread
-from resprout.infra.relay.registry import PAGE, Registry
+from resprout.infra.relay.registry import PAGE, Registry, Version
+from resprout.infra.relay.starter import Starter
 
 Make = Callable[..., Poll]
 
@@ -125,14 +126,31 @@ def test_a_registry_that_does_not_answer_is_told_of_once_and_looked_at_again(
     poll, metrics = Poll(rules, outbox, dead), Metrics()
     with pytest.raises(Transient):
         poll.once()
-    thread = PollThread(poll, 0.05, metrics)
+    thread = PollThread(poll, Starter(PrefectConfig(), "http://127.0.0.1:9/api"), 0.05, metrics)
     thread.start()
     try:
         until(lambda: b'failures_total{kind="poll"} 2.0' in metrics.render(outbox), 60)
         poll.registry = registry
-        until(lambda: b"last_poll_timestamp_seconds 1.7" in metrics.render(outbox), 30)
+        until(lambda: b"last_poll_timestamp_seconds 0.0" not in metrics.render(outbox), 30)
     finally:
         thread.stop()
     lines = [one.message for one in caplog.records if "could not be looked at" in one.message]
     assert len(lines) == 1
     assert "hunter2" not in caplog.text
+
+
+def test_how_prefect_s_runs_are_can_be_watched(
+    make_poll: Make, outbox: Outbox, api_url: str, mlflow: Any
+) -> None:
+    starter, metrics = Starter(PrefectConfig(), api_url), Metrics()
+    add_deployment("watched")
+    before = starter.runs()["scheduled"]
+    version = Version("chat-watched", "1", "s3://models/x")
+    starter.start(Rule.model_validate(rule("watched")), version, [])
+    thread = PollThread(make_poll(), starter, 60.0, metrics)
+    thread.start()
+    try:
+        wanted = f'resprout_flow_runs{{state="scheduled"}} {before + 1}.0'.encode()
+        until(lambda: wanted in metrics.render(outbox), 30)
+    finally:
+        thread.stop()
