@@ -122,6 +122,17 @@ class InfraConfig(Section):
     """The one-machine stack."""
     logs: Literal["text", "json"] = "text"
     """Form of the log lines of deployed runs, relay and stack."""
+    task_runner: Literal["threads", "dask", "ray"] = "threads"
+    """What carries shards and the variants of a sweep. threads: this process, which computes one thing at a
+    time; dask and ray: processes, on this machine or a cluster."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """How many shards or variants are on their way at once."""
+    shards: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Parts into which a stage that can be shared out is split; each is kept, and its bytes are the same."""
+    dask_address: str | None = None
+    """Scheduler of a Dask cluster; default: a cluster of `workers` processes on this machine."""
+    ray_address: str | None = None
+    """Address of a Ray cluster; default: a cluster of `workers` processes on this machine."""
 
 
 SECRETS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import os
@@ -15,7 +16,7 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import InfraConfig, RunConfig
+from resprout.configs.schema import InfraConfig, RunConfig, without_credentials
 
 PREFIX = "RESPROUT_"
 RESERVED = {"RESPROUT_HOME"}
@@ -25,12 +26,16 @@ VARIABLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A config and where it came from: `path` of the YAML, `base` for relative paths, `home` for data."""
+    """A config and where it came from: `path` of the YAML, `base` for relative paths, `home` for data.
+
+    `infra` is that section as plain data in which ${VARIABLE} stands for each secret, so that it can travel.
+    """
 
     config: RunConfig
     path: Path
     base: Path
     home: Path
+    infra: dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,13 +72,14 @@ def load_data(
         if name.startswith(PREFIX) and name not in RESERVED:
             _assign_variable(data, name, text)
     _override(data, overrides)
+    infra = copy.deepcopy(data.get("infra") or {})
     _fill_variables(data, environ)
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
         raise BadInput(explain(error, str(path))) from None
     base = path.resolve().parent
-    return Loaded(config, path, base, home_of(config.infra, base, environ))
+    return Loaded(config, path, base, home_of(config.infra, base, environ), infra)
 
 
 def document(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -122,6 +128,41 @@ def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> t
         raise BadInput(explain(error, str(path or "environment"), ("infra",))) from None
     base = path.expanduser().resolve().parent if path is not None else Path.cwd()
     return infra, home_of(infra, base, environ)
+
+
+def travelling(loaded: Loaded) -> dict[str, Any]:
+    """The infrastructure for a worker, as plain data without secrets; folders are absolute.
+
+    Raises:
+        BadInput: an address holds a password and is not set by the variable that workers can set as well.
+    """
+    infra = copy.deepcopy(loaded.infra)
+    uri = (infra.get("store") or {}).get("uri")
+    if uri is not None and "://" not in uri:
+        infra["store"]["uri"] = str(Path(uri).expanduser().absolute())
+    for path, holder, key, value in list(_values(infra, ("infra",))):
+        if isinstance(value, str) and without_credentials(value) != value:
+            variable = PREFIX + "__".join(path).upper()
+            if variable not in os.environ:
+                raise BadInput(
+                    f"{'.'.join(path)} holds a password, which must not travel to workers; set {variable} "
+                    "here and on each of them instead"
+                )
+            del holder[key]
+    return {**infra, "home": str(loaded.home.absolute())}
+
+
+def arrived(data: dict[str, Any], environ: Mapping[str, str] | None = None) -> InfraConfig:
+    """The infrastructure that `travelling` described, its secrets and what it leaves out from `environ`."""
+    environ = os.environ if environ is None else environ
+    own: dict[str, Any] = {}
+    for name, text in sorted(environ.items()):
+        if name.startswith(f"{PREFIX}INFRA__"):
+            _assign_variable(own, name, text)
+    for path, _, _, value in _values(data):
+        _assign(own, ["infra", *path], value, ".".join(path))
+    _fill_variables(own, environ)
+    return InfraConfig.model_validate(own["infra"])
 
 
 def home_of(infra: InfraConfig, base: Path, environ: Mapping[str, str]) -> Path:
@@ -206,7 +247,7 @@ def _unshared(data: Any, counted: Iterator[int]) -> Any:
 
 
 def _assign_variable(data: dict[str, Any], name: str, text: str) -> None:
-    """Set what a RESPROUT_* variable names; a secret is taken as it stands, anything else read as YAML."""
+    """Set what a RESPROUT_* variable names, read as YAML; of a secret only the variable's name is noted."""
     keys = name[len(PREFIX) :].lower().split("__")
     sections = _known_keys([])
     if keys[0] not in sections:
@@ -216,7 +257,7 @@ def _assign_variable(data: dict[str, Any], name: str, text: str) -> None:
             f"the environment variable {name} sets no key of a run config; {hint}unset it, or name one of "
             f"{', '.join(sections)}"
         )
-    _assign(data, keys, text if _is_secret(keys) else _value(text, name), name)
+    _assign(data, keys, f"${{{name}}}" if _is_secret(keys) else _value(text, name), name)
 
 
 def _assign(data: dict[str, Any], keys: list[str], value: Any, shown: str) -> None:

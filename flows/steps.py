@@ -26,7 +26,8 @@ from resprout.infra.tracking import Tracker
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.evaluate.data_stage import evaluation_data
-from resprout.tasks.evaluate.stage import TASK_ROLE, evaluate
+from resprout.tasks.evaluate.stage import evaluate
+from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.export.stage import export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.job import Job

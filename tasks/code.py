@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = "resprout"
 SCIENCE = "resprout.tasks."
 TASKS = Path(__file__).resolve().parent
-ORCHESTRATION = {"resprout.tasks.stage", "resprout.tasks.run", "resprout.tasks.code", "resprout.tasks.job"}
+ORCHESTRATION = {f"resprout.tasks.{name}" for name in ("stage", "run", "code", "job", "progress", "track")}
 
 
 def code_hash(modules: Iterable[str]) -> str:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from resprout.configs.result import ArtifactResult, StageResult
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
+    from resprout.tasks.job import Job
+    from resprout.tasks.stage import Input, Stage
 
 
 class Display(Protocol):
@@ -29,6 +33,21 @@ class Display(Protocol):
 
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """A stage ended, or was found in the cache."""
+
+
+class FanOut(Protocol):
+    """Has shards made, here or elsewhere."""
+
+    def __call__(
+        self,
+        stage: Stage[Any],
+        jobs: Sequence[Job[Any]],
+        inputs: Mapping[str, Input],
+        label: str,
+        progress: Progress,
+    ) -> list[ArtifactRef]:
+        """The artifact of `stage` for each of `jobs`, in their order; all are tried before one fails."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,9 @@ class Run:
     look_up_only: bool = False
     """Stages only say what they would do, in `forecasts`."""
     forecasts: list[Forecast] = field(default_factory=list)
+    shards: int = 1
+    """Parts into which a stage that can be shared out is split, where there is a `fan_out`."""
+    fan_out: FanOut | None = None
 
     def stop_if_cancelled(self) -> None:
         """Raise KeyboardInterrupt where Ctrl-C was pressed."""

@@ -10,7 +10,8 @@ Calling it:
 2. a Prefect task with that key runs. Prefect looks the key up in the artifact store (`infra.store.results`,
    which also checks that the artifact is whole), takes the stage's lease, retries transient faults, persists
    the reference.
-3. on a miss the task's body opens the inputs, calls the function, publishes the folder and writes its record.
+3. on a miss the task's body has shards made where the work is shared out (each a stage of its own, whose
+   artifact is one more input), opens the inputs, calls the function, publishes the folder, writes its record.
 4. outside the cached body, each time, one nested MLflow run is written: params, metrics, small files,
    digests.
 """
@@ -20,11 +21,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -34,30 +35,21 @@ from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.code import code_hash
 from resprout.tasks.faults import as_sentence
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.job import SHARD_ROLE, WHOLE, Job, Progress, Share
+from resprout.tasks.progress import Throttled
 from resprout.tasks.run import Forecast
+from resprout.tasks.track import flat, log_artifact
 
 if TYPE_CHECKING:
     from prefect import Task
 
     from resprout.tasks.run import Run
 
-logger = logging.getLogger(__name__)
-
 C = TypeVar("C")
 Body = Callable[[Job[C], Mapping[str, Path], Path, Progress], None]
 
-LOGGED_FILES = (
-    "plan.json",
-    "summary.json",
-    "details.json",
-    "exports.json",
-    "gate.json",
-    "source.json",
-    "samples.jsonl",
-)
-LOGGED_BYTES = 2_000_000
-ARTIFACT_SECONDS = 5.0
+_COMPUTING = threading.Lock()
+"""torch's default dtype and the seeds belong to the process: of its threads one computes, others transfer."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +77,46 @@ def config_data(config: Any) -> Any:
     return config
 
 
+def always(config: Any) -> bool:
+    """Whatever the config says."""
+    return True
+
+
 def no_methods(config: Any) -> list[str]:
     """The stage has no methods to choose from."""
     return []
 
 
+class Folders(Mapping[str, Path]):
+    """A stage's inputs as local folders by role; what the stage does not look at is not brought here."""
+
+    def __init__(self, run: Run, inputs: Mapping[str, Input], opened: ExitStack) -> None:
+        self._run, self._inputs, self._opened = run, inputs, opened
+        self._folders: dict[str, Path] = {}
+
+    def __getitem__(self, role: str) -> Path:
+        if role not in self._folders:
+            given = self._inputs[role]
+            folder = self._opened.enter_context(self._run.store.open(ref_of(given).digest))
+            self._folders[role] = folder / given.path if isinstance(given, Part) else folder
+        return self._folders[role]
+
+    def __contains__(self, role: object) -> bool:
+        return role in self._inputs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inputs)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+
 @dataclass(frozen=True)
 class Stage(Generic[C]):
-    """A stage: its pure function `body` and what its cache key is made of (see the module's text)."""
+    """A stage: its pure function `body` and what its cache key is made of (see the module's text).
+
+    `target` is where another process finds it, as "module:attribute".
+    """
 
     name: str
     kind: str
@@ -103,6 +127,9 @@ class Stage(Generic[C]):
     computes: bool = True
     hardware: bool = False
     settings: Callable[[C], Any] = config_data
+    shard: Stage[C] | None = None
+    splits: Callable[[C], bool] = always
+    target: str = ""
 
     def key(self, job: Job[C], inputs: Mapping[str, Input]) -> str:
         """The cache key: sha256 of everything that decides the stage's bytes."""
@@ -114,9 +141,12 @@ class Stage(Generic[C]):
 
     def key_parts(self, job: Job[C], inputs: Mapping[str, Input]) -> dict[str, Any]:
         """What enters the key, by name; kept readable so that a miss can be explained."""
+        config = self.settings(job.config)
+        if job.share != WHOLE:
+            config = {"share": [job.share.index, job.share.count], **config}
         parts: dict[str, Any] = {
             "stage": self.name,
-            "config": self.settings(job.config),
+            "config": config,
             "parents": {
                 role: [ref_of(given).digest, given.path if isinstance(given, Part) else ""]
                 for role, given in sorted(inputs.items())
@@ -211,17 +241,14 @@ class Stage(Generic[C]):
         key = self._key_of(parts)
         started = datetime.datetime.now(datetime.UTC)
         start = time.perf_counter()
-        progress = _Throttled(run.display.started(label), label, run.stop_if_cancelled)
+        progress = Throttled(run.display.started(label), label, run.stop_if_cancelled)
+        inputs = {**inputs, **self._shared_out(run, job, inputs, label, progress)}
         with run.store.workdir() as workdir, ExitStack() as opened:
             content = workdir / "content"
             content.mkdir()
-            folders = {
-                role: opened.enter_context(run.store.open(ref_of(given).digest))
-                / (given.path if isinstance(given, Part) else "")
-                for role, given in inputs.items()
-            }
             try:
-                self.body(job, folders, content, progress)
+                with _COMPUTING if self.computes else nullcontext():
+                    self.body(job, Folders(run, inputs, opened), content, progress)
             except BaseException as error:
                 raise as_sentence(error, self.name, run.home) from error
             run.stop_if_cancelled()
@@ -257,6 +284,19 @@ class Stage(Generic[C]):
             bytes=sum(entry.size for entry in manifest.files),
         ).model_dump(mode="json")
 
+    def _shared_out(
+        self, run: Run, job: Job[C], inputs: Mapping[str, Input], label: str, progress: Progress
+    ) -> dict[str, ArtifactRef]:
+        """Artifacts of the stage's shards, by the roles in which its function is given them.
+
+        They are no part of its key: the function writes the same bytes with and without them.
+        """
+        if run.fan_out is None or run.shards == 1 or self.shard is None or not self.splits(job.config):
+            return {}
+        jobs = [replace(job, share=Share(index, run.shards)) for index in range(run.shards)]
+        made = run.fan_out(self.shard, jobs, inputs, label, progress)
+        return {f"{SHARD_ROLE}{index:06d}": ref for index, ref in enumerate(made)}
+
     def _track(
         self,
         run: Run,
@@ -284,15 +324,9 @@ class Stage(Generic[C]):
                 tags["resprout.produced_by_run"] = producer
         run_id = tracker.start(label, tags, parent=run.mlflow_run_id)
         with tracker.running(run_id):
-            paths = {entry.path: entry.size for entry in run.store.manifest(ref.digest).files}
-            metrics = _read_json(run, ref, "metrics.json") if "metrics.json" in paths else {}
-            history = _read_jsonl(run, ref, "history.jsonl") if "history.jsonl" in paths else []
             timing = {} if cached else {"stage_seconds": seconds}
-            params = {**_flat(self.settings(job.config)), **({"seed": job.seed} if self.seeded else {})}
-            tracker.log(run_id, {**metrics, **timing}, params, history=history)
-            for name in LOGGED_FILES:
-                if paths.get(name, LOGGED_BYTES + 1) <= LOGGED_BYTES:
-                    tracker.log_text(run_id, run.store.read(ref.digest, name).decode(), name)
+            params = {**flat(self.settings(job.config)), **({"seed": job.seed} if self.seeded else {})}
+            log_artifact(run, run_id, ref, params, timing)
             if self.kind in ("rows", "text", "task-data"):
                 origin = _optional(job.config, "origin") or {}
                 for target in (run_id, run.mlflow_run_id):
@@ -309,16 +343,22 @@ def stage(
     computes: bool = True,
     hardware: bool = False,
     settings: Callable[[Any], Any] = config_data,
+    shard: Stage[Any] | None = None,
+    splits: Callable[[Any], bool] = always,
 ) -> Callable[[Body[Any]], Stage[Any]]:
     """Turn a pure function into a stage.
 
     `libraries`: distributions whose versions enter the key. `methods(config)`: modules of the selected
     methods. `seeded`: the stage draws, so the seed enters. `computes`: dtype and device enter. `hardware`:
     the machine enters. `settings(config)`: what of the section enters, as plain data, where that is not all.
+    `shard`: the stage that makes one share of the work, where `splits(config)`; its artifacts become inputs.
     """
 
     def wrap(body: Body[Any]) -> Stage[Any]:
-        return Stage(name, kind, body, libraries, methods, seeded, computes, hardware, settings)
+        target = f"{body.__module__}:{body.__qualname__}"
+        return Stage(
+            name, kind, body, libraries, methods, seeded, computes, hardware, settings, shard, splits, target
+        )
 
     return wrap
 
@@ -331,49 +371,3 @@ def _optional(config: Any, method: str) -> Any:
 def _is_transient(task: Any, task_run: Any, state: Any) -> bool:
     error = state.result(raise_on_failure=False)
     return isinstance(error, Transient)
-
-
-def _read_json(run: Run, ref: ArtifactRef, path: str) -> dict[str, float]:
-    return dict(json.loads(run.store.read(ref.digest, path)))
-
-
-def _read_jsonl(run: Run, ref: ArtifactRef, path: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in run.store.read(ref.digest, path).split(b"\n") if line.strip()]
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(data, dict):
-        flat: dict[str, Any] = {}
-        for key, value in data.items():
-            flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-        return flat
-    return {prefix or "config": data}
-
-
-class _Throttled:
-    """Progress to the display at once, to Prefect's progress artifact every few seconds."""
-
-    def __init__(self, display: Progress, label: str, stop: Callable[[], None]) -> None:
-        self.display = display
-        self.stop = stop
-        self.key = "".join(char if char.isalnum() else "-" for char in label.lower())
-        self.shown = time.monotonic()
-        self.artifact: Any = None
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        self.stop()
-        self.display(done, total, what)
-        if time.monotonic() - self.shown < ARTIFACT_SECONDS:
-            return
-        self.shown = time.monotonic()
-        from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
-        percent = 100.0 * done / max(total, 1)
-        try:
-            if self.artifact is None:
-                self.artifact = create_progress_artifact(progress=percent, key=self.key, description=what)
-            else:
-                update_progress_artifact(self.artifact, progress=percent)
-        except Exception as error:
-            # Hours of work do not end because a server that only watches restarts.
-            logger.debug("Prefect did not take the progress of %s: %s", self.key, error)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resprout.configs.schema import EvaluateConfig
-from resprout.tasks.evaluate.stage import TASK_ROLE
+from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.stage import stage
 

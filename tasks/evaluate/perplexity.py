@@ -10,15 +10,16 @@ is scored only behind a BOS token.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from resprout.tasks.data.response import head
-from resprout.tasks.job import Progress
+from resprout.tasks.job import WHOLE, Progress, Share
 
 BATCH_TOKENS = 2048
 CHUNK_ROWS = 128
@@ -74,7 +75,15 @@ def windows(ids: Sequence[int], window: int, stride: int, bos: int | None) -> li
     return found
 
 
-@torch.inference_mode()
+class Chunk(NamedTuple):
+    """Sums over up to `CHUNK_ROWS` scored tokens; `kl` and `compared` are 0 where nothing was compared."""
+
+    nll: float
+    tokens: int
+    kl: float
+    compared: int
+
+
 def score(
     model: PreTrainedModel,
     parts: Sequence[Window],
@@ -82,36 +91,68 @@ def score(
     kl_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Score:
-    """Negative log-likelihood of all windows, and KL(reference || model) on the first `kl_tokens` of them.
+    """Negative log-likelihood of all windows, and KL(reference || model) on the first `kl_tokens` of them."""
+    found = chunks(model, parts, reference, kl_tokens, WHOLE, progress)
+    return total(found, compared=reference is not None)
+
+
+def total(parts: Iterable[Chunk], compared: bool) -> Score:
+    """The score of all chunks, added in their order, so that it does not depend on who made which."""
+    nll, tokens, kl, kl_tokens = 0.0, 0, 0.0, 0
+    for part in parts:
+        nll, tokens = nll + part.nll, tokens + part.tokens
+        if part.compared:
+            kl, kl_tokens = kl + part.kl, kl_tokens + part.compared
+    return Score(nll, tokens, kl if compared else None, kl_tokens)
+
+
+@torch.inference_mode()
+def chunks(
+    model: PreTrainedModel,
+    parts: Sequence[Window],
+    reference: PreTrainedModel | None,
+    kl_tokens: int | None,
+    share: Share,
+    progress: Progress | None = None,
+) -> list[Chunk]:
+    """Sums of the share's batches of windows, in their order.
 
     Logits are float32 from here on and handled `CHUNK_ROWS` positions at a time.
     """
-    nll, tokens, kl, compared = 0.0, 0, 0.0, 0
-    done = 0
-    for batch in _batches(parts):
+    found, batches = list[Chunk](), _batches(parts)
+    mine = share.of(len(batches))
+    before = sum(_scored(batch) for batch in batches[: mine.start])
+    done, todo = 0, sum(len(batches[index]) for index in mine)
+    for batch in (batches[index] for index in mine):
         ids = torch.tensor([part.ids for part in batch], device=model.device)
         mask = torch.zeros(ids.shape[0], ids.shape[1] - 1, dtype=torch.bool, device=model.device)
         for row, part in enumerate(batch):
             mask[row, part.first - 1 :] = True
         targets = ids[:, 1:][mask]
         states = _states(model, ids)[mask]
-        room = len(targets) if kl_tokens is None else min(len(targets), kl_tokens - compared)
+        room = len(targets) if kl_tokens is None else min(len(targets), kl_tokens - before)
         others = _states(reference, ids)[mask][:room] if reference is not None and room > 0 else None
         for start in range(0, len(targets), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             logits = head(model, states[rows])
             picked = logits.gather(1, targets[rows, None])[:, 0]
-            nll += (logits.logsumexp(-1) - picked).double().sum().item()
+            nll = (logits.logsumexp(-1) - picked).double().sum().item()
+            kl, compared = 0.0, 0
             if others is not None and start < room:
                 logq = head(reference, others[rows]).log_softmax(-1)
                 logp = logits[: len(logq)].log_softmax(-1)
-                kl += functional.kl_div(logp, logq, reduction="sum", log_target=True).item()
-                compared += len(logp)
-        tokens += len(targets)
+                kl = functional.kl_div(logp, logq, reduction="sum", log_target=True).item()
+                compared = len(logp)
+            found.append(Chunk(nll, len(picked), kl, compared))
+        before += len(targets)
         done += len(batch)
         if progress:
-            progress(done, len(parts), "perplexity windows")
-    return Score(nll, tokens, kl if reference is not None else None, compared)
+            progress(done, todo, "perplexity windows")
+    return found
+
+
+def _scored(batch: Sequence[Window]) -> int:
+    return sum(len(part.ids) - part.first for part in batch)
 
 
 def _states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
@@ -119,14 +160,14 @@ def _states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
 
 
-def _batches(parts: Sequence[Window]) -> Iterator[list[Window]]:
+def _batches(parts: Sequence[Window]) -> list[list[Window]]:
     """Windows of equal length, about BATCH_TOKENS tokens at a time, in their order."""
-    batch: list[Window] = []
+    batches: list[list[Window]] = []
     for part in parts:
-        full = batch and (len(batch) + 1) * len(part.ids) > BATCH_TOKENS
-        if batch and (full or len(part.ids) != len(batch[0].ids)):
-            yield batch
-            batch = []
-        batch.append(part)
-    if batch:
-        yield batch
+        last = batches[-1] if batches else []
+        full = (len(last) + 1) * len(part.ids) > BATCH_TOKENS
+        if not last or full or len(part.ids) != len(last[0].ids):
+            batches.append([part])
+        else:
+            last.append(part)
+    return batches

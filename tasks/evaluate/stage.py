@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.schema import EvaluateConfig, PerplexityConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.job import Job, Progress, shards_in
 from resprout.tasks.stage import stage
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")
-TASK_ROLE = "task_"
 
 
 def perplexity_metric(config: PerplexityConfig) -> str:
@@ -37,35 +36,29 @@ def _protocol(config: PerplexityConfig) -> str:
     return f"_seq{config.window_tokens}{overlap}{'_bos' if config.bos else ''}"
 
 
-@stage("evaluate", kind="scores", libraries=LIBRARIES, seeded=True)
+@stage("evaluate-shard", kind="scores-shard", libraries=LIBRARIES, seeded=True)
+def evaluate_shard(
+    job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write the pieces of the share, of which `evaluate` makes the scores."""
+    from resprout.tasks.evaluate import pieces
+
+    pieces.write(pieces.make(job, inputs, progress), workdir)
+
+
+@stage("evaluate", kind="scores", libraries=LIBRARIES, seeded=True, shard=evaluate_shard)
 def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the scores of `inputs["model"]`."""
-    from resprout.tasks.evaluate import perplexity, zero_shot
-    from resprout.tasks.evaluate.held_out import held_out
-    from resprout.tasks.models.load import load_model, load_tokenizer
-    from resprout.tasks.models.size import count
+    from resprout.tasks.evaluate import perplexity, pieces, zero_shot
 
     config = job.config.perplexity
-    tokenizer = load_tokenizer(inputs["model"])
-    ids, bos = held_out(inputs["text"], tokenizer, config)
-    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
-    dense = (
-        load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
-        if "dense" in inputs
-        else None
-    )
-    sizes = count(model)
-    metrics: dict[str, float] = {
-        "params": sizes.params,
-        "non_embedding_params": sizes.non_embedding_params,
-        "bytes": sizes.bytes,
-    }
-    parts = perplexity.windows(ids, config.window_tokens, config.stride_tokens or config.window_tokens, bos)
-    result = perplexity.score(model, parts, dense, config.kl_tokens, progress)
+    shards = shards_in(inputs)
+    found = pieces.read(shards) if shards else pieces.make(job, inputs, progress)
+    metrics: dict[str, float] = dict(found.sizes)
+    result = perplexity.total(found.chunks, compared="dense" in inputs)
     metrics[perplexity_metric(config)] = result.perplexity
-    if dense is not None:
+    if "dense" in inputs:
         metrics[kl_metric(config)] = result.mean_kl
-    del dense
     details: dict[str, Any] = {
         "perplexity": {
             **config.model_dump(mode="json", exclude={"text"}),
@@ -77,14 +70,10 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
         },
     }
     if job.config.zero_shot is not None:
-        progress(0, 1, "zero-shot tasks")
-        zero = job.config.zero_shot
-        tasks = [zero_shot.task(one.name, inputs[TASK_ROLE + one.name]) for one in zero.tasks]
-        found, about = zero_shot.accuracies(model, tokenizer, tasks, zero.limit, zero.batch_size, job.seed)
-        averaged = zero_shot.headline(found, sorted(about))
-        found["zero_shot_mean_acc"] = sum(found[name] for name in averaged) / len(averaged)
-        metrics.update(found)
-        details["zero_shot"] = {"tasks": about, "averaged": averaged, "limit": zero.limit}
-        progress(1, 1, "zero-shot tasks")
+        accuracies, about = zero_shot.accuracies(found.answers)
+        averaged = zero_shot.headline(accuracies, sorted(about))
+        accuracies["zero_shot_mean_acc"] = sum(accuracies[name] for name in averaged) / len(averaged)
+        metrics.update(accuracies)
+        details["zero_shot"] = {"tasks": about, "averaged": averaged, "limit": job.config.zero_shot.limit}
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     (workdir / "details.json").write_text(json.dumps(details, indent=1, sort_keys=True))

@@ -10,6 +10,8 @@ import yaml
 from resprout.configs.errors import BadInput
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "evaluation"
+TASK_ROLE = "task_"
+"""Begins the roles of task data among a stage's inputs."""
 
 
 def shipped_tasks() -> list[str]:

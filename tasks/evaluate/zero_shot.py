@@ -6,28 +6,46 @@ import itertools
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.job import Progress, Share
 
 REPORTED = ("acc", "acc_norm")
+SPLIT = "validation"
+BLOCK_ITEMS = 128
 
 
-def accuracies(
+@dataclass
+class Answers:
+    """For each metric of one task whether each item was answered right, in the order of the items."""
+
+    lm_eval_version: str
+    right: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, more: Mapping[str, list[float]]) -> None:
+        """The items that follow."""
+        for metric, values in more.items():
+            self.right.setdefault(metric, []).extend(values)
+
+
+def answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: list[dict[str, Any]],
     limit: int | None,
     batch_size: int,
     seed: int,
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics `<task>_acc`, `<task>_acc_norm` with standard errors, and details; `tasks` come from `task`.
+    share: Share,
+    progress: Progress,
+) -> dict[str, Answers]:
+    """Answers to the share's blocks of `BLOCK_ITEMS` items, by task; `tasks` come from `task`.
 
-    Accuracy over multiple-choice items by summed log-likelihood (acc) and by log-likelihood per byte of the
-    choice (acc_norm), as lm-eval defines them.
+    Items of a block are batched together and with no others, so that no answer depends on the share.
     """
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -45,21 +63,48 @@ def accuracies(
     # `simple_evaluate` looks through all of lm-eval's tasks first and describes the whole machine afterwards,
     # seconds each, and asks git for a commit where there may be none.
     loaded = TaskManager(include_defaults=False).load(tasks)
-    for made in loaded["tasks"].values():
+    blocks = list[tuple[str, range]]()
+    for name, made in sorted(loaded["tasks"].items()):
         made.set_fewshot_seed(seed=seed)
-    outcome = evaluate(
-        lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False, verbosity="ERROR"
-    )
+        items = range(len(made.dataset[SPLIT]))[:limit]
+        blocks += [(name, items[start : start + BLOCK_ITEMS]) for start in range(0, len(items), BLOCK_ITEMS)]
+    mine = share.of(len(blocks))
+    found = dict[str, Answers]()
+    rows = {name: made.dataset[SPLIT] for name, made in loaded["tasks"].items()}
+    for name, items in (blocks[index] for index in mine):
+        made = loaded["tasks"][name]
+        # lm-eval's own `samples` walks all rows for each block.
+        made.dataset = {SPLIT: rows[name].select(items)}
+        outcome = evaluate(
+            lm=lm,
+            task_dict={**loaded, "tasks": {name: made}},
+            bootstrap_iters=0,
+            log_samples=True,
+            verbosity="ERROR",
+        )
+        kept = [one for one in outcome["samples"][name] if one["filter"] == "none"]
+        right = {
+            metric: [float(one[metric]) for one in kept] for metric in REPORTED if kept and metric in kept[0]
+        }
+        found.setdefault(name, Answers(str(outcome["versions"].get(name)))).add(right)
+        progress(len(found), len({blocks[index][0] for index in mine}), "zero-shot tasks")
+    return found
+
+
+def accuracies(found: Mapping[str, Answers]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics `<task>_acc`, `<task>_acc_norm` with standard errors, and details, of all items' answers.
+
+    Accuracy over multiple-choice items by summed log-likelihood (acc) and by log-likelihood per byte of the
+    choice (acc_norm), as lm-eval defines them.
+    """
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
-    for name, result in sorted(outcome["results"].items()):
-        items = int(outcome["n-samples"][name]["effective"])
-        details[name] = {"items": items, "lm_eval_version": str(outcome["versions"].get(name))}
-        for metric in REPORTED:
-            if f"{metric},none" in result:
-                value = float(result[f"{metric},none"])
-                metrics[f"{name}_{metric}"] = value
-                metrics[f"{name}_{metric}_stderr"] = (value * (1 - value) / max(items - 1, 1)) ** 0.5
+    for name, one in sorted(found.items()):
+        for metric, right in one.right.items():
+            items, value = len(right), sum(right) / len(right)
+            metrics[f"{name}_{metric}"] = value
+            metrics[f"{name}_{metric}_stderr"] = (value * (1 - value) / max(items - 1, 1)) ** 0.5
+            details[name] = {"items": items, "lm_eval_version": one.lm_eval_version}
     return metrics, details
 
 
@@ -76,8 +121,8 @@ def task(name: str, folder: Path) -> dict[str, Any]:
         "task": name,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"validation": str(folder / "rows.jsonl")}},
-        "validation_split": "validation",
+        "dataset_kwargs": {"data_files": {SPLIT: str(folder / "rows.jsonl")}},
+        "validation_split": SPLIT,
         "test_split": None,
         "training_split": None,
     }

@@ -28,13 +28,18 @@ def make_plan(
 
     The model is not changed. A target out of reach raises BadInput before anything is computed.
     """
-    names = resolve(config)
     dense = shape_of(model.config.to_dict())
+    request(dense, config)
+    scores = score(model, CRITERIA.get(resolve(config).criterion)(), config.units, input_ids, progress)
+    return plan_from(scores, dense, str(model.dtype).removeprefix("torch."), config), scores
+
+
+def plan_from(scores: list[dict[Kind, Tensor]], dense: Shape, dtype: str, config: PruneConfig) -> Plan:
+    """The plan for a model of shape `dense`, held in `dtype`, whose units have these scores."""
+    names = resolve(config)
     wanted = request(dense, config)
-    scores = score(model, CRITERIA.get(names.criterion)(), config.units, input_ids, progress)
     granted = ALLOCATORS.get(names.allocator)().allocate(wanted, scores)
-    dtype = str(model.dtype).removeprefix("torch.")
-    plan = Plan(
+    return Plan(
         model_type=dense.model_type,
         criterion=names.criterion,
         allocator=names.allocator,
@@ -49,7 +54,6 @@ def make_plan(
         warnings=tuple(warnings_for(dense, wanted, config.target)),
         layers=tuple(_keep(index, granted, scores[index]) for index in range(granted.layers)),
     )
-    return plan, scores
 
 
 def _keep(index: int, granted: Shape, scores: dict[Kind, Tensor]) -> LayerPlan:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import StageFailed
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.job import WHOLE, Progress, Share, silent
 from resprout.tasks.models.anatomy import Kind, anatomy
 from resprout.tasks.models.walk import walk, watch
 from resprout.tasks.prune.contracts import Criterion
@@ -26,20 +26,25 @@ def score(
     kinds: tuple[Kind, ...],
     input_ids: Tensor,
     progress: Progress = silent,
+    share: Share = WHOLE,
 ) -> list[dict[Kind, Tensor]]:
-    """For each layer and kind float32 [units, features per unit] on the CPU, higher is worth more.
+    """For each layer of the share and kind float32 [units, features per unit] on the CPU; higher is better.
 
     `input_ids` int64 [samples, tokens] run through the model layer by layer where the criterion is
-    calibrated. A score that is not finite raises StageFailed.
+    calibrated, up to the last layer of the share. A score that is not finite raises StageFailed.
     """
     scores: list[dict[Kind, Tensor]] = []
+    layers = anatomy(model).layers
+    mine = share.of(len(layers))
     if not criterion.calibrated:
-        layers = anatomy(model).layers
-        for index, layer in enumerate(layers):
-            scores.append({kind: _checked(criterion.score(layer.part(kind), None), index) for kind in kinds})
-            progress(index + 1, len(layers), "layers scored")
+        for index in mine:
+            part_of = layers[index].part
+            scores.append({kind: _checked(criterion.score(part_of(kind), None), index) for kind in kinds})
+            progress(index + 1, mine.stop, "layers scored")
         return scores
-    for step in walk(model, input_ids):
+    for step in walk(model, input_ids) if mine else ():
+        if step.index < mine.start:
+            continue
         parts = {kind: step.layer.part(kind) for kind in kinds}
         moments = {kind: Moments(part.reader.linear.in_features) for kind, part in parts.items()}
         with ExitStack() as watching:
@@ -50,7 +55,9 @@ def score(
         scores.append(
             {kind: _checked(criterion.score(part, moments[kind]), step.index) for kind, part in parts.items()}
         )
-        progress(step.index + 1, step.total, "layers scored")
+        progress(step.index + 1, mine.stop, "layers scored")
+        if step.index == mine[-1]:
+            break
     return scores
 
 
@@ -60,13 +67,19 @@ def best_units(scores: Tensor, keep: int) -> list[int]:
     return sorted(order[:keep].tolist())
 
 
-def as_tensors(scores: list[dict[Kind, Tensor]]) -> Mapping[str, Tensor]:
-    """The scores under names such as `layers.03.ffn`, for safetensors."""
+def as_tensors(scores: list[dict[Kind, Tensor]], first: int = 0) -> Mapping[str, Tensor]:
+    """The scores under names such as `layers.03.ffn`, for safetensors; `first` is the first one's layer."""
     return {
         f"layers.{index:02d}.{kind}": values.contiguous()
-        for index, by_kind in enumerate(scores)
+        for index, by_kind in enumerate(scores, first)
         for kind, values in by_kind.items()
     }
+
+
+def from_tensors(tensors: Mapping[str, Tensor], kinds: tuple[Kind, ...]) -> list[dict[Kind, Tensor]]:
+    """What `as_tensors` named, layer by layer from the first."""
+    layers = len(tensors) // len(kinds)
+    return [{kind: tensors[f"layers.{index:02d}.{kind}"] for kind in kinds} for index in range(layers)]
 
 
 def _checked(values: Tensor, layer: int) -> Tensor:

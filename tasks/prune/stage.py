@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.job import Job, Progress, shards_in
+from resprout.tasks.prune.registry import CRITERIA
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.stage import stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+SCORES = "scores.safetensors"
 
 
 def plan_methods(config: PruneConfig) -> list[str]:
@@ -43,20 +47,68 @@ def prune_settings(config: PruneConfig) -> dict[str, Any]:
     return {**plan_settings(config), "ridge": config.ridge}
 
 
-@stage("plan", kind="plan", libraries=("torch", "transformers"), methods=plan_methods, settings=plan_settings)
-def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write plan.json, scores.safetensors and metrics.json from `model` and `calibration`."""
+def score_methods(config: PruneConfig) -> list[str]:
+    """The module of the criterion that the config selects."""
+    return [CRITERIA.entry(resolve(config).criterion).module]
+
+
+def score_settings(config: PruneConfig) -> dict[str, Any]:
+    """What decides the scores: neither the target nor how it is spent."""
+    return {"criterion": resolve(config).criterion, "units": list(config.units)}
+
+
+@stage(
+    "score-shard",
+    kind="scores-shard",
+    libraries=("torch", "transformers"),
+    methods=score_methods,
+    settings=score_settings,
+)
+def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write the scores of the share's layers, and the model's config.json."""
     from safetensors.torch import save_file
 
+    from resprout.tasks.models.anatomy import anatomy
     from resprout.tasks.models.load import load_model
-    from resprout.tasks.prune.make_plan import make_plan
-    from resprout.tasks.prune.plan import write_plan
-    from resprout.tasks.prune.score import as_tensors
+    from resprout.tasks.prune.score import as_tensors, score
 
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
-    made, scores = make_plan(model, job.config, _input_ids(inputs["calibration"]), progress)
+    criterion = CRITERIA.get(resolve(job.config).criterion)()
+    input_ids = _input_ids(inputs["calibration"])
+    scores = score(model, criterion, job.config.units, input_ids, progress, job.share)
+    first = job.share.of(len(anatomy(model).layers)).start
+    save_file(dict(as_tensors(scores, first)), workdir / SCORES)
+    (workdir / "config.json").write_text(json.dumps(model.config.to_dict(), sort_keys=True))
+
+
+@stage(
+    "plan",
+    kind="plan",
+    libraries=("torch", "transformers"),
+    methods=plan_methods,
+    settings=plan_settings,
+    shard=score_shard,
+)
+def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write plan.json, scores.safetensors and metrics.json from `model` and `calibration`."""
+    from safetensors.torch import load_file, save_file
+
+    from resprout.tasks.models.load import load_model
+    from resprout.tasks.models.size import shape_of
+    from resprout.tasks.prune.make_plan import make_plan, plan_from
+    from resprout.tasks.prune.plan import write_plan
+    from resprout.tasks.prune.score import as_tensors, from_tensors
+
+    if shards := shards_in(inputs):
+        tensors = {name: one for folder in shards for name, one in load_file(folder / SCORES).items()}
+        scores = from_tensors(tensors, job.config.units)
+        shape = shape_of(json.loads((shards[0] / "config.json").read_text()))
+        made = plan_from(scores, shape, job.dtype, job.config)
+    else:
+        model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+        made, scores = make_plan(model, job.config, _input_ids(inputs["calibration"]), progress)
     write_plan(made, workdir)
-    save_file(dict(as_tensors(scores)), workdir / "scores.safetensors")
+    save_file(dict(as_tensors(scores)), workdir / SCORES)
     metrics = {
         f"{name}_{key}": value
         for name, size in (("dense", made.dense), ("requested", made.requested), ("reached", made.reached))

@@ -5,21 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.data.batches import by_area
 from resprout.tasks.data.response import Batch, collate, head, hidden_states
 from resprout.tasks.data.template import Encoded
-from resprout.tasks.job import Progress
+from resprout.tasks.job import WHOLE, Progress, Share
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Padded tokens of one forward pass."""
+
+FILE = "divergence.safetensors"
+"""Where a shard keeps the divergence of its rows."""
 
 HEAD_ELEMENTS = 2**24
 """Logits (tokens * vocabulary) held at a time; some five float32 arrays of this size are in use at once."""
@@ -65,8 +70,11 @@ def measure(
     temperature: float,
     progress: Progress,
     want_prompt_states: bool = False,
+    share: Share = WHOLE,
 ) -> Divergence:
     """Divergence of the pruned model from the dense one on each row's response tokens.
+
+    Rows that are not in the share's batches keep 0 everywhere (`batches_of` names those that are).
 
     Memory is bounded by one pass of both models without their heads and by HEAD_ELEMENTS logits of each.
 
@@ -85,8 +93,9 @@ def measure(
     jsd, nll = np.zeros(len(encoded)), np.zeros(len(encoded))
     states = np.zeros((len(encoded), dense.config.hidden_size), np.float32) if want_prompt_states else None
     chunk = max(1, HEAD_ELEMENTS // vocabulary)
-    done = 0
-    for indices in by_area([len(row) for row in encoded], PASS_TOKENS.get(device, PASS_TOKENS["cuda"])):
+    batches = batches_of(encoded, device, share)
+    done, todo = 0, sum(map(len, batches))
+    for indices in batches:
         batch = collate([encoded[index] for index in indices]).to(device)
         dense_states, pruned_states = hidden_states(dense, batch), hidden_states(pruned, batch)
         sums = torch.zeros(3, len(indices), dtype=torch.float64)
@@ -109,8 +118,38 @@ def measure(
                 "gives logits that are not finite; try model.dtype: float32, or a milder prune.target"
             )
         done += len(indices)
-        progress(done, len(encoded), "rows compared")
+        progress(done, todo, "rows compared")
     return Divergence(jsd, nll, states)
+
+
+def write_rows(found: Divergence, rows: Sequence[int], path: Path) -> None:
+    """Keep what was found for these rows, bit for bit, as safetensors."""
+    index = np.array(rows, dtype=np.int64)
+    arrays: dict[str, NDArray[Any]] = {"jsd": found.jsd[index], "dense_nll": found.dense_nll[index]}
+    if found.prompt_states is not None:
+        arrays["prompt_states"] = found.prompt_states[index]
+    save_file({"rows": index, **arrays}, path)
+
+
+def read_rows(paths: Sequence[Path], rows: int) -> Divergence:
+    """The divergence of all `rows` rows, of which each path holds some."""
+    parts = [load_file(path) for path in paths]
+    index = np.concatenate([part["rows"] for part in parts])
+
+    def joined(name: str) -> NDArray[Any]:
+        values = np.concatenate([part[name] for part in parts])
+        found = np.zeros((rows, *values.shape[1:]), values.dtype)
+        found[index] = values
+        return found
+
+    states = joined("prompt_states") if "prompt_states" in parts[0] else None
+    return Divergence(joined("jsd"), joined("dense_nll"), states)
+
+
+def batches_of(encoded: Sequence[Encoded], device: str, share: Share) -> list[list[int]]:
+    """Indices of the share's rows in the batches in which the models see them."""
+    batches = by_area([len(row) for row in encoded], PASS_TOKENS.get(device, PASS_TOKENS["cuda"]))
+    return [batches[index] for index in share.of(len(batches))]
 
 
 def _sums(pruned: Tensor, dense: Tensor, batch: Batch, part: slice, temperature: float, rows: int) -> Tensor:

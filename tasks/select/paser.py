@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, SelectConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.job import Job, Progress, shards_in
 from resprout.tasks.models.load import load_model
 from resprout.tasks.select import budget, concepts, duplicates, embed
 from resprout.tasks.select.cluster import CLUSTERERS, Matrix
 from resprout.tasks.select.cluster_count import choose_count
-from resprout.tasks.select.divergence import Divergence, measure
+from resprout.tasks.select.divergence import FILE, Divergence, measure, read_rows
 from resprout.tasks.select.graph import Outcome, choose_consistent, readmit
 from resprout.tasks.select.pool import Choice, Pool
 from resprout.tasks.select.rank import instruction_efficiency, ranked
@@ -41,7 +41,8 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     """
     config = job.config.paser
     check(job.config, len(pool.rows))
-    divergence = _measure(job, inputs, pool, progress)
+    shards = [folder / FILE for folder in shards_in(inputs)]
+    divergence = read_rows(shards, len(pool.rows)) if shards else measure_rows(job, inputs, pool, progress)
     instructions = [str(row["instruction"]) for row in pool.rows]
     embeddings = _embed(job, inputs, instructions, divergence, progress)
     dropped = _duplicates(config, pool, instructions, embeddings, divergence) if config.mode == "auto" else {}
@@ -120,14 +121,16 @@ def check(select: SelectConfig, rows: int) -> None:
         )
 
 
-def _measure(
+def measure_rows(
     job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress
 ) -> Divergence:
+    """Divergence on the rows of the job's share; loads both models."""
     config = job.config.paser
     dense, pruned = (
         load_model(inputs[role], job.dtype, job.device, job.trust_remote_code) for role in ("dense", "pruned")
     )
-    return measure(pruned, dense, pool.encoded, config.temperature, progress, config.embedder == "hidden")
+    want_states = config.embedder == "hidden"
+    return measure(pruned, dense, pool.encoded, config.temperature, progress, want_states, job.share)
 
 
 def _embed(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.select.registry import METHODS, modules
+from resprout.tasks.select.shard_stage import divergence_shard
 from resprout.tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -25,12 +26,19 @@ FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
 """What a row's decision says where the method does not look at it."""
 
 
+def compares_models(config: SelectConfig) -> bool:
+    """Whether the method looks at the divergence, which is what takes time."""
+    return config.method == "paser"
+
+
 @stage(
     "select",
     kind="selection",
     libraries=("torch", "transformers", "tokenizers", "scikit-learn", "scipy", "numpy"),
     methods=modules,
     seeded=True,
+    shard=divergence_shard,
+    splits=compares_models,
 )
 def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the chosen rows and the decisions; tokens chosen never exceed the budget."""

@@ -258,7 +258,7 @@ def test_a_prefect_server_that_is_away_costs_no_stage(
         (workdir / "out.txt").write_text("done")
 
     long.__module__ = write_text.__module__
-    monkeypatch.setattr("resprout.tasks.stage.ARTIFACT_SECONDS", 0.0)
+    monkeypatch.setattr("resprout.tasks.progress.ARTIFACT_SECONDS", 0.0)
     monkeypatch.setattr("prefect.artifacts.create_progress_artifact", away)
     made = make_run(home, lambda run: stage("long", kind="toy")(long)(run, Job(Knobs())))
     assert made.digest

@@ -1,0 +1,74 @@
+"""What the scores of a model are added up from: sums over tokens and answers to items, in a stated order.
+
+A share of the work gives a part of the pieces. The scores are made of all of them in their order, whether one
+process made them or many, so that they are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from resprout.configs.schema import EvaluateConfig
+from resprout.tasks.evaluate import perplexity, zero_shot
+from resprout.tasks.evaluate.held_out import held_out
+from resprout.tasks.evaluate.perplexity import Chunk
+from resprout.tasks.evaluate.task_files import TASK_ROLE
+from resprout.tasks.evaluate.zero_shot import Answers
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.models.load import load_model, load_tokenizer
+from resprout.tasks.models.size import count
+
+FILE = "pieces.json"
+
+
+@dataclass
+class Pieces:
+    """The model's sizes, sums over chunks of tokens, and for each task its answers."""
+
+    sizes: dict[str, int]
+    chunks: list[Chunk] = field(default_factory=list)
+    answers: dict[str, Answers] = field(default_factory=dict)
+
+
+def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progress) -> Pieces:
+    """The pieces of the job's share; loads the model, and for divergence the dense one."""
+    config = job.config.perplexity
+    tokenizer = load_tokenizer(inputs["model"])
+    ids, bos = held_out(inputs["text"], tokenizer, config)
+    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    dense = (
+        load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
+        if "dense" in inputs
+        else None
+    )
+    found = Pieces(asdict(count(model)))
+    parts = perplexity.windows(ids, config.window_tokens, config.stride_tokens or config.window_tokens, bos)
+    found.chunks = perplexity.chunks(model, parts, dense, config.kl_tokens, job.share, progress)
+    del dense
+    zero = job.config.zero_shot
+    if zero is not None:
+        progress(0, 1, "zero-shot tasks")
+        tasks = [zero_shot.task(one.name, inputs[TASK_ROLE + one.name]) for one in zero.tasks]
+        found.answers = zero_shot.answers(
+            model, tokenizer, tasks, zero.limit, zero.batch_size, job.seed, job.share, progress
+        )
+    return found
+
+
+def write(found: Pieces, folder: Path) -> None:
+    """Keep pieces as JSON, in which numbers lose nothing."""
+    (folder / FILE).write_text(json.dumps(asdict(found), sort_keys=True) + "\n")
+
+
+def read(folders: Sequence[Path]) -> Pieces:
+    """All pieces, of which each folder holds those of a share, in the order of the shares."""
+    parts = [json.loads((folder / FILE).read_text()) for folder in folders]
+    found = Pieces(parts[0]["sizes"])
+    for part in parts:
+        found.chunks += [Chunk(*one) for one in part["chunks"]]
+        for name, one in part["answers"].items():
+            found.answers.setdefault(name, Answers(one["lm_eval_version"])).add(one["right"])
+    return found

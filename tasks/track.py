@@ -1,0 +1,54 @@
+"""What MLflow is told of a stage's artifact: its metrics, its series, its small files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from resprout.infra.store.reference import ArtifactRef
+
+if TYPE_CHECKING:
+    from resprout.tasks.run import Run
+
+LOGGED_FILES = (
+    "plan.json",
+    "summary.json",
+    "details.json",
+    "exports.json",
+    "gate.json",
+    "source.json",
+    "samples.jsonl",
+)
+LOGGED_BYTES = 2_000_000
+
+
+def log_artifact(
+    run: Run, run_id: str, ref: ArtifactRef, params: Mapping[str, Any], timing: Mapping[str, float]
+) -> None:
+    """Write params, metrics, series and small files of an artifact into the MLflow run."""
+    paths = {entry.path: entry.size for entry in run.store.manifest(ref.digest).files}
+    metrics = _read_json(run, ref, "metrics.json") if "metrics.json" in paths else {}
+    history = _read_jsonl(run, ref, "history.jsonl") if "history.jsonl" in paths else []
+    run.tracker.log(run_id, {**metrics, **timing}, params, history=history)
+    for name in LOGGED_FILES:
+        if paths.get(name, LOGGED_BYTES + 1) <= LOGGED_BYTES:
+            run.tracker.log_text(run_id, run.store.read(ref.digest, name).decode(), name)
+
+
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested plain data under dotted names."""
+    if isinstance(data, dict):
+        found: dict[str, Any] = {}
+        for key, value in data.items():
+            found.update(flat(value, f"{prefix}.{key}" if prefix else str(key)))
+        return found
+    return {prefix or "config": data}
+
+
+def _read_json(run: Run, ref: ArtifactRef, path: str) -> dict[str, float]:
+    return dict(json.loads(run.store.read(ref.digest, path)))
+
+
+def _read_jsonl(run: Run, ref: ArtifactRef, path: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in run.store.read(ref.digest, path).split(b"\n") if line.strip()]
