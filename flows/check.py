@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded
-from resprout.configs.schema import RunConfig
+from resprout.configs.schema import InfraConfig, RunConfig
 from resprout.flows.catalog import registries
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.target import implied_shape
+
+EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
+"""The package behind each task runner that is an extra."""
 
 
 def check(loaded: Loaded) -> None:
@@ -37,6 +42,7 @@ def check(loaded: Loaded) -> None:
     for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
         collect("evaluate.zero_shot", lambda name=one.task: read_task(name, loaded.base))
     collect("infra.store.uri", lambda: _store_folder(loaded))
+    collect("infra.task_runner", lambda: require_extra(config.infra))
     from resprout.flows.sources import missing, source_shape
 
     faults.extend(missing(loaded))
@@ -46,6 +52,16 @@ def check(loaded: Loaded) -> None:
             faults.extend(_unfit(config, shape))
     if faults:
         raise BadInput(f"{loaded.path}: " + "; ".join(faults))
+
+
+def require_extra(infra: InfraConfig) -> None:
+    """BadInput where the packages of the task runner are not installed; imports none of them."""
+    module = EXTRAS.get(infra.task_runner)
+    if module is not None and importlib.util.find_spec(module) is None:
+        raise BadInput(
+            f"infra.task_runner is {infra.task_runner} but {module} is not installed; run pip install "
+            f"'resprout[{infra.task_runner}]', or set infra.task_runner: threads"
+        )
 
 
 def check_fits(config: RunConfig, shape: Shape) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from resprout.flows import preflight
 from resprout.flows.again import command, config_digest, public_overrides
 from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
+from resprout.flows.fan_out import FanOut
 from resprout.flows.patience import patiently
 from resprout.flows.session import Session, current, using
 from resprout.flows.sources import Sources
@@ -122,8 +123,16 @@ def _compress(
         retry_delay_seconds=loaded.config.infra.prefect.retry_delay_seconds,
         stages=result.stages,
         cancelled=lambda: session.interrupted,
+        shards=loaded.config.infra.shards,
     )
-    with logs.fields(mlflow_run=run_id), closing(run.locks), tracker.running(run_id):
+    fan_out = FanOut(loaded, run) if run.shards > 1 else None
+    run.fan_out = fan_out
+    with ExitStack() as at_end:
+        at_end.callback(run.locks.close)
+        if fan_out is not None:
+            at_end.callback(fan_out.close)
+        at_end.enter_context(logs.fields(mlflow_run=run_id))
+        at_end.enter_context(tracker.running(run_id))
         public = json.dumps(loaded.config.public(), indent=1, sort_keys=True)
         tracker.log_text(run_id, public, "config.json")
         if identity.dirty_patch():

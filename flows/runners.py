@@ -1,0 +1,83 @@
+"""Prefect's task runners as `infra.task_runner` names them, and tasks handed to them without secrets."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+from contextlib import ExitStack
+from typing import Any
+
+from prefect import Task, flow
+from prefect.context import FlowRunContext, SettingsContext
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from resprout.configs.schema import InfraConfig
+from resprout.flows.check import require_extra
+
+
+def task_runner(infra: InfraConfig) -> TaskRunner[Any]:
+    """The task runner, not yet started; a local cluster has `workers` processes that do one thing at a time."""
+    require_extra(infra)
+    if infra.task_runner == "dask":
+        from prefect_dask import DaskTaskRunner
+
+        if infra.dask_address is not None:
+            return DaskTaskRunner(address=infra.dask_address)
+        # One thread a process: torch's state is the process's, and a lost process costs one shard.
+        local = {"n_workers": infra.workers, "threads_per_worker": 1, "dashboard_address": None}
+        return DaskTaskRunner(cluster_kwargs={**local, "memory_limit": 0})
+    if infra.task_runner == "ray":
+        from prefect_ray import RayTaskRunner
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if infra.ray_address is not None:
+            return RayTaskRunner(address=infra.ray_address)
+        local = {"num_cpus": infra.workers, "include_dashboard": False, "log_to_driver": False}
+        return RayTaskRunner(init_kwargs=local)
+    return ThreadPoolTaskRunner(max_workers=infra.workers)
+
+
+@flow(name="shards")
+def _shards() -> None:
+    """Stands for the flow run on the way to a worker; never run."""
+
+
+def submit(runner: TaskRunner[Any], task: Task[Any, Any], parameters: dict[str, Any]) -> PrefectFuture[Any]:
+    """Hand `task` to the runner as a part of the current flow run.
+
+    To another process goes no secret: a worker takes Prefect's keys from its own environment. Nor does the
+    flow itself, its parameters, or a task around this call, which may hold open files and connections.
+    """
+    around, settings = FlowRunContext.get(), SettingsContext.get()
+
+    def inside() -> PrefectFuture[Any]:
+        with ExitStack() as entered:
+            if settings is not None:
+                entered.enter_context(_AddressOnly(profile=settings.profile, settings=settings.settings))
+            if around is not None and around.flow_run is not None:
+                slim = FlowRunContext(
+                    client=around.client,
+                    flow=_shards,
+                    flow_run=around.flow_run.model_copy(update={"parameters": {}}),
+                    task_runner=runner,
+                    result_store=around.result_store,
+                    parameters={},
+                )
+                entered.enter_context(slim)
+            return runner.submit(task, parameters)
+
+    return contextvars.Context().run(inside)
+
+
+class _AddressOnly(SettingsContext):
+    """Prefect's settings, of which only the server's address travels; a worker has its own for the rest."""
+
+    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
+        """What a worker is sent."""
+        url = self.settings.api.url
+        if url is None:
+            from prefect.server.api.server import SubprocessASGIServer
+
+            url = SubprocessASGIServer().api_url
+        return {"profile": {"name": "resprout", "env": {}}, "settings": {"api": {"url": url}}}
