@@ -182,7 +182,7 @@ def _in_a_sentence(error: Exception, what: str) -> Exception:
         return error
     if type(error).__name__ in ("KilledWorker", "WorkerCrashedError"):
         return StageFailed(
-            f"{what} ended every process that tried it, most likely for want of memory; use smaller batches or "
-            "more shards; finished shards are kept"
+            f"{what} ended every process that tried it, most likely for want of memory; use smaller batches "
+            "or more shards; finished shards are kept"
         )
     return error

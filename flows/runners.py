@@ -17,16 +17,25 @@ from resprout.flows.check import require_extra
 
 
 def task_runner(infra: InfraConfig) -> TaskRunner[Any]:
-    """The task runner, not yet started; a local cluster has `workers` processes that do one thing at a time."""
+    """The task runner, not yet started; a local cluster is `workers` processes with one thread each."""
     require_extra(infra)
     if infra.task_runner == "dask":
         from prefect_dask import DaskTaskRunner
 
         if infra.dask_address is not None:
             return DaskTaskRunner(address=infra.dask_address)
-        # One thread a process: torch's state is the process's, and a lost process costs one shard.
-        local = {"n_workers": infra.workers, "threads_per_worker": 1, "dashboard_address": None}
-        return DaskTaskRunner(cluster_kwargs={**local, "memory_limit": 0})
+        # One thread a process: torch's state is the process's, and a lost process costs one shard. Whoever
+        # reaches a scheduler runs code with it, so even on loopback it asks for a certificate.
+        local = {
+            "n_workers": infra.workers,
+            "threads_per_worker": 1,
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
+            "security": True,
+            # A shard that needs the machine's memory is not killed at a share of it.
+            "memory_limit": 0,
+        }
+        return DaskTaskRunner(cluster_kwargs=local)
     if infra.task_runner == "ray":
         from prefect_ray import RayTaskRunner
 
