@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from resprout.configs.errors import BadInput, ResproutError
+
 
 class Plain(BaseModel):
     """Base of the result's parts."""
@@ -112,3 +114,14 @@ class RunResult(Plain):
     """Path of the HTML report."""
     seconds: float = 0.0
     overhead: Overhead | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Say that and why the run did not get through."""
+        if isinstance(error, KeyboardInterrupt):
+            self.status, self.exit_code, self.message = "cancelled", 130, "cancelled"
+        elif isinstance(error, ResproutError):
+            self.status = "bad_input" if isinstance(error, BadInput) else "failed"
+            self.exit_code, self.message = error.exit_code, str(error)
+        else:
+            self.status, self.exit_code = "failed", 1
+            self.message = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"

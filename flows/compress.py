@@ -108,7 +108,8 @@ def _compress(
             lambda: look_up(loaded.config, store, tracker, sources, loaded.home)[1],
         )
     digest = config_digest(loaded)
-    run_id = tracker.resume(flow_run.id) or tracker.start(loaded.config.name, _run_tags(loaded, digest))
+    tags = {**session.tags, **_run_tags(loaded, digest)}
+    run_id = tracker.resume(flow_run.id) or tracker.start(loaded.config.name, tags)
     result = session.result
     result.mlflow_run_id, result.config_digest = run_id, digest
     run = Run(

@@ -46,6 +46,8 @@ class Session:
     """The config of the run, where the caller has loaded it."""
     interrupted: bool = False
     """Ctrl-C was pressed."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Further tags of the run in MLflow."""
 
 
 _current: ContextVar[Session | None] = ContextVar("session", default=None)

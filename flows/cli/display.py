@@ -17,6 +17,7 @@ from rich.progress import (
 from resprout.flows.log_display import LogDisplay
 from resprout.infra import logs
 from resprout.tasks.job import Progress as Callback
+from resprout.tasks.job import silent
 from resprout.tasks.run import Display
 
 LINE_SECONDS = 10.0
@@ -89,6 +90,28 @@ class LineDisplay:
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """Print how the stage ended."""
         self.console.print(_line(label, cached, seconds), highlight=False)
+
+
+class NamedDisplay:
+    """Plain lines of one of several runs: how its stages ended, behind its name."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self.console = console
+        self.name = name
+
+    def started(self, label: str) -> Callback:
+        """Progress that is not shown: lines of several runs would tell nothing."""
+        return silent
+
+    def waiting(self, stage: str) -> None:
+        """Print that another run is at work on it."""
+        self.console.print(
+            f"{self.name}: {stage}: waiting for another run that is making it", highlight=False
+        )
+
+    def finished(self, label: str, cached: bool, seconds: float) -> None:
+        """Print how the stage ended."""
+        self.console.print(f"{self.name}: {_line(label, cached, seconds)}", highlight=False)
 
 
 def _line(label: str, cached: bool, seconds: float) -> str:

@@ -14,6 +14,7 @@ CANCELLED_SAYS = "cancelled; finished stages are kept, and the same command goes
 
 VERBS = (
     "run",
+    "sweep",
     "plan",
     "validate",
     "schema",

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resprout.configs.errors import BadInput, ResproutError
-
 if TYPE_CHECKING:
     from resprout.configs.load import Loaded
     from resprout.configs.result import RunResult
@@ -91,16 +89,8 @@ def _run(
         partial.seconds = time.perf_counter() - began
         show(session, loaded, console)
         return partial, None
-    except KeyboardInterrupt as error:
-        partial.status, partial.exit_code, partial.message = "cancelled", 130, "cancelled"
-        return partial, error
-    except ResproutError as error:
-        partial.status = "bad_input" if isinstance(error, BadInput) else "failed"
-        partial.exit_code, partial.message = error.exit_code, str(error)
-        return partial, error
-    except Exception as error:
-        partial.status, partial.exit_code = "failed", 1
-        partial.message = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    except (Exception, KeyboardInterrupt) as error:
+        partial.fail(error)
         return partial, error
 
 

@@ -1,0 +1,136 @@
+"""A sweep: one run config in many variants; its schema, and what `resprout sweep --json` prints."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.load import Loaded, explain, load, read_yaml
+from resprout.configs.result import Plain, RunResult
+from resprout.configs.section import Name, Section
+
+MOST_VARIANTS = 1000
+OWN = ("name", "infra")
+"""Keys that no variant may set: the sweep names its runs, and all of them share one place."""
+
+Values = dict[str, Any]
+
+
+class SweepConfig(Section):
+    """Variants of one run config."""
+
+    name: Name
+    """Name of the sweep."""
+    base: str
+    """Run config that all variants begin with, relative to the sweep's own folder."""
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] | None = None
+    """Dotted key: values; every combination is a variant, the last key turning fastest."""
+    variants: Annotated[tuple[Values, ...], Field(min_length=1)] | None = Field(default=None, alias="list")
+    """Or each variant's {dotted key: value}."""
+    variant_name: str = "{base}-{index}"
+    """Name of a variant; {base} is the base config's, {index} counts from 1."""
+    register_variants: bool = Field(default=False, alias="register")
+    """Whether each variant registers its model as the base says; else none does, and no alias moves."""
+
+    @field_validator("variants")
+    @classmethod
+    def _say_something(cls, variants: tuple[Values, ...] | None) -> tuple[Values, ...] | None:
+        told = [json.dumps(one, sort_keys=True) for one in variants or ()]
+        if len(set(told)) < len(told):
+            raise ValueError("two variants are the same; leave one out")
+        return variants
+
+    @model_validator(mode="after")
+    def _one_form(self) -> SweepConfig:
+        if (self.grid is None) == (self.variants is None):
+            raise ValueError("give exactly one of grid and list")
+        if self.grid == {}:
+            raise ValueError("the grid is empty; name at least one dotted key with its values")
+        for key in {key for one in self.settings() for key in one}:
+            if key.split(".")[0] in OWN:
+                raise ValueError(
+                    f"{key} cannot differ between variants; set it in the base, or for all of them on the "
+                    "command line"
+                )
+        return self
+
+    def settings(self) -> list[Values]:
+        """What each variant sets, in the order of the variants."""
+        if self.variants is not None:
+            return list(self.variants)
+        grid = self.grid or {}
+        count = 1
+        for values in grid.values():
+            count *= len(values)
+        if count > MOST_VARIANTS:
+            raise ValueError(f"the grid has {count} variants; at most {MOST_VARIANTS} are allowed")
+        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of a sweep: its name, what it sets, and with that its checked config."""
+
+    name: str
+    settings: Values
+    overrides: list[str]
+    loaded: Loaded
+
+
+class VariantResult(Plain):
+    """Outcome of a variant."""
+
+    name: str
+    settings: dict[str, Any]
+    result: RunResult
+
+
+class SweepResult(Plain):
+    """Outcome of a sweep: failed where a variant failed, else gate_not_passed where a gate was not passed."""
+
+    status: Literal["done", "gate_not_passed", "failed"]
+    exit_code: int
+    name: str
+    variants: list[VariantResult]
+    seconds: float = 0.0
+
+
+def load_sweep(path: Path, overrides: list[str]) -> tuple[SweepConfig, list[Variant]]:
+    """The sweep in `path` with every variant loaded; `overrides` are set in all of them before their own.
+
+    Raises:
+        BadInput: naming each variant that cannot be used, and why.
+    """
+    path = path.expanduser()
+    try:
+        sweep = SweepConfig.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise BadInput(explain(error, str(path), root=SweepConfig)) from None
+    base = path.parent / Path(sweep.base).expanduser()
+    base_name = load(base, overrides).config.name
+    found, faults = list[Variant](), list[str]()
+    for index, settings in enumerate(sweep.settings(), 1):
+        try:
+            name = sweep.variant_name.format(base=base_name, index=index)
+        except (KeyError, IndexError, ValueError):
+            raise BadInput(
+                f"{path}: variant_name is '{sweep.variant_name}'; it may hold {{base}} and {{index}}"
+            ) from None
+        own = [f"name={name}", *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
+        if not sweep.register_variants:
+            own.append("register=null")
+        try:
+            found.append(Variant(name, settings, [*overrides, *own], load(base, [*overrides, *own])))
+        except ResproutError as error:
+            faults.append(f"variant {index} ({', '.join(own[1:])}): {error}")
+    if faults:
+        raise BadInput("; ".join(faults))
+    if len({one.name for one in found}) < len(found):
+        raise BadInput(f"{path}: variant_name gives two variants one name; put {{index}} into it")
+    return sweep, found

@@ -1,0 +1,104 @@
+"""`resprout sweep`: one run config in many variants."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from resprout.flows.sweep import SweepSession
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="Sweep (YAML): name, base, and grid or list.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value for all variants, e.g. infra.workers=2")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line of stdout: the result as JSON.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the variants and what of them is cached.")
+    ] = False,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks and the libraries' logs.")] = False,
+) -> None:
+    """Run every variant of a sweep; stages that variants share run once, and one that fails ends no other.
+
+    The same command again goes on from there: finished stages and variants are found in the cache.
+
+    \b
+    Examples:
+      resprout sweep configs/sweep_quickstart.yaml
+      resprout sweep configs/sweep_quickstart.yaml --dry-run
+      resprout sweep configs/sweep_quickstart.yaml infra.task_runner=dask infra.workers=2 --json
+    """
+    from resprout.configs.sweep import load_sweep
+
+    _, variants = load_sweep(config, overrides or [])
+    from resprout.infra.environment import prepare
+
+    prepare(variants[0].loaded.config.infra, variants[0].loaded.home, debug)
+    if not debug:
+        # Deprecations inside the libraries underneath are not the user's to mend.
+        warnings.simplefilter("ignore")
+    from resprout.flows.sweep import prepared, sweep_here
+
+    session = prepared(config, overrides or [])
+    if dry_run:
+        _forecast(session, as_json)
+        return
+    from rich.console import Console
+
+    from resprout.flows.cli.display import NamedDisplay
+    from resprout.flows.cli.sweep_table import ended_line, table
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(stderr=True, width=200)
+    session.display = lambda name: NamedDisplay(console, name)
+    session.ended = lambda result: console.print(ended_line(result), highlight=False, soft_wrap=True)
+    _note_interrupts(session)
+    result = sweep_here(config, overrides or [], session)
+    console.print()
+    console.print(table(session.variants, result), highlight=False)
+    if as_json:
+        sys.stdout.write(result.model_dump_json() + "\n")
+        sys.stdout.flush()
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _forecast(session: SweepSession, as_json: bool) -> None:
+    from resprout.flows.sweep import forecasts
+
+    found = forecasts(session)
+    if as_json:
+        shown = [
+            {
+                "name": variant.name,
+                "settings": variant.settings,
+                "stages": [{"name": one.label, "cached": one.cached} for one in stages],
+            }
+            for variant, stages in found
+        ]
+        typer.echo(json.dumps({"name": session.config.name, "variants": shown}, sort_keys=True))
+        return
+    for variant, stages in found:
+        told = " ".join(f"{key}={json.dumps(value)}" for key, value in variant.settings.items())
+        missing = [one.label for one in stages if not one.cached]
+        would = f"would run {', '.join(missing)}" if missing else "all cached"
+        typer.echo(f"{variant.name}: {told}; {len(stages) - len(missing)} of {len(stages)} cached; {would}")
+
+
+def _note_interrupts(session: SweepSession) -> None:
+    """On Ctrl-C raise KeyboardInterrupt as ever, and have the variants of this process stop."""
+
+    def interrupt(number: int, frame: object) -> None:
+        session.interrupt()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)

@@ -1,0 +1,201 @@
+"""The flow of a sweep: each variant a run of `compress`, as many at once as there are workers.
+
+Variants share the store, so a stage that several need is made once: the first takes its lease, the others
+wait for it and find the result. Each variant is the unit of work here, so its stages are not split further.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, flow
+from prefect.cache_policies import NO_CACHE
+
+from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.load import Loaded, arrived, load, travelling
+from resprout.configs.result import RunResult
+from resprout.configs.sweep import SweepConfig, SweepResult, Variant, VariantResult, load_sweep
+from resprout.flows.again import config_digest, public_overrides
+from resprout.flows.check import check
+from resprout.flows.runners import submit, task_runner
+from resprout.flows.session import NoDisplay, Session
+from resprout.infra.environment import prepare
+from resprout.tasks.run import Display, Forecast
+
+
+def _no_display(name: str) -> Display:
+    return NoDisplay()
+
+
+@dataclass
+class SweepSession:
+    """What one call of the sweep fills in, and who watches."""
+
+    config: SweepConfig
+    variants: list[Variant]
+    result: SweepResult
+    display: Callable[[str], Display] = _no_display
+    """The display of a variant by its name, where the variant runs in this process."""
+    ended: Callable[[VariantResult], None] = lambda result: None
+    """Told of each variant that ended."""
+    running: list[Session] = field(default_factory=list)
+
+    def interrupt(self) -> None:
+        """Let the variants of this process stop at their next step."""
+        for session in self.running:
+            session.interrupted = True
+
+
+_current: ContextVar[SweepSession | None] = ContextVar("sweep", default=None)
+_HERE: dict[str, SweepSession] = {}
+"""Sweeps of this process by an id of their own."""
+
+
+def prepared(path: Path, overrides: list[str]) -> SweepSession:
+    """The sweep in `path`, every variant checked; BadInput names each that could not run."""
+    config, variants = load_sweep(path, overrides)
+    faults = []
+    for variant in variants:
+        try:
+            check(variant.loaded)
+            travelling(variant.loaded)
+        except ResproutError as error:
+            faults.append(f"variant {variant.name}: {error}")
+    if faults:
+        raise BadInput("; ".join(faults))
+    return SweepSession(
+        config, variants, SweepResult(status="failed", exit_code=1, name=config.name, variants=[])
+    )
+
+
+def sweep_here(path: Path, overrides: list[str], session: SweepSession) -> SweepResult:
+    """Run the sweep in this process, filling the session's result."""
+    token = _current.set(session)
+    try:
+        sweep(str(path), public_overrides(overrides))
+    except KeyboardInterrupt:
+        session.interrupt()
+        raise
+    finally:
+        _current.reset(token)
+    return session.result
+
+
+@flow(name="sweep", validate_parameters=False)
+def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Run all variants of the sweep at path `config`; `overrides` are key=value, set in all of them."""
+    session = _current.get() or prepared(Path(config), overrides or [])
+    first = session.variants[0].loaded
+    prepare(first.config.infra, first.home)
+    began = time.perf_counter()
+    own = uuid.uuid4().hex
+    with ExitStack() as at_end:
+        _HERE[own] = session
+        at_end.callback(_HERE.pop, own)
+        runner = at_end.enter_context(task_runner(first.config.infra))
+        futures = [submit(runner, RUN, _asked(variant, session, own)) for variant in session.variants]
+        for variant, future in zip(session.variants, futures, strict=True):
+            try:
+                result = RunResult.model_validate(future.result())
+            except Exception as error:
+                # A lost process or a fault of the runner itself; what the variant raised is in its result.
+                result = RunResult(status="failed", exit_code=1)
+                result.fail(error)
+            ended = VariantResult(name=variant.name, settings=variant.settings, result=result)
+            session.result.variants.append(ended)
+            session.ended(ended)
+    _conclude(session.result, began)
+    return session.result.model_dump(mode="json")
+
+
+def _conclude(result: SweepResult, began: float) -> None:
+    result.seconds = round(time.perf_counter() - began, 3)
+    found = {one.result.status for one in result.variants}
+    if found <= {"done"}:
+        result.status, result.exit_code = "done", 0
+    elif found <= {"done", "gate_not_passed"}:
+        result.status, result.exit_code = "gate_not_passed", 3
+
+
+def _asked(variant: Variant, session: SweepSession, own: str) -> dict[str, Any]:
+    loaded = variant.loaded
+    return {
+        "name": variant.name,
+        "config": str(loaded.path.absolute()),
+        "overrides": public_overrides(variant.overrides),
+        "infra": travelling(loaded),
+        "digest": config_digest(loaded),
+        "sweep": session.config.name,
+        "own": own,
+    }
+
+
+def _run(
+    name: str, config: str, overrides: list[str], infra: dict[str, Any], digest: str, sweep: str, own: str
+) -> dict[str, Any]:
+    """The result of one variant, as plain data; a variant that fails has a result too."""
+    began = time.perf_counter()
+    watched = _HERE.get(own)
+    session = Session(tags={"resprout.sweep": sweep})
+    if watched is not None:
+        session.display = watched.display(name)
+        watched.running.append(session)
+    try:
+        loaded = _loaded(config, overrides, infra, digest)
+        prepare(loaded.config.infra, loaded.home)
+        # MLflow reads its environment when it is imported.
+        from resprout.flows.compress import compress_here
+
+        compress_here(loaded, overrides, session)
+    except Exception as error:
+        session.result.fail(error)
+    session.result.seconds = round(time.perf_counter() - began, 3)
+    return session.result.model_dump(mode="json")
+
+
+RUN = Task(
+    fn=_run, name="variant", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False, retries=0
+)
+"""One variant; its stages are what is kept and tried again."""
+
+
+def _loaded(config: str, overrides: list[str], infra: dict[str, Any], digest: str) -> Loaded:
+    """The variant as this process reads it; BadInput where that is not what was sent."""
+    loaded = load(Path(config), overrides)
+    place = arrived(infra).model_copy(update={"shards": 1})
+    found = replace(
+        loaded,
+        config=loaded.config.model_copy(update={"infra": place}),
+        home=Path(place.home or loaded.home),
+        infra=infra,
+    )
+    if config_digest(found) != digest:
+        raise BadInput(
+            f"{config} with {' '.join(overrides)} is another config on this worker; give it the same files "
+            "and the same RESPROUT_* variables"
+        )
+    return found
+
+
+def forecasts(session: SweepSession) -> list[tuple[Variant, list[Forecast]]]:
+    """For each variant what its stages would do; runs none of them."""
+    first = session.variants[0].loaded
+    prepare(first.config.infra, first.home)
+    from resprout.flows.sources import Sources
+    from resprout.flows.steps import look_up
+    from resprout.infra.store.store import ArtifactStore
+    from resprout.infra.tracking import Tracker
+
+    tracker = Tracker(first.config.infra.mlflow, first.home)
+    store = ArtifactStore.from_config(first.config.infra.store, first.home)
+    return [
+        (one, look_up(one.loaded.config, store, tracker, Sources(one.loaded, tracker.uri), first.home)[1])
+        for one in session.variants
+    ]
