@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from resprout.configs.errors import ResproutError, StageFailed
 from resprout.configs.load import Loaded, arrived, travelling
 from resprout.configs.schema import InfraConfig
-from resprout.flows.runners import submit, task_runner
+from resprout.flows.runners import apart, submit, task_runner
 from resprout.flows.session import NoDisplay
 from resprout.infra.environment import prepare
 from resprout.infra.store.reference import ArtifactRef
@@ -69,7 +69,7 @@ def _make(call: str, label: str) -> dict[str, Any]:
     }
     place = asked.place.model_dump_json()
     run = _HERE.get(place) or _opened(place)
-    return stage(run, job, inputs, label).model_dump(mode="json")
+    return apart(lambda: stage(run, job, inputs, label)).model_dump(mode="json")
 
 
 MAKE = Task(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextvars
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import Task, flow
 from prefect.context import FlowRunContext, SettingsContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.transactions import Transaction
 
 from resprout.configs.schema import InfraConfig
 from resprout.flows.check import require_extra
+
+R = TypeVar("R")
 
 
 def task_runner(infra: InfraConfig) -> TaskRunner[Any]:
@@ -77,6 +81,20 @@ def submit(runner: TaskRunner[Any], task: Task[Any, Any], parameters: dict[str, 
             return runner.submit(task, parameters)
 
     return contextvars.Context().run(inside)
+
+
+def apart(make: Callable[[], R]) -> R:
+    """What `make` returns, called outside of the transaction of the task around it.
+
+    Prefect commits what is done in a transaction when that ends: stages in a task would be found by others
+    only once the task is over, and their leases would be kept until then.
+    """
+
+    def inside() -> R:
+        Transaction.__var__.set(None)  # type: ignore[arg-type]
+        return make()
+
+    return contextvars.copy_context().run(inside)
 
 
 class _AddressOnly(SettingsContext):

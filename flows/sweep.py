@@ -24,7 +24,7 @@ from resprout.configs.result import RunResult
 from resprout.configs.sweep import SweepConfig, SweepResult, Variant, VariantResult, load_sweep
 from resprout.flows.again import config_digest, public_overrides
 from resprout.flows.check import check
-from resprout.flows.runners import submit, task_runner
+from resprout.flows.runners import apart, submit, task_runner
 from resprout.flows.session import NoDisplay, Session
 from resprout.infra.environment import prepare
 from resprout.tasks.run import Display, Forecast
@@ -153,7 +153,7 @@ def _run(
         # MLflow reads its environment when it is imported.
         from resprout.flows.compress import compress_here
 
-        compress_here(loaded, overrides, session)
+        apart(lambda: compress_here(loaded, overrides, session))
     except Exception as error:
         session.result.fail(error)
     session.result.seconds = round(time.perf_counter() - began, 3)
