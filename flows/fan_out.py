@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -20,7 +21,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from pydantic import BaseModel
 
-from resprout.configs.errors import ResproutError, StageFailed
+from resprout.configs import errors
+from resprout.configs.errors import StageFailed
 from resprout.configs.load import Loaded, arrived, travelling
 from resprout.configs.schema import InfraConfig
 from resprout.flows.runners import apart, submit, task_runner
@@ -59,7 +61,17 @@ class Call(BaseModel):
 
 
 def _make(call: str, label: str) -> dict[str, Any]:
-    """The reference to the shard that a `Call`, as JSON, describes."""
+    """The reference to the shard that a `Call`, as JSON, describes, or its fault: both as plain data.
+
+    An error of a library may not survive being pickled, or not be known where it arrives.
+    """
+    try:
+        return {"made": _called(call).model_dump(mode="json")}
+    except Exception as error:
+        return {"fault": type(error).__name__, "text": str(error), "where": traceback.format_exc()}
+
+
+def _called(call: str) -> ArtifactRef:
     asked = Call.model_validate_json(call)
     stage: Stage[Any] = _named(asked.stage)
     section = _named(asked.section).model_validate(asked.config)
@@ -69,7 +81,7 @@ def _make(call: str, label: str) -> dict[str, Any]:
     }
     place = asked.place.model_dump_json()
     run = _HERE.get(place) or _opened(place)
-    return apart(lambda: stage(run, job, inputs, label)).model_dump(mode="json")
+    return apart(lambda: stage(run, job, inputs, asked.label))
 
 
 MAKE = Task(
@@ -108,9 +120,14 @@ class FanOut:
         made, faults = list[ArtifactRef](), list[Exception]()
         for done, future in enumerate(futures, 1):
             try:
-                made.append(ArtifactRef.model_validate(future.result()))
+                found = future.result()
             except Exception as error:
-                faults.append(_in_a_sentence(error, f"shard {done} of {len(jobs)} of {label}"))
+                faults.append(_lost(error, f"shard {done} of {len(jobs)} of {label}"))
+            else:
+                if "made" in found:
+                    made.append(ArtifactRef.model_validate(found["made"]))
+                else:
+                    faults.append(_as_raised(found))
             progress(done, len(jobs), "shards")
         if faults:
             raise faults[0]
@@ -177,12 +194,18 @@ def _given(one: Input) -> Given:
     return Given(ref=one.ref, path=one.path) if isinstance(one, Part) else Given(ref=one)
 
 
-def _in_a_sentence(error: Exception, what: str) -> Exception:
-    if isinstance(error, ResproutError):
-        return error
-    if type(error).__name__ in ("KilledWorker", "WorkerCrashedError"):
-        return StageFailed(
-            f"{what} ended every process that tried it, most likely for want of memory; use smaller batches "
-            "or more shards; finished shards are kept"
-        )
+def _as_raised(found: dict[str, Any]) -> Exception:
+    """The fault that a worker met; of an error that is not ours its name and text."""
+    own = getattr(errors, found["fault"], None)
+    error = own(found["text"]) if own is not None else StageFailed(f"{found['fault']}: {found['text']}")
+    error.add_note(f"On the worker:\n{found['where']}")
     return error
+
+
+def _lost(error: Exception, what: str) -> Exception:
+    if type(error).__name__ not in ("KilledWorker", "WorkerCrashedError"):
+        return error
+    return StageFailed(
+        f"{what} ended every process that tried it, most likely for want of memory; use smaller batches or "
+        "more shards; finished shards are kept"
+    )

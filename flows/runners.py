@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ def task_runner(infra: InfraConfig) -> TaskRunner[Any]:
     if infra.task_runner == "dask":
         from prefect_dask import DaskTaskRunner
 
+        # Dask sets its own level when it is imported, and tells of every connection.
+        logging.getLogger("distributed").setLevel(logging.WARNING)
         if infra.dask_address is not None:
             return DaskTaskRunner(address=infra.dask_address)
         # One thread a process: torch's state is the process's, and a lost process costs one shard. Whoever

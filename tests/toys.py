@@ -1,22 +1,36 @@
-"""A stage small enough to read, for the tests of what all stages share."""
+"""Stages small enough to read, for the tests of what all stages share."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from resprout.tasks.job import Job, Progress
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.tasks.job import Job, Progress, shards_in
+from resprout.tasks.stage import stage
+
+DOOR = "resprout.tasks.gate.stage"
+"""The code hash follows in-project modules only, so the toys stand in for one of them."""
 
 
 class Knobs(BaseModel):
-    """Section of a toy stage."""
+    """Section of a toy stage; of a toy's shards `fail` fails until <log>.mended is there, `die` dies once."""
 
     model_config = ConfigDict(frozen=True)
 
     text: str = "a"
+    log: str | None = None
+    fail: int | None = None
+    die: int | None = None
+
+    def key_data(self) -> dict[str, Any]:
+        return {"text": self.text}
 
 
 def write_text(job: Job[Any], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
@@ -26,5 +40,32 @@ def write_text(job: Job[Any], inputs: Mapping[str, Path], workdir: Path, progres
     (workdir / "metrics.json").write_text(f'{{"length": {len(before + job.config.text)}}}')
 
 
-# The code hash follows in-project modules only, so the toy stands in for one of them.
-write_text.__module__ = "resprout.tasks.gate.stage"
+def write_part(job: Job[Knobs], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Content of a toy's shard: its part of the text in capitals."""
+    knobs, index = job.config, job.share.index
+    if knobs.text == "bad":
+        raise BadInput("no shard likes this text; give another")
+    if knobs.log is not None:
+        with Path(knobs.log).open("a") as log:
+            log.write(f"{index}\n")
+    if knobs.fail == index and not Path(f"{knobs.log}.mended").exists():
+        raise StageFailed(f"shard {index} fails; mend it")
+    died = Path(f"{knobs.log}.died")
+    if knobs.die == index and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    mine = job.share.of(len(knobs.text))
+    (workdir / "out.txt").write_text(f"{index}:{knobs.text[mine.start : mine.stop].upper()}")
+
+
+def write_whole(job: Job[Knobs], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Content of a toy that can be shared out: the text in capitals, put together or made here."""
+    parts = [(folder / "out.txt").read_text().partition(":")[2] for folder in shards_in(inputs)]
+    (workdir / "out.txt").write_text("".join(parts) if parts else job.config.text.upper())
+
+
+for body in (write_text, write_part, write_whole):
+    body.__module__ = DOOR
+
+part = replace(stage("toy-shard", kind="toy", computes=False)(write_part), target="toys:part")
+whole = stage("toy", kind="toy", computes=False, shard=part)(write_whole)

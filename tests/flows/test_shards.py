@@ -1,0 +1,271 @@
+"""Shards: the same bytes whoever made them, each kept by itself, and no secret on the way to a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.load import Loaded, arrived, load, travelling
+from resprout.configs.schema import InfraConfig
+from resprout.flows.check import require_extra
+from resprout.infra.store.record import Record
+from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.job import Job, Share
+from tiny_run import write_run
+from toys import Knobs, whole
+
+TIMED = ("measure", "report")
+"""Stages whose content shows timings, so that two runs differ there."""
+
+
+def digests(result: Any) -> dict[str, str]:
+    return {
+        stage["name"]: stage["artifact"]["digest"]
+        for stage in result["stages"]
+        if not stage["name"].startswith(TIMED)
+    }
+
+
+def records(home: Path, stage: str) -> dict[str, Record]:
+    store = ArtifactStore.from_config(InfraConfig().store, home)
+    return {identity: record for identity, record in store.records() if record.stage == stage}
+
+
+def test_a_share_is_contiguous_and_the_shares_are_all() -> None:
+    for items in (0, 1, 5, 16, 17):
+        for count in (1, 2, 3, 7, 20):
+            shares = [Share(index, count).of(items) for index in range(count)]
+            assert [item for share in shares for item in share] == list(range(items))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
+    """A tiny config with overrides, whose home is new each time."""
+    config = write_run(tmp_path_factory.mktemp("config"))
+
+    def make(*overrides: str, home: Path | None = None) -> Loaded:
+        where = home or tmp_path_factory.mktemp("home")
+        return load(config, [f"infra.home={where}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def fan(make_run: Callable[..., Any], loaded: Callable[..., Loaded]) -> Callable[..., Any]:
+    """Run `steps(run)` where the toy stage is shared out as the overrides say."""
+    from resprout.flows.fan_out import FanOut
+
+    def call(home: Path, steps: Callable[[Any], Any], *overrides: str) -> Any:
+        config = loaded(*overrides, home=home)
+
+        def inside(run: Any) -> Any:
+            run.shards = config.config.infra.shards
+            run.fan_out = FanOut(config, run)
+            try:
+                return steps(run)
+            finally:
+                run.fan_out.close()
+
+        return make_run(home, inside)
+
+    return call
+
+
+@pytest.fixture(params=("threads", "dask"))
+def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each task runner whose packages are here; its workers find the toys."""
+    if request.param != "threads":
+        pytest.importorskip(f"prefect_{request.param}", reason=f"pip install 'resprout[{request.param}]'")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *python_path()]))
+    return str(request.param)
+
+
+def python_path() -> list[str]:
+    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+
+
+@pytest.mark.parametrize("runner", ["threads", "dask", "ray"], indirect=True)
+def test_shards_of_a_toy_give_the_bytes_of_one_piece(
+    home: Path, fan: Callable[..., Any], runner: str
+) -> None:
+    def steps(run: Any) -> Any:
+        made = whole(run, Job(Knobs(text="abcdefghij")), label="toy")
+        return made, run.store.get_record(made.record), [stage.name for stage in run.stages]
+
+    one, _, _ = fan(home.parent / "one", steps)
+    many, record, named = fan(home, steps, "infra.shards=4", "infra.workers=2", f"infra.task_runner={runner}")
+    assert (many.key, many.digest) == (one.key, one.digest)
+    assert named == ["toy"], "a stage that is shared out is one line of the result"
+    assert [parent.role for parent in record.parents] == [f"shard-{index:06d}" for index in range(4)]
+    kept = records(home, "toy-shard")
+    assert {parent.record for parent in record.parents} == set(kept)
+    assert sorted(one.config["share"] for one in kept.values()) == [[index, 4] for index in range(4)]
+
+
+def test_a_whole_run_in_shards_is_the_run_in_one_piece(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Scores, selection and plan on two Dask workers, in a store of their own."""
+    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    home = tmp_path / "home"
+    options = ("infra.shards=3", "infra.task_runner=dask", "infra.workers=2")
+    found = resprout("run", finished.config, *options, "--json", home=home)
+    assert found.code == 0, found.err
+    assert digests(found.result) == digests(finished.result)
+    assert [stage["name"] for stage in found.result["stages"]] == [
+        stage["name"] for stage in finished.result["stages"]
+    ]
+    counts = {
+        name: len(records(home, name)) for name in ("score-shard", "divergence-shard", "evaluate-shard")
+    }
+    assert counts == {"score-shard": 3, "divergence-shard": 3, "evaluate-shard": 9}
+    # The same store without shards finds all of it, and the plan shows no more lines.
+    plan = resprout("plan", finished.config, "--json", home=home).result
+    assert all(stage["cached"] for stage in plan["stages"])
+    plain = resprout("plan", finished.config, "infra.shards=3", "--json", home=finished.home).result
+    assert [stage["name"] for stage in plain["stages"]] == [stage["name"] for stage in plan["stages"]]
+    assert all(stage["cached"] for stage in plain["stages"])
+
+
+def test_shards_that_are_there_are_not_made_again(
+    home: Path, fan: Callable[..., Any], tmp_path: Path, runner: str
+) -> None:
+    """The third of four fails once: the next call makes it and the whole, and no other."""
+    log = tmp_path / "log"
+    job = Job(Knobs(text="abcdefgh", log=str(log), fail=2))
+    options = ("infra.shards=4", "infra.workers=1", f"infra.task_runner={runner}")
+    with pytest.raises(StageFailed, match="shard 2 fails"):
+        fan(home, lambda run: whole(run, job), *options)
+    assert sorted(log.read_text().split()) == ["0", "1", "2", "3"]
+    before = records(home, "toy-shard")
+    assert len(before) == 3
+    Path(f"{log}.mended").touch()
+    made = fan(home, lambda run: whole(run, job), *options)
+    assert sorted(log.read_text().split()) == ["0", "1", "2", "2", "3"]
+    assert before.items() <= records(home, "toy-shard").items()
+    assert made.digest == fan(tmp_path / "one", lambda run: whole(run, job)).digest
+
+
+def test_a_bad_shard_ends_in_its_own_sentence(home: Path, fan: Callable[..., Any]) -> None:
+    options = ("infra.shards=2",)
+    with pytest.raises(BadInput, match="no shard likes this text"):
+        fan(home, lambda run: whole(run, Job(Knobs(text="bad"))), *options)
+
+
+@pytest.mark.faults
+def test_a_killed_dask_worker_costs_its_shard_only(
+    home: Path, fan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *python_path()]))
+    log = tmp_path / "log"
+    job = Job(Knobs(text="abcdefghijkl", log=str(log), die=4))
+    options = ("infra.shards=6", "infra.workers=2", "infra.task_runner=dask")
+    made = fan(home, lambda run: whole(run, job), *options)
+    assert sorted(log.read_text().split()) == ["0", "1", "2", "3", "4", "4", "5"], "one shard ran twice"
+    assert len(records(home, "toy-shard")) == 6, "no shard was published twice"
+    assert made.digest == fan(tmp_path / "one", lambda run: whole(run, job)).digest
+
+
+def test_one_shard_starts_no_cluster(
+    home: Path, fan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resprout.flows.fan_out.task_runner", lambda infra: pytest.fail("started"))
+    fan(home, lambda run: whole(run, Job(Knobs())), "infra.task_runner=dask", "infra.workers=2")
+    # Nor is one started where the stage is found.
+    found = fan(home, lambda run: (whole(run, Job(Knobs())), run.stages[0].cached), "infra.shards=4")
+    assert found[1] is True
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for runner in ("dask", "ray"):
+        with pytest.raises(BadInput, match=rf"pip install 'resprout\[{runner}\]'"):
+            require_extra(InfraConfig(task_runner=runner))
+    require_extra(InfraConfig())
+
+
+SECRET = "hunter2-hunter2"
+
+
+def test_no_secret_travels(loaded: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESPROUT_INFRA__MLFLOW__PASSWORD", SECRET)
+    monkeypatch.setenv("MY_KEY", SECRET)
+    found = loaded("infra.store.uri=s3://bucket/x", "infra.store.secret_access_key=${MY_KEY}")
+    assert found.config.infra.store.secret_access_key is not None
+    sent = travelling(found)
+    assert SECRET not in json.dumps(sent)
+    there = arrived(sent, {"RESPROUT_INFRA__MLFLOW__PASSWORD": "its own", "MY_KEY": "another"})
+    assert there.mlflow.password is not None
+    assert there.mlflow.password.get_secret_value() == "its own"
+    assert there.store.secret_access_key is not None
+    assert there.store.secret_access_key.get_secret_value() == "another"
+    assert (there.store.uri, there.home) == ("s3://bucket/x", str(found.home))
+    with pytest.raises(BadInput, match="the environment variable MY_KEY is not set"):
+        arrived(sent, {"RESPROUT_INFRA__MLFLOW__PASSWORD": "its own"})
+
+
+def test_an_address_with_a_password_stays_here(
+    loaded: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"http://me:{SECRET}@127.0.0.1:5000"
+    with pytest.raises(BadInput, match="set RESPROUT_INFRA__MLFLOW__TRACKING_URI here and on each") as caught:
+        travelling(loaded(f"infra.mlflow.tracking_uri={address}"))
+    assert SECRET not in str(caught.value)
+    monkeypatch.setenv("RESPROUT_INFRA__MLFLOW__TRACKING_URI", address)
+    sent = travelling(loaded())
+    assert SECRET not in json.dumps(sent)
+    assert arrived(sent).mlflow.tracking_uri == address
+
+
+def test_what_prefect_sends_with_a_task_holds_no_secret(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a runner would pickle for another process: Prefect itself would send its keys."""
+    from cloudpickle import dumps
+    from prefect import flow
+    from prefect.context import serialize_context
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
+    from prefect.task_runners import TaskRunner
+
+    from resprout.flows.fan_out import MAKE
+    from resprout.flows.runners import submit
+
+    sent: list[bytes] = []
+
+    class Wire(TaskRunner[Any]):
+        def duplicate(self) -> Any:
+            return self
+
+        def submit(self, task: Any, parameters: dict[str, Any], *rest: Any) -> Any:
+            sent.append(dumps(serialize_context()))
+
+    @flow
+    def parent(secret: str) -> None:
+        assert SECRET.encode() in dumps(serialize_context()), "the test would see a secret"
+        submit(Wire(), MAKE, {})
+
+    with temporary_settings({PREFECT_API_KEY: SECRET, PREFECT_API_AUTH_STRING: f"me:{SECRET}"}):
+        parent(SECRET)
+        url = PREFECT_API_URL.value()
+    (data,) = sent
+    assert SECRET.encode() not in data
+    context = pickle.loads(data)  # noqa: S301
+    assert context["settings_context"]["settings"] == {"api": {"url": url}}
+    assert context["flow_run_context"]["flow_run"]["name"]
+    # A worker takes the keys from its own environment.
+    from prefect.context import SettingsContext
+
+    monkeypatch.setenv("PREFECT_API_KEY", "the worker's")
+    there = SettingsContext(**context["settings_context"]).settings
+    assert there.api.url == url
+    assert there.api.key is not None
+    assert there.api.key.get_secret_value() == "the worker's"
