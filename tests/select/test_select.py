@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.numpy import load_file
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.job import Job, Share, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
-from resprout.tasks.select import paser
+from resprout.tasks.select import divergence, paser
 from resprout.tasks.select.concepts import phrases
 from resprout.tasks.select.pool_stage import pool
 from resprout.tasks.select.registry import METHODS
-from resprout.tasks.select.stage import select
+from resprout.tasks.select.shard_stage import divergence_shard
+from resprout.tasks.select.stage import compares_models, select
 
 Rows = list[dict[str, Any]]
 Write = Callable[..., Path]
@@ -350,3 +352,40 @@ def test_an_encoder_without_all_its_weights(models_folder: Path, tmp_path: Path)
     assert np.array_equal(minilm(cut("pooler"), texts, "cpu", silent), expected)
     with pytest.raises(BadInput, match=r"lacks 2 of the weights .*encoder\.layer\.0\.output\.dense"):
         minilm(cut("layer.0.output.dense"), texts, "cpu", silent)
+
+
+@pytest.mark.parametrize("embedder", ["tfidf", "hidden"])
+def test_a_selection_from_shards_equals_that_of_one_piece(
+    models_folder: Path,
+    pool_rows: Rows,
+    write_rows: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    embedder: str,
+) -> None:
+    monkeypatch.setitem(divergence.PASS_TOKENS, "cpu", 300)
+    inputs = {name: models_folder / name for name in ("dense", "pruned")} | {"rows": write_rows(pool_rows)}
+    config = settings("paser", paser=PaserConfig(clusters=4, embedder=embedder))
+    given = dict(inputs)
+    for index in range(3):
+        folder = given[f"shard-{index:06d}"] = tmp_path / f"{index}"
+        folder.mkdir()
+        divergence_shard.body(Job(config, dtype="float32", share=Share(index, 3)), inputs, folder, silent)
+    sizes = [len(load_file(tmp_path / f"{index}" / "divergence.safetensors")["rows"]) for index in range(3)]
+    assert min(sizes) > 0
+    assert sum(sizes) == len(pool_rows)
+    for name, seen in (("whole", inputs), ("merged", given)):
+        (tmp_path / name).mkdir()
+        select.body(Job(config, dtype="float32"), seen, tmp_path / name, silent)
+    for file in ("selected.jsonl", "decisions.jsonl", "summary.json", "metrics.json"):
+        assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_divergence_serves_every_budget_and_clustering() -> None:
+    def key(**changes: Any) -> str:
+        return divergence_shard.key(Job(settings("paser", **changes), share=Share(0, 2)), {})
+
+    assert key() == key(budget_ratio=0.5) == key(paser=PaserConfig(clusters=7))
+    assert key() != key(max_len_tokens=300)
+    assert key() != key(paser=PaserConfig(temperature=2.0))
+    assert not compares_models(settings("random"))

@@ -1,0 +1,158 @@
+"""Sweeps: variants checked before any runs, shared stages made once, one failure ends no other, resuming."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import StoreConfig
+from resprout.configs.sweep import SweepConfig, load_sweep
+from resprout.infra.store.store import ArtifactStore
+from tiny_run import write_run
+
+
+def write_sweep(root: Path, **given: Any) -> Path:
+    write_run(root, measure=None)
+    path = root / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"name": "tiny-sweep", "base": "run.yaml", **given}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep")
+
+
+def test_a_grid_is_every_combination_and_the_last_key_turns_fastest(folder: Path) -> None:
+    path = write_sweep(folder, grid={"prune.target.params_ratio": [0.8, 0.9], "seed": [1, 2]})
+    _, variants = load_sweep(path, ["recover.rank=3"])
+    found = [
+        (one.name, one.loaded.config.prune.target.params_ratio, one.loaded.config.seed) for one in variants
+    ]
+    assert found == [("tiny-1", 0.8, 1), ("tiny-2", 0.8, 2), ("tiny-3", 0.9, 1), ("tiny-4", 0.9, 2)]
+    assert {one.loaded.config.recover.rank for one in variants if one.loaded.config.recover} == {3}
+    assert all(one.loaded.config.registration is None for one in variants), "no alias moves unless asked"
+
+
+def test_a_list_says_what_each_variant_sets(folder: Path) -> None:
+    listed = [{"seed": 3}, {"prune.units": ["ffn", "kv_groups"], "prune.target.params_ratio": 0.7}]
+    path = write_sweep(folder, list=listed, variant_name="v{index:02d}-of-{base}", register=True)
+    _, variants = load_sweep(path, [])
+    assert [one.name for one in variants] == ["v01-of-tiny", "v02-of-tiny"]
+    assert variants[1].loaded.config.prune.units == ("ffn", "kv_groups")
+    assert variants[0].loaded.config.registration is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, "exactly one of grid and list"),
+        ({"grid": {"seed": [1]}, "list": [{"seed": 1}]}, "exactly one of grid and list"),
+        ({"grid": {}}, "the grid is empty"),
+        ({"grid": {"seed": []}}, "at least 1 item"),
+        (
+            {"grid": {"seed": list(range(40)), "recover.rank": list(range(1, 41))}},
+            "1600 variants; at most 1000",
+        ),
+        ({"list": [{"seed": 1}, {"seed": 1}]}, "two variants are the same"),
+        ({"grid": {"infra.workers": [1, 2]}}, "infra.workers cannot differ between variants"),
+        ({"list": [{"name": "x"}]}, "name cannot differ between variants"),
+        ({"grid": {"seed": [1, 2]}, "variant_name": "{base}"}, r"two variants one name; put \{index\}"),
+        ({"grid": {"seed": [1, 2]}, "variant_name": "{rank}"}, r"may hold \{base\} and \{index\}"),
+        ({"gird": {"seed": [1]}}, "did you mean 'grid'"),
+        ({"grid": {"prune.target.param_ratio": [0.5, 0.6]}}, "variant 2.*did you mean 'params_ratio'"),
+        ({"grid": {"seed": [1]}, "base": "other.yaml"}, "no config at .*other.yaml"),
+    ],
+)
+def test_a_sweep_that_cannot_be_used_is_refused(folder: Path, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        load_sweep(write_sweep(folder, **given), [])
+
+
+def test_a_grid_of_millions_is_not_written_out() -> None:
+    keys = {f"k{index}": tuple(range(100)) for index in range(8)}
+    with pytest.raises(ValueError, match="variants; at most 1000"):
+        SweepConfig(name="x", base="y", grid=keys)
+
+
+def test_one_bad_variant_is_refused_before_any_runs(
+    folder: Path, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = write_sweep(folder, grid={"prune.target.params_ratio": [0.9, 0.01]})
+    found = resprout("sweep", path, home=tmp_path / "home")
+    assert found.code == 2, found.err
+    assert "variant tiny-2" in found.err
+    assert "prune.target" in found.err
+    assert "variant tiny-1" not in found.err
+    assert not (tmp_path / "home" / "store").exists(), "the good variant has run"
+
+
+VARIANTS = [
+    {"gate.max_perplexity_ratio": 11.0},
+    {"gate.max_params_ratio": 0.5},
+    # The schema cannot know how many rows the pool has.
+    {"select.paser.clusters": 40},
+    {"recover.rank": 3},
+]
+
+
+def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
+    folder: Path, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    path, home = write_sweep(folder, list=VARIANTS), tmp_path / "home"
+    found = resprout("sweep", path, "infra.workers=2", "--json", home=home)
+    assert found.code == 1, found.err
+    statuses = ["done", "gate_not_passed", "bad_input", "done"]
+    assert [one["result"]["status"] for one in found.result["variants"]] == statuses
+    assert "too few for paser.clusters: 40" in found.result["variants"][2]["result"]["message"]
+    made = Counter(
+        (stage["name"], stage["artifact"]["digest"])
+        for one in found.result["variants"]
+        for stage in one["result"]["stages"]
+        if not stage["cached"]
+    )
+    assert set(made.values()) == {1}, "a stage that variants share was made twice"
+    records = list(ArtifactStore.from_config(StoreConfig(), home).records())
+    assert len({record.key for _, record in records}) == len(records)
+    names = [name for name, _ in made]
+    assert names.count("recover") == 2
+    assert names.count("prune") == names.count("evaluate dense") == names.count("select") == 1
+    for part in ("tiny-1", "gate.max_params_ratio", "decode tokens/s", "max_params_ratio", "bad_input"):
+        assert part in found.err
+    with sqlite3.connect(home / "mlflow.db") as database:
+        tagged = database.execute("select count(*) from tags where key = 'resprout.sweep'").fetchone()
+    assert tagged == (4,), "each variant is a run of its own"
+
+    # The same command goes on from there: mended, it makes what is missing, here on two Dask workers.
+    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    path = write_sweep(folder, list=[*VARIANTS[:2], {"select.paser.clusters": 4}, VARIANTS[3]])
+    shown = resprout("sweep", path, "--dry-run", "--json", home=home).result["variants"]
+    missing = [[stage["name"] for stage in one["stages"] if not stage["cached"]] for one in shown]
+    assert (missing[0], missing[1], missing[3]) == ([], [], [])
+    assert missing[2][:2] == ["pool", "select"]
+    options = ("infra.task_runner=dask", "infra.workers=2", "infra.shards=2")
+    again = resprout("sweep", path, *options, "--json", home=home)
+    assert again.code == 3, again.err
+    results = [one["result"] for one in again.result["variants"]]
+    assert [result["status"] for result in results] == ["done", "gate_not_passed", "done", "done"]
+    assert [all(stage["cached"] for stage in result["stages"]) for result in results] == [
+        True, True, False, True,
+    ]  # fmt: skip
+
+
+def test_a_worker_that_reads_another_config_says_so(folder: Path, home: Path) -> None:
+    from resprout.configs.load import travelling
+    from resprout.flows.sweep import RUN
+
+    (variant,) = load_sweep(write_sweep(folder, grid={"seed": [1]}), [f"infra.home={home}"])[1]
+    sent = {"infra": travelling(variant.loaded), "digest": "another", "sweep": "s", "own": "o"}
+    result = RUN.fn(variant.name, str(variant.loaded.path), variant.overrides, **sent)
+    assert result["status"] == "bad_input"
+    assert "is another config on this worker" in result["message"]

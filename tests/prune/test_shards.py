@@ -1,0 +1,65 @@
+"""A plan made from shards of scores is that of one piece, byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.job import Job, Share, silent
+from resprout.tasks.prune.stage import plan, score_shard
+from tiny_models import write_tiny_folder
+
+IDS = torch.randint(4, 256, (6, 24), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("method", ["flap", "magnitude"])
+def test_a_plan_from_shards_equals_that_of_one_piece(family: str, method: str, tmp_path: Path) -> None:
+    write_tiny_folder(tmp_path / "model", family, dtype="bfloat16", num_hidden_layers=5)
+    (tmp_path / "calibration").mkdir()
+    save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
+    inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
+    config = PruneConfig.model_validate(
+        {
+            "method": method, "units": ["ffn", "kv_groups"], "target": {"params_ratio": 0.8}, "round_to": 8,
+            "layout": "per_layer", "repair": "none",
+        }
+    )  # fmt: skip
+    given = dict(inputs)
+    for index in range(3):
+        folder = given[f"shard-{index:06d}"] = tmp_path / f"{index}"
+        folder.mkdir()
+        score_shard.body(Job(config, share=Share(index, 3)), inputs, folder, silent)
+    layers = [sorted(load_file(tmp_path / f"{index}" / "scores.safetensors")) for index in range(3)]
+    assert [{name.split(".")[1] for name in names} for names in layers] == [
+        {"00"}, {"01", "02"}, {"03", "04"},
+    ]  # fmt: skip
+    for name, seen in (("whole", inputs), ("merged", given)):
+        (tmp_path / name).mkdir()
+        plan.body(Job(config), seen, tmp_path / name, silent)
+    for file in ("plan.json", "scores.safetensors", "metrics.json"):
+        assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_scores_serve_every_target(tmp_path: Path) -> None:
+    """A sweep over targets, allocators and repairs scores once."""
+
+    def key(**changes: object) -> str:
+        given = {"target": {"params_ratio": 0.8}, **changes}
+        return score_shard.key(Job(PruneConfig.model_validate(given), share=Share(0, 2)), {})
+
+    base = key()
+    for same in ({"target": {"params": 1000}}, {"repair": "bias"}, {"layout": "per_layer"}, {"round_to": 8}):
+        assert key(**same) == base
+    for other in ({"criterion": "magnitude"}, {"units": ["kv_groups"]}):
+        assert key(**other) != base
+
+
+def test_each_share_has_a_key_of_its_own() -> None:
+    config = PruneConfig.model_validate({"target": {"params_ratio": 0.8}})
+    shares = [Share(0, 2), Share(1, 2), Share(0, 3)]
+    assert len({score_shard.key(Job(config, share=share), {}) for share in shares}) == 3
+    assert plan.key(Job(config), {}) == plan.key(Job(config, share=Share()), {})
