@@ -12,6 +12,7 @@ import yaml
 
 from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import RunConfig
+from resprout.configs.sweep import load_sweep
 from resprout.tasks.evaluate.task_files import read_task, shipped_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,16 +62,19 @@ def test_the_top_level_holds_nothing_else() -> None:
 def test_every_shipped_yaml_loads_and_begins_with_its_command() -> None:
     loaded = 0
     for path in SHIPPED:
-        assert path.read_text().startswith("# resprout run "), path
+        verb = "sweep" if path.name.startswith("sweep_") else "run"
+        assert path.read_text().startswith(f"# resprout {verb} "), path
         room = path.parent.name
         if room == "methods":
             load_preset(path.stem)
         elif room == "evaluation":
             read_task(path.stem, ROOT)
+        elif verb == "sweep":
+            load_sweep(path, [])
         else:
             RunConfig.model_validate(yaml.safe_load(path.read_text()))
         loaded += 1
-    assert loaded == len(preset_names()) + len(shipped_tasks()) + 1
+    assert loaded == len(preset_names()) + len(shipped_tasks()) + 2
 
 
 def test_constraints_pin_versions_and_name_no_host() -> None:
