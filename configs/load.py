@@ -21,6 +21,8 @@ from resprout.configs.schema import InfraConfig, RunConfig, without_credentials
 PREFIX = "RESPROUT_"
 RESERVED = {"RESPROUT_HOME"}
 MOST_VALUES = 100_000
+TRAVEL = ("store", "mlflow", "prefect")
+"""Sections of the infrastructure that a worker needs."""
 VARIABLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
 
 
@@ -131,12 +133,12 @@ def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> t
 
 
 def travelling(loaded: Loaded) -> dict[str, Any]:
-    """The infrastructure for a worker, as plain data without secrets; folders are absolute.
+    """What of the infrastructure a worker needs, as plain data without secrets; folders are absolute.
 
     Raises:
         BadInput: an address holds a password and is not set by the variable that workers can set as well.
     """
-    infra = copy.deepcopy(loaded.infra)
+    infra = {name: copy.deepcopy(loaded.infra[name]) for name in TRAVEL if loaded.infra.get(name)}
     uri = (infra.get("store") or {}).get("uri")
     if uri is not None and "://" not in uri:
         infra["store"]["uri"] = str(Path(uri).expanduser().absolute())

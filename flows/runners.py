@@ -15,7 +15,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.transactions import Transaction
 
-from resprout.configs.schema import InfraConfig
+from resprout.configs.schema import InfraConfig, without_credentials
 from resprout.flows.check import require_extra
 
 R = TypeVar("R")
@@ -110,4 +110,5 @@ class _AddressOnly(SettingsContext):
             from prefect.server.api.server import SubprocessASGIServer
 
             url = SubprocessASGIServer().api_url
-        return {"profile": {"name": "resprout", "env": {}}, "settings": {"api": {"url": url}}}
+        public = {"api": {"url": url}} if without_credentials(url) == url else {}
+        return {"profile": {"name": "resprout", "env": {}}, "settings": public}

@@ -58,9 +58,8 @@ _HERE: dict[str, SweepSession] = {}
 """Sweeps of this process by an id of their own."""
 
 
-def prepared(path: Path, overrides: list[str]) -> SweepSession:
-    """The sweep in `path`, every variant checked; BadInput names each that could not run."""
-    config, variants = load_sweep(path, overrides)
+def prepared(config: SweepConfig, variants: list[Variant]) -> SweepSession:
+    """A loaded sweep with every variant checked; BadInput names each that could not run."""
     faults = []
     for variant in variants:
         try:
@@ -91,7 +90,7 @@ def sweep_here(path: Path, overrides: list[str], session: SweepSession) -> Sweep
 @flow(name="sweep", validate_parameters=False)
 def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     """Run all variants of the sweep at path `config`; `overrides` are key=value, set in all of them."""
-    session = _current.get() or prepared(Path(config), overrides or [])
+    session = _current.get() or prepared(*load_sweep(Path(config), overrides or []))
     first = session.variants[0].loaded
     prepare(first.config.infra, first.home)
     began = time.perf_counter()

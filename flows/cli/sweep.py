@@ -38,7 +38,7 @@ def sweep(
     """
     from resprout.configs.sweep import load_sweep
 
-    _, variants = load_sweep(config, overrides or [])
+    loaded, variants = load_sweep(config, overrides or [])
     from resprout.infra.environment import prepare
 
     prepare(variants[0].loaded.config.infra, variants[0].loaded.home, debug)
@@ -47,7 +47,7 @@ def sweep(
         warnings.simplefilter("ignore")
     from resprout.flows.sweep import prepared, sweep_here
 
-    session = prepared(config, overrides or [])
+    session = prepared(loaded, variants)
     if dry_run:
         _forecast(session, as_json)
         return

@@ -74,7 +74,7 @@ def fan(make_run: Callable[..., Any], loaded: Callable[..., Loaded]) -> Callable
             finally:
                 run.fan_out.close()
 
-        return make_run(home, inside)
+        return make_run(home, inside, config.config.infra.store)
 
     return call
 
@@ -158,6 +158,23 @@ def test_a_bad_shard_ends_in_its_own_sentence(home: Path, fan: Callable[..., Any
     options = ("infra.shards=2",)
     with pytest.raises(BadInput, match="no shard likes this text"):
         fan(home, lambda run: whole(run, Job(Knobs(text="bad"))), *options)
+
+
+def test_workers_reach_a_bucket_with_secrets_of_their_own(
+    home: Path, fan: Callable[..., Any], s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing lies on a disk that both see but the code, and the keys come from the environment."""
+    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *python_path()]))
+    options = ["infra.shards=2", "infra.task_runner=dask"]
+    for name, value in s3.settings("shards").items():
+        if name.endswith(("key", "key_id")):
+            monkeypatch.setenv(f"OWN_{name.upper()}", value)
+            value = f"${{OWN_{name.upper()}}}"
+        options.append(f"infra.store.{name}={value}")
+    made = fan(home, lambda run: whole(run, Job(Knobs(text="abcd"))), *options)
+    assert made.uri.startswith("s3://")
+    assert made.digest == fan(home.parent / "one", lambda run: whole(run, Job(Knobs(text="abcd")))).digest
 
 
 @pytest.mark.faults
