@@ -50,6 +50,7 @@ bench: dev
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_run.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_stage.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_store.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_shards.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

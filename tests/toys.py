@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,10 @@ DOOR = "resprout.tasks.gate.stage"
 
 
 class Knobs(BaseModel):
-    """Section of a toy stage; of a toy's shards `fail` fails until <log>.mended is there, `die` dies once."""
+    """Section of a toy stage.
+
+    Of a toy's shards `fail` fails until <log>.mended is there, `die` dies once, each waits for `seconds`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,6 +32,7 @@ class Knobs(BaseModel):
     log: str | None = None
     fail: int | None = None
     die: int | None = None
+    seconds: float = 0.0
 
     def key_data(self) -> dict[str, Any]:
         return {"text": self.text}
@@ -54,6 +59,7 @@ def write_part(job: Job[Knobs], inputs: Mapping[str, Path], workdir: Path, progr
     if knobs.die == index and not died.exists():
         died.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(knobs.seconds)
     mine = job.share.of(len(knobs.text))
     (workdir / "out.txt").write_text(f"{index}:{knobs.text[mine.start : mine.stop].upper()}")
 
