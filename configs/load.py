@@ -135,9 +135,13 @@ def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> t
 def travelling(loaded: Loaded) -> dict[str, Any]:
     """What of the infrastructure a worker needs, as plain data without secrets; folders are absolute.
 
+    Nothing for threads, which have it all.
+
     Raises:
         BadInput: an address holds a password and is not set by the variable that workers can set as well.
     """
+    if loaded.config.infra.task_runner == "threads":
+        return {}
     infra = {name: copy.deepcopy(loaded.infra[name]) for name in TRAVEL if loaded.infra.get(name)}
     uri = (infra.get("store") or {}).get("uri")
     if uri is not None and "://" not in uri:

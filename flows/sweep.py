@@ -21,6 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, arrived, load, travelling
 from resprout.configs.result import RunResult
+from resprout.configs.schema import InfraConfig
 from resprout.configs.sweep import SweepConfig, SweepResult, Variant, VariantResult, load_sweep
 from resprout.flows.again import config_digest, public_overrides
 from resprout.flows.check import check
@@ -46,6 +47,11 @@ class SweepSession:
     ended: Callable[[VariantResult], None] = lambda result: None
     """Told of each variant that ended."""
     running: list[Session] = field(default_factory=list)
+
+    def loaded(self, name: str) -> Loaded:
+        """The config of a variant that runs in this process."""
+        (found,) = (variant.loaded for variant in self.variants if variant.name == name)
+        return _unsplit(found, found.config.infra)
 
     def interrupt(self) -> None:
         """Let the variants of this process stop at their next step."""
@@ -147,7 +153,7 @@ def _run(
         session.display = watched.display(name)
         watched.running.append(session)
     try:
-        loaded = _loaded(config, overrides, infra, digest)
+        loaded = watched.loaded(name) if watched else _loaded(config, overrides, infra, digest)
         prepare(loaded.config.infra, loaded.home)
         # MLflow reads its environment when it is imported.
         from resprout.flows.compress import compress_here
@@ -168,19 +174,20 @@ RUN = Task(
 def _loaded(config: str, overrides: list[str], infra: dict[str, Any], digest: str) -> Loaded:
     """The variant as this process reads it; BadInput where that is not what was sent."""
     loaded = load(Path(config), overrides)
-    place = arrived(infra).model_copy(update={"shards": 1})
-    found = replace(
-        loaded,
-        config=loaded.config.model_copy(update={"infra": place}),
-        home=Path(place.home or loaded.home),
-        infra=infra,
-    )
+    place = arrived(infra)
+    found = replace(_unsplit(loaded, place), home=Path(place.home or loaded.home), infra=infra)
     if config_digest(found) != digest:
         raise BadInput(
             f"{config} with {' '.join(overrides)} is another config on this worker; give it the same files "
             "and the same RESPROUT_* variables"
         )
     return found
+
+
+def _unsplit(loaded: Loaded, infra: InfraConfig) -> Loaded:
+    """The config at another place, where its stages are not shared out."""
+    whole = infra.model_copy(update={"shards": 1})
+    return replace(loaded, config=loaded.config.model_copy(update={"infra": whole}))
 
 
 def forecasts(session: SweepSession) -> list[tuple[Variant, list[Forecast]]]:

@@ -216,7 +216,8 @@ SECRET = "hunter2-hunter2"
 def test_no_secret_travels(loaded: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESPROUT_INFRA__MLFLOW__PASSWORD", SECRET)
     monkeypatch.setenv("MY_KEY", SECRET)
-    found = loaded("infra.store.uri=s3://bucket/x", "infra.store.secret_access_key=${MY_KEY}")
+    place = ("infra.store.uri=s3://bucket/x", "infra.store.secret_access_key=${MY_KEY}")
+    found = loaded(*place, "infra.task_runner=dask")
     assert found.config.infra.store.secret_access_key is not None
     sent = travelling(found)
     assert SECRET not in json.dumps(sent)
@@ -235,10 +236,11 @@ def test_an_address_with_a_password_stays_here(
 ) -> None:
     address = f"http://me:{SECRET}@127.0.0.1:5000"
     with pytest.raises(BadInput, match="set RESPROUT_INFRA__MLFLOW__TRACKING_URI here and on each") as caught:
-        travelling(loaded(f"infra.mlflow.tracking_uri={address}"))
+        travelling(loaded(f"infra.mlflow.tracking_uri={address}", "infra.task_runner=dask"))
     assert SECRET not in str(caught.value)
+    assert travelling(loaded(f"infra.mlflow.tracking_uri={address}")) == {}, "threads are sent nothing"
     monkeypatch.setenv("RESPROUT_INFRA__MLFLOW__TRACKING_URI", address)
-    sent = travelling(loaded())
+    sent = travelling(loaded("infra.task_runner=dask"))
     assert SECRET not in json.dumps(sent)
     assert arrived(sent).mlflow.tracking_uri == address
 

@@ -151,7 +151,9 @@ def test_a_worker_that_reads_another_config_says_so(folder: Path, home: Path) ->
     from resprout.configs.load import travelling
     from resprout.flows.sweep import RUN
 
-    (variant,) = load_sweep(write_sweep(folder, grid={"seed": [1]}), [f"infra.home={home}"])[1]
+    (variant,) = load_sweep(
+        write_sweep(folder, grid={"seed": [1]}), [f"infra.home={home}", "infra.task_runner=dask"]
+    )[1]
     sent = {"infra": travelling(variant.loaded), "digest": "another", "sweep": "s", "own": "o"}
     result = RUN.fn(variant.name, str(variant.loaded.path), variant.overrides, **sent)
     assert result["status"] == "bad_input"
