@@ -9,6 +9,9 @@ from pathlib import Path
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import InfraConfig
 
+ARTIFACTS = "mlartifacts"
+"""Folder below home where MLflow keeps files of runs."""
+
 QUIET = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",

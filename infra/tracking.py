@@ -1,7 +1,8 @@
 """MLflow: one run for the flow, one nested run for each stage, and the model registry.
 
 Everything goes through MlflowClient with explicit run ids, so that nothing hangs on global state. A server
-that does not answer becomes one sentence; what was computed is in the artifact store by then.
+that does not answer becomes one sentence; what was computed is in the artifact store by then. MLflow is
+imported where it is used: its import takes as long as all others that a run needs before its first line.
 """
 
 from __future__ import annotations
@@ -14,12 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-
 from resprout.configs.errors import BadInput, ResproutError, StageFailed, Transient, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
+from resprout.infra.environment import ARTIFACTS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -32,7 +30,6 @@ MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
 DATASET_DIGEST_CHARS = 36
 KNOCK_SECONDS = 5.0
-ARTIFACTS = "mlartifacts"
 IN = " in "
 FLOW_RUN = "resprout.flow_run"
 """Tag of a parent run that names Prefect's flow run."""
@@ -44,6 +41,7 @@ def _answers(method: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         import requests
+        from mlflow.exceptions import MlflowException
 
         try:
             return method(*args, **kwargs)
@@ -79,6 +77,8 @@ class Tracker:
     def connect(self) -> None:
         """Reach the server, or make the database once; BadInput in under 20 s where neither works."""
         from filelock import FileLock
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         self.home.mkdir(parents=True, exist_ok=True)
         # Several processes at a new SQLite file break each other's migrations, so one makes it.
@@ -170,6 +170,8 @@ class Tracker:
         history: list[dict[str, float]] | None = None,
     ) -> None:
         """Write metrics, params, tags and series (rows {"step": i, name: value}) in one batch a thousand."""
+        from mlflow.entities import Metric, Param, RunTag
+
         now = int(time.time() * 1000)
         entries = [Metric(key, float(value), now, 0) for key, value in sorted((metrics or {}).items())]
         for row in history or []:
@@ -195,6 +197,8 @@ class Tracker:
     def log_dataset(self, run_id: str, role: str, digest: str, origin: Any) -> None:
         """Add a data set, by digest and origin, to a run's inputs."""
         source = json.dumps(origin, sort_keys=True)
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
         data = Dataset(role, digest[:DATASET_DIGEST_CHARS], "resprout", source)
         self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", role)])])
 
@@ -221,6 +225,8 @@ class Tracker:
     @_answers
     def run(self, run_id: str) -> Run:
         """A run; BadInput where MLflow has none with this id."""
+        from mlflow.exceptions import MlflowException
+
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
@@ -268,6 +274,8 @@ class Tracker:
         self, name: str, source: str, run_id: str, tags: Mapping[str, str], description: str
     ) -> ModelVersion:
         """A new version of `name`, which is registered where it is not yet."""
+        from mlflow.exceptions import MlflowException
+
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
@@ -295,6 +303,8 @@ class Tracker:
 
     def version(self, reference: str) -> ModelVersion:
         """The version that models:/name/3 or models:/name@alias names; BadInput where there is none."""
+        from mlflow.exceptions import MlflowException
+
         rest = reference.removeprefix("models:/")
         try:
             if "@" in rest:
