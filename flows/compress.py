@@ -23,7 +23,9 @@ from resprout.flows.again import command, config_digest, public_overrides
 from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
 from resprout.flows.fan_out import FanOut
+from resprout.flows.overdue import newer_due
 from resprout.flows.patience import patiently
+from resprout.flows.restarts import refuse_endless
 from resprout.flows.session import Session, current, using
 from resprout.flows.sources import Sources
 from resprout.flows.steps import Steps, look_up
@@ -67,6 +69,8 @@ def compress(
     session = current()
     if session.called_at:
         session.server_start_seconds = time.perf_counter() - session.called_at
+    if (newer := newer_due()) is not None:
+        return Completed(name="Superseded", message=f"flow run {newer} of the same schedule is due as well")
     loaded = session.loaded or _load(config, overrides or [])
     with logs.fields(run=loaded.config.name, flow_run=flow_run.id):
         if not session.called_at:
@@ -74,6 +78,7 @@ def compress(
         try:
             # A person at the command line wants to know at once, and runs the same command again.
             wait = 0.0 if session.called_at else loaded.config.infra.prefect.outage_seconds
+            refuse_endless(loaded.config.infra.prefect.restarts)
             return patiently(
                 lambda: _compress(loaded, overrides or [], claim, own, session),
                 wait,
