@@ -55,6 +55,22 @@ def standalone(loaded: Loaded, data: dict[str, Any]) -> dict[str, Any]:
     return {name: resolved(name, value) for name, value in data.items()}
 
 
+def local_places(data: Any) -> list[str]:
+    """Paths of this machine in a run config's plain data."""
+    if isinstance(data, list):
+        return [place for value in data for place in local_places(value)]
+    if not isinstance(data, dict):
+        return []
+    found = []
+    for key, value in data.items():
+        if key in ("source", "embedder_source", "task") and isinstance(value, str):
+            is_path = scheme_of(value) == "local" if key != "task" else value.endswith((".yaml", ".yml"))
+            found += [value] if is_path else []
+        else:
+            found += local_places(value)
+    return found
+
+
 def config_digest(loaded: Loaded) -> str:
     """sha256 of the resolved config without infrastructure and secrets."""
     return digest_of_config({key: value for key, value in loaded.config.public().items() if key != "infra"})

@@ -1,0 +1,141 @@
+"""`resprout deploy`: a config that runs on a schedule or on demand, kept by a Prefect server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resprout.configs.errors import BadInput
+
+if TYPE_CHECKING:
+    from resprout.configs.load import Loaded
+
+EVERYWHERE = "process"
+"""Pool type whose runs see this machine's folders."""
+
+
+def deploy(
+    config: Annotated[Path, typer.Argument(help="Run config (YAML).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for all runs.")] = None,
+    cron: Annotated[str | None, typer.Option(help='When to run: "0 2 * * 1" is Mondays at 2:00.')] = None,
+    timezone: Annotated[str | None, typer.Option(help="Time zone of --cron; default: UTC.")] = None,
+    pool: Annotated[str | None, typer.Option(help="Work pool; default: that of `resprout up`.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the deployment; default: the config's.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Runs of this deployment at once.")] = 1,
+    overlap: Annotated[str, typer.Option(help="A run over --limit: enqueue or cancel-new.")] = "enqueue",
+    pause: Annotated[bool, typer.Option("--pause", help="Only stop the schedule.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Only let the schedule go on.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Only remove the deployment.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Start a run now.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for --run only.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line of stdout: all this as JSON.")] = False,
+) -> None:
+    """Let a config run on a schedule, on demand, or both, on the machines of a work pool.
+
+    The config is copied to the server, its secrets as ${VARIABLE}; deploy again after a change. Without
+    --cron an existing schedule stays. Of the times missed while no worker was there, only the newest is made
+    up for.
+
+    \b
+    Examples:
+      resprout deploy configs/quickstart.yaml --cron "0 2 * * 1" --timezone Europe/Berlin
+      resprout deploy configs/quickstart.yaml --run --set prune.target.params_ratio=0.85
+      resprout deploy configs/quickstart.yaml --pause
+    """
+    actions = {"--pause": pause, "--resume": resume, "--delete": delete}
+    given = [option for option, on in actions.items() if on]
+    if len(given) > 1 or (given and (run or cron or settings)):
+        more = [option for option, on in (("--run", run), ("--cron", cron), ("--set", settings)) if on]
+        raise BadInput(f"{' and '.join(given + more)} do not go together; give one of them")
+    if settings and not run:
+        raise BadInput("--set is for one run; add --run, or write key=value without --set for all runs")
+    from resprout.configs.load import load
+    from resprout.infra.schedule import check_schedule
+
+    check_schedule(cron, timezone)
+    loaded = load(config, overrides or [])
+    load(config, [*(overrides or []), *(settings or [])])
+    title = name or loaded.config.name
+    done = _act(loaded, title, given[0]) if given else None
+    if done is None:
+        done = _deploy(loaded, overrides or [], title, pool, cron, timezone, limit, overlap)
+        if run:
+            from resprout.infra import deployments
+
+            done["flow_run"] = deployments.start(loaded.config.infra, title, settings or [])
+    for key, value in done.items():
+        sys.stderr.write(f"{key.replace('_', ' ')}: {value}\n")
+    if as_json:
+        sys.stdout.write(json.dumps(done) + "\n")
+
+
+def _act(loaded: Loaded, title: str, option: str) -> dict[str, Any]:
+    _prepare(loaded)
+    from resprout.infra import deployments
+
+    infra = loaded.config.infra
+    if option == "--delete":
+        deployments.delete(infra, title)
+        return {"deleted": title}
+    deployments.pause(infra, title, option == "--pause")
+    return {"paused" if option == "--pause" else "resumed": title}
+
+
+def _deploy(
+    loaded: Loaded,
+    overrides: list[str],
+    title: str,
+    pool: str | None,
+    cron: str | None,
+    timezone: str | None,
+    limit: int,
+    overlap: str,
+) -> dict[str, Any]:
+    from resprout.configs.load import document
+    from resprout.flows.check import check
+
+    check(loaded)
+    _prepare(loaded)
+    from resprout.flows.again import local_places, standalone
+    from resprout.infra import deployments
+    from resprout.infra.automations import ensure_automations
+    from resprout.infra.orchestrator import server
+    from resprout.infra.pools import pool_type
+
+    infra = loaded.config.infra
+    data = standalone(loaded, document(loaded.path, overrides))
+    chosen = pool or infra.stack.pool
+    with server(infra) as client:
+        kind = pool_type(client, chosen)
+    if kind != EVERYWHERE and (local := local_places(data)):
+        raise BadInput(
+            f"{', '.join(local)} lie on this machine, where a run in the {kind} pool '{chosen}' does not see "
+            "them; put them in a bucket or on the hub, or use a process pool"
+        )
+    ensure_automations(infra.prefect.notify)
+    deployment = deployments.deploy(
+        data,
+        title,
+        pool=chosen,
+        cron=cron,
+        timezone=timezone,
+        concurrency=limit,
+        overlap=overlap,  # type: ignore[arg-type]
+        infra=infra,
+    )
+    return {"deployment": f"{deployments.FLOW}/{title}", "id": deployment, "pool": chosen}
+
+
+def _prepare(loaded: Loaded) -> None:
+    """Let the Prefect client, which reads its environment when it is imported, find the server."""
+    import os
+
+    from resprout.infra.environment import prepare
+    from resprout.infra.orchestrator import api_of
+
+    os.environ["PREFECT_API_URL"] = api_of(loaded.config.infra)
+    prepare(loaded.config.infra, loaded.home)

@@ -1,0 +1,132 @@
+"""Deployments: a config that the Prefect server keeps, with when and how often it may run.
+
+Overlap: of a deployment at most `concurrency` runs go at once; another one waits (`enqueue`), or is cancelled
+(`cancel-new`). Catch-up: Prefect hands out late what was scheduled while no worker was there; of several such
+runs only the newest does something (flows/overdue.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import InfraConfig
+from resprout.infra.orchestrator import server
+from resprout.infra.pools import pool_type
+from resprout.infra.schedule import check_schedule
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+
+ENTRYPOINT = "resprout.flows.compress.compress"
+"""A module path, which works wherever resprout is installed: no worker has to pull code."""
+FLOW = "compress"
+Overlap = Literal["enqueue", "cancel-new"]
+RUN_ENVIRONMENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+"""How often a run tells that it lives, in seconds; see infra/automations.py."""
+
+
+def deploy(
+    document: dict[str, Any],
+    name: str,
+    *,
+    pool: str,
+    cron: str | None = None,
+    timezone: str | None = None,
+    concurrency: int | None = 1,
+    paused: bool | None = None,
+    overlap: Overlap = "enqueue",
+    infra: InfraConfig | None = None,
+) -> str:
+    """Id of the deployment compress/`name`, made or brought up to date; its runs compress by `document`.
+
+    Without `cron` an existing schedule stays, and without `paused` whether it is paused. The server itself
+    refuses parameters that are no run config.
+
+    Raises:
+        BadInput: schedule, pool or server cannot be used; nothing was changed.
+    """
+    check_schedule(cron, timezone)
+    if overlap not in get_args(Overlap):
+        raise BadInput(f"overlap is '{overlap}', but must be one of {', '.join(get_args(Overlap))}")
+    with server(infra or InfraConfig()) as client:
+        pool_type(client, pool)
+        from prefect.client.schemas.actions import DeploymentScheduleCreate
+        from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+        from prefect.client.schemas.schedules import CronSchedule
+        from prefect.flows import Flow, load_flow_from_entrypoint
+        from prefect.utilities.callables import parameter_schema
+
+        flow: Flow[..., Any] = load_flow_from_entrypoint(ENTRYPOINT)
+        strategy = ConcurrencyLimitStrategy(overlap.upper().replace("-", "_"))
+        before = _existing(client, name)
+        kept = [(one.schedule, one.active) for one in before.schedules] if before is not None else []
+        wanted = [(CronSchedule(cron=cron, timezone=timezone or "UTC"), True)] if cron else kept
+        if paused is None:
+            paused = before is not None and before.paused
+        return str(
+            client.create_deployment(
+                flow_id=client.create_flow(flow),
+                name=name,
+                entrypoint=ENTRYPOINT,
+                work_pool_name=pool,
+                parameters={"config": document},
+                parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+                enforce_parameter_schema=True,
+                schedules=[DeploymentScheduleCreate(schedule=one, active=on) for one, on in wanted],
+                concurrency_limit=concurrency,
+                concurrency_options=ConcurrencyOptions(collision_strategy=strategy),
+                job_variables={"env": RUN_ENVIRONMENT},
+                paused=paused,
+                tags=["resprout"],
+            )
+        )
+
+
+def read(infra: InfraConfig, name: str) -> DeploymentResponse:
+    """The deployment compress/`name` as Prefect has it; BadInput that lists those that there are."""
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+
+    with server(infra) as client:
+        found = _existing(client, name)
+        if found is not None:
+            return found
+        ours = FlowFilter(name=FlowFilterName(any_=[FLOW]))
+        known = ", ".join(sorted(one.name for one in client.read_deployments(flow_filter=ours))) or "none"
+    raise BadInput(
+        f"there is no deployment '{name}' (there are: {known}); make it with `resprout deploy CONFIG --name "
+        f"{name}`"
+    )
+
+
+def _existing(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return client.read_deployment_by_name(f"{FLOW}/{name}")
+    except ObjectNotFound:
+        return None
+
+
+def pause(infra: InfraConfig, name: str, paused: bool) -> None:
+    """Stop the deployment's schedule, or let it go on."""
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    found = read(infra, name)
+    with server(infra) as client:
+        client.update_deployment(found.id, DeploymentUpdate(paused=paused))
+
+
+def delete(infra: InfraConfig, name: str) -> None:
+    """Remove the deployment with its scheduled runs."""
+    found = read(infra, name)
+    with server(infra) as client:
+        client.delete_deployment(found.id)
+
+
+def start(infra: InfraConfig, name: str, overrides: list[str]) -> str:
+    """Id of a new run of the deployment, with key=value overrides of its own."""
+    found = read(infra, name)
+    with server(infra) as client:
+        return str(client.create_flow_run_from_deployment(found.id, parameters={"overrides": overrides}).id)

@@ -1,0 +1,74 @@
+"""The Prefect server that deployments go to: found, reached, and of a version that works."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from resprout.configs.errors import BadInput
+from resprout.configs.infrastructure import without_credentials
+from resprout.configs.schema import InfraConfig
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+OLDEST_SERVER = (3, 9)
+"""Older servers refuse fields that this client sends."""
+
+
+def api_of(infra: InfraConfig) -> str:
+    """Address of the server's API: infra.prefect.api_url, PREFECT_API_URL, else the one-machine stack's."""
+    return infra.prefect.api_url or os.environ.get("PREFECT_API_URL") or own_api(infra)
+
+
+def own_api(infra: InfraConfig) -> str:
+    """Address of the one-machine stack's API."""
+    return f"http://127.0.0.1:{infra.stack.prefect_port}/api"
+
+
+@contextmanager
+def server(infra: InfraConfig) -> Iterator[SyncPrefectClient]:
+    """A client of the server, whose environment `prepare` has set.
+
+    Raises:
+        BadInput: it does not answer, does not let this client in, or is of another version.
+    """
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    shown = without_credentials(api_of(infra))
+    try:
+        with get_client(sync_client=True) as client:
+            version = client.api_version()
+            _check(version, shown)
+            client.read_work_pools(limit=1)
+            yield client
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        raise BadInput(
+            f"the Prefect server at {shown} does not let this client in; set infra.prefect.api_key to its "
+            "key or user:password"
+        ) from None
+    except (httpx.TransportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "server" not in str(error).lower():
+            raise
+        raise BadInput(
+            f"no Prefect server answers at {shown} ({type(error).__name__}); start the one-machine stack "
+            "with `resprout up`, or set infra.prefect.api_url"
+        ) from None
+
+
+def _check(version: str, shown: str) -> None:
+    try:
+        major, minor = (int(part) for part in version.split(".")[:2])
+    except ValueError:
+        major, minor = 0, 0
+    if major != OLDEST_SERVER[0] or (major, minor) < OLDEST_SERVER:
+        oldest = ".".join(map(str, OLDEST_SERVER))
+        raise BadInput(
+            f"the Prefect server at {shown} is of version {version}, but this client needs {oldest} or a "
+            f"later {OLDEST_SERVER[0]}; upgrade the server"
+        )
