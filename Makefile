@@ -48,6 +48,7 @@ types: dev
 bench: dev
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_prune.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_run.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_events.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_stage.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_store.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_shards.py

@@ -24,6 +24,8 @@ VERBS = (
     "verify",
     "triggers",
     "relay",
+    "up",
+    "deploy",
 )
 HELP = {"help_option_names": ["-h", "--help"]}
 

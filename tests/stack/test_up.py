@@ -1,0 +1,170 @@
+"""`resprout up`: healthy within a minute, quick when it is up, and quiet about secrets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from one_machine import Machine, running, until
+from resprout.infra.stack.supervisor import Supervisor
+
+SECRETS = {
+    "RESPROUT_INFRA__STORE__ACCESS_KEY_ID": "planted-access-4be1",
+    "RESPROUT_INFRA__STORE__SECRET_ACCESS_KEY": "planted-secret-77fa",
+    "RESPROUT_INFRA__RELAY__WEBHOOK_SECRET": "planted-webhook-19cd",
+}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    machine = Machine(tmp_path_factory.mktemp("stack"), dict(SECRETS))
+    began = time.monotonic()
+    with running(machine):
+        print(f"up in {time.monotonic() - began:.1f} s")
+        assert time.monotonic() - began < 60
+        yield machine
+
+
+def test_every_part_is_healthy_and_on_loopback_only(stack: Machine) -> None:
+    done = stack("up", "--status")
+    assert done.returncode == 0
+    assert done.stderr.count("healthy") == 3
+    assert f"http://127.0.0.1:{stack.ports['mlflow']}" in done.stderr
+    pids = {process.pid for process in stack.processes()}
+    listening = {
+        one.laddr.ip for one in psutil.net_connections("tcp") if one.pid in pids and one.status == "LISTEN"
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def test_a_second_up_says_at_once_that_all_is_up(stack: Machine) -> None:
+    before = stack.parts()
+    began = time.monotonic()
+    done = stack("up")
+    assert time.monotonic() - began < 3
+    assert done.returncode == 0
+    assert "everything is up already" in done.stderr
+    assert {part["pid"] for part in stack.parts().values()} == {part["pid"] for part in before.values()}
+
+
+def test_secrets_reach_only_the_parts_that_need_them(stack: Machine) -> None:
+    planted = list(SECRETS.values())
+    for path in (stack.home / "stack").rglob("*"):
+        if path.is_file():
+            text = path.read_text(errors="replace")
+            assert not [secret for secret in planted if secret in text], path
+            held = path.suffix in (".conf", ".json", ".key", ".log") and path.name != "start.log"
+            assert not held or path.stat().st_mode & 0o077 == 0, path
+    assert (stack.home / "stack").stat().st_mode & 0o077 == 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            assert not [secret for secret in planted if secret in " ".join(process.cmdline())]
+    environments = {name: psutil.Process(part["pid"]).environ() for name, part in stack.parts().items()}
+    held = {
+        name: {variable for variable in SECRETS if variable in environment}
+        for name, environment in environments.items()
+    }
+    store = {variable for variable in SECRETS if "STORE" in variable}
+    assert held == {"prefect": set(), "mlflow": set(), "worker": store}
+    assert "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY" in environments["mlflow"]
+    assert "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY" not in environments["worker"]
+
+
+def test_up_starts_a_part_that_was_stopped(stack: Machine) -> None:
+    Supervisor(stack.home).stop("mlflow")
+    assert not stack.parts()["mlflow"]["healthy"]
+    done = stack("up")
+    assert done.returncode == 0, done.stderr
+    assert stack.parts()["mlflow"]["healthy"]
+
+
+def test_a_changed_setting_starts_only_the_parts_that_it_concerns(stack: Machine) -> None:
+    before = stack.parts()
+    more = {"RESPROUT_INFRA__STACK__RUN_LIMIT": "2"}
+    done = stack("up", env=more)
+    assert done.returncode == 0, done.stderr
+    after = stack.parts()
+    assert [name for name in before if before[name]["pid"] != after[name]["pid"]] == ["worker"]
+    pools = stack.post("work_pools/filter", {})
+    assert [(pool["name"], pool["concurrency_limit"]) for pool in pools] == [("resprout", 2)]
+    assert stack("up").returncode == 0
+
+
+def test_down_leaves_nothing_and_up_finds_everything_again(stack: Machine) -> None:
+    key = (stack.home / "stack" / "webhook.key").read_text()
+    done = stack("up", "--down")
+    assert done.returncode == 0
+    assert "stopped the stack" in done.stderr
+    assert stack.processes() == []
+    status = stack("up", "--status")
+    assert status.returncode == 1
+    assert status.stderr.count("not healthy (stopped)") == 3
+    assert "no stack of" in stack("up", "--down").stderr
+    assert stack("up").returncode == 0
+    assert (stack.home / "stack" / "webhook.key").read_text() == key
+    assert len(stack.post("automations/filter", {})) == 3, "automations are made once"
+
+
+def test_what_the_settings_forbid_is_said_before_anything_starts(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules: []\n")
+    table = {
+        "127.0.0.1:1/nowhere": {"stack": {"prefect_database_url": "${DB}"}},
+        "must be postgresql://": {"stack": {"mlflow_database_url": "${WRONG}"}},
+        "name the same database": {
+            "stack": {"prefect_database_url": "${DB}", "mlflow_database_url": "${DB}"}
+        },
+        "starts its own": {"prefect": {"api_url": "http://elsewhere:4200/api"}},
+        "mlflow.tracking_uri is http://elsewhere": {"mlflow": {"tracking_uri": "http://elsewhere:5000"}},
+        "webhook_secret is not": {"relay": {"rules": str(rules)}},
+        "no file": {"relay": {"rules": str(tmp_path / "none.yaml"), "webhook_secret": "${DB}"}},
+    }
+    machine = Machine(
+        tmp_path / "home", {"DB": "postgresql://me:pw-91x@127.0.0.1:1/nowhere", "WRONG": "mysql://h/d"}
+    )
+    path = tmp_path / "settings.yaml"
+    for sentence, infra in table.items():
+        path.write_text(yaml.safe_dump({"infra": infra}))
+        done = machine("up", path)
+        assert done.returncode == 2, (sentence, done.stderr)
+        assert sentence in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "pw-91x" not in done.stderr
+    assert machine("up", "--status", "--down").returncode == 2
+    assert machine.processes() == []
+
+
+def test_a_port_in_use_names_the_process(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "home")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", machine.ports["mlflow"]))
+        taken.listen()
+        done = machine("up")
+    assert done.returncode == 2
+    assert f"port {machine.ports['mlflow']} of the MLflow server is in use by" in done.stderr
+    assert f"process {os.getpid()}" in done.stderr
+    assert machine.processes() == []
+
+
+def test_a_part_that_cannot_start_is_named_with_its_last_words(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "home")
+    machine.home.mkdir()
+    (machine.home / "mlflow.db").write_text("no database at all, " * 100)
+    try:
+        done = machine("up")
+        assert done.returncode == 1
+        (sentence,) = done.stderr.strip().splitlines()
+        assert "the MLflow server does not get healthy" in sentence
+        assert "file is not a database" in sentence
+        until(lambda: machine.parts()["prefect"]["healthy"], 60)
+    finally:
+        machine("up", "--down")
+    assert machine.processes() == []
