@@ -1,0 +1,162 @@
+"""The deployment files against the schemas of Compose and Kubernetes, and a linter of Dockerfiles.
+
+No container engine is needed, so none of this builds or starts anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).resolve().parents[2] / "infra" / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+VERSION = "1.37"
+SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|DATABASE_(CONNECTION_)?URL|STORE_URI$|ENCRYPTION_KEY")
+
+
+def manifests() -> Iterator[Any]:
+    for path in sorted(KUBERNETES.glob("*.yaml")):
+        if path.name != "kustomization.yaml":
+            for number, one in enumerate(yaml.safe_load_all(path.read_text())):
+                yield pytest.param(one, id=f"{path.name}-{number}-{one['kind']}")
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+def test_the_compose_file_is_valid_and_its_parts_are_there(compose: Any) -> None:
+    from compose_spec import PyCompose
+
+    text = json.dumps({key: value for key, value in compose.items() if not key.startswith("x-")})
+    # As `docker compose` does it: variables first, then the schema.
+    filled = re.sub(
+        r"\$\{\w+(:[-?])?([^}]*)\}", lambda found: found[2] if found[1] == ":-" else "given", text
+    )
+    checked = PyCompose.from_json(filled)
+    checked.validate()
+    services = set(checked.service_names())
+    assert services == {"postgres", "s3", "prefect", "mlflow", "relay", "worker"}
+    for name, service in compose["services"].items():
+        asked = service.get("healthcheck") or service["environment"].get("HEALTH_URL")
+        assert asked, f"{name} has no health check"
+        for other, how in service.get("depends_on", {}).items():
+            assert other in services
+            assert how == {"condition": "service_healthy"}
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_no_secret_is_written_out_in_the_compose_file(compose: Any) -> None:
+    seen = 0
+    for name, service in compose["services"].items():
+        for variable, value in service["environment"].items():
+            if SECRET.search(variable) and "RELAY__RULES" not in variable and not value.startswith("s3://"):
+                assert re.search(r"\$\{\w+:\?[^}]*\}", value), f"{name}: {variable}"
+                seen += 1
+    assert seen > 10
+    example = (DEPLOY / "resprout.env.example").read_text()
+    asked = set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose.yaml").read_text()))
+    given = re.findall(r"^(\w+)=(.*)$", example, re.MULTILINE)
+    assert {name for name, _ in given} == asked
+    assert all(value == "" for _, value in given)
+
+
+@pytest.mark.parametrize("manifest", manifests())
+def test_a_manifest_is_what_kubernetes_takes(manifest: Any) -> None:
+    import kubernetes_validate
+
+    kubernetes_validate.validate(manifest, VERSION, strict=True)
+
+
+def test_the_check_of_manifests_can_fail() -> None:
+    import kubernetes_validate
+
+    wrong = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"port": 1}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSION, strict=True)
+
+
+def test_the_kustomization_lists_every_file_but_the_example() -> None:
+    base = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    files = {path.name for path in KUBERNETES.glob("*.yaml")}
+    assert set(base["resources"]) == files - {"kustomization.yaml", "secret.example.yaml"}
+
+
+def test_pods_have_no_rights_limits_probes_and_secrets_by_reference() -> None:
+    pods = 0
+    for manifest in (parameter.values[0] for parameter in manifests()):
+        assert manifest["kind"] != "PersistentVolumeClaim"
+        if manifest["kind"] == "Secret":
+            assert set(manifest["stringData"].values()) == {""}
+        if manifest["kind"] != "Deployment":
+            continue
+        pods += 1
+        pod = manifest["spec"]["template"]["spec"]
+        (box,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert box["securityContext"]["readOnlyRootFilesystem"] is True
+        assert box["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert {"requests", "limits"} <= set(box["resources"])
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(box)
+        for variable in box.get("env", ()):
+            if SECRET.search(variable["name"]):
+                assert "secretKeyRef" in variable["valueFrom"], variable["name"]
+    assert pods == 4
+
+
+def test_the_secrets_that_pods_read_are_in_the_example() -> None:
+    example = {one["metadata"]["name"]: set(one["stringData"]) for one in documents("secret.example.yaml")}
+    read = re.findall(r"secretKeyRef: \{name: ([\w-]+), key: ([\w-]+)\}", all_text())
+    assert {name for name, _ in read} | {"resprout-run"} == set(example)
+    assert {key for _, key in read} == example["resprout"]
+
+
+def test_the_pool_makes_jobs_that_kubernetes_takes() -> None:
+    import kubernetes_validate
+
+    template = json.loads((KUBERNETES / "pool.json").read_text())
+    values = {name: one.get("default") for name, one in template["variables"]["properties"].items()}
+    values |= {"command": ["python"], "env": [], "labels": {}, "name": "run"}
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [filled(inner) for inner in value]
+        found = re.fullmatch(r"\{\{ (\w+) \}\}", value) if isinstance(value, str) else None
+        if found:
+            return values[found[1]]
+        return (
+            re.sub(r"\{\{ (\w+) \}\}", lambda one: values[one[1]], value) if isinstance(value, str) else value
+        )
+
+    kubernetes_validate.validate(filled(template["job_configuration"]["job_manifest"]), VERSION, strict=True)
+
+
+def test_the_dockerfile_passes_its_linter_and_does_not_run_as_root() -> None:
+    hadolint = shutil.which("hadolint") or str(Path(sys.executable).parent / "hadolint")
+    done = subprocess.run(
+        [hadolint, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    last = (DEPLOY / "Dockerfile").read_text().rpartition("FROM ")[2]
+    assert re.search(r"^USER 10001", last, re.MULTILINE)
+    assert "HEALTHCHECK" in last
+
+
+def documents(name: str) -> list[Any]:
+    return list(yaml.safe_load_all((KUBERNETES / name).read_text()))
+
+
+def all_text() -> str:
+    return "".join(path.read_text() for path in KUBERNETES.glob("*.yaml"))
