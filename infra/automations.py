@@ -28,17 +28,20 @@ OF_THE_FLOW: dict[str, Any] = {"prefect.resource.role": "flow", "prefect.resourc
 
 
 def ensure_automations(notify: str | None = None) -> None:
-    """Make or update the automations, each known by its name; `notify` names a block to tell of bad ends."""
+    """Make or update the automations, each known by its name; `notify` names a block to tell of bad ends.
+
+    Raises BadInput where there is no such block, when all else is made: a new server has none yet.
+    """
     wanted = [silent_run_crashed(), unstarted_run_crashed(), crashed_run_again()]
     with get_client(sync_client=True) as client:
-        if notify is not None:
-            ensure_notice(client, notify)
         for automation in wanted:
             found = client.read_automations_by_name(automation.name)
             if found:
                 client.update_automation(found[0].id, automation)
             else:
                 client.create_automation(automation)
+        if notify is not None:
+            ensure_notice(client, notify)
 
 
 def silent_run_crashed() -> AutomationCore:

@@ -47,8 +47,13 @@ def up(
         stopped = down(home)
         sys.stderr.write(f"stopped the stack of {home}\n" if stopped else f"no stack of {home} is running\n")
         return
+    if infra.relay.rules is not None and Path(infra.relay.rules).expanduser().is_file():
+        from resprout.configs.rules import load_rules
+
+        load_rules(Path(infra.relay.rules))
     stack = Stack(infra, home, (*CLI, "relay"))
     if not show_status and not stack.up(lambda: _settle(infra, home)):
+        _say_whom_to_tell(infra, home)
         sys.stderr.write("everything is up already\n")
     parts = stack.status()
     _show(parts, home)
@@ -72,7 +77,8 @@ def _settle(infra: InfraConfig, home: Path) -> None:
     from resprout.infra.pools import ensure_pool
 
     ensure_pool(infra.stack.pool, infra.stack.run_limit)
-    ensure_automations(infra.prefect.notify)
+    ensure_automations()
+    _say_whom_to_tell(infra, home)
     if inside.relay.rules is None:
         return
     plain, secret = variables(inside, home)
@@ -86,6 +92,22 @@ def _settle(infra: InfraConfig, home: Path) -> None:
     if done.returncode:
         sentence = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("error: ")
         raise (BadInput if done.returncode == BadInput.exit_code else StageFailed)(sentence)
+
+
+def _say_whom_to_tell(infra: InfraConfig, home: Path) -> None:
+    """Set up notices. A block can only be saved on a server that is up, so its lack ends nothing."""
+    if infra.prefect.notify is None:
+        return
+    from resprout.infra.environment import prepare
+    from resprout.infra.stack.settings import in_the_stack
+
+    prepare(in_the_stack(infra), home)
+    from resprout.infra.automations import ensure_automations
+
+    try:
+        ensure_automations(infra.prefect.notify)
+    except BadInput as error:
+        sys.stderr.write(f"nobody is told of runs that fail: {error}, and call `resprout up` again\n")
 
 
 def _show(parts: list[PartStatus], home: Path) -> None:
