@@ -22,8 +22,16 @@ RESTARTING = "Restarting"
 SILENT_SECONDS = 90.0
 """Three heartbeats; the server's own restart takes less."""
 UNSTARTED_SECONDS = 1800.0
+SETTLED_SECONDS = 10.0
+"""The least that Prefect waits for what does not come."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
-ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+OWN_ENDS = ("AlreadyClaimed", "GateNotPassed", "OwnVersion", "Superseded")
+"""Names that the flow gives its last state, in place of Completed or Failed."""
+ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", *OWN_ENDS)}
+STARTS = {
+    f"prefect.flow-run.{state}"
+    for state in ("Scheduled", "Pending", "Running", "AwaitingRetry", RESTARTING, "Resuming")
+}
 OF_THE_FLOW: dict[str, Any] = {"prefect.resource.role": "flow", "prefect.resource.name": FLOW}
 
 
@@ -46,51 +54,50 @@ def ensure_automations(notify: str | None = None) -> None:
 
 def silent_run_crashed() -> AutomationCore:
     """Crashed, for a run that was heard of and then no more."""
-    return _silent(
+    return _unless(
         "resprout: mark a run whose process died",
         {HEARTBEAT, "prefect.flow-run.Running"},
         ENDS | {HEARTBEAT},
         SILENT_SECONDS,
-        "its process sent no sign of life any more",
+        _crashed("its process sent no sign of life any more"),
     )
 
 
 def unstarted_run_crashed() -> AutomationCore:
     """Crashed, for a run that a worker took and that never ran; an image may have to be fetched first."""
-    return _silent(
+    return _unless(
         "resprout: mark a run that never began",
         {"prefect.flow-run.Pending"},
         ENDS | {HEARTBEAT, "prefect.flow-run.Running"},
         UNSTARTED_SECONDS,
-        "it was taken by a worker, but never began",
+        _crashed("it was taken by a worker, but never began"),
     )
 
 
 def crashed_run_again() -> AutomationCore:
-    """Scheduled again, for a run that crashed."""
-    return AutomationCore(
-        name="resprout: begin a crashed run again",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            expect={"prefect.flow-run.Crashed"},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=[OF_THE_FLOW],
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=timedelta(0),
+    """Scheduled again, for a run that crashed and stayed so: Prefect's worker tells of one death twice."""
+    return _unless(
+        "resprout: begin a crashed run again",
+        {"prefect.flow-run.Crashed"},
+        STARTS | ENDS - {"prefect.flow-run.Crashed"},
+        SETTLED_SECONDS,
+        ChangeFlowRunState(
+            state=StateType.SCHEDULED,
+            name=RESTARTING,
+            message="its process died; it goes on from its finished stages",
+            force=False,
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.SCHEDULED,
-                name=RESTARTING,
-                message="its process died; it goes on from its finished stages",
-                force=False,
-            )
-        ],
     )
 
 
-def _silent(name: str, after: set[str], expect: set[str], seconds: float, message: str) -> AutomationCore:
+def _crashed(message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)
+
+
+def _unless(
+    name: str, after: set[str], expect: set[str], seconds: float, action: ChangeFlowRunState
+) -> AutomationCore:
+    """`action` on a run of which none of `expect` was heard for so long `after` an event."""
     return AutomationCore(
         name=name,
         trigger=EventTrigger(
@@ -103,5 +110,5 @@ def _silent(name: str, after: set[str], expect: set[str], seconds: float, messag
             threshold=1,
             within=timedelta(seconds=seconds),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)],
+        actions=[action],
     )

@@ -1,8 +1,7 @@
 """Runs whose process ends with the stack, or is gone: how they are marked, so that they go on.
 
 A worker that was killed together with its runs, or a whole stack that was, leaves runs that the server takes
-for running. The next worker marks them as Crashed before it takes up work, and the server's automation begins
-them again.
+for running. The next worker marks them as Crashed and schedules them again before it takes up work.
 """
 
 from __future__ import annotations
@@ -15,19 +14,28 @@ import psutil
 
 from resprout.infra.stack.ask import post
 
+FLOW = "compress"
 RUN_ID = "PREFECT__FLOW_RUN_ID"
 UNFINISHED = ("RUNNING", "PENDING", "CANCELLING")
 CRASHED = {"type": "CRASHED", "name": "Crashed", "message": "its process was gone when the worker started"}
+RESTARTING = {"type": "SCHEDULED", "name": "Restarting", "message": "its process died; a new worker goes on"}
+"""As the server's automation does; the run counts these (flows/restarts.py)."""
 RESUMING = {"type": "SCHEDULED", "name": "Resuming", "message": "the stack was stopped; the next one goes on"}
 
 
 def mark_dead(api: str, pool: str) -> list[str]:
-    """Ids of the runs of `pool` that were marked as Crashed at the server `api`."""
+    """Ids of the runs of `pool` that were marked as Crashed at the server `api` and scheduled again.
+
+    Those that are Crashed already are scheduled too: the server may have ended before its automation came.
+    """
     alive = run_ids(psutil.process_iter())
-    unfinished = _ids(api, {"work_pools": {"name": {"any_": [pool]}}}, UNFINISHED)
-    dead = [run for run in unfinished if run not in alive]
+    own = {"work_pools": {"name": {"any_": [pool]}}, "flows": {"name": {"any_": [FLOW]}}}
+    dead = [run for run in _ids(api, own, UNFINISHED) if run not in alive]
     for run in dead:
         _set(api, run, CRASHED)
+    for run in _ids(api, own, ("CRASHED",)):
+        if run not in alive:
+            _set(api, run, RESTARTING)
     return dead
 
 
