@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import InfraConfig
+from resprout.configs.schema import InfraConfig, StoreConfig
 
 ARTIFACTS = "mlartifacts"
 """Folder below home where MLflow keeps files of runs."""
@@ -67,7 +67,16 @@ def prepare(infra: InfraConfig, home: Path, debug: bool = False) -> None:
         os.environ["MLFLOW_TRACKING_USERNAME"] = infra.mlflow.username.get_secret_value()
     if infra.mlflow.password is not None:
         os.environ["MLFLOW_TRACKING_PASSWORD"] = infra.mlflow.password.get_secret_value()
-    store = infra.store
-    if store.uri and store.uri.startswith("s3://") and store.endpoint_url:
-        # MLflow reads artifacts and versions from the same bucket through its own client.
+    _give_mlflow_the_bucket(infra.store)
+
+
+def _give_mlflow_the_bucket(store: StoreConfig) -> None:
+    """MLflow reads and writes its artifacts in the store's bucket through a client of its own."""
+    if not store.uri or not store.uri.startswith("s3://"):
+        return
+    if store.endpoint_url:
         os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", store.endpoint_url)
+    key, secret = store.access_key_id, store.secret_access_key
+    if key is not None and secret is not None and "AWS_ACCESS_KEY_ID" not in os.environ:
+        os.environ["AWS_ACCESS_KEY_ID"] = key.get_secret_value()
+        os.environ["AWS_SECRET_ACCESS_KEY"] = secret.get_secret_value()

@@ -36,19 +36,26 @@ FLOW_RUN = "resprout.flow_run"
 
 
 def _answers(method: Callable[P, R]) -> Callable[P, R]:
-    """Turn a fault of the tracking server into one sentence."""
+    """Turn a fault of the tracking server, or of the bucket that it keeps files in, into one sentence."""
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         import requests
+        from botocore.exceptions import BotoCoreError, ClientError
         from mlflow.exceptions import MlflowException
 
         try:
             return method(*args, **kwargs)
-        except (MlflowException, requests.RequestException, OSError) as error:
-            if isinstance(error, ResproutError):
-                raise
+        except ResproutError:
+            raise
+        except (MlflowException, requests.RequestException, BotoCoreError, ClientError, OSError) as error:
             tracker: Any = args[0]
+            if _no_access(error):
+                raise StageFailed(
+                    f"MLflow at {tracker.shown_uri} keeps the files of runs in a bucket that this process "
+                    f"cannot use ({_line(error, 200)}); give infra.store with its credentials, or "
+                    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and MLFLOW_S3_ENDPOINT_URL"
+                ) from error
             what = _line(error, 300)
             refused = isinstance(error, MlflowException) and error.get_http_status_code() < 500
             kind = StageFailed if refused else Transient
@@ -58,6 +65,14 @@ def _answers(method: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return call
+
+
+def _no_access(error: Exception) -> bool:
+    """Whether it is a bucket that refuses this process."""
+    from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(error, ClientError) else 0
+    return status in (401, 403) or isinstance(error, NoCredentialsError | PartialCredentialsError)
 
 
 class Tracker:

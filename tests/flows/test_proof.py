@@ -45,10 +45,13 @@ class Stack:
     prefect: str
     relay: str
 
-    def call(self, *arguments: str, seconds: float = 200) -> subprocess.CompletedProcess[str]:
+    def call(
+        self, *arguments: str, seconds: float = 200, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*COMMAND, *arguments],
-            cwd=self.root, env=self.env, capture_output=True, text=True, timeout=seconds, check=False,
+            cwd=self.root, env={**self.env, **variables}, timeout=seconds,
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
 
     def client(self) -> Any:
@@ -271,8 +274,17 @@ def test_every_command_of_the_readme_works(stack: Stack) -> None:
         if not language
     ]
     assert len(commands) == 12
+    servers = {
+        "RESPROUT_INFRA__PREFECT__API_URL": f"{stack.prefect}/api",
+        "RESPROUT_INFRA__MLFLOW__TRACKING_URI": stack.mlflow,
+    }
+    alone = stack.call("run", "configs/quickstart.yaml", **servers)
+    assert alone.returncode == 1
+    assert "keeps the files of runs in a bucket that this process cannot use" in alone.stderr
+    bucket = stack.bucket.settings(f"{stack.prefix}/store")
+    servers.update({f"RESPROUT_INFRA__STORE__{name.upper()}": value for name, value in bucket.items()})
     for command in commands:
         words = shlex.split(command)
         assert Path(words[0]).name == "resprout", command
-        done = stack.call(*words[1:])
+        done = stack.call(*words[1:], **servers)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
