@@ -52,6 +52,7 @@ bench: dev
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_stage.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_store.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_shards.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_relay.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
