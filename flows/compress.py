@@ -24,13 +24,13 @@ from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
 from resprout.flows.fan_out import FanOut
 from resprout.flows.overdue import newer_due
-from resprout.flows.patience import patiently
 from resprout.flows.restarts import refuse_endless
 from resprout.flows.session import Session, current, using
 from resprout.flows.sources import Sources
 from resprout.flows.steps import Steps, look_up
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
+from resprout.infra.patience import patiently
 from resprout.infra.store import claims, exports
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.results import ArtifactResults
@@ -89,6 +89,11 @@ def compress(
             raise
 
 
+def _outage_seconds(loaded: Loaded, session: Session) -> float:
+    """A person at the command line wants to know at once, and runs the same command again."""
+    return 0.0 if session.called_at else loaded.config.infra.prefect.outage_seconds
+
+
 def _compress(
     loaded: Loaded, overrides: list[str], claim: str | None, own: bool, session: Session
 ) -> dict[str, Any] | State[Any]:
@@ -114,19 +119,22 @@ def _compress(
         )
     digest = config_digest(loaded)
     tags = {**session.tags, **_run_tags(loaded, digest)}
-    run_id = tracker.resume(flow_run.id) or tracker.start(loaded.config.name, tags)
+    before = tracker.resume(flow_run.id)
+    run_id = before or tracker.start(loaded.config.name, tags)
     result = session.result
     result.mlflow_run_id, result.config_digest = run_id, digest
     run = Run(
         store=store,
         tracker=tracker,
         locks=LeaseLockManager(store.driver, waiting=_told_by(session)),
-        results=ArtifactResults.of(store),
+        results=ArtifactResults.of(store, _outage_seconds(loaded, session)),
         display=session.display,
         home=loaded.home,
         mlflow_run_id=run_id,
         retries=loaded.config.infra.prefect.retries,
         retry_delay_seconds=loaded.config.infra.prefect.retry_delay_seconds,
+        outage_seconds=_outage_seconds(loaded, session),
+        tracked=tracker.tracked(run_id) if before else set(),
         stages=result.stages,
         cancelled=lambda: session.interrupted,
         shards=loaded.config.infra.shards,

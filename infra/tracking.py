@@ -57,14 +57,25 @@ def _answers(method: Callable[P, R]) -> Callable[P, R]:
                     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and MLFLOW_S3_ENDPOINT_URL"
                 ) from error
             what = _line(error, 300)
-            refused = isinstance(error, MlflowException) and error.get_http_status_code() < 500
-            kind = StageFailed if refused else Transient
+            kind = StageFailed if _will_not_pass(error) else Transient
             raise kind(
                 f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is in "
                 "the artifact store, so run the same command again when MLflow answers"
             ) from error
 
     return call
+
+
+def _will_not_pass(error: Exception) -> bool:
+    """Whether waiting mends nothing: the server refuses, a driver is missing, this machine's disk fails."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.get_http_status_code() < 500
+    if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
+        return False
+    return isinstance(error, OSError | ImportError) or type(error).__module__.startswith("sqlalchemy")
 
 
 def _no_access(error: Exception) -> bool:
@@ -94,6 +105,7 @@ class Tracker:
         from filelock import FileLock
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import ArgumentError
 
         self.home.mkdir(parents=True, exist_ok=True)
         # Several processes at a new SQLite file break each other's migrations, so one makes it.
@@ -105,8 +117,13 @@ class Tracker:
                 self.experiment_id = self._experiment(self.config.experiment)
             except BadInput:
                 raise
-            except (MlflowException, OSError, ImportError) as error:
+            except (MlflowException, OSError, ImportError, ArgumentError) as error:
                 what = _line(error, 200)
+                if _will_not_pass(error):
+                    raise BadInput(
+                        f"MLflow at {self.shown_uri} refuses ({what}); check infra.mlflow: tracking_uri, "
+                        "username and password, and that the database's driver is installed"
+                    ) from error
                 raise Unreachable(
                     f"MLflow at {self.shown_uri} cannot be used ({what}); start it, or set "
                     "infra.mlflow.tracking_uri to one that answers"
@@ -169,6 +186,16 @@ class Tracker:
             return None
         self.client.update_run(found[0].info.run_id, "RUNNING")
         return found[0].info.run_id
+
+    @_answers
+    def tracked(self, run_id: str) -> set[tuple[str, str]]:
+        """Name and key of each nested run that ended well under a run that began before."""
+        finished = self.client.search_runs(
+            [self.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'FINISHED'",
+            max_results=1000,
+        )
+        return {(run.info.run_name, run.data.tags.get("resprout.key", "")) for run in finished}
 
     @_answers
     def end(self, run_id: str, status: str = "FINISHED") -> None:

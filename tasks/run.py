@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from resprout.configs.result import ArtifactResult, StageResult
+from resprout.infra.patience import patiently
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Progress
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from resprout.infra.tracking import Tracker
     from resprout.tasks.job import Job
     from resprout.tasks.stage import Input, Stage
+
+
+T = TypeVar("T")
 
 
 class Display(Protocol):
@@ -72,6 +76,10 @@ class Run:
     mlflow_run_id: str
     retries: int = 3
     retry_delay_seconds: float = 2.0
+    outage_seconds: float = 0.0
+    """How long finished work waits for a store that is down."""
+    tracked: set[tuple[str, str]] = field(default_factory=set)
+    """Label and key of the stages that the MLflow run holds already, where the run was begun before."""
     stages: list[StageResult] = field(default_factory=list)
     work_seconds: float = 0.0
     """Seconds inside stage bodies and their transfers: all else is orchestration."""
@@ -89,6 +97,10 @@ class Run:
         """Raise KeyboardInterrupt where Ctrl-C was pressed."""
         if self.cancelled():
             raise KeyboardInterrupt
+
+    def keep(self, write: Callable[[], T]) -> T:
+        """What `write` returns, which writes finished work to the store; an outage is waited for."""
+        return patiently(write, self.outage_seconds, stop=self.stop_if_cancelled)
 
     def add(self, label: str, cached: bool, seconds: float, ref: ArtifactRef) -> None:
         """Note a finished stage."""

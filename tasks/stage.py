@@ -252,7 +252,8 @@ class Stage(Generic[C]):
             except BaseException as error:
                 raise as_sentence(error, self.name, run.home) from error
             run.stop_if_cancelled()
-            manifest = run.store.publish(content, run.locks.guard(key), move=True)
+            guard = run.locks.guard(key)
+            manifest = run.keep(lambda: run.store.publish(content, guard, move=True))
         record = Record(
             stage=self.name,
             key=key,
@@ -279,7 +280,7 @@ class Stage(Generic[C]):
             kind=self.kind,
             digest=manifest.digest,
             key=key,
-            record=run.store.put_record(record),
+            record=run.keep(lambda: run.store.put_record(record)),
             uri=run.store.uri(manifest.digest),
             bytes=sum(entry.size for entry in manifest.files),
         ).model_dump(mode="json")
@@ -307,6 +308,8 @@ class Stage(Generic[C]):
         cached: bool,
         seconds: float,
     ) -> None:
+        if (label, ref.key) in run.tracked:
+            return
         tracker = run.tracker
         tags = {
             "resprout.stage": self.name,

@@ -11,6 +11,7 @@ from prefect.filesystems import WritableFileSystem
 from pydantic import PrivateAttr, ValidationError
 
 from resprout.configs.errors import StageFailed
+from resprout.infra.patience import patiently
 from resprout.infra.store.paths import require_safe
 from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
@@ -27,12 +28,13 @@ class ArtifactResults(WritableFileSystem):
 
     uri: str
     _store: ArtifactStore | None = PrivateAttr(default=None)
+    _outage_seconds: float = PrivateAttr(default=0.0)
 
     @classmethod
-    def of(cls, store: ArtifactStore) -> ArtifactResults:
-        """Results beside the artifacts of `store`."""
+    def of(cls, store: ArtifactStore, outage_seconds: float = 0.0) -> ArtifactResults:
+        """Results beside the artifacts of `store`, which are kept even if it is down for a while."""
         results = cls(uri=store.root_uri)
-        results._store = store
+        results._store, results._outage_seconds = store, outage_seconds
         return results
 
     def read_path(self, path: str, _sync: bool | None = None) -> bytes:  # type: ignore[override]
@@ -54,7 +56,8 @@ class ArtifactResults(WritableFileSystem):
         return ArtifactRef.model_validate(ResultRecord[Any].deserialize(data).result)
 
     def write_path(self, path: str, content: bytes, _sync: bool | None = None) -> None:  # type: ignore[override]
-        self._required().driver.put_bytes(_key(path), content)
+        driver = self._required().driver
+        patiently(lambda: driver.put_bytes(_key(path), content), self._outage_seconds)
 
     async def aread_path(self, path: str) -> bytes:
         return await asyncio.to_thread(self.read_path, path)

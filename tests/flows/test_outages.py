@@ -139,14 +139,14 @@ def test_mlflow_is_down_at_the_start_in_a_stage_and_at_the_registration(
         found = run.end()
         client = MlflowClient(address, address)
         versions = client.search_model_versions("name = 'tiny-pruned'")
-        parents = [
-            one
-            for one in client.search_runs([client.get_experiment_by_name("resprout").experiment_id])
-            if "mlflow.parentRunId" not in one.data.tags
-        ]
+        every = client.search_runs([client.get_experiment_by_name("resprout").experiment_id])
+    nested = [one for one in every if "mlflow.parentRunId" in one.data.tags]
+    parents = [one for one in every if one not in nested]
     assert found["name"] == "Completed", found["message"]
     assert [version.version for version in versions] == ["1"]
     assert [(one.info.status, one.data.tags["resprout.gate"]) for one in parents] == [("FINISHED", "none")]
+    finished = [one.info.run_name for one in nested if one.info.status == "FINISHED"]
+    assert len(finished) == len(set(finished)), "a stage is told of once"
     for stage in ("acquire model", "calibrate", "plan", "export"):
         assert run.count(f"{stage}: done") == 1, f"{stage} was made again"
 

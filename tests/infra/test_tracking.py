@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable
 from resprout.configs.schema import MlflowConfig
 from resprout.infra.tracking import Tracker
 
@@ -132,3 +135,45 @@ def test_an_unreachable_server_is_said_within_twenty_seconds(tmp_path: Path) -> 
 def test_a_fault_in_the_middle_says_that_nothing_is_lost(tracker: Tracker) -> None:
     with pytest.raises(StageFailed, match="what was computed is in the artifact store"):
         tracker.log("0" * 32, {"x": 1.0})
+
+
+@pytest.mark.parametrize("uri", ["nosuchdatabase://host/x", "oracle+missing://host/x"])
+def test_a_database_without_a_driver_is_no_outage(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(BadInput, match=r"check infra\.mlflow: tracking_uri") as caught:
+        Tracker(MlflowConfig(tracking_uri=uri), tmp_path).connect()
+    assert not isinstance(caught.value, Unreachable)
+
+
+def test_a_server_that_refuses_is_no_outage(tmp_path: Path) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Requests are not printed."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(BadInput, match=r"refuses .*username and password") as caught:
+            Tracker(MlflowConfig(tracking_uri=address), tmp_path).connect()
+        server.shutdown()
+    assert not isinstance(caught.value, Unreachable)
+
+
+def test_a_full_disk_is_no_outage(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tracker.start("one", {})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tracker.client, "log_text", full)
+    with pytest.raises(StageFailed, match="No space left on device"):
+        tracker.log_text(run, "x", "x.txt")
+    monkeypatch.setattr(tracker.client, "log_text", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+    with pytest.raises(Transient, match="gone"):
+        tracker.log_text(run, "x", "x.txt")

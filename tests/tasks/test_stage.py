@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 
 from resprout.configs.errors import BadInput, StageFailed, Transient
-from resprout.infra import identity
+from resprout.infra import identity, patience
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Job
 from resprout.tasks.stage import Part, stage
@@ -303,3 +303,52 @@ def test_a_swallowed_interrupt_stops_the_stage_before_it_publishes(
             cancelled=lambda: bool(pressed),
         )
     assert not list((home / "store").rglob("out.txt"))
+
+
+def test_finished_work_waits_for_a_store_that_is_away_and_is_not_done_again(
+    home: Path, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.01)
+    worked: list[int] = []
+
+    def body(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:
+        worked.append(1)
+        write_text(job, inputs, workdir, progress)
+
+    body.__module__ = write_text.__module__
+    one = stage("toy", kind="toy")(body)
+
+    def steps(run: Any) -> Any:
+        away = {"publish": 3, "put_record": 2, "put_bytes": 2}
+
+        def sometimes(owner: Any, name: str) -> None:
+            real = getattr(owner, name)
+
+            def call(*given: Any, **named: Any) -> Any:
+                away[name] -= 1
+                if away[name] >= 0:
+                    raise Transient("the bucket is away")
+                return real(*given, **named)
+
+            monkeypatch.setattr(owner, name, call)
+
+        sometimes(run.store, "publish")
+        sometimes(run.store, "put_record")
+        real = run.store.driver.put_bytes
+
+        def put_bytes(key: str, data: bytes) -> None:
+            if key.startswith("results/") and away["put_bytes"] > 0:
+                away["put_bytes"] -= 1
+                raise Transient("the bucket is away")
+            real(key, data)
+
+        monkeypatch.setattr(run.store.driver, "put_bytes", put_bytes)
+        run.results._outage_seconds = 30.0
+        made = one(run, Job(Knobs()))
+        assert away["put_bytes"] == 0
+        return run.store.read(made.digest, "out.txt")
+
+    assert make_run(home, steps, outage_seconds=30.0) == b"a"
+    assert worked == [1]
+    with pytest.raises(Transient, match="the bucket is away"):
+        make_run(home.parent / "impatient", steps)

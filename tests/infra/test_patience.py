@@ -8,14 +8,20 @@ from typing import Any
 import pytest
 
 from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable
-from resprout.flows import patience
+from resprout.infra import patience
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def worked() -> list[float]:
+    """Seconds that calls have lasted."""
+    return []
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch, worked: list[float]) -> list[float]:
     """The pauses taken."""
     taken: list[float] = []
-    monkeypatch.setattr(patience.time, "monotonic", lambda: 1000.0 + sum(taken))
+    monkeypatch.setattr(patience.time, "monotonic", lambda: 1000.0 + sum(taken) + sum(worked))
     monkeypatch.setattr(patience.time, "sleep", taken.append)
     return taken
 
@@ -42,6 +48,27 @@ def test_an_outage_without_end_is_given_up_at_the_limit(waits: list[float]) -> N
     with pytest.raises(Transient, match="busy 5"):
         patience.patiently(failing(*[Transient(f"busy {index}") for index in range(1, 9)]), 60.0)
     assert waits == [5.0, 10.0, 20.0, 25.0]
+
+
+def test_hours_of_work_before_an_outage_are_no_part_of_it(waits: list[float], worked: list[float]) -> None:
+    work = failing(*[Transient("busy")] * 3)
+    lasting = iter([7200.0, 1.0, 7200.0, 1.0])
+
+    def long() -> str:
+        worked.append(next(lasting))
+        return work()
+
+    assert patience.patiently(long, 60.0) == "made"
+    assert waits == [5.0, 10.0, 5.0]
+
+
+def test_who_is_told_to_stop_waits_no_longer(waits: list[float]) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        patience.patiently(failing(Transient("busy")), 60.0, stop=stop)
+    assert waits == []
 
 
 def test_what_got_on_in_between_begins_the_count_anew(waits: list[float]) -> None:
