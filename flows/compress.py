@@ -75,6 +75,7 @@ def compress(
     with logs.fields(run=loaded.config.name, flow_run=flow_run.id):
         if not session.called_at:
             logs.configure(loaded.config.infra.logs)
+            logs.also_to_prefect()
         try:
             # A person at the command line wants to know at once, and runs the same command again.
             wait = 0.0 if session.called_at else loaded.config.infra.prefect.outage_seconds

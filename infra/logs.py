@@ -55,6 +55,29 @@ def configure(form: str, stream: TextIO | None = None) -> None:
     logger.propagate = False
 
 
+def also_to_prefect() -> None:
+    """Send the lines of a run to its page on the Prefect server too, where its log goes there at all."""
+    from prefect.logging.handlers import APILogHandler
+    from prefect.settings import get_current_settings
+
+    logger = logging.getLogger(NAME)
+    if not get_current_settings().logging.to_api.enabled:
+        return
+    if any(isinstance(one, APILogHandler) for one in logger.handlers):
+        return
+    handler = APILogHandler()
+    handler.addFilter(_of_a_flow_run)
+    logger.addHandler(handler)
+
+
+def _of_a_flow_run(record: logging.LogRecord) -> bool:
+    """Lines of other threads, which know of no run, stay here."""
+    flow_run = _fields.get().get("flow_run")
+    if flow_run is not None:
+        record.flow_run_id = flow_run
+    return flow_run is not None
+
+
 def _add_fields(record: logging.LogRecord) -> bool:
     known = _fields.get()
     record.__dict__.update(known)

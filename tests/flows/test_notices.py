@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_a_gate_that_is_not_passed_is_told_once(told: Any, tmp_path: Path) -> No
             **os.environ,
             "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
             "RESPROUT_HOME": str(tmp_path / "home"),
+            "PREFECT_LOGGING_TO_API_ENABLED": "true",
             "OMP_NUM_THREADS": "1",
         }
 
@@ -99,6 +101,12 @@ def test_a_gate_that_is_not_passed_is_told_once(told: Any, tmp_path: Path) -> No
         message = came.get(timeout=30)
         with pytest.raises(queue.Empty):
             came.get(timeout=5)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/logs/filter", b"{}", {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            lines = [one["message"] for one in json.load(answer) if one["flow_run_id"]]
+    assert sum("plan: done" in line for line in lines) == 1, "the run's page shows its stages, once"
     assert message["subject"].startswith("resprout: GateNotPassed")
     assert "the gate is not passed: max_params_ratio 0.8" in message["body"]
     assert re.search(r"Flow run [0-9a-f-]{36}", message["body"])
