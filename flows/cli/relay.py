@@ -22,8 +22,8 @@ def relay(
     \b
     Examples:
       resprout relay --config infra.yaml
-      RESPROUT_INFRA__RELAY__RULES=rules.yaml RESPROUT_INFRA__RELAY__WEBHOOK_SECRET=... resprout relay
-      RESPROUT_INFRA__LOGS=json resprout relay --config infra.yaml
+      resprout relay --config infra.yaml --debug
+      resprout relay
     """
     from resprout.configs.load import load_infra
     from resprout.infra import logs

@@ -47,11 +47,11 @@ def up(
         stopped = down(home)
         sys.stderr.write(f"stopped the stack of {home}\n" if stopped else f"no stack of {home} is running\n")
         return
-    if infra.relay.rules is not None and Path(infra.relay.rules).expanduser().is_file():
+    stack = Stack(infra, home, (*CLI, "relay"))
+    if infra.relay.rules is not None:
         from resprout.configs.rules import load_rules
 
         load_rules(Path(infra.relay.rules))
-    stack = Stack(infra, home, (*CLI, "relay"))
     if not show_status and not stack.up(lambda: _settle(infra, home)):
         _say_whom_to_tell(infra, home)
         sys.stderr.write("everything is up already\n")

@@ -101,6 +101,11 @@ def test_the_printed_command_and_config_find_every_stage(
     assert [stage["name"] for stage in planned.result["stages"] if not stage["cached"]] == []
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=2)
-    assert runs[1].parameters == {"config": str(path), "overrides": ["seed=5", "calibrate.samples=6"]}
+    assert runs[1].parameters == {
+        "config": str(path),
+        "overrides": ["seed=5", "calibrate.samples=6"],
+        "claim": None,
+        "own": False,
+    }
     written = {file for file in home.rglob("*") if file.is_file() and PASSWORD.encode() in file.read_bytes()}
     assert written == set()

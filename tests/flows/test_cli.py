@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from resprout.flows.cli.main import VERBS
+from resprout.flows.cli.triggers import triggers
 from tiny_run import write_run
 
 PROBE = """
@@ -78,11 +79,14 @@ def test_the_schema_describes_every_key(config: Path) -> None:
     assert undocumented == []
 
 
-@pytest.mark.parametrize("verb", VERBS)
+WORDS = [f"triggers {command.name or command.callback.__name__}" for command in triggers.registered_commands]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "triggers"] + WORDS)
 def test_each_help_has_three_examples_that_name_real_options(
     verb: str, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
-    found = resprout(verb, "--help", home=tmp_path)
+    found = resprout(*verb.split(), "--help", home=tmp_path)
     assert found.code == 0
     examples = [
         line.strip() for line in found.out.splitlines() if line.strip().startswith(f"resprout {verb}")
