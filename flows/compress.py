@@ -105,8 +105,9 @@ def _compress(
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home)
     store.ensure_writable()
     if claim is not None and (owner := claims.claim(store.driver, claim, flow_run.id)) != flow_run.id:
-        logger.info("flow run %s compresses %s already", owner, claim)
-        return Completed(name="AlreadyClaimed", message=f"flow run {owner} compresses {claim}")
+        said = f"{claim} is the claim of flow run {owner}, which was first; this one does nothing"
+        logger.info("%s", said)
+        return Completed(name="AlreadyClaimed", message=said)
     tracker = Tracker(loaded.config.infra.mlflow, loaded.home)
     tracker.connect()
     sources = Sources(loaded, tracker.uri)
