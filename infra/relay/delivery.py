@@ -46,6 +46,7 @@ def prove(headers: Mapping[str, str], body: bytes, secret: bytes, now: float, wi
     if (
         not identity
         or len(identity) > MOST_CHARS
+        or not identity.isprintable()
         or not (stamp.isascii() and stamp.isdigit())
         or len(stamp) > 12
     ):
@@ -84,6 +85,9 @@ def read(identity: str, body: bytes) -> Delivery | None:
     if (
         not isinstance(name, str)
         or not 0 < len(name) <= MOST_CHARS
+        # No database keeps a NUL or half a surrogate pair, and a line break would forge lines of the log.
+        or not name.isprintable()
+        or len(version) > MOST_CHARS
         or not version.isascii()
         or not version.isdigit()
     ):

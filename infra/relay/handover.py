@@ -176,10 +176,14 @@ class HandoverThread(threading.Thread):
         """There is something to do."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """End after what is being handed over."""
+    def end(self) -> None:
+        """Have it end after what is being handed over."""
         self.handover.stopping.set()
         self._wake.set()
+
+    def stop(self) -> None:
+        """`end`, and wait for it."""
+        self.end()
         self.join()
 
     def run(self) -> None:

@@ -101,9 +101,13 @@ class PollThread(threading.Thread):
         self._stopping = threading.Event()
         self._failing = False
 
-    def stop(self) -> None:
-        """End after the look that is under way."""
+    def end(self) -> None:
+        """Have it end after the look that is under way."""
         self._stopping.set()
+
+    def stop(self) -> None:
+        """`end`, and wait for it."""
+        self.end()
         self.join()
 
     def run(self) -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +69,7 @@ def serve(infra: InfraConfig, home: Path) -> None:
     handover = HandoverThread(Handover(rules, outbox, registry, starter, store, metrics))
     look = Poll(rules, outbox, Registry(infra.mlflow, home))
     poll = PollThread(look, starter, infra.relay.poll_seconds, metrics)
-    threads: list[threading.Thread] = [writer, handover, poll]
+    threads = (poll, handover, writer)
 
     def dead() -> str | None:
         return next((thread.name for thread in threads if not thread.is_alive()), None)
@@ -84,9 +83,11 @@ def serve(infra: InfraConfig, home: Path) -> None:
     try:
         asyncio.run(_until_told(door, socket))
     finally:
-        poll.stop()
-        handover.stop()
-        writer.stop()
+        # All are told before one is waited for: each may have a server to hear out.
+        for thread in threads:
+            thread.end()
+        for thread in threads:
+            thread.join()
         outbox.close()
     log.info("the relay has stopped; what it took is in the outbox")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -14,6 +16,7 @@ from resprout.infra.relay.tables import said
 
 MOST_AT_ONCE = 500
 MOST_WAITING = 5000
+PUT_SECONDS = 20.0
 
 
 class Writer(threading.Thread):
@@ -30,11 +33,20 @@ class Writer(threading.Thread):
             raise Refused(503, "full", "deliveries arrive faster than the outbox's disk takes them")
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._queue.put((delivery, future))
-        return await future
+        try:
+            async with asyncio.timeout(PUT_SECONDS):
+                return await future
+        except TimeoutError:
+            # It may be kept yet; told again it is a duplicate then.
+            raise Refused(503, "outbox", "a delivery that the outbox took too long to keep") from None
+
+    def end(self) -> None:
+        """Have it write what is there, then end."""
+        self._queue.put(None)
 
     def stop(self) -> None:
-        """Write what is there, then end."""
-        self._queue.put(None)
+        """`end`, and wait for it."""
+        self.end()
         self.join()
 
     def run(self) -> None:
@@ -53,18 +65,20 @@ class Writer(threading.Thread):
 
     def _write(self, batch: list[tuple[Delivery, asyncio.Future[bool]]]) -> None:
         futures = [future for _, future in batch]
-        loop = futures[0].get_loop()
         try:
             found = self._outbox.add(delivery for delivery, _ in batch)
-        except SQLAlchemyError as error:
-            no = Refused(
-                503,
-                "outbox",
-                f"a delivery that the outbox cannot keep ({said(error)}); MLflow sends it again",
-            )
-            loop.call_soon_threadsafe(_refuse, futures, no)
-            return
-        loop.call_soon_threadsafe(_answer, futures, found)
+        except Exception as error:
+            # Whatever it is, the next batch must find this thread alive.
+            what = said(error) if isinstance(error, SQLAlchemyError) else type(error).__name__
+            sentence = f"a delivery that the outbox cannot keep ({what}); MLflow sends it again"
+            self._tell(_refuse, futures, Refused(503, "outbox", sentence))
+        else:
+            self._tell(_answer, futures, found)
+
+    def _tell(self, how: Callable[..., None], futures: list[asyncio.Future[bool]], what: object) -> None:
+        # Where the loop has ended nobody waits any more.
+        with suppress(RuntimeError):
+            futures[0].get_loop().call_soon_threadsafe(how, futures, what)
 
 
 def _answer(futures: list[asyncio.Future[bool]], found: list[bool]) -> None:

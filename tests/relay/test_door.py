@@ -121,6 +121,9 @@ def test_clock_skew_is_one_sentence(client: TestClient, caplog: pytest.LogCaptur
         b'{"entity": "model_version", "action": "created", "data": {"name": "a", "version": "x"}}',
         b'{"entity": "model_version", "action": "created", "data": {"name": {}, "version": "1"}}',
         b'{"entity": "model_version", "action": "created", "data": {"name": "", "version": "1"}}',
+        b'{"entity": "model_version", "action": "created", "data": {"name": "chat-\\ud800", "version": "1"}}',
+        b'{"entity": "model_version", "action": "created", "data": {"name": "chat-\\u0000", "version": "1"}}',
+        b'{"entity": "model_version", "action": "created", "data": {"name": "chat-\\nx", "version": "1"}}',
     ],
 )
 def test_a_signed_delivery_of_another_form_is_refused(
@@ -163,6 +166,14 @@ def test_more_than_the_rate_are_told_to_come_again(outbox: Outbox) -> None:
     assert refused
     assert refused[0].headers["Retry-After"] == "1"
     assert len(outbox.rows(WAITING)) == 12 - len(refused) >= 5
+
+
+def test_forgeries_keep_no_delivery_out(outbox: Outbox) -> None:
+    body = event("chat-7b", 3)
+    with door(outbox, rate_per_second=5.0) as client:
+        wrong = [client.post(PATH, content=body, headers=signed(body, secret="wrong")) for _ in range(20)]
+        assert {answer.status_code for answer in wrong} == {401}
+        assert client.post(PATH, content=body, headers=signed(body)).status_code == 200
 
 
 def test_the_bucket_fills_by_its_rate() -> None:

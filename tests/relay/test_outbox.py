@@ -156,6 +156,42 @@ def test_deliveries_that_come_at_once_share_commits_and_each_is_kept(reopen: Ope
     assert commits < 60
 
 
+def test_what_no_database_can_keep_ends_no_writing(reopen: Open) -> None:
+    writer = Writer(reopen())
+    writer.start()
+    try:
+        for name in ("half \ud800", "nul \x00"):
+            with pytest.raises(Refused, match="the outbox cannot keep") as no:
+                asyncio.run(writer.put(Delivery(name, "created", name, "\ud800")))
+            assert no.value.status == 503
+        assert asyncio.run(writer.put(delivery(1)))
+    finally:
+        writer.stop()
+
+
+def test_a_commit_that_takes_too_long_is_refused_and_kept_yet(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adding, goes_on = outbox.add, threading.Event()
+
+    def slow(deliveries: Any) -> list[bool]:
+        goes_on.wait(30)
+        return adding(deliveries)
+
+    monkeypatch.setattr(outbox, "add", slow)
+    monkeypatch.setattr("resprout.infra.relay.writer.PUT_SECONDS", 0.1)
+    writer = Writer(outbox)
+    writer.start()
+    try:
+        with pytest.raises(Refused, match="took too long to keep"):
+            asyncio.run(writer.put(delivery(1)))
+    finally:
+        goes_on.set()
+        # The loop that asked has ended by now, which ends no writing either.
+        writer.stop()
+    assert [row.version for row in outbox.rows(WAITING)] == ["1"]
+
+
 def test_a_database_that_is_restarted_refuses_what_it_cannot_keep_and_goes_on(home: Path) -> None:
     from servers import postgres_server
 
