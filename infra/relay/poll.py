@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -122,10 +121,15 @@ class PollThread(threading.Thread):
                 self.metrics.polled.set(time.time())
                 self._failing = False
                 if found:
-                    log.info("the registry holds %d changes that no webhook told of yet", found)
-            with suppress(Transient):
-                # The hand-over says it where Prefect does not answer.
+                    log.info(
+                        "a look found %d changes; what a webhook told of too starts nothing twice", found
+                    )
+            try:
                 self.metrics.show_runs(self.starter.runs())
+            except Exception as error:
+                # The hand-over says it where Prefect does not answer; whatever it is, the looking goes on.
+                self.metrics.failures.labels("runs").inc()
+                log.debug("Prefect's runs were not counted (%s)", type(error).__name__)
             self._stopping.wait(self.seconds)
 
     def _fault(self, error: Exception) -> None:

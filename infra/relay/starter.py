@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -20,8 +21,12 @@ class Missing(Exception):
     """The rule has no deployment yet."""
 
 
+class NoPrefect(Transient):
+    """Something else answers at the address: it lacks /api, or a proxy speaks for the server."""
+
+
 class Starter:
-    """One Prefect server."""
+    """One Prefect server. Every method raises Transient where it does not answer."""
 
     def __init__(self, config: PrefectConfig, url: str) -> None:
         self.url = url
@@ -38,7 +43,6 @@ class Starter:
         Raises:
             Missing: the rule's deployment is not there.
             BadInput: Prefect does not take the parameters.
-            Transient: Prefect does not answer.
         """
         key = f"{rule.name} {version.name} {version.version}"
 
@@ -63,11 +67,14 @@ class Starter:
         return self._ask(create)
 
     def server_version(self) -> str:
-        """The server's version; raises Transient where it does not answer."""
-        return self._ask(lambda client: str(client.api_version()))
+        """The server's version; raises BadInput where what answers is no Prefect server."""
+        try:
+            return self._ask(lambda client: str(client.api_version()))
+        except NoPrefect as fault:
+            raise BadInput(f"{fault}; infra.prefect.api_url ends in /api") from None
 
     def runs(self) -> dict[str, int]:
-        """How many runs of the flow are in each state, of all that the server keeps; raises Transient."""
+        """How many runs of the flow are in each state, of all that the server keeps."""
 
         def count(client: Any, state: str) -> int:
             wanted = {
@@ -111,5 +118,7 @@ class Starter:
                 text = without_credentials(" ".join(error.response.text.split()))[:300]
                 raise BadInput(f"Prefect does not take the run's parameters ({status}: {text})") from None
             raise Transient(f"Prefect at {self.shown_url} answers {status}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise NoPrefect(f"what answers at {self.shown_url} is no Prefect server") from None
         except (httpx.HTTPError, RuntimeError, OSError) as error:
             raise Transient(f"Prefect at {self.shown_url} does not answer ({type(error).__name__})") from None

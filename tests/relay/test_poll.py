@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from resprout.infra.relay.metrics import Metrics
 from resprout.infra.relay.outbox import WAITING, Outbox
 from resprout.infra.relay.poll import Poll, PollThread
 from resprout.infra.relay.registry import PAGE, Registry, Version
-from resprout.infra.relay.starter import Starter
+from resprout.infra.relay.starter import Missing, Starter
 
 Make = Callable[..., Poll]
 
@@ -154,3 +156,43 @@ def test_how_prefect_s_runs_are_can_be_watched(
         until(lambda: wanted in metrics.render(outbox), 30)
     finally:
         thread.stop()
+
+
+@pytest.mark.parametrize("fault", [ValueError("an answer in HTML"), Missing()])
+def test_a_count_of_runs_that_fails_ends_no_looking(
+    make_poll: Make, outbox: Outbox, mlflow: Any, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fail(_: Starter) -> dict[str, int]:
+        raise fault
+
+    monkeypatch.setattr(Starter, "runs", fail)
+    metrics = Metrics()
+    thread = PollThread(make_poll(), Starter(PrefectConfig(), "http://127.0.0.1:9/api"), 0.05, metrics)
+    thread.start()
+    count = ("resprout_relay_failures_total", {"kind": "runs"})
+    try:
+        until(lambda: (metrics.registry.get_sample_value(*count) or 0) >= 2, 30)
+        add_version(mlflow, "chat-7b")
+        until(lambda: waiting(outbox) == [("created", "chat-7b", "1")], 30)
+    finally:
+        thread.stop()
+
+
+def test_a_page_in_the_place_of_prefect_is_no_answer() -> None:
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>\xff</html>")
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        starter = Starter(PrefectConfig(), f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(Transient, match="is no Prefect server"):
+            starter.runs()
+        server.shutdown()

@@ -110,6 +110,15 @@ def test_it_does_not_start_with_servers_that_are_too_old(home: Path, rules: Path
         assert "the Prefect server has version 3.4.1; the relay needs 3.9 or later" in done.stderr
 
 
+def test_it_does_not_start_where_something_else_than_prefect_answers(home: Path, rules: Path) -> None:
+    with old_server("/admin/version", "<html>welcome</html>") as url:
+        env = relay_environment(home, rules, servers.free_port(), PREFECT__API_URL=url)
+        done = subprocess.run(COMMAND, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    said = f"what answers at {url} is no Prefect server; infra.prefect.api_url ends in /api"
+    assert said in done.stderr
+
+
 def test_it_ends_on_sigterm_after_what_it_took_and_tells_no_secret(home: Path, rules: Path) -> None:
     more = {"PREFECT__API_URL": f"{DEAD}/api", "MLFLOW__TRACKING_URI": "http://user:hunter2@127.0.0.1:9"}
     with relay_process(home, rules, **more) as relay:
