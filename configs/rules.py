@@ -42,7 +42,7 @@ class Rule(Section):
     own: bool = False
     """Also for versions that resprout registered."""
     backfill: bool = False
-    """Also for versions that were there before the relay."""
+    """Also for versions that were there before the rule was for them."""
     pool: Name | None = None
     """Work pool; default: infra.stack.pool."""
 

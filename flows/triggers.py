@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from resprout.configs.schema import InfraConfig
 from resprout.flows.again import standalone
 from resprout.infra.relay.decide import Decision, deaf, decide
 from resprout.infra.relay.delivery import Refused, read
+from resprout.infra.relay.outbox import Outbox
 from resprout.infra.relay.own import own
 from resprout.infra.relay.registry import Gone, Registry, Version
-from resprout.infra.relay.starter import FLOW
+from resprout.infra.relay.serve import prefect_url
+from resprout.infra.relay.starter import FLOW, Missing, Starter
 from resprout.infra.relay.webhook import EVENTS
 from resprout.infra.store.store import ArtifactStore
 
@@ -73,6 +76,39 @@ def would_start(event: Path, rules: tuple[Ready, ...], infra: InfraConfig, home:
         return Decision(ready.rule, why=why) if why else decide(ready, version, trail, ours)
 
     return Answer(version, facts, tuple((ready, decision(ready)) for ready in rules))
+
+
+def start_again(
+    rule: str, name: str, number: str, rules: tuple[Ready, ...], infra: InfraConfig, home: Path
+) -> str:
+    """Id of a new flow run for a version that may have started the rule before; noted as the next attempt.
+
+    What the rule refuses is refused here too. Raises BadInput, Transient where a server does not answer.
+    """
+    found = {ready.rule.name: ready for ready in rules}
+    if rule not in found:
+        raise BadInput(f"no rule is called {rule}; give one of {', '.join(found)}")
+    ready, registry, uri = found[rule], Registry(infra.mlflow, home), f"models:/{name}/{number}"
+    store, starter = ArtifactStore.from_config(infra.store, home), Starter(infra.prefect, prefect_url(infra))
+    try:
+        version = registry.version(name, number)
+        trail = registry.trail(version)
+    except Gone:
+        raise BadInput(f"the registry at {registry.shown_uri} has no {uri}; give name and number") from None
+    why = deaf(ready.rule, set(ready.rule.on), name)
+    decision = decide(ready, version, trail, lambda: own(trail, registry, store))
+    if why := why or decision.why:
+        raise BadInput(f"rule {rule} starts nothing for {uri}: {why}; change the rule or the version")
+    with closing(Outbox.open(infra.relay, home)) as outbox:
+        attempt = len(outbox.started(rule, version))
+        try:
+            run = starter.start(ready.rule, version, decision.overrides, attempt)
+        except Missing:
+            raise BadInput(
+                f"Prefect has no deployment {FLOW}/{rule}; run `resprout triggers apply`"
+            ) from None
+        outbox.note_start(rule, version, run, attempt)
+    return run
 
 
 def deploy_rules(rules: tuple[Ready, ...], infra: InfraConfig) -> list[str]:

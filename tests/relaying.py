@@ -102,6 +102,11 @@ def flow_runs(deployment: Any) -> list[Any]:
         )
 
 
+def claims(deployment: Any) -> list[str]:
+    """What runs of a deployment are for, without the time at which the version was created."""
+    return sorted(run.parameters["claim"].rpartition(" ")[0] for run in flow_runs(deployment))
+
+
 @dataclass
 class RelayProcess:
     """`resprout relay` in a process of its own."""

@@ -120,14 +120,10 @@ def status(config: Config = None, as_json: AsJson = False, debug: Debug = False)
     from contextlib import closing
     from dataclasses import asdict
 
-    from resprout.configs.errors import BadInput
-
     infra, home = _infra(config, debug)
-    from resprout.infra.relay.outbox import FAILED, WAITING, Outbox
+    from resprout.infra.relay.outbox import FAILED, WAITING
 
-    if infra.relay.database_url is None and not (home / "relay.db").is_file():
-        raise BadInput(f"no relay has run with the data folder {home}; set RESPROUT_HOME or give --config")
-    with closing(Outbox.open(infra.relay, home)) as outbox:
+    with closing(_outbox(infra, home)) as outbox:
         counts, _ = outbox.counts()
         waiting, failed, starts = outbox.rows(WAITING), outbox.rows(FAILED), outbox.starts()
     if as_json:
@@ -137,10 +133,81 @@ def status(config: Config = None, as_json: AsJson = False, debug: Debug = False)
     typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()))
     for row in (*waiting, *failed):
         why = row.reason or "not looked at yet"
-        typer.echo(f"{_when(row.received)} {row.state}: {row.name} version {row.version} ({row.kind}): {why}")
+        what = f"{row.name} version {row.version} ({row.kind}, id {row.id})"
+        typer.echo(f"{_when(row.received)} {row.state}: {what}: {why}")
     for one in starts:
         what = f"{one['name']} version {one['version']} by rule {one['rule']}"
-        typer.echo(f"{_when(one['at'])} started: {what}: flow run {one['flow_run_id']}")
+        how = f"started again ({one['attempt']})" if one["attempt"] else "started"
+        typer.echo(f"{_when(one['at'])} {how}: {what}: flow run {one['flow_run_id']}")
+
+
+@triggers.command(context_settings=HELP)
+def retry(
+    ids: Annotated[
+        list[int] | None, typer.Argument(metavar="[ID]...", help="Failed deliveries, by id of status.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All failed deliveries.")] = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Hand over failed deliveries once more, after what was wrong is mended.
+
+    \b
+    Examples:
+      resprout triggers retry 17 18
+      resprout triggers retry --all
+      resprout triggers retry --all --config infra.yaml
+    """
+    from contextlib import closing
+
+    from resprout.configs.errors import BadInput
+
+    if every == bool(ids):
+        raise BadInput(
+            "give the ids of failed deliveries, as `resprout triggers status` shows them, or --all"
+        )
+    infra, home = _infra(config, debug)
+    with closing(_outbox(infra, home)) as outbox:
+        count = outbox.retry(None if every else ids)
+    if ids and count < len(set(ids)):
+        raise BadInput(
+            f"{count} of {len(set(ids))} deliveries had failed and wait again; see triggers status"
+        )
+    typer.echo(f"{count} waiting again")
+
+
+@triggers.command(context_settings=HELP)
+def again(
+    rule: Annotated[str, typer.Argument(help="Name of the rule.")],
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    version: Annotated[str, typer.Argument(help="Number of the version.")],
+    rules: Rules = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Start a rule's run for a version once more: its run was deleted, or cancelled for good.
+
+    \b
+    Examples:
+      resprout triggers again compress-chat chat-7b 3
+      resprout triggers again compress-chat chat-7b 3 --config infra.yaml
+      resprout triggers again compress-chat chat-7b 3 --rules rules.yaml
+    """
+    infra, home = _infra(config, debug)
+    from resprout.flows.triggers import start_again
+    from resprout.infra.relay.serve import rules_of
+
+    typer.echo(f"flow run {start_again(rule, name, version, rules_of(infra, rules), infra, home)}")
+
+
+def _outbox(infra: Any, home: Path) -> Any:
+    """The outbox of a relay that has run."""
+    from resprout.configs.errors import BadInput
+    from resprout.infra.relay.outbox import Outbox
+
+    if infra.relay.database_url is None and not (home / "relay.db").is_file():
+        raise BadInput(f"no relay has run with the data folder {home}; set RESPROUT_HOME or give --config")
+    return Outbox.open(infra.relay, home)
 
 
 def _infra(config: Path | None, debug: bool) -> Any:

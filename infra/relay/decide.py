@@ -13,7 +13,7 @@ from resprout.configs.templates import rendered, written
 from resprout.infra.relay.registry import ANOTHER, Version
 
 BACKFILL = "backfill"
-"""What happened to versions that were there before the relay."""
+"""What happened to versions that were there before a rule was for them."""
 LOGGED = re.compile(r"^models:/m-[0-9a-f]+$")
 
 

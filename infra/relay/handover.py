@@ -33,6 +33,7 @@ GATHER_SECONDS = 0.05
 MOST_PAUSE_SECONDS = 15.0
 MOST_LATER_SECONDS = 300.0
 KEEP_SECONDS = 7 * 24 * 3600.0
+KEEP_FAILED_SECONDS = 90 * 24 * 3600.0
 PRUNE_SECONDS = 3600.0
 
 log = logging.getLogger("resprout.relay")
@@ -95,7 +96,8 @@ class Handover:
         """Now and then forget what was done long ago; its delivery ids are refused by their time by then."""
         if time.monotonic() - self.pruned > PRUNE_SECONDS or not self.pruned:
             self.pruned = time.monotonic()
-            self.outbox.prune(time.time() - KEEP_SECONDS)
+            now = time.time()
+            self.outbox.prune(now - KEEP_SECONDS, now - KEEP_FAILED_SECONDS)
 
     def _group(self, rows: list[Row], rules: list[Ready]) -> None:
         """Hand over all that is told of one version."""
@@ -134,16 +136,16 @@ class Handover:
     def _rule(self, ready: Ready, version: Version, trail: Sequence[Version]) -> str:
         """Start a rule's run for a version, or say why not; BadInput where somebody should look at it."""
         rule = ready.rule
-        known = self.outbox.started(rule.name, version.name, version.version)
+        known = self.outbox.started(rule.name, version)
         if known:
-            return f"rule {rule.name}: flow run {known} was created before"
+            return f"rule {rule.name}: flow run {known[-1]} was created before"
         decision = decide(ready, version, trail, lambda: own(trail, self.registry, self.store))
         if decision.fault:
             raise BadInput(decision.why)
         if not decision.starts:
             return f"rule {rule.name}: {decision.why}"
         run = self.starter.start(rule, version, decision.overrides)
-        if self.outbox.note_start(rule.name, version.name, version.version, run):
+        if self.outbox.note_start(rule.name, version, run):
             self.metrics.started.labels(rule.name).inc()
             log.info(
                 "rule %s: %s version %s starts flow run %s", rule.name, version.name, version.version, run

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, and_, delete, func, select, update
+from sqlalchemy import Connection, Engine, Table, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from resprout.configs.infrastructure import RelayConfig
 from resprout.infra.relay.delivery import Delivery
-from resprout.infra.relay.tables import DELIVERIES, MARKS, SEEN, STARTS, open_engine
+from resprout.infra.relay.registry import Version
+from resprout.infra.relay.tables import DELIVERIES, MARKS, MODELS, SEEN, STARTS, open_engine
 
 WAITING, HANDLED, FAILED = "waiting", "handled", "failed"
 
@@ -39,9 +40,19 @@ class Seen:
 
     name: str
     version: str
+    created: int
     aliases: str
     tags: str
     revision: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """A model when the registry was looked at; `watched` where a rule was for it."""
+
+    name: str
+    created: int
+    watched: bool
 
 
 class Outbox:
@@ -91,24 +102,33 @@ class Outbox:
             due = time.time() + seconds
             self._set(connection, ids, due=due, reason=reason[:500], tries=DELIVERIES.c.tries + 1)
 
+    def retry(self, ids: Sequence[int] | None) -> int:
+        """Rows that FAILED, all or those of `ids`, wait again and are due now; how many."""
+        chosen = DELIVERIES.c.state == FAILED
+        if ids is not None:
+            chosen = and_(chosen, DELIVERIES.c.id.in_(ids))
+        again = {"state": WAITING, "due": time.time(), "tries": 0, "reason": "it is tried again"}
+        with self.engine.begin() as connection:
+            return connection.execute(update(DELIVERIES).where(chosen).values(**again)).rowcount
+
     def release(self, ids: Sequence[int]) -> None:
         """Rows that were taken are due again, in their old order."""
         with self.engine.begin() as connection:
             self._set(connection, ids, due=DELIVERIES.c.received)
 
-    def started(self, rule: str, name: str, version: str) -> str | None:
-        """Id of the flow run that a version started by a rule, None where it did not yet."""
-        key = and_(STARTS.c.rule == rule, STARTS.c.name == name, STARTS.c.version == version)
+    def started(self, rule: str, version: Version) -> list[str]:
+        """Ids of the flow runs that a version started by a rule, by attempt."""
+        key = and_(*(STARTS.c[name] == value for name, value in _key(rule, version).items()))
         with self.engine.connect() as connection:
-            return connection.execute(select(STARTS.c.flow_run_id).where(key)).scalar()
+            chosen = select(STARTS.c.flow_run_id).where(key).order_by(STARTS.c.attempt)
+            return list(connection.execute(chosen).scalars())
 
-    def note_start(self, rule: str, name: str, version: str, flow_run_id: str) -> bool:
+    def note_start(self, rule: str, version: Version, flow_run_id: str, attempt: int = 0) -> bool:
         """Keep that a version started a rule; False where another relay noted it first."""
-        row = {"rule": rule, "name": name, "version": version, "flow_run_id": flow_run_id, "at": time.time()}
+        row = {**_key(rule, version), "attempt": attempt, "flow_run_id": flow_run_id, "at": time.time()}
         with self.engine.begin() as connection:
-            return (
-                connection.execute(self._insert(STARTS).values(**row).on_conflict_do_nothing()).rowcount == 1
-            )
+            put = self._insert(STARTS).values(**row).on_conflict_do_nothing()
+            return connection.execute(put).rowcount == 1
 
     def rows(self, state: str, limit: int = 50) -> list[Row]:
         """The newest rows in a state, of those that wait the oldest."""
@@ -139,9 +159,12 @@ class Outbox:
         with self.engine.connect() as connection:
             return connection.execute(select(func.max(STARTS.c.at))).scalar()
 
-    def prune(self, before: float) -> int:
-        """Forget rows that were received before and wait no more; how many."""
-        old = and_(DELIVERIES.c.state != WAITING, DELIVERIES.c.received < before)
+    def prune(self, handled: float, failed: float) -> int:
+        """Forget rows that are HANDLED or FAILED and were received before these times; how many."""
+        old = or_(
+            and_(DELIVERIES.c.state == HANDLED, DELIVERIES.c.received < handled),
+            and_(DELIVERIES.c.state == FAILED, DELIVERIES.c.received < failed),
+        )
         with self.engine.begin() as connection:
             return connection.execute(delete(DELIVERIES).where(old)).rowcount
 
@@ -151,25 +174,38 @@ class Outbox:
             rows = [Seen(*found) for found in connection.execute(select(SEEN))]
         return {(row.name, row.version): row for row in rows}
 
+    def models(self) -> dict[str, Look]:
+        """All models as they were last seen, by name."""
+        with self.engine.connect() as connection:
+            return {found.name: Look(*found) for found in connection.execute(select(MODELS))}
+
     def marked(self) -> set[str]:
         """What was done once."""
         with self.engine.connect() as connection:
             return set(connection.execute(select(MARKS.c.mark)).scalars())
 
-    def learn(self, seen: Iterable[Seen], deliveries: Iterable[Delivery], marks: Iterable[str]) -> int:
+    def learn(
+        self,
+        models: Iterable[Look],
+        seen: Iterable[Seen],
+        deliveries: Iterable[Delivery],
+        marks: Iterable[str],
+    ) -> int:
         """Keep what a look at the registry showed and the deliveries that follow; how many are new."""
         with self.engine.begin() as connection:
+            for look in models:
+                self._put(connection, MODELS, asdict(look))
             for one in seen:
-                row = {
-                    name: getattr(one, name) for name in ("name", "version", "aliases", "tags", "revision")
-                }
-                keys = {"aliases": one.aliases, "tags": one.tags, "revision": one.revision}
-                put = self._insert(SEEN).values(**row)
-                connection.execute(put.on_conflict_do_update(index_elements=["name", "version"], set_=keys))
+                self._put(connection, SEEN, asdict(one))
             for mark in marks:
                 put = self._insert(MARKS).values(mark=mark, at=time.time())
                 connection.execute(put.on_conflict_do_nothing())
             return sum([self._add(connection, delivery) for delivery in deliveries])
+
+    def _put(self, connection: Connection, table: Table, row: dict[str, Any]) -> None:
+        put = self._insert(table).values(**row)
+        keys = [column.name for column in table.primary_key]
+        connection.execute(put.on_conflict_do_update(index_elements=keys, set_=row))
 
     def _add(self, connection: Connection, delivery: Delivery) -> bool:
         now = time.time()
@@ -194,6 +230,10 @@ class Outbox:
     def _insert(self, table: Table) -> Any:
         dialect: Any = postgresql if self.engine.dialect.name == "postgresql" else sqlite
         return dialect.insert(table)
+
+
+def _key(rule: str, version: Version) -> dict[str, Any]:
+    return {"rule": rule, "name": version.name, "version": version.version, "created": version.created}
 
 
 def _columns() -> list[Any]:

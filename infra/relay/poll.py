@@ -16,11 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from resprout.configs.errors import Transient
 from resprout.configs.infrastructure import without_credentials
-from resprout.configs.rules import Ready
+from resprout.configs.rules import Ready, Rule
 from resprout.infra.relay.decide import BACKFILL, fits
 from resprout.infra.relay.delivery import Delivery
 from resprout.infra.relay.metrics import Metrics
-from resprout.infra.relay.outbox import Outbox, Seen
+from resprout.infra.relay.outbox import Look, Outbox, Seen
 from resprout.infra.relay.registry import Registry, Version
 from resprout.infra.relay.starter import Starter
 from resprout.infra.relay.tables import said
@@ -39,30 +39,42 @@ class Poll:
     def once(self) -> int:
         """How many deliveries it put into the outbox; raises Transient where the registry does not answer.
 
-        The first look at a registry is where things begin: it starts nothing but what a rule backfills.
+        The first look at a registry, and that at a model which no rule was for before, is where things begin:
+        it starts nothing but what a rule backfills. All that happens to a model which is made later starts.
         """
-        versions = list(self.registry.versions(lambda name: any(fits(rule, name) for rule in self.rules)))
-        marks, known = self.outbox.marked(), self.outbox.seen()
+        marks, models, known = self.outbox.marked(), self.outbox.models(), self.outbox.seen()
         registry = f"registry {self.registry.shown_uri}"
-        changes, found = [], []
-        for version in versions:
-            before = known.get((version.name, version.version))
-            now = _seen(version, before)
-            if now != before:
-                changes.append(now)
-                if registry in marks:
-                    found += [_delivery(kind, now) for kind in _happened(before, now)]
-        backfills = [rule for rule in self.rules if rule.backfill and f"backfill {rule.name}" not in marks]
-        for rule in backfills:
-            found += [
-                Delivery(f"backfill:{rule.name}:{one.name}:{one.version}", BACKFILL, one.name, one.version)
-                for one in versions
-                if fits(rule, one.name)
-            ]
-        done = [
-            mark for mark in (registry, *(f"backfill {rule.name}" for rule in backfills)) if mark not in marks
-        ]
-        return self.outbox.learn(changes, found, done) if changes or found or done else 0
+        begun = registry in marks
+        looks: list[Look] = []
+        changes: list[Seen] = []
+        found: list[Delivery] = []
+        done = [] if begun else [registry]
+        for model in self.registry.models():
+            rules = [rule for rule in self.rules if fits(rule, model.name)]
+            before, look = models.get(model.name), Look(model.name, model.created, bool(rules))
+            # What no rule can be for may be what no database can keep either.
+            if look != before and model.name.isprintable():
+                looks.append(look)
+            if not rules:
+                continue
+            new = begun and (before is None or before.created != model.created)
+            follows = new or (begun and before is not None and before.watched)
+            versions = self.registry.versions(model)
+            for version in versions:
+                last = known.get((version.name, version.version))
+                if last is not None and last.created != version.created:
+                    last = None
+                now = _seen(version, last)
+                if now != last:
+                    changes.append(now)
+                    found += [_delivery(kind, now) for kind in _happened(last, now)] if follows else []
+            for rule in rules:
+                mark = f"backfill {rule.name} {model.name} {model.created}"
+                if rule.backfill and mark not in marks:
+                    done.append(mark)
+                    if not new:
+                        found += [_backfill(rule, version) for version in versions]
+        return self.outbox.learn(looks, changes, found, done) if looks or changes or found or done else 0
 
 
 def _seen(version: Version, before: Seen | None) -> Seen:
@@ -71,7 +83,8 @@ def _seen(version: Version, before: Seen | None) -> Seen:
     tags = json.dumps(dict(version.tags), sort_keys=True)
     if before is not None and (before.aliases, before.tags) == (aliases, tags):
         return before
-    return Seen(version.name, version.version, aliases, tags, before.revision + 1 if before else 0)
+    revision = before.revision + 1 if before else 0
+    return Seen(version.name, version.version, version.created, aliases, tags, revision)
 
 
 def _happened(before: Seen | None, now: Seen) -> list[str]:
@@ -88,7 +101,13 @@ def _happened(before: Seen | None, now: Seen) -> list[str]:
 
 def _delivery(kind: str, now: Seen) -> Delivery:
     """The same for all relays that see the same change."""
-    return Delivery(f"poll:{kind}:{now.name}:{now.version}:{now.revision}", kind, now.name, now.version)
+    identity = f"poll:{kind}:{now.name}:{now.version}:{now.created}:{now.revision}"
+    return Delivery(identity, kind, now.name, now.version)
+
+
+def _backfill(rule: Rule, version: Version) -> Delivery:
+    identity = f"backfill:{rule.name}:{version.name}:{version.version}:{version.created}"
+    return Delivery(identity, BACKFILL, version.name, version.version)
 
 
 class PollThread(threading.Thread):

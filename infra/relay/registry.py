@@ -25,7 +25,7 @@ class Gone(Exception):
 
 @dataclass(frozen=True)
 class Version:
-    """A model version; `status` is MLflow's."""
+    """A model version; `status` is MLflow's, `created` in milliseconds since the epoch, 0 where unknown."""
 
     name: str
     version: str
@@ -35,10 +35,20 @@ class Version:
     aliases: tuple[str, ...] = ()
     description: str = ""
     status: str = "READY"
+    created: int = 0
 
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered model; `created` as in Version, `aliases` by the number of the version that has them."""
+
+    name: str
+    created: int
+    aliases: Mapping[str, tuple[str, ...]]
 
 
 class Registry:
@@ -97,18 +107,22 @@ class Registry:
         except Gone:
             return {}
 
-    def versions(self, wanted: Callable[[str], bool]) -> Iterator[Version]:
-        """All versions of the models whose names are wanted, a model at a time, by number, with aliases."""
-        for model in self._pages("search_registered_models", None):
-            if not wanted(model.name):
-                continue
-            aliases: dict[str, list[str]] = {}
-            for alias, number in sorted(dict(model.aliases).items()):
-                aliases.setdefault(str(number), []).append(alias)
-            escaped = model.name.replace("'", "\\'")
-            found = self._pages("search_model_versions", f"name = '{escaped}'")
-            for one in sorted(found, key=lambda version: int(version.version)):
-                yield _version(one, tuple(aliases.get(str(one.version), ())))
+    def models(self) -> Iterator[Model]:
+        """All registered models."""
+        for found in self._pages("search_registered_models", None):
+            aliases: dict[str, tuple[str, ...]] = {}
+            for alias, number in sorted(dict(found.aliases).items()):
+                aliases[str(number)] = (*aliases.get(str(number), ()), alias)
+            yield Model(found.name, int(found.creation_timestamp or 0), aliases)
+
+    def versions(self, model: Model) -> list[Version]:
+        """All versions of a model by number."""
+        escaped = model.name.replace("'", "\\'")
+        found = self._pages("search_model_versions", f"name = '{escaped}'")
+        return [
+            _version(one, model.aliases.get(str(one.version), ()))
+            for one in sorted(found, key=lambda version: int(version.version))
+        ]
 
     def _pages(self, search: str, text: str | None) -> Iterator[Any]:
         token: str | None = None
@@ -154,6 +168,7 @@ def _version(found: Any, aliases: tuple[str, ...] | None = None) -> Version:
         aliases=tuple(sorted(found.aliases)) if aliases is None else aliases,
         description=found.description or "",
         status=str(found.status),
+        created=int(found.creation_timestamp or 0),
     )
 
 

@@ -17,6 +17,16 @@ REQUEST_SECONDS = 10.0
 STATES = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED", "PAUSED")
 
 
+def key_of(rule: str, version: Version, attempt: int = 0) -> str:
+    """What one run is for. A model that is deleted and made again counts from 1 again, hence the time."""
+    parts = [rule, version.name, version.version]
+    if version.created:
+        parts.append(str(version.created))
+    if attempt:
+        parts.append(f"again-{attempt}")
+    return " ".join(parts)
+
+
 class Missing(Exception):
     """The rule has no deployment yet."""
 
@@ -37,14 +47,14 @@ class Starter:
     def shown_url(self) -> str:
         return without_credentials(self.url)
 
-    def start(self, rule: Rule, version: Version, overrides: Sequence[str]) -> str:
-        """Id of the flow run for the rule and version, made or there already.
+    def start(self, rule: Rule, version: Version, overrides: Sequence[str], attempt: int = 0) -> str:
+        """Id of the flow run for the rule, version and attempt, made or there already.
 
         Raises:
             Missing: the rule's deployment is not there.
             BadInput: Prefect does not take the parameters.
         """
-        key = f"{rule.name} {version.name} {version.version}"
+        key = key_of(rule.name, version, attempt)
 
         def create(client: Any) -> str:
             deployment = client.read_deployment_by_name(f"{FLOW}/{rule.name}")

@@ -8,6 +8,7 @@ from typing import Any
 from filelock import FileLock
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     Engine,
@@ -51,26 +52,39 @@ STARTS = Table(
     Column("rule", Text, primary_key=True),
     Column("name", Text, primary_key=True),
     Column("version", Text, primary_key=True),
+    Column("created", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
     Column("flow_run_id", Text, nullable=False),
     Column("at", Double, nullable=False),
 )
-"""Flow runs that were created; kept for good, so that no version starts a rule twice."""
+"""Flow runs that were created; kept for good, so that no version starts a rule twice unless somebody says so:
+that is the next attempt."""
 
 SEEN = Table(
     "relay_seen",
     METADATA,
     Column("name", Text, primary_key=True),
     Column("version", Text, primary_key=True),
+    Column("created", BigInteger, nullable=False),
     Column("aliases", Text, nullable=False),
     Column("tags", Text, nullable=False),
     Column("revision", Integer, nullable=False),
 )
 """What the registry held when it was last looked at; MLflow dates no change of an alias or tag."""
 
+MODELS = Table(
+    "relay_models",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("created", BigInteger, nullable=False),
+    Column("watched", Boolean, nullable=False),
+)
+"""All models of the registry when it was last looked at, and whether any rule was for them."""
+
 MARKS = Table(
     "relay_marks", METADATA, Column("mark", Text, primary_key=True), Column("at", Double, nullable=False)
 )
-"""What was done once: the first look at a registry, the backfill of a rule."""
+"""What was done once: the first look at a registry, the backfill of a model by a rule."""
 
 LOCK = 0x7265737072
 """Number of PostgreSQL's lock while tables are made."""

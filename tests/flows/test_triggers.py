@@ -147,14 +147,18 @@ def test_triggers_status_shows_what_waits_and_what_failed(home: Path, resprout: 
     outbox = Outbox.open(RelayConfig(), home)
     outbox.add([Delivery("a", "created", "chat-7b", "1"), Delivery("b", "alias", "chat-7b", "2")])
     outbox.finish([outbox.take(1, 0.0)[0].id], FAILED, "the registry holds no such version any more")
-    outbox.note_start("chat", "chat-7b", "0", "run-1")
+    outbox.note_start("chat", Version("chat-7b", "0"), "run-1")
+    outbox.note_start("chat", Version("chat-7b", "0"), "run-2", 1)
     outbox.close()
     found = resprout("triggers", "status", home=home)
     assert found.code == 0, found.err
     assert found.out.startswith("1 waiting, 0 handled, 1 failed\n")
-    assert "waiting: chat-7b version 2 (alias): not looked at yet" in found.out
-    assert "failed: chat-7b version 1 (created): the registry holds no such version any more" in found.out
+    assert "waiting: chat-7b version 2 (alias, id 2): not looked at yet" in found.out
+    assert (
+        "failed: chat-7b version 1 (created, id 1): the registry holds no such version any more" in found.out
+    )
     assert "started: chat-7b version 0 by rule chat: flow run run-1" in found.out
+    assert "started again (1): chat-7b version 0 by rule chat: flow run run-2" in found.out
     shown = json.loads(resprout("triggers", "status", "--json", home=home).out)
     assert shown["counts"] == {"waiting": 1, "handled": 0, "failed": 1}
     assert shown["failed"][0]["reason"] == "the registry holds no such version any more"

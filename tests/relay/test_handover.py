@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 from pydantic import SecretStr
 
-from relaying import add_deployment, add_version, flow_runs, rule, until
+from relaying import add_deployment, add_version, claims, flow_runs, rule, until
 from resprout.configs.errors import Transient
 from resprout.configs.schema import MlflowConfig, PrefectConfig, RelayConfig
 from resprout.infra.relay.delivery import Delivery
@@ -47,6 +47,7 @@ def test_a_version_starts_a_run_with_what_the_registry_says(
     overrides = {"seed": 3, "register.tags.from": "{{ name }}/{{ version }}: {{ tags.stage }}"}
     handover = make_handover(rule(named, overrides=overrides))
     number = add_version(mlflow, "chat-7b", tags={"stage": "prod\nseed: 4"})
+    created = mlflow.get_model_version("chat-7b", number).creation_timestamp
     outbox.add([told("chat-7b", number)])
     assert handover.once() == 1
     (run,) = flow_runs(deployment)
@@ -58,7 +59,7 @@ def test_a_version_starts_a_run_with_what_the_registry_says(
             "seed=3",
             'model.source="models:/chat-7b/1"',
         ],
-        "claim": f"{named} chat-7b 1",
+        "claim": f"{named} chat-7b 1 {created}",
     }
     assert reasons(outbox, HANDLED) == [f"rule {named}: flow run {run.id}"]
 
@@ -80,8 +81,7 @@ def test_duplicates_and_reordering_give_one_run_for_each_rule(
         pass
     assert outbox.counts()[0] == {WAITING: 0, HANDLED: len(deliveries), FAILED: 0}
     for name, deployment in zip("ab", both, strict=True):
-        claims = sorted(run.parameters["claim"] for run in flow_runs(deployment))
-        assert claims == [f"{named}-{name} chat-7b {number}" for number in numbers]
+        assert claims(deployment) == [f"{named}-{name} chat-7b {number}" for number in numbers]
 
 
 def test_a_relay_that_dies_after_the_run_was_made_makes_no_second_one(
@@ -96,12 +96,27 @@ def test_a_relay_that_dies_after_the_run_was_made_makes_no_second_one(
         with pytest.raises(KeyboardInterrupt):
             handover.once()
     assert len(flow_runs(deployment)) == 1
-    assert outbox.started(named, "chat-7b", "1") is None
+    assert outbox.starts() == []
     (row,) = outbox.rows(WAITING)
     outbox.release([row.id])
     make_handover(rule(named)).once()
     (run,) = flow_runs(deployment)
-    assert outbox.started(named, "chat-7b", "1") == str(run.id)
+    (start,) = outbox.starts()
+    assert (start["version"], start["flow_run_id"]) == ("1", str(run.id))
+
+
+def test_a_model_that_is_made_again_starts_its_first_version_again(
+    make_handover: Make, outbox: Outbox, mlflow: Any, named: str
+) -> None:
+    deployment = add_deployment(named)
+    handover = make_handover(rule(named))
+    for _ in range(2):
+        for _ in range(2):
+            outbox.add([told("chat-7b", add_version(mlflow, "chat-7b"))])
+            handover.once()
+        mlflow.delete_registered_model("chat-7b")
+    assert claims(deployment) == [f"{named} chat-7b {number}" for number in "1122"]
+    assert len({run.parameters["claim"] for run in flow_runs(deployment)}) == 4
 
 
 def test_what_waits_for_prefect_is_handed_over_once_it_is_there(
@@ -268,7 +283,7 @@ def test_one_version_that_cannot_be_looked_at_holds_up_no_other(
     until(lambda: outbox.rows(WAITING)[0].due <= time.time(), 20)
     with pytest.raises(Transient):
         handover.once()
-    assert sorted(run.parameters["claim"][-1] for run in flow_runs(deployment)) == ["2", "3"]
+    assert claims(deployment) == [f"{named} chat-7b {number}" for number in "23"]
     assert [row.version for row in outbox.rows(WAITING)] == ["1"]
 
 
@@ -292,9 +307,7 @@ def test_two_relays_with_one_database_start_one_run(
         thread.join()
     for relay in relays:
         relay.once()
-    assert sorted(run.parameters["claim"] for run in flow_runs(deployment)) == [
-        f"{named} chat-7b {number}" for number in numbers
-    ]
+    assert claims(deployment) == [f"{named} chat-7b {number}" for number in numbers]
     assert relays[0].outbox.counts()[0] == {WAITING: 0, HANDLED: 8, FAILED: 0}
     for relay in relays:
         relay.outbox.close()

@@ -16,7 +16,8 @@ from pydantic import SecretStr
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import RelayConfig
 from resprout.infra.relay.delivery import Delivery, Refused
-from resprout.infra.relay.outbox import FAILED, HANDLED, WAITING, Outbox, Seen
+from resprout.infra.relay.outbox import FAILED, HANDLED, WAITING, Look, Outbox, Seen
+from resprout.infra.relay.registry import Version
 from resprout.infra.relay.writer import Writer
 
 Open = Callable[[], Outbox]
@@ -83,34 +84,61 @@ def test_rows_end_wait_and_are_counted(reopen: Open) -> None:
 
 def test_a_start_is_noted_once(reopen: Open) -> None:
     one, other = reopen(), reopen()
-    assert one.started("chat", "chat-7b", "3") is None
-    assert one.note_start("chat", "chat-7b", "3", "run-1")
-    assert not other.note_start("chat", "chat-7b", "3", "run-2")
-    assert other.started("chat", "chat-7b", "3") == "run-1"
-    assert [start["flow_run_id"] for start in other.starts()] == ["run-1"]
+    version = Version("chat-7b", "3", created=1_700_000_000_000)
+    assert one.started("chat", version) == []
+    assert one.note_start("chat", version, "run-1")
+    assert not other.note_start("chat", version, "run-2")
+    assert other.started("chat", version) == ["run-1"]
+    assert other.started("chat", Version("chat-7b", "3", created=1_700_000_000_001)) == []
+    assert other.note_start("chat", version, "run-3", 1)
+    assert one.started("chat", version) == ["run-1", "run-3"]
+    assert [(start["flow_run_id"], start["attempt"]) for start in other.starts()] == [
+        ("run-3", 1), ("run-1", 0),
+    ]  # fmt: skip
 
 
 def test_what_is_done_long_ago_is_forgotten_but_not_what_waits(reopen: Open) -> None:
     outbox = reopen()
-    outbox.add([delivery(index) for index in range(2)])
-    outbox.note_start("chat", "chat-7b", "0", "run-1")
-    outbox.finish([outbox.take(1, 0.0)[0].id], HANDLED, "")
-    assert outbox.prune(time.time() - 60) == 0
-    assert outbox.prune(time.time() + 60) == 1
-    assert [row.version for row in outbox.rows(WAITING)] == ["1"]
-    assert outbox.started("chat", "chat-7b", "0") == "run-1"
+    outbox.add([delivery(index) for index in range(3)])
+    outbox.note_start("chat", Version("chat-7b", "0"), "run-1")
+    handled, failed, _ = outbox.take(3, 0.0)
+    outbox.finish([handled.id], HANDLED, "")
+    outbox.finish([failed.id], FAILED, "")
+    before, after = time.time() - 60, time.time() + 60
+    assert outbox.prune(before, before) == 0
+    assert outbox.prune(after, before) == 1
+    assert [row.version for row in outbox.rows(FAILED)] == ["1"], "what failed is kept longer"
+    assert outbox.prune(after, after) == 1
+    assert [row.version for row in outbox.rows(WAITING)] == ["2"]
+    assert outbox.started("chat", Version("chat-7b", "0")) == ["run-1"]
+
+
+def test_what_failed_can_be_tried_again_and_nothing_else(reopen: Open) -> None:
+    outbox = reopen()
+    outbox.add([delivery(index) for index in range(5)])
+    rows = outbox.take(5, 600.0)
+    outbox.later([rows[0].id], 600.0, "no deployment")
+    outbox.finish([rows[1].id], HANDLED, "flow run x")
+    outbox.finish([row.id for row in rows[2:]], FAILED, "refused")
+    assert outbox.retry([rows[0].id, rows[1].id, rows[2].id, 999]) == 1
+    assert [(row.version, row.tries) for row in outbox.take(10, 600.0)] == [("2", 0)]
+    assert outbox.retry(None) == 2
+    assert [row.version for row in outbox.take(10, 600.0)] == ["3", "4"]
+    assert outbox.counts()[0] == {WAITING: 4, HANDLED: 1, FAILED: 0}
 
 
 def test_what_was_seen_is_kept_with_the_deliveries_that_follow(reopen: Open) -> None:
     one, other = reopen(), reopen()
-    seen = Seen("chat-7b", "1", "[]", "{}", 0)
-    assert one.learn([seen], [delivery(1)], ["registry x"]) == 1
-    assert other.learn([seen], [delivery(1)], ["registry x"]) == 0
+    seen, look = Seen("chat-7b", "1", 7, "[]", "{}", 0), Look("chat-7b", 5, False)
+    assert one.learn([look], [seen], [delivery(1)], ["registry x"]) == 1
+    assert other.learn([look], [seen], [delivery(1)], ["registry x"]) == 0
+    assert other.models() == {"chat-7b": look}
     assert other.seen() == {("chat-7b", "1"): seen}
     assert other.marked() == {"registry x"}
-    changed = Seen("chat-7b", "1", '["champion"]', "{}", 1)
-    other.learn([changed], [], [])
+    changed, watched = Seen("chat-7b", "1", 8, '["champion"]', "{}", 1), Look("chat-7b", 6, True)
+    other.learn([watched], [changed], [], [])
     assert one.seen() == {("chat-7b", "1"): changed}
+    assert one.models() == {"chat-7b": watched}
 
 
 def test_relays_that_start_at_once_make_the_tables_once(reopen: Open) -> None:

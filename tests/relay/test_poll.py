@@ -91,6 +91,59 @@ def test_a_rule_may_backfill_once(make_poll: Make, outbox: Outbox, mlflow: Any) 
     assert poll.once() == 0
 
 
+def test_a_rule_that_is_added_or_widened_starts_no_old_version(
+    make_poll: Make, outbox: Outbox, mlflow: Any
+) -> None:
+    for name in ("chat-7b", "code-7b"):
+        for _ in range(3):
+            add_version(mlflow, name)
+    make_poll().once()
+    add_version(mlflow, "code-7b")
+    second = rule("second", models=["c*-7b"], on=["created", "alias", "tag"])
+    poll = make_poll(rule(), second)
+    assert poll.once() == 0
+    number = add_version(mlflow, "code-7b")
+    assert poll.once() == 1
+    assert waiting(outbox) == [("created", "code-7b", number)]
+    # For a while no rule is for it, and what happens meanwhile is old for the rule that comes back.
+    make_poll().once()
+    add_version(mlflow, "code-7b")
+    make_poll().once()
+    assert poll.once() == 0
+
+
+def test_a_widened_rule_backfills_the_models_it_gains(make_poll: Make, outbox: Outbox, mlflow: Any) -> None:
+    for name in ("chat-7b", "code-7b"):
+        add_version(mlflow, name)
+    assert make_poll(rule(backfill=True)).once() == 1
+    poll = make_poll(rule(backfill=True, models=["chat-*", "code-*"]))
+    assert poll.once() == 1
+    add_version(mlflow, "code-new")
+    assert poll.once() == 1
+    assert waiting(outbox) == [
+        ("backfill", "chat-7b", "1"), ("backfill", "code-7b", "1"), ("created", "code-new", "1"),
+    ]  # fmt: skip
+
+
+def test_a_model_that_is_made_again_is_a_new_one(make_poll: Make, outbox: Outbox, mlflow: Any) -> None:
+    poll = make_poll()
+    poll.once()
+    for _ in range(2):
+        add_version(mlflow, "chat-7b")
+    assert poll.once() == 2
+    mlflow.delete_registered_model("chat-7b")
+    add_version(mlflow, "chat-7b")
+    assert poll.once() == 1
+    assert waiting(outbox)[2:] == [("created", "chat-7b", "1")]
+    assert poll.once() == 0
+    # Also where no rule was for the first one.
+    add_version(mlflow, "code-7b")
+    poll.once()
+    mlflow.delete_registered_model("code-7b")
+    add_version(mlflow, "code-7b")
+    assert make_poll(rule(models=["*"])).once() == 1
+
+
 def test_two_relays_see_a_change_as_one(make_poll: Make, outbox: Outbox, mlflow: Any) -> None:
     one, other = make_poll(), make_poll()
     one.once()

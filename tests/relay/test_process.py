@@ -24,6 +24,7 @@ from relaying import (
     SECRET,
     add_deployment,
     add_version,
+    claims,
     client_of,
     event,
     flow_runs,
@@ -177,8 +178,7 @@ def test_killed_between_taking_and_handing_over_it_goes_on_where_it_was(
     with relay_process(home, rules, PREFECT__API_URL=api_url) as relay:
         until(lambda: "resprout_relay_waiting 0.0" in relay.get("/metrics"), 60, relay.log.read_text)
         assert relay.end(signal.SIGTERM) == 0
-    claims = sorted(run.parameters["claim"] for run in flow_runs(deployment))
-    assert claims == sorted(f"{named} chat-7b {number}" for number in numbers)
+    assert claims(deployment) == sorted(f"{named} chat-7b {number}" for number in numbers)
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +235,7 @@ def test_an_mlflow_server_tells_two_relays_and_one_run_starts_for_each_version(
         assert relay.end(signal.SIGTERM) == 0
         assert other.end(signal.SIGTERM) == 0
         assert "does not answer" not in relay.log.read_text() + other.log.read_text()
-    claims = sorted(run.parameters["claim"] for run in flow_runs(deployment))
-    assert claims == [f"{named} chat-7b {number}" for number in numbers]
+    assert claims(deployment) == [f"{named} chat-7b {number}" for number in numbers]
 
 
 def emitted(api_url: str) -> set[str]:
