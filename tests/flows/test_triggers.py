@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from relaying import add_version, event, rule, write_rules
+from relaying import add_deployment, add_version, event, flow_runs, rule, write_rules
 from resprout.configs.load import document, load
 from resprout.configs.schema import MlflowConfig, RelayConfig
 from resprout.flows.again import standalone
 from resprout.flows.compress import compress
 from resprout.flows.steps import Steps
 from resprout.infra.relay.delivery import Delivery
-from resprout.infra.relay.outbox import FAILED, Outbox
+from resprout.infra.relay.outbox import FAILED, WAITING, Outbox
+from resprout.infra.relay.registry import Version
 from resprout.infra.tracking import Tracker
 from tiny_run import write_data
 
@@ -164,6 +165,65 @@ def test_triggers_status_shows_what_waits_and_what_failed(home: Path, resprout: 
     assert shown["failed"][0]["reason"] == "the registry holds no such version any more"
 
 
+def test_triggers_retry_has_failed_deliveries_wait_again(home: Path, resprout: Resprout) -> None:
+    home.mkdir(exist_ok=True)
+    outbox = Outbox.open(RelayConfig(), home)
+    outbox.add([Delivery(str(index), "created", "chat-7b", str(index)) for index in range(4)])
+    rows = outbox.take(4, 600.0)
+    outbox.finish([row.id for row in rows[1:]], FAILED, "the rule does not accept its source s3://x")
+    assert resprout("triggers", "retry", home=home).code == 2
+    assert resprout("triggers", "retry", "--all", "1", home=home).code == 2
+    found = resprout("triggers", "retry", rows[1].id, home=home)
+    assert (found.code, found.out) == (0, "1 waiting again\n"), found.err
+    assert [row.version for row in outbox.rows(FAILED)] == ["3", "2"]
+    wrong = resprout("triggers", "retry", rows[0].id, rows[2].id, home=home)
+    assert wrong.code == 2
+    assert "1 of 2 deliveries had failed" in wrong.err
+    assert resprout("triggers", "retry", "--all", home=home).out == "1 waiting again\n"
+    assert [row.version for row in outbox.rows(WAITING)] == ["0", "1", "2", "3"]
+    outbox.close()
+
+
+def test_triggers_again_starts_a_version_once_more_under_a_key_of_its_own(
+    home: Path, tmp_path: Path, resprout: Resprout, api_url: str
+) -> None:
+    named = f"rule-{uuid.uuid4().hex[:8]}"
+    rules = write_rules(tmp_path / "rules", rule(named, sources=["s3://models/"], overrides={"seed": 3}))
+    tracker = Tracker(MlflowConfig(), home)
+    tracker.connect()
+    number = add_version(tracker.client, "chat-7b", "s3://models/x")
+    add_version(tracker.client, "chat-evil", "s3://evil/x")
+    env = {"RESPROUT_INFRA__PREFECT__API_URL": api_url}
+
+    def again(*words: str) -> Any:
+        return resprout("triggers", "again", *words, "--rules", rules, home=home, env=env)
+
+    for words, expected in [
+        (("other", "chat-7b", "1"), f"no rule is called other; give one of {named}"),
+        ((named, "chat-7b", "9"), "has no models:/chat-7b/9"),
+        ((named, "code-7b", "1"), "has no models:/code-7b/1"),
+        ((named, "chat-evil", "1"), "the rule does not accept its source s3://evil/x"),
+        ((named, "chat-7b", number), f"Prefect has no deployment compress/{named}"),
+    ]:
+        found = again(*words)
+        assert found.code == 2
+        assert expected in found.err
+    deployment = add_deployment(named)
+    said = [again(named, "chat-7b", number) for _ in range(3)]
+    runs = {str(run.id): run.parameters for run in flow_runs(deployment)}
+    assert {found.out for found in said} == {f"flow run {one}\n" for one in runs}
+    assert len(runs) == 3
+    created = tracker.client.get_model_version("chat-7b", number).creation_timestamp
+    key = f"{named} chat-7b 1 {created}"
+    assert sorted(run["claim"] for run in runs.values()) == [key, f"{key} again-1", f"{key} again-2"]
+    assert all(run["overrides"] == ["seed=3", 'model.source="models:/chat-7b/1"'] for run in runs.values())
+    outbox = Outbox.open(RelayConfig(), home)
+    assert sorted((one["attempt"], one["flow_run_id"]) for one in outbox.starts()) == [
+        (attempt, found.out.split()[-1]) for attempt, found in enumerate(said)
+    ]
+    outbox.close()
+
+
 def test_apply_refuses_a_webhook_that_nobody_would_send(rules: Path, home: Path, resprout: Resprout) -> None:
     url = "https://relay.example.com/webhooks/mlflow"
     found = resprout("triggers", "apply", "--rules", rules, "--url", url, home=home)
@@ -183,7 +243,6 @@ def test_apply_makes_the_deployment_of_every_rule_and_a_trigger_starts_it(
 
     from resprout.configs.rules import load_rules
     from resprout.configs.schema import PrefectConfig
-    from resprout.infra.relay.registry import Version
     from resprout.infra.relay.starter import Starter
 
     write_data(rules.parent)
