@@ -127,8 +127,14 @@ class Starter:
             if status in (400, 409, 422):
                 text = without_credentials(" ".join(error.response.text.split()))[:300]
                 raise BadInput(f"Prefect does not take the run's parameters ({status}: {text})") from None
+            # At a right address a proxy says this too, while the server behind it starts.
+            if status == 404 and not self.url.rstrip("/").endswith("/api"):
+                raise self._other() from None
             raise Transient(f"Prefect at {self.shown_url} answers {status}") from None
         except (json.JSONDecodeError, UnicodeDecodeError):
-            raise NoPrefect(f"what answers at {self.shown_url} is no Prefect server") from None
+            raise self._other() from None
         except (httpx.HTTPError, RuntimeError, OSError) as error:
             raise Transient(f"Prefect at {self.shown_url} does not answer ({type(error).__name__})") from None
+
+    def _other(self) -> NoPrefect:
+        return NoPrefect(f"what answers at {self.shown_url} is no Prefect server")

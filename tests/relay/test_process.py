@@ -111,8 +111,12 @@ def test_it_does_not_start_with_servers_that_are_too_old(home: Path, rules: Path
         assert "the Prefect server has version 3.4.1; the relay needs 3.9 or later" in done.stderr
 
 
-def test_it_does_not_start_where_something_else_than_prefect_answers(home: Path, rules: Path) -> None:
-    with old_server("/admin/version", "<html>welcome</html>") as url:
+@pytest.mark.parametrize("path", ["/admin/version", "/api/admin/version"])
+def test_it_does_not_start_where_something_else_than_prefect_answers(
+    home: Path, rules: Path, path: str
+) -> None:
+    # A page for every address, as the user interface is, or 404 for all that lacks /api.
+    with old_server(path, "<html>welcome</html>") as url:
         env = relay_environment(home, rules, servers.free_port(), PREFECT__API_URL=url)
         done = subprocess.run(COMMAND, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
