@@ -24,7 +24,7 @@ SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|DATABASE_(CONNECTION_)?URL|STOR
 
 
 def manifests() -> Iterator[Any]:
-    for path in sorted(KUBERNETES.glob("*.yaml")):
+    for path in sorted(KUBERNETES.rglob("*.yaml")):
         if path.name != "kustomization.yaml":
             for number, one in enumerate(yaml.safe_load_all(path.read_text())):
                 yield pytest.param(one, id=f"{path.name}-{number}-{one['kind']}")
@@ -86,10 +86,28 @@ def test_the_check_of_manifests_can_fail() -> None:
         kubernetes_validate.validate(wrong, VERSION, strict=True)
 
 
-def test_the_kustomization_lists_every_file_but_the_example() -> None:
-    base = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    files = {path.name for path in KUBERNETES.glob("*.yaml")}
+@pytest.mark.parametrize(("folder", "kind"), [(".", "Kustomization"), ("triggers", "Component")])
+def test_the_kustomization_lists_every_file_but_the_example(folder: str, kind: str) -> None:
+    base = yaml.safe_load((KUBERNETES / folder / "kustomization.yaml").read_text())
+    files = {path.name for path in (KUBERNETES / folder).glob("*.yaml")}
+    assert base["kind"] == kind
     assert set(base["resources"]) == files - {"kustomization.yaml", "secret.example.yaml"}
+
+
+def test_the_base_needs_no_rules_and_the_component_says_whose() -> None:
+    assert "resprout-rules" not in "".join(path.read_text() for path in KUBERNETES.glob("*.yaml"))
+    guide = (DEPLOY / "README.md").read_text()
+    for command in ("create configmap resprout-rules", "resprout triggers apply --url http://relay:8300"):
+        assert f"kubectl -n resprout {command}" in guide or f"-- {command}" in guide
+
+
+def test_prefect_writes_its_pages_where_a_read_only_container_lets_it() -> None:
+    image = (DEPLOY / "Dockerfile").read_text()
+    for name, folder in (("PREFECT_UI_STATIC_DIRECTORY", "/tmp/"), ("PREFECT_HOME", "/var/lib/resprout/")):
+        assert re.search(rf"^ +{name}={folder}", image, re.MULTILINE)
+    (prefect, _) = documents("prefect.yaml")
+    (box,) = prefect["spec"]["template"]["spec"]["containers"]
+    assert {one["mountPath"] for one in box["volumeMounts"]} == {"/tmp", "/var/lib/resprout"}
 
 
 def test_pods_have_no_rights_limits_probes_and_secrets_by_reference() -> None:
@@ -159,4 +177,4 @@ def documents(name: str) -> list[Any]:
 
 
 def all_text() -> str:
-    return "".join(path.read_text() for path in KUBERNETES.glob("*.yaml"))
+    return "".join(path.read_text() for path in KUBERNETES.rglob("*.yaml"))
