@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class Part:
     """Addresses that must answer before the part starts."""
     without: tuple[str, ...] = ()
     """Variables with secrets of other parts."""
+    keeps: tuple[str, ...] = ()
+    """Variables with its own secrets."""
     pool: str = ""
     """The worker's pool."""
 
@@ -61,10 +64,30 @@ def main(path: Path) -> None:
             f"runs whose process is gone, marked as Crashed: {', '.join(dead)}\n" if dead else ""
         )
         sys.stdout.flush()
-    environment = {name: value for name, value in os.environ.items() if name not in part["without"]}
+    environment = allowed(os.environ, part["without"], part["keeps"])
     environment.update(part["environment"])
     environment[PART] = part["name"]
     os.execvpe(part["command"][0], part["command"], environment)
+
+
+def allowed(environment: Mapping[str, str], without: Iterable[str], keeps: Iterable[str]) -> dict[str, str]:
+    """What of an environment a part may see: no secret of others, under whatever name the user gave it.
+
+    A run whose config says ${VARIABLE} finds the worker's own secrets under the user's names too.
+    """
+    secret = {_bare(environment.get(name, "")) for name in without}
+    secret -= {_bare(environment.get(name, "")) for name in keeps} | {""}
+    kept = set(keeps)
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in kept or (name not in without and _bare(value) not in secret)
+    }
+
+
+def _bare(secret: str) -> str:
+    """A database's address is handed on with the name of a driver before it."""
+    return secret.rpartition("://")[2]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from resprout.configs.rules import load_rules
 from resprout.configs.schema import InfraConfig
 from resprout.infra.environment import ARTIFACTS, QUIET
 from resprout.infra.stack.databases import mlflow_database, prefect_database
@@ -25,11 +27,8 @@ from resprout.infra.store.canonical import sha256_hex
 TO_LOOPBACK = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
 """MLflow delivers to a private address without TLS, as the relay's is, only when told so."""
 RULES = "_RESPROUT_RULES"
-RUNS = {
-    "PREFECT_WORKER_QUERY_SECONDS": "1",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-}
-"""How soon the worker sees a run, and how often a run tells that it lives."""
+RUNS = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+"""How soon the worker sees a run."""
 
 
 def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[Part], dict[str, str]]:
@@ -47,9 +46,6 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
         prefect_secrets["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = address
     relay_secrets = {name for name in secrets if "INFRA__RELAY__" in name}
     everything = {**secrets, **bucket_secrets, **webhook_key, **databases, **prefect_secrets}
-
-    def without(*kept: str) -> tuple[str, ...]:
-        return tuple(sorted(set(everything) - set(kept)))
 
     prefect, mlflow = prefect_url(infra), mlflow_url(infra)
     healthy = (f"{prefect}/api/health", f"{mlflow}/health")
@@ -74,7 +70,7 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
             healthy[0],
             url=prefect,
             port=ports.prefect_port,
-            without=without(*prefect_secrets),
+            keeps=tuple(prefect_secrets),
         ),
         Part(
             "mlflow",
@@ -97,7 +93,7 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
             healthy[1],
             url=mlflow,
             port=ports.mlflow_port,
-            without=without(*databases, *webhook_key, *bucket_secrets),
+            keeps=(*databases, *webhook_key, *bucket_secrets),
         ),
         Part(
             WORKER,
@@ -109,7 +105,7 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
             {**client, **bucket, **RUNS},
             f"{prefect}/api/work_pools/{ports.pool}/workers/filter",
             after=healthy,
-            without=without(*(set(secrets) - relay_secrets), *bucket_secrets),
+            keeps=(*sorted(set(secrets) - relay_secrets), *bucket_secrets),
             pool=ports.pool,
         ),
     ]  # fmt: skip
@@ -120,16 +116,25 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
                 "relay",
                 "webhook relay",
                 relay,
-                # With other rules the relay starts again.
-                {**client, **bucket, RULES: sha256_hex(Path(inside.relay.rules).read_bytes())},
+                {**client, **bucket, RULES: _rules(Path(inside.relay.rules))},
                 f"{url}/health",
                 url=url,
                 port=infra.relay.port,
                 after=healthy,
-                without=without(*secrets, *bucket_secrets),
+                keeps=(*secrets, *bucket_secrets),
             )
         )
-    return parts, everything
+
+    def others(part: Part) -> tuple[str, ...]:
+        return tuple(sorted(set(everything) - set(part.keeps)))
+
+    return [replace(part, without=others(part)) for part in parts], everything
+
+
+def _rules(path: Path) -> str:
+    """Changes with the rules and with the run configs that they name: then the relay starts again."""
+    files = [path, *(ready.path for ready in load_rules(path))]
+    return sha256_hex(b"".join(sha256_hex(file.read_bytes()).encode() for file in files))
 
 
 def _artifacts(infra: InfraConfig, home: Path) -> str:
