@@ -2,7 +2,7 @@
 
 Prefect makes a schedule's runs beforehand, and hands out late what nobody took in its time: after a week
 without a worker an hourly schedule would run 168 times. So a scheduled run does nothing when the next one of
-its deployment is due as well.
+its deployment with the same parameters is due as well.
 """
 
 from __future__ import annotations
@@ -39,5 +39,13 @@ def newer_due() -> str | None:
             sort=FlowRunSort.EXPECTED_START_TIME_ASC,
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[own.deployment_id])),
         )
-    newer = [run for run in found if run.auto_scheduled and run.id != own.id]
+    newer = [
+        run
+        for run in found
+        if run.auto_scheduled
+        and run.expected_start_time is not None
+        # Two schedules of one deployment may have the same time, and other parameters make another run.
+        and run.expected_start_time > own.expected_start_time
+        and run.parameters == own.parameters
+    ]
     return newer[-1].name if newer else None

@@ -1,18 +1,12 @@
-"""How often a run whose process died has begun again by itself: automations cannot count, so the run does."""
+"""The end of a run whose process died too often: automations cannot count, so the run does."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from prefect.client.orchestration import get_client
 from prefect.runtime import deployment, flow_run
 
 from resprout.configs.errors import StageFailed
-
-RESTARTING = "Restarting"
-"""Name of the state in which the server's automation schedules such a run; see infra/automations.py."""
-WAITING = ("Late", "AwaitingConcurrencySlot")
-"""States that the server itself puts before a start."""
+from resprout.infra.restarts import in_a_row
 
 
 def refuse_endless(most: int) -> None:
@@ -29,15 +23,3 @@ def refuse_endless(most: int) -> None:
             f"the process of this run died {count} times in a row, and infra.prefect.restarts is {most}; "
             "look for what kills it (memory?), then retry the run: it goes on from its finished stages"
         )
-
-
-def in_a_row(states: Iterable[tuple[str, str]]) -> int:
-    """Restarts by the server since a person, a schedule or a rule last began the run.
-
-    `states` are type and name of the run's states, oldest first.
-    """
-    count = 0
-    for kind, name in states:
-        if kind == "SCHEDULED" and name not in WAITING:
-            count = count + 1 if name == RESTARTING else 0
-    return count

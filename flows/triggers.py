@@ -24,6 +24,8 @@ from resprout.infra.relay.starter import FLOW, Missing, Starter
 from resprout.infra.relay.webhook import EVENTS
 from resprout.infra.store.store import ArtifactStore
 
+ANY_VERSION = "model.source=models:/any/1"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -112,13 +114,31 @@ def start_again(
 
 
 def deploy_rules(rules: tuple[Ready, ...], infra: InfraConfig) -> list[str]:
-    """Names of the deployments of all rules, made or brought up to date."""
+    """Names of the deployments of all rules, made or brought up to date.
+
+    Raises:
+        BadInput: what `resprout deploy` refuses of a rule's config; then none was made.
+    """
+    from resprout.flows.check import check
+    from resprout.flows.reach import automate, refuse_out_of_reach
     from resprout.infra.deployments import deploy
 
+    wanted = []
     for ready in rules:
-        data = standalone(load(ready.path), document(ready.path))
-        deploy(data, ready.rule.name, pool=ready.rule.pool or infra.stack.pool, infra=infra)
-    return [f"{FLOW}/{ready.rule.name}" for ready in rules]
+        pool = ready.rule.pool or infra.stack.pool
+        # A version takes the place of the model that the config names.
+        loaded = load(ready.path, [ANY_VERSION])
+        data = standalone(loaded, document(ready.path))
+        try:
+            check(loaded)
+            refuse_out_of_reach(infra, {key: data[key] for key in data if key != "model"}, pool)
+        except BadInput as error:
+            raise BadInput(f"rule {ready.rule.name}: {error}") from None
+        wanted.append((data, ready.rule.name, pool))
+    automate(infra, "resprout triggers apply")
+    for data, name, pool in wanted:
+        deploy(data, name, pool=pool, infra=infra)
+    return [f"{FLOW}/{name}" for _, name, _ in wanted]
 
 
 def _told(data: Mapping[str, Any], name: str, version: str) -> Version:

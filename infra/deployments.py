@@ -13,11 +13,12 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import InfraConfig
 from resprout.infra.orchestrator import server
 from resprout.infra.pools import pool_type
-from resprout.infra.schedule import check_schedule
+from resprout.infra.schedule import EXAMPLE, check_schedule
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
+    from prefect.client.schemas.schedules import CronSchedule
 
 ENTRYPOINT = "resprout.flows.compress.compress"
 """A module path, which works wherever resprout is installed: no worker has to pull code."""
@@ -34,37 +35,45 @@ def deploy(
     pool: str,
     cron: str | None = None,
     timezone: str | None = None,
-    concurrency: int | None = 1,
+    concurrency: int | None = None,
     paused: bool | None = None,
-    overlap: Overlap = "enqueue",
+    overlap: Overlap | None = None,
     infra: InfraConfig | None = None,
 ) -> str:
     """Id of the deployment compress/`name`, made or brought up to date; its runs compress by `document`.
 
-    Without `cron` an existing schedule stays, and without `paused` whether it is paused. The server itself
-    refuses parameters that are no run config.
+    What is not given stays as it is: the schedule, whether it is paused, limit and overlap (one run at a
+    time, and the next one waits, at first), and the job variables. The server itself refuses parameters that
+    are no run config.
 
     Raises:
         BadInput: schedule, pool or server cannot be used; nothing was changed.
     """
     check_schedule(cron, timezone)
-    if overlap not in get_args(Overlap):
+    if overlap is not None and overlap not in get_args(Overlap):
         raise BadInput(f"overlap is '{overlap}', but must be one of {', '.join(get_args(Overlap))}")
     with server(infra or InfraConfig()) as client:
         pool_type(client, pool)
         from prefect.client.schemas.actions import DeploymentScheduleCreate
         from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
-        from prefect.client.schemas.schedules import CronSchedule
         from prefect.flows import Flow, load_flow_from_entrypoint
         from prefect.utilities.callables import parameter_schema
 
         flow: Flow[..., Any] = load_flow_from_entrypoint(ENTRYPOINT)
-        strategy = ConcurrencyLimitStrategy(overlap.upper().replace("-", "_"))
         before = _existing(client, name)
         kept = [(one.schedule, one.active) for one in before.schedules] if before is not None else []
-        wanted = [(CronSchedule(cron=cron, timezone=timezone or "UTC"), True)] if cron else kept
-        if paused is None:
-            paused = before is not None and before.paused
+        wanted = [(_schedule(cron, timezone or "UTC"), True)] if cron else kept
+        options = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+        variables: dict[str, Any] = {}
+        if before is not None:
+            paused = before.paused if paused is None else paused
+            limit = before.global_concurrency_limit
+            concurrency = concurrency or (limit.limit if limit is not None else None)
+            options = before.concurrency_options or options
+            variables = before.job_variables or {}
+        if overlap is not None:
+            strategy = ConcurrencyLimitStrategy(overlap.upper().replace("-", "_"))
+            options = ConcurrencyOptions(collision_strategy=strategy)
         return str(
             client.create_deployment(
                 flow_id=client.create_flow(flow),
@@ -75,13 +84,25 @@ def deploy(
                 parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
                 enforce_parameter_schema=True,
                 schedules=[DeploymentScheduleCreate(schedule=one, active=on) for one, on in wanted],
-                concurrency_limit=concurrency,
-                concurrency_options=ConcurrencyOptions(collision_strategy=strategy),
-                job_variables={"env": RUN_ENVIRONMENT},
-                paused=paused,
+                concurrency_limit=concurrency or 1,
+                concurrency_options=options,
+                job_variables={**variables, "env": {**(variables.get("env") or {}), **RUN_ENVIRONMENT}},
+                paused=paused or False,
                 tags=["resprout"],
             )
         )
+
+
+def _schedule(cron: str, timezone: str) -> CronSchedule:
+    from prefect.client.schemas.schedules import CronSchedule
+    from pydantic import ValidationError
+
+    try:
+        return CronSchedule(cron=cron, timezone=timezone)
+    except ValidationError:
+        raise BadInput(
+            f"the cron expression '{cron}' in the time zone {timezone} is none that Prefect keeps; {EXAMPLE}"
+        ) from None
 
 
 def read(infra: InfraConfig, name: str) -> DeploymentResponse:

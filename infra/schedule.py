@@ -11,13 +11,16 @@ from cronsim import CronSim, CronSimError
 from resprout.configs.errors import BadInput
 
 FIELDS = 5
+NO_PLACES = {"Factory", "localtime"}
+"""Names of zones that stand for "not set", and for the machine's own."""
 EXAMPLE = '"0 2 * * 1" is Mondays at 2:00'
 
 
 def check_schedule(cron: str | None, timezone: str | None) -> None:
     """BadInput where the expression is malformed or never fires, or the zone is unknown or without use."""
-    if timezone is not None and timezone not in zoneinfo.available_timezones():
-        near = difflib.get_close_matches(timezone, zoneinfo.available_timezones(), n=3)
+    zones = zoneinfo.available_timezones() - NO_PLACES
+    if timezone is not None and timezone not in zones:
+        near = difflib.get_close_matches(timezone, zones, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "give one like Europe/Berlin"
         raise BadInput(f"there is no time zone '{timezone}'; {hint}")
     if cron is None:

@@ -14,9 +14,6 @@ from resprout.configs.errors import BadInput
 if TYPE_CHECKING:
     from resprout.configs.load import Loaded
 
-EVERYWHERE = "process"
-"""Pool type whose runs see this machine's folders."""
-
 
 def deploy(
     config: Annotated[Path, typer.Argument(help="Run config (YAML).")],
@@ -25,8 +22,10 @@ def deploy(
     timezone: Annotated[str | None, typer.Option(help="Time zone of --cron; default: UTC.")] = None,
     pool: Annotated[str | None, typer.Option(help="Work pool; default: that of `resprout up`.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the deployment; default: the config's.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Runs of this deployment at once.")] = 1,
-    overlap: Annotated[str, typer.Option(help="A run over --limit: enqueue or cancel-new.")] = "enqueue",
+    limit: Annotated[int | None, typer.Option(min=1, help="Runs of it at once; at first: 1.")] = None,
+    overlap: Annotated[
+        str | None, typer.Option(help="A run over --limit: enqueue (at first) or cancel-new.")
+    ] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Only stop the schedule.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Only let the schedule go on.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Only remove the deployment.")] = False,
@@ -36,9 +35,9 @@ def deploy(
 ) -> None:
     """Let a config run on a schedule, on demand, or both, on the machines of a work pool.
 
-    The config is copied to the server, its secrets as ${VARIABLE}; deploy again after a change. Without
-    --cron an existing schedule stays. Of the times missed while no worker was there, only the newest is made
-    up for.
+    The config is copied to the server, its secrets as ${VARIABLE}; deploy again after a change. What is not
+    given again stays: schedule, limit, overlap, pause, job variables. Of the times missed while no worker was
+    there, only the newest is made up for.
 
     \b
     Examples:
@@ -92,30 +91,23 @@ def _deploy(
     pool: str | None,
     cron: str | None,
     timezone: str | None,
-    limit: int,
-    overlap: str,
+    limit: int | None,
+    overlap: str | None,
 ) -> dict[str, Any]:
     from resprout.configs.load import document
     from resprout.flows.check import check
 
     check(loaded)
     _prepare(loaded)
-    from resprout.flows.again import local_places, standalone
+    from resprout.flows.again import standalone
+    from resprout.flows.reach import refuse_out_of_reach
     from resprout.infra import deployments
     from resprout.infra.automations import ensure_automations
-    from resprout.infra.orchestrator import server
-    from resprout.infra.pools import pool_type
 
     infra = loaded.config.infra
     data = standalone(loaded, document(loaded.path, overrides))
     chosen = pool or infra.stack.pool
-    with server(infra) as client:
-        kind = pool_type(client, chosen)
-    if kind != EVERYWHERE and (local := local_places(data)):
-        raise BadInput(
-            f"{', '.join(local)} lie on this machine, where a run in the {kind} pool '{chosen}' does not see "
-            "them; put them in a bucket or on the hub, or use a process pool"
-        )
+    refuse_out_of_reach(infra, data, chosen)
     ensure_automations(infra.prefect.notify)
     deployment = deployments.deploy(
         data,
@@ -127,7 +119,9 @@ def _deploy(
         overlap=overlap,  # type: ignore[arg-type]
         infra=infra,
     )
-    return {"deployment": f"{deployments.FLOW}/{title}", "id": deployment, "pool": chosen}
+    done = {"deployment": f"{deployments.FLOW}/{title}", "id": deployment, "pool": chosen}
+    paused = deployments.read(infra, title).paused
+    return {**done, "schedule": "paused; --resume lets it go on"} if paused else done
 
 
 def _prepare(loaded: Loaded) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from resprout.configs.schema import InfraConfig
     from resprout.infra.stack.stack import PartStatus
 
+COMMAND = "resprout up"
 CLI = (sys.executable, "-m", "resprout.flows.cli.main")
 
 
@@ -48,10 +49,6 @@ def up(
         sys.stderr.write(f"stopped the stack of {home}\n" if stopped else f"no stack of {home} is running\n")
         return
     stack = Stack(infra, home, (*CLI, "relay"))
-    if infra.relay.rules is not None:
-        from resprout.configs.rules import load_rules
-
-        load_rules(Path(infra.relay.rules))
     if not show_status and not stack.up(lambda: _settle(infra, home)):
         _say_whom_to_tell(infra, home)
         sys.stderr.write("everything is up already\n")
@@ -73,12 +70,11 @@ def _settle(infra: InfraConfig, home: Path) -> None:
 
     inside = in_the_stack(infra)
     prepare(inside, home)
-    from resprout.infra.automations import ensure_automations
+    from resprout.flows.reach import automate
     from resprout.infra.pools import ensure_pool
 
     ensure_pool(infra.stack.pool, infra.stack.run_limit)
-    ensure_automations()
-    _say_whom_to_tell(infra, home)
+    automate(infra, COMMAND)
     if inside.relay.rules is None:
         return
     plain, secret = variables(inside, home)
@@ -95,19 +91,16 @@ def _settle(infra: InfraConfig, home: Path) -> None:
 
 
 def _say_whom_to_tell(infra: InfraConfig, home: Path) -> None:
-    """Set up notices. A block can only be saved on a server that is up, so its lack ends nothing."""
+    """Set up notices, which needs a block that somebody may have saved since."""
     if infra.prefect.notify is None:
         return
     from resprout.infra.environment import prepare
     from resprout.infra.stack.settings import in_the_stack
 
     prepare(in_the_stack(infra), home)
-    from resprout.infra.automations import ensure_automations
+    from resprout.flows.reach import automate
 
-    try:
-        ensure_automations(infra.prefect.notify)
-    except BadInput as error:
-        sys.stderr.write(f"nobody is told of runs that fail: {error}, and call `resprout up` again\n")
+    automate(infra, COMMAND)
 
 
 def _show(parts: list[PartStatus], home: Path) -> None:

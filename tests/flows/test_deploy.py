@@ -6,18 +6,20 @@ import json
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from resprout.flows.overdue import newer_due
-from resprout.flows.restarts import in_a_row
+from resprout.infra.restarts import in_a_row
 from servers import free_port
 from tiny_run import write_run
 
@@ -93,7 +95,29 @@ def test_a_deployment_has_schedule_limit_and_the_whole_config(
     assert again["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
 
     done = deploy("--name", "mondays", "--cron", "30 4 * * *")
+    kept = named(post, "mondays")
+    assert kept["global_concurrency_limit"]["limit"] == 2
+    assert kept["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert [one["schedule"]["cron"] for one in named(post, "mondays")["schedules"]] == ["30 4 * * *"]
+
+
+def test_job_variables_that_somebody_set_stay(
+    deploy: Callable[..., Any], post: Callable[..., Any], api_url: str
+) -> None:
+    made = deploy("--name", "tuned").result["id"]
+    set_by_hand = {"working_dir": "/tmp", "env": {"OMP_NUM_THREADS": "1"}}
+    ask = urllib.request.Request(
+        f"{api_url}/deployments/{made}",
+        json.dumps({"job_variables": set_by_hand}).encode(),
+        {"Content-Type": "application/json"},
+        method="PATCH",
+    )
+    with urllib.request.urlopen(ask, timeout=20):
+        pass
+    assert deploy("--name", "tuned").code == 0
+    kept = named(post, "tuned")["job_variables"]
+    heard = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    assert kept == {**set_by_hand, "env": {**set_by_hand["env"], **heard}}
 
 
 def test_secrets_stay_variables(deploy: Callable[..., Any], post: Callable[..., Any], config: Path) -> None:
@@ -129,7 +153,8 @@ def test_pause_resume_run_and_delete(deploy: Callable[..., Any], post: Callable[
     assert deploy("--name", "handled", "--cron", "0 2 * * 1").code == 0
     assert deploy("--name", "handled", "--pause").result == {"paused": "handled"}
     assert named(post, "handled")["paused"] is True
-    assert deploy("--name", "handled").code == 0
+    done = deploy("--name", "handled")
+    assert done.result["schedule"].startswith("paused")
     assert named(post, "handled")["paused"] is True, "a new config does not start the schedule again"
     assert deploy("--name", "handled", "--resume").code == 0
     assert named(post, "handled")["paused"] is False
@@ -149,6 +174,8 @@ def test_pause_resume_run_and_delete(deploy: Callable[..., Any], post: Callable[
         (["--cron", "0 2 31 2 *"], "never fires"),
         (["--cron", "0 25 * * *"], "is malformed"),
         (["--cron", "hello"], "has not five fields"),
+        (["--cron", "0 0 * * 5L"], "is none that Prefect keeps"),
+        (["--cron", "0 2 * * 1", "--timezone", "Factory"], "there is no time zone 'Factory'"),
         (["--cron", "0 2 * * 1", "--timezone", "Europe/Berlim"], "did you mean Europe/Berlin"),
         (["--timezone", "Europe/Berlin"], "without --cron"),
         (["--pool", "nowhere"], "the work pool 'nowhere' does not exist (there are: "),
@@ -244,7 +271,7 @@ def test_the_shipped_prefect_yaml_deploys(
 
 
 def test_of_the_times_that_were_missed_only_the_newest_is_made_up_for(
-    deploy: Callable[..., Any], post: Callable[..., Any]
+    deploy: Callable[..., Any], post: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect import flow
     from prefect.client.orchestration import get_client
@@ -273,6 +300,18 @@ def test_of_the_times_that_were_missed_only_the_newest_is_made_up_for(
     assert run_flow(look, flow_run=first, parameters={}) == last.name
     assert run_flow(look, flow_run=last, parameters={}) is None
     assert run_flow(look, flow_run=by_hand, parameters={}) is None, "who asks for a run gets it"
+
+    def seen_by(own: Any) -> str | None:
+        context = SimpleNamespace(get=lambda: SimpleNamespace(flow_run=own))
+        monkeypatch.setattr("resprout.flows.overdue.FlowRunContext", context)
+        return newer_due()
+
+    with get_client(sync_client=True) as client:
+        second, third = (client.read_flow_run(run["id"]) for run in runs[1:3])
+    assert seen_by(second) == third.name
+    assert seen_by(second.model_copy(update={"parameters": {"config": {"seed": 9}}})) is None
+    twin = third.model_copy(update={"id": uuid.uuid4()})
+    assert seen_by(twin) is None, "another schedule of the deployment may have the same time"
 
 
 def test_restarts_are_counted_from_the_last_start_by_a_person() -> None:
