@@ -4,12 +4,16 @@ A process that was killed cannot say so, which the server tells from its silence
 every 30 seconds, and one that was silent for `SILENT_SECONDS` is marked Crashed. A run that crashed, by that
 or by its own word (SIGTERM, out of memory), is scheduled again in the state `RESTARTING`; it goes on from its
 finished stages, and counts its restarts itself (flows/restarts.py).
+
+Silence may also be the server's own: after it was down it takes every run for dead. So it waits for one more
+heartbeat before a second process begins, and a run that is heard again is Running as before. A run that dies
+before the flow's code begins cannot count, so the server counts its deaths and fails it.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
@@ -17,14 +21,17 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
 from resprout.infra.notices import FLOW, ensure_notice
+from resprout.infra.restarts import MOST_RESTARTS, NEVER_BEGINS, RESTARTING
 
-RESTARTING = "Restarting"
 SILENT_SECONDS = 90.0
 """Three heartbeats; the server's own restart takes less."""
 UNSTARTED_SECONDS = 1800.0
-SETTLED_SECONDS = 10.0
-"""The least that Prefect waits for what does not come."""
+SETTLED_SECONDS = 45.0
+"""More than a heartbeat: a run that lives is heard in this time."""
+ENDLESS_HOURS = 6.0
+"""In which deaths are counted; one takes a minute, or several where a cluster fetches an image each time."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
+CRASHED = "prefect.flow-run.Crashed"
 OWN_ENDS = ("AlreadyClaimed", "GateNotPassed", "OwnVersion", "Superseded")
 """Names that the flow gives its last state, in place of Completed or Failed."""
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", *OWN_ENDS)}
@@ -40,7 +47,13 @@ def ensure_automations(notify: str | None = None) -> None:
 
     Raises BadInput where there is no such block, when all else is made: a new server has none yet.
     """
-    wanted = [silent_run_crashed(), unstarted_run_crashed(), crashed_run_again()]
+    wanted = [
+        silent_run_crashed(),
+        unstarted_run_failed(),
+        crashed_run_again(),
+        heard_run_goes_on(),
+        endless_run_failed(),
+    ]
     with get_client(sync_client=True) as client:
         for automation in wanted:
             found = client.read_automations_by_name(automation.name)
@@ -54,60 +67,98 @@ def ensure_automations(notify: str | None = None) -> None:
 
 def silent_run_crashed() -> AutomationCore:
     """Crashed, for a run that was heard of and then no more."""
-    return _unless(
+    return _automation(
         "resprout: mark a run whose process died",
+        Posture.Proactive,
         {HEARTBEAT, "prefect.flow-run.Running"},
         ENDS | {HEARTBEAT},
         SILENT_SECONDS,
-        _crashed("its process sent no sign of life any more"),
+        _change(StateType.CRASHED, "Crashed", "its process sent no sign of life any more"),
     )
 
 
-def unstarted_run_crashed() -> AutomationCore:
-    """Crashed, for a run that a worker took and that never ran; an image may have to be fetched first."""
-    return _unless(
+def unstarted_run_failed() -> AutomationCore:
+    """Failed, for a run that a worker took and that never ran; an image may have to be fetched first."""
+    return _automation(
         "resprout: mark a run that never began",
+        Posture.Proactive,
         {"prefect.flow-run.Pending"},
         ENDS | {HEARTBEAT, "prefect.flow-run.Running"},
         UNSTARTED_SECONDS,
-        _crashed("it was taken by a worker, but never began"),
-    )
-
-
-def crashed_run_again() -> AutomationCore:
-    """Scheduled again, for a run that crashed and stayed so: Prefect's worker tells of one death twice."""
-    return _unless(
-        "resprout: begin a crashed run again",
-        {"prefect.flow-run.Crashed"},
-        STARTS | ENDS - {"prefect.flow-run.Crashed"},
-        SETTLED_SECONDS,
-        ChangeFlowRunState(
-            state=StateType.SCHEDULED,
-            name=RESTARTING,
-            message="its process died; it goes on from its finished stages",
-            force=False,
+        _change(
+            StateType.FAILED,
+            "Failed",
+            f"a worker took it, but it did not begin in {UNSTARTED_SECONDS / 60:.0f} minutes; look at the "
+            "worker's log (image, quota, a lost machine?), then retry the run",
         ),
     )
 
 
-def _crashed(message: str) -> ChangeFlowRunState:
-    return ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)
+def crashed_run_again() -> AutomationCore:
+    """Scheduled again, for a run that crashed, stayed so, and is not heard of."""
+    return _automation(
+        "resprout: begin a crashed run again",
+        Posture.Proactive,
+        {CRASHED},
+        STARTS | {HEARTBEAT} | ENDS - {CRASHED},
+        SETTLED_SECONDS,
+        _change(StateType.SCHEDULED, RESTARTING, "its process died; it goes on from its finished stages"),
+    )
 
 
-def _unless(
-    name: str, after: set[str], expect: set[str], seconds: float, action: ChangeFlowRunState
+def heard_run_goes_on() -> AutomationCore:
+    """Running, for a run that was taken for dead and is heard: its real death must be marked later."""
+    return _automation(
+        "resprout: let a run go on that is heard again",
+        Posture.Reactive,
+        {CRASHED},
+        {HEARTBEAT},
+        SETTLED_SECONDS,
+        _change(StateType.RUNNING, "Running", "it was taken for dead, and lives"),
+    )
+
+
+def endless_run_failed() -> AutomationCore:
+    """Failed, for a run that dies again and again before the flow's own code can count its restarts."""
+    return _automation(
+        "resprout: give up a run that never begins",
+        Posture.Reactive,
+        {CRASHED},
+        {CRASHED},
+        ENDLESS_HOURS * 3600,
+        _change(StateType.FAILED, "Failed", NEVER_BEGINS),
+        # An event that is in `after` and `expect` opens the count and is not in it.
+        MOST_RESTARTS,
+    )
+
+
+def _change(state: StateType, name: str, message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=state, name=name, message=message, force=False)
+
+
+def _automation(
+    name: str,
+    posture: Literal[Posture.Reactive, Posture.Proactive],
+    after: set[str],
+    expect: set[str],
+    seconds: float,
+    action: ChangeFlowRunState,
+    threshold: int = 1,
 ) -> AutomationCore:
-    """`action` on a run of which none of `expect` was heard for so long `after` an event."""
+    """`action` on a run of which so many of `expect` were heard within the time `after` an event.
+
+    Proactive: of which fewer were heard in that time.
+    """
     return AutomationCore(
         name=name,
         trigger=EventTrigger(
-            posture=Posture.Proactive,
+            posture=posture,
             after=after,
             expect=expect,
             match={"prefect.resource.id": "prefect.flow-run.*"},
             match_related=[OF_THE_FLOW],
             for_each={"prefect.resource.id"},
-            threshold=1,
+            threshold=threshold,
             within=timedelta(seconds=seconds),
         ),
         actions=[action],

@@ -23,9 +23,18 @@ def answers(url: str, seconds: float = 2.0) -> bool:
         return False
 
 
-def post(url: str, body: dict[str, Any], seconds: float = 10.0) -> Any:
+def get(url: str) -> Any:
+    """The JSON that a server answers; OSError where it does not."""
+    return _answer(urllib.request.Request(url))
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
     """The JSON that a server answers to JSON; OSError where it does not."""
-    ask = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    return _answer(urllib.request.Request(url, json.dumps(body).encode(), headers))
+
+
+def _answer(ask: urllib.request.Request, seconds: float = 10.0) -> Any:
     for pause in PAUSES_SECONDS:
         try:
             with _OPENER.open(ask, timeout=seconds) as answer:

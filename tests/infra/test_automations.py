@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from resprout.infra.automations import ENDS
+from resprout.configs.infrastructure import PrefectConfig
+from resprout.infra.automations import ENDS, HEARTBEAT, SETTLED_SECONDS, crashed_run_again, endless_run_failed
+from resprout.infra.environment import QUIET
 
 FLOWS = Path(__file__).resolve().parents[2] / "flows"
 
@@ -15,3 +17,15 @@ def test_every_state_that_the_flow_ends_in_stops_the_watch_on_its_heartbeat() ->
     names = set(re.findall(r"(?:Completed|Failed|Cancelled)\(\s*name=\"(\w+)\"", source))
     assert names >= {"AlreadyClaimed", "Superseded", "OwnVersion"}
     assert {f"prefect.flow-run.{name}" for name in names} <= ENDS
+
+
+def test_a_run_that_lives_is_heard_before_a_second_process_begins() -> None:
+    heartbeat = float(QUIET["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert heartbeat * 1.5 <= SETTLED_SECONDS
+    assert HEARTBEAT in crashed_run_again().trigger.expect
+
+
+def test_the_server_gives_up_no_run_that_may_count_its_restarts_itself() -> None:
+    (most,) = (limit.le for limit in PrefectConfig.model_fields["restarts"].metadata if hasattr(limit, "le"))
+    deaths = 1 + endless_run_failed().trigger.threshold
+    assert deaths > most + 1

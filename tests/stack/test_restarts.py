@@ -1,0 +1,118 @@
+"""What does not begin again: a run that only seemed dead, one that was cancelled, one without code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from one_machine import Machine, running, until
+from resprout.infra.stack.leftovers import mark, of_stack
+from resprout.infra.stack.runs import run_ids
+from resprout.infra.stack.supervisor import Supervisor
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(500)]
+
+NAPS = """
+import time
+from prefect import flow
+
+@flow(name="compress")
+def nap(seconds: float = 0.0):
+    time.sleep(seconds)
+"""
+
+START = """
+import sys
+from prefect.client.orchestration import get_client
+from naps import nap
+entrypoint, seconds = sys.argv[1:]
+with get_client(sync_client=True) as client:
+    made = client.create_deployment(
+        client.create_flow(nap), entrypoint, entrypoint=entrypoint, work_pool_name="resprout"
+    )
+    print(client.create_flow_run_from_deployment(made, parameters={"seconds": float(seconds)}).id)
+"""
+
+IMPATIENT = """
+from resprout.infra import automations
+automations.SETTLED_SECONDS = 10.0
+automations.MOST_RESTARTS = 2
+automations.ensure_automations()
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    folder = tmp_path_factory.mktemp("naps")
+    (folder / "naps.py").write_text(NAPS)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with running(Machine(tmp_path_factory.mktemp("stack"), {"PYTHONPATH": path})) as machine:
+        yield machine
+
+
+def call(machine: Machine, code: str, *arguments: str) -> str:
+    """What some code that talks with the server prints."""
+    env = {**os.environ, **machine.env, "PREFECT_API_URL": machine.api, "RESPROUT_HOME": str(machine.home)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=env, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def living(machine: Machine, run: str) -> list[int]:
+    found = (process for process, part in of_stack(mark(machine.home)) if part == "worker")
+    return [process.pid for process in found if run_ids([process]) == [run]]
+
+
+def names(machine: Machine, run: str) -> list[str]:
+    return [state["name"] for state in machine.states(run)]
+
+
+def test_a_cancelled_run_does_not_come_back_with_a_new_worker(stack: Machine) -> None:
+    run = call(stack, START, "naps.nap", "300")
+    until(lambda: "Running" in names(stack, run), 60)
+    worker = stack.parts()["worker"]["pid"]
+    psutil.Process(worker).suspend()
+    stack.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    for pid in (worker, *(pid for pid in living(stack, run) if pid != worker)):
+        psutil.Process(pid).kill()
+    stack.healthy_again("worker", worker)
+    assert until(lambda: (found := names(stack, run))[-1] != "Cancelling" and found, 60)[-1] == "Cancelled"
+    time.sleep(5)
+    assert names(stack, run)[-1] == "Cancelled"
+
+
+def test_a_run_that_outlives_the_silence_of_the_server_is_not_begun_again(stack: Machine) -> None:
+    run = call(stack, START, "naps.nap", "270")
+    until(lambda: "Running" in names(stack, run), 60)
+    alive = living(stack, run)
+    # It has been heard at least once, so that the server waits for the next.
+    time.sleep(35)
+    Supervisor(stack.home).stop("prefect")
+    time.sleep(120)
+    assert stack("up").returncode == 0
+    until(lambda: "Crashed" in names(stack, run), 60)
+    until(lambda: names(stack, run)[-1] == "Running", 60)
+    assert living(stack, run) == alive
+    states = stack.ends(run, 200)
+    assert states[-1] == "Completed"
+    assert "Restarting" not in states, states
+
+
+def test_a_run_that_dies_before_its_code_begins_is_given_up(stack: Machine) -> None:
+    call(stack, IMPATIENT)
+    run = call(stack, START, "no_such_module.nap", "1")
+    states = stack.ends(run, 200)
+    assert states[-1] == "Failed"
+    assert states.count("Restarting") == 2, states
+    assert "before the flow's own code began" in stack.states(run)[-1]["message"]
+    time.sleep(20)
+    assert names(stack, run) == states
