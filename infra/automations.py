@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from resprout.infra.notices import FLOW, ensure_notice
+from resprout.infra.notices import FLOW, ensure_notice, keep
 from resprout.infra.restarts import MOST_RESTARTS, NEVER_BEGINS, RESTARTING
 
 SILENT_SECONDS = 90.0
@@ -56,11 +56,7 @@ def ensure_automations(notify: str | None = None) -> None:
     ]
     with get_client(sync_client=True) as client:
         for automation in wanted:
-            found = client.read_automations_by_name(automation.name)
-            if found:
-                client.update_automation(found[0].id, automation)
-            else:
-                client.create_automation(automation)
+            keep(client, automation)
         if notify is not None:
             ensure_notice(client, notify)
 

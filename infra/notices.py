@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.actions import SendNotification
@@ -57,8 +58,20 @@ def ensure_notice(client: SyncPrefectClient, block: str) -> None:
             )
         ],
     )
+    keep(client, automation)
+
+
+def keep(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    """Make the automation, or bring the one of its name up to date.
+
+    One that is as it should be is left alone: with an update the server forgets which runs it is watching.
+    """
     found = client.read_automations_by_name(automation.name)
-    if found:
-        client.update_automation(found[0].id, automation)
-    else:
+    if not found:
         client.create_automation(automation)
+    elif _content(found[0]) != _content(automation):
+        client.update_automation(found[0].id, automation)
+
+
+def _content(automation: AutomationCore) -> dict[str, Any]:
+    return automation.model_dump(include={"enabled", "trigger", "actions"}, exclude={"trigger": {"id"}})

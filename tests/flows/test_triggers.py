@@ -255,12 +255,14 @@ def test_apply_makes_the_deployment_of_every_rule_and_a_trigger_starts_it(
         assert found.code == 0, found.err
         assert found.out.splitlines() == [f"deployment compress/{name}" for name in names]
     with get_client(sync_client=True) as client:
-        assert client.read_automations_by_name("resprout: begin a crashed run again")
+        (made,) = client.read_automations_by_name("resprout: begin a crashed run again")
     nobody = {**env, "RESPROUT_INFRA__PREFECT__NOTIFY": "slack-webhook/nobody"}
     found = resprout("triggers", "apply", "--rules", rules, home=home, env=nobody)
     assert found.code == 0, found.err
     assert "nobody is told of runs that fail: infra.prefect.notify names slack-webhook/nobody" in found.err
     with get_client(sync_client=True) as client:
+        (kept,) = client.read_automations_by_name("resprout: begin a crashed run again")
+        assert kept.trigger.id == made.trigger.id, "an update would forget the runs that are watched"
         client.create_work_pool(WorkPoolCreate(name="pods", type="kubernetes"), overwrite=True)
     far = {**env, "RESPROUT_INFRA__STACK__POOL": "pods"}
     found = resprout("triggers", "apply", "--rules", rules, home=home, env=far)

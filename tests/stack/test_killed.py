@@ -106,7 +106,7 @@ def test_a_run_that_falls_silent_is_marked_and_goes_on(stack: Machine, tmp_path:
     worker.suspend()
     began = time.monotonic()
     kill(*(process for process in worker_and_runs(stack) if run_ids([process]) and process.pid != pid))
-    until(lambda: "Restarting" in [state["name"] for state in stack.states(run)], 120)
+    until(lambda: "Restarting" in [state["name"] for state in stack.states(run)], 200)
     print(f"marked after {time.monotonic() - began:.1f} s")
     names = [state["name"] for state in stack.states(run)]
     assert names[names.index("Restarting") - 1] == "Crashed"
@@ -131,7 +131,7 @@ def test_a_run_that_dies_again_and_again_is_given_up(stack: Machine, tmp_path: P
     config = write_run(tmp_path, seed=20, infra={"prefect": {"restarts": 1}})
     run = stack.deploy(config, "--run")["flow_run"]
     for attempt in (1, 2):
-        until(lambda count=attempt: names(stack, run).count("Running") >= count and living(stack, run), 60)
+        until(lambda count=attempt: names(stack, run).count("Running") >= count and living(stack, run), 120)
         kill(*living(stack, run))
     states = stack.ends(run)
     assert states[-1] == "Failed"

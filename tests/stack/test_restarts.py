@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from one_machine import Machine, running, until
+from resprout.infra.automations import SETTLED_SECONDS
 from resprout.infra.stack.leftovers import mark, of_stack
 from resprout.infra.stack.runs import run_ids
 from resprout.infra.stack.supervisor import Supervisor
@@ -91,20 +92,31 @@ def test_a_cancelled_run_does_not_come_back_with_a_new_worker(stack: Machine) ->
 
 
 def test_a_run_that_outlives_the_silence_of_the_server_is_not_begun_again(stack: Machine) -> None:
-    run = call(stack, START, "naps.nap", "270")
+    run = call(stack, START, "naps.nap", "200")
     until(lambda: "Running" in names(stack, run), 60)
     alive = living(stack, run)
-    # It has been heard at least once, so that the server waits for the next.
-    time.sleep(35)
     Supervisor(stack.home).stop("prefect")
     time.sleep(120)
     assert stack("up").returncode == 0
     until(lambda: "Crashed" in names(stack, run), 60)
-    until(lambda: names(stack, run)[-1] == "Running", 60)
+    time.sleep(SETTLED_SECONDS + 10)
     assert living(stack, run) == alive
-    states = stack.ends(run, 200)
+    states = stack.ends(run, 150)
     assert states[-1] == "Completed"
     assert "Restarting" not in states, states
+
+
+def test_a_run_that_is_heard_again_is_running_again(stack: Machine) -> None:
+    run = call(stack, START, "naps.nap", "120")
+    until(lambda: "Running" in names(stack, run), 60)
+    alive = living(stack, run)
+    for pid in alive:
+        psutil.Process(pid).suspend()
+    until(lambda: "Crashed" in names(stack, run), 130)
+    for pid in alive:
+        psutil.Process(pid).resume()
+    states = stack.ends(run, 120)
+    assert states[-3:] == ["Crashed", "Running", "Completed"]
 
 
 def test_a_run_that_dies_before_its_code_begins_is_given_up(stack: Machine) -> None:
