@@ -74,4 +74,4 @@ def keep(client: SyncPrefectClient, automation: AutomationCore) -> None:
 
 
 def _content(automation: AutomationCore) -> dict[str, Any]:
-    return automation.model_dump(include={"enabled", "trigger", "actions"}, exclude={"trigger": {"id"}})
+    return automation.model_dump(include={"enabled", "trigger", "actions"})
