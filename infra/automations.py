@@ -6,8 +6,8 @@ or by its own word (SIGTERM, out of memory), is scheduled again in the state `RE
 finished stages, and counts its restarts itself (flows/restarts.py).
 
 Silence may also be the server's own: after it was down it takes every run for dead. So it waits for one more
-heartbeat before a second process begins, and a run that is heard again is Running as before. A run that dies
-before the flow's code begins cannot count, so the server counts its deaths and fails it.
+heartbeat before a second process begins; a run that is heard again stays Crashed until it ends as it will. A
+run that dies before the flow's code begins cannot count, so the server counts its deaths and fails it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ def ensure_automations(notify: str | None = None) -> None:
         silent_run_crashed(),
         unstarted_run_failed(),
         crashed_run_again(),
-        heard_run_goes_on(),
         endless_run_failed(),
     ]
     with get_client(sync_client=True) as client:
@@ -99,18 +98,6 @@ def crashed_run_again() -> AutomationCore:
         STARTS | {HEARTBEAT} | ENDS - {CRASHED},
         SETTLED_SECONDS,
         _change(StateType.SCHEDULED, RESTARTING, "its process died; it goes on from its finished stages"),
-    )
-
-
-def heard_run_goes_on() -> AutomationCore:
-    """Running, for a run that was taken for dead and is heard: its real death must be marked later."""
-    return _automation(
-        "resprout: let a run go on that is heard again",
-        Posture.Reactive,
-        {CRASHED},
-        {HEARTBEAT},
-        SETTLED_SECONDS,
-        _change(StateType.RUNNING, "Running", "it was taken for dead, and lives"),
     )
 
 

@@ -106,19 +106,6 @@ def test_a_run_that_outlives_the_silence_of_the_server_is_not_begun_again(stack:
     assert "Restarting" not in states, states
 
 
-def test_a_run_that_is_heard_again_is_running_again(stack: Machine) -> None:
-    run = call(stack, START, "naps.nap", "120")
-    until(lambda: "Running" in names(stack, run), 60)
-    alive = living(stack, run)
-    for pid in alive:
-        psutil.Process(pid).suspend()
-    until(lambda: "Crashed" in names(stack, run), 130)
-    for pid in alive:
-        psutil.Process(pid).resume()
-    states = stack.ends(run, 120)
-    assert states[-3:] == ["Crashed", "Running", "Completed"]
-
-
 def test_a_run_that_dies_before_its_code_begins_is_given_up(stack: Machine) -> None:
     call(stack, IMPATIENT)
     run = call(stack, START, "no_such_module.nap", "1")
