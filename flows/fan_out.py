@@ -29,8 +29,9 @@ from resprout.flows.runners import apart, submit, task_runner
 from resprout.flows.session import NoDisplay
 from resprout.infra.environment import prepare
 from resprout.infra.store.reference import ArtifactRef
-from resprout.tasks.job import Job, Progress, Share
+from resprout.tasks.job import Job, Progress
 from resprout.tasks.run import Run
+from resprout.tasks.share import Share
 from resprout.tasks.stage import Input, Part, Stage
 
 

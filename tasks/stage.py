@@ -35,9 +35,10 @@ from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.code import code_hash
 from resprout.tasks.faults import as_sentence
-from resprout.tasks.job import SHARD_ROLE, WHOLE, Job, Progress, Share
+from resprout.tasks.job import Job, Progress
 from resprout.tasks.progress import Throttled
 from resprout.tasks.run import Forecast
+from resprout.tasks.share import SHARD_ROLE, WHOLE, Share
 from resprout.tasks.track import flat, log_artifact
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from resprout.tasks.data.response import head
-from resprout.tasks.job import WHOLE, Progress, Share
+from resprout.tasks.job import Progress
+from resprout.tasks.share import WHOLE, Share
 
 BATCH_TOKENS = 2048
 CHUNK_ROWS = 128

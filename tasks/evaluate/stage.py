@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.schema import EvaluateConfig, PerplexityConfig
-from resprout.tasks.job import Job, Progress, shards_in
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.share import shards_in
 from resprout.tasks.stage import stage
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")

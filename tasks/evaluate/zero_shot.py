@@ -13,7 +13,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.job import Progress, Share
+from resprout.tasks.job import Progress
+from resprout.tasks.share import Share
 
 REPORTED = ("acc", "acc_norm")
 SPLIT = "validation"

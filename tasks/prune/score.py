@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import StageFailed
-from resprout.tasks.job import WHOLE, Progress, Share, silent
+from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Kind, anatomy
 from resprout.tasks.models.walk import walk, watch
 from resprout.tasks.prune.contracts import Criterion
 from resprout.tasks.prune.statistics import Moments
+from resprout.tasks.share import WHOLE, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

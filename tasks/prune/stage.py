@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, Progress, shards_in
+from resprout.tasks.job import Job, Progress
 from resprout.tasks.prune.registry import CRITERIA
 from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.share import shards_in
 from resprout.tasks.stage import stage
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, SelectConfig
-from resprout.tasks.job import Job, Progress, shards_in
+from resprout.tasks.job import Job, Progress
 from resprout.tasks.models.load import load_model
 from resprout.tasks.select import budget, concepts, duplicates, embed
 from resprout.tasks.select.cluster import CLUSTERERS, Matrix
@@ -28,6 +28,7 @@ from resprout.tasks.select.divergence import FILE, Divergence, measure, read_row
 from resprout.tasks.select.graph import Outcome, choose_consistent, readmit
 from resprout.tasks.select.pool import Choice, Pool
 from resprout.tasks.select.rank import instruction_efficiency, ranked
+from resprout.tasks.share import shards_in
 
 MOST_ROWS = 4000
 """The dense kernel and NMF are of order rows^2."""

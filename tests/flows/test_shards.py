@@ -17,7 +17,8 @@ from resprout.configs.schema import InfraConfig
 from resprout.flows.check import require_extra
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.job import Job, Share
+from resprout.tasks.job import Job
+from resprout.tasks.share import Share
 from tiny_run import write_run
 from toys import Knobs, whole
 

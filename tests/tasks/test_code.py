@@ -83,6 +83,16 @@ def test_imports_inside_functions_are_followed(copy: Path) -> None:
     assert code.code_hash(["resprout.tasks.evaluate.stage"]) != before
 
 
+@pytest.mark.parametrize("door", ["prune.stage", "select.shard_stage", "evaluate.stage"])
+def test_another_partition_of_the_work_makes_other_shards(copy: Path, door: str) -> None:
+    """Shards that lie in a store must not be put together with ones that begin elsewhere."""
+    before = code.code_hash([f"resprout.tasks.{door}"])
+    path = copy / "share.py"
+    path.write_text(path.read_text().replace("items * self.index // self.count", "self.index"))
+    code._parse.cache_clear()
+    assert code.code_hash([f"resprout.tasks.{door}"]) != before
+
+
 @pytest.mark.parametrize("template", ["report.html.j2", "report.md.j2", "summary.md.j2"])
 def test_an_edit_in_a_template_reruns_the_report_alone(copy: Path, template: str) -> None:
     report, before = code.code_hash(["resprout.tasks.report.stage"]), hashes()
