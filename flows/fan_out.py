@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,10 +23,10 @@ from prefect.futures import PrefectFuture
 from pydantic import BaseModel
 
 from resprout.configs import errors
-from resprout.configs.errors import StageFailed
+from resprout.configs.errors import StageFailed, Transient
 from resprout.configs.load import Loaded, arrived, travelling
 from resprout.configs.schema import InfraConfig
-from resprout.flows.runners import apart, submit, task_runner
+from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import NoDisplay
 from resprout.infra.environment import prepare
 from resprout.infra.store.reference import ArtifactRef
@@ -33,6 +34,8 @@ from resprout.tasks.job import Job, Progress
 from resprout.tasks.run import Run
 from resprout.tasks.share import Share
 from resprout.tasks.stage import Input, Part, Stage
+
+logger = logging.getLogger(__name__)
 
 
 class Place(BaseModel):
@@ -99,12 +102,12 @@ class FanOut:
 
     def __init__(self, loaded: Loaded, run: Run) -> None:
         self._infra = loaded.config.infra
+        self._store = run.store
         self._place = Place(infra=travelling(loaded), mlflow_run_id=run.mlflow_run_id)
-        self._opened = ExitStack()
+        self._cluster = ExitStack()
         self._runner: Any = None
-        here = self._place.model_dump_json()
-        _HERE[here] = replace(run, display=NoDisplay(), stages=[], shards=1)
-        self._opened.callback(_HERE.pop, here)
+        self._here = self._place.model_dump_json()
+        _HERE[self._here] = replace(run, display=NoDisplay(), stages=[], shards=1)
 
     def __call__(
         self,
@@ -116,27 +119,68 @@ class FanOut:
     ) -> list[ArtifactRef]:
         """The artifacts of the jobs, in their order; all are tried before the first fault is raised."""
         if self._runner is None:
-            self._runner = self._opened.enter_context(task_runner(self._infra))
-        futures = [self._submit(stage, job, inputs, label) for job in jobs]
-        made, faults = list[ArtifactRef](), list[Exception]()
-        for done, future in enumerate(futures, 1):
+            self._runner = self._cluster.enter_context(started(self._infra))
+        # Before any is made: an edit meanwhile must not pass for what was asked for.
+        asked = [stage.key_parts(job, inputs) for job in jobs]
+        try:
+            futures = [self._submit(stage, job, inputs, label) for job in jobs]
+        except Exception as error:
+            self._stop()
+            raise lost(error, f"the shards of {label}") from error
+        made, faults, gone = list[ArtifactRef](), list[Exception](), False
+        for done, (parts, future) in enumerate(zip(asked, futures, strict=True), 1):
+            what = f"shard {done} of {len(jobs)} of {label}"
             try:
                 found = future.result()
             except Exception as error:
-                faults.append(_lost(error, f"shard {done} of {len(jobs)} of {label}"))
+                fault = lost(error, what)
+                gone = gone or isinstance(fault, Transient)
+                faults.append(fault)
             else:
-                if "made" in found:
-                    made.append(ArtifactRef.model_validate(found["made"]))
-                else:
-                    faults.append(_as_raised(found))
+                try:
+                    made.append(self._as_asked(found, stage.key_of(parts), parts, what))
+                except Exception as error:
+                    faults.append(error)
             progress(done, len(jobs), "shards")
+        if gone:
+            # The stage is tried again, which must not meet the dead connection.
+            self._stop()
         if faults:
             raise faults[0]
         return made
 
     def close(self) -> None:
-        """Stop the runner, and its cluster where it is a local one."""
-        self._opened.close()
+        """Stop the runner, and its cluster where it is a local one; a fault there costs no result."""
+        _HERE.pop(self._here, None)
+        self._stop()
+
+    def _stop(self) -> None:
+        self._runner = None
+        try:
+            self._cluster.close()
+        except Exception as error:
+            logger.warning("the %s task runner did not stop cleanly: %s", self._infra.task_runner, error)
+
+    def _as_asked(self, found: dict[str, Any], key: str, parts: Mapping[str, Any], what: str) -> ArtifactRef:
+        """The shard with this key; StageFailed where a worker has other versions and so made another one."""
+        if "made" not in found:
+            raise _as_raised(found)
+        made = ArtifactRef.model_validate(found["made"])
+        if made.key == key:
+            return made
+        record = self._store.get_record(made.record)
+        ours = {**parts["libraries"], "resprout's code": parts["code"][:12]}
+        theirs = {**record.libraries, "resprout's code": str(record.code.get("reached"))[:12]}
+        differ = [
+            f"{name} {theirs.get(name, 'none')} (here {ours.get(name, 'none')})"
+            for name in sorted({*ours, *theirs})
+            if ours.get(name) != theirs.get(name)
+        ]
+        raise StageFailed(
+            f"{what} was made on {record.machine.get('host')} with {', '.join(differ) or 'other settings'}, "
+            "so it is not the one that was asked for; install on the workers what is installed here and run "
+            "the same command again"
+        )
 
     def _submit(
         self, stage: Stage[Any], job: Job[Any], inputs: Mapping[str, Input], label: str
@@ -201,12 +245,3 @@ def _as_raised(found: dict[str, Any]) -> Exception:
     error = own(found["text"]) if own is not None else StageFailed(f"{found['fault']}: {found['text']}")
     error.add_note(f"On the worker:\n{found['where']}")
     return error
-
-
-def _lost(error: Exception, what: str) -> Exception:
-    if type(error).__name__ not in ("KilledWorker", "WorkerCrashedError"):
-        return error
-    return StageFailed(
-        f"{what} ended every process that tried it, most likely for want of memory; use smaller batches or "
-        "more shards; finished shards are kept"
-    )

@@ -1,12 +1,16 @@
-"""Prefect's task runners as `infra.task_runner` names them, and tasks handed to them without secrets."""
+"""Prefect's task runners as `infra.task_runner` names them, and tasks handed to them without secrets.
+
+What a cluster does wrong, be it out of reach or lost on the way, is told in a sentence here.
+"""
 
 from __future__ import annotations
 
 import contextvars
 import logging
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from prefect import Task, flow
@@ -15,10 +19,80 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.transactions import Transaction
 
+from resprout.configs.errors import ResproutError, StageFailed, Transient, Unreachable
 from resprout.configs.schema import InfraConfig, without_credentials
 from resprout.flows.check import require_extra
+from resprout.infra import logs
 
 R = TypeVar("R")
+
+CONNECT_SECONDS = 30.0
+"""How long a Dask scheduler is waited for."""
+KILLED = {"KilledWorker", "WorkerCrashedError", "OutOfMemoryError"}
+GONE = {"LocalRayletDiedError", "NodeDiedError", "ObjectLostError", "OwnerDiedError", "RaySystemError"}
+"""Ray's errors, by name because the package may not be here, for a cluster that is lost as a whole."""
+
+
+@contextmanager
+def started(infra: InfraConfig) -> Iterator[TaskRunner[Any]]:
+    """The task runner, connected to its cluster, which is left at the end; a local one is stopped.
+
+    Raises:
+        Unreachable: the cluster at the address does not answer.
+        StageFailed: a local one does not start.
+    """
+    runner = task_runner(infra)
+    with ExitStack() as entered:
+        try:
+            entered.enter_context(runner)
+            if infra.task_runner == "dask":
+                # Prefect connects with the first task only.
+                _ = runner.client  # type: ignore[attr-defined]
+        except Exception as error:
+            raise _not_there(infra, error) from error
+        yield runner
+
+
+def lost(error: Exception, what: str) -> ResproutError:
+    """The fault of a cluster that did not bring `what` back, where `what` itself raises nothing.
+
+    Transient where the cluster is gone, so that a new start of it may help.
+    """
+    if isinstance(error, ResproutError):
+        return error
+    name, text = type(error).__name__, _line(error)
+    if name in KILLED:
+        return StageFailed(
+            f"{what} ended every process that tried it, most likely for want of memory; use smaller batches "
+            "or more shards; what was finished is kept"
+        )
+    if isinstance(error, OSError | CancelledError) or name in GONE:
+        return Transient(
+            f"the cluster was lost before {what} was made ({name}: {text}); see to its scheduler and run the "
+            "same command again; what was finished is kept"
+        )
+    return StageFailed(
+        f"the task runner did not bring back {what} ({name}: {text}); see to the worker's log and run the "
+        "same command again; what was finished is kept"
+    )
+
+
+def _not_there(infra: InfraConfig, error: Exception) -> ResproutError:
+    key = f"{infra.task_runner}_address"
+    address = getattr(infra, key, None)
+    if address is None:
+        return StageFailed(
+            f"the {infra.task_runner} cluster on this machine did not start ({_line(error)}); set "
+            "infra.task_runner: threads, or fewer infra.workers"
+        )
+    return Unreachable(
+        f"infra.{key} {without_credentials(address)} does not answer ({_line(error)}); start the cluster, "
+        "give the address of one that runs, or leave the key out to have one started on this machine"
+    )
+
+
+def _line(error: Exception) -> str:
+    return without_credentials(" ".join(str(error).split()))[:200]
 
 
 def task_runner(infra: InfraConfig) -> TaskRunner[Any]:
@@ -30,7 +104,7 @@ def task_runner(infra: InfraConfig) -> TaskRunner[Any]:
         # Dask sets its own level when it is imported, and tells of every connection.
         logging.getLogger("distributed").setLevel(logging.WARNING)
         if infra.dask_address is not None:
-            return DaskTaskRunner(address=infra.dask_address)
+            return DaskTaskRunner(address=infra.dask_address, client_kwargs={"timeout": CONNECT_SECONDS})
         # One thread a process: torch's state is the process's, and a lost process costs one shard. Whoever
         # reaches a scheduler runs code with it, so even on loopback it asks for a certificate.
         local = {
@@ -65,10 +139,11 @@ def submit(runner: TaskRunner[Any], task: Task[Any, Any], parameters: dict[str, 
     To another process goes no secret: a worker takes Prefect's keys from its own environment. Nor does the
     flow itself, its parameters, or a task around this call, which may hold open files and connections.
     """
-    around, settings = FlowRunContext.get(), SettingsContext.get()
+    around, settings, said = FlowRunContext.get(), SettingsContext.get(), logs.known()
 
     def inside() -> PrefectFuture[Any]:
         with ExitStack() as entered:
+            entered.enter_context(logs.fields(**said))
             if settings is not None:
                 entered.enter_context(_AddressOnly(profile=settings.profile, settings=settings.settings))
             if around is not None and around.flow_run is not None:

@@ -28,6 +28,11 @@ def fields(**values: str) -> Iterator[None]:
         _fields.reset(token)
 
 
+def known() -> Mapping[str, str]:
+    """What lines that are logged here are given, to be handed to a thread that begins without it."""
+    return _fields.get()
+
+
 def configure(form: str, stream: TextIO | None = None) -> None:
     """Write what resprout logs from INFO on to `stream` (stderr), each line as `form` says: text or json."""
     handler = logging.StreamHandler(stream or sys.stderr)

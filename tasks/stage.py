@@ -134,9 +134,10 @@ class Stage(Generic[C]):
 
     def key(self, job: Job[C], inputs: Mapping[str, Input]) -> str:
         """The cache key: sha256 of everything that decides the stage's bytes."""
-        return self._key_of(self.key_parts(job, inputs))
+        return self.key_of(self.key_parts(job, inputs))
 
-    def _key_of(self, parts: Mapping[str, Any]) -> str:
+    def key_of(self, parts: Mapping[str, Any]) -> str:
+        """The key that these parts make."""
         text = json.dumps(parts, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -179,7 +180,7 @@ class Stage(Generic[C]):
             return self._look_up(run, job, inputs, label)
         # Once, before the body: an edit while the stage runs must not be recorded as what ran.
         parts = self.key_parts(job, inputs)
-        key = self._key_of(parts)
+        key = self.key_of(parts)
         seconds: list[float] = []
         began = time.perf_counter()
 
@@ -239,7 +240,7 @@ class Stage(Generic[C]):
     def _produce(
         self, run: Run, job: Job[C], inputs: Mapping[str, Input], parts: Mapping[str, Any], label: str
     ) -> dict[str, Any]:
-        key = self._key_of(parts)
+        key = self.key_of(parts)
         started = datetime.datetime.now(datetime.UTC)
         start = time.perf_counter()
         progress = Throttled(run.display.started(label), label, run.stop_if_cancelled)

@@ -5,20 +5,29 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from resprout.configs.errors import BadInput, StageFailed
+import toys
+from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable
 from resprout.configs.load import Loaded, arrived, load, travelling
 from resprout.configs.schema import InfraConfig
 from resprout.flows.check import require_extra
+from resprout.flows.runners import lost
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.job import Job
 from resprout.tasks.share import Share
+from servers import free_port
 from tiny_run import write_run
 from toys import Knobs, whole
 
@@ -178,6 +187,113 @@ def test_workers_reach_a_bucket_with_secrets_of_their_own(
     assert made.digest == fan(home.parent / "one", lambda run: whole(run, Job(Knobs(text="abcd")))).digest
 
 
+def test_a_shard_of_other_versions_is_refused(
+    home: Path, fan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose stage has another key makes a good shard, but not the one that was asked for."""
+    monkeypatch.setattr(toys, "part", replace(toys.part, libraries=("numpy",)))
+    with pytest.raises(StageFailed, match=r"shard 1 of 2 of toy .*numpy [\d.]+ \(here none\).*; install"):
+        fan(home, lambda run: whole(run, Job(Knobs())), "infra.shards=2")
+    assert not records(home, "toy"), "it was put together all the same"
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(
+    home: Path, fan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the kind that a run which nobody watches waits for."""
+    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    monkeypatch.setattr("resprout.flows.runners.CONNECT_SECONDS", 0.5)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    options = ("infra.shards=2", "infra.task_runner=dask", f"infra.dask_address={address}")
+    with pytest.raises(Unreachable, match=f"infra.dask_address {address} does not answer"):
+        fan(home, lambda run: whole(run, Job(Knobs())), *options)
+
+
+def test_a_cluster_that_is_lost_is_connected_to_again(
+    home: Path, fan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scheduler dies while it makes shards; on the next try there is another one at the address."""
+    distributed = pytest.importorskip("distributed", reason="pip install 'resprout[dask]'")
+    port, log = free_port(), tmp_path / "log"
+    clusters = []
+
+    def cluster() -> None:
+        # Workers in threads of this process, so that they know the toys.
+        clusters.append(
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1",
+                scheduler_port=port, dashboard_address=None,
+            )
+        )  # fmt: skip
+
+    def break_down() -> None:
+        while not log.exists():
+            time.sleep(0.05)
+        clusters[0].close()
+        cluster()
+
+    cluster()
+    breaker = threading.Thread(target=break_down)
+    breaker.start()
+    job = Job(Knobs(text="abcd", log=str(log), seconds=1.0))
+    options = ("infra.shards=4", "infra.task_runner=dask", f"infra.dask_address=tcp://127.0.0.1:{port}")
+    try:
+        made = fan(home, lambda run: whole(replace(run, retries=3, retry_delay_seconds=1.0), job), *options)
+    finally:
+        breaker.join()
+        for one in clusters:
+            one.close()
+    assert made.digest == fan(tmp_path / "one", lambda run: whole(run, Job(Knobs(text="abcd")))).digest
+
+
+def test_faults_of_a_runner_are_sentences_of_ours() -> None:
+    for error, kind, words in (
+        (StageFailed("its own"), StageFailed, "its own"),
+        (type("KilledWorker", (Exception,), {})("w"), StageFailed, "for want of memory"),
+        (type("NodeDiedError", (Exception,), {})("n"), Transient, "cluster was lost before shard 1"),
+        (ConnectionResetError("gone"), Transient, "ConnectionResetError: gone"),
+        (CancelledError("lost dependencies"), Transient, "what was finished is kept"),
+        (ValueError("what"), StageFailed, "did not bring back shard 1 .ValueError: what."),
+    ):
+        found = lost(error, "shard 1")
+        assert type(found) is kind
+        assert re.search(words, str(found))
+
+
+def test_a_cluster_that_does_not_stop_costs_no_result(
+    home: Path, fan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from resprout.flows import fan_out, runners
+
+    @contextmanager
+    def stubborn(infra: InfraConfig) -> Iterator[Any]:
+        with runners.started(infra) as runner:
+            yield runner
+        raise OSError("still here")
+
+    monkeypatch.setattr(fan_out, "started", stubborn)
+    assert fan(home, lambda run: whole(run, Job(Knobs())), "infra.shards=2")
+    assert "did not stop cleanly: still here" in caplog.text
+
+
+def test_a_shard_on_a_thread_logs_as_part_of_its_run(prefect_server: None) -> None:
+    from prefect import flow, task
+
+    from resprout.flows.runners import started, submit
+    from resprout.infra import logs
+
+    @task
+    def said() -> dict[str, str]:
+        return dict(logs.known())
+
+    @flow
+    def parent() -> dict[str, str]:
+        with started(InfraConfig()) as runner, logs.fields(mlflow_run="m-1", run="tiny"):
+            return submit(runner, said, {}).result()
+
+    assert parent() == {"mlflow_run": "m-1", "run": "tiny"}
+
+
 @pytest.mark.faults
 def test_a_killed_dask_worker_costs_its_shard_only(
     home: Path, fan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -196,7 +312,7 @@ def test_a_killed_dask_worker_costs_its_shard_only(
 def test_one_shard_starts_no_cluster(
     home: Path, fan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resprout.flows.fan_out.task_runner", lambda infra: pytest.fail("started"))
+    monkeypatch.setattr("resprout.flows.fan_out.started", lambda infra: pytest.fail("started"))
     fan(home, lambda run: whole(run, Job(Knobs())), "infra.task_runner=dask", "infra.workers=2")
     # Nor is one started where the stage is found.
     found = fan(home, lambda run: (whole(run, Job(Knobs())), run.stages[0].cached), "infra.shards=4")
