@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from resprout.configs.errors import BadInput, ResproutError
-from resprout.configs.load import Loaded
+from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import InfraConfig, RunConfig
 from resprout.flows.catalog import registries
 from resprout.infra.store.store import ArtifactStore
@@ -43,6 +43,8 @@ def check(loaded: Loaded) -> None:
         collect("evaluate.zero_shot", lambda name=one.task: read_task(name, loaded.base))
     collect("infra.store.uri", lambda: _store_folder(loaded))
     collect("infra.task_runner", lambda: require_extra(config.infra))
+    if config.infra.shards > 1:
+        collect("infra.shards", lambda: travelling(loaded))
     from resprout.flows.sources import missing, source_shape
 
     faults.extend(missing(loaded))

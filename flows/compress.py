@@ -35,7 +35,7 @@ from resprout.infra.store import claims, exports
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import FLOW_RUN, Tracker
+from resprout.infra.tracking import FLOW_RUN, VARIANT, Tracker
 from resprout.tasks.run import Run
 
 logger = logging.getLogger(__name__)
@@ -121,34 +121,35 @@ def _compress(
         )
     digest = config_digest(loaded)
     tags = {**session.tags, **_run_tags(loaded, digest)}
-    before = tracker.resume(flow_run.id)
+    # A variant of a sweep that a cluster begins again is another flow run.
+    mark = VARIANT if VARIANT in tags else FLOW_RUN
+    before = tracker.resume(mark, tags[mark])
     run_id = before or tracker.start(loaded.config.name, tags)
-    result = session.result
-    result.mlflow_run_id, result.config_digest = run_id, digest
-    run = Run(
-        store=store,
-        tracker=tracker,
-        locks=LeaseLockManager(store.driver, waiting=_told_by(session)),
-        results=ArtifactResults.of(store, _outage_seconds(loaded, session)),
-        display=session.display,
-        home=loaded.home,
-        mlflow_run_id=run_id,
-        retries=loaded.config.infra.prefect.retries,
-        retry_delay_seconds=loaded.config.infra.prefect.retry_delay_seconds,
-        outage_seconds=_outage_seconds(loaded, session),
-        tracked=tracker.tracked(run_id) if before else set(),
-        stages=result.stages,
-        cancelled=lambda: session.interrupted,
-        shards=loaded.config.infra.shards,
-    )
-    fan_out = FanOut(loaded, run) if run.shards > 1 else None
-    run.fan_out = fan_out
     with ExitStack() as at_end:
-        at_end.callback(run.locks.close)
-        if fan_out is not None:
-            at_end.callback(fan_out.close)
-        at_end.enter_context(logs.fields(mlflow_run=run_id))
         at_end.enter_context(tracker.running(run_id))
+        at_end.enter_context(logs.fields(mlflow_run=run_id))
+        result = session.result
+        result.mlflow_run_id, result.config_digest = run_id, digest
+        run = Run(
+            store=store,
+            tracker=tracker,
+            locks=LeaseLockManager(store.driver, waiting=_told_by(session), stop=session.stop_if_interrupted),
+            results=ArtifactResults.of(store, _outage_seconds(loaded, session)),
+            display=session.display,
+            home=loaded.home,
+            mlflow_run_id=run_id,
+            retries=loaded.config.infra.prefect.retries,
+            retry_delay_seconds=loaded.config.infra.prefect.retry_delay_seconds,
+            outage_seconds=_outage_seconds(loaded, session),
+            tracked=tracker.tracked(run_id) if before else set(),
+            stages=result.stages,
+            cancelled=lambda: session.interrupted,
+            shards=loaded.config.infra.shards,
+        )
+        at_end.callback(run.locks.close)
+        if run.shards > 1:
+            run.fan_out = fan_out = FanOut(loaded, run)
+            at_end.callback(fan_out.close)
         public = json.dumps(loaded.config.public(), indent=1, sort_keys=True)
         tracker.log_text(run_id, public, "config.json")
         if identity.dirty_patch():

@@ -49,6 +49,11 @@ class Session:
     tags: dict[str, str] = field(default_factory=dict)
     """Further tags of the run in MLflow."""
 
+    def stop_if_interrupted(self) -> None:
+        """Raise KeyboardInterrupt where Ctrl-C was pressed."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+
 
 _current: ContextVar[Session | None] = ContextVar("session", default=None)
 

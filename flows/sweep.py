@@ -7,7 +7,6 @@ wait for it and find the result. Each variant is the unit of work here, so its s
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -17,6 +16,8 @@ from typing import Any
 
 from prefect import Task, flow
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, as_completed
+from prefect.runtime import flow_run
 
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, arrived, load, travelling
@@ -25,9 +26,10 @@ from resprout.configs.schema import InfraConfig
 from resprout.configs.sweep import SweepConfig, SweepResult, Variant, VariantResult, load_sweep
 from resprout.flows.again import config_digest, public_overrides
 from resprout.flows.check import check
-from resprout.flows.runners import apart, submit, task_runner
+from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import NoDisplay, Session
 from resprout.infra.environment import prepare
+from resprout.infra.tracking import VARIANT
 from resprout.tasks.run import Display, Forecast
 
 
@@ -47,6 +49,8 @@ class SweepSession:
     ended: Callable[[VariantResult], None] = lambda result: None
     """Told of each variant that ended."""
     running: list[Session] = field(default_factory=list)
+    interrupted: bool = False
+    """Ctrl-C was pressed."""
 
     def loaded(self, name: str) -> Loaded:
         """The config of a variant that runs in this process."""
@@ -54,14 +58,15 @@ class SweepSession:
         return _unsplit(found, found.config.infra)
 
     def interrupt(self) -> None:
-        """Let the variants of this process stop at their next step."""
+        """Let the variants of this process stop at their next step, also one that only begins."""
+        self.interrupted = True
         for session in self.running:
             session.interrupted = True
 
 
 _current: ContextVar[SweepSession | None] = ContextVar("sweep", default=None)
 _HERE: dict[str, SweepSession] = {}
-"""Sweeps of this process by an id of their own."""
+"""Sweeps of this process by the id of their flow run."""
 
 
 def prepared(config: SweepConfig, variants: list[Variant]) -> SweepSession:
@@ -85,9 +90,6 @@ def sweep_here(path: Path, overrides: list[str], session: SweepSession) -> Sweep
     token = _current.set(session)
     try:
         sweep(str(path), public_overrides(overrides))
-    except KeyboardInterrupt:
-        session.interrupt()
-        raise
     finally:
         _current.reset(token)
     return session.result
@@ -100,24 +102,35 @@ def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     first = session.variants[0].loaded
     prepare(first.config.infra, first.home)
     began = time.perf_counter()
-    own = uuid.uuid4().hex
+    own = str(flow_run.id)
+    order = [variant.name for variant in session.variants]
     with ExitStack() as at_end:
         _HERE[own] = session
         at_end.callback(_HERE.pop, own)
-        runner = at_end.enter_context(task_runner(first.config.infra))
-        futures = [submit(runner, RUN, _asked(variant, session, own)) for variant in session.variants]
-        for variant, future in zip(session.variants, futures, strict=True):
-            try:
-                result = RunResult.model_validate(future.result())
-            except Exception as error:
-                # A lost process or a fault of the runner itself; what the variant raised is in its result.
-                result = RunResult(status="failed", exit_code=1)
-                result.fail(error)
-            ended = VariantResult(name=variant.name, settings=variant.settings, result=result)
-            session.result.variants.append(ended)
-            session.ended(ended)
+        runner = at_end.enter_context(started(first.config.infra))
+        try:
+            futures = {submit(runner, RUN, _asked(one, session, own)): one for one in session.variants}
+            for future in as_completed(list(futures)):
+                ended = _ended(futures[future], future)
+                session.result.variants.append(ended)
+                session.ended(ended)
+        except KeyboardInterrupt:
+            # Before the runner ends, which waits for its threads.
+            session.interrupt()
+            raise
+    session.result.variants.sort(key=lambda one: order.index(one.name))
     _conclude(session.result, began)
     return session.result.model_dump(mode="json")
+
+
+def _ended(variant: Variant, future: PrefectFuture[Any]) -> VariantResult:
+    try:
+        result = RunResult.model_validate(future.result())
+    except Exception as error:
+        # A fault of the runner itself; what the variant raised is in its result.
+        result = RunResult(status="failed", exit_code=1)
+        result.fail(lost(error, f"variant {variant.name}"))
+    return VariantResult(name=variant.name, settings=variant.settings, result=result)
 
 
 def _conclude(result: SweepResult, began: float) -> None:
@@ -148,10 +161,11 @@ def _run(
     """The result of one variant, as plain data; a variant that fails has a result too."""
     began = time.perf_counter()
     watched = _HERE.get(own)
-    session = Session(tags={"resprout.sweep": sweep})
+    session = Session(tags={"resprout.sweep": sweep, VARIANT: f"{own}/{name}"})
     if watched is not None:
         session.display = watched.display(name)
         watched.running.append(session)
+        session.interrupted = watched.interrupted
     try:
         loaded = watched.loaded(name) if watched else _loaded(config, overrides, infra, digest)
         prepare(loaded.config.infra, loaded.home)

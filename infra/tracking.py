@@ -33,6 +33,8 @@ KNOCK_SECONDS = 5.0
 IN = " in "
 FLOW_RUN = "resprout.flow_run"
 """Tag of a parent run that names Prefect's flow run."""
+VARIANT = "resprout.variant"
+"""Tag of a parent run that names the flow run of its sweep, and the variant."""
 
 
 def _answers(method: Callable[P, R]) -> Callable[P, R]:
@@ -177,11 +179,9 @@ class Tracker:
         return run.info.run_id
 
     @_answers
-    def resume(self, flow_run: str) -> str | None:
-        """Id of the run of a flow run that began before and did not get through, open again; None: none."""
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{FLOW_RUN}` = '{flow_run}'", max_results=1
-        )
+    def resume(self, mark: str, value: str) -> str | None:
+        """Id of the run that began before under this tag and did not get through, open again; None: none."""
+        found = self.client.search_runs([self.experiment_id], f"tags.`{mark}` = '{value}'", max_results=1)
         if not found:
             return None
         self.client.update_run(found[0].info.run_id, "RUNNING")

@@ -51,7 +51,8 @@ class LeaseLockManager(LockManager):
 
     Each lock is an object under `locks/` that is only written conditionally. Its age is taken from the
     store's clock, so the clocks of the machines need not agree. A released lock stays as a small object,
-    which keeps `fence` growing. `waiting` is called with the key, once in a wait that takes long.
+    which keeps `fence` growing. `waiting` is called with the key, once in a wait that takes long; `stop` at
+    every look, and what it raises ends the wait.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class LeaseLockManager(LockManager):
         term_seconds: float = 30.0,
         poll_seconds: float = 0.25,
         waiting: Callable[[str], None] = lambda key: None,
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._driver = driver
         self._term = term_seconds
         self._poll = poll_seconds
         self._waiting = waiting
+        self._ask = stop
         self._held: dict[str, Lease] = {}
         self._mutex = threading.RLock()
         self._stop = threading.Event()
@@ -82,6 +85,7 @@ class LeaseLockManager(LockManager):
         while not self._try(key, holder, hold_timeout):
             if end is not None and time.monotonic() >= end:
                 return False
+            self._ask()
             told = told or self._tell(key, began)
             time.sleep(self._poll)
         return True
@@ -98,6 +102,7 @@ class LeaseLockManager(LockManager):
         while not await asyncio.to_thread(self._try, key, holder, hold_timeout):
             if end is not None and time.monotonic() >= end:
                 return False
+            self._ask()
             told = told or self._tell(key, began)
             await asyncio.sleep(self._poll)
         return True
@@ -141,6 +146,7 @@ class LeaseLockManager(LockManager):
         while self.is_locked(key):
             if end is not None and time.monotonic() >= end:
                 return False
+            self._ask()
             time.sleep(self._poll)
         return True
 
@@ -149,6 +155,7 @@ class LeaseLockManager(LockManager):
         while await asyncio.to_thread(self.is_locked, key):
             if end is not None and time.monotonic() >= end:
                 return False
+            self._ask()
             await asyncio.sleep(self._poll)
         return True
 

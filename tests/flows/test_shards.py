@@ -362,6 +362,34 @@ def test_an_address_with_a_password_stays_here(
     assert arrived(sent).mlflow.tracking_uri == address
 
 
+def test_an_address_with_a_password_is_refused_before_anything_runs(loaded: Callable[..., Loaded]) -> None:
+    from resprout.flows.check import check
+
+    options = (f"infra.mlflow.tracking_uri=http://me:{SECRET}@127.0.0.1:5000", "infra.task_runner=dask")
+    check(loaded(*options))
+    with pytest.raises(BadInput, match="set RESPROUT_INFRA__MLFLOW__TRACKING_URI here and on each"):
+        check(loaded(*options, "infra.shards=2"))
+
+
+def test_a_run_whose_shards_cannot_be_handed_out_is_closed_in_mlflow(
+    home: Path, loaded: Callable[..., Loaded], prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    from resprout.flows.compress import compress_here
+    from resprout.flows.session import Session
+
+    def refuse(*_: Any) -> None:
+        raise BadInput("not with these")
+
+    monkeypatch.setattr("resprout.flows.compress.FanOut", refuse)
+    session = Session()
+    with pytest.raises(BadInput, match="not with these"):
+        compress_here(loaded("infra.shards=2", home=home), [], session)
+    client = MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
+    assert client.get_run(str(session.result.mlflow_run_id)).info.status == "FAILED"
+
+
 def test_what_prefect_sends_with_a_task_holds_no_secret(
     prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

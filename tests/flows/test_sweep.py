@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +17,14 @@ from typing import Any
 import pytest
 import yaml
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.result import RunResult
 from resprout.configs.schema import StoreConfig
 from resprout.configs.sweep import SweepConfig, load_sweep
 from resprout.infra.store.store import ArtifactStore
 from tiny_run import write_run
+
+COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
 
 
 def write_sweep(root: Path, **given: Any) -> Path:
@@ -158,3 +167,86 @@ def test_a_worker_that_reads_another_config_says_so(folder: Path, home: Path) ->
     result = RUN.fn(variant.name, str(variant.loaded.path), variant.overrides, **sent)
     assert result["status"] == "bad_input"
     assert "is another config on this worker" in result["message"]
+
+
+def test_a_variant_that_begins_again_goes_on_in_its_mlflow_run(
+    folder: Path, home: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask gives a variant to another worker where one is lost: another flow run, but the same variant."""
+    from resprout.configs.load import travelling
+    from resprout.flows.again import config_digest
+    from resprout.flows.sweep import RUN
+
+    def fail(steps: Any) -> None:
+        raise StageFailed("the worker is lost")
+
+    monkeypatch.setattr("resprout.flows.compress.Steps.acquire", fail)
+    path = write_sweep(folder, grid={"seed": [1, 2]})
+    _, variants = load_sweep(path, [f"infra.home={home}", "infra.task_runner=dask"])
+
+    def run(index: int, own: str) -> str:
+        one = variants[index]
+        sent = {"infra": travelling(one.loaded), "digest": config_digest(one.loaded), "sweep": "s"}
+        result = RUN.fn(one.name, str(one.loaded.path), one.overrides, **sent, own=own)
+        assert result["message"] == "the worker is lost"
+        return str(result["mlflow_run_id"])
+
+    first = run(0, "sweep-1")
+    assert run(0, "sweep-1") == first
+    assert len({first, run(1, "sweep-1"), run(0, "sweep-2")}) == 3
+
+
+def test_a_variant_is_told_when_it_ends_and_listed_in_its_place(
+    folder: Path, home: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import Task
+    from prefect.cache_policies import NO_CACHE
+
+    from resprout.flows import sweep
+
+    def late(
+        name: str, config: str, overrides: Any, infra: Any, digest: str, sweep: str, own: str
+    ) -> dict[str, Any]:
+        time.sleep(2.0 if name == "tiny-1" else 0.0)
+        return RunResult(status="done", exit_code=0).model_dump(mode="json")
+
+    monkeypatch.setattr(sweep, "RUN", Task(fn=late, cache_policy=NO_CACHE, persist_result=False))
+    path = write_sweep(folder, grid={"seed": [1, 2]})
+    session = sweep.prepared(*load_sweep(path, [f"infra.home={home}", "infra.workers=2"]))
+    told: list[str] = []
+    session.ended = lambda result: told.append(result.name)
+    result = sweep.sweep_here(path, [], session)
+    assert told == ["tiny-2", "tiny-1"]
+    assert [one.name for one in result.variants] == ["tiny-1", "tiny-2"]
+    assert result.status == "done"
+
+
+def test_ctrl_c_ends_variants_that_wait_for_another_run(folder: Path, home: Path, api_url: str) -> None:
+    from resprout.flows.sources import Sources
+    from resprout.flows.steps import look_up
+    from resprout.infra.store.lease import LeaseLockManager
+    from resprout.infra.tracking import Tracker
+
+    path = write_sweep(folder, grid={"seed": [1, 2]})
+    loaded = load_sweep(path, [f"infra.home={home}"])[1][0].loaded
+    store = ArtifactStore.from_config(StoreConfig(), home)
+    tracker = Tracker(loaded.config.infra.mlflow, home)
+    made, _ = look_up(loaded.config, store, tracker, Sources(loaded, tracker.uri), home)
+    another = LeaseLockManager(store.driver)
+    assert another.acquire_lock(made.dense.key, "another run")
+    process = subprocess.Popen(
+        [*COMMAND, "sweep", str(path), "infra.workers=2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RESPROUT_HOME": str(home), "PREFECT_API_URL": api_url},
+    )
+    try:
+        assert process.stderr is not None
+        told = list(itertools.takewhile(lambda line: "another run" not in line, process.stderr))
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        another.close()
+    assert process.returncode == 130, rest
+    assert "Traceback" not in "".join(told) + rest

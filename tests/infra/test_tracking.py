@@ -13,7 +13,7 @@ import pytest
 
 from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable
 from resprout.configs.schema import MlflowConfig
-from resprout.infra.tracking import Tracker
+from resprout.infra.tracking import FLOW_RUN, VARIANT, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,15 @@ def test_a_run_holds_what_was_logged(tracker: Tracker) -> None:
         (1, 2.0),
         (2, 1.5),
     ]
+
+
+def test_a_run_is_found_again_by_its_tag_and_opened(tracker: Tracker) -> None:
+    run_id = tracker.start("variant", {VARIANT: "sweep-1/a"})
+    tracker.end(run_id, "FAILED")
+    assert tracker.resume(VARIANT, "sweep-1/b") is None
+    assert tracker.resume(FLOW_RUN, "sweep-1/a") is None
+    assert tracker.resume(VARIANT, "sweep-1/a") == run_id
+    assert tracker.run(run_id).info.status == "RUNNING"
 
 
 def test_a_run_is_closed_by_how_its_block_ends(tracker: Tracker) -> None:

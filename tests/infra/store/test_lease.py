@@ -270,3 +270,32 @@ def test_a_long_wait_is_told_once_and_a_short_one_not(locks, config, tmp_path, m
     assert not asyncio.run(waiter.aacquire_lock("prune-key", "you", acquire_timeout=1.0))
     assert told == ["prune-key"] * 2
     waiter.close()
+
+
+def test_ctrl_c_ends_every_wait(locks, config, tmp_path):
+    pressed = threading.Event()
+
+    def stop():
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    driver = ArtifactStore.from_config(config, tmp_path / "other").driver
+    waiter = LeaseLockManager(driver, poll_seconds=0.05, stop=stop)
+    assert locks.acquire_lock("key", "me")
+    waits = (
+        lambda: waiter.acquire_lock("key", "you"),
+        lambda: asyncio.run(waiter.aacquire_lock("key", "you")),
+        lambda: waiter.wait_for_lock("key"),
+        lambda: asyncio.run(waiter.await_for_lock("key")),
+    )
+    for wait in waits:
+        pressed.clear()
+        timer = threading.Timer(0.3, pressed.set)
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            wait()
+        assert 0.2 < time.monotonic() - began < 5
+        timer.join()
+    assert waiter.acquire_lock("free", "you"), "who need not wait is not asked"
+    waiter.close()
