@@ -209,10 +209,12 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(
         fan(home, lambda run: whole(run, Job(Knobs())), *options)
 
 
+@pytest.mark.parametrize("back", [True, False])
 def test_a_cluster_that_is_lost_is_connected_to_again(
-    home: Path, fan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, fan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
 ) -> None:
-    """Its scheduler dies while it makes shards; on the next try there is another one at the address."""
+    """Its scheduler dies while it makes shards; on the next try another is there, or none."""
+    monkeypatch.setattr("resprout.flows.runners.CONNECT_SECONDS", 5.0)
     distributed = pytest.importorskip("distributed", reason="pip install 'resprout[dask]'")
     port, log = free_port(), tmp_path / "log"
     clusters = []
@@ -230,20 +232,29 @@ def test_a_cluster_that_is_lost_is_connected_to_again(
         while not log.exists():
             time.sleep(0.05)
         clusters[0].close()
-        cluster()
+        if back:
+            cluster()
 
     cluster()
     breaker = threading.Thread(target=break_down)
     breaker.start()
     job = Job(Knobs(text="abcd", log=str(log), seconds=1.0))
     options = ("infra.shards=4", "infra.task_runner=dask", f"infra.dask_address=tcp://127.0.0.1:{port}")
+
+    def steps(run: Any) -> Any:
+        return whole(replace(run, retries=3, retry_delay_seconds=1.0), job)
+
     try:
-        made = fan(home, lambda run: whole(replace(run, retries=3, retry_delay_seconds=1.0), job), *options)
+        if back:
+            plain = fan(tmp_path / "one", lambda run: whole(run, Job(Knobs(text="abcd"))))
+            assert fan(home, steps, *options).digest == plain.digest
+        else:
+            with pytest.raises(Unreachable, match="does not answer"):
+                fan(home, steps, *options)
     finally:
         breaker.join()
         for one in clusters:
             one.close()
-    assert made.digest == fan(tmp_path / "one", lambda run: whole(run, Job(Knobs(text="abcd")))).digest
 
 
 def test_faults_of_a_runner_are_sentences_of_ours() -> None:
