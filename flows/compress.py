@@ -77,12 +77,10 @@ def compress(
             logs.configure(loaded.config.infra.logs)
             logs.also_to_prefect()
         try:
-            # A person at the command line wants to know at once, and runs the same command again.
-            wait = 0.0 if session.called_at else loaded.config.infra.prefect.outage_seconds
             refuse_endless(loaded.config.infra.prefect.restarts)
             return patiently(
                 lambda: _compress(loaded, overrides or [], claim, own, session),
-                wait,
+                _outage_seconds(loaded, session),
                 lambda: any(not stage.cached for stage in session.result.stages),
             )
         except ResproutError as error:
