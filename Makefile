@@ -4,7 +4,7 @@ RESPROUT_HOME ?= $(CURDIR)/.resprout
 BIN := $(VENV)/bin
 export RESPROUT_HOME
 
-.PHONY: setup dev quickstart test test-faults lint types bench clean
+.PHONY: setup dev quickstart test test-faults test-faults-servers test-faults-runs lint types bench clean
 
 # The project with the versions of constraints.txt. On a CPU machine whose pip would fetch the CUDA build of torch, see
 # README, "The CPU build of torch".
@@ -34,8 +34,14 @@ quickstart: $(VENV)/.resprout $(RESPROUT_HOME)/packages/.quickstart
 test: dev
 	$(BIN)/python -m pytest -m "not faults and not gpu"
 
-test-faults: dev
-	$(BIN)/python -m pytest -m faults
+# Mostly waiting, so the two halves can run beside each other: make -j2 test-faults
+test-faults: test-faults-servers test-faults-runs
+
+test-faults-servers: dev
+	$(BIN)/python -m pytest -m faults tests/stack tests/relay
+
+test-faults-runs: dev
+	$(BIN)/python -m pytest -m faults --ignore=tests/stack --ignore=tests/relay
 
 lint: dev
 	$(BIN)/ruff check .
