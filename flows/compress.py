@@ -31,6 +31,7 @@ from resprout.flows.steps import Steps, look_up
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
 from resprout.infra.patience import patiently
+from resprout.infra.restarts import FLOW
 from resprout.infra.store import claims, exports
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.results import ArtifactResults
@@ -53,7 +54,7 @@ def compress_here(loaded: Loaded, overrides: list[str], session: Session) -> Non
         compress(str(loaded.path), public_overrides(overrides))
 
 
-@flow(name="compress", validate_parameters=False)
+@flow(name=FLOW, validate_parameters=False)
 def compress(
     config: str | RunConfig,
     overrides: list[str] | None = None,

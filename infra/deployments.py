@@ -13,6 +13,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import InfraConfig
 from resprout.infra.orchestrator import server
 from resprout.infra.pools import pool_type
+from resprout.infra.restarts import FLOW
 from resprout.infra.schedule import EXAMPLE, check_schedule
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 ENTRYPOINT = "resprout.flows.compress.compress"
 """A module path, which works wherever resprout is installed: no worker has to pull code."""
-FLOW = "compress"
 Overlap = Literal["enqueue", "cancel-new"]
 RUN_ENVIRONMENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 """How often a run tells that it lives, in seconds; see infra/automations.py."""

@@ -11,8 +11,8 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectNotFound
 
 from resprout.configs.errors import BadInput
+from resprout.infra.restarts import FLOW
 
-FLOW = "compress"
 BAD_ENDS = ("GateNotPassed", "Failed")
 BODY = """Run {{ flow_run.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}
 Flow run {{ flow_run.id }} {{ flow_run|ui_url or "" }}"""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+FLOW = "compress"
+"""Name of the flow whose runs all of this is about."""
 RESTARTING = "Restarting"
 """Name of the state in which a run whose process died is scheduled."""
 WAITING = ("Late", "AwaitingConcurrencySlot")

@@ -10,9 +10,9 @@ from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import PrefectConfig, without_credentials
 from resprout.configs.rules import Rule
 from resprout.infra.relay.registry import Version
+from resprout.infra.restarts import FLOW
 
 T = TypeVar("T")
-FLOW = "compress"
 REQUEST_SECONDS = 10.0
 STATES = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED", "PAUSED")
 

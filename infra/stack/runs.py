@@ -14,10 +14,9 @@ from typing import Any
 
 import psutil
 
-from resprout.infra.restarts import MOST_RESTARTS, NEVER_BEGINS, RESTARTING, in_a_row
+from resprout.infra.restarts import FLOW, MOST_RESTARTS, NEVER_BEGINS, RESTARTING, in_a_row
 from resprout.infra.stack.ask import get, post
 
-FLOW = "compress"
 RUN_ID = "PREFECT__FLOW_RUN_ID"
 UNFINISHED = ("RUNNING", "PENDING")
 CANCELLED = {"type": "CANCELLED", "name": "Cancelled", "message": "its process ended while it was cancelled"}

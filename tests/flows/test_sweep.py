@@ -56,7 +56,9 @@ def test_a_list_says_what_each_variant_sets(folder: Path) -> None:
     _, variants = load_sweep(path, [])
     assert [one.name for one in variants] == ["v01-of-tiny", "v02-of-tiny"]
     assert variants[1].loaded.config.prune.units == ("ffn", "kv_groups")
-    assert variants[0].loaded.config.registration is not None
+    registration = variants[0].loaded.config.registration
+    assert registration is not None
+    assert (registration.name, registration.alias) == ("tiny-pruned", "candidate")
 
 
 @pytest.mark.parametrize(
