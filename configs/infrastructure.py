@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from resprout.configs.section import Name, Section
 
@@ -105,6 +105,54 @@ class StackConfig(Section):
     ${VARIABLE}."""
 
 
+class ProofConfig(Section):
+    """Signatures under what runs leave behind; without a key everything is unsigned, and says so."""
+
+    signing_key: SecretStr | None = None
+    """Ed25519 private key, PEM (PKCS 8). In YAML only as ${VARIABLE}."""
+    signing_key_file: str | None = None
+    """File that holds that key (from the current folder), instead of signing_key."""
+    verification_keys: tuple[str, ...] = ()
+    """Whose signatures count beside the own key's: files of PEM public keys (from the current folder), or
+    ed25519: and 64 hexadecimal digits. A key that was rotated out stays here."""
+    require_signatures: bool = False
+    """What carries no signature that counts is no cache hit, and `verify` calls it a fault."""
+    timestamp_url: str | None = None
+    """RFC 3161 authority that dates each seal, outside the reach of whoever holds the signing key."""
+    timestamp_roots: str | None = None
+    """File of PEM certificates that the authority's answers are held against (from the current folder)."""
+
+    @model_validator(mode="after")
+    def _one_key(self) -> ProofConfig:
+        if self.signing_key is not None and self.signing_key_file is not None:
+            raise ValueError("signing_key and signing_key_file are both given; keep one of them")
+        if self.timestamp_url is not None and self.timestamp_roots is None:
+            raise ValueError(
+                "timestamp_url is given without timestamp_roots; name a file of the authority's certificates"
+            )
+        return self
+
+
+class RetentionConfig(Section):
+    """What `resprout gc` keeps beside what registered versions, holds and running flows need."""
+
+    keep_days: Annotated[float, Field(ge=0.0)] = 30.0
+    """What a run of the last days made or used stays, registered or not."""
+    grace_hours: Annotated[float, Field(ge=0.0)] = 24.0
+    """What is younger stays, whoever wrote it."""
+
+
+class LicencesConfig(Section):
+    """Which licences the source model and data may have; patterns like cc-by-nc*, case does not matter,
+    `unknown` stands for none.
+    """
+
+    deny: tuple[str, ...] = ()
+    """A source under one of these stops the run before it begins."""
+    warn: tuple[str, ...] = ()
+    """A source under one of these is told in log, result and audit."""
+
+
 class InfraConfig(Section):
     """Servers and folders; never part of a cache key."""
 
@@ -120,6 +168,12 @@ class InfraConfig(Section):
     """Registry triggers."""
     stack: StackConfig = StackConfig()
     """The one-machine stack."""
+    proof: ProofConfig = ProofConfig()
+    """Signatures."""
+    retention: RetentionConfig = RetentionConfig()
+    """What is kept."""
+    licences: LicencesConfig = LicencesConfig()
+    """Which licences are allowed."""
     logs: Literal["text", "json"] = "text"
     """Form of the log lines of deployed runs, relay and stack."""
     task_runner: Literal["threads", "dask", "ray"] = "threads"
@@ -137,7 +191,7 @@ class InfraConfig(Section):
 
 SECRETS = {
     name
-    for section in (StoreConfig, MlflowConfig, PrefectConfig, RelayConfig, StackConfig)
+    for section in (StoreConfig, MlflowConfig, PrefectConfig, RelayConfig, StackConfig, ProofConfig)
     for name, field in section.model_fields.items()
     if SecretStr in get_args(field.annotation)
 }

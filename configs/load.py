@@ -21,7 +21,7 @@ from resprout.configs.schema import InfraConfig, RunConfig, without_credentials
 PREFIX = "RESPROUT_"
 RESERVED = {"RESPROUT_HOME"}
 MOST_VALUES = 100_000
-TRAVEL = ("store", "mlflow", "prefect")
+TRAVEL = ("store", "mlflow", "prefect", "proof")
 """Sections of the infrastructure that a worker needs."""
 VARIABLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
 
@@ -145,7 +145,13 @@ def travelling(loaded: Loaded) -> dict[str, Any]:
     infra = {name: copy.deepcopy(loaded.infra[name]) for name in TRAVEL if loaded.infra.get(name)}
     uri = (infra.get("store") or {}).get("uri")
     if uri is not None and "://" not in uri:
-        infra["store"]["uri"] = str(Path(uri).expanduser().absolute())
+        infra["store"]["uri"] = _absolute(uri)
+    proof = infra.get("proof") or {}
+    for name in ("signing_key_file", "timestamp_roots"):
+        if proof.get(name):
+            proof[name] = _absolute(proof[name])
+    if keys := proof.get("verification_keys"):
+        proof["verification_keys"] = [key if key.startswith("ed25519:") else _absolute(key) for key in keys]
     for path, holder, key, value in list(_values(infra, ("infra",))):
         if isinstance(value, str) and without_credentials(value) != value:
             variable = PREFIX + "__".join(path).upper()
@@ -169,6 +175,10 @@ def arrived(data: dict[str, Any], environ: Mapping[str, str] | None = None) -> I
         _assign(own, ["infra", *path], value, ".".join(path))
     _fill_variables(own, environ)
     return InfraConfig.model_validate(own["infra"])
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def home_of(infra: InfraConfig, base: Path, environ: Mapping[str, str]) -> Path:

@@ -101,7 +101,7 @@ def _compress(
     check(loaded)
     prepare(loaded.config.infra, loaded.home)
     began = time.perf_counter()
-    store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home)
+    store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home, loaded.config.infra.proof)
     store.ensure_writable()
     if claim is not None and (owner := claims.claim(store.driver, claim, flow_run.id)) != flow_run.id:
         said = f"{claim} is the claim of flow run {owner}, which was first; this one does nothing"

@@ -216,7 +216,7 @@ def _opened(place: str) -> Run:
 
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()
-    store = ArtifactStore.from_config(infra.store, home)
+    store = ArtifactStore.from_config(infra.store, home, infra.proof)
     return Run(
         store=store,
         tracker=tracker,

@@ -22,7 +22,7 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
     config = loaded.config
     prepare(config.infra, loaded.home)
     tracker = Tracker(config.infra.mlflow, loaded.home)
-    store = ArtifactStore.from_config(config.infra.store, loaded.home)
+    store = ArtifactStore.from_config(config.infra.store, loaded.home, config.infra.proof)
     sources = Sources(loaded, tracker.uri)
     made, forecasts = look_up(config, store, tracker, sources, loaded.home)
     last = _seconds(store)

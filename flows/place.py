@@ -60,7 +60,7 @@ def open_place(config: Path | None, reference: str) -> Place:
 
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()
-    return Place(ArtifactStore.from_config(infra.store, home), tracker, home)
+    return Place(ArtifactStore.from_config(infra.store, home, infra.proof), tracker, home)
 
 
 def find(place: Place, reference: str) -> Found:

@@ -266,6 +266,7 @@ class Stage(Generic[C]):
                 for role, given in sorted(inputs.items())
             ),
             content=manifest.digest,
+            manifest=manifest.sha256,
             seed=job.seed if self.seeded else None,
             dtype=job.dtype if self.computes else None,
             device=job.device if self.computes else None,

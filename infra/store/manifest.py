@@ -67,6 +67,11 @@ class Manifest(BaseModel):
         """Canonical JSON, equal for equal content."""
         return canonical_json(self.model_dump(mode="json"))
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of its bytes, which the digest does not cover: it leaves out the hashes of chunks."""
+        return sha256_hex(self.dumps())
+
     @classmethod
     def loads(cls, data: bytes, digest: str) -> Manifest:
         """The manifest of `digest` from its JSON; VerificationFailed when it is damaged or another's."""

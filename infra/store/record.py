@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from resprout.configs.errors import VerificationFailed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+KNOWN = (1, 2)
+"""Version 1 had no `manifest`."""
 
 
 class Parent(BaseModel):
@@ -33,6 +35,8 @@ class Record(BaseModel):
     key: str
     kind: str
     content: str
+    manifest: str | None = None
+    """SHA-256 of the manifest's bytes, chunk hashes included; so a signature below the record covers them."""
     config: dict[str, Any]
     parents: tuple[Parent, ...] = ()
     seed: int | None = None
@@ -63,7 +67,7 @@ class Record(BaseModel):
             raise VerificationFailed(f"record {record_id} was changed after it was written")
         try:
             version = json.loads(data).get("schema_version")
-            if version != SCHEMA_VERSION:
+            if version not in KNOWN:
                 raise VerificationFailed(
                     f"record {record_id} has schema version {version}, and {SCHEMA_VERSION} is known here; "
                     "read it with the version that wrote it"

@@ -1,20 +1,36 @@
-"""Prefect's results in the artifact store, so that all machines share one cache of finished stages."""
+"""Prefect's results in the artifact store, so that all machines share one cache of finished stages.
+
+Of a stage's result only the digest and the record are kept, in one byte form; all else about it stands in
+the record and the manifest, and is read from there.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from prefect._internal.result_records import ResultRecord
+from prefect._internal.result_records import ResultRecord, ResultRecordMetadata
 from prefect.filesystems import WritableFileSystem
-from pydantic import PrivateAttr, ValidationError
+from prefect.serializers import JSONSerializer
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from resprout.configs.errors import StageFailed
+from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.infra.patience import patiently
+from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.paths import require_safe
 from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
+
+DIGEST = r"^[0-9a-f]{64}$"
+
+
+class Pointer(BaseModel):
+    """What is kept of a stage's result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: Annotated[str, Field(pattern=DIGEST)]
+    record: Annotated[str, Field(pattern=DIGEST)]
 
 
 class ArtifactResults(WritableFileSystem):
@@ -39,13 +55,15 @@ class ArtifactResults(WritableFileSystem):
 
     def read_path(self, path: str, _sync: bool | None = None) -> bytes:  # type: ignore[override]
         """The stored result; FileNotFoundError when it, its content or its record is not there."""
-        store = self._required()
-        data = store.driver.get_bytes(_key(path))
+        data = self._required().driver.get_bytes(_key(path))
         if data is None:
             raise FileNotFoundError(f"there is no result {path}")
-        if problem := _problem(store, data):
-            raise FileNotFoundError(f"result {path} is of no use: {problem}")
-        return data
+        pointer = _pointer(data)
+        if pointer is None:
+            return data
+        metadata = ResultRecordMetadata(storage_key=path, serializer=JSONSerializer())
+        result = self._reference(path, pointer).model_dump(mode="json")
+        return ResultRecord(result=result, metadata=metadata).serialize()
 
     def find(self, key: str) -> ArtifactRef | None:
         """The artifact kept under a stage's key, None where a run would make it anew."""
@@ -57,7 +75,31 @@ class ArtifactResults(WritableFileSystem):
 
     def write_path(self, path: str, content: bytes, _sync: bool | None = None) -> None:  # type: ignore[override]
         driver = self._required().driver
-        patiently(lambda: driver.put_bytes(_key(path), content), self._outage_seconds)
+        kept = _kept(content)
+        patiently(lambda: driver.put_bytes(_key(path), kept), self._outage_seconds)
+
+    def _reference(self, path: str, pointer: Pointer) -> ArtifactRef:
+        """What the pointer leads to; FileNotFoundError where that is no artifact of this key that counts."""
+        store = self._required()
+        try:
+            record = store.get_record(pointer.record)
+            if (record.key, record.content) != (path, pointer.digest):
+                raise VerificationFailed(f"record {pointer.record} is of another key or artifact")
+            if store.signer.required and not store.signed_by(pointer.record, record.dumps()):
+                raise VerificationFailed(f"record {pointer.record} has no signature that counts")
+            if not store.check(pointer.digest):
+                raise VerificationFailed(f"artifact {pointer.digest} is not complete")
+            size = store.manifest(pointer.digest).total_bytes
+        except (BadInput, VerificationFailed) as error:
+            raise FileNotFoundError(f"result {path} is of no use: {error}") from error
+        return ArtifactRef(
+            kind=record.kind,
+            digest=pointer.digest,
+            key=path,
+            record=pointer.record,
+            uri=store.uri(pointer.digest),
+            bytes=size,
+        )
 
     async def aread_path(self, path: str) -> bytes:
         return await asyncio.to_thread(self.read_path, path)
@@ -81,20 +123,28 @@ def _key(path: str) -> str:
     return f"results/{require_safe(path)}"
 
 
-def _problem(store: ArtifactStore, data: bytes) -> str | None:
+def _kept(content: bytes) -> bytes:
+    """The byte form that is kept of what Prefect wants to write; what is no artifact is kept as it is."""
+    result = ResultRecord[Any].deserialize(content).result
     try:
-        result = ResultRecord[Any].deserialize(data).result
-    except (ValidationError, ValueError) as error:
-        return f"it cannot be read ({type(error).__name__})"
-    if isinstance(result, Mapping):
+        ref = ArtifactRef.model_validate(result)
+    except ValidationError:
+        return content
+    return canonical_json(Pointer(digest=ref.digest, record=ref.record).model_dump())
+
+
+def _pointer(data: bytes) -> Pointer | None:
+    """The pointer in a stored result; None where it is the result of something else than a stage.
+
+    Raises:
+        FileNotFoundError: the bytes are neither.
+    """
+    try:
+        pointer = Pointer.model_validate_json(data)
+    except ValidationError:
         try:
-            result = ArtifactRef.model_validate(result)
-        except ValidationError:
-            return None
-    if not isinstance(result, ArtifactRef):
+            ResultRecord[Any].deserialize(data)
+        except (ValidationError, ValueError) as error:
+            raise FileNotFoundError(f"the result cannot be read ({type(error).__name__})") from error
         return None
-    if not store.check(result.digest):
-        return f"artifact {result.digest} is not complete"
-    if not store.has_record(result.record):
-        return f"record {result.record} is missing"
-    return None
+    return pointer

@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import StoreConfig
+from resprout.configs.schema import ProofConfig, StoreConfig
+from resprout.infra.proof.signing import RECORD, UNSIGNED, Signer
 from resprout.infra.store.cache import LocalCache
 from resprout.infra.store.canonical import check_digest, sha256_hex
 from resprout.infra.store.download import download
@@ -28,17 +29,22 @@ THREADS = 8
 class ArtifactStore:
     """Publish and open artifacts; safe for any number of processes and machines at once."""
 
-    def __init__(self, driver: Driver, home: Path, cache_bytes: int) -> None:
+    def __init__(self, driver: Driver, home: Path, cache_bytes: int, signer: Signer = UNSIGNED) -> None:
         self.driver = driver
+        self.signer = signer
         self.home = home.absolute()
         place = sha256_hex(driver.uri("content").encode())[:16]
         self._cache = LocalCache(self.home / "cache" / place, cache_bytes)
         self._verified = VerifiedFiles(self.home / "verified" / place)
 
     @classmethod
-    def from_config(cls, config: StoreConfig, home: Path) -> ArtifactStore:
-        """The store that `infra.store` names; `home` takes caches and, without a uri, the store itself."""
-        return cls(_driver(config, home), home, int(config.cache_gb * 1e9))
+    def from_config(cls, config: StoreConfig, home: Path, proof: ProofConfig | None = None) -> ArtifactStore:
+        """The store that `infra.store` names, with the keys of `infra.proof`.
+
+        `home` takes caches and, without a uri, the store itself.
+        """
+        signer = UNSIGNED if proof is None else Signer.from_config(proof)
+        return cls(_driver(config, home), home, int(config.cache_gb * 1e9), signer)
 
     @property
     def root_uri(self) -> str:
@@ -155,10 +161,37 @@ class ArtifactStore:
         return problems + [f"{self.driver.uri(key)} was added" for key in added]
 
     def put_record(self, record: Record) -> str:
-        """Keep a record and return its id; the same record twice is one."""
-        if not self.driver.put_if_absent(_record(record.id), record.dumps()):
-            raise VerificationFailed(f"record {record.id} is there with other bytes than its id says")
-        return record.id
+        """Keep a record, signed where there is a key, and return its id; the same record twice is one."""
+        identity, data = record.id, record.dumps()
+        beside = dict.fromkeys(index_keys(identity, record), b"")
+        if (signature := self.signer.signature(RECORD, data)) is not None:
+            beside[f"signatures/{identity}/{self.signer.own_id}"] = signature
+        # The record comes last: what is around it is there once it can be seen.
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda item: self.driver.put_bytes(*item), beside.items()))
+        if not self.driver.put_if_absent(_record(identity), data):
+            raise VerificationFailed(f"record {identity} is there with other bytes than its id says")
+        return identity
+
+    def records_of(self, digest: str) -> list[str]:
+        """Ids of the records that made this content, without reading them."""
+        prefix = f"made/{check_digest(digest)}/"
+        return [key.removeprefix(prefix) for key in self.driver.list(prefix)]
+
+    def children(self, record_id: str) -> list[str]:
+        """Ids of the records that have this one as a parent, without reading them."""
+        prefix = f"used/{check_digest(record_id, 'record id')}/"
+        return [key.removeprefix(prefix) for key in self.driver.list(prefix)]
+
+    def signed_by(self, record_id: str, data: bytes) -> tuple[str, ...]:
+        """Ids of the known keys whose signature on the record's bytes holds."""
+        check_digest(record_id, "record id")
+
+        def holds(key_id: str) -> bool:
+            signature = self.driver.get_bytes(f"signatures/{record_id}/{key_id}")
+            return signature is not None and self.signer.accepts(key_id, RECORD, data, signature)
+
+        return tuple(key_id for key_id in self.signer.key_ids if holds(key_id))
 
     def get_record(self, record_id: str) -> Record:
         """The record; BadInput when there is none, VerificationFailed when it was changed."""
@@ -217,6 +250,12 @@ class ArtifactStore:
             self.driver.put_bytes(_quarantine(digest), data)
             self.driver.delete(_manifest(digest))
         self._verified.forget(digest)
+
+
+def index_keys(record_id: str, record: Record) -> list[str]:
+    """Keys of the empty objects that find a record from its content and from its parents."""
+    parents = sorted({parent.record for parent in record.parents})
+    return [f"made/{record.content}/{record_id}", *(f"used/{parent}/{record_id}" for parent in parents)]
 
 
 def _driver(config: StoreConfig, home: Path) -> Driver:

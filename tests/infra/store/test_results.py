@@ -23,17 +23,19 @@ from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 
+KEY = "prune-k"
+
 
 @pytest.fixture
 def reference(store, folder):
     digest = store.publish(folder).digest
     record = store.put_record(
         Record(
-            stage="prune", key="k", kind="model", content=digest, config={}, code={}, libraries={},
+            stage="prune", key=KEY, kind="model", content=digest, config={}, code={}, libraries={},
             machine={}, who="me", started="2026-01-01T00:00:00Z", seconds=1.0,
         )
     )  # fmt: skip
-    return ArtifactRef(kind="model", digest=digest, key="k", record=record, uri=store.uri(digest), bytes=4101)
+    return ArtifactRef(kind="model", digest=digest, key=KEY, record=record, uri=store.uri(digest), bytes=4101)
 
 
 @pytest.fixture
@@ -53,30 +55,37 @@ def test_a_reference_is_written_and_read(results, reference, store):
 
 def test_the_asynchronous_side(results, reference):
     async def play():
-        await results.awrite(reference.model_dump(), key="k")
-        assert await results.aexists("k")
-        return (await results.aread("k")).result
+        await results.awrite(reference.model_dump(), key=KEY)
+        assert await results.aexists(KEY)
+        return (await results.aread(KEY)).result
 
     assert asyncio.run(play()) == reference.model_dump()
 
 
 def test_a_reference_object_is_checked_like_its_dict(results, reference, store):
-    results.write(reference, key="k")
-    assert results.read("k").result == reference
+    results.write(reference, key=KEY)
+    assert ArtifactRef.model_validate(results.read(KEY).result) == reference
     store.driver.delete(f"manifests/{reference.digest}.json")
-    assert not results.exists("k")
+    assert not results.exists(KEY)
 
 
 @pytest.mark.parametrize(
     "gone", ["content/{digest}/a.txt", "manifests/{digest}.json", "records/{record}.json"]
 )
 def test_a_result_whose_artifact_or_record_is_gone_reads_as_absent(results, reference, store, gone):
-    results.write(reference.model_dump(), key="k")
-    assert results.exists("k")
+    results.write(reference.model_dump(), key=KEY)
+    assert results.exists(KEY)
     store.driver.delete(gone.format(digest=reference.digest, record=reference.record))
-    assert not results.exists("k")
+    assert not results.exists(KEY)
     with pytest.raises(FileNotFoundError):
-        results.read("k")
+        results.read(KEY)
+
+
+def test_a_result_of_another_key_reads_as_absent(results, reference, store):
+    results.write(reference.model_dump(), key=KEY)
+    store.driver.put_bytes("results/recover-k", store.driver.get_bytes(f"results/{KEY}"))
+    assert results.exists(KEY)
+    assert not results.exists("recover-k")
 
 
 def test_damaged_results_read_as_absent(results, store):
@@ -139,7 +148,7 @@ def test_a_real_task_hits_runs_again_when_the_artifact_is_gone_and_frees_its_loc
             machine={}, who="me", started="2026-01-01T00:00:00Z", seconds=1.0,
         )  # fmt: skip
         return ArtifactRef(
-            kind="model", digest=digest, key="k", record=store.put_record(record), uri="u", bytes=1
+            kind="model", digest=digest, key="prune-abc", record=store.put_record(record), uri="u", bytes=1
         ).model_dump()
 
     prune.result_storage = ArtifactResults.of(store)

@@ -1,0 +1,1 @@
+"""What does not rest on trust: signatures, seals, the ledger of the registry, provenance."""
