@@ -125,7 +125,7 @@ def _compress(
     before = tracker.resume(mark, tags[mark])
     run_id = before or tracker.start(loaded.config.name, tags)
     with ExitStack() as at_end:
-        at_end.enter_context(tracker.running(run_id))
+        at_end.enter_context(tracker.closing_on_error(run_id))
         at_end.enter_context(logs.fields(mlflow_run=run_id))
         result = session.result
         result.mlflow_run_id, result.config_digest = run_id, digest
@@ -157,9 +157,13 @@ def _compress(
         steps.acquire()
         if claim is not None and not own and (export := exports.holder(store, steps.dense.digest)):
             logger.info("%s is the export %s, which is not compressed again", claim, export)
+            tracker.end(run_id)
             return Completed(name="OwnVersion", message=f"{claim}: its model is the export {export}")
         made = steps.all()
-        Conclusion(loaded, run, made, session, command(loaded, overrides)).all()
+        conclusion = Conclusion(loaded, run, made, session, command(loaded, overrides))
+        conclusion.all()
+        tracker.end(run_id)
+        conclusion.seal()
         result.overhead = Overhead(
             orchestration_seconds=round(time.perf_counter() - began - run.work_seconds, 3),
             imports_seconds=round(session.imports_seconds, 3),

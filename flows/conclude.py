@@ -15,6 +15,7 @@ from resprout.flows.announce import announce
 from resprout.flows.session import Session
 from resprout.flows.steps import Made
 from resprout.infra import identity
+from resprout.infra.proof.seal import enter, write_seal
 from resprout.infra.store import exports
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Job
@@ -41,10 +42,11 @@ class Conclusion:
         verdict = self.fill_gate()
         self.fill_exports()
         reported = self.write_report()
+        self.reported = reported
         summary = self.run.store.read(reported.digest, "summary.md").decode()
         announce(self.loaded.config.name, self.result, summary, self.run.tracker)
-        said = "none" if self.made.gate is None else "passed" if verdict.passed else "failed"
-        self.run.tracker.log(self.run.mlflow_run_id, tags={"resprout.gate": said})
+        self.verdict = "none" if self.made.gate is None else "passed" if verdict.passed else "failed"
+        self.run.tracker.log(self.run.mlflow_run_id, tags={"resprout.gate": self.verdict})
         if not verdict.passed:
             outside = [one for one in verdict.checks if not one.passed]
             values = ", ".join(f"{one.name} {one.value:.4f} (bound {one.bound:g})" for one in outside)
@@ -133,7 +135,10 @@ class Conclusion:
         with run.store.open(reported.digest) as folder:
             run.tracker.log_folder(run.mlflow_run_id, folder, "report")
             self.result.report = str(place_report(folder, self.loaded, settings))
-        run.tracker.log(run.mlflow_run_id, tags={"resprout.report": reported.digest})
+        run.tracker.log(
+            run.mlflow_run_id,
+            tags={"resprout.report": reported.digest, "resprout.report_record": reported.record},
+        )
         return reported
 
     def register(self, wanted: RegisterConfig, reported: ArtifactRef, summary: str) -> None:
@@ -146,6 +151,7 @@ class Conclusion:
             "resprout.config_digest": self.result.config_digest or "",
             "resprout.plan": made.plan.digest,
             "resprout.report": reported.digest,
+            "resprout.report_record": reported.record,
             "resprout.commit": code.get("commit", "none"),
             "resprout.version": code["resprout"],
             "resprout.run": run.mlflow_run_id,
@@ -159,6 +165,36 @@ class Conclusion:
         self.result.registered = register(run, wanted, made.export, folder, tags, summary)
         version = f"models:/{self.result.registered.name}/{self.result.registered.version}"
         run.tracker.log(run.mlflow_run_id, tags={"resprout.registered": version})
+
+    def seal(self) -> None:
+        """State and sign what the run left behind, after it ended, and enter its version into the ledger."""
+        run, result, name = self.run, self.result, self.result.registered
+        version = f"models:/{name.name}/{name.version}" if name else None
+        sealed = run.keep(
+            lambda: write_seal(
+                run.store,
+                run.tracker,
+                run.mlflow_run_id,
+                name=self.loaded.config.name,
+                config_digest=result.config_digest,
+                verdict=self.verdict,
+                report=self.reported.record,
+                export=self.made.export.record,
+                registered=version,
+            )
+        )
+        wanted = self.loaded.config.registration
+        if name is not None and wanted is not None:
+            enter(
+                run.store,
+                run.tracker,
+                name.name,
+                name.version,
+                run.mlflow_run_id,
+                sealed,
+                wanted.tags,
+                wanted.alias,
+            )
 
 
 def place_report(folder: Path, loaded: Loaded, settings: ReportConfig) -> Path:

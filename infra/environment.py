@@ -25,6 +25,7 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
     # A dead server must be reported within 20 s; MLflow's own defaults keep trying for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",

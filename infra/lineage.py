@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,29 +40,36 @@ class Node:
 
 def tree(store: ArtifactStore, record_id: str) -> Node:
     """The node of a record with all behind it; VerificationFailed where a link does not hold."""
+    return _node(store, record_id, {})
+
+
+def trees(store: ArtifactStore, record_ids: Iterable[str]) -> list[Node]:
+    """The nodes of these records and of all behind them, each once; VerificationFailed as in `tree`."""
     known: dict[str, Node] = {}
+    for record_id in record_ids:
+        _node(store, record_id, known)
+    return list(known.values())
 
-    def node_of(identity: str) -> Node:
-        if identity not in known:
-            record = store.get_record(identity)
-            parents = []
-            for parent in record.parents:
-                behind = node_of(parent.record)
-                if behind.record.content != parent.digest:
-                    raise VerificationFailed(
-                        f"record {identity} names {parent.digest} as its {parent.role}, but record "
-                        f"{parent.record} made {behind.record.content}"
-                    )
-                parents.append((parent.role, behind))
-            known[identity] = Node(identity, record, tuple(parents))
-        return known[identity]
 
-    return node_of(record_id)
+def _node(store: ArtifactStore, record_id: str, known: dict[str, Node]) -> Node:
+    if record_id not in known:
+        record = store.get_record(record_id)
+        parents = []
+        for parent in record.parents:
+            behind = _node(store, parent.record, known)
+            if behind.record.content != parent.digest:
+                raise VerificationFailed(
+                    f"record {record_id} names {parent.digest} as its {parent.role}, but record "
+                    f"{parent.record} made {behind.record.content}"
+                )
+            parents.append((parent.role, behind))
+        known[record_id] = Node(record_id, record, tuple(parents))
+    return known[record_id]
 
 
 def record_of_digest(store: ArtifactStore, digest: str) -> str:
     """Id of the oldest record that made this content; BadInput where there is none."""
-    made = [(record.started, identity) for identity, record in store.records() if record.content == digest]
+    made = [(store.get_record(identity).started, identity) for identity in store.records_of(digest)]
     if not made:
         raise BadInput(f"no record in {store.root_uri} made {digest}; give a digest that a run printed")
     return min(made)[1]

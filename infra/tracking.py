@@ -37,7 +37,7 @@ VARIANT = "resprout.variant"
 """Tag of a parent run that names the flow run of its sweep, and the variant."""
 
 
-def _answers(method: Callable[P, R]) -> Callable[P, R]:
+def answers(method: Callable[P, R]) -> Callable[P, R]:
     """Turn a fault of the tracking server, or of the bucket that it keeps files in, into one sentence."""
 
     @functools.wraps(method)
@@ -167,7 +167,7 @@ class Tracker:
         kin = [one.experiment_id for one in found if one.name == name or one.name.startswith(f"{name}{IN}")]
         return sorted({self.experiment_id, *kin})
 
-    @_answers
+    @answers
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Id of a new run, nested where `parent` is given."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
@@ -178,7 +178,7 @@ class Tracker:
         )
         return run.info.run_id
 
-    @_answers
+    @answers
     def resume(self, mark: str, value: str) -> str | None:
         """Id of the run that began before under this tag and did not get through, open again; None: none."""
         found = self.client.search_runs([self.experiment_id], f"tags.`{mark}` = '{value}'", max_results=1)
@@ -187,7 +187,7 @@ class Tracker:
         self.client.update_run(found[0].info.run_id, "RUNNING")
         return found[0].info.run_id
 
-    @_answers
+    @answers
     def tracked(self, run_id: str) -> set[tuple[str, str]]:
         """Name and key of each nested run that ended well under a run that began before."""
         finished = self.client.search_runs(
@@ -197,12 +197,12 @@ class Tracker:
         )
         return {(run.info.run_name, run.data.tags.get("resprout.key", "")) for run in finished}
 
-    @_answers
+    @answers
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
-    @_answers
+    @answers
     def log(
         self,
         run_id: str,
@@ -235,7 +235,7 @@ class Tracker:
         for start in range(100, len(shown), 100):
             self.client.log_batch(run_id, params=shown[start : start + 100])
 
-    @_answers
+    @answers
     def log_dataset(self, run_id: str, role: str, digest: str, origin: Any) -> None:
         """Add a data set, by digest and origin, to a run's inputs."""
         source = json.dumps(origin, sort_keys=True)
@@ -244,12 +244,12 @@ class Tracker:
         data = Dataset(role, digest[:DATASET_DIGEST_CHARS], "resprout", source)
         self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", role)])])
 
-    @_answers
+    @answers
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Write a small text file into a run's artifacts."""
         self.client.log_text(run_id, text, path)
 
-    @_answers
+    @answers
     def log_folder(self, run_id: str, folder: Path, path: str) -> None:
         """Copy a folder into a run's artifacts."""
         self.client.log_artifacts(run_id, str(folder), path)
@@ -264,7 +264,12 @@ class Tracker:
             f"{self.shown_uri}/#/experiments/{self.experiment_id}/runs/{run_id}" if self.is_server else None
         )
 
-    @_answers
+    @answers
+    def artifact_root(self) -> str:
+        """Address below which the files of this experiment's runs lie."""
+        return self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/")
+
+    @answers
     def run(self, run_id: str) -> Run:
         """A run; BadInput where MLflow has none with this id."""
         from mlflow.exceptions import MlflowException
@@ -282,6 +287,13 @@ class Tracker:
     @contextmanager
     def running(self, run_id: str) -> Iterator[None]:
         """Close the run when the block ends: FINISHED, FAILED on an error, KILLED on Ctrl-C."""
+        with self.closing_on_error(run_id):
+            yield
+        self.end(run_id)
+
+    @contextmanager
+    def closing_on_error(self, run_id: str) -> Iterator[None]:
+        """Close the run as FAILED on an error in the block, as KILLED on Ctrl-C."""
         try:
             yield
         except BaseException as error:
@@ -291,9 +303,8 @@ class Tracker:
             except ResproutError as lost:
                 error.add_note(str(lost))
             raise
-        self.end(run_id)
 
-    @_answers
+    @answers
     def producer(self, record: str) -> str | None:
         """Id of the run that wrote this record, None where MLflow does not know it (say, a new database)."""
         found = self.client.search_runs(
@@ -303,7 +314,7 @@ class Tracker:
         )
         return found[0].info.run_id if found else None
 
-    @_answers
+    @answers
     def find_version(self, name: str, digest: str) -> ModelVersion | None:
         """The newest version of `name` whose tag says it holds this digest; None where there is none."""
         escaped = name.replace("'", "\\'")
@@ -311,7 +322,7 @@ class Tracker:
         held = [version for version in versions if version.tags.get("resprout.digest") == digest]
         return max(held, key=lambda version: int(version.version), default=None)
 
-    @_answers
+    @answers
     def make_version(
         self, name: str, source: str, run_id: str, tags: Mapping[str, str], description: str
     ) -> ModelVersion:
@@ -331,13 +342,13 @@ class Tracker:
             description=description,
         )
 
-    @_answers
+    @answers
     def point_alias(self, name: str, alias: str, version: str) -> None:
         """Move the alias, unless it is there already: setting it again would fire webhooks again."""
         if str(self.client.get_registered_model(name).aliases.get(alias, "")) != str(version):
             self.client.set_registered_model_alias(name, alias, version)
 
-    @_answers
+    @answers
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Set tags of a model version."""
         for key, value in sorted(tags.items()):

@@ -183,6 +183,11 @@ class ArtifactStore:
         prefix = f"used/{check_digest(record_id, 'record id')}/"
         return [key.removeprefix(prefix) for key in self.driver.list(prefix)]
 
+    def signatures_of(self, record_id: str) -> list[str]:
+        """Ids of all keys, known or not, of which there is a signature on the record."""
+        prefix = f"signatures/{check_digest(record_id, 'record id')}/"
+        return [key.removeprefix(prefix) for key in self.driver.list(prefix)]
+
     def signed_by(self, record_id: str, data: bytes) -> tuple[str, ...]:
         """Ids of the known keys whose signature on the record's bytes holds."""
         check_digest(record_id, "record id")

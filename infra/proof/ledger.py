@@ -1,0 +1,141 @@
+"""What resprout did to a registered model: an append-only chain of statements beside the artifacts.
+
+Each entry names the hash of the one before. Folded together they say which versions there are, what is
+written on them, and where each alias points, so that whatever else the registry shows was done by hand.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from resprout.configs.errors import StageFailed, VerificationFailed
+from resprout.infra import identity
+from resprout.infra.proof.signing import Opened
+from resprout.infra.proof.snapshot import Places, State, placed
+from resprout.infra.store.canonical import canonical_json, sha256_hex
+from resprout.infra.store.store import ArtifactStore
+
+PREDICATE = "urn:resprout:registry-entry:v1"
+TRIES = 20
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry with the key of its object, the hash of its bytes and who signed it."""
+
+    key: str
+    sha256: str
+    opened: Opened
+
+    @property
+    def said(self) -> dict[str, Any]:
+        return dict(self.opened.statement["predicate"])
+
+
+@dataclass
+class Expected:
+    """What the registry should show of one model, by the ledger."""
+
+    model: State = field(default_factory=dict)
+    versions: dict[str, State] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    seals: dict[str, str] = field(default_factory=dict)
+    """By run id the SHA-256 of the seal that an entry names."""
+
+
+def statement(subject: str, predicate_type: str, predicate: dict[str, Any]) -> dict[str, Any]:
+    """An in-toto Statement v1 about something that is no file: its digest is that of what is said of it."""
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": subject, "digest": {"sha256": sha256_hex(canonical_json(predicate))}}],
+        "predicateType": predicate_type,
+        "predicate": predicate,
+    }
+
+
+def predicate_of(opened: Opened, predicate_type: str, what: str) -> dict[str, Any]:
+    """What a statement says; VerificationFailed where it is of another kind or not about what it says."""
+    predicate = opened.statement.get("predicate")
+    subject = opened.statement.get("subject")
+    name = subject[0].get("name") if isinstance(subject, list) and len(subject) == 1 else None
+    if not isinstance(predicate, dict) or opened.statement != statement(str(name), predicate_type, predicate):
+        raise VerificationFailed(f"the {what} is no statement of the kind {predicate_type}")
+    if predicate.get("key") is not None and not (opened.signed_by or opened.unknown):
+        raise VerificationFailed(f"the {what} had a signature of key {predicate['key']}, which was removed")
+    return predicate
+
+
+class Ledger:
+    """The entries of one registered model in a store."""
+
+    def __init__(self, store: ArtifactStore, name: str) -> None:
+        self.store = store
+        self.name = name
+
+    @property
+    def prefix(self) -> str:
+        return f"registry/{sha256_hex(self.name.encode())}/"
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries in their order; VerificationFailed at the first that is damaged or does not follow."""
+        keys = list(self.store.driver.list(self.prefix))
+        with ThreadPoolExecutor(THREADS) as pool:
+            read = list(pool.map(self.store.driver.get_bytes, keys))
+        before = None
+        for sequence, (key, data) in enumerate(zip(keys, read, strict=True)):
+            what = f"ledger entry {self.store.driver.uri(key)}"
+            opened = self.store.signer.open(data or b"", what)
+            said = predicate_of(opened, PREDICATE, what)
+            if key != f"{self.prefix}{sequence:08d}.json" or said["sequence"] != sequence:
+                raise VerificationFailed(f"the {what} is not number {sequence}: one was removed or added")
+            if said["name"] != self.name or said["previous"] != before:
+                raise VerificationFailed(f"the {what} does not follow the one before it")
+            before = sha256_hex(data or b"")
+            yield Entry(key, before, opened)
+
+    def append(self, run: str | None, places: Places, **said: Any) -> None:
+        """Add an entry that says `model`, `versions`, `aliases` (None: removed), the `seal`'s hash.
+
+        Raises:
+            VerificationFailed: the chain is damaged; `resprout verify` says where.
+            StageFailed: other writers were first each time.
+        """
+        for _ in range(TRIES):
+            entries = list(self.entries())
+            predicate = {
+                **placed(said, places),
+                "name": self.name,
+                "sequence": len(entries),
+                "previous": entries[-1].sha256 if entries else None,
+                "run": run,
+                "who": identity.who(),
+                "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "places": places.as_dict(),
+                "key": self.store.signer.own_id,
+            }
+            data = self.store.signer.envelope(statement(f"models:/{self.name}", PREDICATE, predicate))
+            if self.store.driver.put_if_absent(f"{self.prefix}{len(entries):08d}.json", data):
+                return
+        raise StageFailed(f"{TRIES} times another writer was first in the ledger of {self.name}; run again")
+
+
+def folded(entries: list[Entry]) -> Expected:
+    """What the entries together say."""
+    expected = Expected()
+    for entry in entries:
+        said = entry.said
+        expected.model = said.get("model") or expected.model
+        expected.versions.update(said.get("versions") or {})
+        for alias, version in (said.get("aliases") or {}).items():
+            if version is None:
+                expected.aliases.pop(alias, None)
+            else:
+                expected.aliases[alias] = version
+        if said.get("seal") is not None and entry.said["run"] is not None:
+            expected.seals[entry.said["run"]] = said["seal"]
+    return expected

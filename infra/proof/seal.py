@@ -1,0 +1,116 @@
+"""The seal of a run: all that MLflow holds about it and all that it made, stated and signed at its end."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from resprout.configs.errors import VerificationFailed
+from resprout.infra.lineage import trees
+from resprout.infra.proof.ledger import Ledger, folded, predicate_of, statement
+from resprout.infra.proof.signing import Opened
+from resprout.infra.proof.snapshot import model_state, placed, places, run_states, version_state
+from resprout.infra.store.canonical import sha256_hex
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
+
+PREDICATE = "urn:resprout:seal:v1"
+THREADS = 8
+RECORD = "resprout.record"
+COPY = "model"
+"""Folder of a run's files that holds a copy of the export, where versions cannot point into the store."""
+
+
+@dataclass(frozen=True)
+class Seal:
+    """A seal as read: its bytes' hash, its statement's signatures, what it says."""
+
+    sha256: str
+    opened: Opened
+    said: dict[str, Any]
+
+
+def seal_key(run_id: str) -> str:
+    """Key of the object that holds the seal of an MLflow run."""
+    return f"seals/{run_id}.json"
+
+
+def write_seal(store: ArtifactStore, tracker: Tracker, run_id: str, **about: Any) -> str:
+    """State and sign what MLflow holds about an ended run; returns the hash of the seal.
+
+    `about` says more: report, verdict, registered version.
+    """
+    now = places(tracker, store.root_uri)
+    states = run_states(tracker, run_id, COPY)
+    named = sorted({state["tags"][RECORD] for state in states.values() if RECORD in state["tags"]})
+    behind = sorted({node.record_id for node in trees(store, named)})
+    with ThreadPoolExecutor(THREADS) as pool:
+        signed = dict(zip(behind, pool.map(store.signatures_of, behind), strict=True))
+    predicate = {
+        **about,
+        "run": run_id,
+        "sealed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "key": store.signer.own_id,
+        "places": now.as_dict(),
+        "records": signed,
+        "runs": placed(states, now),
+    }
+    data = store.signer.envelope(statement(f"mlflow-run:{run_id}", PREDICATE, predicate))
+    # A run that was sealed and begun again by its scheduler ends anew, and so does its seal.
+    store.driver.put_bytes(seal_key(run_id), data)
+    return sha256_hex(data)
+
+
+def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
+    """The seal of a run, None where it has none; VerificationFailed where it is damaged."""
+    data = store.driver.get_bytes(seal_key(run_id))
+    if data is None:
+        return None
+    what = f"seal {store.driver.uri(seal_key(run_id))}"
+    opened = store.signer.open(data, what)
+    said = predicate_of(opened, PREDICATE, what)
+    if said.get("run") != run_id:
+        raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
+    return Seal(sha256_hex(data), opened, said)
+
+
+def enter(
+    store: ArtifactStore,
+    tracker: Tracker,
+    name: str,
+    version: str,
+    run_id: str,
+    seal: str,
+    tags: Mapping[str, str],
+    alias: str | None,
+) -> None:
+    """Write into the ledger what a run did: a version that is new to it, `tags` that it set, its alias.
+
+    What the registry shows beyond that is not looked at, so a change by hand never becomes what is expected.
+    """
+    now = places(tracker, store.root_uri)
+    ledger = Ledger(store, name)
+    expected = folded(list(ledger.entries()))
+    said: dict[str, Any] = {}
+    if version not in expected.versions:
+        state = version_state(tracker, name, version)
+        said["versions"] = {version: state}
+        owner = state.get("runId", run_id)
+        if owner == run_id:
+            said["seal"] = seal
+        elif owner not in expected.seals and read_seal(store, owner) is None:
+            # It died after it registered; this run found its version and stands for it.
+            tracker.end(owner, "KILLED")
+            write_seal(store, tracker, owner, sealed_by=run_id, registered=f"models:/{name}/{version}")
+    elif any(expected.versions[version]["tags"].get(key) != value for key, value in tags.items()):
+        was = expected.versions[version]
+        said["versions"] = {version: {**was, "tags": {**was["tags"], **tags}}}
+    if not expected.model:
+        said["model"] = model_state(tracker, name)[0]
+    if alias is not None and expected.aliases.get(alias) != version:
+        said["aliases"] = {alias: version}
+    if said:
+        ledger.append(run_id, now, **said)
