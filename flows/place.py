@@ -36,6 +36,8 @@ class Found:
     record: str
     digest: str
     version: str | None = None
+    name: str | None = None
+    number: str | None = None
     tags: dict[str, str] | None = None
     source: str | None = None
     run: str | None = None
@@ -75,7 +77,14 @@ def find(place: Place, reference: str) -> Found:
             )
         shown = f"{version.name} version {version.version}"
         return Found(
-            tags["resprout.record"], tags["resprout.digest"], shown, tags, version.source, version.run_id
+            record=tags["resprout.record"],
+            digest=tags["resprout.digest"],
+            version=shown,
+            name=version.name,
+            number=str(version.version),
+            tags=tags,
+            source=version.source,
+            run=version.run_id,
         )
     if DIGEST.match(reference):
         if place.store.has_record(reference):

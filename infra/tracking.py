@@ -33,6 +33,10 @@ KNOCK_SECONDS = 5.0
 IN = " in "
 FLOW_RUN = "resprout.flow_run"
 """Tag of a parent run that names Prefect's flow run."""
+RECORD = "resprout.record"
+"""Tag of stage runs and versions that names a record."""
+HOLD = "resprout.hold"
+"""Tag of a version, a model or a run that keeps all behind it, whatever retention says."""
 VARIANT = "resprout.variant"
 """Tag of a parent run that names the flow run of its sweep, and the variant."""
 
@@ -353,6 +357,17 @@ class Tracker:
         """Set tags of a model version."""
         for key, value in sorted(tags.items()):
             self.client.set_model_version_tag(name, version, key, value[:MAX_TAG_CHARS])
+
+    @answers
+    def own_versions(self) -> list[str]:
+        """All versions in the registry that resprout registered, as models:/name/3."""
+        found, token = [], None
+        while True:
+            page = self.client.search_model_versions(max_results=1000, page_token=token)
+            found += [f"models:/{one.name}/{one.version}" for one in page if RECORD in one.tags]
+            token = page.token
+            if not token:
+                return sorted(found)
 
     def version(self, reference: str) -> ModelVersion:
         """The version that models:/name/3 or models:/name@alias names; BadInput where there is none."""

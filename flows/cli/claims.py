@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.again import digest_of_config
 from resprout.flows.place import Found, Place
-from resprout.infra.lineage import Node, record_of_digest, tree
+from resprout.infra.lineage import Node
 from resprout.infra.store.manifest import FileEntry, scan
 from resprout.tasks.register.reconcile import COPY, is_copy, own_uri
 
@@ -38,49 +38,20 @@ class Claim:
         )
 
 
-def examine(place: Place, found: Found) -> tuple[int, list[str]]:
-    """How many artifacts lie behind a reference, and all that is wrong with them, its tags and its source."""
-    try:
-        top = tree(place.store, found.record)
-    except (BadInput, VerificationFailed) as error:
-        named = "the record in tag resprout.record" if found.tags else f"record {found.record}"
-        return 0, [f"the lineage behind {named} is broken: {error}"]
-    problems, nodes = [], list(top.walk())
-    if top.record.content != found.digest:
-        problems.append(
-            f"tags resprout.record and resprout.digest do not agree: record {found.record} made "
-            f"{top.record.content}, not {found.digest}"
-        )
-    if found.version is not None:
-        report = _report(place, found, top, problems)
-        claims = [*_by_records(top), *(_by_report(report) if report else ()), *_by_run(place, found)]
-        problems += [problem for claim in claims if (problem := claim.problem(found.tags or {}))]
-        problems += _source(place, found, top)
-        nodes += report.walk() if report else ()
-    digests = sorted({node.record.content for node in nodes})
-    for digest in digests:
-        try:
-            problems += place.store.verify(digest)
-        except (BadInput, VerificationFailed) as error:
-            problems.append(str(error))
-    return len(digests), problems
-
-
-def _report(place: Place, found: Found, top: Node, problems: list[str]) -> Node | None:
-    """The report's record, whose parents are scores, gate, plan and the export; None where it has none."""
-    digest = (found.tags or {}).get("resprout.report")
-    if digest is None:
-        return None
-    try:
-        node = tree(place.store, record_of_digest(place.store, digest))
-    except (BadInput, VerificationFailed) as error:
-        problems.append(f"tag resprout.report: {error}")
-        return None
-    exports = [parent.record.content for role, parent in node.parents if role == "export"]
-    if node.record.stage != "report" or exports != [top.record.content]:
-        problems.append(f"tag resprout.report says {digest}, which is no report on {top.record.content}")
-        return None
-    return node
+def claims_of(place: Place, found: Found, top: Node, report: Node | None) -> list[str]:
+    """What the tags and the source of a version say otherwise than its records and its run do."""
+    problems = []
+    if report is not None:
+        exports = [parent.record.content for role, parent in report.parents if role == "export"]
+        if report.record.stage != "report" or exports != [top.record.content]:
+            problems.append(
+                f"tag resprout.report_record says {report.record_id}, which is no report on "
+                f"{top.record.content}"
+            )
+            report = None
+    claims = [*_by_records(top), *(_by_report(report) if report else ()), *_by_run(place, found)]
+    problems += [problem for claim in claims if (problem := claim.problem(found.tags or {}))]
+    return problems + _source(place, found, top)
 
 
 def _by_records(top: Node) -> Iterator[Claim]:
@@ -95,6 +66,7 @@ def _by_records(top: Node) -> Iterator[Claim]:
 
 def _by_report(report: Node) -> Iterator[Claim]:
     config, witness = report.record.config["config"], f"the report's record {report.record_id}"
+    yield Claim("report", frozenset({report.record.content}), witness)
     yield Claim("source", frozenset({config["model"]["source"]}), witness)
     yield Claim("config_digest", frozenset({digest_of_config(config)}), witness)
 
@@ -115,6 +87,7 @@ def _by_run(place: Place, found: Found) -> Iterator[Claim]:
         ("source", "model_source"),
         ("config_digest", "config_digest"),
         ("report", "report"),
+        ("report_record", "report_record"),
     ):
         yield Claim(name, frozenset({tags[f"resprout.{key}"]} if f"resprout.{key}" in tags else ()), witness)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -11,33 +12,64 @@ import typer
 
 def verify(
     reference: Annotated[
-        str,
-        typer.Argument(help="models:/name/3, models:/name@alias, an artifact digest, or a stage's run id."),
-    ],
+        str | None,
+        typer.Argument(help="models:/name/3, models:/name@alias, an artifact digest, or the id of a run."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every version and every sealed run instead of one reference.")
+    ] = False,
+    sample: Annotated[
+        str | None,
+        typer.Option(help="Hash only this share of the files, as 5%, each day others; all else is checked."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The problems as one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What was found as one JSON object.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Hash every file behind a version and its report again; hold records, tags and run against each other.
+    """Hash every file behind a version again; hold records, signatures, tags, ledger and MLflow against each
+    other.
 
-    Exit code 4 where a byte, a tag, a record or a link is not what it was.
+    Exit code 4 where a byte, a tag, a metric, an alias, a record or a link is not what it was.
 
     \b
     Examples:
       resprout verify models:/smollm2-135m-resprout@candidate
-      resprout verify models:/smollm2-135m-resprout/1 --json
-      resprout verify models:/smollm2-135m-resprout@candidate --config configs/quickstart.yaml
+      resprout verify models:/smollm2-135m-resprout/1 --json --config configs/quickstart.yaml
+      resprout verify --all --sample 5%
     """
-    from resprout.configs.errors import VerificationFailed
-    from resprout.flows.place import find, open_place
+    from resprout.configs.errors import BadInput, VerificationFailed
+    from resprout.flows.place import open_place
 
-    place = open_place(config, reference)
-    from resprout.flows.cli.claims import examine
+    if (reference is None) is not everything:
+        raise BadInput("verify takes one reference, or --all and none; give models:/name@alias, or --all")
+    share = _share(sample)
+    what = reference or "everything"
+    place = open_place(config, what)
+    from resprout.flows.examine import examine, examine_all
 
-    artifacts, problems = examine(place, find(place, reference))
+    found = examine(place, reference, share) if reference else examine_all(place, share)
     if as_json:
-        typer.echo(json.dumps({"reference": reference, "artifacts": artifacts, "problems": problems}))
-    if problems:
-        raise VerificationFailed(f"{reference}: " + "; ".join(problems))
+        typer.echo(json.dumps({"reference": what, **dataclasses.asdict(found)}))
+    if found.problems:
+        raise VerificationFailed(f"{what}: " + "; ".join(found.problems))
     if not as_json:
-        typer.echo(f"{reference}: {artifacts} artifacts, every byte as published, every link holds")
+        typer.echo(
+            f"{what}: {found.artifacts} artifacts of {found.records} records, every byte as published, every "
+            "link holds"
+        )
+        for note in found.notes:
+            typer.echo(note)
+
+
+def _share(text: str | None) -> float:
+    from resprout.configs.errors import BadInput
+
+    if text is None:
+        return 1.0
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = 0.0
+    if not text.endswith("%") or not 0.0 < share <= 1.0:
+        raise BadInput(f"--sample is '{text}'; give a share of the files as 5% (above 0, up to 100)")
+    return share

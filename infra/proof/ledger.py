@@ -46,6 +46,8 @@ class Expected:
     aliases: dict[str, str] = field(default_factory=dict)
     seals: dict[str, str] = field(default_factory=dict)
     """By run id the SHA-256 of the seal that an entry names."""
+    places: list[Places] = field(default_factory=list)
+    """Where store and run files were when the entries were written."""
 
 
 def statement(subject: str, predicate_type: str, predicate: dict[str, Any]) -> dict[str, Any]:
@@ -80,6 +82,10 @@ class Ledger:
     @property
     def prefix(self) -> str:
         return f"registry/{sha256_hex(self.name.encode())}/"
+
+    @property
+    def uri(self) -> str:
+        return self.store.driver.uri(self.prefix.rstrip("/"))
 
     def entries(self) -> Iterator[Entry]:
         """All entries in their order; VerificationFailed at the first that is damaged or does not follow."""
@@ -130,6 +136,8 @@ def folded(entries: list[Entry]) -> Expected:
     for entry in entries:
         said = entry.said
         expected.model = said.get("model") or expected.model
+        if (then := Places(**said["places"])) not in expected.places:
+            expected.places.append(then)
         expected.versions.update(said.get("versions") or {})
         for alias, version in (said.get("aliases") or {}).items():
             if version is None:

@@ -15,11 +15,10 @@ from resprout.infra.proof.signing import Opened
 from resprout.infra.proof.snapshot import model_state, placed, places, run_states, version_state
 from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
+from resprout.infra.tracking import RECORD, Tracker
 
 PREDICATE = "urn:resprout:seal:v1"
 THREADS = 8
-RECORD = "resprout.record"
 COPY = "model"
 """Folder of a run's files that holds a copy of the export, where versions cannot point into the store."""
 

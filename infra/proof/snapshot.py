@@ -70,6 +70,7 @@ def _state(
     run_id = run.info.run_id
     found = MessageToDict(run.to_proto())
     data = found.pop("data", {})
+    given = found.get("inputs", {}).pop("datasetInputs", ())
     histories = pool.map(lambda key: _history(tracker, run_id, key), sorted(run.data.metrics))
     paths = [path for path in _paths(tracker, run_id) if path.partition("/")[0] != own_copy]
 
@@ -81,6 +82,7 @@ def _state(
         **found,
         "params": {one["key"]: one.get("value", "") for one in data.get("params", ())},
         "tags": {one["key"]: one.get("value", "") for one in data.get("tags", ())},
+        "datasets": {f"{one['dataset']['name']} {one['dataset']['digest']}": one for one in given},
         "metrics": {one["key"]: one for one in data.get("metrics", ())},
         "histories": dict(zip(sorted(run.data.metrics), histories, strict=True)),
         "files": dict(zip(paths, pool.map(hashed, paths), strict=True)),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.manifest import FileEntry
 from resprout.infra.store.store import ArtifactStore
@@ -27,6 +28,34 @@ def holder(store: ArtifactStore, digest: str) -> str | None:
     name = _name(store.manifest(digest).files)
     found = store.driver.get_bytes(name) if name is not None else None
     return None if found is None else str(json.loads(found)["digest"])
+
+
+def problems(store: ArtifactStore, digest: str) -> Iterator[str]:
+    """What is wrong with the notes on the weights of an exported artifact."""
+    try:
+        files = store.manifest(digest).files
+    except (BadInput, VerificationFailed):
+        # Hashing the artifact tells of it.
+        return
+    for folder in sorted({entry.path.partition("/")[0] for entry in files}):
+        name = _name(entry for entry in files if entry.path.startswith(f"{folder}/"))
+        if name is None:
+            continue
+        data = store.driver.get_bytes(name)
+        if data is None:
+            yield f"{store.driver.uri(name)} was removed"
+        elif not _leads_back(store, name, data):
+            yield f"{store.driver.uri(name)} was changed: it leads to no export of these weights"
+
+
+def _leads_back(store: ArtifactStore, name: str, data: bytes) -> bool:
+    try:
+        noted = json.loads(data)
+        held = store.manifest(noted["digest"]).files
+        inside = [entry for entry in held if entry.path.startswith(f"{noted['folder']}/")]
+        return canonical_json(noted) == data and _name(inside) == name
+    except (ValueError, KeyError, TypeError, BadInput, VerificationFailed):
+        return False
 
 
 def _name(files: Iterable[FileEntry]) -> str | None:

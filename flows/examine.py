@@ -1,0 +1,139 @@
+"""`verify`: everything behind a reference, in store and MLflow, held against each other."""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.flows.cli.claims import claims_of
+from resprout.flows.place import RUN_ID, Found, Place, find
+from resprout.infra.lineage import Node, trees
+from resprout.infra.proof.seal import Seal
+from resprout.infra.proof.shown import Shown
+from resprout.infra.proof.stored import Stored
+
+
+@dataclass
+class Examined:
+    """How much was looked at, what is wrong, and what a reader should know besides."""
+
+    artifacts: int = 0
+    records: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Examiner:
+    """Looks at one reference after another; what two of them share is looked at once."""
+
+    def __init__(self, place: Place, share: float = 1.0, draw: random.Random | None = None) -> None:
+        self.place = place
+        self.stored = Stored(place.store, share, draw)
+        self.shown = Shown(place.store, place.tracker)
+        self._problems: list[str] = []
+
+    def version(self, found: Found) -> None:
+        """A model version: its tags, its source, its run, its place in the ledger, and all behind it."""
+        top = self._tree([found.record], "the record in tag resprout.record")
+        if top is not None and top[-1].record.content != found.digest:
+            self._problems.append(
+                f"tags resprout.record and resprout.digest do not agree: record {found.record} made "
+                f"{top[-1].record.content}, not {found.digest}"
+            )
+        report = (found.tags or {}).get("resprout.report_record")
+        reported = self._tree([report], "the record in tag resprout.report_record") if report else None
+        name, version = found.name or "", found.number or ""
+        self._problems += self.shown.version(name, version)
+        if top is not None:
+            self._problems += claims_of(self.place, found, top[-1], reported[-1] if reported else None)
+        seal = self.shown.seal(found.run or "", self._problems)
+        if seal is not None:
+            self._problems += self.shown.named_seal(name, seal)
+            self._sealed(seal)
+        self._look([*(top or ()), *(reported or ())], seal)
+
+    def run(self, run_id: str) -> None:
+        """A sealed run, its nested runs, and all that they made."""
+        seal = self.shown.seal(run_id, self._problems)
+        if seal is not None:
+            self._sealed(seal)
+
+    def record(self, record_id: str) -> None:
+        """An artifact by its record, with all behind it."""
+        self._look(self._tree([record_id], f"record {record_id}") or (), None)
+
+    def result(self) -> Examined:
+        """What was found so far."""
+        return Examined(
+            artifacts=len(self.stored.hashed),
+            records=len(self.stored.seen),
+            problems=list(dict.fromkeys(self._problems)),
+            notes=list(self._notes()),
+        )
+
+    def _sealed(self, seal: Seal) -> None:
+        self._problems += self.shown.run(seal)
+        self._look(self._tree(seal.said["records"], f"the seal of run {seal.said['run']}") or (), seal)
+
+    def _tree(self, records: Iterable[str], named: str) -> list[Node] | None:
+        """The nodes behind records, the last named one last; None, and a problem, where a link is broken."""
+        try:
+            return trees(self.place.store, records)
+        except (BadInput, VerificationFailed) as error:
+            self._problems.append(f"the lineage behind {named} is broken: {error}")
+            return None
+
+    def _look(self, nodes: Iterable[Node], seal: Seal | None) -> None:
+        self._problems += self.stored.problems(list(nodes), seal.said["records"] if seal else {})
+
+    def _notes(self) -> Iterable[str]:
+        if self.stored.share < 1.0:
+            yield f"a sample: {self.stored.share:.0%} of the files were hashed, the others only looked up"
+        if self.stored.signers:
+            yield f"signed by {', '.join(sorted(self.stored.signers))}"
+        if self.stored.strangers:
+            yield (
+                f"signed by keys that are not known here: {', '.join(sorted(self.stored.strangers))}; add "
+                "theirs to infra.proof.verification_keys"
+            )
+        if self.stored.unsigned:
+            yield (
+                f"{self.stored.unsigned} of {len(self.stored.seen)} records are unsigned: whoever can write "
+                "store and MLflow could have written all of it anew"
+            )
+
+
+def examine(place: Place, reference: str, share: float = 1.0) -> Examined:
+    """What is wrong with what a reference names: a version, an artifact, a record, a run or a stage's run."""
+    examiner = Examiner(place, share, _of_today())
+    if RUN_ID.match(reference):
+        tags = place.tracker.run(reference).data.tags
+        parent = tags.get("mlflow.parentRunId")
+        examiner.run(parent or reference)
+        if "resprout.record" in tags:
+            examiner.record(tags["resprout.record"])
+    else:
+        found = find(place, reference)
+        if found.name is not None:
+            examiner.version(found)
+        else:
+            examiner.record(found.record)
+    return examiner.result()
+
+
+def examine_all(place: Place, share: float = 1.0) -> Examined:
+    """What is wrong anywhere: every version that resprout registered, every ledger, every sealed run."""
+    examiner = Examiner(place, share, _of_today())
+    for reference in place.tracker.own_versions():
+        examiner.version(find(place, reference))
+    for key in place.store.driver.list("seals/"):
+        examiner.run(key.removeprefix("seals/").removesuffix(".json"))
+    return examiner.result()
+
+
+def _of_today() -> random.Random:
+    """Another sample each day, the same on one day."""
+    return random.Random(datetime.datetime.now(datetime.UTC).date().isoformat())

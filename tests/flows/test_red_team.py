@@ -1,0 +1,200 @@
+"""Whatever single thing is changed behind a registered version, `verify` finds it and names it."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from red_team import RedTeam, replaced, write
+from resprout.configs.schema import MlflowConfig, ProofConfig, StoreConfig
+from resprout.flows.examine import examine, examine_all
+from resprout.flows.place import Place
+from resprout.infra.store.results import ArtifactResults
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
+from tiny_run import write_run
+
+VERSION = "models:/tiny-pruned/1"
+CHANGES = 50
+STRANGER = "8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., Any]) -> Path:
+    """The home of a run whose records, seal and ledger are signed."""
+    root = tmp_path_factory.mktemp("signed")
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", root / "key.pem"], check=True)
+    env = {"RESPROUT_INFRA__PROOF__SIGNING_KEY_FILE": str(root / "key.pem")}
+    found = resprout("run", write_run(root), "--json", home=root / "home", env=env)
+    assert found.code == 0, found.err
+    return root / "home"
+
+
+@pytest.fixture(scope="module")
+def place(home: Path) -> Place:
+    tracker = Tracker(MlflowConfig(), home)
+    tracker.connect()
+    proof = ProofConfig(signing_key_file=str(home.parent / "key.pem"), require_signatures=True)
+    return Place(ArtifactStore.from_config(StoreConfig(), home, proof), tracker, home)
+
+
+@pytest.fixture
+def found(place: Place) -> Iterator[Callable[[], list[str]]]:
+    """What `verify` finds now; at the end everything must be as it was."""
+
+    def look() -> list[str]:
+        try:
+            return examine(place, VERSION).problems
+        except Exception as error:
+            return [f"{type(error).__name__}: {error}"]
+
+    yield look
+    assert look() == []
+
+
+def test_fifty_changes_are_found_and_named(home: Path, found: Callable[[], list[str]]) -> None:
+    seed = random.SystemRandom().randrange(10**9)
+    print(f"seed {seed}")
+    team, missed = RedTeam(home, seed), []
+    for number in range(CHANGES):
+        with team.change() as change:
+            problems = found()
+        named = any(word in problem for word in change.names for problem in problems)
+        if not named:
+            missed.append(f"{number}: {change.what}: {problems}")
+    print(f"{team.unseen} changes were drawn again: MLflow serves them to nobody")
+    assert missed == [], f"seed {seed}"
+
+
+KINDS = [
+    "store/content", "store/manifests", "store/records", "store/results", "store/signatures", "store/seals",
+    "store/registry", "store/exports", "mlartifacts",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_flipped_byte_in_each_kind_of_file(home: Path, found: Callable[[], list[str]], kind: str) -> None:
+    path = max((one for one in (home / kind).rglob("*") if one.is_file()), key=lambda one: one.stat().st_size)
+    data = path.read_bytes()
+    middle = len(data) // 2
+    with replaced(path):
+        write(path, data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+        assert any(path.name.partition(".")[0] in problem for problem in found()), path
+
+
+def test_a_manifest_replaced_by_a_valid_one_of_another_artifact(
+    home: Path, found: Callable[[], list[str]]
+) -> None:
+    one, other = sorted((home / "store" / "manifests").iterdir())[:2]
+    with replaced(one):
+        write(one, other.read_bytes())
+        assert f"the manifest kept for artifact {one.stem} is that of {other.stem}" in found()
+
+
+def test_an_artifact_that_was_deleted(home: Path, found: Callable[[], list[str]]) -> None:
+    manifest = sorted((home / "store" / "manifests").iterdir())[0]
+    with replaced(manifest):
+        manifest.unlink()
+        assert any(f"there is no artifact {manifest.stem}" in problem for problem in found())
+
+
+def test_an_alias_moved_by_hand_one_added_and_one_taken_away(
+    place: Place, found: Callable[[], list[str]]
+) -> None:
+    client = place.tracker.client
+    other = client.create_model_version("tiny-pruned", "file:///elsewhere")
+    client.set_registered_model_alias("tiny-pruned", "candidate", other.version)
+    client.set_registered_model_alias("tiny-pruned", "champion", "1")
+    moved = found()
+    client.delete_registered_model_alias("tiny-pruned", "champion")
+    client.delete_registered_model_alias("tiny-pruned", "candidate")
+    gone = found()
+    client.set_registered_model_alias("tiny-pruned", "candidate", "1")
+    client.delete_model_version("tiny-pruned", other.version)
+    assert f"alias of tiny-pruned candidate was changed: it was '1' and is '{other.version}'" in moved
+    assert "alias of tiny-pruned champion was added" in moved
+    assert "alias of tiny-pruned candidate was removed" in gone
+
+
+def test_a_tag_and_a_metric_edited_in_mlflow(place: Place, found: Callable[[], list[str]]) -> None:
+    client = place.tracker.client
+    run_id = client.get_model_version("tiny-pruned", "1").run_id
+    with RedTeam(place.home, 0).kept_database():
+        client.set_model_version_tag("tiny-pruned", "1", "reviewed", "yes")
+        client.log_metric(run_id, "recovered.own_acc", 0.99)
+        client.set_tag(run_id, "resprout.gate", "failed")
+        problems = found()
+    assert "models:/tiny-pruned/1: tags reviewed was added" in problems
+    run = f"MLflow run {run_id} (tiny):"
+    assert f"{run} tags resprout.gate was changed: it was 'passed' and is 'failed'" in problems
+    assert any(one.startswith(f"{run} metrics recovered.own_acc value was changed") for one in problems)
+    assert any(one.startswith(f"{run} histories recovered.own_acc values was changed") for one in problems)
+
+
+def test_a_legal_hold_is_no_fault(place: Place, found: Callable[[], list[str]]) -> None:
+    place.tracker.client.set_model_version_tag("tiny-pruned", "1", "resprout.hold", "case 7")
+    held = found()
+    place.tracker.client.delete_model_version_tag("tiny-pruned", "1", "resprout.hold")
+    assert held == []
+
+
+def test_a_signature_by_an_unknown_key_counts_for_nothing(home: Path, place: Place) -> None:
+    stranger = ProofConfig(verification_keys=(f"ed25519:{STRANGER}",), require_signatures=True)
+    elsewhere = Place(ArtifactStore.from_config(StoreConfig(), home, stranger), place.tracker, home)
+    text = "\n".join(examine(elsewhere, VERSION).problems)
+    records = [path.stem for path in (home / "store" / "records").iterdir()]
+    assert [one for one in records if f"record {one} has no signature that counts" not in text] == []
+    assert f"seal of run {place.tracker.version(VERSION).run_id} has no signature that counts" in text
+    assert "an entry in the ledger of tiny-pruned has no signature that counts" in text
+
+
+def test_without_a_key_it_says_whose_signatures_it_cannot_check(home: Path, place: Place) -> None:
+    plain = Place(ArtifactStore.from_config(StoreConfig(), home), place.tracker, home)
+    looked = examine(plain, VERSION)
+    assert looked.problems == []
+    assert any("signed by keys that are not known here" in note for note in looked.notes)
+
+
+def test_where_signatures_are_required_a_foreign_record_is_no_cache_hit(home: Path, place: Place) -> None:
+    pointer = sorted((home / "store" / "results").iterdir())[0]
+    assert ArtifactResults.of(place.store).find(pointer.name) is not None
+    stranger = ProofConfig(verification_keys=(f"ed25519:{STRANGER}",), require_signatures=True)
+    elsewhere = ArtifactStore.from_config(StoreConfig(), home, stranger)
+    assert ArtifactResults.of(elsewhere).find(pointer.name) is None
+    record = json.loads(pointer.read_bytes())["record"]
+    (signature,) = (home / "store" / "signatures" / record).iterdir()
+    with replaced(signature):
+        signature.unlink()
+        assert ArtifactResults.of(place.store).find(pointer.name) is None
+    assert ArtifactResults.of(place.store).find(pointer.name) is not None
+
+
+def test_a_sample_looks_at_each_file_and_hashes_some(home: Path, place: Place) -> None:
+    looked = examine(place, VERSION, share=0.05)
+    assert looked.problems == []
+    assert "a sample: 5% of the files were hashed, the others only looked up" in looked.notes
+    gone = next(path for path in (home / "store" / "content").rglob("*") if path.is_file())
+    with replaced(gone):
+        gone.unlink()
+        assert any(gone.name in problem for problem in examine(place, VERSION, share=0.05).problems)
+
+
+def test_everything_in_the_registry_at_once(place: Place) -> None:
+    looked = examine_all(place)
+    assert (looked.problems, looked.artifacts) == ([], examine(place, VERSION).artifacts)
+
+
+def test_the_command(home: Path, resprout: Callable[..., Any]) -> None:
+    env = {"RESPROUT_INFRA__PROOF__SIGNING_KEY_FILE": str(home.parent / "key.pem")}
+    good = resprout("verify", VERSION, "--sample", "50%", home=home, env=env)
+    assert good.code == 0, good.err
+    assert "every byte as published, every link holds\n" in good.out
+    assert "\nsigned by " in good.out
+    for wrong in ((), (VERSION, "--all"), (VERSION, "--sample", "0.5"), (VERSION, "--sample", "0%")):
+        assert resprout("verify", *wrong, home=home, env=env).code == 2
