@@ -110,6 +110,10 @@ class RunResult(Plain):
     gate: GateResult | None = None
     exports: list[ExportResult] = []
     registered: RegisteredResult | None = None
+    sealed: bool = False
+    """Everything that the run left behind is stated in its seal, for `resprout verify`."""
+    signed_by: str | None = None
+    """Id of the key that signed seal and records; null: they are unsigned."""
     report: str | None = None
     """Path of the HTML report."""
     seconds: float = 0.0

@@ -16,6 +16,7 @@ from resprout.flows.session import Session
 from resprout.flows.steps import Made
 from resprout.infra import identity
 from resprout.infra.proof.seal import enter, write_seal
+from resprout.infra.proof.timestamp import Authority
 from resprout.infra.store import exports
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Job
@@ -175,6 +176,7 @@ class Conclusion:
                 run.store,
                 run.tracker,
                 run.mlflow_run_id,
+                Authority.from_config(self.loaded.config.infra.proof),
                 name=self.loaded.config.name,
                 config_digest=result.config_digest,
                 verdict=self.verdict,
@@ -183,6 +185,7 @@ class Conclusion:
                 registered=version,
             )
         )
+        result.sealed, result.signed_by = True, run.store.signer.own_id
         wanted = self.loaded.config.registration
         if name is not None and wanted is not None:
             enter(

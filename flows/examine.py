@@ -32,7 +32,7 @@ class Examiner:
     def __init__(self, place: Place, share: float = 1.0, draw: random.Random | None = None) -> None:
         self.place = place
         self.stored = Stored(place.store, share, draw)
-        self.shown = Shown(place.store, place.tracker)
+        self.shown = Shown(place.store, place.tracker, place.authority)
         self._problems: list[str] = []
 
     def version(self, found: Found) -> None:
@@ -94,6 +94,8 @@ class Examiner:
             yield f"a sample: {self.stored.share:.0%} of the files were hashed, the others only looked up"
         if self.stored.signers:
             yield f"signed by {', '.join(sorted(self.stored.signers))}"
+        for run_id, when in sorted(self.shown.dated.items()):
+            yield f"the seal of run {run_id} was dated {when.isoformat()} by the timestamp authority"
         if self.stored.strangers:
             yield (
                 f"signed by keys that are not known here: {', '.join(sorted(self.stored.strangers))}; add "

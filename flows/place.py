@@ -11,6 +11,7 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.load import load_infra
 from resprout.infra.environment import prepare
 from resprout.infra.lineage import record_of_digest
+from resprout.infra.proof.timestamp import Authority
 from resprout.infra.store.store import ArtifactStore
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Place:
     store: ArtifactStore
     tracker: Tracker
     home: Path
+    authority: Authority | None = None
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ def open_place(config: Path | None, reference: str) -> Place:
             f"{reference} is not known here, because there is no data folder {home} and no "
             "infra.mlflow.tracking_uri; give the run's config with --config, or set RESPROUT_HOME"
         )
+    authority = Authority.from_config(infra.proof)
     prepare(infra, home)
     # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
     from resprout.infra.tracking import Tracker
 
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()
-    return Place(ArtifactStore.from_config(infra.store, home, infra.proof), tracker, home)
+    return Place(ArtifactStore.from_config(infra.store, home, infra.proof), tracker, home, authority)
 
 
 def find(place: Place, reference: str) -> Found:

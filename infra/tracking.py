@@ -353,6 +353,14 @@ class Tracker:
             self.client.set_registered_model_alias(name, alias, version)
 
     @answers
+    def drop_alias(self, name: str, alias: str, version: str) -> None:
+        """Take the alias away; BadInput where it does not point at this version."""
+        at = self.client.get_registered_model(name).aliases.get(alias)
+        if str(at) != str(version):
+            raise BadInput(f"alias {alias} of {name} points at version {at}; name that instead of {version}")
+        self.client.delete_registered_model_alias(name, alias)
+
+    @answers
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Set tags of a model version."""
         for key, value in sorted(tags.items()):

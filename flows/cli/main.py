@@ -22,6 +22,7 @@ VERBS = (
     "report",
     "lineage",
     "verify",
+    "alias",
     "triggers",
     "relay",
     "up",

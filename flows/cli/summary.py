@@ -67,6 +67,9 @@ def _lines(result: RunResult, loaded: Loaded) -> list[str]:
         version = result.registered
         alias = f" (@{version.alias})" if version.alias else ""
         lines.append(f"registered: models:/{version.name}/{version.version}{alias}")
+    if result.sealed:
+        by = result.signed_by
+        lines.append(f"seal: signed by {by}" if by else "seal: unsigned (infra.proof names no signing key)")
     if result.report:
         lines.append(f"report: {_short(Path(result.report))}")
     lines.append(f"MLflow: {_mlflow(loaded)} (run {result.mlflow_run_id})")

@@ -46,6 +46,8 @@ class Expected:
     aliases: dict[str, str] = field(default_factory=dict)
     seals: dict[str, str] = field(default_factory=dict)
     """By run id the SHA-256 of the seal that an entry names."""
+    timestamps: dict[str, str] = field(default_factory=dict)
+    """By run id the SHA-256 of the timestamp that an entry names."""
     places: list[Places] = field(default_factory=list)
     """Where store and run files were when the entries were written."""
 
@@ -144,6 +146,8 @@ def folded(entries: list[Entry]) -> Expected:
                 expected.aliases.pop(alias, None)
             else:
                 expected.aliases[alias] = version
-        if said.get("seal") is not None and entry.said["run"] is not None:
-            expected.seals[entry.said["run"]] = said["seal"]
+        if said.get("seal") is not None and said["run"] is not None:
+            expected.seals[said["run"]] = said["seal"]
+            if said.get("timestamp") is not None:
+                expected.timestamps[said["run"]] = said["timestamp"]
     return expected

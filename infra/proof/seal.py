@@ -13,6 +13,7 @@ from resprout.infra.lineage import trees
 from resprout.infra.proof.ledger import Ledger, folded, predicate_of, statement
 from resprout.infra.proof.signing import Opened
 from resprout.infra.proof.snapshot import model_state, placed, places, run_states, version_state
+from resprout.infra.proof.timestamp import Authority, token_key
 from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import RECORD, Tracker
@@ -25,8 +26,9 @@ COPY = "model"
 
 @dataclass(frozen=True)
 class Seal:
-    """A seal as read: its bytes' hash, its statement's signatures, what it says."""
+    """A seal as read: its bytes and their hash, its statement's signatures, what it says."""
 
+    data: bytes
     sha256: str
     opened: Opened
     said: dict[str, Any]
@@ -37,8 +39,18 @@ def seal_key(run_id: str) -> str:
     return f"seals/{run_id}.json"
 
 
-def write_seal(store: ArtifactStore, tracker: Tracker, run_id: str, **about: Any) -> str:
-    """State and sign what MLflow holds about an ended run; returns the hash of the seal.
+@dataclass(frozen=True)
+class Sealed:
+    """Hashes of a seal that was written, and of the timestamp on it where there is one."""
+
+    seal: str
+    timestamp: str | None
+
+
+def write_seal(
+    store: ArtifactStore, tracker: Tracker, run_id: str, authority: Authority | None = None, **about: Any
+) -> Sealed:
+    """State and sign what MLflow holds about an ended run, and have it dated by the authority.
 
     `about` says more: report, verdict, registered version.
     """
@@ -60,7 +72,10 @@ def write_seal(store: ArtifactStore, tracker: Tracker, run_id: str, **about: Any
     data = store.signer.envelope(statement(f"mlflow-run:{run_id}", PREDICATE, predicate))
     # A run that was sealed and begun again by its scheduler ends anew, and so does its seal.
     store.driver.put_bytes(seal_key(run_id), data)
-    return sha256_hex(data)
+    token = authority.stamp(data) if authority else None
+    if token is not None:
+        store.driver.put_bytes(token_key(run_id), token)
+    return Sealed(sha256_hex(data), sha256_hex(token) if token is not None else None)
 
 
 def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
@@ -73,7 +88,7 @@ def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
     said = predicate_of(opened, PREDICATE, what)
     if said.get("run") != run_id:
         raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
-    return Seal(sha256_hex(data), opened, said)
+    return Seal(data, sha256_hex(data), opened, said)
 
 
 def enter(
@@ -82,7 +97,7 @@ def enter(
     name: str,
     version: str,
     run_id: str,
-    seal: str,
+    sealed: Sealed,
     tags: Mapping[str, str],
     alias: str | None,
 ) -> None:
@@ -99,7 +114,7 @@ def enter(
         said["versions"] = {version: state}
         owner = state.get("runId", run_id)
         if owner == run_id:
-            said["seal"] = seal
+            said["seal"], said["timestamp"] = sealed.seal, sealed.timestamp
         elif owner not in expected.seals and read_seal(store, owner) is None:
             # It died after it registered; this run found its version and stands for it.
             tracker.end(owner, "KILLED")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
@@ -17,6 +18,7 @@ from resprout.infra.proof.snapshot import (
     run_states,
     version_state,
 )
+from resprout.infra.proof.timestamp import Authority, token_key
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import HOLD, Tracker
 
@@ -24,7 +26,9 @@ from resprout.infra.tracking import HOLD, Tracker
 class Shown:
     """Checks of runs and registered models; each once."""
 
-    def __init__(self, store: ArtifactStore, tracker: Tracker) -> None:
+    def __init__(self, store: ArtifactStore, tracker: Tracker, authority: Authority | None = None) -> None:
+        self.authority = authority
+        self.dated: dict[str, datetime] = {}
         self.store = store
         self.tracker = tracker
         self.now = places(tracker, store.root_uri)
@@ -57,6 +61,7 @@ class Shown:
         except (BadInput, VerificationFailed) as error:
             yield f"MLflow run {run_id} cannot be read: {error}"
             return
+        yield from self._timestamp(seal)
         if self.store.signer.required and not seal.opened.signed_by:
             yield f"the seal of run {run_id} has no signature that counts"
         for one in sorted({*seal.said["runs"], *states}):
@@ -106,12 +111,27 @@ class Shown:
 
     def named_seal(self, name: str, seal: Seal) -> Iterator[str]:
         """Whether the ledger names these bytes as the seal of the run that registered."""
+        run_id = seal.said["run"]
         try:
-            wanted = self.model(name).seals.get(seal.said["run"])
+            expected = self.model(name)
         except VerificationFailed:
             return
-        if wanted is not None and wanted != seal.sha256:
-            yield f"the seal of run {seal.said['run']} was changed: the ledger of {name} names another"
+        if expected.seals.get(run_id, seal.sha256) != seal.sha256:
+            yield f"the seal of run {run_id} was changed: the ledger of {name} names another"
+        token = self.store.driver.get_bytes(token_key(run_id))
+        if token is None and run_id in expected.timestamps:
+            yield f"the timestamp {self.store.driver.uri(token_key(run_id))} was removed"
+
+    def _timestamp(self, seal: Seal) -> Iterator[str]:
+        """Whether the timestamp on a seal, where there is one, is the authority's word on these bytes."""
+        key = token_key(seal.said["run"])
+        token = self.store.driver.get_bytes(key)
+        if token is None or self.authority is None:
+            return
+        try:
+            self.dated[seal.said["run"]] = self.authority.dated(seal.data, token)
+        except VerificationFailed as error:
+            yield f"{self.store.driver.uri(key)}: {error}"
 
 
 def _without_hold(state: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,20 @@ def test_an_alias_moved_by_hand_one_added_and_one_taken_away(
     assert "alias of tiny-pruned candidate was removed" in gone
 
 
+def test_an_alias_moved_with_the_command_is_stated(
+    place: Place, home: Path, found: Callable[[], list[str]], resprout: Callable[..., Any]
+) -> None:
+    env = {"RESPROUT_INFRA__PROOF__SIGNING_KEY_FILE": str(home.parent / "key.pem")}
+    moved = resprout("alias", VERSION, "champion", home=home, env=env)
+    assert moved.code == 0, moved.err
+    assert place.tracker.version("models:/tiny-pruned@champion").version == "1"
+    assert found() == []
+    assert resprout("alias", VERSION, "nothing", "--remove", home=home, env=env).code == 2
+    gone = resprout("alias", VERSION, "champion", "--remove", home=home, env=env)
+    assert gone.code == 0, gone.err
+    assert set(place.tracker.client.get_registered_model("tiny-pruned").aliases) == {"candidate"}
+
+
 def test_a_tag_and_a_metric_edited_in_mlflow(place: Place, found: Callable[[], list[str]]) -> None:
     client = place.tracker.client
     run_id = client.get_model_version("tiny-pruned", "1").run_id

@@ -1,0 +1,57 @@
+"""`resprout alias`: point an alias at a version so that the ledger knows of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def alias(
+    reference: Annotated[str, typer.Argument(help="models:/name/3, or models:/name@alias.")],
+    name: Annotated[str, typer.Argument(help="The alias that is to point there.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the alias away from it instead.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Point an alias at a version that resprout registered, or take it away, and say so in the ledger.
+
+    What is moved in MLflow itself works as well, but `verify` calls it moved by hand.
+
+    \b
+    Examples:
+      resprout alias models:/smollm2-135m-resprout/1 champion
+      resprout alias models:/smollm2-135m-resprout@candidate champion --config configs/quickstart.yaml
+      resprout alias models:/smollm2-135m-resprout/1 champion --remove
+    """
+    from resprout.configs.errors import BadInput
+    from resprout.flows.place import find, open_place
+    from resprout.infra.proof.ledger import Ledger, folded
+    from resprout.infra.proof.snapshot import places
+    from resprout.infra.store.lease import LeaseLockManager
+
+    if not reference.startswith("models:/"):
+        raise BadInput(f"'{reference}' is no model version; give models:/name/3 or models:/name@alias")
+    place = open_place(config, reference)
+    found = find(place, reference)
+    model, number = found.name or "", found.number or ""
+    ledger, locks = Ledger(place.store, model), LeaseLockManager(place.store.driver)
+    # As a run does while it registers: what is done and what is said of it belong together.
+    locks.acquire_lock(f"register {model}", f"alias {name}")
+    try:
+        if number not in folded(list(ledger.entries())).versions:
+            raise BadInput(
+                f"version {number} of {model} is not in the ledger, so no alias can be stated for it; run "
+                "its config again, or set the alias in MLflow"
+            )
+        if remove:
+            place.tracker.drop_alias(model, name, number)
+        else:
+            place.tracker.point_alias(model, name, number)
+        said = {name: None if remove else number}
+        ledger.append(None, places(place.tracker, place.store.root_uri), aliases=said)
+    finally:
+        locks.close()
+    done = "no longer points" if remove else "points"
+    typer.echo(f"{model}@{name} {done} at version {number}, and the ledger says so")
