@@ -14,6 +14,7 @@ from resprout.infra.lineage import Node, trees
 from resprout.infra.proof.seal import Seal
 from resprout.infra.proof.shown import Shown
 from resprout.infra.proof.stored import Stored
+from resprout.infra.tracking import RECORD
 
 
 @dataclass
@@ -96,6 +97,8 @@ class Examiner:
             yield f"signed by {', '.join(sorted(self.stored.signers))}"
         for run_id, when in sorted(self.shown.dated.items()):
             yield f"the seal of run {run_id} was dated {when.isoformat()} by the timestamp authority"
+        if self.shown.others:
+            yield f"not registered by resprout: {', '.join(sorted(self.shown.others))}"
         if self.stored.strangers:
             yield (
                 f"signed by keys that are not known here: {', '.join(sorted(self.stored.strangers))}; add "
@@ -129,8 +132,9 @@ def examine(place: Place, reference: str, share: float = 1.0) -> Examined:
 def examine_all(place: Place, share: float = 1.0) -> Examined:
     """What is wrong anywhere: every version that resprout registered, every ledger, every sealed run."""
     examiner = Examiner(place, share, _of_today())
-    for reference in place.tracker.own_versions():
-        examiner.version(find(place, reference))
+    for one in place.tracker.versions():
+        if RECORD in one.tags:
+            examiner.version(find(place, f"models:/{one.name}/{one.version}"))
     for key in place.store.driver.list("seals/"):
         examiner.run(key.removeprefix("seals/").removesuffix(".json"))
     return examiner.result()

@@ -7,24 +7,21 @@ imported where it is used: its import takes as long as all others that a run nee
 
 from __future__ import annotations
 
-import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from resprout.configs.errors import BadInput, ResproutError, StageFailed, Transient, Unreachable
+from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
+from resprout.infra.answers import answers, one_line, will_not_pass
 from resprout.infra.environment import ARTIFACTS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
@@ -39,57 +36,6 @@ HOLD = "resprout.hold"
 """Tag of a version, a model or a run that keeps all behind it, whatever retention says."""
 VARIANT = "resprout.variant"
 """Tag of a parent run that names the flow run of its sweep, and the variant."""
-
-
-def answers(method: Callable[P, R]) -> Callable[P, R]:
-    """Turn a fault of the tracking server, or of the bucket that it keeps files in, into one sentence."""
-
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        import requests
-        from botocore.exceptions import BotoCoreError, ClientError
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return method(*args, **kwargs)
-        except ResproutError:
-            raise
-        except (MlflowException, requests.RequestException, BotoCoreError, ClientError, OSError) as error:
-            tracker: Any = args[0]
-            if _no_access(error):
-                raise StageFailed(
-                    f"MLflow at {tracker.shown_uri} keeps the files of runs in a bucket that this process "
-                    f"cannot use ({_line(error, 200)}); give infra.store with its credentials, or "
-                    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and MLFLOW_S3_ENDPOINT_URL"
-                ) from error
-            what = _line(error, 300)
-            kind = StageFailed if _will_not_pass(error) else Transient
-            raise kind(
-                f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is in "
-                "the artifact store, so run the same command again when MLflow answers"
-            ) from error
-
-    return call
-
-
-def _will_not_pass(error: Exception) -> bool:
-    """Whether waiting mends nothing: the server refuses, a driver is missing, this machine's disk fails."""
-    import requests
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.get_http_status_code() < 500
-    if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
-        return False
-    return isinstance(error, OSError | ImportError) or type(error).__module__.startswith("sqlalchemy")
-
-
-def _no_access(error: Exception) -> bool:
-    """Whether it is a bucket that refuses this process."""
-    from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
-
-    status = error.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(error, ClientError) else 0
-    return status in (401, 403) or isinstance(error, NoCredentialsError | PartialCredentialsError)
 
 
 class Tracker:
@@ -124,8 +70,8 @@ class Tracker:
             except BadInput:
                 raise
             except (MlflowException, OSError, ImportError, ArgumentError) as error:
-                what = _line(error, 200)
-                if _will_not_pass(error):
+                what = one_line(error, 200)
+                if will_not_pass(error):
                     raise BadInput(
                         f"MLflow at {self.shown_uri} refuses ({what}); check infra.mlflow: tracking_uri, "
                         "username and password, and that the database's driver is installed"
@@ -321,9 +267,7 @@ class Tracker:
     @answers
     def find_version(self, name: str, digest: str) -> ModelVersion | None:
         """The newest version of `name` whose tag says it holds this digest; None where there is none."""
-        escaped = name.replace("'", "\\'")
-        versions = self.client.search_model_versions(f"name = '{escaped}'")
-        held = [version for version in versions if version.tags.get("resprout.digest") == digest]
+        held = [one for one in self.versions(named(name)) if one.tags.get("resprout.digest") == digest]
         return max(held, key=lambda version: int(version.version), default=None)
 
     @answers
@@ -367,15 +311,15 @@ class Tracker:
             self.client.set_model_version_tag(name, version, key, value[:MAX_TAG_CHARS])
 
     @answers
-    def own_versions(self) -> list[str]:
-        """All versions in the registry that resprout registered, as models:/name/3."""
-        found, token = [], None
+    def versions(self, having: str = "") -> list[ModelVersion]:
+        """All versions in the registry, or those that a filter names."""
+        found: list[ModelVersion] = []
+        token = None
         while True:
-            page = self.client.search_model_versions(max_results=1000, page_token=token)
-            found += [f"models:/{one.name}/{one.version}" for one in page if RECORD in one.tags]
-            token = page.token
-            if not token:
-                return sorted(found)
+            page = self.client.search_model_versions(having, max_results=1000, page_token=token)
+            found += page
+            if not (token := page.token):
+                return found
 
     def version(self, reference: str) -> ModelVersion:
         """The version that models:/name/3 or models:/name@alias names; BadInput where there is none."""
@@ -391,10 +335,10 @@ class Tracker:
         except MlflowException as error:
             raise BadInput(
                 f"no model version {reference} in {self.shown_uri}; give models:/name/3 or "
-                f"models:/name@alias ({_line(error, 120)})"
+                f"models:/name@alias ({one_line(error, 120)})"
             ) from None
 
 
-def _line(error: Exception, length: int) -> str:
-    """The error's text on one line, without the credentials that an address in it may hold."""
-    return without_credentials(" ".join(str(error).split()))[:length]
+def named(name: str) -> str:
+    """The filter for the versions of one registered model."""
+    return "name = '" + name.replace("'", "\\'") + "'"

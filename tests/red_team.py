@@ -19,8 +19,15 @@ from mlflow import MlflowClient
 
 PASSING = ("locks", "tmp")
 """Folders of the store that say nothing about a run: leases, and files that are being written."""
-NO_RUN = ("alembic_version", "experiments", "experiment_tags", "workspaces", "scheduler_leases")
-"""Tables that hold no row of a run or the registry."""
+NO_RUN = (
+    "alembic_version",
+    "experiments",
+    "experiment_tags",
+    "registered_models",
+    "scheduler_leases",
+    "workspaces",
+)
+"""Tables that hold no row of a run or of a version; a model's own row moves with each version."""
 
 
 @dataclass
@@ -41,6 +48,9 @@ class RedTeam:
         self.unseen = 0
         with sqlite3.connect(self.database) as database:
             self.runs = [run for (run,) in database.execute("select run_uuid from runs order by 1")]
+            self.versions = database.execute(
+                "select name, version from model_versions order by 1, 2"
+            ).fetchall()
 
     def files(self) -> list[Path]:
         found = [path for path in (self.home / "store").rglob("*") if path.is_file()]
@@ -164,7 +174,7 @@ class RedTeam:
         return "planted"
 
     def world(self) -> str:
-        """All that MLflow's client answers about the runs that there were, their inputs, the registry."""
+        """All that MLflow's client answers about the runs and versions that there were; more are others'."""
         client = MlflowClient(f"sqlite:///{self.database}", f"sqlite:///{self.database}")
         try:
             said: list[Any] = []
@@ -175,10 +185,10 @@ class RedTeam:
                     said.append([(one.key, one.value, one.timestamp, one.step) for one in history])
                 for given in run.inputs.dataset_inputs:
                     said.append((given.dataset.to_dictionary(), [dict(tag) for tag in given.tags]))
-            for model in client.search_registered_models():
-                said.append({**dict(model), "latest_versions": None})
-                said.append(client.get_registered_model(model.name).aliases)
-            said += [dict(version) for version in client.search_model_versions()]
+            for name, version in self.versions:
+                said.append(dict(client.get_model_version(name, str(version))))
+                said.append({**dict(client.get_registered_model(name)), "latest_versions": None})
+                said.append(client.get_registered_model(name).aliases)
         except Exception as error:
             return repr(error)
         return repr(said)

@@ -20,7 +20,7 @@ from resprout.infra.proof.snapshot import (
 )
 from resprout.infra.proof.timestamp import Authority, token_key
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import HOLD, Tracker
+from resprout.infra.tracking import HOLD, Tracker, named
 
 
 class Shown:
@@ -29,6 +29,8 @@ class Shown:
     def __init__(self, store: ArtifactStore, tracker: Tracker, authority: Authority | None = None) -> None:
         self.authority = authority
         self.dated: dict[str, datetime] = {}
+        self.others: set[str] = set()
+        """Versions of the models that were looked at which no ledger knows."""
         self.store = store
         self.tracker = tracker
         self.now = places(tracker, store.root_uri)
@@ -101,6 +103,8 @@ class Shown:
         if name in self._done:
             return
         self._done.add(name)
+        there = {str(one.version) for one in self.tracker.versions(named(name))}
+        self.others.update(f"models:/{name}/{other}" for other in there - {*expected.versions})
         model, aliases = model_state(self.tracker, name)
         sealed, shown = (
             _without_hold(expected.model),

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
 
+from resprout.infra.answers import answers
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.manifest import hash_file
-from resprout.infra.tracking import Tracker, answers
+from resprout.infra.tracking import Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

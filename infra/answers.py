@@ -1,0 +1,69 @@
+"""What MLflow answers when something is wrong, as one sentence of the right kind."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from resprout.configs.errors import ResproutError, StageFailed, Transient
+from resprout.configs.schema import without_credentials
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def answers(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn a fault of the tracking server, or of the bucket that it keeps files in, into one sentence."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        import requests
+        from botocore.exceptions import BotoCoreError, ClientError
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return method(*args, **kwargs)
+        except ResproutError:
+            raise
+        except (MlflowException, requests.RequestException, BotoCoreError, ClientError, OSError) as error:
+            tracker: Any = args[0]
+            if _no_access(error):
+                raise StageFailed(
+                    f"MLflow at {tracker.shown_uri} keeps the files of runs in a bucket that this process "
+                    f"cannot use ({one_line(error, 200)}); give infra.store with its credentials, or "
+                    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and MLFLOW_S3_ENDPOINT_URL"
+                ) from error
+            what = one_line(error, 300)
+            kind = StageFailed if will_not_pass(error) else Transient
+            raise kind(
+                f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is in "
+                "the artifact store, so run the same command again when MLflow answers"
+            ) from error
+
+    return call
+
+
+def will_not_pass(error: Exception) -> bool:
+    """Whether waiting mends nothing: the server refuses, a driver is missing, this machine's disk fails."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.get_http_status_code() < 500
+    if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
+        return False
+    return isinstance(error, OSError | ImportError) or type(error).__module__.startswith("sqlalchemy")
+
+
+def _no_access(error: Exception) -> bool:
+    """Whether it is a bucket that refuses this process."""
+    from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(error, ClientError) else 0
+    return status in (401, 403) or isinstance(error, NoCredentialsError | PartialCredentialsError)
+
+
+def one_line(error: Exception, length: int) -> str:
+    """The error's text on one line, without the credentials that an address in it may hold."""
+    return without_credentials(" ".join(str(error).split()))[:length]
