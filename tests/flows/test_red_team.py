@@ -128,7 +128,7 @@ def test_an_alias_moved_with_the_command_is_stated(
     env = {"RESPROUT_INFRA__PROOF__SIGNING_KEY_FILE": str(home.parent / "key.pem")}
     moved = resprout("alias", VERSION, "champion", home=home, env=env)
     assert moved.code == 0, moved.err
-    assert place.tracker.version("models:/tiny-pruned@champion").version == "1"
+    assert str(place.tracker.version("models:/tiny-pruned@champion").version) == "1"
     assert found() == []
     assert resprout("alias", VERSION, "nothing", "--remove", home=home, env=env).code == 2
     gone = resprout("alias", VERSION, "champion", "--remove", home=home, env=env)
