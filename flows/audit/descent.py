@@ -1,0 +1,175 @@
+"""The way from a source, a data set or an artifact to everything that was made from it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resprout.configs.errors import BadInput
+from resprout.flows.audit.registry import RECORD, versions
+from resprout.flows.place import DIGEST, RUN_ID, Place, find
+from resprout.infra.lineage import sources
+from resprout.infra.store.record import Record
+from resprout.infra.store.store import ArtifactStore
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+THREADS = 8
+SHORT = 12
+MOST_SHOWN = 100
+"""Records that the terminal shows; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What was made from a reference: `order` has the records nearest first, its own before all."""
+
+    reference: str
+    roots: list[str]
+    children: dict[str, list[str]]
+    order: list[str]
+    versions: dict[str, list[str]]
+    """By record id the model versions that hold what it made."""
+    store: ArtifactStore
+
+    def records(self, identities: Iterable[str]) -> dict[str, Record]:
+        """The records with these ids, read now."""
+        wanted = list(identities)
+        with ThreadPoolExecutor(THREADS) as pool:
+            return dict(zip(wanted, pool.map(self.store.get_record, wanted), strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Stage, digest and time of every record by its id, which were made from which, and all versions."""
+        return {
+            "reference": self.reference,
+            "roots": self.roots,
+            "versions": sorted(name for names in self.versions.values() for name in names),
+            "records": {
+                identity: {
+                    "stage": record.stage,
+                    "digest": record.content,
+                    "started": record.started,
+                    "inputs": {one.role: one.record for one in record.parents},
+                    "versions": self.versions.get(identity, []),
+                }
+                for identity, record in self.records(self.order).items()
+            },
+        }
+
+
+def derive(place: Place, reference: str) -> Derived:
+    """All records that have what the reference names among their ancestors, and the model versions of them.
+
+    The reference is a version, digest, record or stage's run as for `find`, or a source: its address with or
+    without the revision it was pinned to, a path, or the SHA-256 of one of its files.
+
+    Raises:
+        BadInput: no record was made from such a source.
+    """
+    children = _children(place.store)
+    roots = _roots(place, reference, children)
+    order, seen = list(roots), set(roots)
+    for identity in order:
+        for child in children.get(identity, ()):
+            if child not in seen:
+                seen.add(child)
+                order.append(child)
+    held: dict[str, list[str]] = defaultdict(list)
+    for version in versions(place.tracker):
+        if version.tags[RECORD] in seen:
+            held[version.tags[RECORD]].append(f"{version.name} version {version.version}")
+    return Derived(reference, roots, children, order, dict(held), place.store)
+
+
+def draw(found: Derived) -> Tree:
+    """The versions, then a tree of the nearest records."""
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    shown = found.order[:MOST_SHOWN]
+    records = found.records(shown)
+    made = len(found.order) - len(found.roots)
+    root = Tree(escape(f"made from {found.reference}: {made} artifact{'' if made == 1 else 's'}"))
+    names = sorted(name for names in found.versions.values() for name in names)
+    for name in names:
+        root.add(escape(name))
+    if not names:
+        root.add("no registered version")
+    drawn: set[str] = set()
+
+    def add(branch: Tree, identity: str) -> None:
+        drawn.add(identity)
+        record = records[identity]
+        held = found.versions.get(identity)
+        text = f"{record.stage} {record.content[:SHORT]}  at {record.started}"
+        under = branch.add(escape(text + (f"  = {', '.join(held)}" if held else "")))
+        for child in found.children.get(identity, ()):
+            if child in records and child not in drawn:
+                add(under, child)
+
+    for identity in found.roots:
+        if identity in records and identity not in drawn:
+            add(root, identity)
+    if len(found.order) > len(shown):
+        root.add(f"and {len(found.order) - len(shown)} more; --json has them all")
+    return root
+
+
+def _children(store: ArtifactStore) -> dict[str, list[str]]:
+    """For each record those that have it as an input, from one listing of the index."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for key in store.driver.list("used/"):
+        _, parent, child = key.split("/")
+        found[parent].append(child)
+    return dict(found)
+
+
+def _roots(place: Place, reference: str, children: dict[str, list[str]]) -> list[str]:
+    """The records that the reference itself names."""
+    store = place.store
+    if DIGEST.match(reference):
+        known = [reference] if store.has_record(reference) else store.records_of(reference)
+        if known:
+            return known
+    elif RUN_ID.match(reference):
+        return [find(place, reference).record]
+    elif reference.startswith("models:/"):
+        version = place.tracker.version(reference)
+        if record := version.tags.get(RECORD):
+            return [record]
+        reference = f"models:/{version.name}/{version.version}"
+    wanted = {reference}
+    if "://" not in reference and Path(reference).exists():
+        wanted.add(Path(reference).resolve().as_uri())
+    found = [identity for identity, record in _acquired(store, children) if _is_of(record, wanted)]
+    if not found:
+        raise BadInput(
+            f"nothing here was made from '{reference}'; give a source as a config or `lineage` names it, "
+            "the SHA-256 of one of its files, models:/name@alias, or a digest"
+        )
+    return found
+
+
+def _acquired(store: ArtifactStore, children: dict[str, list[str]]) -> Iterator[tuple[str, Record]]:
+    """The records without inputs, which are those of sources; others are not read."""
+    made = {child for found in children.values() for child in found}
+    names = (key.removeprefix("records/").removesuffix(".json") for key in store.driver.list("records/"))
+    roots = [name for name in names if name not in made]
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from zip(roots, pool.map(store.get_record, roots), strict=True)
+
+
+def _is_of(record: Record, wanted: set[str]) -> bool:
+    for source in sources(record):
+        names = {source.uri, source.given, source.uri.partition("#")[0], *source.sha256.values()}
+        for one in (source.uri, source.given):
+            head, at, _ = one.rpartition("@")
+            names |= {head} if at else set()
+        if names & wanted:
+            return True
+    return False

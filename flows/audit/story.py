@@ -1,0 +1,183 @@
+"""What lies behind a reference: the record of the model, and over it the report of the run that judged it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from resprout.configs.errors import BadInput
+from resprout.flows.place import RUN_ID, Found, Place, find
+from resprout.infra.lineage import Node, Source, record_of_digest, sources, tree, trees
+from resprout.infra.store.store import ArtifactStore
+
+RECORD = "resprout.record"
+NESTED = 1000
+"""More stages than any run has."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """A reference and the records behind it.
+
+    `tops` are the nodes that nothing else here has as an input, each with the role it plays: the report, the
+    artifact itself, or all ends of a run that did not come to a report.
+    """
+
+    reference: str
+    title: str
+    tops: tuple[tuple[str, Node], ...]
+    made: Node | None
+    """The artifact that is asked about: an export, where it is a version or a whole run."""
+    report: Node | None = None
+    version: dict[str, Any] | None = None
+    """Name, version, aliases, tags, source and run of a model version."""
+    run: str | None = None
+
+    def nodes(self) -> dict[str, Node]:
+        """All nodes by their record ids."""
+        return {node.record_id: node for _, top in self.tops for node in top.walk()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Records by id, the ids at the top, and what the registry says."""
+        return {
+            "reference": self.reference,
+            "top": self.tops[0][1].record_id,
+            "tops": [node.record_id for _, node in self.tops],
+            "made": self.made.record_id if self.made else None,
+            "report": self.report.record_id if self.report else None,
+            "run": self.run,
+            "version": self.version,
+            "records": {
+                identity: node.record.model_dump(mode="json") for identity, node in self.nodes().items()
+            },
+        }
+
+    def roles(self) -> dict[str, str]:
+        """For each record the role in which it is first met on the way down from the tops."""
+        found: dict[str, str] = {}
+        level = list(self.tops)
+        while level:
+            below: list[tuple[str, Node]] = []
+            for role, node in level:
+                if node.record_id not in found:
+                    found[node.record_id] = role
+                    below.extend(node.parents)
+            level = below
+        return found
+
+    def config(self) -> dict[str, Any]:
+        """The run's config as the report has it; the artifact's own section without a report."""
+        if self.report is not None:
+            return dict(self.report.record.config["config"])
+        return dict(self.made.record.config) if self.made else {}
+
+    def sources(self) -> Iterator[tuple[Node, Source]]:
+        """Source model, encoder and data with the nodes that brought them, by their addresses."""
+        found = [
+            (source.what != "source model", source.uri, identity, index, node, source)
+            for identity, node in self.nodes().items()
+            for index, source in enumerate(sources(node.record))
+        ]
+        yield from (one[-2:] for one in sorted(found, key=lambda one: one[:4]))
+
+
+def tell(place: Place, reference: str) -> Story:
+    """The story of models:/name/3, models:/name@alias, a digest, a record id, or the id of any run.
+
+    Raises:
+        BadInput: nothing is known under the reference.
+        VerificationFailed: a record or a link between two does not hold.
+    """
+    run = None
+    if RUN_ID.match(reference):
+        tags = place.tracker.run(reference).data.tags
+        if RECORD not in tags:
+            return _of_run(place, reference, tags)
+        run = reference
+    found = find(place, reference)
+    if found.version is not None:
+        return _of_version(place, reference, found)
+    made = tree(place.store, found.record)
+    if made.record.stage == "report":
+        return _over(reference, reference, made, run=run)
+    report = _report_above(place.store, made) if made.record.stage == "export" else None
+    return _over(reference, reference, report, made, run=run)
+
+
+def _of_version(place: Place, reference: str, found: Found) -> Story:
+    version = place.tracker.version(reference)
+    tags = dict(version.tags)
+    made = tree(place.store, found.record)
+    about = {
+        "name": version.name,
+        "version": str(version.version),
+        "aliases": sorted(version.aliases or ()),
+        "tags": dict(sorted(tags.items())),
+        "source": version.source,
+        "run": version.run_id,
+    }
+    report = _named_report(place.store, tags, made)
+    return _over(reference, found.version or reference, report, made, version=about, run=version.run_id)
+
+
+def _of_run(place: Place, reference: str, tags: dict[str, str]) -> Story:
+    """A whole run: its report where it came that far, else the ends of what its stages made."""
+    named = tags.get("mlflow.runName", reference)
+    report = _named_report(place.store, tags, None)
+    if report is not None:
+        return _over(reference, f"run {named}", report, run=reference)
+    nested = place.tracker.client.search_runs(
+        [place.tracker.run(reference).info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{reference}'",
+        max_results=NESTED,
+    )
+    records = sorted({one.data.tags[RECORD] for one in nested if RECORD in one.data.tags})
+    if not records:
+        raise BadInput(
+            f"run {reference} has made nothing that is kept; give the id of another run, models:/name@alias, "
+            "or a digest"
+        )
+    nodes = trees(place.store, records)
+    behind = {parent.record_id for node in nodes for _, parent in node.parents}
+    tops = [(node.record.stage, node) for node in nodes if node.record_id not in behind]
+    tops.sort(key=lambda top: (top[1].record.started, top[1].record_id))
+    return Story(reference, f"run {named}, which came to no report", tuple(tops), None, run=reference)
+
+
+def _over(
+    reference: str,
+    title: str,
+    report: Node | None,
+    made: Node | None = None,
+    version: dict[str, Any] | None = None,
+    run: str | None = None,
+) -> Story:
+    """The story from the report down, or from the artifact where it has none."""
+    if report is not None and made is None:
+        made = next((parent for role, parent in report.parents if role == "export"), None)
+    tops = [("report", report)] if report else []
+    if made is not None and (report is None or all(made.record_id != one.record_id for one in report.walk())):
+        tops.append(("model" if made.record.stage == "export" else made.record.stage, made))
+    return Story(reference, title, tuple(tops), made, report, version, run)
+
+
+def _named_report(store: ArtifactStore, tags: dict[str, str], made: Node | None) -> Node | None:
+    """The report that tags name by record or digest; of several records the first over this export."""
+    if identity := tags.get("resprout.report_record"):
+        return tree(store, identity)
+    if digest := tags.get("resprout.report"):
+        over = [
+            identity
+            for identity in store.records_of(digest)
+            if made is None or made.record_id in {one.record for one in store.get_record(identity).parents}
+        ]
+        return tree(store, min(over) if over else record_of_digest(store, digest))
+    return None
+
+
+def _report_above(store: ArtifactStore, made: Node) -> Node | None:
+    """The first report on this export; None where no run has come to one."""
+    children = [(store.get_record(identity), identity) for identity in store.children(made.record_id)]
+    reports = [(record.started, identity) for record, identity in children if record.stage == "report"]
+    return tree(store, min(reports)[1]) if reports else None

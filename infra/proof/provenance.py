@@ -1,0 +1,160 @@
+"""How an artifact was built: an in-toto statement with provenance as SLSA v1 defines it.
+
+Everything in it comes from records and one manifest, so whoever holds those builds the same statement again:
+no clock is asked, nothing is looked up, and the order of all lists is fixed.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+from resprout.infra.lineage import Node, sources
+from resprout.infra.store.manifest import FileEntry
+from resprout.infra.store.record import Record
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:resprout:compress:v1"
+BUILDER = "urn:resprout:builder:v1"
+ARTIFACT = "resproutArtifact"
+"""Name of the digest of a whole artifact: SHA-256 over the sorted (path, size, SHA-256) of its files."""
+BYPRODUCTS = ("plan", "gate", "report")
+
+
+def provenance(made: Node, files: Iterable[FileEntry], report: Node | None = None) -> dict[str, Any]:
+    """The statement on the artifact of `made`, whose manifest lists `files`.
+
+    `report` is the record of the run's report, which holds the run's config and leads to plan, scores and
+    gate; without it the statement tells of what `made` alone was built from.
+    """
+    nodes = {node.record_id: node for top in (made, report) if top is not None for node in top.walk()}
+    records = sorted((node.record.started, node.record_id, node.record) for node in nodes.values())
+    last = report or made
+    config = last.record.config
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [
+            {"name": f"artifact {made.record.content}", "digest": {ARTIFACT: made.record.content}},
+            *({"name": one.path, "digest": {"sha256": one.sha256}} for one in _by_path(files)),
+        ],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"config": config.get("config", config) if report else config},
+                "internalParameters": {"stages": [_stage(identity, one) for _, identity, one in records]},
+                "resolvedDependencies": [
+                    *_sources(nodes),
+                    *_code([one for _, _, one in records]),
+                    *_libraries([one for _, _, one in records]),
+                ],
+            },
+            "runDetails": {
+                "builder": {"id": BUILDER, "version": {"resprout": str(last.record.code.get("resprout"))}},
+                "metadata": {
+                    "invocationId": f"urn:resprout:record:{last.record_id}",
+                    "startedOn": _time(min(_start(one) for _, _, one in records)),
+                    "finishedOn": _time(max(_end(one) for _, _, one in records)),
+                },
+                "byproducts": [
+                    _artifact(one.stage, one, identity)
+                    for _, identity, one in records
+                    if one.stage in BYPRODUCTS
+                ],
+            },
+        },
+    }
+
+
+def _by_path(files: Iterable[FileEntry]) -> list[FileEntry]:
+    return sorted(files, key=lambda one: one.path)
+
+
+def _artifact(name: str, record: Record, identity: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "digest": {ARTIFACT: record.content},
+        "annotations": {"record": identity, **more},
+    }
+
+
+def _stage(identity: str, record: Record) -> dict[str, Any]:
+    """What decided the bytes of one stage beside its inputs, who ran it, and where."""
+    return {
+        "record": identity,
+        "stage": record.stage,
+        "artifact": record.content,
+        "key": record.key,
+        "config": record.config,
+        "seed": record.seed,
+        "dtype": record.dtype,
+        "device": record.device,
+        "machine": record.machine,
+        "who": record.who,
+        "inputs": [{"role": one.role, "record": one.record} for one in record.parents],
+    }
+
+
+def _sources(nodes: dict[str, Node]) -> list[dict[str, Any]]:
+    """The source model and every data set: where it was, what pins it, and its licence."""
+    found = []
+    for identity, node in sorted(nodes.items()):
+        for source in sources(node.record):
+            hashes = source.sha256
+            digest = {"sha256": next(iter(hashes.values()))} if len(hashes) == 1 else {}
+            if source.commit:
+                digest["gitCommit"] = source.commit
+            files = {"files": hashes} if len(hashes) > 1 else {}
+            artifact = _artifact(
+                source.what, node.record, identity, licence=source.licence or "unknown", **files
+            )
+            artifact["digest"] |= digest
+            found.append({**artifact, "uri": source.uri})
+    return found
+
+
+def _code(records: list[Record]) -> list[dict[str, Any]]:
+    """Each state of the code that ran, with the stages it ran and the hash of what they reach of it."""
+    states: dict[tuple[str, str, str], dict[str, str]] = {}
+    for record in records:
+        code = {key: str(value) for key, value in record.code.items()}
+        state = (code.get("resprout", ""), code.get("commit", ""), code.get("dirty", ""))
+        states.setdefault(state, {})[record.stage] = code.get("reached", "")
+    return [
+        {
+            "name": "code",
+            "uri": f"pkg:pypi/resprout@{quote(version, safe='')}",
+            **({"digest": {"gitCommit": commit}} if commit else {}),
+            "annotations": {"reached": reached, **({"uncommitted_changes": dirty} if dirty else {})},
+        }
+        for (version, commit, dirty), reached in sorted(states.items())
+    ]
+
+
+def _libraries(records: list[Record]) -> list[dict[str, Any]]:
+    used = {
+        *(item for record in records for item in record.libraries.items()),
+        *(("python", str(record.machine["python"])) for record in records if "python" in record.machine),
+    }
+    return [
+        {
+            "name": name,
+            "uri": f"pkg:{'generic' if name == 'python' else 'pypi'}/{name}@{quote(version, safe='')}",
+        }
+        for name, version in sorted(used)
+    ]
+
+
+def _start(record: Record) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(record.started).astimezone(datetime.UTC)
+
+
+def _end(record: Record) -> datetime.datetime:
+    return _start(record) + datetime.timedelta(seconds=record.seconds)
+
+
+def _time(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
