@@ -110,7 +110,7 @@ class Tracker:
             return self._experiment(f"{name}{IN}{self.home.resolve()}")
         return found.experiment_id
 
-    def _experiments(self) -> list[str]:
+    def experiments(self) -> list[str]:
         """Ids of the experiment and of those that stood for it while the home was elsewhere."""
         name = self.config.experiment
         found = self.client.search_experiments() if self.config.tracking_uri is None else ()
@@ -258,7 +258,7 @@ class Tracker:
     def producer(self, record: str) -> str | None:
         """Id of the run that wrote this record, None where MLflow does not know it (say, a new database)."""
         found = self.client.search_runs(
-            self._experiments(),
+            self.experiments(),
             f"tags.`resprout.record` = '{record}' and tags.`resprout.cached` = 'false'",
             max_results=1,
         )
