@@ -174,6 +174,9 @@ class InfraConfig(Section):
     """What is kept."""
     licences: LicencesConfig = LicencesConfig()
     """Which licences are allowed."""
+    data_scan: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    """Function that looks through each acquired data set, say for personal data, as module:function of an
+    installed package: it is given the folder, returns what it found, and raises to end the run."""
     logs: Literal["text", "json"] = "text"
     """Form of the log lines of deployed runs, relay and stack."""
     task_runner: Literal["threads", "dask", "ray"] = "threads"

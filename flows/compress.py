@@ -23,6 +23,7 @@ from resprout.flows.again import command, config_digest, public_overrides
 from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
 from resprout.flows.fan_out import FanOut
+from resprout.flows.licences import check_licences
 from resprout.flows.overdue import newer_due
 from resprout.flows.restarts import refuse_endless
 from resprout.flows.session import Session, current, using
@@ -38,6 +39,7 @@ from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, Tracker
 from resprout.tasks.run import Run
+from resprout.tasks.scan import load_scan
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,9 @@ def _compress(
     tracker = Tracker(loaded.config.infra.mlflow, loaded.home)
     tracker.connect()
     sources = Sources(loaded, tracker.uri)
+    session.remarks = check_licences(loaded.config.infra.licences, sources.credits)
+    for remark in session.remarks:
+        logger.warning("%s", remark)
     if sources.shape is not None:
         preflight.check(
             loaded.config.model,
@@ -144,6 +149,7 @@ def _compress(
             stages=result.stages,
             cancelled=lambda: session.interrupted,
             shards=loaded.config.infra.shards,
+            scan=load_scan(loaded.config.infra.data_scan) if loaded.config.infra.data_scan else None,
         )
         at_end.callback(run.locks.close)
         if run.shards > 1:

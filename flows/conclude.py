@@ -52,12 +52,14 @@ class Conclusion:
             outside = [one for one in verdict.checks if not one.passed]
             values = ", ".join(f"{one.name} {one.value:.4f} (bound {one.bound:g})" for one in outside)
             self.result.status, self.result.exit_code = "gate_not_passed", 3
-            self.result.message = f"the gate is not passed: {values}; nothing was registered"
+            said = [f"the gate is not passed: {values}; nothing was registered", *self.session.remarks]
+            self.result.message = "; ".join(said)
             return
         wanted = self.loaded.config.registration
         if wanted is not None and self.result.exports:
             self.register(wanted, reported, summary)
-        self.result.status, self.result.exit_code, self.result.message = "done", 0, ""
+        self.result.status, self.result.exit_code = "done", 0
+        self.result.message = "; ".join(self.session.remarks)
 
     def read(self, ref: ArtifactRef, path: str) -> Any:
         """A JSON file of an artifact."""

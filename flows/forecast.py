@@ -6,6 +6,7 @@ from typing import Any
 
 from resprout.configs.load import Loaded
 from resprout.flows import preflight
+from resprout.flows.licences import check_licences
 from resprout.flows.sources import Sources
 from resprout.flows.steps import look_up
 from resprout.infra.environment import prepare
@@ -24,6 +25,7 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
     tracker = Tracker(config.infra.mlflow, loaded.home)
     store = ArtifactStore.from_config(config.infra.store, loaded.home, config.infra.proof)
     sources = Sources(loaded, tracker.uri)
+    remarks = check_licences(config.infra.licences, sources.credits)
     made, forecasts = look_up(config, store, tracker, sources, loaded.home)
     last = _seconds(store)
     method = resolve(config.prune)
@@ -36,6 +38,7 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
             for one in forecasts
         ],
         "widths": None,
+        "licences": remarks,
     }
     if sources.shape is not None:
         found |= _sizes(loaded, sources.shape, preflight.models_to_make(forecasts))

@@ -46,6 +46,8 @@ class Session:
     """The config of the run, where the caller has loaded it."""
     interrupted: bool = False
     """Ctrl-C was pressed."""
+    remarks: list[str] = field(default_factory=list)
+    """What ended nothing but should be known, say licences that the policy warns of."""
     tags: dict[str, str] = field(default_factory=dict)
     """Further tags of the run in MLflow."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from resprout.configs.errors import ResproutError
 from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, ModelConfig, RunConfig
+from resprout.infra.licences import Credit
 from resprout.tasks.acquire.address import locate
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.pinned import Context
@@ -41,6 +42,19 @@ class Sources:
             AcquireModel.pin(ModelConfig(source=encoder), here, role="encoder") if encoder else None
         )
         self.shape = source_shape(loaded)
+        self.credits = self._credits()
+
+    def _credits(self) -> tuple[Credit, ...]:
+        """All that the model is made from or judged by, with the licences that config or files name."""
+        found = [*self.model.credits("source model")]
+        if self.encoder is not None:
+            found += self.encoder.credits("encoder")
+        for what, text in self.texts.items():
+            found += text.credits(f"{what} text") if text else ()
+        found += self.pool.credits("recovery rows") if self.pool else ()
+        for name, task in sorted(self.tasks.items()):
+            found += task.data.credits(f"task {name}")
+        return tuple(found)
 
 
 def _encoder(config: RunConfig) -> str | None:

@@ -28,7 +28,8 @@ from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.evaluate.data_stage import evaluation_data
 from resprout.tasks.evaluate.stage import evaluate
 from resprout.tasks.evaluate.task_files import TASK_ROLE
-from resprout.tasks.export.stage import export
+from resprout.tasks.export.card import SHAPING
+from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.job import Job
 from resprout.tasks.measure.stage import measure
@@ -94,7 +95,9 @@ class Steps:
         if config.gate is not None:
             last = self.scores["recovered" if recovery else "pruned"]
             verdict = gate(run, self.job(config.gate), {"dense": self.scores["dense"], "final": last})
-        exported = export(run, self.job(config.export), {"model": final})
+        credits = tuple(credit for credit in self.sources.credits if credit.role in SHAPING)
+        told = Export(config.export, credits, config.recover.method if config.recover else None)
+        exported = export(run, self.job(told), {"model": final, "plan": planned, "source": self.dense})
         return Made(self.dense, planned, exported, verdict, selection, recovery, self.scores, self.speeds)
 
     def acquire(self) -> None:

@@ -11,6 +11,7 @@ from resprout.configs.result import ArtifactResult, StageResult
 from resprout.infra.patience import patiently
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Progress
+from resprout.tasks.scan import Scan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,6 +93,8 @@ class Run:
     shards: int = 1
     """Parts into which a stage that can be shared out is split, where there is a `fan_out`."""
     fan_out: FanOut | None = None
+    scan: Scan | None = None
+    """Looks through each acquired data set."""
 
     def stop_if_cancelled(self) -> None:
         """Raise KeyboardInterrupt where Ctrl-C was pressed."""

@@ -39,7 +39,7 @@ from resprout.tasks.job import Job, Progress
 from resprout.tasks.progress import Throttled
 from resprout.tasks.run import Forecast
 from resprout.tasks.share import SHARD_ROLE, WHOLE, Share
-from resprout.tasks.track import flat, log_artifact
+from resprout.tasks.track import flat, log_artifact, log_scan
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -337,6 +337,8 @@ class Stage(Generic[C]):
                 origin = _optional(job.config, "origin") or {}
                 for target in (run_id, run.mlflow_run_id):
                     tracker.log_dataset(target, label, ref.digest, origin)
+                if run.scan is not None and not inputs:
+                    log_scan(run, run_id, ref, run.scan)
 
 
 def stage(

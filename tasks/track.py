@@ -10,6 +10,7 @@ from resprout.infra.store.reference import ArtifactRef
 
 if TYPE_CHECKING:
     from resprout.tasks.run import Run
+    from resprout.tasks.scan import Scan
 
 LOGGED_FILES = (
     "plan.json",
@@ -34,6 +35,17 @@ def log_artifact(
     for name in LOGGED_FILES:
         if paths.get(name, LOGGED_BYTES + 1) <= LOGGED_BYTES:
             run.tracker.log_text(run_id, run.store.read(ref.digest, name).decode(), name)
+
+
+def log_scan(run: Run, run_id: str, ref: ArtifactRef, scan: Scan) -> None:
+    """Tag the MLflow run of a data set with what a scan found in it; the scan may raise to end the run."""
+    with run.store.open(ref.digest) as folder:
+        found = scan(folder)
+    tags = {
+        "resprout.data_scan": str(len(found)),
+        **({"resprout.data_scan.found": "; ".join(found)} if found else {}),
+    }
+    run.tracker.log(run_id, tags=tags)
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:

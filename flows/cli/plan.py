@@ -68,6 +68,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.extend(f"warning: {warning}" for warning in found["warnings"])
     else:
         lines.append("shapes: the source is not on this machine; they are known once it is acquired")
+    lines.extend(f"warning: {remark}" for remark in found["licences"])
     if "plan" in found:
         lines.append(f"plan: {found['plan']['uri']}/plan.json")
     for stage in found["stages"]:

@@ -36,7 +36,7 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
         console.print(
             recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True
         )
-    for line in _lines(result, loaded):
+    for line in _lines(result, loaded, session.remarks):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -49,7 +49,7 @@ def _table(names: list[str], rows: list[Row]) -> Table:
     return table
 
 
-def _lines(result: RunResult, loaded: Loaded) -> list[str]:
+def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
     lines = [""]
     if loaded.config.gate is None:
         lines.append("no gate was set: nothing was held against the dense model")
@@ -70,6 +70,7 @@ def _lines(result: RunResult, loaded: Loaded) -> list[str]:
     if result.sealed:
         by = result.signed_by
         lines.append(f"seal: signed by {by}" if by else "seal: unsigned (infra.proof names no signing key)")
+    lines += [f"warning: {remark}" for remark in remarks]
     if result.report:
         lines.append(f"report: {_short(Path(result.report))}")
     lines.append(f"MLflow: {_mlflow(loaded)} (run {result.mlflow_run_id})")

@@ -37,6 +37,8 @@ BESIDE_WEIGHTS = (
     "LICENSE*",
     "LICENCE*",
     "NOTICE*",
+    "COPYING*",
+    "USE_POLICY*",
 )
 ENCODER_ONLY = (
     "modules.json",

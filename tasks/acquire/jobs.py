@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from resprout.configs.schema import DataSource, ModelConfig
+from resprout.infra.licences import Credit
 from resprout.tasks.acquire.address import pin
 from resprout.tasks.acquire.choose import ENDINGS
 from resprout.tasks.acquire.pinned import Context, Pinned, Wanted
@@ -47,6 +48,9 @@ class AcquireModel:
     def licence_note(self) -> str | None:
         return self.config.licence or self.pinned.licence
 
+    def credits(self, role: str) -> list[Credit]:
+        return [Credit(role, _name(self.pinned), self.licence_note())]
+
 
 @dataclass(frozen=True)
 class AcquireData:
@@ -86,6 +90,11 @@ class AcquireData:
         named = sorted({source.licence or pinned.licence or "unknown" for source, pinned in self.sources})
         return ", ".join(named) if named != ["unknown"] else None
 
+    def credits(self, role: str) -> list[Credit]:
+        return [
+            Credit(role, _name(pinned), source.licence or pinned.licence) for source, pinned in self.sources
+        ]
+
 
 @dataclass(frozen=True)
 class AcquireTask:
@@ -106,6 +115,11 @@ class AcquireTask:
 
 def _wanted(config: ModelConfig, role: Literal["model", "encoder"]) -> Wanted:
     return Wanted(role, config.allow_pickle, config.trust_remote_code)
+
+
+def _name(pinned: Pinned) -> str:
+    """What the source is called on every machine: its address, or the own name of a file or folder."""
+    return pinned.label if pinned.uri.startswith("file:") else pinned.uri
 
 
 def _origin(given: str, pinned: Pinned) -> dict[str, Any]:

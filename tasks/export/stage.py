@@ -1,35 +1,58 @@
-"""Door of export: write each format, load it again by its stock tool, compare, and only then count it."""
+"""Door of export: write each format with its card, load it by its stock tool, compare, only then count it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from resprout.configs.schema import ExportConfig
+from resprout.infra.licences import Credit
 from resprout.tasks.export.registry import FORMATS
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.stage import stage
 
 
-def export_methods(config: ExportConfig) -> list[str]:
+@dataclass(frozen=True)
+class Export:
+    """The section, and what the model card tells beside it: sources with licences, how it was recovered."""
+
+    config: ExportConfig
+    credits: tuple[Credit, ...]
+    recovery: str | None = None
+
+    def key_data(self) -> dict[str, Any]:
+        return {
+            **self.config.key_data(),
+            "credits": [asdict(credit) for credit in self.credits],
+            "recovery": self.recovery,
+        }
+
+
+def export_methods(wanted: Export) -> list[str]:
     """Modules of the formats that the config selects."""
-    return [FORMATS.entry(name).module for name in config.formats]
+    return [FORMATS.entry(name).module for name in wanted.config.formats]
 
 
 @stage("export", kind="export", libraries=("torch", "transformers"), methods=export_methods)
-def export(job: Job[ExportConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write `<format>/`, exports.json and metrics.json from `model`.
+def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write `<format>/` with README.md, exports.json and metrics.json from `model`.
+
+    `plan` tells what was cut, `source` (the acquired model) has the licence files that go along.
 
     An export that its stock tool cannot load, or that computes something else, raises StageFailed.
     """
     import torch
 
+    from resprout.tasks.export.card import CARD, card, carry_licences
     from resprout.tasks.export.probe import Question, probe
     from resprout.tasks.export.verify import largest_difference
     from resprout.tasks.models.load import load_model, load_tokenizer
+    from resprout.tasks.prune.plan import read_plan
 
-    config = job.config
+    config = job.config.config
     exports: list[dict[str, object]] = []
     metrics: dict[str, float] = {}
     if config.formats:
@@ -37,11 +60,14 @@ def export(job: Job[ExportConfig], inputs: Mapping[str, Path], workdir: Path, pr
         threads = torch.get_num_threads()
         question = Question(list(config.prompts), config.greedy_tokens, job.dtype, job.device, threads)
         expected = probe(model, load_tokenizer(inputs["model"]), question)
+        plan = read_plan(inputs["plan"])
     for done, name in enumerate(config.formats):
         written = FORMATS.get(name)()
         folder = workdir / name
         folder.mkdir()
         written.write(model, inputs["model"], folder)
+        text = card(job.config.credits, plan, job.config.recovery, carry_licences(inputs["source"], folder))
+        (folder / CARD).write_text(text, encoding="utf-8")
         worst = largest_difference(name, expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         exports.append(

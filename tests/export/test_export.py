@@ -14,43 +14,134 @@ from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ExportConfig, PruneConfig
+from resprout.infra.licences import Credit
+from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.export import probe as script
+from resprout.tasks.export.card import card, carry_licences
 from resprout.tasks.export.formats.hf import HuggingFace
 from resprout.tasks.export.probe import Probed
-from resprout.tasks.export.stage import export
+from resprout.tasks.export.stage import Export, export
 from resprout.tasks.export.verify import largest_difference
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.load import load_model
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.prune.plan import Plan, read_plan
 from tiny_models import tiny_model, write_tiny_folder
 
 CONFIG = ExportConfig(prompts=("w5 w6", "w7", "w8 w9 w10", "w11 w12", "w200 w201"), greedy_tokens=5)
 
 
-def run(model: Path, workdir: Path, config=CONFIG):
+CREDITS = (
+    Credit("source model", "hf://acme/tiny@" + "1" * 40, "Apache-2.0"),
+    Credit("calibration text", "hf-dataset://acme/words@2#train", None),
+    Credit("recovery rows", "pool.jsonl", "a|b <c>"),
+)
+
+
+def write_plan(folder: Path) -> Path:
+    size = {"params": 1000, "non_embedding_params": 600, "bytes": 2000}
+    layers = ({"ffn": (0, 1, 2), "kv_groups": (0,)}, {"ffn": (0, 3, 5), "kv_groups": (1,)})
+    plan = Plan(
+        model_type="llama", criterion="flap", allocator="uniform", repair="bias", units=("ffn",),
+        layout="uniform", round_to=1, dtype="bfloat16", dense=size, requested=size,
+        reached={**size, "params": 850}, layers=layers,
+    )  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "plan.json").write_text(plan.model_dump_json())
+    return folder
+
+
+def run(model: Path, workdir: Path, config=CONFIG, credits=CREDITS):
     workdir.mkdir()
-    export.body(Job(config), {"model": model}, workdir, silent)
+    plan = write_plan(workdir.parent / "plan")
+    inputs = {"model": model, "plan": plan, "source": model}
+    export.body(Job(Export(config, credits, "lora")), inputs, workdir, silent)
 
 
 def digests(workdir):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (workdir / "hf").iterdir()}
 
 
-def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(tmp_path):
-    model = write_tiny_folder(tmp_path / "model", "qwen3", dtype="bfloat16")
-    run(model, tmp_path / "first")
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model folder with licence files, and its export."""
+    root = tmp_path_factory.mktemp("exported")
+    model = write_tiny_folder(root / "model", "qwen3", dtype="bfloat16")
+    (model / "LICENSE").write_text("the terms\n")
+    (model / "NOTICE.txt").write_text("the notice\n")
+    run(model, root / "out")
+    return model, root / "out"
+
+
+def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_path):
+    model, out = exported
     files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
-    assert digests(tmp_path / "first").keys() == files | {"tokenizer_config.json"}
-    HuggingFace().write(load_model(model, "bfloat16", "cpu"), model, tmp_path / "second" / "hf")
-    assert digests(tmp_path / "first") == digests(tmp_path / "second")
-    size = sum(p.stat().st_size for p in (tmp_path / "first" / "hf").iterdir())
-    assert json.loads((tmp_path / "first" / "exports.json").read_text()) == [
+    beside = {"README.md", "LICENSE", "NOTICE.txt"}
+    assert digests(out).keys() == files | {"tokenizer_config.json"} | beside
+    again = tmp_path / "second" / "hf"
+    HuggingFace().write(load_model(model, "bfloat16", "cpu"), model, again)
+    text = card(CREDITS, read_plan(write_plan(tmp_path)), "lora", carry_licences(model, again))
+    (again / "README.md").write_text(text, encoding="utf-8")
+    assert digests(out) == digests(tmp_path / "second")
+    size = sum(p.stat().st_size for p in (out / "hf").iterdir())
+    assert json.loads((out / "exports.json").read_text()) == [
         {"format": "hf", "path": "hf", "bytes": size, "verified": True, "max_abs_logit_diff": 0.0}
     ]
-    metrics = json.loads((tmp_path / "first" / "metrics.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == {"hf_bytes": size, "hf_max_abs_logit_diff": 0.0}
-    assert load_model(tmp_path / "first" / "hf", "bfloat16", "cpu").dtype == torch.bfloat16
+    assert load_model(out / "hf", "bfloat16", "cpu").dtype == torch.bfloat16
+
+
+def test_the_card_holds_licences_sizes_and_what_a_hub_reads(exported):
+    from huggingface_hub import ModelCard
+
+    model, out = exported
+    folder = out / "hf"
+    assert (folder / "LICENSE").read_bytes() == (model / "LICENSE").read_bytes()
+    found = ModelCard.load(folder / "README.md")
+    assert found.data.license == "apache-2.0"
+    assert found.data.base_model == "acme/tiny"
+    assert found.data.datasets == ["acme/words"]
+    assert found.data.library_name == "transformers"
+    assert found.data.tags == ["resprout", "pruned", "flap", "lora"]
+    assert "# tiny, pruned to 85.0 % of its parameters" in found.text
+    assert "| this model | 850 | 600 | 2,000 |" in found.text
+    assert "| calibration text | hf-dataset://acme/words@2#train | unknown |" in found.text
+    assert "| recovery rows | pool.jsonl | a\\|b &lt;c> |" in found.text
+    assert "LICENSE, NOTICE.txt" in found.text
+
+
+@pytest.mark.parametrize(
+    ("licence", "front"),
+    [
+        (None, {"license": "unknown"}),
+        ("CC-BY-4.0", {"license": "cc-by-4.0"}),
+        ("Acme terms: v2", {"license": "other", "license_name": "Acme terms: v2", "license_link": "LICENSE"}),
+    ],
+)
+def test_the_front_matter_names_the_licence_as_hubs_do(licence, front, tmp_path):
+    import yaml
+
+    plan = read_plan(write_plan(tmp_path))
+    text = card([Credit("source model", "model", licence)], plan, None, ["LICENSE"])
+    found = yaml.safe_load(text.split("---")[1])
+    assert {key: value for key, value in found.items() if key.startswith("license")} == front
+    assert "base_model" not in found
+    assert found["tags"] == ["resprout", "pruned", "flap"]
+
+
+def test_licences_enter_the_key_and_machines_do_not():
+    def key(credit, recovery=None):
+        ref = ArtifactRef(kind="model", digest="a" * 64, key="k", record="b" * 64, uri="u", bytes=1)
+        told = Export(CONFIG, (credit,), recovery)
+        return export.key(Job(told), {"model": ref, "plan": ref, "source": ref})
+
+    base = Credit("source model", "m", "mit")
+    assert key(base) == key(Credit("source model", "m", "mit"))
+    assert key(base) != key(Credit("source model", "m", "apache-2.0"))
+    assert key(base) != key(Credit("source model", "m", None))
+    assert key(base) != key(base, "lora")
 
 
 def tamper_weight(folder):

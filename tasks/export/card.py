@@ -1,0 +1,130 @@
+"""The model card of an export: README.md with the front matter that model hubs read, and licence files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resprout.infra.licences import UNKNOWN, Credit
+from resprout.tasks.prune.plan import Plan
+
+CARD = "README.md"
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+SOURCE = "source model"
+DATA = ("calibration text", "recovery rows")
+"""Roles of the data that shaped the model."""
+SHAPING = (SOURCE, "encoder", *DATA)
+"""What the card credits. What a model is only judged by changes none of its bytes, so not its card either."""
+HUB = re.compile(r"^hf(?:-dataset)?://([^/@#]+/[^/@#]+)")
+IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+def carry_licences(source: Path, folder: Path) -> list[str]:
+    """Copy the source model's own licence files into the export; their names, sorted."""
+    names = sorted(
+        {path.name for pattern in LICENCE_FILES for path in source.glob(pattern) if path.is_file()}
+    )
+    for name in names:
+        shutil.copyfile(source / name, folder / name)
+    return names
+
+
+def card(credits: Iterable[Credit], plan: Plan, recovery: str | None, licence_files: list[str]) -> str:
+    """The text of README.md; equal facts give equal bytes."""
+    listed = list(credits)
+    front = yaml.safe_dump(
+        front_matter(listed, plan, recovery, licence_files), sort_keys=True, allow_unicode=True
+    )
+    return f"---\n{front}---\n\n" + "\n".join(_body(listed, plan, recovery, licence_files)) + "\n"
+
+
+def front_matter(
+    credits: list[Credit], plan: Plan, recovery: str | None, licence_files: list[str]
+) -> dict[str, Any]:
+    """Keys as the hub documents them (huggingface.co/docs/hub/model-cards).
+
+    It looks `base_model` and `datasets` up among its own, so only sources that came from it are named there;
+    the card's table has all.
+    """
+    model = next((credit for credit in credits if credit.role == SOURCE), None)
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["resprout", "pruned", plan.criterion, *([recovery] if recovery else [])],
+        **_licence(model.licence if model else None, licence_files),
+    }
+    if model is not None and (base := HUB.match(model.name)):
+        front["base_model"] = base[1]
+    data = {found[1] for one in credits if one.role in DATA and (found := HUB.match(one.name))}
+    if data:
+        front["datasets"] = sorted(data)
+    return front
+
+
+def _licence(licence: str | None, files: list[str]) -> dict[str, str]:
+    """The hub's identifier, or `other` with the licence's own name and file."""
+    if licence is None:
+        return {"license": UNKNOWN}
+    if IDENTIFIER.fullmatch(licence.lower()):
+        return {"license": licence.lower()}
+    link = {"license_link": files[0]} if files else {}
+    return {"license": "other", "license_name": licence, **link}
+
+
+def _body(credits: list[Credit], plan: Plan, recovery: str | None, files: list[str]) -> Iterator[str]:
+    model = next((credit for credit in credits if credit.role == SOURCE), None)
+    kept = 100 * plan.reached.params / plan.dense.params
+    name = _cell(_short(model.name)) if model else plan.model_type
+    yield f"# {name}, pruned to {kept:.1f} % of its parameters"
+    yield ""
+    yield (
+        f"Structured pruning by resprout: criterion {plan.criterion}, allocator {plan.allocator}, repair "
+        f"{plan.repair}, units {', '.join(plan.units)}, layout {plan.layout}"
+        f"{f'; then recovery by {recovery}' if recovery else ''}."
+    )
+    yield ""
+    yield "| | parameters | outside embeddings | bytes |"
+    yield "|---|---:|---:|---:|"
+    for name, size in (("source model", plan.dense), ("this model", plan.reached)):
+        yield f"| {name} | {size.params:,} | {size.non_embedding_params:,} | {size.bytes:,} |"
+    yield ""
+    widths = sorted({len(layer.ffn) for layer in plan.layers})
+    groups = sorted({len(layer.kv_groups) for layer in plan.layers})
+    yield (
+        f"{len(plan.layers)} layers with {_span(widths)} FFN channels and {_span(groups)} KV groups each, in "
+        f"{plan.dtype}."
+    )
+    yield ""
+    yield "## What it was made from"
+    yield ""
+    yield "| part | source | licence |"
+    yield "|---|---|---|"
+    for credit in credits:
+        yield f"| {_cell(credit.role)} | {_cell(credit.name)} | {_cell(credit.shown_licence)} |"
+    yield ""
+    yield (
+        "This model is derived from its source model, so that model's licence binds it; the licences of the "
+        "data bind what they say they bind."
+    )
+    if files:
+        yield f"The source model's own terms lie beside this card: {', '.join(map(_cell, files))}."
+
+
+def _short(name: str) -> str:
+    """The last part of an address, without the revision that it was pinned to."""
+    found = HUB.match(name)
+    return found[1].rpartition("/")[2] if found else name.rstrip("/").rpartition("/")[2] or name
+
+
+def _span(values: list[int]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def _cell(text: str) -> str:
+    """One line that neither ends a table's cell nor begins HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

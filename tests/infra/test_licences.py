@@ -1,0 +1,52 @@
+"""The licence policy: patterns, what a missing licence is, which rule goes first."""
+
+from __future__ import annotations
+
+import pytest
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import LicencesConfig
+from resprout.flows.licences import check_licences
+from resprout.infra.licences import Credit, findings
+
+
+@pytest.mark.parametrize(
+    ("licence", "deny", "warn", "rule"),
+    [
+        ("CC-BY-NC-4.0", ("cc-by-nc*",), (), "deny"),
+        ("cc-by-nc-4.0", ("CC-BY-NC*",), (), "deny"),
+        ("cc-by-4.0", ("cc-by-nc*",), (), None),
+        (None, ("unknown",), (), "deny"),
+        ("  ", ("unknown",), (), "deny"),
+        ("mit", ("unknown",), (), None),
+        ("apache-2.0, GPL-3.0", ("gpl-*",), (), "deny"),
+        ("gpl-3.0", ("gpl-*",), ("gpl-*",), "deny"),
+        ("gpl-3.0", (), ("gpl-*",), "warn"),
+        (None, ("*",), (), "deny"),
+        ("gpl-3.0", (), (), None),
+    ],
+)
+def test_a_licence_against_the_rules(
+    licence: str | None, deny: tuple[str, ...], warn: tuple[str, ...], rule: str | None
+) -> None:
+    found = findings(LicencesConfig(deny=deny, warn=warn), [Credit("data", "d", licence)])
+    assert [one.rule for one in found] == ([rule] if rule else [])
+
+
+def test_all_that_is_denied_is_named_at_once_with_what_to_do() -> None:
+    policy = LicencesConfig(deny=("gpl*", "unknown"), warn=("mit",))
+    credits = [
+        Credit("source model", "hf://a/b@1", "gpl-3.0"),
+        Credit("task piqa", "piqa.jsonl", None),
+        Credit("recovery rows", "pool.jsonl", "mit"),
+    ]
+    with pytest.raises(BadInput) as error:
+        check_licences(policy, credits)
+    said = str(error.value)
+    assert "source model hf://a/b@1 has licence gpl-3.0, which infra.licences.deny names ('gpl*')" in said
+    assert "task piqa piqa.jsonl has no known licence, which infra.licences.deny names ('unknown')" in said
+    assert "`licence:`" in said
+    assert "pool.jsonl" not in said
+    assert check_licences(policy, credits[2:]) == [
+        "recovery rows pool.jsonl has licence mit, which infra.licences.warn names ('mit')"
+    ]
