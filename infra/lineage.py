@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.store.record import Record
@@ -88,6 +89,38 @@ class Source:
     sha256: dict[str, str]
     """Hashes of its files, where it keeps such."""
     commit: str | None
+
+    @property
+    def name(self) -> str:
+        """What the model card calls it: its address, or the own name of a file or folder."""
+        return unquote(self.uri).rpartition("/")[2] if self.uri.startswith("file:") else self.uri
+
+
+def sources_behind(nodes: Mapping[str, Node]) -> list[tuple[str, Source]]:
+    """Source model, encoder and data with the ids of the records that brought them, sorted.
+
+    A licence that a config states later than the source was brought here stands with the export, which
+    credits its sources; it goes before what the older record says.
+    """
+    stated: dict[str, set[str | None]] = {}
+    for node in nodes.values():
+        for credit in node.record.config.get("credits", ()) if node.record.stage == "export" else ():
+            stated.setdefault(credit["name"], set()).add(credit["licence"])
+    found = [
+        (source.what != "source model", source.uri, identity, index, source)
+        for identity, node in nodes.items()
+        for index, source in enumerate(sources(node.record))
+    ]
+
+    def licence_of(source: Source) -> str | None:
+        # Two files of one name may stand under different licences; then only the records tell which.
+        named = stated.get(source.name, set())
+        return next(iter(named)) or source.licence if len(named) == 1 else source.licence
+
+    return [
+        (identity, replace(source, licence=licence_of(source)))
+        for _, _, identity, _, source in sorted(found, key=lambda one: one[:4])
+    ]
 
 
 def sources(record: Record) -> list[Source]:

@@ -51,6 +51,7 @@ def page(story: Story, facts: Facts) -> str:
         height=2 * MARGIN + HEIGHT + max(box.y for box in boxes.values()),
         box_width=WIDTH,
         box_height=HEIGHT,
+        licences=story.licences(),
         details={identity: list(details(box.node, facts)) for identity, box in boxes.items()},
         origins={identity: origin_lines(box.node.record.origin) for identity, box in boxes.items()},
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.flows.place import RUN_ID, Found, Place, find
-from resprout.infra.lineage import Node, Source, record_of_digest, sources, tree, trees
+from resprout.infra.licences import UNKNOWN
+from resprout.infra.lineage import Node, Source, record_of_digest, sources_behind, tree, trees
 from resprout.infra.store.store import ArtifactStore
 
 RECORD = "resprout.record"
@@ -72,14 +72,16 @@ class Story:
             return dict(self.report.record.config["config"])
         return dict(self.made.record.config) if self.made else {}
 
-    def sources(self) -> Iterator[tuple[Node, Source]]:
-        """Source model, encoder and data with the nodes that brought them, by their addresses."""
-        found = [
-            (source.what != "source model", source.uri, identity, index, node, source)
-            for identity, node in self.nodes().items()
-            for index, source in enumerate(sources(node.record))
-        ]
-        yield from (one[-2:] for one in sorted(found, key=lambda one: one[:4]))
+    def sources(self) -> list[tuple[str, Source]]:
+        """Source model, encoder and data with the ids of the records that brought them."""
+        return sources_behind(self.nodes())
+
+    def licences(self) -> dict[str, str]:
+        """The licences of what each record brought here."""
+        found: dict[str, list[str]] = {}
+        for identity, source in self.sources():
+            found.setdefault(identity, []).append(source.licence or UNKNOWN)
+        return {identity: ", ".join(sorted(set(named))) for identity, named in found.items()}
 
 
 def tell(place: Place, reference: str) -> Story:

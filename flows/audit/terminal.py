@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.flows.audit.facts import Facts
 from resprout.flows.audit.story import Story
+from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node
 from resprout.infra.store.record import Record
 from resprout.tasks.track import flat
@@ -29,13 +30,15 @@ def draw(story: Story, facts: Facts, full: bool = False) -> Tree:
     root = Tree(escape(story.title))
     for line in header(story, facts, usual):
         root.add(escape(line))
-    drawn: set[str] = set()
+    drawn, licences = set[str](), story.licences()
 
     def add(branch: Tree, role: str, node: Node) -> None:
         drawn.add(node.record_id)
         under = branch.add(escape(f"{named(role, node)}{_differing(node.record, usual)}"))
-        for line in (*origin_lines(node.record.origin), *_licence(node.record)):
+        for line in origin_lines(node.record.origin):
             under.add(escape(line))
+        if node.record_id in licences:
+            under.add(escape(f"licence {licences[node.record_id]}"))
         for line in details(node, facts) if full else ():
             under.add(escape(line))
         again = []
@@ -71,7 +74,7 @@ def header(story: Story, facts: Facts, usual: dict[str, str]) -> Iterator[str]:
         yield "gate: none was asked for"
     began = [node.record.started for node in story.nodes().values()]
     yield f"by {usual['who']} on {usual['machine']}, {usual['code']}, {min(began)} to {max(began)}"
-    licences = sorted({source.licence or "unknown" for _, source in story.sources()})
+    licences = sorted({source.licence or UNKNOWN for _, source in story.sources()})
     if licences:
         yield f"licences of model and data: {', '.join(licences)}"
 
@@ -109,12 +112,6 @@ def origin_lines(origin: dict[str, Any] | None) -> list[str]:
     listed = origin.get("sources")
     entries = listed if isinstance(listed, list) else [origin]
     return [f"from {entry.get('uri')}{_identity(entry)}" for entry in entries if isinstance(entry, dict)]
-
-
-def _licence(record: Record) -> list[str]:
-    if record.licence:
-        return [f"licence {record.licence}"]
-    return ["licence unknown"] if record.origin else []
 
 
 def usual_of(story: Story) -> dict[str, str]:

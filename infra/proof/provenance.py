@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-from resprout.infra.lineage import Node, sources
+from resprout.infra.licences import UNKNOWN
+from resprout.infra.lineage import Node, sources_behind
 from resprout.infra.store.manifest import FileEntry
 from resprout.infra.store.record import Record
 
@@ -101,18 +102,16 @@ def _stage(identity: str, record: Record) -> dict[str, Any]:
 def _sources(nodes: dict[str, Node]) -> list[dict[str, Any]]:
     """The source model and every data set: where it was, what pins it, and its licence."""
     found = []
-    for identity, node in sorted(nodes.items()):
-        for source in sources(node.record):
-            hashes = source.sha256
-            digest = {"sha256": next(iter(hashes.values()))} if len(hashes) == 1 else {}
-            if source.commit:
-                digest["gitCommit"] = source.commit
-            files = {"files": hashes} if len(hashes) > 1 else {}
-            artifact = _artifact(
-                source.what, node.record, identity, licence=source.licence or "unknown", **files
-            )
-            artifact["digest"] |= digest
-            found.append({**artifact, "uri": source.uri})
+    for identity, source in sources_behind(nodes):
+        hashes = source.sha256
+        digest = {"sha256": next(iter(hashes.values()))} if len(hashes) == 1 else {}
+        if source.commit:
+            digest["gitCommit"] = source.commit
+        files = {"files": hashes} if len(hashes) > 1 else {}
+        licence = source.licence or UNKNOWN
+        artifact = _artifact(source.what, nodes[identity].record, identity, licence=licence, **files)
+        artifact["digest"] |= digest
+        found.append({**artifact, "uri": source.uri})
     return found
 
 
