@@ -54,7 +54,9 @@ def plan_of(store: ArtifactStore, story: Story) -> dict[str, Any] | None:
 
 
 def _of_stage(store: ArtifactStore, story: Story, stage: str, path: str) -> dict[str, Any] | None:
-    nodes = (node for node in story.nodes().values() if node.record.stage == stage)
+    """The content of the stage nearest to the top: the report's own goes before one further down."""
+    known = story.nodes()
+    nodes = (known[identity] for identity in story.roles() if known[identity].record.stage == stage)
     return next((data for node in nodes if (data := _read(store, node, path)) is not None), None)
 
 

@@ -21,6 +21,8 @@ VERBS = (
     "methods",
     "report",
     "lineage",
+    "diff",
+    "audit",
     "verify",
     "alias",
     "triggers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import json
 import re
@@ -59,9 +60,9 @@ def run_of(place: Place, name: str) -> str:
 def text_of(shown: Any) -> str:
     from rich.console import Console
 
-    console = Console(width=1000, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(shown)
-    return console.export_text()
+    written = io.StringIO()
+    Console(width=1000, file=written).print(shown)
+    return written.getvalue()
 
 
 def test_every_reference_to_the_export_leads_to_the_report_and_back(known: tuple[Place, Writer]) -> None:

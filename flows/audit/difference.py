@@ -1,0 +1,168 @@
+"""What two stories have otherwise: config, data, plan, metrics, code, libraries, machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from resprout.flows.audit.facts import Facts
+from resprout.flows.audit.story import Story
+from resprout.infra.lineage import Node
+from resprout.tasks.track import flat
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SECTIONS = ("config", "data", "plan", "metrics", "code", "libraries", "machine")
+SHORT = 12
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: what it is called, and by section what it says."""
+
+    title: str
+    says: dict[str, Values]
+
+
+def side(story: Story, facts: Facts) -> Side:
+    """All that is compared of a story."""
+    labels = _labels(story)
+    return Side(
+        story.title,
+        {
+            "config": {key: value for key, value in flat(story.config()).items() if key != "config"},
+            "data": dict(_data(story, labels)),
+            "plan": _plan(facts.plan),
+            "metrics": {
+                f"{labels[identity]}.{name}": value
+                for identity, found in facts.metrics.items()
+                for name, value in found.items()
+                if identity in labels
+            },
+            "code": dict(_code(story, labels)),
+            "libraries": _versions(story),
+            "machine": _machine(story),
+        },
+    )
+
+
+def differences(one: Side, other: Side) -> dict[str, dict[str, list[Any]]]:
+    """By section what is not equal, with both values; None where a side has no such thing."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for section in SECTIONS:
+        a, b = one.says[section], other.says[section]
+        found[section] = {
+            key: [a.get(key), b.get(key)] for key in sorted({*a, *b}) if a.get(key) != b.get(key)
+        }
+    return found
+
+
+def tables(one: Side, other: Side) -> Iterator[Table | str]:
+    """A table for each section in which the two differ, a line for each in which they do not."""
+    from rich.table import Table
+
+    for section, rows in differences(one, other).items():
+        if not rows:
+            yield f"{section}: the same"
+            continue
+        table = Table(section, _cell(one.title), _cell(other.title), box=None, pad_edge=False)
+        if section == "metrics":
+            table.add_column("difference", justify="right")
+        for key, (a, b) in rows.items():
+            numbers = all(isinstance(value, int | float) for value in (a, b))
+            more = [f"{b - a:+.6g}" if numbers else ""] if section == "metrics" else []
+            table.add_row(*map(_cell, (key, a, b, *more)))
+        yield table
+
+
+def _labels(story: Story) -> dict[str, str]:
+    """For each record what it is in any run; of several that are the same the one nearest to the top."""
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    level: list[tuple[str, str, Node]] = [(role, "", node) for role, node in story.tops]
+    while level:
+        below = []
+        for role, user, node in level:
+            if node.record_id not in seen:
+                seen.add(node.record_id)
+                found.setdefault(_label(role, user, node), node.record_id)
+                below += [(behind, node.record.stage, parent) for behind, parent in node.parents]
+        level = below
+    return {identity: label for label, identity in found.items()}
+
+
+def _label(role: str, user: str, node: Node) -> str:
+    stage = node.record.stage
+    if stage == "acquire_model":
+        return "encoder" if node.record.config.get("role") == "encoder" else "source model"
+    if node.record.origin:
+        return f"{role} for {user}"
+    return f"{stage} {role}" if stage in ("evaluate", "measure") else stage
+
+
+def _data(story: Story, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
+    nodes, licences = story.nodes(), story.licences()
+    addresses: dict[str, list[str]] = {}
+    for identity, source in story.sources():
+        addresses.setdefault(identity, []).append(source.uri)
+    for identity, label in labels.items():
+        if identity in addresses:
+            yield f"{label}: artifact", nodes[identity].record.content
+            yield f"{label}: licence", licences[identity]
+            yield f"{label}: source", ", ".join(addresses[identity])
+
+
+def _plan(plan: dict[str, Any] | None) -> Values:
+    """Sizes and, for each layer, which units are kept."""
+    if plan is None:
+        return {}
+    layers = {
+        f"layer {index:03d}: {unit}": kept
+        for index, layer in enumerate(plan.get("layers", ()))
+        for unit, kept in layer.items()
+    }
+    return {**flat({key: value for key, value in plan.items() if key != "layers"}), **layers}
+
+
+def _code(story: Story, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
+    nodes = story.nodes()
+    for identity, label in labels.items():
+        code = nodes[identity].record.code
+        if "reached" in code:
+            yield f"{label}: reached", str(code["reached"])[:SHORT]
+        state = f"{code.get('resprout')} {code.get('commit', '')}".strip()
+        yield f"{label}: version", f"{state}{' dirty' if code.get('dirty') == 'true' else ''}"
+
+
+def _versions(story: Story) -> Values:
+    found: dict[str, set[str]] = {}
+    for node in story.nodes().values():
+        for name, version in node.record.libraries.items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(versions)) for name, versions in found.items()}
+
+
+def _machine(story: Story) -> Values:
+    found: dict[str, set[str]] = {}
+    for node in story.nodes().values():
+        facts = {**node.record.machine, "who": node.record.who, "dtype": node.record.dtype}
+        for name, value in {**facts, "device": node.record.device}.items():
+            if value is not None:
+                found.setdefault(name, set()).add(str(value))
+    return {name: ", ".join(sorted(values)) for name, values in found.items()}
+
+
+def _cell(value: Any) -> str:
+    """A value on one line; of kept units how many there are and the first."""
+    from rich.markup import escape
+
+    if value is None:
+        return "-"
+    if isinstance(value, list) and value and all(isinstance(one, int) for one in value):
+        return f"{len(value)} kept: {', '.join(map(str, value[:6]))}{', ...' if len(value) > 6 else ''}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return escape(" ".join(str(value).split()))

@@ -1,0 +1,53 @@
+"""`resprout diff`: what two model versions have otherwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WIDE = 1000
+
+
+def diff(
+    one: Annotated[
+        str, typer.Argument(help="models:/name/3, models:/name@alias, an artifact digest, or any run's id.")
+    ],
+    other: Annotated[str, typer.Argument(help="The same of what it is compared with.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="By section what differs, with both values.")
+    ] = False,
+    config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Compare config, data, plan, metrics, code, libraries and machine of two versions, artifacts or runs.
+
+    Exit code 0 whether they differ or not.
+
+    \b
+    Examples:
+      resprout diff models:/smollm2-135m-resprout/1 models:/smollm2-135m-resprout/2
+      resprout diff models:/smollm2-135m-resprout/1 models:/smollm2-135m-resprout@candidate
+      resprout diff models:/smollm2-135m-resprout/1 models:/smollm2-135m-resprout/2 --json
+    """
+    from resprout.flows.audit.difference import differences, side, tables
+    from resprout.flows.audit.facts import gather
+    from resprout.flows.audit.story import tell
+    from resprout.flows.place import open_place
+
+    place = open_place(config, one)
+    stories = [tell(place, reference) for reference in (one, other)]
+    a, b = (side(story, gather(place.store, story)) for story in stories)
+    if as_json:
+        found = {"a": one, "b": other, "differences": differences(a, b)}
+        typer.echo(json.dumps(found, sort_keys=True))
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    for table in tables(a, b):
+        console.print(table, highlight=False)

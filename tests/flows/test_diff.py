@@ -1,0 +1,100 @@
+"""`resprout diff`: what differs between two versions is shown with both values, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from lineages import Writer, nodes, write_lineage
+from resprout.configs.schema import StoreConfig
+from resprout.flows.audit.difference import Side, differences, side, tables
+from resprout.flows.audit.facts import gather
+from resprout.flows.audit.story import Story
+from resprout.infra.store.store import ArtifactStore
+
+OTHER = {
+    "model": {"source": "hf://acme/tiny@dev", "dtype": "bfloat16", "licence": None},
+    "prune": {"method": "magnitude", "target": {"params_ratio": 0.85}},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    return ArtifactStore.from_config(StoreConfig(), tmp_path_factory.mktemp("compared"))
+
+
+def of(writer: Writer) -> Side:
+    made, report = nodes(writer)
+    story = Story("x", "x", (("report", report),), made, report)
+    return side(story, gather(writer.store, story))
+
+
+@pytest.fixture(scope="module")
+def pair(store: ArtifactStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[Side, Side]:
+    scratch = tmp_path_factory.mktemp("scratch")
+    return of(write_lineage(store, scratch / "a")), of(write_lineage(store, scratch / "b", OTHER))
+
+
+def test_a_version_is_as_itself(pair: tuple[Side, Side]) -> None:
+    assert set(map(bool, differences(pair[0], pair[0]).values())) == {False}
+    assert list(tables(pair[0], pair[0])) == [f"{name}: the same" for name in differences(pair[0], pair[0])]
+
+
+def test_config_and_plan_differ_by_key_and_nothing_else_does(pair: tuple[Side, Side]) -> None:
+    found = differences(*pair)
+    assert found["config"] == {
+        "model.dtype": ["float32", "bfloat16"],
+        "model.source": ["hf://acme/tiny@main", "hf://acme/tiny@dev"],
+        "prune.method": ["flap", "magnitude"],
+    }
+    assert found["plan"] == {"criterion": ["flap", "magnitude"]}
+    for section in ("metrics", "data", "code", "libraries", "machine"):
+        assert found[section] == {}, section
+
+
+def test_data_code_libraries_metrics_and_layers_are_named(
+    pair: tuple[Side, Side], store: ArtifactStore, tmp_path: Path
+) -> None:
+    writer = write_lineage(store, tmp_path / "c")
+    plan = json.loads(store.read(writer.made["plan"][0], "plan.json"))
+    plan["layers"][1]["ffn"] = [0, 2]
+    code = {"resprout": "0.2.0", "commit": "d" * 40, "dirty": "true", "reached": "cd" * 32}
+    writer.add("plan", "plan", "plan", {"plan.json": plan}, {"model": "model"}, code=code, config={})
+    writer.add("text", "acquire_text", "text", {"text.jsonl": "{}"}, {}, licence="mit", config={},
+               origin={"sources": [{"given": "n", "uri": "file:///n.jsonl", "licence": "mit"}]})  # fmt: skip
+    writer.add("cut", "evaluate", "scores", {"metrics.json": {"perplexity": 13.0}},
+               {"model": "pruned", "text": "text"}, libraries={"torch": "2.14.0"})  # fmt: skip
+    writer.add("report", "report", "report", {"report.html": "c"},
+               {"export": "export", "gate": "gate", "plan": "plan", "pruned": "cut"},
+               config={"name": "small", "config": {}, "command": "", "digests": {}})  # fmt: skip
+    # Without the old text, which dense scores brought along.
+    other = of(writer)
+    found = differences(pair[0], other)
+    assert found["plan"] == {"layer 001: ffn": [[0, 3], [0, 2]]}
+    assert found["metrics"]["evaluate pruned.perplexity"] == [12.5, 13.0]
+    assert found["code"]["plan: reached"] == ["ab" * 6, "cd" * 6]
+    assert found["code"]["plan: version"][1] == f"0.2.0 {'d' * 40} dirty"
+    assert found["libraries"]["torch"] == ["2.13.0+cpu", "2.13.0+cpu, 2.14.0"]
+    assert found["data"]["text for evaluate: licence"] == ["cc-by-4.0, unknown", "mit"]
+    assert found["data"]["text for evaluate: source"] == [
+        "file:///data/a.jsonl, s3://data/b",
+        "file:///n.jsonl",
+    ]
+
+
+def test_the_table_shows_how_far_a_metric_moved(pair: tuple[Side, Side]) -> None:
+    from rich.console import Console
+
+    says = {name: dict(values) for name, values in pair[0].says.items()}
+    says["metrics"]["evaluate pruned.perplexity"] = 12.0
+    says["plan"]["layer 000: ffn"] = list(range(20))
+    console = Console(width=300, file=io.StringIO())
+    for table in tables(pair[0], Side("y", says)):
+        console.print(table)
+    shown = console.file.getvalue()
+    assert "evaluate pruned.perplexity" in shown
+    assert "-0.5" in shown
+    assert "20 kept: 0, 1, 2, 3, 4, 5, ..." in shown
