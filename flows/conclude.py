@@ -15,6 +15,7 @@ from resprout.flows.announce import announce
 from resprout.flows.session import Session
 from resprout.flows.steps import Made
 from resprout.infra import identity
+from resprout.infra.proof.provenance import state_provenance
 from resprout.infra.proof.seal import enter, write_seal
 from resprout.infra.proof.timestamp import Authority
 from resprout.infra.store import exports
@@ -24,6 +25,9 @@ from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
 from resprout.tasks.run import Run
 from resprout.tasks.stage import Input
+
+PROVENANCE = "provenance.intoto.json"
+"""File of the run's artifacts in MLflow."""
 
 
 class Conclusion:
@@ -46,6 +50,7 @@ class Conclusion:
         self.reported = reported
         summary = self.run.store.read(reported.digest, "summary.md").decode()
         announce(self.loaded.config.name, self.result, summary, self.run.tracker)
+        self.state_provenance()
         self.verdict = "none" if self.made.gate is None else "passed" if verdict.passed else "failed"
         self.run.tracker.log(self.run.mlflow_run_id, tags={"resprout.gate": self.verdict})
         if not verdict.passed:
@@ -143,6 +148,12 @@ class Conclusion:
             tags={"resprout.report": reported.digest, "resprout.report_record": reported.record},
         )
         return reported
+
+    def state_provenance(self) -> None:
+        """The signed statement of how the export was built, in the store and in MLflow."""
+        run, made, report = self.run, self.made.export.record, self.reported.record
+        stated = run.keep(lambda: state_provenance(run.store, made, report))
+        run.tracker.log_text(run.mlflow_run_id, stated.decode(), PROVENANCE)
 
     def register(self, wanted: RegisterConfig, reported: ArtifactRef, summary: str) -> None:
         """The model version with its lineage in tags and the report's `summary` as description."""

@@ -11,6 +11,7 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.cli.claims import claims_of
 from resprout.flows.place import RUN_ID, Found, Place, find
 from resprout.infra.lineage import Node, trees
+from resprout.infra.proof.provenance import provenance_problems
 from resprout.infra.proof.seal import Seal
 from resprout.infra.proof.shown import Shown
 from resprout.infra.proof.stored import Stored
@@ -77,6 +78,11 @@ class Examiner:
 
     def _sealed(self, seal: Seal) -> None:
         self._problems += self.shown.run(seal)
+        said = seal.said
+        if said.get("report") and said.get("export"):
+            self._problems += provenance_problems(
+                self.place.store, said["export"], said["report"], said["provenance"]
+            )
         self._look(self._tree(seal.said["records"], f"the seal of run {seal.said['run']}") or (), seal)
 
     def _tree(self, records: Iterable[str], named: str) -> list[Node] | None:

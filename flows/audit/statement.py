@@ -6,7 +6,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.flows.audit.story import Story
-from resprout.infra.proof.provenance import provenance
+from resprout.infra.proof.provenance import provenance, provenance_key
 from resprout.infra.proof.signing import UNSIGNED
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.store import ArtifactStore
@@ -26,7 +26,7 @@ def statement_of(store: ArtifactStore, story: Story) -> dict[str, Any]:
 def envelope_of(store: ArtifactStore, story: Story) -> tuple[bytes, str]:
     """The envelope, and a remark where it is not the signed one of the store."""
     statement = statement_of(store, story)
-    kept = store.driver.get_bytes(provenance_key(story.made.record_id)) if story.made else None
+    kept = store.driver.get_bytes(provenance_key(story.report.record_id)) if story.report else None
     if kept is None:
         return UNSIGNED.envelope(statement), (
             "the store holds no statement on it; this one was built now and is unsigned"
@@ -35,11 +35,6 @@ def envelope_of(store: ArtifactStore, story: Story) -> tuple[bytes, str]:
     if canonical_json(opened.statement) == canonical_json(statement):
         return kept, "" if opened.signed_by else "no signature by a known key is under it"
     return UNSIGNED.envelope(statement), (
-        "the stored statement tells of another run that came to the same export; this one was built now and "
-        "is unsigned"
+        "the stored statement says otherwise than the records (`resprout verify` tells more); this one was "
+        "built now and is unsigned"
     )
-
-
-def provenance_key(record_id: str) -> str:
-    """Where the store keeps the statement on what a record made."""
-    return f"provenance/{record_id}.json"

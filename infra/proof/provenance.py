@@ -7,14 +7,17 @@ no clock is asked, nothing is looked up, and the order of all lists is fixed.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.licences import UNKNOWN
-from resprout.infra.lineage import Node, sources_behind
+from resprout.infra.lineage import Node, sources_behind, tree
+from resprout.infra.store.canonical import check_digest
 from resprout.infra.store.manifest import FileEntry
 from resprout.infra.store.record import Record
+from resprout.infra.store.store import ArtifactStore
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -68,6 +71,59 @@ def provenance(made: Node, files: Iterable[FileEntry], report: Node | None = Non
             },
         },
     }
+
+
+def provenance_key(report: str) -> str:
+    """Key of the object that holds the statement on what a run made, by the record of its report."""
+    return f"provenance/{check_digest(report, 'record id')}.json"
+
+
+def state_provenance(store: ArtifactStore, made: str, report: str) -> bytes:
+    """The statement on the artifact of record `made`, kept in its envelope; returns the envelope.
+
+    A run that finds all of an earlier one says the same, and signs beside it where keys were rotated.
+    """
+    statement = rebuilt(store, made, report)
+    key = provenance_key(report)
+    kept = store.driver.get_bytes(key)
+    data = store.signer.envelope(statement)
+    if kept is not None:
+        try:
+            if store.signer.open(kept, "provenance statement").statement == statement:
+                data = store.signer.countersigned(kept)
+        except VerificationFailed:
+            # What is damaged is written anew; `verify` told of it until now.
+            pass
+    if data != kept:
+        store.driver.put_bytes(key, data)
+    return data
+
+
+def rebuilt(store: ArtifactStore, made: str, report: str) -> dict[str, Any]:
+    """The statement as the records make it."""
+    top = tree(store, made)
+    return provenance(top, store.manifest(top.record.content).files, tree(store, report))
+
+
+def provenance_problems(store: ArtifactStore, made: str, report: str, signed: Iterable[str]) -> Iterator[str]:
+    """What is wrong with the kept statement; `signed` are the keys that had signed it when it was sealed."""
+    key = provenance_key(report)
+    data = store.driver.get_bytes(key)
+    what = f"provenance statement {store.driver.uri(key)}"
+    if data is None:
+        yield f"the {what} was removed"
+        return
+    try:
+        opened = store.signer.open(data, what)
+        if opened.statement != rebuilt(store, made, report):
+            yield f"the {what} was changed: the records say otherwise"
+    except (BadInput, VerificationFailed) as error:
+        yield str(error)
+        return
+    for key_id in sorted({*signed} - {*opened.signed_by, *opened.unknown}):
+        yield f"the signature of key {key_id} on the {what} was removed"
+    if store.signer.required and not opened.signed_by:
+        yield f"the {what} has no signature that counts"
 
 
 def _by_path(files: Iterable[FileEntry]) -> list[FileEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from resprout.configs.errors import VerificationFailed
 from resprout.infra.lineage import trees
 from resprout.infra.proof.ledger import Ledger, folded, predicate_of, statement
+from resprout.infra.proof.provenance import provenance_key
 from resprout.infra.proof.signing import Opened
 from resprout.infra.proof.snapshot import model_state, placed, places, run_states, version_state
 from resprout.infra.proof.timestamp import Authority, token_key
@@ -60,8 +62,10 @@ def write_seal(
     behind = sorted({node.record_id for node in trees(store, named)})
     with ThreadPoolExecutor(THREADS) as pool:
         signed = dict(zip(behind, pool.map(store.signatures_of, behind), strict=True))
+    stated = about.get("report") and store.driver.get_bytes(provenance_key(about["report"]))
     predicate = {
         **about,
+        "provenance": [one["keyid"] for one in json.loads(stated)["signatures"]] if stated else [],
         "run": run_id,
         "sealed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "key": store.signer.own_id,

@@ -100,6 +100,14 @@ class Signer:
             made.sign(self._own)
         return canonical_json(made.to_dict())
 
+    def countersigned(self, data: bytes, what: str = "envelope") -> bytes:
+        """The envelope with the own key's signature beside those that it has."""
+        self.open(data, what)
+        envelope = Envelope.from_dict(json.loads(data))
+        if self._own is not None and self.own_id not in envelope.signatures:
+            envelope.sign(self._own)
+        return canonical_json(envelope.to_dict())
+
     def open(self, data: bytes, what: str = "envelope") -> Opened:
         """The statement in an envelope; VerificationFailed where the envelope or a signature is broken."""
         try:

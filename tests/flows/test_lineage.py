@@ -20,11 +20,12 @@ from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.audit import descent, events, terminal
 from resprout.flows.audit.facts import gather
 from resprout.flows.audit.page import HEIGHT, WIDTH, page, place
-from resprout.flows.audit.statement import envelope_of, provenance_key
+from resprout.flows.audit.statement import envelope_of
 from resprout.flows.audit.story import Story, tell
 from resprout.flows.place import Place
 from resprout.infra.lineage import tree
-from resprout.infra.proof.signing import Signer
+from resprout.infra.proof.provenance import provenance_key, provenance_problems, state_provenance
+from resprout.infra.proof.signing import UNSIGNED, Signer
 from resprout.infra.store.store import ArtifactStore
 
 
@@ -257,12 +258,38 @@ def test_the_statement_comes_signed_from_the_store_or_is_built_unsigned(tmp_path
     assert json.loads(built)["signatures"] == []
     statement = json.loads(base64.b64decode(json.loads(built)["payload"]))
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
-    store.driver.put_bytes(provenance_key(made.record_id), signer.envelope(statement))
+    assert state_provenance(store, made.record_id, report.record_id) == signer.envelope(statement)
     kept, remark = envelope_of(store, story)
     assert (signer.open(kept).signed_by, remark) == ((signer.own_id,), "")
-    other, remark = envelope_of(store, Story("x", "x", (("model", made),), made))
-    assert "another run" in remark
+    store.driver.put_bytes(provenance_key(report.record_id), signer.envelope({**statement, "more": 1}))
+    other, remark = envelope_of(store, story)
+    assert "says otherwise" in remark
     assert json.loads(other)["signatures"] == []
+
+
+def test_a_statement_is_signed_again_where_keys_were_rotated(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from securesystemslib.signer import CryptoSigner
+
+    store = ArtifactStore.from_config(StoreConfig(), tmp_path / "home")
+    writer = write_lineage(store, tmp_path / "scratch")
+    made, report = nodes(writer)
+    signers = [Signer(CryptoSigner(Ed25519PrivateKey.generate()), ()) for _ in range(2)]
+    for store.signer in (UNSIGNED, *signers, signers[0]):
+        data = state_provenance(store, made.record_id, report.record_id)
+    assert [one["keyid"] for one in json.loads(data)["signatures"]] == [one.own_id for one in signers]
+    identities = (made.record_id, report.record_id)
+    assert list(provenance_problems(store, *identities, [one.own_id or "" for one in signers])) == []
+    store.driver.put_bytes(provenance_key(report.record_id), signers[0].envelope(json.loads(payload(data))))
+    (problem,) = provenance_problems(store, *identities, [one.own_id or "" for one in signers])
+    assert f"the signature of key {signers[1].own_id}" in problem
+    store.driver.delete(provenance_key(report.record_id))
+    (problem,) = provenance_problems(store, *identities, [])
+    assert "was removed" in problem
+
+
+def payload(envelope: bytes) -> bytes:
+    return base64.b64decode(json.loads(envelope)["payload"])
 
 
 def test_everything_that_came_from_a_source(known: tuple[Place, Writer], tmp_path: Path) -> None:
