@@ -35,6 +35,7 @@ from resprout.infra.patience import patiently
 from resprout.infra.restarts import FLOW
 from resprout.infra.store import claims, exports
 from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.pins import Pins
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, Tracker
@@ -152,6 +153,8 @@ def _compress(
             scan=load_scan(loaded.config.infra.data_scan) if loaded.config.infra.data_scan else None,
         )
         at_end.callback(run.locks.close)
+        store.pins = Pins(store.driver, run.locks, stop=session.stop_if_interrupted)
+        at_end.callback(store.pins.close)
         if run.shards > 1:
             run.fan_out = fan_out = FanOut(loaded, run)
             at_end.callback(fan_out.close)

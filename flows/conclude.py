@@ -174,6 +174,7 @@ class Conclusion:
             if ref is not None:
                 tags[f"resprout.{role}"] = ref.digest
         folder = self.result.exports[0].uri.rpartition("/")[2]
+        run.store.confirm()
         # Of two runs at once the second must find the first's version. The run's end frees the lock.
         run.locks.acquire_lock(f"register {wanted.name}", run.mlflow_run_id)
         self.result.registered = register(run, wanted, made.export, folder, tags, summary)

@@ -43,6 +43,8 @@ class Place(BaseModel):
 
     infra: dict[str, Any]
     mlflow_run_id: str
+    writer: str
+    """The run's lease, under which `gc` spares what a worker relies on."""
 
 
 class Given(BaseModel):
@@ -103,7 +105,11 @@ class FanOut:
     def __init__(self, loaded: Loaded, run: Run) -> None:
         self._infra = loaded.config.infra
         self._store = run.store
-        self._place = Place(infra=travelling(loaded), mlflow_run_id=run.mlflow_run_id)
+        self._place = Place(
+            infra=travelling(loaded),
+            mlflow_run_id=run.mlflow_run_id,
+            writer=run.store.pins.writer if run.store.pins is not None else "",
+        )
         self._cluster = ExitStack()
         self._runner: Any = None
         self._here = self._place.model_dump_json()
@@ -167,6 +173,7 @@ class FanOut:
             raise _as_raised(found)
         made = ArtifactRef.model_validate(found["made"])
         if made.key == key:
+            self._store.rely_on(made.digest)
             return made
         record = self._store.get_record(made.record)
         ours = {**parts["libraries"], "resprout's code": parts["code"][:12]}
@@ -210,6 +217,7 @@ def _opened(place: str) -> Run:
     prepare(infra, home)
     # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
     from resprout.infra.store.lease import LeaseLockManager
+    from resprout.infra.store.pins import Pins
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
@@ -217,10 +225,12 @@ def _opened(place: str) -> Run:
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()
     store = ArtifactStore.from_config(infra.store, home, infra.proof)
+    locks = LeaseLockManager(store.driver)
+    store.pins = Pins(store.driver, locks, writer=asked.writer)
     return Run(
         store=store,
         tracker=tracker,
-        locks=LeaseLockManager(store.driver),
+        locks=locks,
         results=ArtifactResults.of(store),
         display=NoDisplay(),
         home=home,

@@ -95,6 +95,7 @@ def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
 
     from resprout.configs.schema import MlflowConfig, StoreConfig
     from resprout.infra.store.lease import LeaseLockManager
+    from resprout.infra.store.pins import Pins
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
@@ -121,8 +122,12 @@ def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
                 mlflow_run_id=run_id,
                 **{"retries": 0, "retry_delay_seconds": 0.0, **options},
             )
-            with tracker.running(run_id):
-                return steps(run)
+            artifacts.pins = Pins(artifacts.driver, run.locks)
+            try:
+                with tracker.running(run_id):
+                    return steps(run)
+            finally:
+                artifacts.pins.close()
 
         return toy()
 

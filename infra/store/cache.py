@@ -42,6 +42,16 @@ class LocalCache:
                 if not self._is_sound(manifest, content):
                     self._bring(manifest, content, fetch)
 
+    def holds(self, digest: str) -> bool:
+        """Whether there is a local copy, sound or not."""
+        return self._content(digest).is_dir()
+
+    def forget(self, digest: str) -> None:
+        """Remove the local copy; waits for those who use it."""
+        if self.holds(digest):
+            with flock.exclusive(self.root / "locks" / digest):
+                self._drop(digest)
+
     def _content(self, digest: str) -> Path:
         return self.root / "content" / digest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,15 @@ class Head:
 
     size: int
     sha256: str | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object in a listing: key, size in bytes, and the seconds since writing by the place's clock."""
+
+    key: str
+    size: int
+    age_seconds: float
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,20 @@ class Driver(Protocol):
         """Keys that begin with `prefix`, sorted."""
         ...
 
+    def entries(self, prefix: str) -> Iterator[Listed]:
+        """Objects whose keys begin with `prefix`, in no order."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens when it is not there."""
+        ...
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """Remove many objects, in as few requests as the place allows."""
+        ...
+
+    def delete_folder(self, prefix: str) -> None:
+        """Remove all objects below `prefix`/."""
         ...
 
     def uri(self, key: str) -> str:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 CLOCK_STEP_SECONDS = 1.0
 SILENT_SECONDS = 3.0
 """A wait that is longer is told."""
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Goes on while the machine sleeps, as the store's clock does."""
 
 
 @dataclass
@@ -129,6 +131,16 @@ class LeaseLockManager(LockManager):
             ):
                 logger.warning("the lock on %s had passed to another process before it was released", key)
 
+    def retire(self, key: str, holder: str) -> None:
+        """Free a key that nobody will ask for again, and leave no object behind."""
+        with self._mutex:
+            lease = self._held.get(key)
+            if lease is None or lease.holder != holder:
+                raise ValueError(f"'{holder}' holds no lock on '{key}'")
+            del self._held[key]
+            if not lease.lost:
+                self._driver.delete(_name(key))
+
     def is_locked(self, key: str) -> bool:
         current = self._driver.read_versioned(_name(key))
         return current is not None and not _is_free(current)
@@ -137,7 +149,7 @@ class LeaseLockManager(LockManager):
         with self._mutex:
             lease = self._held.get(key)
             if lease is not None:
-                return lease.holder == holder and not lease.lost and time.monotonic() < lease.good_until
+                return lease.holder == holder and not lease.lost and _now() < lease.good_until
         current = self._driver.read_versioned(_name(key))
         return current is not None and not _is_free(current) and _body(current).get("holder") == holder
 
@@ -202,7 +214,7 @@ class LeaseLockManager(LockManager):
             mine = self._held.get(key)
             if mine is not None and not mine.lost:
                 return mine.holder == holder
-            asked = time.monotonic()
+            asked = _now()
             current = self._driver.read_versioned(_name(key))
             if current is not None and not _is_free(current):
                 return False
@@ -217,7 +229,7 @@ class LeaseLockManager(LockManager):
 
     def _write(self, lease: Lease, token: str | None) -> bool:
         """Write the lease over what has `token`, or where nothing is, and note how long it is good."""
-        asked = time.monotonic()
+        asked = _now()
         term = self._term if lease.until is None else min(self._term, max(0.0, lease.until - asked))
         data = canonical_json(
             {
@@ -287,7 +299,7 @@ class LeaseLockManager(LockManager):
         with self._mutex:
             if self._held.get(lease.key) is not lease or lease.lost:
                 return
-            if lease.until is not None and time.monotonic() >= lease.until:
+            if lease.until is not None and _now() >= lease.until:
                 return
             lease.renewals += 1
             if not self._write(lease, lease.token) and not (
@@ -295,6 +307,10 @@ class LeaseLockManager(LockManager):
             ):
                 lease.lost = True
                 logger.error("the lease on %s was taken over by another process", lease.key)
+
+
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
 
 
 def _name(key: str) -> str:

@@ -6,14 +6,14 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resprout.configs.errors import BadInput
 from resprout.infra.store import flock
 from resprout.infra.store.canonical import sha256_hex
-from resprout.infra.store.driver import Head, Versioned
+from resprout.infra.store.driver import Head, Listed, Versioned
 from resprout.infra.store.faults import disk
 from resprout.infra.store.manifest import PIECE_BYTES, FileEntry, Manifest, scan
 from resprout.infra.store.paths import require_safe, walk
@@ -115,15 +115,43 @@ class LocalDriver:
                 return None
 
     def list(self, prefix: str) -> Iterator[str]:
-        top = self.root / prefix.rpartition("/")[0]
-        if not top.is_dir():
-            return
-        keys = (path.relative_to(self.root).as_posix() for path in top.rglob("*") if path.is_file())
-        yield from sorted(key for key in keys if key.startswith(prefix))
+        yield from sorted(entry.key for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Listed]:
+        now = time.time()
+        with disk(self.root):
+            for path, status in _files(self.root / prefix.rpartition("/")[0]):
+                key = path[len(str(self.root)) + 1 :]
+                if key.startswith(prefix):
+                    # A file that was moved here keeps the time at which it was written; its status does not.
+                    age = now - max(status.st_mtime, status.st_ctime)
+                    yield Listed(key, status.st_size, max(0.0, age))
 
     def delete(self, key: str) -> None:
-        with disk(self.root):
-            self._path(key).unlink(missing_ok=True)
+        self.delete_all([key])
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        with self._writing():
+            for key in keys:
+                path = self._path(key)
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    path.unlink()
+                    self._prune(path.parent)
+
+    def delete_folder(self, prefix: str) -> None:
+        folder = self._path(prefix)
+        with private_folder(self.root / "tmp") as private, disk(self.root):
+            lock = self.root / "tmp" / f"{sha256_hex(prefix.encode())}.publish"
+            with flock.exclusive(lock), suppress(FileNotFoundError):
+                os.rename(folder, private / "gone")
+                _sync(folder.parent)
+
+    def _prune(self, folder: Path) -> None:
+        """Remove a folder that holds nothing more, and those above it, but none at the top."""
+        with suppress(OSError):
+            while len(folder.relative_to(self.root).parts) > 1:
+                folder.rmdir()
+                folder = folder.parent
 
     def uri(self, key: str) -> str:
         return self._path(key).as_uri()
@@ -155,6 +183,21 @@ class LocalDriver:
         finally:
             aside.unlink(missing_ok=True)
         _sync(path.parent)
+
+
+def _files(folder: Path | str) -> Iterator[tuple[str, os.stat_result]]:
+    """Each file below a folder; what is deleted meanwhile is left out."""
+    try:
+        found = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with found:
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(entry.path)
+            else:
+                with suppress(FileNotFoundError):
+                    yield entry.path, entry.stat(follow_symlinks=False)
 
 
 def _bring(path: Path, target: Path, move: bool) -> None:

@@ -81,6 +81,7 @@ class ArtifactResults(WritableFileSystem):
     def _reference(self, path: str, pointer: Pointer) -> ArtifactRef:
         """What the pointer leads to; FileNotFoundError where that is no artifact of this key that counts."""
         store = self._required()
+        store.rely_on(pointer.digest)
         try:
             record = store.get_record(pointer.record)
             if (record.key, record.content) != (path, pointer.digest):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import StoreConfig
-from resprout.infra.store.driver import Head, Versioned
+from resprout.infra.store.driver import Head, Listed, Versioned
 from resprout.infra.store.manifest import CHUNK_BYTES, PIECE_BYTES, FileEntry, Manifest
 from resprout.infra.store.paths import require_safe
 from resprout.infra.store.s3faults import code_of, s3_faults
@@ -27,6 +27,8 @@ from resprout.infra.store.s3faults import code_of, s3_faults
 THREADS = 4
 MAX_PARTS = 10_000
 CONFLICT_TRIES = 5
+AT_ONCE = 1000
+"""Objects that one request deletes."""
 
 
 def s3_client(config: StoreConfig) -> Any:
@@ -144,16 +146,37 @@ class S3Driver:
         return found and Head(found["ContentLength"], found.get("Metadata", {}).get("sha256"))
 
     def list(self, prefix: str) -> Iterator[str]:
+        return (entry.key for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Listed]:
         top = f"{self.prefix}/" if self.prefix else ""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=top + prefix)
         with self._faults():
             for page in pages:
+                date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
                 for item in page.get("Contents", ()):
-                    yield item["Key"].removeprefix(top)
+                    written = item["LastModified"]
+                    age = (parsedate_to_datetime(date) - written).total_seconds() if date else 0.0
+                    yield Listed(item["Key"].removeprefix(top), item["Size"], max(0.0, age))
 
     def delete(self, key: str) -> None:
         with self._faults():
             self.client.delete_object(Bucket=self.bucket, Key=self._key(key))
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        whole = [{"Key": self._key(key)} for key in keys]
+        with self._faults():
+            for start in range(0, len(whole), AT_ONCE):
+                batch = {"Objects": whole[start : start + AT_ONCE], "Quiet": True}
+                said = self.client.delete_objects(Bucket=self.bucket, Delete=batch)
+                for refused in said.get("Errors", ()):
+                    raise StageFailed(
+                        f"s3://{self.bucket}/{refused['Key']} cannot be deleted ({refused.get('Code')}); "
+                        "give this user s3:DeleteObject there"
+                    )
+
+    def delete_folder(self, prefix: str) -> None:
+        self.delete_all(self.list(f"{require_safe(prefix)}/"))
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._key(key)}"

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import ProofConfig, StoreConfig
 from resprout.infra.proof.signing import RECORD, UNSIGNED, Signer
+from resprout.infra.store import tombstones
 from resprout.infra.store.cache import LocalCache
 from resprout.infra.store.canonical import check_digest, sha256_hex
 from resprout.infra.store.download import download
@@ -20,7 +21,9 @@ from resprout.infra.store.driver import Driver
 from resprout.infra.store.faults import free_bytes
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.manifest import FileEntry, Manifest, scan
+from resprout.infra.store.pins import Pins
 from resprout.infra.store.record import Record
+from resprout.infra.store.tombstones import Tombstone
 from resprout.infra.store.verified import VerifiedFiles, stamps
 from resprout.infra.store.workdir import private_folder
 
@@ -37,6 +40,8 @@ class ArtifactStore:
         place = sha256_hex(driver.uri("content").encode())[:16]
         self._cache = LocalCache(self.home / "cache" / place, cache_bytes)
         self._verified = VerifiedFiles(self.home / "verified" / place)
+        self.pins: Pins | None = None
+        """What the run of this process relies on, where one is at work."""
 
     @classmethod
     def from_config(cls, config: StoreConfig, home: Path, proof: ProofConfig | None = None) -> ArtifactStore:
@@ -75,10 +80,15 @@ class ArtifactStore:
         with self.driver.staged(folder, move=move) as staged:
             manifest = scan(staged)
             digest = manifest.digest
+            self.rely_on(digest)
             if self.check(digest):
                 if guard:
                     guard()
+                self.confirm()
                 return manifest
+            if self.driver.head(_manifest(digest)) is not None:
+                # What was erased keeps its manifest, so only here it can be that.
+                tombstones.refuse(self.driver, self.signer, digest)
             damaged = self.driver.head(_quarantine(digest)) is not None
             self.driver.put_folder(_content(digest), staged, manifest, force=damaged)
             if guard:
@@ -91,7 +101,21 @@ class ArtifactStore:
             content = self.driver.folder(_content(digest))
             if content is not None:
                 self._verified.remember(digest, stamps(content, manifest))
+            self.confirm()
             return manifest
+
+    def rely_on(self, digest: str) -> None:
+        """Keep `gc` from deleting an artifact while the run of this process is at work; no run, no pin.
+
+        To be called before it is looked whether the artifact is there (see `pins`).
+        """
+        if self.pins is not None:
+            self.pins.hold(digest)
+
+    def confirm(self) -> None:
+        """StageFailed where the run was paused so long that what it relies on was deleted."""
+        if self.pins is not None:
+            self.pins.confirm(self.check)
 
     def manifest(self, digest: str) -> Manifest:
         """The manifest of an artifact; BadInput when there is none, VerificationFailed when damaged."""
@@ -127,11 +151,14 @@ class ArtifactStore:
         manifest = self.manifest(digest)
         content = self.driver.folder(_content(digest))
         if content is None:
+            if not self._cache.holds(digest):
+                tombstones.refuse(self.driver, self.signer, digest)
             with self._cache.open(manifest, lambda folder: self._fetch(manifest, folder)) as cached:
                 yield cached
             return
         now = stamps(content, manifest)
         if not self._verified.holds(digest, now):
+            tombstones.refuse(self.driver, self.signer, digest)
             if problems := self.verify(digest):
                 self._set_aside(digest)
                 raise VerificationFailed(
@@ -146,6 +173,8 @@ class ArtifactStore:
         if entry is None:
             raise BadInput(f"artifact {digest} has no file {path}; see its manifest for what it has")
         data = self.driver.get_bytes(f"{_content(digest)}/{path}")
+        if data is None:
+            tombstones.refuse(self.driver, self.signer, digest)
         if data is None or sha256_hex(data) != entry.sha256:
             raise VerificationFailed(f"{self.uri(digest)}/{path} is missing or changed; `verify` says more")
         return data
@@ -154,14 +183,18 @@ class ArtifactStore:
         """What is wrong with the artifact after hashing every stored byte; empty when nothing is.
 
         With a `share` under 1 only so many of its files are hashed, drawn with `draw`; of the others size
-        and stored checksum count.
+        and stored checksum count. A file that was erased on request is as it should be when it is missing.
         """
         manifest = self.manifest(digest)
         prefix = _content(digest)
+        stone = self.tombstone(digest)
+        erased = stone.files if stone is not None else {}
         draw = draw or random.Random(0)
         hashed = {entry.path for entry in manifest.files if share >= 1.0 or draw.random() < share}
 
         def problem(entry: FileEntry) -> str | None:
+            if entry.path in erased:
+                return self._not_erased(f"{prefix}/{entry.path}", entry, erased[entry.path])
             return self._problem(prefix, entry) if entry.path in hashed else self._lacking(prefix, entry)
 
         with ThreadPoolExecutor(4) as pool:
@@ -170,6 +203,10 @@ class ArtifactStore:
         listed = {f"{prefix}/{entry.path}" for entry in manifest.files}
         added = [key for key in self.driver.list(f"{prefix}/") if key not in listed]
         return problems + [f"{self.driver.uri(key)} was added" for key in added]
+
+    def tombstone(self, digest: str) -> Tombstone | None:
+        """What was erased of the artifact on request; None where nothing was."""
+        return tombstones.of(self.driver, self.signer, digest)
 
     def put_record(self, record: Record) -> str:
         """Keep a record, signed where there is a key, and return its id; the same record twice is one."""
@@ -226,6 +263,11 @@ class ArtifactStore:
         with ThreadPoolExecutor(THREADS) as pool:
             yield from zip(ids, pool.map(self.get_record, ids), strict=True)
 
+    def forget(self, digest: str) -> None:
+        """Remove what this machine keeps of an artifact that is no longer in the store."""
+        self._verified.forget(digest)
+        self._cache.forget(digest)
+
     def ensure_writable(self) -> None:
         """Raise BadInput or Transient with one clear sentence when a run could not publish here."""
         self.driver.ensure_writable()
@@ -248,6 +290,13 @@ class ArtifactStore:
             return f"{self.driver.uri(key)} has {size} bytes instead of {entry.size}"
         if sha256 != entry.sha256:
             return f"{self.driver.uri(key)} was changed: its SHA-256 is {sha256} instead of {entry.sha256}"
+        return None
+
+    def _not_erased(self, key: str, entry: FileEntry, sha256: str) -> str | None:
+        if sha256 != entry.sha256:
+            return f"the tombstone of {self.driver.uri(key)} names the SHA-256 {sha256}, not {entry.sha256}"
+        if self.driver.head(key) is not None:
+            return f"{self.driver.uri(key)} is there, but a tombstone says that it was erased"
         return None
 
     def _lacking(self, prefix: str, entry: FileEntry) -> str | None:

@@ -1,0 +1,192 @@
+"""What living writers rely on: `resprout gc` deletes none of it, and neither side holds the other up.
+
+A writer is a run. It names each digest before it looks whether the artifact is there:
+
+1. it writes the pin `pins/<digest>/<writer>`; `<writer>` is a lease that it holds (`lease.py`);
+2. it looks for the mark `gc/<digest>`, and waits until there is none;
+3. only then it looks at the manifest, and either relies on the artifact or publishes it.
+
+gc goes the other way round for each digest that nobody needs: it writes the mark, looks for living pins (and
+for records and versions that came since it planned), and only then deletes: manifest first, content, records,
+and the mark last. Where it finds a pin it takes the mark away and leaves the artifact.
+
+This is Dekker's argument: each side writes before it looks, and the store answers a read that begins after a
+write with that write. So of two that come at once at least one sees the other. Where only gc sees, it leaves
+the artifact; where only the writer sees, it waits and then finds the artifact gone, and makes it; where both
+see, gc leaves it and the writer waits for no longer than that.
+
+Death on either side: a pin counts while its writer's lease is alive, a mark while gc's is. Whoever disregards
+a dead one first takes its lease over. That is a conditional write, which the heartbeat of the other finds if
+it was only paused: it has lost then, and knows.
+
+- A writer asks at the end of each publication whether it still has its lease (`confirm`). If it was paused
+  for longer, it names everything again under a new lease and looks whether all is still there.
+- gc asks the store for its lease right before each delete. What remains is a gc that is stopped between that
+  answer and the delete, for longer than a lease lasts, and then goes on. A store has no delete that depends
+  on a lease, so this is not excluded but bounded: at most the objects of one artifact go, the one that was
+  marked before; they are missing then, which every reader sees, and never wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+from resprout.configs.errors import ResproutError, StageFailed, Transient
+from resprout.infra.store.canonical import canonical_json, check_digest
+from resprout.infra.store.driver import Driver
+from resprout.infra.store.lease import LeaseLockManager
+
+logger = logging.getLogger(__name__)
+
+WAIT_SECONDS = 600.0
+"""How long a writer waits for a gc that is deleting what it is about to rely on."""
+
+
+class Pins:
+    """The digests that one run relies on; its lease begins with the first of them.
+
+    A worker elsewhere that makes a part of the run is given its `writer`, and so has no lease of its own.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        locks: LeaseLockManager,
+        wait_seconds: float = WAIT_SECONDS,
+        poll_seconds: float = 0.1,
+        stop: Callable[[], None] = lambda: None,
+        writer: str = "",
+    ) -> None:
+        self._driver = driver
+        self._locks = locks
+        self._wait = wait_seconds
+        self._poll = poll_seconds
+        self._ask = stop
+        self._mutex = threading.Lock()
+        self._own = not writer
+        self._writer = writer
+        self._held: set[str] = set()
+        self._written: set[str] = set()
+
+    @property
+    def writer(self) -> str:
+        """The lease under which the pins count."""
+        with self._mutex:
+            if not self._writer:
+                self._writer = f"writer-{uuid.uuid4().hex}"
+                self._locks.acquire_lock(self._writer, self._writer, acquire_timeout=0)
+            return self._writer
+
+    def hold(self, digest: str) -> None:
+        """Name a digest, and wait while gc deletes it; costs two requests the first time, none later.
+
+        Raises:
+            Transient: gc did not get through in time.
+        """
+        if digest in self._held:
+            return
+        pin = f"{pins_on(digest)}{self.writer}"
+        self._written.add(pin)
+        self._driver.put_bytes(pin, b"")
+        self._pass_mark(digest)
+        self._held.add(digest)
+
+    def confirm(self, is_whole: Callable[[str], bool]) -> None:
+        """Make sure that the pins have counted all the time; asks no server while the lease is good.
+
+        Raises:
+            StageFailed: the process was paused for longer than its lease, and what it relies on is gone.
+        """
+        if not self._writer or self._locks.is_lock_holder(self._writer, self._writer):
+            return
+        if not self._own:
+            raise StageFailed(
+                f"the run that this work is for no longer holds its lease {self._writer}, so nothing keeps "
+                "gc from what is made here; run again"
+            )
+        with self._mutex:
+            relied, self._held, self._writer = sorted(self._held), set(), ""
+        logger.warning("this process was away for longer than its lease; it looks whether all is still there")
+        for digest in relied:
+            self.hold(digest)
+        gone = [digest for digest in relied if not is_whole(digest)]
+        if gone:
+            raise StageFailed(
+                f"this process was paused for longer than its lease, and {len(gone)} artifacts that it "
+                f"relies on were removed meanwhile ({gone[0]}); run again: they are made anew"
+            )
+
+    def close(self) -> None:
+        """Take all pins away and end the lease; what cannot be reached is left for gc."""
+        with self._mutex:
+            written, self._written, self._held = sorted(self._written), set(), set()
+            writer, self._writer = self._writer, ""
+        if not writer:
+            return
+        try:
+            self._driver.delete_all(written)
+            self._locks.retire(writer, writer)
+        except ResproutError as error:
+            logger.warning("the pins of this run are left for gc: %s", error)
+
+    def _pass_mark(self, digest: str) -> None:
+        end = time.monotonic() + self._wait
+        while (owner := marked_by(self._driver, digest)) is not None:
+            if clear_dead_mark(self._driver, self._locks, digest, owner):
+                continue
+            if time.monotonic() >= end:
+                raise Transient(
+                    f"gc has been at artifact {digest} for {self._wait:.0f} s, and this run needs it; see to "
+                    "the process of `resprout gc`, or end it: its mark goes with it"
+                )
+            self._ask()
+            time.sleep(self._poll)
+
+
+def pins_on(digest: str) -> str:
+    """Prefix of the pins on a digest."""
+    return f"pins/{check_digest(digest)}/"
+
+
+def mark_on(digest: str) -> str:
+    """Key of gc's mark on a digest."""
+    return f"gc/{check_digest(digest)}"
+
+
+def marked_by(driver: Driver, digest: str) -> str | None:
+    """The lease of the gc that is deleting a digest, None where there is none."""
+    data = driver.get_bytes(mark_on(digest))
+    return None if data is None else str(json.loads(data)["gc"])
+
+
+def mark(driver: Driver, digest: str, owner: str) -> bool:
+    """Write the mark; False where another gc has marked the digest."""
+    return driver.put_if_absent(mark_on(digest), canonical_json({"gc": owner}))
+
+
+def clear_dead_mark(driver: Driver, locks: LeaseLockManager, digest: str, owner: str) -> bool:
+    """Take away the mark of a gc that died; False while it lives.
+
+    Its lease is taken over first, so that it deletes nothing more should it only have been paused.
+    """
+    me = uuid.uuid4().hex
+    if not locks.acquire_lock(owner, me, acquire_timeout=0):
+        return False
+    try:
+        # Another writer may have been faster, and another gc may have marked it again.
+        if marked_by(driver, digest) == owner and locks.still_held(owner):
+            driver.delete(mark_on(digest))
+    finally:
+        locks.retire(owner, me)
+    return True
+
+
+def writers_of(driver: Driver, digest: str) -> Iterator[str]:
+    """The writers that have a pin on a digest, dead or alive."""
+    prefix = pins_on(digest)
+    return (key.removeprefix(prefix) for key in driver.list(prefix))
