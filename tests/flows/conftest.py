@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,3 +90,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., O
     outcome = resprout("run", path, "--json", home=root / "home")
     assert outcome.code == 0, outcome.err
     return Finished(path, root / "home", outcome)
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    """A home of its own with all that the finished run left, for a test that changes it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("store", "mlartifacts", "reports"):
+        shutil.copytree(finished.home / name, home / name)
+    shutil.copy(finished.home / "mlflow.db", home / "mlflow.db")
+    # MLflow holds absolute addresses: those of the copy, or it would change what the other tests share.
+    with sqlite3.connect(home / "mlflow.db") as database:
+        for table, column in (
+            ("experiments", "artifact_location"),
+            ("runs", "artifact_uri"),
+            ("model_versions", "source"),
+        ):
+            database.execute(
+                f"update {table} set {column} = replace({column}, ?, ?)",
+                (finished.home.resolve().as_uri(), home.resolve().as_uri()),
+            )
+    return home

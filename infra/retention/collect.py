@@ -1,0 +1,213 @@
+"""Deletes what a plan frees, and looks again at each artifact right before (for why: `store/pins.py`)."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from resprout.configs.errors import BadInput, ResproutError, StageFailed, VerificationFailed
+from resprout.infra.proof.seal import read_seal, seal_key
+from resprout.infra.retention.inventory import Inventory
+from resprout.infra.retention.plan import Needs, Plan, Step
+from resprout.infra.store import pins
+from resprout.infra.store.canonical import canonical_json
+from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.paths import unsafe
+from resprout.infra.store.store import ArtifactStore
+
+logger = logging.getLogger(__name__)
+
+BATCH = 100
+"""Steps between two looks at the registry: writers wait for no more than these."""
+THREADS = 8
+ONE = "gc"
+"""Lease of the one gc, or backup, that may be at work on a store."""
+
+
+class Collector:
+    """One gc at work: `needs` looks again at who needs what."""
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        locks: LeaseLockManager,
+        inventory: Inventory,
+        needs: Callable[[], Needs],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.store = store
+        self.driver = store.driver
+        self.locks = locks
+        self.inventory = inventory
+        self.needs = needs
+        self.progress = progress
+        self.name = f"gc-{uuid.uuid4().hex}"
+        self._spared: set[str] = set()
+        """Records that turned out to be needed, and digests of which all are."""
+        self._holding: set[str] = set()
+        """Digests whose content a needed record holds."""
+        self.deleted: list[str] = []
+        """Digests whose content is gone."""
+        self._dead: set[str] = set()
+
+    def run(self, plan: Plan, spent_seals: Iterable[str] = ()) -> None:
+        """Take the plan's steps; last go the seals of runs whose records went.
+
+        Raises:
+            BadInput: another gc is at work on this store.
+            StageFailed: this one was paused for longer than its lease.
+        """
+        with self._alone():
+            self._clean_marks()
+            self._clean_pins()
+            done, total = 0, len(plan.steps)
+            for batch in _batches(plan.steps):
+                self._batch(batch)
+                done += len(batch)
+                self.progress(done, total)
+            self._require_lease()
+            # A seal was in nobody's way, and whom it speaks of may have been spared.
+            gone = [run for run in spent_seals if self._has_lost_records(run)]
+            self.driver.delete_all([seal_key(run) for run in gone])
+
+    def _has_lost_records(self, run: str) -> bool:
+        seal = read_seal(self.store, run)
+        return seal is not None and not all(self.store.has_record(one) for one in seal.said["records"])
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self.locks.acquire_lock(ONE, self.name, acquire_timeout=0):
+            raise BadInput(f"another gc or a backup is at work on {self.store.root_uri}; wait for it")
+        try:
+            self.locks.acquire_lock(self.name, self.name, acquire_timeout=0)
+            yield
+        finally:
+            for key in (self.name, ONE):
+                try:
+                    self.locks.retire(key, self.name)
+                except (ResproutError, ValueError) as error:
+                    logger.warning("the lease of this gc was not given back and will expire: %s", error)
+
+    def _batch(self, steps: list[Step]) -> None:
+        marked = [digest for digest in sorted({step.digest for step in steps}) if self._mark(digest)]
+        try:
+            self._look_again(marked)
+            for step in steps:
+                if step.digest in marked and not {step.record, step.digest} & self._spared:
+                    self._take(step)
+        finally:
+            # A gc that lost its lease must not take away another's marks.
+            for digest in marked:
+                if pins.marked_by(self.driver, digest) == self.name:
+                    self.driver.delete(pins.mark_on(digest))
+
+    def _mark(self, digest: str) -> bool:
+        if pins.mark(self.driver, digest, self.name):
+            return True
+        owner = pins.marked_by(self.driver, digest)
+        if owner is not None and not pins.clear_dead_mark(self.driver, self.locks, digest, owner):
+            return False
+        return pins.mark(self.driver, digest, self.name)
+
+    def _look_again(self, marked: list[str]) -> None:
+        """Spare what is needed now: after the marks, so that no writer comes unseen."""
+        pinned = set(self._pinned())
+        now = self.needs()
+        made = self.inventory.made()
+        needed = set(now.records)
+        with ThreadPoolExecutor(THREADS) as pool:
+            looked = list(pool.map(self.store.records_of, marked))
+        for digest, records in zip(marked, looked, strict=True):
+            fresh = set(records) - set(made.get(digest, ()))
+            if digest in pinned or fresh or digest in now.digests:
+                self._spared.add(digest)
+                needed |= {*records, *made.get(digest, ())}
+        for record in needed - self.inventory.content.keys():
+            self.inventory.learn(self.store, record)
+        needed = self.inventory.lineage(needed)
+        self._spared |= needed
+        self._holding |= {self.inventory.content[one] for one in needed & self.inventory.content.keys()}
+
+    def _pinned(self) -> Iterator[str]:
+        for key in self.driver.list("pins/"):
+            _, digest, writer = key.split("/")
+            if not self._is_dead(writer):
+                yield digest
+
+    def _is_dead(self, writer: str) -> bool:
+        """Whether a writer is gone; its lease is then ours, so that it knows should it wake up."""
+        if writer not in self._dead:
+            if not self.locks.acquire_lock(writer, self.name, acquire_timeout=0):
+                return False
+            self.locks.retire(writer, self.name)
+            self._dead.add(writer)
+        return True
+
+    def _take(self, step: Step) -> None:
+        store, driver, digest = self.store, self.driver, step.digest
+        with_content = step.with_content and digest not in self._holding
+        self._require_lease()
+        if with_content:
+            driver.delete_all([f"manifests/{digest}.json", f"quarantine/{digest}.json"])
+        if step.record is not None:
+            self._forget_result(step.record, digest)
+        if with_content:
+            self._require_lease()
+            driver.delete_folder(f"content/{digest}")
+            store.forget(digest)
+            self.deleted.append(digest)
+        if step.record is not None:
+            parents = self.inventory.parents.get(step.record, ())
+            signatures = driver.list(f"signatures/{step.record}/")
+            beside = [f"made/{digest}/{step.record}", *(f"used/{parent}/{step.record}" for parent in parents)]
+            self._require_lease()
+            driver.delete_all([f"records/{step.record}.json", *beside, *signatures])
+
+    def _forget_result(self, record_id: str, digest: str) -> None:
+        """Remove the entry that makes the record's stage a cache hit, where it is still this record's.
+
+        Another record of the same stage and content that stays takes its place.
+        """
+        store = self.store
+        try:
+            key = store.get_record(record_id).key
+        except (BadInput, VerificationFailed):
+            return
+        data = None if unsafe(key) else self.driver.get_bytes(f"results/{key}")
+        if data is None or record_id.encode() not in data:
+            return
+        others = [one for one in store.records_of(digest) if one != record_id and store.has_record(one)]
+        same = [one for one in sorted(others) if store.get_record(one).key == key]
+        if same:
+            self.driver.put_bytes(f"results/{key}", canonical_json({"digest": digest, "record": same[-1]}))
+        else:
+            self.driver.delete(f"results/{key}")
+
+    def _require_lease(self) -> None:
+        if not self.locks.still_held(self.name):
+            raise StageFailed(
+                "this gc was paused for longer than its lease, so a writer may have taken over what it was "
+                "about to delete; run it again: it goes on from there"
+            )
+
+    def _clean_marks(self) -> None:
+        """Take away the marks of gcs that died."""
+        for key in self.driver.list("gc/"):
+            digest = key.removeprefix("gc/")
+            if (owner := pins.marked_by(self.driver, digest)) is not None:
+                pins.clear_dead_mark(self.driver, self.locks, digest, owner)
+
+    def _clean_pins(self) -> None:
+        """Take away the pins of writers that died."""
+        dead = [key for key in self.driver.list("pins/") if self._is_dead(key.rpartition("/")[2])]
+        self.driver.delete_all(dead)
+
+
+def _batches(steps: Iterable[Step]) -> Iterator[list[Step]]:
+    left = iter(steps)
+    while batch := list(itertools.islice(left, BATCH)):
+        yield batch

@@ -1,0 +1,118 @@
+"""`resprout gc` over a finished run: what MLflow and its tags say is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from many import chain
+from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.infra.retention.inventory import take
+from resprout.infra.retention.needs import HELD, REGISTERED, RUNNING, SEALED, Look, searched
+from resprout.infra.retention.plan import plan
+from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import HOLD, Tracker
+
+
+@pytest.fixture
+def tracker(copied: Path) -> Tracker:
+    tracker = Tracker(MlflowConfig(), copied)
+    tracker.connect()
+    return tracker
+
+
+@pytest.fixture
+def store(copied: Path) -> ArtifactStore:
+    return ArtifactStore.from_config(StoreConfig(), copied)
+
+
+def planned(store: ArtifactStore, tracker: Tracker, keep_days: float = 0.0) -> Any:
+    return plan(take(store), Look(store, tracker, LeaseLockManager(store.driver), keep_days).needs(), 0.0)
+
+
+def unregister(tracker: Tracker) -> None:
+    tracker.client.delete_registered_model("tiny-pruned")
+
+
+def parent_of(tracker: Tracker) -> str:
+    return searched(tracker, "tags.`resprout.gate` = 'passed'")[0].info.run_id
+
+
+def test_a_registered_version_keeps_all_that_its_run_made(
+    store: ArtifactStore, tracker: Tracker, finished: Any
+) -> None:
+    made = chain(Path(store.home) / "store", "stray")
+    found = planned(store, tracker)
+    assert set(found.freed) == {one.digest for one in made}
+    run = {stage["artifact"]["digest"] for stage in finished.result["stages"]}
+    assert found.kept == {REGISTERED: len(run)}
+
+
+def test_without_the_version_only_what_else_holds_it(
+    store: ArtifactStore, tracker: Tracker, finished: Any
+) -> None:
+    everything = {stage["artifact"]["digest"] for stage in finished.result["stages"]}
+    unregister(tracker)
+    assert set(planned(store, tracker).freed) == everything
+    assert planned(store, tracker, keep_days=1).kept == {SEALED: len(everything)}
+    parent = parent_of(tracker)
+    tracker.client.set_tag(parent, HOLD, "case 7")
+    assert planned(store, tracker).kept == {HELD: len(everything)}
+    tracker.client.delete_tag(parent, HOLD)
+    exported = searched(tracker, "tags.`resprout.stage` = 'export'")[0]
+    tracker.client.set_tag(exported.info.run_id, HOLD, "case 7")
+    kept = planned(store, tracker)
+    assert kept.freed.keys() < everything
+    assert exported.data.tags["resprout.digest"] not in kept.freed
+    report = next(one for one in finished.result["stages"] if one["name"] == "report")
+    assert report["artifact"]["digest"] in kept.freed
+    tracker.client.delete_tag(exported.info.run_id, HOLD)
+    for key in list(store.driver.list("seals/")):
+        store.driver.delete(key)
+    assert set(planned(store, tracker, keep_days=1).freed) == everything
+    tracker.client.update_run(parent, "RUNNING")
+    assert planned(store, tracker, keep_days=1).kept == {RUNNING: len(everything)}
+
+
+@pytest.mark.parametrize("place", ["version", "model"])
+def test_a_hold_in_the_registry(store: ArtifactStore, tracker: Tracker, place: str) -> None:
+    if place == "version":
+        tracker.client.set_model_version_tag("tiny-pruned", "1", HOLD, "case 7")
+    else:
+        tracker.client.set_registered_model_tag("tiny-pruned", HOLD, "case 7")
+    assert planned(store, tracker).kept.keys() == {HELD}
+
+
+def test_the_command_deletes_only_when_told_and_verify_finds_nothing_afterwards(
+    copied: Path, store: ArtifactStore, resprout: Callable[..., Any]
+) -> None:
+    made = chain(copied / "store", "stray")
+    env = {"RESPROUT_INFRA__RETENTION__GRACE_HOURS": "0", "RESPROUT_INFRA__RETENTION__KEEP_DAYS": "0"}
+    young = resprout("gc", "--json", home=copied)
+    assert young.code == 0, young.err
+    assert young.result["artifacts"] == {}
+    dry = resprout("gc", "--json", home=copied, env=env)
+    assert set(dry.result["artifacts"]) == {one.digest for one in made}
+    assert store.check(made[0].digest)
+    done = resprout("gc", "--delete", home=copied, env=env)
+    assert done.code == 0, done.err
+    assert "freed: 10 artifacts" in done.out
+    assert "kept for a registered version" in done.out
+    assert not any(store.check(one.digest) for one in made)
+    assert json.loads(resprout("gc", "--json", home=copied, env=env).out)["artifacts"] == {}
+
+
+def test_with_the_records_of_an_old_run_goes_its_seal(
+    copied: Path, store: ArtifactStore, tracker: Tracker, resprout: Callable[..., Any]
+) -> None:
+    env = {"RESPROUT_INFRA__RETENTION__GRACE_HOURS": "0", "RESPROUT_INFRA__RETENTION__KEEP_DAYS": "0"}
+    unregister(tracker)
+    done = resprout("gc", "--delete", "--json", home=copied, env=env)
+    assert done.code == 0, done.err
+    left = {key.partition("/")[0] for key in store.driver.list("") if not key.startswith(("tmp/", "locks/"))}
+    assert left <= {"exports", "registry"}
