@@ -99,6 +99,7 @@ class Examiner:
     def _notes(self) -> Iterable[str]:
         if self.stored.share < 1.0:
             yield f"a sample: {self.stored.share:.0%} of the files were hashed, the others only looked up"
+        yield from self.stored.erased
         if self.stored.signers:
             yield f"signed by {', '.join(sorted(self.stored.signers))}"
         for run_id, when in sorted(self.shown.dated.items()):

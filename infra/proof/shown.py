@@ -19,6 +19,7 @@ from resprout.infra.proof.snapshot import (
     version_state,
 )
 from resprout.infra.proof.timestamp import Authority, token_key
+from resprout.infra.store import tombstones
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import HOLD, Tracker, named
 
@@ -36,6 +37,7 @@ class Shown:
         self.now = places(tracker, store.root_uri)
         self._expected: dict[str, Expected] = {}
         self._done: set[str] = set()
+        self._gone: dict[str, str] | None = None
 
     def seal(self, run_id: str, problems: list[str]) -> Seal | None:
         """The seal of a run; None, and a problem, where it is missing or damaged."""
@@ -73,7 +75,14 @@ class Shown:
             if sealed is None or shown is None:
                 yield f"{what} was {'added' if sealed is None else 'removed'} below run {run_id}"
             else:
+                sealed = _without_erased(sealed, shown, one, self._erased())
                 yield from differences(_without_hold(sealed), _without_hold(shown), f"{what}:")
+
+    def _erased(self) -> dict[str, str]:
+        """Files of runs that tombstones name, with their hashes."""
+        if self._gone is None:
+            self._gone = tombstones.tracked(self.store.driver, self.store.signer)
+        return self._gone
 
     def model(self, name: str) -> Expected:
         """What the ledger expects of a registered model; VerificationFailed where the chain is damaged."""
@@ -136,6 +145,18 @@ class Shown:
             self.dated[seal.said["run"]] = self.authority.dated(seal.data, token)
         except VerificationFailed as error:
             yield f"{self.store.driver.uri(key)}: {error}"
+
+
+def _without_erased(
+    sealed: dict[str, Any], shown: dict[str, Any], run_id: str, erased: dict[str, str]
+) -> dict[str, Any]:
+    """What was sealed, but for files that were erased on request: missing, they are as they should be."""
+    files = {
+        path: entry
+        for path, entry in sealed["files"].items()
+        if path in shown["files"] or erased.get(f"{run_id}/{path}") != entry["sha256"]
+    }
+    return {**sealed, "files": files}
 
 
 def _without_hold(state: dict[str, Any]) -> dict[str, Any]:

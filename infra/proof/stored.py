@@ -31,6 +31,7 @@ class Stored:
         self.signers: set[str] = set()
         self.strangers: set[str] = set()
         self.unsigned = 0
+        self.erased: list[str] = []
 
     def problems(self, nodes: Sequence[Node], signed: Mapping[str, Sequence[str]]) -> Iterator[str]:
         """What is wrong with these records, what is around them, and the artifacts that they made.
@@ -46,6 +47,8 @@ class Stored:
             self.hashed.add(digest)
             try:
                 yield from self.store.verify(digest, self.share, self._draw)
+                if (stone := self.store.tombstone(digest)) is not None:
+                    self.erased.append(f"{len(stone.files)} files of artifact {digest} were {stone.sentence}")
             except (BadInput, VerificationFailed) as error:
                 yield str(error)
 

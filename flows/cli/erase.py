@@ -1,0 +1,63 @@
+"""`resprout erase`: the bytes of an artifact, or of one row of a data set, go, and that is on record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def erase(
+    digest: Annotated[str, typer.Argument(help="Artifact (64 hexadecimal digits), as `lineage` shows it.")],
+    reason: Annotated[
+        str, typer.Option(help="Why; it stands in the tombstone and wherever bytes are missed.")
+    ],
+    row: Annotated[
+        str | None, typer.Option(help="Only what holds this row: its id, or a text that stands in it.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Erase; without it nothing is changed.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All files as one JSON object.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Say which files would go; with --yes erase them from the store, this machine, MLflow and the reports.
+
+    With --row these are the text files of the artifact, and of all that came from it, in which the row
+    stands; files are erased whole. Manifests and records stay, and a tombstone says what was erased, why, by
+    whom and when, so `verify` finds it erased and not tampered with. What was erased is no cache hit, and is
+    not kept again.
+
+    Not changed: the weights that were trained on the row, files that are no text (they are listed), older
+    versions of objects in a versioned bucket, backups, and caches of other machines (run it there as well).
+
+    \b
+    Examples:
+      resprout erase 4a7438d4... --reason "withdrawn by its owner"
+      resprout erase 4a7438d4... --row 1705107e... --reason "request 17" --yes
+      resprout erase 4a7438d4... --row "Jane Doe" --reason "request 18" --json
+    """
+    from resprout.flows.place import open_place
+    from resprout.infra.retention.erase import carry_out, find
+    from resprout.infra.store.canonical import check_digest
+
+    place = open_place(config, check_digest(digest, "digest of an artifact"))
+    found = find(place.store, place.tracker, place.home, digest, row)
+    if yes:
+        carry_out(place.store, place.tracker, found, reason)
+    said = found.as_dict()
+    if as_json:
+        typer.echo(json.dumps({"erased": yes, **said}))
+        return
+    for one, paths in said["artifacts"].items():
+        for path in paths:
+            typer.echo(f"artifact {one}: {path}")
+    for path in said["mlflow"]:
+        typer.echo(f"MLflow run {path}")
+    for path in said["local"]:
+        typer.echo(path)
+    if said["not_searched"]:
+        typer.echo(f"not searched, because they are no text: {len(said['not_searched'])} files (--json)")
+    count = sum(map(len, said["artifacts"].values())) + len(said["mlflow"]) + len(said["local"])
+    typer.echo(f"{count} files {'erased' if yes else 'would be erased (--yes does it)'}")

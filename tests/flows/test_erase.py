@@ -1,0 +1,119 @@
+"""`resprout erase`: no byte of the row is left, and `verify` says erased, not tampered with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import StoreConfig
+from resprout.infra.store.store import ArtifactStore
+
+REASON = "request 17 of its owner"
+VERSION = "models:/tiny-pruned/1"
+
+
+@pytest.fixture
+def store(copied: Path) -> ArtifactStore:
+    return ArtifactStore.from_config(StoreConfig(), copied)
+
+
+def digest_of(finished: Any, stage: str) -> str:
+    return next(one["artifact"]["digest"] for one in finished.result["stages"] if one["name"] == stage)
+
+
+def chosen_row(store: ArtifactStore, finished: Any) -> dict[str, Any]:
+    """A row of the pool that recovery was trained on."""
+    return json.loads(store.read(digest_of(finished, "select"), "selected.jsonl").splitlines()[0])
+
+
+def everywhere(home: Path, text: str) -> list[Path]:
+    """Files anywhere below home that hold a text, but for tombstones, which may name an id."""
+    rooms = [home / name for name in ("store", "mlartifacts", "reports", "cache", "verified")]
+    found = [path for room in rooms for path in room.rglob("*") if path.is_file()]
+    return [path for path in found if text.encode() in path.read_bytes() and "records" not in path.parts]
+
+
+def test_a_row_is_gone_wherever_it_came_and_verify_says_erased(
+    copied: Path, store: ArtifactStore, finished: Any, resprout: Callable[..., Any]
+) -> None:
+    pool, row = digest_of(finished, "acquire pool"), chosen_row(store, finished)
+    said = " ".join((row["instruction"], row["output"]))
+    assert said
+    before = everywhere(copied, row["instruction"])
+    assert {"rows.jsonl", "selected.jsonl"} <= {path.name for path in before}
+
+    dry = resprout("erase", pool, "--row", row["id"], "--reason", REASON, "--json", home=copied)
+    assert dry.code == 0, dry.err
+    assert dry.result["erased"] is False
+    assert everywhere(copied, row["instruction"]) == before
+    assert set(dry.result["artifacts"]) >= {pool, digest_of(finished, "select")}
+    assert any("safetensors" in path for path in dry.result["not_searched"])
+
+    done = resprout("erase", pool, "--row", row["id"], "--reason", REASON, "--yes", home=copied)
+    assert done.code == 0, done.err
+    assert everywhere(copied, row["instruction"]) == []
+    assert everywhere(copied, row["id"]) == []
+    assert not store.check(pool)
+    assert store.manifest(pool)
+    with pytest.raises(BadInput, match=f"was erased on 20.*: {REASON}"):
+        store.read(pool, "rows.jsonl")
+    with pytest.raises(BadInput, match="was erased on"), store.open(pool):
+        pass
+
+    looked = resprout("verify", VERSION, "--json", home=copied)
+    assert looked.code == 0, looked.err
+    assert looked.result["problems"] == []
+    assert any(f"artifact {pool} were erased on" in note for note in looked.result["notes"])
+    assert resprout("gc", "--delete", home=copied).code == 0
+    # Once more is no fault.
+    again = resprout("erase", pool, "--row", row["id"], "--reason", REASON, "--yes", home=copied)
+    assert again.code == 0, again.err
+    assert store.tombstone(pool).reason == REASON
+
+
+def test_what_is_missing_without_a_tombstone_or_there_in_spite_of_one_is_a_problem(
+    copied: Path, store: ArtifactStore, finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = digest_of(finished, "acquire model")
+    shutil.copytree(copied / "store" / "content" / model, tmp_path / "kept")
+    done = resprout("erase", model, "--reason", REASON, "--yes", home=copied)
+    assert done.code == 0, done.err
+    assert store.verify(model) == []
+    assert list(store.driver.list(f"content/{model}/")) == []
+
+    (copied / "store" / "content" / model).mkdir()
+    shutil.copy(tmp_path / "kept" / "config.json", copied / "store" / "content" / model / "config.json")
+    assert "is there, but a tombstone says that it was erased" in store.verify(model)[0]
+    (copied / "store" / "content" / model / "config.json").unlink()
+
+    with pytest.raises(BadInput, match="are not kept again"):
+        store.publish(tmp_path / "kept")
+    plan = digest_of(finished, "plan")
+    store.driver.delete(f"content/{plan}/plan.json")
+    assert "is missing" in store.verify(plan)[0]
+
+    stone = copied / "store" / "tombstones" / f"{model}.json"
+    text = stone.read_text()
+    stone.unlink()
+    assert any("is missing" in problem for problem in store.verify(model))
+    stone.with_name(f"{plan}.json").write_text(text)
+    looked = resprout("verify", plan, home=copied)
+    assert looked.code == 4
+    assert "is that of another artifact" in looked.err
+
+
+def test_a_row_that_is_not_there_is_refused(
+    copied: Path, finished: Any, resprout: Callable[..., Any]
+) -> None:
+    pool = digest_of(finished, "acquire pool")
+    done = resprout("erase", pool, "--row", "nobody knows this", "--reason", REASON, "--yes", home=copied)
+    assert done.code == 2
+    assert "has the row 'nobody knows this'" in done.err
+    assert resprout("erase", "0" * 64, "--reason", REASON, home=copied).code == 2
+    assert resprout("erase", "../x", "--reason", REASON, home=copied).code == 2
