@@ -1,0 +1,67 @@
+"""`resprout restore`: a backup into an empty store and an empty MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def restore(
+    place: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of the backup.")],
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="Endpoint of that bucket; default: that of infra.store.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What was restored as one JSON object.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Bring a backup back into the store and the MLflow that the settings name; both must be empty.
+
+    They may be elsewhere than they were: addresses in MLflow's tables that begin with the old places get the
+    new ones, run ids and versions stay. Every byte is hashed before and after; then `resprout verify --all`
+    holds as it did before. Where MLflow is a server, infra.stack.mlflow_database_url names its new database,
+    and files of runs that lay in a bucket outside the store go back to where they lay.
+
+    \b
+    Examples:
+      RESPROUT_HOME=/new/home resprout restore /mnt/backup/resprout
+      resprout restore s3://other-bucket/resprout --config configs/quickstart.yaml
+      resprout restore s3://copy/x --endpoint-url https://minio.example:9000 --json
+    """
+    from resprout.configs.load import load_infra
+    from resprout.flows.cli.bar import bar
+    from resprout.infra.environment import prepare
+    from resprout.infra.retention import bundle
+    from resprout.infra.retention.database import Database
+    from resprout.infra.retention.elsewhere import database_address, driver_at, require_apart
+    from resprout.infra.retention.restore import Restore
+    from resprout.infra.store.store import ArtifactStore
+
+    infra, home = load_infra(config)
+    source = driver_at(place, infra.store, endpoint_url)
+    store = ArtifactStore.from_config(infra.store, home, infra.proof)
+    # Before a folder or a database is made for nothing.
+    bundle.described(source, store.signer)
+    require_apart(store, source)
+    prepare(infra, home)
+    # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
+    from resprout.infra.tracking import Tracker
+
+    tracker = Tracker(infra.mlflow, home)
+    tracker.connect()
+    store.ensure_writable()
+    database = Database(database_address(infra, tracker, home))
+    try:
+        with bar("restore") as progress:
+            said = Restore(source, store, tracker, database, home, progress).run()
+    finally:
+        database.close()
+    signed = f"signed by {', '.join(said.signed_by)}" if said.signed_by else "signed by no known key"
+    if as_json:
+        typer.echo(json.dumps({**said.said, "signed_by": said.signed_by}))
+        return
+    objects, rows, made = said.said["objects"], sum(said.said["rows"].values()), said.said["made"]
+    typer.echo(f"{objects} objects and {rows} rows of {made} are here again, every byte verified; {signed}")

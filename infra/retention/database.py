@@ -1,0 +1,167 @@
+"""All rows of an MLflow database, SQLite and PostgreSQL alike, as JSON lines and back, ids and all."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, MetaData, Table
+from sqlalchemy.exc import SQLAlchemyError
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import without_credentials
+
+REVISION = "alembic_version"
+"""Table with the revision of the schema."""
+FILLED = ("runs", "registered_models", "model_versions", "metrics", "logged_models")
+"""Tables that are empty in a database that nobody used."""
+ROWS = 1000
+
+
+class Database:
+    """An MLflow database behind an SQLAlchemy address."""
+
+    def __init__(self, address: str) -> None:
+        self.shown = without_credentials(address)
+        try:
+            self.engine: Engine = sqlalchemy.create_engine(address)
+        except (SQLAlchemyError, ImportError) as error:
+            raise BadInput(f"the MLflow database {self.shown} cannot be used ({_line(error)})") from None
+
+    def dump(self, folder: Path) -> dict[str, int]:
+        """Write <table>.jsonl for each table as it is at one moment; the rows of each."""
+        counts = {}
+        with self._open() as connection:
+            self._one_moment(connection)
+            for table in _tables(connection).sorted_tables:
+                counts[table.name] = 0
+                with (folder / f"{table.name}.jsonl").open("w", encoding="utf-8") as file:
+                    for row in _rows(connection, table):
+                        file.write(json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain) + "\n")
+                        counts[table.name] += 1
+        return counts
+
+    def revision(self) -> str:
+        """Revision of the schema."""
+        with self._open() as connection:
+            tables = _tables(connection)
+            if REVISION not in tables.tables:
+                raise BadInput(f"{self.shown} is no MLflow database; name the one behind the server")
+            return str(connection.execute(sqlalchemy.select(tables.tables[REVISION])).scalar_one())
+
+    def require_empty(self) -> None:
+        """BadInput where somebody has used the database."""
+        with self._open() as connection:
+            tables = _tables(connection).tables
+            for name in FILLED:
+                query = sqlalchemy.select(sqlalchemy.literal(1)).select_from(tables[name]).limit(1)
+                if name in tables and connection.execute(query).first() is not None:
+                    raise BadInput(
+                        f"the MLflow database {self.shown} is not empty ({name}); restore into a new one"
+                    )
+
+    def load(self, folder: Path, moved: Callable[[str], str]) -> None:
+        """Put the rows of a dump in place of all there are; texts go through `moved`."""
+        with self._open() as connection:
+            tables = _tables(connection)
+            known = {path.stem for path in folder.glob("*.jsonl")}
+            if unknown := known - tables.tables.keys():
+                raise BadInput(f"the backup has tables that {self.shown} lacks: {', '.join(sorted(unknown))}")
+            for table in reversed(tables.sorted_tables):
+                if table.name != REVISION:
+                    connection.execute(sqlalchemy.delete(table))
+            for table in tables.sorted_tables:
+                if table.name in known - {REVISION}:
+                    for batch in _read(folder / f"{table.name}.jsonl", moved):
+                        connection.execute(sqlalchemy.insert(table), batch)
+            if self.engine.dialect.name == "postgresql":
+                _go_on_counting(connection, tables)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _open(self) -> Iterator[Connection]:
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StageFailed(f"the MLflow database {self.shown} failed ({_line(error)})") from error
+
+    def _one_moment(self, connection: Connection) -> None:
+        if self.engine.dialect.name == "sqlite":
+            # The driver begins a transaction only with the first write.
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
+
+def _tables(connection: Connection) -> MetaData:
+    found = MetaData()
+    found.reflect(connection)
+    return found
+
+
+def _rows(connection: Connection, table: Table) -> Iterator[dict[str, Any]]:
+    query = sqlalchemy.select(table).order_by(*table.primary_key.columns)
+    for row in connection.execution_options(yield_per=ROWS).execute(query).mappings():
+        yield dict(row)
+
+
+def _read(path: Path, moved: Callable[[str], str]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            batch.append({key: _restored(value, moved) for key, value in json.loads(line).items()})
+            if len(batch) == ROWS:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def _go_on_counting(connection: Connection, tables: MetaData) -> None:
+    """Make PostgreSQL's sequences go on after the ids that were put in."""
+    for table in tables.sorted_tables:
+        for column in table.primary_key.columns:
+            named = sqlalchemy.func.pg_get_serial_sequence(table.name, column.name)
+            sequence = connection.execute(sqlalchemy.select(named)).scalar()
+            highest = connection.execute(sqlalchemy.select(sqlalchemy.func.max(column))).scalar()
+            if sequence is not None and highest is not None:
+                connection.execute(sqlalchemy.select(sqlalchemy.func.setval(sequence, highest)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, datetime.datetime):
+        return {"$time": value.isoformat()}
+    if isinstance(value, decimal.Decimal):
+        return {"$decimal": str(value)}
+    raise TypeError(f"a column of type {type(value).__name__} is not known here")
+
+
+def _restored(value: Any, moved: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return moved(value)
+    if isinstance(value, dict) and len(value) == 1:
+        kind, inside = next(iter(value.items()))
+        if kind == "$bytes":
+            return base64.b64decode(inside)
+        if kind == "$time":
+            return datetime.datetime.fromisoformat(inside)
+        if kind == "$decimal":
+            return decimal.Decimal(inside)
+    return value
+
+
+def _line(error: Exception) -> str:
+    return without_credentials(" ".join(str(error).split()))[:200]
