@@ -23,6 +23,7 @@ from resprout.flows.again import command, config_digest, public_overrides
 from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
 from resprout.flows.fan_out import FanOut
+from resprout.flows.ghosts import end_dead_runs
 from resprout.flows.licences import check_licences
 from resprout.flows.overdue import newer_due
 from resprout.flows.restarts import refuse_endless
@@ -38,7 +39,7 @@ from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.pins import Pins
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import FLOW_RUN, VARIANT, Tracker
+from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
 from resprout.tasks.run import Run
 from resprout.tasks.scan import load_scan
 
@@ -155,6 +156,8 @@ def _compress(
         at_end.callback(run.locks.close)
         store.pins = Pins(store.driver, run.locks, stop=session.stop_if_interrupted)
         at_end.callback(store.pins.close)
+        tracker.log(run_id, tags={WRITER: store.pins.writer})
+        end_dead_runs(tracker, run.locks, run_id)
         if run.shards > 1:
             run.fan_out = fan_out = FanOut(loaded, run)
             at_end.callback(fan_out.close)

@@ -34,6 +34,8 @@ RECORD = "resprout.record"
 """Tag of stage runs and versions that names a record."""
 HOLD = "resprout.hold"
 """Tag of a version, a model or a run that keeps all behind it, whatever retention says."""
+WRITER = "resprout.writer"
+"""Tag of a parent run that names the lease which it holds as long as its process lives."""
 VARIANT = "resprout.variant"
 """Tag of a parent run that names the flow run of its sweep, and the variant."""
 
@@ -151,6 +153,12 @@ class Tracker:
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
+
+    @answers
+    def running_of(self, having: str) -> list[Run]:
+        """The runs of this experiment that a filter selects and that say that they are running."""
+        wanted = f"attributes.status = 'RUNNING' and {having}"
+        return list(self.client.search_runs([self.experiment_id], wanted, max_results=1000))
 
     @answers
     def log(

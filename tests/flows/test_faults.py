@@ -19,8 +19,11 @@ from typing import Any
 
 import pytest
 
-from resprout.configs.schema import StoreConfig
+from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.flows.examine import examine
+from resprout.flows.place import Place
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
 from servers import free_port, mlflow_server
 from tiny_run import config as tiny_config
 from tiny_run import write_run
@@ -160,6 +163,12 @@ def graph(store: ArtifactStore) -> set[Any]:
     }
 
 
+def place_at(home: Path) -> Place:
+    tracker = Tracker(MlflowConfig(), home)
+    tracker.connect()
+    return Place(store_at(home), tracker, home)
+
+
 def store_at(home: Path) -> ArtifactStore:
     return ArtifactStore.from_config(StoreConfig(), home)
 
@@ -218,6 +227,11 @@ def test_killed_in_every_stage_a_run_ends_with_the_same_bytes(
     assert result["registered"] == finished.result["registered"]
     assert versions(home) == [("tiny-pruned", 1)]
     assert graph(store_at(home)) == graph(store_at(finished.home))
+    looked = examine(place_at(home), "models:/tiny-pruned/1")
+    assert (looked.problems, looked.artifacts) == ([], len(result["stages"]))
+    with sqlite3.connect(home / "mlflow.db") as database:
+        ghosts = database.execute("select name from runs where status = 'RUNNING'").fetchall()
+    assert ghosts == [], "a run whose process was killed still says that it is running"
     left = [path for place in (home / "store" / "tmp", home / "tmp") for path in place.glob("work-*")]
     assert left == [], "a killed process left a work folder that nobody removed"
 
