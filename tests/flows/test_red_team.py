@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from red_team import RedTeam, replaced, write
+from resprout.configs.errors import VerificationFailed
 from resprout.configs.schema import MlflowConfig, ProofConfig, StoreConfig
 from resprout.flows.examine import examine, examine_all
 from resprout.flows.place import Place
@@ -38,38 +39,69 @@ def home(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., Any])
 
 @pytest.fixture(scope="module")
 def place(home: Path) -> Place:
+    return opened(home, home.parent / "key.pem")
+
+
+def opened(home: Path, key: Path) -> Place:
     tracker = Tracker(MlflowConfig(), home)
     tracker.connect()
-    proof = ProofConfig(signing_key_file=str(home.parent / "key.pem"), require_signatures=True)
+    proof = ProofConfig(signing_key_file=str(key), require_signatures=True)
     return Place(ArtifactStore.from_config(StoreConfig(), home, proof), tracker, home)
+
+
+def missed(team: RedTeam, look: Callable[[], list[str]], changes: int) -> list[str]:
+    """Changes that were not found, or not named."""
+    found = []
+    for number in range(changes):
+        with team.change() as change:
+            problems = look()
+        if not any(word in problem for word in change.names for problem in problems):
+            found.append(f"{number}: {change.what}: {problems}")
+    return found
 
 
 @pytest.fixture
 def found(place: Place) -> Iterator[Callable[[], list[str]]]:
     """What `verify` finds now; at the end everything must be as it was."""
 
-    def look() -> list[str]:
-        try:
-            return examine(place, VERSION).problems
-        except Exception as error:
-            return [f"{type(error).__name__}: {error}"]
+    yield lambda: problems_of(place)
+    assert problems_of(place) == []
 
-    yield look
-    assert look() == []
+
+def problems_of(place: Place) -> list[str]:
+    try:
+        return examine(place, VERSION).problems
+    except VerificationFailed as error:
+        return [str(error)]
 
 
 def test_fifty_changes_are_found_and_named(home: Path, found: Callable[[], list[str]]) -> None:
     seed = random.SystemRandom().randrange(10**9)
     print(f"seed {seed}")
-    team, missed = RedTeam(home, seed), []
-    for number in range(CHANGES):
-        with team.change() as change:
-            problems = found()
-        named = any(word in problem for word in change.names for problem in problems)
-        if not named:
-            missed.append(f"{number}: {change.what}: {problems}")
+    team = RedTeam(home, seed)
+    assert missed(team, found, CHANGES) == [], f"seed {seed}"
     print(f"{team.unseen} changes were drawn again: MLflow serves them to nobody")
-    assert missed == [], f"seed {seed}"
+
+
+def test_after_gc_backup_and_restore_all_is_as_it_was_and_changes_are_found(
+    home: Path, found: Callable[[], list[str]], resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    env = {
+        "RESPROUT_INFRA__PROOF__SIGNING_KEY_FILE": str(home.parent / "key.pem"),
+        "RESPROUT_INFRA__RETENTION__KEEP_DAYS": "0",
+        "RESPROUT_INFRA__RETENTION__GRACE_HOURS": "0",
+    }
+    for verb, at in ((("gc", "--delete"), home), (("backup", tmp_path / "kept"), home)):
+        done = resprout(*verb, home=at, env=env)
+        assert done.code == 0, done.err
+        assert found() == []
+    back = resprout("restore", tmp_path / "kept", home=tmp_path / "new", env=env)
+    assert back.code == 0, back.err
+    place = opened(tmp_path / "new", home.parent / "key.pem")
+    assert examine(place, VERSION).problems == []
+    seed = random.SystemRandom().randrange(10**9)
+    team = RedTeam(tmp_path / "new", seed)
+    assert missed(team, lambda: problems_of(place), 10) == [], f"seed {seed}"
 
 
 KINDS = [

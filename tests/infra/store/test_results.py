@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from prefect import flow, task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.results import ResultStore
@@ -15,8 +18,11 @@ from prefect.settings import (
     temporary_settings,
 )
 from prefect.transactions import IsolationLevel
+from pydantic import SecretStr
 
 from resprout.configs.errors import StageFailed
+from resprout.configs.schema import ProofConfig, StoreConfig
+from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.record import Record
 from resprout.infra.store.reference import ArtifactRef
@@ -166,3 +172,30 @@ def test_a_real_task_hits_runs_again_when_the_artifact_is_gone_and_frees_its_loc
     assert len(ran) == 2
     assert not locks.is_locked("prune-abc")
     assert list(store.driver.list("results/")) == ["results/prune-abc"]
+
+
+def test_teams_in_one_place_keep_apart_and_take_nothing_that_another_signed(tmp_path, folder):
+    bucket, stores = tmp_path / "bucket", {}
+    for team in ("red", "blue"):
+        key = Ed25519PrivateKey.generate().private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        )  # fmt: skip
+        proof = ProofConfig(signing_key=SecretStr(key.decode()), require_signatures=True)
+        config = StoreConfig(uri=str(bucket / team))
+        stores[team] = ArtifactStore.from_config(config, tmp_path / team, proof)
+    red, blue = stores["red"], stores["blue"]
+    digest = red.publish(folder).digest
+    record = Record(
+        stage="prune", key=KEY, kind="model", content=digest, config={}, code={}, libraries={},
+        machine={}, who="red", started="2026-01-01T00:00:00Z", seconds=1.0,
+    )  # fmt: skip
+    red.driver.put_bytes(
+        f"results/{KEY}", canonical_json({"digest": digest, "record": red.put_record(record)})
+    )
+    assert ArtifactResults.of(red).find(KEY) is not None
+    assert ArtifactResults.of(blue).find(KEY) is None, "another prefix is another namespace"
+    shutil.copytree(bucket / "red", bucket / "blue", dirs_exist_ok=True)
+    assert blue.check(digest)
+    assert ArtifactResults.of(blue).find(KEY) is None, "what red signed counts for nothing with blue"
+    blue.put_record(record)
+    assert ArtifactResults.of(blue).find(KEY) is not None
