@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.cli.claims import claims_of
-from resprout.flows.place import RUN_ID, Found, Place, find
+from resprout.flows.place import RUN_ID, Found, Place, find, parts
 from resprout.infra.lineage import Node, trees
 from resprout.infra.proof.provenance import provenance_problems
 from resprout.infra.proof.seal import Seal
@@ -66,6 +66,19 @@ class Examiner:
     def record(self, record_id: str) -> None:
         """An artifact by its record, with all behind it."""
         self._look(self._tree([record_id], f"record {record_id}") or (), None)
+
+    def removed(self, reference: str) -> bool:
+        """Whether a version or alias that MLflow does not have is in the ledger; then that is a problem."""
+        name, alias, number = parts(reference)
+        if not name:
+            return False
+        expected = self.shown.model(name)
+        known = expected.aliases.get(alias) if alias else number if number in expected.versions else None
+        if known is not None:
+            self._problems.append(
+                f"{reference} was removed from the registry: the ledger knows it as version {known}"
+            )
+        return known is not None
 
     def result(self) -> Examined:
         """What was found so far."""
@@ -128,7 +141,12 @@ def examine(place: Place, reference: str, share: float = 1.0) -> Examined:
         if "resprout.record" in tags:
             examiner.record(tags["resprout.record"])
     else:
-        found = find(place, reference)
+        try:
+            found = find(place, reference)
+        except BadInput as error:
+            if not examiner.removed(reference):
+                raise error
+            return examiner.result()
         if found.name is not None:
             examiner.version(found)
         else:

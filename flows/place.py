@@ -68,6 +68,18 @@ def open_place(config: Path | None, reference: str) -> Place:
     return Place(ArtifactStore.from_config(infra.store, home, infra.proof), tracker, home, authority)
 
 
+def parts(reference: str) -> tuple[str, str, str]:
+    """Name, alias and number of models:/name/3 or models:/name@alias; empty where it is none."""
+    rest = reference.removeprefix("models:/")
+    if rest == reference:
+        return "", "", ""
+    name, _, alias = rest.partition("@")
+    if alias:
+        return name, alias, ""
+    name, _, number = rest.rpartition("/")
+    return name, "", number
+
+
 def find(place: Place, reference: str) -> Found:
     """The record behind models:/name/3, models:/name@alias, an artifact digest, a record id, or a run id."""
     if reference.startswith("models:/"):

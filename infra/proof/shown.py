@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.infra.proof.ledger import Expected, Ledger, folded
 from resprout.infra.proof.seal import COPY, Seal, read_seal
 from resprout.infra.proof.snapshot import (
@@ -106,6 +106,12 @@ class Shown:
                 "version of resprout registered it, or its entry was removed"
             )
             return
+        try:
+            yield from self._registered(name, version, expected)
+        except StageFailed as error:
+            yield f"models:/{name}/{version} cannot be read: {error}"
+
+    def _registered(self, name: str, version: str, expected: Expected) -> Iterator[str]:
         what = f"models:/{name}/{version}:"
         state = placed(version_state(self.tracker, name, version), self.now, *expected.places)
         yield from differences(_without_hold(expected.versions[version]), _without_hold(state), what)

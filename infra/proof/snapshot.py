@@ -51,7 +51,7 @@ def run_states(tracker: Tracker, run_id: str, own_copy: str | None = None) -> di
     Files below `own_copy`, the copy of an export, are left out: the export's manifest has their hashes.
     """
     client = tracker.client
-    runs, token = [client.get_run(run_id)], None
+    runs, token = [tracker.run(run_id)], None
     experiment = runs[0].info.experiment_id
     while True:
         page = client.search_runs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from red_team import RedTeam, replaced, write
-from resprout.configs.errors import VerificationFailed
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, ProofConfig, StoreConfig
 from resprout.flows.examine import examine, examine_all
 from resprout.flows.place import Place
@@ -244,3 +245,20 @@ def test_the_command(home: Path, resprout: Callable[..., Any]) -> None:
     assert "\nsigned by " in good.out
     for wrong in ((), (VERSION, "--all"), (VERSION, "--sample", "0.5"), (VERSION, "--sample", "0%")):
         assert resprout("verify", *wrong, home=home, env=env).code == 2
+
+
+def test_a_version_and_a_run_taken_out_of_the_registry(place: Place, found: Callable[[], list[str]]) -> None:
+    run_id = place.tracker.version(VERSION).run_id
+    with RedTeam(place.home, 0).kept_database():
+        place.tracker.client.delete_model_version("tiny-pruned", "1")
+        assert found() == [f"{VERSION} was removed from the registry: the ledger knows it as version 1"]
+        alias = examine(place, "models:/tiny-pruned@candidate").problems
+        assert alias == [
+            "models:/tiny-pruned@candidate was removed from the registry: the ledger knows it as version 1"
+        ]
+        with pytest.raises(BadInput, match="no model version"):
+            examine(place, "models:/tiny-pruned/7")
+    with RedTeam(place.home, 0).kept_database(), sqlite3.connect(place.home / "mlflow.db") as database:
+        database.execute("delete from runs where run_uuid = ?", (run_id,))
+        database.commit()
+        assert any(f"MLflow run {run_id} cannot be read: no run {run_id}" in one for one in found())
