@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.infra.licences import Credit
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 
@@ -97,30 +98,41 @@ class Source:
 
 
 def sources_behind(nodes: Mapping[str, Node]) -> list[tuple[str, Source]]:
-    """Source model, encoder and data with the ids of the records that brought them, sorted.
-
-    A licence that a config states later than the source was brought here stands with the export, which
-    credits its sources; it goes before what the older record says.
-    """
-    stated: dict[str, set[str | None]] = {}
-    for node in nodes.values():
-        for credit in node.record.config.get("credits", ()) if node.record.stage == "export" else ():
-            stated.setdefault(credit["name"], set()).add(credit["licence"])
+    """Source model, encoder and data with the ids of the records that brought them, sorted."""
     found = [
         (source.what != "source model", source.uri, identity, index, source)
         for identity, node in nodes.items()
         for index, source in enumerate(sources(node.record))
     ]
+    found.sort(key=lambda one: one[:4])
+    stated = as_stated(
+        [source for *_, source in found], [one for node in nodes.values() for one in credits_of(node.record)]
+    )
+    return [(identity, source) for (_, _, identity, _, _), source in zip(found, stated, strict=True)]
+
+
+def as_stated(found: Iterable[Source], credits: Iterable[Credit]) -> list[Source]:
+    """The sources with their licences as the export states them.
+
+    A licence that a config states later than the source was brought here stands with the export, which
+    credits its sources; it goes before what the older record says.
+    """
+    stated: dict[str, set[str | None]] = {}
+    for credit in credits:
+        stated.setdefault(credit.name, set()).add(credit.licence)
 
     def licence_of(source: Source) -> str | None:
         # Two files of one name may stand under different licences; then only the records tell which.
         named = stated.get(source.name, set())
         return next(iter(named)) or source.licence if len(named) == 1 else source.licence
 
-    return [
-        (identity, replace(source, licence=licence_of(source)))
-        for _, _, identity, _, source in sorted(found, key=lambda one: one[:4])
-    ]
+    return [replace(source, licence=licence_of(source)) for source in found]
+
+
+def credits_of(record: Record) -> list[Credit]:
+    """What an export says that it was made from; nothing for other records."""
+    listed = record.config.get("credits", ()) if record.stage == "export" else ()
+    return [Credit(**credit) for credit in listed]
 
 
 def sources(record: Record) -> list[Source]:

@@ -23,6 +23,8 @@ THREADS = 8
 SHORT = 12
 MOST_SHOWN = 100
 """Records that the terminal shows; the rest is counted."""
+FEW = 500
+"""Single requests to the index, above which one listing of all of it is cheaper."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,18 @@ def derive(place: Place, reference: str) -> Derived:
     Raises:
         BadInput: no record was made from such a source.
     """
-    children = _children(place.store)
-    roots = _roots(place, reference, children)
+    index = _Children(place.store)
+    roots = _roots(place, reference, index)
     order, seen = list(roots), set(roots)
-    for identity in order:
-        for child in children.get(identity, ()):
-            if child not in seen:
-                seen.add(child)
-                order.append(child)
+    children: dict[str, list[str]] = {}
+    level = list(roots)
+    while level:
+        below = index.of(level)
+        children |= below
+        found = dict.fromkeys(child for ones in below.values() for child in ones)
+        level = [one for one in found if one not in seen]
+        seen.update(level)
+        order += level
     held: dict[str, list[str]] = defaultdict(list)
     for version in versions(place.tracker):
         if version.tags[RECORD] in seen:
@@ -120,16 +126,38 @@ def draw(found: Derived) -> Tree:
     return root
 
 
-def _children(store: ArtifactStore) -> dict[str, list[str]]:
-    """For each record those that have it as an input, from one listing of the index."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for key in store.driver.list("used/"):
-        _, parent, child = key.split("/")
-        found[parent].append(child)
-    return dict(found)
+class _Children:
+    """Which records have a record as an input, by the store's index.
+
+    A few are asked for one by one; where many are wanted, the whole index is listed once.
+    """
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self._asked = 0
+        self._all: dict[str, list[str]] | None = None
+
+    def of(self, wanted: list[str]) -> dict[str, list[str]]:
+        """The children of each of these records."""
+        self._asked += len(wanted)
+        if self._all is None and self._asked <= FEW:
+            with ThreadPoolExecutor(THREADS) as pool:
+                return dict(zip(wanted, pool.map(self.store.children, wanted), strict=True))
+        known = self.all()
+        return {one: known.get(one, []) for one in wanted}
+
+    def all(self) -> dict[str, list[str]]:
+        """The children of all records that have some."""
+        if self._all is None:
+            found: dict[str, list[str]] = defaultdict(list)
+            for key in self.store.driver.list("used/"):
+                _, parent, child = key.split("/")
+                found[parent].append(child)
+            self._all = dict(found)
+        return self._all
 
 
-def _roots(place: Place, reference: str, children: dict[str, list[str]]) -> list[str]:
+def _roots(place: Place, reference: str, children: _Children) -> list[str]:
     """The records that the reference itself names."""
     store = place.store
     if DIGEST.match(reference):
@@ -155,9 +183,9 @@ def _roots(place: Place, reference: str, children: dict[str, list[str]]) -> list
     return found
 
 
-def _acquired(store: ArtifactStore, children: dict[str, list[str]]) -> Iterator[tuple[str, Record]]:
+def _acquired(store: ArtifactStore, children: _Children) -> Iterator[tuple[str, Record]]:
     """The records without inputs, which are those of sources; others are not read."""
-    made = {child for found in children.values() for child in found}
+    made = {child for found in children.all().values() for child in found}
     names = (key.removeprefix("records/").removesuffix(".json") for key in store.driver.list("records/"))
     roots = [name for name in names if name not in made]
     with ThreadPoolExecutor(THREADS) as pool:

@@ -69,7 +69,8 @@ class Story:
     def config(self) -> dict[str, Any]:
         """The run's config as the report has it; the artifact's own section without a report."""
         if self.report is not None:
-            return dict(self.report.record.config["config"])
+            own = self.report.record.config
+            return dict(own.get("config", own))
         return dict(self.made.record.config) if self.made else {}
 
     def sources(self) -> list[tuple[str, Source]]:

@@ -326,3 +326,16 @@ def test_a_long_descent_is_cut_and_says_so(
     monkeypatch.setattr(descent, "MOST_SHOWN", 3)
     shown = text_of(descent.draw(descent.derive(here, "hf://acme/tiny")))
     assert "and 5 more; --json has them all" in shown
+
+
+@pytest.mark.parametrize("few", [0, 2, 500])
+def test_one_by_one_and_listed_the_way_down_is_the_same(
+    known: tuple[Place, Writer], monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    here, writer = known
+    monkeypatch.setattr(descent, "FEW", few)
+    found = descent.derive(here, writer.made["model"][1])
+    made = {name: record for name, (_, record) in writer.made.items()}
+    assert found.order[0] == made["model"]
+    assert sorted(found.order) == sorted(record for name, record in made.items() if name != "text")
+    assert set(found.children[made["plan"]]) == {made["pruned"], made["report"]}

@@ -1,0 +1,243 @@
+"""What an audit finds: every registered version and every failed gate, with all that is at odds about them.
+
+Nothing is hashed and no artifact is opened: listings of the store, one read of each record that a version
+needs, and pages of MLflow. Of a record only what the audit asks stays in memory.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.configs.schema import LicencesConfig
+from resprout.flows.audit.registry import RECORD, aliases, runs, versions
+from resprout.flows.place import DIGEST, Place
+from resprout.infra.licences import UNKNOWN, Credit, findings
+from resprout.infra.lineage import Source, as_stated, credits_of, sources
+from resprout.infra.store.record import Parent
+from resprout.infra.store.store import ArtifactStore
+
+THREADS = 16
+GATE = "resprout.gate"
+REPORT = "resprout.report_record"
+STAGE_TAGS = {"resprout.source_digest": "acquire_model", "resprout.plan": "plan"}
+"""Tags of a version that name what a stage made."""
+
+
+@dataclass
+class Row:
+    """A version, or a run whose gate failed."""
+
+    kind: str
+    name: str
+    version: str
+    at: str
+    verdict: str
+    run: str
+    digest: str
+    aliases: list[str] = field(default_factory=list)
+    signed: str = "no"
+    """yes, no, or how many of the records behind it are."""
+    sealed: bool = False
+    licences: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What is at odds."""
+    remarks: list[str] = field(default_factory=list)
+    """What should be known and is allowed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Slim:
+    """What an audit needs of a record."""
+
+    stage: str
+    content: str
+    parents: tuple[Parent, ...]
+    sources: tuple[Source, ...]
+    credits: tuple[Credit, ...]
+
+
+class _Stored:
+    """Listings of the store, and the records that were read so far."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self.manifests = self._ids("manifests/")
+        self.erased = self._ids("tombstones/")
+        self.seals = self._ids("seals/")
+        self.signatures: dict[str, list[str]] = {}
+        for key in store.driver.list("signatures/"):
+            _, record, key_id = key.split("/")
+            self.signatures.setdefault(record, []).append(key_id)
+        self.records: dict[str, _Slim | str] = {}
+        """Slim records by id; a sentence where one cannot be read."""
+
+    def _ids(self, prefix: str) -> set[str]:
+        keys = self.store.driver.list(prefix)
+        return {key.removeprefix(prefix).removesuffix(".json") for key in keys}
+
+    def read(self, wanted: Iterable[str]) -> None:
+        """Read these records and all behind them, a level at a time, each once."""
+        level = list(dict.fromkeys(wanted))
+        with ThreadPoolExecutor(THREADS) as pool:
+            while level := [one for one in level if one not in self.records]:
+                self.records.update(zip(level, pool.map(self._slim, level), strict=True))
+                found = (self.records[one] for one in level)
+                behind = (one.record for slim in found if isinstance(slim, _Slim) for one in slim.parents)
+                level = list(dict.fromkeys(behind))
+
+    def _slim(self, identity: str) -> _Slim | str:
+        if not DIGEST.match(identity):
+            return f"'{identity[:80]}' is no record id"
+        try:
+            record = self.store.get_record(identity)
+        except BadInput:
+            return f"record {identity} is missing"
+        except VerificationFailed as error:
+            return str(error)
+        found = (tuple(sources(record)), tuple(credits_of(record)))
+        return _Slim(record.stage, record.content, record.parents, *found)
+
+    def behind(self, roots: Iterable[str]) -> list[str]:
+        """The ids of these records and of all behind them, as far as they can be read."""
+        order = list(dict.fromkeys(roots))
+        seen = set(order)
+        for identity in order:
+            slim = self.records[identity]
+            for parent in slim.parents if isinstance(slim, _Slim) else ():
+                if parent.record not in seen:
+                    seen.add(parent.record)
+                    order.append(parent.record)
+        return order
+
+
+def survey(place: Place, policy: LicencesConfig, since: datetime.datetime | None) -> list[Row]:
+    """A row for each version and each failed gate since then, the oldest first."""
+    named = aliases(place.tracker)
+    gates = {run.info.run_id: run for run in runs(place.tracker, f"tags.`{GATE}` LIKE '%'")}
+    found: list[tuple[Row, dict[str, str], str]] = []
+    registered = set()
+    for version in versions(place.tracker):
+        made_by = version.run_id or ""
+        registered.add(made_by)
+        if _is_since(version.creation_timestamp, since):
+            tags = dict(version.tags)
+            verdict = gates[made_by].data.tags[GATE] if made_by in gates else UNKNOWN
+            row = Row("version", version.name, str(version.version), _time(version.creation_timestamp),
+                      verdict, made_by, tags.get("resprout.digest", ""))  # fmt: skip
+            row.aliases = named.get((version.name, str(version.version)), [])
+            if made_by not in gates:
+                row.problems.append(f"MLflow has no verdict of run {made_by or '(none)'}")
+            elif verdict == "failed":
+                row.problems.append(f"the gate of run {made_by} failed, and yet the version is registered")
+            found.append((row, tags, tags[RECORD]))
+    for run_id, run in gates.items():
+        tags = dict(run.data.tags)
+        if tags[GATE] == "failed" and run_id not in registered and _is_since(run.info.start_time, since):
+            row = Row("run", str(run.info.run_name), "", _time(run.info.start_time), "failed", run_id,
+                      tags.get("resprout.report", ""))  # fmt: skip
+            found.append((row, tags, ""))
+    stored = _Stored(place.store)
+    roots = [[one for one in (record, tags.get(REPORT, "")) if one] for _, tags, record in found]
+    stored.read(one for some in roots for one in some)
+    for (row, tags, record), some in zip(found, roots, strict=True):
+        _look(stored, policy, row, tags, record, some)
+    return sorted((row for row, _, _ in found), key=_order)
+
+
+def _order(row: Row) -> tuple[str, bool, str, int]:
+    return row.at, row.kind == "run", row.name, int(row.version or 0)
+
+
+def _look(
+    stored: _Stored, policy: LicencesConfig, row: Row, tags: dict[str, str], record: str, roots: list[str]
+) -> None:
+    """Fill in what records, signatures and licences say of a row."""
+    behind = stored.behind(roots)
+    row.sealed = row.run in stored.seals
+    if not row.sealed:
+        row.problems.append(f"run {row.run or '(none)'} has no seal")
+    row.problems += _links(stored, behind)
+    if record:
+        row.problems += _tags(stored, tags, record, stored.behind([record]))
+    elif not roots:
+        row.problems.append("the run names no report")
+    erased = sorted({slim.content for slim in _slims(stored, behind) if slim.content in stored.erased})
+    row.remarks += [f"artifact {digest} was erased" for digest in erased]
+    _signatures(stored, row, behind)
+    slims = list(_slims(stored, behind))
+    credits = [credit for slim in slims for credit in slim.credits]
+    named = as_stated([source for slim in slims for source in slim.sources], credits)
+    row.licences = sorted({source.licence or UNKNOWN for source in named})
+    for finding in findings(policy, (Credit(one.what, one.name, one.licence) for one in named)):
+        (row.problems if finding.rule == "deny" else row.remarks).append(str(finding))
+
+
+def _slims(stored: _Stored, identities: Iterable[str]) -> Iterator[_Slim]:
+    return (slim for one in identities if isinstance(slim := stored.records[one], _Slim))
+
+
+def _links(stored: _Stored, behind: list[str]) -> Iterator[str]:
+    """Records that are missing or changed, links that lead elsewhere, artifacts that are gone."""
+    for identity in behind:
+        slim = stored.records[identity]
+        if isinstance(slim, str):
+            yield slim
+            continue
+        if slim.content not in stored.manifests and slim.content not in stored.erased:
+            yield f"artifact {slim.content} of stage {slim.stage} is missing"
+        for parent in slim.parents:
+            made = stored.records[parent.record]
+            if isinstance(made, _Slim) and made.content != parent.digest:
+                yield (
+                    f"record {identity} names {parent.digest} as its {parent.role}, but record "
+                    f"{parent.record} made {made.content}"
+                )
+
+
+def _tags(stored: _Stored, tags: dict[str, str], record: str, behind: list[str]) -> Iterator[str]:
+    """Tags of a version that say something else than its records."""
+    slim = stored.records[record]
+    if not isinstance(slim, _Slim):
+        return
+    if tags.get("resprout.digest") != slim.content:
+        yield (
+            f"tag resprout.digest says {tags.get('resprout.digest')}, but record {record} made {slim.content}"
+        )
+    for tag, stage in STAGE_TAGS.items():
+        made = {one.content for one in _slims(stored, behind) if one.stage == stage}
+        if tags.get(tag) is not None and tags[tag] not in made:
+            yield f"tag {tag} says {tags[tag]}, which no record behind {record} made"
+    report = tags.get(REPORT)
+    over = stored.records[report] if report else None
+    if isinstance(over, _Slim) and record not in {one.record for one in over.parents}:
+        yield f"tag {REPORT} says {report}, which is no report on record {record}"
+
+
+def _signatures(stored: _Stored, row: Row, behind: list[str]) -> None:
+    """How many records are signed by keys that count; whether the signatures hold is `verify`'s to say."""
+    known = set(stored.store.signer.key_ids)
+    good = sum(bool(known & set(stored.signatures.get(one, ()))) for one in behind)
+    strange = {key for one in behind for key in stored.signatures.get(one, ()) if key not in known}
+    row.signed = "yes" if behind and good == len(behind) else f"{good} of {len(behind)}" if good else "no"
+    if stored.store.signer.required and good < len(behind):
+        row.problems.append(f"{len(behind) - good} of {len(behind)} records carry no signature that counts")
+    if strange:
+        said = f"signed by keys that are not known here: {', '.join(sorted(strange))}"
+        (row.problems if known else row.remarks).append(said)
+
+
+def _is_since(milliseconds: int, since: datetime.datetime | None) -> bool:
+    return since is None or milliseconds >= since.timestamp() * 1000
+
+
+def _time(milliseconds: int) -> str:
+    moment = datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)
+    return moment.isoformat(timespec="seconds")

@@ -1,0 +1,124 @@
+"""Lineage both ways and the audit over a store of 10,000 artifacts in 1,000 registered runs.
+
+    PYTHONPATH=tests python tests/benchmarks/bench_audit.py
+
+All runs are made from one source, so that the way down from it leads to everything. Bounds: lineage of one
+version, and what one artifact of it led to, in under 1 s; everything that came from the source of all in
+under 1 s; audit in under 10 s with less than 100 MB more memory (all after imports, medians of three).
+Exits 1 above.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import many
+import psutil
+
+from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
+from resprout.flows.audit import descent
+from resprout.flows.audit.facts import gather
+from resprout.flows.audit.story import tell
+from resprout.flows.audit.survey import survey
+from resprout.flows.place import Place
+from resprout.infra.store.record import Parent, Record
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
+
+RUNS, ROUNDS = 1000, 3
+ADDRESS = "hf://acme/all"
+BYTES = 100_000_000
+
+
+def build(store: ArtifactStore, root: Path, scratch: Path) -> list[list[many.Made]]:
+    """One source, and runs of ten stages each made from the one before, the first from the source."""
+    (scratch / "source").mkdir(parents=True)
+    (scratch / "source" / "text.jsonl").write_text("{}\n")
+    manifest = store.publish(scratch / "source")
+    record = Record(
+        stage="acquire_text", key="acquire", kind="text", content=manifest.digest, manifest=manifest.sha256,
+        config={}, code={"resprout": "0"}, libraries={}, machine={}, who="many", licence="mit",
+        started="2026-01-01T00:00:00+00:00", seconds=0.1,
+        origin={"sources": [{"given": ADDRESS, "uri": f"{ADDRESS}@{'1' * 40}", "licence": "mit"}]},
+    )  # fmt: skip
+    source = many.Made("acquire_text", manifest.digest, store.put_record(record))
+    runs = []
+    for number in range(RUNS):
+        made = [source]
+        for stage in many.STAGES:
+            parent = Parent(role="input", digest=made[-1].digest, record=made[-1].record)
+            made.append(many.artifact(root, stage, f"{number} {stage}", (parent,)))
+        # The report is on the export, as it is in a run.
+        runs.append(made[1:])
+    return runs
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    seconds, found = [], None
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        found = work()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds), found
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        store = ArtifactStore.from_config(StoreConfig(), home)
+        tracker = Tracker(MlflowConfig(), home)
+        tracker.connect()
+        runs = build(store, home / "store", home / "scratch")
+        many.register(tracker.uri, "many", runs, tracker.experiment_id)
+        place = Place(store, tracker, home)
+        middle = runs[RUNS // 2]
+        low = 0
+
+        def up() -> int:
+            story = tell(place, f"models:/many/{RUNS // 2}")
+            gather(store, story)
+            return len(story.nodes())
+
+        def down() -> int:
+            found = descent.derive(place, middle[0].digest)
+            descent.draw(found)
+            return len(found.order)
+
+        def all_down() -> int:
+            found = descent.derive(place, ADDRESS)
+            descent.draw(found)
+            return len(found.order)
+
+        def all_down_json() -> int:
+            return len(descent.derive(place, ADDRESS).as_dict()["records"])
+
+        for what, work, expected, bound in (
+            ("lineage of a version", up, 11, 1.0),
+            ("what one artifact led to", down, 10, 1.0),
+            ("what the source of all led to", all_down, 10 * RUNS + 1, 1.0),
+            ("the same with every record (--json)", all_down_json, 10 * RUNS + 1, None),
+        ):
+            seconds, count = timed(work)
+            assert count == expected, (what, count)
+            low += bound is not None and seconds >= bound
+            print(f"{what}: {seconds:.2f} s{'' if bound is None else f' (bound {bound:g} s)'}")
+        before = psutil.Process().memory_info().rss
+        seconds, rows = timed(lambda: survey(place, LicencesConfig(deny=("gpl*",)), None))
+        more = psutil.Process().memory_info().rss - before
+        assert len(rows) == RUNS
+        assert {tuple(row.problems) for row in rows if row.sealed} == set()
+        low += seconds >= 10.0 or more >= BYTES
+        print(
+            f"audit of {RUNS} versions: {seconds:.2f} s (bound 10 s), {more / 1e6:.0f} MB more (bound 100 MB)"
+        )
+        return 1 if low else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""`resprout audit`: a sound registry has nothing at odds; each thing that is at odds is named on its row."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from securesystemslib.signer import CryptoSigner
+
+from lineages import Writer, write_lineage
+from resprout.configs.errors import VerificationFailed
+from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
+from resprout.flows.audit.survey import Row, survey
+from resprout.flows.cli import audit as verb
+from resprout.flows.place import Place
+from resprout.infra.proof.seal import seal_key
+from resprout.infra.proof.signing import Signer
+from resprout.infra.store.store import ArtifactStore
+
+NO_RULES = LicencesConfig()
+
+
+@dataclass
+class World:
+    """A store with a version, a second one, and a run whose gate failed."""
+
+    place: Place
+    writer: Writer
+    signer: Signer
+
+    def rows(self, policy: LicencesConfig = NO_RULES, since: datetime.datetime | None = None) -> list[Row]:
+        return survey(self.place, policy, since)
+
+    def problems(self) -> list[str]:
+        return [problem for row in self.rows() for problem in row.problems]
+
+    def path(self, key: str) -> Path:
+        return self.place.home / "store" / key
+
+
+def signer(required: bool = True) -> Signer:
+    return Signer(CryptoSigner(Ed25519PrivateKey.generate()), (), required)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> tuple[Path, Writer, Signer]:
+    from resprout.infra.tracking import Tracker
+
+    home = tmp_path_factory.mktemp("audited")
+    shutil.copy(mlflow_template, home / "mlflow.db")
+    own = signer()
+    store = ArtifactStore.from_config(StoreConfig(), home)
+    store.signer = own
+    writer = write_lineage(store, home / "scratch")
+    tracker = Tracker(MlflowConfig(), home)
+    tracker.connect()
+    made = writer.made
+    report = {"resprout.report": made["report"][0], "resprout.report_record": made["report"][1]}
+    for name, gate in (("first", "passed"), ("second", "none"), ("refused", "failed")):
+        run = tracker.start(name, {"resprout.gate": gate, **report})
+        store.driver.put_bytes(seal_key(run), b"{}")
+        if gate != "failed":
+            tags = {
+                "resprout.record": made["export"][1],
+                "resprout.digest": made["export"][0],
+                "resprout.source_digest": made["model"][0],
+                "resprout.plan": made["plan"][0],
+                **report,
+            }
+            tracker.make_version("small", "file:///nowhere", run, tags, "")
+    tracker.point_alias("small", "candidate", "2")
+    return home, writer, own
+
+
+@pytest.fixture
+def world(template: tuple[Path, Writer, Signer], tmp_path: Path) -> World:
+    from resprout.infra.tracking import Tracker
+
+    home, writer, own = template
+    shutil.copytree(home, tmp_path / "home")
+    store = ArtifactStore.from_config(StoreConfig(), tmp_path / "home")
+    store.signer = own
+    tracker = Tracker(MlflowConfig(), tmp_path / "home")
+    tracker.connect()
+    return World(Place(store, tracker, tmp_path / "home"), writer, own)
+
+
+def test_a_sound_registry_has_nothing_at_odds(world: World) -> None:
+    rows = world.rows()
+    assert [(row.kind, row.name, row.version, row.verdict) for row in rows] == [
+        ("version", "small", "1", "passed"),
+        ("version", "small", "2", "none"),
+        ("run", "refused", "", "failed"),
+    ]
+    assert world.problems() == []
+    assert {row.signed for row in rows} == {"yes"}
+    assert all(row.sealed for row in rows)
+    assert rows[1].aliases == ["candidate"]
+    assert rows[0].licences == ["apache-2.0", "cc-by-4.0", "unknown"]
+
+
+def test_what_is_older_is_left_out(world: World) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    assert len(world.rows(since=now - datetime.timedelta(hours=1))) == 3
+    assert world.rows(since=now + datetime.timedelta(hours=1)) == []
+
+
+def test_a_record_an_artifact_and_a_seal_that_are_gone(world: World) -> None:
+    made = world.writer.made
+    world.path(f"records/{made['text'][1]}.json").unlink()
+    world.path(f"manifests/{made['pruned'][0]}.json").unlink()
+    row = world.rows()[0]
+    world.path(seal_key(row.run)).unlink()
+    found = world.rows()[0].problems
+    assert f"record {made['text'][1]} is missing" in found
+    assert f"artifact {made['pruned'][0]} of stage prune is missing" in found
+    assert f"run {row.run} has no seal" in found
+    assert len(found) == 3
+
+
+def test_a_changed_record_and_an_erased_artifact(world: World) -> None:
+    made = world.writer.made
+    path = world.path(f"records/{made['plan'][1]}.json")
+    path.write_bytes(path.read_bytes().replace(b"ada", b"eve"))
+    world.path(f"manifests/{made['text'][0]}.json").unlink()
+    world.place.store.driver.put_bytes(f"tombstones/{made['text'][0]}.json", b"{}")
+    row = world.rows()[0]
+    assert any(f"record {made['plan'][1]} was changed" in problem for problem in row.problems)
+    assert row.remarks == [f"artifact {made['text'][0]} was erased"]
+    assert not any(made["text"][0] in problem for problem in row.problems)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "says"),
+    [
+        ("resprout.digest", "0" * 64, "tag resprout.digest says 000"),
+        ("resprout.source_digest", "0" * 64, "tag resprout.source_digest says 000"),
+        ("resprout.plan", "0" * 64, "tag resprout.plan says 000"),
+        ("resprout.record", "nonsense", "'nonsense' is no record id"),
+        ("resprout.report_record", None, "which is no report on record"),
+    ],
+)
+def test_tags_that_say_something_else_than_the_records(
+    world: World, tag: str, value: str | None, says: str
+) -> None:
+    world.place.tracker.tag_version("small", "1", {tag: value or world.writer.made["gate"][1]})
+    first, second = world.rows()[:2]
+    assert any(says in problem for problem in first.problems), first.problems
+    assert second.problems == []
+
+
+def test_a_version_whose_gate_failed_or_whose_run_is_gone(world: World) -> None:
+    first, second = world.rows()[:2]
+    client = world.place.tracker.client
+    client.set_tag(first.run, "resprout.gate", "failed")
+    client.delete_run(second.run)
+    rows = world.rows()
+    assert any("failed, and yet the version is registered" in one for one in rows[0].problems)
+    assert rows[1].problems == [f"MLflow has no verdict of run {second.run}"]
+    assert len(rows) == 3
+
+
+def test_signatures_count_by_their_keys(world: World) -> None:
+    shutil.rmtree(world.path(f"signatures/{world.writer.made['model'][1]}"))
+    row = world.rows()[0]
+    assert row.signed == "8 of 9"
+    assert row.problems == ["1 of 9 records carry no signature that counts"]
+    world.place.store.signer = signer(required=False)
+    row = world.rows()[0]
+    assert row.signed == "no"
+    assert row.problems == [f"signed by keys that are not known here: {world.signer.own_id}"]
+
+
+def test_licences_are_held_against_the_policy(world: World) -> None:
+    row = world.rows(LicencesConfig(deny=("apache*",), warn=("unknown",)))[0]
+    (problem,) = row.problems
+    assert problem.startswith("source model hf://acme/tiny@")
+    assert problem.endswith("has licence apache-2.0, which infra.licences.deny names ('apache*')")
+    assert row.remarks == [
+        "data s3://data/b has no known licence, which infra.licences.warn names ('unknown')"
+    ]
+
+
+def test_csv_and_json_hold_every_row_and_strict_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import resprout.flows.place as places
+
+    monkeypatch.setattr(places, "open_place", lambda config, reference: world.place)
+    monkeypatch.setenv("RESPROUT_HOME", str(world.place.home))
+    verb.audit(as_csv=True)
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["name"] for row in rows] == ["small", "small", "refused"]
+    assert rows[0]["licences"] == "apache-2.0; cc-by-4.0; unknown"
+    verb.audit(as_json=True, strict=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["at_odds"] == 0
+    assert [row["verdict"] for row in found["rows"]] == ["passed", "none", "failed"]
+    world.path(f"manifests/{world.writer.made['model'][0]}.json").unlink()
+    verb.audit()
+    shown = capsys.readouterr().out
+    assert "2 versions, 1 runs that failed their gate, 3 at odds" in shown
+    assert "small 2 (candidate)" in shown
+    with pytest.raises(VerificationFailed, match="3 of 3 versions and runs are at odds"):
+        verb.audit(strict=True)
+
+
+def test_a_cell_is_no_formula() -> None:
+    row = Row("run", "=HYPERLINK(1)", "", "", "failed", "", "", problems=["@x", "y"])
+    cells = dict(zip(verb.COLUMNS, verb._cells(row), strict=True))
+    assert cells["name"] == "'=HYPERLINK(1)"
+    assert cells["problems"] == "'@x; y"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--since", "yesterday"), "give a date as 2026-01-31"),
+        (("--csv", "--json"), "ask for one form at a time"),
+    ],
+)
+def test_bad_input(
+    resprout: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    done = resprout("audit", *arguments, home=tmp_path)
+    assert done.code == 2
+    assert says in done.err
+
+
+def test_a_finished_run_is_sound(finished: Any, resprout: Callable[..., Any]) -> None:
+    done = resprout("audit", "--strict", "--json", "--since", "2020-01-01", home=finished.home)
+    assert done.code == 0, done.err
+    (row,) = [row for row in done.result["rows"] if row["name"] == "tiny-pruned"]
+    assert row["verdict"] == "passed"
+    assert row["sealed"]
+    assert row["licences"] == ["unknown"]
