@@ -12,7 +12,7 @@ from resprout.infra.lineage import Node
 
 WIDTH, HEIGHT = 190, 62
 """Size of a box, in pixels."""
-ACROSS, DOWN = 250, 84
+ACROSS, DOWN = 232, 84
 """Distance of two boxes."""
 MARGIN = 12
 

@@ -8,7 +8,7 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.flows.place import RUN_ID, Found, Place, find
 from resprout.infra.licences import UNKNOWN
-from resprout.infra.lineage import Node, Source, record_of_digest, sources_behind, tree, trees
+from resprout.infra.lineage import Node, Source, sources_behind, tree, trees
 from resprout.infra.store.store import ArtifactStore
 
 RECORD = "resprout.record"
@@ -170,13 +170,15 @@ def _named_report(store: ArtifactStore, tags: dict[str, str], made: Node | None)
     if identity := tags.get("resprout.report_record"):
         return tree(store, identity)
     if digest := tags.get("resprout.report"):
-        over = [
-            identity
-            for identity in store.records_of(digest)
-            if made is None or made.record_id in {one.record for one in store.get_record(identity).parents}
-        ]
-        return tree(store, min(over) if over else record_of_digest(store, digest))
+        records = store.records_of(digest)
+        over = [one for one in records if made is None or made.record_id in _inputs(store, one)]
+        # A store of before the index finds none; the header tells of it.
+        return tree(store, min(over or records)) if records else None
     return None
+
+
+def _inputs(store: ArtifactStore, record_id: str) -> set[str]:
+    return {one.record for one in store.get_record(record_id).parents}
 
 
 def _report_above(store: ArtifactStore, made: Node) -> Node | None:

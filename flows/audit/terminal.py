@@ -72,6 +72,8 @@ def header(story: Story, facts: Facts, usual: dict[str, str]) -> Iterator[str]:
         yield f"gate {facts.verdict}: {'; '.join(checks)}"
     elif story.report is not None:
         yield "gate: none was asked for"
+    elif story.version is not None:
+        yield "the record of its report is not in the store: nothing here tells of scores and gate"
     began = [node.record.started for node in story.nodes().values()]
     yield f"by {usual['who']} on {usual['machine']}, {usual['code']}, {min(began)} to {max(began)}"
     licences = sorted({source.licence or UNKNOWN for _, source in story.sources()})

@@ -163,10 +163,10 @@ def test_the_page_stands_alone_and_holds_every_record(known: tuple[Place, Writer
     tags = {tag for tag, _ in read.elements}
     assert not tags & {"script", "link", "img", "iframe", "object"}
     assert not re.search(r"(?:src|href)=\"(?!#)", text)
-    ids = {given["id"] for tag, given in read.elements if tag == "details"}
+    ids = {given["id"] for tag, given in read.elements if tag == "section"}
     assert ids == {f"r-{record}" for _, record in writer.made.values()}
     targets = {given["href"] for tag, given in read.elements if tag == "a"}
-    assert targets <= {f"#{one}" for one in ids}
+    assert targets <= {"#all", *(f"#{one}" for one in ids)}
     drawn = [tag for tag, _ in read.elements]
     assert drawn.count("rect") == len(writer.made)
     assert drawn.count("path") == sum(len(node.parents) for node in story.nodes().values())
@@ -339,3 +339,17 @@ def test_one_by_one_and_listed_the_way_down_is_the_same(
     assert found.order[0] == made["model"]
     assert sorted(found.order) == sorted(record for name, record in made.items() if name != "text")
     assert set(found.children[made["plan"]]) == {made["pruned"], made["report"]}
+
+
+def test_a_version_whose_report_has_no_record_is_shown_without_and_says_so(
+    known: tuple[Place, Writer],
+) -> None:
+    here, writer = known
+    digest, record = writer.made["export"]
+    tags = {"resprout.record": record, "resprout.digest": digest, "resprout.report": "0" * 64}
+    here.tracker.make_version("old", "file:///nowhere", run_of(here, "small"), tags, "")
+    story = tell(here, "models:/old/1")
+    assert [node.record_id for _, node in story.tops] == [record]
+    assert "the record of its report is not in the store" in text_of(
+        terminal.draw(story, gather(here.store, story))
+    )
