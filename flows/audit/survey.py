@@ -14,7 +14,8 @@ from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import LicencesConfig
-from resprout.flows.audit.registry import RECORD, aliases, runs, versions
+from resprout.flows.audit.registry import RECORD, aliases, versions
+from resprout.flows.audit.verdicts import REPORT, Ended, ended
 from resprout.flows.place import DIGEST, Place
 from resprout.infra.licences import UNKNOWN, Credit, findings
 from resprout.infra.lineage import Source, as_stated, credits_of, sources
@@ -22,8 +23,6 @@ from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
 
 THREADS = 16
-GATE = "resprout.gate"
-REPORT = "resprout.report_record"
 STAGE_TAGS = {"resprout.source_digest": "acquire_model", "resprout.plan": "plan"}
 """Tags of a version that name what a stage made."""
 
@@ -120,55 +119,59 @@ class _Stored:
 
 def survey(place: Place, policy: LicencesConfig, since: datetime.datetime | None) -> list[Row]:
     """A row for each version and each failed gate since then, the oldest first."""
+    stored = _Stored(place.store)
     named = aliases(place.tracker)
-    gates = {run.info.run_id: run for run in runs(place.tracker, f"tags.`{GATE}` LIKE '%'")}
-    found: list[tuple[Row, dict[str, str], str]] = []
+    known = ended(place, stored.seals)
+    found: list[tuple[Row, dict[str, str], list[str]]] = []
     registered = set()
     for version in versions(place.tracker):
         made_by = version.run_id or ""
         registered.add(made_by)
         if _is_since(version.creation_timestamp, since):
-            tags = dict(version.tags)
-            verdict = gates[made_by].data.tags[GATE] if made_by in gates else UNKNOWN
-            row = Row("version", version.name, str(version.version), _time(version.creation_timestamp),
-                      verdict, made_by, tags.get("resprout.digest", ""))  # fmt: skip
-            row.aliases = named.get((version.name, str(version.version)), [])
-            if made_by not in gates:
-                row.problems.append(f"MLflow has no verdict of run {made_by or '(none)'}")
-            elif verdict == "failed":
-                row.problems.append(f"the gate of run {made_by} failed, and yet the version is registered")
-            found.append((row, tags, tags[RECORD]))
-    for run_id, run in gates.items():
-        tags = dict(run.data.tags)
-        if tags[GATE] == "failed" and run_id not in registered and _is_since(run.info.start_time, since):
-            row = Row("run", str(run.info.run_name), "", _time(run.info.start_time), "failed", run_id,
-                      tags.get("resprout.report", ""))  # fmt: skip
-            found.append((row, tags, ""))
-    stored = _Stored(place.store)
-    roots = [[one for one in (record, tags.get(REPORT, "")) if one] for _, tags, record in found]
-    stored.read(one for some in roots for one in some)
-    for (row, tags, record), some in zip(found, roots, strict=True):
-        _look(stored, policy, row, tags, record, some)
+            tags, number = dict(version.tags), str(version.version)
+            digest, at = tags.get("resprout.digest", ""), _time(version.creation_timestamp)
+            row = Row("version", version.name, number, at, UNKNOWN, made_by, digest)
+            row.aliases = named.get((version.name, number), [])
+            _judge(row, known.get(made_by))
+            found.append((row, tags, [tags[RECORD], tags.get(REPORT, "")]))
+    for run in known.values():
+        if run.verdict == "failed" and run.run not in registered and _is_since(run.at, since):
+            row = Row("run", run.name, "", _time(run.at), run.verdict, run.run, "")
+            _judge(row, run)
+            found.append((row, {}, [run.report]))
+    stored.read(one for _, _, roots in found for one in roots if one)
+    for row, tags, roots in found:
+        _look(stored, policy, row, tags, [one for one in roots if one])
     return sorted((row for row, _, _ in found), key=_order)
+
+
+def _judge(row: Row, run: Ended | None) -> None:
+    """Fill in the verdict of the row's run, and what seal and MLflow do not agree on."""
+    if run is None:
+        row.problems.append(f"neither MLflow nor a seal has a verdict of run {row.run or '(none)'}")
+        return
+    row.verdict, row.sealed = run.verdict, run.sealed
+    row.problems += run.problems
+    if not run.sealed:
+        row.problems.append(f"run {row.run} has no seal")
+    if row.kind == "version" and run.verdict == "failed":
+        row.problems.append(f"the gate of run {row.run} failed, and yet the version is registered")
 
 
 def _order(row: Row) -> tuple[str, bool, str, int]:
     return row.at, row.kind == "run", row.name, int(row.version or 0)
 
 
-def _look(
-    stored: _Stored, policy: LicencesConfig, row: Row, tags: dict[str, str], record: str, roots: list[str]
-) -> None:
+def _look(stored: _Stored, policy: LicencesConfig, row: Row, tags: dict[str, str], roots: list[str]) -> None:
     """Fill in what records, signatures and licences say of a row."""
     behind = stored.behind(roots)
-    row.sealed = row.run in stored.seals
-    if not row.sealed:
-        row.problems.append(f"run {row.run or '(none)'} has no seal")
     row.problems += _links(stored, behind)
-    if record:
-        row.problems += _tags(stored, tags, record, stored.behind([record]))
-    elif not roots:
+    if not roots:
         row.problems.append("the run names no report")
+    elif row.kind == "version":
+        row.problems += _tags(stored, tags, roots[0], stored.behind(roots[:1]))
+    elif isinstance(slim := stored.records[roots[0]], _Slim):
+        row.digest = slim.content
     erased = sorted({slim.content for slim in _slims(stored, behind) if slim.content in stored.erased})
     row.remarks += [f"artifact {digest} was erased" for digest in erased]
     _signatures(stored, row, behind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,11 @@ def _reading_order(item: tuple[str, Node]) -> tuple[int, str]:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in sorted(values.items()))
+    return ", ".join(f"{key} {_plain(value)}" for key, value in sorted(values.items()))
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple) else str(value)
 
 
 def _identity(entry: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ Exits 1 above.
 
 from __future__ import annotations
 
+import resource
 import statistics
 import sys
 import tempfile
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import many
-import psutil
 
 from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
 from resprout.flows.audit import descent
@@ -27,6 +27,9 @@ from resprout.flows.audit.facts import gather
 from resprout.flows.audit.story import tell
 from resprout.flows.audit.survey import survey
 from resprout.flows.place import Place
+from resprout.infra.proof.ledger import statement
+from resprout.infra.proof.seal import PREDICATE, seal_key
+from resprout.infra.proof.signing import UNSIGNED
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
@@ -56,7 +59,21 @@ def build(store: ArtifactStore, root: Path, scratch: Path) -> list[list[many.Mad
             made.append(many.artifact(root, stage, f"{number} {stage}", (parent,)))
         # The report is on the export, as it is in a run.
         runs.append(made[1:])
+        report = made[-1].record
+        seal(store, root, f"{number + 1:032x}", report)
     return runs
+
+
+def seal(store: ArtifactStore, root: Path, run: str, report: str) -> None:
+    """A seal as large as those of whole runs, which list all that MLflow shows."""
+    said = {"run": run, "name": run, "verdict": "passed", "report": report, "key": None}
+    said |= {"sealed": "2026-01-01T00:00:00+00:00", "runs": {"shown": "x" * 75_000}}
+    many.write(root, seal_key(run), UNSIGNED.envelope(statement(f"mlflow-run:{run}", PREDICATE, said)))
+
+
+def peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -98,6 +115,15 @@ def main() -> int:
         def all_down_json() -> int:
             return len(descent.derive(place, ADDRESS).as_dict()["records"])
 
+        before = peak()
+        seconds, rows = timed(lambda: survey(place, LicencesConfig(deny=("gpl*",)), None))
+        more = peak() - before
+        assert len(rows) == RUNS
+        assert {tuple(row.problems) for row in rows} == {()}
+        low += seconds >= 10.0 or more >= BYTES
+        print(
+            f"audit of {RUNS} versions: {seconds:.2f} s (bound 10 s), {more / 1e6:.0f} MB more (bound 100 MB)"
+        )
         for what, work, expected, bound in (
             ("lineage of a version", up, 11, 1.0),
             ("what one artifact led to", down, 10, 1.0),
@@ -108,15 +134,6 @@ def main() -> int:
             assert count == expected, (what, count)
             low += bound is not None and seconds >= bound
             print(f"{what}: {seconds:.2f} s{'' if bound is None else f' (bound {bound:g} s)'}")
-        before = psutil.Process().memory_info().rss
-        seconds, rows = timed(lambda: survey(place, LicencesConfig(deny=("gpl*",)), None))
-        more = psutil.Process().memory_info().rss - before
-        assert len(rows) == RUNS
-        assert {tuple(row.problems) for row in rows if row.sealed} == set()
-        low += seconds >= 10.0 or more >= BYTES
-        print(
-            f"audit of {RUNS} versions: {seconds:.2f} s (bound 10 s), {more / 1e6:.0f} MB more (bound 100 MB)"
-        )
         return 1 if low else 0
 
 

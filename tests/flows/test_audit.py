@@ -22,7 +22,8 @@ from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
 from resprout.flows.audit.survey import Row, survey
 from resprout.flows.cli import audit as verb
 from resprout.flows.place import Place
-from resprout.infra.proof.seal import seal_key
+from resprout.infra.proof.ledger import statement
+from resprout.infra.proof.seal import PREDICATE, seal_key
 from resprout.infra.proof.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
@@ -51,6 +52,12 @@ def signer(required: bool = True) -> Signer:
     return Signer(CryptoSigner(Ed25519PrivateKey.generate()), (), required)
 
 
+def sealed(signer: Signer, run: str, name: str, verdict: str, report: str) -> bytes:
+    said = {"run": run, "name": name, "verdict": verdict, "report": report, "key": None}
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return signer.envelope(statement(f"mlflow-run:{run}", PREDICATE, {**said, "sealed": when}))
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> tuple[Path, Writer, Signer]:
     from resprout.infra.tracking import Tracker
@@ -67,7 +74,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) ->
     report = {"resprout.report": made["report"][0], "resprout.report_record": made["report"][1]}
     for name, gate in (("first", "passed"), ("second", "none"), ("refused", "failed")):
         run = tracker.start(name, {"resprout.gate": gate, **report})
-        store.driver.put_bytes(seal_key(run), b"{}")
+        store.driver.put_bytes(seal_key(run), sealed(own, run, name, gate, made["report"][1]))
         if gate != "failed":
             tags = {
                 "resprout.record": made["export"][1],
@@ -158,15 +165,49 @@ def test_tags_that_say_something_else_than_the_records(
     assert second.problems == []
 
 
-def test_a_version_whose_gate_failed_or_whose_run_is_gone(world: World) -> None:
+def test_verdicts_that_seal_and_mlflow_do_not_agree_on(world: World) -> None:
+    first, second, refused = world.rows()
+    client = world.place.tracker.client
+    client.set_tag(first.run, "resprout.gate", "failed")
+    client.delete_run(second.run)
+    client.set_tag(refused.run, "resprout.gate", "passed")
+    rows = world.rows()
+    assert [row.verdict for row in rows] == ["passed", "none", "failed"]
+    assert [row.problems for row in rows] == [
+        [f"tag resprout.gate of run {first.run} says failed, but its seal says passed"],
+        [f"run {second.run} is sealed as none, but MLflow shows no verdict of it"],
+        [f"tag resprout.gate of run {refused.run} says passed, but its seal says failed"],
+    ]
+
+
+def test_a_version_whose_gate_failed_or_of_which_nothing_is_known(world: World) -> None:
     first, second = world.rows()[:2]
     client = world.place.tracker.client
     client.set_tag(first.run, "resprout.gate", "failed")
     client.delete_run(second.run)
+    for run in (first.run, second.run):
+        world.path(seal_key(run)).unlink()
     rows = world.rows()
-    assert any("failed, and yet the version is registered" in one for one in rows[0].problems)
-    assert rows[1].problems == [f"MLflow has no verdict of run {second.run}"]
-    assert len(rows) == 3
+    assert rows[0].problems == [
+        f"run {first.run} has no seal",
+        f"the gate of run {first.run} failed, and yet the version is registered",
+    ]
+    assert rows[1].problems == [f"neither MLflow nor a seal has a verdict of run {second.run}"]
+
+
+@pytest.mark.parametrize("data", [b"{}", b"no json", b'{"payload": "bm8="}', b'{"payload": "e30="}'])
+def test_a_seal_that_cannot_be_read(world: World, data: bytes) -> None:
+    first = world.rows()[0]
+    world.place.store.driver.put_bytes(seal_key(first.run), data)
+    (problem,) = world.rows()[0].problems
+    assert problem.startswith(f"the seal of run {first.run} cannot be read")
+
+
+def test_a_seal_of_another_run(world: World) -> None:
+    first, second = world.rows()[:2]
+    other = world.path(seal_key(second.run)).read_bytes()
+    world.place.store.driver.put_bytes(seal_key(first.run), other)
+    assert world.rows()[0].problems == [f"the seal of run {first.run} is that of run {second.run}"]
 
 
 def test_signatures_count_by_their_keys(world: World) -> None:
