@@ -164,6 +164,13 @@ def _order(row: Row) -> tuple[str, bool, str, int]:
 
 def _look(stored: _Stored, policy: LicencesConfig, row: Row, tags: dict[str, str], roots: list[str]) -> None:
     """Fill in what records, signatures and licences say of a row."""
+    if row.kind == "run" and not row.sealed and all(isinstance(stored.records[one], str) for one in roots):
+        # What no version needs is collected in time, its seal last; MLflow goes on telling of the run.
+        row.problems, row.remarks = (
+            [],
+            ["its records and its seal are gone: `gc` freed them, or somebody did"],
+        )
+        return
     behind = stored.behind(roots)
     row.problems += _links(stored, behind)
     if not roots:

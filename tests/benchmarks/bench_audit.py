@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import many
-
 from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
 from resprout.flows.audit import descent
 from resprout.flows.audit.facts import gather

@@ -203,6 +203,16 @@ def test_a_seal_that_cannot_be_read(world: World, data: bytes) -> None:
     assert problem.startswith(f"the seal of run {first.run} cannot be read")
 
 
+def test_a_failed_run_of_which_gc_left_nothing_is_told_of_without_alarm(world: World) -> None:
+    refused = world.rows()[2]
+    world.path(seal_key(refused.run)).unlink()
+    assert world.rows()[2].problems == [f"run {refused.run} has no seal"]
+    world.path(f"records/{world.writer.made['report'][1]}.json").unlink()
+    row = world.rows()[2]
+    assert (row.verdict, row.problems) == ("failed", [])
+    assert "`gc` freed them" in row.remarks[0]
+
+
 def test_a_seal_of_another_run(world: World) -> None:
     first, second = world.rows()[:2]
     other = world.path(seal_key(second.run)).read_bytes()
