@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
+from resprout.flows.audit.printable import printable
 from resprout.flows.audit.registry import RECORD, versions
 from resprout.flows.place import DIGEST, RUN_ID, Place, find
 from resprout.infra.lineage import sources
@@ -94,16 +95,15 @@ def derive(place: Place, reference: str) -> Derived:
 
 def draw(found: Derived) -> Tree:
     """The versions, then a tree of the nearest records."""
-    from rich.markup import escape
     from rich.tree import Tree
 
     shown = found.order[:MOST_SHOWN]
     records = found.records(shown)
     made = len(found.order) - len(found.roots)
-    root = Tree(escape(f"made from {found.reference}: {made} artifact{'' if made == 1 else 's'}"))
+    root = Tree(printable(f"made from {found.reference}: {made} artifact{'' if made == 1 else 's'}"))
     names = sorted(name for names in found.versions.values() for name in names)
     for name in names:
-        root.add(escape(name))
+        root.add(printable(name))
     if not names:
         root.add("no registered version")
     drawn: set[str] = set()
@@ -113,7 +113,7 @@ def draw(found: Derived) -> Tree:
         record = records[identity]
         held = found.versions.get(identity)
         text = f"{record.stage} {record.content[:SHORT]}  at {record.started}"
-        under = branch.add(escape(text + (f"  = {', '.join(held)}" if held else "")))
+        under = branch.add(printable(text + (f"  = {', '.join(held)}" if held else "")))
         for child in found.children.get(identity, ()):
             if child in records and child not in drawn:
                 add(under, child)

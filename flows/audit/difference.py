@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from resprout.flows.audit.facts import Facts
+from resprout.flows.audit.printable import printable
 from resprout.flows.audit.story import Story
 from resprout.infra.lineage import Node
 from resprout.tasks.track import flat
@@ -157,12 +158,10 @@ def _machine(story: Story) -> Values:
 
 def _cell(value: Any) -> str:
     """A value on one line; of kept units how many there are and the first."""
-    from rich.markup import escape
-
     if value is None:
         return "-"
     if isinstance(value, list) and value and all(isinstance(one, int) for one in value):
         return f"{len(value)} kept: {', '.join(map(str, value[:6]))}{', ...' if len(value) > 6 else ''}"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return escape(" ".join(str(value).split()))
+    return printable(" ".join(str(value).split()))

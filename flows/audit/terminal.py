@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from resprout.flows.audit.facts import Facts
+from resprout.flows.audit.printable import printable
 from resprout.flows.audit.story import Story
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node
@@ -24,24 +25,23 @@ FIRST = ("export", "gate", "recovered", "pruned", "dense", "model", "plan", "cal
 
 def draw(story: Story, facts: Facts, full: bool = False) -> Tree:
     """Each record once, with what is not as in the rest; `full` adds config, metrics, libraries, machine."""
-    from rich.markup import escape
     from rich.tree import Tree
 
     usual = usual_of(story)
-    root = Tree(escape(story.title))
+    root = Tree(printable(story.title))
     for line in header(story, facts, usual):
-        root.add(escape(line))
+        root.add(printable(line))
     drawn, licences = set[str](), story.licences()
 
     def add(branch: Tree, role: str, node: Node) -> None:
         drawn.add(node.record_id)
-        under = branch.add(escape(f"{named(role, node)}{_differing(node.record, usual)}"))
+        under = branch.add(printable(f"{named(role, node)}{_differing(node.record, usual)}"))
         for line in origin_lines(node.record.origin):
-            under.add(escape(line))
+            under.add(printable(line))
         if node.record_id in licences:
-            under.add(escape(f"licence {licences[node.record_id]}"))
+            under.add(printable(f"licence {licences[node.record_id]}"))
         for line in details(node, facts) if full else ():
-            under.add(escape(line))
+            under.add(printable(line))
         again = []
         for parent_role, parent in sorted(node.parents, key=_reading_order):
             if parent.record_id in drawn:
@@ -49,7 +49,7 @@ def draw(story: Story, facts: Facts, full: bool = False) -> Tree:
             else:
                 add(under, parent_role, parent)
         if again:
-            under.add(escape(f"(above) {', '.join(again)}"))
+            under.add(printable(f"(above) {', '.join(again)}"))
 
     for role, top in story.tops:
         add(root, role, top)

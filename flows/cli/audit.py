@@ -103,8 +103,9 @@ def _cells(row: Row) -> list[str]:
 
 def _show(rows: list[Row], odd: int) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from resprout.flows.audit.printable import printable
 
     console = Console()
     if not console.is_terminal:
@@ -118,10 +119,10 @@ def _show(rows: list[Row], odd: int) -> None:
         sealed = "yes" if row.sealed else "no"
         licences, problems = ", ".join(row.licences), "\n".join(row.problems)
         cells = (shown, row.at[:16].replace("T", " "), row.verdict, sealed, row.signed, licences, problems)
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(printable, cells))
     console.print(table, highlight=False)
     for remark in sorted({f"{row.name} {row.version}: {one}" for row in rows for one in row.remarks}):
-        console.print(escape(remark), highlight=False, soft_wrap=True)
+        console.print(printable(remark), highlight=False, soft_wrap=True)
     counted = f"{sum(row.kind == 'version' for row in rows)} versions, "
     counted += f"{sum(row.kind == 'run' for row in rows)} runs that failed their gate, {odd} at odds"
     console.print(counted, highlight=False)

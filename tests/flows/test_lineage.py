@@ -353,3 +353,14 @@ def test_a_version_whose_report_has_no_record_is_shown_without_and_says_so(
     assert "the record of its report is not in the store" in text_of(
         terminal.draw(story, gather(here.store, story))
     )
+
+
+def test_what_a_terminal_would_obey_is_made_visible(tmp_path: Path) -> None:
+    store = ArtifactStore.from_config(StoreConfig(), tmp_path / "home")
+    bad = "hf://a/b\x1b]0;owned\x07[bold]"
+    writer = write_lineage(store, tmp_path / "scratch", {"model": {"source": bad}})
+    made, report = nodes(writer)
+    story = Story(bad, bad, (("report", report),), made, report)
+    shown = text_of(terminal.draw(story, gather(store, story), full=True))
+    assert "\x1b" not in shown
+    assert "\\x1b]0;owned\\x07[bold]" in shown
