@@ -7,6 +7,7 @@ import datetime
 import io
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
 from lineages import Writer, write_lineage
-from resprout.configs.errors import VerificationFailed
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
+from resprout.flows.audit.descent import derive
 from resprout.flows.audit.survey import Row, survey
 from resprout.flows.cli import audit as verb
 from resprout.flows.place import Place
@@ -58,14 +60,10 @@ def sealed(signer: Signer, run: str, name: str, verdict: str, report: str) -> by
     return signer.envelope(statement(f"mlflow-run:{run}", PREDICATE, {**said, "sealed": when}))
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> tuple[Path, Writer, Signer]:
+def furnish(home: Path, store: ArtifactStore, own: Signer) -> tuple[Place, Writer]:
+    """Two versions of one run's export, and a run whose gate failed, all sealed."""
     from resprout.infra.tracking import Tracker
 
-    home = tmp_path_factory.mktemp("audited")
-    shutil.copy(mlflow_template, home / "mlflow.db")
-    own = signer()
-    store = ArtifactStore.from_config(StoreConfig(), home)
     store.signer = own
     writer = write_lineage(store, home / "scratch")
     tracker = Tracker(MlflowConfig(), home)
@@ -85,6 +83,14 @@ def template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) ->
             }
             tracker.make_version("small", "file:///nowhere", run, tags, "")
     tracker.point_alias("small", "candidate", "2")
+    return Place(store, tracker, home), writer
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> tuple[Path, Writer, Signer]:
+    home, own = tmp_path_factory.mktemp("audited"), signer()
+    shutil.copy(mlflow_template, home / "mlflow.db")
+    _, writer = furnish(home, ArtifactStore.from_config(StoreConfig(), home), own)
     return home, writer, own
 
 
@@ -275,16 +281,13 @@ def test_a_cell_is_no_formula() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--since", "yesterday"), "give a date as 2026-01-31"),
-        (("--csv", "--json"), "ask for one form at a time"),
+        ({"since": "yesterday"}, "give a date as 2026-01-31"),
+        ({"as_csv": True, "as_json": True}, "ask for one form at a time"),
     ],
 )
-def test_bad_input(
-    resprout: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], says: str
-) -> None:
-    done = resprout("audit", *arguments, home=tmp_path)
-    assert done.code == 2
-    assert says in done.err
+def test_bad_input(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        verb.audit(**arguments)
 
 
 def test_a_finished_run_is_sound(finished: Any, resprout: Callable[..., Any]) -> None:
@@ -294,3 +297,17 @@ def test_a_finished_run_is_sound(finished: Any, resprout: Callable[..., Any]) ->
     assert row["verdict"] == "passed"
     assert row["sealed"]
     assert row["licences"] == ["unknown"]
+
+
+def test_a_bucket_is_listed_as_a_folder_is(s3: Any, tmp_path: Path, mlflow_template: Path) -> None:
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    config = StoreConfig(**s3.settings(uuid.uuid4().hex))
+    place, writer = furnish(tmp_path, ArtifactStore.from_config(config, tmp_path), signer())
+    rows = survey(place, NO_RULES, None)
+    assert [row.problems for row in rows] == [[], [], []]
+    assert {row.signed for row in rows} == {"yes"}
+    found = derive(place, "s3://data/b")
+    assert found.roots == [writer.made["text"][1]]
+    assert len(found.order) == 5
+    place.store.driver.delete(f"manifests/{writer.made['text'][0]}.json")
+    assert [len(row.problems) for row in survey(place, NO_RULES, None)] == [1, 1, 1]
