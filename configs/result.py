@@ -102,7 +102,7 @@ class RunResult(Plain):
     status: Literal["done", "gate_not_passed", "failed", "bad_input", "cancelled"]
     exit_code: int
     message: str = ""
-    """The error's sentence where the run did not end well."""
+    """The error's sentence where the run did not end well; else what the licence policy warns of."""
     mlflow_run_id: str | None = None
     config_digest: str | None = None
     stages: list[StageResult] = []
