@@ -19,17 +19,19 @@ from resprout.configs.load import Loaded, load, load_data
 from resprout.configs.result import Overhead
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
+from resprout.flows.acquisition import acquire, shape_in_store
 from resprout.flows.again import command, config_digest, public_overrides
 from resprout.flows.check import check
 from resprout.flows.conclude import Conclusion
 from resprout.flows.fan_out import FanOut
 from resprout.flows.ghosts import end_dead_runs
 from resprout.flows.licences import check_licences
+from resprout.flows.look_up import look_up
 from resprout.flows.overdue import newer_due
 from resprout.flows.restarts import refuse_endless
 from resprout.flows.session import Session, current, using
 from resprout.flows.sources import Sources
-from resprout.flows.steps import Steps, look_up
+from resprout.flows.steps import Steps
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
 from resprout.infra.patience import patiently
@@ -40,6 +42,7 @@ from resprout.infra.store.pins import Pins
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
+from resprout.tasks.models.size import Shape
 from resprout.tasks.run import Run
 from resprout.tasks.scan import load_scan
 
@@ -117,14 +120,18 @@ def _compress(
     session.remarks = check_licences(loaded.config.infra.licences, sources.credits)
     for remark in session.remarks:
         logger.warning("%s", remark)
-    if sources.shape is not None:
+
+    def check_room(shape: Shape) -> None:
         preflight.check(
             loaded.config.model,
-            sources.shape,
+            shape,
             loaded.home,
             store.free_bytes(),
             lambda: look_up(loaded.config, store, tracker, sources, loaded.home)[1],
         )
+
+    if sources.shape is not None:
+        check_room(sources.shape)
     digest = config_digest(loaded)
     tags = {**session.tags, **_run_tags(loaded, digest)}
     # A variant of a sweep that a cluster begins again is another flow run.
@@ -165,13 +172,14 @@ def _compress(
         tracker.log_text(run_id, public, "config.json")
         if identity.dirty_patch():
             tracker.log_text(run_id, identity.dirty_patch(), "uncommitted.patch")
-        steps = Steps(loaded.config, run, sources)
-        steps.acquire()
-        if claim is not None and not own and (export := exports.holder(store, steps.dense.digest)):
+        acquired = acquire(loaded.config, run, sources)
+        if sources.shape is None:
+            check_room(shape_in_store(run, acquired.dense))
+        if claim is not None and not own and (export := exports.holder(store, acquired.dense.digest)):
             logger.info("%s is the export %s, which is not compressed again", claim, export)
             tracker.end(run_id)
             return Completed(name="OwnVersion", message=f"{claim}: its model is the export {export}")
-        made = steps.all()
+        made = Steps(loaded.config, run, acquired).all()
         conclusion = Conclusion(loaded, run, made, session, command(loaded, overrides))
         conclusion.all()
         tracker.end(run_id)

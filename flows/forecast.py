@@ -7,8 +7,8 @@ from typing import Any
 from resprout.configs.load import Loaded
 from resprout.flows import preflight
 from resprout.flows.licences import check_licences
+from resprout.flows.look_up import look_up
 from resprout.flows.sources import Sources
-from resprout.flows.steps import look_up
 from resprout.infra.environment import prepare
 from resprout.infra.identity import machine
 from resprout.infra.store.store import ArtifactStore

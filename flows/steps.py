@@ -1,42 +1,29 @@
 """The stages of a compression run in their order, each fed with references. Wiring only.
 
-Everything that can be found cheaply comes first: all data is brought here, the pool is held against its
-budget, and text and tasks of the evaluation are tried before a weight is loaded. Each model is judged as soon
-as it exists; dense scores are shared by all runs on that model, because their key is.
+Everything that can be found cheaply comes first: all data is brought here (`acquisition`), the pool is held
+against its budget, and text and tasks of the evaluation are tried before a weight is loaded. Each model is
+judged as soon as it exists; dense scores are shared by all runs on that model, because their key is.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from resprout.configs.schema import RunConfig
-from resprout.flows import preflight
-from resprout.flows.check import check_fits
-from resprout.flows.preflight import device
-from resprout.flows.session import NoDisplay
-from resprout.flows.sources import Sources
-from resprout.infra.store.lease import LeaseLockManager
+from resprout.flows.acquisition import Acquired, job_of
 from resprout.infra.store.reference import ArtifactRef
-from resprout.infra.store.results import ArtifactResults
-from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
-from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.evaluate.data_stage import evaluation_data
 from resprout.tasks.evaluate.stage import evaluate
-from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.export.card import SHAPING
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.job import Job
 from resprout.tasks.measure.stage import measure
-from resprout.tasks.models.size import shape_of
 from resprout.tasks.prune.stage import plan, prune
 from resprout.tasks.recover.stage import recover
-from resprout.tasks.run import Forecast, Run
+from resprout.tasks.run import Run
 from resprout.tasks.select.pool_stage import pool
 from resprout.tasks.select.stage import select
 from resprout.tasks.stage import Input, Part
@@ -59,22 +46,27 @@ class Made:
 
 
 class Steps:
-    """The stages of one run."""
+    """The stages of one run after those that acquire."""
 
-    def __init__(self, config: RunConfig, run: Run, sources: Sources) -> None:
+    def __init__(self, config: RunConfig, run: Run, acquired: Acquired) -> None:
         self.config = config
         self.run = run
-        self.sources = sources
+        self.dense, self.rows, self.encoder = acquired.dense, acquired.rows, acquired.encoder
+        self.text, self.calibration_text, self.tasks = (
+            acquired.text,
+            acquired.calibration_text,
+            acquired.tasks,
+        )
+        self.credits = acquired.credits
         self.scores: dict[str, ArtifactRef] = {}
         self.speeds: dict[str, ArtifactRef] = {}
 
     def job(self, section: C) -> Job[C]:
         """A job of this run."""
-        model = self.config.model
-        return Job(section, self.config.seed, device(model.device), model.dtype, model.trust_remote_code)
+        return job_of(self.config, section)
 
     def all(self) -> Made:
-        """From what `acquire` brought to exports; the gate's verdict stops a registration, no export."""
+        """From what was acquired to exports; the gate's verdict stops a registration, no export."""
         config, run = self.config, self.run
         if self.rows is not None and config.select is not None:
             pool(run, self.job(config.select), {"rows": self.rows, "dense": self.dense})
@@ -95,46 +87,10 @@ class Steps:
         if config.gate is not None:
             last = self.scores["recovered" if recovery else "pruned"]
             verdict = gate(run, self.job(config.gate), {"dense": self.scores["dense"], "final": last})
-        credits = tuple(credit for credit in self.sources.credits if credit.role in SHAPING)
+        credits = tuple(credit for credit in self.credits if credit.role in SHAPING)
         told = Export(config.export, credits, config.recover.method if config.recover else None)
         exported = export(run, self.job(told), {"model": final, "plan": planned, "source": self.dense})
         return Made(self.dense, planned, exported, verdict, selection, recovery, self.scores, self.speeds)
-
-    def acquire(self) -> None:
-        """Bring the model and all data here."""
-        run, sources = self.run, self.sources
-
-        def text(what: str) -> ArtifactRef | None:
-            found = sources.texts.get(what)
-            return acquire_text(run, self.job(found), label=f"acquire {what} text") if found else None
-
-        self.calibration_text, self.text = text("calibration"), text("evaluation")
-        self.tasks = {
-            f"{TASK_ROLE}{name}": acquire_task(run, self.job(rows), label=f"acquire task {name}")
-            for name, rows in sources.tasks.items()
-        }
-        self.rows = acquire_rows(run, self.job(sources.pool), label="acquire pool") if sources.pool else None
-        self.dense = acquire_model(run, self.job(sources.model), label="acquire model")
-        if sources.shape is None:
-            self._check_shape()
-        encoder = sources.encoder
-        self.encoder = acquire_model(run, self.job(encoder), label="acquire encoder") if encoder else None
-
-    def _check_shape(self) -> None:
-        """What `resprout validate` could not see, because the model lay elsewhere."""
-        run, config = self.run, self.config
-        if not self.dense.digest:
-            return
-        shape = shape_of(json.loads(run.store.read(self.dense.digest, "config.json")))
-        check_fits(config, shape)
-        if not run.look_up_only:
-            preflight.check(
-                config.model,
-                shape,
-                run.home,
-                run.store.free_bytes(),
-                lambda: look_up(config, run.store, run.tracker, self.sources, run.home)[1],
-            )
 
     def grow_back(self, pruned: ArtifactRef) -> tuple[ArtifactRef | None, ArtifactRef | None]:
         """Selection and recovery, where the config has them."""
@@ -160,25 +116,3 @@ class Steps:
         self.scores[name] = evaluate(run, self.job(config.evaluate), given, f"evaluate {name}")
         if config.measure is not None:
             self.speeds[name] = measure(run, self.job(config.measure), {"model": model}, f"measure {name}")
-
-
-def look_up(
-    config: RunConfig, store: ArtifactStore, tracker: Tracker, sources: Sources, home: Path
-) -> tuple[Made, list[Forecast]]:
-    """What a run would find in the store, and for each stage whether it would run; runs none.
-
-    A reference without a digest stands for what is not made yet.
-    """
-    run = Run(
-        store=store,
-        tracker=tracker,
-        locks=LeaseLockManager(store.driver),
-        results=ArtifactResults.of(store),
-        display=NoDisplay(),
-        home=home,
-        mlflow_run_id="",
-        look_up_only=True,
-    )
-    steps = Steps(config, run, sources)
-    steps.acquire()
-    return steps.all(), run.forecasts

@@ -208,8 +208,8 @@ def forecasts(session: SweepSession) -> list[tuple[Variant, list[Forecast]]]:
     """For each variant what its stages would do; runs none of them."""
     first = session.variants[0].loaded
     prepare(first.config.infra, first.home)
+    from resprout.flows.look_up import look_up
     from resprout.flows.sources import Sources
-    from resprout.flows.steps import look_up
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
 

@@ -224,8 +224,8 @@ def test_a_variant_is_told_when_it_ends_and_listed_in_its_place(
 
 
 def test_ctrl_c_ends_variants_that_wait_for_another_run(folder: Path, home: Path, api_url: str) -> None:
+    from resprout.flows.look_up import look_up
     from resprout.flows.sources import Sources
-    from resprout.flows.steps import look_up
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.tracking import Tracker
 
