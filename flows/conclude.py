@@ -66,6 +66,18 @@ class Conclusion:
         self.result.status, self.result.exit_code = "done", 0
         self.result.message = "; ".join(self.session.remarks)
 
+    def again(self, brought: dict[str, str]) -> None:
+        """Models, gate, exports and report of a run that was made again; nothing is told or registered.
+
+        `brought` are digests of what was not acquired anew, by the label under which it first was.
+        """
+        self.fill_models()
+        self.fill_gate()
+        self.fill_exports()
+        reported, _ = self.make_report(brought)
+        with self.run.store.open(reported.digest) as folder:
+            self.result.report = str(shutil.copytree(folder, self.loaded.home / "report") / "report.html")
+
     def read(self, ref: ArtifactRef, path: str) -> Any:
         """A JSON file of an artifact."""
         return json.loads(self.run.store.read(ref.digest, path))
@@ -121,7 +133,20 @@ class Conclusion:
 
     def write_report(self) -> ArtifactRef:
         """The report as an artifact, in MLflow, and where a person finds it."""
-        made, run, config = self.made, self.run, self.loaded.config
+        run = self.run
+        reported, settings = self.make_report({})
+        with run.store.open(reported.digest) as folder:
+            run.tracker.log_folder(run.mlflow_run_id, folder, "report")
+            self.result.report = str(place_report(folder, self.loaded, settings))
+        run.tracker.log(
+            run.mlflow_run_id,
+            tags={"resprout.report": reported.digest, "resprout.report_record": reported.record},
+        )
+        return reported
+
+    def make_report(self, brought: dict[str, str]) -> tuple[ArtifactRef, ReportConfig]:
+        """The report as an artifact, and what was given to it."""
+        made, config = self.made, self.loaded.config
         given = {
             "source": made.dense,
             "plan": made.plan,
@@ -137,17 +162,9 @@ class Conclusion:
             name=config.name,
             config={key: value for key, value in config.public().items() if key != "infra"},
             command=self.command,
-            digests={stage.name: stage.artifact.digest for stage in self.result.stages},
+            digests={**brought, **{stage.name: stage.artifact.digest for stage in self.result.stages}},
         )
-        reported = report(run, Job(settings, config.seed), inputs)
-        with run.store.open(reported.digest) as folder:
-            run.tracker.log_folder(run.mlflow_run_id, folder, "report")
-            self.result.report = str(place_report(folder, self.loaded, settings))
-        run.tracker.log(
-            run.mlflow_run_id,
-            tags={"resprout.report": reported.digest, "resprout.report_record": reported.record},
-        )
-        return reported
+        return report(self.run, Job(settings, config.seed), inputs), settings
 
     def state_provenance(self) -> None:
         """The signed statement of how the export was built, in the store and in MLflow."""

@@ -24,6 +24,7 @@ VERBS = (
     "diff",
     "audit",
     "verify",
+    "reproduce",
     "alias",
     "gc",
     "erase",

@@ -84,7 +84,7 @@ def _run(
         if not console.is_terminal:
             console = Console(stderr=True, width=WIDTH)
         session.display = display_for(console, loaded.config.infra.logs)
-        _note_interrupts(session)
+        note_interrupts(session)
         compress_here(loaded, overrides, session)
         partial.seconds = time.perf_counter() - began
         show(session, loaded, console)
@@ -94,7 +94,7 @@ def _run(
         return partial, error
 
 
-def _note_interrupts(session: Session) -> None:
+def note_interrupts(session: Session) -> None:
     """On Ctrl-C raise KeyboardInterrupt as ever, and note it for the case that a library swallows it."""
 
     def interrupt(number: int, frame: object) -> None:

@@ -1,0 +1,93 @@
+"""A run once more from its record alone: in a folder of its own, with what the store holds of its sources.
+
+Nothing is fetched from where it first came from, nothing is registered, and the store that holds the original
+is only read. The stages are the flow's own, so locks, retries and nested MLflow runs are those of any run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from resprout.configs.errors import VerificationFailed
+from resprout.configs.load import Loaded
+from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.flows.acquisition import Acquired
+from resprout.flows.conclude import Conclusion
+from resprout.flows.original import Original
+from resprout.flows.session import Session
+from resprout.flows.steps import Steps
+from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.results import ArtifactResults
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
+from resprout.tasks.run import Run
+
+CONFIG = "record.json"
+"""What the config is called that was read from a record."""
+
+
+def run_again(run: Original, before: ArtifactStore, folder: Path, session: Session) -> ArtifactStore:
+    """The store under `folder` with all that the run made anew; `session.result` tells of its stages."""
+    now = ArtifactStore.from_config(StoreConfig(), folder)
+    tracker = Tracker(MlflowConfig(), folder)
+    tracker.connect()
+    config = run.config
+    loaded = Loaded(config, folder / CONFIG, folder, folder, {})
+
+    @flow(name="resprout-reproduce", validate_parameters=False)
+    def reproduce(record: str) -> None:
+        acquired = _copied(run.acquired, before, now)
+        tags = {**session.tags, "resprout.reproduces": record}
+        run_id = tracker.start(f"{config.name} reproduced", tags)
+        session.result.mlflow_run_id = run_id
+        with tracker.running(run_id):
+            again = Run(
+                store=now,
+                tracker=tracker,
+                locks=LeaseLockManager(now.driver, stop=session.stop_if_interrupted),
+                results=ArtifactResults.of(now),
+                display=session.display,
+                home=folder,
+                mlflow_run_id=run_id,
+                stages=session.result.stages,
+                cancelled=lambda: session.interrupted,
+            )
+            try:
+                made = Steps(config, again, acquired).all()
+                brought = {f"acquire {role}": ref.digest for role, ref in run.inputs.items()}
+                Conclusion(loaded, again, made, session, f"resprout reproduce {record}").again(brought)
+            finally:
+                again.locks.close()
+
+    reproduce(run.record_id)
+    return now
+
+
+def _copied(acquired: Acquired, before: ArtifactStore, now: ArtifactStore) -> Acquired:
+    """The same artifacts in another store."""
+
+    def maybe(ref: ArtifactRef | None) -> ArtifactRef | None:
+        return None if ref is None else _copy(ref, before, now)
+
+    return Acquired(
+        dense=_copy(acquired.dense, before, now),
+        rows=maybe(acquired.rows),
+        text=maybe(acquired.text),
+        calibration_text=maybe(acquired.calibration_text),
+        encoder=maybe(acquired.encoder),
+        tasks={role: _copy(ref, before, now) for role, ref in acquired.tasks.items()},
+        credits=acquired.credits,
+    )
+
+
+def _copy(ref: ArtifactRef, before: ArtifactStore, now: ArtifactStore) -> ArtifactRef:
+    """An artifact and its record in another store, the bytes hashed on the way."""
+    with before.open(ref.digest) as folder:
+        manifest = now.publish(folder)
+    if manifest.digest != ref.digest:
+        raise VerificationFailed(f"artifact {ref.digest} became {manifest.digest} when it was copied")
+    record = now.put_record(before.get_record(ref.record))
+    return ref.model_copy(update={"uri": now.uri(ref.digest), "record": record})

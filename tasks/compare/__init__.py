@@ -1,0 +1,1 @@
+"""Two artifacts of one stage: which files differ, and by how much."""
