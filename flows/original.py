@@ -138,10 +138,12 @@ def _report(place: Place, reference: str) -> str:
     """Record id of the report that a reference leads to."""
     if reference.startswith("models:/") or not _is_parent_run(place, reference):
         found = find(place, reference)
-        tags = found.tags or {}
-        named, made = tags.get("resprout.report"), found.record
+        tags, made = found.tags or {}, found.record
     else:
-        named, made = place.tracker.run(reference).data.tags["resprout.report"], ""
+        tags, made = place.tracker.run(reference).data.tags, ""
+    if (record := tags.get("resprout.report_record")) is not None:
+        return record
+    named = tags.get("resprout.report")
     store = place.store
     if named is not None:
         reports = [one for one in store.records_of(named) if store.get_record(one).stage == REPORT]
