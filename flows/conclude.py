@@ -12,9 +12,13 @@ from resprout.configs.result import ExportResult, GateResult, ModelResult, Model
 from resprout.configs.schema import RegisterConfig
 from resprout.flows.again import standalone
 from resprout.flows.announce import announce
+from resprout.flows.describe import PLAN, describe_model, describe_run, describe_version
+from resprout.flows.describe import Place as Described
 from resprout.flows.session import Session
 from resprout.flows.steps import Made
 from resprout.infra import identity
+from resprout.infra.lineage import tree
+from resprout.infra.notes import NOTE
 from resprout.infra.proof.provenance import state_provenance
 from resprout.infra.proof.seal import enter, write_seal
 from resprout.infra.proof.timestamp import Authority
@@ -42,6 +46,11 @@ class Conclusion:
         self.command = command
 
     def all(self) -> None:
+        """Models, gate, exports, report, registration, and what MLflow's page says of them."""
+        self.conclude()
+        self.describe()
+
+    def conclude(self) -> None:
         """Models, gate, exports, report, registration."""
         self.fill_models()
         verdict = self.fill_gate()
@@ -194,9 +203,32 @@ class Conclusion:
         run.store.confirm()
         # Of two runs at once the second must find the first's version. The run's end frees the lock.
         run.locks.acquire_lock(f"register {wanted.name}", run.mlflow_run_id)
-        self.result.registered = register(run, wanted, made.export, folder, tags, summary)
+        said = describe_version(self.here, config.name, summary)
+        self.result.registered = register(
+            run, wanted, made.export, folder, tags, said, describe_model(wanted.name)
+        )
         version = f"models:/{self.result.registered.name}/{self.result.registered.version}"
         run.tracker.log(run.mlflow_run_id, tags={"resprout.registered": version})
+
+    @property
+    def here(self) -> Described:
+        return Described(self.run.tracker.experiment_id, self.run.mlflow_run_id)
+
+    def describe(self) -> None:
+        """Plan and description of the run, for an auditor who has MLflow's page only."""
+        run, result = self.run, self.result
+        plan = run.store.read(self.made.plan.digest, PLAN).decode()
+        run.tracker.log_text(run.mlflow_run_id, plan, PLAN)
+        said = describe_run(
+            self.here,
+            tree(run.store, self.reported.record),
+            identity.code_identity(),
+            result.gate or GateResult(passed=True, checks=[]),
+            result.registered,
+            result.stages,
+            run.nested,
+        )
+        run.tracker.log(run.mlflow_run_id, tags={NOTE: said})
 
     def seal(self) -> None:
         """State and sign what the run left behind, after it ended, and enter its version into the ledger."""

@@ -263,14 +263,14 @@ class Tracker:
             raise
 
     @answers
-    def producer(self, record: str) -> str | None:
-        """Id of the run that wrote this record, None where MLflow does not know it (say, a new database)."""
+    def producer(self, record: str) -> Run | None:
+        """The run that wrote this record, None where MLflow does not know it (say, a new database)."""
         found = self.client.search_runs(
             self.experiments(),
             f"tags.`resprout.record` = '{record}' and tags.`resprout.cached` = 'false'",
             max_results=1,
         )
-        return found[0].info.run_id if found else None
+        return found[0] if found else None
 
     @answers
     def find_version(self, name: str, digest: str) -> ModelVersion | None:
@@ -280,13 +280,19 @@ class Tracker:
 
     @answers
     def make_version(
-        self, name: str, source: str, run_id: str, tags: Mapping[str, str], description: str
+        self,
+        name: str,
+        source: str,
+        run_id: str,
+        tags: Mapping[str, str],
+        description: str,
+        of_the_model: str = "",
     ) -> ModelVersion:
-        """A new version of `name`, which is registered where it is not yet."""
+        """A new version of `name`, which is registered, and described, where it is not yet."""
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.create_registered_model(name)
+            self.client.create_registered_model(name, description=of_the_model)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

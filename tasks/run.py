@@ -64,6 +64,14 @@ class Forecast:
     cached: bool
 
 
+@dataclass(frozen=True)
+class Nested:
+    """The MLflow run of a stage, and the page of the run that made its artifact, where that was another."""
+
+    run_id: str
+    maker: str | None
+
+
 @dataclass
 class Run:
     """One flow run: `home` is the data folder, `mlflow_run_id` the parent of the stages' nested runs."""
@@ -81,6 +89,8 @@ class Run:
     """How long finished work waits for a store that is down."""
     tracked: set[tuple[str, str]] = field(default_factory=set)
     """Label and key of the stages that the MLflow run holds already, where the run was begun before."""
+    nested: dict[str, Nested] = field(default_factory=dict)
+    """The MLflow runs of the stages, by label."""
     stages: list[StageResult] = field(default_factory=list)
     work_seconds: float = 0.0
     """Seconds inside stage bodies and their transfers: all else is orchestration."""

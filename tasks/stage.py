@@ -31,15 +31,16 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from resprout.configs.errors import Transient
 from resprout.infra import identity
+from resprout.infra.notes import NOTE, run_page
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.code import code_hash
 from resprout.tasks.faults import as_sentence
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.progress import Throttled
-from resprout.tasks.run import Forecast
+from resprout.tasks.run import Forecast, Nested
 from resprout.tasks.share import SHARD_ROLE, WHOLE, Share
-from resprout.tasks.track import flat, log_artifact, log_scan
+from resprout.tasks.track import flat, log_artifact, log_scan, stage_note
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -324,11 +325,14 @@ class Stage(Generic[C]):
             "resprout.record": ref.record,
             **{f"resprout.parent.{role}": ref_of(given).digest for role, given in inputs.items()},
         }
-        if cached:
-            producer = tracker.producer(ref.record)
-            if producer is not None:
-                tags["resprout.produced_by_run"] = producer
+        producer = tracker.producer(ref.record) if cached else None
+        if producer is not None:
+            tags["resprout.produced_by_run"] = producer.info.run_id
+        maker = run_page(producer.info.experiment_id, producer.info.run_id) if producer else None
+        whole = run_page(tracker.experiment_id, run.mlflow_run_id)
+        tags[NOTE] = stage_note(label, whole, ref.digest, cached, maker)
         run_id = tracker.start(label, tags, parent=run.mlflow_run_id)
+        run.nested[label] = Nested(run_id, maker)
         with tracker.running(run_id):
             timing = {} if cached else {"stage_seconds": seconds}
             params = {**flat(self.settings(job.config)), **({"seed": job.seed} if self.seeded else {})}
@@ -336,7 +340,7 @@ class Stage(Generic[C]):
             if self.kind in ("rows", "text", "task-data"):
                 origin = _optional(job.config, "origin") or {}
                 for target in (run_id, run.mlflow_run_id):
-                    tracker.log_dataset(target, label, ref.digest, origin)
+                    tracker.log_dataset(target, label.removeprefix("acquire "), ref.digest, origin)
                 if run.scan is not None and not inputs:
                     log_scan(run, run_id, ref, run.scan)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from resprout.infra.notes import code, link, plain
 from resprout.infra.store.reference import ArtifactRef
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ def log_scan(run: Run, run_id: str, ref: ArtifactRef, scan: Scan) -> None:
         **({"resprout.data_scan.found": "; ".join(found)} if found else {}),
     }
     run.tracker.log(run_id, tags=tags)
+
+
+def stage_note(label: str, whole: str, digest: str, cached: bool, maker: str | None) -> str:
+    """What MLflow's page of a stage's run says: of which run it is a part, and which made the artifact."""
+    made = "It was made in this run."
+    if cached:
+        where = f", where {link('another run', maker)} put it" if maker else ""
+        made = f"It was found in the cache{where}."
+    of = f"Stage {plain(label)} of {link('this compression run', whole)}."
+    return f"{of} Its artifact is {code(digest)}. {made}"
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -33,14 +33,23 @@ def register(
     folder: str,
     tags: Mapping[str, str],
     description: str,
+    of_the_model: str = "",
 ) -> RegisteredResult:
-    """The version that holds `folder` of `export`; `tags` say how it came to be."""
+    """The version that holds `folder` of `export`; `tags` say how it came to be.
+
+    A version that is made gets the `description`, a model that is registered now gets `of_the_model`.
+    """
     tracker = run.tracker
     version = tracker.find_version(config.name, export.digest)
     if version is None or not is_here(run, export.digest, folder, version.source or "", version.run_id):
         own = {"resprout.digest": export.digest, "resprout.record": export.record, **tags, **config.tags}
         version = tracker.make_version(
-            config.name, _source(run, export.digest, folder), run.mlflow_run_id, own, description
+            config.name,
+            _source(run, export.digest, folder),
+            run.mlflow_run_id,
+            own,
+            description,
+            of_the_model,
         )
     changed = {key: value for key, value in config.tags.items() if version.tags.get(key) != value}
     if changed:
