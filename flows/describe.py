@@ -86,8 +86,8 @@ def describe_model(name: str) -> str:
     """Markdown: what the versions of a registered model are and how one is checked."""
     check = code(f"resprout verify models:/{name}/VERSION")
     return (
-        "Compressed by resprout. The description of each version leads to the run that made it, its tags hold "
-        f"the digests behind it, and {check} holds all of that against the artifact store."
+        "Compressed by resprout. The description of each version leads to the run that made it, its tags "
+        f"hold the digests behind it, and {check} holds all of that against the artifact store."
     )
 
 
@@ -107,7 +107,8 @@ def _sources(lineage: Node) -> Iterator[str]:
     found = [node.record for node in lineage.walk() if node.record.stage.startswith("acquire_")]
     for record in sorted(found, key=lambda one: (one.stage != "acquire_model", one.stage, one.content)):
         for given, licence in _given(record):
-            what = ACQUIRED[record.stage] if record.config.get("role") != "encoder" else "Sentence encoder"
+            encoder = record.config.get("role") == "encoder"
+            what = "Sentence encoder" if encoder else ACQUIRED[record.stage]
             yield (
                 f"- {what} {code(given)}, licence {code(licence)}, artifact {code(record.content[:SHORT])}"
             )

@@ -194,12 +194,12 @@ class Tracker:
             self.client.log_batch(run_id, params=shown[start : start + 100])
 
     @answers
-    def log_dataset(self, run_id: str, role: str, digest: str, origin: Any) -> None:
-        """Add a data set, by digest and origin, to a run's inputs."""
+    def log_dataset(self, run_id: str, role: str, digest: str, origin: Any, profile: str) -> None:
+        """Add a data set, by digest and origin, to a run's inputs; MLflow shows its `profile`."""
         source = json.dumps(origin, sort_keys=True)
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        data = Dataset(role, digest[:DATASET_DIGEST_CHARS], "resprout", source)
+        data = Dataset(role, digest[:DATASET_DIGEST_CHARS], "resprout", source, profile=profile)
         self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", role)])])
 
     @answers

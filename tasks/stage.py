@@ -40,7 +40,7 @@ from resprout.tasks.job import Job, Progress
 from resprout.tasks.progress import Throttled
 from resprout.tasks.run import Forecast, Nested
 from resprout.tasks.share import SHARD_ROLE, WHOLE, Share
-from resprout.tasks.track import flat, log_artifact, log_scan, stage_note
+from resprout.tasks.track import flat, log_artifact, log_scan, profile, stage_note
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -340,7 +340,8 @@ class Stage(Generic[C]):
             if self.kind in ("rows", "text", "task-data"):
                 origin = _optional(job.config, "origin") or {}
                 for target in (run_id, run.mlflow_run_id):
-                    tracker.log_dataset(target, label.removeprefix("acquire "), ref.digest, origin)
+                    role = label.removeprefix("acquire ")
+                    tracker.log_dataset(target, role, ref.digest, origin, profile(origin))
                 if run.scan is not None and not inputs:
                     log_scan(run, run_id, ref, run.scan)
 

@@ -59,6 +59,12 @@ def stage_note(label: str, whole: str, digest: str, cached: bool, maker: str | N
     return f"{of} Its artifact is {code(digest)}. {made}"
 
 
+def profile(origin: Mapping[str, Any]) -> str:
+    """Where data came from and under which licences, in the words that MLflow's page of a data set shows."""
+    sources = origin.get("sources", ())
+    return "; ".join(f"{one['given']}, licence {one.get('licence') or 'unknown'}" for one in sources)
+
+
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested plain data under dotted names."""
     if isinstance(data, dict):

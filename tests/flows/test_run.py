@@ -233,8 +233,8 @@ def test_mlflow_holds_the_whole_run(finished: Any) -> None:
     assert loss
     assert {one.path for one in client.list_artifacts(run_id)} >= {"report", "config.json"}
     assert {one.dataset.name for one in run.inputs.dataset_inputs} >= {
-        "acquire pool",
-        "acquire calibration text",
+        "pool",
+        "calibration text",
     }
     version = client.get_model_version_by_alias("tiny-pruned", "candidate")
     assert version.run_id == run_id
