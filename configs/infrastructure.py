@@ -201,6 +201,14 @@ SECRETS = {
 """Keys that never appear in a log, a parameter or an artifact."""
 
 
+SECRET_PARAMETER = re.compile(
+    r"([?&](?:[\w.-]*(?:password|passwd|pwd|secret|token|signature|credential|api_?key|access_?key)"
+    r"(?:_?id)?)=)[^&#\s'\"]*",
+    re.IGNORECASE,
+)
+"""A parameter of an address whose name says that its value is nobody's to read."""
+
+
 def without_credentials(text: str) -> str:
-    """The text without the user:password@ of addresses in it."""
-    return re.sub(r"://[^/\s'\"]*@", "://", text)
+    """The text without the user:password@ of addresses in it, and with *** for their secret parameters."""
+    return SECRET_PARAMETER.sub(r"\1***", re.sub(r"://[^/\s'\"]*@", "://", text))

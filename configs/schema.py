@@ -132,10 +132,12 @@ class RunConfig(Section):
     def public(self) -> dict[str, Any]:
         """The config as plain data without secrets, and without credentials in the addresses of servers."""
         data = self.model_dump(mode="json")
-        for section in data["infra"].values():
-            for key, value in list(section.items()) if isinstance(section, dict) else ():
-                if key in SECRETS:
-                    del section[key]
-                elif isinstance(value, str):
-                    section[key] = without_credentials(value)
-        return data
+        return {**data, "infra": _public(data["infra"])}
+
+
+def _public(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _public(value) for key, value in data.items() if key not in SECRETS}
+    if isinstance(data, list):
+        return [_public(value) for value in data]
+    return without_credentials(data) if isinstance(data, str) else data

@@ -59,10 +59,11 @@ def describe_run(
         else ""
     )
     lines = [
-        f"A compression run: {verdict}, {version}.",
+        # MLflow folds what follows the first lines, and links in the fold cannot be clicked.
+        f"A compression run: {verdict}, {version}. See the {link('report', here.page(REPORT))}, the "
+        f"{link('pruning plan', here.page(PLAN))} and the {link('config', here.page(CONFIG))}.",
         "",
-        f"- See the {link('report', here.page(REPORT))}, the {link('pruning plan', here.page(PLAN))} and "
-        f"the {link('config', here.page(CONFIG))}; made by {by}",
+        f"- Made by {by}",
         *_sources(lineage),
     ]
     reference = registered and f"models:/{registered.name}/{registered.version}"

@@ -184,7 +184,8 @@ class S3Driver:
     def ensure_writable(self) -> None:
         # Some servers make a bucket on the first write, which would hide a misspelt name.
         with self._faults():
-            self.client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+            prefix = f"{self.prefix}/" if self.prefix else ""
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
         self.put_bytes("tmp/probe", b"probe")
         if self._put_conditionally("tmp/probe", b"another", IfNoneMatch="*"):
             raise BadInput(

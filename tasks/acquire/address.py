@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from resprout.configs.errors import BadInput
+from resprout.infra.store.paths import unsafe
 from resprout.tasks.acquire.pinned import Context, OnThisMachine, Pinned, Source, Wanted
 from resprout.tasks.acquire.registry import SOURCES
 
@@ -28,7 +29,14 @@ def pin(address: str, wanted: Wanted, context: Context) -> Pinned:
         BadInput: there is no such thing, it is not what is wanted, or access is refused.
         Transient: the place cannot be reached now.
     """
-    return _source(scheme_of(address)).pin(address, wanted, context)
+    pinned = _source(scheme_of(address)).pin(address, wanted, context)
+    for file in pinned.files:
+        # Whatever a server lists becomes a path here.
+        if reason := unsafe(file.path):
+            raise BadInput(
+                f"'{address}' lists the file '{file.path[:200]}', which is no safe path: it {reason}"
+            )
+    return pinned
 
 
 def locate(address: str, context: Context) -> Path | None:

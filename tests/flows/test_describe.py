@@ -58,10 +58,10 @@ def test_a_run_leads_to_version_files_stages_and_makers() -> None:
     lines = described().splitlines()
     run = f"#/experiments/7/runs/{HERE.run_id}"
     assert lines[0] == (
-        "A compression run: the gate passed, registered as [m version 3](#/models/m/versions/3)."
+        "A compression run: the gate passed, registered as [m version 3](#/models/m/versions/3). See the "
+        f"[report]({run}/artifacts/report/report.html), the [pruning plan]({run}/artifacts/plan.json) and "
+        f"the [config]({run}/artifacts/config.json)."
     )
-    assert f"[report]({run}/artifacts/report/report.html)" in lines[2]
-    assert f"[pruning plan]({run}/artifacts/plan.json)" in lines[2]
     assert f"commit `ffffffffffff` with [uncommitted changes]({run}/artifacts/uncommitted.patch)" in lines[2]
     assert "`resprout reproduce models:/m/3`" in described()
     assert lines[-2:] == [

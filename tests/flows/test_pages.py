@@ -22,11 +22,12 @@ class Auditor:
     """Clicks on what is there to be clicked, and reads what is shown."""
 
     def __init__(self, driver: Any) -> None:
-        from selenium.common.exceptions import StaleElementReferenceException
+        from selenium.common.exceptions import ElementClickInterceptedException as Covered
+        from selenium.common.exceptions import StaleElementReferenceException as Redrawn
         from selenium.webdriver.support.ui import WebDriverWait
 
         self.driver = driver
-        ignored = [StaleElementReferenceException]
+        ignored = [Redrawn, Covered]
         self.wait = WebDriverWait(driver, PATIENCE_SECONDS, poll_frequency=0.2, ignored_exceptions=ignored)
 
     def reads(self, text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,8 @@ import yaml
 from botocore.exceptions import ClientError
 
 import servers
+from planted import files, leaks
+from resprout.configs.schema import SECRETS
 from servers import MlflowServer
 from tiny_run import config as tiny_config
 from tiny_run import write_run
@@ -24,6 +28,23 @@ from tiny_run import write_run
 ACCESS = "planted-access-key-7f3a"
 SECRET = "planted-secret-key-91bc"
 MLFLOW_PASSWORD = "planted-mlflow-password-55d0"
+OTHERS = {
+    "prefect.api_key": "someone:planted-prefect-key-20ae",
+    "relay.webhook_secret": "planted-webhook-secret-c4f1",
+    "relay.database_url": "postgresql://me:planted-relay-database-66b7@127.0.0.1:9/relay",
+    "stack.prefect_database_url": "postgresql://me:planted-prefect-database-913d@127.0.0.1:9/prefect",
+    "stack.mlflow_database_url": "postgresql://me:planted-mlflow-database-e02c@127.0.0.1:9/mlflow",
+}
+"""Secrets of other parts, which lie in the environment of a run all the same."""
+
+
+def signing_key() -> str:
+    """A new Ed25519 key, PEM."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    made = Ed25519PrivateKey.generate()
+    return made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +113,8 @@ def served(
         "BUCKET_SECRET": s3.secret_access_key,
         "MLFLOW_USER": "someone",
         "RESPROUT_INFRA__MLFLOW__PASSWORD": MLFLOW_PASSWORD,
+        "RESPROUT_INFRA__PROOF__SIGNING_KEY": signing_key(),
+        **{f"RESPROUT_INFRA__{key.upper().replace('.', '__')}": value for key, value in OTHERS.items()},
     }
     outcome = resprout("run", path, "--json", home=root / "home", env=env)
     assert outcome.code == 0, outcome.err
@@ -171,18 +194,58 @@ def test_lineage_and_verify_work_from_another_machine(
     assert "every byte as published, every link holds" in found.out
 
 
-def test_no_secret_is_written_anywhere(served: Served, s3: Any, mlflow_server: MlflowServer) -> None:
-    secrets = [word.encode() for word in (s3.secret_access_key, SECRET, MLFLOW_PASSWORD)]
-    written = {
-        path: path.read_bytes()
-        for place in (served.home, mlflow_server.folder, served.config.parent)
-        for path in place.rglob("*")
-        if path.is_file()
+def planted_in(served: Served, s3: Any) -> dict[str, str]:
+    """Every secret that the run was given, by its key; what of an address is secret is its password."""
+    signing = served.env["RESPROUT_INFRA__PROOF__SIGNING_KEY"]
+    body = "".join(signing.splitlines()[1:-1])
+    others = {key: re.findall(r"planted-[a-z0-9-]+", value)[0] for key, value in OTHERS.items()}
+    return {
+        "store.secret_access_key": s3.secret_access_key,
+        "store.access_key_id": ACCESS,
+        "store.secret_access_key, rotated": SECRET,
+        "mlflow.password": MLFLOW_PASSWORD,
+        "proof.signing_key": body,
+        "proof.signing_key, its seed": base64.b64decode(body)[-32:].hex(),
+        **others,
     }
-    assert any(path.name == "server.db" for path in written)
-    kept = {**written, **objects(s3, served.prefix)}
-    kept["stdout"], kept["stderr"] = served.outcome.out.encode(), served.outcome.err.encode()
-    assert [str(name) for name, data in kept.items() if any(secret in data for secret in secrets)] == []
+
+
+def prefect_database() -> Path:
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().server.database.connection_url
+    return Path(url.get_secret_value().partition(":///")[2]).parent
+
+
+def test_no_secret_is_written_anywhere(served: Served, s3: Any, mlflow_server: MlflowServer) -> None:
+    secrets = planted_in(served, s3)
+    named = {name.partition(",")[0].rpartition(".")[2] for name in secrets}
+    # MLflow and its pages show who is logged in: a name is no secret to whom it belongs.
+    assert named == SECRETS - {"username"}, "a secret that this test does not plant"
+    kept = {
+        **files(served.home, mlflow_server.folder, served.config.parent, prefect_database()),
+        **objects(s3, served.prefix),
+        "stdout": served.outcome.out.encode(),
+        "stderr": served.outcome.err.encode(),
+    }
+    assert [name for name in kept if name.endswith("server.db")]
+    assert [name for name in kept if name.endswith("prefect.db") or "prefect" in name]
+    assert [name for name in kept if name.startswith("signatures/")], "the key was used"
+    assert leaks(secrets, kept) == []
+
+
+@pytest.mark.parametrize("wrong", ["secret_access_key", "access_key_id"])
+def test_a_run_that_the_bucket_refuses_leaves_no_secret(
+    wrong: str, served: Served, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    name = {"secret_access_key": "BUCKET_SECRET", "access_key_id": "BUCKET_KEY"}[wrong]
+    env = {**served.env, name: SECRET}
+    found = resprout("run", served.config, "--json", "--debug", home=tmp_path / "home", env=env)
+    assert found.code == 2, found.err
+    assert "does not accept the credentials" in found.err
+    kept = {**files(tmp_path), "stdout": found.out.encode(), "stderr": found.err.encode()}
+    planted = {"wrong": SECRET, "right": served.env["BUCKET_SECRET"], "password": MLFLOW_PASSWORD}
+    assert leaks(planted, kept) == []
 
 
 def test_a_local_store_and_an_mlflow_server(

@@ -10,6 +10,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.infra.store.canonical import canonical_json, sha256_hex
+from resprout.infra.store.paths import unsafe
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.hub_faults import hub_faults
 from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted
@@ -42,6 +43,8 @@ class Hub:
         ]
         if not paths:
             raise BadInput(f"'{address}': the repository has no {inside} at {revision}; check the path")
+        if bad := next((path for path in paths if unsafe(path)), None):
+            raise BadInput(f"'{address}' lists a file '{bad[:200]}' whose name is no safe path; use another")
         names = {
             path.removeprefix(f"{inside}/") if path != inside else Path(path).name: path for path in paths
         }
