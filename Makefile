@@ -2,9 +2,11 @@ PYTHON ?= python3
 VENV ?= .venv
 RESPROUT_HOME ?= $(CURDIR)/.resprout
 BIN := $(VENV)/bin
+SUPPLY := $(VENV)-supply
 export RESPROUT_HOME
 
-.PHONY: setup dev quickstart test test-faults test-faults-servers test-faults-runs lint types bench clean
+.PHONY: setup dev quickstart test test-faults test-faults-servers test-faults-runs lint types bench sbom
+.PHONY: audit-dependencies clean
 
 # The project with the versions of constraints.txt. On a CPU machine whose pip would fetch the CUDA build of torch, see
 # README, "The CPU build of torch".
@@ -61,6 +63,21 @@ bench: dev
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_audit.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_shards.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_relay.py
+
+# What ships, and known holes in it. The tools have an environment of their own, so that they do not list themselves.
+$(SUPPLY)/.ready: constraints.txt
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cyclonedx-bom pip-audit
+	touch $@
+
+sbom: $(VENV)/.resprout $(SUPPLY)/.ready
+	mkdir -p build
+	$(SUPPLY)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON \
+	  -o build/sbom.json $(BIN)/python
+
+# --strict: a package that could not be asked about is a failure, not a pass.
+audit-dependencies: $(SUPPLY)/.ready
+	$(SUPPLY)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
