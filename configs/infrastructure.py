@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from resprout.configs.section import Name, Section
 
@@ -27,6 +27,16 @@ class StoreConfig(Section):
     """Default: boto3's own chain. In YAML only as ${VARIABLE}."""
     cache_gb: Annotated[float, Field(gt=0.0)] = 50.0
     """Size limit of the local cache of an S3 store, in GB."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _address_holds_no_secret(cls, url: str | None) -> str | None:
+        """What boto3 says of an endpoint that does not answer, it says with the whole address."""
+        if url is not None and without_credentials(url) != url:
+            raise ValueError(
+                "a password in the address is of no use to a bucket; give access_key_id and secret_access_key"
+            )
+        return url
 
 
 class MlflowConfig(Section):

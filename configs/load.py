@@ -237,7 +237,7 @@ def explain(
             message = fault["msg"].removeprefix("Value error, ")
             given = fault.get("input")
             plain = isinstance(given, str | int | float | bool | type(None)) and not _is_secret(location)
-            shown = f" (given: {given!r})" if plain else ""
+            shown = f" (given: {without_credentials(repr(given))})" if plain else ""
             faults.append(f"{dotted}: {message[0].lower()}{message[1:]}{shown}")
     return f"{where}: " + "; ".join(dict.fromkeys(faults))
 

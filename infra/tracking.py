@@ -65,8 +65,7 @@ class Tracker:
         # Several processes at a new SQLite file break each other's migrations, so one makes it.
         with FileLock(str(self.home / "mlflow.lock"), timeout=120):
             try:
-                if self.is_server:
-                    self._knock()
+                self._knock()
                 self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 self.experiment_id = self._experiment(self.config.experiment)
             except BadInput:
@@ -84,12 +83,29 @@ class Tracker:
                 ) from error
 
     def _knock(self) -> None:
-        """One request without MLflow's own retries, which outlast a user's patience; any answer will do."""
+        """One look without MLflow's own retries, which outlast a user's patience; any answer will do."""
+        if not self.is_server:
+            self._knock_at_database()
+            return
         import requests
 
         # A certificate that only MLflow's own settings accept is an answer too.
         with suppress(requests.exceptions.SSLError):
             requests.head(self.uri, timeout=KNOCK_SECONDS, allow_redirects=False)
+
+    def _knock_at_database(self) -> None:
+        from sqlalchemy import create_engine
+        from sqlalchemy.exc import OperationalError
+
+        if self.uri.startswith("sqlite:"):
+            return
+        engine = create_engine(self.uri)
+        try:
+            engine.connect().close()
+        except OperationalError as error:
+            raise ConnectionError(one_line(error, 200)) from None
+        finally:
+            engine.dispose()
 
     def _experiment(self, name: str) -> str:
         """Id of the active experiment called `name`, which is made where there is none.

@@ -79,9 +79,9 @@ def test_the_printed_command_and_config_find_every_stage(
     (tmp_path / "pyproject.toml").touch()
     path = write_run(tmp_path / "configs", select=None, recover=None, measure=None)
     home = tmp_path / "home"
-    address = f"http://someone:{PASSWORD}@localhost:1"
+    address = f"tcp://someone:{PASSWORD}@localhost:1"
     first = resprout(
-        "run", path, "seed=5", "calibrate.samples=6", f"infra.store.endpoint_url={address}", "--json",
+        "run", path, "seed=5", "calibrate.samples=6", f"infra.dask_address={address}", "--json",
         home=home, env={"RESPROUT_EXPORT__GREEDY_TOKENS": "5", "RESPROUT_REGISTER__TAGS": "{a: 'b c'}"},
     )  # fmt: skip
     assert first.code == 0, first.err

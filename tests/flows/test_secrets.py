@@ -61,7 +61,7 @@ FAILING = {
             f"postgresql+psycopg2://me:{QUOTED}@127.0.0.1:9/db?connect_timeout=2&sslpassword={QUERY}"
         )
     },
-    "a bucket whose server is not there": {
+    "a bucket whose address holds a password": {
         "RESPROUT_INFRA__STORE__URI": "s3://bucket/prefix",
         "RESPROUT_INFRA__STORE__ENDPOINT_URL": f"http://me:{QUOTED}@127.0.0.1:9?token={QUERY}",
         "RESPROUT_INFRA__STORE__ACCESS_KEY_ID": "planted-access-key",
@@ -81,3 +81,4 @@ def test_a_run_that_fails_leaves_no_secret(what: str, resprout: Callable[..., An
     planted = {"password": PASSWORD, "quoted": QUOTED, "query": QUERY, "access": "planted-access-key"}
     assert leaks(planted, kept) == []
     assert "Traceback" in found.err, "what --debug shows was looked at too"
+    assert found.err.rstrip().splitlines()[-1].startswith("error: ")
