@@ -29,6 +29,7 @@ def gc(
       resprout gc --delete --config configs/quickstart.yaml
     """
     from resprout.configs.load import load_infra
+    from resprout.flows.cli.bar import bar
     from resprout.flows.place import open_place
     from resprout.infra.retention.collect import Collector
     from resprout.infra.retention.inventory import take
@@ -46,11 +47,12 @@ def gc(
         spent = look.spent_seals(planned.records)
         gone: list[str] = []
         if delete:
-            collector = Collector(place.store, locks, inventory, look.needs)
-            try:
-                collector.run(planned, spent)
-            finally:
-                gone = collector.deleted
+            with bar("gc") as progress:
+                collector = Collector(place.store, locks, inventory, look.needs, progress)
+                try:
+                    collector.run(planned, spent)
+                finally:
+                    gone = collector.deleted
     finally:
         locks.close()
     freed = {digest: planned.freed[digest] for digest in gone} if delete else planned.freed

@@ -27,6 +27,7 @@ VERBS = (
     "reproduce",
     "alias",
     "gc",
+    "hold",
     "erase",
     "backup",
     "restore",

@@ -134,9 +134,10 @@ def _go_on_counting(connection: Connection, tables: MetaData) -> None:
         for column in table.primary_key.columns:
             named = sqlalchemy.func.pg_get_serial_sequence(table.name, column.name)
             sequence = connection.execute(sqlalchemy.select(named)).scalar()
-            highest = connection.execute(sqlalchemy.select(sqlalchemy.func.max(column))).scalar()
-            if sequence is not None and highest is not None:
-                connection.execute(sqlalchemy.select(sqlalchemy.func.setval(sequence, highest)))
+            if sequence is not None:
+                highest = connection.execute(sqlalchemy.select(sqlalchemy.func.max(column))).scalar()
+                if highest is not None:
+                    connection.execute(sqlalchemy.select(sqlalchemy.func.setval(sequence, highest)))
 
 
 def _plain(value: Any) -> Any:

@@ -11,13 +11,14 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.infra import identity
+from resprout.infra.answers import answers
 from resprout.infra.retention import rows, run_files
 from resprout.infra.retention.needs import searched
 from resprout.infra.store import tombstones
 from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.store.tombstones import Tombstone
-from resprout.infra.tracking import Tracker, answers
+from resprout.infra.tracking import Tracker
 
 
 @dataclass

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from resprout.infra.answers import answers
 from resprout.infra.proof.seal import read_seal
 from resprout.infra.retention.plan import Needs
 from resprout.infra.store import tombstones
 from resprout.infra.store.canonical import DIGEST
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import HOLD, Tracker, answers
+from resprout.infra.tracking import HOLD, RECORD, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
 
+REPORT_RECORD = "resprout.report_record"
 PAGE = 1000
 EXPERIMENTS = 100
 """Experiments that one search asks for."""
@@ -86,31 +87,25 @@ class Look:
 
     def _versions(self, found: Needs) -> None:
         """Every version with its export and report, and with what the seal of its run names."""
-        models = {
-            model.name for model in every(self.tracker, "search_registered_models") if HOLD in model.tags
-        }
-        kept: list[ModelVersion] = []
+        models = {one.name for one in every(self.tracker, "search_registered_models") if HOLD in one.tags}
+        kept: tuple[set[str], set[str]] = set(), set()
+        held: tuple[set[str], set[str]] = set(), set()
         for version in every(self.tracker, "search_model_versions"):
-            if "resprout.record" not in version.tags:
-                continue
-            kept.append(version)
-            if HOLD in version.tags or version.name in models:
-                found.add_records(self._of_versions([version]), HELD)
-        found.add_records(self._of_versions(kept), REGISTERED)
+            if RECORD in version.tags:
+                is_held = HOLD in version.tags or version.name in models
+                for records, runs in (kept, held) if is_held else (kept,):
+                    records.update(self._of_tags(version.tags))
+                    runs.add(version.run_id or version.tags.get("resprout.run", ""))
+        for reason, (records, runs) in ((HELD, held), (REGISTERED, kept)):
+            found.add_records(records | self._of_seals(runs - {""}), reason)
 
-    def _of_versions(self, versions: list[ModelVersion]) -> set[str]:
-        records = {
-            version.tags[tag]
-            for version in versions
-            for tag in ("resprout.record", "resprout.report_record")
-            if tag in version.tags
-        }
-        for version in versions:
-            report = version.tags.get("resprout.report", "")
-            if "resprout.report_record" not in version.tags and DIGEST.fullmatch(report):
-                records.update(self.store.records_of(report))
-        runs = {version.run_id or version.tags.get("resprout.run", "") for version in versions}
-        return records | self._of_seals(runs - {""})
+    def _of_tags(self, tags: Mapping[str, str]) -> set[str]:
+        """Records that the tags of a version or a run name."""
+        records = {tags[tag] for tag in (RECORD, REPORT_RECORD) if tag in tags}
+        report = tags.get("resprout.report", "")
+        if REPORT_RECORD not in tags and DIGEST.fullmatch(report):
+            records.update(self.store.records_of(report))
+        return records
 
     def _of_runs(self, runs: Iterable[Run]) -> set[str]:
         """Records of the runs, of those nested in them, and of their seals."""
@@ -121,8 +116,7 @@ class Look:
                 self.tracker, f"tags.`mlflow.parentRunId` = '{identity}'", [run.info.experiment_id]
             )
             for one in (run, *nested):
-                tags = one.data.tags
-                records |= {tags[tag] for tag in ("resprout.record", "resprout.report_record") if tag in tags}
+                records |= self._of_tags(one.data.tags)
             records |= self._of_seals([identity])
         return records
 
@@ -149,38 +143,39 @@ class Look:
         return () if seal is None else tuple(seal.said["records"])
 
 
-@answers
-def every(tracker: Tracker, search: str) -> list[Any]:
-    """What a search of the registry finds, on all its pages."""
+def every(tracker: Tracker, search: str) -> Iterator[Any]:
+    """What a search of the registry finds, a page at a time."""
     find: Callable[..., Any] = getattr(tracker.client, search)
-    return list(_pages(lambda token: find(max_results=PAGE, page_token=token)))
+    return _pages(tracker, lambda token: find(max_results=PAGE, page_token=token))
 
 
-@answers
-def searched(tracker: Tracker, text: str, experiments: list[str] | None = None) -> list[Run]:
-    """Runs of all experiments that a filter finds, deleted ones too, on all pages."""
+def searched(tracker: Tracker, text: str, experiments: list[str] | None = None) -> Iterator[Run]:
+    """Runs of all experiments that a filter finds, deleted ones too, a page at a time."""
     from mlflow.entities import ViewType
 
     client = tracker.client
     among = experiments or [
         one.experiment_id
         for one in _pages(
-            lambda token: client.search_experiments(ViewType.ALL, max_results=PAGE, page_token=token)
+            tracker,
+            lambda token: client.search_experiments(ViewType.ALL, max_results=PAGE, page_token=token),
         )
     ]
-    found: list[Run] = []
     for start in range(0, len(among), EXPERIMENTS):
-        ask = functools.partial(
-            client.search_runs, among[start : start + EXPERIMENTS], text, ViewType.ALL, PAGE, None
+        some = among[start : start + EXPERIMENTS]
+        yield from _pages(
+            tracker, functools.partial(client.search_runs, some, text, ViewType.ALL, PAGE, None)
         )
-        found += _pages(ask)
-    return found
 
 
-def _pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+def _pages(tracker: Tracker, ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    @answers
+    def page_of(tracker: Tracker, token: str | None) -> Any:
+        return ask(token)
+
     token: str | None = None
     while True:
-        page = ask(token)
+        page = page_of(tracker, token)
         yield from page
         token = page.token
         if not token:

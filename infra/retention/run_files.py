@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from resprout.infra.tracking import Tracker, answers
+from resprout.infra.answers import answers
+from resprout.infra.tracking import Tracker
 
 
 @answers

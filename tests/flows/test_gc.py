@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from many import chain
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.flows.examine import examine_all
+from resprout.flows.place import Place
+from resprout.infra.retention.hold import hold
 from resprout.infra.retention.inventory import take
 from resprout.infra.retention.needs import HELD, REGISTERED, RUNNING, SEALED, Look, searched
 from resprout.infra.retention.plan import plan
@@ -40,7 +44,7 @@ def unregister(tracker: Tracker) -> None:
 
 
 def parent_of(tracker: Tracker) -> str:
-    return searched(tracker, "tags.`resprout.gate` = 'passed'")[0].info.run_id
+    return next(searched(tracker, "tags.`resprout.gate` = 'passed'")).info.run_id
 
 
 def test_a_registered_version_keeps_all_that_its_run_made(
@@ -64,7 +68,7 @@ def test_without_the_version_only_what_else_holds_it(
     tracker.client.set_tag(parent, HOLD, "case 7")
     assert planned(store, tracker).kept == {HELD: len(everything)}
     tracker.client.delete_tag(parent, HOLD)
-    exported = searched(tracker, "tags.`resprout.stage` = 'export'")[0]
+    exported = next(searched(tracker, "tags.`resprout.stage` = 'export'"))
     tracker.client.set_tag(exported.info.run_id, HOLD, "case 7")
     kept = planned(store, tracker)
     assert kept.freed.keys() < everything
@@ -104,6 +108,8 @@ def test_the_command_deletes_only_when_told_and_verify_finds_nothing_afterwards(
     assert "freed: 10 artifacts" in done.out
     assert "kept for a registered version" in done.out
     assert not any(store.check(one.digest) for one in made)
+    looked = resprout("verify", "--all", "--json", home=copied)
+    assert looked.code == 0, looked.err
     assert json.loads(resprout("gc", "--json", home=copied, env=env).out)["artifacts"] == {}
 
 
@@ -116,3 +122,29 @@ def test_with_the_records_of_an_old_run_goes_its_seal(
     assert done.code == 0, done.err
     left = {key.partition("/")[0] for key in store.driver.list("") if not key.startswith(("tmp/", "locks/"))}
     assert left <= {"exports", "registry"}
+
+
+def test_a_hold_is_set_and_lifted_and_is_no_change_to_what_was_sealed(
+    copied: Path, store: ArtifactStore, tracker: Tracker
+) -> None:
+    for reference in ("models:/tiny-pruned/1", "models:/tiny-pruned@candidate", "models:/tiny-pruned"):
+        hold(tracker, reference, "case 7")
+        assert planned(store, tracker).kept.keys() == {HELD}
+        hold(tracker, reference, None)
+        assert planned(store, tracker).kept.keys() == {REGISTERED}
+    parent = parent_of(tracker)
+    hold(tracker, parent, "case 7")
+    assert tracker.run(parent).data.tags[HOLD] == "case 7"
+    assert examine_all(Place(store, tracker, copied, None)).problems == []
+    for unknown in ("models:/nobody", "models:/nobody/3", "0" * 32, "word"):
+        with pytest.raises(BadInput):
+            hold(tracker, unknown, "case 7")
+
+
+def test_the_verb_says_what_it_did(copied: Path, tracker: Tracker, resprout: Callable[..., Any]) -> None:
+    done = resprout("hold", "models:/tiny-pruned@candidate", "--reason", "case 7", home=copied)
+    assert done.code == 0, done.err
+    assert tracker.version("models:/tiny-pruned/1").tags[HOLD] == "case 7"
+    neither = resprout("hold", "models:/tiny-pruned/1", home=copied)
+    assert neither.code == 2
+    assert "--reason" in neither.err

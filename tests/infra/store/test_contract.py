@@ -290,3 +290,39 @@ def test_a_file_of_several_chunks_goes_there_and_back(store, tmp_path):
 def test_a_store_that_works_is_writable_and_has_room(store):
     store.ensure_writable()
     assert store.free_bytes() > 0
+
+
+def test_a_listing_tells_sizes_and_ages(store):
+    store.driver.put_bytes("room/a", b"")
+    store.driver.put_bytes("room/sub/b", b"four")
+    store.driver.put_bytes("roomy", b"x")
+    found = {entry.key: entry for entry in store.driver.entries("room/")}
+    assert {key: entry.size for key, entry in found.items()} == {"room/a": 0, "room/sub/b": 4}
+    assert all(0 <= entry.age_seconds < 10 for entry in found.values())
+    assert list(store.driver.list("room")) == ["room/a", "room/sub/b", "roomy"]
+    assert list(store.driver.entries("nothing/here/")) == []
+
+
+def test_a_file_that_was_written_long_before_it_was_published_is_young(store, folder):
+    if store.driver.folder("content") is None:
+        pytest.skip("a bucket knows only when an object came")
+    os.utime(folder / "a.txt", (1_000_000_000, 1_000_000_000))
+    digest = store.publish(folder, move=True).digest
+    assert all(entry.age_seconds < 60 for entry in store.driver.entries(f"content/{digest}/"))
+
+
+def test_many_objects_and_whole_folders_are_deleted(store, folder):
+    digest = store.publish(folder).digest
+    store.driver.put_bytes(f"content/{digest}0/other", b"x")
+    store.driver.delete_folder(f"content/{digest}")
+    assert list(store.driver.list("content/")) == [f"content/{digest}0/other"]
+    store.driver.delete_folder(f"content/{digest}")
+    for name in ("a", "b/c", "b/d"):
+        store.driver.put_bytes(f"pins/{name}", b"")
+    store.driver.delete_all(["pins/a", "pins/b/c", "pins/never/was"])
+    assert list(store.driver.list("pins/")) == ["pins/b/d"]
+    store.driver.delete("pins/b/d")
+    local = store.driver.folder("pins")
+    assert local is None or list(local.iterdir()) == []
+    with pytest.raises(BadInput):
+        store.driver.delete_all(["../outside"])

@@ -1,0 +1,123 @@
+"""All rows of MLflow's tables, from SQLite to PostgreSQL and back, and the files of runs through a server."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import MlflowConfig
+from resprout.infra.retention import run_files
+from resprout.infra.retention.database import Database
+from resprout.infra.tracking import Tracker
+
+
+@pytest.fixture
+def address(mlflow_template: Path, tmp_path: Path) -> str:
+    """A SQLite database with a run and a version that touch awkward values."""
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=address, registry_uri=address)
+    tags = {"where": "file:///old/store/content/x", "text": "\u00e4\u2028\n\"'"}
+    run = client.create_run("0", tags=tags).info.run_id
+    for value in (1.5, 1e-300, math.nan, math.inf):
+        client.log_batch(run, metrics=[Metric("loss", value, 1, 0), Metric(f"m{value}", value, 1, 7)])
+    client.log_param(run, "p", "x" * 5000)
+    client.create_registered_model("m", description="d")
+    client.create_model_version("m", "file:///old/store/content/x/hf", run)
+    client.set_registered_model_alias("m", "champion", "1")
+    return address
+
+
+def dumped(address: str, folder: Path) -> dict[str, list[Any]]:
+    folder.mkdir()
+    database = Database(address)
+    counts = database.dump(folder)
+    database.close()
+    found = {path.stem: [json.loads(line) for line in path.open()] for path in sorted(folder.glob("*.jsonl"))}
+    assert {name: len(rows) for name, rows in found.items()} == counts
+    return found
+
+
+def as_it_is(text: str) -> str:
+    return text
+
+
+def test_rows_come_back_with_the_new_places(address: str, mlflow_template: Path, tmp_path: Path) -> None:
+    before = dumped(address, tmp_path / "before")
+    shutil.copy(mlflow_template, tmp_path / "new.db")
+    database = Database(f"sqlite:///{tmp_path / 'new.db'}")
+    database.require_empty()
+    database.load(tmp_path / "before", lambda text: text.replace("file:///old", "file:///new"))
+    after = dumped(f"sqlite:///{tmp_path / 'new.db'}", tmp_path / "after")
+    assert json.dumps(after) == json.dumps(before).replace("file:///old", "file:///new")
+    with pytest.raises(BadInput, match="is not empty"):
+        database.require_empty()
+    client = MlflowClient(tracking_uri=str(database.engine.url), registry_uri=str(database.engine.url))
+    assert client.get_model_version_by_alias("m", "champion").source == "file:///new/store/content/x/hf"
+
+
+def test_a_table_that_the_target_lacks_is_named(address: str, mlflow_template: Path, tmp_path: Path) -> None:
+    dumped(address, tmp_path / "before")
+    (tmp_path / "before" / "strange.jsonl").write_text("")
+    with pytest.raises(BadInput, match=r"has tables that .* lacks: strange"):
+        Database(f"sqlite:///{mlflow_template}").load(tmp_path / "before", as_it_is)
+
+
+def test_what_is_no_mlflow_database_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is no MLflow database"):
+        Database(f"sqlite:///{tmp_path / 'x.db'}").revision()
+
+
+@pytest.mark.faults
+def test_to_postgresql_and_back(address: str, mlflow_template: Path, tmp_path: Path) -> None:
+    from servers import postgres_server
+
+    before = dumped(address, tmp_path / "before")
+    with postgres_server() as server:
+        there = server.url("postgres", "psycopg2")
+        client = MlflowClient(tracking_uri=there, registry_uri=there)
+        client.search_experiments()
+        database = Database(there)
+        database.require_empty()
+        assert database.revision() == Database(address).revision()
+        database.load(tmp_path / "before", as_it_is)
+        dumped(there, tmp_path / "moved")
+        # The next experiment takes the next number.
+        highest = max(row["experiment_id"] for row in before["experiments"])
+        assert client.create_experiment("next") == str(highest + 1)
+        database.close()
+    shutil.copy(mlflow_template, tmp_path / "back.db")
+    Database(f"sqlite:///{tmp_path / 'back.db'}").load(tmp_path / "moved", as_it_is)
+    after = dumped(f"sqlite:///{tmp_path / 'back.db'}", tmp_path / "after")
+    for name, rows in before.items():
+        assert sorted(map(json.dumps, after[name])) == sorted(map(json.dumps, rows)), name
+
+
+@pytest.mark.faults
+def test_files_of_runs_through_a_server(tmp_path: Path) -> None:
+    from servers import free_port, mlflow_server
+
+    with mlflow_server(tmp_path / "server", free_port()) as server:
+        tracker = Tracker(MlflowConfig(tracking_uri=server.uri), tmp_path)
+        tracker.connect()
+        run = tracker.start("x", {})
+        where = tracker.run(run).info.artifact_uri
+        assert where.startswith("mlflow-artifacts:")
+        assert not run_files.bring(tracker, where, tmp_path / "none")
+        (tmp_path / "made" / "sub").mkdir(parents=True)
+        (tmp_path / "made" / "a.txt").write_text("a")
+        (tmp_path / "made" / "sub" / "b.txt").write_text("b")
+        run_files.put(tracker, where, tmp_path / "made")
+        assert run_files.bring(tracker, where, tmp_path / "here")
+        assert (tmp_path / "here" / "sub" / "b.txt").read_text() == "b"
+        run_files.remove(tracker, where, "sub/b.txt")
+        assert run_files.bring(tracker, where, tmp_path / "again")
+        assert [path.name for path in (tmp_path / "again").rglob("*") if path.is_file()] == ["a.txt"]
