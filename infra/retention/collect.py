@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from resprout.configs.errors import BadInput, ResproutError, StageFailed, VerificationFailed
+from resprout.infra.proof.provenance import provenance_key
 from resprout.infra.proof.seal import read_seal, seal_key
+from resprout.infra.proof.timestamp import token_key
 from resprout.infra.retention.inventory import Inventory
 from resprout.infra.retention.plan import Needs, Plan, Step
 from resprout.infra.store import pins
@@ -72,7 +74,7 @@ class Collector:
             self._require_lease()
             # A seal was in nobody's way, and whom it speaks of may have been spared.
             gone = [run for run in spent_seals if self._has_lost_records(run)]
-            self.driver.delete_all([seal_key(run) for run in gone])
+            self.driver.delete_all([key for run in gone for key in (seal_key(run), token_key(run))])
 
     def _has_lost_records(self, run: str) -> bool:
         seal = read_seal(self.store, run)
@@ -165,7 +167,8 @@ class Collector:
             signatures = driver.list(f"signatures/{step.record}/")
             beside = [f"made/{digest}/{step.record}", *(f"used/{parent}/{step.record}" for parent in parents)]
             self._require_lease()
-            driver.delete_all([f"records/{step.record}.json", *beside, *signatures])
+            stated = provenance_key(step.record)
+            driver.delete_all([f"records/{step.record}.json", *beside, *signatures, stated])
 
     def _forget_result(self, record_id: str, digest: str) -> None:
         """Remove the entry that makes the record's stage a cache hit, where it is still this record's.
