@@ -27,7 +27,7 @@ def erase(
     With --row these are the text files of the artifact, and of all that came from it, in which the row
     stands; files are erased whole. Manifests and records stay, and a tombstone says what was erased, why, by
     whom and when, so `verify` finds it erased and not tampered with. What was erased is no cache hit, and is
-    not kept again.
+    not kept again. What is under a legal hold is not erased.
 
     Not changed: the weights that were trained on the row, files that are no text (they are listed), older
     versions of objects in a versioned bucket, backups, and caches of other machines (run it there as well).
@@ -41,11 +41,13 @@ def erase(
     from resprout.flows.place import open_place
     from resprout.infra.retention.erase import carry_out, find
     from resprout.infra.store.canonical import check_digest
+    from resprout.infra.store.lease import LeaseLockManager
 
     place = open_place(config, check_digest(digest, "digest of an artifact"))
     found = find(place.store, place.tracker, place.home, digest, row)
     if yes:
-        carry_out(place.store, place.tracker, found, reason)
+        locks = LeaseLockManager(place.store.driver)
+        carry_out(place.store, place.tracker, locks, found, reason)
     said = found.as_dict()
     if as_json:
         typer.echo(json.dumps({"erased": yes, **said}))

@@ -12,13 +12,15 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.infra import identity
 from resprout.infra.answers import answers
+from resprout.infra.lineage import trees
 from resprout.infra.retention import rows, run_files
-from resprout.infra.retention.needs import searched
+from resprout.infra.retention.needs import Look, searched
 from resprout.infra.store import tombstones
 from resprout.infra.store.canonical import sha256_hex
+from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.store.tombstones import Tombstone
-from resprout.infra.tracking import Tracker
+from resprout.infra.tracking import HOLD, Tracker
 
 
 @dataclass
@@ -82,8 +84,20 @@ def find(store: ArtifactStore, tracker: Tracker, home: Path, digest: str, row: s
     return found
 
 
-def carry_out(store: ArtifactStore, tracker: Tracker, found: Erasure, reason: str) -> None:
-    """Erase what was found; first the tombstones, so that a call that was cut off is seen and can go on."""
+def carry_out(
+    store: ArtifactStore, tracker: Tracker, locks: LeaseLockManager, found: Erasure, reason: str
+) -> None:
+    """Erase what was found; first the tombstones, so that a call that was cut off is seen and can go on.
+
+    Raises:
+        BadInput: something of it is under a legal hold.
+    """
+    held = {node.record.content for node in trees(store, Look(store, tracker, locks, 0.0).held())}
+    if kept := sorted(held & found.files.keys()):
+        raise BadInput(
+            f"artifact {kept[0]} is under a legal hold; lift the tag {HOLD} that holds it (`resprout hold "
+            "REF --release`), or leave it"
+        )
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for digest, paths in found.files.items():
         before = store.tombstone(digest)

@@ -56,9 +56,8 @@ class Look:
             VerificationFailed: a seal is damaged, so that nobody knows what it names.
         """
         found = Needs()
-        held = searched(self.tracker, f"tags.`{HOLD}` LIKE '%'")
-        found.add_records(self._of_runs(held), HELD)
-        self._versions(found)
+        found.add_records(self.held(), HELD)
+        found.add_records(self._of_versions(lambda version: True), REGISTERED)
         late = int((time.time() - self.keep_seconds) * 1000)
         begun = f"attributes.status = 'RUNNING' and attributes.start_time > {late}"
         found.add_records(self._of_runs(searched(self.tracker, begun)), RUNNING)
@@ -85,19 +84,21 @@ class Look:
             named = list(pool.map(self._named, left))
         return [run for run, records in zip(left, named, strict=True) if not set(records) <= kept]
 
-    def _versions(self, found: Needs) -> None:
-        """Every version with its export and report, and with what the seal of its run names."""
+    def held(self) -> set[str]:
+        """Records under a legal hold."""
         models = {one.name for one in every(self.tracker, "search_registered_models") if HOLD in one.tags}
-        kept: tuple[set[str], set[str]] = set(), set()
-        held: tuple[set[str], set[str]] = set(), set()
+        runs = self._of_runs(searched(self.tracker, f"tags.`{HOLD}` LIKE '%'"))
+        return runs | self._of_versions(lambda one: HOLD in one.tags or one.name in models)
+
+    def _of_versions(self, wanted: Callable[[Any], bool]) -> set[str]:
+        """Exports and reports of versions, and what the seals of their runs name."""
+        records: set[str] = set()
+        runs: set[str] = set()
         for version in every(self.tracker, "search_model_versions"):
-            if RECORD in version.tags:
-                is_held = HOLD in version.tags or version.name in models
-                for records, runs in (kept, held) if is_held else (kept,):
-                    records.update(self._of_tags(version.tags))
-                    runs.add(version.run_id or version.tags.get("resprout.run", ""))
-        for reason, (records, runs) in ((HELD, held), (REGISTERED, kept)):
-            found.add_records(records | self._of_seals(runs - {""}), reason)
+            if RECORD in version.tags and wanted(version):
+                records |= self._of_tags(version.tags)
+                runs.add(version.run_id or version.tags.get("resprout.run", ""))
+        return records | self._of_seals(runs - {""})
 
     def _of_tags(self, tags: Mapping[str, str]) -> set[str]:
         """Records that the tags of a version or a run name."""

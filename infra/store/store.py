@@ -151,8 +151,6 @@ class ArtifactStore:
         manifest = self.manifest(digest)
         content = self.driver.folder(_content(digest))
         if content is None:
-            if not self._cache.holds(digest):
-                tombstones.refuse(self.driver, self.signer, digest)
             with self._cache.open(manifest, lambda folder: self._fetch(manifest, folder)) as cached:
                 yield cached
             return
@@ -308,7 +306,8 @@ class ArtifactStore:
     def _fetch(self, manifest: Manifest, folder: Path) -> None:
         try:
             download(self.driver, _content(manifest.digest), manifest, folder)
-        except VerificationFailed as error:
+        except (VerificationFailed, FileNotFoundError) as error:
+            tombstones.refuse(self.driver, self.signer, manifest.digest)
             self._set_aside(manifest.digest)
             raise VerificationFailed(
                 f"artifact {manifest.digest} is damaged and set aside ({error}); run again to make it anew"

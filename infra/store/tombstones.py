@@ -51,9 +51,8 @@ def of(driver: Driver, signer: Signer, digest: str) -> Tombstone | None:
     what = f"tombstone {driver.uri(_key(digest))}"
     opened = signer.open(data, what)
     said = opened.statement.get("predicate")
-    subject = opened.statement.get("subject")
-    if not isinstance(said, dict) or said.get("digest") != digest or subject != _subject(said):
-        raise VerificationFailed(f"the {what} is that of another artifact")
+    if not isinstance(said, dict) or said.get("digest") != digest or opened.statement != _statement(said):
+        raise VerificationFailed(f"the {what} is that of another artifact, or none")
     if said["key"] is not None and not (opened.signed_by or opened.unknown):
         raise VerificationFailed(f"the {what} had a signature of key {said['key']}, which was removed")
     if signer.required and not opened.signed_by:
@@ -80,13 +79,7 @@ def put(driver: Driver, signer: Signer, stone: Tombstone) -> None:
         "when": stone.when,
         "key": signer.own_id,
     }
-    statement = {
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": _subject(said),
-        "predicateType": PREDICATE,
-        "predicate": said,
-    }
-    driver.put_bytes(_key(stone.digest), signer.envelope(statement))
+    driver.put_bytes(_key(stone.digest), signer.envelope(_statement(said)))
 
 
 def erased(driver: Driver) -> Iterator[str]:
@@ -114,6 +107,12 @@ def _key(digest: str) -> str:
     return f"tombstones/{check_digest(digest)}.json"
 
 
-def _subject(said: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """An in-toto subject: what is said of the artifact, by its hash."""
-    return [{"name": f"artifact:{said['digest']}", "digest": {"sha256": sha256_hex(canonical_json(said))}}]
+def _statement(said: dict[str, Any]) -> dict[str, Any]:
+    """An in-toto statement whose subject is what is said of the artifact, by its hash."""
+    subject = {"name": f"artifact:{said['digest']}", "digest": {"sha256": sha256_hex(canonical_json(said))}}
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [subject],
+        "predicateType": PREDICATE,
+        "predicate": said,
+    }

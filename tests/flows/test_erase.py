@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import StoreConfig
+from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.infra.retention.hold import hold
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
 
 REASON = "request 17 of its owner"
 VERSION = "models:/tiny-pruned/1"
@@ -82,6 +84,14 @@ def test_what_is_missing_without_a_tombstone_or_there_in_spite_of_one_is_a_probl
 ) -> None:
     model = digest_of(finished, "acquire model")
     shutil.copytree(copied / "store" / "content" / model, tmp_path / "kept")
+    tracker = Tracker(MlflowConfig(), copied)
+    tracker.connect()
+    hold(tracker, VERSION, "case 7")
+    refused = resprout("erase", model, "--reason", REASON, "--yes", home=copied)
+    assert refused.code == 2
+    assert f"artifact {model} is under a legal hold" in refused.err
+    assert store.check(model)
+    hold(tracker, VERSION, None)
     done = resprout("erase", model, "--reason", REASON, "--yes", home=copied)
     assert done.code == 0, done.err
     assert store.verify(model) == []
