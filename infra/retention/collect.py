@@ -54,7 +54,6 @@ class Collector:
         """Digests whose content a needed record holds."""
         self.deleted: list[str] = []
         """Digests whose content is gone."""
-        self._dead: set[str] = set()
 
     def run(self, plan: Plan, spent_seals: Iterable[str] = ()) -> None:
         """Take the plan's steps; last go the seals of runs whose records went.
@@ -65,7 +64,7 @@ class Collector:
         """
         with self._alone():
             self._clean_marks()
-            self._clean_pins()
+            self._pinned()
             done, total = 0, len(plan.steps)
             for batch in _batches(plan.steps):
                 self._batch(batch)
@@ -117,7 +116,7 @@ class Collector:
 
     def _look_again(self, marked: list[str]) -> None:
         """Spare what is needed now: after the marks, so that no writer comes unseen."""
-        pinned = set(self._pinned())
+        pinned = self._pinned()
         now = self.needs()
         made = self.inventory.made()
         needed = set(now.records)
@@ -134,19 +133,26 @@ class Collector:
         self._spared |= needed
         self._holding |= {self.inventory.content[one] for one in needed & self.inventory.content.keys()}
 
-    def _pinned(self) -> Iterator[str]:
+    def _pinned(self) -> set[str]:
+        """Digests that a living writer relies on; the pins of dead ones are taken away."""
+        alive: dict[str, bool] = {}
+        living, dead = set(), []
         for key in self.driver.list("pins/"):
             _, digest, writer = key.split("/")
-            if not self._is_dead(writer):
-                yield digest
+            if writer not in alive:
+                alive[writer] = not self._is_dead(writer)
+            if alive[writer]:
+                living.add(digest)
+            else:
+                dead.append(key)
+        self.driver.delete_all(dead)
+        return living
 
     def _is_dead(self, writer: str) -> bool:
-        """Whether a writer is gone; its lease is then ours, so that it knows should it wake up."""
-        if writer not in self._dead:
-            if not self.locks.acquire_lock(writer, self.name, acquire_timeout=0):
-                return False
-            self.locks.retire(writer, self.name)
-            self._dead.add(writer)
+        """Whether a writer is gone; its lease was then ours, so that it knows should it wake up."""
+        if not self.locks.acquire_lock(writer, self.name, acquire_timeout=0):
+            return False
+        self.locks.retire(writer, self.name)
         return True
 
     def _take(self, step: Step) -> None:
@@ -203,11 +209,6 @@ class Collector:
             digest = key.removeprefix("gc/")
             if (owner := pins.marked_by(self.driver, digest)) is not None:
                 pins.clear_dead_mark(self.driver, self.locks, digest, owner)
-
-    def _clean_pins(self) -> None:
-        """Take away the pins of writers that died."""
-        dead = [key for key in self.driver.list("pins/") if self._is_dead(key.rpartition("/")[2])]
-        self.driver.delete_all(dead)
 
 
 def _batches(steps: Iterable[Step]) -> Iterator[list[Step]]:

@@ -171,6 +171,15 @@ class LeaseLockManager(LockManager):
             await asyncio.sleep(self._poll)
         return True
 
+    def renew(self, key: str) -> bool:
+        """Make a lease that may have run out good for another term; False where another took it over."""
+        with self._mutex:
+            lease = self._held.get(key)
+        if lease is None:
+            return False
+        self._renew(lease)
+        return self.is_lock_holder(key, lease.holder)
+
     def still_held(self, key: str) -> bool:
         """Whether the store itself says that this process holds the key now; asks the store."""
         with self._mutex:

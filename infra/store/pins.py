@@ -19,8 +19,8 @@ Death on either side: a pin counts while its writer's lease is alive, a mark whi
 a dead one first takes its lease over. That is a conditional write, which the heartbeat of the other finds if
 it was only paused: it has lost then, and knows.
 
-- A writer asks at the end of each publication whether it still has its lease (`confirm`). If it was paused
-  for longer, it names everything again under a new lease and looks whether all is still there.
+- A writer asks at the end of each publication whether it still has its lease (`confirm`). If that was taken
+  over while it was paused, it takes it anew, names everything again and looks whether all is still there.
 - gc asks the store for its lease right before each delete. What remains is a gc that is stopped between that
   answer and the delete, for longer than a lease lasts, and then goes on. A store has no delete that depends
   on a lease, so this is not excluded but bounded: at most the objects of one artifact go, the one that was
@@ -102,16 +102,21 @@ class Pins:
         Raises:
             StageFailed: the process was paused for longer than its lease, and what it relies on is gone.
         """
-        if not self._writer or self._locks.is_lock_holder(self._writer, self._writer):
+        writer = self._writer
+        if not writer or self._locks.is_lock_holder(writer, writer):
             return
         if not self._own:
             raise StageFailed(
-                f"the run that this work is for no longer holds its lease {self._writer}, so nothing keeps "
-                "gc from what is made here; run again"
+                f"the run that this work is for no longer holds its lease {writer}, so nothing keeps gc from "
+                "what is made here; run again"
             )
-        with self._mutex:
-            relied, self._held, self._writer = sorted(self._held), set(), ""
+        # Who disregards a pin takes the lease over first. While nobody has, all pins have counted.
+        if self._locks.renew(writer):
+            return
         logger.warning("this process was away for longer than its lease; it looks whether all is still there")
+        if not self._locks.acquire_lock(writer, writer, acquire_timeout=self._wait):
+            raise StageFailed(f"this process does not get its lease {writer} back; run again")
+        relied, self._held = sorted(self._held), set()
         for digest in relied:
             self.hold(digest)
         gone = [digest for digest in relied if not is_whole(digest)]

@@ -95,19 +95,28 @@ def test_a_second_gc_does_not_mark_what_is_marked(store):
     assert not pins.mark(store.driver, "1" * 64, "gc-2")
 
 
-def test_who_lost_its_lease_names_all_again_and_says_what_is_gone(store, writer, locks, gc_locks, folder):
+def test_who_lost_its_lease_names_all_again_and_says_what_is_gone(store, writer, locks, folder):
     digest = store.publish(folder).digest
-    first = writer.writer
-    # What gc does with the lease of a writer that it holds for dead.
-    lease = locks._held[first]
-    lease.lost = True
-    store.confirm()
-    assert writer.writer != first
-    assert writer.writer in set(pins.writers_of(store.driver, digest))
-    locks._held[writer.writer].lost = True
-    store.driver.delete(f"manifests/{digest}.json")
+    for _ in range(2):
+        # What gc does with a writer that it holds for dead: its lease, then its pins.
+        store.driver.delete_all([*store.driver.list("locks/"), *store.driver.list("pins/")])
+        assert not locks.still_held(writer.writer)
+        locks._held[writer.writer].good_until = 0.0
+        store.confirm()
+        assert locks.still_held(writer.writer)
+        assert list(pins.writers_of(store.driver, digest)) == [writer.writer]
+    store.driver.delete_all([*store.driver.list("locks/"), f"manifests/{digest}.json"])
+    locks._held[writer.writer].good_until = 0.0
     with pytest.raises(StageFailed, match="1 artifacts that it relies on were removed"):
         store.confirm()
+
+
+def test_a_lease_that_ran_out_and_that_nobody_took_is_good_again(store, writer, locks, folder, monkeypatch):
+    store.publish(folder)
+    monkeypatch.setattr(store, "check", lambda digest: pytest.fail("nothing needs to be looked at"))
+    locks._held[writer.writer].good_until = 0.0
+    store.confirm()
+    assert locks.is_lock_holder(writer.writer, writer.writer)
 
 
 def test_a_worker_writes_under_the_runs_lease(store, writer, config, tmp_path, folder, gc_locks):
