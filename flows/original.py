@@ -18,6 +18,7 @@ from resprout.flows.acquisition import Acquired
 from resprout.flows.place import RUN_ID, Place, find
 from resprout.infra.licences import Credit
 from resprout.infra.lineage import Node, tree
+from resprout.infra.store import tombstones
 from resprout.infra.store.record import Record
 from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
@@ -101,10 +102,10 @@ def refuse_impossible(run: Original, store: ArtifactStore, disk: Path, trust_rem
     The config comes from a record, so code that came with the model runs only where the caller says so too.
     """
     for role, ref in run.inputs.items():
-        if store.driver.head(f"tombstones/{ref.digest}.json") is not None:
+        if (stone := tombstones.of(store.driver, store.signer, ref.digest)) is not None:
             raise BadInput(
-                f"the {role} of this run (artifact {ref.digest}) was erased on request, so the run cannot be "
-                "made again; `resprout lineage` still tells of it"
+                f"the {role} of this run (artifact {ref.digest}) was {stone.sentence}; without it the run cannot "
+                "be made again, though `resprout lineage` still tells of it"
             )
         if not store.check(ref.digest):
             raise BadInput(

@@ -22,12 +22,13 @@ ACTIONS = {
     "complete_multipart_upload": "s3:PutObject",
     "abort_multipart_upload": "s3:AbortMultipartUpload",
     "delete_object": "s3:DeleteObject",
+    "delete_objects": "s3:DeleteObject",
     "list_objects_v2": "s3:ListBucket",
     "get_paginator": "s3:ListBucket",
 }
 """The IAM action behind each call of the client (AWS, "Actions, resources, and condition keys for S3")."""
 KEPT = ("content", "records", "signatures", "made", "used", "results", "seals", "registry", "tombstones")
-FLEETING = ("tmp", "locks", "pins", "manifests", "quarantine")
+FLEETING = ("tmp", "locks", "pins", "gc", "manifests", "quarantine")
 
 
 def as_list(value: Any) -> list[Any]:

@@ -20,8 +20,10 @@ from resprout.flows.original import Original, original, refuse_impossible
 from resprout.flows.place import Place
 from resprout.flows.reproduction import Verdict, judge
 from resprout.flows.surroundings import Change, changes
+from resprout.infra.store import tombstones
 from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.store.tombstones import Tombstone
 
 VERSION = "models:/tiny-pruned@candidate"
 ELSEWHERE = [Change("machine host", "one", "another")]
@@ -284,8 +286,10 @@ def test_what_cannot_work_is_refused_in_a_sentence(forged: Forged, tmp_path: Pat
     assert "--trust-remote-code" in refusal(trusting)
     refuse_impossible(trusting, store, tmp_path, trust_remote_code=True)
     rows = forged.digests["acquire pool"]
-    store.driver.put_bytes(f"tombstones/{rows}.json", b"{}")
-    assert f"the pool of this run (artifact {rows}) was erased on request" in refusal(run)
+    stone = Tombstone(rows, {}, {}, "somebody asked", "me", "2026-01-02T00:00:00+00:00")
+    tombstones.put(store.driver, store.signer, stone)
+    said = f"the pool of this run (artifact {rows}) was erased on 2026-01-02: somebody asked; without it"
+    assert said in refusal(run)
     store.driver.delete(f"tombstones/{rows}.json")
     store.driver.delete(f"manifests/{rows}.json")
     assert f"the pool of this run (artifact {rows}) is not whole" in refusal(run)
