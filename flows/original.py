@@ -104,8 +104,8 @@ def refuse_impossible(run: Original, store: ArtifactStore, disk: Path, trust_rem
     for role, ref in run.inputs.items():
         if (stone := tombstones.of(store.driver, store.signer, ref.digest)) is not None:
             raise BadInput(
-                f"the {role} of this run (artifact {ref.digest}) was {stone.sentence}; without it the run cannot "
-                "be made again, though `resprout lineage` still tells of it"
+                f"the {role} of this run (artifact {ref.digest}) was {stone.sentence}; without it the run "
+                "cannot be made again, though `resprout lineage` still tells of it"
             )
         if not store.check(ref.digest):
             raise BadInput(
