@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.infra import identity, patience
+from resprout.infra.notes import NOTE
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Job
 from resprout.tasks.stage import Part, stage
@@ -226,6 +227,11 @@ def test_each_call_writes_a_nested_run_and_a_hit_names_its_producer(
     assert second.data.tags["resprout.produced_by_run"] == first.info.run_id
     assert "stage_seconds" in first.data.metrics
     assert "stage_seconds" not in second.data.metrics
+    page = f"#/experiments/{tracker.experiment_id}/runs/"
+    of = "Stage mine of [this compression run]({}). Its artifact is `{}`. It was {}."
+    assert first.data.tags[NOTE] == of.format(page + parent, made.digest, "made in this run")
+    found = f"found in the cache, where [another run]({page}{first.info.run_id}) put it"
+    assert second.data.tags[NOTE] == of.format(page + later, made.digest, found)
 
 
 def test_the_record_tells_how_it_came_to_be(home: Path, make_run: Callable[..., Any]) -> None:
