@@ -17,6 +17,7 @@ from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.infra.retention import bundle
 from resprout.infra.retention.backup import Backup
 from resprout.infra.retention.database import Database
+from resprout.infra.retention.erase import carry_out, find
 from resprout.infra.retention.restore import Restore
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
@@ -105,7 +106,7 @@ def test_only_what_changed_is_copied_and_what_went_goes(copied: Path, tmp_path: 
 
 
 def test_an_erased_artifact_is_backed_up_without_its_bytes(
-    copied: Path, tmp_path: Path, finished: Any, resprout: Callable[..., Any]
+    copied: Path, tmp_path: Path, finished: Any
 ) -> None:
     pool = next(
         one["artifact"]["digest"] for one in finished.result["stages"] if one["name"] == "acquire pool"
@@ -113,7 +114,9 @@ def test_an_erased_artifact_is_backed_up_without_its_bytes(
     target = LocalDriver(tmp_path / "backup")
     back_up(copied, target)
     assert target.head(f"store/content/{pool}/rows.jsonl") is not None
-    assert resprout("erase", pool, "--reason", "asked", "--yes", home=copied).code == 0
+    store, tracker, _ = opened(copied)
+    erased = find(store, tracker, copied, pool, None)
+    carry_out(store, tracker, LeaseLockManager(store.driver), erased, "asked")
     back_up(copied, target)
     assert target.head(f"store/content/{pool}/rows.jsonl") is None
     restore(target, tmp_path / "new")

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.infra.retention.erase import carry_out, find
 from resprout.infra.retention.hold import hold
+from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
 
@@ -23,6 +25,13 @@ VERSION = "models:/tiny-pruned/1"
 @pytest.fixture
 def store(copied: Path) -> ArtifactStore:
     return ArtifactStore.from_config(StoreConfig(), copied)
+
+
+@pytest.fixture
+def tracker(copied: Path) -> Tracker:
+    tracker = Tracker(MlflowConfig(), copied)
+    tracker.connect()
+    return tracker
 
 
 def digest_of(finished: Any, stage: str) -> str:
@@ -42,11 +51,9 @@ def everywhere(home: Path, text: str) -> list[Path]:
 
 
 def test_a_row_is_gone_wherever_it_came_and_verify_says_erased(
-    copied: Path, store: ArtifactStore, finished: Any, resprout: Callable[..., Any]
+    copied: Path, store: ArtifactStore, tracker: Tracker, finished: Any, resprout: Callable[..., Any]
 ) -> None:
     pool, row = digest_of(finished, "acquire pool"), chosen_row(store, finished)
-    said = " ".join((row["instruction"], row["output"]))
-    assert said
     before = everywhere(copied, row["instruction"])
     assert {"rows.jsonl", "selected.jsonl"} <= {path.name for path in before}
 
@@ -72,28 +79,26 @@ def test_a_row_is_gone_wherever_it_came_and_verify_says_erased(
     assert looked.code == 0, looked.err
     assert looked.result["problems"] == []
     assert any(f"artifact {pool} were erased on" in note for note in looked.result["notes"])
-    assert resprout("gc", "--delete", home=copied).code == 0
-    # Once more is no fault.
-    again = resprout("erase", pool, "--row", row["id"], "--reason", REASON, "--yes", home=copied)
-    assert again.code == 0, again.err
-    assert store.tombstone(pool).reason == REASON
+    # Once more is no fault, and changes nothing.
+    stone = store.tombstone(pool)
+    again = find(store, tracker, copied, pool, row["id"])
+    carry_out(store, tracker, LeaseLockManager(store.driver), again, REASON)
+    assert store.tombstone(pool) == stone
+    assert stone.reason == REASON
 
 
 def test_what_is_missing_without_a_tombstone_or_there_in_spite_of_one_is_a_problem(
-    copied: Path, store: ArtifactStore, finished: Any, resprout: Callable[..., Any], tmp_path: Path
+    copied: Path, store: ArtifactStore, tracker: Tracker, finished: Any, tmp_path: Path
 ) -> None:
     model = digest_of(finished, "acquire model")
     shutil.copytree(copied / "store" / "content" / model, tmp_path / "kept")
-    tracker = Tracker(MlflowConfig(), copied)
-    tracker.connect()
+    locks, wanted = LeaseLockManager(store.driver), find(store, tracker, copied, model, None)
     hold(tracker, VERSION, "case 7")
-    refused = resprout("erase", model, "--reason", REASON, "--yes", home=copied)
-    assert refused.code == 2
-    assert f"artifact {model} is under a legal hold" in refused.err
+    with pytest.raises(BadInput, match=f"artifact {model} is under a legal hold"):
+        carry_out(store, tracker, locks, wanted, REASON)
     assert store.check(model)
     hold(tracker, VERSION, None)
-    done = resprout("erase", model, "--reason", REASON, "--yes", home=copied)
-    assert done.code == 0, done.err
+    carry_out(store, tracker, locks, wanted, REASON)
     assert store.verify(model) == []
     assert list(store.driver.list(f"content/{model}/")) == []
 
@@ -113,17 +118,15 @@ def test_what_is_missing_without_a_tombstone_or_there_in_spite_of_one_is_a_probl
     stone.unlink()
     assert any("is missing" in problem for problem in store.verify(model))
     stone.with_name(f"{plan}.json").write_text(text)
-    looked = resprout("verify", plan, home=copied)
-    assert looked.code == 4
-    assert "is that of another artifact" in looked.err
+    with pytest.raises(VerificationFailed, match="is that of another artifact"):
+        store.verify(plan)
 
 
 def test_a_row_that_is_not_there_is_refused(
-    copied: Path, finished: Any, resprout: Callable[..., Any]
+    copied: Path, store: ArtifactStore, tracker: Tracker, finished: Any, resprout: Callable[..., Any]
 ) -> None:
-    pool = digest_of(finished, "acquire pool")
-    done = resprout("erase", pool, "--row", "nobody knows this", "--reason", REASON, "--yes", home=copied)
-    assert done.code == 2
-    assert "has the row 'nobody knows this'" in done.err
-    assert resprout("erase", "0" * 64, "--reason", REASON, home=copied).code == 2
+    with pytest.raises(BadInput, match="has the row 'nobody knows this'"):
+        find(store, tracker, copied, digest_of(finished, "acquire pool"), "nobody knows this")
+    with pytest.raises(BadInput, match="there is no artifact"):
+        find(store, tracker, copied, "0" * 64, None)
     assert resprout("erase", "../x", "--reason", REASON, home=copied).code == 2
