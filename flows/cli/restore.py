@@ -27,7 +27,7 @@ def restore(
 
     \b
     Examples:
-      RESPROUT_HOME=/new/home resprout restore /mnt/backup/resprout
+      resprout restore /mnt/backup/resprout
       resprout restore s3://other-bucket/resprout --config configs/quickstart.yaml
       resprout restore s3://copy/x --endpoint-url https://minio.example:9000 --json
     """

@@ -1,4 +1,7 @@
-"""Ed25519 signatures in DSSE envelopes (github.com/secure-systems-lab/dsse), through securesystemslib."""
+"""Ed25519 signatures in DSSE envelopes (github.com/secure-systems-lab/dsse), through securesystemslib.
+
+The library brings boto3 with it, so it is imported where something is signed or read.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,15 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
-from securesystemslib.signer import CryptoSigner, Key, Signature, SSlibKey
+from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import ProofConfig
 from resprout.infra.store.canonical import canonical_json
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from securesystemslib.signer import CryptoSigner, Key
 
 STATEMENT = "application/vnd.in-toto+json"
 """Payload type of the statements in envelopes."""
@@ -77,10 +77,16 @@ class Signer:
         """The own key's signature on the payload as canonical JSON {"keyid", "sig"}; None without a key."""
         if self._own is None:
             return None
+        from securesystemslib.dsse import Envelope
+
         return canonical_json(self._own.sign(Envelope(payload, payload_type, {}).pae()).to_dict())
 
     def accepts(self, key_id: str, payload_type: str, payload: bytes, signature: bytes) -> bool:
         """Whether `signature` is this known key's on the payload."""
+        from securesystemslib.dsse import Envelope
+        from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+        from securesystemslib.signer import Signature
+
         key = self._known.get(key_id)
         if key is None:
             return False
@@ -95,6 +101,8 @@ class Signer:
 
     def envelope(self, statement: dict[str, Any]) -> bytes:
         """The statement in a DSSE envelope as canonical JSON; with no signature where there is no key."""
+        from securesystemslib.dsse import Envelope
+
         made = Envelope(canonical_json(statement), STATEMENT, {})
         if self._own is not None:
             made.sign(self._own)
@@ -102,6 +110,8 @@ class Signer:
 
     def countersigned(self, data: bytes, what: str = "envelope") -> bytes:
         """The envelope with the own key's signature beside those that it has."""
+        from securesystemslib.dsse import Envelope
+
         self.open(data, what)
         envelope = Envelope.from_dict(json.loads(data))
         if self._own is not None and self.own_id not in envelope.signatures:
@@ -110,6 +120,8 @@ class Signer:
 
     def open(self, data: bytes, what: str = "envelope") -> Opened:
         """The statement in an envelope; VerificationFailed where the envelope or a signature is broken."""
+        from securesystemslib.dsse import Envelope
+
         try:
             envelope = Envelope.from_dict(json.loads(data))
             statement = json.loads(envelope.payload)
@@ -147,6 +159,11 @@ def _own(config: ProofConfig) -> CryptoSigner | None:
         pem = _read(config.signing_key_file, where)
     else:
         return None
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from securesystemslib.signer import CryptoSigner
+
     try:
         private = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -161,6 +178,11 @@ def _own(config: ProofConfig) -> CryptoSigner | None:
 
 
 def _public(text: str) -> Key:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from securesystemslib.signer import SSlibKey
+
     if match := HEX_KEY.match(text):
         return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(bytes.fromhex(match[1])))
     where = f"infra.proof.verification_keys: '{text}'"

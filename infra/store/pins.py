@@ -35,11 +35,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from resprout.configs.errors import ResproutError, StageFailed, Transient
 from resprout.infra.store.canonical import canonical_json, check_digest
 from resprout.infra.store.driver import Driver
-from resprout.infra.store.lease import LeaseLockManager
+
+if TYPE_CHECKING:
+    from resprout.infra.store.lease import LeaseLockManager
 
 logger = logging.getLogger(__name__)
 
