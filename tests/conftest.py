@@ -36,8 +36,11 @@ for name in [name for name in os.environ if name.startswith("RESPROUT_")]:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Prefect server on a database of its own for all tests that run flows."""
+    from prefect.logging.configuration import setup_logging
     from prefect.testing.utilities import prefect_test_harness
 
+    # Its handler keeps the stderr of now, and not that of a test which captures its own and closes it.
+    setup_logging()
     with prefect_test_harness(server_startup_timeout=120):
         yield
 
