@@ -11,6 +11,7 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.cli.claims import claims_of
 from resprout.flows.place import RUN_ID, Found, Place, find, parts
 from resprout.infra.lineage import Node, trees
+from resprout.infra.proof.ledger import ledgers
 from resprout.infra.proof.provenance import provenance_problems
 from resprout.infra.proof.seal import Seal
 from resprout.infra.proof.shown import Shown
@@ -36,6 +37,31 @@ class Examiner:
         self.stored = Stored(place.store, share, draw)
         self.shown = Shown(place.store, place.tracker, place.authority)
         self._problems: list[str] = []
+
+    def reference(self, reference: str) -> None:
+        """A version or an artifact; BadInput where neither MLflow, nor the ledger, nor the store knows it."""
+        try:
+            found = find(self.place, reference)
+        except BadInput:
+            if not self._removed(reference):
+                raise
+        except VerificationFailed as error:
+            self._problems.append(str(error))
+        else:
+            if found.name is not None:
+                self.version(found)
+            else:
+                self.record(found.record)
+
+    def stated(self) -> set[tuple[str, str]]:
+        """Name and number of every version in any ledger; a broken ledger is a problem."""
+        found = set()
+        for name in ledgers(self.place.store, self._problems):
+            try:
+                found |= {(name, number) for number in self.shown.model(name).versions}
+            except VerificationFailed as error:
+                self._problems.append(str(error))
+        return found
 
     def version(self, found: Found) -> None:
         """A model version: its tags, its source, its run, its place in the ledger, and all behind it."""
@@ -67,12 +93,16 @@ class Examiner:
         """An artifact by its record, with all behind it."""
         self._look(self._tree([record_id], f"record {record_id}") or (), None)
 
-    def removed(self, reference: str) -> bool:
+    def _removed(self, reference: str) -> bool:
         """Whether a version or alias that MLflow does not have is in the ledger; then that is a problem."""
         name, alias, number = parts(reference)
         if not name:
             return False
-        expected = self.shown.model(name)
+        try:
+            expected = self.shown.model(name)
+        except VerificationFailed as error:
+            self._problems.append(str(error))
+            return True
         known = expected.aliases.get(alias) if alias else number if number in expected.versions else None
         if known is not None:
             self._problems.append(
@@ -141,25 +171,18 @@ def examine(place: Place, reference: str, share: float = 1.0) -> Examined:
         if "resprout.record" in tags:
             examiner.record(tags["resprout.record"])
     else:
-        try:
-            found = find(place, reference)
-        except BadInput as error:
-            if not examiner.removed(reference):
-                raise error
-            return examiner.result()
-        if found.name is not None:
-            examiner.version(found)
-        else:
-            examiner.record(found.record)
+        examiner.reference(reference)
     return examiner.result()
 
 
 def examine_all(place: Place, share: float = 1.0) -> Examined:
     """What is wrong anywhere: every version that resprout registered, every ledger, every sealed run."""
     examiner = Examiner(place, share, _of_today())
-    for one in place.tracker.versions():
-        if RECORD in one.tags:
-            examiner.version(find(place, f"models:/{one.name}/{one.version}"))
+    here = {(one.name, str(one.version)): RECORD in one.tags for one in place.tracker.versions()}
+    stated = examiner.stated()
+    # What lost its tag, or is gone from the registry, is in the ledger all the same.
+    for name, number in sorted({key for key, tagged in here.items() if tagged} | stated):
+        examiner.reference(f"models:/{name}/{number}")
     for key in place.store.driver.list("seals/"):
         examiner.run(key.removeprefix("seals/").removesuffix(".json"))
     return examiner.result()

@@ -20,6 +20,7 @@ from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.store import ArtifactStore
 
 PREDICATE = "urn:resprout:registry-entry:v1"
+NEEDS = ("name", "sequence", "previous", "run")
 TRIES = 20
 THREADS = 8
 
@@ -62,13 +63,18 @@ def statement(subject: str, predicate_type: str, predicate: dict[str, Any]) -> d
     }
 
 
-def predicate_of(opened: Opened, predicate_type: str, what: str) -> dict[str, Any]:
-    """What a statement says; VerificationFailed where it is of another kind or not about what it says."""
+def predicate_of(
+    opened: Opened, predicate_type: str, what: str, needs: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What a statement says; VerificationFailed where it is of another kind, or lacks what it needs."""
     predicate = opened.statement.get("predicate")
     subject = opened.statement.get("subject")
     name = subject[0].get("name") if isinstance(subject, list) and len(subject) == 1 else None
     if not isinstance(predicate, dict) or opened.statement != statement(str(name), predicate_type, predicate):
         raise VerificationFailed(f"the {what} is no statement of the kind {predicate_type}")
+    places = predicate.get("places")
+    if not {*needs} <= {*predicate} or not isinstance(places, dict) or {*places} != {"store", "artifacts"}:
+        raise VerificationFailed(f"the {what} lacks what such a statement says")
     if predicate.get("key") is not None and not (opened.signed_by or opened.unknown):
         raise VerificationFailed(f"the {what} had a signature of key {predicate['key']}, which was removed")
     return predicate
@@ -98,7 +104,7 @@ class Ledger:
         for sequence, (key, data) in enumerate(zip(keys, read, strict=True)):
             what = f"ledger entry {self.store.driver.uri(key)}"
             opened = self.store.signer.open(data or b"", what)
-            said = predicate_of(opened, PREDICATE, what)
+            said = predicate_of(opened, PREDICATE, what, NEEDS)
             if key != f"{self.prefix}{sequence:08d}.json" or said["sequence"] != sequence:
                 raise VerificationFailed(f"the {what} is not number {sequence}: one was removed or added")
             if said["name"] != self.name or said["previous"] != before:
@@ -130,6 +136,26 @@ class Ledger:
             if self.store.driver.put_if_absent(f"{self.prefix}{len(entries):08d}.json", data):
                 return
         raise StageFailed(f"{TRIES} times another writer was first in the ledger of {self.name}; run again")
+
+
+def ledgers(store: ArtifactStore, problems: list[str]) -> Iterator[str]:
+    """Names of the registered models that have a ledger; what is none of ours under its keys is a problem."""
+    seen: dict[str, str] = {}
+    for key in store.driver.list("registry/"):
+        prefix = key.rpartition("/")[0]
+        if prefix in seen:
+            continue
+        try:
+            what = f"ledger entry {store.driver.uri(key)}"
+            opened = store.signer.open(store.driver.get_bytes(key) or b"", what)
+            name = str(predicate_of(opened, PREDICATE, what, NEEDS)["name"])
+            if Ledger(store, name).prefix != f"{prefix}/":
+                raise VerificationFailed(f"the {what} is that of {name}")
+        except VerificationFailed as error:
+            problems.append(str(error))
+            continue
+        seen[prefix] = name
+        yield name
 
 
 def folded(entries: list[Entry]) -> Expected:

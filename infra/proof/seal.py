@@ -21,6 +21,7 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import RECORD, Tracker
 
 PREDICATE = "urn:resprout:seal:v1"
+NEEDS = ("run", "records", "runs", "provenance")
 THREADS = 8
 COPY = "model"
 """Folder of a run's files that holds a copy of the export, where versions cannot point into the store."""
@@ -89,7 +90,7 @@ def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
         return None
     what = f"seal {store.driver.uri(seal_key(run_id))}"
     opened = store.signer.open(data, what)
-    said = predicate_of(opened, PREDICATE, what)
+    said = predicate_of(opened, PREDICATE, what, NEEDS)
     if said.get("run") != run_id:
         raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
     return Seal(data, sha256_hex(data), opened, said)

@@ -102,7 +102,7 @@ def test_after_gc_backup_and_restore_all_is_as_it_was_and_changes_are_found(
     assert examine(place, VERSION).problems == []
     seed = random.SystemRandom().randrange(10**9)
     team = RedTeam(tmp_path / "new", seed)
-    assert missed(team, lambda: problems_of(place), 10) == [], f"seed {seed}"
+    assert missed(team, lambda: examine_all(place).problems, 10) == [], f"seed {seed}"
 
 
 KINDS = [
@@ -256,8 +256,15 @@ def test_a_version_and_a_run_taken_out_of_the_registry(place: Place, found: Call
         assert alias == [
             "models:/tiny-pruned@candidate was removed from the registry: the ledger knows it as version 1"
         ]
+        assert found()[0] in examine_all(place).problems
         with pytest.raises(BadInput, match="no model version"):
             examine(place, "models:/tiny-pruned/7")
+    with RedTeam(place.home, 0).kept_database():
+        place.tracker.client.delete_model_version_tag("tiny-pruned", "1", "resprout.record")
+        assert any("no resprout.record or resprout.digest tag" in one for one in examine_all(place).problems)
+    with RedTeam(place.home, 0).kept_database():
+        place.tracker.client.delete_registered_model("tiny-pruned")
+        assert found()[0] in examine_all(place).problems
     with RedTeam(place.home, 0).kept_database(), sqlite3.connect(place.home / "mlflow.db") as database:
         database.execute("delete from runs where run_uuid = ?", (run_id,))
         database.commit()
