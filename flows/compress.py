@@ -35,6 +35,7 @@ from resprout.flows.steps import Steps
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
 from resprout.infra.patience import patiently
+from resprout.infra.proof.ledger import Ledger
 from resprout.infra.restarts import FLOW
 from resprout.infra.store import claims, exports
 from resprout.infra.store.lease import LeaseLockManager
@@ -116,6 +117,9 @@ def _compress(
         return Completed(name="AlreadyClaimed", message=said)
     tracker = Tracker(loaded.config.infra.mlflow, loaded.home)
     tracker.connect()
+    if loaded.config.registration is not None:
+        # Before anything expensive: a signed ledger is not gone on with unsigned.
+        Ledger(store, loaded.config.registration.name).writable()
     sources = Sources(loaded, tracker.uri)
     session.remarks = check_licences(loaded.config.infra.licences, sources.credits)
     for remark in session.remarks:

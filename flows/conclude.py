@@ -20,7 +20,8 @@ from resprout.infra import identity
 from resprout.infra.lineage import tree
 from resprout.infra.notes import NOTE
 from resprout.infra.proof.provenance import state_provenance
-from resprout.infra.proof.seal import enter, write_seal
+from resprout.infra.proof.registering import Registrar
+from resprout.infra.proof.seal import write_seal
 from resprout.infra.proof.timestamp import Authority
 from resprout.infra.store import exports
 from resprout.infra.store.reference import ArtifactRef
@@ -204,8 +205,9 @@ class Conclusion:
         # Of two runs at once the second must find the first's version. The run's end frees the lock.
         run.locks.acquire_lock(f"register {wanted.name}", run.mlflow_run_id)
         said = describe_version(self.here, config.name, summary)
+        self.registrar = Registrar(run.store, run.tracker, wanted.name, run.mlflow_run_id)
         self.result.registered = register(
-            run, wanted, made.export, folder, tags, said, describe_model(wanted.name)
+            run, wanted, made.export, folder, tags, said, self.registrar, describe_model(wanted.name)
         )
         version = f"models:/{self.result.registered.name}/{self.result.registered.version}"
         run.tracker.log(run.mlflow_run_id, tags={"resprout.registered": version})
@@ -251,16 +253,7 @@ class Conclusion:
         result.sealed, result.signed_by = True, run.store.signer.own_id
         wanted = self.loaded.config.registration
         if name is not None and wanted is not None:
-            enter(
-                run.store,
-                run.tracker,
-                name.name,
-                name.version,
-                run.mlflow_run_id,
-                sealed,
-                wanted.tags,
-                wanted.alias,
-            )
+            self.registrar.enter(name.version, sealed, wanted.tags, wanted.alias)
 
 
 def place_report(folder: Path, loaded: Loaded, settings: ReportConfig) -> Path:

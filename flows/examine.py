@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,12 +9,14 @@ from dataclasses import dataclass, field
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.cli.claims import claims_of
 from resprout.flows.place import RUN_ID, Found, Place, find, parts
+from resprout.infra import identity
 from resprout.infra.lineage import Node, trees
 from resprout.infra.proof.ledger import ledgers
 from resprout.infra.proof.provenance import provenance_problems
 from resprout.infra.proof.seal import Seal
 from resprout.infra.proof.shown import Shown
 from resprout.infra.proof.stored import Stored
+from resprout.infra.proof.told import told_wrongly
 from resprout.infra.tracking import RECORD
 
 
@@ -37,6 +38,8 @@ class Examiner:
         self.stored = Stored(place.store, share, draw)
         self.shown = Shown(place.store, place.tracker, place.authority)
         self._problems: list[str] = []
+        self._unsigned: list[str] = []
+        self._adopted: list[str] = []
 
     def reference(self, reference: str) -> None:
         """A version or an artifact; BadInput where neither MLflow, nor the ledger, nor the store knows it."""
@@ -80,6 +83,7 @@ class Examiner:
         seal = self.shown.seal(found.run or "", self._problems)
         if seal is not None:
             self._problems += self.shown.named_seal(name, seal)
+            self._problems += _of_version(seal, found)
             self._sealed(seal)
         self._look([*(top or ()), *(reported or ())], seal)
 
@@ -124,9 +128,21 @@ class Examiner:
         said = seal.said
         if said.get("report") and said.get("export"):
             self._problems += provenance_problems(
-                self.place.store, said["export"], said["report"], said["provenance"]
+                self.place.store,
+                said["export"],
+                said["report"],
+                said["provenance"],
+                said["statement"],
+                rebuild=said["resprout"] == identity.library_version("resprout"),
             )
-        self._look(self._tree(seal.said["records"], f"the seal of run {seal.said['run']}") or (), seal)
+        self._problems += told_wrongly(self.place.store, said["run"], said["runs"])
+        self._look(self._tree(said["records"], f"the seal of run {said['run']}") or (), seal)
+        if not seal.opened.signed_by:
+            self._unsigned.append(f"the seal of run {said['run']}")
+        if "sealed_by" in said:
+            self._adopted.append(
+                f"run {said['run']} died after it registered; run {said['sealed_by']} sealed it"
+            )
 
     def _tree(self, records: Iterable[str], named: str) -> list[Node] | None:
         """The nodes behind records, the last named one last; None, and a problem, where a link is broken."""
@@ -154,6 +170,11 @@ class Examiner:
                 f"signed by keys that are not known here: {', '.join(sorted(self.stored.strangers))}; add "
                 "theirs to infra.proof.verification_keys"
             )
+        yield from self._adopted
+        for name, head in sorted(self.shown.heads.items()):
+            yield f"ledger of {name}: {head}"
+        if self._unsigned and self.stored.signers:
+            yield f"unsigned, though records are signed: {', '.join(self._unsigned)}"
         if self.stored.unsigned:
             yield (
                 f"{self.stored.unsigned} of {len(self.stored.seen)} records are unsigned: whoever can write "
@@ -161,9 +182,20 @@ class Examiner:
             )
 
 
+def _of_version(seal: Seal, found: Found) -> Iterable[str]:
+    """Whether the seal of a version's run is about this version and this export."""
+    said, version = seal.said, f"models:/{found.name}/{found.number}"
+    if said.get("registered") != version:
+        yield f"the seal of run {said['run']} is about {said.get('registered')}, not {version}"
+    if "sealed_by" not in said and said.get("export") != found.record:
+        yield f"the seal of run {said['run']} is about the export of record {said.get('export')}"
+    if said.get("verdict") == "failed":
+        yield f"the seal of run {said['run']} says that the gate was not passed, but {version} is registered"
+
+
 def examine(place: Place, reference: str, share: float = 1.0) -> Examined:
     """What is wrong with what a reference names: a version, an artifact, a record, a run or a stage's run."""
-    examiner = Examiner(place, share, _of_today())
+    examiner = Examiner(place, share, random.SystemRandom())
     if RUN_ID.match(reference):
         tags = place.tracker.run(reference).data.tags
         parent = tags.get("mlflow.parentRunId")
@@ -177,17 +209,13 @@ def examine(place: Place, reference: str, share: float = 1.0) -> Examined:
 
 def examine_all(place: Place, share: float = 1.0) -> Examined:
     """What is wrong anywhere: every version that resprout registered, every ledger, every sealed run."""
-    examiner = Examiner(place, share, _of_today())
+    examiner = Examiner(place, share, random.SystemRandom())
     here = {(one.name, str(one.version)): RECORD in one.tags for one in place.tracker.versions()}
     stated = examiner.stated()
     # What lost its tag, or is gone from the registry, is in the ledger all the same.
     for name, number in sorted({key for key, tagged in here.items() if tagged} | stated):
         examiner.reference(f"models:/{name}/{number}")
-    for key in place.store.driver.list("seals/"):
-        examiner.run(key.removeprefix("seals/").removesuffix(".json"))
+    sealed = {key.removeprefix("seals/").removesuffix(".json") for key in place.store.driver.list("seals/")}
+    for run_id in sorted(sealed | examiner.shown.concluded()):
+        examiner.run(run_id)
     return examiner.result()
-
-
-def _of_today() -> random.Random:
-    """Another sample each day, the same on one day."""
-    return random.Random(datetime.datetime.now(datetime.UTC).date().isoformat())

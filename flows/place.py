@@ -73,11 +73,11 @@ def parts(reference: str) -> tuple[str, str, str]:
     rest = reference.removeprefix("models:/")
     if rest == reference:
         return "", "", ""
-    name, _, alias = rest.partition("@")
-    if alias:
-        return name, alias, ""
     name, _, number = rest.rpartition("/")
-    return name, "", number
+    if name and number.isdigit():
+        return name, "", number
+    name, _, alias = rest.rpartition("@")
+    return name, alias, ""
 
 
 def find(place: Place, reference: str) -> Found:

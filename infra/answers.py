@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from resprout.configs.errors import ResproutError, StageFailed, Transient
+from resprout.configs.errors import ResproutError, StageFailed, Transient, VerificationFailed
 from resprout.configs.schema import without_credentials
 
 P = ParamSpec("P")
@@ -39,6 +39,24 @@ def answers(method: Callable[P, R]) -> Callable[P, R]:
             raise kind(
                 f"MLflow at {tracker.shown_uri} failed in {method.__name__}: {what}; what was computed is in "
                 "the artifact store, so run the same command again when MLflow answers"
+            ) from error
+
+    return call
+
+
+def legible(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn what a row that was edited makes MLflow raise, which has no common type, into one sentence."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except ResproutError:
+            raise
+        except Exception as error:
+            named = " ".join(str(one) for one in args[1:])
+            raise VerificationFailed(
+                f"what MLflow keeps of {named} cannot be read: {type(error).__name__}: {one_line(error, 200)}"
             ) from error
 
     return call

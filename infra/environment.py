@@ -26,6 +26,8 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Else a server's client prints the address of each run that ends, into the output of --json.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     # A dead server must be reported within 20 s; MLflow's own defaults keep trying for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",

@@ -70,11 +70,19 @@ def _node(store: ArtifactStore, record_id: str, known: dict[str, Node]) -> Node:
 
 
 def record_of_digest(store: ArtifactStore, digest: str) -> str:
-    """Id of the oldest record that made this content; BadInput where there is none."""
-    made = [(store.get_record(identity).started, identity) for identity in store.records_of(digest)]
+    """Id of the oldest record that made this content, a signed one first; BadInput where there is none."""
+    made = []
+    for identity in store.records_of(digest):
+        try:
+            record = store.get_record(identity)
+        except (BadInput, VerificationFailed):
+            # An entry without a record, say of a process that died in between, leads nowhere.
+            continue
+        if record.content == digest:
+            made.append((not store.signed_by(identity, record.dumps()), record.started, identity))
     if not made:
         raise BadInput(f"no record in {store.root_uri} made {digest}; give a digest that a run printed")
-    return min(made)[1]
+    return min(made)[-1]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
-from resprout.infra.answers import answers, one_line, will_not_pass
+from resprout.infra.answers import answers, legible, one_line, will_not_pass
 from resprout.infra.environment import ARTIFACTS
 
 if TYPE_CHECKING:
@@ -176,6 +176,32 @@ class Tracker:
         wanted = f"attributes.status = 'RUNNING' and {having}"
         return list(self.client.search_runs([self.experiment_id], wanted, max_results=1000))
 
+    def is_up(self) -> bool:
+        """Whether MLflow answers at all."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.search_experiments(max_results=1)
+        except (MlflowException, OSError):
+            return False
+        return True
+
+    @answers
+    def concluded(self) -> list[Run]:
+        """The runs of this experiment and its kin that came to a verdict and are finished."""
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                self.experiments(),
+                "attributes.status = 'FINISHED' and tags.`resprout.gate` LIKE '%'",
+                max_results=1000,
+                page_token=token,
+            )
+            found += page
+            if not (token := page.token):
+                return found
+
     @answers
     def log(
         self,
@@ -289,10 +315,10 @@ class Tracker:
         return found[0] if found else None
 
     @answers
-    def find_version(self, name: str, digest: str) -> ModelVersion | None:
-        """The newest version of `name` whose tag says it holds this digest; None where there is none."""
+    def holding(self, name: str, digest: str) -> list[ModelVersion]:
+        """The versions of `name` whose tag says that they hold this digest, the newest first."""
         held = [one for one in self.versions(named(name)) if one.tags.get("resprout.digest") == digest]
-        return max(held, key=lambda version: int(version.version), default=None)
+        return sorted(held, key=lambda version: int(version.version), reverse=True)
 
     @answers
     def make_version(
@@ -351,17 +377,18 @@ class Tracker:
             if not (token := page.token):
                 return found
 
+    @legible
     def version(self, reference: str) -> ModelVersion:
         """The version that models:/name/3 or models:/name@alias names; BadInput where there is none."""
         from mlflow.exceptions import MlflowException
 
         rest = reference.removeprefix("models:/")
         try:
-            if "@" in rest:
-                name, _, alias = rest.partition("@")
-                return self.client.get_model_version_by_alias(name, alias)
-            name, _, number = rest.partition("/")
-            return self.client.get_model_version(name, number)
+            name, _, number = rest.rpartition("/")
+            if name and number.isdigit():
+                return self.client.get_model_version(name, number)
+            name, _, alias = rest.rpartition("@")
+            return self.client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
             raise BadInput(
                 f"no model version {reference} in {self.shown_uri}; give models:/name/3 or "

@@ -187,6 +187,7 @@ class RedTeam:
                     said.append((given.dataset.to_dictionary(), [dict(tag) for tag in given.tags]))
             for name, version in self.versions:
                 said.append(dict(client.get_model_version(name, str(version))))
+                said.append(client.get_model_version_download_uri(name, str(version)))
                 said.append({**dict(client.get_registered_model(name)), "latest_versions": None})
                 said.append(client.get_registered_model(name).aliases)
         except Exception as error:

@@ -26,7 +26,7 @@ def alias(
       resprout alias models:/smollm2-135m-resprout/1 champion --remove
     """
     from resprout.configs.errors import BadInput
-    from resprout.flows.place import find, open_place
+    from resprout.flows.place import find, open_place, parts
     from resprout.infra.proof.ledger import Ledger, folded
     from resprout.infra.proof.snapshot import places
     from resprout.infra.store.lease import LeaseLockManager
@@ -40,7 +40,15 @@ def alias(
     # As a run does while it registers: what is done and what is said of it belong together.
     locks.acquire_lock(f"register {model}", f"alias {name}")
     try:
-        if number not in folded(list(ledger.entries())).versions:
+        expected = folded(ledger.writable())
+        asked = parts(reference)[1]
+        if asked and expected.aliases.get(asked) != number:
+            stated = expected.aliases.get(asked)
+            raise BadInput(
+                f"{reference} is version {number} in MLflow, but {stated} in the ledger: it was moved by "
+                "hand; name the version by its number"
+            )
+        if number not in expected.versions:
             raise BadInput(
                 f"version {number} of {model} is not in the ledger, so no alias can be stated for it; run "
                 "its config again, or set the alias in MLflow"

@@ -101,11 +101,14 @@ def _source(place: Place, found: Found, top: Node) -> list[str]:
         return []
     folders = sorted({entry.path.partition("/")[0] for entry in entries})
     held = [own_uri(place.store, top.record.content, folder) for folder in folders]
+    loaded = place.tracker.client.get_model_version_download_uri(found.name or "", found.number or "")
+    if loaded != found.source:
+        return [f"the version's source is {found.source}, but MLflow loads it from {loaded}"]
     if found.source in held:
         return []
     if not is_copy(place.store, place.tracker):
         return [f"the version's source is {found.source}, but its artifact is at {' or '.join(held)}"]
-    if not (found.source or "").endswith(f"/{found.run}/artifacts/{COPY}"):
+    if found.source != place.tracker.artifact_uri(found.run or "", COPY):
         return [f"the version's source is {found.source}, which is no copy among the artifacts of its run"]
     with place.store.workdir() as scratch:
         try:

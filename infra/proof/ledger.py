@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from resprout.configs.errors import StageFailed, VerificationFailed
+from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.infra import identity
 from resprout.infra.proof.signing import Opened
 from resprout.infra.proof.snapshot import Places, State, placed
@@ -45,6 +45,8 @@ class Expected:
     model: State = field(default_factory=dict)
     versions: dict[str, State] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    intents: list[State] = field(default_factory=list)
+    """Versions as they were announced before they were made."""
     seals: dict[str, str] = field(default_factory=dict)
     """By run id the SHA-256 of the seal that an entry names."""
     timestamps: dict[str, str] = field(default_factory=dict)
@@ -112,15 +114,33 @@ class Ledger:
             before = sha256_hex(data or b"")
             yield Entry(key, before, opened)
 
-    def append(self, run: str | None, places: Places, **said: Any) -> None:
-        """Add an entry that says `model`, `versions`, `aliases` (None: removed), the `seal`'s hash.
+    def writable(self) -> list[Entry]:
+        """The entries, where this process can add one: a signed ledger is not gone on with unsigned.
 
         Raises:
+            BadInput: the ledger is signed, and there is no key here.
+            VerificationFailed: the chain is damaged, or ends with what nobody known signed.
+        """
+        entries = list(self.entries())
+        if any(entry.opened.signed_by or entry.opened.unknown for entry in entries):
+            if not self.store.signer.signs:
+                raise BadInput(
+                    f"the ledger of {self.name} is signed, and infra.proof names no signing key here; set "
+                    "signing_key or signing_key_file"
+                )
+            require_signed(self.name, entries, required=True)
+        return entries
+
+    def append(self, run: str | None, places: Places, **said: Any) -> None:
+        """Add an entry that says `intent`, `model`, `versions`, `aliases` (None: removed), the `seal`'s hash.
+
+        Raises:
+            BadInput: the ledger is signed, and there is no key here.
             VerificationFailed: the chain is damaged; `resprout verify` says where.
             StageFailed: other writers were first each time.
         """
         for _ in range(TRIES):
-            entries = list(self.entries())
+            entries = self.writable()
             predicate = {
                 **placed(said, places),
                 "name": self.name,
@@ -136,6 +156,20 @@ class Ledger:
             if self.store.driver.put_if_absent(f"{self.prefix}{len(entries):08d}.json", data):
                 return
         raise StageFailed(f"{TRIES} times another writer was first in the ledger of {self.name}; run again")
+
+
+def require_signed(name: str, entries: list[Entry], required: bool) -> None:
+    """VerificationFailed where the chain ends with entries that nobody known signed, though others were.
+
+    An entry vouches for all before it, so what was written before there was a key is covered by what came
+    after.
+    """
+    signed = [index for index, entry in enumerate(entries) if entry.opened.signed_by]
+    after = entries[signed[-1] + 1 :] if signed else entries
+    if after and (signed or required):
+        raise VerificationFailed(
+            f"ledger entry {after[0].key} of {name} has no signature that counts, nor has any after it"
+        )
 
 
 def ledgers(store: ArtifactStore, problems: list[str]) -> Iterator[str]:
@@ -166,6 +200,8 @@ def folded(entries: list[Entry]) -> Expected:
         expected.model = said.get("model") or expected.model
         if (then := Places(**said["places"])) not in expected.places:
             expected.places.append(then)
+        if said.get("intent") is not None:
+            expected.intents.append(said["intent"])
         expected.versions.update(said.get("versions") or {})
         for alias, version in (said.get("aliases") or {}).items():
             if version is None:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node, sources_behind, tree
-from resprout.infra.store.canonical import check_digest
+from resprout.infra.store.canonical import canonical_json, check_digest, sha256_hex
 from resprout.infra.store.manifest import FileEntry
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
@@ -105,8 +105,19 @@ def rebuilt(store: ArtifactStore, made: str, report: str) -> dict[str, Any]:
     return provenance(top, store.manifest(top.record.content).files, tree(store, report))
 
 
-def provenance_problems(store: ArtifactStore, made: str, report: str, signed: Iterable[str]) -> Iterator[str]:
-    """What is wrong with the kept statement; `signed` are the keys that had signed it when it was sealed."""
+def provenance_problems(
+    store: ArtifactStore,
+    made: str,
+    report: str,
+    signed: Iterable[str],
+    sealed: str | None = None,
+    rebuild: bool = True,
+) -> Iterator[str]:
+    """What is wrong with the kept statement: `signed` are the keys that had signed it when it was sealed.
+
+    `sealed` is its hash then. With `rebuild` the records must still make the same statement, which another
+    version of this code may put otherwise.
+    """
     key = provenance_key(report)
     data = store.driver.get_bytes(key)
     what = f"provenance statement {store.driver.uri(key)}"
@@ -115,7 +126,9 @@ def provenance_problems(store: ArtifactStore, made: str, report: str, signed: It
         return
     try:
         opened = store.signer.open(data, what)
-        if opened.statement != rebuilt(store, made, report):
+        if sealed is not None and sha256_hex(canonical_json(opened.statement)) != sealed:
+            yield f"the {what} was changed: the seal names another"
+        elif rebuild and opened.statement != rebuilt(store, made, report):
             yield f"the {what} was changed: the records say otherwise"
     except (BadInput, VerificationFailed) as error:
         yield str(error)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import datetime
-import json
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from resprout.configs.errors import VerificationFailed
+from resprout.infra import identity
 from resprout.infra.lineage import trees
-from resprout.infra.proof.ledger import Ledger, folded, predicate_of, statement
+from resprout.infra.proof.ledger import predicate_of, statement
 from resprout.infra.proof.provenance import provenance_key
 from resprout.infra.proof.signing import Opened
-from resprout.infra.proof.snapshot import model_state, placed, places, run_states, version_state
+from resprout.infra.proof.snapshot import placed, places, run_states
 from resprout.infra.proof.timestamp import Authority, token_key
-from resprout.infra.store.canonical import sha256_hex
+from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import RECORD, Tracker
 
 PREDICATE = "urn:resprout:seal:v1"
-NEEDS = ("run", "records", "runs", "provenance")
+NEEDS = ("run", "records", "runs", "provenance", "sealed", "statement", "resprout")
 THREADS = 8
 COPY = "model"
 """Folder of a run's files that holds a copy of the export, where versions cannot point into the store."""
@@ -64,9 +63,12 @@ def write_seal(
     with ThreadPoolExecutor(THREADS) as pool:
         signed = dict(zip(behind, pool.map(store.signatures_of, behind), strict=True))
     stated = about.get("report") and store.driver.get_bytes(provenance_key(about["report"]))
+    opened = store.signer.open(stated, "provenance statement") if stated else None
     predicate = {
         **about,
-        "provenance": [one["keyid"] for one in json.loads(stated)["signatures"]] if stated else [],
+        "provenance": [*opened.signed_by, *opened.unknown] if opened else [],
+        "statement": sha256_hex(canonical_json(opened.statement)) if opened else None,
+        "resprout": identity.library_version("resprout"),
         "run": run_id,
         "sealed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "key": store.signer.own_id,
@@ -94,42 +96,3 @@ def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
     if said.get("run") != run_id:
         raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
     return Seal(data, sha256_hex(data), opened, said)
-
-
-def enter(
-    store: ArtifactStore,
-    tracker: Tracker,
-    name: str,
-    version: str,
-    run_id: str,
-    sealed: Sealed,
-    tags: Mapping[str, str],
-    alias: str | None,
-) -> None:
-    """Write into the ledger what a run did: a version that is new to it, `tags` that it set, its alias.
-
-    What the registry shows beyond that is not looked at, so a change by hand never becomes what is expected.
-    """
-    now = places(tracker, store.root_uri)
-    ledger = Ledger(store, name)
-    expected = folded(list(ledger.entries()))
-    said: dict[str, Any] = {}
-    if version not in expected.versions:
-        state = version_state(tracker, name, version)
-        said["versions"] = {version: state}
-        owner = state.get("runId", run_id)
-        if owner == run_id:
-            said["seal"], said["timestamp"] = sealed.seal, sealed.timestamp
-        elif owner not in expected.seals and read_seal(store, owner) is None:
-            # It died after it registered; this run found its version and stands for it.
-            tracker.end(owner, "KILLED")
-            write_seal(store, tracker, owner, sealed_by=run_id, registered=f"models:/{name}/{version}")
-    elif any(expected.versions[version]["tags"].get(key) != value for key, value in tags.items()):
-        was = expected.versions[version]
-        said["versions"] = {version: {**was, "tags": {**was["tags"], **tags}}}
-    if not expected.model:
-        said["model"] = model_state(tracker, name)[0]
-    if alias is not None and expected.aliases.get(alias) != version:
-        said["aliases"] = {alias: version}
-    if said:
-        ledger.append(run_id, now, **said)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
-from resprout.infra.proof.ledger import Expected, Ledger, folded
+from resprout.configs.errors import BadInput, StageFailed, Transient, VerificationFailed
+from resprout.infra.proof.ledger import Expected, Ledger, folded, require_signed
 from resprout.infra.proof.seal import COPY, Seal, read_seal
 from resprout.infra.proof.snapshot import (
     Places,
@@ -22,6 +22,9 @@ from resprout.infra.proof.timestamp import Authority, token_key
 from resprout.infra.store import tombstones
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import HOLD, Tracker, named
+
+LATE = timedelta(hours=1)
+"""A timestamp follows its seal at once; more apart, the seal was written anew or a clock was wrong."""
 
 
 class Shown:
@@ -38,6 +41,8 @@ class Shown:
         self._expected: dict[str, Expected] = {}
         self._done: set[str] = set()
         self._gone: dict[str, str] | None = None
+        self.heads: dict[str, str] = {}
+        """Length and last hash of each ledger that was read; who keeps them notices when its end is cut."""
 
     def seal(self, run_id: str, problems: list[str]) -> Seal | None:
         """The seal of a run; None, and a problem, where it is missing or damaged."""
@@ -62,12 +67,16 @@ class Shown:
         then = Places(**seal.said["places"])
         try:
             states = placed(run_states(self.tracker, run_id, COPY), self.now, then)
-        except (BadInput, VerificationFailed) as error:
+        except (BadInput, StageFailed, VerificationFailed, Transient) as error:
+            if isinstance(error, Transient) and not self.tracker.is_up():
+                raise
             yield f"MLflow run {run_id} cannot be read: {error}"
             return
         yield from self._timestamp(seal)
         if self.store.signer.required and not seal.opened.signed_by:
             yield f"the seal of run {run_id} has no signature that counts"
+        yield from self._registered_there(seal)
+        yield from self._erased()
         for one in sorted({*seal.said["runs"], *states}):
             sealed, shown = seal.said["runs"].get(one), states.get(one)
             name = (sealed or shown)["info"].get("runName", "")
@@ -75,22 +84,44 @@ class Shown:
             if sealed is None or shown is None:
                 yield f"{what} was {'added' if sealed is None else 'removed'} below run {run_id}"
             else:
-                sealed = _without_erased(sealed, shown, one, self._erased())
+                sealed = _without_erased(sealed, shown, one, self._gone or {})
                 yield from differences(_without_hold(sealed), _without_hold(shown), f"{what}:")
 
-    def _erased(self) -> dict[str, str]:
-        """Files of runs that tombstones name, with their hashes."""
-        if self._gone is None:
-            self._gone = tombstones.tracked(self.store.driver, self.store.signer)
-        return self._gone
+    def concluded(self) -> set[str]:
+        """Ids of the runs that came to a verdict and ended well: each must have a seal."""
+        return {run.info.run_id for run in self.tracker.concluded() if run.info.lifecycle_stage == "active"}
+
+    def _registered_there(self, seal: Seal) -> Iterator[str]:
+        """Whether the version that a seal names is in the ledger of its model."""
+        name, _, number = str(seal.said.get("registered") or "").removeprefix("models:/").rpartition("/")
+        try:
+            if name and number not in self.model(name).versions:
+                what = f"models:/{name}/{number}"
+                yield f"the seal of run {seal.said['run']} names {what}, which no ledger knows"
+        except VerificationFailed as error:
+            yield str(error)
+
+    def _erased(self) -> Iterator[str]:
+        """Read, once, which files of runs tombstones name; what is wrong with a tombstone."""
+        if self._gone is not None:
+            return
+        self._gone = {}
+        for digest in tombstones.erased(self.store.driver):
+            try:
+                stone = tombstones.of(self.store.driver, self.store.signer, digest)
+            except (BadInput, VerificationFailed) as error:
+                yield str(error)
+                continue
+            self._gone |= stone.tracked if stone is not None else {}
 
     def model(self, name: str) -> Expected:
         """What the ledger expects of a registered model; VerificationFailed where the chain is damaged."""
         if name not in self._expected:
             entries = list(Ledger(self.store, name).entries())
-            if self.store.signer.required and any(not entry.opened.signed_by for entry in entries):
-                raise VerificationFailed(f"an entry in the ledger of {name} has no signature that counts")
+            require_signed(name, entries, self.store.signer.required)
             self._expected[name] = folded(entries)
+            if entries:
+                self.heads[name] = f"{len(entries)} entries, the last with SHA-256 {entries[-1].sha256}"
         return self._expected[name]
 
     def version(self, name: str, version: str) -> Iterator[str]:
@@ -108,7 +139,7 @@ class Shown:
             return
         try:
             yield from self._registered(name, version, expected)
-        except StageFailed as error:
+        except (StageFailed, VerificationFailed) as error:
             yield f"models:/{name}/{version} cannot be read: {error}"
 
     def _registered(self, name: str, version: str, expected: Expected) -> Iterator[str]:
@@ -148,7 +179,10 @@ class Shown:
         if token is None or self.authority is None:
             return
         try:
-            self.dated[seal.said["run"]] = self.authority.dated(seal.data, token)
+            when = self.authority.dated(seal.data, token)
+            self.dated[seal.said["run"]] = when
+            if abs(when - datetime.fromisoformat(seal.said["sealed"])) > LATE:
+                yield f"the seal of run {seal.said['run']} says {seal.said['sealed']}, but was dated {when}"
         except VerificationFailed as error:
             yield f"{self.store.driver.uri(key)}: {error}"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
 
-from resprout.infra.answers import answers
+from resprout.infra.answers import answers, legible
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.manifest import hash_file
 from resprout.infra.tracking import Tracker
@@ -44,6 +44,7 @@ def places(tracker: Tracker, store_uri: str) -> Places:
     return Places(store_uri, tracker.artifact_root())
 
 
+@legible
 @answers
 def run_states(tracker: Tracker, run_id: str, own_copy: str | None = None) -> dict[str, State]:
     """By run id what MLflow says about a run and the runs nested in it.
@@ -112,14 +113,18 @@ def _paths(tracker: Tracker, run_id: str, folder: str | None = None) -> Iterator
             yield found.path
 
 
+@legible
 @answers
 def version_state(tracker: Tracker, name: str, version: str) -> State:
     """What the registry says about a model version, without the aliases, which are the model's."""
     found = MessageToDict(tracker.client.get_model_version(name, version).to_proto())
     found.pop("aliases", None)
+    # What MLflow loads is at this address, which need not be the source that it shows.
+    found["download"] = tracker.client.get_model_version_download_uri(name, version)
     return {**_said(found), "tags": {one["key"]: one.get("value", "") for one in found.get("tags", ())}}
 
 
+@legible
 @answers
 def model_state(tracker: Tracker, name: str) -> tuple[State, dict[str, str]]:
     """What the registry says about a registered model itself, and its aliases."""
@@ -144,8 +149,12 @@ def placed(state: Any, *known: Places) -> Any:
     if isinstance(state, list):
         return [placed(value, *known) for value in state]
     if isinstance(state, str):
+        # What looks like a placeholder is none, and an address counts at the start of a text only.
+        state = f"\\{state}" if state.startswith(("{", "\\")) else state
         for one in known:
-            state = state.replace(f"{one.store}/", "{store}/").replace(f"{one.artifacts}/", "{artifacts}/")
+            for name, root in one.as_dict().items():
+                if state.startswith(f"{root}/"):
+                    return f"{{{name}}}/{state.removeprefix(f'{root}/')}"
     return state
 
 

@@ -11,6 +11,7 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.lineage import Node
 from resprout.infra.store import exports
 from resprout.infra.store.canonical import canonical_json, sha256_hex
+from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore, index_keys
 
 THREADS = 8
@@ -41,7 +42,7 @@ class Stored:
         new = [node for node in nodes if node.record_id not in self.seen]
         self.seen.update(node.record_id for node in new)
         with ThreadPoolExecutor(THREADS) as pool:
-            for found in pool.map(lambda node: list(self._around(node, signed.get(node.record_id, ()))), new):
+            for found in pool.map(lambda node: list(self._around(node, signed.get(node.record_id))), new):
                 yield from found
         for digest in sorted({node.record.content for node in new} - self.hashed):
             self.hashed.add(digest)
@@ -52,7 +53,7 @@ class Stored:
             except (BadInput, VerificationFailed) as error:
                 yield str(error)
 
-    def _around(self, node: Node, signed: Sequence[str]) -> Iterator[str]:
+    def _around(self, node: Node, signed: Sequence[str] | None) -> Iterator[str]:
         yield from self._signatures(node, signed)
         yield from self._manifest(node)
         yield from self._result(node)
@@ -64,7 +65,7 @@ class Stored:
         if node.record.stage == "export":
             yield from exports.problems(self.store, node.record.content)
 
-    def _signatures(self, node: Node, signed: Sequence[str]) -> Iterator[str]:
+    def _signatures(self, node: Node, signed: Sequence[str] | None) -> Iterator[str]:
         store, identity = self.store, node.record_id
         there = store.signatures_of(identity)
         data = store.driver.get_bytes(f"records/{identity}.json") or b""
@@ -72,14 +73,14 @@ class Stored:
         self.signers |= good
         self.strangers.update(key_id for key_id in there if key_id not in store.signer.key_ids)
         self.unsigned += not there
-        for key_id in sorted({*signed} - {*there}):
+        for key_id in sorted({*(signed or ())} - {*there}):
             yield f"the signature of key {key_id} on record {identity} was removed"
         for key_id in sorted({*there} - good):
             if key_id in store.signer.key_ids:
                 yield f"the signature of key {key_id} on record {identity} was changed: it does not hold"
             elif not _is_signature(store.driver.get_bytes(f"signatures/{identity}/{key_id}"), key_id):
                 yield f"the signature of key {key_id} on record {identity} was changed: it is none"
-            elif key_id not in signed:
+            elif signed is not None and key_id not in signed:
                 yield f"a signature of key {key_id}, which is not known, was added to record {identity}"
         if store.signer.required and not good:
             yield f"record {identity} has no signature that counts, and infra.proof.require_signatures is on"
@@ -107,6 +108,15 @@ class Stored:
             sound, later = False, node.record
         if not sound or (later.key, later.content) != (node.record.key, given["digest"]):
             yield f"{where} was changed: it does not lead to a record of this key"
+        elif later.id != node.record_id and not self._counts_as(later, node):
+            yield f"{where} was changed: record {later.id} is not signed as the one before it is"
+
+    def _counts_as(self, later: Record, node: Node) -> bool:
+        """Whether a record that took another's place is signed by somebody known, where that one is."""
+        store = self.store
+        return bool(store.signed_by(later.id, later.dumps())) or not store.signed_by(
+            node.record_id, node.record.dumps()
+        )
 
 
 def _is_signature(data: bytes | None, key_id: str) -> bool:

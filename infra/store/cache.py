@@ -77,7 +77,7 @@ class LocalCache:
                 (arriving / entry.path).chmod(0o444)
             content.parent.mkdir(parents=True, exist_ok=True)
             os.rename(arriving, content)
-            # fetch hashed every file, and a rename changes neither size, mtime nor inode.
+            # fetch hashed every file, and a rename of the folder changes none of their stamps.
             self._verified.remember(manifest.digest, stamps(content, manifest))
             self._touch(manifest.digest)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.proof.signing import Signer
-from resprout.infra.store.canonical import canonical_json, check_digest, sha256_hex
+from resprout.infra.store.canonical import DIGEST, canonical_json, check_digest, sha256_hex
 from resprout.infra.store.driver import Driver
 
 PREDICATE = "urn:resprout:tombstone:v1"
@@ -53,9 +53,12 @@ def of(driver: Driver, signer: Signer, digest: str) -> Tombstone | None:
     said = opened.statement.get("predicate")
     if not isinstance(said, dict) or said.get("digest") != digest or opened.statement != _statement(said):
         raise VerificationFailed(f"the {what} is that of another artifact, or none")
+    if not {"files", "tracked", "reason", "who", "when", "key"} <= {*said}:
+        raise VerificationFailed(f"the {what} lacks what a tombstone says")
     if said["key"] is not None and not (opened.signed_by or opened.unknown):
         raise VerificationFailed(f"the {what} had a signature of key {said['key']}, which was removed")
-    if signer.required and not opened.signed_by:
+    # Whoever knows keys takes nobody else's word that bytes are missing by right.
+    if (signer.required or signer.key_ids) and not opened.signed_by:
         raise VerificationFailed(f"the {what} has no signature that counts")
     return Tombstone(
         digest,
@@ -85,7 +88,9 @@ def put(driver: Driver, signer: Signer, stone: Tombstone) -> None:
 def erased(driver: Driver) -> Iterator[str]:
     """Digests of all artifacts of which something was erased."""
     for key in driver.list("tombstones/"):
-        yield key.removeprefix("tombstones/").removesuffix(".json")
+        digest = key.removeprefix("tombstones/").removesuffix(".json")
+        if DIGEST.fullmatch(digest):
+            yield digest
 
 
 def tracked(driver: Driver, signer: Signer) -> dict[str, str]:

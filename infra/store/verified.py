@@ -13,14 +13,14 @@ Stamps = dict[str, list[int]]
 
 
 def stamps(content: Path, manifest: Manifest) -> Stamps | None:
-    """Size, mtime and inode of each file of the artifact; None when one is missing."""
+    """Size, mtime, ctime and inode of each file of the artifact; None when one is missing."""
     found: Stamps = {}
     for entry in manifest.files:
         try:
             status = (content / entry.path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        found[entry.path] = [status.st_size, status.st_mtime_ns, status.st_ino]
+        found[entry.path] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     return found
 
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from resprout.configs.errors import BadInput
 from resprout.configs.result import RegisteredResult
 from resprout.configs.schema import RegisterConfig
+from resprout.infra.proof.registering import Registrar
 from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.run import Run
@@ -33,24 +35,26 @@ def register(
     folder: str,
     tags: Mapping[str, str],
     description: str,
+    registrar: Registrar,
     of_the_model: str = "",
 ) -> RegisteredResult:
     """The version that holds `folder` of `export`; `tags` say how it came to be.
 
+    One that is there is taken where the ledger knows it (`registrar`): its tags alone could be anybody's.
     A version that is made gets the `description`, a model that is registered now gets `of_the_model`.
     """
     tracker = run.tracker
-    version = tracker.find_version(config.name, export.digest)
-    if version is None or not is_here(run, export.digest, folder, version.source or "", version.run_id):
+    held = (
+        one
+        for one in tracker.holding(config.name, export.digest)
+        if is_here(run, export.digest, folder, one.source or "", one.run_id) and registrar.takes(one)
+    )
+    version = next(held, None)
+    if version is None:
         own = {"resprout.digest": export.digest, "resprout.record": export.record, **tags, **config.tags}
-        version = tracker.make_version(
-            config.name,
-            _source(run, export.digest, folder),
-            run.mlflow_run_id,
-            own,
-            description,
-            of_the_model,
-        )
+        source = _source(run, export.digest, folder)
+        registrar.announce(source, own, description)
+        version = tracker.make_version(config.name, source, run.mlflow_run_id, own, description, of_the_model)
     changed = {key: value for key, value in config.tags.items() if version.tags.get(key) != value}
     if changed:
         tracker.tag_version(config.name, str(version.version), changed)
@@ -75,7 +79,10 @@ def is_here(run: Run, digest: str, folder: str, source: str, owner: str | None) 
     A copy is known by `owner`, the run that holds it; its bytes are `verify`'s to hash.
     """
     if is_copy(run.store, run.tracker):
-        return source.endswith(f"/{owner}/artifacts/{COPY}")
+        try:
+            return source == run.tracker.artifact_uri(owner or "", COPY)
+        except BadInput:
+            return False
     return source == own_uri(run.store, digest, folder)
 
 

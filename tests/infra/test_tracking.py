@@ -65,8 +65,8 @@ def test_versions_are_found_by_digest_and_an_alias_moves_once(tracker: Tracker) 
     run_id = tracker.start("r", {})
     first = tracker.make_version("m", "file:///tmp/a", run_id, {"resprout.digest": "a"}, "about")
     second = tracker.make_version("m", "file:///tmp/b", run_id, {"resprout.digest": "b"}, "about")
-    assert tracker.find_version("m", "c") is None
-    found = tracker.find_version("m", "a")
+    assert tracker.holding("m", "c") == []
+    found = tracker.holding("m", "a")[0]
     assert found is not None
     assert str(found.version) == str(first.version)
     tracker.point_alias("m", "candidate", str(first.version))

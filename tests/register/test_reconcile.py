@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from resprout.configs.schema import MlflowConfig, RegisterConfig
 from resprout.flows.session import NoDisplay
+from resprout.infra.proof.registering import Registrar
+from resprout.infra.proof.seal import Sealed
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.reference import ArtifactRef
@@ -34,6 +36,10 @@ def run_in(home: Path, tracker: Tracker) -> Run:
     return Run(store, tracker, locks, results, NoDisplay(), home, tracker.start("r", {}))
 
 
+def registrar(run: Run, name: str) -> Registrar:
+    return Registrar(run.store, run.tracker, name, run.mlflow_run_id)
+
+
 def exported(uri: str) -> ArtifactRef:
     return ArtifactRef(kind="export", digest=DIGEST, key="k", record="cd" * 32, uri=uri, bytes=1)
 
@@ -42,11 +48,11 @@ def test_a_version_is_taken_again_only_where_its_source_is_here(tracker: Tracker
     config = RegisterConfig(name="moved")
     here, there = run_in(tmp_path / "a", tracker), run_in(tmp_path / "b", tracker)
     ref = exported(here.store.uri(DIGEST))
-    assert register(here, config, ref, "hf", {}, "").version == "1"
-    assert register(here, config, ref, "hf", {}, "").version == "1"
+    assert register(here, config, ref, "hf", {}, "", registrar(here, "moved")).version == "1"
+    assert register(here, config, ref, "hf", {}, "", registrar(here, "moved")).version == "1"
     # The reference came out of a cache and still has the first address.
-    assert register(there, config, ref, "hf", {}, "").version == "2"
-    assert register(there, config, ref, "hf", {}, "").version == "2"
+    assert register(there, config, ref, "hf", {}, "", registrar(there, "moved")).version == "2"
+    assert register(there, config, ref, "hf", {}, "", registrar(there, "moved")).version == "2"
     found = tracker.version("models:/moved@candidate")
     assert found.source == f"{there.store.uri(DIGEST)}/hf"
 
@@ -54,11 +60,27 @@ def test_a_version_is_taken_again_only_where_its_source_is_here(tracker: Tracker
 def test_changed_tags_are_set_on_the_version_that_is_there(tracker: Tracker, tmp_path: Path) -> None:
     run = run_in(tmp_path, tracker)
     ref = exported(run.store.uri(DIGEST))
-    register(run, RegisterConfig(name="tagged", tags={"team": "a", "kept": "x"}), ref, "hf", {}, "")
-    again = register(run, RegisterConfig(name="tagged", tags={"team": "b", "new": "y"}), ref, "hf", {}, "")
+    ours = registrar(run, "tagged")
+    register(run, RegisterConfig(name="tagged", tags={"team": "a", "kept": "x"}), ref, "hf", {}, "", ours)
+    ours.enter("1", Sealed("x", None), {}, None)
+    changed = RegisterConfig(name="tagged", tags={"team": "b", "new": "y"})
+    again = register(run, changed, ref, "hf", {}, "", ours)
     assert again.version == "1"
     tags = tracker.version("models:/tagged/1").tags
     assert {name: tags[name] for name in ("team", "kept", "new")} == {"team": "b", "kept": "x", "new": "y"}
+
+
+def test_a_version_that_only_says_that_it_is_ours_is_not_taken(tracker: Tracker, tmp_path: Path) -> None:
+    run = run_in(tmp_path, tracker)
+    ref, config = exported(run.store.uri(DIGEST)), RegisterConfig(name="claimed")
+    forged = {"resprout.digest": DIGEST, "resprout.record": ref.record, "approved": "yes"}
+    tracker.make_version("claimed", f"{run.store.uri(DIGEST)}/hf", run.mlflow_run_id, forged, "")
+    assert register(run, config, ref, "hf", {}, "", registrar(run, "claimed")).version == "2"
+    # What a run announced before it died is known again, by whoever comes next.
+    later = run_in(tmp_path, tracker)
+    assert register(later, config, ref, "hf", {}, "", registrar(later, "claimed")).version == "2"
+    tracker.tag_version("claimed", "2", {"approved": "yes"})
+    assert register(later, config, ref, "hf", {}, "", registrar(later, "claimed")).version == "3"
 
 
 def test_tags_of_our_own_are_refused() -> None:

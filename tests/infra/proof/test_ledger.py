@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from securesystemslib.signer import CryptoSigner
 
-from resprout.configs.errors import VerificationFailed
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.infra.proof.ledger import Expected, Ledger, folded
-from resprout.infra.proof.seal import Sealed, enter, read_seal, seal_key, write_seal
+from resprout.infra.proof.ledger import PREDICATE, Expected, Ledger, folded, require_signed, statement
+from resprout.infra.proof.registering import Registrar
+from resprout.infra.proof.seal import Sealed, read_seal, seal_key, write_seal
 from resprout.infra.proof.shown import Shown
+from resprout.infra.proof.signing import Signer
 from resprout.infra.proof.snapshot import Places, differences, placed
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
@@ -104,40 +109,116 @@ def test_a_change_by_hand_never_becomes_what_is_expected(store: ArtifactStore, t
     tracker.point_alias("m", "candidate", str(version.version))
     tracker.end(run_id)
     sealed = write_seal(store, tracker, run_id)
-    enter(store, tracker, "m", "1", run_id, sealed, {"team": "a"}, "candidate")
+    Registrar(store, tracker, "m", run_id).enter("1", sealed, {"team": "a"}, "candidate")
     assert list(Shown(store, tracker).version("m", "1")) == []
     tracker.tag_version("m", "1", {"verdict": "passed"})
     tracker.client.set_registered_model_alias("m", "champion", "1")
-    enter(store, tracker, "m", "1", "a later run", Sealed("x", None), {"team": "a"}, "candidate")
+    later = Registrar(store, tracker, "m", "a later run")
+    later.enter("1", Sealed("x", None), {"team": "a"}, "candidate")
     assert len(keys(store)) == 1, "nothing new was done, so nothing is said"
     found = list(Shown(store, tracker).version("m", "1"))
     assert found == ["models:/m/1: tags verdict was added", "alias of m champion was added"]
     tracker.tag_version("m", "1", {"team": "b"})
-    enter(store, tracker, "m", "1", "a later run", Sealed("x", None), {"team": "b"}, "candidate")
+    later.enter("1", Sealed("x", None), {"team": "b"}, "candidate")
     assert expected(store).versions["1"]["tags"] == {"team": "b"}
+
+
+def test_what_mlflow_loads_is_held_as_well(store: ArtifactStore, tracker: Tracker, home: Path) -> None:
+    run_id = tracker.start("run", {})
+    tracker.make_version("m", "file:///x", run_id, {}, "")
+    Registrar(store, tracker, "m", run_id).enter("1", Sealed("x", None), {}, None)
+    with sqlite3.connect(home / "mlflow.db") as database:
+        database.execute("update model_versions set storage_location = 's3://elsewhere/model'")
+    (problem,) = Shown(store, tracker).version("m", "1")
+    assert problem == "models:/m/1: download was changed: it was 'file:///x' and is 's3://elsewhere/model'"
+
+
+def test_a_row_that_mlflow_cannot_read_is_a_finding(
+    store: ArtifactStore, tracker: Tracker, home: Path
+) -> None:
+    run_id = tracker.start("run", {})
+    tracker.make_version("m", "file:///x", run_id, {}, "")
+    Registrar(store, tracker, "m", run_id).enter("1", Sealed("x", None), {}, None)
+    with sqlite3.connect(home / "mlflow.db") as database:
+        database.execute("update model_versions set status = 'WELL'")
+    (problem,) = Shown(store, tracker).version("m", "1")
+    assert problem.startswith("models:/m/1 cannot be read: what MLflow keeps of m 1 cannot be read")
 
 
 def test_a_run_that_died_after_it_registered_is_sealed_by_the_next(
     store: ArtifactStore, tracker: Tracker
 ) -> None:
     died = tracker.start("died", {})
-    tracker.make_version("m", "file:///x", died, {}, "")
-    enter(store, tracker, "m", "1", "next", Sealed("x", None), {}, None)
+    Registrar(store, tracker, "m", died).announce("file:///x", {"resprout.digest": "d"}, "")
+    version = tracker.make_version("m", "file:///x", died, {"resprout.digest": "d"}, "")
+    following = Registrar(store, tracker, "m", "next")
+    assert following.takes(version)
+    following.enter("1", Sealed("x", None), {}, None)
     seal = read_seal(store, died)
     assert seal is not None
     assert seal.said["sealed_by"] == "next"
     assert tracker.run(died).info.status == "KILLED"
     assert list(Shown(store, tracker).run(seal)) == []
+    forged = tracker.make_version("m", "file:///x", died, {"resprout.digest": "d", "approved": "yes"}, "")
+    assert not following.takes(forged)
 
 
 def test_a_seal_that_the_ledger_names_is_not_written_anew(store: ArtifactStore, tracker: Tracker) -> None:
     run_id = tracker.start("run", {})
     tracker.make_version("m", "file:///x", run_id, {}, "")
     tracker.end(run_id)
-    enter(store, tracker, "m", "1", run_id, write_seal(store, tracker, run_id), {}, None)
+    Registrar(store, tracker, "m", run_id).enter("1", write_seal(store, tracker, run_id), {}, None)
     store.driver.delete(seal_key(run_id))
-    enter(store, tracker, "m", "1", "next", Sealed("x", None), {}, "candidate")
+    Registrar(store, tracker, "m", "next").enter("1", Sealed("x", None), {}, "candidate")
     assert read_seal(store, run_id) is None
+
+
+def test_a_run_that_begins_again_after_its_end_states_its_new_seal(
+    store: ArtifactStore, tracker: Tracker
+) -> None:
+    run_id = tracker.start("run", {})
+    tracker.make_version("m", "file:///x", run_id, {}, "")
+    for _ in range(2):
+        tracker.end(run_id)
+        sealed = write_seal(store, tracker, run_id)
+        Registrar(store, tracker, "m", run_id).enter("1", sealed, {}, None)
+    assert expected(store).seals[run_id] == sealed.seal
+
+
+def signed_by(store: ArtifactStore, *keys: Ed25519PrivateKey) -> ArtifactStore:
+    own, *known = [CryptoSigner(key) for key in keys]
+    signer = Signer(own, tuple(one.public_key for one in known))
+    return ArtifactStore(store.driver, store.home, 0, signer)
+
+
+def test_a_signed_ledger_is_not_gone_on_with_unsigned(store: ArtifactStore) -> None:
+    mine = Ed25519PrivateKey.generate()
+    Ledger(store, "m").append(None, HERE, aliases={"old": "1"})
+    signed = signed_by(store, mine)
+    Ledger(signed, "m").append(None, HERE, aliases={"new": "1"})
+    assert expected(signed).aliases == {"old": "1", "new": "1"}
+    require_signed("m", list(Ledger(signed, "m").entries()), required=True)
+    with pytest.raises(BadInput, match="is signed, and infra"):
+        Ledger(store, "m").append(None, HERE, aliases={"forged": "1"})
+    other = signed_by(store, Ed25519PrivateKey.generate())
+    with pytest.raises(VerificationFailed, match="has no signature that counts"):
+        Ledger(other, "m").append(None, HERE, aliases={"forged": "1"})
+    bare = ArtifactStore.from_config(StoreConfig(uri=str(store.home / "bare")), store.home)
+    for key in keys(store):
+        bare.driver.put_bytes(key, store.driver.get_bytes(key) or b"")
+    entries = list(Ledger(bare, "m").entries())
+    predicate = {**entries[0].said, "sequence": 2, "previous": entries[1].sha256, "key": None}
+    forged = bare.signer.envelope(statement("models:/m", PREDICATE, predicate))
+    store.driver.put_bytes(f"{Ledger(store, 'm').prefix}00000002.json", forged)
+    with pytest.raises(VerificationFailed, match="of m has no signature that counts"):
+        Shown.model(_ShownOf(signed), "m")
+
+
+class _ShownOf(Shown):
+    """Looks at ledgers alone, without an MLflow."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store, self._expected, self.heads = store, {}, {}
 
 
 def test_a_place_that_moved_changes_no_fact() -> None:
@@ -147,6 +228,8 @@ def test_a_place_that_moved_changes_no_fact() -> None:
     assert placed(here, HERE) == {"uri": "{store}/content/x", "files": ["{artifacts}/1"]}
     assert placed(moved, there) == placed(here, HERE)
     assert placed("file:///home/store-of-others/x", HERE) == "file:///home/store-of-others/x"
+    assert placed("{store}/content/x", HERE) != placed("file:///home/store/content/x", HERE)
+    assert placed("s3://evil/file:///home/store/x", HERE) == "s3://evil/file:///home/store/x"
 
 
 def test_differences_name_each_fact() -> None:

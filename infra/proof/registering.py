@@ -1,0 +1,81 @@
+"""What one run states in the ledger of a registered model: before it acts in the registry, and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from resprout.infra.proof.ledger import Expected, Ledger, folded
+from resprout.infra.proof.seal import Sealed, read_seal, write_seal
+from resprout.infra.proof.snapshot import model_state, placed, places, version_state
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import MAX_TAG_CHARS, Tracker
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+
+class Registrar:
+    """The ledger of one model, as one run writes it.
+
+    What the registry shows beyond what runs said of themselves is never taken over, so a change by hand does
+    not become what is expected.
+    """
+
+    def __init__(self, store: ArtifactStore, tracker: Tracker, name: str, run_id: str) -> None:
+        self.store = store
+        self.tracker = tracker
+        self.name = name
+        self.run_id = run_id
+        self._ledger = Ledger(store, name)
+        self._now = places(tracker, store.root_uri)
+
+    def takes(self, version: ModelVersion) -> bool:
+        """Whether a version is one that the ledger knows, or just as a run announced it that then died."""
+        expected = self._expected()
+        known = expected.versions.get(str(version.version))
+        if known is not None and known.get("runId", "") == (version.run_id or ""):
+            return True
+        said = self._said(version.source or "", version.tags, version.description or "", version.run_id)
+        return known is None and placed(said, self._now, *expected.places) in expected.intents
+
+    def announce(self, source: str, tags: Mapping[str, str], description: str) -> None:
+        """State a version before it is made, so that it is known again should this process die."""
+        intent = self._said(source, tags, description, self.run_id)
+        if placed(intent, self._now) not in self._expected().intents:
+            self._ledger.append(self.run_id, self._now, intent=intent)
+
+    def enter(self, version: str, sealed: Sealed, tags: Mapping[str, str], alias: str | None) -> None:
+        """State what was done: a version that is new to the ledger, `tags` that were set, the alias."""
+        expected = self._expected()
+        said: dict[str, Any] = {}
+        known = expected.versions.get(version)
+        shown = version_state(self.tracker, self.name, version)
+        owner = shown.get("runId", "")
+        # A model that was deleted and made again begins with version 1 again.
+        if known is None or (known.get("runId") != owner and owner == self.run_id):
+            said["versions"] = {version: shown}
+            if owner != self.run_id and owner not in expected.seals and read_seal(self.store, owner) is None:
+                # It died after it registered; this run found its version as it was announced.
+                self.tracker.end(owner, "KILLED")
+                made = f"models:/{self.name}/{version}"
+                write_seal(self.store, self.tracker, owner, sealed_by=self.run_id, registered=made)
+        elif any(known["tags"].get(key) != value for key, value in tags.items()):
+            said["versions"] = {version: {**known, "tags": {**known["tags"], **tags}}}
+        if owner == self.run_id and expected.seals.get(owner) != sealed.seal:
+            said["seal"], said["timestamp"] = sealed.seal, sealed.timestamp
+        if not expected.model:
+            said["model"] = model_state(self.tracker, self.name)[0]
+        if alias is not None and expected.aliases.get(alias) != version:
+            said["aliases"] = {alias: version}
+        if said:
+            self._ledger.append(self.run_id, self._now, **said)
+
+    def _expected(self) -> Expected:
+        return folded(list(self._ledger.entries()))
+
+    def _said(
+        self, source: str, tags: Mapping[str, str], description: str, run_id: str | None
+    ) -> dict[str, Any]:
+        cut = {key: value[:MAX_TAG_CHARS] for key, value in tags.items()}
+        return {"source": source, "tags": cut, "description": description, "runId": run_id or ""}
