@@ -56,6 +56,18 @@ class Examiner:
             else:
                 self.record(found.record)
 
+    def holds(self, name: str, head: str) -> None:
+        """A problem where no entry in the ledger of a model has this hash."""
+        try:
+            known = self.shown.model(name).hashes
+        except VerificationFailed as error:
+            self._problems.append(str(error))
+            return
+        if head not in known:
+            self._problems.append(
+                f"the ledger of {name} has no entry {head}: its end was cut off, or it was written anew"
+            )
+
     def stated(self) -> set[tuple[str, str]]:
         """Name and number of every version in any ledger; a broken ledger is a problem."""
         found = set()
@@ -193,8 +205,11 @@ def _of_version(seal: Seal, found: Found) -> Iterable[str]:
         yield f"the seal of run {said['run']} says that the gate was not passed, but {version} is registered"
 
 
-def examine(place: Place, reference: str, share: float = 1.0) -> Examined:
-    """What is wrong with what a reference names: a version, an artifact, a record, a run or a stage's run."""
+def examine(place: Place, reference: str, share: float = 1.0, head: str | None = None) -> Examined:
+    """What is wrong with what a reference names: a version, an artifact, a record, a run or a stage's run.
+
+    `head` is the hash of an entry that the ledger of the version's model must hold.
+    """
     examiner = Examiner(place, share, random.SystemRandom())
     if RUN_ID.match(reference):
         tags = place.tracker.run(reference).data.tags
@@ -204,6 +219,8 @@ def examine(place: Place, reference: str, share: float = 1.0) -> Examined:
             examiner.record(tags["resprout.record"])
     else:
         examiner.reference(reference)
+    if head is not None:
+        examiner.holds(parts(reference)[0], head)
     return examiner.result()
 
 

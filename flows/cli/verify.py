@@ -22,6 +22,10 @@ def verify(
         str | None,
         typer.Option(help="Hash only this share of the files, as 5%, each day others; all else is checked."),
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="SHA-256 of a ledger entry that verify printed before; it must still be there."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What was found as one JSON object.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
@@ -42,12 +46,14 @@ def verify(
 
     if (reference is None) is not everything:
         raise BadInput("verify takes one reference, or --all and none; give models:/name@alias, or --all")
+    if head is not None and not (reference or "").startswith("models:/"):
+        raise BadInput("--head is a hash in the ledger of one model; give models:/name@alias with it")
     share = _share(sample)
     what = reference or "everything"
     place = open_place(config, what)
     from resprout.flows.examine import examine, examine_all
 
-    found = examine(place, reference, share) if reference else examine_all(place, share)
+    found = examine(place, reference, share, head) if reference else examine_all(place, share)
     if as_json:
         typer.echo(json.dumps({"reference": what, **dataclasses.asdict(found)}))
     if found.problems:

@@ -45,6 +45,8 @@ class Expected:
     model: State = field(default_factory=dict)
     versions: dict[str, State] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    hashes: set[str] = field(default_factory=set)
+    """SHA-256 of all entries."""
     intents: list[State] = field(default_factory=list)
     """Versions as they were announced before they were made."""
     seals: dict[str, str] = field(default_factory=dict)
@@ -197,6 +199,7 @@ def folded(entries: list[Entry]) -> Expected:
     expected = Expected()
     for entry in entries:
         said = entry.said
+        expected.hashes.add(entry.sha256)
         expected.model = said.get("model") or expected.model
         if (then := Places(**said["places"])) not in expected.places:
             expected.places.append(then)

@@ -7,7 +7,7 @@ MLflow adds is covered as well.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +84,21 @@ def _state(
         **found,
         "params": {one["key"]: one.get("value", "") for one in data.get("params", ())},
         "tags": {one["key"]: one.get("value", "") for one in data.get("tags", ())},
-        "datasets": {f"{one['dataset']['name']} {one['dataset']['digest']}": one for one in given},
+        "datasets": _by_name(given),
         "metrics": {one["key"]: one for one in data.get("metrics", ())},
         "histories": dict(zip(sorted(run.data.metrics), histories, strict=True)),
         "files": dict(zip(paths, pool.map(hashed, paths), strict=True)),
     }
+
+
+def _by_name(given: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Data set inputs by name and digest; one that is there twice has a number behind it."""
+    found: dict[str, Any] = {}
+    for one in sorted(given, key=canonical_json):
+        name = f"{one['dataset']['name']} {one['dataset']['digest']}"
+        same = sum(known.partition(" #")[0] == name for known in found)
+        found[f"{name} #{same + 1}" if same else name] = one
+    return found
 
 
 def _own(scratch: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sqlite3
@@ -243,7 +244,13 @@ def test_the_command(home: Path, resprout: Callable[..., Any]) -> None:
     assert good.code == 0, good.err
     assert "every byte as published, every link holds\n" in good.out
     assert "\nsigned by " in good.out
-    for wrong in ((), (VERSION, "--all"), (VERSION, "--sample", "0.5"), (VERSION, "--sample", "0%")):
+    for wrong in (
+        (),
+        (VERSION, "--all"),
+        ("--all", "--head", "0" * 64),
+        (VERSION, "--sample", "0.5"),
+        (VERSION, "--sample", "0%"),
+    ):
         assert resprout("verify", *wrong, home=home, env=env).code == 2
 
 
@@ -269,3 +276,15 @@ def test_a_version_and_a_run_taken_out_of_the_registry(place: Place, found: Call
         database.execute("delete from runs where run_uuid = ?", (run_id,))
         database.commit()
         assert any(f"MLflow run {run_id} cannot be read: no run {run_id}" in one for one in found())
+
+
+def test_a_ledger_whose_end_was_cut_off_does_not_hold_the_head_that_was_noted(
+    place: Place, home: Path, found: Callable[[], list[str]]
+) -> None:
+    ledger = sorted((home / "store" / "registry").rglob("*.json"))
+    head = hashlib.sha256(ledger[-1].read_bytes()).hexdigest()
+    looked = examine(place, VERSION, head=head)
+    assert looked.problems == []
+    assert any(note.endswith(f"{len(ledger)} entries, the last with SHA-256 {head}") for note in looked.notes)
+    (problem,) = examine(place, VERSION, head="0" * 64).problems
+    assert problem.startswith("the ledger of tiny-pruned has no entry 000")
