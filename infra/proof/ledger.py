@@ -20,7 +20,7 @@ from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.store import ArtifactStore
 
 PREDICATE = "urn:resprout:registry-entry:v1"
-NEEDS = ("name", "sequence", "previous", "run")
+NEEDS = ("name", "sequence", "previous", "run", "places")
 TRIES = 20
 THREADS = 8
 
@@ -76,7 +76,7 @@ def predicate_of(
     name = subject[0].get("name") if isinstance(subject, list) and len(subject) == 1 else None
     if not isinstance(predicate, dict) or opened.statement != statement(str(name), predicate_type, predicate):
         raise VerificationFailed(f"the {what} is no statement of the kind {predicate_type}")
-    places = predicate.get("places")
+    places = predicate.get("places", {"store": "", "artifacts": ""})
     if not {*needs} <= {*predicate} or not isinstance(places, dict) or {*places} != {"store", "artifacts"}:
         raise VerificationFailed(f"the {what} lacks what such a statement says")
     if predicate.get("key") is not None and not (opened.signed_by or opened.unknown):

@@ -20,7 +20,7 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import RECORD, Tracker
 
 PREDICATE = "urn:resprout:seal:v1"
-NEEDS = ("run", "records", "runs", "provenance", "sealed", "statement", "resprout")
+NEEDS = ("run", "records", "runs", "provenance", "sealed", "statement", "resprout", "places")
 THREADS = 8
 COPY = "model"
 """Folder of a run's files that holds a copy of the export, where versions cannot point into the store."""

@@ -199,7 +199,7 @@ def test_a_signature_by_an_unknown_key_counts_for_nothing(home: Path, place: Pla
     records = [path.stem for path in (home / "store" / "records").iterdir()]
     assert [one for one in records if f"record {one} has no signature that counts" not in text] == []
     assert f"seal of run {place.tracker.version(VERSION).run_id} has no signature that counts" in text
-    assert "an entry in the ledger of tiny-pruned has no signature that counts" in text
+    assert "00000000.json of tiny-pruned has no signature that counts" in text
 
 
 def test_without_a_key_it_says_whose_signatures_it_cannot_check(home: Path, place: Place) -> None:
