@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
+from resprout.infra import searches
 from resprout.infra.answers import answers, legible, one_line, will_not_pass
 from resprout.infra.environment import ARTIFACTS
 
@@ -32,6 +33,10 @@ FLOW_RUN = "resprout.flow_run"
 """Tag of a parent run that names Prefect's flow run."""
 RECORD = "resprout.record"
 """Tag of stage runs and versions that names a record."""
+REPORT_RECORD = "resprout.report_record"
+"""Tag of parent runs and versions that names the record of the report."""
+GATE = "resprout.gate"
+"""Tag of a parent run that says what its gate said: passed, failed, or none."""
 HOLD = "resprout.hold"
 """Tag of a version, a model or a run that keeps all behind it, whatever retention says."""
 WRITER = "resprout.writer"
@@ -366,16 +371,9 @@ class Tracker:
         for key, value in sorted(tags.items()):
             self.client.set_model_version_tag(name, version, key, value[:MAX_TAG_CHARS])
 
-    @answers
     def versions(self, having: str = "") -> list[ModelVersion]:
         """All versions in the registry, or those that a filter names."""
-        found: list[ModelVersion] = []
-        token = None
-        while True:
-            page = self.client.search_model_versions(having, max_results=1000, page_token=token)
-            found += page
-            if not (token := page.token):
-                return found
+        return list(searches.versions(self, having))
 
     @legible
     def version(self, reference: str) -> ModelVersion:

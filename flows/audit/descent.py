@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
 from resprout.flows.audit.printable import printable
-from resprout.flows.audit.registry import RECORD, versions
 from resprout.flows.place import DIGEST, RUN_ID, Place, find
+from resprout.infra import searches
 from resprout.infra.lineage import sources
+from resprout.infra.store.index import pairs
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import RECORD
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -87,8 +89,8 @@ def derive(place: Place, reference: str) -> Derived:
         seen.update(level)
         order += level
     held: dict[str, list[str]] = defaultdict(list)
-    for version in versions(place.tracker):
-        if version.tags[RECORD] in seen:
+    for version in searches.versions(place.tracker):
+        if version.tags.get(RECORD) in seen:
             held[version.tags[RECORD]].append(f"{version.name} version {version.version}")
     return Derived(reference, roots, children, order, dict(held), place.store)
 
@@ -150,8 +152,8 @@ class _Children:
         """The children of all records that have some."""
         if self._all is None:
             found: dict[str, list[str]] = defaultdict(list)
-            for key in self.store.driver.list("used/"):
-                _, parent, child = key.split("/")
+            # What is none of its keys is `audit`'s to tell of.
+            for parent, child in pairs(self.store.driver, "used/", []):
                 found[parent].append(child)
             self._all = dict(found)
         return self._all
@@ -187,7 +189,7 @@ def _acquired(store: ArtifactStore, children: _Children) -> Iterator[tuple[str, 
     """The records without inputs, which are those of sources; others are not read."""
     made = {child for found in children.all().values() for child in found}
     names = (key.removeprefix("records/").removesuffix(".json") for key in store.driver.list("records/"))
-    roots = [name for name in names if name not in made]
+    roots = [name for name in names if DIGEST.match(name) and name not in made]
     with ThreadPoolExecutor(THREADS) as pool:
         yield from zip(roots, pool.map(store.get_record, roots), strict=True)
 

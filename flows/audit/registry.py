@@ -1,57 +1,121 @@
-"""What the registry and the runs in MLflow say, a page at a time: memory holds one page."""
+"""The versions that resprout had to do with: what MLflow shows of them, held against what the ledgers say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from resprout.infra.tracking import Tracker, answers
+from resprout.configs.errors import VerificationFailed
+from resprout.flows.place import Place
+from resprout.infra import searches
+from resprout.infra.proof.ledger import Expected, Ledger, folded, ledgers
+from resprout.infra.tracking import RECORD, REPORT_RECORD
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-RECORD = "resprout.record"
-"""Tag of what resprout registered: the record of the export."""
-PAGE = 1000
+OWN = "resprout."
+"""How the tags begin that resprout sets."""
 
 
-def versions(tracker: Tracker) -> Iterator[ModelVersion]:
-    """The versions that resprout registered, without their aliases."""
-    return (version for version in _all(tracker, _versions) if RECORD in version.tags)
+@dataclass
+class Registered:
+    """A version as MLflow shows it, or as the ledger does where it was deleted there."""
+
+    name: str
+    number: str
+    at: int
+    """When it was made, in milliseconds."""
+    run: str
+    tags: dict[str, str]
+    record: str
+    """Record of its export by its tag, by the ledger where the tag was removed; else empty."""
+    report: str
+    aliases: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
-def aliases(tracker: Tracker) -> dict[tuple[str, str], list[str]]:
-    """The aliases by name and version."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for model in _all(tracker, _models):
-        for alias, version in sorted(model.aliases.items()):
-            found.setdefault((model.name, str(version)), []).append(alias)
+def registered(place: Place, runs: Container[str], problems: list[str]) -> list[Registered]:
+    """Every version with a tag of resprout, an entry in a ledger, a source in the store, or one of the runs.
+
+    A damaged ledger is a problem of no version, so it goes to `problems`.
+    """
+    stated = _stated(place, problems)
+    aliases = {model.name: dict(model.aliases) for model in searches.models(place.tracker)}
+    store = f"{place.store.root_uri}/"
+    found: dict[tuple[str, str], Registered] = {}
+    for one in searches.versions(place.tracker):
+        is_stated = one.name in stated and str(one.version) in stated[one.name].versions
+        is_tagged = any(tag.startswith(OWN) for tag in one.tags)
+        if is_stated or is_tagged or (one.source or "").startswith(store) or one.run_id in runs:
+            found[one.name, str(one.version)] = _shown(one, stated.get(one.name))
+    for name, expected in stated.items():
+        for number in expected.versions.keys() - {number for known, number in found if known == name}:
+            found[name, number] = _deleted(name, number, expected)
+        _compare_aliases(name, expected, aliases.get(name, {}), found)
+    for version in found.values():
+        here = aliases.get(version.name, {})
+        version.aliases = sorted(alias for alias, at in here.items() if str(at) == version.number)
+    return list(found.values())
+
+
+def _stated(place: Place, problems: list[str]) -> dict[str, Expected]:
+    """By model name what its ledger says; whether the signatures count is `verify`'s to say."""
+    found = {}
+    for name in ledgers(place.store, problems):
+        try:
+            found[name] = folded(list(Ledger(place.store, name).entries()))
+        except VerificationFailed as error:
+            problems.append(str(error))
     return found
 
 
-def runs(tracker: Tracker, wanted: str) -> Iterator[Run]:
-    """The runs that MLflow's filter selects."""
-    experiments = tracker.experiments()
-    return _all(
-        tracker,
-        lambda here, token: here.client.search_runs(experiments, wanted, max_results=PAGE, page_token=token),
+def _shown(one: ModelVersion, expected: Expected | None) -> Registered:
+    number, tags, problems = str(one.version), dict(one.tags), []
+    state = expected.versions.get(number) if expected is not None else None
+    if state is None:
+        problems.append("no ledger knows it: it was not registered by resprout, or its entry was removed")
+    then = state["tags"] if state is not None else {}
+    if RECORD not in tags:
+        problems.append(f"it has no tag {RECORD}: it was removed, or resprout did not register the version")
+    return Registered(
+        one.name,
+        number,
+        int(one.creation_timestamp),
+        one.run_id or "",
+        tags,
+        tags.get(RECORD) or then.get(RECORD, ""),
+        tags.get(REPORT_RECORD) or then.get(REPORT_RECORD, ""),
+        problems=problems,
     )
 
 
-def _versions(tracker: Tracker, token: str | None) -> Any:
-    return tracker.client.search_model_versions(max_results=PAGE, page_token=token)
+def _deleted(name: str, number: str, expected: Expected) -> Registered:
+    state = expected.versions[number]
+    tags = dict(state.get("tags", {}))
+    return Registered(
+        name,
+        number,
+        int(state.get("creationTimestamp", 0)),
+        state.get("runId", ""),
+        tags,
+        tags.get(RECORD, ""),
+        tags.get(REPORT_RECORD, ""),
+        problems=["it was deleted from the registry, but the ledger knows it"],
+    )
 
 
-def _models(tracker: Tracker, token: str | None) -> Any:
-    return tracker.client.search_registered_models(max_results=PAGE, page_token=token)
-
-
-def _all(tracker: Tracker, page_of: Callable[[Tracker, str | None], Any]) -> Iterator[Any]:
-    ask, token = answers(page_of), None
-    while True:
-        page = ask(tracker, token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _compare_aliases(
+    name: str, expected: Expected, here: dict[str, str], found: dict[tuple[str, str], Registered]
+) -> None:
+    for alias in sorted({*expected.aliases, *here}):
+        then, now = expected.aliases.get(alias), str(here.get(alias, "")) or None
+        row = found.get((name, then or now or ""))
+        if then == now or row is None:
+            continue
+        if then is None:
+            row.problems.append(f"alias {alias} was set by hand: the ledger does not say so")
+        else:
+            now_at = f"points at version {now}" if now else "was removed"
+            row.problems.append(f"alias {alias} {now_at}, but by the ledger it points at version {then}")

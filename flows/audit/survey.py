@@ -14,13 +14,15 @@ from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import LicencesConfig
-from resprout.flows.audit.registry import RECORD, aliases, versions
-from resprout.flows.audit.verdicts import REPORT, Ended, ended
+from resprout.flows.audit.registry import registered
+from resprout.flows.audit.verdicts import Ended, ended
 from resprout.flows.place import DIGEST, Place
 from resprout.infra.licences import UNKNOWN, Credit, findings
 from resprout.infra.lineage import Source, as_stated, credits_of, sources
+from resprout.infra.store.index import INDEXES, pairs
 from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import REPORT_RECORD
 
 THREADS = 16
 STAGE_TAGS = {"resprout.source_digest": "acquire_model", "resprout.plan": "plan"}
@@ -29,7 +31,7 @@ STAGE_TAGS = {"resprout.source_digest": "acquire_model", "resprout.plan": "plan"
 
 @dataclass
 class Row:
-    """A version, or a run whose gate failed."""
+    """A version, a run whose gate failed, or the store itself where it holds what is at odds."""
 
     kind: str
     name: str
@@ -72,9 +74,15 @@ class _Stored:
         self.erased = self._ids("tombstones/")
         self.seals = self._ids("seals/")
         self.signatures: dict[str, list[str]] = {}
-        for key in store.driver.list("signatures/"):
-            _, record, key_id = key.split("/")
-            self.signatures.setdefault(record, []).append(key_id)
+        strays: list[str] = []
+        for prefix in INDEXES:
+            for identity, other in pairs(store.driver, prefix, strays):
+                if prefix == "signatures/":
+                    self.signatures.setdefault(identity, []).append(other)
+        self.problems = [
+            f"{store.driver.uri(key)} is there, but resprout writes no such object" for key in strays
+        ]
+        """What is wrong with the store itself."""
         self.records: dict[str, _Slim | str] = {}
         """Slim records by id; a sentence where one cannot be read."""
 
@@ -118,31 +126,32 @@ class _Stored:
 
 
 def survey(place: Place, policy: LicencesConfig, since: datetime.datetime | None) -> list[Row]:
-    """A row for each version and each failed gate since then, the oldest first."""
+    """A row for each version and each failed gate since then, the oldest first.
+
+    What is wrong with the store itself, before all and whenever it was, makes a row of its own.
+    """
     stored = _Stored(place.store)
-    named = aliases(place.tracker)
     known = ended(place, stored.seals)
-    found: list[tuple[Row, dict[str, str], list[str]]] = []
-    registered = set()
-    for version in versions(place.tracker):
-        made_by = version.run_id or ""
-        registered.add(made_by)
-        if _is_since(version.creation_timestamp, since):
-            tags, number = dict(version.tags), str(version.version)
-            digest, at = tags.get("resprout.digest", ""), _time(version.creation_timestamp)
-            row = Row("version", version.name, number, at, UNKNOWN, made_by, digest)
-            row.aliases = named.get((version.name, number), [])
-            _judge(row, known.get(made_by))
-            found.append((row, tags, [tags[RECORD], tags.get(REPORT, "")]))
+    whole = Row("store", place.store.root_uri, "", "", "", "", "", problems=stored.problems)
+    found: list[tuple[Row, dict[str, str], str, str]] = []
+    versions = registered(place, known, whole.problems)
+    for version in versions:
+        if _is_since(version.at, since):
+            digest, at = version.tags.get("resprout.digest", ""), _time(version.at)
+            row = Row("version", version.name, version.number, at, UNKNOWN, version.run, digest)
+            row.aliases, row.problems = version.aliases, version.problems
+            _judge(row, known.get(version.run))
+            found.append((row, version.tags, version.record, version.report))
+    made = {version.run for version in versions}
     for run in known.values():
-        if run.verdict == "failed" and run.run not in registered and _is_since(run.at, since):
+        if (run.verdict == "failed" or run.problems) and run.run not in made and _is_since(run.at, since):
             row = Row("run", run.name, "", _time(run.at), run.verdict, run.run, "")
             _judge(row, run)
-            found.append((row, {}, [run.report]))
-    stored.read(one for _, _, roots in found for one in roots if one)
-    for row, tags, roots in found:
-        _look(stored, policy, row, tags, [one for one in roots if one])
-    return sorted((row for row, _, _ in found), key=_order)
+            found.append((row, {}, "", run.report))
+    stored.read(one for _, _, *roots in found for one in roots if one)
+    for row, tags, record, report in found:
+        _look(stored, policy, row, tags, record, report)
+    return [whole] * bool(whole.problems) + sorted((row for row, *_ in found), key=_order)
 
 
 def _judge(row: Row, run: Ended | None) -> None:
@@ -162,8 +171,11 @@ def _order(row: Row) -> tuple[str, bool, str, int]:
     return row.at, row.kind == "run", row.name, int(row.version or 0)
 
 
-def _look(stored: _Stored, policy: LicencesConfig, row: Row, tags: dict[str, str], roots: list[str]) -> None:
+def _look(
+    stored: _Stored, policy: LicencesConfig, row: Row, tags: dict[str, str], record: str, report: str
+) -> None:
     """Fill in what records, signatures and licences say of a row."""
+    roots = [one for one in (record, report) if one]
     if row.kind == "run" and not row.sealed and all(isinstance(stored.records[one], str) for one in roots):
         # What no version needs is collected in time, its seal last; MLflow goes on telling of the run.
         row.problems, row.remarks = (
@@ -173,11 +185,11 @@ def _look(stored: _Stored, policy: LicencesConfig, row: Row, tags: dict[str, str
         return
     behind = stored.behind(roots)
     row.problems += _links(stored, behind)
-    if not roots:
+    if record:
+        row.problems += _tags(stored, tags, record, stored.behind([record]))
+    elif not report:
         row.problems.append("the run names no report")
-    elif row.kind == "version":
-        row.problems += _tags(stored, tags, roots[0], stored.behind(roots[:1]))
-    elif isinstance(slim := stored.records[roots[0]], _Slim):
+    elif row.kind == "run" and isinstance(slim := stored.records[report], _Slim):
         row.digest = slim.content
     erased = sorted({slim.content for slim in _slims(stored, behind) if slim.content in stored.erased})
     row.remarks += [f"artifact {digest} was erased" for digest in erased]
@@ -225,10 +237,10 @@ def _tags(stored: _Stored, tags: dict[str, str], record: str, behind: list[str])
         made = {one.content for one in _slims(stored, behind) if one.stage == stage}
         if tags.get(tag) is not None and tags[tag] not in made:
             yield f"tag {tag} says {tags[tag]}, which no record behind {record} made"
-    report = tags.get(REPORT)
+    report = tags.get(REPORT_RECORD)
     over = stored.records[report] if report else None
     if isinstance(over, _Slim) and record not in {one.record for one in over.parents}:
-        yield f"tag {REPORT} says {report}, which is no report on record {record}"
+        yield f"tag {REPORT_RECORD} says {report}, which is no report on record {record}"
 
 
 def _signatures(stored: _Stored, row: Row, behind: list[str]) -> None:

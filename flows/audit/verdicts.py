@@ -9,14 +9,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from resprout.flows.audit.registry import runs
 from resprout.flows.place import Place
+from resprout.infra import searches
 from resprout.infra.proof.seal import seal_key
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import GATE, REPORT_RECORD
 
 THREADS = 8
-GATE = "resprout.gate"
-REPORT = "resprout.report_record"
 
 
 @dataclass
@@ -48,14 +47,17 @@ class _Told:
 def ended(place: Place, seals: Iterable[str]) -> dict[str, Ended]:
     """Every run that came to a verdict, by its id; `seals` are the ids of the runs that have one.
 
-    The seal's word goes before MLflow's, which everybody can edit who may write there.
+    Runs of all experiments count, since a config may name another one by now, and deleted ones. The seal's word
+    goes before MLflow's, which everybody can edit who may write there.
     """
     found = {}
-    for run in runs(place.tracker, f"tags.`{GATE}` LIKE '%'"):
+    for run in searches.runs(place.tracker, f"tags.`{GATE}` LIKE '%'"):
         tags, info = run.data.tags, run.info
-        found[info.run_id] = Ended(
-            info.run_id, str(info.run_name), tags[GATE], int(info.start_time), tags.get(REPORT, "")
+        found[info.run_id] = one = Ended(
+            info.run_id, str(info.run_name), tags[GATE], int(info.start_time), tags.get(REPORT_RECORD, "")
         )
+        if info.lifecycle_stage != "active":
+            one.problems.append(f"run {info.run_id} was deleted in MLflow")
     ids = sorted(seals)
     with ThreadPoolExecutor(THREADS) as pool:
         for identity, told in zip(ids, pool.map(lambda one: _told(place.store, one), ids), strict=True):

@@ -74,7 +74,7 @@ def audit(
         _show(rows, odd)
     if strict and odd:
         raise VerificationFailed(
-            f"{odd} of {len(rows)} versions and runs are at odds; `resprout verify` says more of each"
+            f"{odd} of {len(rows)} rows are at odds; `resprout verify` says more of each"
         )
 
 
@@ -114,7 +114,7 @@ def _show(rows: list[Row], odd: int) -> None:
         "what", "when", "verdict", "sealed", "signed", "licences", "at odds", box=None, pad_edge=False
     )
     for row in rows:
-        name = f"{row.name} {row.version}" if row.kind == "version" else f"run {row.name}"
+        name = f"{row.name} {row.version}" if row.kind == "version" else f"{row.kind} {row.name}"
         shown = f"{name}{f' ({chr(44).join(row.aliases)})' if row.aliases else ''}"
         sealed = "yes" if row.sealed else "no"
         licences, problems = ", ".join(row.licences), "\n".join(row.problems)

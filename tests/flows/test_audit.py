@@ -8,7 +8,7 @@ import io
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from resprout.flows.audit.descent import derive
 from resprout.flows.audit.survey import Row, survey
 from resprout.flows.cli import audit as verb
 from resprout.flows.place import Place
-from resprout.infra.proof.ledger import statement
+from resprout.infra.proof.ledger import Ledger, statement
 from resprout.infra.proof.seal import PREDICATE, seal_key
 from resprout.infra.proof.signing import Signer
+from resprout.infra.proof.snapshot import places, version_state
 from resprout.infra.store.store import ArtifactStore
 
 NO_RULES = LicencesConfig()
@@ -83,7 +84,15 @@ def furnish(home: Path, store: ArtifactStore, own: Signer) -> tuple[Place, Write
             }
             tracker.make_version("small", "file:///nowhere", run, tags, "")
     tracker.point_alias("small", "candidate", "2")
+    state_in_ledger(store, tracker, "small", ("1", "2"), {"candidate": "2"})
     return Place(store, tracker, home), writer
+
+
+def state_in_ledger(
+    store: ArtifactStore, tracker: Any, name: str, versions: Iterable[str], aliases: dict[str, str | None]
+) -> None:
+    states = {version: version_state(tracker, name, version) for version in versions}
+    Ledger(store, name).append(None, places(tracker, store.root_uri), versions=states, aliases=aliases)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +190,7 @@ def test_verdicts_that_seal_and_mlflow_do_not_agree_on(world: World) -> None:
     assert [row.verdict for row in rows] == ["passed", "none", "failed"]
     assert [row.problems for row in rows] == [
         [f"tag resprout.gate of run {first.run} says failed, but its seal says passed"],
-        [f"run {second.run} is sealed as none, but MLflow shows no verdict of it"],
+        [f"run {second.run} was deleted in MLflow"],
         [f"tag resprout.gate of run {refused.run} says passed, but its seal says failed"],
     ]
 
@@ -198,7 +207,94 @@ def test_a_version_whose_gate_failed_or_of_which_nothing_is_known(world: World) 
         f"run {first.run} has no seal",
         f"the gate of run {first.run} failed, and yet the version is registered",
     ]
-    assert rows[1].problems == [f"neither MLflow nor a seal has a verdict of run {second.run}"]
+    assert rows[1].problems == [
+        f"run {second.run} was deleted in MLflow",
+        f"run {second.run} has no seal",
+    ]
+    client.restore_run(second.run)
+    client.delete_tag(second.run, "resprout.gate")
+    assert world.rows()[1].problems == [f"neither MLflow nor a seal has a verdict of run {second.run}"]
+
+
+def test_a_sealed_run_that_mlflow_does_not_have_is_told_of_without_a_version(world: World) -> None:
+    run = uuid.uuid4().hex
+    seal = sealed(world.signer, run, "gone", "passed", world.writer.made["report"][1])
+    world.place.store.driver.put_bytes(seal_key(run), seal)
+    (row,) = [row for row in world.rows() if row.name == "gone"]
+    assert row.problems == [f"run {run} is sealed as passed, but MLflow shows no verdict of it"]
+
+
+def test_a_version_that_lost_its_tags_is_known_by_the_ledger(world: World) -> None:
+    for tag in list(world.place.tracker.version("models:/small/1").tags):
+        world.place.tracker.client.delete_model_version_tag("small", "1", tag)
+    row = world.rows()[0]
+    assert (row.name, row.version, row.verdict, row.signed) == ("small", "1", "passed", "yes")
+    assert any("it has no tag resprout.record" in problem for problem in row.problems)
+
+
+def test_what_was_deleted_from_the_registry_is_known_by_the_ledger(world: World) -> None:
+    client = world.place.tracker.client
+    first, second = world.rows()[:2]
+    client.delete_registered_model_alias("small", "candidate")
+    client.delete_model_version("small", "1")
+    rows = {(row.kind, row.version): row for row in world.rows()}
+    gone = rows["version", "1"]
+    assert gone.problems == ["it was deleted from the registry, but the ledger knows it"]
+    assert (gone.at, gone.digest, gone.run, gone.verdict) == (first.at, first.digest, first.run, "passed")
+    assert rows["version", "2"].problems == [
+        "alias candidate was removed, but by the ledger it points at version 2"
+    ]
+    client.delete_registered_model("small")
+    assert [row.problems[:1] for row in world.rows()[:2]] == [gone.problems, gone.problems]
+    assert second.problems == []
+
+
+def test_aliases_that_were_moved_or_set_by_hand(world: World) -> None:
+    world.place.tracker.point_alias("small", "candidate", "1")
+    world.place.tracker.point_alias("small", "champion", "2")
+    first, second = world.rows()[:2]
+    assert first.problems == []
+    assert second.problems == [
+        "alias candidate points at version 1, but by the ledger it points at version 2",
+        "alias champion was set by hand: the ledger does not say so",
+    ]
+
+
+def test_a_version_that_no_ledger_knows(world: World) -> None:
+    client, inside = world.place.tracker.client, world.place.store.uri(world.writer.made["export"][0])
+    client.create_registered_model("by-hand")
+    client.create_model_version("by-hand", "file:///elsewhere/model")
+    client.create_model_version("by-hand", inside)
+    client.create_model_version("by-hand", "file:///elsewhere/model", run_id=world.rows()[0].run)
+    rows = [row for row in world.rows() if row.name == "by-hand"]
+    assert sorted(row.version for row in rows) == ["2", "3"]
+    assert all("no ledger knows it" in row.problems[0] for row in rows)
+
+
+def test_a_damaged_ledger_is_at_odds_as_are_strays_in_the_store(world: World) -> None:
+    driver, ledger = world.place.store.driver, Ledger(world.place.store, "small")
+    for key in ("signatures/stray", "used/a/b/c", f"made/{'0' * 64}/notes.txt", "registry/stray"):
+        driver.put_bytes(key, b"x")
+    driver.put_bytes(
+        f"{ledger.prefix}00000001.json", driver.get_bytes(f"{ledger.prefix}00000000.json") or b""
+    )
+    whole = world.rows(since=datetime.datetime.now(datetime.UTC))[0]
+    assert (whole.kind, whole.name) == ("store", world.place.store.root_uri)
+    for key in ("signatures/stray", "used/a/b/c", "notes.txt", "registry/stray", "00000001.json"):
+        assert sum(key in problem for problem in whole.problems) == 1, (key, whole.problems)
+    assert len(derive(world.place, "s3://data/b").order) == 5
+
+
+def test_verdicts_are_found_under_any_experiment(world: World) -> None:
+    from resprout.infra.tracking import Tracker
+
+    tracker = Tracker(MlflowConfig(experiment="other"), world.place.home)
+    tracker.connect()
+    world.place.tracker.client.delete_experiment(world.place.tracker.experiment_id)
+    place = Place(world.place.store, tracker, world.place.home)
+    rows = survey(place, NO_RULES, None)
+    assert [row.verdict for row in rows] == ["passed", "none", "failed"]
+    assert all("shows no verdict" not in problem for row in rows for problem in row.problems)
 
 
 @pytest.mark.parametrize("data", [b"{}", b"no json", b'{"payload": "bm8="}', b'{"payload": "e30="}'])
@@ -267,7 +363,7 @@ def test_csv_and_json_hold_every_row_and_strict_fails(
     shown = capsys.readouterr().out
     assert "2 versions, 1 runs that failed their gate, 3 at odds" in shown
     assert "small 2 (candidate)" in shown
-    with pytest.raises(VerificationFailed, match="3 of 3 versions and runs are at odds"):
+    with pytest.raises(VerificationFailed, match="3 of 3 rows are at odds"):
         verb.audit(strict=True)
 
 

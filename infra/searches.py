@@ -1,0 +1,57 @@
+"""What searches of MLflow find, a page at a time: memory holds one page, and no later page is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from resprout.infra.answers import answers
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+    from resprout.infra.tracking import Tracker
+
+PAGE = 1000
+EXPERIMENTS = 100
+"""Experiments that one search asks for."""
+
+
+def versions(tracker: Tracker, having: str = "") -> Iterator[ModelVersion]:
+    """All versions in the registry, or those that a filter names, without their aliases."""
+    return _pages(tracker, partial(tracker.client.search_model_versions, having))
+
+
+def models(tracker: Tracker) -> Iterator[RegisteredModel]:
+    """All registered models with their aliases."""
+    return _pages(tracker, tracker.client.search_registered_models)
+
+
+def runs(tracker: Tracker, having: str, experiments: list[str] | None = None) -> Iterator[Run]:
+    """Runs of these or of all experiments that a filter names; deleted ones, and those of deleted ones, too."""
+    from mlflow.entities import ViewType
+
+    client = tracker.client
+    if experiments is None:
+        found = _pages(tracker, partial(client.search_experiments, ViewType.ALL))
+        experiments = [one.experiment_id for one in found]
+    for start in range(0, len(experiments), EXPERIMENTS):
+        some = experiments[start : start + EXPERIMENTS]
+        yield from _pages(tracker, partial(client.search_runs, some, having, ViewType.ALL))
+
+
+def _pages(tracker: Tracker, find: Callable[..., Any]) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        page = _page(tracker, find, token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+@answers
+def _page(tracker: Tracker, find: Callable[..., Any], token: str | None) -> Any:
+    return find(max_results=PAGE, page_token=token)
