@@ -30,7 +30,7 @@ def models(tracker: Tracker) -> Iterator[RegisteredModel]:
 
 
 def runs(tracker: Tracker, having: str, experiments: list[str] | None = None) -> Iterator[Run]:
-    """Runs of these or of all experiments that a filter names; deleted ones, and those of deleted ones, too."""
+    """Runs of these or of all experiments that a filter names, deleted runs and experiments among them."""
     from mlflow.entities import ViewType
 
     client = tracker.client

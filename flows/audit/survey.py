@@ -79,9 +79,7 @@ class _Stored:
             for identity, other in pairs(store.driver, prefix, strays):
                 if prefix == "signatures/":
                     self.signatures.setdefault(identity, []).append(other)
-        self.problems = [
-            f"{store.driver.uri(key)} is there, but resprout writes no such object" for key in strays
-        ]
+        self.problems = [f"{store.driver.uri(key)} is no object that resprout writes" for key in strays]
         """What is wrong with the store itself."""
         self.records: dict[str, _Slim | str] = {}
         """Slim records by id; a sentence where one cannot be read."""

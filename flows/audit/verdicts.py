@@ -47,8 +47,8 @@ class _Told:
 def ended(place: Place, seals: Iterable[str]) -> dict[str, Ended]:
     """Every run that came to a verdict, by its id; `seals` are the ids of the runs that have one.
 
-    Runs of all experiments count, since a config may name another one by now, and deleted ones. The seal's word
-    goes before MLflow's, which everybody can edit who may write there.
+    Runs of all experiments count, since a config may name another one by now, and deleted ones. The seal's
+    word goes before MLflow's, which everybody can edit who may write there.
     """
     found = {}
     for run in searches.runs(place.tracker, f"tags.`{GATE}` LIKE '%'"):

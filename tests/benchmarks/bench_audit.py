@@ -26,9 +26,10 @@ from resprout.flows.audit.facts import gather
 from resprout.flows.audit.story import tell
 from resprout.flows.audit.survey import survey
 from resprout.flows.place import Place
-from resprout.infra.proof.ledger import statement
+from resprout.infra.proof.ledger import Ledger, statement
 from resprout.infra.proof.seal import PREDICATE, seal_key
 from resprout.infra.proof.signing import UNSIGNED
+from resprout.infra.proof.snapshot import places
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
@@ -92,6 +93,8 @@ def main() -> int:
         tracker.connect()
         runs = build(store, home / "store", home / "scratch")
         many.register(tracker.uri, "many", runs, tracker.experiment_id)
+        states = {str(one.version): {"tags": dict(one.tags)} for one in tracker.versions()}
+        Ledger(store, "many").append(None, places(tracker, store.root_uri), versions=states)
         place = Place(store, tracker, home)
         middle = runs[RUNS // 2]
         low = 0

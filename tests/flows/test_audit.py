@@ -275,9 +275,8 @@ def test_a_damaged_ledger_is_at_odds_as_are_strays_in_the_store(world: World) ->
     driver, ledger = world.place.store.driver, Ledger(world.place.store, "small")
     for key in ("signatures/stray", "used/a/b/c", f"made/{'0' * 64}/notes.txt", "registry/stray"):
         driver.put_bytes(key, b"x")
-    driver.put_bytes(
-        f"{ledger.prefix}00000001.json", driver.get_bytes(f"{ledger.prefix}00000000.json") or b""
-    )
+    first = driver.get_bytes(f"{ledger.prefix}00000000.json") or b""
+    driver.put_bytes(f"{ledger.prefix}00000001.json", first)
     whole = world.rows(since=datetime.datetime.now(datetime.UTC))[0]
     assert (whole.kind, whole.name) == ("store", world.place.store.root_uri)
     for key in ("signatures/stray", "used/a/b/c", "notes.txt", "registry/stray", "00000001.json"):
