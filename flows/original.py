@@ -16,6 +16,7 @@ from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
 from resprout.flows.acquisition import Acquired
 from resprout.flows.place import RUN_ID, Place, find
+from resprout.flows.reports import STAGE, report_of
 from resprout.infra.licences import Credit
 from resprout.infra.lineage import Node, tree
 from resprout.infra.store import tombstones
@@ -25,10 +26,6 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.run import Forecast
-
-REPORT = "report"
-COMPUTED_BY = "plan"
-"""The stage whose device is that of the run."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def original(place: Place, reference: str, device: str | None = None) -> Origina
         ),
         digests=dict(config["digests"]),
         records=tuple(
-            node.record for node in top.walk() if not node.record.stage.startswith(("acquire_", REPORT))
+            node.record for node in top.walk() if not node.record.stage.startswith(("acquire_", STAGE))
         ),
         device=computed,
     )
@@ -142,40 +139,21 @@ def _report(place: Place, reference: str) -> str:
         tags, made = found.tags or {}, found.record
     else:
         tags, made = place.tracker.run(reference).data.tags, ""
-    if (record := tags.get("resprout.report_record")) is not None:
-        return record
-    named = tags.get("resprout.report")
     store = place.store
-    if named is not None:
-        reports = [one for one in store.records_of(named) if store.get_record(one).stage == REPORT]
-        if not made:
-            return _newest(store, reports, reference)
-        exported = store.get_record(made).content
-        return _newest(store, [one for one in reports if _is_on(store, one, exported)], reference)
-    if store.get_record(made).stage == REPORT:
+    record = store.get_record(made) if made else None
+    if record is not None and record.stage == STAGE:
         return made
-    digest = store.get_record(made).content
-    children = {child for record in store.records_of(digest) for child in store.children(record)}
-    reports = [one for one in children if store.get_record(one).stage == REPORT]
-    return _newest(store, [one for one in reports if _is_on(store, one, digest)], reference)
-
-
-def _is_parent_run(place: Place, reference: str) -> bool:
-    return bool(RUN_ID.match(reference)) and "resprout.report" in place.tracker.run(reference).data.tags
-
-
-def _is_on(store: ArtifactStore, report: str, export: str) -> bool:
-    return any(one.role == "export" and one.digest == export for one in store.get_record(report).parents)
-
-
-def _newest(store: ArtifactStore, reports: list[str], reference: str) -> str:
-    """Of several runs with the same result the one that ran last."""
-    if not reports:
+    report = report_of(store, tags, record)
+    if report is None:
         raise BadInput(
             f"{reference} belongs to no finished run; give models:/name/3, models:/name@alias, the digest of "
             "an export or a report, or the id of a run, since only those can be reproduced"
         )
-    return max(reports, key=lambda one: (store.get_record(one).started, one))
+    return report
+
+
+def _is_parent_run(place: Place, reference: str) -> bool:
+    return bool(RUN_ID.match(reference)) and "resprout.report" in place.tracker.run(reference).data.tags
 
 
 def _config(given: dict[str, Any], device: str, record_id: str) -> RunConfig:

@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.audit.printable import printable
+from resprout.flows.audit.reuse import origin_record
 from resprout.flows.place import DIGEST, RUN_ID, Place, find
 from resprout.infra import searches
 from resprout.infra.lineage import sources
@@ -26,8 +28,6 @@ THREADS = 8
 SHORT = 12
 MOST_SHOWN = 100
 """Records that the terminal shows; the rest is counted."""
-FEW = 500
-"""Single requests to the index, above which one listing of all of it is cheaper."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,21 @@ class Derived:
 def derive(place: Place, reference: str) -> Derived:
     """All records that have what the reference names among their ancestors, and the model versions of them.
 
+    A version that was acquired as the source of another run counts as an ancestor of that run.
+
     The reference is a version, digest, record or stage's run as for `find`, or a source: its address with or
     without the revision it was pinned to, a path, or the SHA-256 of one of its files.
 
     Raises:
         BadInput: no record was made from such a source.
     """
-    index = _Children(place.store)
+    held: dict[str, list[str]] = defaultdict(list)
+    made: dict[str, str] = {}
+    for version in searches.versions(place.tracker):
+        if record := version.tags.get(RECORD):
+            held[record].append(f"{version.name} version {version.version}")
+            made[f"models:/{version.name}/{version.version}"] = record
+    index = _Children(place.store, made)
     roots = _roots(place, reference, index)
     order, seen = list(roots), set(roots)
     children: dict[str, list[str]] = {}
@@ -88,11 +96,9 @@ def derive(place: Place, reference: str) -> Derived:
         level = [one for one in found if one not in seen]
         seen.update(level)
         order += level
-    held: dict[str, list[str]] = defaultdict(list)
-    for version in searches.versions(place.tracker):
-        if version.tags.get(RECORD) in seen:
-            held[version.tags[RECORD]].append(f"{version.name} version {version.version}")
-    return Derived(reference, roots, children, order, dict(held), place.store)
+    return Derived(
+        reference, roots, children, order, {one: held[one] for one in order if one in held}, place.store
+    )
 
 
 def draw(found: Derived) -> Tree:
@@ -129,37 +135,84 @@ def draw(found: Derived) -> Tree:
 
 
 class _Children:
-    """Which records have a record as an input, by the store's index.
+    """Which records have a record as an input, by the store's index, or acquired it as a source.
 
-    A few are asked for one by one; where many are wanted, the whole index is listed once.
+    The index is listed once as a whole, since only so those without inputs are known, which are the sources.
+    `made` has the records of the registered versions by their addresses.
     """
 
-    def __init__(self, store: ArtifactStore) -> None:
+    def __init__(self, store: ArtifactStore, made: dict[str, str]) -> None:
         self.store = store
-        self._asked = 0
-        self._all: dict[str, list[str]] | None = None
+        self.made = made
 
     def of(self, wanted: list[str]) -> dict[str, list[str]]:
         """The children of each of these records."""
-        self._asked += len(wanted)
-        if self._all is None and self._asked <= FEW:
-            with ThreadPoolExecutor(THREADS) as pool:
-                return dict(zip(wanted, pool.map(self.store.children, wanted), strict=True))
-        known = self.all()
-        return {one: known.get(one, []) for one in wanted}
+        copies = dict(self._copies(wanted)) if self._unknown else {}
+        return {
+            one: list(
+                dict.fromkeys([*self._inputs.get(one, ()), *self._again.get(one, ()), *copies.get(one, ())])
+            )
+            for one in wanted
+        }
 
-    def all(self) -> dict[str, list[str]]:
-        """The children of all records that have some."""
-        if self._all is None:
-            found: dict[str, list[str]] = defaultdict(list)
-            # What is none of its keys is `audit`'s to tell of.
-            for parent, child in pairs(self.store.driver, "used/", []):
-                found[parent].append(child)
-            self._all = dict(found)
-        return self._all
+    @cached_property
+    def acquired(self) -> list[tuple[str, Record]]:
+        """The records without inputs, which are those of sources; others are not read."""
+        made = {child for found in self._inputs.values() for child in found}
+        keys = self.store.driver.list("records/")
+        names = (key.removeprefix("records/").removesuffix(".json") for key in keys)
+        roots = [name for name in names if DIGEST.match(name) and name not in made]
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(zip(roots, pool.map(self.store.get_record, roots), strict=True))
+
+    @cached_property
+    def _again(self) -> dict[str, list[str]]:
+        """By the record of an export those that acquired a version of it."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for identity, record in self.acquired:
+            if (origin := origin_record(self.store, record, self.made.get)) is not None:
+                found[origin].append(identity)
+        return found
+
+    @cached_property
+    def _unknown(self) -> dict[str, frozenset[str]]:
+        """Of the other acquired models the hashes of all files, where their origin tells these."""
+        known = {identity for ones in self._again.values() for identity in ones}
+        return {
+            identity: frozenset(source.sha256.values())
+            for identity, record in self.acquired
+            if identity not in known and record.kind == "model"
+            for source in sources(record)
+            if source.sha256
+        }
+
+    def _copies(self, wanted: list[str]) -> Iterator[tuple[str, list[str]]]:
+        """Exports among these records, and what was acquired from files that are all in them."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            for one, files in zip(wanted, pool.map(self._files, wanted), strict=True):
+                yield one, [identity for identity, given in self._unknown.items() if given <= files]
+
+    def _files(self, identity: str) -> frozenset[str]:
+        """The hashes of an export's files; none of another artifact, or of one that is gone."""
+        record = self.store.get_record(identity)
+        if record.stage != "export":
+            return frozenset()
+        try:
+            return frozenset(entry.sha256 for entry in self.store.manifest(record.content).files)
+        except (BadInput, VerificationFailed):
+            return frozenset()
+
+    @cached_property
+    def _inputs(self) -> dict[str, list[str]]:
+        """The children of all records that have some, by the index."""
+        found: dict[str, list[str]] = defaultdict(list)
+        # What is none of its keys is `audit`'s to tell of.
+        for parent, child in pairs(self.store.driver, "used/", []):
+            found[parent].append(child)
+        return found
 
 
-def _roots(place: Place, reference: str, children: _Children) -> list[str]:
+def _roots(place: Place, reference: str, index: _Children) -> list[str]:
     """The records that the reference itself names."""
     store = place.store
     if DIGEST.match(reference):
@@ -176,22 +229,13 @@ def _roots(place: Place, reference: str, children: _Children) -> list[str]:
     wanted = {reference}
     if "://" not in reference and Path(reference).exists():
         wanted.add(Path(reference).resolve().as_uri())
-    found = [identity for identity, record in _acquired(store, children) if _is_of(record, wanted)]
+    found = [identity for identity, record in index.acquired if _is_of(record, wanted)]
     if not found:
         raise BadInput(
             f"nothing here was made from '{reference}'; give a source as a config or `lineage` names it, "
             "the SHA-256 of one of its files, models:/name@alias, or a digest"
         )
     return found
-
-
-def _acquired(store: ArtifactStore, children: _Children) -> Iterator[tuple[str, Record]]:
-    """The records without inputs, which are those of sources; others are not read."""
-    made = {child for found in children.all().values() for child in found}
-    names = (key.removeprefix("records/").removesuffix(".json") for key in store.driver.list("records/"))
-    roots = [name for name in names if DIGEST.match(name) and name not in made]
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from zip(roots, pool.map(store.get_record, roots), strict=True)
 
 
 def _is_of(record: Record, wanted: set[str]) -> bool:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from resprout.configs.errors import BadInput
+from resprout.flows.audit.reuse import ROLE, by_registry, linked
 from resprout.flows.place import RUN_ID, Found, Place, find
+from resprout.flows.reports import STAGE, report_of
+from resprout.infra import searches
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node, Source, sources_behind, tree, trees
 from resprout.infra.store.store import ArtifactStore
-
-RECORD = "resprout.record"
-NESTED = 1000
-"""More stages than any run has."""
+from resprout.infra.tracking import RECORD
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Story:
     """A reference and the records behind it.
 
     `tops` are the nodes that nothing else here has as an input, each with the role it plays: the report, the
-    artifact itself, or all ends of a run that did not come to a report.
+    artifact itself, or all ends of a run that did not come to a report. Behind what was acquired from a
+    version of this store lies what that was made from.
     """
 
     reference: str
@@ -48,6 +49,12 @@ class Story:
             "report": self.report.record_id if self.report else None,
             "run": self.run,
             "version": self.version,
+            "origins": {
+                identity: parent.record_id
+                for identity, node in self.nodes().items()
+                for role, parent in node.parents
+                if role == ROLE and not node.record.parents
+            },
             "records": {
                 identity: node.record.model_dump(mode="json") for identity, node in self.nodes().items()
             },
@@ -102,10 +109,10 @@ def tell(place: Place, reference: str) -> Story:
     if found.version is not None:
         return _of_version(place, reference, found)
     made = tree(place.store, found.record)
-    if made.record.stage == "report":
-        return _over(reference, reference, made, run=run)
-    report = _report_above(place.store, made) if made.record.stage == "export" else None
-    return _over(reference, reference, report, made, run=run)
+    if made.record.stage == STAGE:
+        return _over(place, reference, reference, made, run=run)
+    report = _report(place.store, {}, made)
+    return _over(place, reference, reference, report, made, run=run)
 
 
 def _of_version(place: Place, reference: str, found: Found) -> Story:
@@ -120,21 +127,19 @@ def _of_version(place: Place, reference: str, found: Found) -> Story:
         "source": version.source,
         "run": version.run_id,
     }
-    report = _named_report(place.store, tags, made)
-    return _over(reference, found.version or reference, report, made, version=about, run=version.run_id)
+    report = _report(place.store, tags, made)
+    title = found.version or reference
+    return _over(place, reference, title, report, made, version=about, run=version.run_id)
 
 
 def _of_run(place: Place, reference: str, tags: dict[str, str]) -> Story:
     """A whole run: its report where it came that far, else the ends of what its stages made."""
     named = tags.get("mlflow.runName", reference)
-    report = _named_report(place.store, tags, None)
+    report = _report(place.store, tags, None)
     if report is not None:
-        return _over(reference, f"run {named}", report, run=reference)
-    nested = place.tracker.client.search_runs(
-        [place.tracker.run(reference).info.experiment_id],
-        f"tags.`mlflow.parentRunId` = '{reference}'",
-        max_results=NESTED,
-    )
+        return _over(place, reference, f"run {named}", report, run=reference)
+    experiment = place.tracker.run(reference).info.experiment_id
+    nested = searches.runs(place.tracker, f"tags.`mlflow.parentRunId` = '{reference}'", [experiment])
     records = sorted({one.data.tags[RECORD] for one in nested if RECORD in one.data.tags})
     if not records:
         raise BadInput(
@@ -145,10 +150,17 @@ def _of_run(place: Place, reference: str, tags: dict[str, str]) -> Story:
     behind = {parent.record_id for node in nodes for _, parent in node.parents}
     tops = [(node.record.stage, node) for node in nodes if node.record_id not in behind]
     tops.sort(key=lambda top: (top[1].record.started, top[1].record_id))
-    return Story(reference, f"run {named}, which came to no report", tuple(tops), None, run=reference)
+    title = f"run {named}, which came to no report"
+    return Story(reference, title, _linked(place, tops), None, run=reference)
+
+
+def _linked(place: Place, tops: list[tuple[str, Node]]) -> tuple[tuple[str, Node], ...]:
+    made = by_registry(place)
+    return tuple((role, linked(place.store, node, made)) for role, node in tops)
 
 
 def _over(
+    place: Place,
     reference: str,
     title: str,
     report: Node | None,
@@ -162,27 +174,9 @@ def _over(
     tops = [("report", report)] if report else []
     if made is not None and (report is None or all(made.record_id != one.record_id for one in report.walk())):
         tops.append(("model" if made.record.stage == "export" else made.record.stage, made))
-    return Story(reference, title, tuple(tops), made, report, version, run)
+    return Story(reference, title, _linked(place, tops), made, report, version, run)
 
 
-def _named_report(store: ArtifactStore, tags: dict[str, str], made: Node | None) -> Node | None:
-    """The report that tags name by record or digest; of several records the first over this export."""
-    if identity := tags.get("resprout.report_record"):
-        return tree(store, identity)
-    if digest := tags.get("resprout.report"):
-        records = store.records_of(digest)
-        over = [one for one in records if made is None or made.record_id in _inputs(store, one)]
-        # A store of before the index finds none; the header tells of it.
-        return tree(store, min(over or records)) if records else None
-    return None
-
-
-def _inputs(store: ArtifactStore, record_id: str) -> set[str]:
-    return {one.record for one in store.get_record(record_id).parents}
-
-
-def _report_above(store: ArtifactStore, made: Node) -> Node | None:
-    """The first report on this export; None where no run has come to one."""
-    children = [(store.get_record(identity), identity) for identity in store.children(made.record_id)]
-    reports = [(record.started, identity) for record, identity in children if record.stage == "report"]
-    return tree(store, min(reports)[1]) if reports else None
+def _report(store: ArtifactStore, tags: dict[str, str], made: Node | None) -> Node | None:
+    identity = report_of(store, tags, made.record if made else None)
+    return tree(store, identity) if identity else None
