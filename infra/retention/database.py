@@ -20,8 +20,13 @@ from resprout.configs.schema import without_credentials
 
 REVISION = "alembic_version"
 """Table with the revision of the schema."""
-FILLED = ("runs", "registered_models", "model_versions", "metrics", "logged_models")
-"""Tables that are empty in a database that nobody used."""
+SEEDED = {REVISION, "workspaces"}
+"""Tables that MLflow itself fills."""
+PASSING = {"scheduler_leases", "job_locks"}
+"""Tables that say which server is at work now."""
+EXPERIMENTS = "experiments"
+FIRST = "Default"
+"""The experiment that MLflow makes."""
 ROWS = 1000
 
 
@@ -41,6 +46,8 @@ class Database:
         with self._open() as connection:
             self._one_moment(connection)
             for table in _tables(connection).sorted_tables:
+                if table.name in PASSING:
+                    continue
                 counts[table.name] = 0
                 with (folder / f"{table.name}.jsonl").open("w", encoding="utf-8") as file:
                     for row in _rows(connection, table):
@@ -56,15 +63,18 @@ class Database:
                 raise BadInput(f"{self.shown} is no MLflow database; name the one behind the server")
             return str(connection.execute(sqlalchemy.select(tables.tables[REVISION])).scalar_one())
 
-    def require_empty(self) -> None:
-        """BadInput where somebody has used the database."""
+    def require_empty(self, own: str) -> None:
+        """BadInput where somebody has used the database; the experiment called `own` may be there, unused."""
         with self._open() as connection:
             tables = _tables(connection).tables
-            for name in FILLED:
+            for name in sorted(tables.keys() - SEEDED - PASSING):
                 query = sqlalchemy.select(sqlalchemy.literal(1)).select_from(tables[name]).limit(1)
-                if name in tables and connection.execute(query).first() is not None:
+                if name == EXPERIMENTS:
+                    query = query.where(tables[name].c.name.not_in([FIRST, own]))
+                if connection.execute(query).first() is not None:
                     raise BadInput(
-                        f"the MLflow database {self.shown} is not empty ({name}); restore into a new one"
+                        f"the MLflow database {self.shown} is not empty ({name}), and a restore would put "
+                        "the backup's rows in place of all that it has; restore into a new one"
                     )
 
     def load(self, folder: Path, moved: Callable[[str], str]) -> None:
@@ -75,10 +85,10 @@ class Database:
             if unknown := known - tables.tables.keys():
                 raise BadInput(f"the backup has tables that {self.shown} lacks: {', '.join(sorted(unknown))}")
             for table in reversed(tables.sorted_tables):
-                if table.name != REVISION:
+                if table.name not in {REVISION, *PASSING}:
                     connection.execute(sqlalchemy.delete(table))
             for table in tables.sorted_tables:
-                if table.name in known - {REVISION}:
+                if table.name in known - {REVISION, *PASSING}:
                     for batch in _read(folder / f"{table.name}.jsonl", moved):
                         connection.execute(sqlalchemy.insert(table), batch)
             if self.engine.dialect.name == "postgresql":

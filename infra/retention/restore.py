@@ -77,7 +77,7 @@ class Restore:
                 f"the store {self.store.root_uri} is not empty ({first}); restore into a new place: another "
                 "infra.store.uri or infra.home"
             )
-        self.database.require_empty()
+        self.database.require_empty(self.tracker.experiment())
         revision, version = self.database.revision(), backup.said["mlflow"]
         if revision != backup.said["revision"]:
             raise BadInput(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,12 @@ def test_rows_come_back_with_the_new_places(address: str, mlflow_template: Path,
     before = dumped(address, tmp_path / "before")
     shutil.copy(mlflow_template, tmp_path / "new.db")
     database = Database(f"sqlite:///{tmp_path / 'new.db'}")
-    database.require_empty()
+    database.require_empty("template")
     database.load(tmp_path / "before", lambda text: text.replace("file:///old", "file:///new"))
     after = dumped(f"sqlite:///{tmp_path / 'new.db'}", tmp_path / "after")
     assert json.dumps(after) == json.dumps(before).replace("file:///old", "file:///new")
     with pytest.raises(BadInput, match="is not empty"):
-        database.require_empty()
+        database.require_empty("template")
     client = MlflowClient(tracking_uri=str(database.engine.url), registry_uri=str(database.engine.url))
     assert client.get_model_version_by_alias("m", "champion").source == "file:///new/store/content/x/hf"
 
@@ -76,6 +77,37 @@ def test_what_is_no_mlflow_database_is_said(tmp_path: Path) -> None:
         Database(f"sqlite:///{tmp_path / 'x.db'}").revision()
 
 
+@pytest.mark.parametrize(
+    ("table", "statement"),
+    [
+        ("experiments", "insert into experiments (name, workspace) values ('mine', 'default')"),
+        ("trace_info", "insert into trace_info values ('tr-1', 1, 1, 1, 'OK', {})"),
+        ("tags", "insert into tags values ('k', 'v', 'run')"),
+        ("scorers", "insert into scorers (experiment_id, scorer_name, scorer_id) values (1, 'a', 'b')"),
+    ],
+)
+def test_one_row_of_any_table_is_use(
+    table: str, statement: str, mlflow_template: Path, tmp_path: Path
+) -> None:
+    shutil.copy(mlflow_template, tmp_path / "used.db")
+    database = Database(f"sqlite:///{tmp_path / 'used.db'}")
+    with pytest.raises(BadInput, match=r"is not empty \(experiments\)"):
+        database.require_empty("another")
+    database.require_empty("template")
+    with sqlite3.connect(tmp_path / "used.db") as connection:
+        width = len(connection.execute("select * from trace_info").description)
+        connection.execute(statement.format(", ".join(["NULL"] * (width - 5)).replace("NULL", "0")))
+    with pytest.raises(BadInput, match=rf"is not empty \({table}\)"):
+        database.require_empty("template")
+
+
+def test_a_schema_without_some_tables_is_empty(mlflow_template: Path, tmp_path: Path) -> None:
+    shutil.copy(mlflow_template, tmp_path / "other.db")
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("drop table metrics")
+    Database(f"sqlite:///{tmp_path / 'other.db'}").require_empty("template")
+
+
 @pytest.mark.faults
 def test_to_postgresql_and_back(address: str, mlflow_template: Path, tmp_path: Path) -> None:
     from servers import postgres_server
@@ -86,7 +118,7 @@ def test_to_postgresql_and_back(address: str, mlflow_template: Path, tmp_path: P
         client = MlflowClient(tracking_uri=there, registry_uri=there)
         client.search_experiments()
         database = Database(there)
-        database.require_empty()
+        database.require_empty("template")
         assert database.revision() == Database(address).revision()
         database.load(tmp_path / "before", as_it_is)
         dumped(there, tmp_path / "moved")
