@@ -14,6 +14,10 @@ def restore(
     endpoint_url: Annotated[
         str | None, typer.Option(help="Endpoint of that bucket; default: that of infra.store.")
     ] = None,
+    artifacts_to: Annotated[
+        str | None,
+        typer.Option(help="New s3://bucket/prefix for files of runs that lay in a bucket outside the store."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What was restored as one JSON object.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
@@ -21,15 +25,16 @@ def restore(
     """Bring a backup back into the store and the MLflow that the settings name; both must be empty.
 
     They may be elsewhere than they were: addresses in MLflow's tables that begin with the old places get the
-    new ones, run ids and versions stay. Every byte is hashed before and after; then `resprout verify --all`
-    holds as it did before. Where MLflow is a server, infra.stack.mlflow_database_url names its new database,
-    and files of runs that lay in a bucket outside the store go back to where they lay.
+    new ones, run ids and versions stay. Every object is hashed before and after, every row compared; then
+    `resprout verify --all` holds as it did before. Where MLflow is a server, infra.stack.mlflow_database_url
+    names its new database. Files of runs that lay in a bucket outside the store go where --artifacts-to says,
+    never back to where they lay. A restore that was cut off goes on when it is given again.
 
     \b
     Examples:
       resprout restore /mnt/backup/resprout
       resprout restore s3://other-bucket/resprout --config configs/quickstart.yaml
-      resprout restore s3://copy/x --endpoint-url https://minio.example:9000 --json
+      resprout restore s3://copy/x --artifacts-to s3://new-bucket/mlflow --json
     """
     from resprout.configs.load import load_infra
     from resprout.flows.cli.bar import bar
@@ -56,7 +61,7 @@ def restore(
     database = Database(database_address(infra, tracker, home))
     try:
         with bar("restore") as progress:
-            said = Restore(source, store, tracker, database, home, progress).run()
+            said = Restore(source, store, tracker, database, home, progress, artifacts_to).run()
     finally:
         database.close()
     signed = f"signed by {', '.join(said.signed_by)}" if said.signed_by else "signed by no known key"
@@ -64,4 +69,7 @@ def restore(
         typer.echo(json.dumps({**said.said, "signed_by": said.signed_by}))
         return
     objects, rows, made = said.said["objects"], sum(said.said["rows"].values()), said.said["made"]
-    typer.echo(f"{objects} objects and {rows} rows of {made} are here again, every byte verified; {signed}")
+    typer.echo(
+        f"{objects} objects and {rows} rows of {made} are here again: every object has its SHA-256, "
+        f"every row its values; {signed}"
+    )

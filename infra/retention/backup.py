@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,10 @@ from pathlib import Path
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra import identity
 from resprout.infra.retention import bundle, run_files
-from resprout.infra.retention.bundle import FILES, LIST, STATEMENT, STORE, TABLES
+from resprout.infra.retention.bundle import LIST, STATEMENT, STORE, TABLES
 from resprout.infra.retention.collect import ONE
 from resprout.infra.retention.database import Database
+from resprout.infra.retention.run_files import lines
 from resprout.infra.store.canonical import DIGEST
 from resprout.infra.store.download import download
 from resprout.infra.store.driver import Driver
@@ -102,14 +102,15 @@ class Backup:
         self._put_folder(TABLES.rstrip("/"), folder, scan(folder))
 
     def _places(self, tables: Path) -> dict[str, object]:
-        locations = {row["experiment_id"]: row["artifact_location"] for row in _lines(tables, "experiments")}
+        locations = {row["experiment_id"]: row["artifact_location"] for row in lines(tables, "experiments")}
         return {"store": self.store.root_uri, "experiments": {str(k): v for k, v in locations.items()}}
 
     def _files(self, scratch: Path) -> None:
-        for row in _lines(scratch / "tables", "runs"):
+        """What MLflow keeps beside its tables."""
+        for one in run_files.kept(scratch / "tables"):
             folder = scratch / "files"
-            if run_files.bring(self.tracker, row["artifact_uri"], folder):
-                self._put_folder(f"{FILES}{row['run_uuid']}", folder, scan(folder))
+            if run_files.bring(self.tracker, one.uri, folder):
+                self._put_folder(one.key, folder, scan(folder))
                 shutil.rmtree(folder)
 
     def _objects(self) -> None:
@@ -222,9 +223,3 @@ def left_of(store: ArtifactStore, digest: str) -> Manifest | None:
         return manifest
     left = [entry for entry in manifest.files if entry.path not in stone.files]
     return bundle.inside("", left) if left else None
-
-
-def _lines(folder: Path, table: str) -> Iterator[dict[str, str]]:
-    with (folder / f"{table}.jsonl").open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield json.loads(line)

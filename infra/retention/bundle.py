@@ -3,6 +3,8 @@
 store/<key of the store>             all that a store keeps, but for leases, pins, marks and scratch
 mlflow/tables/<table>.jsonl          every row of MLflow's database
 mlflow/files/<run id>/<path>         the files of runs
+mlflow/models/<model id>/<path>      the files of MLflow's logged models
+mlflow/traces/<trace id>/<path>      the files of traces
 objects.jsonl                        key, size and hashes of each of the above, a line each
 backup.json                          DSSE envelope: hash of the list, places, versions; written last
 """
@@ -25,7 +27,8 @@ from resprout.infra.store.manifest import CHUNK_BYTES, FileEntry, Manifest, cont
 
 PREDICATE = "urn:resprout:backup:v1"
 STATEMENT, LIST = "backup.json", "objects.jsonl"
-STORE, TABLES, FILES = "store/", "mlflow/tables/", "mlflow/files/"
+STORE, TABLES = "store/", "mlflow/tables/"
+FILES, MODELS, TRACES = "mlflow/files/", "mlflow/models/", "mlflow/traces/"
 
 
 @dataclass(frozen=True)

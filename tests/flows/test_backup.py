@@ -81,7 +81,7 @@ def test_on_an_empty_machine_a_backup_comes_back_and_verify_holds(
     shutil.move(copied, tmp_path / "gone")
     done = resprout("restore", place, home=new)
     assert done.code == 0, done.err
-    assert "every byte verified; signed by no known key" in done.out
+    assert "every object has its SHA-256, every row its values; signed by no known key" in done.out
     looked = resprout("verify", "--all", "--json", home=new)
     assert looked.code == 0, looked.err
     assert looked.result["problems"] == []

@@ -121,6 +121,7 @@ def test_to_postgresql_and_back(address: str, mlflow_template: Path, tmp_path: P
         database.require_empty("template")
         assert database.revision() == Database(address).revision()
         database.load(tmp_path / "before", as_it_is)
+        assert database.holds(tmp_path / "before", tmp_path / "held", as_it_is)
         dumped(there, tmp_path / "moved")
         # The next experiment takes the next number.
         highest = max(row["experiment_id"] for row in before["experiments"])

@@ -1,0 +1,198 @@
+"""A backup of a small store and MLflow: what it holds, what it costs, and where a restore may write."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.infra.retention.backup import Backup
+from resprout.infra.retention.database import Database
+from resprout.infra.retention.restore import MARK, Restore
+from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.local import LocalDriver
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
+
+ARTIFACTS = 6
+
+
+@dataclass
+class World:
+    """A home with a store and an MLflow, and a place for a backup of both."""
+
+    home: Path
+    template: Path
+    target: LocalDriver
+
+    def __post_init__(self) -> None:
+        self.home.mkdir(exist_ok=True)
+        if not (self.home / "mlflow.db").exists():
+            shutil.copy(self.template, self.home / "mlflow.db")
+            self.sql("delete from experiments where name = 'template'")
+        self.store = ArtifactStore.from_config(StoreConfig(), self.home)
+        self.tracker = Tracker(MlflowConfig(), self.home)
+        self.tracker.connect()
+        self.database = Database(self.tracker.uri)
+
+    def sql(self, text: str, *values: Any) -> list[Any]:
+        with sqlite3.connect(self.home / "mlflow.db") as connection:
+            return connection.execute(text, values).fetchall()
+
+    def publish(self, name: str) -> str:
+        folder = self.home / "made"
+        folder.mkdir()
+        (folder / "a.txt").write_text(name)
+        (folder / "b.txt").write_text(f"{name} too")
+        digest = self.store.publish(folder).digest
+        shutil.rmtree(folder, ignore_errors=True)
+        return digest
+
+    def run(self, name: str) -> str:
+        run = self.tracker.start(name, {})
+        self.tracker.log_text(run, f"files of {name}", "said/it.txt")
+        self.tracker.end(run)
+        return run
+
+    def back_up(self) -> Any:
+        locks = LeaseLockManager(self.store.driver)
+        try:
+            return Backup(self.store, self.tracker, self.database, self.target).run(locks)
+        finally:
+            locks.close()
+
+    def elsewhere(self, name: str) -> World:
+        return World(self.home.parent / name, self.template, self.target)
+
+    def restore(self, **options: Any) -> None:
+        """Bring the backup into this home."""
+        Restore(self.target, self.store, self.tracker, self.database, self.home, **options).run()
+
+
+@pytest.fixture
+def world(mlflow_template: Path, tmp_path: Path) -> World:
+    world = World(tmp_path / "home", mlflow_template, LocalDriver(tmp_path / "backup"))
+    for number in range(ARTIFACTS):
+        world.publish(str(number))
+    world.run("first")
+    return world
+
+
+def test_logged_models_and_traces_come_back_with_their_files(world: World, tmp_path: Path) -> None:
+    client = world.tracker.client
+    model = client.create_logged_model(world.tracker.experiment_id, name="m")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "MLmodel").write_text("flavors: {}")
+    client.log_model_artifacts(model.model_id, str(tmp_path / "model"))
+    client.finalize_logged_model(model.model_id, "READY")
+    trace = world.home / "mlartifacts" / "traces" / "tr-1" / "artifacts"
+    trace.mkdir(parents=True)
+    (trace / "traces.json").write_text('{"spans": []}')
+    columns = "request_id, experiment_id, timestamp_ms, status"
+    world.sql(f"insert into trace_info ({columns}) values ('tr-1', ?, 1, 'OK')", world.tracker.experiment_id)
+    world.sql("insert into trace_tags values ('mlflow.artifactLocation', ?, 'tr-1')", trace.as_uri())
+    world.back_up()
+    shutil.rmtree(world.home)
+    new = world.elsewhere("new")
+    new.restore()
+    where = new.tracker.client.get_logged_model(model.model_id).artifact_location
+    assert where.startswith((new.home / "mlartifacts").as_uri())
+    assert (Path(where.removeprefix("file://")) / "MLmodel").read_text() == "flavors: {}"
+    ((moved,),) = new.sql("select value from trace_tags")
+    assert moved.startswith((new.home / "mlartifacts").as_uri())
+    assert (Path(moved.removeprefix("file://")) / "traces.json").read_text() == '{"spans": []}'
+
+
+def test_files_never_go_back_to_a_bucket_outside_the_store(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = world.run("far")
+    world.back_up()
+    # As if MLflow had kept them in a bucket: a name that no folder of this machine is.
+    production = (tmp_path / "production").as_uri()
+    kept = world.sql("select artifact_location from experiments where name != 'Default'")[0][0]
+    for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+        changed = f"update {table} set {column} = replace({column}, ?, 's3://production/mlflow')"
+        world.sql(changed, kept)
+    world.target = LocalDriver(tmp_path / "second")
+    reached = monkeypatched(monkeypatch, {"s3://production/mlflow": kept, "s3://drill": production})
+    world.back_up()
+    new = world.elsewhere("new")
+    new.target = world.target
+    reached.clear()
+    with pytest.raises(BadInput, match=r"at s3://production/mlflow.*--artifacts-to"):
+        new.restore()
+    assert not reached
+    assert list(new.store.driver.list("")) == []
+    new.restore(artifacts_to="s3://drill/x")
+    assert new.tracker.run(run).info.artifact_uri.startswith("s3://drill/x/experiment-")
+    assert {one.partition("/x/")[0] for one in reached} == {"s3://drill"}
+    # The next drill does not find the place empty.
+    another = world.elsewhere("another")
+    another.target = world.target
+    with pytest.raises(BadInput, match=r"s3://drill/.* is not empty \(said/it.txt\)"):
+        another.restore(artifacts_to="s3://drill/x")
+
+
+def monkeypatched(monkeypatch: pytest.MonkeyPatch, places: dict[str, str]) -> list[str]:
+    """Folders instead of buckets; the addresses that were asked for."""
+    from resprout.infra.retention import run_files
+
+    reached: list[str] = []
+    real = run_files._repository
+
+    def stand_in(tracker: Tracker, uri: str) -> Any:
+        reached.append(uri)
+        for bucket, folder in places.items():
+            uri = uri.replace(bucket, folder)
+        return real(tracker, uri)
+
+    monkeypatch.setattr(run_files, "_repository", stand_in)
+    return reached
+
+
+@pytest.mark.parametrize("at", ["_content", "_files", "_verify"])
+def test_a_restore_that_was_cut_off_goes_on(world: World, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.back_up()
+    new = world.elsewhere("new")
+    with monkeypatch.context() as patched:
+        step = getattr(Restore, at)
+
+        def cut(self: Restore, *arguments: Any) -> None:
+            step(self, *arguments)
+            raise OSError("the power went")
+
+        patched.setattr(Restore, at, cut)
+        with pytest.raises(OSError, match="power"):
+            new.restore()
+    # Another database is not taken for the one of the first try.
+    used = world.elsewhere("used")
+    run = used.run("of somebody")
+    with pytest.raises(BadInput, match="is not empty"):
+        Restore(new.target, new.store, used.tracker, used.database, new.home).run()
+    assert used.tracker.run(run).info.run_name == "of somebody"
+    new.restore()
+    assert new.store.driver.get_bytes(MARK) is None
+    assert new.sql("select run_uuid from runs") == world.sql("select run_uuid from runs")
+    with pytest.raises(BadInput, match="is not empty"):
+        new.restore()
+
+
+def test_a_row_that_arrives_changed_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.back_up()
+    new = world.elsewhere("new")
+    load = Database.load
+
+    def loaded(self: Database, *arguments: Any) -> None:
+        load(self, *arguments)
+        new.sql("update runs set name = 'another'")
+
+    monkeypatch.setattr(Database, "load", loaded)
+    with pytest.raises(VerificationFailed, match="has other rows than the backup"):
+        new.restore()
