@@ -101,8 +101,8 @@ class Restore:
             if key.partition("/")[0] not in PASSING and f"{STORE}{key}" not in ours:
                 raise BadInput(
                     f"the store {self.store.root_uri} is not empty ({key}); restore into a new place: "
-                    "another infra.store.uri or infra.home, or empty this one, and its database, where another "
-                    "restore was cut off"
+                    "another infra.store.uri or infra.home; or empty this one and "
+                    "its database where another restore was cut off"
                 )
         revision, version = self.database.revision(), backup.said["mlflow"]
         if revision != backup.said["revision"]:

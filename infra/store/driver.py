@@ -21,11 +21,15 @@ class Head:
 
 @dataclass(frozen=True)
 class Listed:
-    """An object in a listing: key, size in bytes, and the seconds since writing by the place's clock."""
+    """An object in a listing: key, size in bytes, and the seconds since writing by the place's clock.
+
+    `token` is another one after each change; empty where the place shows none.
+    """
 
     key: str
     size: int
     age_seconds: float
+    token: str = ""
 
 
 @dataclass(frozen=True)

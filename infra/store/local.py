@@ -125,7 +125,8 @@ class LocalDriver:
                 if key.startswith(prefix):
                     # A file that was moved here keeps the time at which it was written; its status does not.
                     age = now - max(status.st_mtime, status.st_ctime)
-                    yield Listed(key, status.st_size, max(0.0, age))
+                    token = f"{status.st_ino}-{status.st_mtime_ns}"
+                    yield Listed(key, status.st_size, max(0.0, age), token)
 
     def delete(self, key: str) -> None:
         self.delete_all([key])

@@ -157,7 +157,8 @@ class S3Driver:
                 for item in page.get("Contents", ()):
                     written = item["LastModified"]
                     age = (parsedate_to_datetime(date) - written).total_seconds() if date else 0.0
-                    yield Listed(item["Key"].removeprefix(top), item["Size"], max(0.0, age))
+                    key, token = item["Key"].removeprefix(top), item.get("ETag", "")
+                    yield Listed(key, item["Size"], max(0.0, age), token)
 
     def delete(self, key: str) -> None:
         with self._faults():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.infra.retention import moment
 from resprout.infra.retention.backup import Backup
 from resprout.infra.retention.database import Database
 from resprout.infra.retention.restore import MARK, Restore
@@ -21,6 +23,10 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
 
 ARTIFACTS = 6
+REQUESTS = {
+    "matches", "put_folder", "put_if_absent", "put_bytes", "get_bytes", "read_versioned", "replace_if",
+    "read", "head", "list", "entries", "delete", "delete_all", "delete_folder",
+}  # fmt: skip
 
 
 @dataclass
@@ -182,6 +188,120 @@ def test_a_restore_that_was_cut_off_goes_on(world: World, at: str, monkeypatch: 
     assert new.sql("select run_uuid from runs") == world.sql("select run_uuid from runs")
     with pytest.raises(BadInput, match="is not empty"):
         new.restore()
+
+
+class Counting(LocalDriver):
+    """A folder that is used as a bucket is, which is to say by requests; they are counted."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.requests: Counter[str] = Counter()
+
+    def folder(self, prefix: str) -> Path | None:
+        return None
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in REQUESTS:
+            self.requests[name] += 1
+        return super().__getattribute__(name)
+
+
+def test_an_unchanged_backup_asks_for_listings_and_little_else(world: World) -> None:
+    world.store.driver = Counting(world.home / "store")
+    world.target = Counting(world.target.root)
+    first = world.back_up()
+    assert first.copied == first.objects > 3 * ARTIFACTS
+    made = sum(world.store.driver.requests.values())
+    assert made > 3 * ARTIFACTS, "the count counts"
+    for driver in (world.store.driver, world.target):
+        driver.requests.clear()
+    assert world.back_up().copied == 0
+    # Of the store: its listings and the lease. Of the backup: listings, and what says how it is now.
+    assert sum(world.store.driver.requests.values()) <= 20, world.store.driver.requests
+    assert sum(world.target.requests.values()) <= 20, world.target.requests
+
+
+def test_files_of_an_ended_run_are_fetched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from resprout.infra.retention import run_files
+
+    fetched = []
+    real = run_files.bring
+
+    def bring(tracker: Tracker, uri: str, target: Path) -> bool:
+        fetched.append(uri)
+        return real(tracker, uri, target)
+
+    monkeypatch.setattr(run_files, "bring", bring)
+    running = world.tracker.start("running", {})
+    world.tracker.log_text(running, "so far", "log.txt")
+    world.back_up()
+    assert len(fetched) == 2
+    fetched.clear()
+    ended = world.sql("select run_uuid from runs where end_time is not null")[0][0]
+    assert world.back_up().copied == 0
+    assert [uri.split("/")[-2] for uri in fetched] == [running]
+    fetched.clear()
+    world.tracker.log_text(ended, "more", "later.txt")
+    assert world.back_up().copied > 0
+    assert {uri.split("/")[-2] for uri in fetched} == {running, ended}
+    assert world.target.get_bytes(f"mlflow/files/{ended}/later.txt") == b"more"
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_what_was_touched_on_either_side_is_copied_again(world: World, side: str) -> None:
+    digest = world.publish("touched")
+    key = f"content/{digest}/a.txt" if side == "target" else "results/abc"
+    world.store.driver.put_bytes("results/abc", b"one")
+    world.back_up()
+    assert world.back_up().copied == 0
+    driver, path = (world.target, f"store/{key}") if side == "target" else (world.store.driver, key)
+    driver.put_bytes(path, b"x" * len(driver.get_bytes(path) or b""))
+    assert world.back_up().copied > 0
+    assert world.target.get_bytes(f"store/{key}") == world.store.driver.get_bytes(key)
+
+
+def test_a_run_that_ends_after_the_dump_is_left_to_the_next_backup(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.store.driver.put_bytes("seals/before.json", b"{}")
+    dump = Database.dump
+
+    def dumped(self: Database, folder: Path) -> dict[str, int]:
+        counts = dump(self, folder)
+        for key in ("seals/late.json", "timestamps/late", "records/late.json", "results/late"):
+            world.store.driver.put_bytes(key, b"{}")
+        return counts
+
+    monkeypatch.setattr(Database, "dump", dumped)
+    world.back_up()
+    held = {key.removeprefix("store/") for key in world.target.list("store/")}
+    assert {"seals/before.json", "records/late.json", "results/late"} <= held
+    assert not {"seals/late.json", "timestamps/late"} & held
+
+
+def test_a_dump_between_a_version_and_its_ledger_entry_is_taken_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moment, "PAUSE_SECONDS", 0.0)
+    run = world.run("registers")
+    registering = LeaseLockManager(world.store.driver)
+    registering.acquire_lock("register m", run)
+    world.tracker.client.create_registered_model("m")
+    dump = Database.dump
+    dumps = []
+
+    def dumped(self: Database, folder: Path) -> dict[str, int]:
+        dumps.append(dump(self, folder))
+        if len(dumps) == 2:
+            world.store.driver.put_bytes("registry/abc/00000000.json", b"{}")
+            registering.release_lock("register m", run)
+        return dumps[-1]
+
+    monkeypatch.setattr(Database, "dump", dumped)
+    world.back_up()
+    registering.close()
+    assert len(dumps) == 3, "once under the lock, once with an entry that came meanwhile"
+    assert world.target.get_bytes("store/registry/abc/00000000.json") == b"{}"
 
 
 def test_a_row_that_arrives_changed_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
