@@ -11,6 +11,7 @@ from resprout.flows.cli.claims import claims_of
 from resprout.flows.place import RUN_ID, Found, Place, find, parts
 from resprout.infra import identity
 from resprout.infra.lineage import Node, trees
+from resprout.infra.proof.collected import collected
 from resprout.infra.proof.ledger import ledgers
 from resprout.infra.proof.provenance import provenance_problems
 from resprout.infra.proof.seal import Seal
@@ -38,6 +39,7 @@ class Examiner:
         self.stored = Stored(place.store, share, draw)
         self.shown = Shown(place.store, place.tracker, place.authority)
         self._problems: list[str] = []
+        self._gone: list[str] = []
         self._unsigned: list[str] = []
         self._adopted: list[str] = []
 
@@ -136,9 +138,14 @@ class Examiner:
         )
 
     def _sealed(self, seal: Seal) -> None:
-        self._problems += self.shown.run(seal)
         said = seal.said
-        if said.get("report") and said.get("export"):
+        gone = self._collected(said["run"])
+        left = [record for record in said["records"] if record not in gone]
+        if gone and not left:
+            # All that the run made is gone, and so may MLflow's run be; its seal stays as what was.
+            return
+        self._problems += self.shown.run(seal)
+        if not gone & {said.get("report"), said.get("export")} and said.get("report") and said.get("export"):
             self._problems += provenance_problems(
                 self.place.store,
                 said["export"],
@@ -148,13 +155,25 @@ class Examiner:
                 rebuild=said["resprout"] == identity.library_version("resprout"),
             )
         self._problems += told_wrongly(self.place.store, said["run"], said["runs"])
-        self._look(self._tree(said["records"], f"the seal of run {said['run']}") or (), seal)
+        self._look(self._tree(left, f"the seal of run {said['run']}") or (), seal)
         if not seal.opened.signed_by:
             self._unsigned.append(f"the seal of run {said['run']}")
         if "sealed_by" in said:
             self._adopted.append(
                 f"run {said['run']} died after it registered; run {said['sealed_by']} sealed it"
             )
+
+    def _collected(self, run_id: str) -> frozenset[str]:
+        """Records of a sealed run that gc stated to have freed."""
+        try:
+            stated = collected(self.place.store, run_id)
+        except VerificationFailed as error:
+            self._problems.append(str(error))
+            return frozenset()
+        if stated is None:
+            return frozenset()
+        self._gone.append(stated.sentence)
+        return stated.records
 
     def _tree(self, records: Iterable[str], named: str) -> list[Node] | None:
         """The nodes behind records, the last named one last; None, and a problem, where a link is broken."""
@@ -171,6 +190,7 @@ class Examiner:
         if self.stored.share < 1.0:
             yield f"a sample: {self.stored.share:.0%} of the files were hashed, the others only looked up"
         yield from self.stored.erased
+        yield from dict.fromkeys(self._gone)
         if self.stored.signers:
             yield f"signed by {', '.join(sorted(self.stored.signers))}"
         for run_id, when in sorted(self.shown.dated.items()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,19 @@ def write(root: Path, key: str, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def artifact(root: Path, stage: str, text: str, parents: tuple[Parent, ...]) -> Made:
-    """Write an artifact of one file, its manifest, record, indexes and result into the store at `root`."""
-    data = text.encode()
-    sha256 = hashlib.sha256(data).hexdigest()
-    files = (FileEntry(path="out.txt", size=len(data), sha256=sha256, chunks=(sha256,)),)
-    manifest = Manifest(digest=content_digest(files), files=files)
-    key = f"{stage}-{sha256}"
+def artifact(
+    root: Path,
+    stage: str,
+    text: str,
+    parents: tuple[Parent, ...],
+    files: Mapping[str, str] | None = None,
+    key: str = "",
+) -> Made:
+    """Write an artifact of one file, or of `files`, with all around it into the store at `root`."""
+    given = {path: one.encode() for path, one in (files or {"out.txt": text}).items()}
+    entries = tuple(_entry(path, data) for path, data in sorted(given.items()))
+    manifest = Manifest(digest=content_digest(entries), files=entries)
+    key = key or f"{stage}-{hashlib.sha256(text.encode()).hexdigest()}"
     record = Record(
         stage=stage,
         key=key,
@@ -68,13 +75,19 @@ def artifact(root: Path, stage: str, text: str, parents: tuple[Parent, ...]) -> 
         seconds=0.1,
         licence="apache-2.0",
     )
-    write(root, f"content/{manifest.digest}/out.txt", data)
+    for path, data in given.items():
+        write(root, f"content/{manifest.digest}/{path}", data)
     write(root, f"manifests/{manifest.digest}.json", manifest.dumps())
     write(root, f"records/{record.id}.json", record.dumps())
     for index in index_keys(record.id, record):
         write(root, index, b"")
     write(root, f"results/{key}", canonical_json({"digest": manifest.digest, "record": record.id}))
     return Made(stage, manifest.digest, record.id)
+
+
+def _entry(path: str, data: bytes) -> FileEntry:
+    sha256 = hashlib.sha256(data).hexdigest()
+    return FileEntry(path=path, size=len(data), sha256=sha256, chunks=(sha256,))
 
 
 def chain(root: Path, name: str, stages: tuple[str, ...] = STAGES) -> list[Made]:

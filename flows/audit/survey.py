@@ -19,6 +19,7 @@ from resprout.flows.audit.verdicts import Ended, ended
 from resprout.flows.place import DIGEST, Place
 from resprout.infra.licences import UNKNOWN, Credit, findings
 from resprout.infra.lineage import Source, as_stated, credits_of, sources
+from resprout.infra.proof.collected import collected
 from resprout.infra.store.index import INDEXES, pairs
 from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
@@ -174,12 +175,9 @@ def _look(
 ) -> None:
     """Fill in what records, signatures and licences say of a row."""
     roots = [one for one in (record, report) if one]
-    if row.kind == "run" and not row.sealed and all(isinstance(stored.records[one], str) for one in roots):
-        # What no version needs is collected in time, its seal last; MLflow goes on telling of the run.
-        row.problems, row.remarks = (
-            [],
-            ["its records and its seal are gone: `gc` freed them, or somebody did"],
-        )
+    if row.kind == "run" and (told := _collected(stored.store, row.run, roots)):
+        # What no version needs is collected in time; seal and MLflow go on telling of the run.
+        row.problems, row.remarks = [], [told]
         return
     behind = stored.behind(roots)
     row.problems += _links(stored, behind)
@@ -198,6 +196,15 @@ def _look(
     row.licences = sorted({source.licence or UNKNOWN for source in named})
     for finding in findings(policy, (Credit(one.what, one.name, one.licence) for one in named)):
         (row.problems if finding.rule == "deny" else row.remarks).append(str(finding))
+
+
+def _collected(store: ArtifactStore, run: str, roots: list[str]) -> str | None:
+    """What gc stated of a run whose roots it freed; None where it did not, or where nobody can tell."""
+    try:
+        stated = collected(store, run)
+    except VerificationFailed:
+        return None
+    return stated.sentence if stated is not None and stated.records.issuperset(roots) else None
 
 
 def _slims(stored: _Stored, identities: Iterable[str]) -> Iterator[_Slim]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from resprout.infra.retention.inventory import Inventory
+    from resprout.infra.retention.plan import Plan
 
 
 def gc(
@@ -19,8 +24,8 @@ def gc(
 
     Kept is, with the whole lineage behind it: every registered version; what carries the tag resprout.hold (a
     version, a registered model, a run); what a run that is at work relies on; what runs of the last
-    infra.retention.keep_days made or used; what is younger than infra.retention.grace_hours. Runs may go on
-    meanwhile.
+    infra.retention.keep_days made or used, however they ended; what is younger than
+    infra.retention.grace_hours. Seals and ledgers stay for ever. Runs may go on meanwhile.
 
     \b
     Examples:
@@ -44,30 +49,59 @@ def gc(
         look = Look(place.store, place.tracker, locks, kept.keep_days)
         inventory = take(place.store)
         planned = plan(inventory, look.needs(), kept.grace_hours * 3600)
-        spent = look.spent_seals(planned.records)
-        gone: list[str] = []
-        if delete:
-            with bar("gc") as progress:
-                collector = Collector(place.store, locks, inventory, look.needs, progress)
-                try:
-                    collector.run(planned, spent)
-                finally:
-                    gone = collector.deleted
+        going = sorted(step.record for step in planned.steps if step.record is not None)
+        if not delete:
+            _say(_told(planned, inventory, look.removed, planned.freed, going), as_json)
+            return
+        with bar("gc") as progress:
+            collector = Collector(place.store, locks, inventory, look.needs, progress, look.sealed())
+            try:
+                collector.run(planned)
+            finally:
+                # Also where it was stopped half way: what is gone is gone.
+                gone = {digest: planned.freed[digest] for digest in collector.deleted}
+                told = _told(planned, inventory, look.removed, gone, collector.records)
+                _say({**told, "deleted": True}, as_json)
     finally:
         locks.close()
-    freed = {digest: planned.freed[digest] for digest in gone} if delete else planned.freed
+
+
+def _told(
+    planned: Plan,
+    inventory: Inventory,
+    removed: Mapping[str, set[str]],
+    freed: Mapping[str, int],
+    records: Collection[str],
+) -> dict[str, Any]:
+    """What goes, or went, and what stays."""
+    there = {ref: named & inventory.ages.keys() for ref, named in removed.items()}
+    return {
+        "deleted": False,
+        "freed_bytes": sum(freed.values()),
+        "artifacts": dict(sorted(freed.items())),
+        "records": sorted(records),
+        "kept": dict(sorted(planned.kept.items())),
+        "spared": len(planned.freed) - len(freed),
+        "removed": {
+            ref: "kept" if named.isdisjoint(records) else "freed"
+            for ref, named in sorted(there.items())
+            if named
+        },
+        "strays": inventory.strays,
+    }
+
+
+def _say(told: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        said = {
-            "deleted": delete,
-            "freed_bytes": sum(freed.values()),
-            "artifacts": dict(sorted(freed.items())),
-            "records": sorted(step.record for step in planned.steps if step.record is not None),
-            "seals": spent,
-            "kept": dict(sorted(planned.kept.items())),
-        }
-        typer.echo(json.dumps(said))
+        typer.echo(json.dumps(told))
         return
-    for reason, count in sorted(planned.kept.items(), key=lambda item: -item[1]):
+    for reason, count in sorted(told["kept"].items(), key=lambda item: -item[1]):
         typer.echo(f"kept for {reason}: {count} artifacts")
-    verb = "freed" if delete else "would be freed (--delete does it)"
-    typer.echo(f"{verb}: {len(freed)} artifacts, {sum(freed.values()) / 1e6:,.1f} MB")
+    if told["spared"]:
+        typer.echo(f"kept, because they were needed again or gc was stopped: {told['spared']} artifacts")
+    for reference, fate in told["removed"].items():
+        typer.echo(f"removed from the registry: {reference}, {fate}")
+    if strays := told["strays"]:
+        typer.echo(f"left alone, because no store wrote them: {len(strays)} objects, such as {strays[0]}")
+    verb = "freed" if told["deleted"] else "would be freed (--delete does it)"
+    typer.echo(f"{verb}: {len(told['artifacts'])} artifacts, {told['freed_bytes'] / 1e6:,.1f} MB")

@@ -5,20 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from resprout.configs.errors import BadInput, ResproutError, StageFailed, VerificationFailed
+from resprout.configs.errors import BadInput, ResproutError, StageFailed
+from resprout.infra.proof.collected import state_collected
 from resprout.infra.proof.provenance import provenance_key
-from resprout.infra.proof.seal import read_seal, seal_key
-from resprout.infra.proof.timestamp import token_key
 from resprout.infra.retention.inventory import Inventory
 from resprout.infra.retention.plan import Needs, Plan, Step
-from resprout.infra.store import pins
-from resprout.infra.store.canonical import canonical_json
+from resprout.infra.retention.successors import Successors
+from resprout.infra.store import keys, pins
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.paths import unsafe
 from resprout.infra.store.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -31,7 +29,10 @@ ONE = "gc"
 
 
 class Collector:
-    """One gc at work: `needs` looks again at who needs what."""
+    """One gc at work: `needs` looks again at who needs what.
+
+    `sealed` names the records of each sealed run: what goes of them is stated before it goes, and seals stay.
+    """
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Collector:
         inventory: Inventory,
         needs: Callable[[], Needs],
         progress: Callable[[int, int], None] = lambda done, total: None,
+        sealed: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
         self.store = store
         self.driver = store.driver
@@ -48,15 +50,23 @@ class Collector:
         self.needs = needs
         self.progress = progress
         self.name = f"gc-{uuid.uuid4().hex}"
+        self._successors = Successors(store, inventory, ())
         self._spared: set[str] = set()
         """Records that turned out to be needed, and digests of which all are."""
         self._holding: set[str] = set()
         """Digests whose content a needed record holds."""
+        self._runs: dict[str, list[str]] = {}
+        """By record the sealed runs that name it."""
+        for run, records in (sealed or {}).items():
+            for record in records:
+                self._runs.setdefault(record, []).append(run)
         self.deleted: list[str] = []
         """Digests whose content is gone."""
+        self.records: list[str] = []
+        """Records that are gone."""
 
-    def run(self, plan: Plan, spent_seals: Iterable[str] = ()) -> None:
-        """Take the plan's steps; last go the seals of runs whose records went.
+    def run(self, plan: Plan) -> None:
+        """Take the plan's steps.
 
         Raises:
             BadInput: another gc is at work on this store.
@@ -65,19 +75,12 @@ class Collector:
         with self._alone():
             self._clean_marks()
             self._pinned()
+            self._successors = Successors(self.store, self.inventory, plan.records)
             done, total = 0, len(plan.steps)
             for batch in _batches(plan.steps):
                 self._batch(batch)
                 done += len(batch)
                 self.progress(done, total)
-            self._require_lease()
-            # A seal was in nobody's way, and whom it speaks of may have been spared.
-            gone = [run for run in spent_seals if self._has_lost_records(run)]
-            self.driver.delete_all([key for run in gone for key in (seal_key(run), token_key(run))])
-
-    def _has_lost_records(self, run: str) -> bool:
-        seal = read_seal(self.store, run)
-        return seal is not None and not all(self.store.has_record(one) for one in seal.said["records"])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -87,9 +90,9 @@ class Collector:
             self.locks.acquire_lock(self.name, self.name, acquire_timeout=0)
             yield
         finally:
-            for key in (self.name, ONE):
+            for lease in (self.name, ONE):
                 try:
-                    self.locks.retire(key, self.name)
+                    self.locks.retire(lease, self.name)
                 except (ResproutError, ValueError) as error:
                     logger.warning("the lease of this gc was not given back and will expire: %s", error)
 
@@ -97,14 +100,31 @@ class Collector:
         marked = [digest for digest in sorted({step.digest for step in steps}) if self._mark(digest)]
         try:
             self._look_again(marked)
-            for step in steps:
-                if step.digest in marked and not {step.record, step.digest} & self._spared:
-                    self._take(step)
+            taken = [
+                step
+                for step in steps
+                if step.digest in marked and not {step.record, step.digest} & self._spared
+            ]
+            self._state(taken)
+            for step in taken:
+                self._take(step)
         finally:
             # A gc that lost its lease must not take away another's marks.
             for digest in marked:
                 if pins.marked_by(self.driver, digest) == self.name:
                     self.driver.delete(pins.mark_on(digest))
+
+    def _state(self, steps: list[Step]) -> None:
+        """Write beside the seals what goes of what they name: `verify` then knows why it is not there."""
+        made = self.inventory.made()
+        going: dict[str, set[str]] = {}
+        for step in steps:
+            for record in [step.record] if step.record is not None else made.get(step.digest, ()):
+                for run in self._runs.get(record, ()):
+                    going.setdefault(run, set()).add(record)
+        self._require_lease()
+        for run, records in sorted(going.items()):
+            state_collected(self.store, run, records)
 
     def _mark(self, digest: str) -> bool:
         if pins.mark(self.driver, digest, self.name):
@@ -137,14 +157,13 @@ class Collector:
         """Digests that a living writer relies on; the pins of dead ones are taken away."""
         alive: dict[str, bool] = {}
         living, dead = set(), []
-        for key in self.driver.list("pins/"):
-            _, digest, writer = key.split("/")
+        for digest, writer in keys.own(self.driver, "pins"):
             if writer not in alive:
                 alive[writer] = not self._is_dead(writer)
             if alive[writer]:
                 living.add(digest)
             else:
-                dead.append(key)
+                dead.append(f"{pins.pins_on(digest)}{writer}")
         self.driver.delete_all(dead)
         return living
 
@@ -160,9 +179,10 @@ class Collector:
         with_content = step.with_content and digest not in self._holding
         self._require_lease()
         if with_content:
+            self._successors.of_export(digest)
             driver.delete_all([f"manifests/{digest}.json", f"quarantine/{digest}.json"])
         if step.record is not None:
-            self._forget_result(step.record, digest)
+            self._successors.of_result(step.record, digest)
         if with_content:
             self._require_lease()
             driver.delete_folder(f"content/{digest}")
@@ -175,26 +195,7 @@ class Collector:
             self._require_lease()
             stated = provenance_key(step.record)
             driver.delete_all([f"records/{step.record}.json", *beside, *signatures, stated])
-
-    def _forget_result(self, record_id: str, digest: str) -> None:
-        """Remove the entry that makes the record's stage a cache hit, where it is still this record's.
-
-        Another record of the same stage and content that stays takes its place.
-        """
-        store = self.store
-        try:
-            key = store.get_record(record_id).key
-        except (BadInput, VerificationFailed):
-            return
-        data = None if unsafe(key) else self.driver.get_bytes(f"results/{key}")
-        if data is None or record_id.encode() not in data:
-            return
-        others = [one for one in store.records_of(digest) if one != record_id and store.has_record(one)]
-        same = [one for one in sorted(others) if store.get_record(one).key == key]
-        if same:
-            self.driver.put_bytes(f"results/{key}", canonical_json({"digest": digest, "record": same[-1]}))
-        else:
-            self.driver.delete(f"results/{key}")
+            self.records.append(step.record)
 
     def _require_lease(self) -> None:
         if not self.locks.still_held(self.name):
@@ -205,8 +206,7 @@ class Collector:
 
     def _clean_marks(self) -> None:
         """Take away the marks of gcs that died."""
-        for key in self.driver.list("gc/"):
-            digest = key.removeprefix("gc/")
+        for (digest,) in keys.own(self.driver, "gc"):
             if (owner := pins.marked_by(self.driver, digest)) is not None:
                 pins.clear_dead_mark(self.driver, self.locks, digest, owner)
 

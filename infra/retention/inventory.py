@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from resprout.configs.errors import BadInput
 from resprout.infra.store.canonical import DIGEST
 from resprout.infra.store.driver import Driver
+from resprout.infra.store.exports import WEIGHTS
+from resprout.infra.store.keys import strays
 from resprout.infra.store.store import ArtifactStore
 
 NEVER = float("inf")
@@ -22,6 +24,8 @@ class Artifact:
 
     size: int = 0
     age_seconds: float = NEVER
+    has_weights: bool = False
+    """Whether there are weights in a folder of it, as in an export."""
 
     def add(self, size: int, age_seconds: float) -> None:
         """Count one object more."""
@@ -39,6 +43,8 @@ class Inventory:
     content: dict[str, str] = field(default_factory=dict)
     """What each record made."""
     parents: dict[str, list[str]] = field(default_factory=dict)
+    strays: list[str] = field(default_factory=list)
+    """Keys of objects that no store wrote; they are in nobody's way and are left alone."""
 
     def made(self) -> dict[str, list[str]]:
         """The records that made each content."""
@@ -78,8 +84,12 @@ class Inventory:
 def take(store: ArtifactStore) -> Inventory:
     """The inventory of a store as it is now."""
     driver, found = store.driver, Inventory()
-    for digest, size, age in _sized(driver, "content/"):
-        found.artifacts.setdefault(digest, Artifact()).add(size, age)
+    for entry in driver.entries("content/"):
+        digest, _, path = entry.key.removeprefix("content/").partition("/")
+        if DIGEST.fullmatch(digest):
+            artifact = found.artifacts.setdefault(digest, Artifact())
+            artifact.add(entry.size, entry.age_seconds)
+            artifact.has_weights |= "/" in path and path.endswith(WEIGHTS)
     for room in ("manifests/", "quarantine/"):
         for entry in driver.entries(room):
             digest = entry.key.removeprefix(room).removesuffix(".json")
@@ -95,18 +105,12 @@ def take(store: ArtifactStore) -> Inventory:
     for parent, child in _pairs(driver, "used/"):
         if child in found.ages:
             found.parents.setdefault(child, []).append(parent)
+    found.strays = strays(driver)
     for record in found.ages.keys() - found.content.keys():
         age = found.ages[record]
         found.learn(store, record)
         found.ages[record] = age
     return found
-
-
-def _sized(driver: Driver, room: str) -> Iterable[tuple[str, int, float]]:
-    for entry in driver.entries(room):
-        digest = entry.key.removeprefix(room).partition("/")[0]
-        if DIGEST.fullmatch(digest):
-            yield digest, entry.size, entry.age_seconds
 
 
 def _pairs(driver: Driver, room: str) -> Iterable[tuple[str, str]]:

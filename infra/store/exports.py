@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
@@ -15,12 +15,27 @@ WEIGHTS = ".safetensors"
 
 def note(store: ArtifactStore, digest: str) -> None:
     """Make the weights in each folder of an exported artifact known."""
-    files = store.manifest(digest).files
+    for name, folder in names(store.manifest(digest).files).items():
+        # Another export may hold the same weights beside another tokenizer; one of them will do.
+        if not store.driver.put_if_absent(name, noted(digest, folder)):
+            data = store.driver.get_bytes(name)
+            if data is None or not _leads_back(store, name, data):
+                store.driver.put_bytes(name, noted(digest, folder))
+
+
+def names(files: Sequence[FileEntry]) -> dict[str, str]:
+    """The keys of the notes on an artifact's weights, with the folder of each."""
+    found = {}
     for folder in sorted({entry.path.partition("/")[0] for entry in files}):
         name = _name(entry for entry in files if entry.path.startswith(f"{folder}/"))
         if name is not None:
-            # Another export may hold the same weights beside another tokenizer; one of them will do.
-            store.driver.put_if_absent(name, canonical_json({"digest": digest, "folder": folder}))
+            found[name] = folder
+    return found
+
+
+def noted(digest: str, folder: str) -> bytes:
+    """The note that leads to a folder of an artifact."""
+    return canonical_json({"digest": digest, "folder": folder})
 
 
 def holder(store: ArtifactStore, digest: str) -> str | None:
@@ -37,10 +52,7 @@ def problems(store: ArtifactStore, digest: str) -> Iterator[str]:
     except (BadInput, VerificationFailed):
         # Hashing the artifact tells of it.
         return
-    for folder in sorted({entry.path.partition("/")[0] for entry in files}):
-        name = _name(entry for entry in files if entry.path.startswith(f"{folder}/"))
-        if name is None:
-            continue
+    for name in names(files):
         data = store.driver.get_bytes(name)
         if data is None:
             yield f"{store.driver.uri(name)} was removed"

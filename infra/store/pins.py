@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 600.0
 """How long a writer waits for a gc that is deleting what it is about to rely on."""
+NOBODY = "gc-nobody"
 
 
 class Pins:
@@ -169,7 +170,11 @@ def mark_on(digest: str) -> str:
 def marked_by(driver: Driver, digest: str) -> str | None:
     """The lease of the gc that is deleting a digest, None where there is none."""
     data = driver.get_bytes(mark_on(digest))
-    return None if data is None else str(json.loads(data)["gc"])
+    try:
+        return None if data is None else str(json.loads(data)["gc"])
+    except (ValueError, KeyError, TypeError):
+        # No gc wrote this. Nobody holds a lease of that name, so the mark counts as one of a dead gc.
+        return NOBODY
 
 
 def mark(driver: Driver, digest: str, owner: str) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.proof.signing import Signer
-from resprout.infra.store.canonical import DIGEST, canonical_json, check_digest, sha256_hex
+from resprout.infra.store import keys
+from resprout.infra.store.canonical import canonical_json, check_digest, sha256_hex
 from resprout.infra.store.driver import Driver
 
 PREDICATE = "urn:resprout:tombstone:v1"
@@ -87,10 +88,7 @@ def put(driver: Driver, signer: Signer, stone: Tombstone) -> None:
 
 def erased(driver: Driver) -> Iterator[str]:
     """Digests of all artifacts of which something was erased."""
-    for key in driver.list("tombstones/"):
-        digest = key.removeprefix("tombstones/").removesuffix(".json")
-        if DIGEST.fullmatch(digest):
-            yield digest
+    return (digest for (digest,) in keys.own(driver, "tombstones"))
 
 
 def tracked(driver: Driver, signer: Signer) -> dict[str, str]:

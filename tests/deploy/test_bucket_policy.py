@@ -10,6 +10,18 @@ from typing import Any
 
 import pytest
 
+from many import chain
+from resprout.configs.schema import StoreConfig
+from resprout.infra.proof.collected import collected_key
+from resprout.infra.proof.seal import seal_key
+from resprout.infra.proof.timestamp import token_key
+from resprout.infra.retention.collect import Collector
+from resprout.infra.retention.inventory import take
+from resprout.infra.retention.plan import Needs, plan
+from resprout.infra.store import pins
+from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.store import ArtifactStore
+
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "infra" / "deploy"
 POLICY = json.loads((DEPLOY / "bucket_policy.json").read_text())
@@ -27,7 +39,8 @@ ACTIONS = {
     "get_paginator": "s3:ListBucket",
 }
 """The IAM action behind each call of the client (AWS, "Actions, resources, and condition keys for S3")."""
-KEPT = ("content", "records", "signatures", "made", "used", "results", "seals", "registry", "tombstones")
+PROOF = ("seals", "timestamps", "collected", "registry", "tombstones")
+KEPT = ("content", "records", "signatures", "made", "used", "results", *PROOF)
 FLEETING = ("tmp", "locks", "pins", "gc", "manifests", "quarantine")
 
 
@@ -117,8 +130,32 @@ def test_an_auditor_only_reads() -> None:
 
 def test_retention_deletes_all_but_the_proof() -> None:
     assert allowed("TEAM-retention", "s3:DeleteObject", "TEAM/content/x")
-    for place in ("seals", "registry", "tombstones"):
+    for place in PROOF:
         assert not allowed("TEAM-retention", "s3:DeleteObject", f"TEAM/{place}/x")
+
+
+def test_gc_deletes_nothing_that_retention_may_not_delete(tmp_path: Path) -> None:
+    run = "0" * 32
+    made = chain(tmp_path / "store", "run")
+    store = ArtifactStore.from_config(StoreConfig(), tmp_path)
+    for key in (f"signatures/{made[0].record}/key", seal_key(run), token_key(run)):
+        store.driver.put_bytes(key, b"{}")
+    pins.mark(store.driver, made[0].digest, "gc-dead")
+    store.driver.put_bytes(f"{pins.pins_on(made[0].digest)}writer-dead", b"")
+    before = set(store.driver.list(""))
+    locks, inventory = LeaseLockManager(store.driver), take(store)
+    sealed = {run: [one.record for one in made]}
+    collector = Collector(store, locks, inventory, Needs, sealed=sealed)
+    collector.run(plan(inventory, Needs(), 0.0))
+    locks.close()
+    after = set(store.driver.list(""))
+    assert len(collector.deleted) == len(made)
+    assert len(before - after) > 5 * len(made)
+    for key in before - after:
+        assert allowed("TEAM-retention", "s3:DeleteObject", f"TEAM/{key}"), key
+    for key in after - before:
+        assert allowed("TEAM-retention", "s3:PutObject", f"TEAM/{key}"), key
+    assert {seal_key(run), token_key(run), collected_key(run)} <= after
 
 
 @pytest.mark.parametrize("role", ["TEAM-runner", "TEAM-auditor", "TEAM-retention"])

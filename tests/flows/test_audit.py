@@ -24,6 +24,7 @@ from resprout.flows.audit.descent import derive
 from resprout.flows.audit.survey import Row, survey
 from resprout.flows.cli import audit as verb
 from resprout.flows.place import Place
+from resprout.infra.proof.collected import collected_key, state_collected
 from resprout.infra.proof.ledger import Ledger, statement
 from resprout.infra.proof.seal import PREDICATE, seal_key
 from resprout.infra.proof.signing import Signer
@@ -305,13 +306,19 @@ def test_a_seal_that_cannot_be_read(world: World, data: bytes) -> None:
 
 
 def test_a_failed_run_of_which_gc_left_nothing_is_told_of_without_alarm(world: World) -> None:
-    refused = world.rows()[2]
-    world.path(seal_key(refused.run)).unlink()
-    assert world.rows()[2].problems == [f"run {refused.run} has no seal"]
-    world.path(f"records/{world.writer.made['report'][1]}.json").unlink()
+    refused, report = world.rows()[2], world.writer.made["report"][1]
+    world.path(f"records/{report}.json").unlink()
+    assert world.rows()[2].problems == [f"record {report} is missing"]
+    state_collected(world.place.store, refused.run, [report])
     row = world.rows()[2]
     assert (row.verdict, row.problems) == ("failed", [])
-    assert "`gc` freed them" in row.remarks[0]
+    assert row.remarks[0].startswith(f"gc collected 1 records of run {refused.run} on 20")
+    # Here signatures are required, and anybody can write a statement without one.
+    world.place.store.driver.delete(collected_key(refused.run))
+    world.place.store.signer = signer(required=False)
+    state_collected(world.place.store, refused.run, [report])
+    world.place.store.signer = world.signer
+    assert world.rows()[2].problems == [f"record {report} is missing"]
 
 
 def test_a_seal_of_another_run(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.examine import examine_all
 from resprout.flows.place import Place
+from resprout.infra.proof.collected import collected_key
+from resprout.infra.retention.collect import Collector
 from resprout.infra.retention.hold import hold
 from resprout.infra.retention.inventory import take
-from resprout.infra.retention.needs import HELD, REGISTERED, RUNNING, SEALED, Look, searched
+from resprout.infra.retention.needs import HELD, LATE, REGISTERED, Look, searched
 from resprout.infra.retention.plan import plan
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
@@ -62,7 +65,7 @@ def test_without_the_version_only_what_else_holds_it(
     everything = {stage["artifact"]["digest"] for stage in finished.result["stages"]}
     unregister(tracker)
     assert set(planned(store, tracker).freed) == everything
-    assert planned(store, tracker, keep_days=1).kept == {SEALED: len(everything)}
+    assert planned(store, tracker, keep_days=1).kept == {LATE: len(everything)}
     parent = parent_of(tracker)
     tracker.client.set_tag(parent, HOLD, "case 7")
     assert planned(store, tracker).kept == {HELD: len(everything)}
@@ -77,9 +80,52 @@ def test_without_the_version_only_what_else_holds_it(
     tracker.client.delete_tag(exported.info.run_id, HOLD)
     for key in list(store.driver.list("seals/")):
         store.driver.delete(key)
-    assert set(planned(store, tracker, keep_days=1).freed) == everything
-    tracker.client.update_run(parent, "RUNNING")
-    assert planned(store, tracker, keep_days=1).kept == {RUNNING: len(everything)}
+    for status in ("RUNNING", "FAILED", "KILLED", "FINISHED"):
+        # How it ended, and that no seal tells of it, takes nothing from a run of late.
+        tracker.client.update_run(parent, status)
+        assert planned(store, tracker, keep_days=1).kept == {LATE: len(everything)}
+    assert set(planned(store, tracker).freed) == everything
+
+
+def test_no_edit_of_a_version_and_no_lost_statement_frees_what_it_needs(
+    store: ArtifactStore, tracker: Tracker, finished: Any
+) -> None:
+    everything = {stage["artifact"]["digest"] for stage in finished.result["stages"]}
+    exported = next(one for one in finished.result["stages"] if one["name"] == "export")["artifact"]["digest"]
+    version = tracker.version("models:/tiny-pruned/1")
+
+    def without(*tags: str) -> None:
+        for tag in tags:
+            tracker.client.delete_model_version_tag("tiny-pruned", "1", tag)
+
+    def removed(room: str) -> None:
+        for key in list(store.driver.list(f"{room}/")):
+            store.driver.delete(key)
+
+    without("resprout.record", "resprout.report_record")
+    assert planned(store, tracker).kept == {REGISTERED: len(everything)}, "the seal of its run"
+    removed("seals")
+    without(*(tag for tag in version.tags if tag.startswith("resprout.") and not tag.endswith("record")))
+    kept = planned(store, tracker)
+    assert exported not in kept.freed, "the ledger"
+    assert version.tags["resprout.report"] not in kept.freed
+    removed("registry")
+    assert exported not in planned(store, tracker).freed, "its source"
+    with sqlite3.connect(tracker.home / "mlflow.db") as database:
+        database.execute("update model_versions set source = 'models:/elsewhere'")
+    assert planned(store, tracker).kept == {REGISTERED: len(everything)}, "its run, as MLflow has it"
+
+
+def test_a_version_that_was_removed_from_the_registry_is_told_of(
+    store: ArtifactStore, tracker: Tracker
+) -> None:
+    record = tracker.version("models:/tiny-pruned/1").tags["resprout.record"]
+    look = Look(store, tracker, LeaseLockManager(store.driver), 0.0)
+    look.needs()
+    assert look.removed == {}
+    unregister(tracker)
+    look.needs()
+    assert record in look.removed["models:/tiny-pruned/1"]
 
 
 @pytest.mark.parametrize("place", ["version", "model"])
@@ -108,15 +154,51 @@ def test_the_command_deletes_only_when_told_and_verify_finds_nothing_afterwards(
     assert planned(store, tracker).freed == {}
 
 
-def test_with_the_records_of_an_old_run_goes_its_seal(
+def test_of_an_old_run_the_seal_and_a_statement_of_what_went_stay(
     copied: Path, store: ArtifactStore, tracker: Tracker, resprout: Callable[..., Any]
 ) -> None:
     env = {"RESPROUT_INFRA__RETENTION__GRACE_HOURS": "0", "RESPROUT_INFRA__RETENTION__KEEP_DAYS": "0"}
     unregister(tracker)
+    named = planned(store, tracker)
+    strays = {"pins/stray", "gc/stray", "signatures/stray", "seals/stray.json", "registry/stray"}
+    for key in (*strays, f"gc/{'0' * 64}"):
+        store.driver.put_bytes(key, b"who wrote this?")
     done = resprout("gc", "--delete", "--json", home=copied, env=env)
     assert done.code == 0, done.err
+    assert set(done.result["artifacts"]) == set(named.freed)
+    assert set(done.result["records"]) == {step.record for step in named.steps}
+    assert done.result["removed"] == {"models:/tiny-pruned/1": "freed"}
+    assert set(done.result["strays"]) == strays
+    for key in strays:
+        store.driver.delete(key)
     left = {key.partition("/")[0] for key in store.driver.list("") if not key.startswith(("tmp/", "locks/"))}
-    assert left <= {"exports", "registry"}
+    assert left == {"registry", "seals", "collected"}
+    (run,) = (key[6:-5] for key in store.driver.list("seals/"))
+    assert run == parent_of(tracker)
+    looked = examine_all(Place(store, tracker, copied, None))
+    assert looked.problems == []
+    assert any(f"records of run {run}" in note for note in looked.notes)
+    store.driver.delete(collected_key(run))
+    assert examine_all(Place(store, tracker, copied, None)).problems
+
+
+def test_what_gc_left_of_a_run_is_still_looked_at(
+    copied: Path, store: ArtifactStore, tracker: Tracker
+) -> None:
+    unregister(tracker)
+    exported = next(searched(tracker, "tags.`resprout.stage` = 'export'"))
+    hold(tracker, exported.info.run_id, "case 7")
+    locks, inventory = LeaseLockManager(store.driver), take(store)
+    look = Look(store, tracker, locks, 0.0)
+    Collector(store, locks, inventory, look.needs, sealed=look.sealed()).run(
+        plan(inventory, look.needs(), 0.0)
+    )
+    # The hold is on a stage's run, so the seal of the run around it says nothing else.
+    assert examine_all(Place(store, tracker, copied, None)).problems == []
+    digest = exported.data.tags["resprout.digest"]
+    store.driver.delete(next(store.driver.list(f"content/{digest}/")))
+    (problem,) = examine_all(Place(store, tracker, copied, None)).problems
+    assert "is missing" in problem
 
 
 def test_a_hold_is_set_and_lifted_and_is_no_change_to_what_was_sealed(

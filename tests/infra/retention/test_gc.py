@@ -12,7 +12,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.infra.retention.collect import Collector
 from resprout.infra.retention.inventory import take
 from resprout.infra.retention.plan import Needs, plan
-from resprout.infra.store import pins
+from resprout.infra.store import exports, pins
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.pins import Pins
 from resprout.infra.store.record import Parent
@@ -213,3 +213,61 @@ def test_a_result_that_leads_outside_the_store_is_left_alone(store, root, locks,
     collected(store, locks)
     assert outside.read_text() == "mine"
     assert not store.check(made.digest)
+
+
+def exported(root, name, weights):
+    """An export with these weights in a folder."""
+    files = {"hf/model.safetensors": weights, "hf/tokenizer.json": f"of {name}"}
+    return artifact(root, "export", name, (), files)
+
+
+def test_the_note_on_weights_leads_to_an_export_that_stays_or_goes(store, root, locks):
+    one, two, other = (
+        exported(root, "one", "w"),
+        exported(root, "two", "w"),
+        exported(root, "other", "v"),
+    )
+    for made in (one, two, other):
+        exports.note(store, made.digest)
+    first = exports.holder(store, one.digest)
+    kept = two if first == one.digest else one
+
+    def needs():
+        found = Needs()
+        found.add_records([kept.record], "test")
+        return found
+
+    assert set(collected(store, locks, needs)) == {one.digest, two.digest, other.digest} - {kept.digest}
+    assert list(exports.problems(store, kept.digest)) == []
+    assert exports.holder(store, kept.digest) == kept.digest
+    assert len(list(store.driver.list("exports/"))) == 1
+
+
+def test_a_note_that_leads_nowhere_is_written_anew(store, root):
+    made = exported(root, "one", "w")
+    (name,) = exports.names(store.manifest(made.digest).files)
+    store.driver.put_bytes(name, exports.noted("0" * 64, "hf"))
+    exports.note(store, made.digest)
+    assert exports.holder(store, made.digest) == made.digest
+
+
+@pytest.mark.parametrize("with_parent", [True, False])
+def test_a_result_goes_over_to_a_kept_record_of_its_key_that_made_something_else(
+    store, root, locks, with_parent
+):
+    parent = artifact(root, "acquire_model", "parent", ())
+    parents = (Parent(role="input", digest=parent.digest, record=parent.record),) if with_parent else ()
+    kept = artifact(root, "prune", "kept", parents, key="prune-key")
+    later = artifact(root, "prune", "later", parents, key="prune-key")
+    other = artifact(root, "prune", "other", parents)
+
+    def needs():
+        found = Needs()
+        found.add_records([kept.record], "test")
+        return found
+
+    assert {later.digest, other.digest} <= set(collected(store, locks, needs))
+    assert json.loads(store.driver.get_bytes("results/prune-key")) == {
+        "digest": kept.digest,
+        "record": kept.record,
+    }

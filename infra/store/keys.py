@@ -1,0 +1,47 @@
+"""What the keys of a store look like, and which objects in its rooms are none of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+
+from resprout.infra.store.driver import Driver
+
+ID = "[0-9a-f]{64}"
+SHAPES = {
+    "content": rf"{ID}/.+",
+    "manifests": rf"{ID}\.json",
+    "quarantine": rf"{ID}\.json",
+    "records": rf"{ID}\.json",
+    "signatures": rf"{ID}/[^/]+",
+    "made": f"{ID}/{ID}",
+    "used": f"{ID}/{ID}",
+    "seals": r"[0-9a-f]{32}\.json",
+    "collected": r"[0-9a-f]{32}\.json",
+    "registry": rf"{ID}/[0-9]{{8}}\.json",
+    "tombstones": rf"{ID}\.json",
+    "pins": f"{ID}/[^/]+",
+    "gc": ID,
+}
+"""By room what follows it in a key."""
+PATTERNS = {room: re.compile(shape, re.DOTALL) for room, shape in SHAPES.items()}
+
+
+def is_stray(key: str) -> bool:
+    """Whether a key in one of the rooms has not the form of that room's keys: no store wrote it."""
+    room, _, rest = key.partition("/")
+    return room in PATTERNS and not PATTERNS[room].fullmatch(rest)
+
+
+def own(driver: Driver, room: str) -> Iterator[tuple[str, ...]]:
+    """The parts of each key of a room, without the room and the ending .json; strays are passed over."""
+    for key in driver.list(f"{room}/"):
+        if not is_stray(key):
+            yield tuple(key.removesuffix(".json").split("/")[1:])
+
+
+def strays(driver: Driver) -> list[str]:
+    """Keys of the objects in all rooms that no store wrote."""
+    listed = chain.from_iterable(driver.list(f"{room}/") for room in PATTERNS)
+    return [key for key in listed if is_stray(key)]
