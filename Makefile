@@ -61,6 +61,7 @@ bench: dev
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_store.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_verify.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_audit.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_retention.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_shards.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_relay.py
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 
 from resprout.configs.errors import BadInput
 from resprout.infra.answers import answers
@@ -45,11 +44,12 @@ def hold(tracker: Tracker, reference: str, reason: str | None) -> None:
 def _hold_model(tracker: Tracker, name: str, reason: str | None) -> None:
     from mlflow.exceptions import MlflowException
 
-    found = None
-    with suppress(MlflowException):
+    try:
         found = tracker.client.get_registered_model(name)
-    if found is None:
-        raise BadInput(f"no registered model {name} in {tracker.shown_uri}; give models:/name")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise BadInput(f"no registered model {name} in {tracker.shown_uri}; give models:/name") from None
     if reason is not None:
         tracker.client.set_registered_model_tag(name, HOLD, reason[:MAX_TAG_CHARS])
     elif HOLD in found.tags:
