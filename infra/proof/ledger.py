@@ -76,9 +76,10 @@ def predicate_of(
     name = subject[0].get("name") if isinstance(subject, list) and len(subject) == 1 else None
     if not isinstance(predicate, dict) or opened.statement != statement(str(name), predicate_type, predicate):
         raise VerificationFailed(f"the {what} is no statement of the kind {predicate_type}")
-    places = predicate.get("places", {"store": "", "artifacts": ""})
-    if not {*needs} <= {*predicate} or not isinstance(places, dict) or {*places} != {"store", "artifacts"}:
+    if not {*needs} <= {*predicate}:
         raise VerificationFailed(f"the {what} lacks what such a statement says")
+    if "places" in needs and sorted(predicate["places"]) != ["artifacts", "store"]:
+        raise VerificationFailed(f"the {what} names other places than such a statement")
     if predicate.get("key") is not None and not (opened.signed_by or opened.unknown):
         raise VerificationFailed(f"the {what} had a signature of key {predicate['key']}, which was removed")
     return predicate
