@@ -15,7 +15,8 @@ def erase(
         str, typer.Option(help="Why; it stands in the tombstone and wherever bytes are missed.")
     ],
     row: Annotated[
-        str | None, typer.Option(help="Only what holds this row: its id, or a text that stands in it.")
+        str | None,
+        typer.Option(help="Only what holds this row: its id, or a text in it of 12 characters."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Erase; without it nothing is changed.")] = False,
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
@@ -24,10 +25,12 @@ def erase(
 ) -> None:
     """Say which files would go; with --yes erase them from the store, this machine, MLflow and the reports.
 
-    With --row these are the text files of the artifact, and of all that came from it, in which the row
-    stands; files are erased whole. Manifests and records stay, and a tombstone says what was erased, why, by
-    whom and when, so `verify` finds it erased and not tampered with. What was erased is no cache hit, and is
-    not kept again. What is under a legal hold is not erased.
+    Of a data set go with it all text files of what came from it in which one of its rows stands, and copies
+    of its files of rows, wherever they came from. With --row these are only the files in which that row
+    stands; files are erased whole. Versions that lose a file of their export are named. Manifests and records
+    stay, and a tombstone says what was erased, why, by whom and when, so `verify` finds it erased and not
+    tampered with. What was erased is no cache hit, and is not kept again. What is under a legal hold is not
+    erased.
 
     Not changed: the weights that were trained on the row, files that are no text (they are listed), older
     versions of objects in a versioned bucket, backups, and caches of other machines (run it there as well).
@@ -61,5 +64,10 @@ def erase(
         typer.echo(path)
     if said["not_searched"]:
         typer.echo(f"not searched, because they are no text: {len(said['not_searched'])} files (--json)")
+    others = sorted({path.partition("/")[0] for path in said["left_behind"]})
+    for one in others:
+        typer.echo(f"left behind, with the same bytes: files of {one}; `resprout erase {one}` erases it")
+    for version, paths in said["breaks"].items():
+        typer.echo(f"{version} loses {', '.join(paths)}, and may not load any more")
     count = sum(map(len, said["artifacts"].values())) + len(said["mlflow"]) + len(said["local"])
     typer.echo(f"{count} files {'erased' if yes else 'would be erased (--yes does it)'}")

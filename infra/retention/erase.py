@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import datetime
-import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra import identity
-from resprout.infra.answers import answers
 from resprout.infra.lineage import trees
-from resprout.infra.retention import rows, run_files
-from resprout.infra.retention.needs import Look, searched
-from resprout.infra.store import tombstones
-from resprout.infra.store.canonical import sha256_hex
+from resprout.infra.proof.seal import COPY
+from resprout.infra.retention import rows
+from resprout.infra.retention.copies import Copies, untrack
+from resprout.infra.retention.needs import Look
+from resprout.infra.retention.versions import IN_SOURCE
+from resprout.infra.store import keys, tombstones
 from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.manifest import FileEntry
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.store.tombstones import Tombstone
 from resprout.infra.tracking import HOLD, Tracker
+
+THREADS = 8
 
 
 @dataclass
@@ -34,6 +39,10 @@ class Erasure:
     local: list[Path] = field(default_factory=list)
     not_searched: list[str] = field(default_factory=list)
     """Files of the same artifacts that are no text, so that nobody can say what is in them."""
+    left_behind: list[str] = field(default_factory=list)
+    """Files of other artifacts with the same bytes, which go with those artifacts only."""
+    breaks: dict[str, list[str]] = field(default_factory=dict)
+    """By registered version the files of its export that go: it may not load without them."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -44,44 +53,85 @@ class Erasure:
             "mlflow": sorted({path for paths in self.tracked.values() for path in paths}),
             "local": sorted(map(str, self.local)),
             "not_searched": sorted(self.not_searched),
+            "left_behind": sorted(self.left_behind),
+            "breaks": {version: sorted(paths) for version, paths in sorted(self.breaks.items())},
         }
 
 
 def find(store: ArtifactStore, tracker: Tracker, home: Path, digest: str, row: str | None) -> Erasure:
     """What an erasure of an artifact, or of one row of it, has to remove.
 
+    Of a whole data set that is all text files, of what came from it, in which one of its rows stands.
+
     Raises:
-        BadInput: no such artifact, or no file of it has the row.
+        BadInput: no such artifact, no file of it has the row, or too little is given to know a row by.
     """
     manifest = store.manifest(digest)
+    wanted = _signs(store, digest, row)
     if row is None:
-        found = Erasure(files={digest: {entry.path: entry.sha256 for entry in manifest.files}})
-        wanted: set[str] = set()
+        first = {entry.path: entry.sha256 for entry in manifest.files}
+        spread = {sha256 for path, sha256 in first.items() if path.endswith(rows.ROWS)}
     else:
-        found = Erasure()
-        wanted = rows.signs(_text_files(store, digest), row)
-        for one in [digest, *descendants(store, digest)]:
-            paths = {
-                path: sha256_hex(data)
-                for path, data in _text_files(store, one)
-                if rows.holds(path, data, wanted)
-            }
-            if paths or store.tombstone(one) is not None:
-                found.files[one] = paths
-            others = [entry.path for entry in store.manifest(one).files if not rows.is_text(entry.path)]
-            found.not_searched += [f"{one}/{path}" for path in others]
-        if not found.files.get(digest) and store.tombstone(digest) is None:
+        first = dict(_hits(store, digest, wanted))
+        spread = set(first.values())
+        if not first and store.tombstone(digest) is None:
             raise BadInput(
                 f"no text file of artifact {digest} has the row '{row[:80]}'; give a row's id, or a text "
                 "that stands in it"
             )
-    for one, paths in found.files.items():
-        stone = store.tombstone(one)
-        hashes = {*paths.values(), *(stone.files.values() if stone is not None else ())}
-        found.tracked[one] = dict(_tracked(tracker, one, hashes, wanted))
-        found.local += _reports(home, hashes, wanted)
-    found.local = sorted(set(found.local))
+    found = Erasure(files={digest: first})
+    twins: dict[str, dict[str, str]] = {}
+    for one, entries in _same(store, set(first.values()), digest):
+        for entry in entries:
+            if entry.sha256 in spread:
+                twins.setdefault(one, {})[entry.path] = entry.sha256
+            else:
+                found.left_behind.append(f"{one}/{entry.path}")
+    family = dict.fromkeys([digest, *twins])
+    if wanted:
+        family |= dict.fromkeys(one for root in list(family) for one in descendants(store, root))
+    for one in family:
+        if not _is_there(store, one):
+            continue
+        paths = {**twins.get(one, {}), **dict(_hits(store, one, wanted))} if one != digest else first
+        if paths or store.tombstone(one) is not None:
+            found.files[one] = paths
+        if row is not None or (wanted and one != digest):
+            others = [entry.path for entry in store.manifest(one).files if not rows.is_text(entry.path)]
+            found.not_searched += [f"{one}/{path}" for path in others]
+    gone = {f"{one}/{path}" for one, paths in found.files.items() for path in paths}
+    found.left_behind = [path for path in found.left_behind if path not in gone]
+    _copied(found, store, tracker, home, wanted)
     return found
+
+
+def _signs(store: ArtifactStore, digest: str, row: str | None) -> rows.Signs:
+    try:
+        return rows.signs(lambda: _text_files(store, digest), row)
+    except BadInput:
+        # An erasure that was begun goes on without the rows: the tombstones name all files.
+        if store.tombstone(digest) is None:
+            raise
+        return rows.Signs()
+
+
+def _copied(found: Erasure, store: ArtifactStore, tracker: Tracker, home: Path, wanted: rows.Signs) -> None:
+    """Add the copies in MLflow and on this machine, and the versions that lose files."""
+    hashes = {sha256 for paths in found.files.values() for sha256 in paths.values()}
+    for one in found.files:
+        stone = store.tombstone(one)
+        hashes |= set(stone.files.values()) if stone is not None else set()
+    copies = Copies(tracker, hashes, wanted)
+    found.tracked = {one: copies.tracked(one) for one in found.files}
+    found.local = copies.reports(home)
+    gone = {path for paths in found.tracked.values() for path in paths}
+    for version in tracker.versions():
+        told = {version.tags.get("resprout.digest", ""), *IN_SOURCE.findall(version.source or "")}
+        paths = {path for one in told for path in found.files.get(one, ())}
+        own = f"{version.run_id}/{COPY}/"
+        paths |= {path.removeprefix(own) for path in gone if path.startswith(own)}
+        if paths:
+            found.breaks[f"models:/{version.name}/{version.version}"] = sorted(paths)
 
 
 def carry_out(
@@ -99,6 +149,8 @@ def carry_out(
             "REF --release`), or leave it"
         )
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    going: dict[str, dict[str, str]] = {}
+    leaving: dict[str, str] = {}
     for digest, paths in found.files.items():
         before = store.tombstone(digest)
         files = {**(before.files if before else {}), **paths}
@@ -107,10 +159,14 @@ def carry_out(
             said = reason if before is None or before.reason == reason else f"{before.reason}; {reason}"
             stone = Tombstone(digest, files, tracked, said, identity.who(), when)
             tombstones.put(store.driver, store.signer, stone)
+        going[digest] = files
+        leaving.update(tracked)
+    # What the rows are known by goes last, so that a call that was cut off finds the same again.
+    for digest, files in reversed(going.items()):
         store.driver.delete_all(f"content/{digest}/{path}" for path in files)
         store.forget(digest)
-        for path in tracked:
-            _untrack(tracker, path)
+    for path in leaving:
+        untrack(tracker, path)
     for local in found.local:
         local.unlink(missing_ok=True)
 
@@ -127,53 +183,36 @@ def descendants(store: ArtifactStore, digest: str) -> list[str]:
     return sorted({store.get_record(record).content for record in seen} - {digest})
 
 
-def _text_files(store: ArtifactStore, digest: str) -> Iterator[tuple[str, bytes]]:
+def _text_files(store: ArtifactStore, digest: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """The text files of an artifact that are there, with their lines."""
     for entry in store.manifest(digest).files:
-        if rows.is_text(entry.path):
-            data = store.driver.get_bytes(f"content/{digest}/{entry.path}")
-            if data is not None:
-                yield entry.path, data
+        key = f"content/{digest}/{entry.path}"
+        if rows.is_text(entry.path) and store.driver.head(key) is not None:
+            yield entry.path, rows.split(store.driver.read(key))
 
 
-def _is_hit(path: str, data: bytes, hashes: set[str], wanted: set[str]) -> bool:
-    return sha256_hex(data) in hashes or (rows.is_text(path) and rows.holds(path, data, wanted))
+def _hits(store: ArtifactStore, digest: str, wanted: rows.Signs) -> Iterator[tuple[str, str]]:
+    """The text files in which a sign stands, with their SHA-256."""
+    hashes = {entry.path: entry.sha256 for entry in store.manifest(digest).files}
+    for path, lines in _text_files(store, digest) if wanted else ():
+        if wanted.stand_in(path, lines):
+            yield path, hashes[path]
 
 
-@answers
-def _tracked(tracker: Tracker, digest: str, hashes: set[str], wanted: set[str]) -> list[tuple[str, str]]:
-    """Files of the runs of an artifact, and of the runs around them, that hold the same."""
-    runs = {run.info.run_id: run for run in searched(tracker, f"tags.`resprout.digest` = '{digest}'")}
-    for run in list(runs.values()):
-        parent = run.data.tags.get("mlflow.parentRunId")
-        if parent is not None and parent not in runs:
-            runs[parent] = tracker.client.get_run(parent)
-    found = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for run_id in runs:
-            for path in _paths(tracker, run_id):
-                file = Path(tracker.client.download_artifacts(run_id, path, tempfile.mkdtemp(dir=scratch)))
-                data = file.read_bytes()
-                if _is_hit(path, data, hashes, wanted):
-                    found.append((f"{run_id}/{path}", sha256_hex(data)))
-    return found
+def _is_there(store: ArtifactStore, digest: str) -> bool:
+    """Whether there are bytes of it, or word of an erasure; gc may have left no more than its records."""
+    content = next(iter(store.driver.list(f"content/{digest}/")), None)
+    return content is not None or store.tombstone(digest) is not None
 
 
-def _paths(tracker: Tracker, run_id: str, folder: str | None = None) -> Iterator[str]:
-    for found in tracker.client.list_artifacts(run_id, folder):
-        if found.is_dir:
-            yield from _paths(tracker, run_id, found.path)
-        else:
-            yield found.path
+def _same(store: ArtifactStore, hashes: set[str], digest: str) -> Iterator[tuple[str, list[FileEntry]]]:
+    """Other artifacts that have files of these hashes, wherever they came from."""
+    others = [one for (one,) in keys.own(store.driver, "manifests") if one != digest]
 
+    def entries(one: str) -> list[FileEntry]:
+        with suppress(BadInput, VerificationFailed):
+            return [entry for entry in store.manifest(one).files if entry.sha256 in hashes]
+        return []
 
-def _untrack(tracker: Tracker, tracked: str) -> None:
-    """Delete a file of a run, if it is still there."""
-    run_id, _, path = tracked.partition("/")
-    if path in set(_paths(tracker, run_id)):
-        run_files.remove(tracker, tracker.run(run_id).info.artifact_uri, path)
-
-
-def _reports(home: Path, hashes: set[str], wanted: set[str]) -> list[Path]:
-    """Copies of a report that lie where a person looks for them."""
-    files = [path for path in sorted((home / "reports").rglob("*")) if path.is_file()]
-    return [path for path in files if _is_hit(path.name, path.read_bytes(), hashes, wanted)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from ((one, same) for one, same in zip(others, pool.map(entries, others), strict=True) if same)

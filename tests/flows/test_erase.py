@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.infra.retention.copies import Copies
 from resprout.infra.retention.erase import carry_out, find
 from resprout.infra.retention.hold import hold
+from resprout.infra.retention.rows import Signs
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
@@ -130,3 +133,78 @@ def test_a_row_that_is_not_there_is_refused(
     with pytest.raises(BadInput, match="there is no artifact"):
         find(store, tracker, copied, "0" * 64, None)
     assert resprout("erase", "../x", "--reason", REASON, home=copied).code == 2
+
+
+def test_with_a_whole_data_set_go_its_rows_wherever_they_came(
+    copied: Path, store: ArtifactStore, tracker: Tracker, finished: Any, tmp_path: Path
+) -> None:
+    pool, row = digest_of(finished, "acquire pool"), chosen_row(store, finished)
+    before = everywhere(copied, row["instruction"])
+    assert len({path.name for path in before}) > 1
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    (twin / "copy.jsonl").write_bytes(store.read(pool, "rows.jsonl"))
+    (twin / "notes.md").write_text("of another owner")
+    other = store.publish(twin).digest
+    whole = find(store, tracker, copied, pool, None)
+    assert whole.files[other].keys() == {"copy.jsonl"}
+    assert digest_of(finished, "select") in whole.files
+    assert any("safetensors" in path for path in whole.not_searched)
+    assert not any(path.startswith(pool) for path in whole.not_searched)
+    assert whole.breaks == {}
+    carry_out(store, tracker, LeaseLockManager(store.driver), whole, REASON)
+    assert everywhere(copied, row["instruction"]) == []
+    assert store.read(other, "notes.md") == b"of another owner"
+
+
+def test_a_source_leaves_its_copies_behind_and_says_so_and_what_would_break(
+    copied: Path, store: ArtifactStore, tracker: Tracker, finished: Any
+) -> None:
+    model, exported = digest_of(finished, "acquire model"), digest_of(finished, "export")
+    found = find(store, tracker, copied, model, None)
+    assert list(found.files) == [model]
+    assert any(path.startswith(exported) and "tokenizer" in path for path in found.left_behind)
+    assert found.breaks == {}
+    gone = find(store, tracker, copied, exported, None)
+    assert any("tokenizer" in path for path in gone.breaks[VERSION])
+
+
+def test_an_erasure_that_was_cut_off_goes_on(
+    copied: Path,
+    store: ArtifactStore,
+    tracker: Tracker,
+    finished: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, row = digest_of(finished, "acquire pool"), chosen_row(store, finished)
+    locks, deleted = LeaseLockManager(store.driver), store.driver.delete_all
+
+    def cut_off(keys: Any) -> None:
+        deleted(keys)
+        raise InterruptedError
+
+    monkeypatch.setattr(store.driver, "delete_all", cut_off)
+    with pytest.raises(InterruptedError):
+        carry_out(store, tracker, locks, find(store, tracker, copied, pool, row["id"]), REASON)
+    monkeypatch.undo()
+    assert everywhere(copied, row["instruction"])
+    carry_out(store, tracker, locks, find(store, tracker, copied, pool, row["id"]), REASON)
+    assert everywhere(copied, row["instruction"]) == []
+
+
+def test_files_of_runs_are_looked_at_one_at_a_time(tmp_path: Path) -> None:
+    kept = []
+
+    class Client:
+        def list_artifacts(self, run_id: str, folder: str | None) -> list[Any]:
+            return [type("File", (), {"is_dir": False, "path": f"{name}.bin"}) for name in "abc"]
+
+        def download_artifacts(self, run_id: str, path: str, folder: str) -> str:
+            kept.append(len(list(Path(folder).parent.rglob("*.bin"))))
+            (Path(folder) / path).write_text(path)
+            return str(Path(folder) / path)
+
+    tracker: Any = type("Tracker", (), {"client": Client(), "shown_uri": "here"})
+    hits = Copies(tracker, {hashlib.sha256(b"b.bin").hexdigest()}, Signs())._run("run")
+    assert list(hits) == ["run/b.bin"]
+    assert kept == [0, 0, 0]
