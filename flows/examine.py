@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from resprout.configs.errors import BadInput, VerificationFailed
@@ -18,6 +18,7 @@ from resprout.infra.proof.seal import Seal
 from resprout.infra.proof.shown import Shown
 from resprout.infra.proof.stored import Stored
 from resprout.infra.proof.told import told_wrongly
+from resprout.infra.store import keys
 from resprout.infra.tracking import RECORD
 
 
@@ -109,7 +110,12 @@ class Examiner:
 
     def record(self, record_id: str) -> None:
         """An artifact by its record, with all behind it."""
-        self._look(self._tree([record_id], f"record {record_id}") or (), None)
+        nodes = self._tree([record_id], f"record {record_id}") or ()
+        driver = self.place.store.driver
+        # What came before an erased artifact may have been collected, and its records stay.
+        lost = any(driver.head(f"manifests/{node.record.content}.json") is None for node in nodes)
+        gone = self._collected(*(run for (run,) in keys.own(driver, "collected"))) if lost else ()
+        self._look(nodes, None, gone)
 
     def _removed(self, reference: str) -> bool:
         """Whether a version or alias that MLflow does not have is in the ledger; then that is a problem."""
@@ -155,7 +161,7 @@ class Examiner:
                 rebuild=said["resprout"] == identity.library_version("resprout"),
             )
         self._problems += told_wrongly(self.place.store, said["run"], said["runs"])
-        self._look(self._tree(left, f"the seal of run {said['run']}") or (), seal)
+        self._look(self._tree(left, f"the seal of run {said['run']}") or (), seal, gone)
         if not seal.opened.signed_by:
             self._unsigned.append(f"the seal of run {said['run']}")
         if "sealed_by" in said:
@@ -163,17 +169,19 @@ class Examiner:
                 f"run {said['run']} died after it registered; run {said['sealed_by']} sealed it"
             )
 
-    def _collected(self, run_id: str) -> frozenset[str]:
-        """Records of a sealed run that gc stated to have freed."""
-        try:
-            stated = collected(self.place.store, run_id)
-        except VerificationFailed as error:
-            self._problems.append(str(error))
-            return frozenset()
-        if stated is None:
-            return frozenset()
-        self._gone.append(stated.sentence)
-        return stated.records
+    def _collected(self, *runs: str) -> frozenset[str]:
+        """Records of sealed runs that gc stated to have freed."""
+        gone: set[str] = set()
+        for run_id in runs:
+            try:
+                stated = collected(self.place.store, run_id)
+            except VerificationFailed as error:
+                self._problems.append(str(error))
+                continue
+            if stated is not None:
+                self._gone.append(stated.sentence)
+                gone |= stated.records
+        return frozenset(gone)
 
     def _tree(self, records: Iterable[str], named: str) -> list[Node] | None:
         """The nodes behind records, the last named one last; None, and a problem, where a link is broken."""
@@ -183,8 +191,9 @@ class Examiner:
             self._problems.append(f"the lineage behind {named} is broken: {error}")
             return None
 
-    def _look(self, nodes: Iterable[Node], seal: Seal | None) -> None:
-        self._problems += self.stored.problems(list(nodes), seal.said["records"] if seal else {})
+    def _look(self, nodes: Iterable[Node], seal: Seal | None, gone: Collection[str] = ()) -> None:
+        there = [node for node in nodes if node.record_id not in gone]
+        self._problems += self.stored.problems(there, seal.said["records"] if seal else {})
 
     def _notes(self) -> Iterable[str]:
         if self.stored.share < 1.0:

@@ -7,8 +7,9 @@ needs, and pages of MLflow. Of a record only what the audit asks stays in memory
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from resprout.flows.audit.verdicts import Ended, ended
 from resprout.flows.place import DIGEST, Place
 from resprout.infra.licences import UNKNOWN, Credit, findings
 from resprout.infra.lineage import Source, as_stated, credits_of, sources
-from resprout.infra.proof.collected import collected
+from resprout.infra.proof.collected import Collected, collected
 from resprout.infra.store.index import INDEXES, pairs
 from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
@@ -175,12 +176,14 @@ def _look(
 ) -> None:
     """Fill in what records, signatures and licences say of a row."""
     roots = [one for one in (record, report) if one]
-    if row.kind == "run" and (told := _collected(stored.store, row.run, roots)):
+    stated = _collected(stored.store, row.run) if row.kind == "run" else None
+    gone = stated.records if stated is not None else frozenset()
+    if stated is not None and gone.issuperset(roots):
         # What no version needs is collected in time; seal and MLflow go on telling of the run.
-        row.problems, row.remarks = [], [told]
+        row.problems, row.remarks = [], [stated.sentence]
         return
     behind = stored.behind(roots)
-    row.problems += _links(stored, behind)
+    row.problems += _links(stored, behind, gone)
     if record:
         row.problems += _tags(stored, tags, record, stored.behind([record]))
     elif not report:
@@ -198,27 +201,26 @@ def _look(
         (row.problems if finding.rule == "deny" else row.remarks).append(str(finding))
 
 
-def _collected(store: ArtifactStore, run: str, roots: list[str]) -> str | None:
-    """What gc stated of a run whose roots it freed; None where it did not, or where nobody can tell."""
-    try:
-        stated = collected(store, run)
-    except VerificationFailed:
-        return None
-    return stated.sentence if stated is not None and stated.records.issuperset(roots) else None
+def _collected(store: ArtifactStore, run: str) -> Collected | None:
+    """What gc stated of a run; None where nothing, or where nobody can tell."""
+    with suppress(VerificationFailed):
+        return collected(store, run)
+    return None
 
 
 def _slims(stored: _Stored, identities: Iterable[str]) -> Iterator[_Slim]:
     return (slim for one in identities if isinstance(slim := stored.records[one], _Slim))
 
 
-def _links(stored: _Stored, behind: list[str]) -> Iterator[str]:
-    """Records that are missing or changed, links that lead elsewhere, artifacts that are gone."""
+def _links(stored: _Stored, behind: list[str], gone: Collection[str]) -> Iterator[str]:
+    """Records that are missing or changed, links that lead elsewhere, artifacts that are gone unstated."""
     for identity in behind:
         slim = stored.records[identity]
         if isinstance(slim, str):
             yield slim
             continue
-        if slim.content not in stored.manifests and slim.content not in stored.erased:
+        known = slim.content in stored.manifests or slim.content in stored.erased
+        if not known and identity not in gone:
             yield f"artifact {slim.content} of stage {slim.stage} is missing"
         for parent in slim.parents:
             made = stored.records[parent.record]

@@ -53,6 +53,8 @@ class Collector:
         self._successors = Successors(store, inventory, ())
         self._spared: set[str] = set()
         """Records that turned out to be needed, and digests of which all are."""
+        self._told: set[str] = set()
+        """Records that tell of an erasure: they stay, what they made may go."""
         self._holding: set[str] = set()
         """Digests whose content a needed record holds."""
         self._runs: dict[str, list[str]] = {}
@@ -100,11 +102,7 @@ class Collector:
         marked = [digest for digest in sorted({step.digest for step in steps}) if self._mark(digest)]
         try:
             self._look_again(marked)
-            taken = [
-                step
-                for step in steps
-                if step.digest in marked and not {step.record, step.digest} & self._spared
-            ]
+            taken = [step for step in steps if step.digest in marked and not self._is_spared(step)]
             self._state(taken)
             for step in taken:
                 self._take(step)
@@ -114,12 +112,16 @@ class Collector:
                 if pins.marked_by(self.driver, digest) == self.name:
                     self.driver.delete(pins.mark_on(digest))
 
+    def _is_spared(self, step: Step) -> bool:
+        return bool({step.record, step.digest} & self._spared) or step.record in self._told
+
     def _state(self, steps: list[Step]) -> None:
         """Write beside the seals what goes of what they name: `verify` then knows why it is not there."""
         made = self.inventory.made()
         going: dict[str, set[str]] = {}
         for step in steps:
-            for record in [step.record] if step.record is not None else made.get(step.digest, ()):
+            emptied = () if step.digest in self._holding else made.get(step.digest, ())
+            for record in [step.record] if step.record is not None else emptied:
                 for run in self._runs.get(record, ()):
                     going.setdefault(run, set()).add(record)
         self._require_lease()
@@ -144,9 +146,11 @@ class Collector:
             looked = list(pool.map(self.store.records_of, marked))
         for digest, records in zip(marked, looked, strict=True):
             fresh = set(records) - set(made.get(digest, ()))
-            if digest in pinned or fresh or digest in now.digests:
+            if digest in pinned or fresh or digest in now.digests or digest in now.erased:
                 self._spared.add(digest)
                 needed |= {*records, *made.get(digest, ())}
+        erased = [record for digest in now.erased for record in made.get(digest, ())]
+        self._told |= self.inventory.lineage(erased)
         for record in needed - self.inventory.content.keys():
             self.inventory.learn(self.store, record)
         needed = self.inventory.lineage(needed)

@@ -26,12 +26,11 @@ EXPERIMENTS = 100
 """Experiments that one search asks for."""
 THREADS = 8
 DAY_SECONDS = 86400.0
-REGISTERED, HELD, LATE, PINNED, ERASED = (
+REGISTERED, HELD, LATE, PINNED = (
     "a registered version",
     "a legal hold",
     "a run of late",
     "a living writer",
-    "an erasure on record",
 )
 
 
@@ -66,7 +65,7 @@ class Look:
         found.add_records(self._of_late(f"attributes.start_time > {late}"), LATE)
         found.add_records(self._of_seals(self._late_seals()), LATE)
         found.add_digests(self.pinned(), PINNED)
-        found.add_digests(tombstones.erased(self.store.driver), ERASED)
+        found.erased.update(tombstones.erased(self.store.driver))
         there: dict[str, set[str]] = {}
         for one in versions:
             there.setdefault(one.name, set()).add(str(one.version))

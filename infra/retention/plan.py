@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from resprout.infra.retention.inventory import Inventory
 
 YOUNG = "the grace period"
+ERASED = "an erasure on record"
 
 
 @dataclass
@@ -17,6 +18,8 @@ class Needs:
 
     records: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    erased: set[str] = field(default_factory=set)
+    """Digests of which something was erased: they stay, and of what they were made from the records."""
 
     def add_records(self, records: Iterable[str], reason: str) -> None:
         """Note records."""
@@ -31,7 +34,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Step:
-    """One deletion: a record that nobody needs, and with the last one of an artifact its content."""
+    """One deletion: a record that nobody needs, and with the last one of an artifact its content.
+
+    Without a record it is content alone, of which there are no records, or they stay to tell of an erasure.
+    """
 
     digest: str
     record: str | None
@@ -68,22 +74,27 @@ def plan(inventory: Inventory, needs: Needs, grace_seconds: float) -> Plan:
             kept.setdefault(digest, needs.digests[digest])
         elif artifact.age_seconds < grace_seconds:
             kept.setdefault(digest, YOUNG)
+    for digest in needs.erased & inventory.artifacts.keys():
+        kept.setdefault(digest, ERASED)
+    told = inventory.lineage(one for digest in needs.erased for one in made.get(digest, ())) - why.keys()
+    stays = told | why.keys()
     order = _heights(inventory)
-    dead = sorted((record for record in inventory.content if record not in why), key=lambda one: order[one])
+    dead = sorted((record for record in inventory.content if record not in stays), key=lambda one: order[one])
     left = Counter(inventory.content[record] for record in dead)
+    emptied = {inventory.content[one] for one in told & inventory.content.keys()} - kept.keys()
     steps = []
     for record in dead:
         digest = inventory.content[record]
         left[digest] -= 1
-        steps.append(Step(digest, record, left[digest] == 0 and digest not in kept))
-    orphans = sorted(inventory.artifacts.keys() - kept.keys() - made.keys())
-    steps += [Step(digest, None, True) for digest in orphans]
+        steps.append(Step(digest, record, left[digest] == 0 and digest not in kept and digest not in emptied))
+    orphans = inventory.artifacts.keys() - kept.keys() - made.keys()
+    steps += [Step(digest, None, True) for digest in sorted(orphans | emptied & inventory.artifacts.keys())]
     freed = {
         step.digest: inventory.artifacts[step.digest].size if step.digest in inventory.artifacts else 0
         for step in steps
         if step.with_content
     }
-    return Plan(steps, freed, Counter(kept.values()), frozenset(why))
+    return Plan(steps, freed, Counter(kept.values()), frozenset(stays))
 
 
 def keepers(

@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
 from many import chain
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, Transient
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.flows.examine import examine_all
+from resprout.flows.examine import examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra.proof.collected import collected_key
 from resprout.infra.retention.collect import Collector
+from resprout.infra.retention.erase import carry_out, find
 from resprout.infra.retention.hold import hold
 from resprout.infra.retention.inventory import take
 from resprout.infra.retention.needs import HELD, LATE, REGISTERED, Look, searched
 from resprout.infra.retention.plan import plan
+from resprout.infra.store import tombstones
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import HOLD, Tracker
@@ -201,6 +205,27 @@ def test_what_gc_left_of_a_run_is_still_looked_at(
     assert "is missing" in problem
 
 
+def test_what_was_erased_is_explained_after_gc_took_what_it_was_made_from(
+    copied: Path, store: ArtifactStore, tracker: Tracker, finished: Any
+) -> None:
+    unregister(tracker)
+    selected = next(one for one in finished.result["stages"] if one["name"] == "select")["artifact"]["digest"]
+    locks = LeaseLockManager(store.driver)
+    carry_out(store, tracker, locks, find(store, tracker, copied, selected, None), "request 17")
+    inventory, look = take(store), Look(store, tracker, locks, 0.0)
+    Collector(store, locks, inventory, look.needs, sealed=look.sealed()).run(
+        plan(inventory, look.needs(), 0.0)
+    )
+    assert "acquire_model" in {store.get_record(record).stage for record in take(store).ages}
+    left = {key.split("/")[1] for key in store.driver.list("content/")}
+    assert left <= {digest for digest in tombstones.erased(store.driver)}
+    place = Place(store, tracker, copied, None)
+    for looked in (examine_all(place), examine(place, selected)):
+        assert looked.problems == []
+        assert any("were erased on" in note for note in looked.notes)
+        assert any("gc collected" in note for note in looked.notes)
+
+
 def test_a_hold_is_set_and_lifted_and_is_no_change_to_what_was_sealed(
     copied: Path, store: ArtifactStore, tracker: Tracker
 ) -> None:
@@ -216,6 +241,17 @@ def test_a_hold_is_set_and_lifted_and_is_no_change_to_what_was_sealed(
     for unknown in ("models:/nobody", "models:/nobody/3", "0" * 32, "word"):
         with pytest.raises(BadInput):
             hold(tracker, unknown, "case 7")
+
+
+def test_a_registry_that_does_not_answer_is_no_missing_model(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(name: str) -> None:
+        raise MlflowException("down", INTERNAL_ERROR)
+
+    monkeypatch.setattr(tracker.client, "get_registered_model", down)
+    with pytest.raises(Transient):
+        hold(tracker, "models:/tiny-pruned", "case 7")
 
 
 def test_the_verb_says_what_it_did(copied: Path, tracker: Tracker, resprout: Callable[..., Any]) -> None:

@@ -11,7 +11,7 @@ from many import artifact, build, chain
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.infra.retention.collect import Collector
 from resprout.infra.retention.inventory import take
-from resprout.infra.retention.plan import Needs, plan
+from resprout.infra.retention.plan import ERASED, Needs, plan
 from resprout.infra.store import exports, pins
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.pins import Pins
@@ -271,3 +271,26 @@ def test_a_result_goes_over_to_a_kept_record_of_its_key_that_made_something_else
         "digest": kept.digest,
         "record": kept.record,
     }
+
+
+def test_of_what_an_erased_artifact_was_made_from_only_the_records_stay(store, root, locks):
+    made = chain(root, "run")
+    erased = Needs(erased={made[4].digest})
+    others = {one.digest for one in made} - {made[4].digest}
+    assert freed(store, lambda: erased) == others
+    assert plan(take(store), erased, 0.0).kept == {ERASED: 1}
+    assert set(collected(store, locks, lambda: erased)) == others
+    assert store.check(made[4].digest)
+    assert take(store).ages.keys() == {one.record for one in made[:5]}
+    assert [key for one in others for key in store.driver.list(f"content/{one}/")] == []
+    assert freed(store, lambda: erased) == set()
+    # A registered version still needs the bytes.
+    again = chain(root, "other")
+    needed = Needs(records={again[4].record: "test"}, erased={again[2].digest})
+    assert freed(store, lambda: needed).isdisjoint(one.digest for one in again[:5])
+
+
+def test_what_is_erased_after_the_plan_keeps_its_records(store, root, locks):
+    made = chain(root, "run")
+    collected(store, locks, later=lambda: Needs(erased={made[4].digest}))
+    assert take(store).ages.keys() == {one.record for one in made[:5]}
