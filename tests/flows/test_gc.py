@@ -218,7 +218,7 @@ def test_what_was_erased_is_explained_after_gc_took_what_it_was_made_from(
     )
     assert "acquire_model" in {store.get_record(record).stage for record in take(store).ages}
     left = {key.split("/")[1] for key in store.driver.list("content/")}
-    assert left <= {digest for digest in tombstones.erased(store.driver)}
+    assert left <= set(tombstones.erased(store.driver))
     place = Place(store, tracker, copied, None)
     for looked in (examine_all(place), examine(place, selected)):
         assert looked.problems == []
