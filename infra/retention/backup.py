@@ -191,12 +191,13 @@ class Backup:
         manifest = left_of(self.store, digest)
         if manifest is None:
             return Taken([])
-        if not all(self.store.driver.matches(f"{prefix}/{entry.path}", entry) for entry in manifest.files):
+        wanted = bundle.below(f"{STORE}{prefix}/", manifest)
+        # What came after the listing is looked up.
+        if not all(self._is_at_source(one) or self._looked_up(one) for one in wanted):
             raise VerificationFailed(
                 f"artifact {digest} is not complete, so a copy would be worth nothing; `resprout verify "
                 f"{digest}` says what is missing"
             )
-        wanted = bundle.below(f"{STORE}{prefix}/", manifest)
         if all(self._earlier.there(entry) for entry in wanted):
             return Taken(wanted)
         with self._here(prefix, manifest, scratch / prefix) as folder:
@@ -205,6 +206,9 @@ class Backup:
     def _is_at_source(self, entry: FileEntry) -> bool:
         listed = self._listed.get(entry.path.removeprefix(STORE))
         return listed is not None and listed.size == entry.size
+
+    def _looked_up(self, entry: FileEntry) -> bool:
+        return self.store.driver.matches(entry.path.removeprefix(STORE), entry)
 
     @contextmanager
     def _here(self, prefix: str, manifest: Manifest, scratch: Path) -> Iterator[Path]:

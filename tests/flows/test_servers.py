@@ -234,6 +234,45 @@ def test_no_secret_is_written_anywhere(served: Served, s3: Any, mlflow_server: M
     assert leaks(secrets, kept) == []
 
 
+def test_no_secret_is_in_a_backup(
+    served: Served, s3: Any, mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resprout.configs.load import load_infra
+    from resprout.infra.retention import bundle
+    from resprout.infra.retention.backup import Backup
+    from resprout.infra.retention.database import Database
+    from resprout.infra.store.lease import LeaseLockManager
+    from resprout.infra.store.local import LocalDriver
+    from resprout.infra.store.store import ArtifactStore
+    from resprout.infra.tracking import Tracker
+
+    for name, value in served.env.items():
+        monkeypatch.setenv(name, value)
+    infra, _ = load_infra(served.config)
+    store, tracker = (
+        ArtifactStore.from_config(infra.store, tmp_path, infra.proof),
+        Tracker(infra.mlflow, tmp_path),
+    )
+    tracker.connect()
+    target = LocalDriver(tmp_path / "backup")
+    locks = LeaseLockManager(store.driver)
+    database = Database(f"sqlite:///{mlflow_server.folder / 'server.db'}")
+    counted = Backup(store, tracker, database, target).run(locks)
+    locks.close()
+    database.close()
+    assert counted.copied == counted.objects > 100
+    assert bundle.described(target, store.signer).signed_by == (store.signer.own_id,)
+    kept = files(target.root)
+    for room in (
+        "store/signatures",
+        "store/seals",
+        "mlflow/tables",
+        f"mlflow/files/{served.outcome.result['mlflow_run_id']}",
+    ):
+        assert [name for name in kept if f"/{room}/" in name], room
+    assert leaks(planted_in(served, s3), kept) == []
+
+
 @pytest.mark.parametrize("wrong", ["secret_access_key", "access_key_id"])
 def test_a_run_that_the_bucket_refuses_leaves_no_secret(
     wrong: str, served: Served, resprout: Callable[..., Any], tmp_path: Path
