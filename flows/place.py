@@ -45,8 +45,10 @@ class Found:
     run: str | None = None
 
 
-def open_place(config: Path | None, reference: str) -> Place:
+def open_place(config: Path | None, reference: str, read_only: bool = False) -> Place:
     """Store and tracker of a run config, or of the environment where none is given.
+
+    With `read_only` the store stays as it is, also where it turns out to be damaged.
 
     Raises:
         BadInput: nothing has run there yet, so nothing can have the `reference`; no folder is made.
@@ -65,7 +67,9 @@ def open_place(config: Path | None, reference: str) -> Place:
 
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()
-    return Place(ArtifactStore.from_config(infra.store, home, infra.proof), tracker, home, authority)
+    store = ArtifactStore.from_config(infra.store, home, infra.proof)
+    store.read_only = read_only
+    return Place(store, tracker, home, authority)
 
 
 def parts(reference: str) -> tuple[str, str, str]:

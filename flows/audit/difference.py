@@ -1,4 +1,4 @@
-"""What two stories have otherwise: config, data, plan, metrics, code, libraries, machine."""
+"""What two stories have otherwise: config, data, plan, artifacts, metrics, code, libraries, machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resprout.tasks.track import flat
 if TYPE_CHECKING:
     from rich.table import Table
 
-SECTIONS = ("config", "data", "plan", "metrics", "code", "libraries", "machine")
+SECTIONS = ("config", "data", "plan", "artifacts", "metrics", "code", "libraries", "machine")
 SHORT = 12
 Values = dict[str, Any]
 
@@ -37,6 +37,7 @@ def side(story: Story, facts: Facts) -> Side:
             "config": {key: value for key, value in flat(story.config()).items() if key != "config"},
             "data": dict(_data(story, labels)),
             "plan": _plan(facts.plan),
+            "artifacts": _artifacts(story, labels),
             "metrics": {
                 f"{labels[identity]}.{name}": value
                 for identity, found in facts.metrics.items()
@@ -114,6 +115,16 @@ def _data(story: Story, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield f"{label}: artifact", nodes[identity].record.content
             yield f"{label}: licence", licences[identity]
             yield f"{label}: source", ", ".join(addresses[identity])
+
+
+def _artifacts(story: Story, labels: dict[str, str]) -> Values:
+    """By stage the digest of what it made; what was brought here stands with the data."""
+    nodes = story.nodes()
+    return {
+        label: nodes[identity].record.content
+        for identity, label in labels.items()
+        if not nodes[identity].record.origin
+    }
 
 
 def _plan(plan: dict[str, Any] | None) -> Values:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,18 +53,19 @@ def audit(
     """
     from resprout.configs.errors import BadInput, VerificationFailed
     from resprout.configs.load import load_infra
+    from resprout.flows.audit.printable import json_line
     from resprout.flows.audit.survey import survey
     from resprout.flows.place import open_place
 
     if as_csv and as_json:
         raise BadInput("--csv and --json are given together; ask for one form at a time")
     began = _moment(since)
-    place = open_place(config, "the registry")
+    place = open_place(config, "the registry", read_only=True)
     rows = survey(place, load_infra(config)[0].licences, began)
     odd = sum(bool(row.problems) for row in rows)
     if as_json:
         found = {"since": since, "rows": [row.as_dict() for row in rows], "at_odds": odd}
-        typer.echo(json.dumps(found, sort_keys=True))
+        typer.echo(json_line(found))
     elif as_csv:
         written = csv.writer(sys.stdout, lineterminator="\n")
         written.writerow(COLUMNS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +21,7 @@ def diff(
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Compare config, data, plan, metrics, code, libraries and machine of two versions, artifacts or runs.
+    """Compare config, data, plan, artifacts, metrics, code, libraries and machine of versions or runs.
 
     Exit code 0 whether they differ or not.
 
@@ -34,15 +33,16 @@ def diff(
     """
     from resprout.flows.audit.difference import differences, side, tables
     from resprout.flows.audit.facts import gather
+    from resprout.flows.audit.printable import json_line
     from resprout.flows.audit.story import tell
     from resprout.flows.place import open_place
 
-    place = open_place(config, one)
+    place = open_place(config, one, read_only=True)
     stories = [tell(place, reference) for reference in (one, other)]
     a, b = (side(story, gather(place.store, story)) for story in stories)
     if as_json:
         found = {"a": one, "b": other, "differences": differences(a, b)}
-        typer.echo(json.dumps(found, sort_keys=True))
+        typer.echo(json_line(found))
         return
     from rich.console import Console
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +70,7 @@ def lineage(
         raise BadInput(f"{' and '.join(asked)} are given together; ask for one form at a time")
     if derived and asked not in ([], ["--json"]):
         raise BadInput(f"{asked[0]} shows what a model was made from; with --derived only --json is known")
-    place = open_place(config, reference)
+    place = open_place(config, reference, read_only=True)
     if derived:
         _show_derived(place, reference, as_json)
         return
@@ -96,7 +95,9 @@ def _show(place: Place, story: Story, full: bool, as_json: bool, html: Path | No
 
     facts = gather(place.store, story)
     if as_json:
-        typer.echo(json.dumps({**story.as_dict(), **facts.as_dict()}, sort_keys=True))
+        from resprout.flows.audit.printable import json_line
+
+        typer.echo(json_line({**story.as_dict(), **facts.as_dict()}))
     elif html is not None:
         from resprout.flows.audit.page import page
 
@@ -136,6 +137,8 @@ def _show_derived(place: Place, reference: str, as_json: bool) -> None:
 
     found = derive(place, reference)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), sort_keys=True))
+        from resprout.flows.audit.printable import json_line
+
+        typer.echo(json_line(found.as_dict()))
     else:
         _print(draw(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import time
 import warnings
@@ -63,6 +63,8 @@ def reproduce(
 
     if device not in (None, "cpu", "cuda"):
         raise BadInput(f"--device is '{device}'; give cpu or cuda")
+    if not math.isfinite(tolerance):
+        raise BadInput(f"--tolerance is {tolerance}; give a share, as 0.01")
     began = time.perf_counter()
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -70,7 +72,7 @@ def reproduce(
     outside = {name: os.environ.get(name) for name in SERVER}
     from resprout.flows.place import open_place
 
-    place = open_place(config, reference)
+    place = open_place(config, reference, read_only=True)
     from resprout.flows.original import hardware, original
     from resprout.flows.surroundings import changes
 
@@ -85,6 +87,8 @@ def reproduce(
 
     verdict = judge(run, session.result.stages, place.store, now, elsewhere, tolerance)
     if as_json:
+        from resprout.flows.audit.printable import json_line
+
         found = {
             "reference": reference,
             "record": run.record_id,
@@ -93,7 +97,7 @@ def reproduce(
             "seconds": round(time.perf_counter() - began, 3),
             **verdict.as_dict(),
         }
-        typer.echo(json.dumps(found, sort_keys=True))
+        typer.echo(json_line(found))
     sentence = f"{reference}: {_sentence(verdict)}; the second run is kept in {folder}"
     if verdict.outcome == "different":
         raise VerificationFailed(sentence)

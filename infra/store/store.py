@@ -36,6 +36,8 @@ class ArtifactStore:
 
     def __init__(self, driver: Driver, home: Path, cache_bytes: int, signer: Signer = UNSIGNED) -> None:
         self.driver = driver
+        self.read_only = False
+        """Whether nothing is to change here, as where an auditor looks: what is damaged stays as it is."""
         self.signer = signer
         self.home = home.absolute()
         place = sha256_hex(driver.uri("content").encode())[:16]
@@ -159,10 +161,7 @@ class ArtifactStore:
         if not self._verified.holds(digest, now):
             tombstones.refuse(self.driver, self.signer, digest)
             if problems := self.verify(digest):
-                self._set_aside(digest)
-                raise VerificationFailed(
-                    f"artifact {digest} is damaged and set aside ({problems[0]}); run again to make it anew"
-                )
+                raise self._set_aside(digest, problems[0])
             self._verified.remember(digest, now)
         yield content
 
@@ -309,18 +308,23 @@ class ArtifactStore:
             download(self.driver, _content(manifest.digest), manifest, folder)
         except (VerificationFailed, FileNotFoundError) as error:
             tombstones.refuse(self.driver, self.signer, manifest.digest)
-            self._set_aside(manifest.digest)
-            raise VerificationFailed(
-                f"artifact {manifest.digest} is damaged and set aside ({error}); run again to make it anew"
-            ) from error
+            raise self._set_aside(manifest.digest, error) from error
 
-    def _set_aside(self, digest: str) -> None:
-        """Make a damaged artifact invisible, so that no cache hit returns it; its bytes stay."""
+    def _set_aside(self, digest: str, problem: object) -> VerificationFailed:
+        """Make a damaged artifact invisible, so that no cache hit returns it; its bytes stay.
+
+        The error to raise; a store that is only read is left as it is.
+        """
+        self._verified.forget(digest)
+        if self.read_only:
+            return VerificationFailed(f"artifact {digest} is damaged ({problem}); `verify` says more")
         data = self.driver.get_bytes(_manifest(digest))
         if data is not None:
             self.driver.put_bytes(_quarantine(digest), data)
             self.driver.delete(_manifest(digest))
-        self._verified.forget(digest)
+        return VerificationFailed(
+            f"artifact {digest} is damaged and set aside ({problem}); run again to make it anew"
+        )
 
 
 def index_keys(record_id: str, record: Record) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from resprout.infra.licences import UNKNOWN, Credit
+from resprout.infra.notes import plain
 from resprout.tasks.prune.plan import Plan
 
 CARD = "README.md"
@@ -79,7 +80,7 @@ def _licence(licence: str | None, files: list[str]) -> dict[str, str]:
 def _body(credits: list[Credit], plan: Plan, recovery: str | None, files: list[str]) -> Iterator[str]:
     model = next((credit for credit in credits if credit.role == SOURCE), None)
     kept = 100 * plan.reached.params / plan.dense.params
-    name = _cell(_short(model.name)) if model else plan.model_type
+    name = plain(_short(model.name)) if model else plan.model_type
     yield f"# {name}, pruned to {kept:.1f} % of its parameters"
     yield ""
     yield (
@@ -105,14 +106,14 @@ def _body(credits: list[Credit], plan: Plan, recovery: str | None, files: list[s
     yield "| part | source | licence |"
     yield "|---|---|---|"
     for credit in credits:
-        yield f"| {_cell(credit.role)} | {_cell(credit.name)} | {_cell(credit.shown_licence)} |"
+        yield f"| {plain(credit.role)} | {plain(credit.name)} | {plain(credit.shown_licence)} |"
     yield ""
     yield (
         "This model is derived from its source model, so that model's licence binds it; the licences of the "
         "data bind what they say they bind."
     )
     if files:
-        yield f"The source model's own terms lie beside this card: {', '.join(map(_cell, files))}."
+        yield f"The source model's own terms lie beside this card: {', '.join(map(plain, files))}."
 
 
 def _short(name: str) -> str:
@@ -123,8 +124,3 @@ def _short(name: str) -> str:
 
 def _span(values: list[int]) -> str:
     return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
-
-
-def _cell(text: str) -> str:
-    """One line that neither ends a table's cell nor begins HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

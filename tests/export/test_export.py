@@ -107,9 +107,21 @@ def test_the_card_holds_licences_sizes_and_what_a_hub_reads(exported):
     assert found.data.tags == ["resprout", "pruned", "flap", "lora"]
     assert "# tiny, pruned to 85.0 % of its parameters" in found.text
     assert "| this model | 850 | 600 | 2,000 |" in found.text
-    assert "| calibration text | hf-dataset://acme/words@2#train | unknown |" in found.text
-    assert "| recovery rows | pool.jsonl | a\\|b &lt;c> |" in found.text
+    assert "| calibration text | hf-dataset://acme/words@2\\#train | unknown |" in found.text
+    assert "| recovery rows | pool.jsonl | a\\|b &lt;c&gt; |" in found.text
     assert "LICENSE, NOTICE.txt" in found.text
+
+
+def test_nothing_that_came_from_outside_is_markdown_in_the_card(tmp_path):
+    from markdown_it import MarkdownIt
+
+    hostile = "![x](http://evil/p.png) [y](http://evil) `z` <img src=q>"
+    credits = [Credit("source model", hostile, hostile), Credit("recovery rows", hostile, hostile)]
+    text = card(credits, read_plan(write_plan(tmp_path)), None, [hostile])
+    read = MarkdownIt("commonmark").enable("table").parse(text.split("---\n")[2])
+    inside = [child for token in read for child in token.children or ()]
+    assert {child.type for child in inside} <= {"text", "text_special", "softbreak"}
+    assert "".join(child.content for child in inside).count(hostile) == 5
 
 
 @pytest.mark.parametrize(

@@ -354,7 +354,7 @@ def test_csv_and_json_hold_every_row_and_strict_fails(
 ) -> None:
     import resprout.flows.place as places
 
-    monkeypatch.setattr(places, "open_place", lambda config, reference: world.place)
+    monkeypatch.setattr(places, "open_place", lambda *_, **__: world.place)
     monkeypatch.setenv("RESPROUT_HOME", str(world.place.home))
     verb.audit(as_csv=True)
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

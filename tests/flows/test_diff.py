@@ -51,8 +51,27 @@ def test_config_and_plan_differ_by_key_and_nothing_else_does(pair: tuple[Side, S
         "prune.method": ["flap", "magnitude"],
     }
     assert found["plan"] == {"criterion": ["flap", "magnitude"]}
+    assert set(found["artifacts"]) == {"plan", "prune", "export", "report"}
     for section in ("metrics", "data", "code", "libraries", "machine"):
         assert found[section] == {}, section
+
+
+def test_other_bytes_of_equal_settings_are_told_by_stage(
+    pair: tuple[Side, Side], store: ArtifactStore, tmp_path: Path
+) -> None:
+    writer = write_lineage(store, tmp_path / "d")
+    report = store.get_record(writer.made["report"][1])
+    was = writer.made["export"][0]
+    writer.add("export", "export", "export", {"hf/model.safetensors": "other bytes"}, {"model": "pruned"})
+    given = {name: name for name in ("export", "dense", "gate", "plan")} | {
+        "pruned": "cut",
+        "source": "model",
+    }
+    writer.add("report", "report", "report", {"report.html": "d"}, given, config=report.config)
+    found = differences(pair[0], of(writer))
+    assert set(found["artifacts"]) == {"export", "report"}
+    assert found["artifacts"]["export"] == [was, writer.made["export"][0]]
+    assert not any(rows for section, rows in found.items() if section != "artifacts")
 
 
 def test_data_code_libraries_metrics_and_layers_are_named(

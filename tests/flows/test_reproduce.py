@@ -16,6 +16,7 @@ import pytest
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.result import ArtifactResult, StageResult
 from resprout.configs.schema import StoreConfig
+from resprout.flows.audit.printable import json_line
 from resprout.flows.original import Original, original, refuse_impossible
 from resprout.flows.place import Place
 from resprout.flows.reproduction import Verdict, judge
@@ -225,6 +226,27 @@ def test_content_that_was_freed_still_differs(forged: Forged, again: tuple[Any, 
     assert "by how much is not known" in found.differences[0].says
 
 
+def test_scores_that_only_one_run_has_lie_infinitely_far_apart_and_stay_json(
+    forged: Forged, again: tuple[Any, Path]
+) -> None:
+    def drop(metrics: Any) -> None:
+        del metrics[next(name for name in metrics if "ppl" in name)]
+
+    forged.replace("evaluate recovered", "recovered", edit_json("metrics.json", drop))
+    found = judged(forged, again, ELSEWHERE)
+    assert list(found.metrics.values()) == [float("inf")]
+    said = json.loads(json_line(found.as_dict()), parse_constant=pytest.fail)
+    assert list(said["metrics_apart"].values()) == [None]
+
+
+def test_a_tolerance_is_a_number() -> None:
+    from resprout.flows.cli.reproduce import reproduce
+
+    for tolerance in (float("inf"), float("nan")):
+        with pytest.raises(BadInput, match="--tolerance is"):
+            reproduce("x", tolerance=tolerance, device=None)
+
+
 @pytest.fixture
 def here() -> Iterator[None]:
     """The command in this process; what it sets in the environment does not outlive the test."""
@@ -245,6 +267,7 @@ def test_the_command_ends_with_4_and_names_the_stage(
     from resprout.flows.cli.reproduce import reproduce
 
     def instead(run: Original, before: Any, folder: Path, session: Any) -> ArtifactStore:
+        assert before.read_only
         session.result.stages.extend(stages(again[0]))
         return ArtifactStore.from_config(StoreConfig(), again[1])
 

@@ -165,6 +165,19 @@ def test_damage_is_found_set_aside_and_healed(store, folder, config, tmp_path, c
     assert store.verify(digest) == []
 
 
+def test_damage_stays_in_place_where_the_store_is_only_read(store, folder, config, tmp_path):
+    digest = store.publish(folder).digest
+    damage(store, digest, "a.txt", b"hellO")
+    problems, keys = store.verify(digest), sorted(store.driver.list(""))
+    fresh = ArtifactStore.from_config(config, tmp_path / "another-machine")
+    fresh.read_only = True
+    for _ in range(2):
+        with pytest.raises(VerificationFailed, match="is damaged"), fresh.open(digest):
+            pass
+    assert sorted(store.driver.list("")) == keys
+    assert store.verify(digest) == problems != []
+
+
 def test_the_machine_that_published_sees_later_damage_too(store, folder):
     digest = store.publish(folder).digest
     damage(store, digest, "a.txt", b"hellO")
