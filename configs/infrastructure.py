@@ -154,7 +154,8 @@ class RetentionConfig(Section):
 
 class LicencesConfig(Section):
     """Which licences the source model and data may have; patterns like cc-by-nc*, case does not matter,
-    `unknown` stands for none.
+    `unknown` stands for none. Of `A AND B`, `A WITH b` and lists each part counts; `A OR B` is denied only
+    where both are.
     """
 
     deny: tuple[str, ...] = ()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -11,6 +13,9 @@ from resprout.configs.schema import LicencesConfig
 
 UNKNOWN = "unknown"
 """What a missing licence is called, in patterns as well."""
+OPERATORS = ("and", "or", "with")
+DEEPEST = 50
+"""Brackets in an expression; what has more is none."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +52,69 @@ class Finding:
 
 
 def findings(policy: LicencesConfig, credits: Iterable[Credit]) -> list[Finding]:
-    """What the policy says of the credits, each at most once: `deny` goes before `warn`."""
-    found = []
+    """What the policy says of the credits, each at most once: `deny` goes before `warn`.
+
+    Licences may be SPDX expressions (spdx.github.io/spdx-spec, annex D). Of what AND, WITH, a comma or a
+    semicolon join each part counts; of alternatives, joined by OR, one that no pattern names is enough.
+    """
+    rules: tuple[tuple[Literal["deny", "warn"], tuple[str, ...]], ...] = (
+        ("deny", policy.deny),
+        ("warn", policy.warn),
+    )
+    found: list[Finding] = []
     for credit in credits:
-        named = _names(credit.licence)
-        rules: tuple[tuple[Literal["deny", "warn"], tuple[str, ...]], ...] = (
-            ("deny", policy.deny),
-            ("warn", policy.warn),
+        hits = (
+            Finding(rule, pattern, credit)
+            for rule, patterns in rules
+            if (pattern := _naming(credit.licence or "", patterns)) is not None
         )
-        hit = next(
-            (
-                Finding(rule, pattern, credit)
-                for rule, patterns in rules
-                for pattern in patterns
-                if any(fnmatchcase(name, pattern.strip().lower()) for name in named)
-            ),
-            None,
-        )
-        if hit is not None:
-            found.append(hit)
+        found += itertools.islice(hits, 1)
     return found
 
 
-def _names(licence: str | None) -> list[str]:
-    """The licence as it stands and, where a source has several, each of them."""
-    if licence is None or not licence.strip():
-        return [UNKNOWN]
-    return [licence.strip().lower(), *(part.strip().lower() for part in licence.split(",") if part.strip())]
+def _naming(licence: str, patterns: Iterable[str]) -> str | None:
+    """The pattern that names the licence, of several that do so together the last; None where none does."""
+    used: list[str | None] = []
+
+    def is_named(name: str) -> bool:
+        hit = next((one for one in patterns if fnmatchcase(name, one.strip().lower())), None)
+        used.append(hit)
+        return hit is not None
+
+    whole = " ".join(licence.lower().split())
+    if "or" not in re.findall(r"\w+", whole) and is_named(whole):
+        return used[-1]
+    for part in [part for part in re.split("[;,]", whole) if part.strip()] or [UNKNOWN]:
+        tokens = re.findall(r"[()]|[^\s()]+", part)
+        expression = _is_expression(tokens)
+        if not (expression and "or" in tokens) and is_named(part.strip()):
+            return used[-1]
+        if expression and _is_denied(tokens[::-1], is_named):
+            return next(one for one in reversed(used) if one is not None)
+        if not expression and any(is_named(token) for token in tokens):
+            return used[-1]
+    return None
+
+
+def _is_expression(tokens: list[str]) -> bool:
+    """Whether names and operators follow each other as they should; else it is a licence in plain words."""
+    if tokens.count("(") > DEEPEST:
+        return False
+    kinds = "".join(one if one in "()" else "o" if one in OPERATORS else "a" for one in tokens)
+    shorter = ""
+    while kinds != shorter:
+        kinds, shorter = re.sub(r"aoa|\(a\)", "a", kinds), kinds
+    return kinds == "a"
+
+
+def _is_denied(tokens: list[str], is_named: Callable[[str], bool]) -> bool:
+    """Whether each alternative has a part that is named; takes the tokens from the end up to a bracket."""
+    alternatives = [False]
+    while tokens and (token := tokens.pop()) != ")":
+        if token == "or":
+            alternatives.append(False)
+        elif token == "(":
+            alternatives[-1] |= _is_denied(tokens, is_named)
+        elif token not in OPERATORS:
+            alternatives[-1] |= is_named(token)
+    return all(alternatives)
