@@ -133,11 +133,6 @@ class Tracker:
             return self._experiment(f"{name}{IN}{self.home.resolve()}")
         return found.experiment_id
 
-    @answers
-    def experiment(self) -> str:
-        """Name of the experiment that new runs go to."""
-        return str(self.client.get_experiment(self.experiment_id).name)
-
     def experiments(self) -> list[str]:
         """Ids of the experiment and of those that stood for it while the home was elsewhere."""
         name = self.config.experiment

@@ -23,7 +23,8 @@ def backup(
     The place becomes a mirror: what the store no longer has, by gc or erasure, goes there too; for a history
     back up to several places in turn. Bytes are hashed on the way and held against the manifests; the list
     of all hashes is signed where infra.proof has a key. Runs may go on meanwhile, a gc may not: what a run
-    ends or registers after the tables were read is left to the next backup. Where MLflow is a server, infra.stack.mlflow_database_url names its database.
+    ends or registers after the tables were read is left to the next backup. Where MLflow is a server,
+    infra.stack.mlflow_database_url names its database.
 
     \b
     Examples:

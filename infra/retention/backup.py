@@ -101,7 +101,7 @@ class Backup:
                 self._list()
                 self._objects(moment)
                 self._artifacts(scratch)
-                about = {"rows": moment.rows, "revision": revision, "places": self._places(tables)}
+                about = {"rows": moment.rows, "revision": revision, "located": self._places(tables)}
                 self._finish(scratch, about)
         finally:
             locks.retire(ONE, me)

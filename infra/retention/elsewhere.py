@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import InfraConfig, StoreConfig
+from resprout.infra.answers import answers
 from resprout.infra.stack.databases import mlflow_database
 from resprout.infra.stack.settings import mlflow_url
 from resprout.infra.store.driver import Driver
@@ -53,3 +54,9 @@ def database_address(infra: InfraConfig, tracker: Tracker, home: Path) -> str:
             "set RESPROUT_INFRA__STACK__MLFLOW_DATABASE_URL"
         )
     return mlflow_database(infra.stack, home)
+
+
+@answers
+def own_experiment(tracker: Tracker) -> str:
+    """Name of the experiment that new runs go to, which connecting makes."""
+    return str(tracker.client.get_experiment(tracker.experiment_id).name)

@@ -16,6 +16,7 @@ from resprout.infra.retention import bundle, run_files
 from resprout.infra.retention.backup import PASSING
 from resprout.infra.retention.bundle import FILES, MODELS, STORE, TABLES, TRACES, Described
 from resprout.infra.retention.database import Database
+from resprout.infra.retention.elsewhere import own_experiment
 from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.download import download
 from resprout.infra.store.driver import Driver
@@ -77,7 +78,7 @@ class Restore:
                 self._require_free(uris, files, goes_on)
                 loaded = goes_on and self.database.holds(rows, scratch / "held", moved)
                 if not loaded:
-                    self.database.require_empty(self.tracker.experiment())
+                    self.database.require_empty(own_experiment(self.tracker))
                 self.store.driver.put_bytes(MARK, backup.said["list"].encode())
                 self._content(artifacts, scratch)
                 with ThreadPoolExecutor(THREADS) as pool:
@@ -193,7 +194,7 @@ class Restore:
 
     def _moved(self, backup: Described) -> Callable[[str], str]:
         """Puts the places of now for those of then, in texts that begin with one."""
-        places = backup.said["places"]
+        places = backup.said["located"]
         self._roots = roots = {places["store"]: self.store.root_uri}
         for identity, location in places["experiments"].items():
             if location.startswith(f"{places['store']}/") or run_files.through_server(location):
