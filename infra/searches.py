@@ -24,6 +24,11 @@ def versions(tracker: Tracker, having: str = "") -> Iterator[ModelVersion]:
     return _pages(tracker, partial(tracker.client.search_model_versions, having))
 
 
+def named(name: str) -> str:
+    """The filter for the versions of one registered model."""
+    return "name = '" + name.replace("'", "\\'") + "'"
+
+
 def models(tracker: Tracker) -> Iterator[RegisteredModel]:
     """All registered models with their aliases."""
     return _pages(tracker, tracker.client.search_registered_models)

@@ -322,7 +322,9 @@ class Tracker:
     @answers
     def holding(self, name: str, digest: str) -> list[ModelVersion]:
         """The versions of `name` whose tag says that they hold this digest, the newest first."""
-        held = [one for one in self.versions(named(name)) if one.tags.get("resprout.digest") == digest]
+        held = [
+            one for one in self.versions(searches.named(name)) if one.tags.get("resprout.digest") == digest
+        ]
         return sorted(held, key=lambda version: int(version.version), reverse=True)
 
     @answers
@@ -392,8 +394,3 @@ class Tracker:
                 f"no model version {reference} in {self.shown_uri}; give models:/name/3 or "
                 f"models:/name@alias ({one_line(error, 120)})"
             ) from None
-
-
-def named(name: str) -> str:
-    """The filter for the versions of one registered model."""
-    return "name = '" + name.replace("'", "\\'") + "'"

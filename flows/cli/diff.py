@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-WIDE = 1000
-
 
 def diff(
     one: Annotated[
@@ -33,7 +31,7 @@ def diff(
     """
     from resprout.flows.audit.difference import differences, side, tables
     from resprout.flows.audit.facts import gather
-    from resprout.flows.audit.printable import json_line
+    from resprout.flows.audit.printable import console, json_line
     from resprout.flows.audit.story import tell
     from resprout.flows.place import open_place
 
@@ -44,10 +42,6 @@ def diff(
         found = {"a": one, "b": other, "differences": differences(a, b)}
         typer.echo(json_line(found))
         return
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
+    shown = console()
     for table in tables(a, b):
-        console.print(table, highlight=False)
+        shown.print(table, highlight=False)

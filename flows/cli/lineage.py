@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from resprout.flows.audit.story import Story
     from resprout.flows.place import Place
 
-WIDE = 1000
-
 
 def lineage(
     reference: Annotated[
@@ -114,13 +112,9 @@ def _show(place: Place, story: Story, full: bool, as_json: bool, html: Path | No
 
 
 def _print(shown: object) -> None:
-    from rich.console import Console
+    from resprout.flows.audit.printable import console
 
-    console = Console()
-    if not console.is_terminal:
-        # A tree folds long lines at the console's width; in a pipe nobody sees a width, so nothing is folded.
-        console = Console(width=WIDE)
-    console.print(shown, highlight=False)
+    console().print(shown, highlight=False)
 
 
 def _show_statement(place: Place, story: Story) -> None:

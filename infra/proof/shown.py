@@ -19,9 +19,10 @@ from resprout.infra.proof.snapshot import (
     version_state,
 )
 from resprout.infra.proof.timestamp import Authority, token_key
+from resprout.infra.searches import named
 from resprout.infra.store import tombstones
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import HOLD, Tracker, named
+from resprout.infra.tracking import HOLD, Tracker
 
 LATE = timedelta(hours=1)
 """A timestamp follows its seal at once; more apart, the seal was written anew or a clock was wrong."""
