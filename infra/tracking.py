@@ -322,10 +322,8 @@ class Tracker:
     @answers
     def holding(self, name: str, digest: str) -> list[ModelVersion]:
         """The versions of `name` whose tag says that they hold this digest, the newest first."""
-        held = [
-            one for one in self.versions(searches.named(name)) if one.tags.get("resprout.digest") == digest
-        ]
-        return sorted(held, key=lambda version: int(version.version), reverse=True)
+        found = sorted(self.versions(searches.named(name)), key=lambda one: -int(one.version))
+        return [one for one in found if one.tags.get("resprout.digest") == digest]
 
     @answers
     def make_version(
