@@ -32,7 +32,7 @@ def report(
     from resprout.configs.errors import BadInput
     from resprout.flows.place import RUN_ID, open_place
 
-    place = open_place(config, reference)
+    place = open_place(config, reference, read_only=True)
     if reference.startswith("models:/"):
         digest = place.tracker.version(reference).tags.get("resprout.report")
     elif RUN_ID.match(reference):

@@ -50,7 +50,7 @@ def verify(
         raise BadInput("--head is a hash in the ledger of one model; give models:/name@alias with it")
     share = _share(sample)
     what = reference or "everything"
-    place = open_place(config, what)
+    place = open_place(config, what, read_only=True)
     from resprout.flows.examine import examine, examine_all
 
     found = examine(place, reference, share, head) if reference else examine_all(place, share)
