@@ -16,7 +16,7 @@ from resprout.flows.audit.reuse import origin_record
 from resprout.flows.place import DIGEST, RUN_ID, Place, find
 from resprout.infra import searches
 from resprout.infra.lineage import sources
-from resprout.infra.store.index import pairs
+from resprout.infra.store import keys
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import RECORD
@@ -207,7 +207,7 @@ class _Children:
         """The children of all records that have some, by the index."""
         found: dict[str, list[str]] = defaultdict(list)
         # What is none of its keys is `audit`'s to tell of.
-        for parent, child in pairs(self.store.driver, "used/", []):
+        for parent, child in keys.own(self.store.driver, "used"):
             found[parent].append(child)
         return found
 

@@ -21,12 +21,14 @@ from resprout.flows.place import DIGEST, Place
 from resprout.infra.licences import UNKNOWN, Credit, findings
 from resprout.infra.lineage import Source, as_stated, credits_of, sources
 from resprout.infra.proof.collected import Collected, collected
-from resprout.infra.store.index import INDEXES, pairs
+from resprout.infra.store import keys
 from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import REPORT_RECORD
 
 THREADS = 16
+INDEXES = ("made", "used", "signatures")
+"""Rooms of the store in which a stray object would mislead whoever goes by them."""
 STAGE_TAGS = {"resprout.source_digest": "acquire_model", "resprout.plan": "plan"}
 """Tags of a version that name what a stage made."""
 
@@ -76,19 +78,17 @@ class _Stored:
         self.erased = self._ids("tombstones/")
         self.seals = self._ids("seals/")
         self.signatures: dict[str, list[str]] = {}
-        strays: list[str] = []
-        for prefix in INDEXES:
-            for identity, other in pairs(store.driver, prefix, strays):
-                if prefix == "signatures/":
-                    self.signatures.setdefault(identity, []).append(other)
+        for identity, other in keys.own(store.driver, "signatures"):
+            self.signatures.setdefault(identity, []).append(other)
+        strays = keys.strays(store.driver, INDEXES)
         self.problems = [f"{store.driver.uri(key)} is no object that resprout writes" for key in strays]
         """What is wrong with the store itself."""
         self.records: dict[str, _Slim | str] = {}
         """Slim records by id; a sentence where one cannot be read."""
 
     def _ids(self, prefix: str) -> set[str]:
-        keys = self.store.driver.list(prefix)
-        return {key.removeprefix(prefix).removesuffix(".json") for key in keys}
+        listed = self.store.driver.list(prefix)
+        return {key.removeprefix(prefix).removesuffix(".json") for key in listed}
 
     def read(self, wanted: Iterable[str]) -> None:
         """Read these records and all behind them, a level at a time, each once."""

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
+from resprout.infra import searches
 from resprout.infra.answers import answers
 from resprout.infra.retention import run_files
-from resprout.infra.retention.needs import searched
 from resprout.infra.retention.rows import Signs, is_text
 from resprout.infra.store.manifest import hash_file
 from resprout.infra.tracking import Tracker
@@ -27,7 +27,7 @@ class Copies:
     def tracked(self, digest: str) -> dict[str, str]:
         """By "<run id>/<path>" the SHA-256 of such files in an artifact's runs and the runs around them."""
         runs: set[str] = set()
-        for run in searched(self.tracker, f"tags.`resprout.digest` = '{digest}'"):
+        for run in searches.runs(self.tracker, f"tags.`resprout.digest` = '{digest}'"):
             runs |= {run.info.run_id, run.data.tags.get("mlflow.parentRunId", run.info.run_id)}
         return {path: sha256 for run in sorted(runs) for path, sha256 in self._run(run).items()}
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 
 from resprout.configs.errors import BadInput
 from resprout.infra.store.canonical import DIGEST
-from resprout.infra.store.driver import Driver
 from resprout.infra.store.exports import WEIGHTS
-from resprout.infra.store.keys import strays
+from resprout.infra.store.keys import own, strays
 from resprout.infra.store.store import ArtifactStore
 
 NEVER = float("inf")
@@ -99,10 +98,10 @@ def take(store: ArtifactStore) -> Inventory:
         record = entry.key.removeprefix("records/").removesuffix(".json")
         if DIGEST.fullmatch(record):
             found.ages[record] = entry.age_seconds
-    for digest, record in _pairs(driver, "made/"):
+    for digest, record in own(driver, "made"):
         if record in found.ages:
             found.content[record] = digest
-    for parent, child in _pairs(driver, "used/"):
+    for parent, child in own(driver, "used"):
         if child in found.ages:
             found.parents.setdefault(child, []).append(parent)
     found.strays = strays(driver)
@@ -111,11 +110,3 @@ def take(store: ArtifactStore) -> Inventory:
         found.learn(store, record)
         found.ages[record] = age
     return found
-
-
-def _pairs(driver: Driver, room: str) -> Iterable[tuple[str, str]]:
-    """The two ids in the key of each object of an index."""
-    for entry in driver.entries(room):
-        first, _, second = entry.key.removeprefix(room).partition("/")
-        if DIGEST.fullmatch(first) and DIGEST.fullmatch(second):
-            yield first, second

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
-from resprout.infra.answers import answers
+from resprout.infra import searches
 from resprout.infra.proof.seal import read_seal
 from resprout.infra.retention.plan import Needs
 from resprout.infra.retention.versions import Versions
@@ -21,9 +20,6 @@ from resprout.infra.tracking import HOLD, Tracker
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-PAGE = 1000
-EXPERIMENTS = 100
-"""Experiments that one search asks for."""
 THREADS = 8
 DAY_SECONDS = 86400.0
 REGISTERED, HELD, LATE, PINNED = (
@@ -95,11 +91,11 @@ class Look:
     def _registered(self) -> list[Any]:
         """All versions that the registry has; the ledgers are read before it is asked."""
         self._versions.look()
-        return list(every(self.tracker, "search_model_versions"))
+        return list(searches.versions(self.tracker))
 
     def _held(self, versions: Iterable[Any]) -> set[str]:
-        models = {one.name for one in every(self.tracker, "search_registered_models") if HOLD in one.tags}
-        runs = self._of_runs(searched(self.tracker, f"tags.`{HOLD}` LIKE '%'"))
+        models = {one.name for one in searches.models(self.tracker) if HOLD in one.tags}
+        runs = self._of_runs(searches.runs(self.tracker, f"tags.`{HOLD}` LIKE '%'"))
         return runs | self._of_versions(one for one in versions if HOLD in one.tags or one.name in models)
 
     def _of_versions(self, versions: Iterable[Any]) -> set[str]:
@@ -132,7 +128,7 @@ class Look:
         records: set[str] = set()
         for run in runs:
             identity = run.info.run_id
-            nested = searched(
+            nested = searches.runs(
                 self.tracker, f"tags.`mlflow.parentRunId` = '{identity}'", [run.info.experiment_id]
             )
             for one in (run, *nested):
@@ -143,7 +139,7 @@ class Look:
     def _of_late(self, begun: str) -> set[str]:
         """Records of runs that began of late, however they ended; nested ones began later than theirs."""
         records, parents = set(), set()
-        for run in searched(self.tracker, begun):
+        for run in searches.runs(self.tracker, begun):
             records |= self._versions.of_tags(run.data.tags)
             if "mlflow.parentRunId" not in run.data.tags:
                 parents.add(run.info.run_id)
@@ -170,42 +166,3 @@ class Look:
         """Records that the seal of a run names; none where it has no seal."""
         seal = read_seal(self.store, run)
         return () if seal is None else tuple(seal.said["records"])
-
-
-def every(tracker: Tracker, search: str) -> Iterator[Any]:
-    """What a search of the registry finds, a page at a time."""
-    find: Callable[..., Any] = getattr(tracker.client, search)
-    return _pages(tracker, lambda token: find(max_results=PAGE, page_token=token))
-
-
-def searched(tracker: Tracker, text: str, experiments: list[str] | None = None) -> Iterator[Run]:
-    """Runs of all experiments that a filter finds, deleted ones too, a page at a time."""
-    from mlflow.entities import ViewType
-
-    client = tracker.client
-    among = experiments or [
-        one.experiment_id
-        for one in _pages(
-            tracker,
-            lambda token: client.search_experiments(ViewType.ALL, max_results=PAGE, page_token=token),
-        )
-    ]
-    for start in range(0, len(among), EXPERIMENTS):
-        some = among[start : start + EXPERIMENTS]
-        yield from _pages(
-            tracker, functools.partial(client.search_runs, some, text, ViewType.ALL, PAGE, None)
-        )
-
-
-def _pages(tracker: Tracker, ask: Callable[[str | None], Any]) -> Iterator[Any]:
-    @answers
-    def page_of(tracker: Tracker, token: str | None) -> Any:
-        return ask(token)
-
-    token: str | None = None
-    while True:
-        page = page_of(tracker, token)
-        yield from page
-        token = page.token
-        if not token:
-            return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from resprout.infra.store.driver import Driver
@@ -14,7 +14,7 @@ SHAPES = {
     "manifests": rf"{ID}\.json",
     "quarantine": rf"{ID}\.json",
     "records": rf"{ID}\.json",
-    "signatures": rf"{ID}/[^/]+",
+    "signatures": f"{ID}/{ID}",
     "made": f"{ID}/{ID}",
     "used": f"{ID}/{ID}",
     "seals": r"[0-9a-f]{32}\.json",
@@ -34,14 +34,17 @@ def is_stray(key: str) -> bool:
     return room in PATTERNS and not PATTERNS[room].fullmatch(rest)
 
 
-def own(driver: Driver, room: str) -> Iterator[tuple[str, ...]]:
-    """The parts of each key of a room, without the room and the ending .json; strays are passed over."""
-    for key in driver.list(f"{room}/"):
+def own(driver: Driver, room: str, under: str = "") -> Iterator[tuple[str, ...]]:
+    """The parts of each key of a room, without the room and the ending .json; strays are passed over.
+
+    With `under` only of the keys that begin with it there.
+    """
+    for key in driver.list(f"{room}/{under}"):
         if not is_stray(key):
             yield tuple(key.removesuffix(".json").split("/")[1:])
 
 
-def strays(driver: Driver) -> list[str]:
-    """Keys of the objects in all rooms that no store wrote."""
-    listed = chain.from_iterable(driver.list(f"{room}/") for room in PATTERNS)
+def strays(driver: Driver, rooms: Iterable[str] = tuple(PATTERNS)) -> list[str]:
+    """Keys of the objects in these rooms, else in all, that no store wrote."""
+    listed = chain.from_iterable(driver.list(f"{room}/") for room in rooms)
     return [key for key in listed if is_stray(key)]

@@ -13,13 +13,12 @@ from urllib.parse import unquote, urlsplit
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import ProofConfig, StoreConfig
 from resprout.infra.proof.signing import RECORD, UNSIGNED, Signer
-from resprout.infra.store import tombstones
+from resprout.infra.store import keys, tombstones
 from resprout.infra.store.cache import LocalCache
 from resprout.infra.store.canonical import check_digest, sha256_hex
 from resprout.infra.store.download import download
 from resprout.infra.store.driver import Driver
 from resprout.infra.store.faults import free_bytes
-from resprout.infra.store.index import pairs
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.manifest import FileEntry, Manifest, scan
 from resprout.infra.store.pins import Pins
@@ -221,18 +220,18 @@ class ArtifactStore:
 
     def records_of(self, digest: str) -> list[str]:
         """Ids of the records that made this content, without reading them."""
-        return self._second(f"made/{check_digest(digest)}/")
+        return self._second("made", check_digest(digest))
 
     def children(self, record_id: str) -> list[str]:
         """Ids of the records that have this one as a parent, without reading them."""
-        return self._second(f"used/{check_digest(record_id, 'record id')}/")
+        return self._second("used", check_digest(record_id, "record id"))
 
     def signatures_of(self, record_id: str) -> list[str]:
         """Ids of all keys, known or not, of which there is a signature on the record."""
-        return self._second(f"signatures/{check_digest(record_id, 'record id')}/")
+        return self._second("signatures", check_digest(record_id, "record id"))
 
-    def _second(self, prefix: str) -> list[str]:
-        return [one for _, one in pairs(self.driver, prefix, [])]
+    def _second(self, room: str, first: str) -> list[str]:
+        return [second for _, second in keys.own(self.driver, room, f"{first}/")]
 
     def signed_by(self, record_id: str, data: bytes) -> tuple[str, ...]:
         """Ids of the known keys whose signature on the record's bytes holds."""

@@ -106,6 +106,7 @@ def copied(finished: Finished, tmp_path: Path) -> Path:
             ("experiments", "artifact_location"),
             ("runs", "artifact_uri"),
             ("model_versions", "source"),
+            ("model_versions", "storage_location"),
         ):
             database.execute(
                 f"update {table} set {column} = replace({column}, ?, ?)",

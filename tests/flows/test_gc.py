@@ -16,12 +16,13 @@ from resprout.configs.errors import BadInput, Transient
 from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.examine import Examined, examine, examine_all
 from resprout.flows.place import Place
+from resprout.infra import searches
 from resprout.infra.proof.collected import collected_key
 from resprout.infra.retention.collect import Collector
 from resprout.infra.retention.erase import carry_out, find
 from resprout.infra.retention.hold import hold
 from resprout.infra.retention.inventory import take
-from resprout.infra.retention.needs import HELD, LATE, REGISTERED, Look, searched
+from resprout.infra.retention.needs import HELD, LATE, REGISTERED, Look
 from resprout.infra.retention.plan import plan
 from resprout.infra.store import tombstones
 from resprout.infra.store.lease import LeaseLockManager
@@ -57,7 +58,7 @@ def besides_the_removal(looked: Examined) -> list[str]:
 
 
 def parent_of(tracker: Tracker) -> str:
-    return next(searched(tracker, "tags.`resprout.gate` = 'passed'")).info.run_id
+    return next(searches.runs(tracker, "tags.`resprout.gate` = 'passed'")).info.run_id
 
 
 def test_a_registered_version_keeps_all_that_its_run_made(
@@ -81,7 +82,7 @@ def test_without_the_version_only_what_else_holds_it(
     tracker.client.set_tag(parent, HOLD, "case 7")
     assert planned(store, tracker).kept == {HELD: len(everything)}
     tracker.client.delete_tag(parent, HOLD)
-    exported = next(searched(tracker, "tags.`resprout.stage` = 'export'"))
+    exported = next(searches.runs(tracker, "tags.`resprout.stage` = 'export'"))
     tracker.client.set_tag(exported.info.run_id, HOLD, "case 7")
     kept = planned(store, tracker)
     assert kept.freed.keys() < everything
@@ -197,7 +198,7 @@ def test_what_gc_left_of_a_run_is_still_looked_at(
     copied: Path, store: ArtifactStore, tracker: Tracker
 ) -> None:
     unregister(tracker)
-    exported = next(searched(tracker, "tags.`resprout.stage` = 'export'"))
+    exported = next(searches.runs(tracker, "tags.`resprout.stage` = 'export'"))
     hold(tracker, exported.info.run_id, "case 7")
     locks, inventory = LeaseLockManager(store.driver), take(store)
     look = Look(store, tracker, locks, 0.0)
