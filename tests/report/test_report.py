@@ -187,7 +187,7 @@ def test_both_forms_hold_the_same_table(inputs: dict[str, Path], tmp_path: Path)
     summary = (out / "summary.md").read_text()
     assert "perplexity" in summary
     assert "| mean accuracy (acc) |" in summary
-    assert f"Source model: hf://org/name@main, acquired as artifact {'cd' * 32}." in summary
+    assert f"Source model: `hf://org/name@main`, acquired as artifact {'cd' * 32}." in summary
 
 
 def test_what_a_config_leaves_out_is_absent(inputs: dict[str, Path], tmp_path: Path) -> None:
