@@ -74,7 +74,7 @@ def _state(
     data = found.pop("data", {})
     given = found.get("inputs", {}).pop("datasetInputs", ())
     histories = pool.map(lambda key: _history(tracker, run_id, key), sorted(run.data.metrics))
-    paths = [path for path in _paths(tracker, run_id) if path.partition("/")[0] != own_copy]
+    paths = [path for path in file_paths(tracker, run_id) if path.partition("/")[0] != own_copy]
 
     def hashed(path: str) -> dict[str, Any]:
         entry = hash_file(Path(tracker.client.download_artifacts(run_id, path, str(_own(scratch)))), path)
@@ -115,10 +115,11 @@ def _history(tracker: Tracker, run_id: str, key: str) -> dict[str, Any]:
     return {"values": len(rows), "sha256": sha256_hex(canonical_json(rows))}
 
 
-def _paths(tracker: Tracker, run_id: str, folder: str | None = None) -> Iterator[str]:
+def file_paths(tracker: Tracker, run_id: str, folder: str | None = None) -> Iterator[str]:
+    """Paths of all files of a run."""
     for found in tracker.client.list_artifacts(run_id, folder):
         if found.is_dir:
-            yield from _paths(tracker, run_id, found.path)
+            yield from file_paths(tracker, run_id, found.path)
         else:
             yield found.path
 

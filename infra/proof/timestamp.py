@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 10.0
-QUERY, REPLY = "application/timestamp-query", "application/timestamp-reply"
+QUERY = "application/timestamp-query"
 
 
 class Authority:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from resprout.infra import searches
 from resprout.infra.answers import answers
+from resprout.infra.proof.snapshot import file_paths
 from resprout.infra.retention import run_files
 from resprout.infra.retention.rows import Signs, is_text
 from resprout.infra.store.manifest import hash_file
@@ -57,7 +58,7 @@ def _looked(tracker: Tracker, run_id: str, hit: Callable[[Path, str], str | None
     """The hits among a run's files; one at a time is brought here, and none is kept."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for path in _paths(tracker, run_id):
+        for path in file_paths(tracker, run_id):
             folder = tempfile.mkdtemp(dir=scratch)
             sha256 = hit(Path(tracker.client.download_artifacts(run_id, path, folder)), path)
             shutil.rmtree(folder)
@@ -66,17 +67,9 @@ def _looked(tracker: Tracker, run_id: str, hit: Callable[[Path, str], str | None
     return found
 
 
-def _paths(tracker: Tracker, run_id: str, folder: str | None = None) -> Iterator[str]:
-    for found in tracker.client.list_artifacts(run_id, folder):
-        if found.is_dir:
-            yield from _paths(tracker, run_id, found.path)
-        else:
-            yield found.path
-
-
 @answers
 def untrack(tracker: Tracker, tracked: str) -> None:
     """Delete a file of a run, if it is still there."""
     run_id, _, path = tracked.partition("/")
-    if path in set(_paths(tracker, run_id)):
+    if path in set(file_paths(tracker, run_id)):
         run_files.remove(tracker, tracker.run(run_id).info.artifact_uri, path)
