@@ -32,17 +32,6 @@ def digests(result: Any, *but: str) -> dict[str, str]:
     }
 
 
-def moved(finished: Any, home: Path) -> Path:
-    """A copy of the finished run's home, in which the version points at the copy."""
-    shutil.copytree(finished.home, home)
-    with sqlite3.connect(home / "mlflow.db") as database:
-        database.execute(
-            "update model_versions set source = replace(source, ?, ?)", (str(finished.home), str(home))
-        )
-    database.close()
-    return home
-
-
 def gate_tags(home: Path, result: Any) -> list[str]:
     rows = sqlite3.connect(home / "mlflow.db").execute(
         "select value from tags where key = 'resprout.gate' and run_uuid = ?", (result["mlflow_run_id"],)
@@ -305,17 +294,16 @@ def test_lineage_names_what_a_source_was_pinned_to(origin: dict[str, Any], line:
 
 
 def test_verify_passes_and_finds_a_flipped_byte(
-    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+    finished: Any, copied: Path, resprout: Callable[..., Any]
 ) -> None:
-    home = moved(finished, tmp_path / "home")
-    good = resprout("verify", "models:/tiny-pruned@candidate", home=home)
+    good = resprout("verify", "models:/tiny-pruned@candidate", home=copied)
     assert good.code == 0, good.err
-    weights = next((home / "store" / "content" / digests(finished.result)["prune"]).glob("*.safetensors"))
+    weights = next((copied / "store" / "content" / digests(finished.result)["prune"]).glob("*.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.chmod(0o644)
     weights.write_bytes(data)
-    bad = resprout("verify", "models:/tiny-pruned@candidate", "--json", home=home)
+    bad = resprout("verify", "models:/tiny-pruned@candidate", "--json", home=copied)
     assert bad.code == 4
     assert weights.name in bad.err
     assert "was changed" in bad.err
@@ -325,13 +313,12 @@ def test_verify_passes_and_finds_a_flipped_byte(
 
 @pytest.mark.parametrize(("stage", "file"), [("report", "report.md"), ("gate", "gate.json")])
 def test_verify_hashes_what_the_report_was_made_from(
-    finished: Any, resprout: Callable[..., Any], tmp_path: Path, stage: str, file: str
+    finished: Any, copied: Path, resprout: Callable[..., Any], stage: str, file: str
 ) -> None:
-    home = moved(finished, tmp_path / "home")
-    edited = home / "store" / "content" / digests(finished.result)[stage] / file
+    edited = copied / "store" / "content" / digests(finished.result)[stage] / file
     edited.chmod(0o644)
     edited.write_text(edited.read_text().replace("1", "2"))
-    found = resprout("verify", "models:/tiny-pruned@candidate", home=home)
+    found = resprout("verify", "models:/tiny-pruned@candidate", home=copied)
     assert found.code == 4
     assert f"{file} was changed" in found.err
 

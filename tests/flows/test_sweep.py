@@ -179,10 +179,10 @@ def test_a_variant_that_begins_again_goes_on_in_its_mlflow_run(
     from resprout.flows.again import config_digest
     from resprout.flows.sweep import RUN
 
-    def fail(steps: Any) -> None:
+    def fail(*stage: Any) -> None:
         raise StageFailed("the worker is lost")
 
-    monkeypatch.setattr("resprout.flows.compress.Steps.acquire", fail)
+    monkeypatch.setattr("resprout.flows.compress.acquire", fail)
     path = write_sweep(folder, grid={"seed": [1, 2]})
     _, variants = load_sweep(path, [f"infra.home={home}", "infra.task_runner=dask"])
 
