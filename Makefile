@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RESPROUT_HOME ?= $(CURDIR)/.resprout
+WORKERS ?= 2
 BIN := $(VENV)/bin
 SUPPLY := $(VENV)-supply
 export RESPROUT_HOME
@@ -34,7 +35,7 @@ quickstart: $(VENV)/.resprout $(RESPROUT_HOME)/packages/.quickstart
 	$(BIN)/resprout run configs/quickstart.yaml
 
 test: dev
-	$(BIN)/python -m pytest -m "not faults and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults and not gpu"
 
 # Mostly waiting, so the two halves can run beside each other: make -j2 test-faults
 test-faults: test-faults-servers test-faults-runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +54,29 @@ def home(tmp_path: Path) -> Path:
     return folder
 
 
+SHARED_S3 = "S3_OF_ALL_WORKERS"
+"""Where workers of pytest-xdist find the S3 server that the process above them started."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start one S3 server before the workers, if there are any: a machine holds only one."""
+    from servers import s3_server, weed
+
+    if not session.config.getoption("numprocesses", None) or SHARED_S3 in os.environ or not weed():
+        return
+    running = ExitStack()
+    session.config.add_cleanup(running.close)
+    os.environ[SHARED_S3] = running.enter_context(s3_server()).endpoint_url
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
     """One S3 server for all tests that need one; they keep apart by prefixes."""
-    from servers import s3_server
+    from servers import S3Server, s3_server
 
+    if SHARED_S3 in os.environ:
+        yield S3Server(os.environ[SHARED_S3])
+        return
     with s3_server() as server:
         yield server
 

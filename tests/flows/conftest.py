@@ -89,17 +89,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., O
     path = write_run(root)
     outcome = resprout("run", path, "--json", home=root / "home")
     assert outcome.code == 0, outcome.err
+    shutil.copytree(root / "home", root / "untouched")
     return Finished(path, root / "home", outcome)
 
 
 @pytest.fixture
 def copied(finished: Finished, tmp_path: Path) -> Path:
     """A home of its own with all that the finished run left, for a test that changes it."""
-    home = tmp_path / "home"
+    home, left = tmp_path / "home", finished.home.parent / "untouched"
     home.mkdir()
     for name in ("store", "mlartifacts", "reports"):
-        shutil.copytree(finished.home / name, home / name)
-    shutil.copy(finished.home / "mlflow.db", home / "mlflow.db")
+        shutil.copytree(left / name, home / name)
+    shutil.copy(left / "mlflow.db", home / "mlflow.db")
     # MLflow holds absolute addresses: those of the copy, or it would change what the other tests share.
     with sqlite3.connect(home / "mlflow.db") as database:
         for table, column in (
