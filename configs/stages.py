@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from resprout.configs.section import Name, Ratio, Section
 from resprout.configs.sources import DataSource, RowSource, TextSource
+
+Unit = Literal["ffn", "kv_groups", "heads", "experts"]
+"""What a pruning method removes: FFN channels, KV groups with their query heads, query heads inside each
+group (keys and values stay), experts with their router rows."""
 
 
 class CalibrateConfig(Section):
@@ -63,8 +67,9 @@ class PruneConfig(Section):
     """Overrides the preset's allocator."""
     repair: Literal["none", "bias", "least_squares"] | None = None
     """Overrides the preset's repair of what the removed channels contributed."""
-    units: tuple[Literal["ffn", "kv_groups"], ...] = ("ffn",)
-    """What is removed: FFN channels, KV groups with their query heads."""
+    units: tuple[Unit, ...] = ("ffn",)
+    """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
+    group), experts."""
     target: TargetConfig
     """Size to reach."""
     round_to: Annotated[int, Field(ge=1)] = 128
@@ -78,7 +83,7 @@ class PruneConfig(Section):
     @classmethod
     def _some_units(cls, units: tuple[str, ...]) -> tuple[str, ...]:
         if not units or len(set(units)) != len(units):
-            raise ValueError(f"units is {list(units)}; name ffn, kv_groups or both, each once")
+            raise ValueError(f"units is {list(units)}; name some of {', '.join(get_args(Unit))}, each once")
         return units
 
 

@@ -28,6 +28,29 @@ WIDTHS: dict[str, Any] = {
 }
 
 
+MOE: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+OWN: dict[str, dict[str, Any]] = {
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "gpt2": {"n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_experts": 4, "shared_expert_intermediate_size": 48, **MOE},
+    "qwen3_moe": {"num_experts": 4, **MOE},
+}
+"""What families call widths of their own."""
+
+
+def widths_of(model_type: str) -> dict[str, Any]:
+    """The widths of a tiny model of this family."""
+    shared = WIDTHS
+    if model_type in ("opt", "gpt2", "gpt_neox"):
+        shared = {
+            key: value for key, value in WIDTHS.items() if key not in ("head_dim", "num_key_value_heads")
+        }
+    if model_type == "gpt2":
+        shared = {key: value for key, value in shared.items() if key.endswith(("_id", "vocab_size"))}
+    return {**shared, **OWN.get(model_type, {})}
+
+
 def tiny_model(model_type: str, seed: int = 0, dtype: str = "float32", **widths: Any) -> PreTrainedModel:
     """A random model of `model_type` in eval mode without gradients, with WIDTHS where `widths` has no say.
 
@@ -35,7 +58,8 @@ def tiny_model(model_type: str, seed: int = 0, dtype: str = "float32", **widths:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(model_type, **(WIDTHS | widths))
+    layers = {"n_layer": widths.pop("num_hidden_layers", 2)} if model_type == "gpt2" else {}
+    config = AutoConfig.for_model(model_type, **(widths_of(model_type) | layers | widths))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

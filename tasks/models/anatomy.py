@@ -1,81 +1,129 @@
-"""Where a decoder keeps its FFN channels and KV groups; the only module that knows names like `q_proj`.
+"""What a decoder's units are: which slices of which tensors leave with each, worked out from named axes.
 
-A unit (an FFN channel, a KV group with its query heads) is a set of features: columns of one *reader*
-(`down_proj`, `o_proj`), made by rows of its *writers* (`gate_proj`, `up_proj`; `q_proj`, `k_proj`, `v_proj`).
-Methods speak of units, features, readers and writers only.
+A unit of a layer (an FFN channel, a KV group with its query heads, a query head, an expert) is a set of
+slices of the layer's tensors. Its *features* are the columns of one *reader* (`down_proj`, `o_proj`) that it
+makes. Methods speak of units, slices, features and readers only; what a family calls its tensors and how it
+fuses them is said in tasks/models/families.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from resprout.tasks.models.families import Family, check_family
+from resprout.configs.stages import Unit
+from resprout.tasks.models.families.family import Family
+from resprout.tasks.models.size import Shape, Widths, shape_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Kind = Literal["ffn", "kv_groups"]
-
 
 @dataclass(frozen=True)
-class Slot:
-    """A place in the model that holds a linear layer, which may be replaced there."""
+class Slices:
+    """What of one tensor leaves with each unit: `index` int64 [units, slices per unit] along `dim`."""
 
-    owner: nn.Module
     name: str
+    dim: int
+    index: Tensor
 
-    @property
-    def linear(self) -> nn.Linear:
-        return getattr(self.owner, self.name)
-
-    def put(self, linear: nn.Linear) -> None:
-        """Replace the linear layer held here."""
-        setattr(self.owner, self.name, linear)
+    def of(self, tensor: Tensor) -> Tensor:
+        """The values that leave with each unit: [units, values]."""
+        taken = tensor.movedim(self.dim, 0)[self.index.to(tensor.device)]
+        return taken.reshape(len(self.index), -1)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of unit in one layer.
+    """The units of one kind in one layer, by names from the layer on.
 
-    `writers` are (slot, rows per unit); the columns of `reader` are the units' features in order,
-    `features_per_unit` for each.
+    `reader` is the module that reads their features, None where no one module does. Units lie in `blocks`
+    blocks of equal size, of which each keeps the same number.
     """
 
-    kind: Kind
-    writers: tuple[tuple[Slot, int], ...]
-    reader: Slot
-    features_per_unit: int
-
-    @property
-    def units(self) -> int:
-        """How many units this layer has now."""
-        return self.reader.linear.in_features // self.features_per_unit
+    kind: Unit
+    units: int
+    slices: tuple[Slices, ...]
+    reader: str | None = None
+    features_per_unit: int = 1
+    transposed: bool = False
+    blocks: int = 1
 
     def features(self, units: Sequence[int]) -> Tensor:
         """Columns of the reader that belong to `units`: int64 [units * features_per_unit]."""
-        return expand(units, self.features_per_unit)
+        first = torch.as_tensor(units, dtype=torch.long).reshape(-1, 1) * self.features_per_unit
+        return (first + torch.arange(self.features_per_unit)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Units:
+    """A part with the tensors that its layer has: what a criterion or a repair is given."""
+
+    part: Part
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def count(self) -> int:
+        return self.part.units
+
+    @property
+    def weight(self) -> Tensor:
+        """The reader's weight: [outputs, features]."""
+        weight = self.tensors[f"{self.part.reader}.weight"]
+        return weight.T if self.part.transposed else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The reader's bias: [outputs], None where it has none."""
+        return self.tensors.get(f"{self.part.reader}.bias")
+
+    def coupled(self, tensors: Mapping[str, Tensor] | None = None) -> Iterator[Tensor]:
+        """The values that leave with each unit, [units, values] for each tensor they are in.
+
+        `tensors` of the same names (gradients, say) may stand in for the layer's own.
+        """
+        source = self.tensors if tensors is None else tensors
+        for one in self.part.slices:
+            yield one.of(source[one.name])
+
+    def by_unit(self, features: Tensor) -> Tensor:
+        """A value for each feature, [features], as [units, features per unit]."""
+        return features.view(self.count, self.part.features_per_unit)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: the module and its parts by kind."""
+    """One decoder layer: its module, its widths and the parts that it can have."""
 
     module: Any
-    ffn: Part
-    kv_groups: Part
+    family: Family
+    shape: Shape
+    widths: Widths
 
-    def part(self, kind: Kind) -> Part:
-        """The part that holds units of `kind`."""
-        return self.ffn if kind == "ffn" else self.kv_groups
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The layer's tensors by names from the layer on."""
+        return {name: tensor.detach() for name, tensor in self.module.named_parameters()}
 
-    def note_widths(self) -> None:
-        """Bring the modules' own width attributes in line with their tensors."""
-        self.module.mlp.intermediate_size = self.ffn.units
+    def part(self, kind: Unit) -> Part:
+        """The units of `kind`."""
+        return part(self.shape, self.widths, kind)
+
+    def units(self, kind: Unit) -> Units:
+        """The units of `kind` with their tensors."""
+        return Units(self.part(kind), self.tensors)
+
+    def reader(self, kind: Unit) -> nn.Module:
+        """The module that reads what the units of `kind` make."""
+        name = self.part(kind).reader
+        if name is None:
+            raise ValueError(f"units '{kind}' have no reader")
+        module: nn.Module = self.module.get_submodule(name)
+        return module
 
 
 @dataclass(frozen=True)
@@ -89,29 +137,86 @@ class Anatomy:
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
     """The parts of `model`; an unsupported family raises BadInput, which says how to add one."""
-    family = check_family({"model_type": model.config.model_type})
-    decoder: Any = model.model
-    return Anatomy(family, decoder, tuple(_layer(module) for module in decoder.layers))
-
-
-def expand(units: Sequence[int], size: int) -> Tensor:
-    """Indices of all rows of `units` where each unit has `size` rows: int64 [len(units) * size]."""
-    first = torch.as_tensor(units, dtype=torch.long).reshape(-1, 1) * size
-    return (first + torch.arange(size)).reshape(-1)
-
-
-def _layer(module: Any) -> Layer:
-    mlp, attention = module.mlp, module.self_attn
-    head_dim, heads = attention.head_dim, attention.num_key_value_groups
-    ffn = Part("ffn", ((Slot(mlp, "gate_proj"), 1), (Slot(mlp, "up_proj"), 1)), Slot(mlp, "down_proj"), 1)
-    groups = Part(
-        "kv_groups",
-        (
-            (Slot(attention, "q_proj"), heads * head_dim),
-            (Slot(attention, "k_proj"), head_dim),
-            (Slot(attention, "v_proj"), head_dim),
-        ),
-        Slot(attention, "o_proj"),
-        heads * head_dim,
+    shape = shape_of(model.config.to_dict())
+    family = shape.family
+    decoder: Any = model.get_submodule(family.decoder)
+    layers = getattr(decoder, family.layers)
+    return Anatomy(
+        family,
+        decoder,
+        tuple(Layer(module, family, shape, shape.widths(index)) for index, module in enumerate(layers)),
     )
-    return Layer(module, ffn, groups)
+
+
+def part(shape: Shape, widths: Widths, kind: Unit) -> Part:
+    """The units of `kind` in a layer of these widths."""
+    family, tensors = shape.family, shape.layer_tensors(widths)
+    slices = tuple(
+        Slices(name, dim, index)
+        for name, axes in tensors.items()
+        for dim, axis in enumerate(axes)
+        if (index := _index(axis, kind, shape, widths)) is not None
+    )
+    query = widths.heads_per_group * shape.head_dim
+    reader, transposed = family.attention_reader, family.transposed
+    if kind == "ffn":
+        return Part(kind, widths.ffn, slices, family.ffn_reader, 1, transposed)
+    if kind == "kv_groups":
+        return Part(kind, widths.kv_heads, slices, reader, query, transposed)
+    if kind == "heads":
+        heads = widths.kv_heads * widths.heads_per_group
+        return Part(kind, heads, slices, reader, shape.head_dim, transposed, blocks=widths.kv_heads)
+    if kind == "experts":
+        return Part(kind, widths.experts, slices)
+    raise ValueError(f"a layer has no units '{kind}'")
+
+
+def cut(
+    tensors: Mapping[str, Tensor], parts: Mapping[Unit, Part], kept: Mapping[Unit, Sequence[int]]
+) -> dict[str, Tensor]:
+    """The tensors without what belongs to units that are not kept; the others stay as they are."""
+    stays: dict[tuple[str, int], Tensor] = {}
+    for kind, units in kept.items():
+        gone = torch.ones(parts[kind].units, dtype=torch.bool)
+        gone[torch.as_tensor(units, dtype=torch.long)] = False
+        for one in parts[kind].slices if bool(gone.any()) else ():
+            size = tensors[one.name].shape[one.dim]
+            mask = stays.setdefault((one.name, one.dim), torch.ones(size, dtype=torch.bool))
+            mask[one.index[gone].reshape(-1)] = False
+    result = dict(tensors)
+    for (name, dim), mask in stays.items():
+        tensor = result[name]
+        result[name] = tensor.index_select(dim, mask.nonzero().squeeze(1).to(tensor.device))
+    return result
+
+
+def _index(axis: int | str, kind: Unit, shape: Shape, widths: Widths) -> Tensor | None:
+    """Positions along an axis that belong to each unit: int64 [units, positions], None where none does."""
+    if isinstance(axis, int):
+        return None
+    if "+" in axis:
+        found, offset = [], 0
+        for one in axis.split("+"):
+            index = _index(one, kind, shape, widths)
+            found += [index + offset] if index is not None else []
+            offset += shape.axis(one, widths)
+        return torch.cat(found, dim=1) if found else None
+    each = _rows(axis, kind, shape.head_dim, widths.heads_per_group)
+    if each is None:
+        return None
+    size = shape.axis(axis, widths)
+    return torch.arange(size).view(size // each, each)
+
+
+def _rows(axis: str, kind: Unit, head_dim: int, heads_per_group: int) -> int | None:
+    """How many positions of an axis each unit has, one unit after another; None where it has none."""
+    rows: Mapping[tuple[Unit, str], int] = {
+        ("ffn", "ffn"): 1,
+        ("experts", "experts"): 1,
+        ("heads", "query"): head_dim,
+        ("kv_groups", "query"): heads_per_group * head_dim,
+        ("kv_groups", "key"): head_dim,
+        ("kv_groups", "value"): head_dim,
+        ("kv_groups", "qkv_by_head"): (heads_per_group + 2) * head_dim,
+    }
+    return rows.get((kind, axis))

@@ -58,7 +58,7 @@ def gguf_shape(path: Path) -> Shape:
     if architecture not in ARCHITECTURES:
         raise BadInput(
             f"{path.name} holds a model of architecture '{architecture}'; supported are "
-            f"{', '.join(ARCHITECTURES)} (tasks/models/families.py shows how to add one)"
+            f"{', '.join(ARCHITECTURES)} (tasks/models/README.md shows how to add one)"
         )
 
     def number(key: str, default: int | None = None) -> int:
@@ -83,13 +83,11 @@ def gguf_shape(path: Path) -> Shape:
         hidden=hidden,
         vocab=tensors["token_embd.weight"][1],
         head_dim=number("attention.key_length", hidden // heads),
-        heads_per_group=heads // kv_heads,
+        heads_per_group=(heads // kv_heads,) * layers,
         ffn=(number("feed_forward_length"),) * layers,
         kv_heads=(kv_heads,) * layers,
-        tied="output.weight" not in tensors,
         max_positions=number("context_length", 0),
-        qkv_bias="blk.0.attn_q.bias" in tensors,
-        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        config={"tie_word_embeddings": "output.weight" not in tensors},
     )
 
 

@@ -1,44 +1,70 @@
-"""Models whose layers have widths of their own: what config.json says, and the stock class cut to it.
+"""Models whose layers have widths of their own: what config.json says, and stock layers built to it.
 
 Stock classes build every layer alike. Where layers differ, config.json keeps the widths of the uncut model
-(so that it stays valid) and adds `resprout_layout`: for each layer its FFN width and its number of key-value
-heads; query heads follow, because whole groups are cut. A stock class that loads such a folder stops at the
-shapes; `load_model` builds the stock class with the modules cut before the weights are read.
+(so that it stays valid) and adds `resprout_layout`: for each layer its FFN channels, key-value heads, query
+heads and experts, 0 where a sublayer is gone. A stock class that loads such a folder stops at the shapes;
+`load_model` takes the stock class with each such layer built by its own constructor from a config with the
+layer's widths.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from resprout.tasks.models.anatomy import Part, anatomy
 from resprout.tasks.models.families import LAYOUT_KEY
-from resprout.tasks.models.size import layout_widths
+from resprout.tasks.models.families.family import Family
+from resprout.tasks.models.size import Shape, Widths, shape_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Layout:
-    """FFN channels and key-value heads of each layer."""
+class NoAttention(nn.Module):
+    """Stands where attention was removed: adds nothing to the residual stream."""
 
-    ffn: tuple[int, ...]
-    kv_heads: tuple[int, ...]
-
-    def to_config(self) -> dict[str, list[int]]:
-        """The value of `resprout_layout` in config.json."""
-        return {"intermediate_size": list(self.ffn), "num_key_value_heads": list(self.kv_heads)}
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return torch.zeros_like(hidden_states), None
 
 
-def layout_of(config: Any) -> Layout | None:
-    """The layout in a transformers config, None where all layers are alike; a broken one raises BadInput."""
-    data = getattr(config, LAYOUT_KEY, None)
-    if data is None:
-        return None
-    return Layout(*layout_widths(data, config.num_hidden_layers))
+class NoFFN(nn.Module):
+    """Stands where an FFN was removed: adds nothing to the residual stream."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+def layout_of(config: Any) -> Shape | None:
+    """The shape of a transformers config with a layout, None where all layers are alike."""
+    return shape_of(config.to_dict()) if getattr(config, LAYOUT_KEY, None) is not None else None
+
+
+def to_layout(shape: Shape) -> dict[str, list[int]]:
+    """The value of `resprout_layout` in config.json."""
+    experts = {"num_experts": list(shape.experts)} if shape.experts else {}
+    return {
+        "intermediate_size": list(shape.ffn),
+        "num_key_value_heads": list(shape.kv_heads),
+        "num_attention_heads": list(shape.heads),
+        **experts,
+    }
+
+
+def write_shape(config: Any, shape: Shape) -> None:
+    """Bring a transformers config in line with `shape`: by its own keys if they can say it, else a layout."""
+    family, keys = shape.family, shape.family.keys
+    setattr(config, keys.hidden, shape.hidden)
+    setattr(config, keys.layers, shape.layers)
+    if shape.stock:
+        _set_widths(config, family, shape.widths(0), shape.head_dim)
+        if hasattr(config, LAYOUT_KEY):
+            delattr(config, LAYOUT_KEY)
+    else:
+        setattr(config, LAYOUT_KEY, to_layout(shape))
 
 
 def cut_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -46,23 +72,49 @@ def cut_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
-        layout = layout_of(config)
-        if layout is not None:
-            for layer, width, kv_heads in zip(anatomy(self).layers, layout.ffn, layout.kv_heads, strict=True):
-                _resize(layer.ffn, width)
-                _resize(layer.kv_groups, kv_heads)
-                layer.note_widths()
+        shape = layout_of(config)
+        if shape is not None:
+            layers = getattr(self.get_submodule(shape.family.decoder), shape.family.layers)
+            for index in range(shape.layers):
+                layers[index] = build_layer(type(layers[index]), config, shape, index)
 
     return type(stock.__name__, (stock,), {"__init__": build, "__module__": stock.__module__})
 
 
-def _resize(part: Part, units: int) -> None:
-    reader = part.reader.linear
-    for slot, rows in part.writers:
-        slot.put(_empty_like(slot.linear, units * rows, slot.linear.in_features))
-    part.reader.put(_empty_like(reader, reader.out_features, units * part.features_per_unit))
+def build_layer(kind: Any, config: Any, shape: Shape, index: int) -> Any:
+    """A decoder layer of class `kind` with the widths of layer `index`, its weights not yet set."""
+    widths, family = shape.widths(index), shape.family
+    own = copy.deepcopy(config)
+    # A sublayer that will be taken away is built first, and as narrow as it can be.
+    experts = max(widths.experts, int(bool(shape.experts)))
+    shown = Widths(widths.ffn or 1, widths.kv_heads or 1, widths.heads_per_group or 1, experts)
+    _set_widths(own, family, shown, shape.head_dim)
+    layer = kind(own, layer_idx=index)
+    if not widths.kv_heads:
+        _remove(layer, family.attention_zeros, NoAttention, family.attention(shape.config), family)
+    if not widths.ffn:
+        _remove(layer, family.ffn_zeros, NoFFN, family.ffn(shape.config), family)
+    return layer.eval()
 
 
-def _empty_like(linear: nn.Linear, rows: int, columns: int) -> nn.Linear:
-    weight = linear.weight
-    return nn.Linear(columns, rows, bias=linear.bias is not None, device=weight.device, dtype=weight.dtype)
+def _set_widths(config: Any, family: Family, widths: Widths, head_dim: int) -> None:
+    keys = family.keys
+    setattr(config, keys.ffn, widths.ffn)
+    if keys.kv_heads and keys.head_dim:
+        setattr(config, keys.kv_heads, widths.kv_heads)
+        setattr(config, keys.heads, widths.kv_heads * widths.heads_per_group)
+        # Stock configs derive head_dim from hidden size and heads where it is not named.
+        setattr(config, keys.head_dim, head_dim)
+    for key in keys.experts:
+        if hasattr(config, key):
+            setattr(config, key, widths.experts)
+
+
+def _remove(
+    layer: Any, names: tuple[str, ...], zeros: type[nn.Module], tensors: Mapping[str, Any], family: Family
+) -> None:
+    for name in names:
+        setattr(layer, name, zeros())
+    for name in {name.split(".")[0] for name in tensors}:
+        if family.norms(name) and name not in names:
+            setattr(layer, name, nn.Identity())

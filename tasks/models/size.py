@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
+from resprout.configs.stages import Unit
 from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.families import FAMILIES, LAYOUT_KEY, check_family
+from resprout.tasks.models.families.family import Axes, Family, Tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
-NEEDED = ("hidden_size", "vocab_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
-OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings")
-LAYOUT_LISTS = ("intermediate_size", "num_key_value_heads")
+COUNTED: Mapping[Unit, str] = {
+    "ffn": "ffn",
+    "kv_groups": "kv_heads",
+    "heads": "heads_per_group",
+    "experts": "experts",
+}
+"""Units of a layer, and the width that counts them; of query heads those in each group."""
+
+LAYOUT_LISTS = {
+    "intermediate_size": "ffn",
+    "num_key_value_heads": "kv_heads",
+    "num_attention_heads": "heads",
+    "num_experts": "experts",
+}
+"""Lists that `resprout_layout` may hold, and what they say; the last two may be left out."""
+MUST = ("intermediate_size", "num_key_value_heads")
 
 
 @dataclass(frozen=True)
@@ -31,22 +48,37 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Widths:
+    """One layer: FFN channels, KV groups, query heads in each group, experts; 0 where a sublayer is gone."""
+
+    ffn: int
+    kv_heads: int
+    heads_per_group: int
+    experts: int = 0
+
+
+@dataclass(frozen=True)
 class Shape:
-    """All widths of a decoder; `ffn` and `kv_heads` hold one number for each layer."""
+    """All widths of a decoder; `ffn`, `kv_heads`, `heads_per_group`, `experts` have a number for each layer.
+
+    A width of 0 means that the layer lacks that sublayer. `config` is the config.json that says what else the
+    tensors depend on: biases, tied embeddings, positions.
+    """
 
     model_type: str
     hidden: int
     vocab: int
     head_dim: int
-    heads_per_group: int
     ffn: tuple[int, ...]
     kv_heads: tuple[int, ...]
-    tied: bool
-    max_positions: int
-    ffn_bias: bool = False
-    qkv_bias: bool = False
-    attention_out_bias: bool = False
-    qk_norm: bool = False
+    heads_per_group: tuple[int, ...]
+    experts: tuple[int, ...] = ()
+    max_positions: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
 
     @property
     def layers(self) -> int:
@@ -55,48 +87,107 @@ class Shape:
     @property
     def heads(self) -> tuple[int, ...]:
         """Query heads of each layer."""
-        return tuple(groups * self.heads_per_group for groups in self.kv_heads)
+        return tuple(groups * each for groups, each in zip(self.kv_heads, self.heads_per_group, strict=True))
+
+    def widths(self, layer: int) -> Widths:
+        """The widths of one layer."""
+        experts = self.experts[layer] if self.experts else 0
+        return Widths(self.ffn[layer], self.kv_heads[layer], self.heads_per_group[layer], experts)
 
     @property
     def uniform(self) -> bool:
         """Whether all layers have the same widths."""
-        return len(set(self.ffn)) == 1 and len(set(self.kv_heads)) == 1
+        return len({self.widths(layer) for layer in range(self.layers)}) == 1
 
     @property
     def stock(self) -> bool:
         """Whether the family's stock config can state these widths."""
-        restricted = FAMILIES[self.model_type].heads_divide_hidden
-        return self.uniform and (not restricted or self.hidden % self.heads[0] == 0)
+        restricted = self.family.heads_divide_hidden
+        whole = self.uniform and self.ffn[0] > 0 and self.kv_heads[0] > 0
+        return whole and (not restricted or self.hidden % self.heads[0] == 0)
 
     @property
-    def params_per_channel(self) -> int:
-        """Parameters that leave with one FFN channel: a row of gate and of up, a column of down."""
-        return 3 * self.hidden + 2 * self.ffn_bias
+    def tied(self) -> bool:
+        """Whether the head shares the embeddings' tensor."""
+        return bool(self.config.get("tie_word_embeddings"))
 
-    @property
-    def params_per_group(self) -> int:
-        """Parameters that leave with one KV group: rows of q, k and v, columns of o."""
-        query = self.heads_per_group * self.head_dim
-        return query * self.hidden + (query + 2 * self.head_dim) * (self.hidden + self.qkv_bias)
+    def axis(self, axis: int | str, widths: Widths) -> int:
+        """How long an axis is (tasks/models/families/family.py) in a layer of these widths."""
+        if isinstance(axis, int):
+            return axis
+        if "+" in axis:
+            return sum(self.axis(part, widths) for part in axis.split("+"))
+        query = widths.kv_heads * widths.heads_per_group * self.head_dim
+        key = widths.kv_heads * self.head_dim
+        known = {
+            "hidden": self.hidden,
+            "vocab": self.vocab,
+            "head_dim": self.head_dim,
+            "query": query,
+            "key": key,
+            "value": key,
+            "qkv_by_head": query + 2 * key,
+            "ffn": widths.ffn,
+            "experts": widths.experts,
+        }
+        return known[axis]
 
-    @property
-    def fixed_params_per_layer(self) -> int:
-        """Parameters of a layer that no unit owns: norms and the biases of o and down."""
-        return self.hidden * (2 + self.ffn_bias + self.attention_out_bias) + 2 * self.head_dim * self.qk_norm
+    def dims(self, axes: Axes, layer: int = 0) -> tuple[int, ...]:
+        """The dimensions of a tensor with these axes, in a layer where it lies in one."""
+        widths = self.widths(layer)
+        return tuple(self.axis(axis, widths) for axis in axes)
+
+    def layer_tensors(self, widths: Widths) -> Tensors:
+        """Names from the layer on, and axes, of all tensors of a layer of these widths."""
+        attention = self.family.attention(self.config) if widths.kv_heads else {}
+        return {**attention, **(self.family.ffn(self.config) if widths.ffn else {})}
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Whole names and dimensions of all tensors."""
+        for name, axes in self.family.ends(self.config).items():
+            yield name, self.dims(axes)
+        for layer in range(self.layers):
+            for name, axes in self.layer_tensors(self.widths(layer)).items():
+                yield f"{self.family.layer_prefix}{layer}.{name}", self.dims(axes, layer)
+
+    def counts(self, unit: Unit) -> tuple[int, ...]:
+        """How many units each layer has; of query heads in each group."""
+        counts: tuple[int, ...] = getattr(self, COUNTED[unit])
+        return counts
+
+    def with_counts(self, unit: Unit, counts: Iterable[int]) -> Shape:
+        """The shape with that many units in each layer."""
+        changed: Any = {COUNTED[unit]: tuple(counts)}
+        return replace(self, **changed)
+
+    def layer_params(self, widths: Widths) -> int:
+        """Parameters of a layer of these widths."""
+        tensors = self.layer_tensors(widths).values()
+        return sum(math.prod(self.axis(axis, widths) for axis in axes) for axes in tensors)
+
+    def unit_params(self, unit: Unit, layer: int = 0) -> int:
+        """Parameters that leave with one unit of a layer; with one query head of *each* group for `heads`."""
+        widths = self.widths(layer)
+        fewer: Any = {COUNTED[unit]: self.counts(unit)[layer] - 1}
+        # Widths of 1 and less would take the whole sublayer, with what no unit owns, away.
+        more: Any = {COUNTED[unit]: self.counts(unit)[layer] + 1}
+        if min(fewer.values()) > 0:
+            return self.layer_params(widths) - self.layer_params(replace(widths, **fewer))
+        return self.layer_params(replace(widths, **more)) - self.layer_params(widths)
 
     @property
     def embedding_params(self) -> int:
         """Token embeddings, and the head where it is not tied to them."""
-        return self.vocab * self.hidden * (1 if self.tied else 2)
+        ends = self.family.ends(self.config).values()
+        return sum(math.prod(self.dims(axes)) for axes in ends if axes[0] == "vocab")
 
     @property
     def non_embedding_params(self) -> int:
         """All parameters but `embedding_params`."""
-        return (
-            sum(self.ffn) * self.params_per_channel
-            + sum(self.kv_heads) * self.params_per_group
-            + self.layers * self.fixed_params_per_layer
-            + self.hidden
+        layers = Counter(self.widths(layer) for layer in range(self.layers))
+        ends = self.family.ends(self.config).values()
+        return sum(count * self.layer_params(widths) for widths, count in layers.items()) + sum(
+            math.prod(self.dims(axes)) for axes in ends if axes[0] != "vocab"
         )
 
     @property
@@ -115,63 +206,108 @@ def shape_of(source: Path | Mapping[str, Any]) -> Shape:
     An unsupported family, quantised weights, or a config.json whose widths are not there or are no whole
     numbers raise BadInput.
     """
-    config = read_config(source) if isinstance(source, Path) else source
-    family = check_family(config)
-    missing = [key for key in NEEDED if not config.get(key)]
+    given = read_config(source) if isinstance(source, Path) else source
+    family = check_family(given)
+    config = {**family.defaults, **given}
+    keys = family.keys
+    _check_widths(family, config)
+    if unsupported := family.check(config):
+        raise BadInput(
+            f"config.json is of a {family.model_type} model that is not supported: {unsupported}; give "
+            "another model of the family"
+        )
+    hidden, heads, layers = config[keys.hidden], config[keys.heads], config[keys.layers]
+    kv_heads = (config.get(keys.kv_heads) if keys.kv_heads else None) or heads
+    if heads % kv_heads:
+        raise BadInput(
+            f"config.json says {keys.heads}: {heads}, which {keys.kv_heads}: {kv_heads} does not "
+            "divide; take the config that came with the weights"
+        )
+    experts = max((config[key] for key in _experts_key(family, config)), default=0)
+    wide: dict[str, tuple[int, ...]] = {
+        "ffn": (_ffn(family, config),) * layers,
+        "kv_heads": (kv_heads,) * layers,
+        "heads": (heads,) * layers,
+        "experts": (experts,) * layers,
+    }
+    if config.get(LAYOUT_KEY) is not None:
+        wide |= layout_widths(config[LAYOUT_KEY], layers)
+        if "num_attention_heads" not in config[LAYOUT_KEY]:
+            wide["heads"] = tuple(groups * heads // kv_heads for groups in wide["kv_heads"])
+    return Shape(
+        model_type=family.model_type,
+        hidden=hidden,
+        vocab=config["vocab_size"],
+        head_dim=(config.get(keys.head_dim) if keys.head_dim else None) or hidden // heads,
+        ffn=wide["ffn"],
+        kv_heads=wide["kv_heads"],
+        heads_per_group=tuple(
+            all_ // groups if groups else heads // kv_heads
+            for all_, groups in zip(wide["heads"], wide["kv_heads"], strict=True)
+        ),
+        experts=wide["experts"] if keys.experts else (),
+        max_positions=config.get(keys.positions) or 0,
+        config=config,
+    )
+
+
+def _check_widths(family: Family, config: Mapping[str, Any]) -> None:
+    keys = family.keys
+    needed = [keys.hidden, "vocab_size", keys.heads, keys.layers, *_experts_key(family, config)]
+    # A stock config that may leave the FFN's width out has a default that says so by None.
+    needed += [] if keys.ffn in family.defaults else [keys.ffn]
+    missing = [key for key in needed if not config.get(key)]
     if missing:
         raise BadInput(
             f"config.json of the {family.model_type} model lacks {', '.join(missing)}; take the config that "
             "came with the weights"
         )
-    for key in (*NEEDED, *OPTIONAL):
-        if config.get(key) is not None and not _is_width(config[key]):
+    for key in (*needed, keys.ffn, keys.kv_heads, keys.head_dim, keys.positions):
+        if key and config.get(key) is not None and not _is_width(config[key]):
             raise BadInput(
                 f"config.json says {key}: {config[key]!r}, expected a whole number from 1; take the config "
                 "that came with the weights"
             )
-    hidden, heads, layers = (config[key] for key in ("hidden_size", "num_attention_heads", NEEDED[3]))
-    kv_heads = config.get("num_key_value_heads") or heads
-    if heads % kv_heads:
-        raise BadInput(
-            f"config.json says num_attention_heads: {heads}, which num_key_value_heads: {kv_heads} does not "
-            "divide; take the config that came with the weights"
-        )
-    layout = config.get(LAYOUT_KEY)
-    ffn, groups = (config["intermediate_size"],) * layers, (kv_heads,) * layers
-    if layout is not None:
-        ffn, groups = layout_widths(layout, layers)
-    attention_bias = bool(family.attention_bias_key and config.get(family.attention_bias_key))
-    return Shape(
-        model_type=family.model_type,
-        hidden=hidden,
-        vocab=config["vocab_size"],
-        head_dim=config.get("head_dim") or family.head_dim_default or hidden // heads,
-        heads_per_group=heads // kv_heads,
-        ffn=ffn,
-        kv_heads=groups,
-        tied=bool(config.get("tie_word_embeddings", False)),
-        max_positions=config.get("max_position_embeddings") or 0,
-        ffn_bias=bool(family.ffn_bias_key and config.get(family.ffn_bias_key)),
-        qkv_bias=family.qkv_bias or attention_bias,
-        attention_out_bias=attention_bias,
-        qk_norm=family.qk_norm,
-    )
 
 
-def layout_widths(layout: Any, layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """FFN channels and key-value heads of each layer by `resprout_layout`; BadInput where it is broken."""
-    found: list[Any] = [layout.get(key) if isinstance(layout, Mapping) else None for key in LAYOUT_LISTS]
-    for widths in found:
-        if not isinstance(widths, list | tuple) or len(widths) != layers or not all(map(_is_width, widths)):
+def _experts_key(family: Family, config: Mapping[str, Any]) -> list[str]:
+    """The key that holds the number of experts, nothing in a dense family."""
+    known = family.keys.experts
+    return [key for key in known if key in config][:1] or list(known[:1])
+
+
+def _ffn(family: Family, config: Mapping[str, Any]) -> int:
+    width: int | None = config.get(family.keys.ffn)
+    return width or 4 * int(config[family.keys.hidden])
+
+
+def layout_widths(layout: Any, layers: int) -> dict[str, tuple[int, ...]]:
+    """What `resprout_layout` says of each layer, by the values of LAYOUT_LISTS; a broken one is BadInput."""
+    given = layout if isinstance(layout, Mapping) else {}
+    found: dict[str, tuple[int, ...]] = {}
+    for key, name in LAYOUT_LISTS.items():
+        widths = given.get(key)
+        if widths is None and key not in MUST:
+            continue
+        if (
+            not isinstance(widths, list | tuple)
+            or len(widths) != layers
+            or not all(map(_is_width_or_0, widths))
+        ):
             raise BadInput(
-                f"{LAYOUT_KEY} in config.json must list {' and '.join(LAYOUT_LISTS)}, whole numbers from 1, "
+                f"{LAYOUT_KEY} in config.json must list {' and '.join(MUST)}, whole numbers from 0, "
                 f"for each of the {layers} layers; save the model again with resprout"
             )
-    return tuple(found[0]), tuple(found[1])
+        found[name] = tuple(widths)
+    return found
 
 
 def _is_width(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_width_or_0(value: Any) -> bool:
+    return _is_width(value) or (value == 0 and isinstance(value, int) and not isinstance(value, bool))
 
 
 def count(model: PreTrainedModel) -> Sizes:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.anatomy import Layer, anatomy
+from resprout.tasks.models.anatomy import Anatomy, Layer, anatomy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,17 +28,17 @@ class Step:
     total: int
     layer: Layer
     hidden: list[Tensor]
-    arguments: list[dict[str, Any]]
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
     ran: bool = False
 
     def run(self) -> Iterator[Tensor]:
         """Run every batch through the layer, yielding its outputs, which become the next layer's inputs."""
         self.ran = True
-        for i, arguments in enumerate(self.arguments):
+        for i, (more, arguments) in enumerate(self.arguments):
             with torch.no_grad():
-                output = self.layer.module(self.hidden[i], **arguments)
-            self.hidden[i] = output
-            yield output
+                output = self.layer.module(self.hidden[i], *more, **arguments)
+            self.hidden[i] = output if isinstance(output, Tensor) else output[0]
+            yield self.hidden[i]
 
 
 def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TOKENS) -> Iterator[Step]:
@@ -56,7 +56,7 @@ def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TO
     recorders = [_Recorder() for _ in parts.layers]
     hidden: list[Tensor] = []
     for ids in input_ids.split(rows):
-        with torch.no_grad(), _layers_replaced(parts.decoder, recorders):
+        with torch.no_grad(), _layers_replaced(parts, recorders):
             parts.decoder(input_ids=ids.to(model.device), use_cache=False)
         hidden.append(recorders[0].seen)
     for index, layer in enumerate(parts.layers):
@@ -68,13 +68,13 @@ def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TO
 
 
 @contextmanager
-def watch(linear: nn.Linear, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `see` with every input of `linear`, flattened to [tokens, features], while the context is open."""
+def watch(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `see` with every input of `module`, flattened to [tokens, features], while the context is open."""
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def hook(watched: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         see(inputs[0].flatten(0, -2))
 
-    handle = linear.register_forward_pre_hook(hook)
+    handle = module.register_forward_pre_hook(hook)
     try:
         yield
     finally:
@@ -86,20 +86,21 @@ class _Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.arguments: list[dict[str, Any]] = []
+        self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.seen: Tensor = torch.empty(0)
 
-    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
-        self.seen = hidden
-        self.arguments.append(arguments)
-        return hidden
+    def forward(self, hidden_states: Tensor, *more: Any, **arguments: Any) -> Tensor:
+        self.seen = hidden_states
+        self.arguments.append((more, arguments))
+        return hidden_states
 
 
 @contextmanager
-def _layers_replaced(decoder: Any, recorders: list[_Recorder]) -> Iterator[None]:
-    layers = decoder.layers
-    decoder.layers = nn.ModuleList(recorders)
+def _layers_replaced(parts: Anatomy, recorders: list[_Recorder]) -> Iterator[None]:
+    name = parts.family.layers
+    layers = getattr(parts.decoder, name)
+    setattr(parts.decoder, name, nn.ModuleList(recorders))
     try:
         yield
     finally:
-        decoder.layers = layers
+        setattr(parts.decoder, name, layers)

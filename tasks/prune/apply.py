@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
-from resprout.tasks.models.anatomy import Kind, Layer, Part, anatomy, expand
-from resprout.tasks.models.families import FAMILIES, LAYOUT_KEY
-from resprout.tasks.models.layout import Layout
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.anatomy import Layer, anatomy, cut
+from resprout.tasks.models.layout import build_layer, write_shape
+from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.models.walk import walk, watch
-from resprout.tasks.prune.contracts import Repair, Repaired
+from resprout.tasks.prune.contracts import Repair
 from resprout.tasks.prune.plan import LayerPlan, Plan
 from resprout.tasks.prune.registry import REPAIRS
 from resprout.tasks.prune.statistics import Statistic
+from resprout.tasks.prune.target import with_biases
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+READ: tuple[Unit, ...] = ("ffn", "kv_groups", "heads")
+"""Units whose features one module reads, so that a repair can change that module."""
 
 
 def apply(
@@ -34,91 +41,87 @@ def apply(
     `input_ids` int64 [samples, tokens] are needed by repairs that look at data; the model is then walked once
     and each layer is cut as soon as its statistics are there. A plan for another model raises BadInput.
     """
-    plan.check_fits(shape_of(model.config.to_dict()))
+    dense = shape_of(model.config.to_dict())
+    plan.check_fits(dense)
     parts = anatomy(model)
     repair = REPAIRS.get(plan.repair)()
-    kinds: tuple[Kind, ...] = plan.units
+    pruned = plan.shape(with_biases(dense, plan.units) if plan.repair == "bias" else dense)
+    place = {plan.source(layer): layer for layer in range(pruned.layers)}
+    config = copy.deepcopy(model.config)
+    for key in (dense.family.ffn_bias_key, dense.family.attention_bias_key):
+        if key and pruned.config.get(key):
+            setattr(config, key, True)
+    built: dict[int, Any] = {}
+
+    def cut_layer(layer: Layer, source: int, statistics: dict[Unit, Statistic]) -> None:
+        if source in place:
+            index = place[source]
+            tensors = _cut_tensors(layer, plan.layers[index], plan.units, repair, statistics, ridge)
+            built[index] = _layer(type(layer.module), config, pruned, index, tensors)
+        progress(source + 1, len(parts.layers), "layers cut")
+
     if repair.statistic(1) is None:
-        for index, (layer, kept) in enumerate(zip(parts.layers, plan.layers, strict=True)):
-            _cut_layer(layer, kept, kinds, repair, {}, ridge)
-            progress(index + 1, len(parts.layers), "layers cut")
+        for source, layer in enumerate(parts.layers):
+            cut_layer(layer, source, {})
     else:
         if input_ids is None:
             raise TypeError(f"repair '{plan.repair}' needs calibration tokens")
         for step in walk(model, input_ids):
-            statistics: dict[Kind, Statistic] = {}
+            statistics: dict[Unit, Statistic] = {}
             with ExitStack() as watching:
-                for kind in kinds:
-                    reader = step.layer.part(kind).reader.linear
-                    statistic = repair.statistic(reader.in_features)
+                for kind in (kind for kind in plan.units if kind in READ):
+                    statistic = repair.statistic(step.layer.units(kind).weight.shape[1])
                     if statistic is not None:
                         statistics[kind] = statistic
-                        watching.enter_context(watch(reader, statistic.update))
+                        watching.enter_context(watch(step.layer.reader(kind), statistic.update))
                 for _ in step.run():
                     pass
-            _cut_layer(step.layer, plan.layers[step.index], kinds, repair, statistics, ridge)
-            progress(step.index + 1, step.total, "layers cut")
-    _update_config(model.config, plan)
+            cut_layer(step.layer, step.index, statistics)
+    setattr(parts.decoder, parts.family.layers, nn.ModuleList(built[index] for index in range(pruned.layers)))
+    for key in (dense.family.ffn_bias_key, dense.family.attention_bias_key):
+        if key:
+            setattr(model.config, key, getattr(config, key))
+    _update_config(model.config, plan, pruned)
 
 
-def _cut_layer(
+def _cut_tensors(
     layer: Layer,
     kept: LayerPlan,
-    kinds: tuple[Kind, ...],
+    kinds: tuple[Unit, ...],
     repair: Repair,
-    statistics: dict[Kind, Statistic],
+    statistics: Mapping[Unit, Statistic],
     ridge: float,
-) -> None:
-    for kind in kinds:
-        part = layer.part(kind)
-        units = kept.ffn if kind == "ffn" else kept.kv_groups
-        repaired = repair.repair(part, part.features(units), statistics.get(kind), ridge)
-        _cut(part, units, repaired)
-    layer.note_widths()
+) -> dict[str, Tensor]:
+    """The layer's tensors after the cut, the readers repaired."""
+    stay = {kind: units for kind, units in kept.kept().items() if units}
+    parts = {kind: layer.part(kind) for kind in stay}
+    tensors = cut(layer.tensors, parts, stay)
+    for kind in (kind for kind in kinds if kind in READ and kind in stay):
+        units = layer.units(kind)
+        reader, transposed = units.part.reader, units.part.transposed
+        repaired = repair.repair(units, units.part.features(stay[kind]), statistics.get(kind), ridge)
+        tensors[f"{reader}.weight"] = repaired.weight.T if transposed else repaired.weight
+        if repaired.bias is not None:
+            tensors[f"{reader}.bias"] = repaired.bias
+    return tensors
 
 
-def _cut(part: Part, units: tuple[int, ...], repaired: Repaired) -> None:
-    added = repaired.bias is not None
-    for slot, rows in part.writers:
-        linear, index = slot.linear, expand(units, rows)
-        weight = linear.weight[index]
-        present: Tensor | None = linear.bias
-        if present is not None:
-            bias: Tensor | None = present[index]
-        else:
-            # Stock configs have one switch for all biases of a block: where one is added, the others are
-            # zero.
-            bias = weight.new_zeros(len(index)) if added else None
-        slot.put(_linear(weight, bias))
-    reader = part.reader.linear
-    part.reader.put(_linear(repaired.weight, repaired.bias if added else reader.bias))
+def _layer(kind: Any, config: Any, shape: Shape, index: int, tensors: Mapping[str, Tensor]) -> Any:
+    """A stock layer with the widths of layer `index` that holds these tensors, zeros where it has more."""
+    example = next(iter(tensors.values()))
+    with torch.device("meta"):
+        layer = build_layer(kind, config, shape, index)
+    state = {}
+    for name, axes in shape.layer_tensors(shape.widths(index)).items():
+        dims = shape.dims(axes, index)
+        # Stock configs have one switch for all biases of a block: where one is added, the others are zero.
+        state[name] = tensors[name] if name in tensors else example.new_zeros(dims)
+    layer.load_state_dict({name: one.contiguous() for name, one in state.items()}, assign=True)
+    return layer.requires_grad_(False)
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    rows, columns = weight.shape
-    linear = nn.Linear(columns, rows, bias=bias is not None, device="meta", dtype=weight.dtype)
-    linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().contiguous(), requires_grad=False)
-    return linear.eval()
-
-
-def _update_config(config: Any, plan: Plan) -> None:
-    dense = shape_of(config.to_dict())
-    pruned = plan.shape(dense)
-    family = FAMILIES[dense.model_type]
-    if plan.repair == "bias":
-        if "ffn" in plan.units and family.ffn_bias_key:
-            setattr(config, family.ffn_bias_key, True)
-        if "kv_groups" in plan.units and family.attention_bias_key:
-            setattr(config, family.attention_bias_key, True)
-    if pruned.stock:
-        config.intermediate_size = pruned.ffn[0]
-        config.num_key_value_heads = pruned.kv_heads[0]
-        config.num_attention_heads = pruned.heads[0]
-        # Stock configs derive head_dim from hidden size and heads where it is not named.
-        config.head_dim = dense.head_dim
-        if hasattr(config, LAYOUT_KEY):
-            delattr(config, LAYOUT_KEY)
-    else:
-        setattr(config, LAYOUT_KEY, Layout(pruned.ffn, pruned.kv_heads).to_config())
+def _update_config(config: Any, plan: Plan, pruned: Shape) -> None:
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        config.layer_types = [types[plan.source(layer)] for layer in range(pruned.layers)]
+    write_shape(config, pruned)

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resprout.tasks.models.anatomy import Kind, Part
+    from resprout.tasks.models.anatomy import Units
     from resprout.tasks.prune.statistics import Moments, Statistic
 
-    Scores = Sequence[Mapping[Kind, Tensor]]
+    Scores = Sequence[Mapping[Unit, Tensor]]
     """For each layer and kind of unit: float32 [units, features per unit], higher is worth more."""
 
 
@@ -23,8 +24,10 @@ class Criterion(Protocol):
 
     calibrated: ClassVar[bool]
     """Whether it looks at the inputs of the reader over the calibration data."""
+    units: ClassVar[tuple[Unit, ...]]
+    """Kinds of units that it can score."""
 
-    def score(self, part: Part, inputs: Moments | None) -> Tensor:
+    def score(self, units: Units, inputs: Moments | None) -> Tensor:
         """Finite float32 [units, features per unit]; a unit is worth the mean of its row.
 
         `inputs` holds the moments of the reader's input features, None where `calibrated` is False. A
@@ -51,8 +54,8 @@ class Repair(Protocol):
         """An empty collector of what the repair must know of the reader's inputs; None: nothing."""
         ...
 
-    def repair(self, part: Part, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
-        """The weight (and bias) of the uncut `part`'s reader once only the features `kept` (int64) remain."""
+    def repair(self, units: Units, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
+        """The weight (and bias) of the uncut reader once only the features `kept` (int64) remain."""
         ...
 
 
@@ -74,7 +77,7 @@ class Request:
 
     shape: Shape
     limit: int
-    kinds: tuple[Kind, ...]
+    kinds: tuple[Unit, ...]
     round_to: int
     uniform: bool = True
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from resprout.configs.schema import PruneConfig
+from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
-from resprout.tasks.models.anatomy import Kind
 from resprout.tasks.models.size import BYTES, Shape, shape_of
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.plan import LayerPlan, Plan, Size
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def make_plan(
     model: PreTrainedModel, config: PruneConfig, input_ids: Tensor, progress: Progress = silent
-) -> tuple[Plan, list[dict[Kind, Tensor]]]:
+) -> tuple[Plan, list[dict[Unit, Tensor]]]:
     """The plan that `config` asks for, and scores [units, features per unit] for each layer and kind.
 
     The model is not changed. A target out of reach raises BadInput before anything is computed.
@@ -34,7 +34,7 @@ def make_plan(
     return plan_from(scores, dense, str(model.dtype).removeprefix("torch."), config), scores
 
 
-def plan_from(scores: list[dict[Kind, Tensor]], dense: Shape, dtype: str, config: PruneConfig) -> Plan:
+def plan_from(scores: list[dict[Unit, Tensor]], dense: Shape, dtype: str, config: PruneConfig) -> Plan:
     """The plan for a model of shape `dense`, held in `dtype`, whose units have these scores."""
     names = resolve(config)
     wanted = request(dense, config)
@@ -49,20 +49,30 @@ def plan_from(scores: list[dict[Kind, Tensor]], dense: Shape, dtype: str, config
         round_to=config.round_to,
         dtype=dtype,
         dense=Size.of(dense.sizes(dtype)),
+        dense_layers=dense.layers,
         requested=_requested(dense, wanted, dtype),
         reached=Size.of(granted.sizes(dtype)),
         warnings=tuple(warnings_for(dense, wanted, config.target)),
-        layers=tuple(_keep(index, granted, scores[index]) for index in range(granted.layers)),
+        layers=tuple(_keep(index, dense, granted, scores[index]) for index in range(granted.layers)),
     )
 
 
-def _keep(index: int, granted: Shape, scores: dict[Kind, Tensor]) -> LayerPlan:
-    widths: dict[Kind, int] = {"ffn": granted.ffn[index], "kv_groups": granted.kv_heads[index]}
-    kept = {
-        kind: tuple(best_units(scores[kind], width)) if kind in scores else tuple(range(width))
-        for kind, width in widths.items()
+def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) -> LayerPlan:
+    before, after = dense.widths(index), granted.widths(index)
+    each = dense.heads_per_group[index]
+    kept: dict[Unit, tuple[int, ...]] = {
+        "ffn": tuple(range(before.ffn)),
+        "kv_groups": tuple(range(before.kv_heads)),
     }
-    return LayerPlan(ffn=kept["ffn"], kv_groups=kept["kv_groups"])
+    for kind in kept:
+        if kind in scores:
+            kept[kind] = tuple(best_units(scores[kind], granted.counts(kind)[index]))
+    heads: tuple[int, ...] | None = None
+    if "heads" in scores:
+        best = best_units(scores["heads"], after.heads_per_group, before.kv_heads)
+        heads = tuple(head for head in best if head // each in kept["kv_groups"])
+    experts = tuple(best_units(scores["experts"], after.experts)) if "experts" in scores else None
+    return LayerPlan(ffn=kept["ffn"], kv_groups=kept["kv_groups"], heads=heads, experts=experts)
 
 
 def _requested(dense: Shape, wanted: Request, dtype: str) -> Size:

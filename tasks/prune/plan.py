@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resprout.configs.errors import BadInput
+from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape, Sizes
 
 PLAN_FILE = "plan.json"
@@ -32,10 +33,23 @@ class Size(_Strict):
 
 
 class LayerPlan(_Strict):
-    """Kept units of one layer, ascending indices into the uncut layer."""
+    """Kept units of one layer, ascending indices into the uncut layer; none at all: the sublayer is gone.
 
+    `index` is the layer's place in the uncut model, None where all layers stay. `heads` are query heads of
+    the kept groups, None where each group keeps all of its own; `experts` likewise.
+    """
+
+    index: int | None = None
     ffn: tuple[int, ...]
     kv_groups: tuple[int, ...]
+    heads: tuple[int, ...] | None = None
+    experts: tuple[int, ...] | None = None
+
+    def kept(self) -> dict[Unit, tuple[int, ...]]:
+        """The kept units by kind, of those kinds that lose some or could."""
+        found: dict[Unit, tuple[int, ...]] = {"ffn": self.ffn, "kv_groups": self.kv_groups}
+        found |= {} if self.heads is None else {"heads": self.heads}
+        return found | ({} if self.experts is None else {"experts": self.experts})
 
 
 class Plan(_Strict):
@@ -46,44 +60,70 @@ class Plan(_Strict):
     criterion: str
     allocator: str
     repair: str
-    units: tuple[Literal["ffn", "kv_groups"], ...]
+    units: tuple[Unit, ...]
     layout: Literal["uniform", "per_layer"]
     round_to: int
     dtype: str
     dense: Size
+    dense_layers: int | None = None
     requested: Size
     reached: Size
     warnings: tuple[str, ...] = ()
     layers: tuple[LayerPlan, ...]
 
+    def source(self, layer: int) -> int:
+        """The place in the uncut model of a layer of the pruned one."""
+        index = self.layers[layer].index
+        return layer if index is None else index
+
     def shape(self, dense: Shape) -> Shape:
         """The widths of the pruned model, given those of the model the plan was made for."""
+        kept = [dense.widths(self.source(layer)) for layer in range(len(self.layers))]
         return replace(
             dense,
             ffn=tuple(len(layer.ffn) for layer in self.layers),
             kv_heads=tuple(len(layer.kv_groups) for layer in self.layers),
+            heads_per_group=tuple(
+                len(layer.heads) // max(1, len(layer.kv_groups)) if layer.heads else widths.heads_per_group
+                for layer, widths in zip(self.layers, kept, strict=True)
+            ),
+            experts=tuple(
+                widths.experts if layer.experts is None else len(layer.experts)
+                for layer, widths in zip(self.layers, kept, strict=True)
+            )
+            if dense.experts
+            else (),
         )
 
     def check_fits(self, dense: Shape) -> None:
         """Raise BadInput unless the plan was made for a model of this shape."""
-        made_for = (self.model_type, len(self.layers), self.dense.params)
+        # Plans of the first release, which keep every layer, do not say how many there were.
+        layers = self.dense_layers or len(self.layers)
+        made_for = (self.model_type, layers, self.dense.params)
         given = (dense.model_type, dense.layers, dense.params)
         if made_for != given:
             raise BadInput(
                 "the plan was made for a {} model of {} layers and {} parameters, but the model given is "
-                "{} of {} "
-                "layers and {} parameters; make a plan for this model".format(*made_for, *given)
+                "{} of {} layers and {} parameters; make a plan for this model".format(*made_for, *given)
             )
-        for index, layer in enumerate(self.layers):
-            for kind, kept, width in (
-                ("ffn", layer.ffn, dense.ffn[index]),
-                ("kv_groups", layer.kv_groups, dense.kv_heads[index]),
-            ):
-                if list(kept) != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] >= width:
+        sources = [self.source(layer) for layer in range(len(self.layers))]
+        if sources != sorted(set(sources)) or not sources or sources[0] < 0 or sources[-1] >= dense.layers:
+            raise BadInput(
+                f"plan.json keeps layers {sources[:3]}... of a model of {dense.layers}; give ascending "
+                "indices from 0, each once and at least one"
+            )
+        for layer, source in zip(self.layers, sources, strict=True):
+            for kind, kept in layer.kept().items():
+                width = dense.counts(kind)[source] * (dense.kv_heads[source] if kind == "heads" else 1)
+                if list(kept) != sorted(set(kept)) or any(not 0 <= unit < width for unit in kept):
                     raise BadInput(
-                        f"plan.json keeps {kind} {list(kept[:3])}... in layer {index}; give ascending "
-                        f"indices from 0 to {width - 1}, each once and at least one"
+                        f"plan.json keeps {kind} {list(kept[:3])}... in layer {source}; give ascending "
+                        f"indices from 0 to {width - 1}, each once"
                     )
+            if not layer.ffn and not layer.kv_groups:
+                raise BadInput(
+                    f"plan.json keeps nothing of layer {source}; leave the whole layer out of its layers"
+                )
 
 
 def write_plan(plan: Plan, folder: Path) -> None:

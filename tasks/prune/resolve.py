@@ -41,11 +41,21 @@ def resolve(config: PruneConfig) -> Resolved:
         config.allocator or getattr(preset.allocator, config.layout),
         config.repair or preset.repair,
     )
-    CRITERIA.entry(resolved.criterion)
+    scored = CRITERIA.entry(resolved.criterion).declared["units"]
+    if unscored := [unit for unit in config.units if unit not in scored]:
+        raise BadInput(
+            f"criterion '{resolved.criterion}' cannot score {' and '.join(unscored)}, which prune.units "
+            f"names; it scores {', '.join(scored)}"
+        )
     REPAIRS.entry(resolved.repair)
-    if config.layout == "uniform" and ALLOCATORS.get(resolved.allocator).per_layer:
+    if config.layout == "uniform" and ALLOCATORS.entry(resolved.allocator).declared["per_layer"]:
         raise BadInput(
             f"prune.allocator '{resolved.allocator}' gives each layer a width of its own, but prune.layout "
             "is uniform; give allocator: uniform, or layout: per_layer"
+        )
+    if config.layout == "per_layer" and {"kv_groups", "heads"} <= set(config.units):
+        raise BadInput(
+            "prune.units names kv_groups and heads, whose sizes depend on each other, which layout: "
+            "per_layer cannot weigh; give one of them, or layout: uniform"
         )
     return resolved

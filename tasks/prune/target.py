@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
-from resprout.tasks.models.families import FAMILIES
+from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.registry import ALLOCATORS
 from resprout.tasks.prune.resolve import resolve
+
+FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "ffn")
+"""Kinds of units from the coarsest to the finest."""
 
 
 def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
@@ -21,15 +25,20 @@ def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
     any weight is read.
     """
     wanted = request(dense, config)
-    if ALLOCATORS.get(resolve(config).allocator).per_layer:
+    if ALLOCATORS.entry(resolve(config).allocator).declared["per_layer"]:
         return None
     return uniform_shape(wanted)
 
 
 def request(dense: Shape, config: PruneConfig) -> Request:
     """The target in numbers for this model; one that is out of reach raises BadInput."""
+    if foreign := [unit for unit in config.units if unit not in dense.family.units]:
+        raise BadInput(
+            f"prune.units names {' and '.join(foreign)}, which a {dense.model_type} model cannot lose; it "
+            f"can lose {', '.join(dense.family.units)}"
+        )
     repair = resolve(config).repair
-    shape = with_biases(dense, config) if repair == "bias" else dense
+    shape = with_biases(dense, config.units) if repair == "bias" else dense
     if config.layout == "uniform" and not dense.uniform:
         raise BadInput(
             "the model's layers already have different widths, which layout: uniform cannot keep; give "
@@ -57,23 +66,45 @@ def limit_params(dense: Shape, target: TargetConfig) -> int:
 def uniform_shape(wanted: Request) -> Shape:
     """The largest shape within the limit that has the same widths in every layer.
 
-    With FFN channels alone (or KV groups alone) that is the largest allowed width. With both, each kind keeps
-    about the same share: the number of groups is the allowed one nearest to that share, and the FFN takes
-    what is left, rounded down to a multiple of `round_to`.
+    With one kind of unit that is the largest allowed number of them. With several, each kind keeps about the
+    same share: the coarse kinds take the allowed numbers nearest to that share, and the finest takes what is
+    left, FFN channels rounded down to a multiple of `round_to`.
     """
     shape = wanted.shape
-    layers = shape.layers
-    both = len(wanted.kinds) == 2
-    groups = _group_counts(wanted)
-    if both:
-        share = _kept_share(wanted)
-        groups.sort(key=lambda count: (abs(count - share * shape.kv_heads[0]), -count))
-    for count in groups:
-        for width in _ffn_widths(wanted):
-            cut = replace(shape, ffn=(width,) * layers, kv_heads=(count,) * layers)
-            if cut.params <= wanted.limit:
-                return cut
+    *coarse, fine = sorted(wanted.kinds, key=FINENESS.index)
+    share = _kept_share(wanted)
+
+    def distance(counts: tuple[int, ...]) -> tuple[float, ...]:
+        far = [abs(count / shape.counts(kind)[0] - share) for kind, count in zip(coarse, counts, strict=True)]
+        return (sum(far), *(-count for count in counts))
+
+    for counts in sorted(product(*(allowed(wanted, kind) for kind in coarse)), key=distance):
+        cut = shape
+        for kind, count in zip(coarse, counts, strict=True):
+            cut = cut.with_counts(kind, (count,) * shape.layers)
+        for count in allowed(wanted, fine):
+            reached = cut.with_counts(fine, (count,) * shape.layers)
+            if _stock_heads(wanted, reached) and reached.params <= wanted.limit:
+                return reached
     raise _unreachable(wanted, _smallest(wanted).params)
+
+
+def allowed(wanted: Request, kind: Unit) -> list[int]:
+    """Allowed numbers of units of a layer where all are alike, largest first, the present one among them."""
+    shape = wanted.shape
+    present = shape.counts(kind)[0]
+    if kind == "ffn":
+        multiples = range(present // wanted.round_to * wanted.round_to, 0, -wanted.round_to)
+        return [present, *(multiple for multiple in multiples if multiple != present)]
+    fewest = int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
+    return [*range(present, fewest - 1, -1)]
+
+
+def _stock_heads(wanted: Request, shape: Shape) -> bool:
+    """Whether the family's stock config can state the number of heads, where that was asked for."""
+    restricted = wanted.uniform and shape.family.heads_divide_hidden
+    same = shape.heads[0] == wanted.shape.heads[0]
+    return not restricted or same or shape.hidden % shape.heads[0] == 0
 
 
 def block_sizes(width: int, round_to: int) -> list[int]:
@@ -82,26 +113,28 @@ def block_sizes(width: int, round_to: int) -> list[int]:
     return [round_to] * whole + ([rest] if rest else [])
 
 
-def with_biases(dense: Shape, config: PruneConfig) -> Shape:
+def with_biases(dense: Shape, kinds: tuple[Unit, ...]) -> Shape:
     """The shape with the biases that `repair: bias` adds; a family that cannot hold them raises BadInput."""
-    family = FAMILIES[dense.model_type]
-    lacks = [
-        unit
-        for unit, key in (("ffn", family.ffn_bias_key), ("kv_groups", family.attention_bias_key))
-        if unit in config.units and key is None
-    ]
+    family = dense.family
+    config, lacks = dict(dense.config), []
+    tensors = dense.layer_tensors(dense.widths(0))
+    for kind, key, reader in (
+        ("ffn", family.ffn_bias_key, family.ffn_reader),
+        ("kv_groups", family.attention_bias_key, family.attention_reader),
+        ("heads", family.attention_bias_key, family.attention_reader),
+    ):
+        if kind not in kinds or f"{reader}.bias" in tensors:
+            continue
+        if key is None:
+            lacks.append(kind)
+        else:
+            config[key] = True
     if lacks:
         raise BadInput(
             f"repair 'bias' needs an output bias, which stock {family.model_type} models lack for "
             f"{' and '.join(lacks)}; give prune.repair: least_squares or none"
         )
-    attention = "kv_groups" in config.units
-    return replace(
-        dense,
-        ffn_bias=dense.ffn_bias or "ffn" in config.units,
-        qkv_bias=dense.qkv_bias or attention,
-        attention_out_bias=dense.attention_out_bias or attention,
-    )
+    return replace(dense, config=config)
 
 
 def warnings_for(dense: Shape, wanted: Request, target: TargetConfig) -> list[str]:
@@ -117,44 +150,31 @@ def warnings_for(dense: Shape, wanted: Request, target: TargetConfig) -> list[st
     return []
 
 
-def _ffn_widths(wanted: Request) -> list[int]:
-    """Allowed FFN widths of all layers, largest first; the present width is always one of them."""
-    width = wanted.shape.ffn[0]
-    if "ffn" not in wanted.kinds:
-        return [width]
-    multiples = range(width // wanted.round_to * wanted.round_to, 0, -wanted.round_to)
-    return [width, *(multiple for multiple in multiples if multiple != width)]
-
-
-def _group_counts(wanted: Request) -> list[int]:
-    """Allowed numbers of KV groups of all layers, largest first."""
-    shape = wanted.shape
-    present = shape.kv_heads[0]
-    if "kv_groups" not in wanted.kinds:
-        return [present]
-    restricted = FAMILIES[shape.model_type].heads_divide_hidden
-    return [
-        count
-        for count in range(present, 0, -1)
-        if not restricted or count == present or shape.hidden % (count * shape.heads_per_group) == 0
-    ]
-
-
 def _kept_share(wanted: Request) -> float:
     shape = wanted.shape
-    removable = sum(shape.ffn) * shape.params_per_channel + sum(shape.kv_heads) * shape.params_per_group
+    removable = sum(
+        count * shape.unit_params(kind, layer)
+        for kind in wanted.kinds
+        for layer, count in enumerate(shape.counts(kind))
+    )
     return (wanted.limit - (shape.params - removable)) / removable
 
 
 def _smallest(wanted: Request) -> Shape:
     shape = wanted.shape
-    ffn, kv_heads = shape.ffn, shape.kv_heads
-    if "ffn" in wanted.kinds:
-        ffn = tuple(min(width, wanted.round_to) for width in ffn)
-    if "kv_groups" in wanted.kinds:
-        fewest = _group_counts(wanted)[-1] if wanted.uniform else 1
-        kv_heads = (fewest,) * shape.layers
-    return replace(shape, ffn=ffn, kv_heads=kv_heads)
+    for kind in wanted.kinds:
+        if kind == "ffn":
+            shape = shape.with_counts(kind, (min(width, wanted.round_to) for width in shape.ffn))
+        else:
+            shape = shape.with_counts(kind, (allowed(wanted, kind)[-1],) * shape.layers)
+    if not _stock_heads(wanted, shape):
+        fewest = [
+            count
+            for count in allowed(wanted, "kv_groups")
+            if _stock_heads(wanted, shape.with_counts("kv_groups", (count,) * shape.layers))
+        ]
+        shape = shape.with_counts("kv_groups", (fewest[-1],) * shape.layers)
+    return shape
 
 
 def _check_reachable(wanted: Request, dense: Shape) -> None:
@@ -171,7 +191,8 @@ def _check_reachable(wanted: Request, dense: Shape) -> None:
 def _unreachable(wanted: Request, smallest: int) -> BadInput:
     dense = wanted.shape
     remedies = ["raise the target"]
-    remedies += [f"add {kind} to prune.units" for kind in ("ffn", "kv_groups") if kind not in wanted.kinds]
+    more = [kind for kind in reversed(FINENESS) if kind in dense.family.units and kind not in wanted.kinds]
+    remedies += [f"add {kind} to prune.units" for kind in more]
     remedies += ["lower round_to"] * ("ffn" in wanted.kinds)
     return BadInput(
         f"prune.target allows {wanted.limit} parameters, but removing {' and '.join(wanted.kinds)} with "

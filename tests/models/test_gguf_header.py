@@ -46,7 +46,7 @@ def write(
 def test_the_shape_is_the_one_written(tmp_path: Path) -> None:
     shape = gguf_shape(write(tmp_path / "m.gguf"))
     assert (shape.layers, shape.hidden, shape.vocab, shape.max_positions) == (2, 32, 50, 128)
-    assert (shape.ffn, shape.kv_heads, shape.heads_per_group, shape.head_dim) == ((48, 48), (2, 2), 2, 8)
+    assert (shape.ffn, shape.kv_heads, shape.heads_per_group, shape.head_dim) == ((48, 48), (2, 2), (2, 2), 8)
     assert shape.tied
     assert not gguf_shape(write(tmp_path / "u.gguf", tied=False)).tied
 

@@ -47,7 +47,7 @@ def test_a_broken_layout_says_what_is_wrong(tiny, tokenizer_folder, tmp_path):
     save_model(model, tmp_path / "a", tokenizer_folder)
     with pytest.raises(
         BadInput,
-        match="must list intermediate_size and num_key_value_heads, whole numbers from 1, for each of the 2",
+        match="must list intermediate_size and num_key_value_heads, whole numbers from 0, for each of the 2",
     ):
         load_model(tmp_path / "a", "float32", "cpu")
 

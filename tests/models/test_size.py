@@ -18,13 +18,24 @@ OPTIONS = {
     "mistral": [{}],
     "qwen2": [{}, {"tie_word_embeddings": True}],
     "qwen3": [{"head_dim": 24}, {"attention_bias": True}],
+    "gemma2": [{}, {"attention_bias": True}],
+    "gemma3_text": [{}],
+    "phi3": [{}],
+    "opt": [{}, {"tie_word_embeddings": False}],
+    "gpt2": [{}, {"n_inner": None}],
+    "gpt_neox": [{}, {"attention_bias": False}, {"tie_word_embeddings": True}],
+    "mixtral": [{}],
+    "qwen2_moe": [{}, {"qkv_bias": False}],
+    "qwen3_moe": [{}, {"head_dim": 24}],
 }
 
 
 @pytest.mark.parametrize(("name", "options"), [(n, o) for n, all_ in OPTIONS.items() for o in all_])
 def test_arithmetic_equals_the_count(name, options, tiny):
     model = tiny(name, **options)
-    assert shape_of(json.loads(model.config.to_json_string())).sizes("float32") == count(model)
+    shape = shape_of(json.loads(model.config.to_json_string()))
+    assert shape.sizes("float32") == count(model)
+    assert dict(shape.tensors()) == {name: tuple(one.shape) for name, one in model.named_parameters()}
 
 
 def test_every_family_is_tested():
@@ -41,7 +52,9 @@ def test_sum_by_hand(tiny):
     model = tiny("llama").to(torch.bfloat16)
     assert count(model) == Sizes(106816, 74048, 213632)
     shape = shape_of(model.config.to_dict())
-    assert (shape.params_per_channel, shape.params_per_group) == (192, 6144)
+    assert (shape.unit_params("ffn"), shape.unit_params("kv_groups")) == (192, 6144)
+    # A query head of each of two groups: 2 * 16 rows of q and as many columns of o.
+    assert shape.unit_params("heads") == 2 * 2 * 16 * 64
     assert (shape.layers, shape.heads, shape.kv_heads, shape.max_positions) == (2, (4, 4), (2, 2), 256)
 
 
@@ -49,7 +62,7 @@ def test_defaults_that_config_json_may_leave_out():
     base = {"hidden_size": 64, "vocab_size": 10, "num_attention_heads": 4, "num_hidden_layers": 1}
     base["intermediate_size"] = 8
     llama = shape_of({"model_type": "llama", **base})
-    assert (llama.head_dim, llama.kv_heads, llama.heads_per_group, llama.tied) == (16, (4,), 1, False)
+    assert (llama.head_dim, llama.kv_heads, llama.heads_per_group, llama.tied) == (16, (4,), (1,), False)
     assert shape_of({"model_type": "qwen3", **base}).head_dim == 128
 
 
@@ -61,9 +74,10 @@ def test_shape_needs_no_torch():
 
 def test_unknown_family_and_missing_widths():
     with pytest.raises(
-        BadInput, match=r"'gpt2' is not supported; supported are llama, mistral, .*families\.py"
+        BadInput,
+        match=r"'bloom' is not supported; supported are gemma2, .*llama, mistral, .*tasks/models/README\.md",
     ):
-        check_family({"model_type": "gpt2"})
+        check_family({"model_type": "bloom"})
     with pytest.raises(BadInput, match="lacks hidden_size, vocab_size"):
         shape_of(
             {"model_type": "llama", "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 8}

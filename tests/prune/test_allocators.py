@@ -12,7 +12,7 @@ from resprout.tasks.prune.allocators.global_standardised import GlobalStandardis
 from resprout.tasks.prune.allocators.uniform import Uniform
 from resprout.tasks.prune.contracts import Request
 
-SHAPE = Shape("mistral", 10, 10, 2, 1, ffn=(4, 4), kv_heads=(2, 2), tied=True, max_positions=8)
+SHAPE = Shape("mistral", 10, 10, 2, (4, 4), (2, 2), (1, 1), config={"tie_word_embeddings": True})
 """A channel holds 30 parameters, a group 80; fixed: embeddings 100, norms 50; 710 in all."""
 
 
@@ -67,7 +67,7 @@ def test_every_layer_keeps_something_however_low_its_scores():
 @pytest.mark.parametrize("kinds", [("ffn",), ("kv_groups",), ("ffn", "kv_groups")])
 @pytest.mark.parametrize("ratio", [0.97, 0.8, 0.65])
 def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator, kinds, ratio):
-    shape = Shape("mistral", 64, 16, 8, 2, (96, 96, 96), (4, 4, 4), tied=True, max_positions=8)
+    shape = Shape("mistral", 64, 16, 8, (96,) * 3, (4,) * 3, (2,) * 3, config={"tie_word_embeddings": True})
     if kinds == ("kv_groups",):
         ratio = ratio / 2 + 0.5
     generator = torch.Generator().manual_seed(1)
@@ -83,7 +83,7 @@ def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator
     assert granted.params <= request.limit
     assert all(width % 16 == 0 and width >= 16 for width in granted.ffn)
     assert all(1 <= groups <= 4 for groups in granted.kv_heads)
-    steps = {"ffn": 16 * shape.params_per_channel, "kv_groups": shape.params_per_group}
+    steps = {"ffn": 16 * shape.unit_params("ffn"), "kv_groups": shape.unit_params("kv_groups")}
     step = min(steps[kind] for kind in kinds) * (1 if allocator.per_layer else 3)
     assert request.limit - granted.params < step
     assert allocator.per_layer or granted.uniform

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from resprout.configs.errors import BadInput
-from resprout.configs.presets import preset_names
+from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.families import FAMILIES
@@ -23,13 +23,13 @@ from resprout.tasks.models.size import count, shape_of
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.plan import read_plan, write_plan
+from resprout.tasks.prune.registry import CRITERIA
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.target import implied_shape
 from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
-UNITS = [("ffn",), ("kv_groups",), ("ffn", "kv_groups")]
 
 
 def prune_config(**values):
@@ -37,28 +37,84 @@ def prune_config(**values):
     return PruneConfig.model_validate(base | values)
 
 
+BIASED = ("gpt2", "gpt_neox", "llama", "opt", "qwen3_moe")
+"""Families whose stock class can hold the bias that `repair: bias` adds to all units they have here."""
+READERS = {
+    "opt": ("fc2", "self_attn.out_proj"),
+    "gpt2": ("mlp.c_proj", "attn.c_proj"),
+    "gpt_neox": ("mlp.dense_4h_to_h", "attention.dense"),
+}
+"""Where families other than Llama and its likes read channels and heads."""
+
+
 def masked(model, plan):
     """A copy in which everything the plan removes is zero, by the stock names of its tensors."""
     model = copy.deepcopy(model)
-    for layer, kept in zip(model.model.layers, plan.layers, strict=True):
-        attention, mlp = layer.self_attn, layer.mlp
-        channels = torch.zeros(mlp.down_proj.in_features)
-        channels[list(kept.ffn)] = 1
-        mlp.down_proj.weight *= channels
-        groups = torch.zeros(attention.k_proj.out_features // attention.head_dim)
-        groups[list(kept.kv_groups)] = 1
-        attention.o_proj.weight *= groups.repeat_interleave(
-            attention.num_key_value_groups * attention.head_dim
-        )
+    config = model.config
+    stack = model.base_model.decoder if config.model_type == "opt" else model.base_model
+    ffn, attention = READERS.get(config.model_type, ("mlp.down_proj", "self_attn.o_proj"))
+    layers = stack.h if config.model_type == "gpt2" else stack.layers
+    for layer, kept in zip(layers, plan.layers, strict=True):
+        if kept.experts is not None:
+            without_experts(layer.mlp.gate, kept.experts, getattr(config, "norm_topk_prob", True))
+        elif hasattr(config, "num_experts_per_tok"):
+            assert len(kept.ffn) == layer.mlp.experts.down_proj.shape[2]
+        else:
+            down = layer.get_submodule(ffn).weight
+            (down if config.model_type == "gpt2" else down.T).mul_(mask(kept.ffn, down, config)[:, None])
+        out = layer.get_submodule(attention).weight
+        heads = kept.heads
+        if heads is None:
+            each = 1 if config.model_type in READERS else layer.self_attn.num_key_value_groups
+            heads = [group * each + one for group in kept.kv_groups for one in range(each)]
+        rows = (out if config.model_type == "gpt2" else out.T).view(-1, 16, out.shape[0])
+        for head in set(range(len(rows))) - set(heads):
+            rows[head].zero_()
     return model
 
 
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("units", UNITS, ids="+".join)
-@pytest.mark.parametrize("method", preset_names())
+def half_of(unit, model):
+    """A target that half of the units of one kind reach."""
+    shape = shape_of(model.config.to_dict())
+    gone = sum(count // 2 * shape.unit_params(unit, layer) for layer, count in enumerate(shape.counts(unit)))
+    return {"params": shape.params - gone}
+
+
+def mask(kept, weight, config):
+    ones = torch.zeros(weight.shape[0 if config.model_type == "gpt2" else 1])
+    ones[list(kept)] = 1
+    return ones
+
+
+def without_experts(router, kept, normalised):
+    """Route among the kept experts alone."""
+
+    def forward(hidden):
+        logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]), router.weight)
+        gone = [expert for expert in range(logits.shape[1]) if expert not in kept]
+        logits[:, gone] = -torch.inf
+        values, indices = logits.float().softmax(dim=-1).topk(2, dim=-1)
+        return logits, values / values.sum(dim=-1, keepdim=True) if normalised else values, indices
+
+    router.forward = forward
+
+
+def cases():
+    """Every method, family and layout, with the units that all three allow."""
+    for method in preset_names():
+        for name, family in FAMILIES.items():
+            scored = set(CRITERIA.entry(load_preset(method).criterion).declared["units"])
+            for units in [*((unit,) for unit in family.units), ("ffn", "kv_groups"), ("kv_groups", "heads")]:
+                for layout in ("uniform", "per_layer"):
+                    allowed = set(units) <= set(family.units) & scored
+                    if allowed and not (layout == "per_layer" and "heads" in units and len(units) > 1):
+                        yield pytest.param(method, name, units, layout)
+
+
+@pytest.mark.parametrize(("method", "family", "units", "layout"), cases())
 def test_a_cut_model_computes_what_the_masked_one_does(method, family, units, layout, tmp_path):
     dense = tiny_model(family)
-    config = prune_config(method=method, units=units, layout=layout)
+    config = prune_config(method=method, units=units, layout=layout, target=half_of(units[0], dense))
     before = copy.deepcopy(dense.state_dict())
     plan, _ = make_plan(dense, config, IDS)
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
@@ -87,14 +143,14 @@ def test_a_cut_model_computes_what_the_masked_one_does(method, family, units, la
 
 @pytest.mark.parametrize("repair", ["none", "bias", "least_squares"])
 def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path):
-    units = ("ffn", "kv_groups")
-    config = prune_config(units=units, repair=repair)
+    units = tuple(unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units)
+    config = prune_config(units=units, repair=repair, target={"params_ratio": 0.96})
     write_tiny_folder(tmp_path / "model", family, dtype="bfloat16")
     (tmp_path / "calibration").mkdir()
     save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
     inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
-    if repair == "bias" and family != "llama":
-        with pytest.raises(BadInput, match="lack for ffn"):
+    if repair == "bias" and family not in BIASED:
+        with pytest.raises(BadInput, match="lack for"):
             plan_stage.body(Job(config), inputs, tmp_path, silent)
         return
     digests = []
@@ -129,17 +185,18 @@ def test_uniform_models_load_and_compute_the_same_without_resprout(tmp_path):
     """Every family and repair, both kinds of units, in one clean child process."""
     expected = {}
     for family in sorted(FAMILIES):
+        units = tuple(unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units)
         for repair in ("none", "bias", "least_squares"):
-            if repair == "bias" and family != "llama":
+            if repair == "bias" and family not in BIASED:
                 continue
             model = tiny_model(family, dtype="bfloat16")
-            config = prune_config(units=("ffn", "kv_groups"), repair=repair)
+            config = prune_config(units=units, repair=repair, target={"params_ratio": 0.96})
             plan, _ = make_plan(model, config, IDS)
             apply(model, plan, IDS)
             name = f"{family}-{repair}"
             model.save_pretrained(tmp_path / name)
             expected[name] = model(torch.tensor([[5, 6, 7]])).logits.double().flatten().tolist()
-    assert len(expected) == 9
+    assert len(expected) == 2 * len(FAMILIES) + len(BIASED)
     code = """
     import sys, json, torch
     from pathlib import Path
@@ -148,7 +205,7 @@ def test_uniform_models_load_and_compute_the_same_without_resprout(tmp_path):
     found = {}
     for folder in Path(sys.argv[1]).iterdir():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
-        assert model.config.head_dim == 16
+        assert getattr(model.config, "head_dim", 16) == 16
         found[folder.name] = model(torch.tensor([[5, 6, 7]])).logits.double().flatten().tolist()
     print(json.dumps(found))
     """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from resprout.configs.errors import StageFailed
-from resprout.tasks.models.anatomy import Part, Slot
+from resprout.tasks.models.anatomy import Part, Units
+from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.wanda_sp import WandaSp
@@ -20,12 +20,10 @@ from tiny_models import tiny_model
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
 
 
-def hand_part(features_per_unit=1):
+def hand_units(features_per_unit=1):
     """A reader with weight [[1, -2], [2, 0]]: two features."""
-    owner = nn.Module()
-    owner.reader = nn.Linear(2, 2, bias=False)
-    owner.reader.weight = nn.Parameter(torch.tensor([[1.0, -2.0], [2.0, 0.0]]), requires_grad=False)
-    return Part("ffn", (), Slot(owner, "reader"), features_per_unit)
+    part = Part("ffn", 2 // features_per_unit, (), "reader", features_per_unit)
+    return Units(part, {"reader.weight": torch.tensor([[1.0, -2.0], [2.0, 0.0]])})
 
 
 def hand_moments():
@@ -54,8 +52,8 @@ def test_moments_by_hand():
 )
 def test_criteria_by_hand(criterion, expected):
     inputs = hand_moments() if criterion.calibrated else None
-    torch.testing.assert_close(criterion.score(hand_part(), inputs), torch.tensor(expected).reshape(2, 1))
-    assert criterion.score(hand_part(features_per_unit=2), inputs).shape == (1, 2)
+    torch.testing.assert_close(criterion.score(hand_units(), inputs), torch.tensor(expected).reshape(2, 1))
+    assert criterion.score(hand_units(features_per_unit=2), inputs).shape == (1, 2)
 
 
 def reference(name, weight, inputs):
@@ -64,6 +62,11 @@ def reference(name, weight, inputs):
     if name == "wanda_sp":
         return (np.abs(weight) * np.sqrt((inputs**2).sum(0))).sum(0)
     return inputs.var(axis=0, ddof=1) * (weight**2).sum(0)
+
+
+DOWN = {"ffn": "mlp.down_proj", "kv_groups": "self_attn.o_proj"}
+STACKS = {"opt": "model.decoder.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
+READERS = {"opt": {"ffn": "fc2"}, "gpt2": {"ffn": "mlp.c_proj"}, "gpt_neox": {"ffn": "mlp.dense_4h_to_h"}}
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in CRITERIA])
@@ -75,16 +78,19 @@ def test_scores_of_a_model_equal_the_numpy_reference(name, family):
             lambda _, x, path=path: seen.update({path: x[0].reshape(-1, x[0].shape[-1]).double().numpy()})
         )
         for path, module in model.named_modules()
-        if path.endswith(("down_proj", "o_proj"))
+        if path.endswith(("down_proj", "o_proj", "fc2", "c_proj", "4h_to_h"))
     ]
     model(IDS)
     for hook in hooks:
         hook.remove()
-    scores = score(model, CRITERIA.get(name)(), ("ffn", "kv_groups"), IDS)
+    kinds = tuple(kind for kind in ("ffn", "kv_groups") if kind in FAMILIES[family].units)
+    scores = score(model, CRITERIA.get(name)(), kinds, IDS)
     for index, by_kind in enumerate(scores):
-        for kind, path in (("ffn", "mlp.down_proj"), ("kv_groups", "self_attn.o_proj")):
-            path = f"model.layers.{index}.{path}"
+        for kind in kinds:
+            reader = READERS.get(family, DOWN)[kind]
+            path = f"{STACKS.get(family, 'model.layers')}.{index}.{reader}"
             weight = model.get_submodule(path).weight.double().numpy()
+            weight = weight.T if family == "gpt2" else weight
             assert by_kind[kind].shape == ((128, 1) if kind == "ffn" else (2, 32))
             assert by_kind[kind].dtype == torch.float32
             expected = reference(name, weight, seen[path])

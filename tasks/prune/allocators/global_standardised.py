@@ -11,7 +11,7 @@ paper's ranking. Each layer keeps at least one block and one group.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.tasks.models.size import Shape
@@ -20,7 +20,7 @@ from resprout.tasks.prune.target import block_sizes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resprout.tasks.models.anatomy import Kind
+    from resprout.configs.stages import Unit
     from resprout.tasks.prune.contracts import Request, Scores
 
 
@@ -29,7 +29,7 @@ class _Block:
     """The next-best `units` of a layer's kind, worth `value` each on average."""
 
     layer: int
-    kind: Kind
+    kind: Unit
     rank: int
     units: int
     value: float
@@ -37,20 +37,20 @@ class _Block:
 
 
 class GlobalStandardised:
-    """Keeps the units that stand out most in their own layer, wherever that is."""
+    """One ranking over all layers and kinds, scores standardised in each."""
 
     per_layer: ClassVar[bool] = True
 
     def allocate(self, request: Request, scores: Scores) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
         shape = request.shape
-        kept: dict[Kind, list[int]] = {
-            "ffn": [0] * shape.layers if "ffn" in request.kinds else list(shape.ffn),
-            "kv_groups": [0] * shape.layers if "kv_groups" in request.kinds else list(shape.kv_heads),
-        }
-        left = (
-            request.limit - replace(shape, ffn=tuple(kept["ffn"]), kv_heads=tuple(kept["kv_groups"])).params
+        kept: dict[Unit, list[int]] = {kind: [0] * shape.layers for kind in request.kinds}
+        removable = sum(
+            count * shape.unit_params(kind, layer)
+            for kind in request.kinds
+            for layer, count in enumerate(shape.counts(kind))
         )
+        left = request.limit - (shape.params - removable)
         blocks = [
             block
             for layer, by_kind in enumerate(scores)
@@ -59,7 +59,7 @@ class GlobalStandardised:
         ]
         # Every layer's best block first (it must keep one), then by value.
         blocks.sort(key=lambda b: (b.rank > 0, -b.value, b.layer, b.kind, b.rank))
-        closed: set[tuple[int, Kind]] = set()
+        closed: set[tuple[int, Unit]] = set()
         for block in blocks:
             place = (block.layer, block.kind)
             if place in closed or block.params > left:
@@ -67,7 +67,9 @@ class GlobalStandardised:
                 continue
             kept[block.kind][block.layer] += block.units
             left -= block.params
-        return replace(shape, ffn=tuple(kept["ffn"]), kv_heads=tuple(kept["kv_groups"]))
+        for kind, counts in kept.items():
+            shape = shape.with_counts(kind, counts)
+        return shape
 
 
 def standardised(scores: Tensor) -> Tensor:
@@ -76,9 +78,15 @@ def standardised(scores: Tensor) -> Tensor:
     return ((scores - scores.mean()) / spread.clamp_min(1e-30)).mean(dim=1)
 
 
-def _blocks(layer: int, kind: Kind, scores: Tensor, request: Request) -> Iterator[_Block]:
-    values = standardised(scores).sort(descending=True, stable=True).values
+def _blocks(layer: int, kind: Unit, scores: Tensor, request: Request) -> Iterator[_Block]:
+    values = standardised(scores)
+    if kind == "heads":
+        # Each group loses one: the best of every group, the second best of every group, and so on.
+        values = (
+            values.view(request.shape.kv_heads[layer], -1).sort(dim=1, descending=True).values.mean(dim=0)
+        )
+    values = values.sort(descending=True, stable=True).values
     sizes = block_sizes(len(values), request.round_to if kind == "ffn" else 1)
-    each = request.shape.params_per_channel if kind == "ffn" else request.shape.params_per_group
+    each = request.shape.unit_params(kind, layer)
     for rank, (size, part) in enumerate(zip(sizes, values.split(sizes), strict=True)):
         yield _Block(layer, kind, rank, size, part.mean().item(), size * each)

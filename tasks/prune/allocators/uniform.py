@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Uniform:
-    """Keeps the same number of units in every layer; scores decide only which."""
+    """The same widths in every layer; scores decide only which units."""
 
     per_layer: ClassVar[bool] = False
 

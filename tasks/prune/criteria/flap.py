@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from resprout.tasks.models.anatomy import Part
+from resprout.configs.stages import Unit
+from resprout.tasks.models.anatomy import Units
 from resprout.tasks.prune.contracts import moments_given
 
 if TYPE_CHECKING:
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 
 class Flap:
-    """Scores by the weighted variance of the input."""
+    """Variance of a unit's features times the squared weights that read them (WIFV)."""
 
     calibrated: ClassVar[bool] = True
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
-    def score(self, part: Part, inputs: Moments | None) -> Tensor:
+    def score(self, units: Units, inputs: Moments | None) -> Tensor:
         """Var(X_j) * ||W[:, j]||_2^2 for each feature j: float32 [units, features per unit]."""
-        weight = part.reader.linear.weight.float()
+        weight = units.weight.float()
         variance = moments_given(inputs).variance.to(weight.device)
-        return (variance * weight.square().sum(dim=0)).reshape(part.units, -1)
+        return units.by_unit(variance * weight.square().sum(dim=0))

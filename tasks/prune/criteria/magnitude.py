@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from resprout.tasks.models.anatomy import Part
+from resprout.configs.stages import Unit
+from resprout.tasks.models.anatomy import Units
 
 if TYPE_CHECKING:
     from resprout.tasks.prune.statistics import Moments
 
 
 class Magnitude:
-    """Scores by the reader's column norms, without data."""
+    """L2 norm of the weights that read a unit; needs no data."""
 
     calibrated: ClassVar[bool] = False
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
-    def score(self, part: Part, inputs: Moments | None) -> Tensor:
+    def score(self, units: Units, inputs: Moments | None) -> Tensor:
         """||W[:, j]||_2 for each feature j: float32 [units, features per unit]."""
-        return part.reader.linear.weight.float().norm(dim=0).reshape(part.units, -1)
+        return units.by_unit(units.weight.float().norm(dim=0))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from resprout.tasks.models.anatomy import Part
+from resprout.configs.stages import Unit
+from resprout.tasks.models.anatomy import Units
 from resprout.tasks.prune.contracts import moments_given
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 
 class WandaSp:
-    """Scores by weight times input norm."""
+    """Absolute weights times the norm of their input, summed."""
 
     calibrated: ClassVar[bool] = True
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
-    def score(self, part: Part, inputs: Moments | None) -> Tensor:
+    def score(self, units: Units, inputs: Moments | None) -> Tensor:
         """sum_i |W[i, j]| * ||X_j||_2 for each feature j: float32 [units, features per unit]."""
-        weight = part.reader.linear.weight.float()
+        weight = units.weight.float()
         norm = moments_given(inputs).norm.to(weight.device)
-        return (weight.abs().sum(dim=0) * norm).reshape(part.units, -1)
+        return units.by_unit(weight.abs().sum(dim=0) * norm)

@@ -9,28 +9,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resprout.tasks.models.anatomy import Part
+from resprout.tasks.models.anatomy import Units
 from resprout.tasks.prune.contracts import Repaired
 from resprout.tasks.prune.statistics import Moments, Statistic
 
 
 class Bias:
-    """Adds the removed features' mean contribution to the output."""
+    """The removed features' mean, through the removed weights, as an output bias."""
 
     def statistic(self, features: int) -> Statistic | None:
         """Moments, of which the mean is used."""
         return Moments(features)
 
-    def repair(self, part: Part, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
+    def repair(self, units: Units, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
         """The kept columns, and W[:, removed] mean[removed] added to the bias the reader may have."""
         if not isinstance(statistic, Moments):
             raise TypeError("repair 'bias' needs Moments")
-        reader = part.reader.linear
-        weight = reader.weight.float()
-        removed = torch.ones(reader.in_features, dtype=torch.bool)
+        weight = units.weight.float()
+        removed = torch.ones(weight.shape[1], dtype=torch.bool)
         removed[kept] = False
         mean = (statistic.mean * removed).float().to(weight.device)
         bias = weight @ mean
-        if reader.bias is not None:
-            bias += reader.bias.float()
-        return Repaired(reader.weight[:, kept], bias.to(reader.weight.dtype))
+        if units.bias is not None:
+            bias += units.bias.float()
+        return Repaired(units.weight[:, kept], bias.to(units.weight.dtype))

@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import StageFailed
-from resprout.tasks.models.anatomy import Part
+from resprout.tasks.models.anatomy import Units
 from resprout.tasks.prune.contracts import Repaired
 from resprout.tasks.prune.statistics import Gram, Statistic
 
 
 class LeastSquares:
-    """Solves the kept columns of the reader again."""
+    """The kept weights solved again so that the layer's output changes least."""
 
     def statistic(self, features: int) -> Statistic | None:
         """The Gram matrix of the inputs."""
         return Gram(features)
 
-    def repair(self, part: Part, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
+    def repair(self, units: Units, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
         """W' [outputs, kept features] by Cholesky in float32; a singular G raises StageFailed."""
         if not isinstance(statistic, Gram):
             raise TypeError("repair 'least_squares' needs a Gram matrix")
-        weight = part.reader.linear.weight
+        weight = units.weight
         gram = statistic.matrix.to(weight.device)
         kept = kept.to(weight.device)
         mask = torch.ones(len(gram), dtype=torch.bool, device=weight.device)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from resprout.tasks.models.anatomy import Part
+from resprout.tasks.models.anatomy import Units
 from resprout.tasks.prune.contracts import Repaired
 from resprout.tasks.prune.statistics import Statistic
 
 
 class NoRepair:
-    """Cuts and changes nothing else."""
+    """Cut and change nothing else."""
 
     def statistic(self, features: int) -> Statistic | None:
         """None: looks at no data."""
         return None
 
-    def repair(self, part: Part, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
+    def repair(self, units: Units, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
         """The kept columns."""
-        return Repaired(part.reader.linear.weight[:, kept])
+        return Repaired(units.weight[:, kept])

@@ -1,0 +1,155 @@
+"""What sets one model family apart: its tensors with named axes, its modules, its config keys; no torch.
+
+An axis is a whole number, or one of
+
+    hidden, vocab, head_dim, experts   of the whole model or layer
+    query, key, value                  heads * head_dim, KV heads * head_dim (twice)
+    ffn                                FFN channels (of each expert, where there are experts)
+    qkv_by_head                        for each head its query, key and value rows, one after another
+
+or some of them joined by +, one after another in one tensor ("query+key+value" of a fused projection).
+Sizes, and which slices of which tensors leave with a unit, all follow from the axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from resprout.configs.stages import Unit
+
+Config = Mapping[str, Any]
+"""A config.json."""
+Axes = tuple[int | str, ...]
+Tensors = Mapping[str, Axes]
+"""Names of tensors and their axes, in torch's order of dimensions."""
+
+DENSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads")
+"""Units of a dense family whose config states head_dim apart from the hidden size."""
+FIXED_HEADS: tuple[Unit, ...] = ("ffn",)
+"""Units of a family whose heads split the hidden size among them, so that neither can change alone."""
+SPARSE: tuple[Unit, ...] = ("kv_groups", "heads", "experts")
+"""Units of a mixture of experts."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What config.json calls the widths; None where it has no such key, several where releases differ."""
+
+    hidden: str = "hidden_size"
+    layers: str = "num_hidden_layers"
+    heads: str = "num_attention_heads"
+    kv_heads: str | None = "num_key_value_heads"
+    head_dim: str | None = "head_dim"
+    ffn: str = "intermediate_size"
+    experts: tuple[str, ...] = ()
+    positions: str = "max_position_embeddings"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type`.
+
+    `attention` and `ffn` give the tensors of a layer's two sublayers with their norms, named from the layer
+    on; `ends` those outside layers, by their whole names. `attention_reader` and `ffn_reader` are the modules
+    whose weight reads the features that a sublayer's units make: [outputs, features], or the other way round
+    where `transposed`. `attention_zeros` and `ffn_zeros` are the modules that return zeros where a sublayer
+    was removed; its `norms` do nothing then. `attention_bias_key` and `ffn_bias_key` are config keys that
+    give *all* projections of a sublayer a bias (None: as it is).
+    """
+
+    model_type: str
+    attention: Callable[[Config], Tensors]
+    ffn: Callable[[Config], Tensors]
+    ends: Callable[[Config], Tensors]
+    attention_reader: str = "self_attn.o_proj"
+    ffn_reader: str = "mlp.down_proj"
+    attention_zeros: tuple[str, ...] = ("self_attn",)
+    ffn_zeros: tuple[str, ...] = ("mlp",)
+    norms: Callable[[str], bool] = field(default=lambda name: "norm" in name)
+    decoder: str = "model"
+    layers: str = "layers"
+    units: tuple[Unit, ...] = DENSE
+    keys: Keys = Keys()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    attention_bias_key: str | None = None
+    ffn_bias_key: str | None = None
+    heads_divide_hidden: bool = False
+    norm_offset: float = 0.0
+    transposed: bool = False
+    check: Callable[[Config], str] = field(default=lambda config: "")
+
+    @property
+    def layer_prefix(self) -> str:
+        """What comes before the number of a layer in the names of its tensors."""
+        return f"{self.decoder}.{self.layers}."
+
+
+def linear(name: str, outputs: int | str, inputs: int | str, bias: bool = False) -> Tensors:
+    """Weight and bias of an nn.Linear."""
+    return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if bias else {})}
+
+
+def conv1d(name: str, outputs: int | str, inputs: int | str) -> Tensors:
+    """Weight and bias of transformers' Conv1D, whose weight is [inputs, outputs]."""
+    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
+
+
+def rms_norm(name: str, axis: str = "hidden") -> Tensors:
+    """Weight of an RMSNorm."""
+    return {f"{name}.weight": (axis,)}
+
+
+def layer_norm(name: str) -> Tensors:
+    """Weight and bias of an nn.LayerNorm."""
+    return {f"{name}.weight": ("hidden",), f"{name}.bias": ("hidden",)}
+
+
+def attention(
+    config: Config, qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False
+) -> Tensors:
+    """Four separate projections below `self_attn`, as Llama and most decoders since have them."""
+    norms = {**rms_norm("self_attn.q_norm", "head_dim"), **rms_norm("self_attn.k_norm", "head_dim")}
+    return {
+        **linear("self_attn.q_proj", "query", "hidden", qkv_bias),
+        **linear("self_attn.k_proj", "key", "hidden", qkv_bias),
+        **linear("self_attn.v_proj", "value", "hidden", qkv_bias),
+        **linear("self_attn.o_proj", "hidden", "query", out_bias),
+        **(norms if qk_norm else {}),
+        **rms_norm("input_layernorm"),
+    }
+
+
+def gated_ffn(config: Config, bias: bool = False) -> Tensors:
+    """Gate, up and down below `mlp`, and the norm in front of them."""
+    return {
+        **linear("mlp.gate_proj", "ffn", "hidden", bias),
+        **linear("mlp.up_proj", "ffn", "hidden", bias),
+        **linear("mlp.down_proj", "hidden", "ffn", bias),
+        **rms_norm("post_attention_layernorm"),
+    }
+
+
+def experts(config: Config) -> Tensors:
+    """The fused experts and their router below `mlp`, and the norm in front of them."""
+    return {
+        "mlp.experts.gate_up_proj": ("experts", "ffn+ffn", "hidden"),
+        "mlp.experts.down_proj": ("experts", "hidden", "ffn"),
+        "mlp.gate.weight": ("experts", "hidden"),
+        **rms_norm("post_attention_layernorm"),
+    }
+
+
+def ends(config: Config) -> Tensors:
+    """Embeddings, the last norm, and the head where it is not tied."""
+    return {
+        "model.embed_tokens.weight": ("vocab", "hidden"),
+        **rms_norm("model.norm"),
+        **head(config),
+    }
+
+
+def head(config: Config) -> Tensors:
+    """`lm_head`, empty where it is tied to the embeddings."""
+    return {} if config.get("tie_word_embeddings") else linear("lm_head", "vocab", "hidden")

@@ -1,0 +1,23 @@
+"""Gemma 3, the text model: Gemma 2 with queries and keys normalised over head_dim."""
+
+from __future__ import annotations
+
+from resprout.tasks.models.families.family import Config, Family, Tensors, attention, ends, rms_norm
+from resprout.tasks.models.families.gemma2 import ffn
+
+
+def _attention(config: Config) -> Tensors:
+    bias = bool(config.get("attention_bias"))
+    projections = attention(config, qkv_bias=bias, out_bias=bias, qk_norm=True)
+    return {**projections, **rms_norm("post_attention_layernorm")}
+
+
+FAMILY = Family(
+    "gemma3_text",
+    attention=_attention,
+    ffn=ffn,
+    ends=ends,
+    attention_bias_key="attention_bias",
+    norm_offset=1.0,
+    defaults={"head_dim": 256, "tie_word_embeddings": True},
+)

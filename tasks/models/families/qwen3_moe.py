@@ -1,0 +1,40 @@
+"""Qwen3 with experts: queries and keys normalised over head_dim, experts in every layer."""
+
+from __future__ import annotations
+
+from resprout.tasks.models.families.family import (
+    SPARSE,
+    Config,
+    Family,
+    Keys,
+    Tensors,
+    attention,
+    ends,
+    experts,
+)
+
+
+def _attention(config: Config) -> Tensors:
+    bias = bool(config.get("attention_bias"))
+    return attention(config, qkv_bias=bias, out_bias=bias, qk_norm=True)
+
+
+def check(config: Config) -> str:
+    """What keeps a layer from having experts."""
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        return "some of its layers have no experts (mlp_only_layers, decoder_sparse_step)"
+    return ""
+
+
+FAMILY = Family(
+    "qwen3_moe",
+    attention=_attention,
+    ffn=experts,
+    ends=ends,
+    ffn_reader="",
+    units=SPARSE,
+    keys=Keys(ffn="moe_intermediate_size", experts=("num_experts", "num_local_experts")),
+    attention_bias_key="attention_bias",
+    defaults={"num_key_value_heads": 4},
+    check=check,
+)
