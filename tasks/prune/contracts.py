@@ -4,35 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from resprout.configs.stages import Unit
+from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.size import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from resprout.tasks.models.anatomy import Units
-    from resprout.tasks.prune.statistics import Moments, Statistic
+    from resprout.tasks.prune.statistics import Statistic
 
     Scores = Sequence[Mapping[Unit, Tensor]]
     """For each layer and kind of unit: float32 [units, features per unit], higher is worth more."""
 
+Needs = Literal["weights", "inputs", "model"]
+
 
 class Criterion(Protocol):
-    """Says what a unit is worth."""
+    """Says what a unit is worth.
 
-    calibrated: ClassVar[bool]
-    """Whether it looks at the inputs of the reader over the calibration data."""
+    One that needs weights or inputs has `score`, one that needs the model `score_model`: the engine of its
+    need (tasks/prune/score.py) calls what it has.
+    """
+
+    needs: ClassVar[Needs]
+    """What it looks at: a layer's weights; its reader's inputs over the calibration data as well; or the
+    whole model, which it runs itself."""
     units: ClassVar[tuple[Unit, ...]]
     """Kinds of units that it can score."""
 
-    def score(self, units: Units, inputs: Moments | None) -> Tensor:
+
+class WeightCriterion(Criterion, Protocol):
+    """Looks at a layer's weights."""
+
+    def score(self, units: Units) -> Tensor:
         """Finite float32 [units, features per unit]; a unit is worth the mean of its row.
 
-        `inputs` holds the moments of the reader's input features, None where `calibrated` is False. A
-        criterion that scores units as a whole returns one column.
+        A criterion that scores units as a whole returns one column.
         """
+        ...
+
+
+class InputCriterion(Criterion, Protocol):
+    """Looks at a layer's weights and at what its reader is given."""
+
+    def statistic(self, features: int) -> Statistic:
+        """An empty collector of what the criterion must know of the reader's inputs."""
+        ...
+
+    def score(self, units: Units, inputs: Any) -> Tensor:
+        """As of a WeightCriterion; `inputs` is the collector after all calibration data."""
+        ...
+
+
+class ModelCriterion(Criterion, Protocol):
+    """Runs the model itself."""
+
+    def score_model(
+        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
+    ) -> list[dict[Unit, Tensor]]:
+        """Scores of each layer and kind; the model is left as it was. `input_ids` int64 [samples, tokens]."""
         ...
 
 
@@ -41,9 +75,14 @@ class Allocator(Protocol):
 
     per_layer: ClassVar[bool]
     """Whether layers may get different widths."""
+    tries: ClassVar[bool]
+    """Whether it runs the model, so that `bench` must be given."""
 
-    def allocate(self, request: Request, scores: Scores) -> Shape:
-        """The request's shape with widths that fit its limit."""
+    def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
+        """The request's shape with widths that fit its limit.
+
+        It has as many layers as the request's: a layer that goes has widths of 0, and so has a sublayer.
+        """
         ...
 
 
@@ -68,6 +107,19 @@ class Repaired:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """What an allocator tries its widths on; it leaves the model as it was.
+
+    `input_ids` int64 [samples, tokens] are the calibration tokens.
+    """
+
+    model: PreTrainedModel
+    input_ids: Tensor
+    seed: int = 17
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
 class Request:
     """A target brought to numbers.
 
@@ -80,10 +132,3 @@ class Request:
     kinds: tuple[Unit, ...]
     round_to: int
     uniform: bool = True
-
-
-def moments_given(inputs: Moments | None) -> Moments:
-    """`inputs`, for criteria that are calibrated; None raises TypeError."""
-    if inputs is None:
-        raise TypeError("a calibrated criterion was called without the moments of its inputs")
-    return inputs

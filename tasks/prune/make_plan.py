@@ -10,7 +10,7 @@ from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.size import BYTES, Shape, shape_of
-from resprout.tasks.prune.contracts import Request
+from resprout.tasks.prune.contracts import Bench, Request
 from resprout.tasks.prune.plan import LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
 from resprout.tasks.prune.resolve import resolve
@@ -31,14 +31,24 @@ def make_plan(
     dense = shape_of(model.config.to_dict())
     request(dense, config)
     scores = score(model, CRITERIA.get(resolve(config).criterion)(), config.units, input_ids, progress)
-    return plan_from(scores, dense, str(model.dtype).removeprefix("torch."), config), scores
+    dtype = str(model.dtype).removeprefix("torch.")
+    return plan_from(scores, dense, dtype, config, Bench(model, input_ids, progress=progress)), scores
 
 
-def plan_from(scores: list[dict[Unit, Tensor]], dense: Shape, dtype: str, config: PruneConfig) -> Plan:
-    """The plan for a model of shape `dense`, held in `dtype`, whose units have these scores."""
+def plan_from(
+    scores: list[dict[Unit, Tensor]],
+    dense: Shape,
+    dtype: str,
+    config: PruneConfig,
+    bench: Bench | None = None,
+) -> Plan:
+    """The plan for a model of shape `dense`, held in `dtype`, whose units have these scores.
+
+    `bench` must be there for allocators that try the model.
+    """
     names = resolve(config)
     wanted = request(dense, config)
-    granted = ALLOCATORS.get(names.allocator)().allocate(wanted, scores)
+    granted = ALLOCATORS.get(names.allocator)().allocate(wanted, scores, bench)
     return Plan(
         model_type=dense.model_type,
         criterion=names.criterion,
@@ -53,7 +63,11 @@ def plan_from(scores: list[dict[Unit, Tensor]], dense: Shape, dtype: str, config
         requested=_requested(dense, wanted, dtype),
         reached=Size.of(granted.sizes(dtype)),
         warnings=tuple(warnings_for(dense, wanted, config.target)),
-        layers=tuple(_keep(index, dense, granted, scores[index]) for index in range(granted.layers)),
+        layers=tuple(
+            _keep(index, dense, granted, scores[index])
+            for index in range(granted.layers)
+            if granted.ffn[index] or granted.kv_heads[index]
+        ),
     )
 
 
@@ -72,7 +86,18 @@ def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) 
         best = best_units(scores["heads"], after.heads_per_group, before.kv_heads)
         heads = tuple(head for head in best if head // each in kept["kv_groups"])
     experts = tuple(best_units(scores["experts"], after.experts)) if "experts" in scores else None
-    return LayerPlan(ffn=kept["ffn"], kv_groups=kept["kv_groups"], heads=heads, experts=experts)
+    gone = any(not ffn and not kv_heads for ffn, kv_heads in zip(granted.ffn, granted.kv_heads, strict=True))
+    if not after.ffn:
+        kept["ffn"] = ()
+    if not after.kv_heads:
+        kept["kv_groups"] = ()
+    return LayerPlan(
+        index=index if gone else None,
+        ffn=kept["ffn"],
+        kv_groups=kept["kv_groups"],
+        heads=heads,
+        experts=experts,
+    )
 
 
 def _requested(dense: Shape, wanted: Request, dtype: str) -> Size:

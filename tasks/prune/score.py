@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.walk import walk, watch
-from resprout.tasks.prune.contracts import Criterion
-from resprout.tasks.prune.statistics import Moments
+from resprout.tasks.prune.contracts import Criterion, Needs
 from resprout.tasks.share import WHOLE, Share
 
 if TYPE_CHECKING:
@@ -32,35 +31,76 @@ def score(
 ) -> list[dict[Unit, Tensor]]:
     """For each layer of the share and kind float32 [units, features per unit] on the CPU; higher is better.
 
-    `input_ids` int64 [samples, tokens] run through the model layer by layer where the criterion is
-    calibrated, up to the last layer of the share. A score that is not finite raises StageFailed.
+    `input_ids` int64 [samples, tokens] run through the model where the criterion needs that, layer by layer
+    up to the last of the share. A score that is not finite raises StageFailed.
     """
-    scores: list[dict[Unit, Tensor]] = []
+    mine = share.of(len(anatomy(model).layers))
+    if not mine:
+        return []
+    engine = ENGINES[criterion.needs]
+    return [
+        {kind: _checked(one, index, kind) for kind, one in by_kind.items()}
+        for index, by_kind in zip(
+            mine, engine(model, criterion, kinds, input_ids, progress, mine), strict=True
+        )
+    ]
+
+
+def _by_weights(
+    model: PreTrainedModel,
+    criterion: Any,
+    kinds: tuple[Unit, ...],
+    input_ids: Tensor,
+    progress: Progress,
+    mine: range,
+) -> Iterator[dict[Unit, Tensor]]:
     layers = anatomy(model).layers
-    mine = share.of(len(layers))
-    if not criterion.calibrated:
-        for index in mine:
-            units_of = layers[index].units
-            scores.append({kind: _checked(criterion.score(units_of(kind), None), index) for kind in kinds})
-            progress(index + 1, mine.stop, "layers scored")
-        return scores
-    for step in walk(model, input_ids) if mine else ():
+    for index in mine:
+        yield {kind: criterion.score(layers[index].units(kind)) for kind in kinds}
+        progress(index + 1, mine.stop, "layers scored")
+
+
+def _by_inputs(
+    model: PreTrainedModel,
+    criterion: Any,
+    kinds: tuple[Unit, ...],
+    input_ids: Tensor,
+    progress: Progress,
+    mine: range,
+) -> Iterator[dict[Unit, Tensor]]:
+    for step in walk(model, input_ids):
         if step.index < mine.start:
             continue
         units = {kind: step.layer.units(kind) for kind in kinds}
-        moments = {kind: Moments(one.weight.shape[1]) for kind, one in units.items()}
+        seen = {kind: criterion.statistic(one.weight.shape[1]) for kind, one in units.items()}
         with ExitStack() as watching:
             for kind in kinds:
-                watching.enter_context(watch(step.layer.reader(kind), moments[kind].update))
+                watching.enter_context(watch(step.layer.reader(kind), seen[kind].update))
             for _ in step.run():
                 pass
-        scores.append(
-            {kind: _checked(criterion.score(one, moments[kind]), step.index) for kind, one in units.items()}
-        )
+        yield {kind: criterion.score(one, seen[kind]) for kind, one in units.items()}
         progress(step.index + 1, mine.stop, "layers scored")
         if step.index == mine[-1]:
             break
-    return scores
+
+
+def _by_model(
+    model: PreTrainedModel,
+    criterion: Any,
+    kinds: tuple[Unit, ...],
+    input_ids: Tensor,
+    progress: Progress,
+    mine: range,
+) -> Iterator[dict[Unit, Tensor]]:
+    # It cannot score a share alone, so each share costs as much as the whole.
+    yield from criterion.score_model(model, kinds, input_ids, progress)[mine.start : mine.stop]
+
+
+ENGINES: Mapping[Needs, Callable[..., Iterator[dict[Unit, Tensor]]]] = {
+    "weights": _by_weights,
+    "inputs": _by_inputs,
+    "model": _by_model,
+}
 
 
 def best_units(scores: Tensor, keep: int, blocks: int = 1) -> list[int]:
@@ -89,10 +129,10 @@ def from_tensors(tensors: Mapping[str, Tensor], kinds: tuple[Unit, ...]) -> list
     return [{kind: tensors[f"layers.{index:02d}.{kind}"] for kind in kinds} for index in range(layers)]
 
 
-def _checked(values: Tensor, layer: int) -> Tensor:
+def _checked(values: Tensor, layer: int, kind: Unit) -> Tensor:
     if not bool(torch.isfinite(values).all()):
         raise StageFailed(
-            f"scores of layer {layer} are not finite; the model's activations overflow in this dtype: give "
-            "model.dtype: bfloat16 or float32"
+            f"scores of {kind} in layer {layer} are not finite; the model's activations overflow in this "
+            "dtype: give model.dtype: bfloat16 or float32"
         )
     return values.float().cpu()

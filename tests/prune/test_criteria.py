@@ -51,9 +51,9 @@ def test_moments_by_hand():
     ],
 )
 def test_criteria_by_hand(criterion, expected):
-    inputs = hand_moments() if criterion.calibrated else None
-    torch.testing.assert_close(criterion.score(hand_units(), inputs), torch.tensor(expected).reshape(2, 1))
-    assert criterion.score(hand_units(features_per_unit=2), inputs).shape == (1, 2)
+    inputs = [hand_moments()] if criterion.needs == "inputs" else []
+    torch.testing.assert_close(criterion.score(hand_units(), *inputs), torch.tensor(expected).reshape(2, 1))
+    assert criterion.score(hand_units(features_per_unit=2), *inputs).shape == (1, 2)
 
 
 def reference(name, weight, inputs):
@@ -125,5 +125,5 @@ def test_best_units_goes_by_the_mean_and_breaks_ties_by_index():
 def test_scores_that_are_not_finite_stop_the_stage():
     model = tiny_model("llama")
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
-    with pytest.raises(StageFailed, match=r"layer 1 are not finite.*bfloat16 or float32"):
+    with pytest.raises(StageFailed, match=r"scores of ffn in layer 1 are not finite.*bfloat16 or float32"):
         score(model, Flap(), ("ffn",), IDS)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from resprout.configs.stages import Unit
-    from resprout.tasks.prune.contracts import Request, Scores
+    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class GlobalStandardised:
     """One ranking over all layers and kinds, scores standardised in each."""
 
     per_layer: ClassVar[bool] = True
+    tries: ClassVar[bool] = False
 
-    def allocate(self, request: Request, scores: Scores) -> Shape:
+    def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
         shape = request.shape
         kept: dict[Unit, list[int]] = {kind: [0] * shape.layers for kind in request.kinds}

@@ -8,14 +8,15 @@ from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.target import uniform_shape
 
 if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Request, Scores
+    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 class Uniform:
     """The same widths in every layer; scores decide only which units."""
 
     per_layer: ClassVar[bool] = False
+    tries: ClassVar[bool] = False
 
-    def allocate(self, request: Request, scores: Scores) -> Shape:
+    def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The largest uniform shape within the limit."""
         return uniform_shape(request)

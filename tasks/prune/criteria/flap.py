@@ -8,26 +8,28 @@ more before it ranks them; the paper does not, and neither does this.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import moments_given
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.statistics import Moments
+from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.statistics import Moments
 
 
 class Flap:
     """Variance of a unit's features times the squared weights that read them (WIFV)."""
 
-    calibrated: ClassVar[bool] = True
+    needs: ClassVar[Needs] = "inputs"
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
-    def score(self, units: Units, inputs: Moments | None) -> Tensor:
+    def statistic(self, features: int) -> Moments:
+        """Moments of each feature."""
+        return Moments(features)
+
+    def score(self, units: Units, inputs: Moments) -> Tensor:
         """Var(X_j) * ||W[:, j]||_2^2 for each feature j: float32 [units, features per unit]."""
         weight = units.weight.float()
-        variance = moments_given(inputs).variance.to(weight.device)
+        variance = inputs.variance.to(weight.device)
         return units.by_unit(variance * weight.square().sum(dim=0))

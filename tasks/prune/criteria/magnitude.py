@@ -6,23 +6,21 @@ projections.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.statistics import Moments
+from resprout.tasks.prune.contracts import Needs
 
 
 class Magnitude:
     """L2 norm of the weights that read a unit; needs no data."""
 
-    calibrated: ClassVar[bool] = False
+    needs: ClassVar[Needs] = "weights"
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
-    def score(self, units: Units, inputs: Moments | None) -> Tensor:
+    def score(self, units: Units) -> Tensor:
         """||W[:, j]||_2 for each feature j: float32 [units, features per unit]."""
         return units.by_unit(units.weight.float().norm(dim=0))

@@ -6,26 +6,28 @@ sum_i |W[i, j]| * ||X_j||_2, W the down or output projection and X_j its input j
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import moments_given
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.statistics import Moments
+from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.statistics import Moments
 
 
 class WandaSp:
     """Absolute weights times the norm of their input, summed."""
 
-    calibrated: ClassVar[bool] = True
+    needs: ClassVar[Needs] = "inputs"
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
-    def score(self, units: Units, inputs: Moments | None) -> Tensor:
+    def statistic(self, features: int) -> Moments:
+        """Moments of each feature."""
+        return Moments(features)
+
+    def score(self, units: Units, inputs: Moments) -> Tensor:
         """sum_i |W[i, j]| * ||X_j||_2 for each feature j: float32 [units, features per unit]."""
         weight = units.weight.float()
-        norm = moments_given(inputs).norm.to(weight.device)
+        norm = inputs.norm.to(weight.device)
         return units.by_unit(weight.abs().sum(dim=0) * norm)
