@@ -33,6 +33,12 @@ class Preset(Section):
     """How the budget is spent over the layers."""
     repair: str
     """What makes good for the removed units."""
+    criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What the method sets of its criterion."""
+    allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What the method sets of its allocator."""
+    repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What the method sets of its repair."""
     source: Annotated[str, Field(min_length=1)]
     """The paper."""
     summary: Annotated[str, Field(min_length=1)]

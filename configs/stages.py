@@ -65,7 +65,7 @@ class PruneConfig(Section):
     """Overrides the preset's criterion."""
     allocator: str | None = None
     """Overrides the preset's allocator."""
-    repair: Literal["none", "bias", "least_squares"] | None = None
+    repair: str | None = None
     """Overrides the preset's repair of what the removed channels contributed."""
     units: tuple[Unit, ...] = ("ffn",)
     """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
@@ -76,6 +76,12 @@ class PruneConfig(Section):
     """FFN widths are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
     layout: Literal["uniform", "per_layer"] = "uniform"
     """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
+    criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The criterion's own settings (`resprout methods` lists them), put over the preset's."""
+    allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The allocator's own settings, likewise."""
+    repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The repair's own settings, likewise."""
     ridge: Annotated[float, Field(ge=0.0)] = 0.01
     """least_squares: damping as a share of the mean diagonal of the Gram matrix."""
 

@@ -20,10 +20,30 @@ PAPER = re.compile(r"arXiv \d{4}\.\d{4,5}")
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What a method may be told: its default, and the values that it takes where its type lists them."""
+
+    default: Any
+    allowed: tuple[Any, ...] = ()
+
+    def fault(self, value: Any) -> str:
+        """What is expected instead of `value`; empty where it fits."""
+        if self.allowed:
+            return "" if value in self.allowed else f"one of {', '.join(map(str, self.allowed))}"
+        wanted = type(self.default)
+        # A whole number serves as a real one; True is no number.
+        fits = isinstance(value, bool) == (wanted is bool)
+        fits = fits and isinstance(value, (int, float) if wanted is float else wanted)
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+        return "" if fits else names.get(wanted, wanted.__name__)
+
+
+@dataclass(frozen=True)
 class Entry:
     """One method: where it lives, what it does in a line, the paper it comes from, and what it declares.
 
-    `declared` are the literals that its class sets, such as the units that a criterion can score.
+    `declared` are the literals that its class sets for all its instances, such as the units that a criterion
+    can score; `settings` those fields of a dataclass that a config may set.
     """
 
     name: str
@@ -31,6 +51,7 @@ class Entry:
     summary: str
     source: str = ""
     declared: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
     @property
     def module(self) -> str:
@@ -51,12 +72,31 @@ class Registry(Generic[T]):
         if package:
             self._discover(package)
 
-    def add(self, name: str, target: str, summary: str, source: str = "", **declared: Any) -> None:
+    def add(
+        self,
+        name: str,
+        target: str,
+        summary: str,
+        source: str = "",
+        declared: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Setting] | None = None,
+    ) -> None:
         """Register `target` ("module:attribute") under `name`; a name that is taken raises ValueError."""
         if name in self._entries:
             taken = self._entries[name].target
             raise ValueError(f"{self.kind} '{name}' is registered twice: {taken} and {target}")
-        self._entries[name] = Entry(name, target, summary, source, declared)
+        self._entries[name] = Entry(name, target, summary, source, declared or {}, settings or {})
+
+    def settings(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of a method, `given` put over its defaults; unknown or unfit ones raise BadInput."""
+        known = self.entry(name).settings
+        for key, value in given.items():
+            if key not in known:
+                takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+                raise BadInput(f"{self.kind} '{name}' has no setting '{key}'; {takes}")
+            if expected := known[key].fault(value):
+                raise BadInput(f"{self.kind} '{name}' has {key}: {value!r}; give {expected}")
+        return {key: given.get(key, setting.default) for key, setting in known.items()}
 
     def entry(self, name: str) -> Entry:
         """The entry called `name`; an unknown one raises BadInput with the nearest and all known names."""
@@ -91,16 +131,22 @@ class Registry(Generic[T]):
                 )
                 papers = dict.fromkeys(PAPER.findall(ast.get_docstring(tree) or ""))
                 summary = (ast.get_docstring(found) or "").partition("\n")[0].rstrip(".")
-                self.add(
-                    path.stem, f"{module}:{found.name}", summary, ", ".join(papers), **dict(_literals(found))
-                )
+                declared, settings = _literals(found)
+                self.add(path.stem, f"{module}:{found.name}", summary, ", ".join(papers), declared, settings)
 
 
-def _literals(found: ast.ClassDef) -> Iterator[tuple[str, Any]]:
-    """What a class sets to literals, by name."""
+def _literals(found: ast.ClassDef) -> tuple[dict[str, Any], dict[str, Setting]]:
+    """What a class sets to literals by name: for all its instances (ClassVar), and as defaults of fields."""
+    declared: dict[str, Any] = {}
+    settings: dict[str, Setting] = {}
     for node in found.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            try:
-                yield node.target.id, ast.literal_eval(node.value)
-            except ValueError:
-                continue
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
+            continue
+        value, kind = ast.literal_eval(node.value), node.annotation
+        if isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "ClassVar":
+            declared[node.target.id] = value
+            continue
+        listed = isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Literal"
+        allowed = ast.literal_eval(kind.slice) if listed and isinstance(kind, ast.Subscript) else ()
+        settings[node.target.id] = Setting(value, allowed if isinstance(allowed, tuple) else (allowed,))
+    return declared, settings

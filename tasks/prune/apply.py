@@ -44,7 +44,7 @@ def apply(
     dense = shape_of(model.config.to_dict())
     plan.check_fits(dense)
     parts = anatomy(model)
-    repair = REPAIRS.get(plan.repair)()
+    repair = REPAIRS.get(plan.repair)(**plan.repair_settings)
     pruned = plan.shape(with_biases(dense, plan.units) if plan.repair == "bias" else dense)
     place = {plan.source(layer): layer for layer in range(pruned.layers)}
     config = copy.deepcopy(model.config)

@@ -30,7 +30,9 @@ def make_plan(
     """
     dense = shape_of(model.config.to_dict())
     request(dense, config)
-    scores = score(model, CRITERIA.get(resolve(config).criterion)(), config.units, input_ids, progress)
+    names = resolve(config)
+    criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
+    scores = score(model, criterion, config.units, input_ids, progress)
     dtype = str(model.dtype).removeprefix("torch.")
     return plan_from(scores, dense, dtype, config, Bench(model, input_ids, progress=progress)), scores
 
@@ -48,12 +50,13 @@ def plan_from(
     """
     names = resolve(config)
     wanted = request(dense, config)
-    granted = ALLOCATORS.get(names.allocator)().allocate(wanted, scores, bench)
+    granted = ALLOCATORS.get(names.allocator)(**names.allocator_settings).allocate(wanted, scores, bench)
     return Plan(
         model_type=dense.model_type,
         criterion=names.criterion,
         allocator=names.allocator,
         repair=names.repair,
+        repair_settings=dict(names.repair_settings),
         units=config.units,
         layout=config.layout,
         round_to=config.round_to,

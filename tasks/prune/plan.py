@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
@@ -60,6 +60,7 @@ class Plan(_Strict):
     criterion: str
     allocator: str
     repair: str
+    repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     units: tuple[Unit, ...]
     layout: Literal["uniform", "per_layer"]
     round_to: int

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
+from resprout.tasks.registry import Registry
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Registered names of the three parts of a pruning method."""
+    """Registered names of the three parts of a pruning method, and all their settings."""
 
     criterion: str
     allocator: str
     repair: str
+    criterion_settings: Mapping[str, Any] = field(default_factory=dict)
+    allocator_settings: Mapping[str, Any] = field(default_factory=dict)
+    repair_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def plan_modules(self) -> list[str]:
@@ -36,10 +42,21 @@ def resolve(config: PruneConfig) -> Resolved:
     BadInput.
     """
     preset = load_preset(config.method)
+    criterion = config.criterion or preset.criterion
+    allocator = config.allocator or getattr(preset.allocator, config.layout)
+    repair = config.repair or preset.repair
+
+    def settings(kind: str, registry: Registry[Any], name: str, preset_name: str) -> dict[str, Any]:
+        own = getattr(preset, f"{kind}_settings") if name == preset_name else {}
+        return registry.settings(name, {**own, **getattr(config, f"{kind}_settings")})
+
     resolved = Resolved(
-        config.criterion or preset.criterion,
-        config.allocator or getattr(preset.allocator, config.layout),
-        config.repair or preset.repair,
+        criterion,
+        allocator,
+        repair,
+        settings("criterion", CRITERIA, criterion, preset.criterion),
+        settings("allocator", ALLOCATORS, allocator, getattr(preset.allocator, config.layout)),
+        settings("repair", REPAIRS, repair, preset.repair),
     )
     scored = CRITERIA.entry(resolved.criterion).declared["units"]
     if unscored := [unit for unit in config.units if unit not in scored]:

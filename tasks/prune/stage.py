@@ -55,7 +55,9 @@ def score_methods(config: PruneConfig) -> list[str]:
 
 def score_settings(config: PruneConfig) -> dict[str, Any]:
     """What decides the scores: neither the target nor how it is spent."""
-    return {"criterion": resolve(config).criterion, "units": list(config.units)}
+    names = resolve(config)
+    settings = dict(names.criterion_settings)
+    return {"criterion": names.criterion, "criterion_settings": settings, "units": list(config.units)}
 
 
 @stage(
@@ -74,7 +76,8 @@ def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path
     from resprout.tasks.prune.score import as_tensors, score
 
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
-    criterion = CRITERIA.get(resolve(job.config).criterion)()
+    names = resolve(job.config)
+    criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
     input_ids = _input_ids(inputs["calibration"])
     scores = score(model, criterion, job.config.units, input_ids, progress, job.share)
     first = job.share.of(len(anatomy(model).layers)).start
