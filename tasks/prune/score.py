@@ -15,6 +15,7 @@ from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.walk import walk, watch
 from resprout.tasks.prune.contracts import Criterion, Needs
+from resprout.tasks.prune.gradients import by_gradients
 from resprout.tasks.share import WHOLE, Share
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def score(
     """For each layer of the share and kind float32 [units, features per unit] on the CPU; higher is better.
 
     `input_ids` int64 [samples, tokens] run through the model where the criterion needs that, layer by layer
-    up to the last of the share. A score that is not finite raises StageFailed.
+    up to the last of the share; criteria that need gradients or the model run all layers for every share. A
+    score that is not finite raises StageFailed.
     """
     mine = share.of(len(anatomy(model).layers))
     if not mine:
@@ -75,7 +77,7 @@ def _by_inputs(
         seen = {kind: criterion.statistic(one.weight.shape[1]) for kind, one in units.items()}
         with ExitStack() as watching:
             for kind in kinds:
-                watching.enter_context(watch(step.layer.reader(kind), seen[kind].update))
+                watching.enter_context(watch(step.layer.reader(kind), seen[kind].update, input_ids.shape[1]))
             for _ in step.run():
                 pass
         yield {kind: criterion.score(one, seen[kind]) for kind, one in units.items()}
@@ -99,6 +101,7 @@ def _by_model(
 ENGINES: Mapping[Needs, Callable[..., Iterator[dict[Unit, Tensor]]]] = {
     "weights": _by_weights,
     "inputs": _by_inputs,
+    "gradients": by_gradients,
     "model": _by_model,
 }
 

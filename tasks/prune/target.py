@@ -96,8 +96,12 @@ def allowed(wanted: Request, kind: Unit) -> list[int]:
     if kind == "ffn":
         multiples = range(present // wanted.round_to * wanted.round_to, 0, -wanted.round_to)
         return [present, *(multiple for multiple in multiples if multiple != present)]
-    fewest = int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
-    return [*range(present, fewest - 1, -1)]
+    return [*range(present, fewest(shape, kind) - 1, -1)]
+
+
+def fewest(shape: Shape, kind: Unit) -> int:
+    """How few units a layer can work with: as many experts as a token goes to, one of all else."""
+    return int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
 
 
 def _stock_heads(wanted: Request, shape: Shape) -> bool:
@@ -168,12 +172,12 @@ def _smallest(wanted: Request) -> Shape:
         else:
             shape = shape.with_counts(kind, (allowed(wanted, kind)[-1],) * shape.layers)
     if not _stock_heads(wanted, shape):
-        fewest = [
+        stock = [
             count
             for count in allowed(wanted, "kv_groups")
             if _stock_heads(wanted, shape.with_counts("kv_groups", (count,) * shape.layers))
         ]
-        shape = shape.with_counts("kv_groups", (fewest[-1],) * shape.layers)
+        shape = shape.with_counts("kv_groups", (stock[-1],) * shape.layers)
     return shape
 
 

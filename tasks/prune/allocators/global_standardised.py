@@ -5,17 +5,21 @@ layers and between attention and FFN; then all units stand in one ranking and th
 parameters that they bring are spent (a KV group weighs as many parameters as it has, which is the paper's
 compensation). The paper ranks single channels; here blocks of `round_to` channels in order of their score
 stand in the ranking by their mean, so that every width is a multiple of `round_to`, and round_to = 1 is the
-paper's ranking. Each layer keeps at least one block and one group.
+paper's ranking. Each layer keeps at least one block and one group, as many experts as a token goes to, and
+the share `min_kept_ratio` of its units: the minimum threshold that Global MP (arXiv 2209.14624) puts under
+every layer, since one ranking over all can empty a layer whose weights are small.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from resprout.configs.errors import BadInput
 from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.target import block_sizes
+from resprout.tasks.prune.target import block_sizes, fewest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,14 +40,24 @@ class _Block:
     params: int
 
 
+@dataclass(frozen=True)
 class GlobalStandardised:
     """One ranking over all layers and kinds, scores standardised in each."""
 
     per_layer: ClassVar[bool] = True
     tries: ClassVar[bool] = False
 
+    min_kept_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_kept_ratio <= 1:
+            raise BadInput(f"allocator_settings.min_kept_ratio is {self.min_kept_ratio}; give 0 to 1")
+
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
-        """Widths of each layer, within the limit and as close to it as whole blocks allow."""
+        """Widths of each layer, within the limit and as close to it as whole blocks allow.
+
+        A `min_kept_ratio` that does not fit the limit raises BadInput.
+        """
         shape = request.shape
         kept: dict[Unit, list[int]] = {kind: [0] * shape.layers for kind in request.kinds}
         removable = sum(
@@ -56,8 +70,14 @@ class GlobalStandardised:
             block
             for layer, by_kind in enumerate(scores)
             for kind in request.kinds
-            for block in _blocks(layer, kind, by_kind[kind], request)
+            for block in _blocks(layer, kind, by_kind[kind], request, self.min_kept_ratio)
         ]
+        needed = sum(block.params for block in blocks if block.rank == 0)
+        if needed > left and self.min_kept_ratio:
+            raise BadInput(
+                f"allocator_settings.min_kept_ratio {self.min_kept_ratio} keeps {needed} parameters of the "
+                f"units where prune.target leaves {left}; lower it or raise the target"
+            )
         # Every layer's best block first (it must keep one), then by value.
         blocks.sort(key=lambda b: (b.rank > 0, -b.value, b.layer, b.kind, b.rank))
         closed: set[tuple[int, Unit]] = set()
@@ -79,7 +99,9 @@ def standardised(scores: Tensor) -> Tensor:
     return ((scores - scores.mean()) / spread.clamp_min(1e-30)).mean(dim=1)
 
 
-def _blocks(layer: int, kind: Unit, scores: Tensor, request: Request) -> Iterator[_Block]:
+def _blocks(
+    layer: int, kind: Unit, scores: Tensor, request: Request, min_kept_ratio: float
+) -> Iterator[_Block]:
     values = standardised(scores)
     if kind == "heads":
         # Each group loses one: the best of every group, the second best of every group, and so on.
@@ -87,7 +109,10 @@ def _blocks(layer: int, kind: Unit, scores: Tensor, request: Request) -> Iterato
             values.view(request.shape.kv_heads[layer], -1).sort(dim=1, descending=True).values.mean(dim=0)
         )
     values = values.sort(descending=True, stable=True).values
-    sizes = block_sizes(len(values), request.round_to if kind == "ffn" else 1)
+    step = request.round_to if kind == "ffn" else 1
+    least = max(fewest(request.shape, kind), math.ceil(min_kept_ratio * len(values)))
+    first = min(len(values), math.ceil(least / step) * step)
+    sizes = [first, *block_sizes(len(values) - first, step)]
     each = request.shape.unit_params(kind, layer)
     for rank, (size, part) in enumerate(zip(sizes, values.split(sizes), strict=True)):
         yield _Block(layer, kind, rank, size, part.mean().item(), size * each)

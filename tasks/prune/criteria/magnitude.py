@@ -1,10 +1,10 @@
 """Magnitude: the norm of the weights of a unit, all of them or those that read it.
 
 All coupled weights (`of: coupled`) is the structured form of Global MP (arXiv 2209.14624) and of Zhu and
-Gupta (arXiv 1710.01878), who rank single weights by size: rows that make the unit and columns that read it
-count alike, as in the L1 and L2 baselines of LLM-Pruner (arXiv 2305.11627). The columns of the down and output
-projections alone (`of: reader`) are the baseline of An et al. (arXiv 2312.11983). `norm: l1` is that of Li et
-al. for filters (arXiv 1608.08710).
+Gupta (arXiv 1710.01878), who rank single weights by size: rows that make the unit and columns that read
+it count alike, as in the L1 and L2 baselines of LLM-Pruner (arXiv 2305.11627). The columns of the down
+and output projections alone (`of: reader`) are the baseline of An et al. (arXiv 2312.11983). `norm: l1`
+is that of Li et al. for filters (arXiv 1608.08710).
 """
 
 from __future__ import annotations
