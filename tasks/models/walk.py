@@ -76,7 +76,8 @@ def watch(module: nn.Module, see: Callable[[Tensor], None], row_tokens: int | No
     """
 
     def hook(watched: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = inputs[0].flatten(0, -2)
+        # Detached: what is kept of it must not keep the graph of a differentiated pass.
+        flat = inputs[0].detach().flatten(0, -2)
         see(flat if row_tokens is None else flat.unflatten(0, (-1, row_tokens)))
 
     handle = module.register_forward_pre_hook(hook)
