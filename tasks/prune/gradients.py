@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from resprout.tasks.prune.contracts import GradientCriterion, GradientStatistic
 
 
+OVERFLOW = (
+    "the model's activations or gradients overflow in this dtype: give model.dtype: bfloat16 or float32"
+)
+
+
 def by_gradients(
     model: PreTrainedModel,
     criterion: GradientCriterion,
@@ -50,7 +55,8 @@ def by_gradients(
     inputs = [{kind: _inputs(criterion, one) for kind, one in by_kind.items()} for by_kind in units]
     wanted = [_wanted(layer, by_kind.values()) for layer, by_kind in zip(layers, sums, strict=True)]
     held = sum(4 * one.elements for by_kind in sums for one in by_kind.values())
-    largest = max(parameter.nbytes for parameters in wanted for parameter, _ in parameters.values())
+    # One gradient at a time, with the copies in float32 that statistics make of it.
+    largest = max(one.nbytes + 3 * 4 * one.numel() for each in wanted for one, _ in each.values())
     check_memory(model, input_ids, len(anatomy(model).layers) - mine.start, held + largest)
 
     share = [0.0]
@@ -76,10 +82,7 @@ def causal_loss(model: PreTrainedModel, ids: Tensor) -> Tensor:
     run: Any = model
     loss: Tensor = run(input_ids=ids, labels=ids, use_cache=False).loss
     if not bool(torch.isfinite(loss)):
-        raise StageFailed(
-            "the loss over the calibration tokens is not finite; the model's activations overflow in this "
-            "dtype: give model.dtype: bfloat16 or float32"
-        )
+        raise StageFailed(f"the loss over the calibration tokens is not finite; {OVERFLOW}")
     return loss
 
 
@@ -123,12 +126,13 @@ def available_bytes(device: torch.device) -> int:
 def needed_bytes(model: PreTrainedModel, input_ids: Tensor, layers: int) -> int:
     """Bytes of activations and logits that one batch keeps for its backward pass.
 
-    The first layer runs once, and what autograd saves of it is counted: exact for every family and attention
+    The widest layer runs once, and what autograd saves of it is counted: right for every family and attention
     kernel, and as cheap as one layer of one batch.
     """
     ids = input_ids[: rows_of_batch(input_ids)]
     step = next(walk(model, ids, ids.numel()))
-    parameters = list(step.layer.module.parameters())
+    modules = [layer.module for layer in anatomy(model).layers]
+    module = max(modules, key=lambda one: sum(parameter.numel() for parameter in one.parameters()))
     own = {one.untyped_storage().data_ptr() for one in model.parameters()}
     saved: dict[int, int] = {}
 
@@ -140,8 +144,8 @@ def needed_bytes(model: PreTrainedModel, input_ids: Tensor, layers: int) -> int:
 
     more, arguments = step.arguments[0]
     hidden = step.hidden[0].detach().requires_grad_()
-    with differentiable(model, parameters), saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = step.layer.module(hidden, *more, **arguments)
+    with differentiable(model, list(module.parameters())), saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = module(hidden, *more, **arguments)
     del output
     logits = ids.numel() * model.config.get_text_config().vocab_size
     # Logits, and in float32 their copy, their log-softmax and its gradient.

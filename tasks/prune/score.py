@@ -12,10 +12,10 @@ from torch import Tensor
 from resprout.configs.errors import StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
-from resprout.tasks.models.anatomy import anatomy
+from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.walk import walk, watch
 from resprout.tasks.prune.contracts import Criterion, Needs
-from resprout.tasks.prune.gradients import by_gradients
+from resprout.tasks.prune.gradients import OVERFLOW, by_gradients
 from resprout.tasks.share import WHOLE, Share
 
 if TYPE_CHECKING:
@@ -36,12 +36,13 @@ def score(
     up to the last of the share; criteria that need gradients or the model run all layers for every share. A
     score that is not finite raises StageFailed.
     """
-    mine = share.of(len(anatomy(model).layers))
+    layers = anatomy(model).layers
+    mine = share.of(len(layers))
     if not mine:
         return []
     engine = ENGINES[criterion.needs]
     return [
-        {kind: _checked(one, index, kind) for kind, one in by_kind.items()}
+        {kind: _checked(one, layers[index], kind) for kind, one in by_kind.items()}
         for index, by_kind in zip(
             mine, engine(model, criterion, kinds, input_ids, progress, mine), strict=True
         )
@@ -132,10 +133,11 @@ def from_tensors(tensors: Mapping[str, Tensor], kinds: tuple[Unit, ...]) -> list
     return [{kind: tensors[f"layers.{index:02d}.{kind}"] for kind in kinds} for index in range(layers)]
 
 
-def _checked(values: Tensor, layer: int, kind: Unit) -> Tensor:
+def _checked(values: Tensor, layer: Layer, kind: Unit) -> Tensor:
     if not bool(torch.isfinite(values).all()):
+        broken = [name for name, one in layer.tensors.items() if not bool(torch.isfinite(one).all())]
         raise StageFailed(
-            f"scores of {kind} in layer {layer} are not finite; the model's activations overflow in this "
-            "dtype: give model.dtype: bfloat16 or float32"
+            f"scores of {kind} in layer {layer.index} are not finite; "
+            + (f"neither is {broken[0]} of that layer: take weights that are whole" if broken else OVERFLOW)
         )
     return values.float().cpu()

@@ -127,5 +127,9 @@ def test_best_units_goes_by_the_mean_and_breaks_ties_by_index():
 def test_scores_that_are_not_finite_stop_the_stage():
     model = tiny_model("llama")
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    says = r"scores of ffn in layer 1 are not finite; neither is mlp\.up_proj\.weight of that layer"
+    with pytest.raises(StageFailed, match=says):
+        score(model, Flap(), ("ffn",), IDS)
+    model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e38
     with pytest.raises(StageFailed, match=r"scores of ffn in layer 1 are not finite.*bfloat16 or float32"):
         score(model, Flap(), ("ffn",), IDS)

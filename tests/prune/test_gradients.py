@@ -11,11 +11,14 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import silent
 from resprout.tasks.models.anatomy import Part, Slices, Units, anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune import gradients as engine
+from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.criteria.taylor import Taylor
+from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.score import score
 from resprout.tasks.share import Share
 from tiny_models import tiny_model
@@ -142,7 +145,7 @@ def test_scores_that_are_not_finite_stop_the_stage(monkeypatch):
 def test_a_model_that_does_not_fit_is_refused_before_it_runs(monkeypatch):
     model = tiny_model("llama")
     needed = engine.needed_bytes(model, IDS, 2)
-    held = 4 * sum(3 * 128 * 64 for _ in range(2)) + 4 * 128 * 64
+    held = 4 * 2 * (3 * 128 * 64) + (4 + 12) * 128 * 64
     monkeypatch.setattr(engine, "causal_loss", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(engine, "available_bytes", lambda device: needed + held - 1)
     says = rf"about {(needed + held) / 1e9:.1f} GB .* batches of 24 tokens, and .* GB are free; give shorter"
@@ -188,6 +191,23 @@ def exact_loss(model):
     """In float64, unlike that of transformers."""
     logits = model(IDS).logits[:, :-1].flatten(0, 1)
     return torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten()).item()
+
+
+def test_the_estimate_goes_by_the_widest_layer():
+    model = tiny_model("llama", num_hidden_layers=3)
+    whole = engine.needed_bytes(model, IDS, 3)
+    plan, _ = make_plan(
+        model,
+        PruneConfig.model_validate(
+            {"method": "magnitude", "target": {"params_ratio": 0.9}, "layout": "per_layer", "round_to": 8}
+        ),
+        IDS,
+    )
+    widths = [len(layer.ffn) for layer in plan.layers]
+    apply(model, plan)
+    assert widths[0] < max(widths), "the first layer is not the widest"
+    other = tiny_model("llama", num_hidden_layers=3, intermediate_size=max(widths))
+    assert engine.needed_bytes(model, IDS, 3) == engine.needed_bytes(other, IDS, 3) <= whole
 
 
 def scale(layer, one, unit, factor):
