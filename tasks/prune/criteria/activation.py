@@ -10,6 +10,7 @@ tokens and `l2` over samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -63,8 +64,9 @@ def _aggregated(values: Tensor, how: str) -> Tensor:
     return _AGGREGATIONS[how](values)
 
 
-_AGGREGATIONS = {
+# Sums over the first dimension are several times as fast as torch's norm and var over it.
+_AGGREGATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda values: values.abs().mean(dim=0),
-    "l2": lambda values: values.norm(dim=0),
-    "var": lambda values: values.var(dim=0, correction=0),
+    "l2": lambda values: values.square().sum(dim=0).sqrt(),
+    "var": lambda values: (values - values.mean(dim=0)).square().mean(dim=0),
 }

@@ -113,7 +113,9 @@ class LoraGradient:
         adapters = self.adapters(model, kinds)
         flat = [one for by_name in adapters for one in by_name.values()]
         trained = [tensor for one in flat for tensor in (one.a, one.b)]
-        check_memory(model, input_ids, len(layers), 3 * sum(one.nbytes for one in trained))
+        # Gradients and two moments of each; then one importance at a time, with two factors as large.
+        one_at_a_time = 3 * 4 * max(one.weight.numel() for one in flat)
+        check_memory(model, input_ids, len(layers), 3 * sum(one.nbytes for one in trained) + one_at_a_time)
         averages = [
             {kind: torch.zeros(one.count, device=model.device) for kind, one in each.items()}
             for each in units
