@@ -14,7 +14,7 @@ from resprout.tasks.prune.contracts import Bench, Request
 from resprout.tasks.prune.plan import LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.score import best_units, score
+from resprout.tasks.prune.score import best_units, score_units
 from resprout.tasks.prune.target import request, warnings_for
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def make_plan(
     request(dense, config)
     names = resolve(config)
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
-    scores = score(model, criterion, config.units, input_ids, progress)
+    scores = score_units(model, criterion, config.units, input_ids, progress)
     dtype = str(model.dtype).removeprefix("torch.")
     return plan_from(scores, dense, dtype, config, Bench(model, input_ids, progress=progress)), scores
 

@@ -25,11 +25,6 @@ class Resolved:
     repair_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def plan_modules(self) -> list[str]:
-        """Modules whose code decides the plan."""
-        return [CRITERIA.entry(self.criterion).module, ALLOCATORS.entry(self.allocator).module]
-
-    @property
     def prune_modules(self) -> list[str]:
         """Modules whose code decides the pruned weights, beside the plan."""
         return [REPAIRS.entry(self.repair).module]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def score(
+def score_units(
     model: PreTrainedModel,
     criterion: Criterion,
     kinds: tuple[Unit, ...],

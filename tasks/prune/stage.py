@@ -1,4 +1,7 @@
-"""Doors of pruning: `plan` scores and allocates, `prune` applies a plan and repairs."""
+"""Doors of pruning: `score` values the units, `plan` spends the budget, `prune` applies a plan and repairs.
+
+Scores are an artifact of their own: another target, allocator or rounding plans anew without a forward pass.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, Progress
-from resprout.tasks.prune.registry import CRITERIA
+from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.share import shards_in
 from resprout.tasks.stage import stage
@@ -24,8 +27,8 @@ SCORES = "scores.safetensors"
 
 
 def plan_methods(config: PruneConfig) -> list[str]:
-    """Modules of the criterion and the allocator that the config selects."""
-    return resolve(config).plan_modules
+    """The module of the allocator that the config selects; the criterion is in the scores' digest."""
+    return [ALLOCATORS.entry(resolve(config).allocator).module]
 
 
 def prune_methods(config: PruneConfig) -> list[str]:
@@ -34,9 +37,9 @@ def prune_methods(config: PruneConfig) -> list[str]:
 
 
 def plan_settings(config: PruneConfig) -> dict[str, Any]:
-    """What decides the plan: the section with the names that a preset stands for, and without `ridge`.
+    """What decides the plan beside the scores: the section with what a preset stands for, without `ridge`.
 
-    The repair is among them because plan.json names it.
+    Criterion and repair are among them because plan.json names them.
     """
     unused = ("method", "ridge")
     section = {name: value for name, value in config.key_data().items() if name not in unused}
@@ -68,21 +71,43 @@ def score_settings(config: PruneConfig) -> dict[str, Any]:
     settings=score_settings,
 )
 def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write the scores of the share's layers, and the model's config.json."""
+    """Write the scores of the share's layers."""
+    _score(job, inputs, workdir, progress)
+
+
+@stage(
+    "score",
+    kind="unit-scores",
+    libraries=("torch", "transformers"),
+    methods=score_methods,
+    settings=score_settings,
+    shard=score_shard,
+)
+def score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write scores.safetensors, what each unit of `model` is worth on `calibration`."""
+    from safetensors.torch import load_file, save_file
+
+    if shards := shards_in(inputs):
+        tensors = {name: one for folder in shards for name, one in load_file(folder / SCORES).items()}
+        save_file(tensors, workdir / SCORES)
+    else:
+        _score(job, inputs, workdir, progress)
+
+
+def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     from safetensors.torch import save_file
 
-    from resprout.tasks.models.anatomy import anatomy
     from resprout.tasks.models.load import load_model
-    from resprout.tasks.prune.score import as_tensors, score
+    from resprout.tasks.models.size import shape_of
+    from resprout.tasks.prune.score import as_tensors, score_units
 
-    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     names = resolve(job.config)
+    layers = shape_of(inputs["model"]).layers
+    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
     input_ids = _input_ids(inputs["calibration"])
-    scores = score(model, criterion, job.config.units, input_ids, progress, job.share)
-    first = job.share.of(len(anatomy(model).layers)).start
-    save_file(dict(as_tensors(scores, first)), workdir / SCORES)
-    (workdir / "config.json").write_text(json.dumps(model.config.to_dict(), sort_keys=True))
+    scores = score_units(model, criterion, job.config.units, input_ids, progress, job.share)
+    save_file(dict(as_tensors(scores, job.share.of(layers).start)), workdir / SCORES)
 
 
 @stage(
@@ -91,28 +116,28 @@ def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path
     libraries=("torch", "transformers"),
     methods=plan_methods,
     settings=plan_settings,
-    shard=score_shard,
 )
 def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write plan.json, scores.safetensors and metrics.json from `model` and `calibration`."""
-    from safetensors.torch import load_file, save_file
+    """Write plan.json and metrics.json from `model`, `calibration` and `scores`.
+
+    The model's weights are read only where the allocator tries it.
+    """
+    from safetensors.torch import load_file
 
     from resprout.tasks.models.load import load_model
     from resprout.tasks.models.size import shape_of
-    from resprout.tasks.prune.make_plan import make_plan, plan_from
+    from resprout.tasks.prune.contracts import Bench
+    from resprout.tasks.prune.make_plan import plan_from
     from resprout.tasks.prune.plan import write_plan
-    from resprout.tasks.prune.score import as_tensors, from_tensors
+    from resprout.tasks.prune.score import from_tensors
 
-    if shards := shards_in(inputs):
-        tensors = {name: one for folder in shards for name, one in load_file(folder / SCORES).items()}
-        scores = from_tensors(tensors, job.config.units)
-        shape = shape_of(json.loads((shards[0] / "config.json").read_text()))
-        made = plan_from(scores, shape, job.dtype, job.config)
-    else:
+    scores = from_tensors(load_file(inputs["scores"] / SCORES), job.config.units)
+    bench = None
+    if ALLOCATORS.entry(resolve(job.config).allocator).declared["tries"]:
         model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
-        made, scores = make_plan(model, job.config, _input_ids(inputs["calibration"]), progress)
+        bench = Bench(model, _input_ids(inputs["calibration"]), progress=progress)
+    made = plan_from(scores, shape_of(inputs["model"]), job.dtype, job.config, bench)
     write_plan(made, workdir)
-    save_file(dict(as_tensors(scores)), workdir / SCORES)
     metrics = {
         f"{name}_{key}": value
         for name, size in (("dense", made.dense), ("requested", made.requested), ("reached", made.reached))

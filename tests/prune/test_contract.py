@@ -26,6 +26,7 @@ from resprout.tasks.prune.plan import read_plan, write_plan
 from resprout.tasks.prune.registry import CRITERIA
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
+from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.target import implied_shape
 from tiny_models import tiny_model, write_tiny_folder
 
@@ -151,21 +152,22 @@ def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path)
     inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
     if repair == "bias" and family not in BIASED:
         with pytest.raises(BadInput, match="lack for"):
-            plan_stage.body(Job(config), inputs, tmp_path, silent)
+            implied_shape(shape_of(tmp_path / "model"), config)
         return
     digests = []
     for run in ("first", "second"):
-        where = {role: tmp_path / run / role for role in ("plan", "pruned")}
+        where = {role: tmp_path / run / role for role in ("scores", "plan", "pruned")}
         for folder in where.values():
             folder.mkdir(parents=True)
-        plan_stage.body(Job(config), inputs, where["plan"], silent)
+        score_stage.body(Job(config), inputs, where["scores"], silent)
+        plan_stage.body(Job(config), {**inputs, "scores": where["scores"]}, where["plan"], silent)
         prune_stage.body(Job(config), {**inputs, "plan": where["plan"]}, where["pruned"], silent)
         files = sorted(path for path in (tmp_path / run).rglob("*") if path.is_file())
         digests.append([(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files])
     assert digests[0] == digests[1]
     names = [name for name, _ in digests[0]]
     assert names == [
-        *("metrics.json", "plan.json", "scores.safetensors"),
+        *("metrics.json", "plan.json"),
         *(
             "config.json",
             "generation_config.json",
@@ -173,6 +175,7 @@ def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path)
             "tokenizer.json",
             "tokenizer_config.json",
         ),
+        "scores.safetensors",
     ]
     metrics = json.loads((where["plan"] / "metrics.json").read_text())
     plan = read_plan(where["plan"])

@@ -10,7 +10,7 @@ from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import Resolved, resolve
-from resprout.tasks.prune.stage import plan, prune
+from resprout.tasks.prune.stage import plan, prune, score
 
 
 def config(**values):
@@ -102,8 +102,9 @@ def test_all_else_makes_the_plan_anew(values):
 
 
 def test_stages_name_only_the_modules_that_the_config_selects():
-    """The cache key hashes these: an edit to flap.py must not touch a plan by wanda_sp."""
+    """The cache key hashes these: an edit to flap.py must not touch scores by wanda_sp."""
     room = "resprout.tasks.prune"
     wanda = config(method="wanda_sp", repair="least_squares")
-    assert plan.methods(wanda) == [f"{room}.criteria.wanda_sp", f"{room}.allocators.uniform"]
+    assert score.methods(wanda) == [f"{room}.criteria.wanda_sp"]
+    assert plan.methods(wanda) == [f"{room}.allocators.uniform"]
     assert prune.methods(wanda) == [f"{room}.repairs.least_squares"]
