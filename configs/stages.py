@@ -82,6 +82,8 @@ class PruneConfig(Section):
     """The allocator's own settings, likewise."""
     repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The repair's own settings, likewise."""
+    memory: Literal["whole", "stream"] = "whole"
+    """whole: the model in memory; stream: one layer at a time, for models that do not fit. The same bytes."""
     ridge: Annotated[float, Field(ge=0.0)] = 0.01
     """least_squares: damping as a share of the mean diagonal of the Gram matrix."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from resprout.tasks.prune.target import with_biases
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Take = Callable[[int, Mapping[str, Tensor]], None]
+
 READ: tuple[Unit, ...] = ("ffn", "kv_groups", "heads")
 """Units whose features one module reads, so that a repair can change that module."""
 
@@ -35,17 +37,19 @@ def apply(
     input_ids: Tensor | None = None,
     ridge: float = 0.01,
     progress: Progress = silent,
+    take: Take | None = None,
 ) -> None:
     """Cut `model` in place as `plan` says, with the plan's repair, and update its config.
 
     `input_ids` int64 [samples, tokens] are needed by repairs that look at data; the model is then walked once
-    and each layer is cut as soon as its statistics are there. A plan for another model raises BadInput.
+    and each layer is cut as soon as its statistics are there. `take`, where given, gets each cut layer's
+    number and tensors, which are then not kept. A plan for another model raises BadInput.
     """
     dense = shape_of(model.config.to_dict())
     plan.check_fits(dense)
     parts = anatomy(model)
     repair = REPAIRS.get(plan.repair)(**plan.repair_settings)
-    pruned = plan.shape(with_biases(dense, plan.units) if plan.repair == "bias" else dense)
+    pruned = pruned_shape(plan, dense)
     place = {plan.source(layer): layer for layer in range(pruned.layers)}
     config = copy.deepcopy(model.config)
     for key in (dense.family.ffn_bias_key, dense.family.attention_bias_key):
@@ -58,11 +62,15 @@ def apply(
             index = place[source]
             tensors = _cut_tensors(layer, plan.layers[index], plan.units, repair, statistics, ridge)
             built[index] = _layer(type(layer.module), config, pruned, index, tensors)
+            if take is not None:
+                take(index, dict(built[index].named_parameters()))
+                built[index].to("meta")
         progress(source + 1, len(parts.layers), "layers cut")
 
     if repair.statistic(1) is None:
         for source, layer in enumerate(parts.layers):
-            cut_layer(layer, source, {})
+            with layer.present():
+                cut_layer(layer, source, {})
     else:
         if input_ids is None:
             raise TypeError(f"repair '{plan.repair}' needs calibration tokens")
@@ -82,6 +90,11 @@ def apply(
         if key:
             setattr(model.config, key, getattr(config, key))
     _update_config(model.config, plan, pruned)
+
+
+def pruned_shape(plan: Plan, dense: Shape) -> Shape:
+    """The shape that `apply` gives a model of shape `dense`."""
+    return plan.shape(with_biases(dense, plan.units) if plan.repair == "bias" else dense)
 
 
 def _cut_tensors(

@@ -12,6 +12,9 @@ from resprout.configs.schema import PruneConfig
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.registry import Registry
 
+LAYERWISE = ("weights", "inputs")
+"""Needs of criteria that look at one layer at a time."""
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -69,5 +72,14 @@ def resolve(config: PruneConfig) -> Resolved:
         raise BadInput(
             "prune.units names kv_groups and heads, whose sizes depend on each other, which layout: "
             "per_layer cannot weigh; give one of them, or layout: uniform"
+        )
+    needs = CRITERIA.entry(criterion).declared["needs"]
+    if config.memory == "stream" and (
+        needs not in LAYERWISE or ALLOCATORS.entry(allocator).declared["tries"]
+    ):
+        who = f"criterion '{criterion}'" if needs not in LAYERWISE else f"allocator '{allocator}'"
+        raise BadInput(
+            f"prune.memory is stream, but {who} runs the whole model at once; give memory: whole, or one "
+            "that works layer by layer (`resprout methods` says what each needs)"
         )
     return resolved

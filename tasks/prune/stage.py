@@ -22,6 +22,7 @@ from resprout.tasks.stage import stage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from resprout.tasks.prune.plan import Plan
 
 SCORES = "scores.safetensors"
 
@@ -41,7 +42,7 @@ def plan_settings(config: PruneConfig) -> dict[str, Any]:
 
     Criterion and repair are among them because plan.json names them.
     """
-    unused = ("method", "ridge")
+    unused = ("method", "ridge", "memory")
     section = {name: value for name, value in config.key_data().items() if name not in unused}
     return {**section, **asdict(resolve(config))}
 
@@ -98,12 +99,14 @@ def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, pro
     from safetensors.torch import save_file
 
     from resprout.tasks.models.load import load_model
+    from resprout.tasks.models.pages import open_model
     from resprout.tasks.models.size import shape_of
     from resprout.tasks.prune.score import as_tensors, score_units
 
     names = resolve(job.config)
     layers = shape_of(inputs["model"]).layers
-    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    opened = open_model if job.config.memory == "stream" else load_model
+    model = opened(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
     input_ids = _input_ids(inputs["calibration"])
     scores = score_units(model, criterion, job.config.units, input_ids, progress, job.share)
@@ -161,6 +164,9 @@ def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, prog
     from resprout.tasks.prune.plan import read_plan
 
     made = read_plan(inputs["plan"])
+    if job.config.memory == "stream":
+        _prune_streamed(job, made, inputs, workdir, progress)
+        return
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     apply(model, made, _input_ids(inputs["calibration"]), job.config.ridge, progress)
     if count(model).params != made.reached.params:
@@ -169,6 +175,31 @@ def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, prog
             f"{made.reached.params}; this is a defect of resprout, please report it with the plan"
         )
     save_model(model.cpu(), workdir, tokenizer_from=inputs["model"])
+
+
+def _prune_streamed(
+    job: Job[PruneConfig], made: Plan, inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """As `prune`, one layer in memory at a time; it writes the same bytes."""
+    from resprout.tasks.models.load import save_beside_weights
+    from resprout.tasks.models.pages import SafetensorsWriter, open_model
+    from resprout.tasks.models.size import shape_of
+    from resprout.tasks.prune.apply import apply, pruned_shape
+
+    dense = shape_of(inputs["model"])
+    pruned = pruned_shape(made, dense)
+    model = open_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    writer = SafetensorsWriter(workdir / "model.safetensors", dict(pruned.tensors()), job.dtype)
+    for name in pruned.family.ends(pruned.config):
+        writer.put(name, model.get_parameter(name))
+
+    def take(index: int, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            writer.put(f"{pruned.family.layer_prefix}{index}.{name}", tensor)
+
+    apply(model, made, _input_ids(inputs["calibration"]), job.config.ridge, progress, take)
+    writer.close()
+    save_beside_weights(model, workdir, tokenizer_from=inputs["model"])
 
 
 def _input_ids(folder: Path) -> Tensor:
