@@ -88,7 +88,7 @@ def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
 
 
 class SafetensorsWriter:
-    """A safetensors file written tensor by tensor, the bytes that `save_file` would write with all in memory."""
+    """A safetensors file written tensor by tensor, to the bytes that `save_file` would write at once."""
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[int, ...]], dtype: str) -> None:
         width = getattr(torch, dtype).itemsize
