@@ -3,8 +3,8 @@
     PYTHONPATH=tests python tests/benchmarks/bench_stream.py [--gigabytes 6] [--methods flap ...]
 
 Writes a Llama of random bfloat16 weights to a temporary folder (give --folder for one with room), then runs
-score, plan and prune with `prune.memory: stream`, each method in a process of its own. The bound is 0.25 of the
-files plus 1.5 GB. Exits with 1 where it is exceeded.
+score, plan and prune with `prune.memory: stream`, each method in a process of its own. The bound is 0.25 of
+the files plus 1.5 GB. Exits with 1 where it is exceeded.
 """
 
 from __future__ import annotations
