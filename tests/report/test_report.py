@@ -222,8 +222,10 @@ def test_speeds_say_where_they_were_measured_and_how_far_they_lay_apart() -> Non
 
 
 def test_widths_tell_what_each_layer_of_the_source_keeps() -> None:
-    """Layers of 8 channels and 2 groups of 2 heads: the first keeps 3 channels and a head a group, the next is
-    gone, the last has lost its FFN and a group."""
+    """Layers of 8 channels and 2 groups of 2 heads.
+
+    The first keeps 3 channels and a head of each group, the next is gone, the last lost its FFN and a group.
+    """
     shape = Shape("mistral", 8, 10, 2, (8,) * 3, (2,) * 3, (2,) * 3)
     layers = [
         {"index": 0, "ffn": [0, 1, 5], "kv_groups": [0, 1], "heads": [0, 3], "experts": None},
