@@ -46,6 +46,9 @@ class TargetConfig(Section):
     """Number of unique parameters."""
     non_embedding_params: Annotated[int, Field(ge=1)] | None = None
     """Number of parameters outside token embeddings and an untied head."""
+    latency_ratio: Ratio | None = None
+    """Kept share of the time of a forward pass over a batch of calibration tokens, measured on this machine;
+    allocator dynamic_programming."""
 
     @model_validator(mode="after")
     def _one_form(self) -> TargetConfig:

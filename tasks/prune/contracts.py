@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -120,11 +120,20 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """A budget other than parameters: `of(kind, layer, count)` is what `count` units of a layer cost."""
+
+    limit: float
+    of: Callable[[Unit, int, int], float]
+
+
+@dataclass(frozen=True)
 class Request:
     """A target brought to numbers.
 
     `shape` is the uncut model with the biases that the repair will add; `limit` is the largest allowed number
-    of unique parameters; `uniform` asks for widths that the family's stock config can state.
+    of unique parameters; `uniform` asks for widths that the family's stock config can state. `costs`, where
+    given, are what is to be spent instead of parameters.
     """
 
     shape: Shape
@@ -132,3 +141,4 @@ class Request:
     kinds: tuple[Unit, ...]
     round_to: int
     uniform: bool = True
+    costs: Costs | None = None

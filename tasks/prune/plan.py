@@ -32,6 +32,14 @@ class Size(_Strict):
         return cls(**asdict(sizes))
 
 
+class Latency(_Strict):
+    """Milliseconds of a forward pass over a batch of calibration tokens by the table that was measured."""
+
+    dense: float
+    requested: float
+    reached: float
+
+
 class LayerPlan(_Strict):
     """Kept units of one layer, ascending indices into the uncut layer; none at all: the sublayer is gone.
 
@@ -69,6 +77,7 @@ class Plan(_Strict):
     dense_layers: int | None = None
     requested: Size
     reached: Size
+    latency: Latency | None = None
     warnings: tuple[str, ...] = ()
     layers: tuple[LayerPlan, ...]
 

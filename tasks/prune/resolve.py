@@ -73,13 +73,26 @@ def resolve(config: PruneConfig) -> Resolved:
             "prune.units names kv_groups and heads, whose sizes depend on each other, which layout: "
             "per_layer cannot weigh; give one of them, or layout: uniform"
         )
+    if config.target.latency_ratio is not None and not ALLOCATORS.entry(allocator).declared.get("latency"):
+        raise BadInput(
+            f"prune.target is latency_ratio, which allocator '{allocator}' cannot spend; give allocator: "
+            "dynamic_programming and layout: per_layer, or a target in parameters"
+        )
+    if config.target.latency_ratio is not None and (untimed := set(config.units) - {"ffn", "kv_groups"}):
+        raise BadInput(
+            f"prune.target is latency_ratio, but prune.units names {' and '.join(sorted(untimed))}; give "
+            "ffn, kv_groups or both"
+        )
     needs = CRITERIA.entry(criterion).declared["needs"]
-    if config.memory == "stream" and (
-        needs not in LAYERWISE or ALLOCATORS.entry(allocator).declared["tries"]
-    ):
+    if config.memory == "stream" and (needs not in LAYERWISE or tries_model(config, allocator)):
         who = f"criterion '{criterion}'" if needs not in LAYERWISE else f"allocator '{allocator}'"
         raise BadInput(
             f"prune.memory is stream, but {who} runs the whole model at once; give memory: whole, or one "
             "that works layer by layer (`resprout methods` says what each needs)"
         )
     return resolved
+
+
+def tries_model(config: PruneConfig, allocator: str) -> bool:
+    """Whether planning runs the model: the allocator does, or a latency is measured."""
+    return config.target.latency_ratio is not None or bool(ALLOCATORS.entry(allocator).declared["tries"])

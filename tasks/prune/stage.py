@@ -15,7 +15,7 @@ from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.resolve import resolve, tries_model
 from resprout.tasks.share import shards_in
 from resprout.tasks.stage import stage
 
@@ -123,7 +123,7 @@ def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, pro
 def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write plan.json and metrics.json from `model`, `calibration` and `scores`.
 
-    The model's weights are read only where the allocator tries it.
+    The model's weights are read only where it is tried: by the allocator, or for its latency.
     """
     from safetensors.torch import load_file
 
@@ -136,7 +136,7 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
 
     scores = from_tensors(load_file(inputs["scores"] / SCORES), job.config.units)
     bench = None
-    if ALLOCATORS.entry(resolve(job.config).allocator).declared["tries"]:
+    if tries_model(job.config, resolve(job.config).allocator):
         model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
         bench = Bench(model, _input_ids(inputs["calibration"]), progress=progress)
     made = plan_from(scores, shape_of(inputs["model"]), job.dtype, job.config, bench)
@@ -150,6 +150,8 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     metrics["reached_non_embedding_ratio"] = (
         made.reached.non_embedding_params / made.dense.non_embedding_params
     )
+    if made.latency is not None:
+        metrics |= {f"{name}_ms": value for name, value in made.latency.model_dump().items()}
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
 
 

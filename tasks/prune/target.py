@@ -51,7 +51,9 @@ def request(dense: Shape, config: PruneConfig) -> Request:
 
 
 def limit_params(dense: Shape, target: TargetConfig) -> int:
-    """The largest number of unique parameters that meets the target."""
+    """The largest number of unique parameters that meets the target; a latency sets no bound to them."""
+    if target.latency_ratio is not None:
+        return dense.params
     if target.params is not None:
         return target.params
     if target.params_ratio is not None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming
 from resprout.tasks.prune.allocators.global_standardised import GlobalStandardised, standardised
 from resprout.tasks.prune.allocators.uniform import Uniform
 from resprout.tasks.prune.contracts import Request
@@ -63,7 +64,7 @@ def test_every_layer_keeps_something_however_low_its_scores():
     assert GlobalStandardised().allocate(request, scores).ffn == (2, 2)
 
 
-@pytest.mark.parametrize("allocator", [Uniform(), GlobalStandardised()])
+@pytest.mark.parametrize("allocator", [Uniform(), GlobalStandardised(), DynamicProgramming()])
 @pytest.mark.parametrize("kinds", [("ffn",), ("kv_groups",), ("ffn", "kv_groups")])
 @pytest.mark.parametrize("ratio", [0.97, 0.8, 0.65])
 def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator, kinds, ratio):
