@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TO
     # Only where weights do not fit are the states between layers likely not to fit either.
     hidden = Spool(SPOOL_BYTES if getattr(model, PAGES, None) is not None else None)
     for ids in input_ids.split(rows):
-        with torch.no_grad(), _layers_replaced(parts, recorders):
+        with torch.no_grad(), layers_replaced(parts, recorders):
             parts.decoder(input_ids=ids.to(model.device), use_cache=False)
         hidden.append(recorders[0].seen)
     for index, layer in enumerate(parts.layers):
@@ -105,10 +105,11 @@ class _Recorder(nn.Module):
 
 
 @contextmanager
-def _layers_replaced(parts: Anatomy, recorders: list[_Recorder]) -> Iterator[None]:
+def layers_replaced(parts: Anatomy, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the decoder run these modules in place of its layers, as many as it has."""
     name = parts.family.layers
     layers = getattr(parts.decoder, name)
-    setattr(parts.decoder, name, nn.ModuleList(recorders))
+    setattr(parts.decoder, name, nn.ModuleList(stand_ins))
     try:
         yield
     finally:

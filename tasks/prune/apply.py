@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy, cut
+from resprout.tasks.models.depth import LAYER_TYPES
 from resprout.tasks.models.layout import build_layer, write_shape
 from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.models.walk import walk, watch
@@ -52,6 +53,8 @@ def apply(
     pruned = pruned_shape(plan, dense)
     place = {plan.source(layer): layer for layer in range(pruned.layers)}
     config = copy.deepcopy(model.config)
+    # A layer's attention is built by its new place, so its kind must already stand there.
+    _cut_types(config, pruned)
     for key in (dense.family.ffn_bias_key, dense.family.attention_bias_key):
         if key and pruned.config.get(key):
             setattr(config, key, True)
@@ -89,7 +92,8 @@ def apply(
     for key in (dense.family.ffn_bias_key, dense.family.attention_bias_key):
         if key:
             setattr(model.config, key, getattr(config, key))
-    _update_config(model.config, plan, pruned)
+    _cut_types(model.config, pruned)
+    write_shape(model.config, pruned)
 
 
 def pruned_shape(plan: Plan, dense: Shape) -> Shape:
@@ -133,8 +137,6 @@ def _layer(kind: Any, config: Any, shape: Shape, index: int, tensors: Mapping[st
     return layer.requires_grad_(False)
 
 
-def _update_config(config: Any, plan: Plan, pruned: Shape) -> None:
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        config.layer_types = [types[plan.source(layer)] for layer in range(pruned.layers)]
-    write_shape(config, pruned)
+def _cut_types(config: Any, pruned: Shape) -> None:
+    if getattr(config, LAYER_TYPES, None) is not None:
+        setattr(config, LAYER_TYPES, list(pruned.config[LAYER_TYPES]))

@@ -75,6 +75,8 @@ class Allocator(Protocol):
 
     per_layer: ClassVar[bool]
     """Whether layers may get different widths."""
+    units: ClassVar[tuple[Unit, ...]]
+    """Kinds of units that it can spend on; left out: all that have widths."""
     tries: ClassVar[bool]
     """Whether it runs the model, so that `bench` must be given."""
 
@@ -88,6 +90,9 @@ class Allocator(Protocol):
 
 class Repair(Protocol):
     """Makes good for the removed units of one part."""
+
+    units: ClassVar[tuple[Unit, ...]]
+    """Kinds of units that it can mend; left out: all that have widths."""
 
     def statistic(self, features: int) -> Statistic | None:
         """An empty collector of what the repair must know of the reader's inputs; None: nothing."""

@@ -9,8 +9,9 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset
 from resprout.configs.schema import PruneConfig
+from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.registry import Registry
+from resprout.tasks.registry import Entry, Registry
 
 LAYERWISE = ("weights", "inputs")
 """Needs of criteria that look at one layer at a time."""
@@ -62,7 +63,11 @@ def resolve(config: PruneConfig) -> Resolved:
             f"criterion '{resolved.criterion}' cannot score {' and '.join(unscored)}, which prune.units "
             f"names; it scores {', '.join(scored)}"
         )
-    REPAIRS.entry(resolved.repair)
+    for part, registry, name in (
+        ("allocator", ALLOCATORS, resolved.allocator),
+        ("repair", REPAIRS, resolved.repair),
+    ):
+        _check_units(part, registry, name, config.units)
     if config.layout == "uniform" and ALLOCATORS.entry(resolved.allocator).declared["per_layer"]:
         raise BadInput(
             f"prune.allocator '{resolved.allocator}' gives each layer a width of its own, but prune.layout "
@@ -96,3 +101,16 @@ def resolve(config: PruneConfig) -> Resolved:
 def tries_model(config: PruneConfig, allocator: str) -> bool:
     """Whether planning runs the model: the allocator does, or a latency is measured."""
     return config.target.latency_ratio is not None or bool(ALLOCATORS.entry(allocator).declared["tries"])
+
+
+def _check_units(part: str, registry: Registry[Any], name: str, units: tuple[Unit, ...]) -> None:
+    def unable(entry: Entry) -> list[Unit]:
+        fit = entry.declared.get("units")
+        return [unit for unit in units if (unit in DEPTH if fit is None else unit not in fit)]
+
+    if left := unable(registry.entry(name)):
+        fitting = [entry.name for entry in registry if not unable(entry)]
+        raise BadInput(
+            f"{part} '{name}' is not for {' and '.join(left)}, which prune.units names; give prune.{part}: "
+            f"{' or '.join(fitting)}"
+        )

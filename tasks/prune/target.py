@@ -8,7 +8,8 @@ from itertools import product
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
-from resprout.configs.stages import Unit
+from resprout.configs.stages import DEPTH, Unit
+from resprout.tasks.models.depth import blocks, check_numbers, without
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.registry import ALLOCATORS
@@ -27,6 +28,8 @@ def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
     wanted = request(dense, config)
     if ALLOCATORS.entry(resolve(config).allocator).declared["per_layer"]:
         return None
+    if config.units[0] in DEPTH:
+        return _fewer_layers(wanted) if config.units == ("layers",) and dense.uniform else None
     return uniform_shape(wanted)
 
 
@@ -44,6 +47,8 @@ def request(dense: Shape, config: PruneConfig) -> Request:
             "the model's layers already have different widths, which layout: uniform cannot keep; give "
             "prune.layout: per_layer"
         )
+    if config.units[0] in DEPTH:
+        check_numbers(dense)
     limit = limit_params(dense, config.target)
     wanted = Request(shape, limit, config.units, config.round_to, uniform=config.layout == "uniform")
     _check_reachable(wanted, dense)
@@ -162,8 +167,28 @@ def _kept_share(wanted: Request) -> float:
     return (wanted.limit - (shape.params - removable)) / removable
 
 
+def _fewer_layers(wanted: Request) -> Shape:
+    """The shape that stays of layers that are all alike: scores decide only which of them."""
+    found = list(blocks(wanted.shape, "layers"))
+    fits = (n for n in range(len(found)) if without(wanted.shape, found[:n]).params <= wanted.limit)
+    kept = range(next(fits), wanted.shape.layers)
+    return wanted.shape.with_layers(kept)
+
+
+def _smallest_depth(wanted: Request) -> Shape:
+    """The largest layer alone, so that every order of scores can reach it; or all that must stay."""
+    shape, (kind,) = wanted.shape, wanted.kinds
+    removable = list(blocks(shape, kind))
+    if kind == "layers":
+        largest = max(range(shape.layers), key=lambda layer: shape.layer_params(shape.widths(layer)))
+        removable = [block for block in removable if block.layer != largest]
+    return without(shape, removable)
+
+
 def _smallest(wanted: Request) -> Shape:
     shape = wanted.shape
+    if wanted.kinds[0] in DEPTH:
+        return _smallest_depth(wanted)
     for kind in wanted.kinds:
         if kind == "ffn":
             shape = shape.with_counts(kind, (min(width, wanted.round_to) for width in shape.ffn))
@@ -192,6 +217,12 @@ def _check_reachable(wanted: Request, dense: Shape) -> None:
 
 def _unreachable(wanted: Request, smallest: int) -> BadInput:
     dense = wanted.shape
+    if wanted.kinds[0] in DEPTH:
+        return BadInput(
+            f"prune.target allows {wanted.limit} parameters, but removing {wanted.kinds[0]} reaches "
+            f"{smallest} ({smallest / dense.params:.3f} of the model) at best; raise the target, or prune "
+            "widths"
+        )
     remedies = ["raise the target"]
     more = [kind for kind in reversed(FINENESS) if kind in dense.family.units and kind not in wanted.kinds]
     remedies += [f"add {kind} to prune.units" for kind in more]
