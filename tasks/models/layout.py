@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+CUT = "_resprout_cut"
+"""Attribute that marks a class as one of `cut_class`."""
+
+
 class NoAttention(nn.Module):
     """Stands where attention was removed: adds nothing to the residual stream."""
 
@@ -75,6 +79,8 @@ def write_shape(config: Any, shape: Shape) -> None:
 
 def cut_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """A class of the stock class's name whose layers are as wide as `config.resprout_layout` says."""
+    if getattr(stock, CUT, False):
+        return stock
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
@@ -84,7 +90,7 @@ def cut_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             for index in range(shape.layers):
                 layers[index] = build_layer(type(layers[index]), config, shape, index)
 
-    return type(stock.__name__, (stock,), {"__init__": build, "__module__": stock.__module__})
+    return type(stock.__name__, (stock,), {"__init__": build, "__module__": stock.__module__, CUT: True})
 
 
 def build_layer(kind: Any, config: Any, shape: Shape, index: int) -> Any:
