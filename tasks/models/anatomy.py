@@ -94,6 +94,13 @@ class Units:
         for one in self.part.slices:
             yield one.of(source[one.name])
 
+    def by_slice(self) -> Iterator[tuple[str, Tensor]]:
+        """Names of the tensors of two dimensions and more, and their values: [units, slices, values]."""
+        for one in self.part.slices:
+            tensor = self.tensors[one.name]
+            if tensor.dim() > 1:
+                yield one.name, tensor.movedim(one.dim, 0)[one.index.to(tensor.device)].flatten(2)
+
     def by_unit(self, features: Tensor) -> Tensor:
         """A value for each feature, [features], as [units, features per unit]."""
         return features.view(self.count, self.part.features_per_unit)

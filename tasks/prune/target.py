@@ -49,10 +49,21 @@ def request(dense: Shape, config: PruneConfig) -> Request:
         )
     if config.units[0] in DEPTH:
         check_numbers(dense)
+    _check_present(dense, config.units)
     limit = limit_params(dense, config.target)
     wanted = Request(shape, limit, config.units, config.round_to, uniform=config.layout == "uniform")
     _check_reachable(wanted, dense)
     return wanted
+
+
+def _check_present(dense: Shape, kinds: tuple[Unit, ...]) -> None:
+    for kind in (kind for kind in kinds if kind not in DEPTH):
+        widths = dense.ffn if kind in ("ffn", "experts") else dense.kv_heads
+        if 0 in widths:
+            raise BadInput(
+                f"prune.units names {kind}, but layer {widths.index(0)} of the model has lost that sublayer; "
+                "prune widths first, then sublayers"
+            )
 
 
 def limit_params(dense: Shape, target: TargetConfig) -> int:
@@ -79,7 +90,7 @@ def uniform_shape(wanted: Request) -> Shape:
     """
     shape = wanted.shape
     *coarse, fine = sorted(wanted.kinds, key=FINENESS.index)
-    share = _kept_share(wanted)
+    share = kept_share(wanted)
 
     def distance(counts: tuple[int, ...]) -> tuple[float, ...]:
         far = [abs(count / shape.counts(kind)[0] - share) for kind, count in zip(coarse, counts, strict=True)]
@@ -103,8 +114,12 @@ def allowed(wanted: Request, kind: Unit) -> list[int]:
     if kind == "ffn":
         multiples = range(present // wanted.round_to * wanted.round_to, 0, -wanted.round_to)
         return [present, *(multiple for multiple in multiples if multiple != present)]
-    fewest = int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
-    return [*range(present, fewest - 1, -1)]
+    return [*range(present, fewest(shape, kind) - 1, -1)]
+
+
+def fewest(shape: Shape, kind: Unit) -> int:
+    """Units of `kind` that every layer keeps: as many experts as a token is sent to, one of all others."""
+    return int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
 
 
 def _stock_heads(wanted: Request, shape: Shape) -> bool:
@@ -157,14 +172,20 @@ def warnings_for(dense: Shape, wanted: Request, target: TargetConfig) -> list[st
     return []
 
 
-def _kept_share(wanted: Request) -> float:
+def removable_params(wanted: Request) -> int:
+    """Parameters that belong to units of the kinds that may go."""
     shape = wanted.shape
-    removable = sum(
+    return sum(
         count * shape.unit_params(kind, layer)
         for kind in wanted.kinds
         for layer, count in enumerate(shape.counts(kind))
     )
-    return (wanted.limit - (shape.params - removable)) / removable
+
+
+def kept_share(wanted: Request) -> float:
+    """The share of the removable parameters that the limit lets stay."""
+    removable = removable_params(wanted)
+    return (wanted.limit - (wanted.shape.params - removable)) / removable
 
 
 def _fewer_layers(wanted: Request) -> Shape:

@@ -26,6 +26,7 @@ from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.plan import LayerPlan, read_plan, write_plan
 from resprout.tasks.prune.registry import CRITERIA
+from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
@@ -35,9 +36,14 @@ from tiny_models import tiny_model, write_tiny_folder
 IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 
 
+QUICK = {"evolutionary": {"generations": 2, "children": 3, "stages": 2, "first_tokens": 20}}
+"""Settings of allocators that would take seconds."""
+
+
 def prune_config(**values):
     base = {"method": "flap", "target": {"non_embedding_ratio": 0.84}, "round_to": 8, "repair": "none"}
-    return PruneConfig.model_validate(base | values)
+    config = PruneConfig.model_validate(base | values)
+    return config.model_copy(update={"allocator_settings": QUICK.get(resolve(config).allocator, {})})
 
 
 BIASED = ("gpt2", "gpt_neox", "llama", "opt", "qwen3_moe")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.walk import Step, walk, watch
 from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.turns import cosines, step_cosines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,16 +37,10 @@ class BlockInfluence:
         (kind,) = kinds
         scores: list[dict[Unit, Tensor]] = []
         for step in walk(model, input_ids):
-            measured = _sublayers(step) if kind == "sublayers" else [influence(step)]
+            measured = _sublayers(step) if kind == "sublayers" else [_mean([1 - step_cosines(step)])]
             scores.append({kind: torch.stack(measured).float().reshape(-1, 1)})
             progress(step.index + 1, step.total, "layers scored")
         return scores
-
-
-def influence(step: Step) -> Tensor:
-    """Block influence of a whole layer, which is run by this: a float64 scalar."""
-    before = list(step.hidden)
-    return _mean([_turn(x, y) for x, y in zip(before, step.run(), strict=True)])
 
 
 def _sublayers(step: Step) -> list[Tensor]:
@@ -70,14 +64,9 @@ def _sublayers(step: Step) -> list[Tensor]:
         for x, y in zip(before, step.run(), strict=True):
             # Between the sublayers, or each beside the same input.
             middle = x + adds.pop() if parallel else reads.pop().view_as(x)
-            turns[0].append(_turn(x, middle))
-            turns[1].append(_turn(x, y - (middle - x)) if parallel else _turn(middle, y))
+            turns[0].append(1 - cosines(x, middle))
+            turns[1].append(1 - (cosines(x, y - (middle - x)) if parallel else cosines(middle, y)))
     return [_mean(one) for one in turns]
-
-
-def _turn(before: Tensor, after: Tensor) -> Tensor:
-    """One minus the cosine, a token a value."""
-    return 1 - cosine_similarity(before.float(), after.float(), dim=-1).flatten()
 
 
 def _mean(turns: list[Tensor]) -> Tensor:
