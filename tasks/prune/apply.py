@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy, cut
+from resprout.tasks.models.depth import LAYER_TYPES
 from resprout.tasks.models.layout import build_layer, write_shape
 from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.models.walk import walk, watch
@@ -25,6 +26,8 @@ from resprout.tasks.prune.target import with_biases
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Take = Callable[[int, Mapping[str, Tensor]], None]
+
 READ: tuple[Unit, ...] = ("ffn", "kv_groups", "heads")
 """Units whose features one module reads, so that a repair can change that module."""
 
@@ -35,19 +38,23 @@ def apply(
     input_ids: Tensor | None = None,
     ridge: float = 0.01,
     progress: Progress = silent,
+    take: Take | None = None,
 ) -> None:
     """Cut `model` in place as `plan` says, with the plan's repair, and update its config.
 
     `input_ids` int64 [samples, tokens] are needed by repairs that look at data; the model is then walked once
-    and each layer is cut as soon as its statistics are there. A plan for another model raises BadInput.
+    and each layer is cut as soon as its statistics are there. `take`, where given, gets each cut layer's
+    number and tensors, which are then not kept. A plan for another model raises BadInput.
     """
     dense = shape_of(model.config.to_dict())
     plan.check_fits(dense)
     parts = anatomy(model)
     repair = REPAIRS.get(plan.repair)(**plan.repair_settings)
-    pruned = plan.shape(with_biases(dense, plan.units) if plan.repair == "bias" else dense)
+    pruned = pruned_shape(plan, dense)
     place = {plan.source(layer): layer for layer in range(pruned.layers)}
     config = copy.deepcopy(model.config)
+    # A layer's attention is built by its new place, so its kind must already stand there.
+    _cut_types(config, pruned)
     for key in (dense.family.ffn_bias_key, dense.family.attention_bias_key):
         if key and pruned.config.get(key):
             setattr(config, key, True)
@@ -58,11 +65,15 @@ def apply(
             index = place[source]
             tensors = _cut_tensors(layer, plan.layers[index], plan.units, repair, statistics, ridge)
             built[index] = _layer(type(layer.module), config, pruned, index, tensors)
+            if take is not None:
+                take(index, dict(built[index].named_parameters()))
+                built[index].to("meta")
         progress(source + 1, len(parts.layers), "layers cut")
 
     if repair.statistic(1) is None:
         for source, layer in enumerate(parts.layers):
-            cut_layer(layer, source, {})
+            with layer.present():
+                cut_layer(layer, source, {})
     else:
         if input_ids is None:
             raise TypeError(f"repair '{plan.repair}' needs calibration tokens")
@@ -81,7 +92,13 @@ def apply(
     for key in (dense.family.ffn_bias_key, dense.family.attention_bias_key):
         if key:
             setattr(model.config, key, getattr(config, key))
-    _update_config(model.config, plan, pruned)
+    _cut_types(model.config, pruned)
+    write_shape(model.config, pruned)
+
+
+def pruned_shape(plan: Plan, dense: Shape) -> Shape:
+    """The shape that `apply` gives a model of shape `dense`."""
+    return plan.shape(with_biases(dense, plan.units) if plan.repair == "bias" else dense)
 
 
 def _cut_tensors(
@@ -120,8 +137,6 @@ def _layer(kind: Any, config: Any, shape: Shape, index: int, tensors: Mapping[st
     return layer.requires_grad_(False)
 
 
-def _update_config(config: Any, plan: Plan, pruned: Shape) -> None:
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        config.layer_types = [types[plan.source(layer)] for layer in range(pruned.layers)]
-    write_shape(config, pruned)
+def _cut_types(config: Any, pruned: Shape) -> None:
+    if getattr(config, LAYER_TYPES, None) is not None:
+        setattr(config, LAYER_TYPES, list(pruned.config[LAYER_TYPES]))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def score(
+def score_units(
     model: PreTrainedModel,
     criterion: Criterion,
     kinds: tuple[Unit, ...],
@@ -59,7 +59,8 @@ def _by_weights(
 ) -> Iterator[dict[Unit, Tensor]]:
     layers = anatomy(model).layers
     for index in mine:
-        yield {kind: criterion.score(layers[index].units(kind)) for kind in kinds}
+        with layers[index].present():
+            yield {kind: criterion.score(layers[index].units(kind)) for kind in kinds}
         progress(index + 1, mine.stop, "layers scored")
 
 
@@ -135,7 +136,9 @@ def from_tensors(tensors: Mapping[str, Tensor], kinds: tuple[Unit, ...]) -> list
 
 def _checked(values: Tensor, layer: Layer, kind: Unit) -> Tensor:
     if not bool(torch.isfinite(values).all()):
-        broken = [name for name, one in layer.tensors.items() if not bool(torch.isfinite(one).all())]
+        with layer.present():
+            tensors = layer.tensors.items()
+            broken = [name for name, one in tensors if not bool(torch.isfinite(one).all())]
         raise StageFailed(
             f"scores of {kind} in layer {layer.index} are not finite; "
             + (f"neither is {broken[0]} of that layer: take weights that are whole" if broken else OVERFLOW)

@@ -10,7 +10,7 @@ from resprout.tasks.models.anatomy import Part, Units, anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.walk import watch
 from resprout.tasks.prune.criteria.activation import Activation
-from resprout.tasks.prune.score import score
+from resprout.tasks.prune.score import score_units
 from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
@@ -45,13 +45,13 @@ def test_aggregations_by_hand(over_tokens, over_samples, expected):
 
 def test_scores_of_a_model_equal_the_numpy_reference(family):
     """Samples stay apart in every family, also where they run several in a batch."""
-    model, kinds = tiny_model(family), [kind for kind in FAMILIES[family].units if kind != "experts"]
+    model, kinds = tiny_model(family), [kind for kind in FAMILIES[family].units if kind in Activation.units]
     seen = {}
     for index, layer in enumerate(anatomy(model).layers):
         for kind in kinds:
             with watch(layer.reader(kind), lambda x, key=(index, kind): seen.update({key: x})):
                 model(IDS)
-    for index, by_kind in enumerate(score(model, Activation(), tuple(kinds), IDS)):
+    for index, by_kind in enumerate(score_units(model, Activation(), tuple(kinds), IDS)):
         for kind in kinds:
             inputs = seen[index, kind].double().numpy().reshape(6, 16, -1)
             features = np.sqrt((inputs**2).sum(1)).mean(0).reshape(len(by_kind[kind]), -1)

@@ -13,7 +13,7 @@ from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.wanda_sp import WandaSp
 from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.score import best_units, score
+from resprout.tasks.prune.score import best_units, score_units
 from resprout.tasks.prune.statistics import Gram, Moments
 from tiny_models import tiny_model
 
@@ -70,7 +70,7 @@ STACKS = {"opt": "model.decoder.layers", "gpt2": "transformer.h", "gpt_neox": "g
 READERS = {"opt": {"ffn": "fc2"}, "gpt2": {"ffn": "mlp.c_proj"}, "gpt_neox": {"ffn": "mlp.dense_4h_to_h"}}
 
 
-@pytest.mark.parametrize("name", ["magnitude", "wanda_sp", "flap"])
+@pytest.mark.parametrize("name", ["flap", "magnitude", "wanda_sp"])
 def test_scores_of_a_model_equal_the_numpy_reference(name, family):
     model = tiny_model(family)
     seen = {}
@@ -86,7 +86,7 @@ def test_scores_of_a_model_equal_the_numpy_reference(name, family):
         hook.remove()
     kinds = tuple(kind for kind in ("ffn", "kv_groups") if kind in FAMILIES[family].units)
     settings = {"of": "reader"} if name == "magnitude" else {}
-    scores = score(model, CRITERIA.get(name)(**settings), kinds, IDS)
+    scores = score_units(model, CRITERIA.get(name)(**settings), kinds, IDS)
     for index, by_kind in enumerate(scores):
         for kind in kinds:
             reader = READERS.get(family, DOWN)[kind]
@@ -129,7 +129,7 @@ def test_scores_that_are_not_finite_stop_the_stage():
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     says = r"scores of ffn in layer 1 are not finite; neither is mlp\.up_proj\.weight of that layer"
     with pytest.raises(StageFailed, match=says):
-        score(model, Flap(), ("ffn",), IDS)
+        score_units(model, Flap(), ("ffn",), IDS)
     model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e38
     with pytest.raises(StageFailed, match=r"scores of ffn in layer 1 are not finite.*bfloat16 or float32"):
-        score(model, Flap(), ("ffn",), IDS)
+        score_units(model, Flap(), ("ffn",), IDS)

@@ -9,7 +9,7 @@ from resprout.configs.schema import PruneConfig
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.score import score
+from resprout.tasks.prune.score import score_units
 from resprout.tasks.prune.statistics import Gram
 from tiny_models import tiny_model
 
@@ -34,7 +34,7 @@ WIDTHS = [entry.name for entry in CRITERIA if "ffn" in entry.declared["units"]]
 @pytest.mark.parametrize("name", WIDTHS)
 def test_scores_on_a_gpu_are_nearly_those_of_the_cpu(name):
     cpu, gpu = (
-        score(tiny_model("llama").to(device), CRITERIA.get(name)(), ("ffn",), IDS)
+        score_units(tiny_model("llama").to(device), CRITERIA.get(name)(), ("ffn",), IDS)
         for device in ("cpu", "cuda")
     )
     for one, other in zip(cpu, gpu, strict=True):

@@ -10,7 +10,7 @@ from resprout.tasks.models.anatomy import Part, Units, anatomy
 from resprout.tasks.models.walk import watch
 from resprout.tasks.prune import gradients as engine
 from resprout.tasks.prune.criteria.gblm import Gblm
-from resprout.tasks.prune.score import score
+from resprout.tasks.prune.score import score_units
 from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (4, 12), generator=torch.Generator().manual_seed(5))
@@ -52,7 +52,7 @@ def test_scores_of_a_model_equal_the_numpy_reference(family, monkeypatch):
         for index, gradient in enumerate(torch.autograd.grad(loss, readers)):
             squares[index] = squares[index] + gradient.double().numpy() ** 2
     model.requires_grad_(False)
-    scores = score(model, Gblm(), ("ffn",), IDS)
+    scores = score_units(model, Gblm(), ("ffn",), IDS)
     for index, layer in enumerate(anatomy(model).layers):
         seen = []
         with watch(layer.reader("ffn"), seen.append):

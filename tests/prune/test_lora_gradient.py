@@ -11,7 +11,7 @@ from resprout.configs.errors import BadInput
 from resprout.tasks.models.anatomy import Slices, anatomy
 from resprout.tasks.prune import gradients as engine
 from resprout.tasks.prune.criteria.lora_gradient import LoraGradient
-from resprout.tasks.prune.score import score
+from resprout.tasks.prune.score import score_units
 from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (4, 12), generator=torch.Generator().manual_seed(5))
@@ -34,7 +34,7 @@ def test_the_first_step_is_the_full_gradient_seen_through_the_adapter(family, ki
     """With B = 0: dL/dB = s G A^T and dL/dA = 0, so I = (s G A^T A W)^2, of which 1 - decay counts."""
     model, criterion = tiny_model(family), LoraGradient(decay=0.75)
     gradients = full_gradients(model, IDS)
-    scores = score(model, criterion, (kind,), IDS)
+    scores = score_units(model, criterion, (kind,), IDS)
     for index, (layer, adapters) in enumerate(
         zip(anatomy(model).layers, criterion.adapters(model, (kind,)), strict=True)
     ):
@@ -70,12 +70,14 @@ def test_importance_is_averaged_over_steps_while_the_adapters_learn(monkeypatch)
     """Two equal batches without learning are one batch with both weights; with learning they are not."""
     model, twice = tiny_model("llama"), IDS[:2].repeat(2, 1)
     monkeypatch.setattr(engine, "BATCH_TOKENS", 24)
-    (once,) = score(model, LoraGradient(decay=0.5), ("ffn",), IDS[:2])[:1]
-    still = score(model, LoraGradient(decay=0.5, learning_rate=0.0), ("ffn",), twice)[0]["ffn"]
+    (once,) = score_units(model, LoraGradient(decay=0.5), ("ffn",), IDS[:2])[:1]
+    still = score_units(model, LoraGradient(decay=0.5, learning_rate=0.0), ("ffn",), twice)[0]["ffn"]
     torch.testing.assert_close(still, 1.5 * once["ffn"])
-    learnt = score(model, LoraGradient(decay=0.5, learning_rate=1e-2), ("ffn",), twice)[0]["ffn"]
+    learnt = score_units(model, LoraGradient(decay=0.5, learning_rate=1e-2), ("ffn",), twice)[0]["ffn"]
     assert not torch.allclose(learnt, 1.5 * once["ffn"], rtol=1e-2)
-    passes = score(model, LoraGradient(decay=0.5, learning_rate=1e-2, passes=2), ("ffn",), IDS[:2])[0]["ffn"]
+    passes = score_units(model, LoraGradient(decay=0.5, learning_rate=1e-2, passes=2), ("ffn",), IDS[:2])[0][
+        "ffn"
+    ]
     assert torch.equal(passes, learnt)
 
 
@@ -102,7 +104,7 @@ def test_no_gradient_of_a_weight_is_held():
         assert any(tuple(one.shape) == (8, 136) for one in new), "adapters are among them"
         seen.append([tuple(one.shape) for one in new if tuple(one.shape) in shapes])
 
-    score(model, LoraGradient(), ("ffn", "kv_groups"), IDS % 96 + 4, look)
+    score_units(model, LoraGradient(), ("ffn", "kv_groups"), IDS % 96 + 4, look)
     assert seen == [[]]
     assert (136, 64) in shapes
 

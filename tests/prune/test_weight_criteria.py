@@ -11,7 +11,7 @@ from resprout.tasks.models.anatomy import Part, Slices, Units, anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.random import Random
-from resprout.tasks.prune.score import score
+from resprout.tasks.prune.score import score_units
 from resprout.tasks.share import Share
 from tiny_models import tiny_model
 
@@ -45,8 +45,8 @@ def test_magnitude_by_hand(norm, expected):
 def test_magnitude_covers_exactly_what_a_unit_takes_along(norm, family):
     """As numpy's norm over the values that Units.coupled gathers."""
     model = tiny_model(family)
-    kinds = FAMILIES[family].units
-    scores = score(model, Magnitude(norm=norm), kinds, IDS)
+    kinds = tuple(kind for kind in FAMILIES[family].units if kind in Magnitude.units)
+    scores = score_units(model, Magnitude(norm=norm), kinds, IDS)
     for layer, by_kind in zip(anatomy(model).layers, scores, strict=True):
         for kind in kinds:
             gathered = np.concatenate([one.numpy() for one in layer.units(kind).coupled()], axis=1)
@@ -56,19 +56,21 @@ def test_magnitude_covers_exactly_what_a_unit_takes_along(norm, family):
 
 def test_experts_have_no_reader():
     with pytest.raises(BadInput, match="of is reader, but no one module reads experts; give of: coupled"):
-        score(tiny_model("mixtral"), Magnitude(of="reader"), ("experts",), IDS)
+        score_units(tiny_model("mixtral"), Magnitude(of="reader"), ("experts",), IDS)
 
 
 def test_random_scores_depend_on_seed_layer_and_kind_alone():
     """Other weights, another order of kinds, a share of the layers: the same scores."""
-    whole = score(tiny_model("llama"), Random(), ("ffn", "kv_groups"), IDS)
-    other = score(tiny_model("llama", seed=1), Random(), ("kv_groups", "ffn"), IDS)
-    (second,) = score(tiny_model("llama"), Random(), ("ffn", "kv_groups"), IDS, share=Share(1, 2))
+    whole = score_units(tiny_model("llama"), Random(), ("ffn", "kv_groups"), IDS)
+    other = score_units(tiny_model("llama", seed=1), Random(), ("kv_groups", "ffn"), IDS)
+    (second,) = score_units(tiny_model("llama"), Random(), ("ffn", "kv_groups"), IDS, share=Share(1, 2))
     for index, by_kind in enumerate(whole):
         for kind, values in by_kind.items():
             assert torch.equal(values, other[index][kind])
             assert torch.equal(values, second[kind]) == (index == 1)
-    assert not torch.equal(whole[0]["ffn"], score(tiny_model("llama"), Random(18), ("ffn",), IDS)[0]["ffn"])
+    assert not torch.equal(
+        whole[0]["ffn"], score_units(tiny_model("llama"), Random(18), ("ffn",), IDS)[0]["ffn"]
+    )
     assert 0.4 < whole[0]["ffn"].mean() < 0.6
     assert len(whole[0]["ffn"].unique()) == 128
 

@@ -12,32 +12,19 @@ every layer, since one ranking over all can empty a layer whose weights are smal
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.target import block_sizes, fewest
+from resprout.tasks.prune.spend import Block, sizes_of, spend
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from resprout.configs.stages import Unit
     from resprout.tasks.prune.contracts import Bench, Request, Scores
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The next-best `units` of a layer's kind, worth `value` each on average."""
-
-    layer: int
-    kind: Unit
-    rank: int
-    units: int
-    value: float
-    params: int
 
 
 @dataclass(frozen=True)
@@ -58,39 +45,16 @@ class GlobalStandardised:
 
         A `min_kept_ratio` that does not fit the limit raises BadInput.
         """
-        shape = request.shape
-        kept: dict[Unit, list[int]] = {kind: [0] * shape.layers for kind in request.kinds}
-        removable = sum(
-            count * shape.unit_params(kind, layer)
-            for kind in request.kinds
-            for layer, count in enumerate(shape.counts(kind))
+        return spend(
+            request,
+            [
+                block
+                for layer, by_kind in enumerate(scores)
+                for kind in request.kinds
+                for block in _blocks(layer, kind, by_kind[kind], request)
+            ],
+            self.min_kept_ratio,
         )
-        left = request.limit - (shape.params - removable)
-        blocks = [
-            block
-            for layer, by_kind in enumerate(scores)
-            for kind in request.kinds
-            for block in _blocks(layer, kind, by_kind[kind], request, self.min_kept_ratio)
-        ]
-        needed = sum(block.params for block in blocks if block.rank == 0)
-        if needed > left and self.min_kept_ratio:
-            raise BadInput(
-                f"allocator_settings.min_kept_ratio {self.min_kept_ratio} keeps {needed} parameters of the "
-                f"units where prune.target leaves {left}; lower it or raise the target"
-            )
-        # Every layer's best block first (it must keep one), then by value.
-        blocks.sort(key=lambda b: (b.rank > 0, -b.value, b.layer, b.kind, b.rank))
-        closed: set[tuple[int, Unit]] = set()
-        for block in blocks:
-            place = (block.layer, block.kind)
-            if place in closed or block.params > left:
-                closed.add(place)
-                continue
-            kept[block.kind][block.layer] += block.units
-            left -= block.params
-        for kind, counts in kept.items():
-            shape = shape.with_counts(kind, counts)
-        return shape
 
 
 def standardised(scores: Tensor) -> Tensor:
@@ -99,9 +63,7 @@ def standardised(scores: Tensor) -> Tensor:
     return ((scores - scores.mean()) / spread.clamp_min(1e-30)).mean(dim=1)
 
 
-def _blocks(
-    layer: int, kind: Unit, scores: Tensor, request: Request, min_kept_ratio: float
-) -> Iterator[_Block]:
+def _blocks(layer: int, kind: Unit, scores: Tensor, request: Request) -> Iterator[Block]:
     values = standardised(scores)
     if kind == "heads":
         # Each group loses one: the best of every group, the second best of every group, and so on.
@@ -109,10 +71,7 @@ def _blocks(
             values.view(request.shape.kv_heads[layer], -1).sort(dim=1, descending=True).values.mean(dim=0)
         )
     values = values.sort(descending=True, stable=True).values
-    step = request.round_to if kind == "ffn" else 1
-    least = max(fewest(request.shape, kind), math.ceil(min_kept_ratio * len(values)))
-    first = min(len(values), math.ceil(least / step) * step)
-    sizes = [first, *block_sizes(len(values) - first, step)]
+    sizes = sizes_of(request, layer, kind)
     each = request.shape.unit_params(kind, layer)
     for rank, (size, part) in enumerate(zip(sizes, values.split(sizes), strict=True)):
-        yield _Block(layer, kind, rank, size, part.mean().item(), size * each)
+        yield Block(layer, kind, rank, size, part.mean().item(), size * each)
