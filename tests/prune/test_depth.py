@@ -119,7 +119,9 @@ def test_a_plan_without_that_attention_is_refused():
     config = PruneConfig.model_validate(
         {"method": "shortgpt", "units": ["sublayers"], "layout": "per_layer", "target": {"params_ratio": 0.8}}
     )
-    plan = plan_from([{"sublayers": torch.rand(2, 1)} for _ in range(4)], dense, "float32", config)
+    scores = [{"sublayers": torch.tensor([[4.0 - layer], [5.0 - layer]])} for layer in range(4)]
+    plan = plan_from(scores, dense, "float32", config)
+    assert plan.layers[0].ffn
     spoilt = plan.layers[0].model_copy(update={"kv_groups": ()})
     with pytest.raises(BadInput, match="removes the attention of the first layer of its kind"):
         apply(model, plan.model_copy(update={"layers": (spoilt, *plan.layers[1:])}))
