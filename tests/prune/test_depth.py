@@ -30,6 +30,7 @@ from resprout.tasks.prune.criteria.output_change import DISTANCES, OutputChange
 from resprout.tasks.prune.make_plan import make_plan, plan_from
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
+from resprout.tasks.prune.stage import score as score_stage
 from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (3, 18), generator=torch.Generator().manual_seed(4))
@@ -357,8 +358,10 @@ def test_equal_runs_through_the_doors_give_equal_bytes_and_prune_again(kind, tmp
 
     def run(model, name):
         inputs = {"model": tmp_path / model, "calibration": tmp_path / "calibration"}
-        for role in ("plan", "pruned"):
+        for role in ("scores", "plan", "pruned"):
             (tmp_path / name / role).mkdir(parents=True)
+        score_stage.body(Job(config), inputs, tmp_path / name / "scores", silent)
+        inputs["scores"] = tmp_path / name / "scores"
         plan_stage.body(Job(config), inputs, tmp_path / name / "plan", silent)
         inputs["plan"] = tmp_path / name / "plan"
         prune_stage.body(Job(config), inputs, tmp_path / name / "pruned", silent)

@@ -28,7 +28,7 @@ from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.output_change import OutputChange
 from resprout.tasks.prune.evolution import Stage, evolve, stages
 from resprout.tasks.prune.make_plan import make_plan, plan_from
-from resprout.tasks.prune.score import score
+from resprout.tasks.prune.score import score_units
 from resprout.tasks.prune.spend import sizes_of, spend_shares
 from resprout.tasks.prune.turns import layer_cosines
 from tiny_models import tiny_model
@@ -153,7 +153,7 @@ def test_an_allocators_settings_are_refused_before_anything_is_scored(monkeypatc
             "allocator_settings": {"p": 2.0},
         }
     )  # fmt: skip
-    monkeypatch.setattr("resprout.tasks.prune.make_plan.score", None)
+    monkeypatch.setattr("resprout.tasks.prune.make_plan.score_units", None)
     with pytest.raises(BadInput, match=r"'pq_index' has p: 2\.0"):
         make_plan(deep(), config, IDS)
 
@@ -222,7 +222,7 @@ def test_relative_weight_within_the_block(family):
     if "ffn" not in shape_of(deep(family).config.to_dict()).family.units:
         return
     model = tiny_model(family)
-    found = score(model, Cfsp(), ("ffn",), IDS)[0]["ffn"].flatten().double().numpy()
+    found = score_units(model, Cfsp(), ("ffn",), IDS)[0]["ffn"].flatten().double().numpy()
     layer = anatomy(model).layers[0]
     reader, seen = layer.reader("ffn"), []
     hook = reader.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2)))
@@ -295,7 +295,7 @@ def test_a_search_without_a_switch_ends_where_it_began():
 @pytest.mark.parametrize("kinds", [("ffn",), ("kv_groups",), ("ffn", "kv_groups"), ("heads",)])
 def test_a_masked_candidate_is_the_cut_model(kinds):
     model = tiny_model("qwen2", num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=4)
-    scores = score(model, Magnitude(), kinds, IDS)
+    scores = score_units(model, Magnitude(), kinds, IDS)
     shape = shape_of(model.config.to_dict())
     request = Request(shape, shape.params, kinds, 32, uniform=False)
     places = [(kind, layer) for kind in kinds for layer in range(3)]
@@ -339,7 +339,7 @@ def test_the_search_comes_closer_to_the_uncut_model():
     model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
     shape = shape_of(model.config.to_dict())
     request = Request(shape, shape.params - 2 * 128 * shape.unit_params("ffn"), ("ffn",), 32, uniform=False)
-    scores = score(model, Magnitude(), ("ffn",), IDS)
+    scores = score_units(model, Magnitude(), ("ffn",), IDS)
     search = Evolutionary(generations=12, children=6, stages=2, first_tokens=16, growth=4)
     granted = search.allocate(request, scores, Bench(model, IDS))
     assert sum(granted.ffn) == 2 * 128
@@ -354,6 +354,6 @@ def test_it_says_how_far_it_is():
     request = Request(shape, int(shape.params * 0.9), ("ffn",), 16, uniform=False)
     bench = Bench(model, IDS, progress=lambda *args: seen.append(args))
     Evolutionary(generations=2, children=2, stages=1).allocate(
-        request, score(model, Magnitude(), ("ffn",), IDS), bench
+        request, score_units(model, Magnitude(), ("ffn",), IDS), bench
     )
     assert seen == [(1, 2, "generations"), (2, 2, "generations")]
