@@ -25,8 +25,9 @@ from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.contracts import Bench, Request
 from resprout.tasks.prune.criteria.cfsp import Cfsp
 from resprout.tasks.prune.criteria.magnitude import Magnitude
+from resprout.tasks.prune.criteria.output_change import OutputChange
 from resprout.tasks.prune.evolution import Stage, evolve, stages
-from resprout.tasks.prune.make_plan import plan_from
+from resprout.tasks.prune.make_plan import make_plan, plan_from
 from resprout.tasks.prune.score import score_units
 from resprout.tasks.prune.spend import sizes_of, spend_shares
 from resprout.tasks.prune.turns import layer_cosines
@@ -125,7 +126,36 @@ def test_sparse_weights_lose_more():
     assert kept[1] < min(kept[0], kept[2], kept[3])
     for p, q in ((0.0, 1.0), (1.0, 1.0), (2.0, 3.0)):
         with pytest.raises(BadInput, match="give 0 < p <= 1 and p < q"):
-            PqIndex(p, q).allocate(request, [], Bench(model, IDS))
+            PqIndex(p, q)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        (Evolutionary, {"growth": 0}, "'evolutionary' has growth: 0; give at least 1"),
+        (Evolutionary, {"stages": 0}, "'evolutionary' has stages: 0; give at least 1"),
+        (zeroth_order.ZerothOrder, {"noise_std": 0.0}, "has noise_std: 0; give from 1e-06 to 1"),
+        (zeroth_order.ZerothOrder, {"max_pruned_share": 1.5}, "has max_pruned_share: 1.5; give from 0 to 1"),
+        (adaptive.Adaptive, {"amplitude": -1.0}, "has amplitude: -1; give from 0 to 1"),
+        (cfsp_softmax.CfspSoftmax, {"steepness": math.nan}, "has steepness: nan; give from 0 to 1000"),
+        (OutputChange, {"removed_ratio": 2.0}, "has removed_ratio: 2; give from 0 to 1"),
+    ],
+)
+def test_settings_out_of_bounds(method, settings, says):
+    with pytest.raises(BadInput, match=says):
+        method(**settings)
+
+
+def test_an_allocators_settings_are_refused_before_anything_is_scored(monkeypatch):
+    config = PruneConfig.model_validate(
+        {
+            "method": "sap", "layout": "per_layer", "target": {"params_ratio": 0.9}, "round_to": 8,
+            "allocator_settings": {"p": 2.0},
+        }
+    )  # fmt: skip
+    monkeypatch.setattr("resprout.tasks.prune.make_plan.score_units", None)
+    with pytest.raises(BadInput, match=r"'pq_index' has p: 2\.0"):
+        make_plan(deep(), config, IDS)
 
 
 def test_ecoflap_shares_by_hand():

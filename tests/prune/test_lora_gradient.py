@@ -111,7 +111,11 @@ def test_no_gradient_of_a_weight_is_held():
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"rank": 0}, "rank is 0; give 1"), ({"passes": 0}, "passes is 0"), ({"decay": 1.0}, "less than 1")],
+    [
+        ({"rank": 0}, "rank: 0; give at least 1"),
+        ({"passes": 0}, "passes: 0"),
+        ({"decay": 1.0}, "decay: 1; give from 0"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, says):
     with pytest.raises(BadInput, match=says):

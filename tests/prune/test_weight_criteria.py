@@ -76,5 +76,5 @@ def test_random_scores_depend_on_seed_layer_and_kind_alone():
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(BadInput, match="seed is -1; give 0 or more"):
+    with pytest.raises(BadInput, match="'random' has seed: -1; give at least 0"):
         Random(-1)

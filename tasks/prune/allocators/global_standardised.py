@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.configs.errors import BadInput
 from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.spend import Block, sizes_of, spend
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class GlobalStandardised:
     tries: ClassVar[bool] = False
 
     min_kept_ratio: float = 0.0
+    """Share of its units of each kind that every layer keeps."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_kept_ratio <= 1:
-            raise BadInput(f"allocator_settings.min_kept_ratio is {self.min_kept_ratio}; give 0 to 1")
+        require("global_standardised", 0, 1, min_kept_ratio=self.min_kept_ratio)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow.

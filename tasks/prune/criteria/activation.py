@@ -47,7 +47,9 @@ class Activation:
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
     over_tokens: Literal["mean", "l2", "var"] = "l2"
+    """How the tokens of a sample become one number."""
     over_samples: Literal["mean", "l2", "var"] = "mean"
+    """How the numbers of all samples become one."""
 
     def statistic(self, features: int) -> _Rows:
         """Aggregates of each sample."""

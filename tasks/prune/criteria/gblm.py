@@ -18,6 +18,7 @@ from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.contracts import Needs
 from resprout.tasks.prune.statistics import Moments
 
@@ -54,7 +55,12 @@ class Gblm:
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
     alpha: float = 100.0
+    """Weight of gradient norms against input norms."""
     norm: Literal["l1", "l2"] = "l2"
+    """Norm over the gradients of batches."""
+
+    def __post_init__(self) -> None:
+        require("gblm", 0, alpha=self.alpha)
 
     def gradients(self, units: Units) -> _GradientNorm:
         """The norm p of the reader's gradients."""

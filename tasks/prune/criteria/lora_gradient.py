@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import Layer, Units, anatomy
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.contracts import Needs
 from resprout.tasks.prune.gradients import (
     causal_loss,
@@ -86,18 +86,22 @@ class LoraGradient:
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
     rank: int = 8
+    """Rank of the adapters."""
     alpha: float = 16.0
+    """The adapters' outputs are multiplied by alpha / rank."""
     learning_rate: float = 1e-4
+    """Rate of AdamW."""
     passes: int = 1
+    """Passes over the calibration data."""
     decay: float = 0.9
+    """Share of the moving average that stays at each step."""
     seed: int = 17
+    """Of the adapters' first values."""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "passes"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"criterion_settings.{name} is {getattr(self, name)}; give 1 or more")
-        if not 0 <= self.decay < 1:
-            raise BadInput(f"criterion_settings.decay is {self.decay}; give 0 or more and less than 1")
+        require("lora_gradient", 1, rank=self.rank, passes=self.passes)
+        require("lora_gradient", 0, 0.9999, decay=self.decay)
+        require("lora_gradient", 0, alpha=self.alpha, learning_rate=self.learning_rate)
 
     def score_model(
         self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress

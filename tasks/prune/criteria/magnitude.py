@@ -29,7 +29,9 @@ class Magnitude:
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts")
 
     norm: Literal["l1", "l2"] = "l2"
+    """Norm over the weights."""
     of: Literal["coupled", "reader"] = "coupled"
+    """All weights that leave with a unit, or those that read its features."""
 
     def score(self, units: Units) -> Tensor:
         """Float32 [units, 1] of all coupled weights, [units, features per unit] of the reader's columns."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.contracts import Needs
 
 
@@ -23,10 +23,10 @@ class Random:
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts")
 
     seed: int = 17
+    """Of the draw."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise BadInput(f"criterion_settings.seed is {self.seed}; give 0 or more")
+        require("random", 0, seed=self.seed)
 
     def score(self, units: Units) -> Tensor:
         """Uniform in [0, 1), set by the seed, the layer's place and the kind: float32 [units, 1].

@@ -74,8 +74,11 @@ class Taylor:
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts")
 
     form: Literal["vector", "element"] = "element"
+    """Absolute value of a unit's sum over a tensor, or sum of its weights' absolute values."""
     order: Literal["first", "second", "mixed"] = "first"
+    """Terms of the expansion: gradient, Fisher information, or the first less the second."""
     aggregate: Literal["sum", "prod", "max", "last"] = "sum"
+    """How the tensors that a unit is coupled with are joined."""
 
     def gradients(self, units: Units) -> _Salience:
         """Salience of each coupled weight (element form: float32, as large as they) or unit (vector form)."""
