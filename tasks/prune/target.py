@@ -216,12 +216,12 @@ def _smallest(wanted: Request) -> Shape:
         else:
             shape = shape.with_counts(kind, (allowed(wanted, kind)[-1],) * shape.layers)
     if not _stock_heads(wanted, shape):
-        fewest = [
+        stock = [
             count
             for count in allowed(wanted, "kv_groups")
             if _stock_heads(wanted, shape.with_counts("kv_groups", (count,) * shape.layers))
         ]
-        shape = shape.with_counts("kv_groups", (fewest[-1],) * shape.layers)
+        shape = shape.with_counts("kv_groups", (stock[-1],) * shape.layers)
     return shape
 
 
