@@ -56,8 +56,9 @@ class Family:
     whose weight reads the features that a sublayer's units make: [outputs, features], or the other way round
     where `transposed`. `attention_zeros` and `ffn_zeros` are the modules that return zeros where a sublayer
     was removed; its `norms` do nothing then. `attention_bias_key` and `ffn_bias_key` are config keys that
-    give *all* projections of a sublayer a bias (None: as it is). `parallel_key` is the config key (True where it is left out) under which both
-    sublayers read the layer's input, `numbered_key` one under which a layer computes with its number.
+    give *all* projections of a sublayer a bias (None: as it is). `parallel_key` is the config key (True where
+    it is left out) under which both sublayers read the layer's input, `numbered_key` one under which a layer
+    computes with its number.
     """
 
     model_type: str
