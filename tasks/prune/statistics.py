@@ -63,10 +63,12 @@ class Gram:
 
     def __init__(self, features: int) -> None:
         self.features = features
+        self.tokens = 0
         self._sum: Tensor | None = None
 
     def update(self, inputs: Tensor) -> None:
         """Add a batch of inputs [tokens, features]."""
+        self.tokens += len(inputs)
         if self._sum is None:
             self._sum = inputs.new_zeros(self.features, self.features, dtype=torch.float32)
         if inputs.is_cuda and inputs.dtype != torch.float32:

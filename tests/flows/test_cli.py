@@ -152,7 +152,7 @@ def test_an_unknown_verb_and_option_exit_with_two(resprout: Callable[..., Any], 
 def test_methods_list_every_registry(resprout: Callable[..., Any], tmp_path: Path) -> None:
     listed = resprout("methods", "--json", home=tmp_path).result
     names = {section: {entry["name"] for entry in entries} for section, entries in listed.items()}
-    assert names["prune.method"] == {"flap", "magnitude", "wanda_sp"}
+    assert {"flap", "magnitude", "wanda_sp", "ziplm"} <= names["prune.method"]
     assert names["select.method"] == {"paser", "random"}
     assert names["calibrate.method"] == {"cola", "random", "self_generated"}
     assert all(entry["summary"] for entries in listed.values() for entry in entries)

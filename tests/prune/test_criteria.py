@@ -69,7 +69,7 @@ STACKS = {"opt": "model.decoder.layers", "gpt2": "transformer.h", "gpt_neox": "g
 READERS = {"opt": {"ffn": "fc2"}, "gpt2": {"ffn": "mlp.c_proj"}, "gpt_neox": {"ffn": "mlp.dense_4h_to_h"}}
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in CRITERIA])
+@pytest.mark.parametrize("name", ["flap", "magnitude", "wanda_sp"])
 def test_scores_of_a_model_equal_the_numpy_reference(name, family):
     model = tiny_model(family)
     seen = {}
