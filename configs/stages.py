@@ -11,9 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from resprout.configs.section import Name, Ratio, Section
 from resprout.configs.sources import DataSource, RowSource, TextSource
 
-Unit = Literal["ffn", "kv_groups", "heads", "experts"]
+Unit = Literal["ffn", "kv_groups", "heads", "experts", "hidden"]
 """What a pruning method removes: FFN channels, KV groups with their query heads, query heads inside each
-group (keys and values stay), experts with their router rows."""
+group (keys and values stay), experts with their router rows, hidden channels of the whole model."""
 
 
 class CalibrateConfig(Section):
@@ -69,11 +69,11 @@ class PruneConfig(Section):
     """Overrides the preset's repair of what the removed channels contributed."""
     units: tuple[Unit, ...] = ("ffn",)
     """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
-    group), experts."""
+    group), experts, hidden (channels of the residual stream, the same in the whole model)."""
     target: TargetConfig
     """Size to reach."""
     round_to: Annotated[int, Field(ge=1)] = 128
-    """FFN widths are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
+    """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
     layout: Literal["uniform", "per_layer"] = "uniform"
     """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)

@@ -9,7 +9,7 @@ from resprout.configs.presets import FOLDER, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.prune.resolve import Resolved, resolve
+from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.stage import plan, prune
 
 
@@ -29,7 +29,8 @@ def config(**values):
     ],
 )
 def test_resolved_names(values, expected):
-    assert resolve(config(**values)) == Resolved(*expected)
+    found = resolve(config(**values))
+    assert (found.criterion, found.allocator, found.repair) == expected
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -76,6 +77,15 @@ def test_a_preset_with_another_repair_makes_both_stages_anew(monkeypatch):
     assert plan_key != before[0], "plan.json names the repair"
     assert prune_key != before[1]
     assert (plan_key, prune_key) == keys(method="flap", repair="none"), "the same choice, spelt out"
+
+
+def test_settings_of_a_repair_make_the_weights_anew():
+    base = {"repair": "least_squares"}
+    assert resolve(config(**base)).repair_settings == {"inputs": "dense"}
+    changed = keys(**base, repair_settings={"inputs": "pruned"})
+    assert changed[1] != keys(**base)[1]
+    with pytest.raises(BadInput, match="inputs: 'both'; give one of dense, pruned"):
+        resolve(config(**base, repair_settings={"inputs": "both"}))
 
 
 def test_ridge_makes_the_weights_anew_and_keeps_the_plan():

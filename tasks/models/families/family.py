@@ -25,11 +25,13 @@ Axes = tuple[int | str, ...]
 Tensors = Mapping[str, Axes]
 """Names of tensors and their axes, in torch's order of dimensions."""
 
-DENSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads")
+DENSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "hidden")
 """Units of a dense family whose config states head_dim apart from the hidden size."""
+SCALED: tuple[Unit, ...] = ("ffn", "kv_groups", "heads")
+"""The same where embeddings are scaled by the hidden size, which can then not change."""
 FIXED_HEADS: tuple[Unit, ...] = ("ffn",)
 """Units of a family whose heads split the hidden size among them, so that neither can change alone."""
-SPARSE: tuple[Unit, ...] = ("kv_groups", "heads", "experts")
+SPARSE: tuple[Unit, ...] = ("kv_groups", "heads", "experts", "hidden")
 """Units of a mixture of experts."""
 
 
@@ -51,12 +53,13 @@ class Keys:
 class Family:
     """One `model_type`.
 
-    `attention` and `ffn` give the tensors of a layer's two sublayers with their norms, named from the layer
-    on; `ends` those outside layers, by their whole names. `attention_reader` and `ffn_reader` are the modules
-    whose weight reads the features that a sublayer's units make: [outputs, features], or the other way round
-    where `transposed`. `attention_zeros` and `ffn_zeros` are the modules that return zeros where a sublayer
-    was removed; its `norms` do nothing then. `attention_bias_key` and `ffn_bias_key` are config keys that
-    give *all* projections of a sublayer a bias (None: as it is).
+    `attention` and `ffn` give the tensors of a layer's two sublayers with their norms, named from the
+    layer on; `ends` those outside layers, by their whole names. `attention_reader` and `ffn_reader` are
+    the modules whose weight reads the features that a sublayer's units make: [outputs, features], or the
+    other way round where `transposed`. `attention_zeros` and `ffn_zeros` are the modules that return
+    zeros where a sublayer was removed; its `norms` do nothing then. `attention_bias_key` and
+    `ffn_bias_key` are config keys that give *all* projections of a sublayer a bias (None: as it is),
+    `norm_eps_key` the one with what the norms add to the mean square.
     """
 
     model_type: str
@@ -77,6 +80,7 @@ class Family:
     ffn_bias_key: str | None = None
     heads_divide_hidden: bool = False
     norm_offset: float = 0.0
+    norm_eps_key: str = "rms_norm_eps"
     transposed: bool = False
     check: Callable[[Config], str] = field(default=lambda config: "")
 
