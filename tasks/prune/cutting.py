@@ -3,7 +3,8 @@
 A hidden channel leaves embeddings, norms, readers, writers and head at once. RMSNorm divides by the root
 of the mean square over all channels: with K of H left the mean is over K. The weights of the norms times
 sqrt(H / K), and what the norm adds to the mean square times H / K, give back exactly what the norm of
-the uncut model gives where the removed channels are zero.
+the uncut model gives where the removed channels are zero. (Norms of queries and keys over head_dim share
+the config's one epsilon and get it too; beside their mean squares it is nothing.)
 """
 
 from __future__ import annotations

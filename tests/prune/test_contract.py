@@ -11,6 +11,7 @@ import textwrap
 
 import pytest
 import torch
+from masked_channels import without_channels
 from safetensors.torch import save_file
 
 from resprout.configs.errors import BadInput
@@ -23,7 +24,7 @@ from resprout.tasks.models.size import count, shape_of
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.plan import read_plan, write_plan
-from resprout.tasks.prune.registry import CRITERIA
+from resprout.tasks.prune.registry import CRITERIA, REPAIRS
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.target import implied_shape
@@ -45,6 +46,10 @@ READERS = {
     "gpt_neox": ("mlp.dense_4h_to_h", "attention.dense"),
 }
 """Where families other than Llama and its likes read channels and heads."""
+
+
+TURNED = [name for name in preset_names() if REPAIRS.entry(load_preset(name).repair).declared.get("basis")]
+"""Presets that keep no channels as they are; tests/prune/test_rotation.py has their contract."""
 
 
 def masked(model, plan):
@@ -70,6 +75,7 @@ def masked(model, plan):
         rows = (out if config.model_type == "gpt2" else out.T).view(-1, 16, out.shape[0])
         for head in set(range(len(rows))) - set(heads):
             rows[head].zero_()
+    without_channels(model, plan.hidden)
     return model
 
 
@@ -105,8 +111,8 @@ def cases():
         for name, family in FAMILIES.items():
             scored = set(CRITERIA.entry(load_preset(method).criterion).declared["units"])
             for units in [*((unit,) for unit in family.units), ("ffn", "kv_groups"), ("kv_groups", "heads")]:
-                for layout in ("uniform", "per_layer"):
-                    allowed = set(units) <= set(family.units) & scored
+                for layout in ("uniform",) if units == ("hidden",) else ("uniform", "per_layer"):
+                    allowed = set(units) <= set(family.units) & scored and method not in TURNED
                     if allowed and not (layout == "per_layer" and "heads" in units and len(units) > 1):
                         yield pytest.param(method, name, units, layout)
 

@@ -43,7 +43,7 @@ def test_every_preset_starts_with_its_command_and_names_what_exists(name):
     assert preset.repair in REPAIRS
     assert not ALLOCATORS.get(preset.allocator.uniform).per_layer
     assert preset.allocator.per_layer in ALLOCATORS
-    resolve(config(method=name))
+    resolve(config(method=name, units=CRITERIA.entry(preset.criterion).declared["units"][:1]))
 
 
 def test_all_presets_are_found():
