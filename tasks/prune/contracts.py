@@ -121,6 +121,9 @@ class SequentialRepair(Protocol):
 class ModelRepair(Protocol):
     """A repair that first brings the whole model to a form which loses less by the cut."""
 
+    basis: ClassVar[str]
+    """What units of `hidden` are once the model is prepared, as of the criterion that scores them."""
+
     def prepare(self, model: PreTrainedModel, input_ids: Tensor, progress: Progress) -> None:
         """Change `model` in place so that it computes the same. `input_ids` int64 [samples, tokens]."""
         ...

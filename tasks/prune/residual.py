@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer
 from resprout.tasks.models.walk import walk
 from resprout.tasks.prune.cutting import is_norm
+from resprout.tasks.prune.statistics import Gram
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,3 +43,30 @@ def at_norms(
             for _ in step.run():
                 pass
         yield step.index + 1, step.total
+
+
+def principal_directions(
+    model: PreTrainedModel, input_ids: Tensor, progress: Progress = silent
+) -> tuple[Tensor, Tensor]:
+    """Variances [hidden], largest first, and orthonormal directions [hidden, hidden], one a column: float32.
+
+    Of the second moments of the residual stream at all norms of all layers, each token divided by its
+    root mean square; solved in float64. A direction's largest entry is positive, so that signs are
+    reproducible.
+    """
+    grams: list[Gram] = []
+
+    def see(index: int, inputs: Tensor, outputs: Tensor) -> None:
+        values = inputs.flatten(0, -2)
+        if not grams:
+            grams.append(Gram(values.shape[1]))
+        size = values.float().square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-30)
+        grams[0].update(values.float() / size)
+
+    for done, total in at_norms(model, input_ids, see):
+        progress(done, total, "layers seen")
+    matrix = grams[0].matrix.double()
+    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = values.flip(0), vectors.flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return values.clamp_min(0.0).float(), (vectors * largest.sign()).float()

@@ -43,4 +43,4 @@ class HiddenActivation:
 
         for done, total in at_norms(model, input_ids, see):
             progress(done, total, "layers scored")
-        return [{"hidden": one[:, None]} for one in scores]
+        return [{"hidden": one[:, None].clone()} for one in scores]
