@@ -11,9 +11,9 @@ import textwrap
 
 import pytest
 import torch
-from masked_channels import without_channels
 from safetensors.torch import save_file
 
+from masked_channels import without_channels
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import PruneConfig

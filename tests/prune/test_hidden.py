@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from masked_channels import without_channels
 
+from masked_channels import without_channels
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.families import FAMILIES
