@@ -11,9 +11,13 @@ from pydantic import Field, field_validator, model_validator
 from resprout.configs.section import Name, Ratio, Section
 from resprout.configs.sources import DataSource, RowSource, TextSource
 
-Unit = Literal["ffn", "kv_groups", "heads", "experts", "hidden"]
+Unit = Literal["ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers"]
 """What a pruning method removes: FFN channels, KV groups with their query heads, query heads inside each
-group (keys and values stay), experts with their router rows, hidden channels of the whole model."""
+group (keys and values stay), experts with their router rows, hidden channels of the whole model, whole
+layers, attention and FFN sublayers."""
+
+DEPTH: tuple[Unit, ...] = ("layers", "sublayers")
+"""Units that are pruned alone: each is a whole part of the decoder and has no width."""
 
 
 class CalibrateConfig(Section):
@@ -46,6 +50,9 @@ class TargetConfig(Section):
     """Number of unique parameters."""
     non_embedding_params: Annotated[int, Field(ge=1)] | None = None
     """Number of parameters outside token embeddings and an untied head."""
+    latency_ratio: Ratio | None = None
+    """Kept share of the time of a forward pass over a batch of calibration tokens, measured on this machine;
+    allocator dynamic_programming."""
 
     @model_validator(mode="after")
     def _one_form(self) -> TargetConfig:
@@ -69,7 +76,8 @@ class PruneConfig(Section):
     """Overrides the preset's repair of what the removed channels contributed."""
     units: tuple[Unit, ...] = ("ffn",)
     """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
-    group), experts, hidden (channels of the residual stream, the same in the whole model)."""
+    group), experts, hidden (channels of the residual stream, in the whole model); or layers alone, or
+    sublayers (attention and FFN, each by itself) alone."""
     target: TargetConfig
     """Size to reach."""
     round_to: Annotated[int, Field(ge=1)] = 128
@@ -82,6 +90,8 @@ class PruneConfig(Section):
     """The allocator's own settings, likewise."""
     repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The repair's own settings, likewise."""
+    memory: Literal["whole", "stream"] = "whole"
+    """whole: the model in memory; stream: one layer at a time, for models that do not fit. The same bytes."""
     ridge: Annotated[float, Field(ge=0.0)] = 0.01
     """least_squares: damping as a share of the mean diagonal of the Gram matrix."""
 
@@ -90,7 +100,21 @@ class PruneConfig(Section):
     def _some_units(cls, units: tuple[str, ...]) -> tuple[str, ...]:
         if not units or len(set(units)) != len(units):
             raise ValueError(f"units is {list(units)}; name some of {', '.join(get_args(Unit))}, each once")
+        if len(units) > 1 and (depth := [unit for unit in units if unit in DEPTH]):
+            raise ValueError(
+                f"units names {' and '.join(units)}, but {depth[0]} are pruned alone; give units: "
+                f"[{depth[0]}] and prune widths in another run"
+            )
         return units
+
+    @model_validator(mode="after")
+    def _sublayers_need_a_layout(self) -> PruneConfig:
+        if "sublayers" in self.units and self.layout == "uniform":
+            raise ValueError(
+                "units is [sublayers], but layout is uniform, and stock classes load no layer that lacks "
+                "attention or FFN; give layout: per_layer, or units: [layers]"
+            )
+        return self
 
 
 class PaserConfig(Section):

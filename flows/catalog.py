@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from resprout.tasks.registry import Registry
+from resprout.tasks.registry import Entry, Registry, Setting
 
 
 def registries() -> dict[str, Registry[Any]]:
@@ -24,20 +24,34 @@ def registries() -> dict[str, Registry[Any]]:
     }
 
 
-def catalog() -> dict[str, list[dict[str, str]]]:
-    """Name, summary and source of every method, preset and evaluation task."""
+COSTS = {
+    "weights": "no data",
+    "inputs": "a forward pass, layer by layer",
+    "gradients": "a forward and a backward pass",
+    "model": "passes of its own",
+}
+"""What a criterion costs by what it needs, where it does not say more itself."""
+
+
+def catalog() -> dict[str, list[dict[str, Any]]]:
+    """Every method, preset and evaluation task: name, summary, source, and what it declares of itself."""
     from resprout.configs.presets import load_preset, preset_names
     from resprout.tasks.evaluate.task_files import shipped_tasks
 
-    listed = {
-        section: [
-            {"name": entry.name, "summary": entry.summary, "source": entry.source} for entry in registry
-        ]
-        for section, registry in registries().items()
-    }
+    listed = {section: [_shown(entry) for entry in registry] for section, registry in registries().items()}
     presets = [(name, load_preset(name)) for name in preset_names()]
     listed["prune.method"] = [
-        {"name": name, "summary": preset.summary, "source": preset.source} for name, preset in presets
+        {
+            "name": name,
+            "summary": preset.summary,
+            "source": preset.source,
+            "parts": [
+                preset.criterion,
+                *dict.fromkeys(preset.allocator.model_dump().values()),
+                preset.repair,
+            ],
+        }
+        for name, preset in presets
     ]
     listed["evaluate.zero_shot.tasks"] = [
         {
@@ -48,3 +62,21 @@ def catalog() -> dict[str, list[dict[str, str]]]:
         for name in shipped_tasks()
     ]
     return dict(sorted(listed.items()))
+
+
+def _shown(entry: Entry) -> dict[str, Any]:
+    shown: dict[str, Any] = {"name": entry.name, "summary": entry.summary, "source": entry.source}
+    if "units" in entry.declared:
+        shown["units"] = list(entry.declared["units"])
+    if "needs" in entry.declared:
+        shown["needs"] = entry.declared["needs"]
+        shown["cost"] = entry.declared.get("cost", COSTS[entry.declared["needs"]])
+    if entry.settings:
+        shown["settings"] = {name: _setting(setting) for name, setting in entry.settings.items()}
+    return shown
+
+
+def _setting(setting: Setting) -> str:
+    """The default, and what else is allowed."""
+    others = [str(value) for value in setting.allowed if value != setting.default]
+    return str(setting.default) + (f" ({', '.join(others)})" if others else "")

@@ -21,7 +21,7 @@ from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.job import Job
 from resprout.tasks.measure.stage import measure
-from resprout.tasks.prune.stage import plan, prune
+from resprout.tasks.prune.stage import plan, prune, score
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.run import Run
 from resprout.tasks.select.pool_stage import pool
@@ -77,7 +77,8 @@ class Steps:
         text = {"text": self.calibration_text} if self.calibration_text else {}
         calibration = calibrate(run, self.job(config.calibrate), {"model": self.dense, **text})
         seen = {"model": self.dense, "calibration": calibration}
-        planned = plan(run, self.job(config.prune), seen)
+        scores = score(run, self.job(config.prune), seen)
+        planned = plan(run, self.job(config.prune), {**seen, "scores": scores})
         self.judge("dense", self.dense)
         pruned = prune(run, self.job(config.prune), {**seen, "plan": planned})
         self.judge("pruned", pruned)

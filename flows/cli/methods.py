@@ -14,6 +14,8 @@ def methods(
 ) -> None:
     """List calibration, pruning, selection and recovery methods, and the evaluation tasks that ship.
 
+    Of a criterion it says what units it scores and what that costs; --json tells a method's settings as well.
+
     \b
     Examples:
       resprout methods
@@ -29,8 +31,10 @@ def methods(
     if as_json:
         typer.echo(json.dumps(listed, sort_keys=True))
         return
-    table = Table("section", "name", "what it does", "source", box=None, pad_edge=False)
+    table = Table("section", "name", "what it does", "source", "units", "cost", box=None, pad_edge=False)
     for section, entries in listed.items():
         for entry in entries:
-            table.add_row(section, entry["name"], entry["summary"], entry["source"])
-    Console(width=150).print(table, highlight=False, soft_wrap=True)
+            units = ", ".join(entry.get("units", ()))
+            row = (section, entry["name"], entry["summary"], entry["source"], units, entry.get("cost", ""))
+            table.add_row(*row)
+    Console(width=200).print(table, highlight=False, soft_wrap=True)

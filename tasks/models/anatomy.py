@@ -9,6 +9,7 @@ and readers only; what a family calls its tensors and how it fuses them is said 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ from resprout.tasks.models.size import Shape, Widths, shape_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+PAGES = "resprout_pages"
+"""Attribute of a model whose layers are read when they are needed (tasks/models/pages.py)."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,13 @@ class Units:
         for one in self.part.slices:
             yield one.of(source[one.name])
 
+    def by_slice(self) -> Iterator[tuple[str, Tensor]]:
+        """Names of the tensors of two dimensions and more, and their values: [units, slices, values]."""
+        for one in self.part.slices:
+            tensor = self.tensors[one.name]
+            if tensor.dim() > 1:
+                yield one.name, tensor.movedim(one.dim, 0)[one.index.to(tensor.device)].flatten(2)
+
     def by_unit(self, features: Tensor) -> Tensor:
         """A value for each feature, [features], as [units, features per unit]."""
         return features.view(self.count, self.part.features_per_unit)
@@ -103,6 +114,24 @@ class Layer:
     family: Family
     shape: Shape
     widths: Widths
+    index: int = 0
+    pages: Any = None
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """The layer's tensors in memory while the context is open, where they are not there anyway."""
+        if self.pages is None:
+            yield
+            return
+        prefix = f"{self.family.layer_prefix}{self.index}."
+        names = {prefix + name: name for name in self.shape.layer_tensors(self.widths)}
+        read = self.pages.read(names)
+        self.module.load_state_dict({names[name]: one for name, one in read.items()}, assign=True)
+        self.module.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.module.to("meta")
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -144,7 +173,10 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     return Anatomy(
         family,
         decoder,
-        tuple(Layer(module, family, shape, shape.widths(index)) for index, module in enumerate(layers)),
+        tuple(
+            Layer(module, family, shape, shape.widths(index), index, getattr(model, PAGES, None))
+            for index, module in enumerate(layers)
+        ),
     )
 
 

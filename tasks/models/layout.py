@@ -2,7 +2,8 @@
 
 Stock classes build every layer alike. Where layers differ, config.json keeps the widths of the uncut model
 (so that it stays valid) and adds `resprout_layout`: for each layer its FFN channels, key-value heads, query
-heads and experts, 0 where a sublayer is gone. A stock class that loads such a folder stops at the shapes;
+heads and experts, 0 where a sublayer is gone. A stock class that loads such a folder stops at the shapes
+(where sublayers are gone the FFN's width in config.json is one that no layer has, so that it does);
 `load_model` takes the stock class with each such layer built by its own constructor from a config with the
 layer's widths.
 """
@@ -10,18 +11,24 @@ layer's widths.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from resprout.tasks.models.depth import Sublayer
 from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.families.family import Family
 from resprout.tasks.models.size import Shape, Widths, shape_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+CUT = "_resprout_cut"
+"""Attribute that marks a class as one of `cut_class`."""
 
 
 class NoAttention(nn.Module):
@@ -65,10 +72,15 @@ def write_shape(config: Any, shape: Shape) -> None:
             delattr(config, LAYOUT_KEY)
     else:
         setattr(config, LAYOUT_KEY, to_layout(shape))
+        if 0 in (*shape.ffn, *shape.kv_heads):
+            # Stock code would fill a missing sublayer at random. No layer is as wide as this, so it stops.
+            setattr(config, keys.ffn, max(shape.ffn) + 1)
 
 
 def cut_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """A class of the stock class's name whose layers are as wide as `config.resprout_layout` says."""
+    if getattr(stock, CUT, False):
+        return stock
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
@@ -78,7 +90,7 @@ def cut_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             for index in range(shape.layers):
                 layers[index] = build_layer(type(layers[index]), config, shape, index)
 
-    return type(stock.__name__, (stock,), {"__init__": build, "__module__": stock.__module__})
+    return type(stock.__name__, (stock,), {"__init__": build, "__module__": stock.__module__, CUT: True})
 
 
 def build_layer(kind: Any, config: Any, shape: Shape, index: int) -> Any:
@@ -90,11 +102,25 @@ def build_layer(kind: Any, config: Any, shape: Shape, index: int) -> Any:
     shown = Widths(widths.ffn or 1, widths.kv_heads or 1, widths.heads_per_group or 1, experts)
     _set_widths(own, family, shown, shape.head_dim)
     layer = kind(own, layer_idx=index)
-    if not widths.kv_heads:
-        _remove(layer, family.attention_zeros, NoAttention, family.attention(shape.config), family)
-    if not widths.ffn:
-        _remove(layer, family.ffn_zeros, NoFFN, family.ffn(shape.config), family)
+    present: dict[Sublayer, int] = {"attention": widths.kv_heads, "ffn": widths.ffn}
+    for sublayer in (one for one, width in present.items() if not width):
+        for name, module in _zeros(shape, sublayer).items():
+            setattr(layer, name, module)
     return layer.eval()
+
+
+@contextmanager
+def left_out(layer: Any, shape: Shape, sublayer: Sublayer) -> Iterator[None]:
+    """Let a layer compute without one sublayer while the context is open."""
+    zeros = _zeros(shape, sublayer)
+    modules = {name: getattr(layer, name) for name in zeros}
+    for name, module in zeros.items():
+        setattr(layer, name, module)
+    try:
+        yield
+    finally:
+        for name, module in modules.items():
+            setattr(layer, name, module)
 
 
 def _set_widths(config: Any, family: Family, widths: Widths, head_dim: int) -> None:
@@ -110,11 +136,16 @@ def _set_widths(config: Any, family: Family, widths: Widths, head_dim: int) -> N
             setattr(config, key, widths.experts)
 
 
-def _remove(
-    layer: Any, names: tuple[str, ...], zeros: type[nn.Module], tensors: Mapping[str, Any], family: Family
-) -> None:
-    for name in names:
-        setattr(layer, name, zeros())
-    for name in {name.split(".")[0] for name in tensors}:
-        if family.norms(name) and name not in names:
-            setattr(layer, name, nn.Identity())
+def _zeros(shape: Shape, sublayer: Sublayer) -> dict[str, nn.Module]:
+    """What stands for a sublayer that is gone, by names from the layer on: zeros, idle norms."""
+    family = shape.family
+    names, zeros, tensors = {
+        "attention": (family.attention_zeros, NoAttention, family.attention),
+        "ffn": (family.ffn_zeros, NoFFN, family.ffn),
+    }[sublayer]
+    modules: dict[str, nn.Module] = {
+        name: nn.Identity()
+        for name in (name.split(".")[0] for name in tensors(shape.config))
+        if family.norms(name)
+    }
+    return modules | {name: zeros() for name in names}

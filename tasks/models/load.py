@@ -140,6 +140,21 @@ def save_model(model: PreTrainedModel, folder: Path, tokenizer_from: Path) -> No
     disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    _copy_tokenizer(tokenizer_from, folder)
+
+
+def save_beside_weights(model: PreTrainedModel, folder: Path, tokenizer_from: Path) -> None:
+    """Write all that `save_model` does but the weights."""
+    # save_pretrained notes these two itself.
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.save_pretrained(folder)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    _copy_tokenizer(tokenizer_from, folder)
+
+
+def _copy_tokenizer(tokenizer_from: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (tokenizer_from / name).is_file():
             shutil.copyfile(tokenizer_from / name, folder / name)

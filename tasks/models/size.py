@@ -165,6 +165,18 @@ class Shape:
         changed: Any = {COUNTED[unit]: tuple(counts)}
         return replace(self, **changed)
 
+    def with_layers(self, kept: Iterable[int]) -> Shape:
+        """The shape of these layers alone."""
+        kept = tuple(kept)
+        experts = tuple(self.experts[layer] for layer in kept) if self.experts else ()
+        return replace(
+            self,
+            ffn=tuple(self.ffn[layer] for layer in kept),
+            kv_heads=tuple(self.kv_heads[layer] for layer in kept),
+            heads_per_group=tuple(self.heads_per_group[layer] for layer in kept),
+            experts=experts,
+        )
+
     def layer_params(self, widths: Widths) -> int:
         """Parameters of a layer of these widths."""
         tensors = self.layer_tensors(widths).values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.anatomy import Anatomy, Layer, anatomy
+from resprout.tasks.models.anatomy import PAGES, Anatomy, Layer, anatomy
+from resprout.tasks.models.spool import Spool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH_TOKENS = 2048
 """Tokens in a forward pass over calibration data; larger batches are no faster on a CPU."""
+SPOOL_BYTES = 2**28
+"""Hidden states that a walk keeps in memory where the model's layers are read one at a time."""
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Step:
     index: int
     total: int
     layer: Layer
-    hidden: list[Tensor]
+    hidden: Spool
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
     ran: bool = False
 
@@ -54,17 +57,19 @@ def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TO
     parts = anatomy(model)
     rows = max(1, batch_tokens // input_ids.shape[1])
     recorders = [_Recorder() for _ in parts.layers]
-    hidden: list[Tensor] = []
+    # Only where weights do not fit are the states between layers likely not to fit either.
+    hidden = Spool(SPOOL_BYTES if getattr(model, PAGES, None) is not None else None)
     for ids in input_ids.split(rows):
-        with torch.no_grad(), _layers_replaced(parts, recorders):
+        with torch.no_grad(), layers_replaced(parts, recorders):
             parts.decoder(input_ids=ids.to(model.device), use_cache=False)
         hidden.append(recorders[0].seen)
     for index, layer in enumerate(parts.layers):
         step = Step(index, len(parts.layers), layer, hidden, recorders[index].arguments)
-        yield step
-        if not step.ran:
-            for _ in step.run():
-                pass
+        with layer.present():
+            yield step
+            if not step.ran:
+                for _ in step.run():
+                    pass
 
 
 @contextmanager
@@ -91,16 +96,32 @@ class _Recorder(nn.Module):
 
     def forward(self, hidden_states: Tensor, *more: Any, **arguments: Any) -> Tensor:
         self.seen = hidden_states
-        self.arguments.append((more, arguments))
+        given = (more, arguments)
+        # Masks and rotations of equal batches are equal, and one of each is enough.
+        self.arguments.append(
+            self.arguments[-1] if self.arguments and _equal(self.arguments[-1], given) else given
+        )
         return hidden_states
 
 
 @contextmanager
-def _layers_replaced(parts: Anatomy, recorders: list[_Recorder]) -> Iterator[None]:
+def layers_replaced(parts: Anatomy, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the decoder run these modules in place of its layers, as many as it has."""
     name = parts.family.layers
     layers = getattr(parts.decoder, name)
-    setattr(parts.decoder, name, nn.ModuleList(recorders))
+    setattr(parts.decoder, name, nn.ModuleList(stand_ins))
     try:
         yield
     finally:
         setattr(parts.decoder, name, layers)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two nests of tuples, dicts and tensors hold the same."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first is second or (first.shape == second.shape and torch.equal(first, second))
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
+    return first is second or (type(first) is type(second) is not Tensor and bool(first == second))

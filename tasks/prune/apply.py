@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,21 @@ from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.layout import write_shape
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.models.walk import walk, watch
 from resprout.tasks.prune.contracts import ModelRepair, Repair, SequentialRepair
 from resprout.tasks.prune.cutting import Cutter
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.registry import REPAIRS
-from resprout.tasks.prune.sequential import repair_in_order
+from resprout.tasks.prune.sequential import repaired_in_order
 from resprout.tasks.prune.statistics import Statistic
 from resprout.tasks.prune.target import with_repair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Take = Callable[[int, Mapping[str, Tensor]], None]
 
 
 def apply(
@@ -31,11 +35,13 @@ def apply(
     input_ids: Tensor | None = None,
     ridge: float = 0.01,
     progress: Progress = silent,
+    take: Take | None = None,
 ) -> None:
     """Cut `model` in place as `plan` says, with the plan's repair, and update its config.
 
     `input_ids` int64 [samples, tokens] are needed by repairs that look at data; the model is then walked
-    and each layer is cut as soon as its statistics are there. A plan for another model raises BadInput.
+    and each layer is cut as soon as its statistics are there. `take`, where given, gets each cut layer's
+    number and tensors, which are then not kept. A plan for another model raises BadInput.
     """
     dense = shape_of(model.config.to_dict())
     plan.check_fits(dense)
@@ -44,14 +50,19 @@ def apply(
         repair.prepare(model, _needed(input_ids, plan), progress)
     cutter = Cutter(plan, with_repair(dense, plan.units, plan.repair), model.config)
     if isinstance(repair, SequentialRepair) and repair.inputs == "pruned":
-        built = repair_in_order(model, cutter, repair, _needed(input_ids, plan), ridge, progress)
+        layers = repaired_in_order(model, cutter, repair, _needed(input_ids, plan), ridge)
     elif repair.statistic(1) is not None:
-        built = _repaired_apart(model, cutter, repair, _needed(input_ids, plan), ridge, progress)
+        layers = _repaired_apart(model, cutter, repair, _needed(input_ids, plan), ridge)
     else:
-        built = []
-        for source, layer in enumerate(anatomy(model).layers):
-            built += _cut(cutter, repair, layer, source, {}, ridge)
-            progress(source + 1, dense.layers, "layers cut")
+        layers = _cut_alone(model, cutter, repair, ridge)
+    built: list[Any] = []
+    for source, layer in enumerate(layers):
+        if layer is not None:
+            if take is not None:
+                take(len(built), dict(layer.named_parameters()))
+                layer.to("meta")
+            built.append(layer)
+        progress(source + 1, dense.layers, "layers cut")
     parts = anatomy(model)
     setattr(parts.decoder, parts.family.layers, nn.ModuleList(built))
     cutter.ends(model)
@@ -59,29 +70,33 @@ def apply(
     write_shape(model.config, cutter.pruned)
 
 
+def pruned_shape(plan: Plan, dense: Shape) -> Shape:
+    """The shape that `apply` gives a model of shape `dense`."""
+    return plan.shape(with_repair(dense, plan.units, plan.repair))
+
+
+def _cut_alone(model: PreTrainedModel, cutter: Cutter, repair: Repair, ridge: float) -> Iterator[Any]:
+    """For each layer what stays of it, None where it goes; looks at no data."""
+    for source, layer in enumerate(anatomy(model).layers):
+        with layer.present():
+            yield _cut(cutter, repair, layer, source, {}, ridge)
+
+
 def _repaired_apart(
-    model: PreTrainedModel,
-    cutter: Cutter,
-    repair: Repair,
-    input_ids: Tensor,
-    ridge: float,
-    progress: Progress,
-) -> list[Any]:
-    """The pruned model's layers, each repaired on what it sees in the uncut model."""
-    built: list[Any] = []
+    model: PreTrainedModel, cutter: Cutter, repair: Repair, input_ids: Tensor, ridge: float
+) -> Iterator[Any]:
+    """For each layer what stays of it, repaired on what it sees in the uncut model; None where it goes."""
     for step in walk(model, input_ids):
         statistics: dict[Unit, Statistic] = {}
         with ExitStack() as watching:
-            for kind in cutter.repairable(step.index) if step.index in cutter.place else ():
+            for kind in cutter.repairable(step.index):
                 statistic = repair.statistic(step.layer.units(kind).weight.shape[1])
                 if statistic is not None:
                     statistics[kind] = statistic
                     watching.enter_context(watch(step.layer.reader(kind), statistic.update))
             for _ in step.run():
                 pass
-        built += _cut(cutter, repair, step.layer, step.index, statistics, ridge)
-        progress(step.index + 1, step.total, "layers cut")
-    return built
+        yield _cut(cutter, repair, step.layer, step.index, statistics, ridge)
 
 
 def _cut(
@@ -91,10 +106,10 @@ def _cut(
     source: int,
     statistics: dict[Unit, Statistic],
     ridge: float,
-) -> list[Any]:
-    """The layer after the cut, its readers repaired; none where the whole layer goes."""
+) -> Any:
+    """The layer after the cut, its readers repaired; None where the whole layer goes."""
     if source not in cutter.place:
-        return []
+        return None
     kept = cutter.kept(source)
     readers: dict[str, Tensor] = {}
     for kind in cutter.repairable(source):
@@ -105,7 +120,7 @@ def _cut(
         readers[f"{units.part.reader}.weight"] = weight
         if repaired.bias is not None:
             readers[f"{units.part.reader}.bias"] = repaired.bias
-    return [cutter.layer(layer, source, kept, readers)]
+    return cutter.layer(layer, source, kept, readers)
 
 
 def _needed(input_ids: Tensor | None, plan: Plan) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -78,6 +78,8 @@ class Allocator(Protocol):
 
     per_layer: ClassVar[bool]
     """Whether layers may get different widths."""
+    units: ClassVar[tuple[Unit, ...]]
+    """Kinds of units that it can spend on; left out: all that have widths."""
     tries: ClassVar[bool]
     """Whether it runs the model, so that `bench` must be given."""
 
@@ -91,6 +93,9 @@ class Allocator(Protocol):
 
 class Repair(Protocol):
     """Makes good for the removed units of one part."""
+
+    units: ClassVar[tuple[Unit, ...]]
+    """Kinds of units that it can mend; left out: all that have widths."""
 
     def statistic(self, features: int) -> Statistic | None:
         """An empty collector of what the repair must know of the reader's inputs; None: nothing."""
@@ -151,11 +156,20 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """A budget other than parameters: `of(kind, layer, count)` is what `count` units of a layer cost."""
+
+    limit: float
+    of: Callable[[Unit, int, int], float]
+
+
+@dataclass(frozen=True)
 class Request:
     """A target brought to numbers.
 
-    `shape` is the uncut model with the biases that the repair will add; `limit` is the largest allowed
-    number of unique parameters; `uniform` asks for widths that the family's stock config can state.
+    `shape` is the uncut model with the biases that the repair will add; `limit` is the largest allowed number
+    of unique parameters; `uniform` asks for widths that the family's stock config can state. `costs`, where
+    given, are what is to be spent instead of parameters.
     """
 
     shape: Shape
@@ -163,6 +177,7 @@ class Request:
     kinds: tuple[Unit, ...]
     round_to: int
     uniform: bool = True
+    costs: Costs | None = None
     embedding_params: int | None = None
     """What the limit takes embeddings and head to hold, whatever becomes of them; None: they count as they
     are."""

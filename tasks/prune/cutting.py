@@ -44,7 +44,12 @@ class Cutter:
         return self.plan.layers[self.place[source]]
 
     def repairable(self, source: int) -> list[Unit]:
-        """Units whose reader loses some of its features: of each reader the finest kind, attention first."""
+        """Units whose reader loses some of its features: of each reader the finest kind, attention first.
+
+        None of a layer that goes.
+        """
+        if source not in self.place:
+            return []
         kept, kinds = self.kept(source), self.plan.units
         attention: Unit = "kv_groups" if kept.heads is None else "heads"
         found: list[Unit] = [attention] if {"kv_groups", "heads"} & set(kinds) and kept.kv_groups else []

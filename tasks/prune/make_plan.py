@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.size import BYTES, Shape, shape_of
-from resprout.tasks.prune.contracts import Bench, Request
-from resprout.tasks.prune.plan import LayerPlan, Plan, Size
+from resprout.tasks.prune.contracts import Bench, Costs, Request
+from resprout.tasks.prune.latency import TIMED, LatencyTable, measure, smaller
+from resprout.tasks.prune.plan import Latency, LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.score import best_units, score
+from resprout.tasks.prune.score import best_units, score_units
 from resprout.tasks.prune.target import request, warnings_for
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ def make_plan(
     request(dense, config)
     names = resolve(config)
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
-    scores = score(model, criterion, config.units, input_ids, progress)
+    scores = score_units(model, criterion, config.units, input_ids, progress)
     dtype = str(model.dtype).removeprefix("torch.")
     return plan_from(scores, dense, dtype, config, Bench(model, input_ids, progress=progress)), scores
 
@@ -50,6 +53,9 @@ def plan_from(
     """
     names = resolve(config)
     wanted = request(dense, config)
+    table = None
+    if config.target.latency_ratio is not None:
+        table, wanted = _in_milliseconds(config.target.latency_ratio, dense, wanted, bench)
     granted = ALLOCATORS.get(names.allocator)(**names.allocator_settings).allocate(wanted, scores, bench)
     return Plan(
         model_type=dense.model_type,
@@ -65,6 +71,7 @@ def plan_from(
         dense_layers=dense.layers,
         requested=_requested(dense, wanted, dtype),
         reached=Size.of(granted.sizes(dtype)),
+        latency=_latency(config.target.latency_ratio, table, dense, granted),
         warnings=tuple(warnings_for(dense, wanted, config.target)),
         layers=tuple(
             _keep(index, dense, granted, scores[index])
@@ -73,6 +80,32 @@ def plan_from(
         ),
         hidden=_keep_hidden(scores, granted.hidden) if "hidden" in config.units else None,
     )
+
+
+def _in_milliseconds(
+    ratio: float, dense: Shape, wanted: Request, bench: Bench | None
+) -> tuple[LatencyTable, Request]:
+    """The table measured on the bench, and the request with milliseconds to spend."""
+    if bench is None:
+        raise TypeError("a latency is measured on a bench")
+    table = measure(bench.model, bench.input_ids, smaller(dense, wanted.round_to))
+    stays = table.rest_ms + sum(
+        table.of(kind, count) for kind in TIMED if kind not in wanted.kinds for count in dense.counts(kind)
+    )
+    limit = ratio * table.total(dense)
+    if limit <= stays:
+        raise BadInput(
+            f"prune.target.latency_ratio {ratio} allows {limit:.1f} ms of {table.total(dense):.1f}, but what "
+            f"prune.units leaves alone takes {stays:.1f}; raise it, or add units"
+        )
+    return table, replace(wanted, costs=Costs(limit - stays, lambda kind, _, count: table.of(kind, count)))
+
+
+def _latency(ratio: float | None, table: LatencyTable | None, dense: Shape, granted: Shape) -> Latency | None:
+    if ratio is None or table is None:
+        return None
+    whole = table.total(dense)
+    return Latency(dense=whole, requested=ratio * whole, reached=table.total(granted))
 
 
 def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) -> LayerPlan:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
+from resprout.tasks.models.depth import caches_work, check_numbers, cut_types
 from resprout.tasks.models.size import Shape, Sizes, Widths
 
 PLAN_FILE = "plan.json"
@@ -30,6 +31,14 @@ class Size(_Strict):
     @classmethod
     def of(cls, sizes: Sizes) -> Size:
         return cls(**asdict(sizes))
+
+
+class Latency(_Strict):
+    """Milliseconds of a forward pass over a batch of calibration tokens by the table that was measured."""
+
+    dense: float
+    requested: float
+    reached: float
 
 
 class LayerPlan(_Strict):
@@ -79,6 +88,7 @@ class Plan(_Strict):
     dense_layers: int | None = None
     requested: Size
     reached: Size
+    latency: Latency | None = None
     warnings: tuple[str, ...] = ()
     layers: tuple[LayerPlan, ...]
     hidden: tuple[int, ...] | None = None
@@ -91,7 +101,8 @@ class Plan(_Strict):
 
     def shape(self, dense: Shape) -> Shape:
         """The widths of the pruned model, given those of the model the plan was made for."""
-        widths = [layer.widths(dense.widths(self.source(i))) for i, layer in enumerate(self.layers)]
+        sources = [self.source(layer) for layer in range(len(self.layers))]
+        widths = [one.widths(dense.widths(i)) for one, i in zip(self.layers, sources, strict=True)]
         return replace(
             dense,
             hidden=dense.hidden if self.hidden is None else len(self.hidden),
@@ -99,6 +110,7 @@ class Plan(_Strict):
             kv_heads=tuple(one.kv_heads for one in widths),
             heads_per_group=tuple(one.heads_per_group for one in widths),
             experts=tuple(one.experts for one in widths) if dense.experts else (),
+            config=cut_types(dense.config, sources),
         )
 
     def check_fits(self, dense: Shape) -> None:
@@ -136,6 +148,13 @@ class Plan(_Strict):
                 raise BadInput(
                     f"plan.json keeps nothing of layer {source}; leave the whole layer out of its layers"
                 )
+        if not caches_work(self.shape(dense)):
+            raise BadInput(
+                "plan.json removes the attention of the first layer of its kind, by which caches measure how "
+                "long they are, so that no text could be generated; keep its kv_groups"
+            )
+        if len(sources) < dense.layers:
+            check_numbers(dense)
 
 
 def write_plan(plan: Plan, folder: Path) -> None:

@@ -9,8 +9,12 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset
 from resprout.configs.schema import PruneConfig
+from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.registry import Registry
+from resprout.tasks.registry import Entry, Registry
+
+LAYERWISE = ("weights", "inputs")
+"""Needs of criteria that look at one layer at a time."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,6 @@ class Resolved:
     criterion_settings: Mapping[str, Any] = field(default_factory=dict)
     allocator_settings: Mapping[str, Any] = field(default_factory=dict)
     repair_settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def plan_modules(self) -> list[str]:
-        """Modules whose code decides the plan."""
-        return [CRITERIA.entry(self.criterion).module, ALLOCATORS.entry(self.allocator).module]
 
     @property
     def prune_modules(self) -> list[str]:
@@ -64,7 +63,11 @@ def resolve(config: PruneConfig) -> Resolved:
             f"criterion '{resolved.criterion}' cannot score {' and '.join(unscored)}, which prune.units "
             f"names; it scores {', '.join(scored)}"
         )
-    REPAIRS.entry(resolved.repair)
+    for part, registry, name in (
+        ("allocator", ALLOCATORS, resolved.allocator),
+        ("repair", REPAIRS, resolved.repair),
+    ):
+        _check_units(part, registry, name, config.units)
     if config.layout == "uniform" and ALLOCATORS.entry(resolved.allocator).declared["per_layer"]:
         raise BadInput(
             f"prune.allocator '{resolved.allocator}' gives each layer a width of its own, but prune.layout "
@@ -89,4 +92,39 @@ def resolve(config: PruneConfig) -> Resolved:
             "prune.units names kv_groups and heads, whose sizes depend on each other, which layout: "
             "per_layer cannot weigh; give one of them, or layout: uniform"
         )
+    if config.target.latency_ratio is not None and not ALLOCATORS.entry(allocator).declared.get("latency"):
+        raise BadInput(
+            f"prune.target is latency_ratio, which allocator '{allocator}' cannot spend; give allocator: "
+            "dynamic_programming and layout: per_layer, or a target in parameters"
+        )
+    if config.target.latency_ratio is not None and (untimed := set(config.units) - {"ffn", "kv_groups"}):
+        raise BadInput(
+            f"prune.target is latency_ratio, but prune.units names {' and '.join(sorted(untimed))}; give "
+            "ffn, kv_groups or both"
+        )
+    needs = CRITERIA.entry(criterion).declared["needs"]
+    if config.memory == "stream" and (needs not in LAYERWISE or tries_model(config, allocator)):
+        who = f"criterion '{criterion}'" if needs not in LAYERWISE else f"allocator '{allocator}'"
+        raise BadInput(
+            f"prune.memory is stream, but {who} runs the whole model at once; give memory: whole, or one "
+            "that works layer by layer (`resprout methods` says what each needs)"
+        )
     return resolved
+
+
+def tries_model(config: PruneConfig, allocator: str) -> bool:
+    """Whether planning runs the model: the allocator does, or a latency is measured."""
+    return config.target.latency_ratio is not None or bool(ALLOCATORS.entry(allocator).declared["tries"])
+
+
+def _check_units(part: str, registry: Registry[Any], name: str, units: tuple[Unit, ...]) -> None:
+    def unable(entry: Entry) -> list[Unit]:
+        fit = entry.declared.get("units")
+        return [unit for unit in units if (unit in DEPTH if fit is None else unit not in fit)]
+
+    if left := unable(registry.entry(name)):
+        fitting = [entry.name for entry in registry if not unable(entry)]
+        raise BadInput(
+            f"{part} '{name}' is not for {' and '.join(left)}, which prune.units names; give prune.{part}: "
+            f"{' or '.join(fitting)}"
+        )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def score(
+def score_units(
     model: PreTrainedModel,
     criterion: Criterion,
     kinds: tuple[Unit, ...],
@@ -56,7 +56,8 @@ def _by_weights(
 ) -> Iterator[dict[Unit, Tensor]]:
     layers = anatomy(model).layers
     for index in mine:
-        yield {kind: criterion.score(layers[index].units(kind)) for kind in kinds}
+        with layers[index].present():
+            yield {kind: criterion.score(layers[index].units(kind)) for kind in kinds}
         progress(index + 1, mine.stop, "layers scored")
 
 

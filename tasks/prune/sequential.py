@@ -9,6 +9,7 @@ are held for one layer, as large as the hidden states.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import Layer
+from resprout.tasks.models.spool import Spool
 from resprout.tasks.models.walk import Step, walk, watch
 from resprout.tasks.prune.contracts import SequentialRepair
 from resprout.tasks.prune.cutting import Cutter
@@ -28,34 +29,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def repair_in_order(
-    model: PreTrainedModel,
-    cutter: Cutter,
-    repair: SequentialRepair,
-    input_ids: Tensor,
-    ridge: float,
-    progress: Progress,
-) -> list[Any]:
-    """The pruned model's layers. `input_ids` int64 [samples, tokens]; the model itself is not changed."""
-    built: list[Any] = []
-    stream: list[Tensor] = []
+def repaired_in_order(
+    model: PreTrainedModel, cutter: Cutter, repair: SequentialRepair, input_ids: Tensor, ridge: float
+) -> Iterator[Any]:
+    """For each layer what stays of it, None where it goes. `input_ids` int64 [samples, tokens].
+
+    The model itself is not changed.
+    """
+    stream = Spool()
     for step in walk(model, input_ids):
         if step.index == 0:
-            stream = [cutter.stream(hidden) for hidden in step.hidden]
-        kinds = cutter.repairable(step.index) if step.index in cutter.place else []
-        targets = _outputs(step, kinds)
-        if step.index in cutter.place:
-            module = _repaired_layer(step, cutter, repair, stream, targets, ridge)
-            for batch in range(len(stream)):
-                stream[batch] = _forward(module, step, stream[batch], batch)
-            built.append(module)
-        progress(step.index + 1, step.total, "layers cut")
-    return built
+            stream = Spool(step.hidden.limit_bytes)
+            for hidden in step.hidden:
+                stream.append(cutter.stream(hidden))
+        targets = _outputs(step, cutter.repairable(step.index))
+        if step.index not in cutter.place:
+            yield None
+            continue
+        module = _repaired_layer(step, cutter, repair, stream, targets, ridge)
+        for batch in range(len(stream)):
+            stream[batch] = _forward(module, step, stream[batch], batch)
+        yield module
 
 
-def _outputs(step: Step, kinds: list[Unit]) -> dict[Unit, list[Tensor]]:
+def _outputs(step: Step, kinds: list[Unit]) -> dict[Unit, Spool]:
     """What each kind's reader gives in the uncut model, batch by batch [tokens, outputs]; runs the step."""
-    seen: dict[Unit, list[Tensor]] = {kind: [] for kind in kinds}
+    seen = {kind: Spool(step.hidden.limit_bytes) for kind in kinds}
     with ExitStack() as watching:
         for kind in kinds:
 
@@ -72,8 +71,8 @@ def _repaired_layer(
     step: Step,
     cutter: Cutter,
     repair: SequentialRepair,
-    stream: list[Tensor],
-    targets: dict[Unit, list[Tensor]],
+    stream: Spool,
+    targets: dict[Unit, Spool],
     ridge: float,
 ) -> Any:
     layer, wanted = step.layer, cutter.kept(step.index)

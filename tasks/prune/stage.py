@@ -1,4 +1,7 @@
-"""Doors of pruning: `plan` scores and allocates, `prune` applies a plan and repairs."""
+"""Doors of pruning: `score` values the units, `plan` spends the budget, `prune` applies a plan and repairs.
+
+Scores are an artifact of their own: another target, allocator or rounding plans anew without a forward pass.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,22 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, Progress
-from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
+from resprout.tasks.prune.resolve import resolve, tries_model
 from resprout.tasks.share import shards_in
 from resprout.tasks.stage import stage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from resprout.tasks.prune.plan import Plan
 
 SCORES = "scores.safetensors"
 
 
 def plan_methods(config: PruneConfig) -> list[str]:
-    """Modules of the criterion and the allocator that the config selects."""
-    return resolve(config).plan_modules
+    """The module of the allocator that the config selects; the criterion is in the scores' digest."""
+    return [ALLOCATORS.entry(resolve(config).allocator).module]
 
 
 def prune_methods(config: PruneConfig) -> list[str]:
@@ -34,11 +38,11 @@ def prune_methods(config: PruneConfig) -> list[str]:
 
 
 def plan_settings(config: PruneConfig) -> dict[str, Any]:
-    """What decides the plan: the section with the names that a preset stands for, and without `ridge`.
+    """What decides the plan beside the scores: the section with what a preset stands for, without `ridge`.
 
-    The repair is among them because plan.json names it.
+    Criterion and repair are among them because plan.json names them.
     """
-    unused = ("method", "ridge")
+    unused = ("method", "ridge", "memory")
     section = {name: value for name, value in config.key_data().items() if name not in unused}
     return {**section, **asdict(resolve(config))}
 
@@ -68,21 +72,45 @@ def score_settings(config: PruneConfig) -> dict[str, Any]:
     settings=score_settings,
 )
 def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write the scores of the share's layers, and the model's config.json."""
+    """Write the scores of the share's layers."""
+    _score(job, inputs, workdir, progress)
+
+
+@stage(
+    "score",
+    kind="unit-scores",
+    libraries=("torch", "transformers"),
+    methods=score_methods,
+    settings=score_settings,
+    shard=score_shard,
+)
+def score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write scores.safetensors, what each unit of `model` is worth on `calibration`."""
+    from safetensors.torch import load_file, save_file
+
+    if shards := shards_in(inputs):
+        tensors = {name: one for folder in shards for name, one in load_file(folder / SCORES).items()}
+        save_file(tensors, workdir / SCORES)
+    else:
+        _score(job, inputs, workdir, progress)
+
+
+def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     from safetensors.torch import save_file
 
-    from resprout.tasks.models.anatomy import anatomy
     from resprout.tasks.models.load import load_model
-    from resprout.tasks.prune.score import as_tensors, score
+    from resprout.tasks.models.pages import open_model
+    from resprout.tasks.models.size import shape_of
+    from resprout.tasks.prune.score import as_tensors, score_units
 
-    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     names = resolve(job.config)
+    layers = shape_of(inputs["model"]).layers
+    opened = open_model if job.config.memory == "stream" else load_model
+    model = opened(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
     input_ids = _input_ids(inputs["calibration"])
-    scores = score(model, criterion, job.config.units, input_ids, progress, job.share)
-    first = job.share.of(len(anatomy(model).layers)).start
-    save_file(dict(as_tensors(scores, first)), workdir / SCORES)
-    (workdir / "config.json").write_text(json.dumps(model.config.to_dict(), sort_keys=True))
+    scores = score_units(model, criterion, job.config.units, input_ids, progress, job.share)
+    save_file(dict(as_tensors(scores, job.share.of(layers).start)), workdir / SCORES)
 
 
 @stage(
@@ -91,28 +119,28 @@ def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path
     libraries=("torch", "transformers"),
     methods=plan_methods,
     settings=plan_settings,
-    shard=score_shard,
 )
 def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write plan.json, scores.safetensors and metrics.json from `model` and `calibration`."""
-    from safetensors.torch import load_file, save_file
+    """Write plan.json and metrics.json from `model`, `calibration` and `scores`.
+
+    The model's weights are read only where it is tried: by the allocator, or for its latency.
+    """
+    from safetensors.torch import load_file
 
     from resprout.tasks.models.load import load_model
     from resprout.tasks.models.size import shape_of
-    from resprout.tasks.prune.make_plan import make_plan, plan_from
+    from resprout.tasks.prune.contracts import Bench
+    from resprout.tasks.prune.make_plan import plan_from
     from resprout.tasks.prune.plan import write_plan
-    from resprout.tasks.prune.score import as_tensors, from_tensors
+    from resprout.tasks.prune.score import from_tensors
 
-    if shards := shards_in(inputs):
-        tensors = {name: one for folder in shards for name, one in load_file(folder / SCORES).items()}
-        scores = from_tensors(tensors, job.config.units)
-        shape = shape_of(json.loads((shards[0] / "config.json").read_text()))
-        made = plan_from(scores, shape, job.dtype, job.config)
-    else:
+    scores = from_tensors(load_file(inputs["scores"] / SCORES), job.config.units)
+    bench = None
+    if tries_model(job.config, resolve(job.config).allocator):
         model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
-        made, scores = make_plan(model, job.config, _input_ids(inputs["calibration"]), progress)
+        bench = Bench(model, _input_ids(inputs["calibration"]), progress=progress)
+    made = plan_from(scores, shape_of(inputs["model"]), job.dtype, job.config, bench)
     write_plan(made, workdir)
-    save_file(dict(as_tensors(scores)), workdir / SCORES)
     metrics = {
         f"{name}_{key}": value
         for name, size in (("dense", made.dense), ("requested", made.requested), ("reached", made.reached))
@@ -122,6 +150,8 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     metrics["reached_non_embedding_ratio"] = (
         made.reached.non_embedding_params / made.dense.non_embedding_params
     )
+    if made.latency is not None:
+        metrics |= {f"{name}_ms": value for name, value in made.latency.model_dump().items()}
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
 
 
@@ -136,6 +166,9 @@ def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, prog
     from resprout.tasks.prune.plan import read_plan
 
     made = read_plan(inputs["plan"])
+    if job.config.memory == "stream":
+        _prune_streamed(job, made, inputs, workdir, progress)
+        return
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     apply(model, made, _input_ids(inputs["calibration"]), job.config.ridge, progress)
     if count(model).params != made.reached.params:
@@ -144,6 +177,31 @@ def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, prog
             f"{made.reached.params}; this is a defect of resprout, please report it with the plan"
         )
     save_model(model.cpu(), workdir, tokenizer_from=inputs["model"])
+
+
+def _prune_streamed(
+    job: Job[PruneConfig], made: Plan, inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """As `prune`, one layer in memory at a time; it writes the same bytes."""
+    from resprout.tasks.models.load import save_beside_weights
+    from resprout.tasks.models.pages import SafetensorsWriter, open_model
+    from resprout.tasks.models.size import shape_of
+    from resprout.tasks.prune.apply import apply, pruned_shape
+
+    dense = shape_of(inputs["model"])
+    pruned = pruned_shape(made, dense)
+    model = open_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    writer = SafetensorsWriter(workdir / "model.safetensors", dict(pruned.tensors()), job.dtype)
+
+    def take(index: int, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            writer.put(f"{pruned.family.layer_prefix}{index}.{name}", tensor)
+
+    apply(model, made, _input_ids(inputs["calibration"]), job.config.ridge, progress, take)
+    for name in pruned.family.ends(pruned.config):
+        writer.put(name, model.get_parameter(name))
+    writer.close()
+    save_beside_weights(model, workdir, tokenizer_from=inputs["model"])
 
 
 def _input_ids(folder: Path) -> Tensor:

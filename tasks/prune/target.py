@@ -9,7 +9,8 @@ from itertools import product
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
-from resprout.configs.stages import Unit
+from resprout.configs.stages import DEPTH, Unit
+from resprout.tasks.models.depth import blocks, check_numbers, without
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.registry import ALLOCATORS, REPAIRS
@@ -28,6 +29,8 @@ def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
     wanted = request(dense, config)
     if ALLOCATORS.entry(resolve(config).allocator).declared["per_layer"]:
         return None
+    if config.units[0] in DEPTH:
+        return _fewer_layers(wanted) if config.units == ("layers",) and dense.uniform else None
     return uniform_shape(wanted)
 
 
@@ -44,22 +47,38 @@ def request(dense: Shape, config: PruneConfig) -> Request:
             "the model's layers already have different widths, which layout: uniform cannot keep; give "
             "prune.layout: per_layer"
         )
+    if config.units[0] in DEPTH:
+        check_numbers(dense)
+    _check_present(dense, config.units)
     limit = limit_params(dense, config.target)
-    total = config.target.params is not None or config.target.params_ratio is not None
+    target = config.target
+    apart = target.non_embedding_ratio is not None or target.non_embedding_params is not None
     wanted = Request(
         shape,
         limit,
         config.units,
         config.round_to,
         uniform=config.layout == "uniform",
-        embedding_params=None if total else dense.embedding_params,
+        embedding_params=dense.embedding_params if apart else None,
     )
     _check_reachable(wanted, dense)
     return wanted
 
 
+def _check_present(dense: Shape, kinds: tuple[Unit, ...]) -> None:
+    for kind in (kind for kind in kinds if kind not in DEPTH):
+        widths = dense.ffn if kind in ("ffn", "experts") else dense.kv_heads
+        if 0 in widths:
+            raise BadInput(
+                f"prune.units names {kind}, but layer {widths.index(0)} of the model has lost that sublayer; "
+                "prune widths first, then sublayers"
+            )
+
+
 def limit_params(dense: Shape, target: TargetConfig) -> int:
-    """The largest number of unique parameters that meets the target."""
+    """The largest number of unique parameters that meets the target; a latency sets no bound to them."""
+    if target.latency_ratio is not None:
+        return dense.params
     if target.params is not None:
         return target.params
     if target.params_ratio is not None:
@@ -80,7 +99,7 @@ def uniform_shape(wanted: Request) -> Shape:
     """
     shape = wanted.shape
     *coarse, fine = sorted(wanted.kinds, key=FINENESS.index)
-    share = _kept_share(wanted)
+    share = kept_share(wanted)
 
     def distance(counts: tuple[int, ...]) -> tuple[float, ...]:
         far = [abs(count / shape.counts(kind)[0] - share) for kind, count in zip(coarse, counts, strict=True)]
@@ -104,8 +123,12 @@ def allowed(wanted: Request, kind: Unit) -> list[int]:
     if kind in ("ffn", "hidden"):
         multiples = range(present // wanted.round_to * wanted.round_to, 0, -wanted.round_to)
         return [present, *(multiple for multiple in multiples if multiple != present)]
-    fewest = int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
-    return [*range(present, fewest - 1, -1)]
+    return [*range(present, fewest(shape, kind) - 1, -1)]
+
+
+def fewest(shape: Shape, kind: Unit) -> int:
+    """Units of `kind` that every layer keeps: as many experts as a token is sent to, one of all others."""
+    return int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
 
 
 def _stock_heads(wanted: Request, shape: Shape) -> bool:
@@ -168,19 +191,42 @@ def warnings_for(dense: Shape, wanted: Request, target: TargetConfig) -> list[st
     return []
 
 
-def _kept_share(wanted: Request) -> float:
+def removable_params(wanted: Request) -> int:
+    """Parameters that belong to units of the kinds that may go."""
     shape = wanted.shape
-    if "hidden" in wanted.kinds:
-        # Channels and other units share parameters, so that the size is no linear function of the share.
-        return (
-            bisect_left(range(1, 1000), True, key=lambda step: not wanted.fits(_scaled(wanted, step))) / 1000
-        )
-    removable = sum(
+    return sum(
         count * shape.unit_params(kind, layer)
         for kind in wanted.kinds
         for layer, count in enumerate(shape.counts(kind))
     )
-    return (wanted.limit - (shape.params - removable)) / removable
+
+
+def kept_share(wanted: Request) -> float:
+    """The share of the removable parameters that the limit lets stay."""
+    if "hidden" in wanted.kinds:
+        # Channels and other units share parameters, so that the size is no linear function of the share.
+        steps = range(1, 1000)
+        return bisect_left(steps, True, key=lambda step: not wanted.fits(_scaled(wanted, step))) / 1000
+    removable = removable_params(wanted)
+    return (wanted.limit - (wanted.shape.params - removable)) / removable
+
+
+def _fewer_layers(wanted: Request) -> Shape:
+    """The shape that stays of layers that are all alike: scores decide only which of them."""
+    found = list(blocks(wanted.shape, "layers"))
+    fits = (n for n in range(len(found)) if without(wanted.shape, found[:n]).params <= wanted.limit)
+    kept = range(next(fits), wanted.shape.layers)
+    return wanted.shape.with_layers(kept)
+
+
+def _smallest_depth(wanted: Request) -> Shape:
+    """The largest layer alone, so that every order of scores can reach it; or all that must stay."""
+    shape, (kind,) = wanted.shape, wanted.kinds
+    removable = list(blocks(shape, kind))
+    if kind == "layers":
+        largest = max(range(shape.layers), key=lambda layer: shape.layer_params(shape.widths(layer)))
+        removable = [block for block in removable if block.layer != largest]
+    return without(shape, removable)
 
 
 def _scaled(wanted: Request, thousandths: int) -> Shape:
@@ -194,6 +240,8 @@ def _scaled(wanted: Request, thousandths: int) -> Shape:
 
 def _smallest(wanted: Request) -> Shape:
     shape = wanted.shape
+    if wanted.kinds[0] in DEPTH:
+        return _smallest_depth(wanted)
     for kind in wanted.kinds:
         if kind in ("ffn", "hidden"):
             shape = shape.with_counts(kind, (min(width, wanted.round_to) for width in shape.counts(kind)))
@@ -225,6 +273,12 @@ def _check_reachable(wanted: Request, dense: Shape) -> None:
 
 def _unreachable(wanted: Request, smallest: int) -> BadInput:
     dense = wanted.shape
+    if wanted.kinds[0] in DEPTH:
+        return BadInput(
+            f"prune.target allows {wanted.limit} parameters, but removing {wanted.kinds[0]} reaches "
+            f"{smallest} ({smallest / dense.params:.3f} of the model) at best; raise the target, or prune "
+            "widths"
+        )
     remedies = ["raise the target"]
     free = [kind for kind in reversed(FINENESS) if kind in dense.family.units and kind not in wanted.kinds]
     more = [kind for kind in free if wanted.uniform or kind != "hidden"]

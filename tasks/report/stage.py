@@ -8,7 +8,7 @@ Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered` (scores) w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from resprout.infra.notes import code, plain
 from resprout.tasks.job import Job, Progress
+from resprout.tasks.models.size import Shape
 from resprout.tasks.report.table import comparison, recovery_sentence
 from resprout.tasks.stage import stage
 
@@ -78,8 +79,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     shape = shape_of(inputs["source"])
     history = _rows(inputs["recovery"] / "history.jsonl") if "recovery" in inputs else []
     losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
-    kept = [len(layer["ffn"]) for layer in plan["layers"]]
-    groups = [len(layer["kv_groups"]) for layer in plan["layers"]]
+    widths = kept_widths(plan["layers"], shape)
     return {
         "name": config.name,
         "command": config.command,
@@ -99,22 +99,37 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "gate": _json(inputs["gate"] / "gate.json") if "gate" in inputs else None,
         "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
         "plan": plan,
-        "widths": [
-            {
-                "layer": index,
-                "ffn_before": shape.ffn[index],
-                "ffn": kept[index],
-                "groups_before": shape.kv_heads[index],
-                "groups": groups[index],
-            }
-            for index in range(shape.layers)
-        ],
-        "ffn_picture": bars(shape.ffn, kept, "FFN channels before and after"),
+        "widths": widths,
+        "ffn_picture": bars(
+            shape.ffn, [row["FFN channels"][1] for row in widths], "FFN channels before and after"
+        ),
         "loss_picture": line(losses, "step", "training loss"),
         "losses": losses,
         "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
         "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
     }
+
+
+def kept_widths(layers: Sequence[Mapping[str, Any]], shape: Shape) -> list[dict[str, tuple[int, int]]]:
+    """What each layer of the source model had and keeps, by name: a layer that is gone keeps nothing."""
+    kept = {place if one.get("index") is None else one["index"]: one for place, one in enumerate(layers)}
+    rows = []
+    for index in range(shape.layers):
+        layer, had = kept.get(index, {}), shape.widths(index)
+        groups, heads, experts = (layer.get(name) for name in ("kv_groups", "heads", "experts"))
+        stay = len(groups or ())
+        row = {
+            "FFN channels": (had.ffn, len(layer.get("ffn", ()))),
+            "KV groups": (had.kv_heads, stay),
+            "query heads": (
+                had.kv_heads * had.heads_per_group,
+                stay * had.heads_per_group if heads is None else len(heads),
+            ),
+        }
+        if had.experts:
+            row["experts"] = (had.experts, (had.experts if layer else 0) if experts is None else len(experts))
+        rows.append(row)
+    return rows
 
 
 def measured(details: Mapping[str, Mapping[str, Any]]) -> str:

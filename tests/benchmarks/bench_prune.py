@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from benchmarks_model import RANDOM_LLAMA
 
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.load import load_model
@@ -29,17 +30,6 @@ from resprout.tasks.prune.make_plan import make_plan
 from tiny_models import tiny_model
 
 BOUNDS = {"prune": 1.3, "repair": 5.0}
-RANDOM_LLAMA = {
-    "vocab_size": 32000,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from resprout.configs.presets import preset_names
 from resprout.flows.cli.main import VERBS
 from resprout.flows.cli.triggers import triggers
 from tiny_run import write_run
@@ -152,7 +153,12 @@ def test_an_unknown_verb_and_option_exit_with_two(resprout: Callable[..., Any], 
 def test_methods_list_every_registry(resprout: Callable[..., Any], tmp_path: Path) -> None:
     listed = resprout("methods", "--json", home=tmp_path).result
     names = {section: {entry["name"] for entry in entries} for section, entries in listed.items()}
-    assert {"flap", "magnitude", "wanda_sp", "ziplm"} <= names["prune.method"]
+    assert names["prune.method"] == set(preset_names()) > {"flap", "magnitude", "wanda_sp"}
     assert names["select.method"] == {"paser", "random"}
     assert names["calibrate.method"] == {"cola", "random", "self_generated"}
     assert all(entry["summary"] for entries in listed.values() for entry in entries)
+    flap = next(entry for entry in listed["prune.criterion"] if entry["name"] == "flap")
+    assert flap["source"] == "arXiv 2312.11983"
+    assert flap["units"] == ["ffn", "kv_groups", "heads"]
+    assert (flap["needs"], flap["cost"]) == ("inputs", "a forward pass, layer by layer")
+    assert all(entry["cost"] and entry["units"] for entry in listed["prune.criterion"])

@@ -18,7 +18,8 @@ from tiny_run import write_run
 
 STAGES = [
     "acquire calibration text", "acquire evaluation text", "acquire task own", "acquire pool",
-    "acquire model", "pool", "evaluation data", "calibrate", "plan", "evaluate dense", "measure dense",
+    "acquire model", "pool", "evaluation data", "calibrate", "score", "plan",
+    "evaluate dense", "measure dense",
     "prune", "evaluate pruned", "measure pruned", "select", "recover", "evaluate recovered",
     "measure recovered", "gate", "export", "report",
 ]  # fmt: skip
@@ -140,9 +141,9 @@ def test_a_changed_knob_reruns_only_what_it_reaches(
     reruns = [stage["name"] for stage in stages if not stage["cached"]]
     assert reruns[0] == first
     untouched = {
-        "evaluate": {"plan", "prune", "select", "recover", "measure dense", "export"},
-        "prune": {"calibrate", "evaluate dense", "acquire model", "pool"},
-        "select": {"plan", "prune", "evaluate pruned", "calibrate"},
+        "evaluate": {"score", "plan", "prune", "select", "recover", "measure dense", "export"},
+        "prune": {"calibrate", "score", "evaluate dense", "acquire model", "pool"},
+        "select": {"score", "plan", "prune", "evaluate pruned", "calibrate"},
         "measure": {"evaluate dense", "prune", "recover", "gate", "export"},
         "gate": {"evaluate recovered", "export", "recover"},
     }[override.partition(".")[0]]
@@ -256,6 +257,7 @@ def test_lineage_goes_back_to_source_and_data(finished: Any, resprout: Callable[
         "acquire_rows",
         "acquire_text",
         "calibrate",
+        "score",
         "plan",
         "prune",
         "select",

@@ -21,6 +21,7 @@ OPTIONS = {
     "gemma2": [{}, {"attention_bias": True}],
     "gemma3_text": [{}],
     "phi3": [{}],
+    "olmo2": [{}, {"attention_bias": True}],
     "opt": [{}, {"tie_word_embeddings": False}],
     "gpt2": [{}, {"n_inner": None}],
     "gpt_neox": [{}, {"attention_bias": False}, {"tie_word_embeddings": True}],

@@ -6,11 +6,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from resprout.tasks.models.size import Shape
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.job import Job, silent
+from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.prune.allocators.adaptive import Adaptive
+from resprout.tasks.prune.allocators.cfsp_softmax import CfspSoftmax
+from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming
+from resprout.tasks.prune.allocators.evolutionary import Evolutionary
 from resprout.tasks.prune.allocators.global_standardised import GlobalStandardised, standardised
+from resprout.tasks.prune.allocators.pq_index import PqIndex
 from resprout.tasks.prune.allocators.uniform import Uniform
-from resprout.tasks.prune.contracts import Request
+from resprout.tasks.prune.allocators.zeroth_order import ZerothOrder
+from resprout.tasks.prune.contracts import Bench, Request
+from resprout.tasks.prune.plan import read_plan
+from resprout.tasks.prune.registry import ALLOCATORS
+from resprout.tasks.prune.stage import plan, score_shard
+from resprout.tasks.share import Share
+from tiny_models import tiny_model, write_tiny_folder
 
 SHAPE = Shape("mistral", 10, 10, 2, (4, 4), (2, 2), (1, 1), config={"tie_word_embeddings": True})
 """A channel holds 30 parameters, a group 80; fixed: embeddings 100, norms 50; 710 in all."""
@@ -63,11 +77,41 @@ def test_every_layer_keeps_something_however_low_its_scores():
     assert GlobalStandardised().allocate(request, scores).ffn == (2, 2)
 
 
-@pytest.mark.parametrize("allocator", [Uniform(), GlobalStandardised()])
+TINY = tiny_model(
+    "mistral",
+    hidden_size=64,
+    vocab_size=16,
+    head_dim=8,
+    num_hidden_layers=3,
+    intermediate_size=96,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    tie_word_embeddings=True,
+)
+BENCH = Bench(TINY, torch.randint(4, 16, (4, 12), generator=torch.Generator().manual_seed(2)))
+SEARCH = Evolutionary(generations=2, children=4, stages=2, first_tokens=12)
+ALL = [
+    Uniform(),
+    GlobalStandardised(),
+    CfspSoftmax(),
+    Adaptive(),
+    PqIndex(),
+    ZerothOrder(),
+    SEARCH,
+    DynamicProgramming(),
+]
+
+
+def test_every_allocator_of_widths_is_tested():
+    depth = {"lowest_first"}
+    assert {type(one).__module__.rpartition(".")[2] for one in ALL} | depth == {e.name for e in ALLOCATORS}
+
+
+@pytest.mark.parametrize("allocator", ALL, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("kinds", [("ffn",), ("kv_groups",), ("ffn", "kv_groups")])
 @pytest.mark.parametrize("ratio", [0.97, 0.8, 0.65])
 def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator, kinds, ratio):
-    shape = Shape("mistral", 64, 16, 8, (96,) * 3, (4,) * 3, (2,) * 3, config={"tie_word_embeddings": True})
+    shape = shape_of(TINY.config.to_dict())
     if kinds == ("kv_groups",):
         ratio = ratio / 2 + 0.5
     generator = torch.Generator().manual_seed(1)
@@ -79,7 +123,10 @@ def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator
         for layer in range(3)
     ]
     request = Request(shape, int(shape.params * ratio), kinds, round_to=16)
-    granted = allocator.allocate(request, scores)
+    before = TINY(BENCH.input_ids).logits
+    granted = allocator.allocate(request, scores, BENCH if allocator.tries else None)
+    assert torch.equal(TINY(BENCH.input_ids).logits, before)
+    assert granted == allocator.allocate(request, scores, BENCH if allocator.tries else None)
     assert granted.params <= request.limit
     assert all(width % 16 == 0 and width >= 16 for width in granted.ffn)
     assert all(1 <= groups <= 4 for groups in granted.kv_heads)
@@ -87,3 +134,26 @@ def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator
     step = min(steps[kind] for kind in kinds) * (1 if allocator.per_layer else 3)
     assert request.limit - granted.params < step
     assert allocator.per_layer or granted.uniform
+
+
+def test_an_allocator_that_tries_makes_the_same_plan_from_shards(tmp_path):
+    """It is given the model though the scores are there."""
+    write_tiny_folder(tmp_path / "model", num_hidden_layers=4)
+    (tmp_path / "calibration").mkdir()
+    ids = torch.randint(4, 256, (4, 20), generator=torch.Generator().manual_seed(2))
+    save_file({"input_ids": ids}, tmp_path / "calibration" / "calibration.safetensors")
+    inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
+    config = PruneConfig.model_validate(
+        {"method": "cfsp", "target": {"params_ratio": 0.9}, "round_to": 8, "layout": "per_layer"}
+    )
+    given = dict(inputs)
+    for index in range(2):
+        folder = given[f"shard-{index:06d}"] = tmp_path / f"{index}"
+        folder.mkdir()
+        score_shard.body(Job(config, share=Share(index, 2)), inputs, folder, silent)
+    for name, seen in (("whole", inputs), ("merged", given)):
+        (tmp_path / name).mkdir()
+        plan.body(Job(config), seen, tmp_path / name, silent)
+    plans = [(tmp_path / name / "plan.json").read_bytes() for name in ("whole", "merged")]
+    assert plans[0] == plans[1]
+    assert len({len(layer.ffn) for layer in read_plan(tmp_path / "whole").layers}) > 1

@@ -17,25 +17,34 @@ from masked_channels import without_channels
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import PruneConfig
+from resprout.configs.stages import DEPTH
 from resprout.tasks.job import Job, silent
+from resprout.tasks.models.depth import blocks, without
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
 from resprout.tasks.models.size import count, shape_of
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.plan import read_plan, write_plan
+from resprout.tasks.prune.plan import LayerPlan, read_plan, write_plan
 from resprout.tasks.prune.registry import CRITERIA, REPAIRS
+from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
+from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.target import implied_shape
 from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 
 
+QUICK = {"evolutionary": {"generations": 2, "children": 3, "stages": 2, "first_tokens": 20}}
+"""Settings of allocators that would take seconds."""
+
+
 def prune_config(**values):
     base = {"method": "flap", "target": {"non_embedding_ratio": 0.84}, "round_to": 8, "repair": "none"}
-    return PruneConfig.model_validate(base | values)
+    config = PruneConfig.model_validate(base | values)
+    return config.model_copy(update={"allocator_settings": QUICK.get(resolve(config).allocator, {})})
 
 
 BIASED = ("gpt2", "gpt_neox", "llama", "opt", "qwen3_moe")
@@ -59,7 +68,15 @@ def masked(model, plan):
     stack = model.base_model.decoder if config.model_type == "opt" else model.base_model
     ffn, attention = READERS.get(config.model_type, ("mlp.down_proj", "self_attn.o_proj"))
     layers = stack.h if config.model_type == "gpt2" else stack.layers
-    for layer, kept in zip(layers, plan.layers, strict=True):
+    for index in range(len(layers)):
+        place = [place for place in range(len(plan.layers)) if plan.source(place) == index]
+        kept, layer = plan.layers[place[0]] if place else LayerPlan(ffn=(), kv_groups=()), layers[index]
+        if not kept.kv_groups:
+            silence(layer.get_submodule(attention))
+        if not kept.ffn:
+            silence(layer.mlp if hasattr(config, "num_experts_per_tok") else layer.get_submodule(ffn))
+        if plan.units[0] in DEPTH:
+            continue
         if kept.experts is not None:
             without_experts(layer.mlp.gate, kept.experts, getattr(config, "norm_topk_prob", True))
         elif hasattr(config, "num_experts_per_tok"):
@@ -79,9 +96,18 @@ def masked(model, plan):
     return model
 
 
+def silence(module):
+    """Let a module give zeros."""
+    for parameter in module.parameters():
+        parameter.zero_()
+
+
 def half_of(unit, model):
     """A target that half of the units of one kind reach."""
     shape = shape_of(model.config.to_dict())
+    if unit in DEPTH:
+        found = list(blocks(shape, unit))
+        return {"params": without(shape, found[len(found) // 2 :]).params}
     gone = sum(count // 2 * shape.unit_params(unit, layer) for layer, count in enumerate(shape.counts(unit)))
     return {"params": shape.params - gone}
 
@@ -105,6 +131,13 @@ def without_experts(router, kept, normalised):
     router.forward = forward
 
 
+def deep_model(family):
+    """Four layers, of two kinds of attention where the family has them."""
+    types = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    kinds = {"layer_types": types, "sliding_window": 5} if family.startswith("gemma") else {}
+    return tiny_model(family, num_hidden_layers=4, **kinds)
+
+
 def cases():
     """Every method, family and layout, with the units that all three allow."""
     for method in preset_names():
@@ -113,13 +146,14 @@ def cases():
             for units in [*((unit,) for unit in family.units), ("ffn", "kv_groups"), ("kv_groups", "heads")]:
                 for layout in ("uniform",) if units == ("hidden",) else ("uniform", "per_layer"):
                     allowed = set(units) <= set(family.units) & scored and method not in TURNED
+                    allowed = allowed and not ("sublayers" in units and layout == "uniform")
                     if allowed and not (layout == "per_layer" and "heads" in units and len(units) > 1):
                         yield pytest.param(method, name, units, layout)
 
 
 @pytest.mark.parametrize(("method", "family", "units", "layout"), cases())
 def test_a_cut_model_computes_what_the_masked_one_does(method, family, units, layout, tmp_path):
-    dense = tiny_model(family)
+    dense = deep_model(family) if units[0] in DEPTH else tiny_model(family)
     config = prune_config(method=method, units=units, layout=layout, target=half_of(units[0], dense))
     before = copy.deepcopy(dense.state_dict())
     plan, _ = make_plan(dense, config, IDS)
@@ -157,21 +191,22 @@ def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path)
     inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
     if repair == "bias" and family not in BIASED:
         with pytest.raises(BadInput, match="lack for"):
-            plan_stage.body(Job(config), inputs, tmp_path, silent)
+            implied_shape(shape_of(tmp_path / "model"), config)
         return
     digests = []
     for run in ("first", "second"):
-        where = {role: tmp_path / run / role for role in ("plan", "pruned")}
+        where = {role: tmp_path / run / role for role in ("scores", "plan", "pruned")}
         for folder in where.values():
             folder.mkdir(parents=True)
-        plan_stage.body(Job(config), inputs, where["plan"], silent)
+        score_stage.body(Job(config), inputs, where["scores"], silent)
+        plan_stage.body(Job(config), {**inputs, "scores": where["scores"]}, where["plan"], silent)
         prune_stage.body(Job(config), {**inputs, "plan": where["plan"]}, where["pruned"], silent)
         files = sorted(path for path in (tmp_path / run).rglob("*") if path.is_file())
         digests.append([(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files])
     assert digests[0] == digests[1]
     names = [name for name, _ in digests[0]]
     assert names == [
-        *("metrics.json", "plan.json", "scores.safetensors"),
+        *("metrics.json", "plan.json"),
         *(
             "config.json",
             "generation_config.json",
@@ -179,6 +214,7 @@ def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path)
             "tokenizer.json",
             "tokenizer_config.json",
         ),
+        "scores.safetensors",
     ]
     metrics = json.loads((where["plan"] / "metrics.json").read_text())
     plan = read_plan(where["plan"])

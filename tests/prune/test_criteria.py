@@ -13,7 +13,7 @@ from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.wanda_sp import WandaSp
 from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.score import best_units, score
+from resprout.tasks.prune.score import best_units, score_units
 from resprout.tasks.prune.statistics import Gram, Moments
 from tiny_models import tiny_model
 
@@ -84,7 +84,7 @@ def test_scores_of_a_model_equal_the_numpy_reference(name, family):
     for hook in hooks:
         hook.remove()
     kinds = tuple(kind for kind in ("ffn", "kv_groups") if kind in FAMILIES[family].units)
-    scores = score(model, CRITERIA.get(name)(), kinds, IDS)
+    scores = score_units(model, CRITERIA.get(name)(), kinds, IDS)
     for index, by_kind in enumerate(scores):
         for kind in kinds:
             reader = READERS.get(family, DOWN)[kind]
@@ -126,4 +126,4 @@ def test_scores_that_are_not_finite_stop_the_stage():
     model = tiny_model("llama")
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(StageFailed, match=r"scores of ffn in layer 1 are not finite.*bfloat16 or float32"):
-        score(model, Flap(), ("ffn",), IDS)
+        score_units(model, Flap(), ("ffn",), IDS)

@@ -19,7 +19,7 @@ from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.criteria.hidden_activation import HiddenActivation
 from resprout.tasks.prune.criteria.hidden_magnitude import HiddenMagnitude
 from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.score import score
+from resprout.tasks.prune.score import score_units
 from resprout.tasks.prune.target import implied_shape, request, uniform_shape
 from tiny_models import tiny_model
 
@@ -52,7 +52,7 @@ DENSE = Shape(
 
 
 def test_which_families_have_them():
-    assert set(FAMILIES) - set(HIDDEN) == {"gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt"}
+    assert set(FAMILIES) - set(HIDDEN) == {"gemma2", "gemma3_text", "gpt2", "gpt_neox", "olmo2", "opt"}
 
 
 def test_parameters_of_a_channel_by_hand():
@@ -109,8 +109,8 @@ def outputs_of(model, modules):
 @pytest.mark.parametrize("family", HIDDEN)
 def test_scores_equal_a_reference_by_stock_names(family):
     model = tiny_model(family)
-    magnitude = score(model, HiddenMagnitude(), ("hidden",), IDS)
-    activation = score(model, HiddenActivation(), ("hidden",), IDS)
+    magnitude = score_units(model, HiddenMagnitude(), ("hidden",), IDS)
+    activation = score_units(model, HiddenActivation(), ("hidden",), IDS)
     for index, layer in enumerate(model.model.layers):
         squares = torch.zeros(64)
         for name, tensor in layer.named_parameters():

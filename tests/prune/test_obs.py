@@ -11,7 +11,7 @@ from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import Part, Units
 from resprout.tasks.prune.criteria.obs import Obs, rising
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.score import best_units, score
+from resprout.tasks.prune.score import best_units, score_units
 from resprout.tasks.prune.statistics import Gram
 from tiny_models import tiny_model
 
@@ -22,7 +22,7 @@ def scored(weight, inputs, size=1, blocks=1, damping=0.0):
     part = Part("ffn", weight.shape[1] // size, (), "reader", size, blocks=blocks)
     gram = Gram(weight.shape[1])
     gram.update(torch.as_tensor(inputs, dtype=torch.float32))
-    return Obs(damping).score(
+    return Obs(damping).score_units(
         Units(part, {"reader.weight": torch.as_tensor(weight, dtype=torch.float32)}), gram
     )
 
@@ -108,7 +108,7 @@ def test_too_few_tokens_without_damping_are_refused_and_damping_is_a_setting():
 
 def test_scores_of_a_model_by_unit():
     kinds = ("ffn", "kv_groups", "heads")
-    for by_kind in score(tiny_model("llama"), Obs(), kinds, IDS):
+    for by_kind in score_units(tiny_model("llama"), Obs(), kinds, IDS):
         assert {kind: tuple(one.shape) for kind, one in by_kind.items()} == {
             "ffn": (128, 1), "kv_groups": (2, 1), "heads": (4, 1),
         }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import FOLDER, load_preset, preset_names
@@ -10,7 +11,7 @@ from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.stage import plan, prune
+from resprout.tasks.prune.stage import plan, prune, score
 
 
 def config(**values):
@@ -43,25 +44,52 @@ def test_every_preset_starts_with_its_command_and_names_what_exists(name):
     assert preset.repair in REPAIRS
     assert not ALLOCATORS.get(preset.allocator.uniform).per_layer
     assert preset.allocator.per_layer in ALLOCATORS
-    resolve(config(method=name, units=CRITERIA.entry(preset.criterion).declared["units"][:1]))
+    units = CRITERIA.entry(preset.criterion).declared["units"][:1]
+    resolve(config(method=name, units=units))
 
 
 def test_all_presets_are_found():
-    assert {"flap", "magnitude", "wanda_sp", "ziplm"} <= set(preset_names())
+    assert preset_names() == sorted(preset_names())
+    assert {"flap", "magnitude", "wanda_sp"} <= set(preset_names())
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"method": "flp"}, r"method 'flp'; did you mean 'flap'\? Known: flap, .*wanda_sp"),
+        (
+            {"method": "flp"},
+            r"method 'flp'; did you mean 'flap'\? Known: .*flap, .*magnitude, .*wanda_sp",
+        ),
         ({"criterion": "wanda"}, r"unknown criterion 'wanda'; did you mean 'wanda_sp'\?"),
-        ({"allocator": "nothing"}, r"unknown allocator 'nothing'.* Known: global_standardised, uniform"),
+        ({"allocator": "nothing"}, r"unknown allocator 'nothing'.* Known: .*global_standardised, .*uniform"),
+        ({"units": ["layers"]}, "criterion 'flap' cannot score layers"),
+        (
+            {"method": "shortgpt", "units": ["layers"], "allocator": "uniform"},
+            "allocator 'uniform' is not for layers, .* give prune.allocator: lowest_first",
+        ),
+        ({"allocator": "lowest_first"}, "allocator 'lowest_first' is not for ffn, .* global_standardised or"),
+        (
+            {"method": "shortgpt", "units": ["layers"], "repair": "bias"},
+            "repair 'bias' is not for layers, .* give prune.repair: none",
+        ),
         ({"allocator": "global_standardised"}, "is uniform; give allocator: uniform, or layout: per_layer"),
     ],
 )
 def test_wrong_choices(values, says):
     with pytest.raises(BadInput, match=says):
         resolve(config(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"units": ["layers", "ffn"]}, r"layers are pruned alone; give units: \[layers\] and prune widths"),
+        ({"units": ["sublayers"]}, "layout is uniform, and stock classes .* give layout: per_layer, or"),
+    ],
+)
+def test_units_of_depth_that_do_not_go_together(values, says):
+    with pytest.raises(ValidationError, match=says):
+        config(**values)
 
 
 def keys(**values):
@@ -112,8 +140,9 @@ def test_all_else_makes_the_plan_anew(values):
 
 
 def test_stages_name_only_the_modules_that_the_config_selects():
-    """The cache key hashes these: an edit to flap.py must not touch a plan by wanda_sp."""
+    """The cache key hashes these: an edit to flap.py must not touch scores by wanda_sp."""
     room = "resprout.tasks.prune"
     wanda = config(method="wanda_sp", repair="least_squares")
-    assert plan.methods(wanda) == [f"{room}.criteria.wanda_sp", f"{room}.allocators.uniform"]
+    assert score.methods(wanda) == [f"{room}.criteria.wanda_sp"]
+    assert plan.methods(wanda) == [f"{room}.allocators.uniform"]
     assert prune.methods(wanda) == [f"{room}.repairs.least_squares"]

@@ -24,6 +24,7 @@ from resprout.tasks.prune.residual import principal_directions
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
+from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.target import implied_shape
 from tiny_models import tiny_model, write_tiny_folder
 
@@ -152,10 +153,11 @@ def test_equal_runs_through_the_doors_give_equal_bytes(tmp_path):
     inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
     found = []
     for run in ("first", "second"):
-        where = {role: tmp_path / run / role for role in ("plan", "pruned")}
+        where = {role: tmp_path / run / role for role in ("scores", "plan", "pruned")}
         for folder in where.values():
             folder.mkdir(parents=True)
-        plan_stage.body(Job(prune(0.76)), inputs, where["plan"], silent)
+        score_stage.body(Job(prune(0.76)), inputs, where["scores"], silent)
+        plan_stage.body(Job(prune(0.76)), {**inputs, "scores": where["scores"]}, where["plan"], silent)
         prune_stage.body(Job(prune(0.76)), {**inputs, "plan": where["plan"]}, where["pruned"], silent)
         found.append((where["pruned"] / "model.safetensors").read_bytes())
     assert found[0] == found[1]

@@ -131,7 +131,7 @@ def test_layers_with_removed_sublayers_are_passed():
     first, _, last = (layer.model_copy(update={"index": i}) for i, layer in enumerate(plan.layers))
     plan = plan.model_copy(
         update={
-            "layers": (first.model_copy(update={"kv_groups": ()}), last),
+            "layers": (first.model_copy(update={"ffn": ()}), last.model_copy(update={"kv_groups": ()})),
             "repair": "least_squares",
             "repair_settings": {"inputs": "pruned"},
         }

@@ -1,8 +1,9 @@
-"""A plan made from shards of scores is that of one piece, byte for byte."""
+"""Scores put together from shards are those of one piece, byte for byte."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.prune.stage import plan, score_shard
+from resprout.tasks.prune.stage import score, score_shard
 from resprout.tasks.share import Share
 from tiny_models import write_tiny_folder
 
@@ -19,7 +20,7 @@ IDS = torch.randint(4, 256, (6, 24), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("method", ["flap", "magnitude"])
-def test_a_plan_from_shards_equals_that_of_one_piece(family: str, method: str, tmp_path: Path) -> None:
+def test_scores_from_shards_equal_those_of_one_piece(family: str, method: str, tmp_path: Path) -> None:
     write_tiny_folder(tmp_path / "model", family, dtype="bfloat16", num_hidden_layers=5)
     (tmp_path / "calibration").mkdir()
     save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
@@ -42,17 +43,18 @@ def test_a_plan_from_shards_equals_that_of_one_piece(family: str, method: str, t
     ]  # fmt: skip
     for name, seen in (("whole", inputs), ("merged", given)):
         (tmp_path / name).mkdir()
-        plan.body(Job(config), seen, tmp_path / name, silent)
-    for file in ("plan.json", "scores.safetensors", "metrics.json"):
-        assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        score.body(Job(config), seen, tmp_path / name, silent)
+    merged, whole = (tmp_path / name / "scores.safetensors" for name in ("merged", "whole"))
+    assert merged.read_bytes() == whole.read_bytes()
 
 
-def test_scores_serve_every_target(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [score, score_shard])
+def test_scores_serve_every_target(stage: Any) -> None:
     """A sweep over targets, allocators and repairs scores once."""
 
     def key(**changes: object) -> str:
         given = {"target": {"params_ratio": 0.8}, **changes}
-        return score_shard.key(Job(PruneConfig.model_validate(given), share=Share(0, 2)), {})
+        return str(stage.key(Job(PruneConfig.model_validate(given), share=Share(0, 2)), {}))
 
     base = key()
     for same in ({"target": {"params": 1000}}, {"repair": "bias"}, {"layout": "per_layer"}, {"round_to": 8}):
@@ -65,4 +67,4 @@ def test_each_share_has_a_key_of_its_own() -> None:
     config = PruneConfig.model_validate({"target": {"params_ratio": 0.8}})
     shares = [Share(0, 2), Share(1, 2), Share(0, 3)]
     assert len({score_shard.key(Job(config, share=share), {}) for share in shares}) == 3
-    assert plan.key(Job(config), {}) == plan.key(Job(config, share=Share()), {})
+    assert score.key(Job(config), {}) == score.key(Job(config, share=Share()), {})

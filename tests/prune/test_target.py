@@ -32,7 +32,7 @@ Embeddings 6000; a layer 160 * 180 + 6 * 2400 + 120 = 43320; final norm 60; in a
 
 def prune(target, units=("ffn",), round_to=16, **more):
     return PruneConfig.model_validate(
-        {"method": "wanda_sp", "target": target, "units": units, "round_to": round_to, **more}
+        {"method": "wanda_sp", "target": target, "units": units, "round_to": round_to} | more
     )
 
 
@@ -191,3 +191,35 @@ def test_planning_needs_no_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def depth(target, units=("layers",), **more):
+    return prune(target, units, method="shortgpt", **more)
+
+
+def test_layers_that_are_all_alike_imply_how_many_stay():
+    """A layer holds 43320 of 92700 parameters, so one of two goes for anything from 49380 up."""
+    assert implied_shape(DENSE, depth({"params": 92700})).layers == 2
+    shape = implied_shape(DENSE, depth({"params": 92699}))
+    assert (shape.layers, shape.params) == (1, 49380)
+    assert implied_shape(DENSE, depth({"params": 49380})).layers == 1
+    with pytest.raises(
+        BadInput, match=r"removing layers reaches 49380 \(0\.533 .* raise the target, or prune"
+    ):
+        implied_shape(DENSE, depth({"params": 49379}))
+
+
+def test_sublayers_reach_what_is_left_without_all_that_may_go():
+    """Attention of layer 0 stays: 4 * 10 * 6 * 60 + 60 = 14460, beside 6060 at the ends."""
+    config = depth({"params": 20520}, ("sublayers",), layout="per_layer")
+    assert implied_shape(DENSE, config) is None
+    with pytest.raises(BadInput, match="removing sublayers reaches 20520"):
+        request(DENSE, depth({"params": 20519}, ("sublayers",), layout="per_layer"))
+
+
+def test_layers_that_compute_with_their_number_stay():
+    gpt2 = replace(
+        DENSE, model_type="gpt2", config={"n_positions": 8, "scale_attn_by_inverse_layer_idx": True}
+    )
+    with pytest.raises(BadInput, match=r"scale_attn_by_inverse_layer_idx, by which .* prune ffn instead"):
+        request(gpt2, depth({"params_ratio": 0.9}))

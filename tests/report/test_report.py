@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from resprout.tasks.job import Job, silent
+from resprout.tasks.models.size import Shape
 from resprout.tasks.report.curve import bars, line
-from resprout.tasks.report.stage import ReportConfig, measured, report
+from resprout.tasks.report.stage import ReportConfig, kept_widths, measured, report
 from resprout.tasks.report.table import comparison, recovery_sentence
 
 DENSE = {
@@ -218,3 +219,23 @@ def test_speeds_say_where_they_were_measured_and_how_far_they_lay_apart() -> Non
         "Speeds: medians on A CPU, 2 cores, 1 threads; repeats of one model lay up to 50 % apart."
     )
     assert measured({}) == ""
+
+
+def test_widths_tell_what_each_layer_of_the_source_keeps() -> None:
+    """Layers of 8 channels and 2 groups of 2 heads.
+
+    The first keeps 3 channels and a head of each group, the next is gone, the last lost its FFN and a group.
+    """
+    shape = Shape("mistral", 8, 10, 2, (8,) * 3, (2,) * 3, (2,) * 3)
+    layers = [
+        {"index": 0, "ffn": [0, 1, 5], "kv_groups": [0, 1], "heads": [0, 3], "experts": None},
+        {"index": 2, "ffn": [], "kv_groups": [1]},
+    ]
+    names = ("FFN channels", "KV groups", "query heads")
+    assert kept_widths(layers, shape) == [
+        dict(zip(names, pairs, strict=True))
+        for pairs in (((8, 3), (2, 2), (4, 2)), ((8, 0), (2, 0), (4, 0)), ((8, 0), (2, 1), (4, 2)))
+    ]
+    mixture = Shape("mixtral", 8, 10, 2, (8,) * 2, (2,) * 2, (2,) * 2, experts=(4, 4))
+    kept = kept_widths([{"ffn": [0], "kv_groups": [0], "experts": [0, 2]}], mixture)
+    assert [row["experts"] for row in kept] == [(4, 2), (4, 0)]

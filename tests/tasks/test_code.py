@@ -10,7 +10,7 @@ import pytest
 
 from resprout.configs.schema import PruneConfig
 from resprout.tasks import code
-from resprout.tasks.prune.stage import plan, prune
+from resprout.tasks.prune.stage import plan, prune, score
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,7 @@ def hashes() -> dict[str, str]:
     found = {}
     for method in ("flap", "wanda_sp", "magnitude"):
         config = PruneConfig.model_validate({"method": method, "target": {"params_ratio": 0.9}})
-        for one in (plan, prune):
+        for one in (score, plan, prune):
             found[f"{one.name} {method}"] = code.code_hash([one.body.__module__, *one.methods(config)])
     return found
 
@@ -47,8 +47,8 @@ def changed(copy: Path, file: str, edit: Callable[[str], str]) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
 
-def test_an_edit_in_flap_reruns_the_plans_of_flap_alone(copy: Path) -> None:
-    assert changed(copy, "prune/criteria/flap.py", lambda text: text + "\nEXTRA = 1\n") == {"plan flap"}
+def test_an_edit_in_flap_reruns_the_scores_of_flap_alone(copy: Path) -> None:
+    assert changed(copy, "prune/criteria/flap.py", lambda text: text + "\nEXTRA = 1\n") == {"score flap"}
 
 
 def test_a_comment_a_docstring_or_a_blank_line_reruns_nothing(copy: Path) -> None:
@@ -65,7 +65,7 @@ def test_an_edit_in_a_shared_module_reruns_all(copy: Path) -> None:
 
 def test_a_new_entry_in_a_registry_reruns_nothing(copy: Path) -> None:
     def edit(text: str) -> str:
-        return text + '\nCRITERIA.add("new", "resprout.tasks.prune.criteria.flap:Flap", "again")\n'
+        return text + '\nREPAIRS.add("new", "resprout.tasks.prune.repairs.none:NoRepair", "again")\n'
 
     assert changed(copy, "prune/registry.py", edit) == set()
 

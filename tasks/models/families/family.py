@@ -25,13 +25,13 @@ Axes = tuple[int | str, ...]
 Tensors = Mapping[str, Axes]
 """Names of tensors and their axes, in torch's order of dimensions."""
 
-DENSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "hidden")
+DENSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "hidden", "layers", "sublayers")
 """Units of a dense family whose config states head_dim apart from the hidden size."""
-SCALED: tuple[Unit, ...] = ("ffn", "kv_groups", "heads")
+SCALED: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 """The same where embeddings are scaled by the hidden size, which can then not change."""
-FIXED_HEADS: tuple[Unit, ...] = ("ffn",)
+FIXED_HEADS: tuple[Unit, ...] = ("ffn", "layers", "sublayers")
 """Units of a family whose heads split the hidden size among them, so that neither can change alone."""
-SPARSE: tuple[Unit, ...] = ("kv_groups", "heads", "experts", "hidden")
+SPARSE: tuple[Unit, ...] = ("kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
 """Units of a mixture of experts."""
 
 
@@ -53,13 +53,15 @@ class Keys:
 class Family:
     """One `model_type`.
 
-    `attention` and `ffn` give the tensors of a layer's two sublayers with their norms, named from the
-    layer on; `ends` those outside layers, by their whole names. `attention_reader` and `ffn_reader` are
-    the modules whose weight reads the features that a sublayer's units make: [outputs, features], or the
-    other way round where `transposed`. `attention_zeros` and `ffn_zeros` are the modules that return
-    zeros where a sublayer was removed; its `norms` do nothing then. `attention_bias_key` and
-    `ffn_bias_key` are config keys that give *all* projections of a sublayer a bias (None: as it is),
-    `norm_eps_key` the one with what the norms add to the mean square.
+    `attention` and `ffn` give the tensors of a layer's two sublayers with their norms, named from the layer
+    on; `ends` those outside layers, by their whole names. `attention_reader` and `ffn_reader` are the modules
+    whose weight reads the features that a sublayer's units make: [outputs, features], or the other way round
+    where `transposed`. `attention_zeros` and `ffn_zeros` are the modules that return zeros where a sublayer
+    was removed; its `norms` do nothing then. The first norm of the layer in each table reads the residual
+    stream. `attention_bias_key` and `ffn_bias_key` are config keys that give *all* projections of a sublayer
+    a bias (None: as it is), `norm_eps_key` the one with what norms add to the mean square. `parallel_key` is
+    the config key (True where it is left out) under which both sublayers read the layer's input,
+    `numbered_key` one under which a layer computes with its number.
     """
 
     model_type: str
@@ -78,6 +80,8 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     attention_bias_key: str | None = None
     ffn_bias_key: str | None = None
+    parallel_key: str | None = None
+    numbered_key: str | None = None
     heads_divide_hidden: bool = False
     norm_offset: float = 0.0
     norm_eps_key: str = "rms_norm_eps"
@@ -88,6 +92,15 @@ class Family:
     def layer_prefix(self) -> str:
         """What comes before the number of a layer in the names of its tensors."""
         return f"{self.decoder}.{self.layers}."
+
+    def parallel(self, config: Config) -> bool:
+        """Whether both sublayers read the layer's input and are added to it side by side."""
+        return self.parallel_key is not None and bool(config.get(self.parallel_key, True))
+
+    def stream_norm(self, tensors: Tensors) -> str:
+        """The norm through which the sublayer with these tensors reads the residual stream."""
+        modules = (name.rpartition(".")[0] for name in tensors)
+        return next(name for name in modules if "." not in name and self.norms(name))
 
 
 def linear(name: str, outputs: int | str, inputs: int | str, bias: bool = False) -> Tensors:

@@ -60,5 +60,6 @@ FAMILY = Family(
     keys=Keys("n_embd", "n_layer", "n_head", None, None, "n_inner", (), "n_positions"),
     defaults={"tie_word_embeddings": True, "n_inner": None},
     transposed=True,
+    numbered_key="scale_attn_by_inverse_layer_idx",
     check=_check,
 )

@@ -50,5 +50,6 @@ FAMILY = Family(
     decoder="gpt_neox",
     units=FIXED_HEADS,
     keys=Keys(kv_heads=None, head_dim=None),
+    parallel_key="use_parallel_residual",
     defaults={"tie_word_embeddings": False},
 )

@@ -1,1 +1,3 @@
-"""Allocators, one a module; all keep the contract of tasks/prune/contracts.py and import no torch."""
+"""Allocators, one a module; all keep the contract of tasks/prune/contracts.py, and those that do not try the
+model import no torch.
+"""

@@ -11,29 +11,16 @@ paper's ranking. Each layer keeps at least one block and one group.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.target import block_sizes
+from resprout.tasks.prune.spend import Block, sizes_of, spend
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from resprout.configs.stages import Unit
     from resprout.tasks.prune.contracts import Bench, Request, Scores
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The next-best `units` of a layer's kind, worth `value` each on average."""
-
-    layer: int
-    kind: Unit
-    rank: int
-    units: int
-    value: float
-    params: int
 
 
 class GlobalStandardised:
@@ -44,33 +31,15 @@ class GlobalStandardised:
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
-        shape = request.shape
-        kept: dict[Unit, list[int]] = {kind: [0] * shape.layers for kind in request.kinds}
-        removable = sum(
-            count * shape.unit_params(kind, layer)
-            for kind in request.kinds
-            for layer, count in enumerate(shape.counts(kind))
+        return spend(
+            request,
+            [
+                block
+                for layer, by_kind in enumerate(scores)
+                for kind in request.kinds
+                for block in _blocks(layer, kind, by_kind[kind], request)
+            ],
         )
-        left = request.limit - (shape.params - removable)
-        blocks = [
-            block
-            for layer, by_kind in enumerate(scores)
-            for kind in request.kinds
-            for block in _blocks(layer, kind, by_kind[kind], request)
-        ]
-        # Every layer's best block first (it must keep one), then by value.
-        blocks.sort(key=lambda b: (b.rank > 0, -b.value, b.layer, b.kind, b.rank))
-        closed: set[tuple[int, Unit]] = set()
-        for block in blocks:
-            place = (block.layer, block.kind)
-            if place in closed or block.params > left:
-                closed.add(place)
-                continue
-            kept[block.kind][block.layer] += block.units
-            left -= block.params
-        for kind, counts in kept.items():
-            shape = shape.with_counts(kind, counts)
-        return shape
 
 
 def standardised(scores: Tensor) -> Tensor:
@@ -79,7 +48,7 @@ def standardised(scores: Tensor) -> Tensor:
     return ((scores - scores.mean()) / spread.clamp_min(1e-30)).mean(dim=1)
 
 
-def _blocks(layer: int, kind: Unit, scores: Tensor, request: Request) -> Iterator[_Block]:
+def _blocks(layer: int, kind: Unit, scores: Tensor, request: Request) -> Iterator[Block]:
     values = standardised(scores)
     if kind == "heads":
         # Each group loses one: the best of every group, the second best of every group, and so on.
@@ -87,7 +56,7 @@ def _blocks(layer: int, kind: Unit, scores: Tensor, request: Request) -> Iterato
             values.view(request.shape.kv_heads[layer], -1).sort(dim=1, descending=True).values.mean(dim=0)
         )
     values = values.sort(descending=True, stable=True).values
-    sizes = block_sizes(len(values), request.round_to if kind == "ffn" else 1)
+    sizes = sizes_of(request, layer, kind)
     each = request.shape.unit_params(kind, layer)
     for rank, (size, part) in enumerate(zip(sizes, values.split(sizes), strict=True)):
-        yield _Block(layer, kind, rank, size, part.mean().item(), size * each)
+        yield Block(layer, kind, rank, size, part.mean().item(), size * each)

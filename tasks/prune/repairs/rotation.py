@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families.family import Tensors
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 class Rotation(NoRepair):
     """Residual stream turned to its principal directions, of which the hidden size keeps the strongest."""
 
+    units: ClassVar[tuple[Unit, ...]] = ("hidden",)
     basis: ClassVar[str] = "directions"
     unties_head: ClassVar[bool] = True
 

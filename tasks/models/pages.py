@@ -1,0 +1,123 @@
+"""A model of which only the layer at work is in memory; the others are read when they are needed."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.models.anatomy import PAGES
+from resprout.tasks.models.config_json import read_config
+from resprout.tasks.models.families import LAYOUT_KEY
+from resprout.tasks.models.layout import cut_class
+from resprout.tasks.models.load import DTYPES, check_folder
+from resprout.tasks.models.size import shape_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+"""What safetensors calls a dtype."""
+
+
+class Pages:
+    """The tensors of a model folder, read when they are asked for: in `dtype`, on `device`."""
+
+    def __init__(self, folder: Path, dtype: str, device: str) -> None:
+        from safetensors import safe_open
+
+        self.dtype, self.device = getattr(torch, dtype), device
+        self._files: dict[str, Any] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            opened: Any = safe_open(path, framework="pt")
+            self._files |= dict.fromkeys(opened.keys(), opened)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names."""
+        return {name: self._files[name].get_tensor(name).to(self.device, self.dtype) for name in names}
+
+
+def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model in `folder`, embeddings and head in memory, its layers on the meta device until `present`.
+
+    A folder whose weights have other names in its files than in the model (fused experts, for one) cannot be
+    read so and raises BadInput, as does what `load_model` refuses.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    check_folder(folder)
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    shape, pages = shape_of(folder), Pages(folder, dtype, device)
+    if missing := sorted(name for name, _ in shape.tensors() if name not in pages):
+        raise BadInput(
+            f"{folder} does not hold {len(missing)} tensors under the names that the model uses "
+            f"({missing[0]}), so it cannot be read layer by layer; give prune.memory: whole"
+        )
+    config: Any = AutoConfig.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    stock = AutoModelForCausalLM._model_mapping[type(config)]
+    kind: Any = cut_class(stock) if read_config(folder).get(LAYOUT_KEY) is not None else stock
+    # Memory that nothing is written to is not taken; buffers, which no file holds, are computed as ever.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(pages.dtype)
+    try:
+        with no_init_weights():
+            model: PreTrainedModel = kind(config)
+    finally:
+        torch.set_default_dtype(before)
+    for layer in getattr(model.get_submodule(shape.family.decoder), shape.family.layers):
+        layer.to("meta")
+    ends = pages.read(shape.family.ends(shape.config))
+    model.load_state_dict(ends, strict=False, assign=True)
+    model.tie_weights()
+    setattr(model, PAGES, pages)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+class SafetensorsWriter:
+    """A safetensors file written tensor by tensor, to the bytes that `save_file` would write at once."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[int, ...]], dtype: str) -> None:
+        width = getattr(torch, dtype).itemsize
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        end = 0
+        for name in sorted(tensors):
+            begin, end = end, end + width * torch.Size(tensors[name]).numel()
+            entries[name] = {
+                "dtype": NAMES[dtype], "shape": list(tensors[name]), "data_offsets": [begin, end],
+            }  # fmt: skip
+            self._places[name] = (begin, tensors[name])
+        header = json.dumps(entries, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        self._start, self._dtype = 8 + len(header), getattr(torch, dtype)
+        self._file: BinaryIO = path.open("wb")
+        self._file.write(struct.pack("<Q", len(header)) + header)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor at its place."""
+        begin, dims = self._places.pop(name)
+        if tuple(tensor.shape) != dims or tensor.dtype != self._dtype:
+            given = f"{list(tensor.shape)} {tensor.dtype}"
+            raise ValueError(f"{name} is {given}, expected {list(dims)} {self._dtype}")
+        self._file.seek(self._start + begin)
+        self._file.write(tensor.contiguous().cpu().view(torch.uint8).numpy().data)
+
+    def close(self) -> None:
+        """End the file; a tensor that was not put raises ValueError."""
+        self._file.close()
+        if self._places:
+            raise ValueError(f"{len(self._places)} tensors were not written, {min(self._places)} for one")

@@ -1,0 +1,155 @@
+"""EvoPress: level switches between layers, kept where the logits stay closer (arXiv 2410.14649).
+
+The search starts from equal shares. In each generation children of the best candidate so far move blocks of
+units from one layer to another, at the same number of parameters; they are compared by the KL divergence of
+their logits from the uncut model's, on few tokens at first and on more the fewer are left. A candidate is
+tried by zeros in the input features of the readers, which computes what the cut model would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from resprout.configs.stages import Unit
+from resprout.tasks.models.size import Shape
+from resprout.tasks.models.trial import Trial
+from resprout.tasks.prune.evolution import Candidate, evolve, stages
+from resprout.tasks.prune.spend import given, sizes_of, spend_shares
+from resprout.tasks.prune.target import fewest
+
+if TYPE_CHECKING:
+    from resprout.tasks.models.anatomy import Part
+    from resprout.tasks.prune.contracts import Bench, Request, Scores
+
+BATCH_TOKENS = 512
+"""Tokens whose logits are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Evolutionary:
+    """Widths by search: blocks move between layers while the logits come closer to the uncut model's."""
+
+    per_layer: ClassVar[bool] = True
+    tries: ClassVar[bool] = True
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+
+    generations: int = 50
+    """Rounds of the search."""
+    children: int = 16
+    """Candidates tried in each generation."""
+    stages: int = 3
+    """Comparisons in each generation; the last leaves one."""
+    first_tokens: int = 512
+    """Calibration tokens of the first comparison."""
+    growth: int = 4
+    """Each comparison looks at this many times more tokens and lets one in so many on."""
+
+    def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
+        """The widths that the search ends with, at the parameters of equal shares."""
+        shape = request.shape
+        start = spend_shares(request, dict.fromkeys(request.kinds, [1.0] * shape.layers))
+        places = [(kind, layer) for kind in request.kinds for layer in range(shape.layers)]
+        blocks = [sizes_of(request, layer, kind) for kind, layer in places]
+        costs = [
+            [size * shape.unit_params(kind, layer) for size in sizes]
+            for (kind, layer), sizes in zip(places, blocks, strict=True)
+        ]
+        levels = tuple(
+            _level(sizes, start.counts(kind)[layer])
+            for (kind, layer), sizes in zip(places, blocks, strict=True)
+        )
+        tried = _Tried(given(bench), scores, places, blocks)
+        best = evolve(
+            levels,
+            costs,
+            [fewest(shape, kind) for kind, _ in places],
+            tried.divergences,
+            stages(self.children, self.stages, self.first_tokens, self.growth),
+            self.generations,
+            self.children,
+            tried.random,
+            tried.bench.progress,
+        )
+        for kind in request.kinds:
+            counts = [
+                sum(sizes[:level])
+                for (one, _), sizes, level in zip(places, blocks, best, strict=True)
+                if one == kind
+            ]
+            shape = shape.with_counts(kind, counts)
+        return shape
+
+
+class _Tried:
+    """Divergences of candidates, each the levels of `places`, on drawn calibration samples."""
+
+    def __init__(
+        self, bench: Bench, scores: Scores, places: list[tuple[Unit, int]], blocks: list[list[int]]
+    ) -> None:
+        self.bench, self.places, self.blocks = bench, places, blocks
+        self.trial = Trial(bench.model)
+        self.layers = self.trial.parts.layers
+        self.random = Random(bench.seed)
+        self.ranks = [_ranks(self.layers[layer].part(kind), scores[layer][kind]) for kind, layer in places]
+        self.ends: dict[int, Tensor] = {}
+
+    def divergences(self, candidates: Sequence[Candidate], tokens: int) -> list[float]:
+        """KL(uncut || candidate) in nats a token, on about `tokens` tokens drawn anew."""
+        ids, length = self.bench.input_ids, self.bench.input_ids.shape[1]
+        drawn = sorted(self.random.sample(range(len(ids)), min(len(ids), max(1, -(-tokens // length)))))
+        rows = max(1, BATCH_TOKENS // length)
+        found = [0.0] * len(candidates)
+        for batch in (drawn[first : first + rows] for first in range(0, len(drawn), rows)):
+            uncut = self._uncut(batch)
+            for index, candidate in enumerate(candidates):
+                with self.masked(candidate):
+                    tried = self.trial.logits(ids[batch]).float().log_softmax(dim=-1)
+                found[index] += (uncut.exp() * (uncut - tried)).sum().item() / len(drawn) / length
+        return found
+
+    def _uncut(self, batch: list[int]) -> Tensor:
+        """Log probabilities of the uncut model, whose layers run once for each sample."""
+        ids = self.bench.input_ids[batch]
+        for sample in batch:
+            if sample not in self.ends:
+                self.ends[sample] = self.trial.inputs(self.bench.input_ids[[sample]])[-1]
+        end = torch.cat([self.ends[sample] for sample in batch])
+        return self.trial.logits(ids, start=len(self.layers), hidden=end).float().log_softmax(dim=-1)
+
+    @contextmanager
+    def masked(self, candidate: Candidate) -> Iterator[None]:
+        """The model with zeros where the candidate's cut features would be."""
+        with ExitStack() as hooks:
+            for (kind, layer), sizes, level, ranks in zip(
+                self.places, self.blocks, candidate, self.ranks, strict=True
+            ):
+                count = sum(sizes[:level])
+                if count < sum(sizes):
+                    reader = self.layers[layer].reader(kind)
+                    hooks.callback(reader.register_forward_pre_hook(_zeros(ranks < count)).remove)
+            yield
+
+
+def _zeros(kept: Tensor) -> Any:
+    def hook(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs[0] * kept.to(inputs[0].device, inputs[0].dtype), *inputs[1:]
+
+    return hook
+
+
+def _ranks(part: Part, scores: Tensor) -> Tensor:
+    """The rank of the unit that each feature belongs to, among its block's, the best 0: int64 [features]."""
+    order = scores.mean(dim=1).view(part.blocks, -1).sort(dim=1, descending=True, stable=True).indices
+    return order.argsort(dim=1).flatten().repeat_interleave(part.features_per_unit)
+
+
+def _level(sizes: list[int], count: int) -> int:
+    """How many blocks make `count` units."""
+    return next(level for level in range(len(sizes) + 1) if sum(sizes[:level]) == count)

@@ -1,0 +1,73 @@
+"""Block influence: how far a layer turns the residual stream (ShortGPT, Men et al., arXiv 2403.03853, eq. 1).
+
+BI_i = 1 - E[cos(x_i, x_{i+1})] over calibration tokens, x_i and x_{i+1} the hidden states in front of layer i
+and behind it. A sublayer is scored by the same rule on what it reads of the stream and on that once its
+output is added. Where both sublayers read the layer's input (GPT-NeoX), each is scored by itself: x + a
+and x + f beside x.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from resprout.configs.stages import Unit
+from resprout.tasks.job import Progress
+from resprout.tasks.models.walk import Step, walk, watch
+from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.turns import cosines, step_cosines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class BlockInfluence:
+    """One minus the cosine between what comes into a layer or sublayer and what leaves it."""
+
+    needs: ClassVar[Needs] = "model"
+    units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
+
+    def score_model(
+        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
+    ) -> list[dict[Unit, Tensor]]:
+        """Float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers. One walk."""
+        (kind,) = kinds
+        scores: list[dict[Unit, Tensor]] = []
+        for step in walk(model, input_ids):
+            measured = _sublayers(step) if kind == "sublayers" else [_mean([1 - step_cosines(step)])]
+            scores.append({kind: torch.stack(measured).float().reshape(-1, 1)})
+            progress(step.index + 1, step.total, "layers scored")
+        return scores
+
+
+def _sublayers(step: Step) -> list[Tensor]:
+    """Block influence of attention and FFN."""
+    layer, before = step.layer, list(step.hidden)
+    parallel = layer.family.parallel(layer.shape.config)
+    norm = layer.module.get_submodule(layer.family.stream_norm(layer.family.ffn(layer.shape.config)))
+    attention = layer.module.get_submodule(layer.family.attention_zeros[0])
+    reads: list[Tensor] = []
+    adds: list[Tensor] = []
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        adds.append(output if isinstance(output, Tensor) else output[0])
+
+    with ExitStack() as watching:
+        if parallel:
+            watching.callback(attention.register_forward_hook(keep).remove)
+        else:
+            watching.enter_context(watch(norm, reads.append))
+        turns: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for x, y in zip(before, step.run(), strict=True):
+            # Between the sublayers, or each beside the same input.
+            middle = x + adds.pop() if parallel else reads.pop().view_as(x)
+            turns[0].append(1 - cosines(x, middle))
+            turns[1].append(1 - (cosines(x, y - (middle - x)) if parallel else cosines(middle, y)))
+    return [_mean(one) for one in turns]
+
+
+def _mean(turns: list[Tensor]) -> Tensor:
+    return torch.cat(turns).double().mean()

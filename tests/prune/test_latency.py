@@ -1,0 +1,124 @@
+"""The budget is spent as well as brute force spends it, in parameters or in milliseconds of a table."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.anatomy import anatomy
+from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming, cheapest_within
+from resprout.tasks.prune.contracts import Bench, Costs, Request
+from resprout.tasks.prune.latency import LatencyTable, measure, smaller
+from resprout.tasks.prune.make_plan import make_plan, plan_from
+from resprout.tasks.prune.resolve import resolve
+from tiny_models import tiny_model
+
+torch.set_num_threads(1)
+SHAPE = Shape("mistral", 10, 10, 2, (4, 4), (2, 2), (1, 1), config={"tie_word_embeddings": True})
+"""A channel holds 30 parameters, a group 80; fixed: embeddings 100, norms 50; 710 in all."""
+
+
+def column(*values):
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_finds_what_brute_force_finds(seed):
+    rng = np.random.default_rng(seed)
+    costs = [np.sort(rng.integers(1, 40, size=4)).astype(float) for _ in range(5)]
+    losses = [np.sort(rng.random(4))[::-1] for _ in range(5)]
+    limit = float(sum(one[1] for one in costs))
+    best = min(
+        (sum(loss[i] for loss, i in zip(losses, chosen, strict=True)), chosen)
+        for chosen in itertools.product(range(4), repeat=5)
+        if sum(cost[i] for cost, i in zip(costs, chosen, strict=True)) <= limit
+    )
+    chosen = cheapest_within(losses, costs, limit)
+    assert sum(cost[i] for cost, i in zip(costs, chosen, strict=True)) <= limit
+    assert sum(loss[i] for loss, i in zip(losses, chosen, strict=True)) == pytest.approx(best[0])
+
+
+def test_what_nothing_fits_into_is_refused():
+    with pytest.raises(BadInput, match=r"leaves no choice of widths.*raise the target"):
+        cheapest_within([np.array([1.0])] * 2, [np.array([6.0])] * 2, 10.0)
+
+
+def test_parameters_by_hand():
+    """Scores 1, 2, 3, 9 and 4, 5, 6, 7; 90 parameters are to go, which are three channels.
+
+    The cheapest three of all are 1, 2 and 3 of layer 0, for 6; any of layer 1 costs 4 or more.
+    """
+    scores = [{"ffn": column(3, 9, 1, 2)}, {"ffn": column(4, 5, 6, 7)}]
+    request = Request(SHAPE, limit=710 - 90, kinds=("ffn",), round_to=1)
+    assert DynamicProgramming().allocate(request, scores).ffn == (1, 4)
+
+
+def test_milliseconds_by_hand():
+    """A channel takes 1 ms in layer 0 and 3 ms in layer 1; of 16 ms 11 may stay.
+
+    Removing 1 and 2 of layer 0 and the 4 of layer 1 saves 5 for a loss of 7; 4 and 5 of layer 1 save 6 for 9.
+    """
+    scores = [{"ffn": column(3, 9, 1, 2)}, {"ffn": column(4, 5, 6, 7)}]
+    costs = Costs(11.0, lambda kind, layer, count: count * (1.0, 3.0)[layer])
+    request = Request(SHAPE, limit=710, kinds=("ffn",), round_to=1, costs=costs)
+    assert DynamicProgramming().allocate(request, scores).ffn == (2, 3)
+
+
+def test_a_table_adds_up():
+    """Rest 5, layers of FFN 4 (3 ms) and 2 groups (2 ms): 5 + 2 * 5."""
+    table = LatencyTable({"ffn": {2: 2.0, 4: 3.0}, "kv_groups": {1: 1.0, 2: 2.0}}, rest_ms=5.0)
+    assert table.total(SHAPE) == 15.0
+    assert table.total(replace(SHAPE, ffn=(2, 4), kv_heads=(1, 2))) == 13.0
+
+
+def test_a_plan_for_a_latency_stays_within_it(monkeypatch):
+    """With a table of 1 ms a block of 8 channels and 4 ms a group, dense is 2 * (16 + 8) + 2 = 50 ms."""
+    table = LatencyTable({"ffn": {8 * n: float(n) for n in range(1, 17)}, "kv_groups": {1: 4.0, 2: 8.0}}, 2.0)
+    monkeypatch.setattr("resprout.tasks.prune.make_plan.measure", lambda *given: table)
+    model = tiny_model("llama")
+    ids = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(1))
+    given = {"method": "flap", "repair": "none", "units": ["ffn"], "layout": "per_layer", "round_to": 8}
+    given |= {"allocator": "dynamic_programming", "target": {"latency_ratio": 0.8}}
+    plan, _ = make_plan(model, PruneConfig.model_validate(given), ids)
+    assert plan.latency is not None
+    assert (plan.latency.dense, plan.latency.requested, plan.latency.reached) == (50.0, 40.0, 40.0)
+    assert sum(len(layer.ffn) for layer in plan.layers) == 2 * 128 - 80
+    small = PruneConfig.model_validate(given | {"target": {"latency_ratio": 0.3}})
+    scores = [{"ffn": torch.ones(128, 1)} for _ in range(2)]
+    with pytest.raises(
+        BadInput, match=r"allows 15\.0 ms of 50\.0, but what prune\.units leaves alone takes 18\.0"
+    ):
+        plan_from(scores, shape_of(model.config.to_dict()), "float32", small, Bench(model, ids))
+
+
+def test_measured_widths_cost_less_the_narrower_they_are():
+    """A quarter of wide FFNs takes less time than all of them; the parts make up the whole pass."""
+    model = tiny_model("llama", hidden_size=128, intermediate_size=4096, num_hidden_layers=2)
+    ids = torch.randint(4, 256, (2, 128), generator=torch.Generator().manual_seed(1))
+    shape = anatomy(model).layers[0].shape
+    table = measure(model, ids, {"ffn": [1024]})
+    assert set(table.by_width["ffn"]) == {1024, 4096}
+    assert 0 < table.of("ffn", 1024) < table.of("ffn", 4096)
+    assert table.total(shape) > 2 * table.of("ffn", 4096)
+    assert smaller(shape, 1024)["ffn"] == [1024, 2048, 3072, 4096]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layout": "uniform", "allocator": "uniform"}, "allocator 'uniform' cannot spend"),
+        ({"units": ["heads"]}, r"names heads; give ffn, kv_groups or both"),
+        ({"memory": "stream"}, r"stream, but allocator 'dynamic_programming' runs the whole model"),
+    ],
+)
+def test_what_a_latency_does_not_go_with(changes, says):
+    given = {"layout": "per_layer", "allocator": "dynamic_programming", "target": {"latency_ratio": 0.8}}
+    with pytest.raises(BadInput, match=says):
+        resolve(PruneConfig.model_validate(given | changes))

@@ -1,0 +1,329 @@
+"""Allocators by a measure of each layer: cases worked by hand and independent references."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from itertools import product
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.anatomy import anatomy
+from resprout.tasks.models.families import FAMILIES
+from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.prune.allocators import adaptive, cfsp_softmax, zeroth_order
+from resprout.tasks.prune.allocators.evolutionary import Evolutionary, _Tried
+from resprout.tasks.prune.allocators.pq_index import PqIndex, share
+from resprout.tasks.prune.apply import apply
+from resprout.tasks.prune.contracts import Bench, Request
+from resprout.tasks.prune.criteria.cfsp import Cfsp
+from resprout.tasks.prune.criteria.magnitude import Magnitude
+from resprout.tasks.prune.evolution import Stage, evolve, stages
+from resprout.tasks.prune.make_plan import plan_from
+from resprout.tasks.prune.score import score
+from resprout.tasks.prune.spend import sizes_of, spend_shares
+from resprout.tasks.prune.turns import layer_cosines
+from tiny_models import tiny_model
+
+IDS = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(6))
+SHAPE = Shape("mistral", 10, 10, 2, (8, 8, 8), (2,) * 3, (1,) * 3, config={"tie_word_embeddings": True})
+"""A channel holds 30 parameters."""
+
+
+def deep(family="llama"):
+    return tiny_model(family, num_hidden_layers=4)
+
+
+def granted(kept_channels, shares, round_to=1):
+    request = Request(SHAPE, SHAPE.params - 30 * (24 - kept_channels), ("ffn",), round_to)
+    return spend_shares(request, {"ffn": shares}).ffn
+
+
+def test_shares_by_hand():
+    """Of 12 channels in the proportion 1 : 2 : 3 layers keep 2, 4, 6.
+
+    Of 18 that would be 3, 6, 9, but a layer has 8: the one that is left goes to whom it is due next, at
+    t = 3.5 / 1 or 6.5 / 2: the second.
+    """
+    assert granted(12, [0.1, 0.2, 0.3]) == (2, 4, 6)
+    assert granted(18, [0.1, 0.2, 0.3]) == (3, 7, 8)
+    assert granted(18, [1, 2, 3]) == (3, 7, 8)
+    assert granted(24, [1, 2, 3]) == (8, 8, 8)
+    assert granted(12, [1, 1, 1], round_to=4) == (4, 4, 4)
+    assert granted(12, [0.0, -1.0, 1.0]) == (2, 2, 8)
+    with pytest.raises(StageFailed, match="measure of layer 1 is not finite"):
+        granted(12, [1, math.nan, 1])
+
+
+def test_a_sigmoid_of_the_angle_by_hand():
+    """Angles 0.1 and 0.3, mean 0.2: sigmoid(-1) and sigmoid(1) at steepness 10."""
+    expected = [1 / (1 + math.e), 1 / (1 + 1 / math.e)]
+    assert cfsp_softmax.budgets([0.1, 0.3], 10.0) == pytest.approx(expected)
+    assert cfsp_softmax.budgets([0.2, 0.2], 10.0) == [0.5, 0.5]
+
+
+def test_amplitudes_by_hand():
+    """Distances -0.9, -0.6, -0.3: deviations -0.3, 0, 0.3, so importances -1, 0, 1."""
+    assert adaptive.kept_shares([-0.9, -0.6, -0.3], 0.8, 0.05) == pytest.approx([0.75, 0.8, 0.85])
+    assert adaptive.kept_shares([-0.9, -0.9], 0.8, 0.05) == [0.8, 0.8]
+
+
+def test_cosines_equal_numpy_on_the_hidden_states(family):
+    model = deep(family)
+    hidden = [one.double().numpy() for one in model(IDS, output_hidden_states=True).hidden_states]
+    found = list(layer_cosines(Bench(model, IDS)))
+    assert len(found) == 4
+    for layer in range(3):  # behind the last the model gives normed states
+        x, y = hidden[layer], hidden[layer + 1]
+        expected = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+        np.testing.assert_allclose(found[layer], expected.flatten(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("allocator", [cfsp_softmax.CfspSoftmax(), adaptive.Adaptive(amplitude=0.2)])
+def test_a_layer_that_turns_nothing_keeps_least(allocator):
+    model = deep()
+    for reader in (model.model.layers[2].self_attn.o_proj, model.model.layers[2].mlp.down_proj):
+        reader.weight.mul_(0.05)
+    shape = shape_of(model.config.to_dict())
+    request = Request(shape, int(shape.params * 0.9), ("ffn",), 4, uniform=False)
+    kept = allocator.allocate(request, [], Bench(model, IDS)).ffn
+    assert kept[2] < min(kept[0], kept[1], kept[3])
+
+
+def test_the_pq_index_by_hand():
+    """Weights 1, 4 at p = 1/2, q = 1: ((1 + 2) / 2)^2 = 2.25 over (1 + 4) / 2 = 2.5: 1 - I = 0.9.
+
+    Its power is p q / (q - p) = 1. One weight of four: (1 / 4)^2 / (1 / 4) = 1 / 4.
+    """
+    assert share(torch.tensor([1.0, -4.0]), 0.5, 1.0) == pytest.approx(0.9)
+    assert share(torch.tensor([0.0, 0.0, 7.0, 0.0]), 0.5, 1.0) == pytest.approx(0.25)
+    assert share(torch.full((9,), -3.0), 0.5, 1.0) == pytest.approx(1.0)
+    values = np.random.default_rng(0).normal(size=500)
+    for p, q in ((0.5, 1.0), (1.0, 2.0), (0.3, 0.9)):
+        index = 1 - 500 ** (1 / q - 1 / p) * (np.abs(values) ** p).sum() ** (1 / p) / (
+            np.abs(values) ** q
+        ).sum() ** (1 / q)
+        expected = (1 - index) ** (p * q / (q - p))
+        assert share(torch.tensor(values), p, q) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sparse_weights_lose_more():
+    model = deep()
+    mlp = model.model.layers[1].mlp
+    for reader in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+        reader.weight[torch.rand(reader.weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5] = 0
+    shape = shape_of(model.config.to_dict())
+    request = Request(shape, int(shape.params * 0.9), ("ffn",), 4, uniform=False)
+    kept = PqIndex().allocate(request, [], Bench(model, IDS)).ffn
+    assert kept[1] < min(kept[0], kept[2], kept[3])
+    for p, q in ((0.0, 1.0), (1.0, 1.0), (2.0, 3.0)):
+        with pytest.raises(BadInput, match="give 0 < p <= 1 and p < q"):
+            PqIndex(p, q).allocate(request, [], Bench(model, IDS))
+
+
+def test_ecoflap_shares_by_hand():
+    """Base 0.5, floor 0.2: 0.3 on average in the proportion 1 : 3, so 0.15 and 0.45 beside the floor."""
+    assert zeroth_order.kept_shares([1.0, 3.0], 0.5, 0.2) == pytest.approx([0.35, 0.65])
+    assert zeroth_order.kept_shares([1.0, 3.0], 0.1, 0.2) == pytest.approx([0.1, 0.1])
+    assert zeroth_order.kept_shares([0.0, 0.0], 0.5, 0.2) == pytest.approx([0.5, 0.5])
+
+
+def noise_of(model, kinds, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weights = [zeroth_order.removable(layer, kinds) for layer in anatomy(model).layers]
+    return weights, [[torch.randn(one.shape, generator=generator) for one in group] for group in weights]
+
+
+def next_token_loss(model):
+    logits = model(IDS).logits
+    losses = cross_entropy(logits[:, :-1].flatten(0, 1).float(), IDS[:, 1:].flatten(), reduction="none")
+    return losses.double().mean()
+
+
+def test_two_losses_are_those_of_whole_models(family):
+    """Of the model with the noise, run from the start."""
+    model, std = deep(family), 1e-3
+    kinds = tuple(unit for unit in ("ffn", "experts") if unit in FAMILIES[family].units)
+    found = zeroth_order.importances(Bench(model, IDS, seed=5), kinds, std, 64)
+    weights, noise = noise_of(model, kinds, 5)
+    for group, drawn, one in zip(weights, noise, found, strict=True):
+        losses = []
+        for sign in (1, -2):
+            for weight, added in zip(group, drawn, strict=True):
+                weight.add_(sign * std * added)
+            losses.append(next_token_loss(model).item())
+        for weight, added in zip(group, drawn, strict=True):
+            weight.add_(std * added)
+        expected = abs(losses[0] - losses[1]) / (2 * std) / sum(w.numel() for w in group)
+        np.testing.assert_allclose(one, expected, rtol=2e-2, atol=1e-8)
+
+
+@pytest.mark.parametrize("family_", ["gemma2", "gpt_neox", "llama", "phi3", "qwen2"])
+def test_two_losses_give_the_slope_along_the_noise(family_):
+    """Against autograd, where nothing has kinks: the gradient times the same noise, in double precision."""
+    model = deep(family_).double()
+    found = zeroth_order.importances(Bench(model, IDS, seed=5), ("ffn",), 1e-4, 64)
+    weights, noise = noise_of(model, ("ffn",), 5)
+    model.requires_grad_(True)
+    next_token_loss(model).backward()
+    grads = {p.data_ptr(): p.grad for p in model.parameters()}
+    for group, drawn, one in zip(weights, noise, found, strict=True):
+        slope = sum((grads[w.data_ptr()] * z).sum() for w, z in zip(group, drawn, strict=True))
+        count = sum(w.numel() for w in group)
+        np.testing.assert_allclose(one * count, abs(float(slope)), rtol=5e-3, atol=5e-4)
+
+
+def test_noise_leaves_every_bit_as_it_was():
+    model = deep("qwen2").bfloat16()
+    before = copy.deepcopy(model.state_dict())
+    zeroth_order.importances(Bench(model, IDS), ("ffn", "kv_groups"), 0.01, 64)
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+def test_relative_weight_within_the_block(family):
+    """Against numpy, on the stock names of the tensors."""
+    if "ffn" not in shape_of(deep(family).config.to_dict()).family.units:
+        return
+    model = tiny_model(family)
+    found = score(model, Cfsp(), ("ffn",), IDS)[0]["ffn"].flatten().double().numpy()
+    layer = anatomy(model).layers[0]
+    reader, seen = layer.reader("ffn"), []
+    hook = reader.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2)))
+    model(IDS)
+    hook.remove()
+    norm = np.linalg.norm(torch.cat(seen).double().numpy(), axis=0)
+    weights = {
+        name: one.double().numpy()
+        for name, one in layer.tensors.items()
+        if one.dim() > 1 and "att" not in name
+    }
+    total = np.zeros_like(norm)
+    for name, weight in weights.items():
+        if "gate_up" in name:
+            parts = np.split(weight, 2)
+        elif name.endswith(("fc2.weight", "down_proj.weight", "4h_to_h.weight", "mlp.c_proj.weight")):
+            turned = weight if family == "gpt2" else weight.T
+            parts = [np.abs(turned) * norm[:, None]]
+        else:
+            parts = [weight.T if family == "gpt2" else weight]
+        for part in parts:
+            total += np.abs(part).sum(1) / np.abs(part).sum()
+    np.testing.assert_allclose(found, norm * total, rtol=1e-4)
+
+
+def quiet(*_):
+    pass
+
+
+def test_stages():
+    assert stages(16, 3, 512, 4) == [Stage(4, 512), Stage(1, 2048), Stage(1, 8192)]
+    assert stages(64, 3, 10, 4) == [Stage(16, 10), Stage(4, 40), Stage(1, 160)]
+
+
+def test_the_search_finds_the_optimum_of_a_separable_toy():
+    """Five places of four levels each, two kinds of cost that cannot switch: brute force over all of them."""
+    generator = np.random.default_rng(3)
+    losses = -np.sort(-generator.random((5, 5)), axis=1)  # more levels, less loss
+    costs = [[7] * 4, [7] * 4, [7] * 4, [5] * 4, [5] * 4]
+    start = (2, 2, 2, 2, 2)
+    loss = lambda one: float(sum(losses[place, level] for place, level in enumerate(one)))  # noqa: E731
+    best = min(
+        (one for one in product(range(1, 5), repeat=5) if sum(one[:3]) == 6 and sum(one[3:]) == 4),
+        key=loss,
+    )
+    assert best != start
+    seen = Counter()
+
+    def fitness(candidates, tokens):
+        seen[tokens] += len(candidates)
+        for one in candidates:
+            assert (sum(one[:3]), sum(one[3:])) == (6, 4)
+            assert all(1 <= level <= 4 for level in one)
+        return [loss(one) for one in candidates]
+
+    plan = stages(8, 2, 10, 4)
+    found = evolve(start, costs, [1] * 5, fitness, plan, 30, 8, Random(1), quiet)
+    assert found == best
+    assert seen[10] > 2 * seen[40] > 0
+
+
+def test_a_search_without_a_switch_ends_where_it_began():
+    def never(candidates, tokens):
+        raise AssertionError
+
+    plan = stages(4, 2, 10, 4)
+    assert evolve((2, 1), [[7] * 2, [5] * 2], [1, 1], never, plan, 3, 4, Random(1), quiet) == (2, 1)
+
+
+@pytest.mark.parametrize("kinds", [("ffn",), ("kv_groups",), ("ffn", "kv_groups"), ("heads",)])
+def test_a_masked_candidate_is_the_cut_model(kinds):
+    model = tiny_model("qwen2", num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=4)
+    scores = score(model, Magnitude(), kinds, IDS)
+    shape = shape_of(model.config.to_dict())
+    request = Request(shape, shape.params, kinds, 32, uniform=False)
+    places = [(kind, layer) for kind in kinds for layer in range(3)]
+    blocks = [sizes_of(request, layer, kind) for kind, layer in places]
+    tried = _Tried(Bench(model, IDS), scores, places, blocks)
+    levels = {"ffn": (1, 2, 4), "kv_groups": (2, 4, 1), "heads": (1, 2, 2)}
+    candidate = tuple(levels[kind][layer] for kind, layer in places)
+    granted = shape
+    for kind in kinds:
+        each = 32 if kind == "ffn" else 1
+        granted = granted.with_counts(kind, (level * each for level in levels[kind]))
+    with tried.masked(candidate):
+        masked = model(IDS).logits
+    dense = model(IDS).logits.log_softmax(dim=-1)
+
+    class Fixed:
+        def allocate(self, request, scores, bench=None):
+            return granted
+
+    config = PruneConfig.model_validate(
+        {
+            "method": "magnitude", "units": kinds, "layout": "per_layer", "round_to": 32,
+            "target": {"params": granted.params},
+        }
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resprout.tasks.prune.make_plan.ALLOCATORS.get", lambda name: Fixed)
+        plan = plan_from(scores, shape, "float32", config)
+    pruned = copy.deepcopy(model)
+    apply(pruned, plan)
+    cut = pruned(IDS).logits
+    torch.testing.assert_close(masked, cut, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(cut, model(IDS).logits, atol=1e-3)
+    expected = kl_div(cut.log_softmax(dim=-1), dense, log_target=True, reduction="sum") / IDS.numel()
+    assert tried.divergences([candidate], 64)[0] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_the_search_comes_closer_to_the_uncut_model():
+    """A layer whose FFN does nothing: the equal start spends on it, the search does not."""
+    model = deep()
+    model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
+    shape = shape_of(model.config.to_dict())
+    request = Request(shape, shape.params - 2 * 128 * shape.unit_params("ffn"), ("ffn",), 32, uniform=False)
+    scores = score(model, Magnitude(), ("ffn",), IDS)
+    search = Evolutionary(generations=12, children=6, stages=2, first_tokens=16, growth=4)
+    granted = search.allocate(request, scores, Bench(model, IDS))
+    assert sum(granted.ffn) == 2 * 128
+    assert granted.ffn[1] == 32
+    assert granted == search.allocate(request, scores, Bench(model, IDS))
+
+
+def test_it_says_how_far_it_is():
+    seen = []
+    model = deep()
+    shape = shape_of(model.config.to_dict())
+    request = Request(shape, int(shape.params * 0.9), ("ffn",), 16, uniform=False)
+    bench = Bench(model, IDS, progress=lambda *args: seen.append(args))
+    Evolutionary(generations=2, children=2, stages=1).allocate(
+        request, score(model, Magnitude(), ("ffn",), IDS), bench
+    )
+    assert seen == [(1, 2, "generations"), (2, 2, "generations")]
