@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from resprout.tasks.prune.statistics import Statistic, Targets
 
     Scores = Sequence[Mapping[Unit, Tensor]]
-    """For each layer and kind of unit: float32 [units, features per unit], higher is worth more."""
+    """For each layer and kind of unit: float32 [units, features per unit], higher is worth more.
+
+    Of depth one value each: [1, 1] for a layer, [2, 1] (attention, FFN) for its sublayers.
+    """
 
 Needs = Literal["weights", "inputs", "model"]
 

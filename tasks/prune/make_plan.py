@@ -34,6 +34,8 @@ def make_plan(
     dense = shape_of(model.config.to_dict())
     request(dense, config)
     names = resolve(config)
+    # Settings that an allocator refuses show before anything is computed.
+    ALLOCATORS.get(names.allocator)(**names.allocator_settings)
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
     scores = score_units(model, criterion, config.units, input_ids, progress)
     dtype = str(model.dtype).removeprefix("torch.")

@@ -27,7 +27,7 @@ def test_walk_equals_a_forward_pass(family, batch_tokens, tiny):
     expected = model.base_model(ids, output_hidden_states=True).hidden_states
     last = None
     for step in walk(model, ids, batch_tokens):
-        torch.testing.assert_close(torch.cat(step.hidden), expected[step.index], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.cat([*step.hidden]), expected[step.index], rtol=1e-5, atol=1e-5)
         last = torch.cat(list(step.run()))
     assert step.index == step.total - 1 == 1
     decoder = anatomy(model).decoder
@@ -38,8 +38,8 @@ def test_walk_equals_a_forward_pass(family, batch_tokens, tiny):
 
 def test_layers_not_run_by_the_caller_are_run(tiny):
     model, ids = tiny("llama"), torch.arange(4, 28).reshape(2, 12)
-    ran = [torch.cat(step.hidden) for step in walk(model, ids) for _ in [list(step.run())]]
-    lazy = [torch.cat(step.hidden) for step in walk(model, ids)]
+    ran = [torch.cat([*step.hidden]) for step in walk(model, ids) for _ in [list(step.run())]]
+    lazy = [torch.cat([*step.hidden]) for step in walk(model, ids)]
     assert not torch.equal(lazy[0], lazy[1])
     assert torch.equal(lazy[1], ran[0])
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, silent
+from resprout.tasks.models.load import load_model
 from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.prune.allocators.adaptive import Adaptive
 from resprout.tasks.prune.allocators.cfsp_softmax import CfspSoftmax
@@ -20,10 +21,10 @@ from resprout.tasks.prune.allocators.pq_index import PqIndex
 from resprout.tasks.prune.allocators.uniform import Uniform
 from resprout.tasks.prune.allocators.zeroth_order import ZerothOrder
 from resprout.tasks.prune.contracts import Bench, Request
+from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.plan import read_plan
 from resprout.tasks.prune.registry import ALLOCATORS
-from resprout.tasks.prune.stage import plan, score_shard
-from resprout.tasks.share import Share
+from resprout.tasks.prune.stage import plan, score
 from tiny_models import tiny_model, write_tiny_folder
 
 SHAPE = Shape("mistral", 10, 10, 2, (4, 4), (2, 2), (1, 1), config={"tie_word_embeddings": True})
@@ -136,24 +137,19 @@ def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator
     assert allocator.per_layer or granted.uniform
 
 
-def test_an_allocator_that_tries_makes_the_same_plan_from_shards(tmp_path):
-    """It is given the model though the scores are there."""
+def test_an_allocator_that_tries_is_given_the_model_beside_its_scores(tmp_path):
     write_tiny_folder(tmp_path / "model", num_hidden_layers=4)
-    (tmp_path / "calibration").mkdir()
     ids = torch.randint(4, 256, (4, 20), generator=torch.Generator().manual_seed(2))
+    inputs = {name: tmp_path / name for name in ("model", "calibration", "scores")}
+    for name in ("calibration", "scores", "plan"):
+        (tmp_path / name).mkdir()
     save_file({"input_ids": ids}, tmp_path / "calibration" / "calibration.safetensors")
-    inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
     config = PruneConfig.model_validate(
         {"method": "cfsp", "target": {"params_ratio": 0.9}, "round_to": 8, "layout": "per_layer"}
     )
-    given = dict(inputs)
-    for index in range(2):
-        folder = given[f"shard-{index:06d}"] = tmp_path / f"{index}"
-        folder.mkdir()
-        score_shard.body(Job(config, share=Share(index, 2)), inputs, folder, silent)
-    for name, seen in (("whole", inputs), ("merged", given)):
-        (tmp_path / name).mkdir()
-        plan.body(Job(config), seen, tmp_path / name, silent)
-    plans = [(tmp_path / name / "plan.json").read_bytes() for name in ("whole", "merged")]
-    assert plans[0] == plans[1]
-    assert len({len(layer.ffn) for layer in read_plan(tmp_path / "whole").layers}) > 1
+    job = Job(config, dtype="float32")
+    score.body(job, inputs, tmp_path / "scores", silent)
+    plan.body(job, inputs, tmp_path / "plan", silent)
+    made = read_plan(tmp_path / "plan")
+    assert made == make_plan(load_model(tmp_path / "model", "float32", "cpu"), config, ids)[0]
+    assert len({len(layer.ffn) for layer in made.layers}) > 1

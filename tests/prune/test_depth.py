@@ -12,22 +12,26 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import silent
+from resprout.tasks.job import Job, silent
 from resprout.tasks.models.depth import Block, blocks, caches_work, first_of_each_type, without
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.size import Shape, count, shape_of
 from resprout.tasks.models.trial import Trial
 from resprout.tasks.prune.allocators.lowest_first import LowestFirst
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.criteria.block_influence import BlockInfluence
 from resprout.tasks.prune.criteria.output_change import DISTANCES, OutputChange
-from resprout.tasks.prune.make_plan import plan_from
-from tiny_models import tiny_model
+from resprout.tasks.prune.make_plan import make_plan, plan_from
+from resprout.tasks.prune.stage import plan as plan_stage
+from resprout.tasks.prune.stage import prune as prune_stage
+from resprout.tasks.prune.stage import score as score_stage
+from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (3, 18), generator=torch.Generator().manual_seed(4))
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
@@ -119,7 +123,9 @@ def test_a_plan_without_that_attention_is_refused():
     config = PruneConfig.model_validate(
         {"method": "shortgpt", "units": ["sublayers"], "layout": "per_layer", "target": {"params_ratio": 0.8}}
     )
-    plan = plan_from([{"sublayers": torch.rand(2, 1)} for _ in range(4)], dense, "float32", config)
+    scores = [{"sublayers": torch.tensor([[4.0 - layer], [5.0 - layer]])} for layer in range(4)]
+    plan = plan_from(scores, dense, "float32", config)
+    assert plan.layers[0].ffn
     spoilt = plan.layers[0].model_copy(update={"kv_groups": ()})
     with pytest.raises(BadInput, match="removes the attention of the first layer of its kind"):
         apply(model, plan.model_copy(update={"layers": (spoilt, *plan.layers[1:])}))
@@ -324,3 +330,61 @@ def test_only_the_first_calibration_tokens_are_looked_at():
     model = deep("llama")
     few = OutputChange(calibration_tokens=18).score_model(model, ("layers",), IDS, silent)
     assert few == OutputChange().score_model(model, ("layers",), IDS[:1], silent)
+
+
+def test_what_comes_before_the_changed_layer_is_not_run_again():
+    """Once uncut, once for the round's stream, then 3, 2, 1 and 0 layers behind the one that is left out."""
+    model, ran = deep("llama"), []
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    OutputChange(removed_ratio=0.25).score_model(model, ("layers",), IDS, silent)
+    assert ran == [*range(4), *range(4), 1, 2, 3, 2, 3, 3]
+
+
+@pytest.mark.parametrize("kind", ["layers", "sublayers"])
+def test_equal_runs_through_the_doors_give_equal_bytes_and_prune_again(kind, tmp_path):
+    """Pruned once more, too: what the first run made."""
+    write_tiny_folder(tmp_path / "dense", "gemma3_text", dtype="bfloat16", num_hidden_layers=4, **SLIDING)
+    (tmp_path / "calibration").mkdir()
+    save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
+    layout = "uniform" if kind == "layers" else "per_layer"
+    values = {
+        "method": "shortgpt",
+        "units": [kind],
+        "layout": layout,
+        "target": {"non_embedding_ratio": 0.75},
+    }
+    config = PruneConfig.model_validate(values)
+
+    def run(model, name):
+        inputs = {"model": tmp_path / model, "calibration": tmp_path / "calibration"}
+        for role in ("scores", "plan", "pruned"):
+            (tmp_path / name / role).mkdir(parents=True)
+        score_stage.body(Job(config), inputs, tmp_path / name / "scores", silent)
+        inputs["scores"] = tmp_path / name / "scores"
+        plan_stage.body(Job(config), inputs, tmp_path / name / "plan", silent)
+        inputs["plan"] = tmp_path / name / "plan"
+        prune_stage.body(Job(config), inputs, tmp_path / name / "pruned", silent)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+
+    assert run("dense", "first") == run("dense", "second")
+    again = run("first/pruned", "again")
+    sizes = [shape_of(tmp_path / name).params for name in ("dense", "first/pruned", "again/pruned")]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert json.loads(again["plan.json"])["reached"]["params"] == sizes[2]
+    model = load_model(tmp_path / "again/pruned", "bfloat16", "cpu")
+    made = model.generate(IDS, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert made.shape == (3, 22)
+
+
+@pytest.mark.parametrize(("gone", "unit"), [((2, 0), "kv_groups"), ((2, 0), "heads"), ((3, 1), "ffn")])
+def test_widths_are_refused_where_their_sublayer_is_gone(gone, unit):
+    model = cut(deep("llama"), "sublayers", {gone})
+    values = {"method": "magnitude", "layout": "per_layer", "target": {"params_ratio": 0.9}, "round_to": 8}
+    config = PruneConfig.model_validate({**values, "units": [unit]})
+    with pytest.raises(BadInput, match=f"names {unit}, but layer {gone[0]} of the model has lost"):
+        make_plan(model, config, IDS)
+    other = PruneConfig.model_validate({**values, "units": ["ffn" if gone[1] == 0 else "kv_groups"]})
+    plan, _ = make_plan(model, other, IDS)
+    apply(model, plan)
+    assert count(model).params == plan.reached.params

@@ -25,9 +25,10 @@ from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.contracts import Bench, Request
 from resprout.tasks.prune.criteria.cfsp import Cfsp
 from resprout.tasks.prune.criteria.magnitude import Magnitude
+from resprout.tasks.prune.criteria.output_change import OutputChange
 from resprout.tasks.prune.evolution import Stage, evolve, stages
-from resprout.tasks.prune.make_plan import plan_from
-from resprout.tasks.prune.score import score
+from resprout.tasks.prune.make_plan import make_plan, plan_from
+from resprout.tasks.prune.score import score_units
 from resprout.tasks.prune.spend import sizes_of, spend_shares
 from resprout.tasks.prune.turns import layer_cosines
 from tiny_models import tiny_model
@@ -125,7 +126,36 @@ def test_sparse_weights_lose_more():
     assert kept[1] < min(kept[0], kept[2], kept[3])
     for p, q in ((0.0, 1.0), (1.0, 1.0), (2.0, 3.0)):
         with pytest.raises(BadInput, match="give 0 < p <= 1 and p < q"):
-            PqIndex(p, q).allocate(request, [], Bench(model, IDS))
+            PqIndex(p, q)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        (Evolutionary, {"growth": 0}, "'evolutionary' has growth: 0; give at least 1"),
+        (Evolutionary, {"stages": 0}, "'evolutionary' has stages: 0; give at least 1"),
+        (zeroth_order.ZerothOrder, {"noise_std": 0.0}, "has noise_std: 0; give from 1e-06 to 1"),
+        (zeroth_order.ZerothOrder, {"max_pruned_share": 1.5}, "has max_pruned_share: 1.5; give from 0 to 1"),
+        (adaptive.Adaptive, {"amplitude": -1.0}, "has amplitude: -1; give from 0 to 1"),
+        (cfsp_softmax.CfspSoftmax, {"steepness": math.nan}, "has steepness: nan; give from 0 to 1000"),
+        (OutputChange, {"removed_ratio": 2.0}, "has removed_ratio: 2; give from 0 to 1"),
+    ],
+)
+def test_settings_out_of_bounds(method, settings, says):
+    with pytest.raises(BadInput, match=says):
+        method(**settings)
+
+
+def test_an_allocators_settings_are_refused_before_anything_is_scored(monkeypatch):
+    config = PruneConfig.model_validate(
+        {
+            "method": "sap", "layout": "per_layer", "target": {"params_ratio": 0.9}, "round_to": 8,
+            "allocator_settings": {"p": 2.0},
+        }
+    )  # fmt: skip
+    monkeypatch.setattr("resprout.tasks.prune.make_plan.score_units", None)
+    with pytest.raises(BadInput, match=r"'pq_index' has p: 2\.0"):
+        make_plan(deep(), config, IDS)
 
 
 def test_ecoflap_shares_by_hand():
@@ -192,7 +222,7 @@ def test_relative_weight_within_the_block(family):
     if "ffn" not in shape_of(deep(family).config.to_dict()).family.units:
         return
     model = tiny_model(family)
-    found = score(model, Cfsp(), ("ffn",), IDS)[0]["ffn"].flatten().double().numpy()
+    found = score_units(model, Cfsp(), ("ffn",), IDS)[0]["ffn"].flatten().double().numpy()
     layer = anatomy(model).layers[0]
     reader, seen = layer.reader("ffn"), []
     hook = reader.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2)))
@@ -265,7 +295,7 @@ def test_a_search_without_a_switch_ends_where_it_began():
 @pytest.mark.parametrize("kinds", [("ffn",), ("kv_groups",), ("ffn", "kv_groups"), ("heads",)])
 def test_a_masked_candidate_is_the_cut_model(kinds):
     model = tiny_model("qwen2", num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=4)
-    scores = score(model, Magnitude(), kinds, IDS)
+    scores = score_units(model, Magnitude(), kinds, IDS)
     shape = shape_of(model.config.to_dict())
     request = Request(shape, shape.params, kinds, 32, uniform=False)
     places = [(kind, layer) for kind in kinds for layer in range(3)]
@@ -309,7 +339,7 @@ def test_the_search_comes_closer_to_the_uncut_model():
     model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
     shape = shape_of(model.config.to_dict())
     request = Request(shape, shape.params - 2 * 128 * shape.unit_params("ffn"), ("ffn",), 32, uniform=False)
-    scores = score(model, Magnitude(), ("ffn",), IDS)
+    scores = score_units(model, Magnitude(), ("ffn",), IDS)
     search = Evolutionary(generations=12, children=6, stages=2, first_tokens=16, growth=4)
     granted = search.allocate(request, scores, Bench(model, IDS))
     assert sum(granted.ffn) == 2 * 128
@@ -324,6 +354,6 @@ def test_it_says_how_far_it_is():
     request = Request(shape, int(shape.params * 0.9), ("ffn",), 16, uniform=False)
     bench = Bench(model, IDS, progress=lambda *args: seen.append(args))
     Evolutionary(generations=2, children=2, stages=1).allocate(
-        request, score(model, Magnitude(), ("ffn",), IDS), bench
+        request, score_units(model, Magnitude(), ("ffn",), IDS), bench
     )
     assert seen == [(1, 2, "generations"), (2, 2, "generations")]

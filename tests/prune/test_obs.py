@@ -22,7 +22,7 @@ def scored(weight, inputs, size=1, blocks=1, damping=0.0):
     part = Part("ffn", weight.shape[1] // size, (), "reader", size, blocks=blocks)
     gram = Gram(weight.shape[1])
     gram.update(torch.as_tensor(inputs, dtype=torch.float32))
-    return Obs(damping).score_units(
+    return Obs(damping).score(
         Units(part, {"reader.weight": torch.as_tensor(weight, dtype=torch.float32)}), gram
     )
 
@@ -100,6 +100,8 @@ def test_too_few_tokens_without_damping_are_refused_and_damping_is_a_setting():
     with pytest.raises(StageFailed, match=r"4 calibration tokens for 6 features with damping 0\.0.*damping"):
         scored(np.ones((2, 6)), np.random.default_rng(0).normal(size=(4, 6)))
     assert scored(np.ones((2, 6)), np.random.default_rng(0).normal(size=(4, 6)), damping=0.1).isfinite().all()
+    with pytest.raises(BadInput, match=r"'obs' has damping: -0\.1; give at least 0"):
+        Obs(-0.1)
     base = {"criterion": "obs", "target": {"params_ratio": 0.9}}
     assert resolve(PruneConfig.model_validate(base)).criterion_settings == {"damping": 0.01}
     with pytest.raises(BadInput, match="damping: 'much'; give a number"):

@@ -57,11 +57,10 @@ class Family:
     on; `ends` those outside layers, by their whole names. `attention_reader` and `ffn_reader` are the modules
     whose weight reads the features that a sublayer's units make: [outputs, features], or the other way round
     where `transposed`. `attention_zeros` and `ffn_zeros` are the modules that return zeros where a sublayer
-    was removed; its `norms` do nothing then. The first norm of the layer in each table reads the residual
-    stream. `attention_bias_key` and `ffn_bias_key` are config keys that give *all* projections of a sublayer
-    a bias (None: as it is), `norm_eps_key` the one with what norms add to the mean square. `parallel_key` is
-    the config key (True where it is left out) under which both sublayers read the layer's input,
-    `numbered_key` one under which a layer computes with its number.
+    was removed; its `norms` do nothing then. `attention_bias_key` and `ffn_bias_key` are config keys that
+    give *all* projections of a sublayer a bias (None: as it is), `norm_eps_key` the one with what norms add
+    to the mean square. `parallel_key` is the config key (True where it is left out) under which both
+    sublayers read the layer's input, `numbered_key` one under which a layer computes with its number.
     """
 
     model_type: str
@@ -96,11 +95,6 @@ class Family:
     def parallel(self, config: Config) -> bool:
         """Whether both sublayers read the layer's input and are added to it side by side."""
         return self.parallel_key is not None and bool(config.get(self.parallel_key, True))
-
-    def stream_norm(self, tensors: Tensors) -> str:
-        """The norm through which the sublayer with these tensors reads the residual stream."""
-        modules = (name.rpartition(".")[0] for name in tensors)
-        return next(name for name in modules if "." not in name and self.norms(name))
 
 
 def linear(name: str, outputs: int | str, inputs: int | str, bias: bool = False) -> Tensors:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.spend import given, spend_shares
 from resprout.tasks.prune.target import kept_share
 
@@ -28,6 +29,9 @@ class Adaptive:
 
     amplitude: float = 0.02
     """Largest difference of a layer's share from the uniform one."""
+
+    def __post_init__(self) -> None:
+        require("adaptive", 0, 1, amplitude=self.amplitude)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""

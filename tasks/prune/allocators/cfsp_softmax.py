@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.spend import given, spend_shares
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class CfspSoftmax:
 
     steepness: float = 13.1
     """How much more a layer keeps for each pi that it turns the stream beyond the mean."""
+
+    def __post_init__(self) -> None:
+        require("cfsp_softmax", 0, 1000, steepness=self.steepness)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""

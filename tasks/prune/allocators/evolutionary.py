@@ -20,6 +20,7 @@ from torch import Tensor
 from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
 from resprout.tasks.models.trial import Trial
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.evolution import Candidate, evolve, stages
 from resprout.tasks.prune.spend import given, sizes_of, spend_shares
 from resprout.tasks.prune.target import fewest
@@ -50,6 +51,11 @@ class Evolutionary:
     """Calibration tokens of the first comparison."""
     growth: int = 4
     """Each comparison looks at this many times more tokens and lets one in so many on."""
+
+    def __post_init__(self) -> None:
+        require("evolutionary", 0, generations=self.generations)
+        require("evolutionary", 1, children=self.children, stages=self.stages, growth=self.growth)
+        require("evolutionary", 1, first_tokens=self.first_tokens)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The widths that the search ends with, at the parameters of equal shares."""

@@ -35,14 +35,16 @@ class PqIndex:
     q: float = 1.0
     """The larger norm."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.p < self.q or self.p > 1:
+            raise BadInput(f"'pq_index' has p: {self.p} and q: {self.q}; give 0 < p <= 1 and p < q")
+
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
         import torch
 
         from resprout.tasks.models.anatomy import anatomy
 
-        if not 0 < self.p < self.q or self.p > 1:
-            raise BadInput(f"allocator 'pq_index' has p: {self.p} and q: {self.q}; give 0 < p <= 1 and p < q")
         layers = anatomy(given(bench).model).layers
         shares: dict[Unit, list[float]] = {
             kind: [

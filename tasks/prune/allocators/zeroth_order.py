@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.spend import given, spend_shares
 from resprout.tasks.prune.target import kept_share
 
@@ -45,6 +46,11 @@ class ZerothOrder:
     """About this many calibration tokens are looked at: whole samples from the first, at least one."""
     max_pruned_share: float = 0.8
     """No layer loses more than this share of its units, where the budget allows it."""
+
+    def __post_init__(self) -> None:
+        require("zeroth_order", 1e-6, 1, noise_std=self.noise_std)
+        require("zeroth_order", 0, 1, max_pruned_share=self.max_pruned_share)
+        require("zeroth_order", 1, calibration_tokens=self.calibration_tokens)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""

@@ -47,10 +47,13 @@ def _sublayers(step: Step) -> list[Tensor]:
     """Block influence of attention and FFN."""
     layer, before = step.layer, list(step.hidden)
     parallel = layer.family.parallel(layer.shape.config)
-    norm = layer.module.get_submodule(layer.family.stream_norm(layer.family.ffn(layer.shape.config)))
     attention = layer.module.get_submodule(layer.family.attention_zeros[0])
     reads: list[Tensor] = []
     adds: list[Tensor] = []
+
+    def see(stream: Tensor) -> None:
+        if not reads:
+            reads.append(stream)
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
         adds.append(output if isinstance(output, Tensor) else output[0])
@@ -59,7 +62,9 @@ def _sublayers(step: Step) -> list[Tensor]:
         if parallel:
             watching.callback(attention.register_forward_hook(keep).remove)
         else:
-            watching.enter_context(watch(norm, reads.append))
+            # The first of the FFN's modules to run reads the stream: the norm in front, if there is one.
+            for name in {name.split(".")[0] for name in layer.family.ffn(layer.shape.config)}:
+                watching.enter_context(watch(layer.module.get_submodule(name), see))
         turns: tuple[list[Tensor], list[Tensor]] = ([], [])
         for x, y in zip(before, step.run(), strict=True):
             # Between the sublayers, or each beside the same input.

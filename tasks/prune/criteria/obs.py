@@ -24,6 +24,7 @@ from torch import Tensor
 from resprout.configs.errors import StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.contracts import Needs
 from resprout.tasks.prune.elimination import eliminate
 from resprout.tasks.prune.statistics import Gram
@@ -37,6 +38,9 @@ class Obs:
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
     damping: float = 0.01
     """Added to the Hessian's diagonal, as a share of its mean; as `prune.ridge` for the repair."""
+
+    def __post_init__(self) -> None:
+        require("obs", 0, damping=self.damping)
 
     def statistic(self, features: int) -> Gram:
         """Gram matrix of the features."""

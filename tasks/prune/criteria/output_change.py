@@ -25,6 +25,7 @@ from resprout.tasks.job import Progress
 from resprout.tasks.models.depth import Block, blocks
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.models.trial import Trial
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.contracts import Needs
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class OutputChange:
     """Share of the units that are removed one at a time."""
     calibration_tokens: int = 2048
     """About this many calibration tokens are looked at: whole samples from the first, at least one."""
+
+    def __post_init__(self) -> None:
+        require("output_change", 0, 1, removed_ratio=self.removed_ratio)
+        require("output_change", 1, calibration_tokens=self.calibration_tokens)
 
     def score_model(
         self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
