@@ -40,6 +40,12 @@ class Slices:
         taken = tensor.movedim(self.dim, 0)[self.index.to(tensor.device)]
         return taken.reshape(len(self.index), -1)
 
+    def sums(self, tensor: Tensor) -> Tensor:
+        """The sum of the values that leave with each unit: [units]; gathers no values."""
+        others = [dim for dim in range(tensor.dim()) if dim != self.dim]
+        along = tensor.sum(dim=others) if others else tensor
+        return along[self.index.to(tensor.device)].sum(dim=1)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -65,10 +71,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Units:
-    """A part with the tensors that its layer has: what a criterion or a repair is given."""
+    """A part with the tensors that its layer has: what a criterion or a repair is given.
+
+    `layer` is the layer's place in its model.
+    """
 
     part: Part
     tensors: Mapping[str, Tensor]
+    layer: int = 0
 
     @property
     def count(self) -> int:
@@ -108,7 +118,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: its module, its widths and the parts that it can have."""
+    """One decoder layer: its module, its widths, the parts that it can have, its place in the model."""
 
     module: Any
     family: Family
@@ -144,7 +154,7 @@ class Layer:
 
     def units(self, kind: Unit) -> Units:
         """The units of `kind` with their tensors."""
-        return Units(self.part(kind), self.tensors)
+        return Units(self.part(kind), self.tensors, self.index)
 
     def reader(self, kind: Unit) -> nn.Module:
         """The module that reads what the units of `kind` make."""

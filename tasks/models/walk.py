@@ -73,11 +73,17 @@ def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TO
 
 
 @contextmanager
-def watch(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `see` with every input of `module`, flattened to [tokens, features], while the context is open."""
+def watch(module: nn.Module, see: Callable[[Tensor], None], row_tokens: int | None = None) -> Iterator[None]:
+    """Call `see` with every input of `module` while the context is open.
+
+    It is a view as [tokens, features], or as [rows, row_tokens, features] where `row_tokens` is given: some
+    families flatten rows and tokens in front of their modules, so that rows must be told.
+    """
 
     def hook(watched: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        see(inputs[0].flatten(0, -2))
+        # Detached: what is kept of it must not keep the graph of a differentiated pass.
+        flat = inputs[0].detach().flatten(0, -2)
+        see(flat if row_tokens is None else flat.unflatten(0, (-1, row_tokens)))
 
     handle = module.register_forward_pre_hook(hook)
     try:

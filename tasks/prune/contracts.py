@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     Of depth one value each: [1, 1] for a layer, [2, 1] (attention, FFN) for its sublayers.
     """
 
-Needs = Literal["weights", "inputs", "model"]
+Needs = Literal["weights", "inputs", "gradients", "model"]
 
 
 class Criterion(Protocol):
     """Says what a unit is worth.
 
-    One that needs weights or inputs has `score`, one that needs the model `score_model`: the engine of
-    its need (tasks/prune/score.py) calls what it has.
+    One that needs weights, inputs or gradients has `score`, one that needs the model `score_model`: the
+    engine of its need (tasks/prune/score.py) calls what it has.
     """
 
     needs: ClassVar[Needs]
-    """What it looks at: a layer's weights; its reader's inputs over the calibration data as well; or the
-    whole model, which it runs itself."""
+    """What it looks at: a layer's weights; its reader's inputs over the calibration data as well; gradients
+    of the causal-LM loss on that data as well; or the whole model, which it runs itself."""
     units: ClassVar[tuple[Unit, ...]]
     """Kinds of units that it can score.
 
@@ -63,6 +63,43 @@ class InputCriterion(Criterion, Protocol):
 
     def score(self, units: Units, inputs: Any) -> Tensor:
         """As of a WeightCriterion; `inputs` is the collector after all calibration data."""
+        ...
+
+
+class GradientStatistic(Protocol):
+    """Grows with every gradient of the weights that it names."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Weights whose gradients it is given, by names from the layer on."""
+        ...
+
+    @property
+    def elements(self) -> int:
+        """Float32 numbers that it holds in the end."""
+        ...
+
+    def update(self, name: str, gradient: Tensor, share: float) -> None:
+        """Add a batch's gradient of the mean loss; the batch has `share` of all predicted tokens.
+
+        The gradient is freed afterwards: what is kept of it must be a copy.
+        """
+        ...
+
+
+class GradientCriterion(Criterion, Protocol):
+    """Looks at a layer's weights, their gradients and, if it likes, at what its reader is given."""
+
+    def gradients(self, units: Units) -> GradientStatistic:
+        """An empty collector of what the criterion must know of gradients."""
+        ...
+
+    def statistic(self, features: int) -> Statistic | None:
+        """An empty collector of what it must know of the reader's inputs; None: nothing."""
+        ...
+
+    def score(self, units: Units, gradients: Any, inputs: Any) -> Tensor:
+        """As of a WeightCriterion; both collectors after all calibration data."""
         ...
 
 

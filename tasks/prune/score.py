@@ -12,9 +12,10 @@ from torch import Tensor
 from resprout.configs.errors import StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
-from resprout.tasks.models.anatomy import anatomy
+from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.walk import walk, watch
 from resprout.tasks.prune.contracts import Criterion, Needs
+from resprout.tasks.prune.gradients import OVERFLOW, by_gradients
 from resprout.tasks.share import WHOLE, Share
 
 if TYPE_CHECKING:
@@ -32,14 +33,16 @@ def score_units(
     """For each layer of the share and kind float32 [units, features per unit] on the CPU; higher is better.
 
     `input_ids` int64 [samples, tokens] run through the model where the criterion needs that, layer by layer
-    up to the last of the share. A score that is not finite raises StageFailed.
+    up to the last of the share; criteria that need gradients or the model run all layers for every share. A
+    score that is not finite raises StageFailed.
     """
-    mine = share.of(len(anatomy(model).layers))
+    layers = anatomy(model).layers
+    mine = share.of(len(layers))
     if not mine:
         return []
     engine = ENGINES[criterion.needs]
     return [
-        {kind: _checked(one, index, kind) for kind, one in by_kind.items()}
+        {kind: _checked(one, layers[index], kind) for kind, one in by_kind.items()}
         for index, by_kind in zip(
             mine, engine(model, criterion, kinds, input_ids, progress, mine), strict=True
         )
@@ -76,7 +79,7 @@ def _by_inputs(
         seen = {kind: criterion.statistic(one.weight.shape[1]) for kind, one in units.items()}
         with ExitStack() as watching:
             for kind in kinds:
-                watching.enter_context(watch(step.layer.reader(kind), seen[kind].update))
+                watching.enter_context(watch(step.layer.reader(kind), seen[kind].update, input_ids.shape[1]))
             for _ in step.run():
                 pass
         yield {kind: criterion.score(one, seen[kind]) for kind, one in units.items()}
@@ -100,6 +103,7 @@ def _by_model(
 ENGINES: Mapping[Needs, Callable[..., Iterator[dict[Unit, Tensor]]]] = {
     "weights": _by_weights,
     "inputs": _by_inputs,
+    "gradients": by_gradients,
     "model": _by_model,
 }
 
@@ -130,10 +134,13 @@ def from_tensors(tensors: Mapping[str, Tensor], kinds: tuple[Unit, ...]) -> list
     return [{kind: tensors[f"layers.{index:02d}.{kind}"] for kind in kinds} for index in range(layers)]
 
 
-def _checked(values: Tensor, layer: int, kind: Unit) -> Tensor:
+def _checked(values: Tensor, layer: Layer, kind: Unit) -> Tensor:
     if not bool(torch.isfinite(values).all()):
+        with layer.present():
+            tensors = layer.tensors.items()
+            broken = [name for name, one in tensors if not bool(torch.isfinite(one).all())]
         raise StageFailed(
-            f"scores of {kind} in layer {layer} are not finite; the model's activations overflow in this "
-            "dtype: give model.dtype: bfloat16 or float32"
+            f"scores of {kind} in layer {layer.index} are not finite; "
+            + (f"neither is {broken[0]} of that layer: take weights that are whole" if broken else OVERFLOW)
         )
     return values.float().cpu()

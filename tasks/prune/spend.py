@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from resprout.configs.errors import StageFailed
+from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.contracts import Bench, Request
@@ -34,16 +34,30 @@ def sizes_of(request: Request, layer: int, kind: Unit) -> list[int]:
     return block_sizes(request.shape.counts(kind)[layer], request.round_to if kind == "ffn" else 1)
 
 
-def spend(request: Request, blocks: Sequence[Block]) -> Shape:
-    """The request's shape with the best blocks that fit the limit; the blocks that must stay come first."""
+def spend(request: Request, blocks: Sequence[Block], min_kept_ratio: float = 0.0) -> Shape:
+    """The request's shape with the best blocks that fit the limit; the blocks that must stay come first.
+
+    Those are as few as a layer can work with, and the share `min_kept_ratio` of its units; where that share
+    does not fit the limit, BadInput is raised.
+    """
     shape = request.shape
     kept: dict[Unit, list[int]] = {kind: [0] * shape.layers for kind in request.kinds}
     left = request.limit - (shape.params - removable_params(request))
 
-    def order(block: Block) -> tuple[bool, float, int, str, int]:
-        must = block.rank < fewest(request.shape, block.kind)
-        return not must, -block.value, block.layer, block.kind, block.rank
+    def must(block: Block) -> bool:
+        before = block.rank * (request.round_to if block.kind == "ffn" else 1)
+        floor = min_kept_ratio * request.shape.counts(block.kind)[block.layer]
+        return block.rank < fewest(request.shape, block.kind) or before < floor
 
+    def order(block: Block) -> tuple[bool, float, int, str, int]:
+        return not must(block), -block.value, block.layer, block.kind, block.rank
+
+    needed = sum(block.params for block in blocks if must(block))
+    if min_kept_ratio and needed > left:
+        raise BadInput(
+            f"allocator_settings.min_kept_ratio {min_kept_ratio} keeps {needed} parameters of the units "
+            f"where prune.target leaves {left}; lower it or raise the target"
+        )
     closed: set[tuple[int, Unit]] = set()
     for block in sorted(blocks, key=order):
         place = (block.layer, block.kind)

@@ -14,7 +14,7 @@ PIECE_ELEMENTS = 2**19
 
 
 class Statistic(Protocol):
-    """Grows with every batch of inputs [tokens, features]."""
+    """Grows with every batch of inputs [rows, tokens, features]."""
 
     def update(self, inputs: Tensor) -> None: ...
 
@@ -32,7 +32,8 @@ class Moments:
         self._centred = torch.zeros(features, dtype=torch.float64)
 
     def update(self, inputs: Tensor) -> None:
-        """Add a batch of inputs [tokens, features]."""
+        """Add a batch of inputs [rows, tokens, features], or [tokens, features]."""
+        inputs = inputs.flatten(0, -2)
         # On a CPU fresh memory for a whole batch in float32 costs several times the sums themselves.
         rows = len(inputs) if inputs.is_cuda else max(1, PIECE_ELEMENTS // inputs.shape[1])
         for piece in inputs.split(rows):
@@ -67,7 +68,8 @@ class Gram:
         self._sum: Tensor | None = None
 
     def update(self, inputs: Tensor) -> None:
-        """Add a batch of inputs [tokens, features]."""
+        """Add a batch of inputs [rows, tokens, features], or [tokens, features]."""
+        inputs = inputs.flatten(0, -2)
         self.tokens += len(inputs)
         if self._sum is None:
             self._sum = inputs.new_zeros(self.features, self.features, dtype=torch.float32)

@@ -53,6 +53,17 @@ def test_watch_sees_flat_inputs_and_leaves_no_hook(tiny):
     assert [tuple(x.shape) for x in seen] == [(24, 128)]
 
 
+def test_watch_sees_rows_where_they_are_told(tiny, family):
+    """OPT flattens rows and tokens in front of its FFN."""
+    model, ids = tiny(family), torch.arange(4, 28).reshape(2, 12)
+    layer, flat, rows = anatomy(model).layers[0], [], []
+    kind = layer.family.units[0]
+    with watch(layer.reader(kind), flat.append), watch(layer.reader(kind), rows.append, 12):
+        model(ids)
+    assert rows[0].shape == (2, 12, flat[0].shape[1])
+    assert torch.equal(rows[0].flatten(0, 1), flat[0])
+
+
 def test_a_unit_is_a_set_of_slices(tiny):
     """Qwen2, 4 heads of 16 in 2 groups: group 1 is rows 32 to 63 of q, 16 to 31 of k and v, columns of o."""
     layer = anatomy(tiny("qwen2")).layers[1]

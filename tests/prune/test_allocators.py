@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.load import load_model
@@ -76,6 +77,26 @@ def test_every_layer_keeps_something_however_low_its_scores():
     request = Request(SHAPE, limit=710 - 4 * 30, kinds=("ffn",), round_to=2)
     scores = [{"ffn": column(0, 1, 0, 1)}, {"ffn": column(*([5.0] * 4))}]
     assert GlobalStandardised().allocate(request, scores).ffn == (2, 2)
+
+
+def test_a_minimum_share_stays_in_every_layer():
+    """Kept of the ranking over all layers, by hand above: the first four, or two of each layer."""
+    scores = [{"ffn": column(0, 0, 0, 8)}, {"ffn": column(100, 101, 102, 103)}]
+    request = Request(SHAPE, limit=710 - 4 * 30, kinds=("ffn",), round_to=1)
+    assert GlobalStandardised().allocate(request, scores).ffn == (1, 3)
+    assert GlobalStandardised(min_kept_ratio=0.3).allocate(request, scores).ffn == (2, 2)
+    with pytest.raises(BadInput, match=r"min_kept_ratio 0\.6 keeps 180 .* leaves 120; lower it"):
+        GlobalStandardised(min_kept_ratio=0.6).allocate(request, scores)
+    with pytest.raises(BadInput, match=r"has min_kept_ratio: 1\.5; give from 0 to 1"):
+        GlobalStandardised(min_kept_ratio=1.5)
+
+
+def test_a_layer_keeps_as_many_experts_as_a_token_goes_to():
+    config = {"tie_word_embeddings": True, "num_experts_per_tok": 2}
+    shape = Shape("mixtral", 8, 16, 4, (8,) * 2, (2,) * 2, (1,) * 2, (4,) * 2, config=config)
+    request = Request(shape, shape.params - 4 * shape.unit_params("experts"), ("experts",), round_to=1)
+    scores = [{"experts": column(0, 0, 0, 1)}, {"experts": column(5, 6, 7, 8)}]
+    assert GlobalStandardised().allocate(request, scores).experts == (2, 2)
 
 
 TINY = tiny_model(

@@ -45,7 +45,8 @@ def test_moments_by_hand():
 @pytest.mark.parametrize(
     ("criterion", "expected"),
     [
-        (Magnitude(), [5**0.5, 2.0]),  # column norms: sqrt(1 + 4), 2
+        (Magnitude(of="reader"), [5**0.5, 2.0]),  # column norms: sqrt(1 + 4), 2
+        (Magnitude(of="reader", norm="l1"), [3.0, 2.0]),  # column sums of |W|: 1 + 2, 2
         (WandaSp(), [3 * 35**0.5, 2 * 99**0.5]),  # column sums of |W|: 3 and 2, times the norms
         (Flap(), [4 * 5.0, 12 * 4.0]),  # variance 4 and 12, squared column norms 5 and 4
     ],
@@ -84,7 +85,8 @@ def test_scores_of_a_model_equal_the_numpy_reference(name, family):
     for hook in hooks:
         hook.remove()
     kinds = tuple(kind for kind in ("ffn", "kv_groups") if kind in FAMILIES[family].units)
-    scores = score_units(model, CRITERIA.get(name)(), kinds, IDS)
+    settings = {"of": "reader"} if name == "magnitude" else {}
+    scores = score_units(model, CRITERIA.get(name)(**settings), kinds, IDS)
     for index, by_kind in enumerate(scores):
         for kind in kinds:
             reader = READERS.get(family, DOWN)[kind]
@@ -125,5 +127,9 @@ def test_best_units_goes_by_the_mean_and_breaks_ties_by_index():
 def test_scores_that_are_not_finite_stop_the_stage():
     model = tiny_model("llama")
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    says = r"scores of ffn in layer 1 are not finite; neither is mlp\.up_proj\.weight of that layer"
+    with pytest.raises(StageFailed, match=says):
+        score_units(model, Flap(), ("ffn",), IDS)
+    model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e38
     with pytest.raises(StageFailed, match=r"scores of ffn in layer 1 are not finite.*bfloat16 or float32"):
         score_units(model, Flap(), ("ffn",), IDS)

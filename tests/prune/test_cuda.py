@@ -8,6 +8,8 @@ import torch
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.prune.registry import CRITERIA
+from resprout.tasks.prune.score import score_units
 from resprout.tasks.prune.statistics import Gram
 from tiny_models import tiny_model
 
@@ -24,6 +26,19 @@ def test_gram_of_bfloat16_inputs_adds_up_in_float32():
     gram.update(values.cuda())
     exact = values.double().T @ values.double()
     torch.testing.assert_close(gram.matrix.cpu().double(), exact, rtol=1e-4, atol=1e-2)
+
+
+WIDTHS = [entry.name for entry in CRITERIA if "ffn" in entry.declared["units"]]
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_scores_on_a_gpu_are_nearly_those_of_the_cpu(name):
+    cpu, gpu = (
+        score_units(tiny_model("llama").to(device), CRITERIA.get(name)(), ("ffn",), IDS)
+        for device in ("cpu", "cuda")
+    )
+    for one, other in zip(cpu, gpu, strict=True):
+        torch.testing.assert_close(one["ffn"], other["ffn"], rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("repair", ["none", "bias", "least_squares"])

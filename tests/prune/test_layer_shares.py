@@ -322,7 +322,7 @@ def test_a_masked_candidate_is_the_cut_model(kinds):
         }
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resprout.tasks.prune.make_plan.ALLOCATORS.get", lambda name: Fixed)
+        patch.setattr("resprout.tasks.prune.make_plan.ALLOCATORS.get", lambda name: lambda **_: Fixed())
         plan = plan_from(scores, shape, "float32", config)
     pruned = copy.deepcopy(model)
     apply(pruned, plan)

@@ -19,7 +19,7 @@ from tiny_models import write_tiny_folder
 IDS = torch.randint(4, 256, (6, 24), generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("method", ["flap", "magnitude"])
+@pytest.mark.parametrize("method", ["flap", "magnitude", "random", "taylor"])
 def test_scores_from_shards_equal_those_of_one_piece(family: str, method: str, tmp_path: Path) -> None:
     write_tiny_folder(tmp_path / "model", family, dtype="bfloat16", num_hidden_layers=5)
     (tmp_path / "calibration").mkdir()

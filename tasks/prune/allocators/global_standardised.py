@@ -5,15 +5,19 @@ layers and between attention and FFN; then all units stand in one ranking and th
 parameters that they bring are spent (a KV group weighs as many parameters as it has, which is the paper's
 compensation). The paper ranks single channels; here blocks of `round_to` channels in order of their score
 stand in the ranking by their mean, so that every width is a multiple of `round_to`, and round_to = 1 is the
-paper's ranking. Each layer keeps at least one block and one group.
+paper's ranking. Each layer keeps at least one block and one group, as many experts as a token goes to, and
+the share `min_kept_ratio` of its units: the minimum threshold that Global MP (arXiv 2209.14624) puts under
+every layer, since one ranking over all can empty a layer whose weights are small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.spend import Block, sizes_of, spend
 
 if TYPE_CHECKING:
@@ -23,14 +27,24 @@ if TYPE_CHECKING:
     from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
+@dataclass(frozen=True)
 class GlobalStandardised:
     """One ranking over all layers and kinds, scores standardised in each."""
 
     per_layer: ClassVar[bool] = True
     tries: ClassVar[bool] = False
 
+    min_kept_ratio: float = 0.0
+    """Share of its units of each kind that every layer keeps."""
+
+    def __post_init__(self) -> None:
+        require("global_standardised", 0, 1, min_kept_ratio=self.min_kept_ratio)
+
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
-        """Widths of each layer, within the limit and as close to it as whole blocks allow."""
+        """Widths of each layer, within the limit and as close to it as whole blocks allow.
+
+        A `min_kept_ratio` that does not fit the limit raises BadInput.
+        """
         return spend(
             request,
             [
@@ -39,6 +53,7 @@ class GlobalStandardised:
                 for kind in request.kinds
                 for block in _blocks(layer, kind, by_kind[kind], request)
             ],
+            self.min_kept_ratio,
         )
 
 

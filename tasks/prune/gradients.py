@@ -1,0 +1,213 @@
+"""Gradients of the causal-LM loss over the calibration tokens, handed on tensor by tensor as they are made.
+
+Batch by batch one forward and one backward pass run; each weight's gradient goes to the criterion's
+statistics the moment it is there and is freed, so that at no time the gradients of a whole model exist. Only
+weights that a criterion asks for are differentiated. A share of the layers costs the whole forward pass and
+the backward pass down to its first layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.stages import Unit
+from resprout.tasks.job import Progress
+from resprout.tasks.models.anatomy import Layer, Units, anatomy
+from resprout.tasks.models.walk import BATCH_TOKENS, walk, watch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from resprout.tasks.prune.contracts import GradientCriterion, GradientStatistic
+
+
+OVERFLOW = (
+    "the model's activations or gradients overflow in this dtype: give model.dtype: bfloat16 or float32"
+)
+
+
+def by_gradients(
+    model: PreTrainedModel,
+    criterion: GradientCriterion,
+    kinds: tuple[Unit, ...],
+    input_ids: Tensor,
+    progress: Progress,
+    mine: range,
+) -> Iterator[dict[Unit, Tensor]]:
+    """Scores of the layers `mine`, by kind: float32 [units, features per unit].
+
+    The loss is the mean over all predicted tokens. The model is left as it was, gradients and modes too.
+    Calibration samples of one token, or a model that does not fit with its activations, raise BadInput; a
+    loss that is not finite raises StageFailed.
+    """
+    check_samples(input_ids)
+    layers = anatomy(model).layers[mine.start : mine.stop]
+    units = [{kind: layer.units(kind) for kind in kinds} for layer in layers]
+    sums = [{kind: criterion.gradients(one) for kind, one in by_kind.items()} for by_kind in units]
+    inputs = [{kind: _inputs(criterion, one) for kind, one in by_kind.items()} for by_kind in units]
+    wanted = [_wanted(layer, by_kind.values()) for layer, by_kind in zip(layers, sums, strict=True)]
+    held = sum(4 * one.elements for by_kind in sums for one in by_kind.values())
+    # One gradient at a time, with the copies in float32 that statistics make of it.
+    largest = max(one.nbytes + 3 * 4 * one.numel() for each in wanted for one, _ in each.values())
+    check_memory(model, input_ids, len(anatomy(model).layers) - mine.start, held + largest)
+
+    share = [0.0]
+    batches = input_ids.split(rows_of_batch(input_ids))
+    with differentiable(model, [one for each in wanted for one, _ in each.values()]), ExitStack() as hooks:
+        for layer, parameters, seen in zip(layers, wanted, inputs, strict=True):
+            for name, (parameter, statistics) in parameters.items():
+                hooks.enter_context(_handed_on(name, parameter, statistics, share))
+            for kind, statistic in seen.items():
+                if statistic is not None:
+                    hooks.enter_context(watch(layer.reader(kind), statistic.update, input_ids.shape[1]))
+        for index, ids in enumerate(batches):
+            share[0] = len(ids) / len(input_ids)
+            causal_loss(model, ids).backward()
+            progress(index + 1, len(batches), "batches differentiated")
+    for by_kind, gathered, seen in zip(units, sums, inputs, strict=True):
+        yield {kind: criterion.score(one, gathered[kind], seen[kind]) for kind, one in by_kind.items()}
+
+
+def causal_loss(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Mean cross-entropy of the next token over `ids` [rows, tokens]; not finite raises StageFailed."""
+    ids = ids.to(model.device)
+    run: Any = model
+    loss: Tensor = run(input_ids=ids, labels=ids, use_cache=False).loss
+    if not bool(torch.isfinite(loss)):
+        raise StageFailed(f"the loss over the calibration tokens is not finite; {OVERFLOW}")
+    return loss
+
+
+def rows_of_batch(input_ids: Tensor) -> int:
+    """Samples that run at a time."""
+    return max(1, BATCH_TOKENS // input_ids.shape[1])
+
+
+def check_samples(input_ids: Tensor) -> None:
+    """Raise BadInput unless every sample has a token to predict."""
+    if input_ids.dim() != 2 or len(input_ids) == 0 or input_ids.shape[1] < 2:
+        raise BadInput(
+            f"input_ids has shape {list(input_ids.shape)}, which predicts no token; give [samples, tokens] "
+            "with at least 2 tokens"
+        )
+
+
+def check_memory(model: PreTrainedModel, input_ids: Tensor, layers: int, beside: int) -> None:
+    """Raise BadInput where the passes need more memory than is free.
+
+    `layers` is how many layers keep activations, `beside` the bytes of gradients and statistics.
+    """
+    needed = needed_bytes(model, input_ids, layers) + beside
+    free = available_bytes(model.device)
+    if needed > free:
+        raise BadInput(
+            f"gradients of this model need about {needed / 1e9:.1f} GB beside its weights for batches of "
+            f"{rows_of_batch(input_ids) * input_ids.shape[1]} tokens, and {free / 1e9:.1f} GB are free; give "
+            "shorter calibration samples, more memory, or a criterion that needs no gradients "
+            "(resprout methods)"
+        )
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory of the device that is free now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def needed_bytes(model: PreTrainedModel, input_ids: Tensor, layers: int) -> int:
+    """Bytes of activations and logits that one batch keeps for its backward pass.
+
+    The widest layer runs once, and what autograd saves of it is counted: right for every family and attention
+    kernel, and as cheap as one layer of one batch.
+    """
+    ids = input_ids[: rows_of_batch(input_ids)]
+    step = next(walk(model, ids, ids.numel()))
+    modules = [layer.module for layer in anatomy(model).layers]
+    module = max(modules, key=lambda one: sum(parameter.numel() for parameter in one.parameters()))
+    own = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    more, arguments = step.arguments[0]
+    hidden = step.hidden[0].detach().requires_grad_()
+    with differentiable(model, list(module.parameters())), saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = module(hidden, *more, **arguments)
+    del output
+    logits = ids.numel() * model.config.get_text_config().vocab_size
+    # Logits, and in float32 their copy, their log-softmax and its gradient.
+    return layers * sum(saved.values()) + logits * (model.dtype.itemsize + 3 * 4)
+
+
+@contextmanager
+def differentiable(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Only `parameters` require gradients and the model is in eval mode while the context is open.
+
+    Afterwards all gradients, flags and modes are as they were.
+    """
+    before = [(one, one.requires_grad, one.grad) for one in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        for one, _, _ in before:
+            one.requires_grad_(False)
+            one.grad = None
+        for one in parameters:
+            one.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for one, required, gradient in before:
+            one.requires_grad_(required)
+            one.grad = gradient
+        for module, mode in modes:
+            module.training = mode
+
+
+_Wanted = Mapping[str, tuple[nn.Parameter, list["GradientStatistic"]]]
+"""By name from the layer on: a weight, and the statistics that its gradient goes to."""
+
+
+def _inputs(criterion: GradientCriterion, units: Units) -> Any:
+    """An empty collector of the reader's inputs, None where the criterion or the unit has none."""
+    return None if units.part.reader is None else criterion.statistic(units.weight.shape[1])
+
+
+def _wanted(layer: Layer, statistics: Any) -> _Wanted:
+    found: dict[str, tuple[nn.Parameter, list[GradientStatistic]]] = {}
+    for statistic in statistics:
+        for name in statistic.names:
+            found.setdefault(name, (layer.module.get_parameter(name), []))[1].append(statistic)
+    return found
+
+
+@contextmanager
+def _handed_on(
+    name: str, parameter: nn.Parameter, statistics: Sequence[GradientStatistic], share: list[float]
+) -> Iterator[None]:
+    """Give each gradient of `parameter` to the statistics and free it, while the context is open."""
+
+    def hook(given: Tensor) -> None:
+        gradient, given.grad = given.grad, None
+        if gradient is not None:
+            for statistic in statistics:
+                statistic.update(name, gradient, share[0])
+
+    handle = parameter.register_post_accumulate_grad_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,46 @@
+"""Every criterion finds units that were made unimportant; the control does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resprout.configs.stages import DEPTH
+from resprout.tasks.models.anatomy import anatomy
+from resprout.tasks.models.families import FAMILIES
+from resprout.tasks.prune.registry import CRITERIA
+from resprout.tasks.prune.score import best_units, score_units
+from tiny_models import tiny_model
+
+IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
+BLIND = {("activation", "heads")}
+"""Queries and what reads a head are scaled, but the values, which alone make the size of its output, stay."""
+CASES = [
+    (entry.name, kind, family)
+    for entry in CRITERIA
+    for family in ("llama", "gpt2", "qwen3_moe")
+    for kind in FAMILIES[family].units
+    if kind not in DEPTH and kind in entry.declared["units"] and (entry.name, kind) not in BLIND
+]
+
+
+def planted(family, kind):
+    """A model in which all that couples every second unit is scaled by 1e-3, biases too."""
+    model = tiny_model(family, num_key_value_heads=4) if kind == "kv_groups" else tiny_model(family)
+    for layer in anatomy(model).layers:
+        for one in layer.part(kind).slices:
+            parameter, weak = layer.module.get_parameter(one.name), one.index[1::2].flatten()
+            parameter.index_copy_(one.dim, weak, parameter.index_select(one.dim, weak) * 1e-3)
+    return model
+
+
+@pytest.mark.parametrize(("name", "kind", "family"), CASES)
+def test_units_scaled_down_go_first(name, kind, family):
+    model = planted(family, kind)
+    blocks = anatomy(model).layers[0].part(kind).blocks
+    found = []
+    for by_kind in score_units(model, CRITERIA.get(name)(), (kind,), IDS):
+        count = len(by_kind[kind])
+        best = best_units(by_kind[kind], count // blocks // 2, blocks)
+        found.append(best == list(range(0, count, 2)))
+    assert all(found) == (name != "random")
