@@ -11,9 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from resprout.configs.section import Name, Ratio, Section
 from resprout.configs.sources import DataSource, RowSource, TextSource
 
-Unit = Literal["ffn", "kv_groups", "heads", "experts", "layers", "sublayers"]
+Unit = Literal["ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers"]
 """What a pruning method removes: FFN channels, KV groups with their query heads, query heads inside each
-group (keys and values stay), experts with their router rows, whole layers, attention and FFN sublayers."""
+group (keys and values stay), experts with their router rows, hidden channels of the whole model, whole
+layers, attention and FFN sublayers."""
 
 DEPTH: tuple[Unit, ...] = ("layers", "sublayers")
 """Units that are pruned alone: each is a whole part of the decoder and has no width."""
@@ -75,11 +76,12 @@ class PruneConfig(Section):
     """Overrides the preset's repair of what the removed channels contributed."""
     units: tuple[Unit, ...] = ("ffn",)
     """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
-    group), experts; or layers alone, or sublayers (attention and FFN, each by itself) alone."""
+    group), experts, hidden (channels of the residual stream, in the whole model); or layers alone, or
+    sublayers (attention and FFN, each by itself) alone."""
     target: TargetConfig
     """Size to reach."""
     round_to: Annotated[int, Field(ge=1)] = 128
-    """FFN widths are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
+    """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
     layout: Literal["uniform", "per_layer"] = "uniform"
     """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)

@@ -1,9 +1,9 @@
 """What a decoder's units are: which slices of which tensors leave with each, worked out from named axes.
 
-A unit of a layer (an FFN channel, a KV group with its query heads, a query head, an expert) is a set of
-slices of the layer's tensors. Its *features* are the columns of one *reader* (`down_proj`, `o_proj`) that it
-makes. Methods speak of units, slices, features and readers only; what a family calls its tensors and how it
-fuses them is said in tasks/models/families.
+A unit of a layer (an FFN channel, a KV group with its query heads, a query head, an expert, a hidden
+channel as far as the layer holds it) is a set of slices of the layer's tensors. Its *features* are the
+columns of one *reader* (`down_proj`, `o_proj`) that it makes. Methods speak of units, slices, features
+and readers only; what a family calls its tensors and how it fuses them is said in tasks/models/families.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Slices:
 class Part:
     """The units of one kind in one layer, by names from the layer on.
 
-    `reader` is the module that reads their features, None where no one module does. Units lie in `blocks`
-    blocks of equal size, of which each keeps the same number.
+    `reader` is the module that reads their features, None where no one module does. Units lie in
+    `blocks` blocks of equal size, of which each keeps the same number.
     """
 
     kind: Unit
@@ -210,6 +210,8 @@ def part(shape: Shape, widths: Widths, kind: Unit) -> Part:
         return Part(kind, heads, slices, reader, shape.head_dim, transposed, blocks=widths.kv_heads)
     if kind == "experts":
         return Part(kind, widths.experts, slices)
+    if kind == "hidden":
+        return Part(kind, shape.hidden, slices)
     raise ValueError(f"a layer has no units '{kind}'")
 
 
@@ -255,6 +257,7 @@ def _rows(axis: str, kind: Unit, head_dim: int, heads_per_group: int) -> int | N
     rows: Mapping[tuple[Unit, str], int] = {
         ("ffn", "ffn"): 1,
         ("experts", "experts"): 1,
+        ("hidden", "hidden"): 1,
         ("heads", "query"): head_dim,
         ("kv_groups", "query"): heads_per_group * head_dim,
         ("kv_groups", "key"): head_dim,

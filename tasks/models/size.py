@@ -61,8 +61,8 @@ class Widths:
 class Shape:
     """All widths of a decoder; `ffn`, `kv_heads`, `heads_per_group`, `experts` have a number for each layer.
 
-    A width of 0 means that the layer lacks that sublayer. `config` is the config.json that says what else the
-    tensors depend on: biases, tied embeddings, positions.
+    A width of 0 means that the layer lacks that sublayer. `config` is the config.json that says what
+    else the tensors depend on: biases, tied embeddings, positions.
     """
 
     model_type: str
@@ -152,11 +152,16 @@ class Shape:
 
     def counts(self, unit: Unit) -> tuple[int, ...]:
         """How many units each layer has; of query heads in each group."""
+        if unit == "hidden":
+            return (self.hidden,) * self.layers
         counts: tuple[int, ...] = getattr(self, COUNTED[unit])
         return counts
 
     def with_counts(self, unit: Unit, counts: Iterable[int]) -> Shape:
-        """The shape with that many units in each layer."""
+        """The shape with that many units in each layer; hidden channels are as many in all."""
+        if unit == "hidden":
+            (hidden,) = set(counts)
+            return replace(self, hidden=hidden)
         changed: Any = {COUNTED[unit]: tuple(counts)}
         return replace(self, **changed)
 
@@ -178,8 +183,20 @@ class Shape:
         return sum(math.prod(self.axis(axis, widths) for axis in axes) for axes in tensors)
 
     def unit_params(self, unit: Unit, layer: int = 0) -> int:
-        """Parameters that leave with one unit of a layer; with one query head of *each* group for `heads`."""
+        """Parameters that leave with one unit of a layer; with one query head of *each* group for `heads`.
+
+        A hidden channel's are those in this layer; layer 0 stands for those outside layers as well.
+        """
         widths = self.widths(layer)
+        if unit == "hidden":
+            ends = self.family.ends(self.config).values() if layer == 0 else ()
+            tensors = [*self.layer_tensors(widths).values(), *ends]
+            held = (
+                math.prod(self.axis(axis, widths) for axis in axes if axis != "hidden")
+                for axes in tensors
+                if "hidden" in axes
+            )
+            return sum(held)
         fewer: Any = {COUNTED[unit]: self.counts(unit)[layer] - 1}
         # Widths of 1 and less would take the whole sublayer, with what no unit owns, away.
         more: Any = {COUNTED[unit]: self.counts(unit)[layer] + 1}

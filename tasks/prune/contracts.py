@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from resprout.tasks.models.anatomy import Units
-    from resprout.tasks.prune.statistics import Statistic
+    from resprout.tasks.prune.statistics import Statistic, Targets
 
     Scores = Sequence[Mapping[Unit, Tensor]]
     """For each layer and kind of unit: float32 [units, features per unit], higher is worth more.
@@ -37,7 +37,10 @@ class Criterion(Protocol):
     """What it looks at: a layer's weights; its reader's inputs over the calibration data as well; gradients
     of the causal-LM loss on that data as well; or the whole model, which it runs itself."""
     units: ClassVar[tuple[Unit, ...]]
-    """Kinds of units that it can score."""
+    """Kinds of units that it can score.
+
+    A score of `hidden` in a layer is what that layer says; a hidden channel is worth the sum over the
+    layers."""
 
 
 class WeightCriterion(Criterion, Protocol):
@@ -143,6 +146,34 @@ class Repair(Protocol):
         ...
 
 
+@runtime_checkable
+class SequentialRepair(Protocol):
+    """A repair that can look at what its reader is given once the layers before are cut and repaired."""
+
+    inputs: Literal["dense", "pruned"]
+    """Whose inputs it looks at: the uncut model's (as a Repair), or the pruned one's."""
+
+    def targets(self, features: int) -> Targets:
+        """An empty collector of the kept features in the pruned model and of the outputs to come near to."""
+        ...
+
+    def solve(self, units: Units, kept: Tensor, targets: Targets, ridge: float) -> Repaired:
+        """As `Repair.repair`."""
+        ...
+
+
+@runtime_checkable
+class ModelRepair(Protocol):
+    """A repair that first brings the whole model to a form which loses less by the cut."""
+
+    basis: ClassVar[str]
+    """What units of `hidden` are once the model is prepared, as of the criterion that scores them."""
+
+    def prepare(self, model: PreTrainedModel, input_ids: Tensor, progress: Progress) -> None:
+        """Change `model` in place so that it computes the same. `input_ids` int64 [samples, tokens]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Repaired:
     """A reader after its cut: weight [outputs, kept features], and a bias [outputs] where one is added."""
@@ -187,3 +218,12 @@ class Request:
     round_to: int
     uniform: bool = True
     costs: Costs | None = None
+    embedding_params: int | None = None
+    """What the limit takes embeddings and head to hold, whatever becomes of them; None: they count as they
+    are."""
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether a shape keeps to the limit."""
+        if self.embedding_params is None:
+            return shape.params <= self.limit
+        return shape.non_embedding_params + self.embedding_params <= self.limit

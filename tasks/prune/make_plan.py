@@ -80,6 +80,7 @@ def plan_from(
             for index in range(granted.layers)
             if granted.ffn[index] or granted.kv_heads[index]
         ),
+        hidden=_keep_hidden(scores, granted.hidden) if "hidden" in config.units else None,
     )
 
 
@@ -136,6 +137,11 @@ def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) 
         heads=heads,
         experts=experts,
     )
+
+
+def _keep_hidden(scores: list[dict[Unit, Tensor]], keep: int) -> tuple[int, ...]:
+    total = sum((by_kind["hidden"] for by_kind in scores[1:]), scores[0]["hidden"])
+    return tuple(best_units(total, keep))
 
 
 def _requested(dense: Shape, wanted: Request, dtype: str) -> Size:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
 from resprout.tasks.models.depth import caches_work, check_numbers, cut_types
-from resprout.tasks.models.size import Shape, Sizes
+from resprout.tasks.models.size import Shape, Sizes, Widths
 
 PLAN_FILE = "plan.json"
 
@@ -44,8 +44,8 @@ class Latency(_Strict):
 class LayerPlan(_Strict):
     """Kept units of one layer, ascending indices into the uncut layer; none at all: the sublayer is gone.
 
-    `index` is the layer's place in the uncut model, None where all layers stay. `heads` are query heads of
-    the kept groups, None where each group keeps all of its own; `experts` likewise.
+    `index` is the layer's place in the uncut model, None where all layers stay. `heads` are query heads
+    of the kept groups, None where each group keeps all of its own; `experts` likewise.
     """
 
     index: int | None = None
@@ -53,6 +53,16 @@ class LayerPlan(_Strict):
     kv_groups: tuple[int, ...]
     heads: tuple[int, ...] | None = None
     experts: tuple[int, ...] | None = None
+
+    def widths(self, dense: Widths) -> Widths:
+        """The widths that are left of an uncut layer's."""
+        groups = len(self.kv_groups)
+        return Widths(
+            ffn=len(self.ffn),
+            kv_heads=groups,
+            heads_per_group=len(self.heads) // max(1, groups) if self.heads else dense.heads_per_group,
+            experts=dense.experts if self.experts is None else len(self.experts),
+        )
 
     def kept(self) -> dict[Unit, tuple[int, ...]]:
         """The kept units by kind, of those kinds that lose some or could."""
@@ -81,6 +91,8 @@ class Plan(_Strict):
     latency: Latency | None = None
     warnings: tuple[str, ...] = ()
     layers: tuple[LayerPlan, ...]
+    hidden: tuple[int, ...] | None = None
+    """Kept hidden channels of the whole model, or kept directions where the repair rotates; None: all."""
 
     def source(self, layer: int) -> int:
         """The place in the uncut model of a layer of the pruned one."""
@@ -90,21 +102,14 @@ class Plan(_Strict):
     def shape(self, dense: Shape) -> Shape:
         """The widths of the pruned model, given those of the model the plan was made for."""
         sources = [self.source(layer) for layer in range(len(self.layers))]
-        kept = [dense.widths(source) for source in sources]
+        widths = [one.widths(dense.widths(i)) for one, i in zip(self.layers, sources, strict=True)]
         return replace(
             dense,
-            ffn=tuple(len(layer.ffn) for layer in self.layers),
-            kv_heads=tuple(len(layer.kv_groups) for layer in self.layers),
-            heads_per_group=tuple(
-                len(layer.heads) // max(1, len(layer.kv_groups)) if layer.heads else widths.heads_per_group
-                for layer, widths in zip(self.layers, kept, strict=True)
-            ),
-            experts=tuple(
-                widths.experts if layer.experts is None else len(layer.experts)
-                for layer, widths in zip(self.layers, kept, strict=True)
-            )
-            if dense.experts
-            else (),
+            hidden=dense.hidden if self.hidden is None else len(self.hidden),
+            ffn=tuple(one.ffn for one in widths),
+            kv_heads=tuple(one.kv_heads for one in widths),
+            heads_per_group=tuple(one.heads_per_group for one in widths),
+            experts=tuple(one.experts for one in widths) if dense.experts else (),
             config=cut_types(dense.config, sources),
         )
 
@@ -118,6 +123,12 @@ class Plan(_Strict):
             raise BadInput(
                 "the plan was made for a {} model of {} layers and {} parameters, but the model given is "
                 "{} of {} layers and {} parameters; make a plan for this model".format(*made_for, *given)
+            )
+        hidden = range(dense.hidden) if self.hidden is None else self.hidden
+        if not hidden or list(hidden) != sorted(set(hidden) & set(range(dense.hidden))):
+            raise BadInput(
+                f"plan.json keeps hidden channels {list(hidden[:3])}...; give ascending indices from 0 to "
+                f"{dense.hidden - 1}, each once and at least one"
             )
         sources = [self.source(layer) for layer in range(len(self.layers))]
         if sources != sorted(set(sources)) or not sources or sources[0] < 0 or sources[-1] >= dense.layers:

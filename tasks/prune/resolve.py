@@ -73,6 +73,20 @@ def resolve(config: PruneConfig) -> Resolved:
             f"prune.allocator '{resolved.allocator}' gives each layer a width of its own, but prune.layout "
             "is uniform; give allocator: uniform, or layout: per_layer"
         )
+    if config.layout == "per_layer" and "hidden" in config.units:
+        raise BadInput(
+            "prune.units names hidden, whose channels run through all layers alike, but prune.layout is "
+            "per_layer; give layout: uniform, or leave hidden out"
+        )
+    basis, turned = (
+        registry.entry(name).declared.get("basis", "channels")
+        for registry, name in ((CRITERIA, resolved.criterion), (REPAIRS, resolved.repair))
+    )
+    if basis != turned:
+        raise BadInput(
+            f"criterion '{resolved.criterion}' scores hidden {basis}, but repair '{resolved.repair}' keeps "
+            f"{turned}; give two that agree, as method: slicegpt does"
+        )
     if config.layout == "per_layer" and {"kv_groups", "heads"} <= set(config.units):
         raise BadInput(
             "prune.units names kv_groups and heads, whose sizes depend on each other, which layout: "

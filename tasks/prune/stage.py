@@ -192,14 +192,14 @@ def _prune_streamed(
     pruned = pruned_shape(made, dense)
     model = open_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     writer = SafetensorsWriter(workdir / "model.safetensors", dict(pruned.tensors()), job.dtype)
-    for name in pruned.family.ends(pruned.config):
-        writer.put(name, model.get_parameter(name))
 
     def take(index: int, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             writer.put(f"{pruned.family.layer_prefix}{index}.{name}", tensor)
 
     apply(model, made, _input_ids(inputs["calibration"]), job.config.ridge, progress, take)
+    for name in pruned.family.ends(pruned.config):
+        writer.put(name, model.get_parameter(name))
     writer.close()
     save_beside_weights(model, workdir, tokenizer_from=inputs["model"])
 

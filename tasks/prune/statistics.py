@@ -22,8 +22,8 @@ class Statistic(Protocol):
 class Moments:
     """Count, mean and centred sum of squares of each feature, float64 [features] between batches.
 
-    Batches are joined by the pairwise update of Chan et al. (1983), so that a variance which is small beside
-    its mean does not cancel.
+    Batches are joined by the pairwise update of Chan et al. (1983), so that a variance which is small
+    beside its mean does not cancel.
     """
 
     def __init__(self, features: int) -> None:
@@ -64,11 +64,13 @@ class Gram:
 
     def __init__(self, features: int) -> None:
         self.features = features
+        self.tokens = 0
         self._sum: Tensor | None = None
 
     def update(self, inputs: Tensor) -> None:
         """Add a batch of inputs [rows, tokens, features], or [tokens, features]."""
         inputs = inputs.flatten(0, -2)
+        self.tokens += len(inputs)
         if self._sum is None:
             self._sum = inputs.new_zeros(self.features, self.features, dtype=torch.float32)
         if inputs.is_cuda and inputs.dtype != torch.float32:
@@ -84,12 +86,43 @@ class Gram:
         return torch.zeros(self.features, self.features) if self._sum is None else self._sum
 
 
+class Targets:
+    """What a linear layer is given in one model and what it should give: sums over tokens in float32.
+
+    `gram` of the inputs [features, features], `outputs` the sum of y x^T [outputs, features].
+    """
+
+    def __init__(self, features: int) -> None:
+        self.gram = Gram(features)
+        self._outputs: Tensor | None = None
+        self._sum: Tensor | None = None
+
+    def update(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Add a batch of inputs [tokens, features] and of outputs [tokens, outputs]."""
+        self.gram.update(inputs)
+        if self._outputs is None or self._sum is None:
+            self._outputs = inputs.new_zeros(outputs.shape[1], inputs.shape[1], dtype=torch.float32)
+            self._sum = inputs.new_zeros(inputs.shape[1], dtype=torch.float32)
+        self._sum += inputs.sum(dim=0, dtype=torch.float32)
+        if inputs.is_cuda and inputs.dtype != torch.float32:
+            self._outputs += torch.mm(outputs.T, inputs, out_dtype=torch.float32)
+            return
+        with _bfloat16_products(inputs.dtype == outputs.dtype == torch.bfloat16):
+            self._outputs.addmm_(outputs.float().T, inputs.float())
+
+    def outputs(self, bias: Tensor | None = None) -> Tensor:
+        """The sum of (y - bias) x^T: float32 [outputs, features]."""
+        if self._outputs is None or self._sum is None:
+            raise ValueError("no inputs were seen")
+        return self._outputs if bias is None else self._outputs - torch.outer(bias.float(), self._sum)
+
+
 @contextmanager
 def _bfloat16_products(lossless: bool) -> Iterator[None]:
     """Let CPU matrix products of float32 round their factors to bfloat16 and still add up in float32.
 
-    Activations of a bfloat16 model lose nothing by that, and processors with bfloat16 units are three times
-    as fast at it.
+    Activations of a bfloat16 model lose nothing by that, and processors with bfloat16 units are three
+    times as fast at it.
     """
     backends: Any = torch.backends
     backend = backends.mkldnn.matmul

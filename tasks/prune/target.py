@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import replace
 from itertools import product
 
@@ -12,18 +13,18 @@ from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.models.depth import blocks, check_numbers, without
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.contracts import Request
-from resprout.tasks.prune.registry import ALLOCATORS
+from resprout.tasks.prune.registry import ALLOCATORS, REPAIRS
 from resprout.tasks.prune.resolve import resolve
 
-FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "ffn")
+FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""
 
 
 def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
     """The shape that pruning will reach, None where it depends on scores (allocators that tell layers apart).
 
-    Whatever makes the target unreachable or the repair impossible for this model raises BadInput here, before
-    any weight is read.
+    Whatever makes the target unreachable or the repair impossible for this model raises BadInput here,
+    before any weight is read.
     """
     wanted = request(dense, config)
     if ALLOCATORS.entry(resolve(config).allocator).declared["per_layer"]:
@@ -40,8 +41,7 @@ def request(dense: Shape, config: PruneConfig) -> Request:
             f"prune.units names {' and '.join(foreign)}, which a {dense.model_type} model cannot lose; it "
             f"can lose {', '.join(dense.family.units)}"
         )
-    repair = resolve(config).repair
-    shape = with_biases(dense, config.units) if repair == "bias" else dense
+    shape = with_repair(dense, config.units, resolve(config).repair)
     if config.layout == "uniform" and not dense.uniform:
         raise BadInput(
             "the model's layers already have different widths, which layout: uniform cannot keep; give "
@@ -51,7 +51,16 @@ def request(dense: Shape, config: PruneConfig) -> Request:
         check_numbers(dense)
     _check_present(dense, config.units)
     limit = limit_params(dense, config.target)
-    wanted = Request(shape, limit, config.units, config.round_to, uniform=config.layout == "uniform")
+    target = config.target
+    apart = target.non_embedding_ratio is not None or target.non_embedding_params is not None
+    wanted = Request(
+        shape,
+        limit,
+        config.units,
+        config.round_to,
+        uniform=config.layout == "uniform",
+        embedding_params=dense.embedding_params if apart else None,
+    )
     _check_reachable(wanted, dense)
     return wanted
 
@@ -84,9 +93,9 @@ def limit_params(dense: Shape, target: TargetConfig) -> int:
 def uniform_shape(wanted: Request) -> Shape:
     """The largest shape within the limit that has the same widths in every layer.
 
-    With one kind of unit that is the largest allowed number of them. With several, each kind keeps about the
-    same share: the coarse kinds take the allowed numbers nearest to that share, and the finest takes what is
-    left, FFN channels rounded down to a multiple of `round_to`.
+    With one kind of unit that is the largest allowed number of them. With several, each kind keeps about
+    the same share: the coarse kinds take the allowed numbers nearest to that share, and the finest takes
+    what is left, FFN channels rounded down to a multiple of `round_to`.
     """
     shape = wanted.shape
     *coarse, fine = sorted(wanted.kinds, key=FINENESS.index)
@@ -102,7 +111,7 @@ def uniform_shape(wanted: Request) -> Shape:
             cut = cut.with_counts(kind, (count,) * shape.layers)
         for count in allowed(wanted, fine):
             reached = cut.with_counts(fine, (count,) * shape.layers)
-            if _stock_heads(wanted, reached) and reached.params <= wanted.limit:
+            if _stock_heads(wanted, reached) and wanted.fits(reached):
                 return reached
     raise _unreachable(wanted, _smallest(wanted).params)
 
@@ -111,7 +120,7 @@ def allowed(wanted: Request, kind: Unit) -> list[int]:
     """Allowed numbers of units of a layer where all are alike, largest first, the present one among them."""
     shape = wanted.shape
     present = shape.counts(kind)[0]
-    if kind == "ffn":
+    if kind in ("ffn", "hidden"):
         multiples = range(present // wanted.round_to * wanted.round_to, 0, -wanted.round_to)
         return [present, *(multiple for multiple in multiples if multiple != present)]
     return [*range(present, fewest(shape, kind) - 1, -1)]
@@ -125,7 +134,7 @@ def fewest(shape: Shape, kind: Unit) -> int:
 def _stock_heads(wanted: Request, shape: Shape) -> bool:
     """Whether the family's stock config can state the number of heads, where that was asked for."""
     restricted = wanted.uniform and shape.family.heads_divide_hidden
-    same = shape.heads[0] == wanted.shape.heads[0]
+    same = (shape.heads[0], shape.hidden) == (wanted.shape.heads[0], wanted.shape.hidden)
     return not restricted or same or shape.hidden % shape.heads[0] == 0
 
 
@@ -133,6 +142,16 @@ def block_sizes(width: int, round_to: int) -> list[int]:
     """`width` as blocks of `round_to`, the last one smaller where it does not divide."""
     whole, rest = divmod(width, round_to)
     return [round_to] * whole + ([rest] if rest else [])
+
+
+def with_repair(dense: Shape, kinds: tuple[Unit, ...], repair: str) -> Shape:
+    """The uncut shape with what a repair adds: biases, or a head of its own where it was tied."""
+    declared = REPAIRS.entry(repair).declared
+    if declared.get("adds_biases"):
+        dense = with_biases(dense, kinds)
+    if declared.get("unties_head"):
+        dense = replace(dense, config={**dense.config, "tie_word_embeddings": False})
+    return dense
 
 
 def with_biases(dense: Shape, kinds: tuple[Unit, ...]) -> Shape:
@@ -163,7 +182,7 @@ def warnings_for(dense: Shape, wanted: Request, target: TargetConfig) -> list[st
     """Sentences about a target that will likely gut the model."""
     kept = (wanted.limit - dense.embedding_params) / dense.non_embedding_params
     total = target.params is not None or target.params_ratio is not None
-    if total and kept < 0.5:
+    if total and kept < 0.5 and "hidden" not in wanted.kinds:
         share = dense.embedding_params / dense.params
         return [
             f"embeddings hold {share:.0%} of the parameters and are not pruned, so this target leaves "
@@ -184,6 +203,10 @@ def removable_params(wanted: Request) -> int:
 
 def kept_share(wanted: Request) -> float:
     """The share of the removable parameters that the limit lets stay."""
+    if "hidden" in wanted.kinds:
+        # Channels and other units share parameters, so that the size is no linear function of the share.
+        steps = range(1, 1000)
+        return bisect_left(steps, True, key=lambda step: not wanted.fits(_scaled(wanted, step))) / 1000
     removable = removable_params(wanted)
     return (wanted.limit - (wanted.shape.params - removable)) / removable
 
@@ -206,22 +229,34 @@ def _smallest_depth(wanted: Request) -> Shape:
     return without(shape, removable)
 
 
+def _scaled(wanted: Request, thousandths: int) -> Shape:
+    """The shape with that share of each kind of unit."""
+    shape = wanted.shape
+    for kind in wanted.kinds:
+        counts = [max(1, count * thousandths // 1000) for count in wanted.shape.counts(kind)]
+        shape = shape.with_counts(kind, counts)
+    return shape
+
+
 def _smallest(wanted: Request) -> Shape:
     shape = wanted.shape
     if wanted.kinds[0] in DEPTH:
         return _smallest_depth(wanted)
     for kind in wanted.kinds:
-        if kind == "ffn":
-            shape = shape.with_counts(kind, (min(width, wanted.round_to) for width in shape.ffn))
+        if kind in ("ffn", "hidden"):
+            shape = shape.with_counts(kind, (min(width, wanted.round_to) for width in shape.counts(kind)))
         else:
             shape = shape.with_counts(kind, (allowed(wanted, kind)[-1],) * shape.layers)
     if not _stock_heads(wanted, shape):
-        stock = [
-            count
-            for count in allowed(wanted, "kv_groups")
-            if _stock_heads(wanted, shape.with_counts("kv_groups", (count,) * shape.layers))
-        ]
-        shape = shape.with_counts("kv_groups", (stock[-1],) * shape.layers)
+        free: tuple[Unit, ...] = tuple(k for k in wanted.kinds if k in ("hidden", "kv_groups", "heads"))
+        found = [shape]
+        for kind in free:
+            found = [
+                one.with_counts(kind, (count,) * shape.layers)
+                for one in found
+                for count in allowed(wanted, kind)
+            ]
+        shape = min((one for one in found if _stock_heads(wanted, one)), key=lambda one: one.params)
     return shape
 
 
@@ -231,9 +266,9 @@ def _check_reachable(wanted: Request, dense: Shape) -> None:
             f"prune.target asks for {wanted.limit} parameters, but the model has {dense.params}; give a "
             "smaller target"
         )
-    smallest = _smallest(wanted).params
-    if smallest > wanted.limit:
-        raise _unreachable(wanted, smallest)
+    smallest = _smallest(wanted)
+    if not wanted.fits(smallest):
+        raise _unreachable(wanted, smallest.params)
 
 
 def _unreachable(wanted: Request, smallest: int) -> BadInput:
@@ -245,7 +280,8 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
             "widths"
         )
     remedies = ["raise the target"]
-    more = [kind for kind in reversed(FINENESS) if kind in dense.family.units and kind not in wanted.kinds]
+    free = [kind for kind in reversed(FINENESS) if kind in dense.family.units and kind not in wanted.kinds]
+    more = [kind for kind in free if wanted.uniform or kind != "hidden"]
     remedies += [f"add {kind} to prune.units" for kind in more]
     remedies += ["lower round_to"] * ("ffn" in wanted.kinds)
     return BadInput(

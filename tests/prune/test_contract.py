@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from masked_channels import without_channels
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import PruneConfig
@@ -25,7 +26,7 @@ from resprout.tasks.models.size import count, shape_of
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.plan import LayerPlan, read_plan, write_plan
-from resprout.tasks.prune.registry import CRITERIA
+from resprout.tasks.prune.registry import CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
@@ -54,6 +55,10 @@ READERS = {
     "gpt_neox": ("mlp.dense_4h_to_h", "attention.dense"),
 }
 """Where families other than Llama and its likes read channels and heads."""
+
+
+TURNED = [name for name in preset_names() if REPAIRS.entry(load_preset(name).repair).declared.get("basis")]
+"""Presets that keep no channels as they are; tests/prune/test_rotation.py has their contract."""
 
 
 def masked(model, plan):
@@ -87,6 +92,7 @@ def masked(model, plan):
         rows = (out if config.model_type == "gpt2" else out.T).view(-1, 16, out.shape[0])
         for head in set(range(len(rows))) - set(heads):
             rows[head].zero_()
+    without_channels(model, plan.hidden)
     return model
 
 
@@ -138,8 +144,8 @@ def cases():
         for name, family in FAMILIES.items():
             scored = set(CRITERIA.entry(load_preset(method).criterion).declared["units"])
             for units in [*((unit,) for unit in family.units), ("ffn", "kv_groups"), ("kv_groups", "heads")]:
-                for layout in ("uniform", "per_layer"):
-                    allowed = set(units) <= set(family.units) & scored
+                for layout in ("uniform",) if units == ("hidden",) else ("uniform", "per_layer"):
+                    allowed = set(units) <= set(family.units) & scored and method not in TURNED
                     allowed = allowed and not ("sublayers" in units and layout == "uniform")
                     if allowed and not (layout == "per_layer" and "heads" in units and len(units) > 1):
                         yield pytest.param(method, name, units, layout)

@@ -107,6 +107,15 @@ def test_a_preset_with_another_repair_makes_both_stages_anew(monkeypatch):
     assert (plan_key, prune_key) == keys(method="flap", repair="none"), "the same choice, spelt out"
 
 
+def test_settings_of_a_repair_make_the_weights_anew():
+    base = {"repair": "least_squares"}
+    assert resolve(config(**base)).repair_settings == {"inputs": "dense"}
+    changed = keys(**base, repair_settings={"inputs": "pruned"})
+    assert changed[1] != keys(**base)[1]
+    with pytest.raises(BadInput, match="inputs: 'both'; give one of dense, pruned"):
+        resolve(config(**base, repair_settings={"inputs": "both"}))
+
+
 def test_ridge_makes_the_weights_anew_and_keeps_the_plan():
     before = keys(repair="least_squares")
     plan_key, prune_key = keys(repair="least_squares", ridge=0.5)

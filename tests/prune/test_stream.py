@@ -65,6 +65,21 @@ def test_every_layerwise_method_streams(method, layout, place):
     )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"repair_settings": {"inputs": "pruned"}},
+        {"method": "ziplm", "units": ["ffn", "kv_groups"]},
+        {"criterion": "hidden_magnitude", "units": ["hidden"], "repair": "none"},
+    ],
+)
+def test_repairs_in_order_and_hidden_channels_stream(changes, place, monkeypatch):
+    folder = place("llama", num_hidden_layers=3)
+    whole = made(folder / "whole", "llama", **changes)
+    monkeypatch.setattr("resprout.tasks.models.walk.SPOOL_BYTES", 5000)
+    assert made(folder / "stream", "llama", memory="stream", **changes) == whole
+
+
 def test_one_layer_is_in_memory(place):
     model = open_model(place("llama") / "model", "bfloat16", "cpu")
     first, second = anatomy(model).layers

@@ -25,11 +25,13 @@ Axes = tuple[int | str, ...]
 Tensors = Mapping[str, Axes]
 """Names of tensors and their axes, in torch's order of dimensions."""
 
-DENSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
+DENSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "hidden", "layers", "sublayers")
 """Units of a dense family whose config states head_dim apart from the hidden size."""
+SCALED: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
+"""The same where embeddings are scaled by the hidden size, which can then not change."""
 FIXED_HEADS: tuple[Unit, ...] = ("ffn", "layers", "sublayers")
 """Units of a family whose heads split the hidden size among them, so that neither can change alone."""
-SPARSE: tuple[Unit, ...] = ("kv_groups", "heads", "experts", "layers", "sublayers")
+SPARSE: tuple[Unit, ...] = ("kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
 """Units of a mixture of experts."""
 
 
@@ -56,9 +58,9 @@ class Family:
     whose weight reads the features that a sublayer's units make: [outputs, features], or the other way round
     where `transposed`. `attention_zeros` and `ffn_zeros` are the modules that return zeros where a sublayer
     was removed; its `norms` do nothing then. `attention_bias_key` and `ffn_bias_key` are config keys that
-    give *all* projections of a sublayer a bias (None: as it is). `parallel_key` is the config key (True where
-    it is left out) under which both sublayers read the layer's input, `numbered_key` one under which a layer
-    computes with its number.
+    give *all* projections of a sublayer a bias (None: as it is), `norm_eps_key` the one with what norms add
+    to the mean square. `parallel_key` is the config key (True where it is left out) under which both
+    sublayers read the layer's input, `numbered_key` one under which a layer computes with its number.
     """
 
     model_type: str
@@ -81,6 +83,7 @@ class Family:
     numbered_key: str | None = None
     heads_divide_hidden: bool = False
     norm_offset: float = 0.0
+    norm_eps_key: str = "rms_norm_eps"
     transposed: bool = False
     check: Callable[[Config], str] = field(default=lambda config: "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resprout.tasks.models.families.family import (
+    SCALED,
     Config,
     Family,
     Tensors,
@@ -32,5 +33,6 @@ FAMILY = Family(
     ends=ends,
     attention_bias_key="attention_bias",
     norm_offset=1.0,
+    units=SCALED,
     defaults={"head_dim": 256, "tie_word_embeddings": True},
 )

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from resprout.tasks.models.families.family import Config, Family, Tensors, attention, ends, rms_norm
+from resprout.tasks.models.families.family import (
+    SCALED,
+    Config,
+    Family,
+    Tensors,
+    attention,
+    ends,
+    rms_norm,
+)
 from resprout.tasks.models.families.gemma2 import ffn
 
 
@@ -19,5 +27,6 @@ FAMILY = Family(
     ends=ends,
     attention_bias_key="attention_bias",
     norm_offset=1.0,
+    units=SCALED,
     defaults={"head_dim": 256, "tie_word_embeddings": True},
 )

@@ -6,6 +6,8 @@ through the removed columns becomes an output bias, b = W[:, removed] mean[remov
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from resprout.tasks.prune.statistics import Moments, Statistic
 
 class Bias:
     """The removed features' mean, through the removed weights, as an output bias."""
+
+    adds_biases: ClassVar[bool] = True
 
     def statistic(self, features: int) -> Statistic | None:
         """Moments, of which the mean is used."""

@@ -15,7 +15,15 @@ from resprout.tasks.prune.statistics import Statistic
 class NoRepair:
     """Cut and change nothing else."""
 
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts", "layers", "sublayers")
+    units: ClassVar[tuple[Unit, ...]] = (
+        "ffn",
+        "kv_groups",
+        "heads",
+        "experts",
+        "hidden",
+        "layers",
+        "sublayers",
+    )
 
     def statistic(self, features: int) -> Statistic | None:
         """None: looks at no data."""

@@ -1,0 +1,36 @@
+"""Principal directions of the residual stream in place of hidden channels (SliceGPT, arXiv 2401.15024).
+
+Unit i of `hidden` is the i-th strongest direction of the residual stream, and its score the stream's
+second moment along it (an eigenvalue). What is kept are directions, not channels, so that only a repair
+which turns the stream to them (`rotation`) goes with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from resprout.configs.stages import Unit
+from resprout.tasks.job import Progress
+from resprout.tasks.models.anatomy import anatomy
+from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.residual import principal_directions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Principal:
+    """Second moment of the residual stream along each of its principal directions."""
+
+    needs: ClassVar[Needs] = "model"
+    units: ClassVar[tuple[Unit, ...]] = ("hidden",)
+    basis: ClassVar[str] = "directions"
+
+    def score_model(
+        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
+    ) -> list[dict[Unit, Tensor]]:
+        """The same for each layer: float32 [directions, 1], falling."""
+        values = principal_directions(model, input_ids, progress)[0]
+        return [{"hidden": values[:, None].clone()} for _ in anatomy(model).layers]
