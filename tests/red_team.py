@@ -179,11 +179,14 @@ class RedTeam:
         try:
             said: list[Any] = []
             for run in map(client.get_run, self.runs):
-                said.append(run.to_dictionary())
+                told = run.to_dictionary()
+                # A database gives them in no order that means anything.
+                told["inputs"]["dataset_inputs"].sort(key=repr)
+                said.append(told)
                 for key in sorted(run.data.metrics):
                     history = client.get_metric_history(run.info.run_id, key)
                     said.append([(one.key, one.value, one.timestamp, one.step) for one in history])
-                for given in run.inputs.dataset_inputs:
+                for given in sorted(run.inputs.dataset_inputs, key=repr):
                     said.append((given.dataset.to_dictionary(), [dict(tag) for tag in given.tags]))
             for name, version in self.versions:
                 said.append(dict(client.get_model_version(name, str(version))))
