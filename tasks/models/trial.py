@@ -37,10 +37,15 @@ class Trial:
         with self._without(gone, start, hidden):
             return self._run(ids)
 
-    def inputs(self, ids: Tensor, gone: Collection[Block] = ()) -> list[Tensor]:
-        """The residual stream in front of each layer and behind the last, without `gone`, and no logits."""
+    def inputs(
+        self, ids: Tensor, gone: Collection[Block] = (), start: int = 0, hidden: Tensor | None = None
+    ) -> list[Tensor]:
+        """The residual stream in front of each layer and behind the last, without `gone`, and no logits.
+
+        `start` and `hidden` as of `logits`; what is in front of `start` means nothing then.
+        """
         seen: list[Tensor] = []
-        with self._without(gone, 0, None) as layers, ExitStack() as watching:
+        with self._without(gone, start, hidden) as layers, ExitStack() as watching:
             for module in layers:
                 hook = module.register_forward_hook(
                     lambda _, given, out: seen.extend((given[0], _stream(out)))

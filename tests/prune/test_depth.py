@@ -26,6 +26,7 @@ from resprout.tasks.prune.allocators.lowest_first import LowestFirst
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.criteria.block_influence import BlockInfluence
+from resprout.tasks.prune.criteria.macro_influence import MacroInfluence
 from resprout.tasks.prune.criteria.output_change import DISTANCES, OutputChange
 from resprout.tasks.prune.make_plan import make_plan, plan_from
 from resprout.tasks.prune.stage import plan as plan_stage
@@ -388,3 +389,36 @@ def test_widths_are_refused_where_their_sublayer_is_gone(gone, unit):
     plan, _ = make_plan(model, other, IDS)
     apply(model, plan)
     assert count(model).params == plan.reached.params
+
+
+@pytest.mark.parametrize("kind", ["layers", "sublayers"])
+def test_macro_influence_is_that_of_whole_models(kind):
+    """Each candidate by itself: the last hidden states, in front of the norm, of a cut model."""
+    model = deep("llama")
+    left = [(block.layer, block.row) for block in blocks(shape_of(model.config.to_dict()), kind)]
+    gone = set()
+    dense = last_states(model)
+    expected = []
+    for _ in range(2):
+        turns = {}
+        for one in left:
+            cut_one = last_states(cut(copy.deepcopy(model), kind, gone | {one}))
+            turns[one] = 1 - np.mean(np.sum(dense * cut_one, -1) / (norms(dense) * norms(cut_one)))
+        expected = sorted(left, key=turns.get)
+        gone.add(expected[0])
+        left.remove(expected[0])
+    order = [*sorted(gone - {expected[0]}), *expected]
+    ratio = 2 / len(order)
+    scores = MacroInfluence(removed_ratio=ratio).score_model(model, (kind,), IDS, silent)
+    assert [scores[layer][kind][row].item() for layer, row in order] == list(range(len(order)))
+
+
+def last_states(model):
+    seen = []
+    model.model.norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].double().numpy()))
+    model(IDS)
+    return seen[0]
+
+
+def norms(states):
+    return np.sqrt(np.square(states).sum(-1))
