@@ -47,7 +47,7 @@ def apply(
     plan.check_fits(dense)
     repair = REPAIRS.get(plan.repair)(**plan.repair_settings)
     if isinstance(repair, ModelRepair):
-        repair.prepare(model, _needed(input_ids, plan), progress)
+        repair.prepare(model, plan, _needed(input_ids, plan), progress)
     cutter = Cutter(plan, with_repair(dense, plan.units, plan.repair), model.config)
     if isinstance(repair, SequentialRepair) and repair.inputs == "pruned":
         layers = repaired_in_order(model, cutter, repair, _needed(input_ids, plan), ridge)

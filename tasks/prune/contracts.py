@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from resprout.tasks.models.anatomy import Units
+    from resprout.tasks.prune.plan import Plan
     from resprout.tasks.prune.statistics import Statistic, Targets
 
     Scores = Sequence[Mapping[Unit, Tensor]]
@@ -132,7 +133,11 @@ class Allocator(Protocol):
 
 
 class Repair(Protocol):
-    """Makes good for the removed units of one part."""
+    """Makes good for the removed units of one part.
+
+    Its class may also declare `whole_model` (it needs all of the model in memory) and `alike_layers` (all
+    layers must have the same widths).
+    """
 
     units: ClassVar[tuple[Unit, ...]]
     """Kinds of units that it can mend; left out: all that have widths."""
@@ -164,13 +169,17 @@ class SequentialRepair(Protocol):
 
 @runtime_checkable
 class ModelRepair(Protocol):
-    """A repair that first brings the whole model to a form which loses less by the cut."""
+    """A repair that first brings the whole model to a form which loses less by the cut.
 
-    basis: ClassVar[str]
-    """What units of `hidden` are once the model is prepared, as of the criterion that scores them."""
+    One that declares a `basis` says what units of `hidden` are once the model is prepared, as of the
+    criterion that scores them.
+    """
 
-    def prepare(self, model: PreTrainedModel, input_ids: Tensor, progress: Progress) -> None:
-        """Change `model` in place so that it computes the same. `input_ids` int64 [samples, tokens]."""
+    def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
+        """Change `model` in place so that what `plan` leaves of it loses less; no shape changes.
+
+        `input_ids` int64 [samples, tokens].
+        """
         ...
 
 

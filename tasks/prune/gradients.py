@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 OVERFLOW = (
     "the model's activations or gradients overflow in this dtype: give model.dtype: bfloat16 or float32"
 )
+NO_GRADIENTS = "a criterion that needs no gradients (resprout methods)"
 
 
 def by_gradients(
@@ -100,10 +101,13 @@ def check_samples(input_ids: Tensor) -> None:
         )
 
 
-def check_memory(model: PreTrainedModel, input_ids: Tensor, layers: int, beside: int) -> None:
+def check_memory(
+    model: PreTrainedModel, input_ids: Tensor, layers: int, beside: int, instead: str = NO_GRADIENTS
+) -> None:
     """Raise BadInput where the passes need more memory than is free.
 
-    `layers` is how many layers keep activations, `beside` the bytes of gradients and statistics.
+    `layers` is how many layers keep activations, `beside` the bytes of gradients and statistics, `instead`
+    what may be given that needs none.
     """
     needed = needed_bytes(model, input_ids, layers) + beside
     free = available_bytes(model.device)
@@ -111,8 +115,7 @@ def check_memory(model: PreTrainedModel, input_ids: Tensor, layers: int, beside:
         raise BadInput(
             f"gradients of this model need about {needed / 1e9:.1f} GB beside its weights for batches of "
             f"{rows_of_batch(input_ids) * input_ids.shape[1]} tokens, and {free / 1e9:.1f} GB are free; give "
-            "shorter calibration samples, more memory, or a criterion that needs no gradients "
-            "(resprout methods)"
+            f"shorter calibration samples, more memory, or {instead}"
         )
 
 

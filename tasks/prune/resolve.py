@@ -102,14 +102,21 @@ def resolve(config: PruneConfig) -> Resolved:
             f"prune.target is latency_ratio, but prune.units names {' and '.join(sorted(untimed))}; give "
             "ffn, kv_groups or both"
         )
-    needs = CRITERIA.entry(criterion).declared["needs"]
-    if config.memory == "stream" and (needs not in LAYERWISE or tries_model(config, allocator)):
-        who = f"criterion '{criterion}'" if needs not in LAYERWISE else f"allocator '{allocator}'"
+    if config.memory == "stream" and (whole := _need_the_whole_model(config, resolved)):
         raise BadInput(
-            f"prune.memory is stream, but {who} runs the whole model at once; give memory: whole, or one "
-            "that works layer by layer (`resprout methods` says what each needs)"
+            f"prune.memory is stream, but {whole[0]} runs the whole model at once; give memory: whole, or "
+            "one that works layer by layer (`resprout methods` says what each needs)"
         )
     return resolved
+
+
+def _need_the_whole_model(config: PruneConfig, named: Resolved) -> list[str]:
+    needs = {
+        f"criterion '{named.criterion}'": CRITERIA.entry(named.criterion).declared["needs"] not in LAYERWISE,
+        f"allocator '{named.allocator}'": tries_model(config, named.allocator),
+        f"repair '{named.repair}'": REPAIRS.entry(named.repair).declared.get("whole_model", False),
+    }
+    return [who for who, needed in needs.items() if needed]
 
 
 def tries_model(config: PruneConfig, allocator: str) -> bool:

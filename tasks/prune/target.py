@@ -41,7 +41,13 @@ def request(dense: Shape, config: PruneConfig) -> Request:
             f"prune.units names {' and '.join(foreign)}, which a {dense.model_type} model cannot lose; it "
             f"can lose {', '.join(dense.family.units)}"
         )
-    shape = with_repair(dense, config.units, resolve(config).repair)
+    repair = resolve(config).repair
+    if REPAIRS.entry(repair).declared.get("alike_layers") and not dense.uniform:
+        raise BadInput(
+            f"repair '{repair}' adds layers up, but those of this model have different widths; give "
+            "prune.repair: none"
+        )
+    shape = with_repair(dense, config.units, repair)
     if config.layout == "uniform" and not dense.uniform:
         raise BadInput(
             "the model's layers already have different widths, which layout: uniform cannot keep; give "

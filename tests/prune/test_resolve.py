@@ -70,7 +70,7 @@ def test_all_presets_are_found():
         ({"allocator": "lowest_first"}, "allocator 'lowest_first' is not for ffn, .* global_standardised or"),
         (
             {"method": "shortgpt", "units": ["layers"], "repair": "bias"},
-            "repair 'bias' is not for layers, .* give prune.repair: none",
+            "repair 'bias' is not for layers, .* give prune.repair: fusion or none",
         ),
         ({"allocator": "global_standardised"}, "is uniform; give allocator: uniform, or layout: per_layer"),
     ],

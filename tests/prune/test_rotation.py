@@ -42,7 +42,7 @@ def prune(hidden_share, **values):
 def test_a_rotated_model_computes_the_same(family, tied):
     model = tiny_model(family, tie_word_embeddings=tied)
     before, weight = model(IDS).logits, model.model.layers[0].self_attn.o_proj.weight.clone()
-    Rotation().prepare(model, IDS, silent)
+    Rotation().prepare(model, make_plan(model, prune(1.0), IDS)[0], IDS, silent)
     after = model(IDS).logits
     assert (after - before).norm() / before.norm() < 1e-4
     assert not torch.allclose(weight, model.model.layers[0].self_attn.o_proj.weight, atol=1e-2)

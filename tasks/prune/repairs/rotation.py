@@ -27,6 +27,7 @@ from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families.family import Tensors
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.prune.cutting import is_norm
+from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
 from resprout.tasks.prune.residual import principal_directions
 
@@ -40,8 +41,9 @@ class Rotation(NoRepair):
     units: ClassVar[tuple[Unit, ...]] = ("hidden",)
     basis: ClassVar[str] = "directions"
     unties_head: ClassVar[bool] = True
+    whole_model: ClassVar[bool] = True
 
-    def prepare(self, model: PreTrainedModel, input_ids: Tensor, progress: Progress) -> None:
+    def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
         """Rotate `model` in place, its norm weights fused: it computes the same, with a head of its own."""
         directions = principal_directions(model, input_ids, progress)[1]
         parts = anatomy(model)
