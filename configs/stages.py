@@ -190,13 +190,13 @@ class RecoverConfig(Section):
     """Training after pruning."""
 
     method: str = "lora"
-    """lora (`resprout methods`)."""
+    """lora, or full: all weights (`resprout methods`)."""
     rank: Annotated[int, Field(ge=1)] = 8
-    """LoRA rank."""
+    """lora: rank of the adapters."""
     alpha: Annotated[float, Field(gt=0.0)] = 16.0
-    """LoRA scale; the update is multiplied by alpha / rank."""
+    """lora: their scale; the update is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    """Dropout in front of the adapters."""
+    """lora: dropout in front of the adapters."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     """Peak learning rate."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1

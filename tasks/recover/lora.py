@@ -6,19 +6,17 @@ they are merged in float32 and cast once, so that the result is a plain model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from resprout.configs.errors import BadInput
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.job import Job, Progress
-from resprout.tasks.models.load import load_model
 from resprout.tasks.recover.lessons import Lessons, Recovered
-from resprout.tasks.recover.training import fit
+from resprout.tasks.recover.training import numbers, trained
 
 
 def train(
@@ -30,29 +28,10 @@ def train(
         BadInput: dtype float16 on a CPU.
         StageFailed: a loss or a weight that is not finite.
     """
-    if job.dtype == "float16" and job.device == "cpu":
-        raise BadInput("recover cannot train in float16 on a CPU; set model.dtype: bfloat16")
-    config = job.config
-    model: Any = load_model(inputs["pruned"], job.dtype, job.device, job.trust_remote_code)
-    dense: Any = None
-    if config.distill_weight > 0:
-        dense = load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
-    with own_generator(job.seed, job.device):
-        adapted = with_adapters(model, config)
-        adapters = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
-        history = fit(adapted, dense, job, lessons, progress)
-    merged = merge(adapted)
-    tail = history[-max(1, len(history) // 10) :]
-    metrics = {
-        "recovery_steps": len(history),
-        "recovery_tokens": lessons.tokens,
-        "recovery_rows": len(lessons.rows),
-        "padding_share": lessons.padding,
-        "adapter_params": adapters,
-        "loss_first": history[0]["loss"],
-        "loss_last_tenth": sum(entry["loss"] for entry in tail) / len(tail),
-    }
-    return Recovered(merged, history, metrics)
+    adapters = partial(with_adapters, config=job.config)
+    adapted, history = trained(job, inputs, lessons, progress, adapters)
+    count = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+    return Recovered(merge(adapted), history, numbers(history, lessons, adapter_params=count))
 
 
 def with_adapters(model: Any, config: RecoverConfig) -> Any:
@@ -88,12 +67,3 @@ def merge(adapted: Any) -> Any:
             weight.data = weight.data.to(dtype)
     model = adapted.base_model.unload()
     return model.requires_grad_(False).eval()
-
-
-@contextmanager
-def own_generator(seed: int, device: str) -> Iterator[None]:
-    """Torch's global draws (adapters' start, dropout) from `seed` inside, as they were before outside."""
-    devices = list(range(torch.cuda.device_count())) if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -22,6 +22,12 @@ METHODS.add(
     "low-rank adapters on all linear layers of attention and FFN, merged back",
     "LoRA, arXiv 2106.09685",
 )
+METHODS.add(
+    "full",
+    "resprout.tasks.recover.full:train",
+    "all weights, float32 while they are trained; 16 bytes a parameter",
+    "Rethinking the Value of Network Pruning, arXiv 1810.05270",
+)
 
 
 def modules(config: Any) -> list[str]:

@@ -4,24 +4,69 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from resprout.configs.errors import StageFailed
+from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.data.response import Batch, collate
 from resprout.tasks.job import Job, Progress
+from resprout.tasks.models.generator import own_generator
+from resprout.tasks.models.load import load_model
 from resprout.tasks.recover.lessons import Lessons
 from resprout.tasks.recover.loss import response_loss
 
 
+def trained(
+    job: Job[RecoverConfig],
+    inputs: Mapping[str, Path],
+    lessons: Lessons,
+    progress: Progress,
+    student: Callable[[Any], Any],
+) -> tuple[Any, list[dict[str, float]]]:
+    """What `student` makes of the pruned model, trained, and one history entry a step.
+
+    Raises:
+        BadInput: dtype float16 on a CPU.
+        StageFailed: a loss or a weight that is not finite.
+    """
+    if job.dtype == "float16" and job.device == "cpu":
+        raise BadInput("recover cannot train in float16 on a CPU; set model.dtype: bfloat16")
+    model: Any = load_model(inputs["pruned"], job.dtype, job.device, job.trust_remote_code)
+    dense: Any = None
+    if job.config.distill_weight > 0:
+        dense = load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
+    with own_generator(job.seed, job.device):
+        made = student(model)
+        return made, fit(made, dense, job, lessons, progress)
+
+
+def numbers(history: list[dict[str, float]], lessons: Lessons, **more: float) -> dict[str, float]:
+    """Metrics of a training, and `more`."""
+    tail = history[-max(1, len(history) // 10) :]
+    return {
+        "recovery_steps": len(history),
+        "recovery_tokens": lessons.tokens,
+        "recovery_rows": len(lessons.rows),
+        "padding_share": lessons.padding,
+        "loss_first": history[0]["loss"],
+        "loss_last_tenth": sum(entry["loss"] for entry in tail) / len(tail),
+        **more,
+    }
+
+
 def fit(
-    adapted: Any, dense: Any, job: Job[RecoverConfig], lessons: Lessons, progress: Progress
+    student: Any, dense: Any, job: Job[RecoverConfig], lessons: Lessons, progress: Progress
 ) -> list[dict[str, float]]:
-    """Train the parameters of `adapted` that require gradients; one history entry a step.
+    """Train the parameters of `student` that require gradients; one history entry a step.
+
+    It is a model, or one with adapters around it.
 
     AdamW without weight decay, warm-up, then a cosine to zero. An entry holds step, loss, cross_entropy,
     distillation, learning_rate and grad_norm (before clipping).
@@ -37,7 +82,7 @@ def fit(
     told = _History(progress, steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _ResponseTrainer(
-            model=adapted,
+            model=student,
             args=_arguments(job, steps, folder),
             train_dataset=batches,
             data_collator=_only,
@@ -46,10 +91,10 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         trainer.teach(dense, job, told)
         # Under autocast peft's own cast of each input to the adapters' float32 would be undone at once.
-        with disable_input_dtype_casting(adapted, active=job.dtype != "float32"):
+        with disable_input_dtype_casting(student, active=job.dtype != "float32"):
             trainer.train()
-    if not all(torch.isfinite(each).all() for each in adapted.parameters() if each.requires_grad):
-        raise StageFailed(_not_finite("an adapter's weight", steps, job.config))
+    if not all(torch.isfinite(each).all() for each in student.parameters() if each.requires_grad):
+        raise StageFailed(_not_finite("a trained weight", steps, job.config))
     return told.entries
 
 
@@ -107,7 +152,9 @@ class _ResponseTrainer(Trainer):
     ) -> Any:
         config, dtype = self.job.config, getattr(torch, self.job.dtype)
         parts = [Batch(**part) for part in inputs["parts"]]
-        student = self.accelerator.unwrap_model(model).get_base_model()
+        student = self.accelerator.unwrap_model(model)
+        if isinstance(student, PeftModel):
+            student = student.get_base_model()
         with torch.autocast(parts[0].input_ids.device.type, dtype, enabled=dtype != torch.float32):
             loss = response_loss(
                 student, parts, self.dense, config.distill_weight, config.distill_temperature
