@@ -14,7 +14,7 @@ from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.layout import write_shape
 from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.models.walk import walk, watch
-from resprout.tasks.prune.contracts import ModelRepair, Repair, SequentialRepair
+from resprout.tasks.prune.contracts import FinalRepair, ModelRepair, Repair, SequentialRepair
 from resprout.tasks.prune.cutting import Cutter
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.registry import REPAIRS
@@ -68,6 +68,8 @@ def apply(
     cutter.ends(model)
     cutter.finish(model.config)
     write_shape(model.config, cutter.pruned)
+    if isinstance(repair, FinalRepair):
+        repair.finish(model)
 
 
 def pruned_shape(plan: Plan, dense: Shape) -> Shape:

@@ -183,6 +183,15 @@ class ModelRepair(Protocol):
         ...
 
 
+@runtime_checkable
+class FinalRepair(Protocol):
+    """A repair that has the last word once everything is cut."""
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Change weights of the pruned `model` in place; no shape changes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Repaired:
     """A reader after its cut: weight [outputs, kept features], and a bias [outputs] where one is added."""
