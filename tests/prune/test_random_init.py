@@ -13,6 +13,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.families import FAMILIES
+from resprout.tasks.models.generator import own_generator
 from resprout.tasks.models.load import load_model
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
@@ -43,7 +44,8 @@ def test_weights_are_those_that_the_stock_class_starts_with(family, layout):
     units = ["ffn" if "ffn" in FAMILIES[family].units else "experts"]
     dense = tiny_model(family)
     pruned = fresh(dense, config(units=units, layout=layout))
-    stock = AutoModelForCausalLM.from_config(dense.config)
+    with own_generator(0, "cpu"):
+        stock = AutoModelForCausalLM.from_config(dense.config)
     old, start = dict(dense.named_parameters()), dict(stock.named_parameters())
     assert [name for name, _ in pruned.named_parameters()] == list(start)
     for name, found in pruned.named_parameters():
