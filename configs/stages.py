@@ -90,6 +90,8 @@ class PruneConfig(Section):
     """The allocator's own settings, likewise."""
     repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The repair's own settings, likewise."""
+    general: tuple[TextSource, ...] = ()
+    """Open-domain text beside calibrate.text, for criteria that weigh a domain against it (domain_dual)."""
     memory: Literal["whole", "stream"] = "whole"
     """whole: the model in memory; stream: one layer at a time, for models that do not fit. The same bytes."""
     ridge: Annotated[float, Field(ge=0.0)] = 0.01

@@ -32,6 +32,7 @@ class Acquired:
     rows: ArtifactRef | None = None
     text: ArtifactRef | None = None
     calibration_text: ArtifactRef | None = None
+    general_text: ArtifactRef | None = None
     encoder: ArtifactRef | None = None
     tasks: dict[str, ArtifactRef] = field(default_factory=dict)
     credits: tuple[Credit, ...] = ()
@@ -54,7 +55,11 @@ def acquire(config: RunConfig, run: Run, sources: Sources) -> Acquired:
         found = sources.texts.get(what)
         return acquire_text(run, job_of(config, found), label=f"acquire {what} text") if found else None
 
-    calibration_text, evaluation_text = text("calibration"), text("evaluation")
+    calibration_text, general_text, evaluation_text = (
+        text("calibration"),
+        text("general"),
+        text("evaluation"),
+    )
     tasks = {
         f"{TASK_ROLE}{name}": acquire_task(run, job_of(config, rows), label=f"acquire task {name}")
         for name, rows in sources.tasks.items()
@@ -66,7 +71,9 @@ def acquire(config: RunConfig, run: Run, sources: Sources) -> Acquired:
     brought = acquire_model(run, job_of(config, encoder), label="acquire encoder") if encoder else None
     if sources.shape is None and dense.digest:
         check_fits(config, shape_in_store(run, dense))
-    return Acquired(dense, rows, evaluation_text, calibration_text, brought, tasks, sources.credits)
+    return Acquired(
+        dense, rows, evaluation_text, calibration_text, general_text, brought, tasks, sources.credits
+    )
 
 
 def shape_in_store(run: Run, dense: ArtifactRef) -> Shape:

@@ -48,6 +48,7 @@ class Original:
             "pool": given.rows,
             "evaluation text": given.text,
             "calibration text": given.calibration_text,
+            "general text": given.general_text,
             "encoder": given.encoder,
             **given.tasks,
         }
@@ -65,6 +66,8 @@ def original(place: Place, reference: str, device: str | None = None) -> Origina
     config, parents = top.record.config, dict(top.parents)
     planned, scored = parents["plan"], parents["dense"]
     calibration = dict(dict(planned.parents)["calibration"].parents)
+    weighed = dict(planned.parents).get("scores")
+    general = dict(weighed.parents).get("general") if weighed else None
     scores, chosen = (
         dict(scored.parents),
         dict(parents["selection"].parents) if "selection" in parents else {},
@@ -79,6 +82,7 @@ def original(place: Place, reference: str, device: str | None = None) -> Origina
             rows=_found(place.store, chosen.get("rows")),
             text=_found(place.store, scores.get("text")),
             calibration_text=_found(place.store, calibration.get("text")),
+            general_text=_found(place.store, dict(general.parents).get("text") if general else None),
             encoder=_found(place.store, chosen.get("embedder")),
             tasks={
                 role: _ref(place.store, node) for role, node in scores.items() if role.startswith(TASK_ROLE)

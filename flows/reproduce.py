@@ -77,6 +77,7 @@ def _copied(acquired: Acquired, before: ArtifactStore, now: ArtifactStore) -> Ac
         rows=maybe(acquired.rows),
         text=maybe(acquired.text),
         calibration_text=maybe(acquired.calibration_text),
+        general_text=maybe(acquired.general_text),
         encoder=maybe(acquired.encoder),
         tasks={role: _copy(ref, before, now) for role, ref in acquired.tasks.items()},
         credits=acquired.credits,

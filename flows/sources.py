@@ -14,6 +14,7 @@ from resprout.tasks.acquire.pinned import Context
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.gguf_header import gguf_shape
 from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.prune.resolve import needs_general
 
 
 class Sources:
@@ -28,6 +29,7 @@ class Sources:
 
         self.texts = {
             "calibration": data(config.calibrate.text),
+            "general": data(config.prune.general if needs_general(config.prune) else ()),
             "evaluation": data(config.evaluate.perplexity.text),
         }
         zero_shot = config.evaluate.zero_shot
@@ -105,6 +107,8 @@ def _named_sources(loaded: Loaded) -> Iterator[tuple[str, str]]:
     yield "model.source", config.model.source
     for index, text in enumerate(config.calibrate.text):
         yield f"calibrate.text.{index}.source", text.source
+    for index, text in enumerate(config.prune.general):
+        yield f"prune.general.{index}.source", text.source
     for index, text in enumerate(config.evaluate.perplexity.text):
         yield f"evaluate.perplexity.text.{index}.source", text.source
     if config.evaluate.zero_shot is not None:

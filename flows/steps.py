@@ -52,11 +52,8 @@ class Steps:
         self.config = config
         self.run = run
         self.dense, self.rows, self.encoder = acquired.dense, acquired.rows, acquired.encoder
-        self.text, self.calibration_text, self.tasks = (
-            acquired.text,
-            acquired.calibration_text,
-            acquired.tasks,
-        )
+        self.text, self.tasks = acquired.text, acquired.tasks
+        self.calibration_text, self.general_text = acquired.calibration_text, acquired.general_text
         self.credits = acquired.credits
         self.scores: dict[str, ArtifactRef] = {}
         self.speeds: dict[str, ArtifactRef] = {}
@@ -77,7 +74,7 @@ class Steps:
         text = {"text": self.calibration_text} if self.calibration_text else {}
         calibration = calibrate(run, self.job(config.calibrate), {"model": self.dense, **text})
         seen = {"model": self.dense, "calibration": calibration}
-        scores = score(run, self.job(config.prune), seen)
+        scores = score(run, self.job(config.prune), {**seen, **self.general()})
         planned = plan(run, self.job(config.prune), {**seen, "scores": scores})
         self.judge("dense", self.dense)
         pruned = prune(run, self.job(config.prune), {**seen, "plan": planned})
@@ -92,6 +89,16 @@ class Steps:
         told = Export(config.export, credits, config.recover.method if config.recover else None)
         exported = export(run, self.job(told), {"model": final, "plan": planned, "source": self.dense})
         return Made(self.dense, planned, exported, verdict, selection, recovery, self.scores, self.speeds)
+
+    def general(self) -> dict[str, Input]:
+        """Random windows of open-domain text, where the criterion looks at it, as many as of calibration."""
+        if self.general_text is None:
+            return {}
+        section = self.config.calibrate.model_copy(
+            update={"method": "random", "text": self.config.prune.general}
+        )
+        given = {"model": self.dense, "text": self.general_text}
+        return {"general": calibrate(self.run, self.job(section), given, "calibrate general")}
 
     def grow_back(self, pruned: ArtifactRef) -> tuple[ArtifactRef | None, ArtifactRef | None]:
         """Selection and recovery, where the config has them."""

@@ -17,7 +17,7 @@ from resprout.tasks.prune.plan import Plan
 CARD = "README.md"
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 SOURCE = "source model"
-DATA = ("calibration text", "recovery rows")
+DATA = ("calibration text", "general text", "recovery rows")
 """Roles of the data that shaped the model."""
 SHAPING = (SOURCE, "encoder", *DATA)
 """What the card credits. What a model is only judged by changes none of its bytes, so not its card either."""

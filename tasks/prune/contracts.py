@@ -114,6 +114,24 @@ class ModelCriterion(Criterion, Protocol):
         ...
 
 
+@runtime_checkable
+class GeneralCriterion(Protocol):
+    """Looks at open-domain text first (`prune.general`), and then as its need says."""
+
+    needs_general: ClassVar[bool]
+
+    def with_general(
+        self,
+        model: PreTrainedModel,
+        kinds: tuple[Unit, ...],
+        input_ids: Tensor,
+        progress: Progress,
+        mine: range,
+    ) -> Criterion:
+        """The criterion for the layers `mine` once it has seen `input_ids` int64 [samples, tokens]."""
+        ...
+
+
 class Allocator(Protocol):
     """Spends the budget over the layers."""
 

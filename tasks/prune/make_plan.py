@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 
 def make_plan(
-    model: PreTrainedModel, config: PruneConfig, input_ids: Tensor, progress: Progress = silent
+    model: PreTrainedModel,
+    config: PruneConfig,
+    input_ids: Tensor,
+    progress: Progress = silent,
+    general: Tensor | None = None,
 ) -> tuple[Plan, list[dict[Unit, Tensor]]]:
     """The plan that `config` asks for, and scores [units, features per unit] for each layer and kind.
 
-    The model is not changed. A target out of reach raises BadInput before anything is computed.
+    The model is not changed; `general` as of `score_units`. A target out of reach raises BadInput before
+    anything is computed.
     """
     dense = shape_of(model.config.to_dict())
     request(dense, config)
@@ -37,7 +42,7 @@ def make_plan(
     # Settings that an allocator refuses show before anything is computed.
     ALLOCATORS.get(names.allocator)(**names.allocator_settings)
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
-    scores = score_units(model, criterion, config.units, input_ids, progress)
+    scores = score_units(model, criterion, config.units, input_ids, progress, general=general)
     dtype = str(model.dtype).removeprefix("torch.")
     return plan_from(scores, dense, dtype, config, Bench(model, input_ids, progress=progress)), scores
 

@@ -63,6 +63,11 @@ def resolve(config: PruneConfig) -> Resolved:
             f"criterion '{resolved.criterion}' cannot score {' and '.join(unscored)}, which prune.units "
             f"names; it scores {', '.join(scored)}"
         )
+    if CRITERIA.entry(criterion).declared.get("needs_general") and not config.general:
+        raise BadInput(
+            f"criterion '{criterion}' weighs calibrate.text against open-domain text, but prune.general is "
+            "empty; name at least one source"
+        )
     for part, registry, name in (
         ("allocator", ALLOCATORS, resolved.allocator),
         ("repair", REPAIRS, resolved.repair),
@@ -117,6 +122,11 @@ def _need_the_whole_model(config: PruneConfig, named: Resolved) -> list[str]:
         f"repair '{named.repair}'": REPAIRS.entry(named.repair).declared.get("whole_model", False),
     }
     return [who for who, needed in needs.items() if needed]
+
+
+def needs_general(config: PruneConfig) -> bool:
+    """Whether the criterion looks at open-domain text (`prune.general`) beside the calibration data."""
+    return bool(CRITERIA.entry(resolve(config).criterion).declared.get("needs_general"))
 
 
 def tries_model(config: PruneConfig, allocator: str) -> bool:

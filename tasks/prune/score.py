@@ -14,7 +14,7 @@ from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.walk import walk, watch
-from resprout.tasks.prune.contracts import Criterion, Needs
+from resprout.tasks.prune.contracts import Criterion, GeneralCriterion, Needs
 from resprout.tasks.prune.gradients import OVERFLOW, by_gradients
 from resprout.tasks.share import WHOLE, Share
 
@@ -29,17 +29,23 @@ def score_units(
     input_ids: Tensor,
     progress: Progress = silent,
     share: Share = WHOLE,
+    general: Tensor | None = None,
 ) -> list[dict[Unit, Tensor]]:
     """For each layer of the share and kind float32 [units, features per unit] on the CPU; higher is better.
 
     `input_ids` int64 [samples, tokens] run through the model where the criterion needs that, layer by layer
-    up to the last of the share; criteria that need gradients or the model run all layers for every share. A
-    score that is not finite raises StageFailed.
+    up to the last of the share; criteria that need gradients or the model run all layers for every share.
+    `general`, tokens of open-domain text of the same form, must be there for criteria that need them. A score
+    that is not finite raises StageFailed.
     """
     layers = anatomy(model).layers
     mine = share.of(len(layers))
     if not mine:
         return []
+    if isinstance(criterion, GeneralCriterion):
+        if general is None:
+            raise TypeError("the criterion needs tokens of open-domain text: general")
+        criterion = criterion.with_general(model, kinds, general, progress, mine)
     engine = ENGINES[criterion.needs]
     return [
         {kind: _checked(one, layers[index], kind) for kind, one in by_kind.items()}

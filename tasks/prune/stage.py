@@ -15,7 +15,7 @@ from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
-from resprout.tasks.prune.resolve import resolve, tries_model
+from resprout.tasks.prune.resolve import needs_general, resolve, tries_model
 from resprout.tasks.share import shards_in
 from resprout.tasks.stage import stage
 
@@ -42,7 +42,7 @@ def plan_settings(config: PruneConfig) -> dict[str, Any]:
 
     Criterion and repair are among them because plan.json names them.
     """
-    unused = ("method", "ridge", "memory")
+    unused = ("method", "ridge", "memory", "general")
     section = {name: value for name, value in config.key_data().items() if name not in unused}
     return {**section, **asdict(resolve(config))}
 
@@ -85,7 +85,10 @@ def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path
     shard=score_shard,
 )
 def score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write scores.safetensors, what each unit of `model` is worth on `calibration`."""
+    """Write scores.safetensors, what each unit of `model` is worth on `calibration`.
+
+    Criteria that need open-domain text look at `general` too, a calibration of it.
+    """
     from safetensors.torch import load_file, save_file
 
     if shards := shards_in(inputs):
@@ -109,7 +112,8 @@ def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, pro
     model = opened(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
     input_ids = _input_ids(inputs["calibration"])
-    scores = score_units(model, criterion, job.config.units, input_ids, progress, job.share)
+    general = _input_ids(inputs["general"]) if needs_general(job.config) else None
+    scores = score_units(model, criterion, job.config.units, input_ids, progress, job.share, general)
     save_file(dict(as_tensors(scores, job.share.of(layers).start)), workdir / SCORES)
 
 

@@ -43,6 +43,7 @@ QUICK = {"evolutionary": {"generations": 2, "children": 3, "stages": 2, "first_t
 
 def prune_config(**values):
     base = {"method": "flap", "target": {"non_embedding_ratio": 0.84}, "round_to": 8, "repair": "none"}
+    base["general"] = [{"source": "general.jsonl"}]
     config = PruneConfig.model_validate(base | values)
     return config.model_copy(update={"allocator_settings": QUICK.get(resolve(config).allocator, {})})
 
@@ -156,7 +157,7 @@ def test_a_cut_model_computes_what_the_masked_one_does(method, family, units, la
     dense = deep_model(family) if units[0] in DEPTH else tiny_model(family)
     config = prune_config(method=method, units=units, layout=layout, target=half_of(units[0], dense))
     before = copy.deepcopy(dense.state_dict())
-    plan, _ = make_plan(dense, config, IDS)
+    plan, _ = make_plan(dense, config, IDS, general=IDS)
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
 
     pruned = copy.deepcopy(dense)

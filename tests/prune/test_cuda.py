@@ -34,7 +34,7 @@ WIDTHS = [entry.name for entry in CRITERIA if "ffn" in entry.declared["units"]]
 @pytest.mark.parametrize("name", WIDTHS)
 def test_scores_on_a_gpu_are_nearly_those_of_the_cpu(name):
     cpu, gpu = (
-        score_units(tiny_model("llama").to(device), CRITERIA.get(name)(), ("ffn",), IDS)
+        score_units(tiny_model("llama").to(device), CRITERIA.get(name)(), ("ffn",), IDS, general=IDS)
         for device in ("cpu", "cuda")
     )
     for one, other in zip(cpu, gpu, strict=True):

@@ -40,7 +40,7 @@ def test_units_scaled_down_go_first(name, kind, family):
     model = planted(family, kind)
     blocks = anatomy(model).layers[0].part(kind).blocks
     found = []
-    for by_kind in score_units(model, CRITERIA.get(name)(), (kind,), IDS):
+    for by_kind in score_units(model, CRITERIA.get(name)(), (kind,), IDS, general=IDS):
         count = len(by_kind[kind])
         best = best_units(by_kind[kind], count // blocks // 2, blocks)
         found.append(best == list(range(0, count, 2)))
