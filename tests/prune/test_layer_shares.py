@@ -20,7 +20,7 @@ from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.prune.allocators import adaptive, cfsp_softmax, zeroth_order
 from resprout.tasks.prune.allocators.evolutionary import Evolutionary, _Tried
-from resprout.tasks.prune.allocators.pq_index import PqIndex, share
+from resprout.tasks.prune.allocators.pq_index import PqIndex, kept_shares, share
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.contracts import Bench, Request
 from resprout.tasks.prune.criteria.cfsp import Cfsp
@@ -72,8 +72,26 @@ def test_a_sigmoid_of_the_angle_by_hand():
 
 def test_amplitudes_by_hand():
     """Distances -0.9, -0.6, -0.3: deviations -0.3, 0, 0.3, so importances -1, 0, 1."""
-    assert adaptive.kept_shares([-0.9, -0.6, -0.3], 0.8, 0.05) == pytest.approx([0.75, 0.8, 0.85])
-    assert adaptive.kept_shares([-0.9, -0.9], 0.8, 0.05) == [0.8, 0.8]
+    assert adaptive.kept_shares([-0.9, -0.6, -0.3], 0.8, 0.25) == pytest.approx([0.75, 0.8, 0.85])
+    assert adaptive.kept_shares([-0.9, -0.6, -0.3], 0.8, 1.0) == pytest.approx([0.6, 0.8, 1.0])
+    assert adaptive.kept_shares([-0.9, -0.6, -0.3], 0.3, 1.0) == pytest.approx([0.01, 0.3, 1.0])
+    assert adaptive.kept_shares([-0.9, -0.9], 0.8, 1.0) == pytest.approx([0.8, 0.8])
+
+
+@pytest.mark.parametrize("steps", [3, 10, 35])
+def test_all_steps_at_once_are_the_steps_of_the_authors_code(steps):
+    """Step by step as `adaptive_update_prune_distribution` does, importances staying as they are."""
+    distances = [-0.95, -0.9, -0.7, -0.85, -0.99]
+    mean = sum(distances) / 5
+    largest = max(abs(one - mean) for one in distances)
+    removed = [0.0] * 5
+    for _ in range(steps):
+        removed = [
+            max(min(one + 0.02 - 0.02 * (distance - mean) / largest, 0.99), 0)
+            for one, distance in zip(removed, distances, strict=True)
+        ]
+    found = adaptive.kept_shares(distances, 1 - 0.02 * steps, 1.0)
+    assert found == pytest.approx([1 - one for one in removed])
 
 
 def test_cosines_equal_numpy_on_the_hidden_states(family):
@@ -87,7 +105,7 @@ def test_cosines_equal_numpy_on_the_hidden_states(family):
         np.testing.assert_allclose(found[layer], expected.flatten(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("allocator", [cfsp_softmax.CfspSoftmax(), adaptive.Adaptive(amplitude=0.2)])
+@pytest.mark.parametrize("allocator", [cfsp_softmax.CfspSoftmax(), adaptive.Adaptive()])
 def test_a_layer_that_turns_nothing_keeps_least(allocator):
     model = deep()
     for reader in (model.model.layers[2].self_attn.o_proj, model.model.layers[2].mlp.down_proj):
@@ -115,6 +133,18 @@ def test_the_pq_index_by_hand():
         assert share(torch.tensor(values), p, q) == pytest.approx(expected, rel=1e-5)
 
 
+def test_one_factor_meets_the_target():
+    """Gaps 0.1 and 0.3 of equal sizes: gamma 1 removes 0.2 of all, gamma 2 removes 0.4."""
+    assert kept_shares([0.9, 0.7], [1, 1], 0.8, 0.9) == pytest.approx([0.9, 0.7])
+    assert kept_shares([0.9, 0.7], [1, 1], 0.6, 0.9) == pytest.approx([0.8, 0.4])
+    assert kept_shares([0.9, 0.7], [3, 1], 0.85, 0.9) == pytest.approx([0.9, 0.7])
+    # Gamma 5: the second would lose 1.5 and loses 0.9, the first 0.5.
+    assert kept_shares([0.9, 0.7], [1, 1], 0.3, 0.9) == pytest.approx([0.5, 0.1])
+    assert kept_shares([0.9, 0.7], [1, 1], 0.01, 0.9) == pytest.approx([0.1, 0.1])
+    assert kept_shares([1.0, 0.7], [1, 1], 0.3, 0.9) == pytest.approx([1.0, 0.1])
+    assert kept_shares([1.0, 1.0], [1, 1], 0.3, 0.9) == [1.0, 1.0]
+
+
 def test_sparse_weights_lose_more():
     model = deep()
     mlp = model.model.layers[1].mlp
@@ -138,6 +168,7 @@ def test_sparse_weights_lose_more():
         (zeroth_order.ZerothOrder, {"max_pruned_share": 1.5}, "has max_pruned_share: 1.5; give from 0 to 1"),
         (adaptive.Adaptive, {"amplitude": -1.0}, "has amplitude: -1; give from 0 to 1"),
         (cfsp_softmax.CfspSoftmax, {"steepness": math.nan}, "has steepness: nan; give from 0 to 1000"),
+        (PqIndex, {"max_removed_ratio": 0.0}, "has max_removed_ratio: 0; give from 0.01 to 1"),
         (OutputChange, {"removed_ratio": 2.0}, "has removed_ratio: 2; give from 0 to 1"),
     ],
 )

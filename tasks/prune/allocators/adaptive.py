@@ -1,9 +1,12 @@
 """Adapt-Pruner's layer ratios: what changes its input more loses less (Pan et al., arXiv 2502.03460).
 
-The importance of a layer is minus the cosine of its input and output, centred over the layers and divided
-by the largest deviation, so that it lies between -1 and 1; layer l loses base - amplitude * I_l. The paper
-measures again after every small step of pruning and training; here one measurement spends the
-whole budget, and a schedule of several rounds gives the steps.
+The importance I_l of a layer is minus the cosine of its input and output, centred over the layers and divided
+by the largest deviation, so that it lies between -1 and 1. A step removes of layer l the share
+step - amplitude * I_l of its units, at least nothing, and in all at most 0.99.
+
+The authors' code (research4pan/AdaptPruner, scripts of the paper) makes 50 steps of 0.02 with an amplitude of
+0.02, measures after each and stops where the target is met. Here one measurement makes all steps, so that
+layer l loses removed * (1 - amplitude * I_l), the amplitude being a share of the step: 1 as in the scripts.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ class Adaptive:
     per_layer: ClassVar[bool] = True
     tries: ClassVar[bool] = True
 
-    amplitude: float = 0.02
-    """Largest difference of a layer's share from the uniform one."""
+    amplitude: float = 1.0
+    """Largest difference of a layer's removed share from the uniform one, as a share of that."""
 
     def __post_init__(self) -> None:
         require("adaptive", 0, 1, amplitude=self.amplitude)
@@ -43,7 +46,8 @@ class Adaptive:
 
 
 def kept_shares(distances: list[float], base: float, amplitude: float) -> list[float]:
-    """Shares base + amplitude * I_l; layers that are all alike keep `base`."""
+    """1 - (1 - base)(1 - amplitude * I_l), at least 0.01; layers that are all alike keep `base`."""
     mean = sum(distances) / len(distances)
     largest = max(abs(distance - mean) for distance in distances)
-    return [base + amplitude * (distance - mean) / (largest or 1.0) for distance in distances]
+    importances = [(distance - mean) / (largest or 1.0) for distance in distances]
+    return [max(1 - (1 - base) * (1 - amplitude * importance), 0.01) for importance in importances]

@@ -11,6 +11,9 @@ once all are gone, tr(W H W^T): 1 for the last to leave, the square of ZipLM's p
 It rises along the order of removal, strictly (equal neighbours are set one float32 apart), so that the
 best n scores are what the elimination left when n were left, for any n. Of query heads each group loses
 one in turn, as plans do.
+
+Costs and updates are the paper's equations 2 to 4; IST-DASLab/ZipLM holds no code to compare with. The paper
+picks levels by runtime and trains between them; here `dynamic_programming` spends a budget once.
 """
 
 from __future__ import annotations

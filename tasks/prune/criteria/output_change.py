@@ -3,6 +3,9 @@
 In every round each sublayer (or layer) that is still there is left out by itself, the logits are compared
 with those of the uncut model, and the one whose removal changes them least is removed; the next round starts
 from what is left. That order is the score (tasks/prune/greedy.py).
+
+The paper's three distances are there; it publishes no code. Here logits are compared at every calibration
+token, and attention that caches need (tasks/models/depth.py) is never removed.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ a factor, row j of the inverse of H without the columns before j, and U_jj^2 its
 left to right, a weight that goes costs w_j^2 / U_jj^2, and the columns to its right take over its part:
 w -= (w_j / U_jj) U_j: (algorithm 1). The mask of a group of columns is chosen when its first column is
 reached, from the weights as they are by then (section 3.3). Columns further right than a block are
-brought up to date by one product for each block.
+brought up to date by one product for each block. As IST-DASLab/sparsegpt does for its patterns, but that
+lambda is a share of the diagonal before inputs that are always 0 get a diagonal of at least 1.
 """
 
 from __future__ import annotations
