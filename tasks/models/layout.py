@@ -2,10 +2,10 @@
 
 Stock classes build every layer alike. Where layers differ, config.json keeps the widths of the uncut model
 (so that it stays valid) and adds `resprout_layout`: for each layer its FFN channels, key-value heads, query
-heads and experts, 0 where a sublayer is gone. A stock class that loads such a folder stops at the shapes
-(where sublayers are gone the FFN's width in config.json is one that no layer has, so that it does);
-`load_model` takes the stock class with each such layer built by its own constructor from a config with the
-layer's widths.
+heads and experts, 0 where a sublayer is gone; and `turned` where sublayers have bases of their own
+(turned.py). A stock class that loads such a folder stops at the shapes (where sublayers are gone or turned
+the FFN's width in config.json is one that no layer has, so that it does); `load_model` takes the stock class
+with each such layer built by its own constructor from a config with the layer's widths.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from resprout.tasks.models.depth import Sublayer
 from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.families.family import Family
-from resprout.tasks.models.size import Shape, Widths, shape_of
+from resprout.tasks.models.size import TURNED_KEY, Shape, Widths, shape_of
+from resprout.tasks.models.turned import turned_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +51,7 @@ def layout_of(config: Any) -> Shape | None:
     return shape_of(config.to_dict()) if getattr(config, LAYOUT_KEY, None) is not None else None
 
 
-def to_layout(shape: Shape) -> dict[str, list[int]]:
+def to_layout(shape: Shape) -> dict[str, list[int] | bool]:
     """The value of `resprout_layout` in config.json."""
     experts = {"num_experts": list(shape.experts)} if shape.experts else {}
     return {
@@ -58,6 +59,7 @@ def to_layout(shape: Shape) -> dict[str, list[int]]:
         "num_key_value_heads": list(shape.kv_heads),
         "num_attention_heads": list(shape.heads),
         **experts,
+        **({TURNED_KEY: True} if shape.turned else {}),
     }
 
 
@@ -72,8 +74,9 @@ def write_shape(config: Any, shape: Shape) -> None:
             delattr(config, LAYOUT_KEY)
     else:
         setattr(config, LAYOUT_KEY, to_layout(shape))
-        if 0 in (*shape.ffn, *shape.kv_heads):
-            # Stock code would fill a missing sublayer at random. No layer is as wide as this, so it stops.
+        if 0 in (*shape.ffn, *shape.kv_heads) or shape.turned:
+            # Stock code would fill a missing sublayer at random, or leave turns out. No layer is as wide as
+            # this, so it stops.
             setattr(config, keys.ffn, max(shape.ffn) + 1)
 
 
@@ -101,7 +104,7 @@ def build_layer(kind: Any, config: Any, shape: Shape, index: int) -> Any:
     experts = max(widths.experts, int(bool(shape.experts)))
     shown = Widths(widths.ffn or 1, widths.kv_heads or 1, widths.heads_per_group or 1, experts)
     _set_widths(own, family, shown, shape.head_dim)
-    layer = kind(own, layer_idx=index)
+    layer = (turned_class(kind, family) if shape.turned else kind)(own, layer_idx=index)
     present: dict[Sublayer, int] = {"attention": widths.kv_heads, "ffn": widths.ffn}
     for sublayer in (one for one, width in present.items() if not width):
         for name, module in _zeros(shape, sublayer).items():

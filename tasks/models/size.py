@@ -36,6 +36,13 @@ LAYOUT_LISTS = {
 }
 """Lists that `resprout_layout` may hold, and what they say; the last two may be left out."""
 MUST = ("intermediate_size", "num_key_value_heads")
+TURNED_KEY = "turned"
+"""True in `resprout_layout` where each sublayer has a basis of the residual stream of its own."""
+TURNS: Tensors = {
+    "attention_turn.weight": ("hidden", "hidden"),
+    "ffn_turn.weight": ("hidden", "hidden"),
+}
+"""What a layer then has beside the tensors of its family (tasks/models/turned.py)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class Widths:
 class Shape:
     """All widths of a decoder; `ffn`, `kv_heads`, `heads_per_group`, `experts` have a number for each layer.
 
-    A width of 0 means that the layer lacks that sublayer. `config` is the config.json that says what
+    A width of 0 means that the layer lacks that sublayer. `turned`: each sublayer has a basis of the residual
+    stream of its own (tasks/models/turned.py). `config` is the config.json that says what
     else the tensors depend on: biases, tied embeddings, positions.
     """
 
@@ -75,6 +83,7 @@ class Shape:
     experts: tuple[int, ...] = ()
     max_positions: int = 0
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    turned: bool = False
 
     @property
     def family(self) -> Family:
@@ -103,7 +112,7 @@ class Shape:
     def stock(self) -> bool:
         """Whether the family's stock config can state these widths."""
         restricted = self.family.heads_divide_hidden
-        whole = self.uniform and self.ffn[0] > 0 and self.kv_heads[0] > 0
+        whole = self.uniform and self.ffn[0] > 0 and self.kv_heads[0] > 0 and not self.turned
         return whole and (not restricted or self.hidden % self.heads[0] == 0)
 
     @property
@@ -140,7 +149,8 @@ class Shape:
     def layer_tensors(self, widths: Widths) -> Tensors:
         """Names from the layer on, and axes, of all tensors of a layer of these widths."""
         attention = self.family.attention(self.config) if widths.kv_heads else {}
-        return {**attention, **(self.family.ffn(self.config) if widths.ffn else {})}
+        ffn = self.family.ffn(self.config) if widths.ffn else {}
+        return {**attention, **ffn, **(TURNS if self.turned else {})}
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Whole names and dimensions of all tensors."""
@@ -191,12 +201,11 @@ class Shape:
         if unit == "hidden":
             ends = self.family.ends(self.config).values() if layer == 0 else ()
             tensors = [*self.layer_tensors(widths).values(), *ends]
-            held = (
+            return sum(
                 math.prod(self.axis(axis, widths) for axis in axes if axis != "hidden")
+                * (self.hidden ** axes.count("hidden") - (self.hidden - 1) ** axes.count("hidden"))
                 for axes in tensors
-                if "hidden" in axes
             )
-            return sum(held)
         fewer: Any = {COUNTED[unit]: self.counts(unit)[layer] - 1}
         # Widths of 1 and less would take the whole sublayer, with what no unit owns, away.
         more: Any = {COUNTED[unit]: self.counts(unit)[layer] + 1}
@@ -277,6 +286,7 @@ def shape_of(source: Path | Mapping[str, Any]) -> Shape:
         experts=wide["experts"] if keys.experts else (),
         max_positions=config.get(keys.positions) or 0,
         config=config,
+        turned=(config.get(LAYOUT_KEY) or {}).get(TURNED_KEY) is True,
     )
 
 

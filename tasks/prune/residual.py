@@ -57,16 +57,24 @@ def principal_directions(
     grams: list[Gram] = []
 
     def see(index: int, inputs: Tensor, outputs: Tensor) -> None:
-        values = inputs.flatten(0, -2)
         if not grams:
-            grams.append(Gram(values.shape[1]))
-        size = values.float().square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-30)
-        grams[0].update(values.float() / size)
+            grams.append(Gram(inputs.shape[-1]))
+        grams[0].update(normed(inputs))
 
     for done, total in at_norms(model, input_ids, see):
         progress(done, total, "layers seen")
-    matrix = grams[0].matrix.double()
-    values, vectors = torch.linalg.eigh(matrix)
+    return principal(grams[0])
+
+
+def normed(stream: Tensor) -> Tensor:
+    """Each token of [..., hidden] over its root mean square: float32 [tokens, hidden]."""
+    values = stream.flatten(0, -2).float()
+    return values / values.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-30)
+
+
+def principal(gram: Gram) -> tuple[Tensor, Tensor]:
+    """As `principal_directions`, of these second moments."""
+    values, vectors = torch.linalg.eigh(gram.matrix.double())
     values, vectors = values.flip(0), vectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     return values.clamp_min(0.0).float(), (vectors * largest.sign()).float()

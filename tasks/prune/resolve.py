@@ -78,10 +78,16 @@ def resolve(config: PruneConfig) -> Resolved:
             f"prune.allocator '{resolved.allocator}' gives each layer a width of its own, but prune.layout "
             "is uniform; give allocator: uniform, or layout: per_layer"
         )
-    if config.layout == "per_layer" and "hidden" in config.units:
+    turns = bool(REPAIRS.entry(repair).declared.get("turns_blocks"))
+    if config.layout == "per_layer" and "hidden" in config.units and not turns:
         raise BadInput(
             "prune.units names hidden, whose channels run through all layers alike, but prune.layout is "
             "per_layer; give layout: uniform, or leave hidden out"
+        )
+    if config.layout == "uniform" and turns:
+        raise BadInput(
+            f"repair '{repair}' gives each block a basis of its own, which no stock class has, but "
+            "prune.layout is uniform; give layout: per_layer, or repair: rotation"
         )
     basis, turned = (
         registry.entry(name).declared.get("basis", "channels")

@@ -48,6 +48,11 @@ def request(dense: Shape, config: PruneConfig) -> Request:
             "prune.repair: none"
         )
     shape = with_repair(dense, config.units, repair)
+    if dense.turned:
+        raise BadInput(
+            "the model's sublayers have bases of their own (repair block_rotation), between which methods "
+            "cannot compare; prune widths and layers first, and rotate last"
+        )
     if config.layout == "uniform" and not dense.uniform:
         raise BadInput(
             "the model's layers already have different widths, which layout: uniform cannot keep; give "
@@ -151,12 +156,14 @@ def block_sizes(width: int, round_to: int) -> list[int]:
 
 
 def with_repair(dense: Shape, kinds: tuple[Unit, ...], repair: str) -> Shape:
-    """The uncut shape with what a repair adds: biases, or a head of its own where it was tied."""
+    """The uncut shape with what a repair adds: biases, a head of its own where it was tied, or turns."""
     declared = REPAIRS.entry(repair).declared
     if declared.get("adds_biases"):
         dense = with_biases(dense, kinds)
     if declared.get("unties_head"):
         dense = replace(dense, config={**dense.config, "tie_word_embeddings": False})
+    if declared.get("turns_blocks"):
+        dense = replace(dense, turned=True)
     return dense
 
 

@@ -45,7 +45,9 @@ def test_every_preset_starts_with_its_command_and_names_what_exists(name):
     assert not ALLOCATORS.get(preset.allocator.uniform).per_layer
     assert preset.allocator.per_layer in ALLOCATORS
     units = CRITERIA.entry(preset.criterion).declared["units"][:1]
-    resolve(config(method=name, units=units, general=[{"source": "general.jsonl"}]))
+    turns = REPAIRS.entry(preset.repair).declared.get("turns_blocks")
+    layout = "per_layer" if turns else "uniform"
+    resolve(config(method=name, units=units, layout=layout, general=[{"source": "general.jsonl"}]))
 
 
 def test_all_presets_are_found():

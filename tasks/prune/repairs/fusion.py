@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ from torch import Tensor
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
-from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.walk import walk
+from resprout.tasks.models.stack import Stack
 from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.gradients import check_memory, differentiable
 from resprout.tasks.prune.grafts import Graft, grafted, matrices
@@ -70,7 +69,7 @@ class Fusion(NoRepair):
         """
         if model.dtype == torch.float16:
             raise BadInput("repair 'fusion' cannot train in float16; set model.dtype: bfloat16 or float32")
-        stack = _Stack(model, input_ids)
+        stack = Stack(model, input_ids)
         present = list(range(len(stack.layers)))
         kept = {plan.source(layer) for layer in range(len(plan.layers))}
         gone = [layer for layer in present if layer not in kept]
@@ -142,25 +141,5 @@ def distance(found: Tensor, wanted: Tensor) -> Tensor:
     return ((found.float() - wanted).square().sum(dim=-1) / sizes).mean()
 
 
-class _Stack:
-    """A model's layers, and what they are given over calibration tokens, batch by batch."""
-
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor) -> None:
-        self.layers: list[Any] = [layer.module for layer in anatomy(model).layers]
-        self.start: list[Tensor] = []
-        self.calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
-        for step in walk(model, input_ids):
-            self.start = self.start or list(step.hidden)
-            self.calls.append(step.arguments)
-
-    def run(self, members: Sequence[int], batch: int, hidden: Tensor) -> Tensor:
-        """Hidden states of a batch behind these layers, one after another."""
-        for layer in members:
-            more, arguments = self.calls[layer][batch]
-            output = self.layers[layer](hidden, *more, **arguments)
-            hidden = output if isinstance(output, Tensor) else output[0]
-        return hidden
-
-
-def _output(stack: _Stack, members: Sequence[int], inputs: Sequence[Tensor], batch: int) -> Tensor:
+def _output(stack: Stack, members: Sequence[int], inputs: Sequence[Tensor], batch: int) -> Tensor:
     return stack.run(members, batch, inputs[batch])

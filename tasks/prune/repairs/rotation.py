@@ -5,13 +5,14 @@ what follows computes the same with its residual stream rotated: embeddings and 
 readers and head W Q (section 3.1 and 3.2). With Q the principal directions of the stream, strongest
 first, the last directions carry least, and cutting them off the hidden size loses least.
 
-The paper gives every block its own Q and puts Q_l^T Q_{l+1} on the residual between them, which no stock
-class has. Here one Q serves the whole model, so that the result is a stock model with a smaller hidden
-size. Its directions are those of the stream as the norms see it, each token over its root mean square,
-over all norms of all layers: a sum of raw covariances would be that of the last layers and of a few huge
-tokens. The head is untied from the embeddings, as the last norm's weights are fused into it alone. After
-the cut the norms' weights are sqrt(all / kept), which is how the paper's norms, which divide by the
-uncut width, look in a stock class.
+The paper gives every block its own Q and puts Q_l^T Q_{l+1} on the residual between them (repair
+`block_rotation`), which no stock class has. Here one Q serves the whole model, so that the result is a
+stock model with a smaller hidden size. Its directions are those of the stream as the norms see it, each
+token over its root mean square as in the paper (the authors' code takes tokens as they are), over all norms
+of all layers: a sum of raw covariances would be that of the last layers and of a few huge tokens. The head
+is untied from the embeddings, as the last norm's weights are fused into it alone. After the cut the norms'
+weights are sqrt(all / kept), which is how the paper's norms, which divide by the uncut width, look in a
+stock class.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families.family import Tensors
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.prune.cutting import is_norm
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
@@ -49,33 +50,37 @@ class Rotation(NoRepair):
         parts = anatomy(model)
         shape = shape_of(model.config.to_dict())
         family = shape.family
-        if shape.tied:
-            head: Any = model.get_output_embeddings()
-            head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-            model.config.tie_word_embeddings = False
-        untied = {**shape.config, "tie_word_embeddings": False}
         for layer in parts.layers:
             for sublayer in (family.attention(shape.config), family.ffn(shape.config)):
-                held = {name: one for name, one in layer.module.named_parameters() if name in sublayer}
-                _turn(sublayer, held, directions, family.norm_offset)
-        ends = family.ends(untied)
-        held = {name: model.get_parameter(name) for name in ends}
-        # Of the two that are [vocab, hidden] only the head reads the last norm.
-        embeddings = next(
-            name for name in ends if model.get_parameter(name) is model.get_input_embeddings().weight
-        )
-        _turn({embeddings: ends[embeddings]}, held, directions, family.norm_offset)
-        rest = {name: axes for name, axes in ends.items() if name != embeddings}
-        _turn(rest, held, directions, family.norm_offset)
+                turn(layer.module, sublayer, directions, directions, family.norm_offset)
+        turn_ends(model, shape, directions, directions)
 
 
-def _turn(axes: Tensors, held: dict[str, nn.Parameter], directions: Tensor, offset: float) -> None:
-    """Fuse the one norm among these tensors into those that read it, and rotate readers and writers.
+def turn_ends(model: PreTrainedModel, shape: Shape, first: Tensor, last: Tensor) -> None:
+    """Rotate embeddings to the directions `first`, last norm and head to `last`; a tied head is untied."""
+    if shape.tied:
+        head: Any = model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    ends = shape.family.ends({**shape.config, "tie_word_embeddings": False})
+    # Of the two that are [vocab, hidden] only the head reads the last norm.
+    embeddings = next(
+        name for name in ends if model.get_parameter(name) is model.get_input_embeddings().weight
+    )
+    turn(model, {embeddings: ends[embeddings]}, first, first, shape.family.norm_offset)
+    rest = {name: axes for name, axes in ends.items() if name != embeddings}
+    turn(model, rest, last, last, shape.family.norm_offset)
 
-    A reader has the hidden channels in its last axis (of at least two), a writer elsewhere.
+
+def turn(module: nn.Module, axes: Tensors, reads: Tensor, writes: Tensor, offset: float) -> None:
+    """Fuse the one norm among these tensors of `module` into those that read it; rotate both kinds.
+
+    A reader has the hidden channels in its last axis (of at least two) and is rotated to the directions
+    `reads`, a writer has them elsewhere and is rotated to `writes`. Tensors that are not there are left out.
     """
+    held = {name: one for name, one in module.named_parameters() if name in axes}
     norms = [name for name in axes if is_norm(name, axes) and name in held]
-    scale = torch.ones(len(directions), dtype=torch.float32, device=directions.device)
+    scale = torch.ones(len(reads), dtype=torch.float32, device=reads.device)
     for name in norms:
         scale = scale * (held[name].float() + offset)
     for name, dims in axes.items():
@@ -84,8 +89,8 @@ def _turn(axes: Tensors, held: dict[str, nn.Parameter], directions: Tensor, offs
         tensor = held[name]
         dim = dims.index("hidden")
         values = tensor.detach().float().movedim(dim, -1)
-        reads = len(dims) > 1 and dim == len(dims) - 1
-        turned = (values * scale if reads else values) @ directions
+        reader = len(dims) > 1 and dim == len(dims) - 1
+        turned = (values * scale) @ reads if reader else values @ writes
         tensor.data = turned.movedim(-1, dim).to(tensor.dtype).contiguous()
     for name in norms:
         held[name].data = torch.full_like(held[name], 1.0 - offset)
