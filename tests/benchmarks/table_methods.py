@@ -2,10 +2,10 @@
 
     python tests/benchmarks/table_methods.py [--seeds 17 18 19] [--keep FOLDER] [key=value ...]
 
-Runs configs/compare_methods.yaml and configs/compare_shapes.yaml for each seed through `resprout sweep`, whose
-results `--keep` leaves in a folder and takes from there where they are already, and prints Markdown. Means over
-the seeds, with the standard deviation of perplexity; seconds of the processor and the largest resident set are
-those of the stages `score`, `plan` and `prune`, each counted where it was made.
+Runs configs/compare_methods.yaml and compare_shapes.yaml for each seed through `resprout sweep`, whose
+results `--keep` leaves in a folder and takes from there where they are already, and prints Markdown. Means
+over the seeds, with the standard deviation of perplexity; seconds of the processor and the largest resident
+set are those of the stages `score`, `plan` and `prune`, each counted where it was made.
 """
 
 from __future__ import annotations
