@@ -181,7 +181,7 @@ def test_two_losses_are_those_of_whole_models(family):
     """Of the model with the noise, run from the start."""
     model, std = deep(family), 1e-3
     kinds = tuple(unit for unit in ("ffn", "experts") if unit in FAMILIES[family].units)
-    found = zeroth_order.importances(Bench(model, IDS, seed=5), kinds, std, 64)
+    found = zeroth_order.importances(Bench(model, IDS), kinds, std, 64, seed=5)
     weights, noise = noise_of(model, kinds, 5)
     for group, drawn, one in zip(weights, noise, found, strict=True):
         losses = []
@@ -199,7 +199,7 @@ def test_two_losses_are_those_of_whole_models(family):
 def test_two_losses_give_the_slope_along_the_noise(family_):
     """Against autograd, where nothing has kinks: the gradient times the same noise, in double precision."""
     model = deep(family_).double()
-    found = zeroth_order.importances(Bench(model, IDS, seed=5), ("ffn",), 1e-4, 64)
+    found = zeroth_order.importances(Bench(model, IDS), ("ffn",), 1e-4, 64, seed=5)
     weights, noise = noise_of(model, ("ffn",), 5)
     model.requires_grad_(True)
     next_token_loss(model).backward()
