@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import Section
+from resprout.configs.stages import DEPTH, Unit
 
 FOLDER = Path(__file__).parent / "methods"
 
@@ -22,6 +23,12 @@ class LayoutAllocators(Section):
     """Allocator of `layout: uniform`."""
     per_layer: str
     """Allocator of `layout: per_layer`."""
+    depth: str = "lowest_first"
+    """Allocator of whole layers and sublayers, in either layout."""
+
+    def of(self, units: tuple[Unit, ...], layout: str) -> str:
+        """The allocator of these units in this layout."""
+        return self.depth if units[0] in DEPTH else str(getattr(self, layout))
 
 
 class Preset(Section):

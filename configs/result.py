@@ -31,6 +31,11 @@ class StageResult(Plain):
     cached: bool
     seconds: float
     """Wall time of the stage's own work; of the look-up where cached."""
+    cpu_seconds: float | None = None
+    """Processor seconds of the whole process meanwhile; null where cached."""
+    peak_memory_bytes: int | None = None
+    """The process's largest resident set meanwhile, on CUDA the most that tensors held; null where cached, or
+    where the system does not say."""
     artifact: ArtifactResult
 
 

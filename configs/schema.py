@@ -121,7 +121,7 @@ class RunConfig(Section):
         if self.prune.layout == "per_layer" and "hf" in self.export.formats:
             raise ValueError(
                 "export.formats holds hf, which stock classes load with one width for all layers, but "
-                "prune.layout is per_layer; give layout: uniform, or formats: [] and register: null"
+                "prune.layout is per_layer; give layout: uniform, or formats: [hf_layouts]"
             )
         if self.registration is not None and not self.export.formats:
             raise ValueError(

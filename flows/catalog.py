@@ -47,7 +47,7 @@ def catalog() -> dict[str, list[dict[str, Any]]]:
             "source": preset.source,
             "parts": [
                 preset.criterion,
-                *dict.fromkeys(preset.allocator.model_dump().values()),
+                *dict.fromkeys(preset.allocator.model_dump(exclude_unset=True).values()),
                 preset.repair,
             ],
         }

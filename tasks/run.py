@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from resprout.configs.result import ArtifactResult, StageResult
 from resprout.infra.patience import patiently
 from resprout.infra.store.reference import ArtifactRef
+from resprout.tasks.cost import Cost
 from resprout.tasks.job import Progress
 from resprout.tasks.scan import Scan
 
@@ -115,10 +116,15 @@ class Run:
         """What `write` returns, which writes finished work to the store; an outage is waited for."""
         return patiently(write, self.outage_seconds, stop=self.stop_if_cancelled)
 
-    def add(self, label: str, cached: bool, seconds: float, ref: ArtifactRef) -> None:
+    def add(self, label: str, ref: ArtifactRef, cost: Cost, cached: bool) -> None:
         """Note a finished stage."""
-        artifact = ArtifactResult(kind=ref.kind, digest=ref.digest, uri=ref.uri)
-        self.stages.append(
-            StageResult(name=label, cached=cached, seconds=round(seconds, 3), artifact=artifact)
+        result = StageResult(
+            name=label,
+            cached=cached,
+            seconds=round(cost.seconds, 3),
+            cpu_seconds=None if cached else round(cost.cpu_seconds, 3),
+            peak_memory_bytes=cost.peak_memory_bytes,
+            artifact=ArtifactResult(kind=ref.kind, digest=ref.digest, uri=ref.uri),
         )
-        self.display.finished(label, cached, seconds)
+        self.stages.append(result)
+        self.display.finished(label, cached, cost.seconds)

@@ -35,6 +35,7 @@ from resprout.infra.notes import NOTE, run_page
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.code import code_hash
+from resprout.tasks.cost import Cost, metered, total
 from resprout.tasks.faults import as_sentence
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.progress import Throttled
@@ -182,24 +183,22 @@ class Stage(Generic[C]):
         # Once, before the body: an edit while the stage runs must not be recorded as what ran.
         parts = self.key_parts(job, inputs)
         key = self.key_of(parts)
-        seconds: list[float] = []
+        spent: list[Cost] = []
         began = time.perf_counter()
 
         def produce() -> dict[str, Any]:
-            start = time.perf_counter()
-            try:
+            with metered(job.device) as cost:
+                spent.append(cost)
                 return self._produce(run, job, inputs, parts, label)
-            finally:
-                seconds.append(time.perf_counter() - start)
 
         state = self._task(run, produce, key, label)(return_state=True)
-        run.work_seconds += sum(seconds)
+        run.work_seconds += sum(cost.seconds for cost in spent)
         made = ArtifactRef.model_validate(state.result(raise_on_failure=True))
         # A cached reference still has the address of the store in which it was made.
         ref = made.model_copy(update={"uri": run.store.uri(made.digest)})
-        cached = not seconds
-        run.add(label, cached, sum(seconds) if seconds else time.perf_counter() - began, ref)
-        self._track(run, job, inputs, ref, label, cached, sum(seconds))
+        cost = total(spent)
+        run.add(label, ref, cost or Cost(time.perf_counter() - began), cached=cost is None)
+        self._track(run, job, inputs, ref, label, cost)
         return ref
 
     def _look_up(self, run: Run, job: Job[C], inputs: Mapping[str, Input], label: str) -> ArtifactRef:
@@ -309,12 +308,11 @@ class Stage(Generic[C]):
         inputs: Mapping[str, Input],
         ref: ArtifactRef,
         label: str,
-        cached: bool,
-        seconds: float,
+        cost: Cost | None,
     ) -> None:
         if (label, ref.key) in run.tracked:
             return
-        tracker = run.tracker
+        tracker, cached = run.tracker, cost is None
         tags = {
             "resprout.stage": self.name,
             "resprout.cached": str(cached).lower(),
@@ -334,7 +332,7 @@ class Stage(Generic[C]):
         run_id = tracker.start(label, tags, parent=run.mlflow_run_id)
         run.nested[label] = Nested(run_id, maker)
         with tracker.running(run_id):
-            timing = {} if cached else {"stage_seconds": seconds}
+            timing = {} if cost is None else cost.metrics()
             params = {**flat(self.settings(job.config)), **({"seed": job.seed} if self.seeded else {})}
             log_artifact(run, run_id, ref, params, timing)
             if self.kind in ("rows", "text", "task-data"):

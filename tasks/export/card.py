@@ -101,6 +101,12 @@ def _body(credits: list[Credit], plan: Plan, recovery: str | None, files: list[s
         f"{plan.dtype}."
     )
     yield ""
+    if plan.layout == "per_layer":
+        yield (
+            "Stock classes know one width for all layers: call "
+            "`resprout.tasks.models.auto.register_layouts()` before `AutoModelForCausalLM.from_pretrained`."
+        )
+        yield ""
     yield "## What it was made from"
     yield ""
     yield "| part | source | licence |"

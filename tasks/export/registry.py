@@ -15,3 +15,8 @@ FORMATS.add(
     "resprout.tasks.export.formats.hf:HuggingFace",
     "safetensors folder for stock transformers, no code of ours",
 )
+FORMATS.add(
+    "hf_layouts",
+    "resprout.tasks.export.formats.hf_layouts:HuggingFaceLayouts",
+    "the same with a width for each layer, for transformers with resprout's classes (register_layouts)",
+)

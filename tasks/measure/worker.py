@@ -6,13 +6,14 @@ A process of its own, so that peak memory is this model's and nothing that ran b
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from resprout.tasks.cost import peak_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,21 +80,6 @@ def measure(request: Request) -> Answer:
         peak_memory_bytes=peak_memory(request.device),
         threads=torch.get_num_threads(),
     )
-
-
-def peak_memory(device: str) -> int:
-    """Bytes: on CUDA the most that tensors held at a time, else the largest resident set of this process."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Linux's ru_maxrss also covers the process that started this one; VmHWM, in KiB, does not.
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
-    # macOS counts in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _run(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from resprout.configs.stages import Unit
+from resprout.configs.stages import DEPTH, Unit
+from resprout.tasks.models.depth import SUBLAYERS
 from resprout.tasks.models.families.family import Family
 from resprout.tasks.models.size import Shape, Widths, shape_of
 
@@ -201,6 +202,8 @@ def part(shape: Shape, widths: Widths, kind: Unit) -> Part:
     )
     query = widths.heads_per_group * shape.head_dim
     reader, transposed = family.attention_reader, family.transposed
+    if kind in DEPTH:
+        return Part(kind, 1 if kind == "layers" else len(SUBLAYERS), ())
     if kind == "ffn":
         return Part(kind, widths.ffn, slices, family.ffn_reader, 1, transposed)
     if kind == "kv_groups":
@@ -210,9 +213,7 @@ def part(shape: Shape, widths: Widths, kind: Unit) -> Part:
         return Part(kind, heads, slices, reader, shape.head_dim, transposed, blocks=widths.kv_heads)
     if kind == "experts":
         return Part(kind, widths.experts, slices)
-    if kind == "hidden":
-        return Part(kind, shape.hidden, slices)
-    raise ValueError(f"a layer has no units '{kind}'")
+    return Part(kind, shape.hidden, slices)
 
 
 def cut(

@@ -227,7 +227,6 @@ class Bench:
 
     model: PreTrainedModel
     input_ids: Tensor
-    seed: int = 17
     progress: Progress = silent
 
 

@@ -42,19 +42,20 @@ def resolve(config: PruneConfig) -> Resolved:
     """
     preset = load_preset(config.method)
     criterion = config.criterion or preset.criterion
-    allocator = config.allocator or getattr(preset.allocator, config.layout)
+    own = preset.allocator.of(config.units, config.layout)
+    allocator = config.allocator or own
     repair = config.repair or preset.repair
 
     def settings(kind: str, registry: Registry[Any], name: str, preset_name: str) -> dict[str, Any]:
-        own = getattr(preset, f"{kind}_settings") if name == preset_name else {}
-        return registry.settings(name, {**own, **getattr(config, f"{kind}_settings")})
+        given = getattr(preset, f"{kind}_settings") if name == preset_name else {}
+        return registry.settings(name, {**given, **getattr(config, f"{kind}_settings")})
 
     resolved = Resolved(
         criterion,
         allocator,
         repair,
         settings("criterion", CRITERIA, criterion, preset.criterion),
-        settings("allocator", ALLOCATORS, allocator, getattr(preset.allocator, config.layout)),
+        settings("allocator", ALLOCATORS, allocator, own),
         settings("repair", REPAIRS, repair, preset.repair),
     )
     scored = CRITERIA.entry(resolved.criterion).declared["units"]

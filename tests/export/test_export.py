@@ -23,7 +23,7 @@ from resprout.tasks.export.probe import Probed
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.export.verify import largest_difference
 from resprout.tasks.job import Job, silent
-from resprout.tasks.models.load import load_model
+from resprout.tasks.models.load import load_model, save_model
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.plan import Plan, read_plan
@@ -179,7 +179,7 @@ def tamper_tokenizer(folder):
     ("tamper", "says"),
     [
         (tamper_weight, r"logits of the hf export differ by up to 0\.\d+ .* allows 0;"),
-        (tamper_width, "stock transformers cannot load and run the hf export"),
+        (tamper_width, "transformers with stock classes cannot load and run the export"),
         (tamper_tokenizer, "tokenizes the prompts differently"),
     ],
 )
@@ -214,15 +214,31 @@ def test_differences_by_hand():
             largest_difference("hf", answers(), found, bound=0.25)
 
 
-def test_layers_that_differ_are_refused(tmp_path):
-    model = tiny_model("llama")
+def with_layers_that_differ(model):
+    """The model with its layers cut to two widths."""
     config = {"target": {"params_ratio": 0.85}, "round_to": 4, "layout": "per_layer", "repair": "none"}
     ids = torch.arange(4, 68).reshape(4, 16)
     plan, _ = make_plan(model, PruneConfig.model_validate(config), ids)
     assert len({len(layer.ffn) for layer in plan.layers}) == 2
     apply(model, plan)
-    with pytest.raises(BadInput, match="layout: uniform, or leave hf out"):
+    return model
+
+
+def test_layers_that_differ_are_refused(tmp_path):
+    model = with_layers_that_differ(tiny_model("llama"))
+    with pytest.raises(BadInput, match=r"layout: uniform, or give export.formats: \[hf_layouts\]"):
         HuggingFace().write(model, tmp_path, tmp_path / "out")
+
+
+def test_layers_that_differ_load_by_the_registered_classes(tmp_path):
+    source = write_tiny_folder(tmp_path / "source", "qwen3", dtype="bfloat16")
+    pruned = tmp_path / "pruned"
+    save_model(with_layers_that_differ(load_model(source, "bfloat16", "cpu")), pruned, tokenizer_from=source)
+    config = ExportConfig(formats=("hf_layouts",), prompts=CONFIG.prompts, greedy_tokens=5)
+    run(pruned, tmp_path / "out", config)
+    (told,) = json.loads((tmp_path / "out" / "exports.json").read_text())
+    assert (told["format"], told["verified"], told["max_abs_logit_diff"]) == ("hf_layouts", True, 0.0)
+    assert not list((tmp_path / "out" / "hf_layouts").glob("*.py"))
 
 
 def test_no_formats_is_an_empty_export(tmp_path):

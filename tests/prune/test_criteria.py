@@ -9,6 +9,7 @@ import torch
 from resprout.configs.errors import StageFailed
 from resprout.tasks.models.anatomy import Part, Units
 from resprout.tasks.models.families import FAMILIES
+from resprout.tasks.prune.criteria.apoz import Apoz
 from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.wanda_sp import WandaSp
@@ -26,17 +27,16 @@ def hand_units(features_per_unit=1):
     return Units(part, {"reader.weight": torch.tensor([[1.0, -2.0], [2.0, 0.0]])})
 
 
-def hand_moments():
-    """Inputs (tokens x features) [[1, 3], [3, 3], [5, 9]] in batches of two and one."""
-    moments = Moments(2)
-    moments.update(torch.tensor([[1.0, 3.0], [3.0, 3.0]]))
-    moments.update(torch.tensor([[5.0, 9.0]]))
-    return moments
+def hand_inputs(statistic):
+    """Given inputs (tokens x features) [[1, 3], [3, 3], [5, 9]] in batches of two and one."""
+    statistic.update(torch.tensor([[1.0, 3.0], [3.0, 3.0]]))
+    statistic.update(torch.tensor([[5.0, 9.0]]))
+    return statistic
 
 
 def test_moments_by_hand():
     """Means 3 and 5; centred squares 4+0+4 = 8 and 4+4+16 = 24, over 3 - 1; norms sqrt(35), sqrt(99)."""
-    moments = hand_moments()
+    moments = hand_inputs(Moments(2))
     assert moments.mean.tolist() == [3.0, 5.0]
     assert moments.variance.tolist() == [4.0, 12.0]
     torch.testing.assert_close(moments.norm, torch.tensor([35.0, 99.0]).sqrt())
@@ -48,11 +48,12 @@ def test_moments_by_hand():
         (Magnitude(of="reader"), [5**0.5, 2.0]),  # column norms: sqrt(1 + 4), 2
         (Magnitude(of="reader", norm="l1"), [3.0, 2.0]),  # column sums of |W|: 1 + 2, 2
         (WandaSp(), [3 * 35**0.5, 2 * 99**0.5]),  # column sums of |W|: 3 and 2, times the norms
+        (Apoz(threshold=0.7), [1 / 3, 1.0]),  # bounds 0.7 * sqrt(5), 0.7 * 3, 0.7 * sqrt(53): 1.6, 2.1, 5.1
         (Flap(), [4 * 5.0, 12 * 4.0]),  # variance 4 and 12, squared column norms 5 and 4
     ],
 )
 def test_criteria_by_hand(criterion, expected):
-    inputs = [hand_moments()] if criterion.needs == "inputs" else []
+    inputs = [hand_inputs(criterion.statistic(2))] if criterion.needs == "inputs" else []
     torch.testing.assert_close(criterion.score(hand_units(), *inputs), torch.tensor(expected).reshape(2, 1))
     assert criterion.score(hand_units(features_per_unit=2), *inputs).shape == (1, 2)
 

@@ -212,7 +212,7 @@ def test_two_losses_are_those_of_whole_models(family):
     """Of the model with the noise, run from the start."""
     model, std = deep(family), 1e-3
     kinds = tuple(unit for unit in ("ffn", "experts") if unit in FAMILIES[family].units)
-    found = zeroth_order.importances(Bench(model, IDS, seed=5), kinds, std, 64)
+    found = zeroth_order.importances(Bench(model, IDS), kinds, std, 64, seed=5)
     weights, noise = noise_of(model, kinds, 5)
     for group, drawn, one in zip(weights, noise, found, strict=True):
         losses = []
@@ -230,7 +230,7 @@ def test_two_losses_are_those_of_whole_models(family):
 def test_two_losses_give_the_slope_along_the_noise(family_):
     """Against autograd, where nothing has kinks: the gradient times the same noise, in double precision."""
     model = deep(family_).double()
-    found = zeroth_order.importances(Bench(model, IDS, seed=5), ("ffn",), 1e-4, 64)
+    found = zeroth_order.importances(Bench(model, IDS), ("ffn",), 1e-4, 64, seed=5)
     weights, noise = noise_of(model, ("ffn",), 5)
     model.requires_grad_(True)
     next_token_loss(model).backward()
@@ -244,7 +244,7 @@ def test_two_losses_give_the_slope_along_the_noise(family_):
 def test_noise_leaves_every_bit_as_it_was():
     model = deep("qwen2").bfloat16()
     before = copy.deepcopy(model.state_dict())
-    zeroth_order.importances(Bench(model, IDS), ("ffn", "kv_groups"), 0.01, 64)
+    zeroth_order.importances(Bench(model, IDS), ("ffn", "kv_groups"), 0.01, 64, seed=5)
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
 
 
@@ -331,7 +331,7 @@ def test_a_masked_candidate_is_the_cut_model(kinds):
     request = Request(shape, shape.params, kinds, 32, uniform=False)
     places = [(kind, layer) for kind in kinds for layer in range(3)]
     blocks = [sizes_of(request, layer, kind) for kind, layer in places]
-    tried = _Tried(Bench(model, IDS), scores, places, blocks)
+    tried = _Tried(Bench(model, IDS), scores, places, blocks, seed=5)
     levels = {"ffn": (1, 2, 4), "kv_groups": (2, 4, 1), "heads": (1, 2, 2)}
     candidate = tuple(levels[kind][layer] for kind, layer in places)
     granted = shape

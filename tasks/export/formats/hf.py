@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.export import probe as script
@@ -22,20 +22,23 @@ if TYPE_CHECKING:
 class HuggingFace:
     """config.json, safetensors, tokenizer; checked by transformers in a child process."""
 
+    own_classes: ClassVar[bool] = False
+    """Whether the folder may need resprout's classes."""
+
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Save the model; layers of different widths, which stock classes cannot build, raise BadInput."""
-        if layout_of(model.config) is not None:
+        if layout_of(model.config) is not None and not self.own_classes:
             raise BadInput(
                 "the model's layers have different widths, which stock transformers cannot load; prune with "
-                "layout: uniform, or leave hf out of export.formats"
+                "layout: uniform, or give export.formats: [hf_layouts]"
             )
         save_model(model, folder, tokenizer_from=source)
 
     def probe(self, folder: Path, question: Question) -> Probed:
-        """Answers of stock transformers in an isolated Python in which resprout cannot be imported."""
+        """Answers of transformers in an isolated Python, where resprout is not, but for `own_classes`."""
         with TemporaryDirectory() as scratch:
             out = Path(scratch)
-            script.write_request(out / "request.json", folder, question)
+            script.write_request(out / "request.json", folder, question, self.own_classes)
             command = [sys.executable, "-I", str(Path(script.__file__)), str(out / "request.json"), str(out)]
             offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
             # Run elsewhere than in a checkout, whose folders would otherwise be importable.
@@ -44,8 +47,8 @@ class HuggingFace:
             )
             if child.returncode != 0:
                 reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
+                classes = "resprout's classes" if self.own_classes else "stock classes"
                 raise StageFailed(
-                    f"stock transformers cannot load and run the hf export ({reason}); the export is "
-                    "discarded"
+                    f"transformers with {classes} cannot load and run the export ({reason}); it is discarded"
                 )
             return script.read_answer(out)

@@ -51,11 +51,14 @@ class Evolutionary:
     """Calibration tokens of the first comparison."""
     growth: int = 4
     """Each comparison looks at this many times more tokens and lets one in so many on."""
+    seed: int = 17
+    """Of the moves and of the samples that are compared on."""
 
     def __post_init__(self) -> None:
         require("evolutionary", 0, generations=self.generations)
         require("evolutionary", 1, children=self.children, stages=self.stages, growth=self.growth)
         require("evolutionary", 1, first_tokens=self.first_tokens)
+        require("evolutionary", 0, seed=self.seed)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The widths that the search ends with, at the parameters of equal shares."""
@@ -71,7 +74,7 @@ class Evolutionary:
             _level(sizes, start.counts(kind)[layer])
             for (kind, layer), sizes in zip(places, blocks, strict=True)
         )
-        tried = _Tried(given(bench), scores, places, blocks)
+        tried = _Tried(given(bench), scores, places, blocks, self.seed)
         best = evolve(
             levels,
             costs,
@@ -97,12 +100,17 @@ class _Tried:
     """Divergences of candidates, each the levels of `places`, on drawn calibration samples."""
 
     def __init__(
-        self, bench: Bench, scores: Scores, places: list[tuple[Unit, int]], blocks: list[list[int]]
+        self,
+        bench: Bench,
+        scores: Scores,
+        places: list[tuple[Unit, int]],
+        blocks: list[list[int]],
+        seed: int,
     ) -> None:
         self.bench, self.places, self.blocks = bench, places, blocks
         self.trial = Trial(bench.model)
         self.layers = self.trial.parts.layers
-        self.random = Random(bench.seed)
+        self.random = Random(seed)
         self.ranks = [_ranks(self.layers[layer].part(kind), scores[layer][kind]) for kind, layer in places]
         self.ends: dict[int, Tensor] = {}
 

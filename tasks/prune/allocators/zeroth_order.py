@@ -46,15 +46,18 @@ class ZerothOrder:
     """About this many calibration tokens are looked at: whole samples from the first, at least one."""
     max_pruned_share: float = 0.8
     """No layer loses more than this share of its units, where the budget allows it."""
+    seed: int = 17
+    """Of the noise."""
 
     def __post_init__(self) -> None:
         require("zeroth_order", 1e-6, 1, noise_std=self.noise_std)
         require("zeroth_order", 0, 1, max_pruned_share=self.max_pruned_share)
         require("zeroth_order", 1, calibration_tokens=self.calibration_tokens)
+        require("zeroth_order", 0, seed=self.seed)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
-        found = importances(given(bench), request.kinds, self.noise_std, self.calibration_tokens)
+        found = importances(given(bench), request.kinds, self.noise_std, self.calibration_tokens, self.seed)
         shares = kept_shares(found, kept_share(request), 1 - self.max_pruned_share)
         return spend_shares(request, dict.fromkeys(request.kinds, shares))
 
@@ -66,7 +69,7 @@ def kept_shares(importances: list[float], base: float, floor: float) -> list[flo
     return [floor + (base - floor) * (one / mean if mean else 1.0) for one in importances]
 
 
-def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, tokens: int) -> list[float]:
+def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, tokens: int, seed: int) -> list[float]:
     """What a change of the weights of each layer does to the loss, per weight and unit of the change."""
     from resprout.tasks.models.trial import Trial
 
@@ -75,7 +78,7 @@ def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, tokens: int) 
     samples = bench.input_ids[: max(1, tokens // bench.input_ids.shape[1])]
     batches = samples.split(max(1, BATCH_TOKENS // samples.shape[1]))
     found = [0.0] * len(layers)
-    generator = torch.Generator().manual_seed(bench.seed)
+    generator = torch.Generator().manual_seed(seed)
     for done, ids in enumerate(batches):
         stream = trial.inputs(ids)
         for index, layer in enumerate(layers):

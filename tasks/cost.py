@@ -1,0 +1,84 @@
+"""What a piece of work costs: seconds on the clock and of the processor, and the most memory that it held."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+"""What Linux takes in clear_refs to let VmHWM begin again at what the process holds now."""
+
+
+@dataclass
+class Cost:
+    """Seconds on the clock, processor seconds of all threads, and bytes of memory at the peak.
+
+    `peak_memory_bytes` is as of `peak_memory`; None where the system cannot say it for a part of a process.
+    """
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """As a stage's metrics."""
+        found = {"stage_seconds": self.seconds, "stage_cpu_seconds": self.cpu_seconds}
+        if self.peak_memory_bytes is not None:
+            found["stage_peak_memory_mb"] = self.peak_memory_bytes / 1e6
+        return found
+
+
+def total(spent: Sequence[Cost]) -> Cost | None:
+    """What all tries took together; None where nothing was done."""
+    if not spent:
+        return None
+    peaks = [cost.peak_memory_bytes for cost in spent if cost.peak_memory_bytes is not None]
+    return Cost(
+        sum(cost.seconds for cost in spent), sum(cost.cpu_seconds for cost in spent), max(peaks, default=None)
+    )
+
+
+@contextmanager
+def metered(device: str) -> Iterator[Cost]:
+    """What the work inside costs, filled in at its end, however it ends."""
+    cost, resets = Cost(), _reset_peak(device)
+    began, worked = time.perf_counter(), time.process_time()
+    try:
+        yield cost
+    finally:
+        cost.seconds, cost.cpu_seconds = time.perf_counter() - began, time.process_time() - worked
+        cost.peak_memory_bytes = peak_memory(device) if resets else None
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: on CUDA the most that tensors held at a time, else the largest resident set of this process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if STATUS.is_file():
+        # Linux's ru_maxrss also covers the process that started this one; VmHWM, in KiB, does not.
+        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    # macOS counts in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _reset_peak(device: str) -> bool:
+    """Let `peak_memory` begin anew; False where it cannot."""
+    if device.startswith("cuda"):
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.cuda.reset_peak_memory_stats()
+        return True
+    with suppress(OSError):
+        CLEAR_REFS.write_text(RESET_PEAK)
+        return True
+    return False
