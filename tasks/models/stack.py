@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.walk import walk
+from resprout.tasks.models.walk import BATCH_TOKENS, walk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,11 +21,11 @@ class Stack:
     what each layer is given beside them, by layer and batch.
     """
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor) -> None:
+    def __init__(self, model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TOKENS) -> None:
         self.layers: list[Any] = [layer.module for layer in anatomy(model).layers]
         self.start: list[Tensor] = []
         self.calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
-        for step in walk(model, input_ids):
+        for step in walk(model, input_ids, batch_tokens):
             self.start = self.start or list(step.hidden)
             self.calls.append(step.arguments)
 

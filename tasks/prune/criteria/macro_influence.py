@@ -31,7 +31,7 @@ class MacroInfluence:
     needs: ClassVar[Needs] = "model"
     units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
 
-    removed_ratio: float = 0.5
+    removed_ratio: float = 0.25
     """Share of the units that are removed one at a time; 0 measures all of them once."""
     calibration_tokens: int = 2048
     """About this many calibration tokens are looked at: whole samples from the first, at least one."""

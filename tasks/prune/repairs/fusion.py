@@ -4,14 +4,15 @@ One removed layer after another is taken out of a group of neighbours, all of wh
 of its own, W + B A + (C D) * R (tasks/prune/grafts.py), and B, A, C, D are trained so that the group without
 it gives what the group with it gave on calibration tokens. Then they are merged: the result is a stock model.
 
-As the authors' code (JarvisPei/FuseGPT) in group, start, ranks, rates, epochs and schedule. Different here:
-the plan says beforehand which layers go, and they are taken front to back; biases and norms are not trained
-at `update_rate`; the loss is the squared distance to the group's output over its squared norm, token by
-token, where the code takes the divergence of softmaxes over the samples of a batch.
+As the authors' code (JarvisPei/FuseGPT) in group, start, ranks, rates, epochs and schedule; a step there is
+16,384 tokens. Different here: the plan says beforehand which layers go, and they are taken front to back;
+biases and norms are not trained at `update_rate`; the loss is the squared distance to the group's output over
+its squared norm, token by token, where the code takes the divergence of softmaxes over a batch's samples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.stack import Stack
+from resprout.tasks.models.walk import BATCH_TOKENS
 from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.gradients import check_memory, differentiable
 from resprout.tasks.prune.grafts import Graft, grafted, matrices
@@ -47,6 +49,8 @@ class Fusion(NoRepair):
     """Neighbours that a removed layer is grafted onto: as many in front as behind, or one more."""
     rank: int = 128
     """Rank of the coefficients C D, and of the update B A."""
+    batch_tokens: int = 2048
+    """Calibration tokens of a step, in whole samples; fewer give more steps at the same cost."""
     epochs: int = 20
     """Passes over the calibration tokens for each removed layer."""
     learning_rate: float = 1e-3
@@ -58,6 +62,7 @@ class Fusion(NoRepair):
 
     def __post_init__(self) -> None:
         require("fusion", 1, group=self.group, rank=self.rank, epochs=self.epochs)
+        require("fusion", 1, batch_tokens=self.batch_tokens)
         require("fusion", 0, learning_rate=self.learning_rate, update_rate=self.update_rate)
 
     def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
@@ -69,7 +74,7 @@ class Fusion(NoRepair):
         """
         if model.dtype == torch.float16:
             raise BadInput("repair 'fusion' cannot train in float16; set model.dtype: bfloat16 or float32")
-        stack = Stack(model, input_ids)
+        stack = Stack(model, input_ids, self.batch_tokens)
         present = list(range(len(stack.layers)))
         kept = {plan.source(layer) for layer in range(len(plan.layers))}
         gone = [layer for layer in present if layer not in kept]
@@ -121,7 +126,8 @@ class Fusion(NoRepair):
             # Factors in float32, their gradients and two moments; and twice the tensor on the way.
             factors = 2 * self.rank * (one.shape[-1] + one.shape[-2]) if one.dim() > 1 else one.numel()
             beside += 4 * 4 * factors + 2 * 4 * one.numel()
-        check_memory(model, input_ids, members, beside * members, "prune.repair: none")
+        batches = math.ceil(self.batch_tokens / BATCH_TOKENS)
+        check_memory(model, input_ids, members * batches, beside * members, "prune.repair: none")
 
 
 def neighbours(present: Sequence[int], layer: int, group: int) -> list[int]:
