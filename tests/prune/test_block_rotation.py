@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -152,6 +154,24 @@ def test_sizes_reload_and_generate(family, tied, tmp_path):
     assert torch.equal(made, ids)
     with pytest.raises(RuntimeError, match=r"size mismatch|mismatched"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_registered_it_loads_through_auto_classes(tmp_path):
+    model = tiny_model("qwen3")
+    apply(model, planned(model, 48), IDS)
+    model.save_pretrained(tmp_path)
+    code = (
+        "import sys, json, torch\n"
+        "from resprout.tasks.models.auto import register_layouts\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "register_layouts()\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='float32')\n"
+        "print(json.dumps(model(torch.tensor([[5, 6, 7]])).logits.double().flatten().tolist()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = model(torch.tensor([[5, 6, 7]])).logits.double().flatten().tolist()
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
 def test_layers_of_widths_of_their_own_are_turned_and_then_no_more():
