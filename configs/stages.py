@@ -6,7 +6,14 @@ import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    ByteSize,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from resprout.configs.section import Name, Ratio, Section
 from resprout.configs.sources import DataSource, RowSource, TextSource
@@ -50,9 +57,29 @@ class TargetConfig(Section):
     """Number of unique parameters."""
     non_embedding_params: Annotated[int, Field(ge=1)] | None = None
     """Number of parameters outside token embeddings and an untied head."""
+    bytes: Annotated[ByteSize, Field(ge=1)] | None = None
+    """Bytes of all unique weights in model.dtype; a number, or one with a unit such as "250 MB"."""
     latency_ratio: Ratio | None = None
     """Kept share of the time of a forward pass over a batch of calibration tokens, measured on this machine;
     allocator dynamic_programming."""
+    latency_ms: Annotated[float, Field(gt=0.0)] | None = None
+    """Milliseconds of that forward pass, likewise."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether the target is a time."""
+        return self.latency_ratio is not None or self.latency_ms is not None
+
+    @field_validator("bytes", mode="wrap")
+    @classmethod
+    def _is_a_size(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            raise ValueError(
+                "no size of at least one byte; give a whole number of bytes, or a number with a unit such as "
+                "250 MB"
+            ) from None
 
     @model_validator(mode="after")
     def _one_form(self) -> TargetConfig:

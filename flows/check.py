@@ -75,7 +75,7 @@ def check_fits(config: RunConfig, shape: Shape) -> None:
 def _unfit(config: RunConfig, shape: Shape) -> list[str]:
     faults = _too_long(config, shape)
     try:
-        implied_shape(shape, config.prune)
+        implied_shape(shape, config.prune, config.model.dtype)
     except BadInput as error:
         faults.append(f"prune.target: {error}")
     return faults

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.layout import build_layer
 from resprout.tasks.models.size import Shape
 from resprout.tasks.models.walk import Step, walk
+from resprout.tasks.prune.target import check_timed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,11 +56,7 @@ def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Ite
     """
     parts = anatomy(model)
     shape = parts.layers[0].shape
-    if not shape.uniform or shape.experts:
-        raise BadInput(
-            "prune.target.latency_ratio needs a dense model whose layers are alike, which this one is not; "
-            "give params_ratio"
-        )
+    check_timed(shape)
     step = next(walk(model, input_ids))
     run = _runner(model, step)
     both = shape.widths(0)

@@ -92,14 +92,14 @@ def resolve(config: PruneConfig) -> Resolved:
             "prune.units names kv_groups and heads, whose sizes depend on each other, which layout: "
             "per_layer cannot weigh; give one of them, or layout: uniform"
         )
-    if config.target.latency_ratio is not None and not ALLOCATORS.entry(allocator).declared.get("latency"):
+    if config.target.timed and not ALLOCATORS.entry(allocator).declared.get("latency"):
         raise BadInput(
-            f"prune.target is latency_ratio, which allocator '{allocator}' cannot spend; give allocator: "
+            f"prune.target is a latency, which allocator '{allocator}' cannot spend; give allocator: "
             "dynamic_programming and layout: per_layer, or a target in parameters"
         )
-    if config.target.latency_ratio is not None and (untimed := set(config.units) - {"ffn", "kv_groups"}):
+    if config.target.timed and (untimed := set(config.units) - {"ffn", "kv_groups"}):
         raise BadInput(
-            f"prune.target is latency_ratio, but prune.units names {' and '.join(sorted(untimed))}; give "
+            f"prune.target is a latency, but prune.units names {' and '.join(sorted(untimed))}; give "
             "ffn, kv_groups or both"
         )
     needs = CRITERIA.entry(criterion).declared["needs"]
@@ -114,7 +114,7 @@ def resolve(config: PruneConfig) -> Resolved:
 
 def tries_model(config: PruneConfig, allocator: str) -> bool:
     """Whether planning runs the model: the allocator does, or a latency is measured."""
-    return config.target.latency_ratio is not None or bool(ALLOCATORS.entry(allocator).declared["tries"])
+    return config.target.timed or bool(ALLOCATORS.entry(allocator).declared["tries"])
 
 
 def _check_units(part: str, registry: Registry[Any], name: str, units: tuple[Unit, ...]) -> None:

@@ -40,11 +40,14 @@ def prune_methods(config: PruneConfig) -> list[str]:
 def plan_settings(config: PruneConfig) -> dict[str, Any]:
     """What decides the plan beside the scores: the section with what a preset stands for, without `ridge`.
 
-    Criterion and repair are among them because plan.json names them.
+    Criterion and repair are among them because plan.json names them; the machine is where it is timed.
     """
+    from resprout.tasks.measure.hardware import fingerprint
+
     unused = ("method", "ridge", "memory")
     section = {name: value for name, value in config.key_data().items() if name not in unused}
-    return {**section, **asdict(resolve(config))}
+    timed = {"hardware": fingerprint()} if config.target.timed else {}
+    return {**section, **asdict(resolve(config)), **timed}
 
 
 def prune_settings(config: PruneConfig) -> dict[str, Any]:

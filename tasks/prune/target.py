@@ -11,7 +11,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.models.depth import blocks, check_numbers, without
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.size import BYTES, Shape
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.registry import ALLOCATORS, REPAIRS
 from resprout.tasks.prune.resolve import resolve
@@ -20,13 +20,13 @@ FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""
 
 
-def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
+def implied_shape(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Shape | None:
     """The shape that pruning will reach, None where it depends on scores (allocators that tell layers apart).
 
     Whatever makes the target unreachable or the repair impossible for this model raises BadInput here,
-    before any weight is read.
+    before any weight is read. `dtype` as of `request`.
     """
-    wanted = request(dense, config)
+    wanted = request(dense, config, dtype)
     if ALLOCATORS.entry(resolve(config).allocator).declared["per_layer"]:
         return None
     if config.units[0] in DEPTH:
@@ -34,8 +34,11 @@ def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
     return uniform_shape(wanted)
 
 
-def request(dense: Shape, config: PruneConfig) -> Request:
-    """The target in numbers for this model; one that is out of reach raises BadInput."""
+def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Request:
+    """The target in numbers for this model; one that is out of reach raises BadInput.
+
+    `dtype`, in which the weights are held, must be given where the target is in bytes.
+    """
     if foreign := [unit for unit in config.units if unit not in dense.family.units]:
         raise BadInput(
             f"prune.units names {' and '.join(foreign)}, which a {dense.model_type} model cannot lose; it "
@@ -50,8 +53,10 @@ def request(dense: Shape, config: PruneConfig) -> Request:
     if config.units[0] in DEPTH:
         check_numbers(dense)
     _check_present(dense, config.units)
-    limit = limit_params(dense, config.target)
     target = config.target
+    if target.timed:
+        check_timed(dense)
+    limit = limit_params(dense, target, dtype)
     apart = target.non_embedding_ratio is not None or target.non_embedding_params is not None
     wanted = Request(
         shape,
@@ -75,10 +80,23 @@ def _check_present(dense: Shape, kinds: tuple[Unit, ...]) -> None:
             )
 
 
-def limit_params(dense: Shape, target: TargetConfig) -> int:
+def check_timed(dense: Shape) -> None:
+    """Raise BadInput unless one layer's times stand for all."""
+    if not dense.uniform or dense.experts:
+        raise BadInput(
+            "prune.target is a latency, which needs a dense model whose layers are alike, and this one "
+            f"{'has experts' if dense.experts else 'has layers that differ'}; give params_ratio"
+        )
+
+
+def limit_params(dense: Shape, target: TargetConfig, dtype: str | None = None) -> int:
     """The largest number of unique parameters that meets the target; a latency sets no bound to them."""
-    if target.latency_ratio is not None:
+    if target.timed:
         return dense.params
+    if target.bytes is not None:
+        if dtype is None:
+            raise TypeError("a target in bytes needs a dtype")
+        return target.bytes // BYTES[dtype]
     if target.params is not None:
         return target.params
     if target.params_ratio is not None:
@@ -181,7 +199,7 @@ def with_biases(dense: Shape, kinds: tuple[Unit, ...]) -> Shape:
 def warnings_for(dense: Shape, wanted: Request, target: TargetConfig) -> list[str]:
     """Sentences about a target that will likely gut the model."""
     kept = (wanted.limit - dense.embedding_params) / dense.non_embedding_params
-    total = target.params is not None or target.params_ratio is not None
+    total = any(one is not None for one in (target.params, target.params_ratio, target.bytes))
     if total and kept < 0.5 and "hidden" not in wanted.kinds:
         share = dense.embedding_params / dense.params
         return [

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
@@ -47,10 +48,35 @@ def test_sizes_of_the_shape_are_those_worked_out_by_hand():
         ({"params": 80000}, 80000),
         ({"non_embedding_ratio": 0.5}, 49350),
         ({"non_embedding_params": 40000}, 46000),
+        ({"bytes": 92701}, 46350),
+        ({"bytes": "92.7 kB"}, 46350),
+        ({"bytes": "90 KiB"}, 46080),
     ],
 )
 def test_every_form_of_target_is_a_number_of_parameters(target, limit):
-    assert limit_params(DENSE, prune(target).target) == limit
+    assert limit_params(DENSE, prune(target).target, "bfloat16") == limit
+
+
+@pytest.mark.parametrize("size", [0, -5, "much", "3 parsec", 1.5, True])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(ValidationError, match=r"give a whole number of bytes|only for a switch"):
+        prune({"bytes": size})
+
+
+def test_bytes_are_those_of_the_dtype():
+    config = prune({"bytes": 4 * 86940})
+    assert implied_shape(DENSE, config, "float32").ffn == (144, 144)
+    assert implied_shape(DENSE, prune({"bytes": 2 * 86940}), "bfloat16").ffn == (144, 144)
+    with pytest.raises(BadInput, match="asks for 173880 parameters, but the model has 92700"):
+        implied_shape(DENSE, config, "bfloat16")
+
+
+@pytest.mark.parametrize("target", [{"latency_ratio": 0.8}, {"latency_ms": 3.5}])
+def test_a_latency_needs_layers_that_are_alike(target):
+    config = prune(target, layout="per_layer", allocator="dynamic_programming")
+    assert request(DENSE, config).limit == DENSE.params
+    with pytest.raises(BadInput, match=r"whose layers are alike, and this one has layers that differ; give"):
+        request(replace(DENSE, ffn=(160, 80)), config)
 
 
 @pytest.mark.parametrize(

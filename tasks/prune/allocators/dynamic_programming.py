@@ -2,7 +2,7 @@
 
 Each kind of unit in each layer can keep 1, 2, ... blocks; keeping fewer costs the sum of the scores of what
 goes. The best choice for all of them together is found over the budget cut into BUCKETS pieces. The budget is
-parameters, or with `prune.target.latency_ratio` milliseconds of a table measured on this machine
+parameters, or with a latency as target milliseconds of a table measured on this machine
 (tasks/prune/latency.py). Scores must compare across layers, as an increase of the loss does.
 """
 
