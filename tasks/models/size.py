@@ -102,9 +102,10 @@ class Shape:
     @property
     def stock(self) -> bool:
         """Whether the family's stock config can state these widths."""
-        restricted = self.family.heads_divide_hidden
         whole = self.uniform and self.ffn[0] > 0 and self.kv_heads[0] > 0
-        return whole and (not restricted or self.hidden % self.heads[0] == 0)
+        if not self.family.states_heads:
+            return whole and self.heads[0] * self.head_dim == self.hidden
+        return whole and (not self.family.heads_divide_hidden or self.hidden % self.heads[0] == 0)
 
     @property
     def tied(self) -> bool:

@@ -53,6 +53,12 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
     if config.units[0] in DEPTH:
         check_numbers(dense)
     _check_present(dense, config.units)
+    if config.layout == "uniform" and "kv_groups" in config.units and not dense.family.states_heads:
+        raise BadInput(
+            f"prune.units names kv_groups, but the config of a {dense.model_type} model shares the hidden "
+            "size out among its heads, so that layout: uniform cannot state fewer; give prune.layout: "
+            "per_layer, or units: [ffn]"
+        )
     target = config.target
     if target.timed:
         check_timed(dense)
@@ -299,7 +305,7 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
         )
     remedies = ["raise the target"]
     free = [kind for kind in reversed(FINENESS) if kind in dense.family.units and kind not in wanted.kinds]
-    more = [kind for kind in free if wanted.uniform or kind != "hidden"]
+    more = [kind for kind in free if _possible(wanted, kind)]
     remedies += [f"add {kind} to prune.units" for kind in more]
     remedies += ["lower round_to"] * ("ffn" in wanted.kinds)
     return BadInput(
@@ -307,3 +313,8 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
         f"round_to {wanted.round_to} reaches {smallest} ({smallest / dense.params:.3f} of the model) at "
         f"best; {' or '.join(remedies)}"
     )
+
+
+def _possible(wanted: Request, kind: Unit) -> bool:
+    """Whether the layout allows units of this kind."""
+    return kind != "hidden" if not wanted.uniform else kind != "kv_groups" or wanted.shape.family.states_heads

@@ -32,7 +32,7 @@ from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.target import implied_shape
-from tiny_models import tiny_model, write_tiny_folder
+from tiny_models import layout_for, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 
@@ -146,7 +146,8 @@ def cases():
             for units in [*((unit,) for unit in family.units), ("ffn", "kv_groups"), ("kv_groups", "heads")]:
                 for layout in ("uniform",) if units == ("hidden",) else ("uniform", "per_layer"):
                     allowed = set(units) <= set(family.units) & scored and method not in TURNED
-                    allowed = allowed and not ("sublayers" in units and layout == "uniform")
+                    stated = "sublayers" not in units and (family.states_heads or "kv_groups" not in units)
+                    allowed = allowed and (stated or layout == "per_layer")
                     if allowed and not (layout == "per_layer" and "heads" in units and len(units) > 1):
                         yield pytest.param(method, name, units, layout)
 
@@ -184,7 +185,8 @@ def test_a_cut_model_computes_what_the_masked_one_does(method, family, units, la
 @pytest.mark.parametrize("repair", ["none", "bias", "least_squares"])
 def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path):
     units = tuple(unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units)
-    config = prune_config(units=units, repair=repair, target={"params_ratio": 0.96})
+    layout = layout_for(family, units)
+    config = prune_config(units=units, repair=repair, target={"params_ratio": 0.96}, **layout)
     write_tiny_folder(tmp_path / "model", family, dtype="bfloat16")
     (tmp_path / "calibration").mkdir()
     save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
@@ -228,6 +230,7 @@ def test_uniform_models_load_and_compute_the_same_without_resprout(tmp_path):
     expected = {}
     for family in sorted(FAMILIES):
         units = tuple(unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units)
+        units = units if FAMILIES[family].states_heads else ("ffn",)
         for repair in ("none", "bias", "least_squares"):
             if repair == "bias" and family not in BIASED:
                 continue

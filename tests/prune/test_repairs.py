@@ -17,7 +17,7 @@ from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.repairs.bias import Bias
 from resprout.tasks.prune.repairs.least_squares import LeastSquares
 from resprout.tasks.prune.repairs.none import NoRepair
-from tiny_models import tiny_model
+from tiny_models import layout_for, tiny_model
 
 IDS = torch.randint(4, 256, (12, 24), generator=torch.Generator().manual_seed(2))
 
@@ -117,6 +117,7 @@ def test_repairs_lower_the_error_of_every_layer(family, units):
     gone = sum(count // 2 * shape.unit_params(units[0]) for count in shape.counts(units[0]))
     target = {"params": shape.params - gone}
     config = {"method": "wanda_sp", "units": units, "target": target, "round_to": 8}
+    config |= layout_for(family, units)
     inputs = reader_inputs(dense)
     kind = units[0]
     errors = {}

@@ -18,7 +18,7 @@ from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.repairs.least_squares import LeastSquares
 from resprout.tasks.prune.statistics import Targets
-from tiny_models import tiny_model
+from tiny_models import layout_for, tiny_model
 
 IDS = torch.randint(4, 256, (24, 24), generator=torch.Generator().manual_seed(2))
 
@@ -61,7 +61,7 @@ def final_hidden(model):
 
 def repaired(family, units, repair, settings, ridge):
     dense = tiny_model(family, num_hidden_layers=3)
-    config = {"method": "wanda_sp", "units": units, "round_to": 8}
+    config = {"method": "wanda_sp", "units": units, "round_to": 8, **layout_for(family, units)}
     shape = shape_of(dense.config.to_dict())
     gone = sum(shape.counts(unit)[0] // 2 * shape.unit_params(unit) * 3 for unit in units[:1])
     target = {"params": shape.params - gone}

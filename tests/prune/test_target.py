@@ -184,6 +184,21 @@ def test_per_layer_groups_are_not_bound_by_the_stock_config():
     assert request(dense, prune(**values, layout="per_layer")).limit == dense.params - 1
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "gpt_neox"])
+def test_heads_that_share_the_hidden_size_need_a_layout(model_type):
+    keys = {"gpt2": {"n_positions": 64}}.get(model_type, {"max_position_embeddings": 64})
+    dense = replace(DENSE, model_type=model_type, config={"tie_word_embeddings": True, **keys})
+    values = {"target": {"params_ratio": 0.9}, "units": ("ffn", "kv_groups")}
+    with pytest.raises(
+        BadInput, match=r"cannot state fewer; give prune\.layout: per_layer, or units: \[ffn\]"
+    ):
+        request(dense, prune(**values))
+    request(dense, prune(**values, layout="per_layer"))
+    for layout, says in (("uniform", r"raise the target or lower round_to$"), ("per_layer", "add kv_groups")):
+        with pytest.raises(BadInput, match=says):
+            request(dense, prune({"params": 30000}, layout=layout))
+
+
 def test_a_total_that_guts_the_layers_warns():
     """Vocabulary 1000: embeddings 60000 of 146700, 41 %."""
     big = replace(DENSE, vocab=1000)
