@@ -53,6 +53,12 @@ def widths_of(model_type: str) -> dict[str, Any]:
     return {**shared, **OWN.get(model_type, {})}
 
 
+def read_units(model_type: str) -> tuple[str, ...]:
+    """The units of a family but channels inside experts, which no one module reads."""
+    family = FAMILIES[model_type]
+    return tuple(unit for unit in family.units if unit != "ffn" or family.ffn_reader)
+
+
 def layout_for(model_type: str, units: Collection[str]) -> dict[str, str]:
     """The layout and allocator with which all layers of a family lose as many of these units."""
     stated = FAMILIES[model_type].states_heads or "kv_groups" not in units

@@ -124,6 +124,12 @@ def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) 
         heads = tuple(head for head in best if head // each in kept["kv_groups"])
     experts = tuple(best_units(scores["experts"], after.experts)) if "experts" in scores else None
     gone = any(not ffn and not kv_heads for ffn, kv_heads in zip(granted.ffn, granted.kv_heads, strict=True))
+    expert_ffn: tuple[int, ...] | None = None
+    if before.experts and "ffn" in scores:
+        best = best_units(scores["ffn"], after.ffn, before.experts)
+        stay = range(before.experts) if experts is None else experts
+        expert_ffn = tuple(unit for unit in best if unit // before.ffn in stay)
+        kept["ffn"] = tuple(range(after.ffn))
     if not after.ffn:
         kept["ffn"] = ()
     if not after.kv_heads:
@@ -134,6 +140,7 @@ def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) 
         kv_groups=kept["kv_groups"],
         heads=heads,
         experts=experts,
+        expert_ffn=expert_ffn,
     )
 
 

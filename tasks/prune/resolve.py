@@ -15,6 +15,8 @@ from resprout.tasks.registry import Entry, Registry
 
 LAYERWISE = ("weights", "inputs")
 """Needs of criteria that look at one layer at a time."""
+DEPENDENT: tuple[tuple[Unit, Unit], ...] = (("kv_groups", "heads"), ("experts", "ffn"))
+"""Kinds of which one is a part of the other."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,12 @@ def resolve(config: PruneConfig) -> Resolved:
             f"criterion '{resolved.criterion}' scores hidden {basis}, but repair '{resolved.repair}' keeps "
             f"{turned}; give two that agree, as method: slicegpt does"
         )
-    if config.layout == "per_layer" and {"kv_groups", "heads"} <= set(config.units):
-        raise BadInput(
-            "prune.units names kv_groups and heads, whose sizes depend on each other, which layout: "
-            "per_layer cannot weigh; give one of them, or layout: uniform"
-        )
+    for pair in DEPENDENT if config.layout == "per_layer" else ():
+        if set(pair) <= set(config.units):
+            raise BadInput(
+                f"prune.units names {' and '.join(pair)}, whose sizes depend on each other, which layout: "
+                "per_layer cannot weigh; give one of them, or layout: uniform"
+            )
     if config.target.timed and not ALLOCATORS.entry(allocator).declared.get("latency"):
         raise BadInput(
             f"prune.target is a latency, which allocator '{allocator}' cannot spend; give allocator: "

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
@@ -13,8 +14,9 @@ from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.models.depth import blocks, check_numbers, without
 from resprout.tasks.models.size import BYTES, Shape
 from resprout.tasks.prune.contracts import Request
-from resprout.tasks.prune.registry import ALLOCATORS, REPAIRS
+from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.registry import Registry
 
 FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""
@@ -44,7 +46,11 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
             f"prune.units names {' and '.join(foreign)}, which a {dense.model_type} model cannot lose; it "
             f"can lose {', '.join(dense.family.units)}"
         )
-    shape = with_repair(dense, config.units, resolve(config).repair)
+    names = resolve(config)
+    if dense.experts and "ffn" in config.units:
+        _check_unread(dense, "criterion", CRITERIA, names.criterion)
+        _check_unread(dense, "repair", REPAIRS, names.repair)
+    shape = with_repair(dense, config.units, names.repair)
     if config.layout == "uniform" and not dense.uniform:
         raise BadInput(
             "the model's layers already have different widths, which layout: uniform cannot keep; give "
@@ -74,6 +80,16 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
     )
     _check_reachable(wanted, dense)
     return wanted
+
+
+def _check_unread(dense: Shape, part: str, registry: Registry[Any], name: str) -> None:
+    """Raise BadInput where a method needs the module that reads FFN channels, which experts do not have."""
+    able = [entry.name for entry in registry if {"ffn", "experts"} <= set(entry.declared.get("units", ()))]
+    if name not in able:
+        raise BadInput(
+            f"{part} '{name}' looks at what reads FFN channels, which in a {dense.model_type} model, inside "
+            f"experts, no one module does; give prune.{part}: {' or '.join(able)}"
+        )
 
 
 def _check_present(dense: Shape, kinds: tuple[Unit, ...]) -> None:

@@ -32,7 +32,7 @@ from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.target import implied_shape
-from tiny_models import layout_for, tiny_model, write_tiny_folder
+from tiny_models import layout_for, read_units, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 
@@ -79,6 +79,11 @@ def masked(model, plan):
             continue
         if kept.experts is not None:
             without_experts(layer.mlp.gate, kept.experts, getattr(config, "norm_topk_prob", True))
+        if kept.expert_ffn is not None:
+            down = layer.mlp.experts.down_proj
+            stay = torch.zeros(down.shape[0] * down.shape[2])
+            stay[list(kept.expert_ffn)] = 1
+            down.mul_(stay.view(len(down), 1, -1))
         elif hasattr(config, "num_experts_per_tok"):
             assert len(kept.ffn) == layer.mlp.experts.down_proj.shape[2]
         else:
@@ -138,17 +143,23 @@ def deep_model(family):
     return tiny_model(family, num_hidden_layers=4, **kinds)
 
 
+TOGETHER = [("ffn", "kv_groups"), ("kv_groups", "heads"), ("experts", "ffn")]
+"""Units that are pruned at once, of which all but the first depend on each other."""
+
+
 def cases():
     """Every method, family and layout, with the units that all three allow."""
     for method in preset_names():
         for name, family in FAMILIES.items():
             scored = set(CRITERIA.entry(load_preset(method).criterion).declared["units"])
-            for units in [*((unit,) for unit in family.units), ("ffn", "kv_groups"), ("kv_groups", "heads")]:
+            if "experts" in family.units and "experts" not in scored:
+                scored -= {"ffn"}
+            for units in [*((unit,) for unit in family.units), *TOGETHER]:
                 for layout in ("uniform",) if units == ("hidden",) else ("uniform", "per_layer"):
                     allowed = set(units) <= set(family.units) & scored and method not in TURNED
                     stated = "sublayers" not in units and (family.states_heads or "kv_groups" not in units)
                     allowed = allowed and (stated or layout == "per_layer")
-                    if allowed and not (layout == "per_layer" and "heads" in units and len(units) > 1):
+                    if allowed and not (layout == "per_layer" and units in TOGETHER[1:]):
                         yield pytest.param(method, name, units, layout)
 
 
@@ -184,7 +195,7 @@ def test_a_cut_model_computes_what_the_masked_one_does(method, family, units, la
 
 @pytest.mark.parametrize("repair", ["none", "bias", "least_squares"])
 def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path):
-    units = tuple(unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units)
+    units = tuple(unit for unit in ("ffn", "kv_groups") if unit in read_units(family))
     layout = layout_for(family, units)
     config = prune_config(units=units, repair=repair, target={"params_ratio": 0.96}, **layout)
     write_tiny_folder(tmp_path / "model", family, dtype="bfloat16")
@@ -229,7 +240,7 @@ def test_uniform_models_load_and_compute_the_same_without_resprout(tmp_path):
     """Every family and repair, both kinds of units, in one clean child process."""
     expected = {}
     for family in sorted(FAMILIES):
-        units = tuple(unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units)
+        units = tuple(unit for unit in ("ffn", "kv_groups") if unit in read_units(family))
         units = units if FAMILIES[family].states_heads else ("ffn",)
         for repair in ("none", "bias", "least_squares"):
             if repair == "bias" and family not in BIASED:

@@ -8,14 +8,13 @@ import torch
 
 from resprout.configs.errors import StageFailed
 from resprout.tasks.models.anatomy import Part, Units
-from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.wanda_sp import WandaSp
 from resprout.tasks.prune.registry import CRITERIA
 from resprout.tasks.prune.score import best_units, score_units
 from resprout.tasks.prune.statistics import Gram, Moments
-from tiny_models import tiny_model
+from tiny_models import read_units, tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
 
@@ -88,7 +87,7 @@ def test_scores_of_a_model_equal_the_numpy_reference(name, family):
     model(IDS)
     for hook in hooks:
         hook.remove()
-    kinds = tuple(kind for kind in ("ffn", "kv_groups") if kind in FAMILIES[family].units)
+    kinds = tuple(kind for kind in ("ffn", "kv_groups") if kind in read_units(family))
     settings = {"of": "reader"} if name == "magnitude" else {}
     scores = score_units(model, CRITERIA.get(name)(**settings), kinds, IDS)
     for index, by_kind in enumerate(scores):

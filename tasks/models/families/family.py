@@ -34,7 +34,7 @@ SHARED_HEADS: tuple[Unit, ...] = ("ffn", "kv_groups", "layers", "sublayers")
 heads need a layout of their own (tasks/models/layout.py)."""
 FIXED_HEADS: tuple[Unit, ...] = ("ffn", "layers", "sublayers")
 """Units of a family whose norms run over all heads, so that none can go alone."""
-SPARSE: tuple[Unit, ...] = ("kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
+SPARSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
 """Units of a mixture of experts."""
 
 
