@@ -81,6 +81,7 @@ class Plan(_Strict):
 
     schema_version: Literal[1] = 1
     model_type: str
+    model_digest: str | None = None
     criterion: str
     allocator: str
     repair: str
@@ -117,6 +118,14 @@ class Plan(_Strict):
             experts=tuple(one.experts for one in widths) if dense.experts else (),
             config=cut_types(dense.config, sources),
         )
+
+    def check_model(self, digest: str | None) -> None:
+        """Raise BadInput where the plan was made for the weights of another artifact; None is any."""
+        if None not in (digest, self.model_digest) and digest != self.model_digest:
+            raise BadInput(
+                f"the plan was made for the model {self.model_digest}, but the model given is {digest}; give "
+                "that model, or make a plan for this one"
+            )
 
     def check_fits(self, dense: Shape) -> None:
         """Raise BadInput unless the plan was made for a model of this shape."""

@@ -143,6 +143,7 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
         model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
         bench = Bench(model, _input_ids(inputs["calibration"]), progress=progress)
     made = plan_from(scores, shape_of(inputs["model"]), job.dtype, job.config, bench)
+    made = made.model_copy(update={"model_digest": job.digests.get("model")})
     write_plan(made, workdir)
     metrics = {
         f"{name}_{key}": value
@@ -169,6 +170,7 @@ def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, prog
     from resprout.tasks.prune.plan import read_plan
 
     made = read_plan(inputs["plan"])
+    made.check_model(job.digests.get("model"))
     if job.config.memory == "stream":
         _prune_streamed(job, made, inputs, workdir, progress)
         return

@@ -311,6 +311,29 @@ def test_a_plan_is_replayed_from_its_file_and_only_on_its_model(tmp_path):
         read_plan(tmp_path)
 
 
+def test_a_plan_names_the_model_it_was_made_for(tmp_path):
+    """Another model of the same shape is refused; a plan that does not say, as older ones, is taken."""
+    config = prune_config()
+    inputs = {"model": write_tiny_folder(tmp_path / "model"), "calibration": tmp_path}
+    save_file({"input_ids": IDS}, tmp_path / "calibration.safetensors")
+    for name, stage in (("scores", score_stage), ("plan", plan_stage)):
+        inputs[name] = tmp_path / name
+        inputs[name].mkdir()
+        stage.body(Job(config, digests={"model": "a1"}), inputs, inputs[name], silent)
+    assert read_plan(inputs["plan"]).model_digest == "a1"
+    for given, taken in (({"model": "a1"}, True), ({}, True), ({"model": "b2"}, False)):
+        job, where = Job(config, digests=given), tmp_path / f"pruned-{len(list(tmp_path.iterdir()))}"
+        if taken:
+            prune_stage.body(job, inputs, where, silent)
+            continue
+        with pytest.raises(
+            BadInput, match="made for the model a1, but the model given is b2; give that model"
+        ):
+            prune_stage.body(job, inputs, where, silent)
+    write_plan(read_plan(inputs["plan"]).model_copy(update={"model_digest": None}), inputs["plan"])
+    prune_stage.body(Job(config, digests={"model": "b2"}), inputs, tmp_path / "older", silent)
+
+
 def test_progress_counts_layers():
     seen = []
     model = tiny_model("llama")
