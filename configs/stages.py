@@ -66,6 +66,11 @@ class TargetConfig(Section):
     """Milliseconds of that forward pass, likewise."""
 
     @property
+    def whole(self) -> bool:
+        """Whether nothing is to go."""
+        return 1.0 in (self.params_ratio, self.non_embedding_ratio)
+
+    @property
     def timed(self) -> bool:
         """Whether the target is a time."""
         return self.latency_ratio is not None or self.latency_ms is not None
@@ -238,6 +243,25 @@ class RecoverConfig(Section):
     """Softmax temperature of the distillation loss."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are clipped to this norm."""
+
+
+class SparsifyConfig(Section):
+    """Semi-structured sparsity of the final model: of `group` consecutive weights of a row, `kept` stay.
+
+    After recovery, or after pruning where there is none. Zeros are stored like other values, so that files on
+    disk do not shrink, nor does memory. NVIDIA GPUs from Ampere on multiply 2:4 matrices faster where a
+    runtime packs them first (cuSPARSELt, TensorRT-LLM); for 4:8 they have nothing. Without other pruning:
+
+        prune: {method: magnitude, target: {non_embedding_ratio: 1.0}}
+        sparsify: {pattern: "2:4", method: sparsegpt}
+    """
+
+    pattern: Literal["2:4", "4:8"] = "2:4"
+    """kept:group."""
+    method: str = "wanda"
+    """magnitude, wanda or sparsegpt (`resprout methods`)."""
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The method's own settings (`resprout methods --json` lists them)."""
 
 
 class PerplexityConfig(Section):

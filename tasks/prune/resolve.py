@@ -46,6 +46,9 @@ def resolve(config: PruneConfig) -> Resolved:
     criterion = config.criterion or preset.criterion
     allocator = config.allocator or getattr(preset.allocator, config.layout)
     repair = config.repair or preset.repair
+    if config.target.whole and REPAIRS.entry(repair).declared.get("adds_biases"):
+        # Nothing goes, so that there is nothing to make good for, and no room for more parameters.
+        repair = "none"
 
     def settings(kind: str, registry: Registry[Any], name: str, preset_name: str) -> dict[str, Any]:
         own = getattr(preset, f"{kind}_settings") if name == preset_name else {}
