@@ -34,10 +34,10 @@ from resprout.configs.stages import (
     RegisterConfig,
     SelectConfig,
     SparsifyConfig,
-    TargetConfig,
     ZeroShotConfig,
     ZeroShotTask,
 )
+from resprout.configs.target import TargetConfig
 
 __all__ = [
     "CalibrateConfig",
