@@ -57,6 +57,7 @@ types: dev
 bench: dev
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_prune.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_criteria.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_latency.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_stream.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_run.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_events.py

@@ -51,11 +51,17 @@ class ModelResult(Plain):
 
 
 class ModelResults(Plain):
-    """The three models of a run; recovered is null where the config has no recovery."""
+    """The models of a run; recovered and sparsified are null where the config has no such section."""
 
     dense: ModelResult
     pruned: ModelResult
     recovered: ModelResult | None
+    sparsified: ModelResult | None = None
+
+    def there(self) -> dict[str, ModelResult]:
+        """The models that there are by name, in the order in which they are made."""
+        every = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: one for name, one in every.items() if one is not None}
 
 
 class GateCheck(Plain):

@@ -33,10 +33,11 @@ from resprout.configs.stages import (
     RecoverConfig,
     RegisterConfig,
     SelectConfig,
-    TargetConfig,
+    SparsifyConfig,
     ZeroShotConfig,
     ZeroShotTask,
 )
+from resprout.configs.target import TargetConfig
 
 __all__ = [
     "CalibrateConfig",
@@ -62,6 +63,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "SelectConfig",
+    "SparsifyConfig",
     "StackConfig",
     "StoreConfig",
     "TargetConfig",
@@ -88,7 +90,9 @@ class RunConfig(Section):
     select: SelectConfig | None = None
     """Recovery data; needed by recover."""
     recover: RecoverConfig | None = None
-    """Recovery; absent: the pruned model is what is exported."""
+    """Recovery; absent: the pruned model goes on."""
+    sparsify: SparsifyConfig | None = None
+    """Zeros in a pattern; absent: the recovered or pruned model is what is exported."""
     evaluate: EvaluateConfig
     """Scores."""
     measure: MeasureConfig | None = MeasureConfig()
@@ -117,6 +121,12 @@ class RunConfig(Section):
         if self.gate and self.gate.min_accuracy_kept is not None and self.evaluate.zero_shot is None:
             raise ValueError(
                 "gate.min_accuracy_kept needs accuracies; give evaluate.zero_shot or drop the bound"
+            )
+        group = int(self.sparsify.pattern.partition(":")[2]) if self.sparsify else 1
+        if self.prune.round_to % group and {"ffn", "hidden"} & set(self.prune.units):
+            raise ValueError(
+                f"sparsify.pattern takes weights in groups of {group}, which prune.round_to "
+                f"{self.prune.round_to} does not keep whole; give a multiple of {group}"
             )
         if self.prune.layout == "per_layer" and "hf" in self.export.formats:
             raise ValueError(

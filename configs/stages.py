@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from resprout.configs.section import Name, Ratio, Section
 from resprout.configs.sources import DataSource, RowSource, TextSource
+from resprout.configs.target import TargetConfig
 
 Unit = Literal["ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers"]
 """What a pruning method removes: FFN channels, KV groups with their query heads, query heads inside each
@@ -37,30 +38,6 @@ class CalibrateConfig(Section):
     """COLA: width of each layer's random projection."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """self_generated: sampling temperature."""
-
-
-class TargetConfig(Section):
-    """How large the pruned model may be; exactly one form."""
-
-    params_ratio: Ratio | None = None
-    """Kept share of all unique parameters, a tied tensor counted once."""
-    non_embedding_ratio: Ratio | None = None
-    """Kept share of the parameters outside token embeddings and an untied head."""
-    params: Annotated[int, Field(ge=1)] | None = None
-    """Number of unique parameters."""
-    non_embedding_params: Annotated[int, Field(ge=1)] | None = None
-    """Number of parameters outside token embeddings and an untied head."""
-    latency_ratio: Ratio | None = None
-    """Kept share of the time of a forward pass over a batch of calibration tokens, measured on this machine;
-    allocator dynamic_programming."""
-
-    @model_validator(mode="after")
-    def _one_form(self) -> TargetConfig:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(given) != 1:
-            forms = ", ".join(type(self).model_fields)
-            raise ValueError(f"the target names {', '.join(given) or 'nothing'}; give exactly one of {forms}")
-        return self
 
 
 class PruneConfig(Section):
@@ -213,6 +190,25 @@ class RecoverConfig(Section):
     """Softmax temperature of the distillation loss."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are clipped to this norm."""
+
+
+class SparsifyConfig(Section):
+    """Semi-structured sparsity of the final model: of `group` consecutive weights of a row, `kept` stay.
+
+    After recovery, or after pruning where there is none. Zeros are stored like other values, so that files on
+    disk do not shrink, nor does memory. NVIDIA GPUs from Ampere on multiply 2:4 matrices faster where a
+    runtime packs them first (cuSPARSELt, TensorRT-LLM); for 4:8 they have nothing. Without other pruning:
+
+        prune: {method: magnitude, target: {non_embedding_ratio: 1.0}}
+        sparsify: {pattern: "2:4", method: sparsegpt}
+    """
+
+    pattern: Literal["2:4", "4:8"] = "2:4"
+    """kept:group."""
+    method: str = "wanda"
+    """magnitude, wanda or sparsegpt (`resprout methods`)."""
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The method's own settings (`resprout methods --json` lists them)."""
 
 
 class PerplexityConfig(Section):

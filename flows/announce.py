@@ -32,15 +32,9 @@ def rows(result: RunResult) -> list[dict[str, Any]]:
     """One row for each model, with its size and all metrics."""
     if result.models is None:
         return []
-    found = {
-        "dense": result.models.dense,
-        "pruned": result.models.pruned,
-        "recovered": result.models.recovered,
-    }
     return [
         {"model": name, "params": one.params, "bytes": one.bytes, **dict(sorted(one.metrics.items()))}
-        for name, one in found.items()
-        if one is not None
+        for name, one in result.models.there().items()
     ]
 
 

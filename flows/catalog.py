@@ -13,6 +13,7 @@ def registries() -> dict[str, Registry[Any]]:
     from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
     from resprout.tasks.recover.registry import METHODS as RECOVER
     from resprout.tasks.select.registry import METHODS as SELECT
+    from resprout.tasks.sparsify.registry import METHODS as SPARSIFY
 
     return {
         "calibrate.method": CALIBRATE,
@@ -21,6 +22,7 @@ def registries() -> dict[str, Registry[Any]]:
         "prune.repair": REPAIRS,
         "select.method": SELECT,
         "recover.method": RECOVER,
+        "sparsify.method": SPARSIFY,
     }
 
 

@@ -13,6 +13,7 @@ from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.target import implied_shape
+from resprout.tasks.sparsify.weights import check_sparsity
 
 EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
 """The package behind each task runner that is an extra."""
@@ -39,6 +40,8 @@ def check(loaded: Loaded) -> None:
     if config.recover is not None:
         way = config.recover.method
         collect("recover.method", lambda: known["recover.method"].entry(way))
+    if (sparse := config.sparsify) is not None:
+        collect("sparsify", lambda: known["sparsify.method"].settings(sparse.method, sparse.settings))
     for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
         collect("evaluate.zero_shot", lambda name=one.task: read_task(name, loaded.base))
     collect("infra.store.uri", lambda: _store_folder(loaded))
@@ -75,9 +78,14 @@ def check_fits(config: RunConfig, shape: Shape) -> None:
 def _unfit(config: RunConfig, shape: Shape) -> list[str]:
     faults = _too_long(config, shape)
     try:
-        implied_shape(shape, config.prune)
+        cut = implied_shape(shape, config.prune, config.model.dtype) or shape
     except BadInput as error:
-        faults.append(f"prune.target: {error}")
+        return [*faults, f"prune.target: {error}"]
+    if config.sparsify is not None:
+        try:
+            check_sparsity(cut, config.sparsify)
+        except BadInput as error:
+            faults.append(str(error))
     return faults
 
 

@@ -1,4 +1,4 @@
-"""The flow: acquire, calibrate, prune, select, recover, evaluate, measure, gate, export, report, register."""
+"""The flow: acquire, calibrate, prune, select, recover, sparsify, judge, gate, export, report, register."""
 
 from __future__ import annotations
 

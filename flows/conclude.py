@@ -99,6 +99,8 @@ class Conclusion:
             metrics = self.read(scores, "metrics.json")
             if name in self.made.speeds:
                 metrics.update(self.read(self.made.speeds[name], "metrics.json"))
+            if name == "sparsified" and self.made.sparsified is not None:
+                metrics.update(self.read(self.made.sparsified, "metrics.json"))
             found[name] = ModelResult(
                 params=int(metrics["params"]),
                 non_embedding_params=int(metrics["non_embedding_params"]),
@@ -106,7 +108,10 @@ class Conclusion:
                 metrics=metrics,
             )
         self.result.models = ModelResults(
-            dense=found["dense"], pruned=found["pruned"], recovered=found.get("recovered")
+            dense=found["dense"],
+            pruned=found["pruned"],
+            recovered=found.get("recovered"),
+            sparsified=found.get("sparsified"),
         )
         self.session.averaged = averaged(self.read(self.made.scores["dense"], "details.json"))
         source = self.read(self.made.dense, "source.json")
@@ -164,6 +169,7 @@ class Conclusion:
             "gate": made.gate,
             "selection": made.selection,
             "recovery": made.recovery,
+            "sparsity": made.sparsified,
             **made.scores,
             **{f"{name}_speed": speed for name, speed in made.speeds.items()},
         }
@@ -197,7 +203,8 @@ class Conclusion:
             "resprout.version": code["resprout"],
             "resprout.run": run.mlflow_run_id,
         }
-        for role, ref in (("selection", made.selection), ("recovery", made.recovery)):
+        later = {"selection": made.selection, "recovery": made.recovery, "sparsity": made.sparsified}
+        for role, ref in later.items():
             if ref is not None:
                 tags[f"resprout.{role}"] = ref.digest
         folder = self.result.exports[0].uri.rpartition("/")[2]

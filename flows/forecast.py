@@ -49,8 +49,8 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
 
 def _sizes(loaded: Loaded, dense: Shape, models: int) -> dict[str, Any]:
     config = loaded.config
-    wanted = request(dense, config.prune)
-    cut = implied_shape(dense, config.prune)
+    wanted = request(dense, config.prune, config.model.dtype)
+    cut = implied_shape(dense, config.prune, config.model.dtype)
     needs = preflight.needs(dense.params, config.model.dtype, models)
     return {
         "dense": _shape(dense, config.model.dtype),

@@ -16,7 +16,7 @@ from resprout.infra.identity import library_version
 from resprout.tasks.models.size import BYTES, Shape
 from resprout.tasks.run import Forecast
 
-MODEL_STAGES = ("acquire model", "prune", "recover", "export")
+MODEL_STAGES = ("acquire model", "prune", "recover", "sparsify", "export")
 """Labels of the stages that each leave a model of the dense one's size, at most, on the disk."""
 MODELS_IN_MEMORY = 2
 """Selection, distillation and divergence hold two models at once."""

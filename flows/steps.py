@@ -26,6 +26,7 @@ from resprout.tasks.recover.stage import recover
 from resprout.tasks.run import Run
 from resprout.tasks.select.pool_stage import pool
 from resprout.tasks.select.stage import select
+from resprout.tasks.sparsify.stage import sparsify
 from resprout.tasks.stage import Input, Part
 
 C = TypeVar("C")
@@ -41,6 +42,7 @@ class Made:
     gate: ArtifactRef | None = None
     selection: ArtifactRef | None = None
     recovery: ArtifactRef | None = None
+    sparsified: ArtifactRef | None = None
     scores: dict[str, ArtifactRef] = field(default_factory=dict)
     speeds: dict[str, ArtifactRef] = field(default_factory=dict)
 
@@ -81,14 +83,23 @@ class Steps:
         self.judge("pruned", pruned)
         selection, recovery = self.grow_back(pruned)
         final: Input = Part(recovery, "model") if recovery else pruned
+        sparse = None
+        if config.sparsify is not None:
+            given: dict[str, Input] = {"model": final, "calibration": calibration}
+            sparse = sparsify(run, self.job(config.sparsify), given)
+            final = Part(sparse, "model")
+            self.judge("sparsified", final)
         verdict = None
         if config.gate is not None:
-            last = self.scores["recovered" if recovery else "pruned"]
+            # Judged in the order in which they are made.
+            last = list(self.scores.values())[-1]
             verdict = gate(run, self.job(config.gate), {"dense": self.scores["dense"], "final": last})
         credits = tuple(credit for credit in self.credits if credit.role in SHAPING)
-        told = Export(config.export, credits, config.recover.method if config.recover else None)
+        zeros = f"{config.sparsify.pattern} by {config.sparsify.method}" if config.sparsify else None
+        told = Export(config.export, credits, config.recover.method if config.recover else None, zeros)
         exported = export(run, self.job(told), {"model": final, "plan": planned, "source": self.dense})
-        return Made(self.dense, planned, exported, verdict, selection, recovery, self.scores, self.speeds)
+        later = (selection, recovery, sparse)
+        return Made(self.dense, planned, exported, verdict, *later, self.scores, self.speeds)
 
     def general(self) -> dict[str, Input]:
         """Random windows of open-domain text, where the criterion looks at it, as many as of calibration."""

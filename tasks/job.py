@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from resprout.tasks.share import WHOLE, Share
@@ -20,6 +21,8 @@ class Job(Generic[C]):
     dtype: str = "bfloat16"
     trust_remote_code: bool = False
     share: Share = WHOLE
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the inputs' artifacts by role, filled in by the stage."""
 
 
 class Progress(Protocol):

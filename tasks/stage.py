@@ -245,12 +245,13 @@ class Stage(Generic[C]):
         start = time.perf_counter()
         progress = Throttled(run.display.started(label), label, run.stop_if_cancelled)
         inputs = {**inputs, **self._shared_out(run, job, inputs, label, progress)}
+        given = replace(job, digests={role: ref_of(one).digest for role, one in inputs.items()})
         with run.store.workdir() as workdir, ExitStack() as opened:
             content = workdir / "content"
             content.mkdir()
             try:
                 with _COMPUTING if self.computes else nullcontext():
-                    self.body(job, Folders(run, inputs, opened), content, progress)
+                    self.body(given, Folders(run, inputs, opened), content, progress)
             except BaseException as error:
                 raise as_sentence(error, self.name, run.home) from error
             run.stop_if_cancelled()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import save_model
 
 if TYPE_CHECKING:
@@ -49,6 +51,18 @@ def widths_of(model_type: str) -> dict[str, Any]:
     if model_type == "gpt2":
         shared = {key: value for key, value in shared.items() if key.endswith(("_id", "vocab_size"))}
     return {**shared, **OWN.get(model_type, {})}
+
+
+def read_units(model_type: str) -> tuple[str, ...]:
+    """The units of a family but channels inside experts, which no one module reads."""
+    family = FAMILIES[model_type]
+    return tuple(unit for unit in family.units if unit != "ffn" or family.ffn_reader)
+
+
+def layout_for(model_type: str, units: Collection[str]) -> dict[str, str]:
+    """The layout and allocator with which all layers of a family lose as many of these units."""
+    stated = FAMILIES[model_type].states_heads or "kv_groups" not in units
+    return {"layout": "uniform"} if stated else {"layout": "per_layer", "allocator": "uniform"}
 
 
 def tiny_model(model_type: str, seed: int = 0, dtype: str = "float32", **widths: Any) -> PreTrainedModel:

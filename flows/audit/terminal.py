@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 SHORT = 12
-FIRST = ("export", "gate", "recovered", "pruned", "dense", "model", "plan", "calibration")
+FIRST = ("export", "gate", "sparsified", "recovered", "pruned", "dense", "model", "plan", "calibration")
 """Roles in the order of a reader's questions: the model itself, why it passed, what it was held against."""
 
 

@@ -15,7 +15,13 @@ from resprout.infra.lineage import Node
 from resprout.infra.store.manifest import FileEntry, scan
 from resprout.tasks.register.reconcile import COPY, is_copy, own_uri
 
-STAGES = {"source_digest": "acquire_model", "plan": "plan", "selection": "select", "recovery": "recover"}
+STAGES = {
+    "source_digest": "acquire_model",
+    "plan": "plan",
+    "selection": "select",
+    "recovery": "recover",
+    "sparsity": "sparsify",
+}
 """Tags that name what a stage made."""
 
 

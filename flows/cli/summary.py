@@ -26,9 +26,7 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
     result = session.result
     if result.models is None:
         return
-    models = {"dense": result.models.dense.metrics, "pruned": result.models.pruned.metrics}
-    if result.models.recovered is not None:
-        models["recovered"] = result.models.recovered.metrics
+    models = {name: one.metrics for name, one in result.models.there().items()}
     console.print()
     rows = comparison(models, session.source_bytes, session.source_format, session.averaged)
     console.print(_table(list(models), rows), highlight=False)

@@ -42,7 +42,7 @@ def table(variants: Sequence[Variant], result: SweepResult) -> Table:
 
 def _cells(config: RunConfig, result: RunResult) -> list[str]:
     models = result.models
-    last = (models.recovered or models.pruned) if models is not None else None
+    last = [*models.there().values()][-1] if models is not None else None
     metrics = last.metrics if last is not None else {}
     text = config.evaluate.perplexity
     speed = f"decode{config.measure.decode_tokens}_tokens_per_s" if config.measure is not None else ""

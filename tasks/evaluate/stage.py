@@ -1,9 +1,9 @@
-"""Door of evaluate: one evaluator for dense, pruned and recovered.
+"""Door of evaluate: one evaluator for all models of a run.
 
 Lifecycle: load the model (and, for divergence, the dense one) once; size; perplexity and KL on the held-out
 text; zero-shot accuracies on the model in memory. Content: metrics.json, and details.json with the protocol.
 
-Inputs: `model`; `text`; `task_<name>` for each zero-shot task; `dense` for pruned and recovered.
+Inputs: `model`; `text`; `task_<name>` for each zero-shot task; `dense` for all but the dense one.
 """
 
 from __future__ import annotations

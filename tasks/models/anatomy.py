@@ -1,9 +1,10 @@
 """What a decoder's units are: which slices of which tensors leave with each, worked out from named axes.
 
-A unit of a layer (an FFN channel, a KV group with its query heads, a query head, an expert, a hidden
-channel as far as the layer holds it) is a set of slices of the layer's tensors. Its *features* are the
-columns of one *reader* (`down_proj`, `o_proj`) that it makes. Methods speak of units, slices, features
-and readers only; what a family calls its tensors and how it fuses them is said in tasks/models/families.
+A unit of a layer (an FFN channel, of one expert where there are experts, a KV group with its query heads, a
+query head, an expert, a hidden channel as far as the layer holds it) is a set of slices of the layer's
+tensors. Its *features* are the columns of one *reader* (`down_proj`, `o_proj`) that it makes. Methods speak
+of units, slices, features and readers only; what a family calls its tensors and how it fuses them is said in
+tasks/models/families.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from resprout.configs.errors import BadInput
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.models.depth import SUBLAYERS
-from resprout.tasks.models.families.family import Family
+from resprout.tasks.models.families.family import Axes, Family
 from resprout.tasks.models.size import Shape, Widths, shape_of
 
 if TYPE_CHECKING:
@@ -30,22 +32,32 @@ PAGES = "resprout_pages"
 
 @dataclass(frozen=True)
 class Slices:
-    """What of one tensor leaves with each unit: `index` int64 [units, slices per unit] along `dim`."""
+    """What of one tensor leaves with each unit: `index` int64 [units, slices per unit] along `dim`.
+
+    Of channels inside experts it is along `outer`, the experts' dimension, and `dim`, which comes after it,
+    joined to one.
+    """
 
     name: str
     dim: int
     index: Tensor
+    outer: int | None = None
+
+    def along(self, tensor: Tensor) -> Tensor:
+        """The tensor with what the index counts in front: [positions, ...]."""
+        if self.outer is None:
+            return tensor.movedim(self.dim, 0)
+        return tensor.movedim((self.outer, self.dim), (0, 1)).flatten(0, 1)
 
     def of(self, tensor: Tensor) -> Tensor:
         """The values that leave with each unit: [units, values]."""
-        taken = tensor.movedim(self.dim, 0)[self.index.to(tensor.device)]
-        return taken.reshape(len(self.index), -1)
+        return self.along(tensor)[self.index.to(tensor.device)].reshape(len(self.index), -1)
 
     def sums(self, tensor: Tensor) -> Tensor:
         """The sum of the values that leave with each unit: [units]; gathers no values."""
-        others = [dim for dim in range(tensor.dim()) if dim != self.dim]
+        others = [dim for dim in range(tensor.dim()) if dim not in (self.dim, self.outer)]
         along = tensor.sum(dim=others) if others else tensor
-        return along[self.index.to(tensor.device)].sum(dim=1)
+        return along.flatten()[self.index.to(tensor.device)].sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,12 @@ class Units:
 
     @property
     def weight(self) -> Tensor:
-        """The reader's weight: [outputs, features]."""
+        """The reader's weight: [outputs, features]; BadInput where no one module reads the units."""
+        if self.part.reader is None:
+            raise BadInput(
+                f"the method looks at what reads {self.part.kind}, which in this model no one module does; "
+                "give one that scores experts (`resprout methods` lists what each scores)"
+            )
         weight = self.tensors[f"{self.part.reader}.weight"]
         return weight.T if self.part.transposed else weight
 
@@ -110,7 +127,7 @@ class Units:
         for one in self.part.slices:
             tensor = self.tensors[one.name]
             if tensor.dim() > 1:
-                yield one.name, tensor.movedim(one.dim, 0)[one.index.to(tensor.device)].flatten(2)
+                yield one.name, one.along(tensor)[one.index.to(tensor.device)].flatten(2)
 
     def by_unit(self, features: Tensor) -> Tensor:
         """A value for each feature, [features], as [units, features per unit]."""
@@ -195,7 +212,9 @@ def part(shape: Shape, widths: Widths, kind: Unit) -> Part:
     """The units of `kind` in a layer of these widths."""
     family, tensors = shape.family, shape.layer_tensors(widths)
     slices = tuple(
-        Slices(name, dim, index)
+        _inside(name, axes, dim, index, shape, widths)
+        if kind == "ffn" and "experts" in axes
+        else Slices(name, dim, index)
         for name, axes in tensors.items()
         for dim, axis in enumerate(axes)
         if (index := _index(axis, kind, shape, widths)) is not None
@@ -204,6 +223,8 @@ def part(shape: Shape, widths: Widths, kind: Unit) -> Part:
     reader, transposed = family.attention_reader, family.transposed
     if kind in DEPTH:
         return Part(kind, 1 if kind == "layers" else len(SUBLAYERS), ())
+    if kind == "ffn" and widths.experts:
+        return Part(kind, widths.experts * widths.ffn, slices, blocks=widths.experts)
     if kind == "ffn":
         return Part(kind, widths.ffn, slices, family.ffn_reader, 1, transposed)
     if kind == "kv_groups":
@@ -220,19 +241,38 @@ def cut(
     tensors: Mapping[str, Tensor], parts: Mapping[Unit, Part], kept: Mapping[Unit, Sequence[int]]
 ) -> dict[str, Tensor]:
     """The tensors without what belongs to units that are not kept; the others stay as they are."""
-    stays: dict[tuple[str, int], Tensor] = {}
+    stays: dict[tuple[str, int | None, int], Tensor] = {}
     for kind, units in kept.items():
         gone = torch.ones(parts[kind].units, dtype=torch.bool)
         gone[torch.as_tensor(units, dtype=torch.long)] = False
         for one in parts[kind].slices if bool(gone.any()) else ():
-            size = tensors[one.name].shape[one.dim]
-            mask = stays.setdefault((one.name, one.dim), torch.ones(size, dtype=torch.bool))
+            sizes = tensors[one.name].shape
+            size = sizes[one.dim] * (1 if one.outer is None else sizes[one.outer])
+            mask = stays.setdefault((one.name, one.outer, one.dim), torch.ones(size, dtype=torch.bool))
             mask[one.index[gone].reshape(-1)] = False
     result = dict(tensors)
-    for (name, dim), mask in stays.items():
+    for (name, outer, dim), mask in stays.items():
         tensor = result[name]
-        result[name] = tensor.index_select(dim, mask.nonzero().squeeze(1).to(tensor.device))
+        if outer is not None:
+            experts = stays.get((name, None, outer), torch.ones(tensor.shape[outer], dtype=torch.bool))
+            result[name] = _cut_inside(tensor, outer, dim, mask, experts)
+        elif not any((name, dim, other) in stays for other in range(tensor.dim())):
+            result[name] = tensor.index_select(dim, mask.nonzero().squeeze(1).to(tensor.device))
     return result
+
+
+def _cut_inside(tensor: Tensor, outer: int, dim: int, mask: Tensor, experts: Tensor) -> Tensor:
+    """What of the joined dimensions stays by `mask`, without the experts that go whole."""
+    joined = tensor.movedim((outer, dim), (0, 1)).flatten(0, 1)
+    stays = mask & experts.repeat_interleave(tensor.shape[dim])
+    left = joined.index_select(0, stays.nonzero().squeeze(1).to(tensor.device))
+    return left.unflatten(0, (int(experts.sum()), -1)).movedim((0, 1), (outer, dim))
+
+
+def _inside(name: str, axes: Axes, dim: int, index: Tensor, shape: Shape, widths: Widths) -> Slices:
+    """The slices of a tensor along its FFN axis, for each of its experts."""
+    first = torch.arange(widths.experts).view(-1, 1, 1) * shape.axis(axes[dim], widths)
+    return Slices(name, dim, (first + index).flatten(0, 1), axes.index("experts"))
 
 
 def _index(axis: int | str, kind: Unit, shape: Shape, widths: Widths) -> Tensor | None:

@@ -5,7 +5,8 @@ Stock classes build every layer alike. Where layers differ, config.json keeps th
 heads and experts, 0 where a sublayer is gone; and `turned` where sublayers have bases of their own
 (turned.py). A stock class that loads such a folder stops at the shapes (where sublayers are gone or turned
 the FFN's width in config.json is one that no layer has, so that it does); `load_model` takes the stock class
-with each such layer built by its own constructor from a config with the layer's widths.
+with each such layer built by its own constructor from a config with the layer's widths. Where that config has
+no head_dim, a layer is built with all heads and its attention cut.
 """
 
 from __future__ import annotations
@@ -105,11 +106,33 @@ def build_layer(kind: Any, config: Any, shape: Shape, index: int) -> Any:
     shown = Widths(widths.ffn or 1, widths.kv_heads or 1, widths.heads_per_group or 1, experts)
     _set_widths(own, family, shown, shape.head_dim)
     layer = (turned_class(kind, family) if shape.turned else kind)(own, layer_idx=index)
+    if not family.states_heads and widths.kv_heads:
+        _narrow_attention(layer, shape, widths)
     present: dict[Sublayer, int] = {"attention": widths.kv_heads, "ffn": widths.ffn}
     for sublayer in (one for one, width in present.items() if not width):
         for name, module in _zeros(shape, sublayer).items():
             setattr(layer, name, module)
     return layer.eval()
+
+
+def _narrow_attention(layer: Any, shape: Shape, widths: Widths) -> None:
+    """Give attention that was built with all heads, which is all its config can say, as many as it has."""
+    family = shape.family
+    for name, axes in family.attention(shape.config).items():
+        owner, _, own = name.rpartition(".")
+        module, dims = layer.get_submodule(owner), tuple(shape.axis(axis, widths) for axis in axes)
+        if module.get_parameter(own).shape == dims:
+            continue
+        module.register_parameter(own, nn.Parameter(module.get_parameter(own).new_empty(dims)))
+        if len(dims) == 2:
+            inputs, outputs = dims if family.transposed else dims[::-1]
+            sizes = {"in_features": inputs, "out_features": outputs, "nx": inputs, "nf": outputs}
+            for attribute in sizes.keys() & vars(module).keys():
+                setattr(module, attribute, sizes[attribute])
+    heads = widths.kv_heads * widths.heads_per_group
+    for name, what in family.head_counts.items():
+        owner, _, own = name.rpartition(".")
+        setattr(layer.get_submodule(owner), own, heads if what == "heads" else shape.axis(what, widths))
 
 
 @contextmanager

@@ -111,9 +111,10 @@ class Shape:
     @property
     def stock(self) -> bool:
         """Whether the family's stock config can state these widths."""
-        restricted = self.family.heads_divide_hidden
         whole = self.uniform and self.ffn[0] > 0 and self.kv_heads[0] > 0 and not self.turned
-        return whole and (not restricted or self.hidden % self.heads[0] == 0)
+        if not self.family.states_heads:
+            return whole and self.heads[0] * self.head_dim == self.hidden
+        return whole and (not self.family.heads_divide_hidden or self.hidden % self.heads[0] == 0)
 
     @property
     def tied(self) -> bool:
@@ -161,11 +162,17 @@ class Shape:
                 yield f"{self.family.layer_prefix}{layer}.{name}", self.dims(axes, layer)
 
     def counts(self, unit: Unit) -> tuple[int, ...]:
-        """How many units each layer has; of query heads in each group."""
+        """How many units each layer has; of query heads in each group, of FFN channels in each expert."""
         if unit == "hidden":
             return (self.hidden,) * self.layers
         counts: tuple[int, ...] = getattr(self, COUNTED[unit])
         return counts
+
+    def blocks(self, unit: Unit, layer: int) -> int:
+        """How many blocks keep as many units each: groups of query heads, experts of FFN channels."""
+        if unit == "heads":
+            return self.kv_heads[layer]
+        return self.experts[layer] if unit == "ffn" and self.experts else 1
 
     def with_counts(self, unit: Unit, counts: Iterable[int]) -> Shape:
         """The shape with that many units in each layer; hidden channels are as many in all."""
@@ -193,7 +200,7 @@ class Shape:
         return sum(math.prod(self.axis(axis, widths) for axis in axes) for axes in tensors)
 
     def unit_params(self, unit: Unit, layer: int = 0) -> int:
-        """Parameters that leave with one unit of a layer; with one query head of *each* group for `heads`.
+        """Parameters that leave with one unit of a layer; with one of *each* block where there are `blocks`.
 
         A hidden channel's are those in this layer; layer 0 stands for those outside layers as well.
         """

@@ -34,6 +34,12 @@ class Step:
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
     ran: bool = False
 
+    def rehearse(self) -> None:
+        """Run every batch through the layer for those who watch it; what follows sees nothing of that."""
+        for i, (more, arguments) in enumerate(self.arguments):
+            with torch.no_grad():
+                self.layer.module(self.hidden[i], *more, **arguments)
+
     def run(self) -> Iterator[Tensor]:
         """Run every batch through the layer, yielding its outputs, which become the next layer's inputs."""
         self.ran = True

@@ -53,11 +53,14 @@ class Cutter:
         kept, kinds = self.kept(source), self.plan.units
         attention: Unit = "kv_groups" if kept.heads is None else "heads"
         found: list[Unit] = [attention] if {"kv_groups", "heads"} & set(kinds) and kept.kv_groups else []
-        return [*found, "ffn"] if "ffn" in kinds and kept.ffn else found
+        read = "ffn" in kinds and kept.ffn and kept.expert_ffn is None
+        return [*found, "ffn"] if read else found
 
     def layer(self, layer: Layer, source: int, kept: LayerPlan, readers: Mapping[str, Tensor]) -> Any:
         """A stock layer with what is `kept` of the uncut one, and `readers` in place of its own tensors."""
         stay = {kind: units for kind, units in kept.kept().items() if units}
+        if layer.widths.experts and kept.expert_ffn is None:
+            stay.pop("ffn", None)
         tensors = cut(layer.tensors, {kind: layer.part(kind) for kind in stay}, stay)
         tensors |= self._without_channels({**tensors, **readers}, layer.widths)
         index = self.place[source]

@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.layout import build_layer
 from resprout.tasks.models.size import Shape
 from resprout.tasks.models.walk import Step, walk
+from resprout.tasks.prune.target import check_timed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TIMED: tuple[Unit, ...] = ("ffn", "kv_groups")
 """Units whose widths are timed."""
-REPEATS = 9
-WARMUP = 2
+REPEATS = 7
 
 
 @dataclass(frozen=True)
@@ -54,63 +54,79 @@ def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Ite
 
     `model` must have the same widths in every layer, and be a dense one; else BadInput.
     """
-    parts = anatomy(model)
-    shape = parts.layers[0].shape
-    if not shape.uniform or shape.experts:
-        raise BadInput(
-            "prune.target.latency_ratio needs a dense model whose layers are alike, which this one is not; "
-            "give params_ratio"
-        )
+    shape = anatomy(model).layers[0].shape
+    check_timed(shape)
     step = next(walk(model, input_ids))
-    run = _runner(model, step)
-    both = shape.widths(0)
-    whole = run(shape)
-    found: dict[Unit, dict[int, float]] = {"ffn": {}, "kv_groups": {}}
-    # What is left of a layer without one sublayer is what the other takes.
-    bare = {
-        "ffn": run(shape.with_counts("ffn", (0,) * shape.layers)),
-        "kv_groups": run(shape.with_counts("kv_groups", (0,) * shape.layers)),
-    }
-    for kind in TIMED:
-        present = shape.counts(kind)[0]
-        for count in sorted({*widths.get(kind, ()), present}):
-            ms = whole if count == present else run(shape.with_counts(kind, (count,) * shape.layers))
-            found[kind][count] = max(0.0, ms - bare[kind])
-    # The two differences share a layer's fixed cost out unevenly; together they make the whole layer.
-    apart = whole - found["ffn"][both.ffn] - found["kv_groups"][both.kv_heads]
     rows = max(1, len(step.hidden[0]))
-    with torch.no_grad():
-        full = _median(lambda: model(input_ids[:rows].to(model.device), use_cache=False), model.device)
-    rest = full - shape.layers * whole
-    return LatencyTable(found, max(0.0, rest) + shape.layers * apart)
+    ids = input_ids[:rows].to(model.device)
+    shapes: dict[tuple[Unit, int], Shape] = {
+        (kind, count): shape.with_counts(kind, (count,) * shape.layers)
+        for kind in TIMED
+        # What is left of a layer without one sublayer is what the other takes.
+        for count in sorted({0, *widths.get(kind, ()), shape.counts(kind)[0]})
+    }
+    jobs: dict[Any, Job] = {key: _layer(model, step, one) for key, one in shapes.items()}
+    ms = _medians({**jobs, "model": lambda: lambda: model(ids, use_cache=False)}, model.device)
+    # The whole layer stands for both kinds, and what each kind saves is told from it: it is timed twice.
+    whole = statistics.mean(ms[kind, shape.counts(kind)[0]] for kind in TIMED)
+    found: dict[Unit, dict[int, float]] = {}
+    for kind in TIMED:
+        counts = sorted(count for one, count in shapes if one == kind)
+        taken = [whole if count == counts[-1] else ms[kind, count] for count in counts]
+        # More never takes less: allocators would seek out widths that were timed in a lucky moment.
+        rising = isotonic_regression(taken, weights=[*[1.0] * (len(taken) - 1), 2.0]).x
+        found[kind] = {count: float(one - rising[0]) for count, one in zip(counts, rising, strict=True)}
+        found[kind].pop(0)
+    # The two differences share a layer's fixed cost out unevenly; together they make the whole layer.
+    layers = sum(table[max(table)] for table in found.values())
+    return LatencyTable(found, max(0.0, ms["model"] - shape.layers * layers))
 
 
-def _runner(model: PreTrainedModel, step: Step) -> Callable[[Shape], float]:
-    """A function that times one layer of a shape: milliseconds."""
+Job = Callable[[], Callable[[], Any]]
+"""Makes ready, and returns what is to be timed."""
+
+
+def _layer(model: PreTrainedModel, step: Step, shape: Shape) -> Job:
+    """One layer of a shape over the first batch of a walk."""
     more, arguments = step.arguments[0]
     hidden, kind = step.hidden[0], type(step.layer.module)
 
-    def run(shape: Shape) -> float:
-        layer = build_layer(kind, model.config, shape, 0).to(model.device, model.dtype)
+    def ready() -> Callable[[], Any]:
+        with torch.device("meta"):
+            layer = build_layer(kind, model.config, shape, 0)
+        layer = layer.to(model.dtype).to_empty(device=model.device)
         # Weights that were never set may be numbers that a processor is slow at.
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                parameter.fill_(0.01)
-            return _median(lambda: layer(hidden, *more, **arguments), model.device)
+        for parameter in layer.parameters():
+            parameter.fill_(0.01)
+        return lambda: layer(hidden, *more, **arguments)
 
-    return run
+    return ready
 
 
-def _median(call: Callable[[], Any], device: torch.device) -> float:
-    """Median milliseconds of a call, after a warm-up."""
-    seconds = []
-    for _ in range(WARMUP + REPEATS):
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return 1000 * statistics.median(seconds[WARMUP:])
+def _medians(jobs: Mapping[Any, Job], device: torch.device) -> dict[Any, float]:
+    """Median milliseconds of each job.
+
+    Jobs take turns, so that a machine that is busy for a while is so for all of them. A layer is made anew
+    for each turn, so that no more than one is held, and run once before it is timed: memory that was just
+    taken is slower than a model's.
+    """
+    seconds: dict[Any, list[float]] = {key: [] for key in jobs}
+    with torch.no_grad():
+        for _ in range(REPEATS):
+            for key, ready in jobs.items():
+                call = ready()
+                call()
+                _finish(device)
+                began = time.perf_counter()
+                call()
+                _finish(device)
+                seconds[key].append(time.perf_counter() - began)
+    return {key: 1000 * statistics.median(one) for key, one in seconds.items()}
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def smaller(shape: Shape, round_to: int) -> dict[Unit, list[int]]:

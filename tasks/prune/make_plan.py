@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import PruneConfig
+from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.size import BYTES, Shape, shape_of
@@ -37,13 +37,13 @@ def make_plan(
     anything is computed.
     """
     dense = shape_of(model.config.to_dict())
-    request(dense, config)
+    dtype = str(model.dtype).removeprefix("torch.")
+    request(dense, config, dtype)
     names = resolve(config)
     # Settings that an allocator refuses show before anything is computed.
     ALLOCATORS.get(names.allocator)(**names.allocator_settings)
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
     scores = score_units(model, criterion, config.units, input_ids, progress, general=general)
-    dtype = str(model.dtype).removeprefix("torch.")
     return plan_from(scores, dense, dtype, config, Bench(model, input_ids, progress=progress)), scores
 
 
@@ -59,10 +59,10 @@ def plan_from(
     `bench` must be there for allocators that try the model.
     """
     names = resolve(config)
-    wanted = request(dense, config)
-    table = None
-    if config.target.latency_ratio is not None:
-        table, wanted = _in_milliseconds(config.target.latency_ratio, dense, wanted, bench)
+    wanted = request(dense, config, dtype)
+    timed = _in_milliseconds(config.target, dense, wanted, bench) if config.target.timed else None
+    if timed is not None:
+        wanted = replace(wanted, costs=timed[2])
     granted = ALLOCATORS.get(names.allocator)(**names.allocator_settings).allocate(wanted, scores, bench)
     return Plan(
         model_type=dense.model_type,
@@ -78,7 +78,7 @@ def plan_from(
         dense_layers=dense.layers,
         requested=_requested(dense, wanted, dtype),
         reached=Size.of(granted.sizes(dtype)),
-        latency=_latency(config.target.latency_ratio, table, dense, granted),
+        latency=None if timed is None else _latency(timed[0], dense, timed[1], granted),
         warnings=tuple(warnings_for(dense, wanted, config.target)),
         layers=tuple(
             _keep(index, dense, granted, scores[index])
@@ -90,29 +90,27 @@ def plan_from(
 
 
 def _in_milliseconds(
-    ratio: float, dense: Shape, wanted: Request, bench: Bench | None
-) -> tuple[LatencyTable, Request]:
-    """The table measured on the bench, and the request with milliseconds to spend."""
+    target: TargetConfig, dense: Shape, wanted: Request, bench: Bench | None
+) -> tuple[LatencyTable, float, Costs]:
+    """The table measured on the bench, the milliseconds allowed, and what there is to spend of them."""
     if bench is None:
         raise TypeError("a latency is measured on a bench")
     table = measure(bench.model, bench.input_ids, smaller(dense, wanted.round_to))
+    whole = table.total(dense)
     stays = table.rest_ms + sum(
         table.of(kind, count) for kind in TIMED if kind not in wanted.kinds for count in dense.counts(kind)
     )
-    limit = ratio * table.total(dense)
-    if limit <= stays:
+    limit = target.latency_ms or whole * (target.latency_ratio or 1.0)
+    if not stays < limit <= whole:
         raise BadInput(
-            f"prune.target.latency_ratio {ratio} allows {limit:.1f} ms of {table.total(dense):.1f}, but what "
-            f"prune.units leaves alone takes {stays:.1f}; raise it, or add units"
+            f"prune.target allows {limit:.1f} ms of a forward pass, but the model takes {whole:.1f} here, of "
+            f"which what prune.units leaves alone takes {stays:.1f}; give a time between, or add units"
         )
-    return table, replace(wanted, costs=Costs(limit - stays, lambda kind, _, count: table.of(kind, count)))
+    return table, limit, Costs(limit - stays, lambda kind, _, count: table.of(kind, count))
 
 
-def _latency(ratio: float | None, table: LatencyTable | None, dense: Shape, granted: Shape) -> Latency | None:
-    if ratio is None or table is None:
-        return None
-    whole = table.total(dense)
-    return Latency(dense=whole, requested=ratio * whole, reached=table.total(granted))
+def _latency(table: LatencyTable, dense: Shape, requested: float, granted: Shape) -> Latency:
+    return Latency(dense=table.total(dense), requested=requested, reached=table.total(granted))
 
 
 def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) -> LayerPlan:
@@ -131,6 +129,12 @@ def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) 
         heads = tuple(head for head in best if head // each in kept["kv_groups"])
     experts = tuple(best_units(scores["experts"], after.experts)) if "experts" in scores else None
     gone = any(not ffn and not kv_heads for ffn, kv_heads in zip(granted.ffn, granted.kv_heads, strict=True))
+    expert_ffn: tuple[int, ...] | None = None
+    if before.experts and "ffn" in scores:
+        best = best_units(scores["ffn"], after.ffn, before.experts)
+        stay = range(before.experts) if experts is None else experts
+        expert_ffn = tuple(unit for unit in best if unit // before.ffn in stay)
+        kept["ffn"] = tuple(range(after.ffn))
     if not after.ffn:
         kept["ffn"] = ()
     if not after.kv_heads:
@@ -141,6 +145,7 @@ def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) 
         kv_groups=kept["kv_groups"],
         heads=heads,
         experts=experts,
+        expert_ffn=expert_ffn,
     )
 
 

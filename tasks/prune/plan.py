@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -45,7 +46,9 @@ class LayerPlan(_Strict):
     """Kept units of one layer, ascending indices into the uncut layer; none at all: the sublayer is gone.
 
     `index` is the layer's place in the uncut model, None where all layers stay. `heads` are query heads
-    of the kept groups, None where each group keeps all of its own; `experts` likewise.
+    of the kept groups, None where each group keeps all of its own; `experts` likewise. Of a layer with
+    experts `ffn` only counts the channels of each; which they are says `expert_ffn` (expert * uncut width +
+    channel, of the kept experts), None where all stay.
     """
 
     index: int | None = None
@@ -53,6 +56,7 @@ class LayerPlan(_Strict):
     kv_groups: tuple[int, ...]
     heads: tuple[int, ...] | None = None
     experts: tuple[int, ...] | None = None
+    expert_ffn: tuple[int, ...] | None = None
 
     def widths(self, dense: Widths) -> Widths:
         """The widths that are left of an uncut layer's."""
@@ -66,7 +70,8 @@ class LayerPlan(_Strict):
 
     def kept(self) -> dict[Unit, tuple[int, ...]]:
         """The kept units by kind, of those kinds that lose some or could."""
-        found: dict[Unit, tuple[int, ...]] = {"ffn": self.ffn, "kv_groups": self.kv_groups}
+        ffn = self.ffn if self.expert_ffn is None else self.expert_ffn
+        found: dict[Unit, tuple[int, ...]] = {"ffn": ffn, "kv_groups": self.kv_groups}
         found |= {} if self.heads is None else {"heads": self.heads}
         return found | ({} if self.experts is None else {"experts": self.experts})
 
@@ -76,6 +81,7 @@ class Plan(_Strict):
 
     schema_version: Literal[1] = 1
     model_type: str
+    model_digest: str | None = None
     criterion: str
     allocator: str
     repair: str
@@ -113,6 +119,14 @@ class Plan(_Strict):
             config=cut_types(dense.config, sources),
         )
 
+    def check_model(self, digest: str | None) -> None:
+        """Raise BadInput where the plan was made for the weights of another artifact; None is any."""
+        if None not in (digest, self.model_digest) and digest != self.model_digest:
+            raise BadInput(
+                f"the plan was made for the model {self.model_digest}, but the model given is {digest}; give "
+                "that model, or make a plan for this one"
+            )
+
     def check_fits(self, dense: Shape) -> None:
         """Raise BadInput unless the plan was made for a model of this shape."""
         # Plans of the first release, which keep every layer, do not say how many there were.
@@ -138,12 +152,24 @@ class Plan(_Strict):
             )
         for layer, source in zip(self.layers, sources, strict=True):
             for kind, kept in layer.kept().items():
-                width = dense.counts(kind)[source] * (dense.kv_heads[source] if kind == "heads" else 1)
+                each = dense.counts(kind)[source]
+                width = each * (1 if kept is layer.ffn else dense.blocks(kind, source))
                 if list(kept) != sorted(set(kept)) or any(not 0 <= unit < width for unit in kept):
                     raise BadInput(
                         f"plan.json keeps {kind} {list(kept[:3])}... in layer {source}; give ascending "
                         f"indices from 0 to {width - 1}, each once"
                     )
+                if width > each and len(set(Counter(unit // each for unit in kept).values())) > 1:
+                    raise BadInput(
+                        f"plan.json keeps more {kind} of one block of {each} than of another in layer "
+                        f"{source}; keep as many of each"
+                    )
+            width = dense.ffn[source]
+            if dense.experts and layer.expert_ffn is None and len(layer.ffn) not in (0, width):
+                raise BadInput(
+                    f"plan.json says that each expert of layer {source} keeps {len(layer.ffn)} of {width} "
+                    "channels but not which; list them in expert_ffn"
+                )
             if not layer.ffn and not layer.kv_groups:
                 raise BadInput(
                     f"plan.json keeps nothing of layer {source}; leave the whole layer out of its layers"

@@ -15,6 +15,8 @@ from resprout.tasks.registry import Entry, Registry
 
 LAYERWISE = ("weights", "inputs")
 """Needs of criteria that look at one layer at a time."""
+DEPENDENT: tuple[tuple[Unit, Unit], ...] = (("kv_groups", "heads"), ("experts", "ffn"))
+"""Kinds of which one is a part of the other."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ def resolve(config: PruneConfig) -> Resolved:
     own = preset.allocator.of(config.units, config.layout)
     allocator = config.allocator or own
     repair = config.repair or preset.repair
+    if config.target.whole and REPAIRS.entry(repair).declared.get("adds_biases"):
+        # Nothing goes, so that there is nothing to make good for, and no room for more parameters.
+        repair = "none"
 
     def settings(kind: str, registry: Registry[Any], name: str, preset_name: str) -> dict[str, Any]:
         given = getattr(preset, f"{kind}_settings") if name == preset_name else {}
@@ -99,19 +104,20 @@ def resolve(config: PruneConfig) -> Resolved:
             f"criterion '{resolved.criterion}' scores hidden {basis}, but repair '{resolved.repair}' keeps "
             f"{turned}; give two that agree, as method: slicegpt does"
         )
-    if config.layout == "per_layer" and {"kv_groups", "heads"} <= set(config.units):
+    for pair in DEPENDENT if config.layout == "per_layer" else ():
+        if set(pair) <= set(config.units):
+            raise BadInput(
+                f"prune.units names {' and '.join(pair)}, whose sizes depend on each other, which layout: "
+                "per_layer cannot weigh; give one of them, or layout: uniform"
+            )
+    if config.target.timed and not ALLOCATORS.entry(allocator).declared.get("latency"):
         raise BadInput(
-            "prune.units names kv_groups and heads, whose sizes depend on each other, which layout: "
-            "per_layer cannot weigh; give one of them, or layout: uniform"
-        )
-    if config.target.latency_ratio is not None and not ALLOCATORS.entry(allocator).declared.get("latency"):
-        raise BadInput(
-            f"prune.target is latency_ratio, which allocator '{allocator}' cannot spend; give allocator: "
+            f"prune.target is a latency, which allocator '{allocator}' cannot spend; give allocator: "
             "dynamic_programming and layout: per_layer, or a target in parameters"
         )
-    if config.target.latency_ratio is not None and (untimed := set(config.units) - {"ffn", "kv_groups"}):
+    if config.target.timed and (untimed := set(config.units) - {"ffn", "kv_groups"}):
         raise BadInput(
-            f"prune.target is latency_ratio, but prune.units names {' and '.join(sorted(untimed))}; give "
+            f"prune.target is a latency, but prune.units names {' and '.join(sorted(untimed))}; give "
             "ffn, kv_groups or both"
         )
     if config.memory == "stream" and (whole := _need_the_whole_model(config, resolved)):
@@ -138,7 +144,7 @@ def needs_general(config: PruneConfig) -> bool:
 
 def tries_model(config: PruneConfig, allocator: str) -> bool:
     """Whether planning runs the model: the allocator does, or a latency is measured."""
-    return config.target.latency_ratio is not None or bool(ALLOCATORS.entry(allocator).declared["tries"])
+    return config.target.timed or bool(ALLOCATORS.entry(allocator).declared["tries"])
 
 
 def _check_units(part: str, registry: Registry[Any], name: str, units: tuple[Unit, ...]) -> None:

@@ -105,7 +105,7 @@ def _repaired_layer(
 
 def _without_cut_of(kind: Unit, wanted: LayerPlan, layer: Layer) -> LayerPlan:
     """The plan up to the reader of `kind`: what is repaired before is cut, its own and later units stay."""
-    whole: dict[str, Any] = {"ffn": tuple(range(layer.widths.ffn)), "experts": None}
+    whole: dict[str, Any] = {"ffn": tuple(range(layer.widths.ffn)), "experts": None, "expert_ffn": None}
     if kind != "ffn":
         whole |= {"kv_groups": tuple(range(layer.widths.kv_heads)), "heads": None}
     return wanted.model_copy(update=whole)

@@ -40,11 +40,14 @@ def prune_methods(config: PruneConfig) -> list[str]:
 def plan_settings(config: PruneConfig) -> dict[str, Any]:
     """What decides the plan beside the scores: the section with what a preset stands for, without `ridge`.
 
-    Criterion and repair are among them because plan.json names them.
+    Criterion and repair are among them because plan.json names them; the machine is where it is timed.
     """
+    from resprout.tasks.measure.hardware import fingerprint
+
     unused = ("method", "ridge", "memory", "general")
     section = {name: value for name, value in config.key_data().items() if name not in unused}
-    return {**section, **asdict(resolve(config))}
+    timed = {"hardware": fingerprint()} if config.target.timed else {}
+    return {**section, **asdict(resolve(config)), **timed}
 
 
 def prune_settings(config: PruneConfig) -> dict[str, Any]:
@@ -144,6 +147,7 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
         model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
         bench = Bench(model, _input_ids(inputs["calibration"]), progress=progress)
     made = plan_from(scores, shape_of(inputs["model"]), job.dtype, job.config, bench)
+    made = made.model_copy(update={"model_digest": job.digests.get("model")})
     write_plan(made, workdir)
     metrics = {
         f"{name}_{key}": value
@@ -170,6 +174,7 @@ def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, prog
     from resprout.tasks.prune.plan import read_plan
 
     made = read_plan(inputs["plan"])
+    made.check_model(job.digests.get("model"))
     if job.config.memory == "stream":
         _prune_streamed(job, made, inputs, workdir, progress)
         return

@@ -6,27 +6,29 @@ import math
 from bisect import bisect_left
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.models.depth import blocks, check_numbers, without
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.size import BYTES, Shape
 from resprout.tasks.prune.contracts import Request
-from resprout.tasks.prune.registry import ALLOCATORS, REPAIRS
+from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.registry import Registry
 
 FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""
 
 
-def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
+def implied_shape(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Shape | None:
     """The shape that pruning will reach, None where it depends on scores (allocators that tell layers apart).
 
     Whatever makes the target unreachable or the repair impossible for this model raises BadInput here,
-    before any weight is read.
+    before any weight is read. `dtype` as of `request`.
     """
-    wanted = request(dense, config)
+    wanted = request(dense, config, dtype)
     if ALLOCATORS.entry(resolve(config).allocator).declared["per_layer"]:
         return None
     if config.units[0] in DEPTH:
@@ -34,20 +36,26 @@ def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
     return uniform_shape(wanted)
 
 
-def request(dense: Shape, config: PruneConfig) -> Request:
-    """The target in numbers for this model; one that is out of reach raises BadInput."""
+def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Request:
+    """The target in numbers for this model; one that is out of reach raises BadInput.
+
+    `dtype`, in which the weights are held, must be given where the target is in bytes.
+    """
     if foreign := [unit for unit in config.units if unit not in dense.family.units]:
         raise BadInput(
             f"prune.units names {' and '.join(foreign)}, which a {dense.model_type} model cannot lose; it "
             f"can lose {', '.join(dense.family.units)}"
         )
-    repair = resolve(config).repair
-    if REPAIRS.entry(repair).declared.get("alike_layers") and not dense.uniform:
+    names = resolve(config)
+    if REPAIRS.entry(names.repair).declared.get("alike_layers") and not dense.uniform:
         raise BadInput(
-            f"repair '{repair}' adds layers up, but those of this model have different widths; give "
+            f"repair '{names.repair}' adds layers up, but those of this model have different widths; give "
             "prune.repair: none"
         )
-    shape = with_repair(dense, config.units, repair)
+    if dense.experts and "ffn" in config.units:
+        _check_unread(dense, "criterion", CRITERIA, names.criterion)
+        _check_unread(dense, "repair", REPAIRS, names.repair)
+    shape = with_repair(dense, config.units, names.repair)
     if dense.turned:
         raise BadInput(
             "the model's sublayers have bases of their own (repair block_rotation), between which methods "
@@ -61,8 +69,16 @@ def request(dense: Shape, config: PruneConfig) -> Request:
     if config.units[0] in DEPTH:
         check_numbers(dense)
     _check_present(dense, config.units)
-    limit = limit_params(dense, config.target)
+    if config.layout == "uniform" and "kv_groups" in config.units and not dense.family.states_heads:
+        raise BadInput(
+            f"prune.units names kv_groups, but the config of a {dense.model_type} model shares the hidden "
+            "size out among its heads, so that layout: uniform cannot state fewer; give prune.layout: "
+            "per_layer, or units: [ffn]"
+        )
     target = config.target
+    if target.timed:
+        check_timed(dense)
+    limit = limit_params(dense, target, dtype)
     apart = target.non_embedding_ratio is not None or target.non_embedding_params is not None
     wanted = Request(
         shape,
@@ -76,6 +92,16 @@ def request(dense: Shape, config: PruneConfig) -> Request:
     return wanted
 
 
+def _check_unread(dense: Shape, part: str, registry: Registry[Any], name: str) -> None:
+    """Raise BadInput where a method needs the module that reads FFN channels, which experts do not have."""
+    able = [entry.name for entry in registry if {"ffn", "experts"} <= set(entry.declared.get("units", ()))]
+    if name not in able:
+        raise BadInput(
+            f"{part} '{name}' looks at what reads FFN channels, which in a {dense.model_type} model, inside "
+            f"experts, no one module does; give prune.{part}: {' or '.join(able)}"
+        )
+
+
 def _check_present(dense: Shape, kinds: tuple[Unit, ...]) -> None:
     for kind in (kind for kind in kinds if kind not in DEPTH):
         widths = dense.ffn if kind in ("ffn", "experts") else dense.kv_heads
@@ -86,10 +112,23 @@ def _check_present(dense: Shape, kinds: tuple[Unit, ...]) -> None:
             )
 
 
-def limit_params(dense: Shape, target: TargetConfig) -> int:
+def check_timed(dense: Shape) -> None:
+    """Raise BadInput unless one layer's times stand for all."""
+    if not dense.uniform or dense.experts:
+        raise BadInput(
+            "prune.target is a latency, which needs a dense model whose layers are alike, and this one "
+            f"{'has experts' if dense.experts else 'has layers that differ'}; give params_ratio"
+        )
+
+
+def limit_params(dense: Shape, target: TargetConfig, dtype: str | None = None) -> int:
     """The largest number of unique parameters that meets the target; a latency sets no bound to them."""
-    if target.latency_ratio is not None:
+    if target.timed:
         return dense.params
+    if target.bytes is not None:
+        if dtype is None:
+            raise TypeError("a target in bytes needs a dtype")
+        return target.bytes // BYTES[dtype]
     if target.params is not None:
         return target.params
     if target.params_ratio is not None:
@@ -194,7 +233,7 @@ def with_biases(dense: Shape, kinds: tuple[Unit, ...]) -> Shape:
 def warnings_for(dense: Shape, wanted: Request, target: TargetConfig) -> list[str]:
     """Sentences about a target that will likely gut the model."""
     kept = (wanted.limit - dense.embedding_params) / dense.non_embedding_params
-    total = target.params is not None or target.params_ratio is not None
+    total = any(one is not None for one in (target.params, target.params_ratio, target.bytes))
     if total and kept < 0.5 and "hidden" not in wanted.kinds:
         share = dense.embedding_params / dense.params
         return [
@@ -294,7 +333,7 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
         )
     remedies = ["raise the target"]
     free = [kind for kind in reversed(FINENESS) if kind in dense.family.units and kind not in wanted.kinds]
-    more = [kind for kind in free if wanted.uniform or kind != "hidden"]
+    more = [kind for kind in free if _possible(wanted, kind)]
     remedies += [f"add {kind} to prune.units" for kind in more]
     remedies += ["lower round_to"] * ("ffn" in wanted.kinds)
     return BadInput(
@@ -302,3 +341,8 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
         f"round_to {wanted.round_to} reaches {smallest} ({smallest / dense.params:.3f} of the model) at "
         f"best; {' or '.join(remedies)}"
     )
+
+
+def _possible(wanted: Request, kind: Unit) -> bool:
+    """Whether the layout allows units of this kind."""
+    return kind != "hidden" if not wanted.uniform else kind != "kv_groups" or wanted.shape.family.states_heads

@@ -1,8 +1,9 @@
 """Door of report: tables, loss curve, widths per layer, the chosen data, and the command that makes it again.
 
 Content: report.html (self-contained), report.md, summary.md (the model version's description), config.yaml.
-Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered` (scores) with `<name>_speed`
-(measurements), `plan`, `selection`, `recovery`, `gate`, `export`; what the run's config leaves out is absent.
+Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered`, `sparsified` (scores) with
+`<name>_speed` (measurements), `plan`, `selection`, `recovery`, `sparsity`, `gate`, `export`; what the run's
+config leaves out is absent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from resprout.tasks.report.table import comparison, recovery_sentence
 from resprout.tasks.stage import stage
 
 RELATIVE = "relative sources begin at the folder of the config that was run"
-NAMES = ("dense", "pruned", "recovered")
+NAMES = ("dense", "pruned", "recovered", "sparsified")
 
 
 class ReportConfig(BaseModel):
@@ -73,6 +74,8 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
             models[name] = _json(inputs[name] / "metrics.json")
             if f"{name}_speed" in inputs:
                 models[name].update(_json(inputs[f"{name}_speed"] / "metrics.json"))
+    if "sparsity" in inputs:
+        models["sparsified"].update(_json(inputs["sparsity"] / "metrics.json"))
     timed = [name for name in models if f"{name}_speed" in inputs]
     origin = _json(inputs["source"] / "source.json") if (inputs["source"] / "source.json").is_file() else {}
     plan = _json(inputs["plan"] / "plan.json")

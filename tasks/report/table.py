@@ -1,4 +1,4 @@
-"""The result table, dense, pruned and recovered side by side, as text for terminal, Markdown and HTML."""
+"""The result table, the models of a run side by side, as text for terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def comparison(
     if source_bytes:
         shown = f"{source_bytes / 1e6:,.1f} ({source_format})"
         rows.append(Row("MB of the source file", (shown, *[NONE] * (len(names) - 1))))
+    if any("zeros_share" in metrics for metrics in models.values()):
+        rows.append(_row("zeros, share of parameters", models, "zeros_share", lambda value: f"{value:.3f}"))
     every = sorted({name for metrics in models.values() for name in metrics})
     for name in every:
         if "_ppl_" in name:

@@ -59,6 +59,11 @@ def test_a_list_is_reached_by_index(write) -> None:
         ("evaluate.perplexity.stride_tokens=1024", "exceeds window_tokens"),
         ("gate.min_accuracy_kept=0.9", "give evaluate.zero_shot"),
         ("prune.layout=per_layer", "give layout: uniform"),
+        (
+            "prune.target={bytes: much}",
+            "target.bytes: no size of at least one byte; give a whole number",
+        ),
+        ("sparsify={pattern: '1:4'}", "sparsify.pattern: input should be '2:4' or '4:8'"),
         ("recover.rank=8", "give both or neither"),
         ("calibrate.text=[]", "name at least one source"),
         ("calibrate.text.3.limit=5", "index it from 0"),

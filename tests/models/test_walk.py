@@ -57,7 +57,7 @@ def test_watch_sees_rows_where_they_are_told(tiny, family):
     """OPT flattens rows and tokens in front of its FFN."""
     model, ids = tiny(family), torch.arange(4, 28).reshape(2, 12)
     layer, flat, rows = anatomy(model).layers[0], [], []
-    kind = layer.family.units[0]
+    kind = "ffn" if layer.family.ffn_reader else "kv_groups"
     with watch(layer.reader(kind), flat.append), watch(layer.reader(kind), rows.append, 12):
         model(ids)
     assert rows[0].shape == (2, 12, flat[0].shape[1])

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from resprout.tasks.models.anatomy import Part, Units, anatomy
-from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.walk import watch
 from resprout.tasks.prune.criteria.activation import Activation
 from resprout.tasks.prune.score import score_units
-from tiny_models import tiny_model
+from tiny_models import read_units, tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
 SAMPLES = torch.tensor([[[3.0, 1.0], [-4.0, 1.0]], [[6.0, -2.0], [8.0, 2.0]]])
@@ -45,7 +44,7 @@ def test_aggregations_by_hand(over_tokens, over_samples, expected):
 
 def test_scores_of_a_model_equal_the_numpy_reference(family):
     """Samples stay apart in every family, also where they run several in a batch."""
-    model, kinds = tiny_model(family), [kind for kind in FAMILIES[family].units if kind in Activation.units]
+    model, kinds = tiny_model(family), [kind for kind in read_units(family) if kind in Activation.units]
     seen = {}
     for index, layer in enumerate(anatomy(model).layers):
         for kind in kinds:

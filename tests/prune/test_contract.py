@@ -32,7 +32,7 @@ from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.target import implied_shape
-from tiny_models import tiny_model, write_tiny_folder
+from tiny_models import layout_for, read_units, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 
@@ -80,6 +80,11 @@ def masked(model, plan):
             continue
         if kept.experts is not None:
             without_experts(layer.mlp.gate, kept.experts, getattr(config, "norm_topk_prob", True))
+        if kept.expert_ffn is not None:
+            down = layer.mlp.experts.down_proj
+            stay = torch.zeros(down.shape[0] * down.shape[2])
+            stay[list(kept.expert_ffn)] = 1
+            down.mul_(stay.view(len(down), 1, -1))
         elif hasattr(config, "num_experts_per_tok"):
             assert len(kept.ffn) == layer.mlp.experts.down_proj.shape[2]
         else:
@@ -139,16 +144,23 @@ def deep_model(family):
     return tiny_model(family, num_hidden_layers=4, **kinds)
 
 
+TOGETHER = [("ffn", "kv_groups"), ("kv_groups", "heads"), ("experts", "ffn")]
+"""Units that are pruned at once, of which all but the first depend on each other."""
+
+
 def cases():
     """Every method, family and layout, with the units that all three allow."""
     for method in preset_names():
         for name, family in FAMILIES.items():
             scored = set(CRITERIA.entry(load_preset(method).criterion).declared["units"])
-            for units in [*((unit,) for unit in family.units), ("ffn", "kv_groups"), ("kv_groups", "heads")]:
+            if "experts" in family.units and "experts" not in scored:
+                scored -= {"ffn"}
+            for units in [*((unit,) for unit in family.units), *TOGETHER]:
                 for layout in ("uniform",) if units == ("hidden",) else ("uniform", "per_layer"):
                     allowed = set(units) <= set(family.units) & scored and method not in TURNED
-                    allowed = allowed and not ("sublayers" in units and layout == "uniform")
-                    if allowed and not (layout == "per_layer" and "heads" in units and len(units) > 1):
+                    stated = "sublayers" not in units and (family.states_heads or "kv_groups" not in units)
+                    allowed = allowed and (stated or layout == "per_layer")
+                    if allowed and not (layout == "per_layer" and units in TOGETHER[1:]):
                         yield pytest.param(method, name, units, layout)
 
 
@@ -184,8 +196,9 @@ def test_a_cut_model_computes_what_the_masked_one_does(method, family, units, la
 
 @pytest.mark.parametrize("repair", ["none", "bias", "least_squares"])
 def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path):
-    units = tuple(unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units)
-    config = prune_config(units=units, repair=repair, target={"params_ratio": 0.96})
+    units = tuple(unit for unit in ("ffn", "kv_groups") if unit in read_units(family))
+    layout = layout_for(family, units)
+    config = prune_config(units=units, repair=repair, target={"params_ratio": 0.96}, **layout)
     write_tiny_folder(tmp_path / "model", family, dtype="bfloat16")
     (tmp_path / "calibration").mkdir()
     save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
@@ -228,7 +241,8 @@ def test_uniform_models_load_and_compute_the_same_without_resprout(tmp_path):
     """Every family and repair, both kinds of units, in one clean child process."""
     expected = {}
     for family in sorted(FAMILIES):
-        units = tuple(unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units)
+        units = tuple(unit for unit in ("ffn", "kv_groups") if unit in read_units(family))
+        units = units if FAMILIES[family].states_heads else ("ffn",)
         for repair in ("none", "bias", "least_squares"):
             if repair == "bias" and family not in BIASED:
                 continue
@@ -296,6 +310,29 @@ def test_a_plan_is_replayed_from_its_file_and_only_on_its_model(tmp_path):
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(BadInput, match="no readable pruning plan"):
         read_plan(tmp_path)
+
+
+def test_a_plan_names_the_model_it_was_made_for(tmp_path):
+    """Another model of the same shape is refused; a plan that does not say, as older ones, is taken."""
+    config = prune_config()
+    inputs = {"model": write_tiny_folder(tmp_path / "model"), "calibration": tmp_path}
+    save_file({"input_ids": IDS}, tmp_path / "calibration.safetensors")
+    for name, stage in (("scores", score_stage), ("plan", plan_stage)):
+        inputs[name] = tmp_path / name
+        inputs[name].mkdir()
+        stage.body(Job(config, digests={"model": "a1"}), inputs, inputs[name], silent)
+    assert read_plan(inputs["plan"]).model_digest == "a1"
+    for given, taken in (({"model": "a1"}, True), ({}, True), ({"model": "b2"}, False)):
+        job, where = Job(config, digests=given), tmp_path / f"pruned-{len(list(tmp_path.iterdir()))}"
+        if taken:
+            prune_stage.body(job, inputs, where, silent)
+            continue
+        with pytest.raises(
+            BadInput, match="made for the model a1, but the model given is b2; give that model"
+        ):
+            prune_stage.body(job, inputs, where, silent)
+    write_plan(read_plan(inputs["plan"]).model_copy(update={"model_digest": None}), inputs["plan"])
+    prune_stage.body(Job(config, digests={"model": "b2"}), inputs, tmp_path / "older", silent)
 
 
 def test_progress_counts_layers():

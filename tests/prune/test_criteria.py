@@ -8,7 +8,6 @@ import torch
 
 from resprout.configs.errors import StageFailed
 from resprout.tasks.models.anatomy import Part, Units
-from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.criteria.apoz import Apoz
 from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
@@ -16,7 +15,7 @@ from resprout.tasks.prune.criteria.wanda_sp import WandaSp
 from resprout.tasks.prune.registry import CRITERIA
 from resprout.tasks.prune.score import best_units, score_units
 from resprout.tasks.prune.statistics import Gram, Moments
-from tiny_models import tiny_model
+from tiny_models import read_units, tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
 
@@ -68,7 +67,11 @@ def reference(name, weight, inputs):
 
 DOWN = {"ffn": "mlp.down_proj", "kv_groups": "self_attn.o_proj"}
 STACKS = {"opt": "model.decoder.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
-READERS = {"opt": {"ffn": "fc2"}, "gpt2": {"ffn": "mlp.c_proj"}, "gpt_neox": {"ffn": "mlp.dense_4h_to_h"}}
+READERS = {
+    "opt": {"ffn": "fc2", "kv_groups": "self_attn.out_proj"},
+    "gpt2": {"ffn": "mlp.c_proj", "kv_groups": "attn.c_proj"},
+    "gpt_neox": {"ffn": "mlp.dense_4h_to_h", "kv_groups": "attention.dense"},
+}
 
 
 @pytest.mark.parametrize("name", ["flap", "magnitude", "wanda_sp"])
@@ -80,12 +83,12 @@ def test_scores_of_a_model_equal_the_numpy_reference(name, family):
             lambda _, x, path=path: seen.update({path: x[0].reshape(-1, x[0].shape[-1]).double().numpy()})
         )
         for path, module in model.named_modules()
-        if path.endswith(("down_proj", "o_proj", "fc2", "c_proj", "4h_to_h"))
+        if path.endswith(("down_proj", "o_proj", "out_proj", "fc2", "c_proj", "4h_to_h", "attention.dense"))
     ]
     model(IDS)
     for hook in hooks:
         hook.remove()
-    kinds = tuple(kind for kind in ("ffn", "kv_groups") if kind in FAMILIES[family].units)
+    kinds = tuple(kind for kind in ("ffn", "kv_groups") if kind in read_units(family))
     settings = {"of": "reader"} if name == "magnitude" else {}
     scores = score_units(model, CRITERIA.get(name)(**settings), kinds, IDS)
     for index, by_kind in enumerate(scores):
@@ -94,7 +97,9 @@ def test_scores_of_a_model_equal_the_numpy_reference(name, family):
             path = f"{STACKS.get(family, 'model.layers')}.{index}.{reader}"
             weight = model.get_submodule(path).weight.double().numpy()
             weight = weight.T if family == "gpt2" else weight
-            assert by_kind[kind].shape == ((128, 1) if kind == "ffn" else (2, 32))
+            assert by_kind[kind].shape == (
+                (128, 1) if kind == "ffn" else (4, 16) if family in READERS else (2, 32)
+            )
             assert by_kind[kind].dtype == torch.float32
             expected = reference(name, weight, seen[path])
             np.testing.assert_allclose(by_kind[kind].flatten().numpy(), expected, rtol=2e-4)

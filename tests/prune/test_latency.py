@@ -90,12 +90,15 @@ def test_a_plan_for_a_latency_stays_within_it(monkeypatch):
     assert plan.latency is not None
     assert (plan.latency.dense, plan.latency.requested, plan.latency.reached) == (50.0, 40.0, 40.0)
     assert sum(len(layer.ffn) for layer in plan.layers) == 2 * 128 - 80
-    small = PruneConfig.model_validate(given | {"target": {"latency_ratio": 0.3}})
+    assert (
+        make_plan(model, PruneConfig.model_validate(given | {"target": {"latency_ms": 40.0}}), ids)[0] == plan
+    )
     scores = [{"ffn": torch.ones(128, 1)} for _ in range(2)]
-    with pytest.raises(
-        BadInput, match=r"allows 15\.0 ms of 50\.0, but what prune\.units leaves alone takes 18\.0"
-    ):
-        plan_from(scores, shape_of(model.config.to_dict()), "float32", small, Bench(model, ids))
+    for target, allowed in (({"latency_ratio": 0.3}, "15.0"), ({"latency_ms": 60}, "60.0")):
+        out = PruneConfig.model_validate(given | {"target": target})
+        says = f"allows {allowed} ms of a forward pass, but the model takes 50.0 here, of which .* takes 18.0"
+        with pytest.raises(BadInput, match=says):
+            plan_from(scores, shape_of(model.config.to_dict()), "float32", out, Bench(model, ids))
 
 
 def test_measured_widths_cost_less_the_narrower_they_are():

@@ -31,7 +31,7 @@ from resprout.tasks.prune.make_plan import make_plan, plan_from
 from resprout.tasks.prune.score import score_units
 from resprout.tasks.prune.spend import sizes_of, spend_shares
 from resprout.tasks.prune.turns import layer_cosines
-from tiny_models import tiny_model
+from tiny_models import read_units, tiny_model
 
 IDS = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(6))
 SHAPE = Shape("mistral", 10, 10, 2, (8, 8, 8), (2,) * 3, (1,) * 3, config={"tie_word_embeddings": True})
@@ -250,7 +250,7 @@ def test_noise_leaves_every_bit_as_it_was():
 
 def test_relative_weight_within_the_block(family):
     """Against numpy, on the stock names of the tensors."""
-    if "ffn" not in shape_of(deep(family).config.to_dict()).family.units:
+    if "ffn" not in read_units(family):
         return
     model = tiny_model(family)
     found = score_units(model, Cfsp(), ("ffn",), IDS)[0]["ffn"].flatten().double().numpy()

@@ -10,7 +10,7 @@ from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.registry import CRITERIA
 from resprout.tasks.prune.score import best_units, score_units
-from tiny_models import tiny_model
+from tiny_models import read_units, tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
 BLIND = {("activation", "heads"), ("principal", "hidden")}
@@ -21,6 +21,7 @@ CASES = [
     for entry in CRITERIA
     for family in ("llama", "gpt2", "qwen3_moe")
     for kind in FAMILIES[family].units
+    if kind in read_units(family) or "experts" in entry.declared["units"]
     if kind not in DEPTH and kind in entry.declared["units"] and (entry.name, kind) not in BLIND
 ]
 
@@ -31,7 +32,12 @@ def planted(family, kind):
     for layer in anatomy(model).layers:
         for one in layer.part(kind).slices:
             parameter, weak = layer.module.get_parameter(one.name), one.index[1::2].flatten()
-            parameter.index_copy_(one.dim, weak, parameter.index_select(one.dim, weak) * 1e-3)
+            factor = torch.ones(len(one.along(parameter)))
+            factor[weak] = 1e-3
+            if one.outer is None:
+                parameter.mul_(factor.view(-1, *[1] * (parameter.dim() - one.dim - 1)))
+            else:
+                parameter.mul_(factor.view(len(parameter), -1).unsqueeze(3 - one.dim))
     return model
 
 

@@ -9,7 +9,6 @@ import torch
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import Part, Units, anatomy
-from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.models.walk import watch
 from resprout.tasks.prune.apply import apply
@@ -17,7 +16,7 @@ from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.repairs.bias import Bias
 from resprout.tasks.prune.repairs.least_squares import LeastSquares
 from resprout.tasks.prune.repairs.none import NoRepair
-from tiny_models import tiny_model
+from tiny_models import layout_for, read_units, tiny_model
 
 IDS = torch.randint(4, 256, (12, 24), generator=torch.Generator().manual_seed(2))
 
@@ -101,7 +100,7 @@ def test_overflow_says_what_to_do():
 def reader_inputs(model):
     seen = {}
     for index, layer in enumerate(anatomy(model).layers):
-        for kind in set(layer.family.units) & {"ffn", "kv_groups"}:
+        for kind in set(read_units(layer.family.model_type)) & {"ffn", "kv_groups"}:
             with watch(layer.reader(kind), lambda x, key=(index, kind): seen.update({key: x})):
                 model(IDS)
     return seen
@@ -110,13 +109,14 @@ def reader_inputs(model):
 @pytest.mark.parametrize("units", [("ffn",), ("kv_groups",)])
 def test_repairs_lower_the_error_of_every_layer(family, units):
     """On the inputs of the uncut model: least squares below bias (where one can be) below none."""
-    if not set(units) <= set(FAMILIES[family].units):
+    if not set(units) <= set(read_units(family)):
         pytest.skip(f"{family} models have no such units")
     dense = tiny_model(family)
     shape = shape_of(dense.config.to_dict())
     gone = sum(count // 2 * shape.unit_params(units[0]) for count in shape.counts(units[0]))
     target = {"params": shape.params - gone}
     config = {"method": "wanda_sp", "units": units, "target": target, "round_to": 8}
+    config |= layout_for(family, units)
     inputs = reader_inputs(dense)
     kind = units[0]
     errors = {}

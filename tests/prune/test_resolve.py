@@ -141,6 +141,14 @@ def test_all_else_makes_the_plan_anew(values):
     assert keys(**values)[0] != keys()[0]
 
 
+def test_a_latency_is_that_of_the_machine(monkeypatch):
+    timed = {"layout": "per_layer", "allocator": "dynamic_programming", "target": {"latency_ms": 5.0}}
+    before = keys(**timed), keys()
+    monkeypatch.setattr("resprout.tasks.measure.hardware.fingerprint", lambda: {"cpu": "another"})
+    assert keys(**timed)[0] != before[0][0]
+    assert keys() == before[1]
+
+
 def test_stages_name_only_the_modules_that_the_config_selects():
     """The cache key hashes these: an edit to flap.py must not touch scores by wanda_sp."""
     room = "resprout.tasks.prune"

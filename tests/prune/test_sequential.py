@@ -11,14 +11,13 @@ import torch
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import Part, Units, anatomy
-from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.models.walk import watch
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.repairs.least_squares import LeastSquares
 from resprout.tasks.prune.statistics import Targets
-from tiny_models import tiny_model
+from tiny_models import layout_for, read_units, tiny_model
 
 IDS = torch.randint(4, 256, (24, 24), generator=torch.Generator().manual_seed(2))
 
@@ -61,7 +60,7 @@ def final_hidden(model):
 
 def repaired(family, units, repair, settings, ridge):
     dense = tiny_model(family, num_hidden_layers=3)
-    config = {"method": "wanda_sp", "units": units, "round_to": 8}
+    config = {"method": "wanda_sp", "units": units, "round_to": 8, **layout_for(family, units)}
     shape = shape_of(dense.config.to_dict())
     gone = sum(shape.counts(unit)[0] // 2 * shape.unit_params(unit) * 3 for unit in units[:1])
     target = {"params": shape.params - gone}
@@ -79,7 +78,7 @@ UNITS = [("ffn",), ("kv_groups",), ("heads",), ("ffn", "kv_groups"), ("ffn", "he
 
 @pytest.mark.parametrize("units", UNITS)
 def test_the_last_hidden_states_are_nearer_to_the_uncut_models(family, units):
-    if not set(units) <= set(FAMILIES[family].units):
+    if not set(units) <= set(read_units(family)):
         pytest.skip(f"{family} models have no such units")
     none, _ = repaired(family, units, "none", {}, 0.0)
     sequential, _ = repaired(family, units, "least_squares", {"inputs": "pruned"}, 1e-3)

@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, silent
-from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.stage import score, score_shard
 from resprout.tasks.share import Share
-from tiny_models import write_tiny_folder
+from tiny_models import read_units, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 24), generator=torch.Generator().manual_seed(2))
 
@@ -25,7 +24,7 @@ def test_scores_from_shards_equal_those_of_one_piece(family: str, method: str, t
     (tmp_path / "calibration").mkdir()
     save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
     inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
-    units = [unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units]
+    units = [unit for unit in ("ffn", "kv_groups") if unit in read_units(family)]
     config = PruneConfig.model_validate(
         {
             "method": method, "units": units, "target": {"params_ratio": 0.96}, "round_to": 8,

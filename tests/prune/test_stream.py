@@ -15,7 +15,7 @@ from resprout.tasks.models.pages import SafetensorsWriter, open_model
 from resprout.tasks.models.spool import Spool
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.stage import plan, prune, score
-from tiny_models import write_tiny_folder
+from tiny_models import layout_for, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 24), generator=torch.Generator().manual_seed(2))
 RENAMED = {"gpt_neox"} | {name for name, family in FAMILIES.items() if "experts" in family.units}
@@ -26,7 +26,8 @@ def made(folder, family, **changes):
     """What score, plan and prune leave in `folder`."""
     units = [unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units]
     target = {"params_ratio": 0.96}
-    given = {"units": units, "target": target, "round_to": 8, "repair": "least_squares", **changes}
+    given = {"units": units, "target": target, "round_to": 8, "repair": "least_squares"}
+    given |= layout_for(family, units) | changes
     job = Job(PruneConfig.model_validate(given))
     inputs = {"model": folder.parent / "model", "calibration": folder.parent / "calibration"}
     for name, stage in (("scores", score), ("plan", plan), ("pruned", prune)):

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
@@ -47,10 +48,35 @@ def test_sizes_of_the_shape_are_those_worked_out_by_hand():
         ({"params": 80000}, 80000),
         ({"non_embedding_ratio": 0.5}, 49350),
         ({"non_embedding_params": 40000}, 46000),
+        ({"bytes": 92701}, 46350),
+        ({"bytes": "92.7 kB"}, 46350),
+        ({"bytes": "90 KiB"}, 46080),
     ],
 )
 def test_every_form_of_target_is_a_number_of_parameters(target, limit):
-    assert limit_params(DENSE, prune(target).target) == limit
+    assert limit_params(DENSE, prune(target).target, "bfloat16") == limit
+
+
+@pytest.mark.parametrize("size", [0, -5, "much", "3 parsec", 1.5, True])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(ValidationError, match=r"give a whole number of bytes|only for a switch"):
+        prune({"bytes": size})
+
+
+def test_bytes_are_those_of_the_dtype():
+    config = prune({"bytes": 4 * 86940})
+    assert implied_shape(DENSE, config, "float32").ffn == (144, 144)
+    assert implied_shape(DENSE, prune({"bytes": 2 * 86940}), "bfloat16").ffn == (144, 144)
+    with pytest.raises(BadInput, match="asks for 173880 parameters, but the model has 92700"):
+        implied_shape(DENSE, config, "bfloat16")
+
+
+@pytest.mark.parametrize("target", [{"latency_ratio": 0.8}, {"latency_ms": 3.5}])
+def test_a_latency_needs_layers_that_are_alike(target):
+    config = prune(target, layout="per_layer", allocator="dynamic_programming")
+    assert request(DENSE, config).limit == DENSE.params
+    with pytest.raises(BadInput, match=r"whose layers are alike, and this one has layers that differ; give"):
+        request(replace(DENSE, ffn=(160, 80)), config)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +182,21 @@ def test_per_layer_groups_are_not_bound_by_the_stock_config():
     with pytest.raises(BadInput, match=r"at best; raise the target or add .*ffn.* to prune\.units"):
         request(dense, prune(**values))
     assert request(dense, prune(**values, layout="per_layer")).limit == dense.params - 1
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "gpt_neox"])
+def test_heads_that_share_the_hidden_size_need_a_layout(model_type):
+    keys = {"gpt2": {"n_positions": 64}}.get(model_type, {"max_position_embeddings": 64})
+    dense = replace(DENSE, model_type=model_type, config={"tie_word_embeddings": True, **keys})
+    values = {"target": {"params_ratio": 0.9}, "units": ("ffn", "kv_groups")}
+    with pytest.raises(
+        BadInput, match=r"cannot state fewer; give prune\.layout: per_layer, or units: \[ffn\]"
+    ):
+        request(dense, prune(**values))
+    request(dense, prune(**values, layout="per_layer"))
+    for layout, says in (("uniform", r"raise the target or lower round_to$"), ("per_layer", "add kv_groups")):
+        with pytest.raises(BadInput, match=says):
+            request(dense, prune({"params": 30000}, layout=layout))
 
 
 def test_a_total_that_guts_the_layers_warns():

@@ -29,9 +29,12 @@ DENSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "hidden", "layers", "sub
 """Units of a dense family whose config states head_dim apart from the hidden size."""
 SCALED: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 """The same where embeddings are scaled by the hidden size, which can then not change."""
+SHARED_HEADS: tuple[Unit, ...] = ("ffn", "kv_groups", "layers", "sublayers")
+"""Units of a family whose stock config has no head_dim but shares the hidden size out among the heads: fewer
+heads need a layout of their own (tasks/models/layout.py)."""
 FIXED_HEADS: tuple[Unit, ...] = ("ffn", "layers", "sublayers")
-"""Units of a family whose heads split the hidden size among them, so that neither can change alone."""
-SPARSE: tuple[Unit, ...] = ("kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
+"""Units of a family whose norms run over all heads, so that none can go alone."""
+SPARSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
 """Units of a mixture of experts."""
 
 
@@ -57,7 +60,9 @@ class Family:
     on; `ends` those outside layers, by their whole names. `attention_reader` and `ffn_reader` are the modules
     whose weight reads the features that a sublayer's units make: [outputs, features], or the other way round
     where `transposed`. `attention_zeros` and `ffn_zeros` are the modules that return zeros where a sublayer
-    was removed; its `norms` do nothing then. `attention_bias_key` and `ffn_bias_key` are config keys that
+    was removed; its `norms` do nothing then. `head_counts` are attributes of a layer's modules that a stock
+    class without a key for head_dim takes from the hidden size: number of heads, or an axis.
+    `attention_bias_key` and `ffn_bias_key` are config keys that
     give *all* projections of a sublayer a bias (None: as it is), `norm_eps_key` the one with what norms add
     to the mean square. `parallel_key` is the config key (True where it is left out) under which both
     sublayers read the layer's input, `numbered_key` one under which a layer computes with its number.
@@ -72,6 +77,7 @@ class Family:
     attention_zeros: tuple[str, ...] = ("self_attn",)
     ffn_zeros: tuple[str, ...] = ("mlp",)
     norms: Callable[[str], bool] = field(default=lambda name: "norm" in name)
+    head_counts: Mapping[str, str] = field(default_factory=dict)
     decoder: str = "model"
     layers: str = "layers"
     units: tuple[Unit, ...] = DENSE
@@ -91,6 +97,11 @@ class Family:
     def layer_prefix(self) -> str:
         """What comes before the number of a layer in the names of its tensors."""
         return f"{self.decoder}.{self.layers}."
+
+    @property
+    def states_heads(self) -> bool:
+        """Whether the stock config can state fewer heads of the same size."""
+        return self.keys.head_dim is not None
 
     def parallel(self, config: Config) -> bool:
         """Whether both sublayers read the layer's input and are added to it side by side."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resprout.tasks.models.families.family import (
-    FIXED_HEADS,
+    SHARED_HEADS,
     Config,
     Family,
     Keys,
@@ -54,9 +54,10 @@ FAMILY = Family(
     ffn_reader="mlp.c_proj",
     attention_zeros=("attn",),
     norms=lambda name: name.startswith("ln_"),
+    head_counts={"attn.num_heads": "heads", "attn.split_size": "query"},
     decoder="transformer",
     layers="h",
-    units=FIXED_HEADS,
+    units=SHARED_HEADS,
     keys=Keys("n_embd", "n_layer", "n_head", None, None, "n_inner", (), "n_positions"),
     defaults={"tie_word_embeddings": True, "n_inner": None},
     transposed=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resprout.tasks.models.families.family import (
-    FIXED_HEADS,
+    SHARED_HEADS,
     Config,
     Family,
     Keys,
@@ -48,7 +48,7 @@ FAMILY = Family(
     ffn_reader="mlp.dense_4h_to_h",
     attention_zeros=("attention",),
     decoder="gpt_neox",
-    units=FIXED_HEADS,
+    units=SHARED_HEADS,
     keys=Keys(kv_heads=None, head_dim=None),
     parallel_key="use_parallel_residual",
     defaults={"tie_word_embeddings": False},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resprout.tasks.models.families.family import (
-    FIXED_HEADS,
+    SHARED_HEADS,
     Config,
     Family,
     Keys,
@@ -57,8 +57,9 @@ FAMILY = Family(
     attention_reader="self_attn.out_proj",
     ffn_reader="fc2",
     ffn_zeros=("fc1", "fc2"),
+    head_counts={"self_attn.num_heads": "heads"},
     decoder="model.decoder",
-    units=FIXED_HEADS,
+    units=SHARED_HEADS,
     keys=Keys(kv_heads=None, head_dim=None, ffn="ffn_dim"),
     defaults={"tie_word_embeddings": True},
     check=_check,

@@ -2,7 +2,7 @@
 
 Each kind of unit in each layer can keep 1, 2, ... blocks; keeping fewer costs the sum of the scores of what
 goes. The best choice for all of them together is found over the budget cut into BUCKETS pieces. The budget is
-parameters, or with `prune.target.latency_ratio` milliseconds of a table measured on this machine
+parameters, or with a latency as target milliseconds of a table measured on this machine
 (tasks/prune/latency.py). Scores must compare across layers, as an increase of the loss does.
 """
 
@@ -61,10 +61,10 @@ class DynamicProgramming:
 
 
 def _values(scores: Tensor, request: Request, layer: int, kind: Unit) -> NDArray[np.float64]:
-    """Worth of a layer's units, best first; of query heads those that leave together as one."""
+    """Worth of a layer's units, best first; where there are blocks, of each the next as one."""
     values = scores.mean(dim=1).double()
-    if kind == "heads":
-        by_group = values.view(request.shape.kv_heads[layer], -1)
+    if (groups := request.shape.blocks(kind, layer)) > 1:
+        by_group = values.view(groups, -1)
         values = by_group.sort(dim=1, descending=True).values.sum(dim=0)
     found: NDArray[np.float64] = values.sort(descending=True).values.numpy()
     return found

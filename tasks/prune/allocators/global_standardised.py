@@ -65,11 +65,9 @@ def standardised(scores: Tensor) -> Tensor:
 
 def _blocks(layer: int, kind: Unit, scores: Tensor, request: Request) -> Iterator[Block]:
     values = standardised(scores)
-    if kind == "heads":
+    if (groups := request.shape.blocks(kind, layer)) > 1:
         # Each group loses one: the best of every group, the second best of every group, and so on.
-        values = (
-            values.view(request.shape.kv_heads[layer], -1).sort(dim=1, descending=True).values.mean(dim=0)
-        )
+        values = values.view(groups, -1).sort(dim=1, descending=True).values.mean(dim=0)
     values = values.sort(descending=True, stable=True).values
     sizes = sizes_of(request, layer, kind)
     each = request.shape.unit_params(kind, layer)

@@ -1,0 +1,1 @@
+"""Semi-structured sparsity of the final model, layer by layer."""

@@ -1,0 +1,23 @@
+"""Magnitude: the largest weights of each group stay (A. Mishra et al., 2021, arXiv 2104.08378)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from resprout.tasks.prune.semi_structured.masks import Pattern, best_mask
+from resprout.tasks.prune.semi_structured.scores import magnitude
+
+
+class Magnitude:
+    """The largest weights of each group stay, as they are."""
+
+    needs: ClassVar[str] = "weights"
+
+    def statistic(self, features: int) -> None:
+        """None: looks at no inputs."""
+
+    def sparse(self, weight: Tensor, inputs: Any, pattern: Pattern) -> Tensor:
+        """The weight [outputs, inputs] with the pattern's zeros."""
+        return weight * best_mask(magnitude(weight), pattern)

@@ -1,0 +1,25 @@
+"""Wanda: weights times the norm of what they read (Sun et al., ICLR 2024, arXiv 2306.11695)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from resprout.tasks.prune.semi_structured.masks import Pattern, best_mask
+from resprout.tasks.prune.semi_structured.scores import wanda
+from resprout.tasks.prune.statistics import Moments
+
+
+class Wanda:
+    """The weights of each group that weigh most on their inputs stay, as they are."""
+
+    needs: ClassVar[str] = "inputs"
+
+    def statistic(self, features: int) -> Moments:
+        """Moments of each input."""
+        return Moments(features)
+
+    def sparse(self, weight: Tensor, inputs: Moments, pattern: Pattern) -> Tensor:
+        """The weight [outputs, inputs] with the pattern's zeros."""
+        return weight * best_mask(wanda(weight, inputs), pattern)

@@ -1,0 +1,47 @@
+"""Door of sparsify: the final model with n of every m consecutive weights of its matrices.
+
+Inputs: `model`, `calibration`. Content: `model/` (a plain model folder) and metrics.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.schema import SparsifyConfig
+from resprout.tasks.job import Job, Progress
+from resprout.tasks.sparsify.registry import METHODS
+from resprout.tasks.stage import stage
+
+
+def modules(config: SparsifyConfig) -> list[str]:
+    """Modules of the method that the section selects."""
+    return [METHODS.entry(config.method).module]
+
+
+def settings(config: SparsifyConfig) -> dict[str, Any]:
+    """The section with all settings of the method."""
+    return {**config.key_data(), "settings": METHODS.settings(config.method, config.settings)}
+
+
+@stage("sparsify", kind="sparsified", libraries=("torch", "transformers"), methods=modules, settings=settings)
+def sparsify(job: Job[SparsifyConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write the sparse model and the shares of its zeros."""
+    from safetensors.torch import load_file
+
+    from resprout.tasks.models.load import load_model, save_model
+    from resprout.tasks.models.size import shape_of
+    from resprout.tasks.prune.semi_structured.masks import Pattern
+    from resprout.tasks.sparsify.layers import make_sparse
+    from resprout.tasks.sparsify.weights import check_sparsity
+
+    config = job.config
+    check_sparsity(shape_of(inputs["model"]), config)
+    method = METHODS.get(config.method)(**METHODS.settings(config.method, config.settings))
+    input_ids = load_file(inputs["calibration"] / "calibration.safetensors")["input_ids"].long()
+    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    metrics = make_sparse(model, method, Pattern.of(config.pattern), input_ids, progress)
+    save_model(model.cpu(), workdir / "model", tokenizer_from=inputs["model"])
+    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
