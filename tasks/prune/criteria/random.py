@@ -20,7 +20,7 @@ class Random:
     """Scores drawn at random: the control."""
 
     needs: ClassVar[Needs] = "weights"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts")
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts", "hidden")
 
     seed: int = 17
     """Of the draw."""
