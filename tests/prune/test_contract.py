@@ -144,8 +144,15 @@ def deep_model(family):
     return tiny_model(family, num_hidden_layers=4, **kinds)
 
 
-TOGETHER = [("ffn", "kv_groups"), ("kv_groups", "heads"), ("experts", "ffn")]
-"""Units that are pruned at once, of which all but the first depend on each other."""
+DEPENDENT = [("kv_groups", "heads"), ("experts", "ffn")]
+TOGETHER = [
+    ("ffn", "kv_groups"),
+    ("ffn", "heads"),
+    ("ffn", "hidden"),
+    ("ffn", "kv_groups", "hidden"),
+    *DEPENDENT,
+]
+"""Units that are pruned at once; the dependent ones in one layout only."""
 
 
 def cases():
@@ -156,11 +163,11 @@ def cases():
             if "experts" in family.units and "experts" not in scored:
                 scored -= {"ffn"}
             for units in [*((unit,) for unit in family.units), *TOGETHER]:
-                for layout in ("uniform",) if units == ("hidden",) else ("uniform", "per_layer"):
+                for layout in ("uniform",) if "hidden" in units else ("uniform", "per_layer"):
                     allowed = set(units) <= set(family.units) & scored and method not in TURNED
                     stated = "sublayers" not in units and (family.states_heads or "kv_groups" not in units)
                     allowed = allowed and (stated or layout == "per_layer")
-                    if allowed and not (layout == "per_layer" and units in TOGETHER[1:]):
+                    if allowed and not (layout == "per_layer" and units in DEPENDENT):
                         yield pytest.param(method, name, units, layout)
 
 

@@ -26,7 +26,7 @@ class Magnitude:
     """L1 or L2 norm of all weights coupled to a unit; needs no data."""
 
     needs: ClassVar[Needs] = "weights"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts")
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts", "hidden")
 
     norm: Literal["l1", "l2"] = "l2"
     """Norm over the weights."""

@@ -71,7 +71,7 @@ class Taylor:
     """Estimated change of the loss when a unit's coupled weights vanish."""
 
     needs: ClassVar[Needs] = "gradients"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts")
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts", "hidden")
 
     form: Literal["vector", "element"] = "element"
     """Absolute value of a unit's sum over a tensor, or sum of its weights' absolute values."""
