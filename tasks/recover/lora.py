@@ -17,14 +17,16 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.models.load import load_model
+from resprout.tasks.models.masked import read_masked
 from resprout.tasks.recover.lessons import Lessons, Recovered
+from resprout.tasks.recover.masked import leave_masked
 from resprout.tasks.recover.training import fit
 
 
 def train(
     job: Job[RecoverConfig], inputs: Mapping[str, Path], lessons: Lessons, progress: Progress
 ) -> Recovered:
-    """The pruned model with trained adapters merged into its weights.
+    """The pruned model with trained adapters merged into its weights; what it has masked stays zero.
 
     Raises:
         BadInput: dtype float16 on a CPU.
@@ -39,6 +41,7 @@ def train(
         dense = load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
     with own_generator(job.seed, job.device):
         adapted = with_adapters(model, config)
+        leave_masked(adapted, read_masked(inputs["pruned"]))
         adapters = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
         history = fit(adapted, dense, job, lessons, progress)
     merged = merge(adapted)
