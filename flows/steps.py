@@ -42,6 +42,7 @@ class Made:
     gate: ArtifactRef | None = None
     selection: ArtifactRef | None = None
     recovery: ArtifactRef | None = None
+    pool: ArtifactRef | None = None
     scores: dict[str, ArtifactRef] = field(default_factory=dict)
     speeds: dict[str, ArtifactRef] = field(default_factory=dict)
 
@@ -69,8 +70,9 @@ class Steps:
     def all(self) -> Made:
         """From what was acquired to exports; the gate's verdict stops a registration, no export."""
         config, run = self.config, self.run
+        counted = None
         if self.rows is not None and config.select is not None:
-            pool(run, self.job(config.select), {"rows": self.rows, "dense": self.dense})
+            counted = pool(run, self.job(config.select), {"rows": self.rows, "dense": self.dense})
         judged = {"text": self.text} if self.text else {}
         evaluation_data(
             run, self.job(config.evaluate), {"dense": self.dense, **judged, **self.tasks}, "evaluation data"
@@ -93,7 +95,9 @@ class Steps:
         credits = tuple(credit for credit in self.credits if credit.role in SHAPING)
         told = Export(config.export, credits, config.recover.method if config.recover else None)
         exported = export(run, self.job(told), {"model": final, "plan": planned, "source": self.dense})
-        return Made(self.dense, planned, exported, verdict, selection, recovery, self.scores, self.speeds)
+        return Made(
+            self.dense, planned, exported, verdict, selection, recovery, counted, self.scores, self.speeds
+        )
 
     @property
     def recovers(self) -> bool:

@@ -20,18 +20,18 @@ FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""
 
 
-def implied_shape(dense: Shape, config: PruneConfig) -> Shape | None:
+def implied_shape(dense: Shape, config: PruneConfig, there: Shape | None = None) -> Shape | None:
     """The shape that pruning will reach, None where it depends on scores (allocators that tell layers apart).
 
-    Whatever makes the target unreachable or the repair impossible for this model raises BadInput here,
-    before any weight is read.
+    `there` is the shape that an earlier round of a schedule left. Whatever makes the target unreachable or
+    the repair impossible for this model raises BadInput here, before any weight is read.
     """
     wanted = request(dense, config)
     if ALLOCATORS.entry(resolve(config).allocator).declared["per_layer"]:
         return None
     if config.units[0] in DEPTH:
         return _fewer_layers(wanted) if config.units == ("layers",) and dense.uniform else None
-    return uniform_shape(wanted)
+    return uniform_shape(wanted if there is None else replace(wanted, shape=there))
 
 
 def request(dense: Shape, config: PruneConfig) -> Request:

@@ -194,3 +194,45 @@ def test_verify_and_lineage_hold_for_all_rounds(scheduled: Scheduled, resprout: 
     stages = [record["stage"] for record in found.result["records"].values()]
     assert stages.count("mask") == sum(one.startswith("mask") for one in BETWEEN[scheduled.name])
     assert stages.count("plan") >= 2
+
+
+def test_plan_tells_the_rounds_before_anything_runs(tmp_path: Path, resprout: Callable[..., Any]) -> None:
+    prune = {"method": "flap", "target": {"params_ratio": 0.85}, "round_to": 8, "schedule": "mid_training"}
+    path = write_run(tmp_path, prune=prune, measure=None)
+    found = resprout("plan", path, "--json", home=tmp_path / "home").result
+    dense, cut = found["dense"]["params"], found["pruned"]["params"]
+    rounds = found["rounds"]
+    assert [one["train"] for one in rounds] == pytest.approx([0.25, 5 / 12, 7 / 12, 0.75])
+    sizes = [one["params"] for one in rounds]
+    assert dense > sizes[0] > sizes[1] >= sizes[2] >= sizes[3] == cut
+    average = 0.25 * (dense + cut) + (sizes[0] + sizes[1] + sizes[2]) / 6
+    journey = found["journey"]
+    assert journey["average_params"] == pytest.approx(average)
+    assert journey["one_shot_params"] == cut
+    assert journey["loss"] < journey["one_shot_loss"]
+    assert journey["tokens"] is None, "the budget is a share of a pool that was not counted yet"
+    text = resprout(
+        "plan", path, "select.budget_ratio=null", "select.budget_tokens=400", home=tmp_path / "home"
+    )
+    assert text.code == 0, text.err
+    lines = text.out.splitlines()
+    assert f"  round 1 after 25% of training: masked, {sizes[0]:,} parameters stay" in lines
+    assert f"  round 4 after 75% of training: cut, {cut:,} parameters stay" in lines
+    assert f"average over training: {average:,.0f} parameters (one shot: {cut:,})" in lines
+    (law,) = [line for line in lines if line.startswith("law of average parameters for 400 tokens: loss ")]
+    assert law.endswith("so it compares schedules and predicts no perplexity")
+
+
+def test_a_schedule_that_lives_on_training_is_refused_without_it(
+    tmp_path: Path, resprout: Callable[..., Any]
+) -> None:
+    path = write_run(tmp_path, select=None, recover=None)
+    asked = ("prune.schedule=mid_training", "prune.repair=none")
+    found = resprout("validate", path, *asked, home=tmp_path / "home")
+    assert found.code == 2
+    assert "prune.schedule is mid_training, which prunes while the model trains" in found.err
+    assert resprout("validate", path, "prune.schedule=cubic", home=tmp_path / "home").code == 0
+    hidden = ("prune.schedule=cubic", "prune.units=[hidden]", "prune.method=minitron_hidden", *asked[1:])
+    found = resprout("validate", path, *hidden, home=tmp_path / "home")
+    assert found.code == 2
+    assert "prune.schedule 'cubic' is not for hidden" in found.err

@@ -9,6 +9,7 @@ import pytest
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.journey import average_params, predicted_loss
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.rounds import Round, schedule_of, target_at
 from resprout.tasks.prune.stage import plan, prune, score
@@ -126,3 +127,18 @@ def test_a_schedule_is_no_part_of_a_stage_s_settings():
     for stage in (score, plan, prune):
         assert stage.settings(plain) == stage.settings(scheduled)
         assert "schedule" not in str(stage.settings(plain))
+
+
+def test_the_average_size_by_hand():
+    """100 for a quarter, 60 for a quarter, 40 for the rest: 25 + 15 + 20."""
+    assert average_params(100, [(0.25, 60), (0.5, 40)]) == pytest.approx(60.0)
+    assert average_params(100, [(0.0, 40)]) == 40.0
+    assert average_params(100, [(0.0, 80), (0.75, 40)]) == pytest.approx(70.0)
+
+
+def test_the_law_by_hand():
+    """10^9 parameters, 10^11 tokens: 1.69 + 406.4 / 10^3.06 + 410.7 / 10^3.08."""
+    expected = 1.69 + 406.4 / 1148.1536 + 410.7 / 1202.2644
+    assert predicted_loss(1e9, 1e11) == pytest.approx(expected, rel=1e-6)
+    assert predicted_loss(1e9) == pytest.approx(1.69 + 406.4 / 1148.1536, rel=1e-6)
+    assert predicted_loss(2e9) < predicted_loss(1e9)
