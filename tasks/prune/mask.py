@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Layer, anatomy
@@ -35,42 +36,50 @@ def mask(model: PreTrainedModel, plan: Plan, keep: float = 0.0) -> Columns:
     stays = plan.by_source()
     masked: dict[str, list[int]] = {}
     for layer in anatomy(model).layers:
-        kept = stays.get(layer.index, NOTHING)
-        for name, columns in _readers(layer, kept):
+        for name, dim, columns in _readers(layer, stays.get(layer.index, NOTHING)):
+            parameter = layer.module.get_parameter(name)
+            if dim is None:
+                parameter.mul_(keep)
+                continue
+            factors = torch.ones(parameter.shape[dim], dtype=parameter.dtype, device=parameter.device)
+            factors[columns] = keep
+            parameter.mul_(factors.view([-1 if one == dim else 1 for one in range(parameter.dim())]))
             module, _, leaf = name.rpartition(".")
-            weight, dim = layer.module.get_parameter(name), 0 if layer.family.transposed else -1
-            if columns is None:
-                weight.mul_(keep)
-                columns = list(range(weight.shape[dim]))
-            else:
-                factors = torch.ones(weight.shape[dim], dtype=weight.dtype, device=weight.device)
-                factors[columns] = keep
-                weight.mul_(factors.unsqueeze(1) if dim == 0 else factors)
-            if leaf == "weight" and weight.dim() == 2 and columns:
-                masked[f"{layer.family.layer_prefix}{layer.index}.{module}"] = columns
+            if leaf == "weight":
+                masked[f"{layer.family.layer_prefix}{layer.index}.{module}"] = columns.tolist()
     return {} if keep else masked
 
 
-def _readers(layer: Layer, kept: LayerPlan) -> Iterator[tuple[str, list[int] | None]]:
-    """Tensors that read removed units, by names from the layer on, and which columns; None: all of them."""
+def _readers(layer: Layer, kept: LayerPlan) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Tensors that read removed units, by names from the layer on: along which dimension and where.
+
+    Biases of a sublayer that goes have no such dimension: they go whole.
+    """
     for sublayer in SUBLAYERS:
+        weights = _writers(layer, sublayer)
         if not (kept.kv_groups if sublayer == "attention" else kept.ffn):
-            yield from ((name, None) for name in _writers(layer, sublayer))
+            for name, dim in weights.items():
+                yield name, dim, torch.arange(layer.module.get_parameter(name).shape[dim])
+                bias = f"{name.removesuffix('.weight')}.bias"
+                if bias in layer.tensors:
+                    yield bias, None, torch.empty(0)
             continue
         kind: Unit = "ffn" if sublayer == "ffn" else "kv_groups" if kept.heads is None else "heads"
         part = layer.part(kind)
         gone = sorted(set(range(part.units)) - set(kept.kept()[kind]))
-        if gone and part.reader:
-            yield f"{part.reader}.weight", part.features(gone).tolist()
+        for one in part.slices if gone else ():
+            if weights.get(one.name) == one.dim:
+                yield one.name, one.dim, one.index[gone].flatten()
 
 
-def _writers(layer: Layer, sublayer: Sublayer) -> Iterator[str]:
-    """Weights and biases of a sublayer's modules that write to the residual stream."""
+def _writers(layer: Layer, sublayer: Sublayer) -> dict[str, int]:
+    """Weights of a sublayer that write to the residual stream, and the dimension along which they read."""
     family, config = layer.family, layer.shape.config
-    axes = family.attention(config) if sublayer == "attention" else family.ffn(config)
+    sublayers = family.attention(config) if sublayer == "attention" else family.ffn(config)
     present = layer.shape.layer_tensors(layer.widths)
-    out = -1 if family.transposed else -2
-    for name, one in axes.items():
-        if name in present and len(one) > 1 and one[out] == "hidden":
-            bias = f"{name.removesuffix('.weight')}.bias"
-            yield from (name, bias) if bias in axes else (name,)
+    found: dict[str, int] = {}
+    for name, axes in sublayers.items():
+        reads, writes = (0, 1) if family.transposed else (len(axes) - 1, len(axes) - 2)
+        if name in present and len(axes) > 1 and axes[writes] == "hidden":
+            found[name] = reads
+    return found

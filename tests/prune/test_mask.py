@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import PruneConfig
+from resprout.configs.schema import PruneConfig, RecoverConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.depth import blocks, without
@@ -30,11 +30,14 @@ from resprout.tasks.prune.plan import read_plan, write_plan
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.regrow import regrown
 from resprout.tasks.prune.score import as_tensors, score_units
+from resprout.tasks.recover.lora import merge, with_adapters
+from resprout.tasks.recover.masked import leave_masked
 from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (4, 14), generator=torch.Generator().manual_seed(6))
 MASKABLE = SCHEDULES.entry("cubic").declared["units"]
 DEPTH_METHOD = {"layers": "shortgpt", "sublayers": "shortgpt"}
+FUSED = ("mixtral", "qwen3_moe")
 CASES = [
     pytest.param(family, units, id=f"{family}-{'+'.join(units)}")
     for family, known in FAMILIES.items()
@@ -311,3 +314,32 @@ def test_the_doors_of_a_round(tmp_path):
     assert torch.equal(load_model(tmp_path / "masked", "float32", "cpu")(IDS).logits, model(IDS).logits)
     assert not (tmp_path / "shrunk" / MASKED).exists()
     assert (tmp_path / "masked" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("units", [("ffn",), ("kv_groups",), ("layers",)])
+def test_adapters_of_every_family_leave_the_masked_model_masked(family, units):
+    """Whatever they learn, the merged model still computes what it does without the units that are gone."""
+    if units[0] not in FAMILIES[family].units:
+        pytest.skip(f"a {family} model cannot lose {units[0]}")
+    if family in FUSED:
+        pytest.skip(f"adapters on fused experts, as peft puts them in {family}, cannot be merged yet")
+    model = deep(family)
+    plan, _ = make_plan(model, config_of(units, target=half_of(units[0], model)), IDS)
+    columns = mask(model, plan)
+    adapted = with_adapters(model, RecoverConfig(rank=2))
+    leave_masked(adapted, columns)
+    draw = torch.Generator().manual_seed(7)
+    for name, one in adapted.named_parameters():
+        if "lora_B" in name:
+            one.data.copy_(torch.rand(one.shape, generator=draw) * 0.1)
+    merged = merge(adapted)
+    expected = merged(IDS).logits
+    assert mask(merged, plan) == columns
+    assert torch.equal(merged(IDS).logits, expected)
+    for name, inputs in columns.items():
+        weight = merged.get_submodule(name).weight
+        weight = weight.T if FAMILIES[family].transposed else weight
+        assert not weight[:, inputs].any()
+        assert len(inputs) == weight.shape[1] or weight.any()
+    apply(merged, plan)
+    torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-5)
