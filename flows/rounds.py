@@ -32,14 +32,17 @@ class Begun:
     before: dict[str, Input] = field(default_factory=dict)
     selection: ArtifactRef | None = None
     trained: float = 0.0
+    schedule: str | None = None
+    """Its name where there are rounds before the last."""
 
 
 def before_last(steps: Steps, calibration: ArtifactRef) -> Begun:
     """What the last round begins with; of one_shot, which has no other, the dense model."""
     rounds = schedule_of(steps.config.prune)
     begun = Begun(steps.dense)
-    if len(rounds) > 1 and steps.recovers:
-        begun = replace(begun, selection=_selection(steps, calibration))
+    if len(rounds) > 1:
+        chosen = _selection(steps, calibration) if steps.recovers else None
+        begun = replace(begun, selection=chosen, schedule=steps.config.prune.schedule)
     for number, one in enumerate(rounds, 1):
         begun = _trained(steps, begun, one.train, number)
         if number < len(rounds):

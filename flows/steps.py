@@ -93,7 +93,8 @@ class Steps:
             last = self.scores["recovered" if recovery else "pruned"]
             verdict = gate(run, self.job(config.gate), {"dense": self.scores["dense"], "final": last})
         credits = tuple(credit for credit in self.credits if credit.role in SHAPING)
-        told = Export(config.export, credits, config.recover.method if config.recover else None)
+        method = config.recover.method if config.recover else None
+        told = Export(config.export, credits, method, begun.schedule)
         exported = export(run, self.job(told), {"model": final, "plan": planned, "source": self.dense})
         return Made(
             self.dense, planned, exported, verdict, selection, recovery, counted, self.scores, self.speeds

@@ -35,13 +35,19 @@ def carry_licences(source: Path, folder: Path) -> list[str]:
     return names
 
 
-def card(credits: Iterable[Credit], plan: Plan, recovery: str | None, licence_files: list[str]) -> str:
+def card(
+    credits: Iterable[Credit],
+    plan: Plan,
+    recovery: str | None,
+    licence_files: list[str],
+    schedule: str | None = None,
+) -> str:
     """The text of README.md; equal facts give equal bytes."""
     listed = list(credits)
     front = yaml.safe_dump(
         front_matter(listed, plan, recovery, licence_files), sort_keys=True, allow_unicode=True
     )
-    return f"---\n{front}---\n\n" + "\n".join(_body(listed, plan, recovery, licence_files)) + "\n"
+    return f"---\n{front}---\n\n" + "\n".join(_body(listed, plan, recovery, licence_files, schedule)) + "\n"
 
 
 def front_matter(
@@ -77,7 +83,9 @@ def _licence(licence: str | None, files: list[str]) -> dict[str, str]:
     return {"license": "other", "license_name": licence, **link}
 
 
-def _body(credits: list[Credit], plan: Plan, recovery: str | None, files: list[str]) -> Iterator[str]:
+def _body(
+    credits: list[Credit], plan: Plan, recovery: str | None, files: list[str], schedule: str | None
+) -> Iterator[str]:
     model = next((credit for credit in credits if credit.role == SOURCE), None)
     kept = 100 * plan.reached.params / plan.dense.params
     name = plain(_short(model.name)) if model else plan.model_type
@@ -86,6 +94,7 @@ def _body(credits: list[Credit], plan: Plan, recovery: str | None, files: list[s
     yield (
         f"Structured pruning by resprout: criterion {plan.criterion}, allocator {plan.allocator}, repair "
         f"{plan.repair}, units {', '.join(plan.units)}, layout {plan.layout}"
+        f"{f', in rounds by schedule {schedule}' if schedule else ''}"
         f"{f'; then recovery by {recovery}' if recovery else ''}."
     )
     yield ""

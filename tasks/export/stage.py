@@ -17,17 +17,22 @@ from resprout.tasks.stage import stage
 
 @dataclass(frozen=True)
 class Export:
-    """The section, and what the model card tells beside it: sources with licences, how it was recovered."""
+    """The section, and what the model card tells beside it: sources with licences, how it was recovered.
+
+    `schedule` is that of the pruning where it had several rounds.
+    """
 
     config: ExportConfig
     credits: tuple[Credit, ...]
     recovery: str | None = None
+    schedule: str | None = None
 
     def key_data(self) -> dict[str, Any]:
         return {
             **self.config.key_data(),
             "credits": [asdict(credit) for credit in self.credits],
             "recovery": self.recovery,
+            **({"schedule": self.schedule} if self.schedule else {}),
         }
 
 
@@ -66,7 +71,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         folder = workdir / name
         folder.mkdir()
         written.write(model, inputs["model"], folder)
-        text = card(job.config.credits, plan, job.config.recovery, carry_licences(inputs["source"], folder))
+        licences, told = carry_licences(inputs["source"], folder), job.config
+        text = card(told.credits, plan, told.recovery, licences, told.schedule)
         (folder / CARD).write_text(text, encoding="utf-8")
         worst = largest_difference(name, expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -93,6 +93,10 @@ def test_each_round_ends_in_an_artifact(scheduled: Scheduled) -> None:
     assert found[found.index("calibrate") + 1 :] == [*BETWEEN[scheduled.name], *AFTERWARDS]
     assert len(set(found)) == len(found)
     assert (scheduled.result["status"], scheduled.result["registered"]["version"]) == ("done", "1")
+    card = (scheduled.folder("export") / "hf" / "README.md").read_text()
+    assert f"layout uniform, in rounds by schedule {scheduled.name}; then recovery by lora." in card
+    report = (scheduled.folder("report") / "report.md").read_text()
+    assert f"repair none, schedule {scheduled.name}: asked" in report
 
 
 def test_sizes_go_down_to_the_target(scheduled: Scheduled) -> None:
