@@ -1,8 +1,9 @@
 """The rounds of a pruning schedule but the last, which is the run's own `score`, `plan` and `prune`: wiring.
 
 Each round ends in an artifact of the dense shape, so that every plan is for the dense model. Training between
-rounds is the recover stage's, with its share of the epochs and a seed of its own. The rows that it trains on
-are selected once, on the model masked at once to the whole target before any training.
+rounds is the recover stage's, with its share of the epochs, a learning rate that rises and falls in each, and
+a seed of its own. The rows that it trains on are selected once, on the model masked at once to the whole
+target before any training.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ def plan(
 ) -> None:
     """Show which stages would run and which are cached, the widths that the target implies, memory and time.
 
+    Of a pruning schedule also its rounds, the average size over training, and the loss that the law of
+    average parameters predicts, to compare schedules by.
+
     Widths that depend on scores (layout: per_layer) are known once the plan stage has run; its plan.json is
     shown by path then.
 

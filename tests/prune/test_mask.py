@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import PruneConfig, RecoverConfig
+from resprout.configs.schema import PruneConfig, RecoverConfig, TargetConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.depth import blocks, without
@@ -29,7 +30,11 @@ from resprout.tasks.prune.mask import mask
 from resprout.tasks.prune.plan import read_plan, write_plan
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.regrow import regrown
+from resprout.tasks.prune.rounds import target_at
 from resprout.tasks.prune.score import as_tensors, score_units
+from resprout.tasks.prune.stage import plan as plan_stage
+from resprout.tasks.prune.stage import prune as prune_stage
+from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.recover.lora import merge, with_adapters
 from resprout.tasks.recover.masked import leave_masked
 from tiny_models import tiny_model, write_tiny_folder
@@ -343,3 +348,50 @@ def test_adapters_of_every_family_leave_the_masked_model_masked(family, units):
         assert len(inputs) == weight.shape[1] or weight.any()
     apply(merged, plan)
     torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "units", [("ffn",), ("kv_groups",), ("heads",), ("ffn", "kv_groups"), ("layers",), ("sublayers",)]
+)
+def test_rounds_through_the_doors(units, tmp_path):
+    """Two masked rounds and a cut: each plan is within the one before, and the cut computes what masks do."""
+    shape = {"num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4}
+    inputs = {"model": write_tiny_folder(tmp_path / "dense", **shape)}
+    (tmp_path / "calibration").mkdir()
+    save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
+    inputs["calibration"] = tmp_path / "calibration"
+    dense = shape_of(inputs["model"])
+    target = TargetConfig(**half_of(units[0], load_model(inputs["model"], "float32", "cpu")))
+    made = []
+
+    def step(stage, config, **more):
+        folder = tmp_path / f"{stage.name}-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        stage.body(Job(config, dtype="float32"), {**inputs, **more}, folder, silent)
+        return folder
+
+    for done in (0.5, 0.875, 1.0):
+        section = config_of(units, repair="none", target=target_at(target, done, dense))
+        before = {"before": made[-1]} if made else {}
+        scores = step(score_stage, section)
+        made.append(step(plan_stage, section, scores=scores, **before))
+        expected = step(mask_stage, Masking(), plan=made[-1])
+        if done == 1.0:
+            pruned = step(prune_stage, section, plan=made[-1])
+        inputs["model"] = expected
+    cut, masked = (load_model(folder, "float32", "cpu") for folder in (pruned, expected))
+    torch.testing.assert_close(cut(IDS).logits, masked(IDS).logits, rtol=1e-4, atol=1e-5)
+    plans = [read_plan(folder) for folder in made]
+    sizes = [plan.reached.params for plan in plans]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= target.params
+    # A family whose heads divide the hidden size has no three of four groups.
+    assert sizes[0] > sizes[-1] or {"kv_groups", "heads"} & set(units)
+    for earlier, later in itertools.pairwise(plans):
+        old, new = earlier.by_source(), later.by_source()
+        assert set(new) <= set(old)
+        assert all(
+            set(kept) <= set(old[source].kept()[kind])
+            for source, layer in new.items()
+            for kind, kept in layer.kept().items()
+        )
