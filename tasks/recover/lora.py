@@ -61,17 +61,25 @@ def train(
 def with_adapters(model: Any, config: RecoverConfig) -> Any:
     """The model with fresh adapters on every linear layer but the language head; only they are trained.
 
-    B starts at zero, so the adapted model equals the given one.
+    B starts at zero, so the adapted model equals the given one. Experts whose weights are fused in one tensor
+    get none: peft would wrap the tensor, without dropout and so that `merge` does not find it.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    ]
     return get_peft_model(
         model,
         LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules="all-linear",
+            target_modules=linear,
             task_type="CAUSAL_LM",
         ),
     )

@@ -42,7 +42,6 @@ from tiny_models import tiny_model, write_tiny_folder
 IDS = torch.randint(4, 256, (4, 14), generator=torch.Generator().manual_seed(6))
 MASKABLE = SCHEDULES.entry("cubic").declared["units"]
 DEPTH_METHOD = {"layers": "shortgpt", "sublayers": "shortgpt"}
-FUSED = ("mixtral", "qwen3_moe")
 CASES = [
     pytest.param(family, units, id=f"{family}-{'+'.join(units)}")
     for family, known in FAMILIES.items()
@@ -326,8 +325,6 @@ def test_adapters_of_every_family_leave_the_masked_model_masked(family, units):
     """Whatever they learn, the merged model still computes what it does without the units that are gone."""
     if units[0] not in FAMILIES[family].units:
         pytest.skip(f"a {family} model cannot lose {units[0]}")
-    if family in FUSED:
-        pytest.skip(f"adapters on fused experts, as peft puts them in {family}, cannot be merged yet")
     model = deep(family)
     plan, _ = make_plan(model, config_of(units, target=half_of(units[0], model)), IDS)
     columns = mask(model, plan)
