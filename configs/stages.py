@@ -69,6 +69,10 @@ class PruneConfig(Section):
     """The repair's own settings, likewise."""
     general: tuple[TextSource, ...] = ()
     """Open-domain text beside calibrate.text, for criteria that weigh a domain against it (domain_dual)."""
+    schedule: str = "one_shot"
+    """When units go: one_shot, or in rounds with training between them (`resprout methods`)."""
+    schedule_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The schedule's own settings, likewise."""
     memory: Literal["whole", "stream"] = "whole"
     """whole: the model in memory; stream: one layer at a time, for models that do not fit. The same bytes."""
     ridge: Annotated[float, Field(ge=0.0)] = 0.01

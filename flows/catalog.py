@@ -10,7 +10,7 @@ from resprout.tasks.registry import Entry, Registry, Setting
 def registries() -> dict[str, Registry[Any]]:
     """The registries by the section of the config that names their methods."""
     from resprout.tasks.calibrate.registry import METHODS as CALIBRATE
-    from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
+    from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS, SCHEDULES
     from resprout.tasks.recover.registry import METHODS as RECOVER
     from resprout.tasks.select.registry import METHODS as SELECT
     from resprout.tasks.sparsify.registry import METHODS as SPARSIFY
@@ -20,6 +20,7 @@ def registries() -> dict[str, Registry[Any]]:
         "prune.criterion": CRITERIA,
         "prune.allocator": ALLOCATORS,
         "prune.repair": REPAIRS,
+        "prune.schedule": SCHEDULES,
         "select.method": SELECT,
         "recover.method": RECOVER,
         "sparsify.method": SPARSIFY,

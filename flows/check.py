@@ -12,6 +12,7 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.rounds import schedule_of
 from resprout.tasks.prune.target import implied_shape
 from resprout.tasks.sparsify.weights import check_sparsity
 
@@ -33,7 +34,7 @@ def check(loaded: Loaded) -> None:
 
     known = registries()
     collect("calibrate.method", lambda: known["calibrate.method"].entry(config.calibrate.method))
-    collect("prune", lambda: resolve(config.prune))
+    collect("prune", lambda: resolve(config.prune), lambda: _rounds(config))
     if config.select is not None:
         method = config.select.method
         collect("select.method", lambda: known["select.method"].entry(method))
@@ -87,6 +88,17 @@ def _unfit(config: RunConfig, shape: Shape) -> list[str]:
         except BadInput as error:
             faults.append(str(error))
     return faults
+
+
+def _rounds(config: RunConfig) -> None:
+    """BadInput where the schedule does not fit the section, or needs training and there is none."""
+    schedule_of(config.prune)
+    name = config.prune.schedule
+    if config.recover is None and registries()["prune.schedule"].entry(name).declared["trains"]:
+        raise BadInput(
+            f"prune.schedule is {name}, which prunes while the model trains, but recover is left out; give "
+            "select and recover, or schedule: one_shot"
+        )
 
 
 def _store_folder(loaded: Loaded) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from resprout.configs.load import Loaded
 from resprout.flows import preflight
+from resprout.flows.journey import journey, rounds_of
 from resprout.flows.licences import check_licences
 from resprout.flows.look_up import look_up
 from resprout.flows.sources import Sources
@@ -15,7 +16,7 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.target import implied_shape, request, warnings_for
+from resprout.tasks.prune.target import request, warnings_for
 
 
 def forecast(loaded: Loaded) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
     }
     if sources.shape is not None:
         found |= _sizes(loaded, sources.shape, preflight.models_to_make(forecasts))
+        found["journey"] = journey(config, sources.shape, made, store)
     if made.plan.digest:
         found["plan"] = {"digest": made.plan.digest, "uri": made.plan.uri}
     return found
@@ -50,12 +52,14 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
 def _sizes(loaded: Loaded, dense: Shape, models: int) -> dict[str, Any]:
     config = loaded.config
     wanted = request(dense, config.prune, config.model.dtype)
-    cut = implied_shape(dense, config.prune, config.model.dtype)
+    rounds, cut = rounds_of(config, dense)
     needs = preflight.needs(dense.params, config.model.dtype, models)
     return {
         "dense": _shape(dense, config.model.dtype),
         "requested_params": wanted.limit,
         "pruned": _shape(cut, config.model.dtype) if cut else None,
+        "schedule": config.prune.schedule,
+        "rounds": rounds,
         "memory_bytes": needs.memory,
         "disk_bytes": needs.disk,
         "warnings": warnings_for(dense, wanted, config.prune.target),

@@ -25,6 +25,7 @@ from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.models.size import shape_of
+from resprout.tasks.prune.rounds import schedule_of
 from resprout.tasks.run import Forecast
 
 
@@ -124,8 +125,10 @@ def refuse_impossible(run: Original, store: ArtifactStore, disk: Path, trust_rem
             "to compare metrics instead of digests"
         )
     shape = shape_of(json.loads(store.read(run.acquired.dense.digest, "config.json")))
-    stages = [Forecast(label, label, cached=False) for label in preflight.MODEL_STAGES]
-    preflight.check(run.config.model, shape, disk, shutil.disk_usage(disk).free, lambda: stages)
+    rounds = len(schedule_of(run.config.prune))
+    made = preflight.models_of(rounds)
+    stages = [Forecast("", preflight.BETWEEN[0], cached=False)] * made
+    preflight.check(run.config.model, shape, disk, shutil.disk_usage(disk).free, lambda: stages, rounds)
 
 
 def hardware(store: ArtifactStore, run: Original) -> dict[str, Any]:

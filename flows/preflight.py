@@ -18,6 +18,8 @@ from resprout.tasks.run import Forecast
 
 MODEL_STAGES = ("acquire model", "prune", "recover", "sparsify", "export")
 """Labels of the stages that each leave a model of the dense one's size, at most, on the disk."""
+BETWEEN = ("mask", "recover")
+"""Stages that leave such a model in each round of a schedule."""
 MODELS_IN_MEMORY = 2
 """Selection, distillation and divergence hold two models at once."""
 WORKING_BYTES = 1_000_000_000
@@ -52,18 +54,32 @@ def needs(params: int, dtype: str, models: int = len(MODEL_STAGES)) -> Needs:
 
 def models_to_make(forecasts: Iterable[Forecast]) -> int:
     """How many models a run would add to the store."""
-    return sum(one.label in MODEL_STAGES and not one.cached for one in forecasts)
+    return sum((one.label in MODEL_STAGES or one.stage in BETWEEN) and not one.cached for one in forecasts)
+
+
+def models_of(rounds: int) -> int:
+    """How many models a whole run makes at most: a round before the last leaves a masked and a trained one.
+
+    One is masked for the selection, and the dense one may be trained before the first round.
+    """
+    return len(MODEL_STAGES) + (2 * rounds if rounds > 1 else 0)
 
 
 def check(
-    model: ModelConfig, shape: Shape, home: Path, free: int, forecasts: Callable[[], list[Forecast]]
+    model: ModelConfig,
+    shape: Shape,
+    home: Path,
+    free: int,
+    forecasts: Callable[[], list[Forecast]],
+    rounds: int = 1,
 ) -> None:
     """BadInput where the `free` bytes of the home's disk, or the memory, cannot hold models of `shape`.
 
-    `forecasts` are the run's stages as the store has them. They are asked for only where a whole run would
-    not fit: what is in the store needs no room, and a run that finds everything there needs nothing.
+    `forecasts` are the run's stages as the store has them, `rounds` those of its pruning schedule. They are
+    asked for only where a whole run would not fit: what is in the store needs no room, and a run that finds
+    everything there needs nothing.
     """
-    needed = needs(shape.params, model.dtype)
+    needed = needs(shape.params, model.dtype, models_of(rounds))
     total = psutil.virtual_memory().total
     too_little_memory = device(model.device) == "cpu" and total < needed.memory
     if free >= needed.disk and not too_little_memory:

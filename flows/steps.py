@@ -7,11 +7,13 @@ judged as soon as it exists; dense scores are shared by all runs on that model, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 from resprout.configs.schema import RunConfig
 from resprout.flows.acquisition import Acquired, job_of
+from resprout.flows.rounds import Begun, before_last
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.evaluate.data_stage import evaluation_data
@@ -42,6 +44,7 @@ class Made:
     gate: ArtifactRef | None = None
     selection: ArtifactRef | None = None
     recovery: ArtifactRef | None = None
+    pool: ArtifactRef | None = None
     sparsified: ArtifactRef | None = None
     scores: dict[str, ArtifactRef] = field(default_factory=dict)
     speeds: dict[str, ArtifactRef] = field(default_factory=dict)
@@ -67,21 +70,23 @@ class Steps:
     def all(self) -> Made:
         """From what was acquired to exports; the gate's verdict stops a registration, no export."""
         config, run = self.config, self.run
+        counted = None
         if self.rows is not None and config.select is not None:
-            pool(run, self.job(config.select), {"rows": self.rows, "dense": self.dense})
+            counted = pool(run, self.job(config.select), {"rows": self.rows, "dense": self.dense})
         judged = {"text": self.text} if self.text else {}
         evaluation_data(
             run, self.job(config.evaluate), {"dense": self.dense, **judged, **self.tasks}, "evaluation data"
         )
         text = {"text": self.calibration_text} if self.calibration_text else {}
         calibration = calibrate(run, self.job(config.calibrate), {"model": self.dense, **text})
-        seen = {"model": self.dense, "calibration": calibration}
-        scores = score(run, self.job(config.prune), {**seen, **self.general()})
-        planned = plan(run, self.job(config.prune), {**seen, "scores": scores})
+        begun = before_last(self, calibration)
+        seen = {"model": begun.model, "calibration": calibration}
+        scores = score(run, self.job(config.prune), {**seen, **self.general})
+        planned = plan(run, self.job(config.prune), {**seen, **begun.before, "scores": scores})
         self.judge("dense", self.dense)
         pruned = prune(run, self.job(config.prune), {**seen, "plan": planned})
         self.judge("pruned", pruned)
-        selection, recovery = self.grow_back(pruned)
+        selection, recovery = self.grow_back(pruned, begun)
         final: Input = Part(recovery, "model") if recovery else pruned
         sparse = None
         if config.sparsify is not None:
@@ -96,11 +101,13 @@ class Steps:
             verdict = gate(run, self.job(config.gate), {"dense": self.scores["dense"], "final": last})
         credits = tuple(credit for credit in self.credits if credit.role in SHAPING)
         zeros = f"{config.sparsify.pattern} by {config.sparsify.method}" if config.sparsify else None
-        told = Export(config.export, credits, config.recover.method if config.recover else None, zeros)
+        method = config.recover.method if config.recover else None
+        told = Export(config.export, credits, method, begun.schedule, zeros)
         exported = export(run, self.job(told), {"model": final, "plan": planned, "source": self.dense})
-        later = (selection, recovery, sparse)
+        later = (selection, recovery, counted, sparse)
         return Made(self.dense, planned, exported, verdict, *later, self.scores, self.speeds)
 
+    @cached_property
     def general(self) -> dict[str, Input]:
         """Random windows of open-domain text, where the criterion looks at it, as many as of calibration."""
         if self.general_text is None:
@@ -111,18 +118,38 @@ class Steps:
         given = {"model": self.dense, "text": self.general_text}
         return {"general": calibrate(self.run, self.job(section), given, "calibrate general")}
 
-    def grow_back(self, pruned: ArtifactRef) -> tuple[ArtifactRef | None, ArtifactRef | None]:
-        """Selection and recovery, where the config has them."""
-        config, run = self.config, self.run
-        if config.select is None or config.recover is None or self.rows is None:
+    @property
+    def recovers(self) -> bool:
+        """Whether the config has a selection and a recovery."""
+        return self.config.select is not None and self.config.recover is not None and self.rows is not None
+
+    def grow_back(self, pruned: ArtifactRef, begun: Begun) -> tuple[ArtifactRef | None, ArtifactRef | None]:
+        """Selection and what is left of recovery, where the config has them."""
+        if not self.recovers:
             return None, None
-        pair = {"dense": self.dense, "pruned": pruned, "rows": self.rows}
-        encoder = {"embedder": self.encoder} if self.encoder else {}
-        chosen = select(run, self.job(config.select), {**pair, **encoder})
-        teacher = {"dense": self.dense} if config.recover.distill_weight > 0 else {}
-        recovery = recover(run, self.job(config.recover), {"pruned": pruned, "selection": chosen, **teacher})
+        chosen = begun.selection or self.choose(pruned)
+        recovery = self.train(pruned, chosen, 1 - begun.trained)
         self.judge("recovered", Part(recovery, "model"))
         return chosen, recovery
+
+    def choose(self, pruned: ArtifactRef) -> ArtifactRef:
+        """The rows to train on, of a config that recovers."""
+        given = {"dense": self.dense, "pruned": pruned, "rows": self.rows, "embedder": self.encoder}
+        return select(
+            self.run, self.job(self.config.select), {role: ref for role, ref in given.items() if ref}
+        )
+
+    def train(
+        self, pruned: Input, chosen: ArtifactRef, share: float, number: int = 0, label: str | None = None
+    ) -> ArtifactRef:
+        """`share` of the recovery of a config that recovers; each `number` draws with a seed of its own."""
+        config = self.config.recover
+        if config is not None and share < 1:
+            config = config.model_copy(update={"epochs": config.epochs * share})
+        teacher = {"dense": self.dense} if config is not None and config.distill_weight > 0 else {}
+        job = self.job(config)
+        job = replace(job, seed=(job.seed + number) % 2**32)
+        return recover(self.run, job, {"pruned": pruned, "selection": chosen, **teacher}, label)
 
     def judge(self, name: str, model: Input) -> None:
         """Scores and measurements of one model; divergence where it is not the dense one itself."""

@@ -19,6 +19,9 @@ def plan(
 ) -> None:
     """Show which stages would run and which are cached, the widths that the target implies, memory and time.
 
+    Of a pruning schedule also its rounds, the average size over training, and the loss that the law of
+    average parameters predicts, to compare schedules by.
+
     Widths that depend on scores (layout: per_layer) are known once the plan stage has run; its plan.json is
     shown by path then.
 
@@ -61,6 +64,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"target: at most {found['requested_params']:,} parameters")
         if found["pruned"] is None:
             lines.append("pruned: widths depend on scores; the plan stage finds them")
+        lines += _journey(found)
         lines.append(
             f"needs about {found['memory_bytes'] / 1e9:.1f} GB of memory and "
             f"{found['disk_bytes'] / 1e9:.1f} GB of disk"
@@ -74,6 +78,29 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for stage in found["stages"]:
         last = f", {stage['last_seconds']:.0f} s when it last ran here" if stage["last_seconds"] else ""
         lines.append(f"  {stage['name']}: {'cached' if stage['cached'] else 'would run' + last}")
+    return lines
+
+
+def _journey(found: dict[str, Any]) -> list[str]:
+    """The rounds of a schedule and what its average size predicts; nothing of one_shot."""
+    rounds, journey = found["rounds"], found["journey"]
+    if len(rounds) == 1:
+        return []
+    lines = [f"schedule: {found['schedule']}"]
+    for number, one in enumerate(rounds, 1):
+        how = "cut" if number == len(rounds) else "shrinks units" if one["shrinks"] else "masked"
+        when = f" after {one['train']:.0%} of training" if journey else ""
+        most = "" if one["exact"] else "at most "
+        lines.append(f"  round {number}{when}: {how}, {most}{one['params']:,} parameters stay")
+    if journey:
+        tokens = "endless data" if journey["tokens"] is None else f"{journey['tokens']:,.0f} tokens"
+        lines += [
+            f"average over training: {journey['average_params']:,.0f} parameters (one shot: "
+            f"{journey['one_shot_params']:,})",
+            f"law of average parameters for {tokens}: loss {journey['loss']:.4f} (one shot: "
+            f"{journey['one_shot_loss']:.4f}); it is fitted to pre-training from scratch, so it compares "
+            "schedules and predicts no perplexity",
+        ]
     return lines
 
 

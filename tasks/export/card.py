@@ -40,6 +40,7 @@ def card(
     plan: Plan,
     recovery: str | None,
     licence_files: list[str],
+    schedule: str | None = None,
     sparsity: str | None = None,
 ) -> str:
     """The text of README.md; equal facts give equal bytes."""
@@ -47,7 +48,8 @@ def card(
     front = yaml.safe_dump(
         front_matter(listed, plan, recovery, licence_files), sort_keys=True, allow_unicode=True
     )
-    return f"---\n{front}---\n\n" + "\n".join(_body(listed, plan, recovery, licence_files, sparsity)) + "\n"
+    told = (schedule, sparsity)
+    return f"---\n{front}---\n\n" + "\n".join(_body(listed, plan, recovery, licence_files, *told)) + "\n"
 
 
 def front_matter(
@@ -84,7 +86,12 @@ def _licence(licence: str | None, files: list[str]) -> dict[str, str]:
 
 
 def _body(
-    credits: list[Credit], plan: Plan, recovery: str | None, files: list[str], sparsity: str | None
+    credits: list[Credit],
+    plan: Plan,
+    recovery: str | None,
+    files: list[str],
+    schedule: str | None,
+    sparsity: str | None,
 ) -> Iterator[str]:
     model = next((credit for credit in credits if credit.role == SOURCE), None)
     kept = 100 * plan.reached.params / plan.dense.params
@@ -94,6 +101,7 @@ def _body(
     yield (
         f"Structured pruning by resprout: criterion {plan.criterion}, allocator {plan.allocator}, repair "
         f"{plan.repair}, units {', '.join(plan.units)}, layout {plan.layout}"
+        f"{f', in rounds by schedule {schedule}' if schedule else ''}"
         f"{f'; then recovery by {recovery}' if recovery else ''}"
         f"{f'; then zeros in the pattern {sparsity}' if sparsity else ''}."
     )

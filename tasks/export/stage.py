@@ -17,11 +17,15 @@ from resprout.tasks.stage import stage
 
 @dataclass(frozen=True)
 class Export:
-    """The section, and what the model card tells beside it: sources with licences, recovery, sparsity."""
+    """The section, and what the model card tells beside it: sources with licences, recovery, sparsity.
+
+    `schedule` is that of the pruning where it had several rounds.
+    """
 
     config: ExportConfig
     credits: tuple[Credit, ...]
     recovery: str | None = None
+    schedule: str | None = None
     sparsity: str | None = None
 
     def key_data(self) -> dict[str, Any]:
@@ -29,6 +33,7 @@ class Export:
             **self.config.key_data(),
             "credits": [asdict(credit) for credit in self.credits],
             "recovery": self.recovery,
+            "schedule": self.schedule,
             "sparsity": self.sparsity,
         }
 
@@ -69,7 +74,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         folder.mkdir()
         written.write(model, inputs["model"], folder)
         told, files = job.config, carry_licences(inputs["source"], folder)
-        text = card(told.credits, plan, told.recovery, files, told.sparsity)
+        text = card(told.credits, plan, told.recovery, files, told.schedule, told.sparsity)
         (folder / CARD).write_text(text, encoding="utf-8")
         worst = largest_difference(name, expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

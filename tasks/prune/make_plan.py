@@ -13,6 +13,7 @@ from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.size import BYTES, Shape, shape_of
 from resprout.tasks.prune.contracts import Bench, Costs, Request
+from resprout.tasks.prune.gone import left_of, ranked_last, remaining
 from resprout.tasks.prune.latency import TIMED, LatencyTable, measure, smaller
 from resprout.tasks.prune.plan import Latency, LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
@@ -53,17 +54,25 @@ def plan_from(
     dtype: str,
     config: PruneConfig,
     bench: Bench | None = None,
+    before: Plan | None = None,
 ) -> Plan:
     """The plan for a model of shape `dense`, held in `dtype`, whose units have these scores.
 
-    `bench` must be there for allocators that try the model.
+    `bench` must be there for allocators that try the model. What the plan `before` removed stays gone.
     """
     names = resolve(config)
-    wanted = request(dense, config, dtype)
+    wanted, spent_on = request(dense, config, dtype), scores
+    if before is not None:
+        before.check_fits(dense)
+        wanted = replace(wanted, shape=left_of(before, wanted.shape))
+        scores, spent_on = ranked_last(before, scores), remaining(before, scores)
+        if ALLOCATORS.entry(names.allocator).declared["tries"]:
+            # It runs the model, which has all units still.
+            spent_on = scores
     timed = _in_milliseconds(config.target, dense, wanted, bench) if config.target.timed else None
     if timed is not None:
         wanted = replace(wanted, costs=timed[2])
-    granted = ALLOCATORS.get(names.allocator)(**names.allocator_settings).allocate(wanted, scores, bench)
+    granted = ALLOCATORS.get(names.allocator)(**names.allocator_settings).allocate(wanted, spent_on, bench)
     return Plan(
         model_type=dense.model_type,
         criterion=names.criterion,

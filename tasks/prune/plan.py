@@ -105,6 +105,10 @@ class Plan(_Strict):
         index = self.layers[layer].index
         return layer if index is None else index
 
+    def by_source(self) -> dict[int, LayerPlan]:
+        """What stays of each layer of the uncut model that does not go, by its place there."""
+        return {self.source(place): layer for place, layer in enumerate(self.layers)}
+
     def shape(self, dense: Shape) -> Shape:
         """The widths of the pruned model, given those of the model the plan was made for."""
         sources = [self.source(layer) for layer in range(len(self.layers))]

@@ -1,4 +1,4 @@
-"""The criteria, allocators and repairs that a run config may name; imports none of them."""
+"""The criteria, allocators, repairs and schedules that a run config may name; imports none of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from resprout.tasks.registry import Registry
 
 if TYPE_CHECKING:
     from resprout.tasks.prune.contracts import Allocator, Criterion, Repair
+    from resprout.tasks.prune.rounds import Schedule
 
 CRITERIA: Registry[type[Criterion]] = Registry("criterion", "resprout.tasks.prune.criteria")
 ALLOCATORS: Registry[type[Allocator]] = Registry("allocator", "resprout.tasks.prune.allocators")
 REPAIRS: Registry[type[Repair]] = Registry("repair", "resprout.tasks.prune.repairs")
+SCHEDULES: Registry[type[Schedule]] = Registry("schedule", "resprout.tasks.prune.schedules")

@@ -40,11 +40,12 @@ def prune_methods(config: PruneConfig) -> list[str]:
 def plan_settings(config: PruneConfig) -> dict[str, Any]:
     """What decides the plan beside the scores: the section with what a preset stands for, without `ridge`.
 
-    Criterion and repair are among them because plan.json names them; the machine is where it is timed.
+    Criterion and repair are among them because plan.json names them; the machine is where it is timed. A
+    schedule shows in the target and in the inputs of each round.
     """
     from resprout.tasks.measure.hardware import fingerprint
 
-    unused = ("method", "ridge", "memory", "general")
+    unused = ("method", "ridge", "memory", "general", "schedule", "schedule_settings")
     section = {name: value for name, value in config.key_data().items() if name not in unused}
     timed = {"hardware": fingerprint()} if config.target.timed else {}
     return {**section, **asdict(resolve(config)), **timed}
@@ -130,7 +131,8 @@ def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, pro
 def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write plan.json and metrics.json from `model`, `calibration` and `scores`.
 
-    The model's weights are read only where it is tried: by the allocator, or for its latency.
+    The model's weights are read only where it is tried: by the allocator, or for its latency. What the plan
+    `before`, where there is one, removed stays gone.
     """
     from safetensors.torch import load_file
 
@@ -138,7 +140,7 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     from resprout.tasks.models.size import shape_of
     from resprout.tasks.prune.contracts import Bench
     from resprout.tasks.prune.make_plan import plan_from
-    from resprout.tasks.prune.plan import write_plan
+    from resprout.tasks.prune.plan import read_plan, write_plan
     from resprout.tasks.prune.score import from_tensors
 
     scores = from_tensors(load_file(inputs["scores"] / SCORES), job.config.units)
@@ -146,10 +148,19 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     if tries_model(job.config, resolve(job.config).allocator):
         model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
         bench = Bench(model, _input_ids(inputs["calibration"]), progress=progress)
-    made = plan_from(scores, shape_of(inputs["model"]), job.dtype, job.config, bench)
+    before = read_plan(inputs["before"]) if "before" in inputs else None
+    made = plan_from(scores, shape_of(inputs["model"]), job.dtype, job.config, bench, before)
     made = made.model_copy(update={"model_digest": job.digests.get("model")})
     write_plan(made, workdir)
-    metrics = {
+    metrics = sizes(made)
+    if made.latency is not None:
+        metrics |= {f"{name}_ms": value for name, value in made.latency.model_dump().items()}
+    (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
+
+
+def sizes(made: Plan) -> dict[str, float]:
+    """The sizes that a plan was made for, asked for and reached, as metrics."""
+    metrics: dict[str, float] = {
         f"{name}_{key}": value
         for name, size in (("dense", made.dense), ("requested", made.requested), ("reached", made.reached))
         for key, value in size.model_dump().items()
@@ -158,9 +169,7 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     metrics["reached_non_embedding_ratio"] = (
         made.reached.non_embedding_params / made.dense.non_embedding_params
     )
-    if made.latency is not None:
-        metrics |= {f"{name}_ms": value for name, value in made.latency.model_dump().items()}
-    (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
+    return metrics
 
 
 @stage(

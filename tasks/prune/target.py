@@ -22,18 +22,21 @@ FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""
 
 
-def implied_shape(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Shape | None:
+def implied_shape(
+    dense: Shape, config: PruneConfig, dtype: str | None = None, there: Shape | None = None
+) -> Shape | None:
     """The shape that pruning will reach, None where it depends on scores (allocators that tell layers apart).
 
-    Whatever makes the target unreachable or the repair impossible for this model raises BadInput here,
-    before any weight is read. `dtype` as of `request`.
+    `there` is the shape that an earlier round of a schedule left. Whatever makes the target unreachable or
+    the repair impossible for this model raises BadInput here, before any weight is read. `dtype` as of
+    `request`.
     """
     wanted = request(dense, config, dtype)
     if ALLOCATORS.entry(resolve(config).allocator).declared["per_layer"]:
         return None
     if config.units[0] in DEPTH:
         return _fewer_layers(wanted) if config.units == ("layers",) and dense.uniform else None
-    return uniform_shape(wanted)
+    return uniform_shape(wanted if there is None else replace(wanted, shape=there))
 
 
 def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Request:
@@ -53,6 +56,12 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
             "prune.repair: none"
         )
     if dense.experts and "ffn" in config.units:
+        if config.schedule != "one_shot":
+            raise BadInput(
+                f"prune.schedule is {config.schedule}, but prune.units names ffn, which in a "
+                f"{dense.model_type} model lie inside experts and go at once; give schedule: one_shot, or "
+                "prune kv_groups"
+            )
         _check_unread(dense, "criterion", CRITERIA, names.criterion)
         _check_unread(dense, "repair", REPAIRS, names.repair)
     shape = with_repair(dense, config.units, names.repair)

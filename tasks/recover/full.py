@@ -14,20 +14,28 @@ import torch
 
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.job import Job, Progress
+from resprout.tasks.models.masked import read_masked
 from resprout.tasks.recover.lessons import Lessons, Recovered
+from resprout.tasks.recover.masked import hold_masked
 from resprout.tasks.recover.training import numbers, trained
 
 
 def train(
     job: Job[RecoverConfig], inputs: Mapping[str, Path], lessons: Lessons, progress: Progress
 ) -> Recovered:
-    """The pruned model with all of its weights trained, in its storage dtype.
+    """The pruned model with all of its weights trained, in its storage dtype; masked columns stay zero.
 
     Raises:
         BadInput: dtype float16 on a CPU.
         StageFailed: a loss or a weight that is not finite.
     """
-    model, history = trained(job, inputs, lessons, progress, masters)
+
+    def student(model: Any) -> Any:
+        made = masters(model)
+        hold_masked(made, read_masked(inputs["pruned"]))
+        return made
+
+    model, history = trained(job, inputs, lessons, progress, student)
     count = sum(each.numel() for each in model.parameters())
     return Recovered(cast(model, job.dtype), history, numbers(history, lessons, trained_params=count))
 

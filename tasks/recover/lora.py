@@ -7,7 +7,6 @@ they are merged in float32 and cast once, so that the result is a plain model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,28 @@ import torch
 
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.job import Job, Progress
+from resprout.tasks.models.masked import read_masked
 from resprout.tasks.recover.lessons import Lessons, Recovered
+from resprout.tasks.recover.masked import leave_masked
 from resprout.tasks.recover.training import numbers, trained
 
 
 def train(
     job: Job[RecoverConfig], inputs: Mapping[str, Path], lessons: Lessons, progress: Progress
 ) -> Recovered:
-    """The pruned model with trained adapters merged into its weights.
+    """The pruned model with trained adapters merged into its weights; what it has masked stays zero.
 
     Raises:
         BadInput: dtype float16 on a CPU.
         StageFailed: a loss or a weight that is not finite.
     """
-    adapters = partial(with_adapters, config=job.config)
-    adapted, history = trained(job, inputs, lessons, progress, adapters)
+
+    def student(model: Any) -> Any:
+        adapted = with_adapters(model, job.config)
+        leave_masked(adapted, read_masked(inputs["pruned"]))
+        return adapted
+
+    adapted, history = trained(job, inputs, lessons, progress, student)
     count = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
     return Recovered(merge(adapted), history, numbers(history, lessons, adapter_params=count))
 
@@ -37,17 +43,25 @@ def train(
 def with_adapters(model: Any, config: RecoverConfig) -> Any:
     """The model with fresh adapters on every linear layer but the language head; only they are trained.
 
-    B starts at zero, so the adapted model equals the given one.
+    B starts at zero, so the adapted model equals the given one. Experts whose weights are fused in one tensor
+    get none: peft would wrap the tensor, without dropout and so that `merge` does not find it.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    ]
     return get_peft_model(
         model,
         LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules="all-linear",
+            target_modules=linear,
             task_type="CAUSAL_LM",
         ),
     )

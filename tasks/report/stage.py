@@ -79,6 +79,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     timed = [name for name in models if f"{name}_speed" in inputs]
     origin = _json(inputs["source"] / "source.json") if (inputs["source"] / "source.json").is_file() else {}
     plan = _json(inputs["plan"] / "plan.json")
+    schedule = config.config.get("prune", {}).get("schedule", "one_shot")
     shape = shape_of(inputs["source"])
     history = _rows(inputs["recovery"] / "history.jsonl") if "recovery" in inputs else []
     losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
@@ -102,6 +103,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "gate": _json(inputs["gate"] / "gate.json") if "gate" in inputs else None,
         "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
         "plan": plan,
+        "schedule": "" if schedule == "one_shot" else schedule,
         "widths": widths,
         "ffn_picture": bars(
             shape.ffn, [row["FFN channels"][1] for row in widths], "FFN channels before and after"

@@ -409,6 +409,19 @@ def test_models_in_the_store_need_no_room(ground: Path, dense: bool, later: bool
             preflight.check(model, shape, ground, room - 1, forecasts)
 
 
+def test_rounds_of_a_schedule_need_room_for_their_models(ground: Path) -> None:
+    """Of three: four models as ever, one masked for the selection, two masked, three trained; one twice."""
+    model, shape = ModelConfig(source="model", dtype="float32"), shape_of(ground / "model")
+    labels = ("mask for selection", *("mask round 1", "mask round 2"))
+    trained = ("recover dense", "recover round 1", "recover round 2")
+    stages = [*some(False, False), *(Forecast(label, label.split()[0], False) for label in labels + trained)]
+    room = 11 * 4 * shape.params
+    preflight.check(model, shape, ground, room, lambda: pytest.fail("no need to look"), rounds=3)
+    assert preflight.models_to_make(stages) == preflight.models_of(3) == 10
+    with pytest.raises(BadInput, match="free, and this run needs about"):
+        preflight.check(model, shape, ground, room - 1, lambda: stages, rounds=3)
+
+
 def test_a_run_that_finds_everything_is_not_refused(
     ground: Path, ready: Path, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from resprout.tasks.prune.score import best_units, score_units
 from tiny_models import read_units, tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
-BLIND = {("activation", "heads"), ("principal", "hidden")}
+BLIND = {("activation", "heads"), ("gradient", "heads"), ("principal", "hidden")}
 """Queries and what reads a head are scaled, but the values, which alone make the size of its output, stay;
 the units of `principal` are directions of the residual stream, not channels (test_rotation.py)."""
 CASES = [

@@ -20,6 +20,7 @@ from resprout.tasks.recover.lora import merge, with_adapters
 from resprout.tasks.recover.registry import METHODS
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.recover.training import fit
+from tiny_models import tiny_model
 
 Write = Callable[..., Path]
 IDS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(4))
@@ -263,3 +264,22 @@ def test_nothing_is_printed(run: Callable[..., Result], capfd: pytest.CaptureFix
     run()
     out, _ = capfd.readouterr()
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("family", "adapters"), [("mixtral", 4), ("qwen3_moe", 4), ("gpt2", 4), ("llama", 7)]
+)
+def test_every_linear_layer_has_an_adapter_and_fused_experts_have_none(family: str, adapters: int) -> None:
+    model: Any = tiny_model(family)
+    ids = IDS.clamp(max=255)
+    with torch.no_grad():
+        plain = model(ids).logits
+        adapted = with_adapters(model, settings(dropout=0.05)).eval()
+        assert torch.equal(adapted(ids).logits, plain)
+        assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 2 * adapters
+        for name, each in adapted.named_parameters():
+            if "lora_B" in name:
+                each.fill_(0.05)
+        changed = adapted(ids).logits
+        assert not torch.allclose(changed, plain, atol=1e-3)
+        torch.testing.assert_close(merge(adapted)(ids).logits, changed, rtol=1e-4, atol=1e-4)

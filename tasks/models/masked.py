@@ -1,0 +1,28 @@
+"""What a masked model says of itself: columns of its readers that are zero and must stay so; no torch.
+
+The model has the dense shape, so that nothing else tells which of its zeros stand for removed units.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+MASKED = "masked.json"
+
+Columns = Mapping[str, Sequence[int]]
+"""Inputs of linear modules, by the module's whole name, whose weights are zero."""
+
+
+def write_masked(columns: Columns, folder: Path) -> None:
+    """Write masked.json beside a model."""
+    text = json.dumps({name: list(inputs) for name, inputs in columns.items()}, sort_keys=True)
+    (folder / MASKED).write_text(text + "\n", encoding="utf-8")
+
+
+def read_masked(folder: Path) -> Columns:
+    """The masked columns of the model in `folder`; empty where it is not masked."""
+    path = folder / MASKED
+    found: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found

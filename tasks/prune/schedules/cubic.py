@@ -1,0 +1,34 @@
+"""Gradual pruning along a cubic (Zhu and Gupta, 2017, arXiv 1710.01878).
+
+Eq. 1 of the paper: the sparsity is s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3. Here s_i is 0 and the size
+takes the place of the sparsity: after round i of n, 1 - (1 - i / n)^3 of the way to the target is done, so
+that much goes early, while the model has room, and little late. The paper prunes single weights by size; here
+units go by the criterion. What is gone stays gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from resprout.configs.stages import Unit
+from resprout.tasks.prune.rounds import Round, gradual
+
+
+@dataclass(frozen=True)
+class Cubic:
+    """Many units go in the first rounds and few in the last, with training between them."""
+
+    trains: ClassVar[bool] = False
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
+
+    rounds: int = 4
+    """Prunings, at least 2."""
+    begin: float = 0.0
+    """Share of training before the first round."""
+    end: float = 0.75
+    """Share of training before the last round."""
+
+    def all(self) -> list[Round]:
+        """Rounds evenly spaced from `begin` to `end`."""
+        return gradual("cubic", self.rounds, self.begin, self.end)

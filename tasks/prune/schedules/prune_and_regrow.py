@@ -1,0 +1,48 @@
+"""Gradual pruning with regrowth (GraNet, Liu et al., NeurIPS 2021, arXiv 2106.10404).
+
+Sizes follow the cubic of Zhu and Gupta (arXiv 1710.01878). At each round a further share of what is kept
+goes, the lowest-scored, and as many units come back: of all that are gone those whose reader has the largest
+gradient (the paper's zero-cost neuroregeneration). What was gone comes back with zero columns, from which
+it trains; what goes and comes back in one round keeps its own. The share falls along a cosine to zero at the
+last round, as the prune rate of the authors' code (VITA-Group/GraNet) does. The paper works on single
+weights; here on units.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from resprout.configs.stages import Unit
+from resprout.tasks.prune.bounds import require
+from resprout.tasks.prune.rounds import Round, gradual
+
+
+@dataclass(frozen=True)
+class PruneAndRegrow:
+    """Units go along a cubic, and each round some of the kept give way to gone ones with large gradients."""
+
+    trains: ClassVar[bool] = True
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+
+    rounds: int = 4
+    """Prunings, at least 2."""
+    begin: float = 0.0
+    """Share of training before the first round."""
+    end: float = 0.7
+    """Share of training before the last round."""
+    regrow: float = 0.5
+    """Share of the kept units that gives way, before the cosine."""
+
+    def __post_init__(self) -> None:
+        require("prune_and_regrow", 0, 1, regrow=self.regrow)
+
+    def all(self) -> list[Round]:
+        """Rounds evenly spaced from `begin` to `end`; the last regrows nothing."""
+        spaced = gradual("prune_and_regrow", self.rounds, self.begin, self.end)
+
+        def left(index: int) -> float:
+            return self.regrow * (1 + math.cos(math.pi * index / (self.rounds - 1))) / 2
+
+        return [replace(one, regrow=left(index)) for index, one in enumerate(spaced)]

@@ -1,0 +1,46 @@
+"""Training that leaves masked columns of weights exactly zero, by adapters or of the weights themselves."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resprout.tasks.models.masked import Columns
+
+PREFIX = "base_model.model."
+"""What peft puts in front of the names of a model's modules."""
+
+
+@torch.no_grad()
+def leave_masked(adapted: Any, columns: Columns) -> None:
+    """Zero the columns of A that read masked inputs, and their gradients; without columns nothing changes.
+
+    The update of a weight is B A: where a column of A is zero the merged column is W's own. Adapters start as
+    they would without masks, and optimizers without weight decay leave a weight whose gradient is zero.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in adapted.named_modules() if columns else ():
+        masked = columns.get(name.removeprefix(PREFIX))
+        if masked and isinstance(module, LoraLayer):
+            for each in module.lora_A.values():
+                index = torch.tensor(masked, device=each.weight.device)
+                each.weight[:, index] = 0
+                each.weight.register_hook(partial(_without, index))
+
+
+def hold_masked(model: Any, columns: Columns) -> None:
+    """Zero the gradients of the masked columns of weights that are trained themselves."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, masked in columns.items():
+        module = model.get_submodule(name)
+        index = torch.tensor(masked, device=module.weight.device)
+        module.weight.register_hook(partial(_without, index, dim=0 if isinstance(module, Conv1D) else 1))
+
+
+def _without(index: Tensor, gradient: Tensor, dim: int = 1) -> Tensor:
+    return gradient.index_fill(dim, index, 0.0)
