@@ -44,7 +44,6 @@ from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
 from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.rounds import schedule_of
 from resprout.tasks.run import Run
 from resprout.tasks.scan import load_scan
 
@@ -133,7 +132,7 @@ def _compress(
             loaded.home,
             store.free_bytes(),
             lambda: look_up(loaded.config, store, tracker, sources, loaded.home)[1],
-            len(schedule_of(loaded.config.prune)),
+            preflight.models_of(loaded.config),
         )
 
     if sources.shape is not None:

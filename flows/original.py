@@ -25,7 +25,6 @@ from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.models.size import shape_of
-from resprout.tasks.prune.rounds import schedule_of
 from resprout.tasks.run import Forecast
 
 
@@ -125,10 +124,9 @@ def refuse_impossible(run: Original, store: ArtifactStore, disk: Path, trust_rem
             "to compare metrics instead of digests"
         )
     shape = shape_of(json.loads(store.read(run.acquired.dense.digest, "config.json")))
-    rounds = len(schedule_of(run.config.prune))
-    made = preflight.models_of(rounds)
+    made = preflight.models_of(run.config)
     stages = [Forecast("", preflight.BETWEEN[0], cached=False)] * made
-    preflight.check(run.config.model, shape, disk, shutil.disk_usage(disk).free, lambda: stages, rounds)
+    preflight.check(run.config.model, shape, disk, shutil.disk_usage(disk).free, lambda: stages, made)
 
 
 def hardware(store: ArtifactStore, run: Original) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from pathlib import Path
 import psutil
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import ModelConfig
+from resprout.configs.schema import ModelConfig, RunConfig
 from resprout.infra.identity import library_version
 from resprout.tasks.models.size import BYTES, Shape
+from resprout.tasks.prune.rounds import schedule_of
 from resprout.tasks.run import Forecast
 
 MODEL_STAGES = ("acquire model", "prune", "recover", "sparsify", "export")
 """Labels of the stages that each leave a model of the dense one's size, at most, on the disk."""
+USUAL = len(MODEL_STAGES) - 1
+"""Models of a run in one shot whose final model gets no pattern of zeros."""
 BETWEEN = ("mask", "recover")
 """Stages that leave such a model in each round of a schedule."""
 MODELS_IN_MEMORY = 2
@@ -44,7 +47,7 @@ class Needs:
     memory: int
 
 
-def needs(params: int, dtype: str, models: int = len(MODEL_STAGES)) -> Needs:
+def needs(params: int, dtype: str, models: int = USUAL) -> Needs:
     """Estimate for `models` models to be made, each of `params` parameters held in `dtype`."""
     size = params * BYTES[dtype]
     # The one in the making is there twice for a moment.
@@ -57,12 +60,13 @@ def models_to_make(forecasts: Iterable[Forecast]) -> int:
     return sum((one.label in MODEL_STAGES or one.stage in BETWEEN) and not one.cached for one in forecasts)
 
 
-def models_of(rounds: int) -> int:
+def models_of(config: RunConfig) -> int:
     """How many models a whole run makes at most: a round before the last leaves a masked and a trained one.
 
     One is masked for the selection, and the dense one may be trained before the first round.
     """
-    return len(MODEL_STAGES) + (2 * rounds if rounds > 1 else 0)
+    rounds = len(schedule_of(config.prune))
+    return USUAL + (config.sparsify is not None) + (2 * rounds if rounds > 1 else 0)
 
 
 def check(
@@ -71,15 +75,15 @@ def check(
     home: Path,
     free: int,
     forecasts: Callable[[], list[Forecast]],
-    rounds: int = 1,
+    models: int = USUAL,
 ) -> None:
     """BadInput where the `free` bytes of the home's disk, or the memory, cannot hold models of `shape`.
 
-    `forecasts` are the run's stages as the store has them, `rounds` those of its pruning schedule. They are
-    asked for only where a whole run would not fit: what is in the store needs no room, and a run that finds
-    everything there needs nothing.
+    `forecasts` are the run's stages as the store has them, `models` what a whole run makes. They are asked
+    for only where that would not fit: what is in the store needs no room, and a run that finds everything
+    there needs nothing.
     """
-    needed = needs(shape.params, model.dtype, models_of(rounds))
+    needed = needs(shape.params, model.dtype, models)
     total = psutil.virtual_memory().total
     too_little_memory = device(model.device) == "cpu" and total < needed.memory
     if free >= needed.disk and not too_little_memory:

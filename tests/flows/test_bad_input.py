@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.load import load
 from resprout.configs.schema import MlflowConfig, ModelConfig
 from resprout.flows import preflight
 from resprout.tasks.models.size import shape_of
@@ -415,11 +416,19 @@ def test_rounds_of_a_schedule_need_room_for_their_models(ground: Path) -> None:
     labels = ("mask for selection", *("mask round 1", "mask round 2"))
     trained = ("recover dense", "recover round 1", "recover round 2")
     stages = [*some(False, False), *(Forecast(label, label.split()[0], False) for label in labels + trained)]
+    config = load(ground / "run.yaml", ["prune.schedule=cubic", "prune.schedule_settings={rounds: 3}"]).config
     room = 11 * 4 * shape.params
-    preflight.check(model, shape, ground, room, lambda: pytest.fail("no need to look"), rounds=3)
-    assert preflight.models_to_make(stages) == preflight.models_of(3) == 10
+    preflight.check(model, shape, ground, room, lambda: pytest.fail("no need to look"), models=10)
+    assert preflight.models_to_make(stages) == preflight.models_of(config) == 10
     with pytest.raises(BadInput, match="free, and this run needs about"):
-        preflight.check(model, shape, ground, room - 1, lambda: stages, rounds=3)
+        preflight.check(model, shape, ground, room - 1, lambda: stages, models=10)
+
+
+def test_a_pattern_of_zeros_is_one_more_model(ground: Path) -> None:
+    config = load(ground / "run.yaml", ["sparsify={pattern: '2:4', method: magnitude}"]).config
+    assert preflight.models_of(config) == preflight.models_of(load(ground / "run.yaml", []).config) + 1 == 5
+    made = Forecast("sparsify", "sparsify", cached=False)
+    assert preflight.models_to_make([*some(False, False), made]) == 5
 
 
 def test_a_run_that_finds_everything_is_not_refused(
