@@ -123,7 +123,8 @@ class RunConfig(Section):
                 "gate.min_accuracy_kept needs accuracies; give evaluate.zero_shot or drop the bound"
             )
         group = int(self.sparsify.pattern.partition(":")[2]) if self.sparsify else 1
-        if self.prune.round_to % group and {"ffn", "hidden"} & set(self.prune.units):
+        cut = not self.prune.target.whole and {"ffn", "hidden"} & set(self.prune.units)
+        if self.prune.round_to % group and cut:
             raise ValueError(
                 f"sparsify.pattern takes weights in groups of {group}, which prune.round_to "
                 f"{self.prune.round_to} does not keep whole; give a multiple of {group}"

@@ -195,6 +195,11 @@ class RecoverConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are clipped to this norm."""
 
+    @property
+    def part(self) -> tuple[float, float]:
+        """The shares of all steps at which training begins and ends."""
+        return 0.0, 1.0
+
 
 class SparsifyConfig(Section):
     """Semi-structured sparsity of the final model: of `group` consecutive weights of a row, `kept` stay.
@@ -213,6 +218,19 @@ class SparsifyConfig(Section):
     """magnitude, wanda or sparsegpt (`resprout methods`)."""
     settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The method's own settings (`resprout methods --json` lists them)."""
+
+
+class PartOfRecovery(RecoverConfig):
+    """What trains between two rounds of a pruning schedule: a share of a recovery's steps."""
+
+    begin: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the steps that came before."""
+    end: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """Share of the steps that are done afterwards."""
+
+    @property
+    def part(self) -> tuple[float, float]:
+        return self.begin, self.end
 
 
 class PerplexityConfig(Section):

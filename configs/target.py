@@ -32,7 +32,7 @@ class TargetConfig(Section):
     latency_ratio: Ratio | None = None
     """Kept share of the time of a forward pass over a batch of calibration tokens, measured on this machine;
     allocator dynamic_programming."""
-    latency_ms: Annotated[float, Field(gt=0.0)] | None = None
+    latency_ms: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     """Milliseconds of that forward pass, likewise."""
 
     @property

@@ -34,7 +34,7 @@ def check(loaded: Loaded) -> None:
 
     known = registries()
     collect("calibrate.method", lambda: known["calibrate.method"].entry(config.calibrate.method))
-    collect("prune", lambda: resolve(config.prune), lambda: _rounds(config))
+    collect("prune", lambda: resolve(config.prune), lambda: _rounds(config), lambda: _bounds(config))
     if config.select is not None:
         method = config.select.method
         collect("select.method", lambda: known["select.method"].entry(method))
@@ -82,12 +82,29 @@ def _unfit(config: RunConfig, shape: Shape) -> list[str]:
         cut = implied_shape(shape, config.prune, config.model.dtype) or shape
     except BadInput as error:
         return [*faults, f"prune.target: {error}"]
+    if "hf" in config.export.formats and not cut.stock:
+        faults.append(
+            "export.formats holds hf, but stock classes cannot state the widths that this model has been "
+            "given; give formats: [hf_layouts]"
+        )
     if config.sparsify is not None:
         try:
             check_sparsity(cut, config.sparsify)
         except BadInput as error:
             faults.append(str(error))
     return faults
+
+
+def _bounds(config: RunConfig) -> None:
+    """BadInput where a setting that is given lies out of its method's bounds; imports what is given some."""
+    names, known = resolve(config.prune), registries()
+    for part in ("criterion", "allocator", "repair"):
+        if getattr(config.prune, f"{part}_settings"):
+            method = known[f"prune.{part}"].get(getattr(names, part))
+            method(**getattr(names, f"{part}_settings"))
+    if config.sparsify is not None and config.sparsify.settings:
+        own = known["sparsify.method"]
+        own.get(config.sparsify.method)(**own.settings(config.sparsify.method, config.sparsify.settings))
 
 
 def _rounds(config: RunConfig) -> None:

@@ -133,6 +133,7 @@ def _compress(
             store.free_bytes(),
             lambda: look_up(loaded.config, store, tracker, sources, loaded.home)[1],
             preflight.models_of(loaded.config),
+            loaded.config.recover,
         )
 
     if sources.shape is not None:

@@ -53,7 +53,7 @@ def _sizes(loaded: Loaded, dense: Shape, models: int) -> dict[str, Any]:
     config = loaded.config
     wanted = request(dense, config.prune, config.model.dtype)
     rounds, cut = rounds_of(config, dense)
-    needs = preflight.needs(dense.params, config.model.dtype, models)
+    needs = preflight.needs(dense.params, config.model.dtype, models, config.recover)
     return {
         "dense": _shape(dense, config.model.dtype),
         "requested_params": wanted.limit,

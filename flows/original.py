@@ -126,7 +126,8 @@ def refuse_impossible(run: Original, store: ArtifactStore, disk: Path, trust_rem
     shape = shape_of(json.loads(store.read(run.acquired.dense.digest, "config.json")))
     made = preflight.models_of(run.config)
     stages = [Forecast("", preflight.BETWEEN[0], cached=False)] * made
-    preflight.check(run.config.model, shape, disk, shutil.disk_usage(disk).free, lambda: stages, made)
+    free, recover = shutil.disk_usage(disk).free, run.config.recover
+    preflight.check(run.config.model, shape, disk, free, lambda: stages, made, recover)
 
 
 def hardware(store: ArtifactStore, run: Original) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import ModelConfig, RunConfig
+from resprout.configs.schema import ModelConfig, RecoverConfig, RunConfig
 from resprout.infra.identity import library_version
 from resprout.tasks.models.size import BYTES, Shape
 from resprout.tasks.prune.rounds import schedule_of
@@ -25,6 +25,8 @@ BETWEEN = ("mask", "recover")
 """Stages that leave such a model in each round of a schedule."""
 MODELS_IN_MEMORY = 2
 """Selection, distillation and divergence hold two models at once."""
+FULL_TRAINING = 16
+"""Bytes a parameter where all are trained: float32 masters, gradients and AdamW's two moments."""
 WORKING_BYTES = 1_000_000_000
 """Interpreter, libraries, activations and logits of a small batch."""
 
@@ -47,12 +49,15 @@ class Needs:
     memory: int
 
 
-def needs(params: int, dtype: str, models: int = USUAL) -> Needs:
+def needs(params: int, dtype: str, models: int = USUAL, recover: RecoverConfig | None = None) -> Needs:
     """Estimate for `models` models to be made, each of `params` parameters held in `dtype`."""
     size = params * BYTES[dtype]
+    memory = MODELS_IN_MEMORY * size
+    if recover is not None and recover.method == "full":
+        memory = max(memory, FULL_TRAINING * params + size * (recover.distill_weight > 0))
     # The one in the making is there twice for a moment.
     disk = (models + 1) * size if models else 0
-    return Needs(disk, MODELS_IN_MEMORY * size + WORKING_BYTES)
+    return Needs(disk, memory + WORKING_BYTES)
 
 
 def models_to_make(forecasts: Iterable[Forecast]) -> int:
@@ -76,6 +81,7 @@ def check(
     free: int,
     forecasts: Callable[[], list[Forecast]],
     models: int = USUAL,
+    recover: RecoverConfig | None = None,
 ) -> None:
     """BadInput where the `free` bytes of the home's disk, or the memory, cannot hold models of `shape`.
 
@@ -83,7 +89,7 @@ def check(
     for only where that would not fit: what is in the store needs no room, and a run that finds everything
     there needs nothing.
     """
-    needed = needs(shape.params, model.dtype, models)
+    needed = needs(shape.params, model.dtype, models, recover)
     total = psutil.virtual_memory().total
     too_little_memory = device(model.device) == "cpu" and total < needed.memory
     if free >= needed.disk and not too_little_memory:
@@ -98,9 +104,12 @@ def check(
             "models it will make; free space there or set RESPROUT_HOME to a larger disk"
         )
     if too_little_memory:
+        full = recover is not None and recover.method == "full"
+        what = "to train all of its weights" if full else f"for two copies of the model in {model.dtype}"
+        remedy = "recover.method: lora" if full else "a smaller dtype"
         raise BadInput(
             f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed.memory)} GB "
-            f"for two copies of the model in {model.dtype}; use a smaller dtype or a larger machine"
+            f"{what}; use {remedy} or a larger machine"
         )
 
 

@@ -1,9 +1,9 @@
 """The rounds of a pruning schedule but the last, which is the run's own `score`, `plan` and `prune`: wiring.
 
 Each round ends in an artifact of the dense shape, so that every plan is for the dense model. Training between
-rounds is the recover stage's, with its share of the epochs, a learning rate that rises and falls in each, and
-a seed of its own. The rows that it trains on are selected once, on the model masked at once to the whole
-target before any training.
+rounds is the recover stage's, each with its share of the steps, one after another through the same batches;
+the learning rate rises and falls in each. The rows that it trains on are selected once, on the model masked
+at once to the whole target before any training.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _trained(steps: Steps, begun: Begun, share: float, number: int) -> Begun:
     if begun.selection is None or share <= begun.trained:
         return replace(begun, trained=share)
     label = f"recover round {number - 1}" if number > 1 else "recover dense"
-    made = steps.train(begun.model, begun.selection, share - begun.trained, number, label)
+    made = steps.train(begun.model, begun.selection, begun.trained, share, label)
     return replace(begun, model=Part(made, "model"), trained=share)
 
 

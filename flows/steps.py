@@ -7,11 +7,12 @@ judged as soon as it exists; dense scores are shared by all runs on that model, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
 from resprout.configs.schema import RunConfig
+from resprout.configs.stages import PartOfRecovery
 from resprout.flows.acquisition import Acquired, job_of
 from resprout.flows.rounds import Begun, before_last
 from resprout.infra.store.reference import ArtifactRef
@@ -128,7 +129,7 @@ class Steps:
         if not self.recovers:
             return None, None
         chosen = begun.selection or self.choose(pruned)
-        recovery = self.train(pruned, chosen, 1 - begun.trained)
+        recovery = self.train(pruned, chosen, begin=begun.trained)
         self.judge("recovered", Part(recovery, "model"))
         return chosen, recovery
 
@@ -140,16 +141,20 @@ class Steps:
         )
 
     def train(
-        self, pruned: Input, chosen: ArtifactRef, share: float, number: int = 0, label: str | None = None
+        self,
+        pruned: Input,
+        chosen: ArtifactRef,
+        begin: float = 0.0,
+        end: float = 1.0,
+        label: str | None = None,
     ) -> ArtifactRef:
-        """`share` of the recovery of a config that recovers; each `number` draws with a seed of its own."""
+        """The recovery of a config that recovers, from `begin` to `end` of its steps."""
         config = self.config.recover
-        if config is not None and share < 1:
-            config = config.model_copy(update={"epochs": config.epochs * share})
+        if config is not None and (begin, end) != (0.0, 1.0):
+            config = PartOfRecovery(**config.model_dump(), begin=begin, end=end)
         teacher = {"dense": self.dense} if config is not None and config.distill_weight > 0 else {}
-        job = self.job(config)
-        job = replace(job, seed=(job.seed + number) % 2**32)
-        return recover(self.run, job, {"pruned": pruned, "selection": chosen, **teacher}, label)
+        given = {"pruned": pruned, "selection": chosen, **teacher}
+        return recover(self.run, self.job(config), given, label)
 
     def judge(self, name: str, model: Input) -> None:
         """Scores and measurements of one model; divergence where it is not the dense one itself."""

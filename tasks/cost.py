@@ -12,11 +12,13 @@ from pathlib import Path
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
+_open: list[Cost] = []
+_shared: set[int] = set()
 RESET_PEAK = "5"
 """What Linux takes in clear_refs to let VmHWM begin again at what the process holds now."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Cost:
     """Seconds on the clock, processor seconds of all threads, and bytes of memory at the peak.
 
@@ -47,14 +49,23 @@ def total(spent: Sequence[Cost]) -> Cost | None:
 
 @contextmanager
 def metered(device: str) -> Iterator[Cost]:
-    """What the work inside costs, filled in at its end, however it ends."""
-    cost, resets = Cost(), _reset_peak(device)
+    """What the work inside costs, filled in at its end, however it ends.
+
+    Peaks and processor seconds are the process's: a peak that another meter reset meanwhile is None.
+    """
+    cost = Cost()
+    _open.append(cost)
+    _shared.update(map(id, _open if len(_open) > 1 else ()))
+    resets = _reset_peak(device)
     began, worked = time.perf_counter(), time.process_time()
     try:
         yield cost
     finally:
         cost.seconds, cost.cpu_seconds = time.perf_counter() - began, time.process_time() - worked
-        cost.peak_memory_bytes = peak_memory(device) if resets else None
+        alone = id(cost) not in _shared
+        cost.peak_memory_bytes = peak_memory(device) if resets and alone else None
+        _shared.discard(id(cost))
+        _open.remove(cost)
 
 
 def peak_memory(device: str) -> int:
@@ -75,8 +86,9 @@ def _reset_peak(device: str) -> bool:
     """Let `peak_memory` begin anew; False where it cannot."""
     if device.startswith("cuda"):
         torch = sys.modules.get("torch")
-        if torch is not None:
-            torch.cuda.reset_peak_memory_stats()
+        if torch is None or not torch.cuda.is_available():
+            return False
+        torch.cuda.reset_peak_memory_stats()
         return True
     with suppress(OSError):
         CLEAR_REFS.write_text(RESET_PEAK)

@@ -11,18 +11,18 @@ from pathlib import Path
 
 MASKED = "masked.json"
 
-Columns = Mapping[str, Sequence[int]]
-"""Inputs of linear modules, by the module's whole name, whose weights are zero."""
+Columns = Mapping[str, tuple[int, Sequence[int]] | None]
+"""By a parameter's whole name the dimension and the indices along it that are zero; None: all of it is."""
 
 
 def write_masked(columns: Columns, folder: Path) -> None:
     """Write masked.json beside a model."""
-    text = json.dumps({name: list(inputs) for name, inputs in columns.items()}, sort_keys=True)
+    text = json.dumps(columns, sort_keys=True)
     (folder / MASKED).write_text(text + "\n", encoding="utf-8")
 
 
 def read_masked(folder: Path) -> Columns:
     """The masked columns of the model in `folder`; empty where it is not masked."""
     path = folder / MASKED
-    found: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: None if one is None else (int(one[0]), list(one[1])) for name, one in found.items()}

@@ -28,25 +28,24 @@ if TYPE_CHECKING:
 def mask(model: PreTrainedModel, plan: Plan, keep: float = 0.0) -> Columns:
     """Multiply by `keep` what reads the units that the plan removes, in place.
 
-    Returns the inputs of linear modules that are zero now, by the modules' whole names; none where `keep` is
-    above 0. A plan for another model raises BadInput.
+    Returns what is zero now, by the parameters' whole names; nothing where `keep` is above 0. A plan for
+    another model raises BadInput.
     """
     dense = shape_of(model.config.to_dict())
     plan.check_fits(dense)
     stays = plan.by_source()
-    masked: dict[str, list[int]] = {}
+    masked: dict[str, tuple[int, list[int]] | None] = {}
     for layer in anatomy(model).layers:
         for name, dim, columns in _readers(layer, stays.get(layer.index, NOTHING)):
             parameter = layer.module.get_parameter(name)
+            whole = f"{layer.family.layer_prefix}{layer.index}.{name}"
+            masked[whole] = None if dim is None else (dim, columns.tolist())
             if dim is None:
                 parameter.mul_(keep)
                 continue
             factors = torch.ones(parameter.shape[dim], dtype=parameter.dtype, device=parameter.device)
             factors[columns] = keep
             parameter.mul_(factors.view([-1 if one == dim else 1 for one in range(parameter.dim())]))
-            module, _, leaf = name.rpartition(".")
-            if leaf == "weight":
-                masked[f"{layer.family.layer_prefix}{layer.index}.{module}"] = columns.tolist()
     return {} if keep else masked
 
 

@@ -15,6 +15,7 @@ from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.registry import SCHEDULES
+from resprout.tasks.prune.resolve import resolve
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ def schedule_of(config: PruneConfig) -> list[Round]:
         raise BadInput(
             f"prune.target is latency_ms, of which prune.schedule '{config.schedule}' cannot take a share "
             "before the dense model is timed; give latency_ratio, or schedule: one_shot"
+        )
+    if (repair := resolve(config).repair) != "none":
+        raise BadInput(
+            f"prune.repair is {repair}, but prune.schedule '{config.schedule}' takes what units gave away "
+            "round by round, so that nothing is left to make good at the cut; give prune.repair: none, the "
+            "training between rounds does that"
         )
     if any(one.regrow for one in rounds) and {"kv_groups", "heads"} <= set(config.units):
         raise BadInput(

@@ -56,7 +56,8 @@ def prepare(config: RecoverConfig, inputs: Mapping[str, Path], seed: int) -> Les
     """The selected rows in the tokens that they were selected by, in batches for all steps.
 
     Steps = ceil(epochs * requested tokens / batch_tokens): the budget that was asked for decides, not what
-    a method filled, so that all selection methods train for the same number of steps.
+    a method filled, so that all selection methods train for the same number of steps. Of a part of a
+    recovery the batches are its share of the whole's, in their order.
 
     Raises:
         BadInput: the pruned model's tokenizer leaves no response token of any row.
@@ -66,9 +67,13 @@ def prepare(config: RecoverConfig, inputs: Mapping[str, Path], seed: int) -> Les
     tokenizer = load_tokenizer(inputs["pruned"])
     encoded = encode_rows(tokenizer, rows, summary["template"], summary["max_len_tokens"])
     encoded = [row for row in encoded if row.response_ids]
-    steps = math.ceil(config.epochs * summary["requested_tokens"] / config.batch_tokens)
+    steps = max(1, math.ceil(config.epochs * summary["requested_tokens"] / config.batch_tokens))
     lengths = [len(row) for row in encoded]
-    batches = by_tokens(lengths, config.batch_tokens, max(1, steps), seed)
+    batches = by_tokens(lengths, config.batch_tokens, steps, seed)
+    begin, end = (round(share * steps) for share in config.part)
+    # A share of less than a step trains for the one that it begins with.
+    begin = min(begin, steps - 1)
+    batches = batches[begin : max(end, begin + 1)]
     return Lessons(encoded, [_parts(batch, lengths, config.batch_tokens) for batch in batches])
 
 

@@ -24,22 +24,23 @@ def leave_masked(adapted: Any, columns: Columns) -> None:
     from peft.tuners.lora import LoraLayer
 
     for name, module in adapted.named_modules() if columns else ():
-        masked = columns.get(name.removeprefix(PREFIX))
+        masked = columns.get(f"{name.removeprefix(PREFIX)}.weight")
         if masked and isinstance(module, LoraLayer):
             for each in module.lora_A.values():
-                index = torch.tensor(masked, device=each.weight.device)
+                index = torch.tensor(masked[1], device=each.weight.device)
                 each.weight[:, index] = 0
                 each.weight.register_hook(partial(_without, index))
 
 
 def hold_masked(model: Any, columns: Columns) -> None:
-    """Zero the gradients of the masked columns of weights that are trained themselves."""
-    from transformers.pytorch_utils import Conv1D
-
+    """Zero the gradients of what is masked in parameters that are trained themselves."""
     for name, masked in columns.items():
-        module = model.get_submodule(name)
-        index = torch.tensor(masked, device=module.weight.device)
-        module.weight.register_hook(partial(_without, index, dim=0 if isinstance(module, Conv1D) else 1))
+        parameter = model.get_parameter(name)
+        if masked is None:
+            parameter.register_hook(torch.zeros_like)
+        else:
+            index = torch.tensor(masked[1], device=parameter.device)
+            parameter.register_hook(partial(_without, index, dim=masked[0]))
 
 
 def _without(index: Tensor, gradient: Tensor, dim: int = 1) -> Tensor:

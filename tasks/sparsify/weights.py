@@ -6,16 +6,18 @@ from collections.abc import Iterator
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import SparsifyConfig
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.size import TURNS, Shape
 from resprout.tasks.sparsify.registry import METHODS
 
 
 def sparse_weights(shape: Shape, layer: int) -> Iterator[tuple[str, int]]:
     """Names from the layer on, and the length of the inputs: all matrices of attention and FFN.
 
-    Embeddings, head, norms, biases, routers and gates of one output stay dense.
+    Embeddings, head, norms, biases, routers, gates of one output and turns between bases stay dense.
     """
     for name, axes in shape.layer_tensors(shape.widths(layer)).items():
+        if name in TURNS:
+            continue
         if len(axes) > 2 or (len(axes) == 2 and axes[0] not in (1, "experts")):
             inputs = axes[0 if shape.family.transposed else -1]
             yield name, shape.axis(inputs, shape.widths(layer))

@@ -21,7 +21,7 @@ import pytest
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.load import load
-from resprout.configs.schema import MlflowConfig, ModelConfig
+from resprout.configs.schema import MlflowConfig, ModelConfig, RecoverConfig
 from resprout.flows import preflight
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.run import Forecast
@@ -416,12 +416,29 @@ def test_rounds_of_a_schedule_need_room_for_their_models(ground: Path) -> None:
     labels = ("mask for selection", *("mask round 1", "mask round 2"))
     trained = ("recover dense", "recover round 1", "recover round 2")
     stages = [*some(False, False), *(Forecast(label, label.split()[0], False) for label in labels + trained)]
-    config = load(ground / "run.yaml", ["prune.schedule=cubic", "prune.schedule_settings={rounds: 3}"]).config
+    config = load(
+        ground / "run.yaml",
+        ["prune.schedule=cubic", "prune.schedule_settings={rounds: 3}", *bare],
+    ).config
     room = 11 * 4 * shape.params
     preflight.check(model, shape, ground, room, lambda: pytest.fail("no need to look"), models=10)
     assert preflight.models_to_make(stages) == preflight.models_of(config) == 10
     with pytest.raises(BadInput, match="free, and this run needs about"):
         preflight.check(model, shape, ground, room - 1, lambda: stages, models=10)
+
+
+def test_training_all_weights_needs_sixteen_bytes_for_each(
+    monkeypatch: pytest.MonkeyPatch, ground: Path
+) -> None:
+    model, shape = ModelConfig(source="model", dtype="bfloat16"), shape_of(ground / "model")
+    need = 16 * shape.params + 1_000_000_000
+    monkeypatch.setattr(
+        "resprout.flows.preflight.psutil.virtual_memory", lambda: SimpleNamespace(total=need - 1)
+    )
+    given = (model, shape, ground, 10**12, lambda: some(False, False), 4)
+    preflight.check(*given, RecoverConfig())
+    with pytest.raises(BadInput, match="to train all of its weights; use recover"):
+        preflight.check(*given, RecoverConfig(method="full"))
 
 
 def test_a_pattern_of_zeros_is_one_more_model(ground: Path) -> None:

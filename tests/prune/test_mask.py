@@ -36,7 +36,7 @@ from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.recover.lora import merge, with_adapters
-from resprout.tasks.recover.masked import leave_masked
+from resprout.tasks.recover.masked import hold_masked, leave_masked
 from tiny_models import layout_for, read_units, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (4, 14), generator=torch.Generator().manual_seed(6))
@@ -98,13 +98,15 @@ def test_a_masked_model_computes_what_the_cut_one_does(family, units):
     assert not torch.allclose(model(IDS).logits, dense, atol=1e-3)
     assert shape_of(model.config.to_dict()).params == plan.dense.params
     changed = {name for name, one in model.named_parameters() if not torch.equal(one.detach(), before[name])}
-    assert {name.removesuffix(".weight") for name in changed if not name.endswith("bias")} >= set(columns)
-    transposed = FAMILIES[family].transposed
-    for name, inputs in columns.items():
-        weight = model.get_submodule(name).weight
-        weight = weight.T if transposed else weight
-        gone = (weight == 0).all(dim=0).nonzero().flatten().tolist()
-        assert gone == inputs, "all that is zero is told, and nothing else"
+    assert changed == set(columns)
+    for name, masked in columns.items():
+        weight = model.get_parameter(name)
+        if masked is None:
+            assert not weight.any()
+            continue
+        dim, inputs = masked
+        zero = (weight.movedim(dim, 0).flatten(1) == 0).all(dim=1)
+        assert zero.nonzero().flatten().tolist() == inputs, "all that is zero is told, and nothing else"
 
 
 def test_a_mask_twice_is_a_mask_once():
@@ -340,13 +342,28 @@ def test_adapters_of_every_family_leave_the_masked_model_masked(family, units):
     expected = merged(IDS).logits
     assert mask(merged, plan) == columns
     assert torch.equal(merged(IDS).logits, expected)
-    for name, inputs in columns.items():
-        weight = merged.get_submodule(name).weight
-        weight = weight.T if FAMILIES[family].transposed else weight
-        assert not weight[:, inputs].any()
-        assert len(inputs) == weight.shape[1] or weight.any()
+    for name, masked in columns.items():
+        weight = merged.get_parameter(name)
+        dim, inputs = masked or (0, range(len(weight)))
+        assert not weight.index_select(dim, torch.tensor(inputs)).any()
+        assert len(inputs) == weight.shape[dim] or weight.any()
     apply(merged, plan)
     torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_of_all_weights_leaves_the_masked_model_masked(family):
+    """Biases of sublayers that are gone, and what reads experts, have no gradient either."""
+    model = deep(family)
+    plan, _ = make_plan(model, config_of(("layers",), target=half_of("layers", model)), IDS)
+    columns = mask(model, plan)
+    model.requires_grad_()
+    hold_masked(model, columns)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    for name, masked in columns.items():
+        gradient = model.get_parameter(name).grad
+        dim, inputs = masked or (0, range(len(gradient)))
+        assert not gradient.index_select(dim, torch.tensor(inputs)).any()
+    assert any(one.grad is not None and one.grad.any() for one in model.parameters())
 
 
 @pytest.mark.parametrize(

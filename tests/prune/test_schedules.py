@@ -19,7 +19,7 @@ SHAPE = Shape("mistral", 10, 10, 2, (4,) * 3, (2,) * 3, (1,) * 3, config={"tie_w
 
 
 def config(schedule, units=("ffn",), **settings):
-    values = {"target": {"params_ratio": 0.8}, "schedule": schedule, "units": units}
+    values = {"target": {"params_ratio": 0.8}, "schedule": schedule, "units": units, "repair": "none"}
     return PruneConfig.model_validate({**values, "schedule_settings": settings})
 
 
@@ -78,13 +78,14 @@ def test_every_schedule_trains_ever_more_and_ends_done(name):
         (config("cubic", rounds=1), "give at least 2, or schedule: one_shot"),
         (config("cubic", begin=0.5, end=0.5), "0 <= begin < end < 1"),
         (config("mid_training", end=1.0), "begin: 0.25 and end: 1"),
-        (config("soft_shrinkage", share=1.5), "'soft_shrinkage' has share: 1.5; give from 0 to 1"),
+        (config("soft_shrinkage", share=1.5), "'soft_shrinkage' has share: 1.5; give from 0 to 0.99"),
         (config("prune_and_regrow", regrow=-0.1), "'prune_and_regrow' has regrow"),
         (
             config("cubic", ("hidden",)),
             "is not for hidden, which prune.units names; give units among ffn",
         ),
         (config("cubic", ("experts", "heads")), "is not for experts"),
+        (config("cubic").model_copy(update={"repair": "bias"}), "give prune.repair: none"),
         (config("prune_and_regrow", ("layers",)), "give units among ffn, kv_groups, heads"),
         (config("prune_and_regrow", ("kv_groups", "heads")), "cannot regrow inside each other"),
         (config("cubic").model_copy(update={"memory": "stream"}), "give memory: whole"),

@@ -36,7 +36,7 @@ def masked_folder(models_folder: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "masked"
     folder.mkdir()
     save_model(model, folder, tokenizer_from=models_folder / "pruned")
-    write_masked(columns, folder)
+    write_masked({f"{name}.weight": (1, inputs) for name, inputs in columns.items()}, folder)
     return folder
 
 
@@ -52,7 +52,7 @@ def trained(folder: Path, selection: Path, columns: Mapping[str, Any], job: Job[
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_masked_columns_stay_zero(masked_folder: Path, write_selection: Write, dtype: str) -> None:
     columns = read_masked(masked_folder)
-    assert columns[DOWN] == [0, 3, 7]
+    assert columns[f"{DOWN}.weight"] == (1, [0, 3, 7])
     adapted = trained(masked_folder, write_selection(), columns, Job(CONFIG, dtype=dtype))
     adapter = adapted.get_submodule(f"base_model.model.{DOWN}")
     a, b = adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
@@ -80,7 +80,7 @@ def test_nothing_is_touched_where_nothing_is_masked(models_folder: Path) -> None
     leave_masked(adapted, {})
     assert all(torch.equal(one, before[name]) for name, one in adapted.named_parameters())
     assert not any(one._backward_hooks for one in adapted.parameters())
-    leave_masked(adapted, {DOWN: [5]})
+    leave_masked(adapted, {f"{DOWN}.weight": (1, [5])})
     changed = {name for name, one in adapted.named_parameters() if not torch.equal(one, before[name])}
     (name,) = {name for name, one in adapted.named_parameters() if one._backward_hooks}
     assert changed == {name} == {f"base_model.model.{DOWN}.lora_A.default.weight"}

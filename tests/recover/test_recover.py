@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import RecoverConfig
+from resprout.configs.stages import PartOfRecovery
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.generator import own_generator
 from resprout.tasks.models.load import load_model
@@ -283,3 +285,21 @@ def test_every_linear_layer_has_an_adapter_and_fused_experts_have_none(family: s
         changed = adapted(ids).logits
         assert not torch.allclose(changed, plain, atol=1e-3)
         torch.testing.assert_close(merge(adapted)(ids).logits, changed, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_of_a_recovery_are_its_batches_one_after_another(
+    models_folder: Path, write_selection: Callable[..., Path]
+) -> None:
+    """Together they take each step once, in the same order, also where shares are not whole steps."""
+    inputs = {"pruned": models_folder / "pruned", "selection": write_selection()}
+    whole = RecoverConfig(batch_tokens=300, epochs=3)
+    batches = prepare(whole, inputs, 17).batches
+    ends = (0.0, 0.25, 0.5, 0.75, 1.0)
+    parts = [
+        prepare(PartOfRecovery(**whole.model_dump(), begin=begin, end=end), inputs, 17).batches
+        for begin, end in itertools.pairwise(ends)
+    ]
+    assert len(batches) % 4
+    assert [batch for part in parts for batch in part] == batches
+    tiny = PartOfRecovery(**whole.model_dump(), begin=1.0, end=1.0)
+    assert prepare(tiny, inputs, 17).batches == batches[-1:]

@@ -45,3 +45,14 @@ def test_work_that_fails_has_its_cost_too() -> None:
     with pytest.raises(ValueError, match="no"), metered("cpu") as cost:
         raise ValueError("no")
     assert cost.seconds > 0
+
+
+def test_a_peak_that_another_meter_reset_is_not_told() -> None:
+    with metered("cpu") as outer:
+        with metered("cpu") as inner:
+            held(MIB)
+        held(MIB)
+    assert outer.peak_memory_bytes is inner.peak_memory_bytes is None
+    with metered("cpu") as alone:
+        held(MIB)
+    assert (alone.peak_memory_bytes is not None) == sys.platform.startswith("linux")

@@ -33,7 +33,7 @@ class SoftShrinkage:
     """What the columns that read a unit lose each round."""
 
     def __post_init__(self) -> None:
-        require("soft_shrinkage", 0, 1, share=self.share)
+        require("soft_shrinkage", 0, 0.99, share=self.share)
 
     def all(self) -> list[Round]:
         """Rounds evenly spaced from `begin` to `end`, each at the target's size."""
