@@ -42,13 +42,17 @@ def card(
     licence_files: list[str],
     schedule: str | None = None,
     sparsity: str | None = None,
+    own_classes: bool = False,
 ) -> str:
-    """The text of README.md; equal facts give equal bytes."""
+    """The text of README.md; equal facts give equal bytes.
+
+    `own_classes`: stock classes cannot load the model.
+    """
     listed = list(credits)
     front = yaml.safe_dump(
         front_matter(listed, plan, recovery, licence_files), sort_keys=True, allow_unicode=True
     )
-    told = (schedule, sparsity)
+    told = (schedule, sparsity, own_classes)
     return f"---\n{front}---\n\n" + "\n".join(_body(listed, plan, recovery, licence_files, *told)) + "\n"
 
 
@@ -92,6 +96,7 @@ def _body(
     files: list[str],
     schedule: str | None,
     sparsity: str | None,
+    own_classes: bool,
 ) -> Iterator[str]:
     model = next((credit for credit in credits if credit.role == SOURCE), None)
     kept = 100 * plan.reached.params / plan.dense.params
@@ -118,7 +123,7 @@ def _body(
         f"{plan.dtype}."
     )
     yield ""
-    if plan.layout == "per_layer":
+    if own_classes:
         yield (
             "Stock classes know one width for all layers: call "
             "`resprout.tasks.models.auto.register_layouts()` before `AutoModelForCausalLM.from_pretrained`."

@@ -56,6 +56,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
     from resprout.tasks.export.card import CARD, card, carry_licences
     from resprout.tasks.export.probe import Question, probe
     from resprout.tasks.export.verify import largest_difference
+    from resprout.tasks.models.layout import layout_of
     from resprout.tasks.models.load import load_model, load_tokenizer
     from resprout.tasks.prune.plan import read_plan
 
@@ -74,7 +75,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         folder.mkdir()
         written.write(model, inputs["model"], folder)
         told, files = job.config, carry_licences(inputs["source"], folder)
-        text = card(told.credits, plan, told.recovery, files, told.schedule, told.sparsity)
+        own = layout_of(model.config) is not None
+        text = card(told.credits, plan, told.recovery, files, told.schedule, told.sparsity, own)
         (folder / CARD).write_text(text, encoding="utf-8")
         worst = largest_difference(name, expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -239,6 +239,7 @@ def test_layers_that_differ_load_by_the_registered_classes(tmp_path):
     (told,) = json.loads((tmp_path / "out" / "exports.json").read_text())
     assert (told["format"], told["verified"], told["max_abs_logit_diff"]) == ("hf_layouts", True, 0.0)
     assert not list((tmp_path / "out" / "hf_layouts").glob("*.py"))
+    assert "register_layouts()" in (tmp_path / "out" / "hf_layouts" / "README.md").read_text()
 
 
 def test_no_formats_is_an_empty_export(tmp_path):
