@@ -143,7 +143,8 @@ def needed_bytes(model: PreTrainedModel, input_ids: Tensor, layers: int) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Not the tensor itself: an output that its own node holds is never freed.
+        return tensor.detach()
 
     more, arguments = step.arguments[0]
     hidden = step.hidden[0].detach().requires_grad_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -51,3 +53,20 @@ def test_units_scaled_down_go_first(name, kind, family):
         best = best_units(by_kind[kind], count // blocks // 2, blocks)
         found.append(best == list(range(0, count, 2)))
     assert all(found) == (name != "random")
+
+
+def live_bytes():
+    """Bytes of all tensors that Python holds."""
+    gc.collect()
+    return sum(one.nbytes for one in gc.get_objects() if isinstance(one, torch.Tensor))
+
+
+@pytest.mark.parametrize("entry", CRITERIA, ids=lambda entry: entry.name)
+def test_nothing_is_held_afterwards(entry):
+    """A sweep scores by one criterion after another in one process."""
+    units = [kind for kind in FAMILIES["llama"].units if kind in entry.declared["units"]][:1]
+    before = live_bytes()
+    model = tiny_model("llama")
+    scores = score_units(model, CRITERIA.get(entry.name)(), tuple(units), IDS, general=IDS)
+    del model, scores
+    assert live_bytes() - before < 10_000

@@ -73,16 +73,17 @@ def _explain(
     """Add each reader's feature relevances for these samples to `sums`."""
 
     def see(found: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        features = inputs[0]
+        # A hook that held the tensor it hangs on would keep the whole graph for good.
+        values = inputs[0].detach()
 
         def keep(gradient: Tensor) -> None:
-            shares = features.detach().float() * gradient.float()
+            shares = values.float() * gradient.float()
             # Some families flatten samples and tokens before their FFN.
             by_sample = shares.view(len(ids), -1, shares.shape[-1]).sum(dim=1)
             relevance = by_sample.abs().sum(dim=0)
             found[name] = found[name] + relevance if name in found else relevance
 
-        features.register_hook(keep)
+        inputs[0].register_hook(keep)
 
     with ExitStack() as hooks:
         for layer, found in zip(layers, sums, strict=True):
