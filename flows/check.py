@@ -1,4 +1,7 @@
-"""What the schema cannot know: names of methods, files, and the model's own limits. Imports no torch."""
+"""What the schema cannot know: names of methods, files, and the model's own limits.
+
+Imports torch only for a method whose settings are given.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import importlib.util
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import InfraConfig, RunConfig
+from resprout.configs.stages import SparsifyConfig
 from resprout.flows.catalog import registries
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import read_task
@@ -34,7 +38,7 @@ def check(loaded: Loaded) -> None:
 
     known = registries()
     collect("calibrate.method", lambda: known["calibrate.method"].entry(config.calibrate.method))
-    collect("prune", lambda: resolve(config.prune), lambda: _rounds(config), lambda: _bounds(config))
+    collect("prune", lambda: _prune(config))
     if config.select is not None:
         method = config.select.method
         collect("select.method", lambda: known["select.method"].entry(method))
@@ -42,7 +46,7 @@ def check(loaded: Loaded) -> None:
         way = config.recover.method
         collect("recover.method", lambda: known["recover.method"].entry(way))
     if (sparse := config.sparsify) is not None:
-        collect("sparsify", lambda: known["sparsify.method"].settings(sparse.method, sparse.settings))
+        collect("sparsify", lambda: _sparsify(sparse))
     for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
         collect("evaluate.zero_shot", lambda name=one.task: read_task(name, loaded.base))
     collect("infra.store.uri", lambda: _store_folder(loaded))
@@ -95,27 +99,31 @@ def _unfit(config: RunConfig, shape: Shape) -> list[str]:
     return faults
 
 
-def _bounds(config: RunConfig) -> None:
-    """BadInput where a setting that is given lies out of its method's bounds; imports what is given some."""
+def _prune(config: RunConfig) -> None:
+    """BadInput where parts of the section do not fit together, or a setting is out of bounds.
+
+    Methods are imported only where a setting of theirs is given.
+    """
     names, known = resolve(config.prune), registries()
     for part in ("criterion", "allocator", "repair"):
         if getattr(config.prune, f"{part}_settings"):
             method = known[f"prune.{part}"].get(getattr(names, part))
             method(**getattr(names, f"{part}_settings"))
-    if config.sparsify is not None and config.sparsify.settings:
-        own = known["sparsify.method"]
-        own.get(config.sparsify.method)(**own.settings(config.sparsify.method, config.sparsify.settings))
-
-
-def _rounds(config: RunConfig) -> None:
-    """BadInput where the schedule does not fit the section, or needs training and there is none."""
     schedule_of(config.prune)
     name = config.prune.schedule
-    if config.recover is None and registries()["prune.schedule"].entry(name).declared["trains"]:
+    if config.recover is None and known["prune.schedule"].entry(name).declared["trains"]:
         raise BadInput(
             f"prune.schedule is {name}, which prunes while the model trains, but recover is left out; give "
             "select and recover, or schedule: one_shot"
         )
+
+
+def _sparsify(section: SparsifyConfig) -> None:
+    """BadInput where the method or a setting is unknown or out of bounds."""
+    known = registries()["sparsify.method"]
+    settings = known.settings(section.method, section.settings)
+    if section.settings:
+        known.get(section.method)(**settings)
 
 
 def _store_folder(loaded: Loaded) -> None:

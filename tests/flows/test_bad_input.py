@@ -23,6 +23,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.load import load
 from resprout.configs.schema import MlflowConfig, ModelConfig, RecoverConfig
 from resprout.flows import preflight
+from resprout.flows.check import check
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.run import Forecast
 from tiny_run import write_run
@@ -555,3 +556,11 @@ def test_ctrl_c_in_the_middle_of_a_stage(ground: Path, ready: Path, api_url: str
     assert stages.pop("score", False) is False, "scoring the tiny model may end before the signal comes"
     assert stages.pop("plan", False) is False
     assert stages == dict.fromkeys(done, True)
+
+
+def test_a_fault_of_the_prune_section_is_told_once(ground: Path) -> None:
+    with pytest.raises(BadInput, match="cannot score hidden") as told:
+        check(load(ground / "run.yaml", ["prune.units=[hidden]", "prune.schedule=cubic"]))
+    assert str(told.value).count("cannot score hidden") == 1
+    with pytest.raises(BadInput, match="damping"):
+        check(load(ground / "run.yaml", ["sparsify={method: sparsegpt, settings: {damping: -1}}"]))

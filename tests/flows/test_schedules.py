@@ -178,11 +178,11 @@ def test_a_second_run_finds_everything(scheduled: Scheduled, resprout: Callable[
     assert found == scheduled.digests
 
 
+@pytest.mark.parametrize("scheduled", ["prune_and_regrow"], indirect=True)
 def test_a_record_makes_the_run_again(
     scheduled: Scheduled, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
-    if scheduled.name != "prune_and_regrow":
-        pytest.skip("prune_and_regrow has every stage that the others have")
+    """Of the schedule that has every stage which the others have."""
     reference = "models:/tiny-pruned@candidate"
     found = resprout("reproduce", reference, "--into", tmp_path / "new", "--json", home=scheduled.home)
     assert found.code == 0, found.err
