@@ -28,7 +28,7 @@ from resprout.tasks.models.size import shape_of
 from resprout.tasks.prune.stage import plan, prune, score
 
 HIDDEN, FFN, HEADS, GROUPS, VOCAB = 2560, 6912, 20, 4, 32000
-METHODS = ("magnitude", "wanda_sp", "flap", "least_squares")
+METHODS = ("magnitude", "wanda_sp", "flap", "activation", "least_squares")
 """Presets, and the repair that looks at data."""
 
 
