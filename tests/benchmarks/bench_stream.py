@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.cost import peak_memory
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.pages import SafetensorsWriter
 from resprout.tasks.models.size import shape_of
@@ -69,8 +69,7 @@ def run(method: str, folder: Path, calibration: Path, out: Path) -> None:
         inputs[name] = out / name
         inputs[name].mkdir()
         stage.body(Job(config), inputs, inputs[name], silent)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": time.perf_counter() - began, "peak_bytes": peak}))
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak_bytes": peak_memory("cpu")}))
 
 
 def main() -> int:
