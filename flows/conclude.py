@@ -172,6 +172,7 @@ class Conclusion:
             "sparsity": made.sparsified,
             **made.scores,
             **{f"{name}_speed": speed for name, speed in made.speeds.items()},
+            **{f"recovery_{number}": part for number, part in enumerate(made.trainings, 1)},
         }
         inputs: dict[str, Input] = {role: ref for role, ref in given.items() if ref is not None}
         settings = ReportConfig(

@@ -1,8 +1,8 @@
 """The rounds of a pruning schedule but the last, which is the run's own `score`, `plan` and `prune`: wiring.
 
 Each round ends in an artifact of the dense shape, so that every plan is for the dense model. Training between
-rounds is the recover stage's, each with its share of the steps, one after another through the same batches;
-the learning rate rises and falls in each. The rows that it trains on are selected once, on the model masked
+rounds is the recover stage's, each with its share of the steps, one after another through the same batches
+and one schedule of the learning rate. The rows that it trains on are selected once, on the model masked
 at once to the whole target before any training.
 """
 
@@ -33,6 +33,7 @@ class Begun:
     before: dict[str, Input] = field(default_factory=dict)
     selection: ArtifactRef | None = None
     trained: float = 0.0
+    trainings: tuple[ArtifactRef, ...] = ()
     schedule: str | None = None
     """Its name where there are rounds before the last."""
 
@@ -66,7 +67,8 @@ def _trained(steps: Steps, begun: Begun, share: float, number: int) -> Begun:
         return replace(begun, trained=share)
     label = f"recover round {number - 1}" if number > 1 else "recover dense"
     made = steps.train(begun.model, begun.selection, begun.trained, share, label)
-    return replace(begun, model=Part(made, "model"), trained=share)
+    trainings = (*begun.trainings, made)
+    return replace(begun, model=Part(made, "model"), trained=share, trainings=trainings)
 
 
 def _pruned(steps: Steps, begun: Begun, one: Round, number: int, calibration: ArtifactRef) -> Begun:

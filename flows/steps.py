@@ -49,6 +49,8 @@ class Made:
     sparsified: ArtifactRef | None = None
     scores: dict[str, ArtifactRef] = field(default_factory=dict)
     speeds: dict[str, ArtifactRef] = field(default_factory=dict)
+    trainings: tuple[ArtifactRef, ...] = ()
+    """Parts of the recovery that came before the last cut."""
 
 
 class Steps:
@@ -106,7 +108,7 @@ class Steps:
         told = Export(config.export, credits, method, begun.schedule, zeros)
         exported = export(run, self.job(told), {"model": final, "plan": planned, "source": self.dense})
         later = (selection, recovery, counted, sparse)
-        return Made(self.dense, planned, exported, verdict, *later, self.scores, self.speeds)
+        return Made(self.dense, planned, exported, verdict, *later, self.scores, self.speeds, begun.trainings)
 
     @cached_property
     def general(self) -> dict[str, Input]:

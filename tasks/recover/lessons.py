@@ -24,11 +24,14 @@ class Lessons:
     """Rows as tokens and the batches of all steps.
 
     `batches[s]` are the parts of step s, each a list of rows of like length that are computed side by
-    side; the loss is the mean over all parts of a step.
+    side; the loss is the mean over all parts of a step. Of a part of a recovery `before` steps came first,
+    of `whole` in all.
     """
 
     rows: list[Encoded]
     batches: list[list[list[int]]]
+    before: int
+    whole: int
 
     @property
     def padding(self) -> float:
@@ -74,7 +77,8 @@ def prepare(config: RecoverConfig, inputs: Mapping[str, Path], seed: int) -> Les
     # A share of less than a step trains for the one that it begins with.
     begin = min(begin, steps - 1)
     batches = batches[begin : max(end, begin + 1)]
-    return Lessons(encoded, [_parts(batch, lengths, config.batch_tokens) for batch in batches])
+    parts = [_parts(batch, lengths, config.batch_tokens) for batch in batches]
+    return Lessons(encoded, parts, begin, steps)
 
 
 def _parts(batch: list[int], lengths: list[int], batch_tokens: int) -> list[list[int]]:

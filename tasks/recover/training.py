@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_cosine_schedule_with_warmup,
+)
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import RecoverConfig
@@ -68,7 +74,8 @@ def fit(
 
     It is a model, or one with adapters around it.
 
-    AdamW without weight decay, warm-up, then a cosine to zero. An entry holds step, loss, cross_entropy,
+    AdamW without weight decay; a warm-up, then a cosine to zero at the end of the whole recovery, of which
+    this may be a part. An entry holds step, counted from the whole's beginning, loss, cross_entropy,
     distillation, learning_rate and grad_norm (before clipping).
 
     Raises:
@@ -79,7 +86,7 @@ def fit(
         {"parts": [collate([lessons.rows[index] for index in part])._asdict() for part in step]}
         for step in lessons.batches
     ]
-    told = _History(progress, steps)
+    told = _History(progress, steps, lessons.before)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _ResponseTrainer(
             model=student,
@@ -89,12 +96,12 @@ def fit(
             callbacks=[told],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.teach(dense, job, told)
+        trainer.teach(dense, job, lessons, told)
         # Under autocast peft's own cast of each input to the adapters' float32 would be undone at once.
         with disable_input_dtype_casting(student, active=job.dtype != "float32"):
             trainer.train()
     if not all(torch.isfinite(each).all() for each in student.parameters() if each.requires_grad):
-        raise StageFailed(_not_finite("a trained weight", steps, job.config))
+        raise StageFailed(_not_finite("a trained weight", lessons.before + steps, job.config))
     return told.entries
 
 
@@ -106,8 +113,6 @@ def _arguments(job: Job[RecoverConfig], steps: int, folder: str) -> TrainingArgu
         per_device_train_batch_size=1,
         train_sampling_strategy="sequential",
         learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(config.warmup_ratio * steps),
         max_grad_norm=config.max_grad_norm,
         weight_decay=0.0,
         optim="adamw_torch",
@@ -140,8 +145,18 @@ def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
 class _ResponseTrainer(Trainer):
     """Trainer whose loss is that of response tokens, with the dense model as teacher."""
 
-    def teach(self, dense: Any, job: Job[RecoverConfig], told: _History) -> None:
-        self.dense, self.job, self.told = dense, job, told
+    def teach(self, dense: Any, job: Job[RecoverConfig], lessons: Lessons, told: _History) -> None:
+        self.dense, self.job, self.lessons, self.told = dense, job, lessons, told
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The whole recovery's schedule, from where this part of it begins."""
+        before, whole = self.lessons.before, self.lessons.whole
+        used = optimizer or self.optimizer
+        for group in used.param_groups:
+            group["initial_lr"] = group["lr"]
+        warmup = math.ceil(self.job.config.warmup_ratio * whole)
+        self.lr_scheduler = get_cosine_schedule_with_warmup(used, warmup, whole, last_epoch=before - 1)
+        return self.lr_scheduler
 
     def compute_loss(
         self,
@@ -160,7 +175,9 @@ class _ResponseTrainer(Trainer):
                 student, parts, self.dense, config.distill_weight, config.distill_temperature
             )
         if not torch.isfinite(loss.total):
-            raise StageFailed(_not_finite("the loss", self.state.global_step + 1, config))
+            raise StageFailed(
+                _not_finite("the loss", self.lessons.before + self.state.global_step + 1, config)
+            )
         self.told.losses = {
             "loss": loss.total.item(),
             "cross_entropy": loss.cross_entropy.item(),
@@ -172,15 +189,15 @@ class _ResponseTrainer(Trainer):
 class _History(TrainerCallback):
     """Keeps what each step reports and tells the progress."""
 
-    def __init__(self, progress: Progress, steps: int) -> None:
-        self.progress, self.steps = progress, steps
+    def __init__(self, progress: Progress, steps: int, before: int) -> None:
+        self.progress, self.steps, self.before = progress, steps, before
         self.losses: dict[str, float] = {}
         self.entries: list[dict[str, float]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         if "grad_norm" not in logs:  # the summary at the end
             return
-        entry = {"step": state.global_step, **self.losses}
+        entry = {"step": self.before + state.global_step, **self.losses}
         entry |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm")}
         self.entries.append(entry)
         self.progress(state.global_step, self.steps, "steps")

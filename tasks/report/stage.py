@@ -2,13 +2,14 @@
 
 Content: report.html (self-contained), report.md, summary.md (the model version's description), config.yaml.
 Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered`, `sparsified` (scores) with
-`<name>_speed` (measurements), `plan`, `selection`, `recovery`, `sparsity`, `gate`, `export`; what the run's
-config leaves out is absent.
+`<name>_speed` (measurements), `plan`, `selection`, `recovery`, parts of it that came before the last cut
+(`recovery_1`, ...), `sparsity`, `gate`, `export`; what the run's config leaves out is absent.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from resprout.tasks.report.table import comparison, recovery_sentence
 from resprout.tasks.stage import stage
 
 RELATIVE = "relative sources begin at the folder of the config that was run"
+TRAINING = re.compile(r"recovery(_\d+)?$")
 NAMES = ("dense", "pruned", "recovered", "sparsified")
 
 
@@ -81,8 +83,9 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     plan = _json(inputs["plan"] / "plan.json")
     schedule = config.config.get("prune", {}).get("schedule", "one_shot")
     shape = shape_of(inputs["source"])
-    history = _rows(inputs["recovery"] / "history.jsonl") if "recovery" in inputs else []
-    losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    trainings = {name: _rows(inputs[name] / "history.jsonl") for name in inputs if TRAINING.match(name)}
+    steps = sorted((row["step"], row["loss"]) for history in trainings.values() for row in history)
+    earlier = len(steps) - len(trainings.get("recovery", ()))
     widths = kept_widths(plan["layers"], shape)
     return {
         "name": config.name,
@@ -99,7 +102,9 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "measured": measured({name: _json(inputs[f"{name}_speed"] / "details.json") for name in timed}),
         "source": config.config["model"]["source"],
         "source_digest": config.digests["acquire model"],
-        "recovery": recovery_sentence(models["pruned"], models["recovered"]) if "recovered" in models else "",
+        "recovery": recovery_sentence(models["pruned"], models["recovered"], earlier, len(steps))
+        if "recovered" in models
+        else "",
         "gate": _json(inputs["gate"] / "gate.json") if "gate" in inputs else None,
         "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
         "plan": plan,
@@ -108,8 +113,8 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "ffn_picture": bars(
             shape.ffn, [row["FFN channels"][1] for row in widths], "FFN channels before and after"
         ),
-        "loss_picture": line(losses, "step", "training loss"),
-        "losses": losses,
+        "loss_picture": line(steps, "step", "training loss"),
+        "losses": steps,
         "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
         "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
     }

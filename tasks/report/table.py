@@ -97,8 +97,21 @@ def _kinds(averaged: Sequence[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else ", ".join(averaged)
 
 
-def recovery_sentence(pruned: Metrics, recovered: Metrics) -> str:
-    """Whether recovery helped, by perplexity on held-out text and KL to the dense model, in a sentence."""
+def recovery_sentence(pruned: Metrics, recovered: Metrics, earlier: int = 0, steps: int = 0) -> str:
+    """Whether recovery helped, by perplexity on held-out text and KL to the dense model, in a sentence.
+
+    One more says so where `earlier` of its `steps` came before the last cut.
+    """
+    helped = _helped(pruned, recovered)
+    if not earlier:
+        return helped
+    return (
+        f"{helped} This is of the last {steps - earlier} of {steps} training steps: the pruned model had "
+        "gone through the others between rounds of its schedule."
+    )
+
+
+def _helped(pruned: Metrics, recovered: Metrics) -> str:
     better: dict[str, str] = {}
     worse: dict[str, str] = {}
     for name in sorted(set(pruned) & set(recovered)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,10 @@ def test_training_is_shared_out(scheduled: Scheduled) -> None:
     assert sum(steps.values()) == whole
     for label, share in shares.items():
         assert abs(steps[label] - share * whole) <= 1, label
+    report = (scheduled.folder("report") / "report.md").read_text()
+    (told,) = re.findall(r"This is of the last (\d+) of (\d+) training steps", report)
+    assert tuple(map(int, told)) == (steps["recover"], whole)
+    assert len(re.findall(r"\b\d+: \d+\.\d{3}\b", report)) == whole
 
 
 def test_a_second_run_finds_everything(scheduled: Scheduled, resprout: Callable[..., Any]) -> None:

@@ -28,8 +28,8 @@ Write = Callable[..., Path]
 IDS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(4))
 
 
-def settings(**changes: Any) -> RecoverConfig:
-    return RecoverConfig(**{"batch_tokens": 600, "learning_rate": 5e-3, "rank": 4, **changes})
+def settings(section: type[RecoverConfig] = RecoverConfig, **changes: Any) -> RecoverConfig:
+    return section(**{"batch_tokens": 600, "learning_rate": 5e-3, "rank": 4, **changes})
 
 
 class Result:
@@ -50,12 +50,18 @@ class Result:
 def run(tmp_path: Path, models_folder: Path, write_selection: Write) -> Callable[..., Result]:
     number = iter(range(99))
 
-    def call(dtype: str = "float32", seed: int = 17, selection: Path | None = None, **changes: Any) -> Result:
+    def call(
+        section: type[RecoverConfig] = RecoverConfig,
+        dtype: str = "float32",
+        seed: int = 17,
+        selection: Path | None = None,
+        **changes: Any,
+    ) -> Result:
         workdir = tmp_path / f"out{next(number)}"
         workdir.mkdir()
         inputs = {"pruned": models_folder / "pruned", "dense": models_folder / "dense"}
         inputs["selection"] = selection or write_selection()
-        recover.body(Job(settings(**changes), seed=seed, dtype=dtype), inputs, workdir, silent)
+        recover.body(Job(settings(section, **changes), seed=seed, dtype=dtype), inputs, workdir, silent)
         return Result(workdir)
 
     return call
@@ -102,6 +108,20 @@ def test_learning_rate_rises_then_falls_to_zero(run: Callable[..., Result]) -> N
     assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
     expected = [0.5 * (1 + math.cos(math.pi * step / 16)) for step in range(16)]
     assert rates[4:] == pytest.approx(expected, abs=1e-6)
+
+
+def test_parts_of_a_recovery_go_through_one_schedule(run: Callable[..., Result]) -> None:
+    """The same steps and learning rates as in one piece; the first part ends in the warm-up."""
+    whole = run(epochs=4, warmup_ratio=0.2).history
+    parts = ((0.0, 0.1), (0.1, 0.75), (0.75, 1.0))
+    pieces = [
+        entry
+        for begin, end in parts
+        for entry in run(PartOfRecovery, epochs=4, warmup_ratio=0.2, begin=begin, end=end).history
+    ]
+    for name in ("step", "learning_rate"):
+        assert [entry[name] for entry in pieces] == pytest.approx([entry[name] for entry in whole])
+    assert [entry["step"] for entry in whole] == list(range(1, 21))
 
 
 def test_steps_do_not_depend_on_what_was_selected(run: Callable[..., Result], write_selection: Write) -> None:
