@@ -33,17 +33,28 @@ class Pages:
         from safetensors import safe_open
 
         self.dtype, self.device = getattr(torch, dtype), device
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            opened: Any = safe_open(path, framework="pt")
-            self._files |= dict.fromkeys(opened.keys(), opened)
+            with safe_open(path, framework="pt") as opened:
+                self._files |= dict.fromkeys(opened.keys(), path)
 
     def __contains__(self, name: object) -> bool:
         return name in self._files
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these names."""
-        return {name: self._files[name].get_tensor(name).to(self.device, self.dtype) for name in names}
+        from safetensors import safe_open
+
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self._files[name], []).append(name)
+        found: dict[str, Tensor] = {}
+        for path, inside in by_file.items():
+            # Tensors are views of the mapped file: what was read stays resident until it is closed.
+            with safe_open(path, framework="pt") as opened:
+                for name in inside:
+                    found[name] = opened.get_tensor(name).to(self.device, self.dtype, copy=True)
+        return found
 
 
 def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
