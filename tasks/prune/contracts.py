@@ -41,7 +41,8 @@ class Criterion(Protocol):
     """Kinds of units that it can score.
 
     A score of `hidden` in a layer is what that layer says; a hidden channel is worth the sum over the
-    layers."""
+    layers. With `cumulative: ClassVar[bool] = True` beside it a score is the loss once that unit and all of
+    the layer that score lower are gone; else losses of units add up."""
 
 
 class WeightCriterion(Criterion, Protocol):
@@ -253,6 +254,8 @@ class Request:
     round_to: int
     uniform: bool = True
     costs: Costs | None = None
+    cumulative: bool = False
+    """Whether a score is the loss once its unit and all of its layer below it are gone, or its unit alone."""
     embedding_params: int | None = None
     """What the limit takes embeddings and head to hold, whatever becomes of them; None: they count as they
     are."""

@@ -61,7 +61,9 @@ def plan_from(
     `bench` must be there for allocators that try the model. What the plan `before` removed stays gone.
     """
     names = resolve(config)
-    wanted, spent_on = request(dense, config, dtype), scores
+    declared = CRITERIA.entry(names.criterion).declared
+    asked = request(dense, config, dtype)
+    wanted, spent_on = replace(asked, cumulative=declared.get("cumulative", False)), scores
     if before is not None:
         before.check_fits(dense)
         wanted = replace(wanted, shape=left_of(before, wanted.shape))

@@ -71,6 +71,27 @@ def test_milliseconds_by_hand():
     assert DynamicProgramming().allocate(request, scores).ffn == (2, 3)
 
 
+@pytest.mark.parametrize(("cumulative", "widths"), [(True, (1, 4)), (False, (2, 3))])
+def test_errors_of_levels_are_not_added_up(cumulative, widths):
+    """Three channels must go; with 1, 2, 3 gone layer 0 errs by 0.1, 0.2, 0.25 and layer 1 by 0.1, 0.5, 0.6.
+
+    Three of layer 0 cost 0.25, two and one of layer 1 0.3. Were each channel's score a loss of its own these
+    would be 0.55 and 0.4.
+    """
+    scores = [{"ffn": column(0.25, 1.0, 0.1, 0.2)}, {"ffn": column(0.1, 0.5, 0.6, 1.0)}]
+    request = Request(SHAPE, limit=710 - 90, kinds=("ffn",), round_to=1, cumulative=cumulative)
+    assert DynamicProgramming().allocate(request, scores).ffn == widths
+
+
+@pytest.mark.parametrize(("cumulative", "heads"), [(True, (1, 2)), (False, (2, 1))])
+def test_heads_that_leave_together_err_as_the_last_of_them(cumulative, heads):
+    """Of two groups of two heads a layer loses one each: 0.15 or 0.2 cumulative; added up 0.29 or 0.21."""
+    scores = [{"heads": column(0.14, 0.5, 0.6, 0.15)}, {"heads": column(0.01, 0.5, 0.2, 0.6)}]
+    shape, costs = replace(SHAPE, heads_per_group=(2, 2)), Costs(3.0, lambda kind, layer, count: count)
+    request = Request(shape, 10_000, ("heads",), round_to=1, costs=costs, cumulative=cumulative)
+    assert DynamicProgramming().allocate(request, scores).heads_per_group == heads
+
+
 def test_a_table_adds_up():
     """Rest 5, layers of FFN 4 (3 ms) and 2 groups (2 ms): 5 + 2 * 5."""
     table = LatencyTable({"ffn": {2: 2.0, 4: 3.0}, "kv_groups": {1: 1.0, 2: 2.0}}, rest_ms=5.0)

@@ -91,6 +91,14 @@ def test_a_copied_feature_goes_first_although_its_weight_is_large():
     assert scores[:, 0].argsort()[1] == 1, "the copy's twin is now worth all of both"
 
 
+def test_a_feature_that_is_always_zero_goes_first_whatever_its_weight():
+    inputs = np.random.default_rng(2).normal(size=(50, 3))
+    inputs[:, 1] = 0
+    scores = scored(np.array([[0.1, 1000.0, 1.0]]), inputs, damping=0.01)
+    assert scores[1, 0] == 0
+    assert scores[:, 0].argsort().tolist() == [1, 0, 2]
+
+
 def test_equal_errors_still_have_an_order():
     assert rising(torch.tensor([0.0, 0.0, 1.0, 1.0, 2.0])).diff().min() > 0
     assert rising(torch.tensor([0.5, 1.0, 2.0])).tolist() == [0.5, 1.0, 2.0]

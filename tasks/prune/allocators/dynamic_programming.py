@@ -1,9 +1,12 @@
 """The least total loss within a budget, by dynamic programming (ZipLM, Kurtic et al., arXiv 2302.04089).
 
-Each kind of unit in each layer can keep 1, 2, ... blocks; keeping fewer costs the sum of the scores of what
-goes. The best choice for all of them together is found over the budget cut into BUCKETS pieces. The budget is
-parameters, or with a latency as target milliseconds of a table measured on this machine
-(tasks/prune/latency.py). Scores must compare across layers, as an increase of the loss does.
+Each kind of unit in each layer can keep 1, 2, ... blocks. Keeping fewer costs what `obs` says of that level:
+the layer's error as a share of that with nothing left, as in ZipLM; of criteria whose scores are no such
+errors it costs the sum of the scores of what goes. The best choice for all of them together is found over the
+budget cut into BUCKETS pieces. The budget is parameters, or with a latency as target milliseconds of a table
+measured on this machine (tasks/prune/latency.py). Scores must compare across layers, as an increase of the
+loss does. ZipLM may also drop a part whole, and searches weights of the layers' errors by the loss of the
+pruned model (SPDY); here a block always stays, and all layers weigh the same.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class DynamicProgramming:
                 keeps = np.cumsum(sizes)
                 places.append((layer, kind))
                 counts.append(keeps.tolist())
-                losses.append(values.sum() - np.cumsum(values)[keeps - 1])
+                losses.append(_losses(values, request.cumulative)[keeps])
                 spent.append(np.array([costs.of(kind, layer, count) for count in keeps.tolist()]))
         chosen = cheapest_within(losses, spent, costs.limit)
         kept = {kind: list(shape.counts(kind)) for kind in request.kinds}
@@ -60,12 +63,19 @@ class DynamicProgramming:
         return shape
 
 
+def _losses(values: NDArray[np.float64], cumulative: bool) -> NDArray[np.float64]:
+    """Loss with 0, 1, ... units kept, of which the worths are given, best first."""
+    if cumulative:
+        return np.append(values, 0.0)
+    return values.sum() - np.insert(np.cumsum(values), 0, 0.0)
+
+
 def _values(scores: Tensor, request: Request, layer: int, kind: Unit) -> NDArray[np.float64]:
     """Worth of a layer's units, best first; where there are blocks, of each the next as one."""
     values = scores.mean(dim=1).double()
     if (groups := request.shape.blocks(kind, layer)) > 1:
-        by_group = values.view(groups, -1)
-        values = by_group.sort(dim=1, descending=True).values.sum(dim=0)
+        by_group = values.view(groups, -1).sort(dim=1, descending=True).values
+        values = by_group.amax(dim=0) if request.cumulative else by_group.sum(dim=0)
     found: NDArray[np.float64] = values.sort(descending=True).values.numpy()
     return found
 

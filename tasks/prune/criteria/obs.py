@@ -7,13 +7,15 @@ on until none is left (tasks/prune/elimination.py). The weights adjusted on the 
 `least_squares` finds in closed form for the same damping, so this returns the order alone.
 
 A structure's score is the error once it and all that left before it are gone, as a share of the error
-once all are gone, tr(W H W^T): 1 for the last to leave, the square of ZipLM's prior p_s for its level.
+once all are gone, tr(W H W^T): 1 for the last to leave, what ZipLM's search adds up over the layers.
 It rises along the order of removal, strictly (equal neighbours are set one float32 apart), so that the
 best n scores are what the elimination left when n were left, for any n. Of query heads each group loses
 one in turn, as plans do.
 
-Costs and updates are the paper's equations 2 to 4; IST-DASLab/ZipLM holds no code to compare with. The paper
-picks levels by runtime and trains between them; here `dynamic_programming` spends a budget once.
+Costs and updates are the paper's equations 2 to 4. IST-DASLab/ZipLM holds no code; its routine lives on in
+IST-DASLab/DarwinLM (src/fast_obc_struct.py), with which these agree: weights of features that are always zero
+count as zero, so that they leave first. The paper trains between levels; here `dynamic_programming` spends a
+budget once.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Obs:
 
     needs: ClassVar[Needs] = "inputs"
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    cumulative: ClassVar[bool] = True
     damping: float = 0.01
     """Added to the Hessian's diagonal, as a share of its mean; as `prune.ridge` for the repair."""
 
@@ -55,8 +58,8 @@ class Obs:
         Solved in float64, as elimination subtracts what is nearly equal. Fewer tokens than features
         without damping, or a singular Hessian, raise StageFailed.
         """
-        weight = units.weight.double()
-        hessian = inputs.matrix.to(weight.device, torch.float64)
+        hessian = inputs.matrix.to(units.weight.device, torch.float64)
+        weight = units.weight.double().masked_fill(hessian.diagonal() == 0, 0.0)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())
         factor, failed = torch.linalg.cholesky_ex(hessian)
         if int(failed) or (self.damping <= 0 and inputs.tokens < len(hessian)):
