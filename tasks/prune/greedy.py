@@ -52,6 +52,7 @@ def removal_ranks(
     seen: Seen,
     distance: Distance,
     progress: Progress,
+    spared: float = 0.0,
 ) -> list[dict[Unit, Tensor]]:
     """Ranks of removal: float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers.
 
@@ -59,15 +60,23 @@ def removal_ranks(
     uncut model's, and the unit that changes it least leaves: 0 for the first to go, 1 for the second, and so
     on. After `removed_ratio` of all units (and at least one) the rest follow in the order of what the last
     round measured of them; what may never be removed ranks behind all others.
+
+    The first layers, up to the share `spared` of them, are no candidates until that share of the units is
+    gone; where they never become so they rank behind the others, the first of them last.
     """
     shape = shape_of(model.config.to_dict())
     left = list(blocks(shape, kind))
     removed: list[Block] = []
     rounds = min(len(left), max(1, math.ceil(len(left) * removed_ratio)))
-    last = len(left)
+    last, total = len(left), len(left)
+    front = math.floor(spared * shape.layers) if spared else -1
+    late = [block for block in left if block.layer <= front]
+    left = [block for block in left if block.layer > front]
     dense = _Batches(model, input_ids, seen)
     order: list[Block] = []
     for index in range(rounds):
+        if late and (not left or index > math.floor(spared * total)):
+            left, late = [*late, *left], []
         changes = dense.changes(removed, left, distance)
         order = [left[one] for one in changes.sort(stable=True).indices.tolist()]
         removed.append(order[0])
@@ -75,7 +84,7 @@ def removal_ranks(
         progress(index + 1, rounds, f"{kind} removed in trial")
     rows = 1 if kind == "layers" else 2
     scores = [{kind: torch.full((rows, 1), float(last))} for _ in range(shape.layers)]
-    for rank, block in enumerate([*removed, *order[1:]]):
+    for rank, block in enumerate([*removed, *order[1:], *reversed(late)]):
         scores[block.layer][kind][block.row] = rank
     return scores
 

@@ -282,28 +282,41 @@ def test_distances_by_hand():
 
 @pytest.mark.parametrize("metric", sorted(DISTANCES))
 @pytest.mark.parametrize("kind", ["layers", "sublayers"])
-def test_the_order_of_removal_is_that_of_whole_models(kind, metric):
-    """Each candidate by itself: a cut model, run from the start on all tokens at once."""
+@pytest.mark.parametrize("spared", [0.0, 0.4])
+def test_the_order_of_removal_is_that_of_whole_models(kind, metric, spared):
+    """Each candidate by itself: a cut model, run from the start on all tokens at once.
+
+    With 0.4 layers 0 and 1 of four are no candidates before floor(0.4 * units) + 1 units are gone.
+    """
     model = deep("gemma3_text")
     shape = shape_of(model.config.to_dict())
     left, gone = [(block.layer, block.row) for block in blocks(shape, kind)], set()
-    dense = model(IDS).logits
+    dense, units = model(IDS).logits, len(left)
     expected = []
     while left:
         changes = {}
-        for one in left if kind == "sublayers" or len(left) > 1 else ():
+        early = [one for one in left if one[0] > 1] if spared and len(gone) <= 0.4 * units else []
+        candidates = early or left
+        for one in candidates if kind == "sublayers" or len(left) > 1 else ():
             pruned = cut(copy.deepcopy(model), kind, gone | {one})
             changes[one] = DISTANCES[metric](dense, pruned(IDS).logits).sum().item()
         first = min(changes, key=changes.get) if changes else left[0]
         expected.append(first)
         gone.add(first)
         left.remove(first)
-    criterion = OutputChange(metric=metric, removed_ratio=1.0)
+    criterion = OutputChange(metric=metric, removed_ratio=1.0, spared_front=spared)
     scores = criterion.score_model(model, (kind,), IDS, silent)
     ranks = {one: scores[one[0]][kind][one[1]].item() for one in expected}
     assert [ranks[one] for one in expected] == list(range(len(expected)))
     protected = [score[kind].max().item() for score in scores]
     assert max(protected) == (len(expected) if kind == "sublayers" else len(expected) - 1)
+
+
+def test_layers_that_are_spared_to_the_end_rank_behind_the_others():
+    scores = OutputChange(removed_ratio=0.25).score_model(deep("llama"), ("layers",), IDS, silent)
+    ranks = [score["layers"].item() for score in scores]
+    assert ranks[:2] == [3, 2]
+    assert sorted(ranks[2:]) == [0, 1]
 
 
 def test_the_rest_follows_in_the_order_of_the_last_round():
@@ -312,8 +325,8 @@ def test_the_rest_follows_in_the_order_of_the_last_round():
     alone = []
     for layer in range(4):
         pruned = cut(copy.deepcopy(model), "layers", {(layer, 0)})
-        alone.append(DISTANCES["angular"](dense, pruned(IDS).logits).sum().item())
-    scores = OutputChange(removed_ratio=0.25).score_model(model, ("layers",), IDS, silent)
+        alone.append(DISTANCES["jsd"](dense, pruned(IDS).logits).sum().item())
+    scores = OutputChange(removed_ratio=0.25, spared_front=0.0).score_model(model, ("layers",), IDS, silent)
     ranks = [score["layers"].item() for score in scores]
     assert ranks == np.argsort(np.argsort(alone)).tolist()
 
@@ -338,7 +351,7 @@ def test_what_comes_before_the_changed_layer_is_not_run_again():
     model, ran = deep("llama"), []
     for index, layer in enumerate(model.model.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
-    OutputChange(removed_ratio=0.25).score_model(model, ("layers",), IDS, silent)
+    OutputChange(removed_ratio=0.25, spared_front=0.0).score_model(model, ("layers",), IDS, silent)
     assert ran == [*range(4), *range(4), 1, 2, 3, 2, 3, 3]
 
 

@@ -4,8 +4,11 @@ In every round each sublayer (or layer) that is still there is left out by itsel
 with those of the uncut model, and the one whose removal changes them least is removed; the next round starts
 from what is left. That order is the score (tasks/prune/greedy.py).
 
-The paper's three distances are there; it publishes no code. Here logits are compared at every calibration
-token, and attention that caches need (tasks/models/depth.py) is never removed.
+Defaults are those of the authors' code (YaNgZhAnG-V5/llm_dissect): Jensen-Shannon divergence at every token,
+and nothing of the first 40 % of the layers before 40 % of the units are gone. It differs in that its JSD has
+the arguments of both divergences the other way round, its Euclidean distance is of a whole sample's logits,
+its angle stops at a right one, it removes a share of the sublayers instead of parameters, and it may remove
+attention that caches need (tasks/models/depth.py).
 """
 
 from __future__ import annotations
@@ -36,16 +39,19 @@ class OutputChange:
     needs: ClassVar[Needs] = "model"
     units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
 
-    metric: Literal["angular", "l2", "jsd"] = "angular"
+    metric: Literal["angular", "l2", "jsd"] = "jsd"
     """How logits are compared, token by token: their angle in units of pi, their Euclidean distance, or the
     Jensen-Shannon divergence of their softmax in nats."""
     removed_ratio: float = 0.5
     """Share of the units that are removed one at a time."""
+    spared_front: float = 0.4
+    """Share of the layers, the first, that stay until as large a share of the units is gone."""
     calibration_tokens: int = 2048
     """About this many calibration tokens are looked at: whole samples from the first, at least one."""
 
     def __post_init__(self) -> None:
         require("output_change", 0, 1, removed_ratio=self.removed_ratio)
+        require("output_change", 0, 1, spared_front=self.spared_front)
         require("output_change", 1, calibration_tokens=self.calibration_tokens)
 
     def score_model(
@@ -58,7 +64,8 @@ class OutputChange:
         (kind,) = kinds
         samples = input_ids[: max(1, self.calibration_tokens // input_ids.shape[1])]
         distance = DISTANCES[self.metric]
-        return removal_ranks(model, kind, samples, self.removed_ratio, logits, distance, progress)
+        ratio, spared = self.removed_ratio, self.spared_front
+        return removal_ranks(model, kind, samples, ratio, logits, distance, progress, spared)
 
 
 def _angular(a: Tensor, b: Tensor) -> Tensor:
