@@ -1,11 +1,14 @@
 """The table of tests/benchmarks/README.md: every pruning preset at one size, over several seeds.
 
-    python tests/benchmarks/table_methods.py [--seeds 17 18 19] [--keep FOLDER] [key=value ...]
+    python tests/benchmarks/table_methods.py [--seeds 17 18 19] [--keep FOLDER] [--beside FOLDER]
+        [--sweeps compare_methods compare_shapes] [key=value ...]
 
-Runs configs/compare_methods.yaml and compare_shapes.yaml for each seed through `resprout sweep`, whose
-results `--keep` leaves in a folder and takes from there where they are already, and prints Markdown. Means
-over the seeds, with the standard deviation of perplexity; seconds of the processor and the largest resident
-set are those of the stages `score`, `plan` and `prune`, each counted where it was made.
+Runs configs/compare_methods.yaml and compare_shapes.yaml for each seed through `resprout sweep` and prints
+Markdown. What the table needs of each sweep is left in `--keep`, as one JSON object a line, and taken from
+there where it is already. Means over the seeds, with the standard deviation of perplexity; seconds of the
+processor and the largest resident set are those of the stages `score`, `plan` and `prune`, each counted
+where it was made. `--beside` adds the perplexity of another folder, and how alike the two order the methods
+(Spearman's rank correlation, of those that both have).
 """
 
 from __future__ import annotations
@@ -17,8 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,84 +28,131 @@ ROOT = Path(__file__).parents[2]
 SWEEPS = ("compare_methods", "compare_shapes")
 PRUNING = ("score", "plan", "prune")
 HEAD = ("method", "units", "layout", "kept", "perplexity", "accuracy", "CPU s", "peak MB")
+DENSE = ("dense", "", "")
+
+Facts = dict[str, Any]
+"""Of one model: method, units, layout, kept, perplexity, accuracy, digests of its PRUNING stages, and seconds
+and bytes of those that were made for it, not found in the cache."""
+Costs = dict[str, tuple[float, float]]
+Key = tuple[str, str, str]
 
 
-@dataclass
-class Row:
-    """One variant over the seeds."""
-
-    kept: list[float] = field(default_factory=list)
-    perplexity: list[float] = field(default_factory=list)
-    accuracy: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    peak: list[float] = field(default_factory=list)
-
-    def cells(self) -> tuple[str, ...]:
-        mean = statistics.mean
-        spread = f" ± {statistics.stdev(self.perplexity):.2f}" if len(self.perplexity) > 1 else ""
-        return (
-            f"{mean(self.kept):.3f}",
-            f"{mean(self.perplexity):.2f}{spread}",
-            f"{mean(self.accuracy):.3f}",
-            f"{mean(self.cpu):.0f}" if self.cpu else "-",
-            f"{max(self.peak) / 1e6:,.0f}" if self.peak else "-",
-        )
-
-
-def swept(name: str, seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """What `resprout sweep --json` says, from the folder where it was kept."""
-    kept = folder / f"{name}-{seed}.json"
+def swept(name: str, seed: int, overrides: list[str], folder: Path) -> list[Facts]:
+    """The models of a sweep, from the folder where they were kept or measured now."""
+    kept = folder / f"{name}-{seed}.jsonl"
     if not kept.exists():
         program = Path(sys.executable).with_name("resprout")
         config = ROOT / "configs" / f"{name}.yaml"
         command = [str(program), "sweep", str(config), f"seed={seed}", *overrides, "--json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        kept.write_text(done.stdout.splitlines()[-1])
-    return dict(json.loads(kept.read_text()))
+        found = facts(json.loads(done.stdout.splitlines()[-1]))
+        kept.write_text("".join(json.dumps(one) + "\n" for one in found))
+    return [json.loads(line) for line in kept.read_text().splitlines()]
 
 
-def metric(metrics: dict[str, float], part: str) -> float:
-    """The one metric whose name has this part."""
-    (found,) = (value for name, value in metrics.items() if part in name)
+def facts(result: dict[str, Any]) -> Iterator[Facts]:
+    """The dense model and every variant of what `resprout sweep --json` says."""
+    for number, variant in enumerate(result["variants"]):
+        settings, models = variant["settings"], variant["result"]["models"]
+        if not number:
+            yield {
+                **dict(zip(HEAD, DENSE, strict=False)),
+                **_quality(models, "dense"),
+                "digests": [],
+                "made": {},
+            }
+        stages = [one for one in variant["result"]["stages"] if one["name"] in PRUNING]
+        yield {
+            "method": settings["prune.method"],
+            "units": ", ".join(settings.get("prune.units", ["ffn"])),
+            "layout": settings.get("prune.layout", "uniform"),
+            **_quality(models, "pruned"),
+            "digests": [one["artifact"]["digest"] for one in stages],
+            "made": {
+                one["artifact"]["digest"]: (one["cpu_seconds"], one["peak_memory_bytes"] or 0)
+                for one in stages
+                if not one["cached"]
+            },
+        }
+
+
+def _quality(models: dict[str, Any], name: str) -> Facts:
+    model, metrics = models[name], models[name]["metrics"]
+    (perplexity,) = (value for key, value in metrics.items() if "_ppl_" in key)
+    found = {
+        "kept": model["non_embedding_params"] / models["dense"]["non_embedding_params"],
+        "perplexity": perplexity,
+    }
+    if "zero_shot_mean_acc" in metrics:
+        found["accuracy"] = metrics["zero_shot_mean_acc"]
     return found
 
 
-def read(results: Iterable[dict[str, Any]]) -> tuple[Row, dict[tuple[str, str, str], Row]]:
-    """The dense model's row and those of all variants, by method, units and layout."""
-    variants = [variant for result in results for variant in result["variants"]]
-    stages = [stage for one in variants for stage in one["result"]["stages"]]
-    costs = {one["artifact"]["digest"]: one for one in stages if not one["cached"]}
-    dense, rows = Row(), defaultdict[tuple[str, str, str], Row](Row)
-    for variant in variants:
-        settings, models = variant["settings"], variant["result"]["models"]
-        units = ", ".join(settings.get("prune.units", ["ffn"]))
-        row = rows[settings["prune.method"], units, settings.get("prune.layout", "uniform")]
-        for one, model in ((dense, models["dense"]), (row, models["pruned"])):
-            one.kept.append(model["non_embedding_params"] / models["dense"]["non_embedding_params"])
-            one.perplexity.append(metric(model["metrics"], "_ppl_"))
-            one.accuracy.append(model["metrics"]["zero_shot_mean_acc"])
-        digests = [one["artifact"]["digest"] for one in variant["result"]["stages"] if one["name"] in PRUNING]
-        if all(digest in costs for digest in digests):
-            row.cpu.append(sum(costs[digest]["cpu_seconds"] for digest in digests))
-            row.peak.append(max(costs[digest]["peak_memory_bytes"] or 0 for digest in digests))
-    return dense, rows
+def by_method(found: Iterable[Facts]) -> dict[Key, list[Facts]]:
+    """All models of a method, units and layout, the best mean perplexity first."""
+    rows = defaultdict[Key, list[Facts]](list)
+    for one in found:
+        rows[one["method"], one["units"], one["layout"]].append(one)
+    return dict(sorted(rows.items(), key=lambda row: mean(row[1], "perplexity") or 0.0))
+
+
+def mean(row: list[Facts], name: str) -> float | None:
+    """Over the models of a row that have it."""
+    values = [one[name] for one in row if name in one]
+    return statistics.mean(values) if values else None
+
+
+def spent(row: list[Facts], costs: Costs) -> tuple[float, float] | None:
+    """Mean seconds and largest bytes of the models all of whose stages were measured; None: of none."""
+    whole = [
+        [costs[digest] for digest in one["digests"]] for one in row if costs.keys() >= set(one["digests"])
+    ]
+    if not any(whole):
+        return None
+    seconds = statistics.mean(sum(stage[0] for stage in stages) for stages in whole)
+    return seconds, max(stage[1] for stages in whole for stage in stages)
+
+
+def cells(row: list[Facts], costs: Costs) -> tuple[str, ...]:
+    """As in HEAD, but the names."""
+    perplexity = [one["perplexity"] for one in row]
+    spread = f" ± {statistics.stdev(perplexity):,.2f}" if len(set(perplexity)) > 1 else ""
+    accuracy, cost = mean(row, "accuracy"), spent(row, costs)
+    return (
+        f"{mean(row, 'kept'):.3f}",
+        f"{statistics.mean(perplexity):,.2f}{spread}",
+        "" if accuracy is None else f"{accuracy:.3f}",
+        *(("", "") if cost is None else (f"{cost[0]:.0f}", f"{cost[1] / 1e6:,.0f}")),
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
+    parser.add_argument("--sweeps", nargs="+", default=SWEEPS)
     parser.add_argument("--keep", type=Path, help="folder of the sweeps' results")
+    parser.add_argument("--beside", type=Path, help="folder of the results of another model or set")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     folder = args.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    results = [swept(name, seed, args.overrides, folder) for seed in args.seeds for name in SWEEPS]
-    dense, rows = read(results)
-    print("| " + " | ".join(HEAD) + " |")
-    print("| --- " * 3 + "| ---: " * (len(HEAD) - 3) + "|")
-    print("| " + " | ".join(("dense", "", "", *dense.cells())) + " |")
-    for names, row in sorted(rows.items(), key=lambda one: statistics.mean(one[1].perplexity)):
-        print("| " + " | ".join((*names, *row.cells())) + " |")
+    pairs = [(name, seed) for seed in args.seeds for name in args.sweeps]
+    found = [one for pair in pairs for one in swept(*pair, args.overrides, folder)]
+    costs: Costs = {digest: cost for one in found for digest, cost in one["made"].items()}
+    rows = by_method(found)
+    files = sorted(args.beside.glob("*.jsonl")) if args.beside else []
+    there = by_method(json.loads(line) for path in files for line in path.read_text().splitlines())
+    head = HEAD + ("perplexity there",) * bool(there)
+    print("| " + " | ".join(head) + " |")
+    print("| --- " * 3 + "| ---: " * (len(head) - 3) + "|")
+    for names, row in rows.items():
+        other = (cells(there[names], {})[1] if names in there else "",) * bool(there)
+        print("| " + " | ".join((*names, *cells(row, costs), *other)) + " |")
+    if both := [names for names in rows if names in there and names != DENSE]:
+        from scipy.stats import spearmanr
+
+        orders = [[mean(one[names], "perplexity") for names in both] for one in (rows, there)]
+        print(f"\nSpearman's rank correlation over {len(both)} methods: {spearmanr(*orders).statistic:.2f}")
     return 0
 
 
