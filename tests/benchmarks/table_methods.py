@@ -89,10 +89,15 @@ def _quality(models: dict[str, Any], name: str) -> Facts:
 
 
 def by_method(found: Iterable[Facts]) -> dict[Key, list[Facts]]:
-    """All models of a method, units and layout, the best mean perplexity first."""
+    """All models of a method, units and layout, the best mean perplexity first.
+
+    A model that comes out of several seeds, of a method that looks at no data, counts once.
+    """
     rows = defaultdict[Key, list[Facts]](list)
     for one in found:
-        rows[one["method"], one["units"], one["layout"]].append(one)
+        row = rows[one["method"], one["units"], one["layout"]]
+        if one["digests"][-1:] not in [other["digests"][-1:] for other in row]:
+            row.append(one)
     return dict(sorted(rows.items(), key=lambda row: mean(row[1], "perplexity") or 0.0))
 
 
