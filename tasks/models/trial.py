@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.depth import SUBLAYERS, Block
@@ -17,6 +18,10 @@ from resprout.tasks.models.walk import layers_replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+BATCH_TOKENS = 512
+"""Tokens of a batch whose logits are in memory."""
 
 
 class Trial:
@@ -78,6 +83,16 @@ class Trial:
                 layers[:start] = [_Given(hidden) for _ in range(start)]
             changes.enter_context(layers_replaced(self.parts, layers))
             yield layers
+
+
+def next_token_loss(logits: Tensor, ids: Tensor) -> float:
+    """Mean loss of the next token in nats; `logits` [rows, tokens, vocab].
+
+    The mean is in double precision, so that two of them can be subtracted.
+    """
+    wanted = ids[:, 1:].flatten().to(logits.device)
+    losses = cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted, reduction="none")
+    return losses.double().mean().item()
 
 
 class _Given(nn.Module):

@@ -17,13 +17,10 @@ from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.depth import Block, blocks
 from resprout.tasks.models.size import shape_of
-from resprout.tasks.models.trial import Trial
+from resprout.tasks.models.trial import BATCH_TOKENS, Trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BATCH_TOKENS = 512
-"""Tokens whose logits are in memory at a time: three times 100 MB at 50,000 words."""
 
 Seen = Callable[[Trial, Tensor, list[Block], int, Tensor], Tensor]
 """What is compared of a run: `(trial, ids, gone, start, stream in front of layer start)` to

@@ -13,10 +13,11 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.size import Shape, shape_of
-from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming, cheapest_within
+from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming
 from resprout.tasks.prune.contracts import Bench, Costs, Request
 from resprout.tasks.prune.latency import LatencyTable, measure, smaller
 from resprout.tasks.prune.make_plan import make_plan, plan_from
+from resprout.tasks.prune.options import cheapest_within
 from resprout.tasks.prune.resolve import resolve
 from tiny_models import tiny_model
 

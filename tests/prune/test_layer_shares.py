@@ -19,7 +19,7 @@ from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.prune.allocators import adaptive, cfsp_softmax, zeroth_order
-from resprout.tasks.prune.allocators.evolutionary import Evolutionary, _Tried
+from resprout.tasks.prune.allocators.evolutionary import Evolutionary, _Divergences
 from resprout.tasks.prune.allocators.pq_index import PqIndex, kept_shares, share
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.contracts import Bench, Request
@@ -331,14 +331,14 @@ def test_a_masked_candidate_is_the_cut_model(kinds):
     request = Request(shape, shape.params, kinds, 32, uniform=False)
     places = [(kind, layer) for kind in kinds for layer in range(3)]
     blocks = [sizes_of(request, layer, kind) for kind, layer in places]
-    tried = _Tried(Bench(model, IDS), scores, places, blocks, seed=5)
+    divergences = _Divergences(Bench(model, IDS), scores, places, blocks, seed=5)
     levels = {"ffn": (1, 2, 4), "kv_groups": (2, 4, 1), "heads": (1, 2, 2)}
     candidate = tuple(levels[kind][layer] for kind, layer in places)
     granted = shape
     for kind in kinds:
         each = 32 if kind == "ffn" else 1
         granted = granted.with_counts(kind, (level * each for level in levels[kind]))
-    with tried.masked(candidate):
+    with divergences.tried.narrowed(divergences.counts(candidate)):
         masked = model(IDS).logits
     dense = model(IDS).logits.log_softmax(dim=-1)
 
@@ -361,7 +361,7 @@ def test_a_masked_candidate_is_the_cut_model(kinds):
     torch.testing.assert_close(masked, cut, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(cut, model(IDS).logits, atol=1e-3)
     expected = kl_div(cut.log_softmax(dim=-1), dense, log_target=True, reduction="sum") / IDS.numel()
-    assert tried.divergences([candidate], 64)[0] == pytest.approx(expected.item(), rel=1e-3)
+    assert divergences.of([candidate], 64)[0] == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_the_search_comes_closer_to_the_uncut_model():

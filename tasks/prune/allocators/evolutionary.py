@@ -8,29 +8,25 @@ tried by zeros in the input features of the readers, which computes what the cut
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
-from resprout.tasks.models.trial import Trial
+from resprout.tasks.models.trial import BATCH_TOKENS
 from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.evolution import Candidate, evolve, stages
 from resprout.tasks.prune.spend import given, sizes_of, spend_shares
 from resprout.tasks.prune.target import fewest
+from resprout.tasks.prune.tried import Tried
 
 if TYPE_CHECKING:
-    from resprout.tasks.models.anatomy import Part
     from resprout.tasks.prune.contracts import Bench, Request, Scores
-
-BATCH_TOKENS = 512
-"""Tokens whose logits are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +70,12 @@ class Evolutionary:
             _level(sizes, start.counts(kind)[layer])
             for (kind, layer), sizes in zip(places, blocks, strict=True)
         )
-        tried = _Tried(given(bench), scores, places, blocks, self.seed)
+        tried = _Divergences(given(bench), scores, places, blocks, self.seed)
         best = evolve(
             levels,
             costs,
             [fewest(shape, kind) for kind, _ in places],
-            tried.divergences,
+            tried.of,
             stages(self.children, self.stages, self.first_tokens, self.growth),
             self.generations,
             self.children,
@@ -88,15 +84,13 @@ class Evolutionary:
         )
         for kind in request.kinds:
             counts = [
-                sum(sizes[:level])
-                for (one, _), sizes, level in zip(places, blocks, best, strict=True)
-                if one == kind
+                count for (one, _), count in zip(places, tried.counts(best), strict=True) if one == kind
             ]
             shape = shape.with_counts(kind, counts)
         return shape
 
 
-class _Tried:
+class _Divergences:
     """Divergences of candidates, each the levels of `places`, on drawn calibration samples."""
 
     def __init__(
@@ -107,14 +101,13 @@ class _Tried:
         blocks: list[list[int]],
         seed: int,
     ) -> None:
-        self.bench, self.places, self.blocks = bench, places, blocks
-        self.trial = Trial(bench.model)
-        self.layers = self.trial.parts.layers
+        self.bench, self.blocks = bench, blocks
+        self.tried = Tried(bench, scores, places)
+        self.trial = self.tried.trial
         self.random = Random(seed)
-        self.ranks = [_ranks(self.layers[layer].part(kind), scores[layer][kind]) for kind, layer in places]
         self.ends: dict[int, Tensor] = {}
 
-    def divergences(self, candidates: Sequence[Candidate], tokens: int) -> list[float]:
+    def of(self, candidates: Sequence[Candidate], tokens: int) -> list[float]:
         """KL(uncut || candidate) in nats a token, on about `tokens` tokens drawn anew."""
         ids, length = self.bench.input_ids, self.bench.input_ids.shape[1]
         drawn = sorted(self.random.sample(range(len(ids)), min(len(ids), max(1, -(-tokens // length)))))
@@ -123,10 +116,14 @@ class _Tried:
         for batch in (drawn[first : first + rows] for first in range(0, len(drawn), rows)):
             uncut = self._uncut(batch)
             for index, candidate in enumerate(candidates):
-                with self.masked(candidate):
+                with self.tried.narrowed(self.counts(candidate)):
                     tried = self.trial.logits(ids[batch]).float().log_softmax(dim=-1)
                 found[index] += (uncut.exp() * (uncut - tried)).sum().item() / len(drawn) / length
         return found
+
+    def counts(self, candidate: Candidate) -> list[int]:
+        """Units that each place keeps."""
+        return [sum(sizes[:level]) for sizes, level in zip(self.blocks, candidate, strict=True)]
 
     def _uncut(self, batch: list[int]) -> Tensor:
         """Log probabilities of the uncut model, whose layers run once for each sample."""
@@ -135,33 +132,9 @@ class _Tried:
             if sample not in self.ends:
                 self.ends[sample] = self.trial.inputs(self.bench.input_ids[[sample]])[-1]
         end = torch.cat([self.ends[sample] for sample in batch])
-        return self.trial.logits(ids, start=len(self.layers), hidden=end).float().log_softmax(dim=-1)
-
-    @contextmanager
-    def masked(self, candidate: Candidate) -> Iterator[None]:
-        """The model with zeros where the candidate's cut features would be."""
-        with ExitStack() as hooks:
-            for (kind, layer), sizes, level, ranks in zip(
-                self.places, self.blocks, candidate, self.ranks, strict=True
-            ):
-                count = sum(sizes[:level])
-                if count < sum(sizes):
-                    reader = self.layers[layer].reader(kind)
-                    hooks.callback(reader.register_forward_pre_hook(_zeros(ranks < count)).remove)
-            yield
-
-
-def _zeros(kept: Tensor) -> Any:
-    def hook(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return inputs[0] * kept.to(inputs[0].device, inputs[0].dtype), *inputs[1:]
-
-    return hook
-
-
-def _ranks(part: Part, scores: Tensor) -> Tensor:
-    """The rank of the unit that each feature belongs to, among its block's, the best 0: int64 [features]."""
-    order = scores.mean(dim=1).view(part.blocks, -1).sort(dim=1, descending=True, stable=True).indices
-    return order.argsort(dim=1).flatten().repeat_interleave(part.features_per_unit)
+        return (
+            self.trial.logits(ids, start=len(self.trial.parts.layers), hidden=end).float().log_softmax(dim=-1)
+        )
 
 
 def _level(sizes: list[int], count: int) -> int:

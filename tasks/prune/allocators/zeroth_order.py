@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
+from resprout.tasks.models.trial import BATCH_TOKENS, Trial, next_token_loss
 from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.spend import given, spend_shares
 from resprout.tasks.prune.target import kept_share
@@ -27,9 +27,6 @@ from resprout.tasks.prune.target import kept_share
 if TYPE_CHECKING:
     from resprout.tasks.models.anatomy import Layer
     from resprout.tasks.prune.contracts import Bench, Request, Scores
-
-BATCH_TOKENS = 512
-"""Tokens of a batch, which has noise of its own and whose logits are in memory."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,6 @@ def kept_shares(importances: list[float], base: float, floor: float) -> list[flo
 
 def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, tokens: int, seed: int) -> list[float]:
     """What a change of the weights of each layer does to the loss, per weight and unit of the change."""
-    from resprout.tasks.models.trial import Trial
-
     trial = Trial(bench.model)
     layers = trial.parts.layers
     samples = bench.input_ids[: max(1, tokens // bench.input_ids.shape[1])]
@@ -87,7 +82,7 @@ def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, tokens: int, 
             losses = []
             for sign in (1, -1):
                 with _moved(weights, [sign * one for one in noise]):
-                    losses.append(_loss(trial.logits(ids, start=index, hidden=stream[index]), ids))
+                    losses.append(next_token_loss(trial.logits(ids, start=index, hidden=stream[index]), ids))
             count = sum(one.numel() for one in weights)
             found[index] += abs(losses[0] - losses[1]) / (2 * std) / count / len(batches)
         bench.progress(done + 1, len(batches), "batches of noise tried")
@@ -111,10 +106,3 @@ def _moved(weights: list[Tensor], noise: list[Tensor]) -> Iterator[None]:
     finally:
         for one, was in zip(weights, before, strict=True):
             one.copy_(was)
-
-
-def _loss(logits: Tensor, ids: Tensor) -> float:
-    """Mean loss of the next token; the mean in double precision, for two of them are subtracted."""
-    wanted = ids[:, 1:].flatten().to(logits.device)
-    losses = cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted, reduction="none")
-    return losses.double().mean().item()
