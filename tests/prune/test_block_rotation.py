@@ -10,20 +10,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, silent
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
 from resprout.tasks.models.size import count, shape_of
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.stage import plan as plan_stage
-from resprout.tasks.prune.stage import prune as prune_stage
-from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.target import implied_shape, request
 from tiny_models import tiny_model, write_tiny_folder
 
@@ -199,17 +195,10 @@ def test_layers_of_widths_of_their_own_are_turned_and_then_no_more():
 
 def test_equal_runs_through_the_doors_give_equal_bytes(tmp_path):
     write_tiny_folder(tmp_path / "model", "llama", dtype="bfloat16", tie_word_embeddings=True)
-    (tmp_path / "calibration").mkdir()
-    save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
-    inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
+    calibration = write_calibration(tmp_path / "calibration", IDS)
     found = []
     for run in ("first", "second"):
-        where = {role: tmp_path / run / role for role in ("scores", "plan", "pruned")}
-        for folder in where.values():
-            folder.mkdir(parents=True)
-        score_stage.body(Job(prune()), inputs, where["scores"], silent)
-        plan_stage.body(Job(prune()), {**inputs, "scores": where["scores"]}, where["plan"], silent)
-        prune_stage.body(Job(prune()), {**inputs, "plan": where["plan"]}, where["pruned"], silent)
+        where = through_the_doors(prune(), tmp_path / "model", calibration, tmp_path / run)
         found.append((where["pruned"] / "model.safetensors").read_bytes())
     assert found[0] == found[1]
     loaded = load_model(where["pruned"], "bfloat16", "cpu")

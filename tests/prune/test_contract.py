@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from doors import through_the_doors, write_calibration
 from masked_channels import without_channels
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset, preset_names
@@ -207,21 +208,14 @@ def test_equal_runs_through_the_doors_give_equal_bytes(repair, family, tmp_path)
     layout = layout_for(family, units)
     config = prune_config(units=units, repair=repair, target={"params_ratio": 0.96}, **layout)
     write_tiny_folder(tmp_path / "model", family, dtype="bfloat16")
-    (tmp_path / "calibration").mkdir()
-    save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
-    inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
+    calibration = write_calibration(tmp_path / "calibration", IDS)
     if repair == "bias" and family not in BIASED:
         with pytest.raises(BadInput, match="lack for"):
             implied_shape(shape_of(tmp_path / "model"), config)
         return
     digests = []
     for run in ("first", "second"):
-        where = {role: tmp_path / run / role for role in ("scores", "plan", "pruned")}
-        for folder in where.values():
-            folder.mkdir(parents=True)
-        score_stage.body(Job(config), inputs, where["scores"], silent)
-        plan_stage.body(Job(config), {**inputs, "scores": where["scores"]}, where["plan"], silent)
-        prune_stage.body(Job(config), {**inputs, "plan": where["plan"]}, where["pruned"], silent)
+        where = through_the_doors(config, tmp_path / "model", calibration, tmp_path / run)
         files = sorted(path for path in (tmp_path / run).rglob("*") if path.is_file())
         digests.append([(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files])
     assert digests[0] == digests[1]

@@ -12,11 +12,11 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.job import silent
 from resprout.tasks.models.depth import Block, blocks, caches_work, first_of_each_type, without
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
@@ -29,9 +29,6 @@ from resprout.tasks.prune.criteria.block_influence import BlockInfluence
 from resprout.tasks.prune.criteria.macro_influence import MacroInfluence
 from resprout.tasks.prune.criteria.output_change import DISTANCES, OutputChange
 from resprout.tasks.prune.make_plan import make_plan, plan_from
-from resprout.tasks.prune.stage import plan as plan_stage
-from resprout.tasks.prune.stage import prune as prune_stage
-from resprout.tasks.prune.stage import score as score_stage
 from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (3, 18), generator=torch.Generator().manual_seed(4))
@@ -359,8 +356,7 @@ def test_what_comes_before_the_changed_layer_is_not_run_again():
 def test_equal_runs_through_the_doors_give_equal_bytes_and_prune_again(kind, tmp_path):
     """Pruned once more, too: what the first run made."""
     write_tiny_folder(tmp_path / "dense", "gemma3_text", dtype="bfloat16", num_hidden_layers=4, **SLIDING)
-    (tmp_path / "calibration").mkdir()
-    save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
+    calibration = write_calibration(tmp_path / "calibration", IDS)
     layout = "uniform" if kind == "layers" else "per_layer"
     values = {
         "method": "shortgpt",
@@ -371,14 +367,7 @@ def test_equal_runs_through_the_doors_give_equal_bytes_and_prune_again(kind, tmp
     config = PruneConfig.model_validate(values)
 
     def run(model, name):
-        inputs = {"model": tmp_path / model, "calibration": tmp_path / "calibration"}
-        for role in ("scores", "plan", "pruned"):
-            (tmp_path / name / role).mkdir(parents=True)
-        score_stage.body(Job(config), inputs, tmp_path / name / "scores", silent)
-        inputs["scores"] = tmp_path / name / "scores"
-        plan_stage.body(Job(config), inputs, tmp_path / name / "plan", silent)
-        inputs["plan"] = tmp_path / name / "plan"
-        prune_stage.body(Job(config), inputs, tmp_path / name / "pruned", silent)
+        through_the_doors(config, tmp_path / model, calibration, tmp_path / name)
         return {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
 
     assert run("dense", "first") == run("dense", "second")

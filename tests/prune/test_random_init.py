@@ -6,21 +6,17 @@ import copy
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, silent
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.generator import own_generator
 from resprout.tasks.models.load import load_model
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.stage import plan as plan_stage
-from resprout.tasks.prune.stage import prune as prune_stage
-from resprout.tasks.prune.stage import score as score_stage
 from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (2, 8), generator=torch.Generator().manual_seed(6))
@@ -79,16 +75,8 @@ def test_weights_depend_on_the_seed_alone():
 def test_through_the_doors_a_loaded_model_forgets_its_weights(tmp_path):
     """Loaded weights bear marks by which transformers would leave them as they are."""
     write_tiny_folder(tmp_path / "model", "llama", dtype="bfloat16")
-    (tmp_path / "calibration").mkdir()
-    save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
-    inputs = {"model": tmp_path / "model", "calibration": tmp_path / "calibration"}
-    where = {role: tmp_path / role for role in ("scores", "plan", "pruned")}
-    for folder in where.values():
-        folder.mkdir()
-    job = Job(config())
-    score_stage.body(job, inputs, where["scores"], silent)
-    plan_stage.body(job, {**inputs, "scores": where["scores"]}, where["plan"], silent)
-    prune_stage.body(job, {**inputs, "plan": where["plan"]}, where["pruned"], silent)
+    calibration = write_calibration(tmp_path / "calibration", IDS)
+    where = through_the_doors(config(), tmp_path / "model", calibration, tmp_path)
     before = dict(load_model(tmp_path / "model", "bfloat16", "cpu").named_parameters())
     for name, found in load_model(where["pruned"], "bfloat16", "cpu").named_parameters():
         assert found.shape != before[name].shape or not torch.equal(found, before[name])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.job import Job
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.pages import SafetensorsWriter, open_model
@@ -28,12 +28,8 @@ def made(folder, family, **changes):
     target = {"params_ratio": 0.96}
     given = {"units": units, "target": target, "round_to": 8, "repair": "least_squares"}
     given |= layout_for(family, units) | changes
-    job = Job(PruneConfig.model_validate(given))
-    inputs = {"model": folder.parent / "model", "calibration": folder.parent / "calibration"}
-    for name, stage in (("scores", score), ("plan", plan), ("pruned", prune)):
-        inputs[name] = folder / name
-        inputs[name].mkdir(parents=True)
-        stage.body(job, inputs, inputs[name], silent)
+    config = PruneConfig.model_validate(given)
+    through_the_doors(config, folder.parent / "model", folder.parent / "calibration", folder)
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -41,8 +37,7 @@ def made(folder, family, **changes):
 def place(tmp_path):
     def write(family, **widths):
         write_tiny_folder(tmp_path / "model", family, dtype="bfloat16", **widths)
-        (tmp_path / "calibration").mkdir()
-        save_file({"input_ids": IDS}, tmp_path / "calibration" / "calibration.safetensors")
+        write_calibration(tmp_path / "calibration", IDS)
         return tmp_path
 
     return write
