@@ -31,7 +31,7 @@ class TargetConfig(Section):
     """Bytes of all unique weights in model.dtype; a number, or one with a unit such as "250 MB"."""
     latency_ratio: Ratio | None = None
     """Kept share of the time of a forward pass over a batch of calibration tokens, measured on this machine;
-    allocator dynamic_programming."""
+    allocator spdy or dynamic_programming."""
     latency_ms: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     """Milliseconds of that forward pass, likewise."""
 

@@ -111,9 +111,10 @@ def resolve(config: PruneConfig) -> Resolved:
                 "per_layer cannot weigh; give one of them, or layout: uniform"
             )
     if config.target.timed and not ALLOCATORS.entry(allocator).declared.get("latency"):
+        timed = [one.name for one in ALLOCATORS if one.declared.get("latency")]
         raise BadInput(
             f"prune.target is a latency, which allocator '{allocator}' cannot spend; give allocator: "
-            "dynamic_programming and layout: per_layer, or a target in parameters"
+            f"{' or '.join(timed)} and layout: per_layer, or a target in parameters"
         )
     if config.target.timed and (untimed := set(config.units) - {"ffn", "kv_groups"}):
         raise BadInput(

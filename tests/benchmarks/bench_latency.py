@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests python tests/benchmarks/bench_latency.py [--ratios 0.8] [--repeats 9]
 
-A random Llama of 12 layers in float32 is planned for shares of its latency (tasks/prune/latency.py, allocator
-dynamic_programming, ffn and kv_groups), cut, and its forward pass over the table's batch is timed in turns
-with the dense model's. The measured share, a median of pairs, may differ from the plan's by 5 % of it.
+A random Llama of 12 layers in float32 is planned for shares of its latency (tasks/prune/latency.py, method
+ziplm, ffn and kv_groups), cut, and its forward pass over the table's batch is timed in turns with the dense
+model's. The measured share, a median of pairs, may differ from the plan's by 5 % of it.
 """
 
 from __future__ import annotations

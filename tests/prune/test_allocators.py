@@ -19,6 +19,7 @@ from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgrammi
 from resprout.tasks.prune.allocators.evolutionary import Evolutionary
 from resprout.tasks.prune.allocators.global_standardised import GlobalStandardised, standardised
 from resprout.tasks.prune.allocators.pq_index import PqIndex
+from resprout.tasks.prune.allocators.spdy import Spdy
 from resprout.tasks.prune.allocators.uniform import Uniform
 from resprout.tasks.prune.allocators.zeroth_order import ZerothOrder
 from resprout.tasks.prune.contracts import Bench, Request
@@ -121,6 +122,7 @@ ALL = [
     ZerothOrder(),
     SEARCH,
     DynamicProgramming(),
+    Spdy(steps=3, calibration_tokens=12),
 ]
 
 

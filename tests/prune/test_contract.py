@@ -38,7 +38,10 @@ from tiny_models import layout_for, read_units, tiny_model, write_tiny_folder
 IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 
 
-QUICK = {"evolutionary": {"generations": 2, "children": 3, "stages": 2, "first_tokens": 20}}
+QUICK = {
+    "evolutionary": {"generations": 2, "children": 3, "stages": 2, "first_tokens": 20},
+    "spdy": {"steps": 2, "calibration_tokens": 20},
+}
 """Settings of allocators that would take seconds."""
 
 

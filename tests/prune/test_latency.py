@@ -100,14 +100,18 @@ def test_a_table_adds_up():
     assert table.total(replace(SHAPE, ffn=(2, 4), kv_heads=(1, 2))) == 13.0
 
 
-def test_a_plan_for_a_latency_stays_within_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("allocator", "settings"),
+    [("dynamic_programming", {}), ("spdy", {"steps": 2, "calibration_tokens": 16})],
+)
+def test_a_plan_for_a_latency_stays_within_it(allocator, settings, monkeypatch):
     """With a table of 1 ms a block of 8 channels and 4 ms a group, dense is 2 * (16 + 8) + 2 = 50 ms."""
     table = LatencyTable({"ffn": {8 * n: float(n) for n in range(1, 17)}, "kv_groups": {1: 4.0, 2: 8.0}}, 2.0)
     monkeypatch.setattr("resprout.tasks.prune.make_plan.measure", lambda *given: table)
     model = tiny_model("llama")
     ids = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(1))
     given = {"method": "flap", "repair": "none", "units": ["ffn"], "layout": "per_layer", "round_to": 8}
-    given |= {"allocator": "dynamic_programming", "target": {"latency_ratio": 0.8}}
+    given |= {"allocator": allocator, "allocator_settings": settings, "target": {"latency_ratio": 0.8}}
     plan, _ = make_plan(model, PruneConfig.model_validate(given), ids)
     assert plan.latency is not None
     assert (plan.latency.dense, plan.latency.requested, plan.latency.reached) == (50.0, 40.0, 40.0)
@@ -138,7 +142,10 @@ def test_measured_widths_cost_less_the_narrower_they_are():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"layout": "uniform", "allocator": "uniform"}, "allocator 'uniform' cannot spend"),
+        (
+            {"layout": "uniform", "allocator": "uniform"},
+            r"'uniform' cannot spend; give allocator: dynamic_programming or spdy",
+        ),
         ({"units": ["heads"]}, r"names heads; give ffn, kv_groups or both"),
         ({"memory": "stream"}, r"stream, but allocator 'dynamic_programming' runs the whole model"),
     ],

@@ -155,6 +155,7 @@ def kept_of(plan, kind):
 
 
 QUICK = {"generations": 2, "children": 3, "stages": 2, "first_tokens": 28}
+SPDY = {"steps": 2, "calibration_tokens": 28}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,7 @@ QUICK = {"generations": 2, "children": 3, "stages": 2, "first_tokens": 28}
         *((units, "global_standardised", {}) for units in (("heads",), ("ffn", "kv_groups"))),
         *((units, "dynamic_programming", {}) for units in (("heads",), ("ffn", "kv_groups"))),
         (("ffn", "kv_groups"), "evolutionary", QUICK),
+        *((units, "spdy", SPDY) for units in (("heads",), ("ffn", "kv_groups"))),
         (("ffn",), "pq_index", {}),
     ],
 )

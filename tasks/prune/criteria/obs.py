@@ -14,8 +14,7 @@ one in turn, as plans do.
 
 Costs and updates are the paper's equations 2 to 4. IST-DASLab/ZipLM holds no code; its routine lives on in
 IST-DASLab/DarwinLM (src/fast_obc_struct.py), with which these agree: weights of features that are always zero
-count as zero, so that they leave first. The paper trains between levels; here `dynamic_programming` spends a
-budget once.
+count as zero, so that they leave first. The paper trains between levels; here `spdy` spends a budget once.
 """
 
 from __future__ import annotations

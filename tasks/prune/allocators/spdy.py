@@ -1,0 +1,125 @@
+"""The least total loss, with weights of the layers' losses that are found by trying the model (SPDY).
+
+Errors of layers add up to no loss of the model: where one feature makes up most of a layer's output, an error
+of a hundredth may matter more than one of a tenth elsewhere. So each kind of unit in each layer has a weight
+by which its losses are multiplied before the dynamic programme (tasks/prune/options.py) adds them up (SPDY,
+Frantar and Alistarh, arXiv 2201.13096, which ZipLM takes over, Kurtic et al., arXiv 2302.04089). What weights
+are worth is the next-token loss, over calibration tokens, of the model at the widths that they lead to.
+
+Both papers draw weights anew from [0, 1] hundreds of times. Weights of a language model differ by orders of
+magnitude, so here they begin as measured: what narrowing one place alone to half its blocks does to the loss,
+over the error it has there; this costs half a forward pass for each place. Then as many `steps` change one
+weight in ten of the best so far (as ZipLM does, a thousand times), each by a factor. A candidate is tried by
+zeros in the input features of the readers, where ZipLM solves the weights anew, as repairs come after
+allocation; and a block of each part always stays, where ZipLM may drop the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, ClassVar
+
+from resprout.configs.stages import Unit
+from resprout.tasks.models.size import Shape
+from resprout.tasks.models.trial import BATCH_TOKENS, next_token_loss
+from resprout.tasks.prune.bounds import require
+from resprout.tasks.prune.options import Options
+from resprout.tasks.prune.spend import given
+from resprout.tasks.prune.tried import Tried
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from resprout.tasks.prune.contracts import Bench, Request, Scores
+
+
+@dataclass(frozen=True)
+class Spdy:
+    """Dynamic programming over losses weighed by layer, the weights found by trying the model."""
+
+    per_layer: ClassVar[bool] = True
+    tries: ClassVar[bool] = True
+    latency: ClassVar[bool] = True
+    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+
+    steps: int = 50
+    """Changes of the best weights that are tried."""
+    change_ratio: float = 0.1
+    """Share of the weights that are changed at a time, on average."""
+    factor: float = 4.0
+    """A changed weight grows or shrinks by this factor at most."""
+    calibration_tokens: int = 2048
+    """About this many calibration tokens are looked at: whole samples from the first, at least one."""
+    seed: int = 17
+    """Of the changes."""
+
+    def __post_init__(self) -> None:
+        require("spdy", 0, steps=self.steps, seed=self.seed)
+        require("spdy", 0, 1, change_ratio=self.change_ratio)
+        require("spdy", 1, factor=self.factor, calibration_tokens=self.calibration_tokens)
+
+    def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
+        """The widths of least loss among those tried; what equal weights lead to is among them."""
+        bench, options, random = given(bench), Options(request, scores), Random(self.seed)
+        losses = _Losses(bench, options, scores, self.calibration_tokens)
+        best = losses.measured_weights()
+        chosen = min(options.cheapest(best), options.cheapest(), key=losses.of)
+        for index in range(self.steps):
+            weights = [
+                one * self.factor ** random.uniform(-1, 1) if random.random() < self.change_ratio else one
+                for one in best
+            ]
+            other = options.cheapest(weights)
+            if losses.of(other) < losses.of(chosen):
+                best, chosen = weights, other
+            bench.progress(index + 1, self.steps, "weights of the layers tried")
+        return options.shape_with(chosen)
+
+
+class _Losses:
+    """Mean next-token losses, over the first calibration tokens, of a model narrowed as chosen."""
+
+    def __init__(self, bench: Bench, options: Options, scores: Scores, tokens: int) -> None:
+        self.bench, self.options = bench, options
+        self.tried = Tried(bench, scores, options.places)
+        self.samples = bench.input_ids[: max(1, tokens // bench.input_ids.shape[1])]
+        self.batches = self.samples.split(max(1, BATCH_TOKENS // self.samples.shape[1]))
+        self.found: dict[tuple[int, ...], float] = {}
+
+    def of(self, chosen: Sequence[int]) -> float:
+        """The loss with these options taken, run once for each choice."""
+        key = tuple(chosen)
+        if key not in self.found:
+            with self.tried.narrowed(self.options.widths(chosen)):
+                self.found[key] = sum(self._share(ids, self.tried.trial.logits(ids)) for ids in self.batches)
+        return self.found[key]
+
+    def measured_weights(self) -> list[float]:
+        """Of each place the growth of the loss if it alone keeps half its blocks, over its error there.
+
+        A place without which the loss is no higher weighs as little as any other.
+        """
+        trial, widths = self.tried.trial, self.options.widths
+        whole = [len(counts) - 1 for counts in self.options.counts]
+        halves = [[*whole[:place], most // 2, *whole[place + 1 :]] for place, most in enumerate(whole)]
+        growth = [-self.of(whole)] * len(whole)
+        for done, ids in enumerate(self.batches):
+            with self.tried.narrowed(widths(whole)):
+                stream = trial.inputs(ids)
+            for place, (_, layer) in enumerate(self.options.places):
+                with self.tried.narrowed(widths(halves[place])):
+                    logits = trial.logits(ids, start=layer, hidden=stream[layer])
+                growth[place] += self._share(ids, logits)
+            self.bench.progress(done + 1, len(self.batches), "batches with one part narrowed at a time")
+        ratios = [
+            one / float(losses[half[place]]) if losses[half[place]] > 0 else 0.0
+            for place, (one, losses, half) in enumerate(zip(growth, self.options.losses, halves, strict=True))
+        ]
+        least = min((one for one in ratios if one > 0), default=1.0)
+        return [max(one, least) for one in ratios]
+
+    def _share(self, ids: Tensor, logits: Tensor) -> float:
+        """What a batch brings to the mean loss."""
+        return next_token_loss(logits, ids) * len(ids) / len(self.samples)

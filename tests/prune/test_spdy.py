@@ -1,0 +1,147 @@
+"""Weights of the layers' losses: the search against all widths there are, and what it is for."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.trial import next_token_loss
+from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming
+from resprout.tasks.prune.allocators.spdy import Spdy, _Losses
+from resprout.tasks.prune.contracts import Bench, Costs, Request
+from resprout.tasks.prune.options import Options
+from resprout.tasks.prune.tried import Tried
+from tiny_models import tiny_model
+
+IDS = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(6))
+
+
+def column(*values):
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
+
+
+def asked(model, kept_blocks, **values):
+    """Of all blocks of 32 channels this many may stay."""
+    shape = shape_of(model.config.to_dict())
+    gone = sum(shape.ffn) - 32 * kept_blocks
+    return Request(shape, shape.params - gone * shape.unit_params("ffn"), ("ffn",), 32, False, **values)
+
+
+def alike(layers):
+    """Every layer errs alike, so that only weights can tell them apart."""
+    return [{"ffn": torch.linspace(0.01, 1, 128)[:, None]} for _ in range(layers)]
+
+
+def loss_of(model):
+    logits = model(IDS).logits[:, :-1].flatten(0, 1)
+    return cross_entropy(logits.double(), IDS[:, 1:].flatten()).item()
+
+
+def loss_at(model, scores, widths):
+    with Tried(Bench(model, IDS), scores, [("ffn", one) for one in range(len(widths))]).narrowed(widths):
+        return loss_of(model)
+
+
+def test_weights_by_hand():
+    """Scores 1, 2, 3, 9 and 4, 5, 6, 7; of eight blocks three must go.
+
+    All weighing the same these are 1, 2 and 3 of layer 0. If losses of layer 1 weigh a quarter they are 1 of
+    layer 0 and 4 and 5 of layer 1, for 3.25; three of layer 1 cost 3.75, two of layer 0 and one 4.
+    """
+    model = tiny_model("llama", intermediate_size=4)
+    shape = shape_of(model.config.to_dict())
+    costs = Costs(5.0, lambda kind, layer, count: count)
+    scores = [{"ffn": column(3, 9, 1, 2)}, {"ffn": column(4, 5, 6, 7)}]
+    options = Options(Request(shape, shape.params, ("ffn",), 1, costs=costs), scores)
+    assert options.places == [("ffn", 0), ("ffn", 1)]
+    assert options.widths(options.cheapest()) == [1, 4]
+    assert options.widths(options.cheapest([1.0, 0.25])) == [3, 2]
+    assert options.shape_with(options.cheapest([1.0, 0.25])).ffn == (3, 2)
+
+
+def test_the_loss_is_that_of_the_next_token():
+    model = tiny_model("llama")
+    assert next_token_loss(model(IDS).logits, IDS) == pytest.approx(loss_of(model), rel=1e-6)
+
+
+def test_weights_begin_as_measured():
+    """The growth of the loss with half of one part, over its error there; the last layer's does no harm."""
+    model = tiny_model("llama", num_hidden_layers=3)
+    model.model.layers[2].mlp.down_proj.weight.data.zero_()
+    scores, kinds = alike(3), ("ffn", "kv_groups")
+    for layer, by_kind in enumerate(scores):
+        by_kind["kv_groups"] = column(1.0 + layer, 0.5)
+    shape = shape_of(model.config.to_dict())
+    bench, options = Bench(model, IDS), Options(Request(shape, shape.params, kinds, 32, False), scores)
+    losses = _Losses(bench, options, scores, 64)
+    dense = loss_of(model)
+    assert losses.of([3, 1] * 3) == pytest.approx(dense, rel=1e-6)
+    expected = []
+    for place in range(6):
+        widths = [128, 2] * 3
+        widths[place] //= 2
+        # With 64 of 128 channels gone, or the group of the lower score.
+        error = scores[0]["ffn"][:64].sum().item() if widths[place] > 2 else 0.5
+        with losses.tried.narrowed(widths):
+            expected.append((loss_of(model) - dense) / error)
+    assert expected[4] == 0.0
+    least = min(one for one in expected if one > 0)
+    found = losses.measured_weights()
+    assert found == pytest.approx([max(one, least) for one in expected], rel=1e-3)
+
+
+@pytest.mark.parametrize("useless", [0, 1])
+def test_the_search_finds_the_widths_of_least_loss(useless):
+    """Three layers, whose errors are alike though one of them does next to nothing, keep 7 blocks of 12."""
+    model = tiny_model("llama", num_hidden_layers=3)
+    model.model.layers[useless].mlp.down_proj.weight.data.mul_(1e-3)
+    scores, request = alike(3), asked(model, 7)
+    widths = [
+        tuple(32 * one for one in blocks)
+        for blocks in itertools.product(range(1, 5), repeat=3)
+        if sum(blocks) == 7
+    ]
+    best = min(widths, key=lambda one: loss_at(model, scores, one))
+    found = Spdy(steps=300, change_ratio=0.5).allocate(request, scores, Bench(model, IDS))
+    assert found.ffn == best
+    assert found != DynamicProgramming().allocate(request, scores)
+
+
+def test_it_is_no_worse_than_equal_weights_and_better_the_longer_it_looks():
+    model = tiny_model("llama", num_hidden_layers=3)
+    generator = torch.Generator().manual_seed(3)
+    scores = [{"ffn": torch.rand(128, 1, generator=generator)} for _ in range(3)]
+    request, bench = asked(model, 8), Bench(model, IDS)
+    found = [DynamicProgramming(), *(Spdy(steps=steps) for steps in (0, 3, 100))]
+    losses = [loss_at(model, scores, one.allocate(request, scores, bench).ffn) for one in found]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > losses[-1]
+
+
+def test_each_choice_of_widths_is_tried_once_on_whole_samples(monkeypatch):
+    seen, steps = [], []
+    monkeypatch.setattr(
+        "resprout.tasks.prune.allocators.spdy.next_token_loss",
+        lambda logits, ids: seen.append(tuple(ids.shape)) or 1.0,
+    )
+    model = tiny_model("llama")
+    bench = Bench(model, IDS, progress=lambda *args: steps.append(args))
+    Spdy(steps=20, calibration_tokens=40).allocate(asked(model, 3), alike(2), bench)
+    assert set(seen) == {(2, 16)}
+    # The whole, a half of each layer, and three blocks: 1 + 2 or 2 + 1.
+    assert 4 <= len(seen) <= 5
+    assert len(steps) == 21
+    assert steps[0] == (1, 1, "batches with one part narrowed at a time")
+    assert steps[-1] == (20, 20, "weights of the layers tried")
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(BadInput, match=r"'spdy' has change_ratio: 1\.5; give from 0 to 1"):
+        Spdy(change_ratio=1.5)
+    with pytest.raises(BadInput, match="'spdy' has calibration_tokens: 0; give at least 1"):
+        Spdy(calibration_tokens=0)
