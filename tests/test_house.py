@@ -87,3 +87,9 @@ def test_constraints_pin_versions_and_name_no_host() -> None:
         assert version, line
         assert "+" not in version
         assert "://" not in line
+
+
+def test_the_page_of_the_pruning_room_names_every_file() -> None:
+    page = (ROOT / "tasks" / "prune" / "README.md").read_text()
+    files = {path.name for path in (ROOT / "tasks" / "prune").glob("*.py")} - {"__init__.py"}
+    assert {name for name in files if f"`{name}`" not in page} == set()
