@@ -69,6 +69,8 @@ def load_data(
     """The checked config in a mapping that `read_yaml` or `document` gave; `path` says where it is from."""
     environ = os.environ if environ is None else environ
     data = _unshared(data, itertools.count())
+    if "base" in data and {"grid", "list"} & data.keys():
+        raise BadInput(f"{path} is a sweep of run configs; give it to `resprout sweep`, or its base here")
     _refuse_plain_secrets(data)
     for name, text in sorted(environ.items()):
         if name.startswith(PREFIX) and name not in RESERVED:

@@ -150,6 +150,13 @@ def test_all_faults_are_reported_together(write) -> None:
         assert part in str(caught.value)
 
 
+def test_a_sweep_is_no_run_config(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("name: a\nbase: run.yaml\nlist:\n- {seed: 1}\n")
+    with pytest.raises(BadInput, match="is a sweep of run configs; give it to `resprout sweep`, or its base"):
+        load(path, environ={})
+
+
 def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("name: a\nseed: 1\nseed: 2\n")
