@@ -1,14 +1,13 @@
 """The table of tests/benchmarks/README.md: every pruning preset at one size, over several seeds.
 
     python tests/benchmarks/table_methods.py [--seeds 17 18 19] [--keep FOLDER] [--beside FOLDER]
-        [--sweeps compare_methods compare_shapes] [key=value ...]
+        [--sweep configs/compare_methods.yaml] [key=value ...]
 
-Runs configs/compare_methods.yaml and compare_shapes.yaml for each seed through `resprout sweep` and prints
-Markdown. What the table needs of each sweep is left in `--keep`, as one JSON object a line, and taken from
-there where it is already. Means over the seeds, with the standard deviation of perplexity; seconds of the
-processor and the largest resident set are those of the stages `score`, `plan` and `prune`, each counted
-where it was made. `--beside` adds the perplexity of another folder, and how alike the two order the methods
-(Spearman's rank correlation, of those that both have).
+Runs the sweep for each seed and prints Markdown. What the table needs of it is left in `--keep`, as one JSON
+object a line, and taken from there where it is already. Means over the models of a method, with the standard
+deviation of perplexity; seconds of the processor and the largest resident set are those of the stages
+`score`, `plan` and `prune`, each counted where it was made. `--beside` adds the perplexity of another folder,
+and how alike the two order the methods (Spearman's rank correlation, of those that both have).
 """
 
 from __future__ import annotations
@@ -25,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-SWEEPS = ("compare_methods", "compare_shapes")
 PRUNING = ("score", "plan", "prune")
-HEAD = ("method", "units", "layout", "kept", "perplexity", "accuracy", "CPU s", "peak MB")
+HEAD = ("method", "units", "layout", "models", "kept", "perplexity", "accuracy", "CPU s", "peak MB")
 DENSE = ("dense", "", "")
 
 Facts = dict[str, Any]
@@ -37,12 +35,11 @@ Costs = dict[str, tuple[float, float]]
 Key = tuple[str, str, str]
 
 
-def swept(name: str, seed: int, overrides: list[str], folder: Path) -> list[Facts]:
+def swept(config: Path, seed: int, overrides: list[str], folder: Path) -> list[Facts]:
     """The models of a sweep, from the folder where they were kept or measured now."""
-    kept = folder / f"{name}-{seed}.jsonl"
+    kept = folder / f"{config.stem}-{seed}.jsonl"
     if not kept.exists():
         program = Path(sys.executable).with_name("resprout")
-        config = ROOT / "configs" / f"{name}.yaml"
         command = [str(program), "sweep", str(config), f"seed={seed}", *overrides, "--json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found = facts(json.loads(done.stdout.splitlines()[-1]))
@@ -124,6 +121,7 @@ def cells(row: list[Facts], costs: Costs) -> tuple[str, ...]:
     spread = f" ± {statistics.stdev(perplexity):,.2f}" if len(set(perplexity)) > 1 else ""
     accuracy, cost = mean(row, "accuracy"), spent(row, costs)
     return (
+        str(len(row)),
         f"{mean(row, 'kept'):.3f}",
         f"{statistics.mean(perplexity):,.2f}{spread}",
         "" if accuracy is None else f"{accuracy:.3f}",
@@ -134,15 +132,14 @@ def cells(row: list[Facts], costs: Costs) -> tuple[str, ...]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
-    parser.add_argument("--sweeps", nargs="+", default=SWEEPS)
+    parser.add_argument("--sweep", type=Path, default=ROOT / "configs" / "compare_methods.yaml")
     parser.add_argument("--keep", type=Path, help="folder of the sweeps' results")
     parser.add_argument("--beside", type=Path, help="folder of the results of another model or set")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     folder = args.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = [(name, seed) for seed in args.seeds for name in args.sweeps]
-    found = [one for pair in pairs for one in swept(*pair, args.overrides, folder)]
+    found = [one for seed in args.seeds for one in swept(args.sweep, seed, args.overrides, folder)]
     costs: Costs = {digest: cost for one in found for digest, cost in one["made"].items()}
     rows = by_method(found)
     files = sorted(args.beside.glob("*.jsonl")) if args.beside else []
@@ -151,7 +148,7 @@ def main() -> int:
     print("| " + " | ".join(head) + " |")
     print("| --- " * 3 + "| ---: " * (len(head) - 3) + "|")
     for names, row in rows.items():
-        other = (cells(there[names], {})[1] if names in there else "",) * bool(there)
+        other = (cells(there[names], {})[2] if names in there else "",) * bool(there)
         print("| " + " | ".join((*names, *cells(row, costs), *other)) + " |")
     if both := [names for names in rows if names in there and names != DENSE]:
         from scipy.stats import spearmanr
