@@ -89,6 +89,12 @@ def test_constraints_pin_versions_and_name_no_host() -> None:
         assert "://" not in line
 
 
+def test_every_pruning_method_is_compared() -> None:
+    _, variants = load_sweep(ROOT / "configs" / "compare_methods.yaml", [])
+    compared = {variant.settings["prune.method"] for variant in variants}
+    assert compared | {"random_init"} == set(preset_names())
+
+
 def test_the_page_of_the_pruning_room_names_every_file() -> None:
     page = (ROOT / "tasks" / "prune" / "README.md").read_text()
     files = {path.name for path in (ROOT / "tasks" / "prune").glob("*.py")} - {"__init__.py"}

@@ -142,6 +142,10 @@ class Allocator(Protocol):
     """Kinds of units that it can spend on; left out: all that have widths."""
     tries: ClassVar[bool]
     """Whether it runs the model, so that `bench` must be given."""
+    narrows: ClassVar[bool]
+    """Whether it runs the model with fewer units, by what reads them (tasks/prune/tried.py); left out: no."""
+    latency: ClassVar[bool]
+    """Whether it can spend a request's `costs`; left out: no."""
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The request's shape with widths that fit its limit.

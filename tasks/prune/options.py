@@ -18,6 +18,7 @@ from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.contracts import Costs, Request
 from resprout.tasks.prune.spend import sizes_of
+from resprout.tasks.prune.target import removable_params
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,14 +53,14 @@ class Options:
                 self.losses.append(_losses(values, request.cumulative)[keeps])
                 self.costs.append(np.array([budget.of(kind, layer, count) for count in self.counts[-1]]))
 
-    def cheapest(self, weights: Sequence[float] | None = None) -> list[int]:
+    def best(self, weights: Sequence[float] | None = None) -> list[int]:
         """Which option of each place to take so that the losses, times a place's weight, add up to least.
 
         Where no choice fits the budget, BadInput.
         """
         factors = [1.0] * len(self.places) if weights is None else weights
         losses = [weight * one for weight, one in zip(factors, self.losses, strict=True)]
-        return cheapest_within(losses, self.costs, self.limit)
+        return best_within(losses, self.costs, self.limit)
 
     def widths(self, chosen: Sequence[int]) -> list[int]:
         """Units that each place keeps."""
@@ -93,7 +94,7 @@ def _losses(values: NDArray[np.float64], cumulative: bool) -> NDArray[np.float64
     return values.sum() - np.insert(np.cumsum(values), 0, 0.0)
 
 
-def cheapest_within(
+def best_within(
     losses: list[NDArray[np.float64]], costs: list[NDArray[np.float64]], limit: float
 ) -> list[int]:
     """Which option of each place to take so that costs stay within `limit` and losses add up to least.
@@ -149,12 +150,7 @@ def _sum(costs: list[NDArray[np.float64]], chosen: list[int]) -> float:
 def _in_params(request: Request) -> Costs:
     """Parameters that units bring, and how many of them the limit leaves room for."""
     shape = request.shape
-    removable = sum(
-        count * shape.unit_params(kind, layer)
-        for kind in request.kinds
-        for layer, count in enumerate(shape.counts(kind))
-    )
     return Costs(
-        float(request.limit - (shape.params - removable)),
+        float(request.limit - (shape.params - removable_params(request))),
         lambda kind, layer, count: float(count * shape.unit_params(kind, layer)),
     )

@@ -82,10 +82,7 @@ def spend_shares(request: Request, shares: Mapping[Unit, Sequence[float]]) -> Sh
     for kind, by_layer in shares.items():
         for layer, share in enumerate(by_layer):
             if not math.isfinite(share):
-                raise StageFailed(
-                    f"the allocator's measure of layer {layer} is not finite; the model's activations "
-                    "overflow in this dtype: give model.dtype: bfloat16 or float32"
-                )
+                raise overflow(f"the allocator's measure of layer {layer}")
             blocks += _due(request, layer, kind, max(share, 1e-9))
     return spend(request, blocks)
 
@@ -95,6 +92,14 @@ def given(bench: Bench | None) -> Bench:
     if bench is None:
         raise TypeError("this allocator looks at the model, so it must be given a Bench")
     return bench
+
+
+def overflow(what: str) -> StageFailed:
+    """That a number, which the sentence begins with, is not finite."""
+    return StageFailed(
+        f"{what} is not finite; the model's activations overflow in this dtype: give model.dtype: bfloat16 "
+        "or float32"
+    )
 
 
 def _due(request: Request, layer: int, kind: Unit, share: float) -> Iterator[Block]:

@@ -16,7 +16,7 @@ from resprout.tasks.models.size import BYTES, Shape
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.registry import Registry
+from resprout.tasks.registry import Entry, Registry
 
 FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""
@@ -64,6 +64,7 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
             )
         _check_unread(dense, "criterion", CRITERIA, names.criterion)
         _check_unread(dense, "repair", REPAIRS, names.repair)
+        _check_unread(dense, "allocator", ALLOCATORS, names.allocator)
     shape = with_repair(dense, config.units, names.repair)
     if dense.turned:
         raise BadInput(
@@ -103,12 +104,19 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
 
 def _check_unread(dense: Shape, part: str, registry: Registry[Any], name: str) -> None:
     """Raise BadInput where a method needs the module that reads FFN channels, which experts do not have."""
-    able = [entry.name for entry in registry if {"ffn", "experts"} <= set(entry.declared.get("units", ()))]
+    able = [entry.name for entry in registry if _unread(part, entry)]
     if name not in able:
         raise BadInput(
             f"{part} '{name}' looks at what reads FFN channels, which in a {dense.model_type} model, inside "
             f"experts, no one module does; give prune.{part}: {' or '.join(able)}"
         )
+
+
+def _unread(part: str, entry: Entry) -> bool:
+    """Whether a method leaves alone what reads units; one that can score or mend experts does."""
+    if part == "allocator":
+        return not entry.declared.get("narrows") and "ffn" in entry.declared.get("units", ("ffn",))
+    return {"ffn", "experts"} <= set(entry.declared.get("units", ()))
 
 
 def _check_present(dense: Shape, kinds: tuple[Unit, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The table of tests/benchmarks/README.md: every pruning preset at one size, over several seeds.
+"""The table of tests/benchmarks/README.md: pruning presets at one size, over several seeds.
 
     python tests/benchmarks/table_methods.py [--seeds 17 18 19] [--keep FOLDER] [--beside FOLDER]
         [--sweep configs/compare_methods.yaml] [key=value ...]
@@ -41,17 +41,24 @@ def swept(config: Path, seed: int, overrides: list[str], folder: Path) -> list[F
     if not kept.exists():
         program = Path(sys.executable).with_name("resprout")
         command = [str(program), "sweep", str(config), f"seed={seed}", *overrides, "--json"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+        if not done.stdout:
+            raise SystemExit(done.returncode)
         found = facts(json.loads(done.stdout.splitlines()[-1]))
         kept.write_text("".join(json.dumps(one) + "\n" for one in found))
     return [json.loads(line) for line in kept.read_text().splitlines()]
 
 
 def facts(result: dict[str, Any]) -> Iterator[Facts]:
-    """The dense model and every variant of what `resprout sweep --json` says."""
-    for number, variant in enumerate(result["variants"]):
+    """The dense model and every variant that `resprout sweep --json` says was made; others are told of."""
+    first = True
+    for variant in result["variants"]:
         settings, models = variant["settings"], variant["result"]["models"]
-        if not number:
+        if variant["result"]["status"] != "done":
+            print(f"left out, as it failed: {variant['name']} {settings}", file=sys.stderr)
+            continue
+        if first:
+            first = False
             yield {
                 **dict(zip(HEAD, DENSE, strict=False)),
                 **_quality(models, "dense"),
@@ -133,7 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--sweep", type=Path, default=ROOT / "configs" / "compare_methods.yaml")
-    parser.add_argument("--keep", type=Path, help="folder of the sweeps' results")
+    parser.add_argument("--keep", type=Path, help="folder of the sweeps' results, for one model and set")
     parser.add_argument("--beside", type=Path, help="folder of the results of another model or set")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()

@@ -79,6 +79,11 @@ def test_experts_and_channels_leave_at_once():
         ),
         ({"repair": "least_squares"}, r"repair 'least_squares' looks at .* give prune\.repair: none"),
         (
+            {"layout": "per_layer", "allocator": "spdy"},
+            r"allocator 'spdy' looks at .* give prune\.allocator: .*global_standardised",
+        ),
+        ({"layout": "per_layer", "allocator": "evolutionary"}, "allocator 'evolutionary' looks at"),
+        (
             {"units": ["experts", "ffn"], "layout": "per_layer"},
             "experts and ffn, whose sizes depend on each other",
         ),

@@ -17,7 +17,7 @@ from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgrammi
 from resprout.tasks.prune.contracts import Bench, Costs, Request
 from resprout.tasks.prune.latency import LatencyTable, measure, smaller
 from resprout.tasks.prune.make_plan import make_plan, plan_from
-from resprout.tasks.prune.options import cheapest_within
+from resprout.tasks.prune.options import best_within
 from resprout.tasks.prune.resolve import resolve
 from tiny_models import tiny_model
 
@@ -41,14 +41,14 @@ def test_it_finds_what_brute_force_finds(seed):
         for chosen in itertools.product(range(4), repeat=5)
         if sum(cost[i] for cost, i in zip(costs, chosen, strict=True)) <= limit
     )
-    chosen = cheapest_within(losses, costs, limit)
+    chosen = best_within(losses, costs, limit)
     assert sum(cost[i] for cost, i in zip(costs, chosen, strict=True)) <= limit
     assert sum(loss[i] for loss, i in zip(losses, chosen, strict=True)) == pytest.approx(best[0])
 
 
 def test_what_nothing_fits_into_is_refused():
     with pytest.raises(BadInput, match=r"leaves no choice of widths.*raise the target"):
-        cheapest_within([np.array([1.0])] * 2, [np.array([6.0])] * 2, 10.0)
+        best_within([np.array([1.0])] * 2, [np.array([6.0])] * 2, 10.0)
 
 
 def test_parameters_by_hand():

@@ -25,4 +25,4 @@ class DynamicProgramming:
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, of least loss among those within the budget."""
         options = Options(request, scores)
-        return options.shape_with(options.cheapest())
+        return options.shape_with(options.best())

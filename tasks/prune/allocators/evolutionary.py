@@ -8,6 +8,7 @@ tried by zeros in the input features of the readers, which computes what the cut
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -21,7 +22,7 @@ from resprout.tasks.models.size import Shape
 from resprout.tasks.models.trial import BATCH_TOKENS
 from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.evolution import Candidate, evolve, stages
-from resprout.tasks.prune.spend import given, sizes_of, spend_shares
+from resprout.tasks.prune.spend import given, overflow, sizes_of, spend_shares
 from resprout.tasks.prune.target import fewest
 from resprout.tasks.prune.tried import Tried
 
@@ -35,6 +36,7 @@ class Evolutionary:
 
     per_layer: ClassVar[bool] = True
     tries: ClassVar[bool] = True
+    narrows: ClassVar[bool] = True
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
     generations: int = 50
@@ -119,7 +121,8 @@ class _Divergences:
                 with self.tried.narrowed(self.counts(candidate)):
                     tried = self.trial.logits(ids[batch]).float().log_softmax(dim=-1)
                 found[index] += (uncut.exp() * (uncut - tried)).sum().item() / len(drawn) / length
-        return found
+        # Of a candidate that overflows nothing is known but that it is no good.
+        return [one if math.isfinite(one) else math.inf for one in found]
 
     def counts(self, candidate: Candidate) -> list[int]:
         """Units that each place keeps."""
@@ -132,9 +135,11 @@ class _Divergences:
             if sample not in self.ends:
                 self.ends[sample] = self.trial.inputs(self.bench.input_ids[[sample]])[-1]
         end = torch.cat([self.ends[sample] for sample in batch])
-        return (
-            self.trial.logits(ids, start=len(self.trial.parts.layers), hidden=end).float().log_softmax(dim=-1)
-        )
+        layers = len(self.trial.parts.layers)
+        uncut = self.trial.logits(ids, start=layers, hidden=end).float().log_softmax(dim=-1)
+        if not uncut.isfinite().all():
+            raise overflow("a log probability of the model")
+        return uncut
 
 
 def _level(sizes: list[int], count: int) -> int:

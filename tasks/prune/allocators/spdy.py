@@ -16,6 +16,8 @@ allocation; and a block of each part always stays, where ZipLM may drop the part
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -26,7 +28,7 @@ from resprout.tasks.models.size import Shape
 from resprout.tasks.models.trial import BATCH_TOKENS, next_token_loss
 from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.options import Options
-from resprout.tasks.prune.spend import given
+from resprout.tasks.prune.spend import given, overflow
 from resprout.tasks.prune.tried import Tried
 
 if TYPE_CHECKING:
@@ -35,19 +37,24 @@ if TYPE_CHECKING:
     from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
+LEAST = 0.01
+"""Of the median weight."""
+
+
 @dataclass(frozen=True)
 class Spdy:
     """Dynamic programming over losses weighed by layer, the weights found by trying the model."""
 
     per_layer: ClassVar[bool] = True
     tries: ClassVar[bool] = True
+    narrows: ClassVar[bool] = True
     latency: ClassVar[bool] = True
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
 
     steps: int = 50
     """Changes of the best weights that are tried."""
     change_ratio: float = 0.1
-    """Share of the weights that are changed at a time, on average."""
+    """Share of the weights that are changed at a time, on average; one is in any case."""
     factor: float = 4.0
     """A changed weight grows or shrinks by this factor at most."""
     calibration_tokens: int = 2048
@@ -64,14 +71,18 @@ class Spdy:
         """The widths of least loss among those tried; what equal weights lead to is among them."""
         bench, options, random = given(bench), Options(request, scores), Random(self.seed)
         losses = _Losses(bench, options, scores, self.calibration_tokens)
-        best = losses.measured_weights()
-        chosen = min(options.cheapest(best), options.cheapest(), key=losses.of)
+        places = len(options.places)
+        best = min(losses.measured_weights(), [1.0] * places, key=lambda one: losses.of(options.best(one)))
+        chosen = options.best(best)
         for index in range(self.steps):
+            sure = random.randrange(places)
             weights = [
-                one * self.factor ** random.uniform(-1, 1) if random.random() < self.change_ratio else one
-                for one in best
+                one * self.factor ** random.uniform(-1, 1)
+                if place == sure or random.random() < self.change_ratio
+                else one
+                for place, one in enumerate(best)
             ]
-            other = options.cheapest(weights)
+            other = options.best(weights)
             if losses.of(other) < losses.of(chosen):
                 best, chosen = weights, other
             bench.progress(index + 1, self.steps, "weights of the layers tried")
@@ -89,35 +100,41 @@ class _Losses:
         self.found: dict[tuple[int, ...], float] = {}
 
     def of(self, chosen: Sequence[int]) -> float:
-        """The loss with these options taken, run once for each choice."""
+        """The loss with these options taken, run once for each choice; infinite where it overflows."""
         key = tuple(chosen)
         if key not in self.found:
             with self.tried.narrowed(self.options.widths(chosen)):
-                self.found[key] = sum(self._share(ids, self.tried.trial.logits(ids)) for ids in self.batches)
+                loss = sum(self._share(ids, self.tried.trial.logits(ids)) for ids in self.batches)
+            self.found[key] = loss if math.isfinite(loss) else math.inf
         return self.found[key]
 
     def measured_weights(self) -> list[float]:
         """Of each place the growth of the loss if it alone keeps half its blocks, over its error there.
 
-        A place without which the loss is no higher weighs as little as any other.
+        No place weighs less than LEAST of the median, as one does without which the loss is no higher. A
+        loss that is not finite raises StageFailed.
         """
         trial, widths = self.tried.trial, self.options.widths
         whole = [len(counts) - 1 for counts in self.options.counts]
         halves = [[*whole[:place], most // 2, *whole[place + 1 :]] for place, most in enumerate(whole)]
-        growth = [-self.of(whole)] * len(whole)
+        growth = [0.0] * len(whole)
         for done, ids in enumerate(self.batches):
             with self.tried.narrowed(widths(whole)):
                 stream = trial.inputs(ids)
+                dense = self._share(ids, trial.logits(ids, start=len(stream) - 1, hidden=stream[-1]))
             for place, (_, layer) in enumerate(self.options.places):
                 with self.tried.narrowed(widths(halves[place])):
                     logits = trial.logits(ids, start=layer, hidden=stream[layer])
-                growth[place] += self._share(ids, logits)
+                growth[place] += self._share(ids, logits) - dense
             self.bench.progress(done + 1, len(self.batches), "batches with one part narrowed at a time")
-        ratios = [
-            one / float(losses[half[place]]) if losses[half[place]] > 0 else 0.0
-            for place, (one, losses, half) in enumerate(zip(growth, self.options.losses, halves, strict=True))
+        if not all(math.isfinite(one) for one in growth):
+            raise overflow("the loss of the model with a layer narrowed")
+        errors = [
+            float(losses[half[place]])
+            for place, (losses, half) in enumerate(zip(self.options.losses, halves, strict=True))
         ]
-        least = min((one for one in ratios if one > 0), default=1.0)
+        ratios = [one / error if error > 0 else 0.0 for one, error in zip(growth, errors, strict=True)]
+        least = LEAST * statistics.median([one for one in ratios if one > 0] or [1.0])
         return [max(one, least) for one in ratios]
 
     def _share(self, ids: Tensor, logits: Tensor) -> float:
