@@ -7,11 +7,12 @@ Frantar and Alistarh, arXiv 2201.13096, which ZipLM takes over, Kurtic et al., a
 are worth is the next-token loss, over calibration tokens, of the model at the widths that they lead to.
 
 Both papers draw weights anew from [0, 1] hundreds of times. Weights of a language model differ by orders of
-magnitude, so here they begin as measured: what narrowing one place alone to half its blocks does to the loss,
-over the error it has there; this costs half a forward pass for each place. Then as many `steps` change one
-weight in ten of the best so far (as ZipLM does, a thousand times), each by a factor. A candidate is tried by
-zeros in the input features of the readers, where ZipLM solves the weights anew, as repairs come after
-allocation; and a block of each part always stays, where ZipLM may drop the part.
+magnitude, so here they begin as measured: what narrowing one place alone does to the loss, over the error it
+has there. Half the blocks tell of small cuts but may be lost in noise, the fewest tell of large ones; both
+are measured, for a forward pass a place, and whichever leads to the least loss is taken. Then as many `steps`
+change one weight in ten of the best so far (as ZipLM does, a thousand times), each by a factor. A candidate
+is tried by zeros in the input features of the readers, where ZipLM solves the weights anew, as repairs come
+after allocation; and a block of each part always stays, where ZipLM may drop the part.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
-LEAST = 0.01
+LEAST = 0.1
 """Of the median weight."""
 
 
@@ -72,7 +73,8 @@ class Spdy:
         bench, options, random = given(bench), Options(request, scores), Random(self.seed)
         losses = _Losses(bench, options, scores, self.calibration_tokens)
         places = len(options.places)
-        best = min(losses.measured_weights(), [1.0] * places, key=lambda one: losses.of(options.best(one)))
+        starts = [[1.0] * places, *losses.measured_weights()]
+        best = min(starts, key=lambda one: losses.of(options.best(one)))
         chosen = options.best(best)
         for index in range(self.steps):
             sure = random.randrange(places)
@@ -108,31 +110,33 @@ class _Losses:
             self.found[key] = loss if math.isfinite(loss) else math.inf
         return self.found[key]
 
-    def measured_weights(self) -> list[float]:
-        """Of each place the growth of the loss if it alone keeps half its blocks, over its error there.
+    def measured_weights(self) -> list[list[float]]:
+        """Of each place the growth of the loss if it alone is narrowed, over its error there.
 
-        No place weighs less than LEAST of the median, as one does without which the loss is no higher. A
-        loss that is not finite raises StageFailed.
+        Once to half its blocks, once to the fewest. No place weighs less than LEAST of the median, as one
+        does without which the loss is no higher. A loss that is not finite raises StageFailed.
         """
-        trial, widths = self.tried.trial, self.options.widths
-        whole = [len(counts) - 1 for counts in self.options.counts]
-        halves = [[*whole[:place], most // 2, *whole[place + 1 :]] for place, most in enumerate(whole)]
-        growth = [0.0] * len(whole)
+        trial, options = self.tried.trial, self.options
+        whole = [len(counts) - 1 for counts in options.counts]
+        levels = [[most // 2 for most in whole], [0] * len(whole)]
+        growth = [[0.0] * len(whole) for _ in levels]
         for done, ids in enumerate(self.batches):
-            with self.tried.narrowed(widths(whole)):
+            with self.tried.narrowed(options.widths(whole)):
                 stream = trial.inputs(ids)
                 dense = self._share(ids, trial.logits(ids, start=len(stream) - 1, hidden=stream[-1]))
-            for place, (_, layer) in enumerate(self.options.places):
-                with self.tried.narrowed(widths(halves[place])):
-                    logits = trial.logits(ids, start=layer, hidden=stream[layer])
-                growth[place] += self._share(ids, logits) - dense
+            for place, (_, layer) in enumerate(options.places):
+                for level, found in zip(levels, growth, strict=True):
+                    narrowed = [*whole[:place], level[place], *whole[place + 1 :]]
+                    with self.tried.narrowed(options.widths(narrowed)):
+                        logits = trial.logits(ids, start=layer, hidden=stream[layer])
+                    found[place] += self._share(ids, logits) - dense
             self.bench.progress(done + 1, len(self.batches), "batches with one part narrowed at a time")
-        if not all(math.isfinite(one) for one in growth):
+        if not all(math.isfinite(one) for found in growth for one in found):
             raise overflow("the loss of the model with a layer narrowed")
-        errors = [
-            float(losses[half[place]])
-            for place, (losses, half) in enumerate(zip(self.options.losses, halves, strict=True))
-        ]
+        return [self._weights(*pair) for pair in zip(levels, growth, strict=True)]
+
+    def _weights(self, level: list[int], growth: list[float]) -> list[float]:
+        errors = [float(losses[option]) for losses, option in zip(self.options.losses, level, strict=True)]
         ratios = [one / error if error > 0 else 0.0 for one, error in zip(growth, errors, strict=True)]
         least = LEAST * statistics.median([one for one in ratios if one > 0] or [1.0])
         return [max(one, least) for one in ratios]
