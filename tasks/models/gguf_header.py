@@ -18,7 +18,14 @@ from resprout.tasks.models.size import Shape
 MAGIC = b"GGUF"
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = {
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3": "gemma3_text",
+}
+"""The architectures that are read, as GGUF and as transformers names them."""
 LONGEST_STRING = 1 << 20
 LONGEST_SKIP = 1 << 40
 MOST_DIMENSIONS = 4
@@ -55,10 +62,10 @@ def gguf_shape(path: Path) -> Shape:
     metadata, tensors = read_header(path)
     refuse_part(path, metadata)
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if architecture not in MODEL_TYPES:
         raise BadInput(
             f"{path.name} holds a model of architecture '{architecture}'; supported are "
-            f"{', '.join(ARCHITECTURES)} (tasks/models/README.md shows how to add one)"
+            f"{', '.join(MODEL_TYPES)} (tasks/models/README.md shows how to add one)"
         )
 
     def number(key: str, default: int | None = None) -> int:
@@ -79,7 +86,7 @@ def gguf_shape(path: Path) -> Shape:
     heads = number("attention.head_count")
     kv_heads = number("attention.head_count_kv", heads)
     return Shape(
-        model_type=architecture,
+        model_type=MODEL_TYPES[architecture],
         hidden=hidden,
         vocab=tensors["token_embd.weight"][1],
         head_dim=number("attention.key_length", hidden // heads),

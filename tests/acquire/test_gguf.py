@@ -20,6 +20,11 @@ NAMES = {
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
 }  # fmt: skip
+GEMMA_NAMES = {
+    **NAMES, "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}  # fmt: skip
 
 
 def rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -29,11 +34,11 @@ def rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, quantised: bool, without: str | None = None, parts: int = 1
+    path: Path, quantised: bool, without: str | None = None, parts: int = 1, gemma: bool = False
 ) -> dict[str, torch.Tensor]:
-    """A tiny llama as GGUF; returns the weights that a reader must find, by their transformers names."""
-    model = tiny_model("llama", tie_word_embeddings=True)
-    writer = GGUFWriter(str(path), "llama")
+    """A tiny llama or Gemma 3 as GGUF; returns the weights that a reader must find, by their names."""
+    model = tiny_model("gemma3_text" if gemma else "llama", tie_word_embeddings=True)
+    writer = GGUFWriter(str(path), "gemma3" if gemma else "llama")
     writer.add_license("apache-2.0")
     writer.add_uint16("split.count", parts)
     writer.add_block_count(WIDTHS["num_hidden_layers"])
@@ -42,6 +47,7 @@ def write_gguf(
     writer.add_feed_forward_length(WIDTHS["intermediate_size"])
     writer.add_head_count(WIDTHS["num_attention_heads"])
     writer.add_head_count_kv(WIDTHS["num_key_value_heads"])
+    writer.add_key_length(WIDTHS["head_dim"])
     writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(WIDTHS["vocab_size"])
@@ -70,9 +76,11 @@ def write_gguf(
             target = "output_norm.weight"
         else:
             _, _, layer, rest = name.split(".", 3)
-            target = f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
+            target = f"blk.{layer}.{(GEMMA_NAMES if gemma else NAMES)[rest.removesuffix('.weight')]}.weight"
         heads = {"attn_q": 4, "attn_k": 2}.get(target.split(".")[-2])
-        stored = rotary_order(weight, heads) if heads else weight
+        stored = rotary_order(weight, heads) if heads and not gemma else weight
+        if gemma and weight.ndim == 1:
+            stored = weight + 1  # llama.cpp keeps the factor of a norm, transformers its distance from one
         if quantised and weight.ndim == 2:
             packed = quantize(np.ascontiguousarray(stored), GGMLQuantizationType.Q8_0)
             writer.add_tensor(target, packed, raw_dtype=GGMLQuantizationType.Q8_0)
@@ -105,6 +113,17 @@ def test_weights_are_those_of_the_file(acquire, tmp_path, quantised):
     assert about["source_bytes"] == (tmp_path / "tiny.gguf").stat().st_size
     assert job.licence_note() == "apache-2.0"
     assert load_tokenizer(content).chat_template == "{{ messages[0]['content'] }}"
+
+
+def test_gemma_with_its_norms_around_zero_and_rotary_halves_apart(acquire, tmp_path):
+    expected = write_gguf(tmp_path / "tiny.gguf", False, gemma=True)
+    content, _ = acquire(tmp_path / "tiny.gguf", dtype="float32")
+    model = load_model(content, "float32", "cpu")
+    assert (model.config.model_type, model.config.head_dim) == ("gemma3_text", 16)
+    found = model.state_dict()
+    assert any("q_norm" in name for name in expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
 
 
 def test_the_dtype_is_the_configs(acquire, tmp_path):

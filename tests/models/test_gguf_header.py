@@ -49,6 +49,7 @@ def test_the_shape_is_the_one_written(tmp_path: Path) -> None:
     assert (shape.ffn, shape.kv_heads, shape.heads_per_group, shape.head_dim) == ((48, 48), (2, 2), (2, 2), 8)
     assert shape.tied
     assert not gguf_shape(write(tmp_path / "u.gguf", tied=False)).tied
+    assert gguf_shape(write(tmp_path / "g.gguf", "gemma3")).model_type == "gemma3_text"
 
 
 def test_values_behind_arrays_are_still_read(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_every_cut_of_the_header_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_another_architecture_says_which_are_supported(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="llama, mistral, qwen2, qwen3"):
+    with pytest.raises(BadInput, match="llama, mistral, qwen2, qwen3, gemma3"):
         gguf_shape(write(tmp_path / "m.gguf", "bert"))
 
 
