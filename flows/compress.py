@@ -44,7 +44,7 @@ from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
 from resprout.tasks.models.size import Shape
-from resprout.tasks.run import Run
+from resprout.tasks.run import Forecast, Run
 from resprout.tasks.scan import load_scan
 
 logger = logging.getLogger(__name__)
@@ -125,17 +125,21 @@ def _compress(
     for remark in session.remarks:
         logger.warning("%s", remark)
 
+    def forecasts() -> list[Forecast]:
+        return look_up(loaded.config, store, tracker, sources, loaded.home)[1]
+
     def check_room(shape: Shape) -> None:
         preflight.check(
             loaded.config.model,
             shape,
             loaded.home,
             store.free_bytes(),
-            lambda: look_up(loaded.config, store, tracker, sources, loaded.home)[1],
+            forecasts,
             preflight.models_of(loaded.config),
             loaded.config.recover,
         )
 
+    preflight.check_device(loaded.config.model.device, forecasts)
     if sources.shape is not None:
         check_room(sources.shape)
     digest = config_digest(loaded)

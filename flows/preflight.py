@@ -41,6 +41,15 @@ def device(asked: str) -> str:
     return "cuda" if has_cuda_build and has_gpu and visible not in ("", "-1") else "cpu"
 
 
+def check_device(asked: str, forecasts: Callable[[], list[Forecast]]) -> None:
+    """BadInput where CUDA is asked for by name and is not there, unless the store has all stages."""
+    if device("auto") != "cuda" == asked and not all(one.cached for one in forecasts()):
+        raise BadInput(
+            "model.device is cuda, which this machine or its torch does not have; give cpu, or auto for "
+            "whichever is there"
+        )
+
+
 @dataclass(frozen=True)
 class Needs:
     """Bytes that a run takes at its peak, estimated from the number of parameters."""

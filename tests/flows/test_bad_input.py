@@ -385,6 +385,17 @@ def test_a_machine_too_small(
     assert found.result["stages"] == []
 
 
+def test_a_gpu_that_is_not_there(
+    ready: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    found = run_here("model.device=cuda")
+    refused(found, "model.device is cuda, which this machine .* does not have; give cpu, or auto", ready)
+    assert found.result["stages"] == []
+    preflight.check_device("cuda", lambda: some(True, True))
+    preflight.check_device("auto", lambda: pytest.fail("no need to look"))
+
+
 def some(dense: bool, later: bool) -> list[Forecast]:
     labels = {"acquire model": dense, "plan": dense, "prune": later, "recover": later, "export": later}
     return [Forecast(label, label, cached) for label, cached in labels.items()]
