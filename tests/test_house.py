@@ -95,7 +95,8 @@ def test_every_pruning_method_is_compared() -> None:
     assert compared | {"random_init"} == set(preset_names())
 
 
-def test_the_page_of_the_pruning_room_names_every_file() -> None:
-    page = (ROOT / "tasks" / "prune" / "README.md").read_text()
-    files = {path.name for path in (ROOT / "tasks" / "prune").glob("*.py")} - {"__init__.py"}
+@pytest.mark.parametrize("room", ["models", "prune"])
+def test_the_page_of_a_room_names_every_file(room: str) -> None:
+    page = (ROOT / "tasks" / room / "README.md").read_text()
+    files = {path.name for path in (ROOT / "tasks" / room).glob("*.py")} - {"__init__.py"}
     assert {name for name in files if f"`{name}`" not in page} == set()
