@@ -1,13 +1,14 @@
 """The table of tests/benchmarks/README.md: pruning presets at one size, over several seeds.
 
-    python tests/benchmarks/table_methods.py [--seeds 17 18 19] [--keep FOLDER] [--beside FOLDER]
+    python tests/benchmarks/table_methods.py [--seeds 17 18 19] [--keep FOLDER] [--beside FOLDER ...]
         [--sweep configs/compare_methods.yaml] [key=value ...]
 
 Runs the sweep for each seed and prints Markdown. What the table needs of it is left in `--keep`, as one JSON
 object a line, and taken from there where it is already. Means over the models of a method, with the standard
 deviation of perplexity; seconds of the processor and the largest resident set are those of the stages
-`score`, `plan` and `prune`, each counted where it was made. `--beside` adds the perplexity of another folder,
-and how alike the two order the methods (Spearman's rank correlation, of those that both have).
+`score`, `plan` and `prune`, each counted where it was made. `--beside` adds the perplexities of other
+folders, and how alike they order the methods (Spearman's rank correlation, of those that both have). Methods
+that train in themselves stand apart at the end.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 PRUNING = ("score", "plan", "prune")
 HEAD = ("method", "units", "layout", "models", "kept", "perplexity", "accuracy", "CPU s", "peak MB")
 DENSE = ("dense", "", "")
+TRAINED = {"fusegpt"}
 
 Facts = dict[str, Any]
 """Of one model: method, units, layout, kept, perplexity, accuracy, digests of its PRUNING stages, and seconds
@@ -47,6 +49,12 @@ def swept(config: Path, seed: int, overrides: list[str], folder: Path) -> list[F
         found = facts(json.loads(done.stdout.splitlines()[-1]))
         kept.write_text("".join(json.dumps(one) + "\n" for one in found))
     return [json.loads(line) for line in kept.read_text().splitlines()]
+
+
+def read(folder: Path) -> Iterator[Facts]:
+    """Every model that a folder holds."""
+    for path in sorted(folder.glob("*.jsonl")):
+        yield from (json.loads(line) for line in path.read_text().splitlines())
 
 
 def facts(result: dict[str, Any]) -> Iterator[Facts]:
@@ -141,27 +149,31 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--sweep", type=Path, default=ROOT / "configs" / "compare_methods.yaml")
     parser.add_argument("--keep", type=Path, help="folder of the sweeps' results, for one model and set")
-    parser.add_argument("--beside", type=Path, help="folder of the results of another model or set")
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], help="folders of another model or set")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     folder = args.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     found = [one for seed in args.seeds for one in swept(args.sweep, seed, args.overrides, folder)]
-    costs: Costs = {digest: cost for one in found for digest, cost in one["made"].items()}
+    # Of a stage that was made again, the first time counts: a process holds what earlier variants left in it.
+    costs: Costs = {digest: cost for one in reversed(found) for digest, cost in one["made"].items()}
     rows = by_method(found)
-    files = sorted(args.beside.glob("*.jsonl")) if args.beside else []
-    there = by_method(json.loads(line) for path in files for line in path.read_text().splitlines())
-    head = HEAD + ("perplexity there",) * bool(there)
-    print("| " + " | ".join(head) + " |")
-    print("| --- " * 3 + "| ---: " * (len(head) - 3) + "|")
-    for names, row in rows.items():
-        other = (cells(there[names], {})[2] if names in there else "",) * bool(there)
-        print("| " + " | ".join((*names, *cells(row, costs), *other)) + " |")
-    if both := [names for names in rows if names in there and names != DENSE]:
+    beside = {one.name.removeprefix("methods_"): by_method(read(one)) for one in args.beside}
+    head = (*HEAD, *beside)
+    for title, apart in (("", False), ("\nTrained in themselves:\n\n", True)):
+        print(f"{title}| " + " | ".join(head) + " |")
+        print("| --- " * 3 + "| ---: " * (len(head) - 3) + "|")
+        for names, row in rows.items():
+            if (names[0] in TRAINED) == apart:
+                others = [cells(there[names], {})[2] if names in there else "" for there in beside.values()]
+                print("| " + " | ".join((*names, *cells(row, costs), *others)) + " |")
+    for name, there in beside.items():
         from scipy.stats import spearmanr
 
+        both = [names for names in rows if names in there and names != DENSE]
         orders = [[mean(one[names], "perplexity") for names in both] for one in (rows, there)]
-        print(f"\nSpearman's rank correlation over {len(both)} methods: {spearmanr(*orders).statistic:.2f}")
+        alike = spearmanr(*orders).statistic
+        print(f"\n{name}: Spearman's rank correlation {alike:.2f} over {len(both)} methods")
     return 0
 
 
