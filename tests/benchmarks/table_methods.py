@@ -144,6 +144,14 @@ def cells(row: list[Facts], costs: Costs) -> tuple[str, ...]:
     )
 
 
+def alike(names: list[Key], one: dict[Key, list[Facts]], other: dict[Key, list[Facts]]) -> float:
+    """Spearman's rank correlation of the mean perplexities of two tables."""
+    from scipy.stats import spearmanr
+
+    orders = [[mean(table[name], "perplexity") for name in names] for table in (one, other)]
+    return float(spearmanr(*orders).statistic)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
@@ -168,12 +176,12 @@ def main() -> int:
                 others = [cells(there[names], {})[2] if names in there else "" for there in beside.values()]
                 print("| " + " | ".join((*names, *cells(row, costs), *others)) + " |")
     for name, there in beside.items():
-        from scipy.stats import spearmanr
-
         both = [names for names in rows if names in there and names != DENSE]
-        orders = [[mean(one[names], "perplexity") for names in both] for one in (rows, there)]
-        alike = spearmanr(*orders).statistic
-        print(f"\n{name}: Spearman's rank correlation {alike:.2f} over {len(both)} methods")
+        equal = [names for names in both if names[2] == "uniform"]
+        print(
+            f"\n{name}: Spearman's rank correlation {alike(both, rows, there):.2f} over {len(both)} methods, "
+            f"{alike(equal, rows, there):.2f} over the {len(equal)} uniform ones"
+        )
     return 0
 
 
