@@ -55,6 +55,7 @@ types: dev
 	$(BIN)/mypy -p resprout.flows -p resprout.tasks -p resprout.infra -p resprout.configs
 
 bench: dev
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_heap.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_prune.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_criteria.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_latency.py

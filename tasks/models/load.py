@@ -12,6 +12,7 @@ import torch
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.families import LAYOUT_KEY
+from resprout.tasks.models.heap import keep_freed_memory
 from resprout.tasks.models.layout import cut_class
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def load_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
     check_folder(folder)
     if dtype not in DTYPES:
         raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    keep_freed_memory()
     model, found = _load(folder, trust_remote_code, dtype=getattr(torch, dtype))
     require_all(found, str(folder))
     model.to(device)

@@ -20,6 +20,7 @@ import torch
 from benchmarks_model import RANDOM_LLAMA
 
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.heap import keep_freed_memory
 from resprout.tasks.models.size import count, shape_of
 from resprout.tasks.models.walk import BATCH_TOKENS
 from resprout.tasks.prune.apply import apply
@@ -55,6 +56,7 @@ def main() -> int:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
+    keep_freed_memory()
     dense = tiny_model("llama", dtype=args.dtype, **RANDOM_LLAMA)
     shape = shape_of(dense.config.to_dict())
     rows = min(args.tokens, BATCH_TOKENS) // args.seq_len

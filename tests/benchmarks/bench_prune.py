@@ -23,6 +23,7 @@ import torch
 from benchmarks_model import RANDOM_LLAMA
 
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.heap import keep_freed_memory
 from resprout.tasks.models.load import load_model
 from resprout.tasks.models.size import count
 from resprout.tasks.models.walk import BATCH_TOKENS
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    keep_freed_memory()
 
     if args.model:
         model = load_model(args.model, args.dtype, args.device)
