@@ -56,18 +56,11 @@ def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TO
     A caller watches modules (`watch`), consumes `step.run()`, and may then change the layer: what follows
     sees the outputs that the layer had when it ran. A step that the caller did not run is run then.
     """
-    if input_ids.dim() != 2 or input_ids.numel() == 0:
-        raise BadInput(
-            f"input_ids has shape {list(input_ids.shape)}; give [samples, tokens], both at least 1"
-        )
     parts = anatomy(model)
-    rows = max(1, batch_tokens // input_ids.shape[1])
     recorders = [_Recorder() for _ in parts.layers]
     # Only where weights do not fit are the states between layers likely not to fit either.
-    hidden = Spool(SPOOL_BYTES if getattr(model, PAGES, None) is not None else None)
-    for ids in input_ids.split(rows):
-        with torch.no_grad(), layers_replaced(parts, recorders):
-            parts.decoder(input_ids=ids.to(model.device), use_cache=False)
+    hidden = Spool(SPOOL_BYTES if in_pages(model) else None)
+    for _ in run(model, input_ids, recorders, batch_tokens):
         hidden.append(recorders[0].seen)
     for index, layer in enumerate(parts.layers):
         step = Step(index, len(parts.layers), layer, hidden, recorders[index].arguments)
@@ -76,6 +69,30 @@ def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TO
             if not step.ran:
                 for _ in step.run():
                     pass
+
+
+def run(
+    model: PreTrainedModel, input_ids: Tensor, layers: Sequence[nn.Module], batch_tokens: int = BATCH_TOKENS
+) -> Iterator[tuple[int, int]]:
+    """Run `input_ids` [samples, tokens] batch by batch through the decoder with these layers for its own.
+
+    Yields after each batch how many of how many are done. `walk` gives the layers the same batches.
+    """
+    if input_ids.dim() != 2 or input_ids.numel() == 0:
+        raise BadInput(
+            f"input_ids has shape {list(input_ids.shape)}; give [samples, tokens], both at least 1"
+        )
+    parts = anatomy(model)
+    batches = input_ids.split(max(1, batch_tokens // input_ids.shape[1]))
+    for done, ids in enumerate(batches, 1):
+        with torch.no_grad(), layers_replaced(parts, layers):
+            parts.decoder(input_ids=ids.to(model.device), use_cache=False)
+        yield done, len(batches)
+
+
+def in_pages(model: PreTrainedModel) -> bool:
+    """Whether the model's layers are read one at a time."""
+    return getattr(model, PAGES, None) is not None
 
 
 @contextmanager

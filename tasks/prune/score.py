@@ -13,7 +13,7 @@ from resprout.configs.errors import StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy
-from resprout.tasks.models.walk import walk, watch
+from resprout.tasks.models.walk import in_pages, run, walk, watch
 from resprout.tasks.prune.contracts import Criterion, GeneralCriterion, Needs
 from resprout.tasks.prune.gradients import OVERFLOW, by_gradients
 from resprout.tasks.share import WHOLE, Share
@@ -78,20 +78,37 @@ def _by_inputs(
     progress: Progress,
     mine: range,
 ) -> Iterator[dict[Unit, Tensor]]:
+    layers = anatomy(model).layers
+    if getattr(criterion.statistic(1), "light", False) and not in_pages(model):
+        # What is seen in all layers fits, and states that no other batch comes between are still at hand.
+        with ExitStack() as watching:
+            seen = [_watched(layers[index], criterion, kinds, input_ids, watching) for index in mine]
+            for done, total in run(model, input_ids, [layer.module for layer in layers[: mine.stop]]):
+                progress(done, total, "batches seen")
+        for index, one in zip(mine, seen, strict=True):
+            yield {kind: criterion.score(layers[index].units(kind), one[kind]) for kind in kinds}
+        return
     for step in walk(model, input_ids):
         if step.index < mine.start:
             continue
-        units = {kind: step.layer.units(kind) for kind in kinds}
-        seen = {kind: criterion.statistic(one.weight.shape[1]) for kind, one in units.items()}
         with ExitStack() as watching:
-            for kind in kinds:
-                watching.enter_context(watch(step.layer.reader(kind), seen[kind].update, input_ids.shape[1]))
+            one = _watched(step.layer, criterion, kinds, input_ids, watching)
             for _ in step.run():
                 pass
-        yield {kind: criterion.score(one, seen[kind]) for kind, one in units.items()}
+        yield {kind: criterion.score(step.layer.units(kind), one[kind]) for kind in kinds}
         progress(step.index + 1, mine.stop, "layers scored")
         if step.index == mine[-1]:
             break
+
+
+def _watched(
+    layer: Layer, criterion: Any, kinds: tuple[Unit, ...], input_ids: Tensor, watching: ExitStack
+) -> dict[Unit, Any]:
+    """Collectors of what the layer's readers are given while `watching` is open."""
+    seen = {kind: criterion.statistic(layer.units(kind).weight.shape[1]) for kind in kinds}
+    for kind, one in seen.items():
+        watching.enter_context(watch(layer.reader(kind), one.update, input_ids.shape[1]))
+    return seen
 
 
 def _by_model(

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-PIECE_ELEMENTS = 2**19
-"""Values that are taken to float32 at a time on a CPU: 2 MB."""
-
 
 class Statistic(Protocol):
-    """Grows with every batch of inputs [rows, tokens, features]."""
+    """Grows with every batch of inputs [rows, tokens, features].
+
+    With `light: ClassVar[bool] = True` it holds a few numbers for each feature, so that those of all layers
+    may be in memory together.
+    """
 
     def update(self, inputs: Tensor) -> None: ...
+
+
+def moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (divisor rows) of each column of [rows, columns], float32 on the same device.
+
+    On a CPU by the kernel of batch norm, which takes bfloat16 to float32 as it goes: a copy in float32, or
+    torch's own `var_mean` over the first dimension, takes several times as long.
+    """
+    if values.is_cuda:
+        variance, mean = torch.var_mean(values.float(), dim=0, correction=0)
+        return mean, variance
+    if values.dtype == torch.float32:
+        # A variance may be smaller than what a float32 sum of large values loses; of others it cannot.
+        mean, variance = _moments(values - values[0])
+        return mean + values[0], variance
+    return _moments(values)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    columns = values.shape[1]
+    # Columns are channels, as they lie in memory: one image of `rows` by 1, channels last.
+    image = values.contiguous().view(1, -1, 1, columns).permute(0, 3, 1, 2)
+    # Running statistics in float32 ask for results in float32; nothing else is made of them.
+    running = torch.zeros(columns)
+    mean, variance = torch.batch_norm_update_stats(image, running, running, 0.0)
+    return mean, variance
 
 
 class Moments:
@@ -26,37 +53,32 @@ class Moments:
     beside its mean does not cancel.
     """
 
+    light: ClassVar[bool] = True
+
     def __init__(self, features: int) -> None:
         self.tokens = 0
         self.mean = torch.zeros(features, dtype=torch.float64)
-        self._centred = torch.zeros(features, dtype=torch.float64)
+        self.centred = torch.zeros(features, dtype=torch.float64)
 
     def update(self, inputs: Tensor) -> None:
         """Add a batch of inputs [rows, tokens, features], or [tokens, features]."""
         inputs = inputs.flatten(0, -2)
-        # On a CPU fresh memory for a whole batch in float32 costs several times the sums themselves.
-        rows = len(inputs) if inputs.is_cuda else max(1, PIECE_ELEMENTS // inputs.shape[1])
-        for piece in inputs.split(rows):
-            self._add(piece.float())
-
-    def _add(self, values: Tensor) -> None:
-        mean = values.mean(dim=0)
-        centred = (values - mean).square_().sum(dim=0).double().cpu()
-        added, total = len(values), self.tokens + len(values)
+        mean, variance = moments(inputs)
+        added, total = len(inputs), self.tokens + len(inputs)
         step = mean.double().cpu() - self.mean
-        self._centred += centred + step.square() * (self.tokens * added / total)
+        self.centred += variance.double().cpu() * added + step.square() * (self.tokens * added / total)
         self.mean += step * (added / total)
         self.tokens = total
 
     @property
     def variance(self) -> Tensor:
         """Sample variance, divisor tokens - 1: float32 [features]."""
-        return (self._centred / max(1, self.tokens - 1)).float()
+        return (self.centred / max(1, self.tokens - 1)).float()
 
     @property
     def norm(self) -> Tensor:
         """Euclidean norm over all tokens: float32 [features]."""
-        return (self._centred + self.tokens * self.mean.square()).sqrt().float()
+        return (self.centred + self.tokens * self.mean.square()).sqrt().float()
 
 
 class Gram:

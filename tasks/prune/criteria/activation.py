@@ -20,23 +20,48 @@ from torch import Tensor
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
 from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.statistics import Moments, moments
+
+_AGGREGATIONS: Mapping[str, Callable[[int, Tensor, Tensor], Tensor]] = {
+    "mean": lambda items, mean, variance: mean,
+    "l2": lambda items, mean, variance: (items * (variance + mean.square())).sqrt(),
+    "var": lambda items, mean, variance: variance,
+}
+"""What a number of items comes to by its mean and its variance (divisor items)."""
 
 
-class _Rows:
-    """Inputs aggregated over the tokens of each sample: float32 [samples, features]."""
+TAKEN_UP = 64
+"""Samples that are taken up into the moments at a time."""
 
-    def __init__(self, how: str) -> None:
-        self._how = how
-        self._rows: list[Tensor] = []
+
+class _Samples:
+    """Inputs aggregated over the tokens of each sample, and the moments of that over samples."""
+
+    light: ClassVar[bool] = True
+
+    def __init__(self, features: int, over_tokens: str) -> None:
+        self._how = over_tokens
+        self._samples = Moments(features)
+        self._new: list[Tensor] = []
 
     def update(self, inputs: Tensor) -> None:
         """Add a batch of inputs [rows, tokens, features]."""
-        # One row at a time: a float32 copy of the whole batch costs more than the sums.
-        self._rows += [_aggregated(row.float(), self._how) for row in inputs]
+        seen = inputs.abs() if self._how == "mean" else inputs
+        self._new += [_AGGREGATIONS[self._how](inputs.shape[1], *moments(sample)) for sample in seen]
+        if len(self._new) >= TAKEN_UP:
+            self._take_up()
 
-    @property
-    def matrix(self) -> Tensor:
-        return torch.stack(self._rows)
+    def _take_up(self) -> None:
+        if self._new:
+            self._samples.update(torch.stack(self._new))
+            self._new = []
+
+    def joined(self, over_samples: str) -> Tensor:
+        """One number for each feature: float32 [features]."""
+        self._take_up()
+        samples = self._samples
+        variance = samples.centred / samples.tokens
+        return _AGGREGATIONS[over_samples](samples.tokens, samples.mean, variance).float()
 
 
 @dataclass(frozen=True)
@@ -51,24 +76,10 @@ class Activation:
     over_samples: Literal["mean", "l2", "var"] = "mean"
     """How the numbers of all samples become one."""
 
-    def statistic(self, features: int) -> _Rows:
+    def statistic(self, features: int) -> _Samples:
         """Aggregates of each sample."""
-        return _Rows(self.over_tokens)
+        return _Samples(features, self.over_tokens)
 
-    def score(self, units: Units, inputs: _Rows) -> Tensor:
+    def score(self, units: Units, inputs: _Samples) -> Tensor:
         """The L2 norm of a unit's aggregated features: float32 [units, 1]."""
-        features = _aggregated(inputs.matrix, self.over_samples)
-        return units.by_unit(features).norm(dim=1, keepdim=True)
-
-
-def _aggregated(values: Tensor, how: str) -> Tensor:
-    """[items, features] as [features]."""
-    return _AGGREGATIONS[how](values)
-
-
-# Sums over the first dimension are several times as fast as torch's norm and var over it.
-_AGGREGATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda values: values.abs().mean(dim=0),
-    "l2": lambda values: values.square().sum(dim=0).sqrt(),
-    "var": lambda values: (values - values.mean(dim=0)).square().mean(dim=0),
-}
+        return units.by_unit(inputs.joined(self.over_samples)).norm(dim=1, keepdim=True)

@@ -22,6 +22,8 @@ from resprout.tasks.prune.contracts import Needs
 class _Nonzeros:
     """Tokens at which each feature stands out from zero: int64 [features]."""
 
+    light: ClassVar[bool] = True
+
     def __init__(self, features: int, threshold: float) -> None:
         self.threshold, self.tokens = threshold, 0
         self.count = torch.zeros(features, dtype=torch.int64)

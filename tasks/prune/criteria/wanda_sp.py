@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from resprout.configs.stages import Unit
@@ -28,6 +29,5 @@ class WandaSp:
 
     def score(self, units: Units, inputs: Moments) -> Tensor:
         """sum_i |W[i, j]| * ||X_j||_2 for each feature j: float32 [units, features per unit]."""
-        weight = units.weight.float()
-        norm = inputs.norm.to(weight.device)
-        return units.by_unit(weight.abs().sum(dim=0) * norm)
+        norm = inputs.norm.to(units.weight.device)
+        return units.by_unit(units.weight.abs().sum(dim=0, dtype=torch.float32) * norm)
