@@ -21,7 +21,7 @@ from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.layout import build_layer
 from resprout.tasks.models.size import Shape
-from resprout.tasks.models.walk import Step, walk
+from resprout.tasks.models.walk import BATCH_TOKENS, Step, layers_replaced, walk
 from resprout.tasks.prune.target import check_timed
 
 if TYPE_CHECKING:
@@ -48,6 +48,21 @@ class LatencyTable:
         parts = (self.of(kind, count) for kind in TIMED for count in shape.counts(kind))
         return self.rest_ms + sum(parts)
 
+    def corrected(self, dense: Shape, dense_ms: float, narrow: Shape, narrow_ms: float) -> LatencyTable:
+        """The table scaled so that both models take what they were measured to take.
+
+        What parts take is scaled alike, by 0.5 to 2, and the rest is what then remains.
+        """
+        parts = self.total(dense) - self.rest_ms
+        saved = self.total(dense) - self.total(narrow)
+        scale = min(2.0, max(0.5, (dense_ms - narrow_ms) / saved)) if saved > 0 else 1.0
+        scale = min(scale, dense_ms / parts)
+        by_width = {
+            kind: {count: ms * scale for count, ms in widths.items()}
+            for kind, widths in self.by_width.items()
+        }
+        return LatencyTable(by_width, dense_ms - scale * parts)
+
 
 def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Iterable[int]]) -> LatencyTable:
     """The table for one batch of `input_ids` [samples, tokens]; the widths of `model` itself are added.
@@ -56,9 +71,8 @@ def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Ite
     """
     shape = anatomy(model).layers[0].shape
     check_timed(shape)
-    step = next(walk(model, input_ids))
-    rows = max(1, len(step.hidden[0]))
-    ids = input_ids[:rows].to(model.device)
+    ids = _batch(input_ids).to(model.device)
+    step = next(walk(model, ids))
     shapes: dict[tuple[Unit, int], Shape] = {
         (kind, count): shape.with_counts(kind, (count,) * shape.layers)
         for kind in TIMED
@@ -82,6 +96,35 @@ def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Ite
     return LatencyTable(found, max(0.0, ms["model"] - shape.layers * layers))
 
 
+def measure_models(model: PreTrainedModel, input_ids: Tensor, narrow: Shape) -> tuple[float, float]:
+    """Milliseconds of the table's batch in `model` as it is, and with layers of the widths of `narrow`.
+
+    The second is the median ratio of pairs run one right after the other, times the first.
+    """
+    parts = anatomy(model)
+    ids = _batch(input_ids).to(model.device)
+    layers = [_filled(type(layer.module), model, narrow, layer.index) for layer in parts.layers]
+
+    def dense() -> None:
+        model(ids, use_cache=False)
+
+    def narrowed() -> None:
+        with layers_replaced(parts, layers):
+            model(ids, use_cache=False)
+
+    pairs: list[tuple[float, float]] = []
+    with torch.no_grad():
+        for _ in range(REPEATS + 1):
+            pairs.append((_seconds(dense, model.device), _seconds(narrowed, model.device)))
+    # The first pair warms up.
+    ms = 1000 * statistics.median(one for one, _ in pairs[1:])
+    return ms, ms * statistics.median(other / one for one, other in pairs[1:])
+
+
+def _batch(input_ids: Tensor) -> Tensor:
+    return input_ids[: max(1, BATCH_TOKENS // input_ids.shape[1])]
+
+
 Job = Callable[[], Callable[[], Any]]
 """Makes ready, and returns what is to be timed."""
 
@@ -92,15 +135,21 @@ def _layer(model: PreTrainedModel, step: Step, shape: Shape) -> Job:
     hidden, kind = step.hidden[0], type(step.layer.module)
 
     def ready() -> Callable[[], Any]:
-        with torch.device("meta"):
-            layer = build_layer(kind, model.config, shape, 0)
-        layer = layer.to(model.dtype).to_empty(device=model.device)
-        # Weights that were never set may be numbers that a processor is slow at.
-        for parameter in layer.parameters():
-            parameter.fill_(0.01)
+        layer = _filled(kind, model, shape, 0)
         return lambda: layer(hidden, *more, **arguments)
 
     return ready
+
+
+def _filled(kind: Any, model: PreTrainedModel, shape: Shape, index: int) -> Any:
+    """A layer of class `kind` with the widths of one in `shape`."""
+    with torch.device("meta"):
+        layer = build_layer(kind, model.config, shape, index)
+    layer = layer.to(model.dtype).to_empty(device=model.device)
+    # Weights that were never set may be numbers that a processor is slow at.
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False).fill_(0.01)
+    return layer
 
 
 def _medians(jobs: Mapping[Any, Job], device: torch.device) -> dict[Any, float]:
@@ -116,12 +165,16 @@ def _medians(jobs: Mapping[Any, Job], device: torch.device) -> dict[Any, float]:
             for key, ready in jobs.items():
                 call = ready()
                 call()
-                _finish(device)
-                began = time.perf_counter()
-                call()
-                _finish(device)
-                seconds[key].append(time.perf_counter() - began)
+                seconds[key].append(_seconds(call, device))
     return {key: 1000 * statistics.median(one) for key, one in seconds.items()}
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    _finish(device)
+    began = time.perf_counter()
+    call()
+    _finish(device)
+    return time.perf_counter() - began
 
 
 def _finish(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.size import BYTES, Shape, shape_of
 from resprout.tasks.prune.contracts import Bench, Costs, Request
 from resprout.tasks.prune.gone import left_of, ranked_last, remaining
-from resprout.tasks.prune.latency import TIMED, LatencyTable, measure, smaller
+from resprout.tasks.prune.latency import TIMED, LatencyTable, measure, measure_models, smaller
 from resprout.tasks.prune.plan import Latency, LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
 from resprout.tasks.prune.resolve import resolve
@@ -23,6 +24,10 @@ from resprout.tasks.prune.target import request, warnings_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+APART = 0.025
+"""Share by which a model's time may differ from what the table says before the table is corrected."""
+CORRECTIONS = 2
 
 
 def make_plan(
@@ -71,10 +76,14 @@ def plan_from(
         if ALLOCATORS.entry(names.allocator).declared["tries"]:
             # It runs the model, which has all units still.
             spent_on = scores
-    timed = _in_milliseconds(config.target, dense, wanted, bench) if config.target.timed else None
-    if timed is not None:
-        wanted = replace(wanted, costs=timed[2])
-    granted = ALLOCATORS.get(names.allocator)(**names.allocator_settings).allocate(wanted, spent_on, bench)
+    allocator = ALLOCATORS.get(names.allocator)(**names.allocator_settings)
+    latency: Latency | None = None
+    if config.target.timed:
+        granted, latency = _in_time(
+            config.target, dense, wanted, bench, lambda timed: allocator.allocate(timed, spent_on, bench)
+        )
+    else:
+        granted = allocator.allocate(wanted, spent_on, bench)
     return Plan(
         model_type=dense.model_type,
         criterion=names.criterion,
@@ -89,7 +98,7 @@ def plan_from(
         dense_layers=dense.layers,
         requested=_requested(dense, wanted, dtype),
         reached=Size.of(granted.sizes(dtype)),
-        latency=None if timed is None else _latency(timed[0], dense, timed[1], granted),
+        latency=latency,
         warnings=tuple(warnings_for(dense, wanted, config.target)),
         layers=tuple(
             _keep(index, dense, granted, scores[index])
@@ -100,13 +109,37 @@ def plan_from(
     )
 
 
-def _in_milliseconds(
-    target: TargetConfig, dense: Shape, wanted: Request, bench: Bench | None
-) -> tuple[LatencyTable, float, Costs]:
-    """The table measured on the bench, the milliseconds allowed, and what there is to spend of them."""
+def _in_time(
+    target: TargetConfig,
+    dense: Shape,
+    wanted: Request,
+    bench: Bench | None,
+    allocate: Callable[[Request], Shape],
+) -> tuple[Shape, Latency]:
+    """Widths that take the time that the target allows, by a table that the whole model agrees with.
+
+    Layers that are timed one by one do not quite add up to a model. So the model is timed with the widths
+    that were found, and where it lies apart from the table that is corrected and spent anew.
+    """
     if bench is None:
         raise TypeError("a latency is measured on a bench")
     table = measure(bench.model, bench.input_ids, smaller(dense, wanted.round_to))
+    for left in reversed(range(CORRECTIONS + 1)):
+        limit, costs = _in_milliseconds(target, dense, wanted, table)
+        granted = allocate(replace(wanted, costs=costs))
+        dense_ms, ms = measure_models(bench.model, bench.input_ids, granted)
+        whole, reached = table.total(dense), table.total(granted)
+        measured = ms if target.latency_ms else whole * ms / dense_ms
+        if abs(measured / reached - 1) <= APART or not left:
+            break
+        table = table.corrected(dense, dense_ms, granted, ms)
+    return granted, Latency(dense=whole, requested=limit, reached=reached, measured=measured)
+
+
+def _in_milliseconds(
+    target: TargetConfig, dense: Shape, wanted: Request, table: LatencyTable
+) -> tuple[float, Costs]:
+    """The milliseconds allowed by a table, and what there is to spend of them."""
     whole = table.total(dense)
     stays = table.rest_ms + sum(
         table.of(kind, count) for kind in TIMED if kind not in wanted.kinds for count in dense.counts(kind)
@@ -117,11 +150,7 @@ def _in_milliseconds(
             f"prune.target allows {limit:.1f} ms of a forward pass, but the model takes {whole:.1f} here, of "
             f"which what prune.units leaves alone takes {stays:.1f}; give a time between, or add units"
         )
-    return table, limit, Costs(limit - stays, lambda kind, _, count: table.of(kind, count))
-
-
-def _latency(table: LatencyTable, dense: Shape, requested: float, granted: Shape) -> Latency:
-    return Latency(dense=table.total(dense), requested=requested, reached=table.total(granted))
+    return limit, Costs(limit - stays, lambda kind, _, count: table.of(kind, count))
 
 
 def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) -> LayerPlan:

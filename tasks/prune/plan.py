@@ -35,11 +35,16 @@ class Size(_Strict):
 
 
 class Latency(_Strict):
-    """Milliseconds of a forward pass over a batch of calibration tokens by the table that was measured."""
+    """Milliseconds of a forward pass over a batch of calibration tokens by the table that was measured.
+
+    `measured` is what a model of the planned widths took as a whole; where a share was asked for, in the time
+    in which the dense model takes `dense`.
+    """
 
     dense: float
     requested: float
     reached: float
+    measured: float | None = None
 
 
 class LayerPlan(_Strict):

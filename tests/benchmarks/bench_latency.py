@@ -1,6 +1,6 @@
 """What a table of layers says a pruned model takes, beside what it takes; exits 1 where they lie apart.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_latency.py [--ratios 0.8] [--repeats 9]
+    PYTHONPATH=tests python tests/benchmarks/bench_latency.py [--ratios 0.8 0.6] [--repeats 9]
 
 A random Llama of 12 layers in float32 is planned for shares of its latency (tasks/prune/latency.py, method
 ziplm, ffn and kv_groups), cut, and its forward pass over the table's batch is timed in turns with the dense
@@ -50,7 +50,7 @@ def measured_share(dense: PreTrainedModel, pruned: PreTrainedModel, ids: torch.T
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.8])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.8, 0.6])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--seq-len", type=int, default=256)

@@ -339,13 +339,13 @@ def test_a_plan_names_the_model_it_was_made_for(tmp_path):
     prune_stage.body(Job(config, digests={"model": "b2"}), inputs, tmp_path / "older", silent)
 
 
-def test_progress_counts_layers():
+def test_progress_counts_batches_and_layers():
     seen = []
     model = tiny_model("llama")
     plan, _ = make_plan(model, prune_config(), IDS, lambda *args: seen.append(args))
     plan = plan.model_copy(update={"repair": "least_squares"})
     apply(model, plan, IDS, progress=lambda *args: seen.append(args))
-    assert seen == [(n, 2, what) for what in ("layers scored", "layers cut") for n in (1, 2)]
+    assert seen == [(1, 1, "batches seen"), (1, 2, "layers cut"), (2, 2, "layers cut")]
 
 
 def test_tied_embeddings_survive(tmp_path):
