@@ -15,7 +15,6 @@ from resprout.configs.errors import BadInput
 from resprout.tasks.models.anatomy import PAGES
 from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.families import LAYOUT_KEY
-from resprout.tasks.models.heap import keep_freed_memory
 from resprout.tasks.models.layout import cut_class
 from resprout.tasks.models.load import DTYPES, check_folder
 from resprout.tasks.models.size import shape_of
@@ -70,7 +69,6 @@ def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
     check_folder(folder)
     if dtype not in DTYPES:
         raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
-    keep_freed_memory()
     shape, pages = shape_of(folder), Pages(folder, dtype, device)
     if missing := sorted(name for name, _ in shape.tensors() if name not in pages):
         raise BadInput(
