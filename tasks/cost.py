@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from resprout.tasks.models.heap import give_back_freed_memory
+
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 _open: list[Cost] = []
@@ -90,6 +92,8 @@ def _reset_peak(device: str) -> bool:
             return False
         torch.cuda.reset_peak_memory_stats()
         return True
+    # What was freed before is no part of what is held now.
+    give_back_freed_memory()
     with suppress(OSError):
         CLEAR_REFS.write_text(RESET_PEAK)
         return True

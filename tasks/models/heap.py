@@ -33,3 +33,9 @@ def keep_freed_memory() -> bool:
     # Older releases refuse more than half of a thread's heap as the first.
     kept = mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) or mallopt(M_MMAP_THRESHOLD, 2**25)
     return bool(kept and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) and mallopt(M_TOP_PAD, GROWTH_BYTES))
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what this process has freed and kept, where glibc keeps it."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

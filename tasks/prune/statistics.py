@@ -29,11 +29,13 @@ def moments(values: Tensor) -> tuple[Tensor, Tensor]:
     if values.is_cuda:
         variance, mean = torch.var_mean(values.float(), dim=0, correction=0)
         return mean, variance
-    if values.dtype == torch.float32:
-        # A variance may be smaller than what a float32 sum of large values loses; of others it cannot.
-        mean, variance = _moments(values - values[0])
-        return mean + values[0], variance
-    return _moments(values)
+    if values.dtype in (torch.bfloat16, torch.float16):
+        return _moments(values)
+    # A variance may be smaller than what a float32 sum of large values loses; above, where it is of values
+    # of eight or eleven bits, it cannot.
+    values = values.float()
+    mean, variance = _moments(values - values[0])
+    return mean + values[0], variance
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:

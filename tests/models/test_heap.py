@@ -30,6 +30,29 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 """Takes and frees four blocks of 3 MB fifty times and prints how many pages that brought."""
 
+GIVEN_BACK = """
+from pathlib import Path
+
+import torch
+
+from resprout.tasks.models.heap import give_back_freed_memory, keep_freed_memory
+
+
+def held():
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) // 1024
+
+
+keep_freed_memory()
+block = torch.ones(400 * 2**18)
+full = held()
+del block
+kept = held()
+give_back_freed_memory()
+print(full - kept, kept - held())
+"""
+"""Takes and frees 400 MB, and prints how many MB went with that and how many when they were given back."""
+
 
 def faults(how: str, **more: str) -> tuple[str, int]:
     """What the script prints in a process with these settings more."""
@@ -54,3 +77,14 @@ def test_settings_of_the_environment_stay():
     kept, many = faults("keep", MALLOC_TOP_PAD_="131072")
     assert kept == "False"
     assert many > 1000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_what_was_kept_is_given_back_when_it_is_to_be():
+    own = {name: value for name, value in os.environ.items() if not name.startswith(OWN_SETTINGS)}
+    done = subprocess.run(
+        [sys.executable, "-c", GIVEN_BACK], env=own, check=True, capture_output=True, text=True
+    )
+    freed, given_back = map(int, done.stdout.split())
+    assert freed < 50
+    assert given_back > 350
