@@ -49,7 +49,7 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Moments:
-    """Count, mean and centred sum of squares of each feature, float64 [features] between batches.
+    """Count, mean and centred sum of squares of each feature, float64 [features], on the inputs' device.
 
     Batches are joined by the pairwise update of Chan et al. (1983), so that a variance which is small
     beside its mean does not cancel.
@@ -67,8 +67,9 @@ class Moments:
         inputs = inputs.flatten(0, -2)
         mean, variance = moments(inputs)
         added, total = len(inputs), self.tokens + len(inputs)
-        step = mean.double().cpu() - self.mean
-        self.centred += variance.double().cpu() * added + step.square() * (self.tokens * added / total)
+        self.mean, self.centred = self.mean.to(mean.device), self.centred.to(mean.device)
+        step = mean.double() - self.mean
+        self.centred += variance.double() * added + step.square() * (self.tokens * added / total)
         self.mean += step * (added / total)
         self.tokens = total
 

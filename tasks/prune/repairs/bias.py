@@ -30,9 +30,9 @@ class Bias:
         if not isinstance(statistic, Moments):
             raise TypeError("repair 'bias' needs Moments")
         weight = units.weight.float()
-        removed = torch.ones(weight.shape[1], dtype=torch.bool)
+        removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
         removed[kept] = False
-        mean = (statistic.mean * removed).float().to(weight.device)
+        mean = (statistic.mean.to(weight.device) * removed).float()
         bias = weight @ mean
         if units.bias is not None:
             bias += units.bias.float()
