@@ -54,37 +54,30 @@ print(full - kept, kept - held())
 """Takes and frees 400 MB, and prints how many MB went with that and how many when they were given back."""
 
 
-def faults(how: str, **more: str) -> tuple[str, int]:
-    """What the script prints in a process with these settings more."""
+def printed(script: str, *arguments: str, **more: str) -> list[str]:
+    """The words that a script prints in a process whose allocator has these settings alone."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(OWN_SETTINGS)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, how], env=own | more, check=True, capture_output=True, text=True
-    )
-    kept, count = done.stdout.split()
-    return kept, int(count)
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, env=own | more, check=True, capture_output=True, text=True).stdout.split()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_pages_that_were_freed_are_not_asked_for_again():
-    kept, few = faults("keep")
-    _, many = faults("leave")
+    kept, few = printed(SCRIPT, "keep")
+    _, many = printed(SCRIPT, "leave")
     assert kept == "True"
-    assert few * 10 < many
+    assert int(few) * 10 < int(many)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_settings_of_the_environment_stay():
-    kept, many = faults("keep", MALLOC_TOP_PAD_="131072")
+    kept, many = printed(SCRIPT, "keep", MALLOC_TOP_PAD_="131072")
     assert kept == "False"
-    assert many > 1000
+    assert int(many) > 1000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_what_was_kept_is_given_back_when_it_is_to_be():
-    own = {name: value for name, value in os.environ.items() if not name.startswith(OWN_SETTINGS)}
-    done = subprocess.run(
-        [sys.executable, "-c", GIVEN_BACK], env=own, check=True, capture_output=True, text=True
-    )
-    freed, given_back = map(int, done.stdout.split())
+    freed, given_back = map(int, printed(GIVEN_BACK))
     assert freed < 50
     assert given_back > 350
