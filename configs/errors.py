@@ -41,3 +41,11 @@ class Transient(ResproutError, ConnectionError):
     """A network, throttling or server fault; the stage is tried again."""
 
     exit_code = 1
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal other than Ctrl-C that ends a run in the same way: finished stages are kept."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.exit_code = 128 + number

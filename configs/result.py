@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.errors import BadInput, ResproutError, Terminated
 
 
 class Plain(BaseModel):
@@ -133,7 +133,8 @@ class RunResult(Plain):
     def fail(self, error: BaseException) -> None:
         """Say that and why the run did not get through."""
         if isinstance(error, KeyboardInterrupt):
-            self.status, self.exit_code, self.message = "cancelled", 130, "cancelled"
+            self.status, self.message = "cancelled", "cancelled"
+            self.exit_code = error.exit_code if isinstance(error, Terminated) else 130
         elif isinstance(error, ResproutError):
             self.status = "bad_input" if isinstance(error, BadInput) else "failed"
             self.exit_code, self.message = error.exit_code, str(error)

@@ -76,8 +76,6 @@ def compress(
     that has loaded the config already says what it holds; then the parameters only tell of it.
     """
     session = current()
-    if session.called_at:
-        session.server_start_seconds = time.perf_counter() - session.called_at
     if (newer := newer_due()) is not None:
         return Completed(name="Superseded", message=f"flow run {newer} of the same schedule is due as well")
     loaded = session.loaded or _load(config, overrides or [])
@@ -178,6 +176,8 @@ def _compress(
         if run.shards > 1:
             run.fan_out = fan_out = FanOut(loaded, run)
             at_end.callback(fan_out.close)
+        # Undone first: threads stop before they are waited for.
+        at_end.push(session.interrupt_on_signal)
         public = json.dumps(loaded.config.public(), indent=1, sort_keys=True)
         tracker.log_text(run_id, public, "config.json")
         if identity.dirty_patch():

@@ -45,14 +45,26 @@ class Session:
     loaded: Loaded | None = None
     """The config of the run, where the caller has loaded it."""
     interrupted: bool = False
-    """Ctrl-C was pressed."""
+    """Ctrl-C was pressed, or another signal ends the process."""
     remarks: list[str] = field(default_factory=list)
     """What ended nothing but should be known, say licences that the policy warns of."""
     tags: dict[str, str] = field(default_factory=dict)
     """Further tags of the run in MLflow."""
 
+    def interrupt(self) -> None:
+        """Let stages and threads of the run stop at their next step."""
+        self.interrupted = True
+
+    def interrupt_on_signal(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Interrupt where a signal unwinds the stack, as an exit callback of it.
+
+        Prefect's own handler of SIGTERM replaces ours while a flow runs.
+        """
+        if kind is not None and not issubclass(kind, Exception):
+            self.interrupt()
+
     def stop_if_interrupted(self) -> None:
-        """Raise KeyboardInterrupt where Ctrl-C was pressed."""
+        """Raise KeyboardInterrupt where a signal ends the process."""
         if self.interrupted:
             raise KeyboardInterrupt
 

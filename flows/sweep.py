@@ -7,10 +7,9 @@ wait for it and find the result. Each variant is the unit of work here, so its s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,70 +18,21 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 
-from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.errors import BadInput
 from resprout.configs.load import Loaded, arrived, load, travelling
 from resprout.configs.result import RunResult
-from resprout.configs.schema import InfraConfig
-from resprout.configs.sweep import SweepConfig, SweepResult, Variant, VariantResult, load_sweep
+from resprout.configs.sweep import SweepResult, Variant, VariantResult, load_sweep
 from resprout.flows.again import config_digest, public_overrides
-from resprout.flows.check import check
 from resprout.flows.runners import apart, lost, started, submit
-from resprout.flows.session import NoDisplay, Session
+from resprout.flows.session import Session
+from resprout.flows.sweep_session import SweepSession, prepared, unsplit
 from resprout.infra.environment import prepare
 from resprout.infra.tracking import VARIANT
-from resprout.tasks.run import Display, Forecast
-
-
-def _no_display(name: str) -> Display:
-    return NoDisplay()
-
-
-@dataclass
-class SweepSession:
-    """What one call of the sweep fills in, and who watches."""
-
-    config: SweepConfig
-    variants: list[Variant]
-    result: SweepResult
-    display: Callable[[str], Display] = _no_display
-    """The display of a variant by its name, where the variant runs in this process."""
-    ended: Callable[[VariantResult], None] = lambda result: None
-    """Told of each variant that ended."""
-    running: list[Session] = field(default_factory=list)
-    interrupted: bool = False
-    """Ctrl-C was pressed."""
-
-    def loaded(self, name: str) -> Loaded:
-        """The config of a variant that runs in this process."""
-        (found,) = (variant.loaded for variant in self.variants if variant.name == name)
-        return _unsplit(found, found.config.infra)
-
-    def interrupt(self) -> None:
-        """Let the variants of this process stop at their next step, also one that only begins."""
-        self.interrupted = True
-        for session in self.running:
-            session.interrupted = True
-
+from resprout.tasks.run import Forecast
 
 _current: ContextVar[SweepSession | None] = ContextVar("sweep", default=None)
 _HERE: dict[str, SweepSession] = {}
 """Sweeps of this process by the id of their flow run."""
-
-
-def prepared(config: SweepConfig, variants: list[Variant]) -> SweepSession:
-    """A loaded sweep with every variant checked; BadInput names each that could not run."""
-    faults = []
-    for variant in variants:
-        try:
-            check(variant.loaded)
-            travelling(variant.loaded)
-        except ResproutError as error:
-            faults.append(f"variant {variant.name}: {error}")
-    if faults:
-        raise BadInput("; ".join(faults))
-    return SweepSession(
-        config, variants, SweepResult(status="failed", exit_code=1, name=config.name, variants=[])
-    )
 
 
 def sweep_here(path: Path, overrides: list[str], session: SweepSession) -> SweepResult:
@@ -114,7 +64,7 @@ def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
                 ended = _ended(futures[future], future)
                 session.result.variants.append(ended)
                 session.ended(ended)
-        except KeyboardInterrupt:
+        except BaseException:
             # Before the runner ends, which waits for its threads.
             session.interrupt()
             raise
@@ -189,19 +139,13 @@ def _loaded(config: str, overrides: list[str], infra: dict[str, Any], digest: st
     """The variant as this process reads it; BadInput where that is not what was sent."""
     loaded = load(Path(config), overrides)
     place = arrived(infra)
-    found = replace(_unsplit(loaded, place), home=Path(place.home or loaded.home), infra=infra)
+    found = replace(unsplit(loaded, place), home=Path(place.home or loaded.home), infra=infra)
     if config_digest(found) != digest:
         raise BadInput(
             f"{config} with {' '.join(overrides)} is another config on this worker; give it the same files "
             "and the same RESPROUT_* variables"
         )
     return found
-
-
-def _unsplit(loaded: Loaded, infra: InfraConfig) -> Loaded:
-    """The config at another place, where its stages are not shared out."""
-    whole = infra.model_copy(update={"shards": 1})
-    return replace(loaded, config=loaded.config.model_copy(update={"infra": whole}))
 
 
 def forecasts(session: SweepSession) -> list[tuple[Variant, list[Forecast]]]:

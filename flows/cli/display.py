@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -118,9 +120,20 @@ def _line(label: str, cached: bool, seconds: float) -> str:
     return f"{label}: found in the cache" if cached else f"{label}: done in {seconds:.1f} s"
 
 
-def display_for(console: Console, form: str) -> Display:
-    """JSON log lines where `form` asks for them; else bars on a terminal, lines elsewhere."""
+@contextmanager
+def display_for(console: Console, form: str) -> Iterator[Display]:
+    """JSON log lines where `form` asks for them; else bars on a terminal, lines elsewhere.
+
+    Bars end with the context, however it is left: a bar that is still drawn hides the terminal's cursor.
+    """
     if form == "json":
         logs.configure(form)
-        return LogDisplay()
-    return TerminalDisplay(console) if console.is_terminal else LineDisplay(console)
+        yield LogDisplay()
+    elif not console.is_terminal:
+        yield LineDisplay(console)
+    else:
+        shown = TerminalDisplay(console)
+        try:
+            yield shown
+        finally:
+            shown.bars.stop()

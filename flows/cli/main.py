@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import Any
 
-from resprout.configs.errors import ResproutError
+from resprout.configs.errors import ResproutError, Terminated
 
 CANCELLED = 130
 CANCELLED_SAYS = "cancelled; finished stages are kept, and the same command goes on from there"
@@ -66,15 +66,19 @@ def build(arguments: list[str]) -> Any:
 
 
 def main() -> None:
-    """Run the command line; exits 0 done, 1 failed, 2 bad input, 3 gate, 4 verification, 130 cancelled."""
+    """Run the command line; exits 0 done, 1 failed, 2 bad input, 3 gate, 4 verification, 130 cancelled.
+
+    A run that SIGTERM or SIGHUP ended exits with 128 + the signal's number, as shells have it.
+    """
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
         build(arguments)(standalone_mode=True)
     except SystemExit as end:
-        # Typer turns Ctrl-C into this code and says nothing.
+        # Typer turns Ctrl-C, and what is derived from it, into this code and says nothing.
         if end.code == CANCELLED:
             _say(CANCELLED_SAYS)
+            sys.exit(_signal_code(end))
         raise
     except ResproutError as error:
         if debug:
@@ -90,6 +94,15 @@ def main() -> None:
         text = " ".join(str(error).split()) or type(error).__name__
         _say(f"error: {type(error).__name__}: {text[:400]} (--debug shows where)")
         sys.exit(1)
+
+
+def _signal_code(end: BaseException) -> int:
+    cause: BaseException | None = end
+    while cause is not None:
+        if isinstance(cause, Terminated):
+            return cause.exit_code
+        cause = cause.__context__
+    return CANCELLED
 
 
 def _say(sentence: str) -> None:

@@ -121,13 +121,16 @@ def _again(
     if not debug:
         warnings.simplefilter("ignore")
     from resprout.flows.cli.display import display_for
-    from resprout.flows.cli.run import note_interrupts
-    from resprout.flows.reproduce import run_again
+    from resprout.flows.cli.signals import end_on_signals
     from resprout.flows.session import Session
+    from resprout.infra.home_server import home_server
 
-    session = Session(display=display_for(console, "text"))
-    note_interrupts(session)
-    return session, run_again(run, place.store, folder, session), folder
+    session = Session()
+    end_on_signals(session.interrupt)
+    with home_server(InfraConfig()), display_for(console, "text") as session.display:
+        from resprout.flows.reproduce import run_again
+
+        return session, run_again(run, place.store, folder, session), folder
 
 
 def _restore(variables: dict[str, str | None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 import warnings
@@ -14,7 +13,6 @@ import typer
 if TYPE_CHECKING:
     from resprout.configs.load import Loaded
     from resprout.configs.result import RunResult
-    from resprout.flows.session import Session
 
 WIDTH = 120
 """Columns of the result table where stderr is no terminal."""
@@ -60,6 +58,7 @@ def _run(
     from resprout.configs.load import load
     from resprout.configs.result import RunResult
     from resprout.flows.check import check
+    from resprout.flows.cli.signals import end_on_signals
 
     loaded: Loaded | None = None
     partial = RunResult(status="failed", exit_code=1)
@@ -67,38 +66,33 @@ def _run(
         loaded = load(config, overrides)
         check(loaded)
         from resprout.infra.environment import prepare
+        from resprout.infra.home_server import home_server
 
         prepare(loaded.config.infra, loaded.home, debug)
         if not debug:
             # Deprecations inside the libraries underneath are not the user's to mend.
             warnings.simplefilter("ignore")
-        start = time.perf_counter()
-        from resprout.flows.compress import compress_here
         from resprout.flows.session import Session
 
-        session = Session(imports_seconds=time.perf_counter() - start, result=partial)
-        from resprout.flows.cli.display import display_for
-        from resprout.flows.cli.summary import show
+        session = Session(result=partial)
+        end_on_signals(session.interrupt)
+        start = time.perf_counter()
+        with home_server(loaded.config.infra):
+            session.server_start_seconds = time.perf_counter() - start
+            start = time.perf_counter()
+            from resprout.flows.cli.display import display_for
+            from resprout.flows.cli.summary import show
+            from resprout.flows.compress import compress_here
 
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            console = Console(stderr=True, width=WIDTH)
-        session.display = display_for(console, loaded.config.infra.logs)
-        note_interrupts(session)
-        compress_here(loaded, overrides, session)
-        partial.seconds = time.perf_counter() - began
-        show(session, loaded, console)
+            session.imports_seconds = time.perf_counter() - start
+            console = Console(stderr=True)
+            if not console.is_terminal:
+                console = Console(stderr=True, width=WIDTH)
+            with display_for(console, loaded.config.infra.logs) as session.display:
+                compress_here(loaded, overrides, session)
+            partial.seconds = time.perf_counter() - began
+            show(session, loaded, console)
         return partial, None
     except (Exception, KeyboardInterrupt) as error:
         partial.fail(error)
         return partial, error
-
-
-def note_interrupts(session: Session) -> None:
-    """On Ctrl-C raise KeyboardInterrupt as ever, and note it for the case that a library swallows it."""
-
-    def interrupt(number: int, frame: object) -> None:
-        session.interrupted = True
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)

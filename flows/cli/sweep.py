@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from resprout.flows.sweep import SweepSession
+    from resprout.configs.sweep import SweepResult
+    from resprout.flows.sweep_session import SweepSession
 
 
 def sweep(
@@ -45,12 +45,26 @@ def sweep(
     if not debug:
         # Deprecations inside the libraries underneath are not the user's to mend.
         warnings.simplefilter("ignore")
-    from resprout.flows.sweep import prepared, sweep_here
+    from resprout.flows.sweep_session import prepared
 
     session = prepared(loaded, variants)
     if dry_run:
         _forecast(session, as_json)
         return
+    from resprout.flows.cli.signals import end_on_signals
+    from resprout.infra.home_server import home_server
+
+    end_on_signals(session.interrupt)
+    with home_server(variants[0].loaded.config.infra):
+        result = _sweep(config, overrides or [], session)
+    if as_json:
+        sys.stdout.write(result.model_dump_json() + "\n")
+        sys.stdout.flush()
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _sweep(config: Path, overrides: list[str], session: SweepSession) -> SweepResult:
     from rich.console import Console
 
     from resprout.flows.cli.display import NamedDisplay
@@ -61,15 +75,12 @@ def sweep(
         console = Console(stderr=True, width=200)
     session.display = lambda name: NamedDisplay(console, name)
     session.ended = lambda result: console.print(ended_line(result), highlight=False, soft_wrap=True)
-    _note_interrupts(session)
-    result = sweep_here(config, overrides or [], session)
+    from resprout.flows.sweep import sweep_here
+
+    result = sweep_here(config, overrides, session)
     console.print()
     console.print(table(session.variants, result), highlight=False)
-    if as_json:
-        sys.stdout.write(result.model_dump_json() + "\n")
-        sys.stdout.flush()
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    return result
 
 
 def _forecast(session: SweepSession, as_json: bool) -> None:
@@ -92,13 +103,3 @@ def _forecast(session: SweepSession, as_json: bool) -> None:
         missing = [one.label for one in stages if not one.cached]
         would = f"would run {', '.join(missing)}" if missing else "all cached"
         typer.echo(f"{variant.name}: {told}; {len(stages) - len(missing)} of {len(stages)} cached; {would}")
-
-
-def _note_interrupts(session: SweepSession) -> None:
-    """On Ctrl-C raise KeyboardInterrupt as ever, and have the variants of this process stop."""
-
-    def interrupt(number: int, frame: object) -> None:
-        session.interrupt()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)

@@ -1,0 +1,70 @@
+"""One call of a sweep: its variants, checked before anything starts, its result, and who watches.
+
+Apart from the flow, since importing that imports Prefect, which must know its server by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.load import Loaded, travelling
+from resprout.configs.schema import InfraConfig
+from resprout.configs.sweep import SweepConfig, SweepResult, Variant, VariantResult
+from resprout.flows.check import check
+from resprout.flows.session import NoDisplay, Session
+from resprout.tasks.run import Display
+
+
+def _no_display(name: str) -> Display:
+    return NoDisplay()
+
+
+@dataclass
+class SweepSession:
+    """What one call of the sweep fills in, and who watches."""
+
+    config: SweepConfig
+    variants: list[Variant]
+    result: SweepResult
+    display: Callable[[str], Display] = _no_display
+    """The display of a variant by its name, where the variant runs in this process."""
+    ended: Callable[[VariantResult], None] = lambda result: None
+    """Told of each variant that ended."""
+    running: list[Session] = field(default_factory=list)
+    interrupted: bool = False
+    """Ctrl-C was pressed, or another signal ends the process."""
+
+    def loaded(self, name: str) -> Loaded:
+        """The config of a variant that runs in this process."""
+        (found,) = (variant.loaded for variant in self.variants if variant.name == name)
+        return unsplit(found, found.config.infra)
+
+    def interrupt(self) -> None:
+        """Let the variants of this process stop at their next step, also one that only begins."""
+        self.interrupted = True
+        for session in self.running:
+            session.interrupted = True
+
+
+def prepared(config: SweepConfig, variants: list[Variant]) -> SweepSession:
+    """A loaded sweep with every variant checked; BadInput names each that could not run."""
+    faults = []
+    for variant in variants:
+        try:
+            check(variant.loaded)
+            travelling(variant.loaded)
+        except ResproutError as error:
+            faults.append(f"variant {variant.name}: {error}")
+    if faults:
+        raise BadInput("; ".join(faults))
+    return SweepSession(
+        config, variants, SweepResult(status="failed", exit_code=1, name=config.name, variants=[])
+    )
+
+
+def unsplit(loaded: Loaded, infra: InfraConfig) -> Loaded:
+    """The config at another place, where its stages are not shared out."""
+    whole = infra.model_copy(update={"shards": 1})
+    return replace(loaded, config=loaded.config.model_copy(update={"infra": whole}))

@@ -1,0 +1,187 @@
+"""The Prefect server of a home: one for all runs there that name no other, alive until the last of them ends.
+
+Prefect's own embedded server belongs to one process: ten runs at once start ten of them on one SQLite file,
+Ctrl-C in a terminal reaches the server before its run, and `kill -9` of the run leaves it behind for ever.
+Here every run holds a shared lock while it works. The first one starts the server, in a session of its own;
+the server ends as soon as it can take that lock alone. The kernel drops a process's locks however it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from resprout.configs.errors import BadInput, Unreachable
+from resprout.configs.schema import InfraConfig
+from resprout.infra.stack.ask import answers
+from resprout.infra.store.faults import free_bytes, megabytes
+from resprout.infra.store.flock import exclusive, shared, try_exclusive
+
+if TYPE_CHECKING:
+    import uvicorn
+
+FOLDER = "server"
+"""Folder below PREFECT_HOME with the locks, the address and the log of the server."""
+ADDRESS = "address"
+ROOM_BYTES = 64_000_000
+"""What the databases of Prefect and MLflow need before a run makes anything; measured: 12 MB."""
+START_SECONDS = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
+"""Prefect's own variable for how long a server may take to start."""
+HUNG_SECONDS = 30.0
+"""A server that does not answer for so long is ended by the next run."""
+LOOK_SECONDS = 0.5
+"""How often the server looks whether a run is left."""
+EPHEMERAL = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+"""What Prefect sets for an embedded server: no pages, and only the services that one needs."""
+
+
+@contextmanager
+def home_server(infra: InfraConfig) -> Iterator[None]:
+    """Name the home's server in PREFECT_API_URL; does nothing where the config or the variable names another.
+
+    Called after `prepare` and before Prefect is imported, which reads the variable then.
+
+    Raises:
+        BadInput: the disk has no room for the server's database.
+        Unreachable: the server does not start.
+    """
+    if infra.prefect.api_url or os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    folder = Path(os.environ["PREFECT_HOME"]) / FOLDER
+    _check_room(folder)
+    with shared(folder / "users"):
+        # One run starts it, the others wait and find it.
+        with exclusive(folder / "start"):
+            url = _found(folder) or _started(folder)
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield
+        finally:
+            os.environ.pop("PREFECT_API_URL", None)
+
+
+def _check_room(folder: Path) -> None:
+    if (free := free_bytes(folder)) < ROOM_BYTES:
+        raise BadInput(
+            f"the disk of {folder.parent} has {megabytes(free)} free, and the databases of a run need "
+            f"{megabytes(ROOM_BYTES)}; make room there, or set RESPROUT_HOME to a folder on a larger disk"
+        )
+
+
+def _found(folder: Path) -> str | None:
+    """The address of the server that runs; None where there is none, after one that hangs was ended."""
+    end = time.monotonic() + HUNG_SECONDS
+    while time.monotonic() < end:
+        with try_exclusive(folder / "alive") as free:
+            if free:
+                return None
+        if (url := _address(folder)) and answers(f"{url}/health"):
+            return url
+        time.sleep(0.2)
+    _kill(folder)
+    return None
+
+
+def _address(folder: Path) -> str:
+    try:
+        return (folder / ADDRESS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def _kill(folder: Path) -> None:
+    """End the server of this folder, whatever it is doing, and wait until its lock is free."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[-3:] == ["-m", __name__, str(folder)]:
+                process.kill()
+    with exclusive(folder / "alive"):
+        pass
+
+
+def _started(folder: Path) -> str:
+    (folder / ADDRESS).unlink(missing_ok=True)
+    log = folder / "log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            # Away from the terminal, whose Ctrl-C would reach it before the run has told it how it ended.
+            start_new_session=True,
+            env={**os.environ, **EPHEMERAL},
+        )
+    seconds = float(os.environ[START_SECONDS])
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            if (url := _address(folder)) and answers(f"{url}/health"):
+                return url
+            if process.poll() is not None:
+                raise Unreachable(
+                    f"the Prefect server of {folder.parent} ended with code {process.returncode} as it "
+                    f"started{_last_line(log)}; {log} has all of it"
+                )
+            time.sleep(0.1)
+    except BaseException:
+        process.kill()
+        raise
+    process.kill()
+    raise Unreachable(
+        f"the Prefect server of {folder.parent} did not answer within {seconds:.0f} s{_last_line(log)}; try "
+        f"again on a less busy machine, or set {START_SECONDS}; {log} has all that it wrote"
+    )
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    written = [line.strip() for line in lines if line.strip()]
+    return f" ({written[-1][:300]})" if written else ""
+
+
+def serve(folder: Path) -> None:
+    """Run the server until no run holds its lock; returns at once where another one runs."""
+    import uvicorn
+
+    with ExitStack() as held:
+        if not held.enter_context(try_exclusive(folder / "alive")):
+            return
+        listening = held.enter_context(socket.create_server(("127.0.0.1", 0)))
+        app = "prefect.server.api.server:create_app"
+        config = uvicorn.Config(
+            app, factory=True, log_level="error", lifespan="on", timeout_graceful_shutdown=5
+        )
+        server = uvicorn.Server(config)
+        new = folder / f"{ADDRESS}.new"
+        new.write_text(f"http://127.0.0.1:{listening.getsockname()[1]}/api", encoding="utf-8")
+        new.rename(folder / ADDRESS)
+        threading.Thread(target=_end_after_the_last_run, args=(folder, server, held), daemon=True).start()
+        server.run(sockets=[listening])
+
+
+def _end_after_the_last_run(folder: Path, server: uvicorn.Server, held: ExitStack) -> None:
+    while True:
+        with ExitStack() as tried:
+            if tried.enter_context(try_exclusive(folder / "users")):
+                # Kept until the server is gone, so that a run which comes now waits and starts a new one.
+                held.push(tried.pop_all())
+                server.should_exit = True
+                return
+        time.sleep(LOOK_SECONDS)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
