@@ -113,6 +113,17 @@ def _own_terminal(descriptor: int) -> None:
     fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
 
 
+def started(config: Path, home: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A run away from any terminal."""
+    return subprocess.Popen(
+        [*COMMAND, "run", str(config), *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(home),
+    )
+
+
 CANCELLED = "cancelled; finished stages are kept, and the same command goes on from there\r\n"
 CURSOR_SHOWN, CURSOR_HIDDEN = "\x1b[?25h", "\x1b[?25l"
 
@@ -157,11 +168,13 @@ def test_a_signal_to_the_process_group_ends_the_run(
 
 @pytest.mark.faults
 def test_a_killed_run_leaves_no_server(config: Path, home: Path) -> None:
-    with in_terminal(home, "run", config, *LONG) as run:
-        run.read_until("evaluation data: done")
-        assert len(servers(home)) == 1
-        run.process.kill()
-        run.end()
+    run = started(config, home, *LONG)
+    for line in run.stdout or ():
+        if line.startswith("calibrate: started"):
+            break
+    assert len(servers(home)) == 1
+    run.kill()
+    run.wait()
     assert end_of_servers(home) == []
 
 
@@ -169,20 +182,11 @@ def test_a_killed_run_leaves_no_server(config: Path, home: Path) -> None:
 def test_ten_runs_at_once_share_a_server_that_outlives_the_one_that_started_it(
     config: Path, home: Path
 ) -> None:
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*COMMAND, "run", str(config), "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment(home),
-        )
-
-    first = start()
+    first = started(config, home)
     end = time.monotonic() + 120
     while not (served := servers(home)) and time.monotonic() < end:
         time.sleep(0.1)
-    others = [start() for _ in range(9)]
+    others = [started(config, home) for _ in range(9)]
     for line in first.stdout or ():
         if ": started" in line:
             break
