@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def faults(text: str) -> Iterator[str]:
             if shell is not None and not (isinstance(shell, ast.Constant) and shell.value is False):
                 yield f"{name}(shell=)"
             trust = given.get("trust_remote_code")
+            # Left out, transformers asks on the terminal and runs the code where somebody answers yes.
+            if re.fullmatch(r"Auto\w+\.from_pretrained", name) and trust is None and None not in given:
+                yield f"{name}() without trust_remote_code"
             if isinstance(trust, ast.Constant) and trust.value is not False:
                 yield f"{name}(trust_remote_code={trust.value})"
 

@@ -79,10 +79,13 @@ def dequantise(
             quantization_config=GgufConfig(dequantize=True),
             dtype=getattr(torch, dtype),
             local_files_only=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            alone, gguf_file="model.gguf", local_files_only=True, trust_remote_code=False
+        )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

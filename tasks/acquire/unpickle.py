@@ -22,6 +22,7 @@ def convert(source: Path, target: Path, dtype: str) -> None:
         use_safetensors=False,
         weights_only=True,
         local_files_only=True,
+        trust_remote_code=False,
         output_loading_info=True,
     )
     model, info = loaded

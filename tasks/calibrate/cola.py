@@ -31,7 +31,7 @@ PASS_TOKENS = 2048
 def draw(job: Job[CalibrateConfig], inputs: Mapping[str, Path], progress: Progress) -> Samples:
     """The windows nearest to k-means centres of random candidates in the dense model's activation space."""
     config = job.config
-    windows = cut(config, inputs)
+    windows = cut(config, inputs, job.trust_remote_code)
     candidates = draw_windows(config, windows, config.samples * config.candidates_per_sample, job.seed)
     model: Any = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     ids = torch.from_numpy(windows.input_ids[candidates])

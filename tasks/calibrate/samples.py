@@ -43,14 +43,14 @@ class Windows:
         return {"window": window, "row": document, "source": self.sources[document]}
 
 
-def cut(config: CalibrateConfig, inputs: Mapping[str, Path]) -> Windows:
+def cut(config: CalibrateConfig, inputs: Mapping[str, Path], trust_remote_code: bool = False) -> Windows:
     """Windows of `seq_len_tokens` side by side over all documents of `text`, joined by a blank line.
 
     Documents are tokenised one by one without special tokens, in the order of text.jsonl; the tokens left
     over at the very end are dropped. A window may run over the border of two documents.
     """
     rows = [row for _, row in read_rows(inputs["text"] / "text.jsonl")]
-    tokenizer: Any = load_tokenizer(inputs["model"])
+    tokenizer: Any = load_tokenizer(inputs["model"], trust_remote_code)
     texts = tokenizer([row["text"] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
     border = tokenizer(JOIN, add_special_tokens=False)["input_ids"]
     parts = [ids if index == 0 else [*border, *ids] for index, ids in enumerate(texts)]

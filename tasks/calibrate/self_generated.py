@@ -26,7 +26,7 @@ BATCH_ROWS = 32
 def draw(job: Job[CalibrateConfig], inputs: Mapping[str, Path], progress: Progress) -> Samples:
     """`samples` sequences of exactly `seq_len_tokens`, sampled with the run's seed at `temperature`."""
     config = job.config
-    tokenizer: Any = load_tokenizer(inputs["model"])
+    tokenizer: Any = load_tokenizer(inputs["model"], job.trust_remote_code)
     model: Any = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     generator = torch.Generator().manual_seed(job.seed)
     first = first_tokens(tokenizer, config.samples, generator)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.data.chat import chat_texts
 
 Template: TypeAlias = Literal["alpaca", "chat"]
 
@@ -49,7 +50,31 @@ def encode(tokenizer: Any, row: Mapping[str, Any], template: Template, max_len: 
     Raises:
         BadInput: the tokenizer has no EOS (alpaca) or no chat template (chat).
     """
-    prompt, response = _texts(tokenizer, row, template)
+    (text,) = _texts(tokenizer, [row], template)
+    return _encoded(tokenizer, *text, template, max_len)
+
+
+def encode_rows(
+    tokenizer: Any, rows: Sequence[Mapping[str, Any]], template: Template, max_len: int
+) -> list[Encoded]:
+    """`encode` for each row, in order.
+
+    Raises:
+        BadInput: as `encode`, and where not one row has a response token left.
+    """
+    texts = _texts(tokenizer, rows, template)
+    encoded = [_encoded(tokenizer, *text, template, max_len) for text in texts]
+    if encoded and not any(row.response_ids for row in encoded):
+        longest = max(len(row.prompt_ids) for row in encoded)
+        raise BadInput(
+            f"no tokens left after the template: of {len(rows)} rows not one keeps a response within "
+            f"max_len_tokens {max_len} (prompts take up to {longest} of them); raise max_len_tokens, or "
+            "check that the template for `output` names the answer's column"
+        )
+    return encoded
+
+
+def _encoded(tokenizer: Any, prompt: str, response: str, template: Template, max_len: int) -> Encoded:
     front = tokenizer(prompt, add_special_tokens=template == "alpaca")["input_ids"]
     back = tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
     eos = tokenizer.eos_token_id
@@ -62,49 +87,23 @@ def encode(tokenizer: Any, row: Mapping[str, Any], template: Template, max_len: 
     return Encoded(list(front[:max_len]), list(back[: max(0, max_len - len(front))]))
 
 
-def encode_rows(
-    tokenizer: Any, rows: Sequence[Mapping[str, Any]], template: Template, max_len: int
-) -> list[Encoded]:
-    """`encode` for each row, in order.
-
-    Raises:
-        BadInput: as `encode`, and where not one row has a response token left.
-    """
-    encoded = [encode(tokenizer, row, template, max_len) for row in rows]
-    if encoded and not any(row.response_ids for row in encoded):
-        longest = max(len(row.prompt_ids) for row in encoded)
+def _texts(tokenizer: Any, rows: Sequence[Mapping[str, Any]], template: Template) -> list[tuple[str, str]]:
+    """Prompt and response of each row."""
+    if template == "chat":
+        return chat_texts(tokenizer, rows)
+    if tokenizer.eos_token_id is None:
         raise BadInput(
-            f"no tokens left after the template: of {len(rows)} rows not one keeps a response within "
-            f"max_len_tokens {max_len} (prompts take up to {longest} of them); raise max_len_tokens, or "
-            "check that the template for `output` names the answer's column"
+            "the tokenizer has no EOS token, which ends an alpaca response; set eos_token in its config"
         )
-    return encoded
+    return [_alpaca(row) for row in rows]
 
 
-def _texts(tokenizer: Any, row: Mapping[str, Any], template: Template) -> tuple[str, str]:
+def _alpaca(row: Mapping[str, Any]) -> tuple[str, str]:
     instruction, given, output = (
         str(row["instruction"]),
         str(row.get("input") or ""),
         str(row["output"] or ""),
     )
-    if template == "alpaca":
-        if tokenizer.eos_token_id is None:
-            raise BadInput(
-                "the tokenizer has no EOS token, which ends an alpaca response; set eos_token in its config"
-            )
-        if given.strip():
-            return ALPACA_WITH_INPUT.format(instruction=instruction, input=given), output
-        return ALPACA_WITHOUT_INPUT.format(instruction=instruction), output
-    if not getattr(tokenizer, "chat_template", None):
-        raise BadInput("template is chat but the tokenizer has no chat template; set template: alpaca")
-    user = {"role": "user", "content": f"{instruction}\n\n{given}" if given.strip() else instruction}
-    prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    if not output.strip():
-        return prompt, ""
-    whole = tokenizer.apply_chat_template([user, {"role": "assistant", "content": output}], tokenize=False)
-    if not whole.startswith(prompt):
-        raise BadInput(
-            "the tokenizer's chat template writes the prompt differently once an answer follows, so the "
-            "answer's tokens cannot be told apart; set template: alpaca"
-        )
-    return prompt, whole[len(prompt) :]
+    if given.strip():
+        return ALPACA_WITH_INPUT.format(instruction=instruction, input=given), output
+    return ALPACA_WITHOUT_INPUT.format(instruction=instruction), output

@@ -28,7 +28,9 @@ def evaluation_data(
     from resprout.tasks.evaluate.held_out import held_out
     from resprout.tasks.models.load import load_tokenizer
 
-    ids, _ = held_out(inputs["text"], load_tokenizer(inputs["dense"]), job.config.perplexity)
+    ids, _ = held_out(
+        inputs["text"], load_tokenizer(inputs["dense"], job.trust_remote_code), job.config.perplexity
+    )
     metrics = {"evaluation_tokens": len(ids)}
     if job.config.zero_shot is not None:
         from resprout.tasks.evaluate.zero_shot import count_items

@@ -36,7 +36,7 @@ class Pieces:
 def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progress) -> Pieces:
     """The pieces of the job's share; loads the model, and for divergence the dense one."""
     config = job.config.perplexity
-    tokenizer = load_tokenizer(inputs["model"])
+    tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
     ids, bos = held_out(inputs["text"], tokenizer, config)
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     dense = (

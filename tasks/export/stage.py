@@ -67,7 +67,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
         threads = torch.get_num_threads()
         question = Question(list(config.prompts), config.greedy_tokens, job.dtype, job.device, threads)
-        expected = probe(model, load_tokenizer(inputs["model"]), question)
+        expected = probe(model, load_tokenizer(inputs["model"], job.trust_remote_code), question)
         plan = read_plan(inputs["plan"])
     for done, name in enumerate(config.formats):
         written = FORMATS.get(name)()

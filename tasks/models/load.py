@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,30 +98,36 @@ def _load(folder: Path, trust_remote_code: bool, **how: Any) -> tuple[PreTrained
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    config: Any = AutoConfig.from_pretrained(
-        folder, trust_remote_code=trust_remote_code, local_files_only=True
-    )
+    with code_refused(str(folder)):
+        config: Any = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
     loader: Any = AutoModelForCausalLM
     extra: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if getattr(config, LAYOUT_KEY, None) is not None:
         stock = AutoModelForCausalLM._model_mapping[type(config)]
         loader, extra = cut_class(stock), {}
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = loader.from_pretrained(
-        folder,
-        config=config,
-        use_safetensors=True,
-        local_files_only=True,
-        # Other shapes are told of like missing weights, in one sentence of ours.
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **extra,
-        **how,
-    )
+    with code_refused(str(folder)):
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = loader.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            # Other shapes are told of like missing weights, in one sentence of ours.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **extra,
+            **how,
+        )
     return loaded
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`; a folder without one raises BadInput."""
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`.
+
+    Raises:
+        BadInput: there is none, or one that only code in the folder can load, without `trust_remote_code`.
+    """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -128,7 +135,24 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save the model's "
             "tokenizer beside its weights"
         )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with code_refused(str(folder)):
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+
+
+@contextmanager
+def code_refused(place: str) -> Iterator[None]:
+    """Raise BadInput where transformers finds that only Python code that lies at `place` could load it."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise BadInput(
+            f"{place} can be loaded only by Python code that comes with it (auto_map), and such code is not "
+            "run; read it first and set model.trust_remote_code: true, or give a model of a stock class"
+        ) from error
 
 
 def save_model(model: PreTrainedModel, folder: Path, tokenizer_from: Path) -> None:

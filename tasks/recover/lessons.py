@@ -55,7 +55,9 @@ class Recovered:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def prepare(config: RecoverConfig, inputs: Mapping[str, Path], seed: int) -> Lessons:
+def prepare(
+    config: RecoverConfig, inputs: Mapping[str, Path], seed: int, trust_remote_code: bool = False
+) -> Lessons:
     """The selected rows in the tokens that they were selected by, in batches for all steps.
 
     Steps = ceil(epochs * requested tokens / batch_tokens): the budget that was asked for decides, not what
@@ -67,7 +69,7 @@ def prepare(config: RecoverConfig, inputs: Mapping[str, Path], seed: int) -> Les
     """
     rows = [row for _, row in read_rows(inputs["selection"] / "selected.jsonl")]
     summary = json.loads((inputs["selection"] / "summary.json").read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(inputs["pruned"])
+    tokenizer = load_tokenizer(inputs["pruned"], trust_remote_code)
     encoded = encode_rows(tokenizer, rows, summary["template"], summary["max_len_tokens"])
     encoded = [row for row in encoded if row.response_ids]
     steps = max(1, math.ceil(config.epochs * summary["requested_tokens"] / config.batch_tokens))

@@ -35,7 +35,7 @@ def recover(job: Job[RecoverConfig], inputs: Mapping[str, Path], workdir: Path, 
             f"recover.distill_weight is {job.config.distill_weight} but there is no dense model to distil "
             "from; give the stage `dense`, or set distill_weight: 0"
         )
-    lessons = prepare(job.config, inputs, job.seed)
+    lessons = prepare(job.config, inputs, job.seed, job.trust_remote_code)
     recovered = METHODS.get(job.config.method)(job, inputs, lessons, progress)
     save_model(recovered.model, workdir / "model", tokenizer_from=inputs["pruned"])
     with (workdir / "history.jsonl").open("w", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from resprout.configs.errors import BadInput
 from resprout.tasks.data.batches import by_area
 from resprout.tasks.job import Progress
-from resprout.tasks.models.load import require_all
+from resprout.tasks.models.load import code_refused, require_all
 
 SVD_WIDTH = 128
 ENCODER_TOKENS = 256
@@ -67,16 +67,18 @@ def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) 
             f"paser.embedder is minilm but {folder} holds no sentence encoder (config.json); set "
             "paser.embedder_source to its folder, or paser.embedder: tfidf"
         )
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model: Any
-    model, found_weights = AutoModel.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    with code_refused(str(folder)):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model: Any
+        model, found_weights = AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     # Many encoders come without a pooler, and the mean over the tokens needs none.
     missing = {name for name in found_weights["missing_keys"] if "pooler" not in name}
     require_all({**found_weights, "missing_keys": missing}, str(folder))

@@ -14,6 +14,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.data.read import read_rows
 from resprout.tasks.data.template import Encoded, encode_rows
+from resprout.tasks.job import Job
 from resprout.tasks.models.load import load_tokenizer
 
 
@@ -48,15 +49,17 @@ class Choice:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_pool(config: SelectConfig, inputs: Mapping[str, Path]) -> Pool:
+def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
     """Rows of rows.jsonl in the tokens of the dense model's tokenizer, and the budget in tokens.
 
     Raises:
         BadInput: no row keeps a response token, or the budget is larger than the pool or smaller than any
         row.
     """
+    config = job.config
     rows = sorted((row for _, row in read_rows(inputs["rows"] / "rows.jsonl")), key=lambda row: row["id"])
-    encoded = encode_rows(load_tokenizer(inputs["dense"]), rows, config.template, config.max_len_tokens)
+    tokenizer = load_tokenizer(inputs["dense"], job.trust_remote_code)
+    encoded = encode_rows(tokenizer, rows, config.template, config.max_len_tokens)
     seen, kept, left_out = set[tuple[str, str, str]](), list[int](), list[tuple[dict[str, Any], int, str]]()
     for index, row in enumerate(rows):
         content = (row["instruction"], row.get("input") or "", row["output"])

@@ -20,7 +20,7 @@ def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
     """Write the pool's size and the budget; BadInput where the one does not hold the other."""
     from resprout.tasks.select.pool import read_pool
 
-    found = read_pool(job.config, inputs)
+    found = read_pool(job, inputs)
     if job.config.method in CHECKS:
         CHECKS.get(job.config.method)(job.config, len(found.rows))
     metrics = {

@@ -38,7 +38,7 @@ def divergence_shard(
     from resprout.tasks.select.paser import measure_rows
     from resprout.tasks.select.pool import read_pool
 
-    pool = read_pool(job.config, inputs)
+    pool = read_pool(job, inputs)
     found = measure_rows(job, inputs, pool, progress)
     rows = [row for batch in batches_of(pool.encoded, job.device, job.share) for row in batch]
     write_rows(found, rows, workdir / FILE)

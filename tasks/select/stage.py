@@ -44,7 +44,7 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
     """Write the chosen rows and the decisions; tokens chosen never exceed the budget."""
     from resprout.tasks.select.pool import read_pool
 
-    pool = read_pool(job.config, inputs)
+    pool = read_pool(job, inputs)
     choice = METHODS.get(job.config.method)(job, inputs, pool, progress)
     accepted = sorted(choice.accepted)
     _write_lines(

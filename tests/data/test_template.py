@@ -98,3 +98,21 @@ def test_a_chat_template_that_rewrites_the_prompt(make_tokenizer: Make) -> None:
 
 def test_length() -> None:
     assert len(Encoded([1, 2], [3])) == 3
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{% for i in range(99999) %}" * 9 + "{% endfor %}" * 9, "did not end within 6 s of processor time"),
+        ("{{ 'a' * 10 ** 8 }}", "100,000,000 characters of a row"),
+        ("{{ 'a' * 10 ** 10 }}", "more than 4 GiB of memory"),
+        ("{{ raise_exception('only system turns') }}", "TemplateError: only system turns"),
+        ("{{ messages.__class__.__base__ }}", "SecurityError"),
+        ("{% if %}", "TemplateSyntaxError"),
+    ],
+)
+def test_a_template_that_comes_with_a_model_has_limits(
+    make_tokenizer: Make, template: str, fault: str
+) -> None:
+    with pytest.raises(BadInput, match=f"chat template.*{fault}.*set template: alpaca"):
+        encode_rows(make_tokenizer(chat=template), [ROW], "chat", 512)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -133,3 +134,26 @@ def test_tied_weights_are_not_missing(tiny, tokenizer_folder, tmp_path):
     save_model(tiny("qwen2", tie_word_embeddings=True), tmp_path / "a", tokenizer_folder)
     assert "lm_head.weight" not in load_file(tmp_path / "a" / "model.safetensors")
     check_weights(tmp_path / "a", "the model")
+
+
+def test_code_that_comes_with_a_tokenizer_is_not_run_nor_asked_about(tokenizer_folder, tmp_path, monkeypatch):
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(tokenizer_folder, folder)
+    (folder / "own.py").write_text(
+        "from pathlib import Path\nfrom transformers import PreTrainedTokenizerFast\n"
+        f"Path({str(ran)!r}).touch()\nclass Own(PreTrainedTokenizerFast): pass\n"
+    )
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    stated |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    monkeypatch.setattr("builtins.input", lambda question="": "y")
+    found = None
+    try:
+        load_tokenizer(folder)
+    except BadInput as error:
+        found = str(error)
+    assert not ran.exists()
+    assert found is not None
+    assert "set model.trust_remote_code: true" in found
+    assert type(load_tokenizer(folder, trust_remote_code=True)).__name__ == "Own"
+    assert ran.exists()
