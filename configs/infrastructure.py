@@ -28,10 +28,10 @@ class StoreConfig(Section):
     cache_gb: Annotated[float, Field(gt=0.0)] = 50.0
     """Size limit of the local cache of an S3 store, in GB."""
 
-    @field_validator("endpoint_url")
+    @field_validator("uri", "endpoint_url")
     @classmethod
     def _address_holds_no_secret(cls, url: str | None) -> str | None:
-        """What boto3 says of an endpoint that does not answer, it says with the whole address."""
+        """Addresses are printed, kept in records and in Prefect's database, and boto3 shows them whole."""
         if url is not None and without_credentials(url) != url:
             raise ValueError(
                 "a password in the address is of no use to a bucket; give access_key_id and secret_access_key"

@@ -21,6 +21,8 @@ from resprout.configs.schema import InfraConfig, RunConfig, without_credentials
 PREFIX = "RESPROUT_"
 RESERVED = {"RESPROUT_HOME"}
 MOST_VALUES = 100_000
+MOST_BITS = 1024
+"""Of a whole number in a config: what a float can hold."""
 TRAVEL = ("store", "mlflow", "prefect", "proof")
 """Sections of the infrastructure that a worker needs."""
 VARIABLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
@@ -204,20 +206,40 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read as text: {error}") from None
     try:
-        data = yaml.load(text, Loader=_Loader)
+        data = parsed(text)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise BadInput(f"{path} holds {type(data).__name__}, but a run config is a mapping of sections")
+    return data
+
+
+def parsed(text: str) -> Any:
+    """The value that YAML text states, with what an alias repeats written out.
+
+    Raises:
+        BadInput: it is no YAML, or its aliases repeat each other beyond all bounds.
+    """
     try:
-        unshared: dict[str, Any] = _unshared(data, itertools.count())
+        data = yaml.load(text, Loader=_Loader)
+    except BadInput:
+        raise
+    except yaml.YAMLError as error:
+        raise BadInput(
+            f"not valid YAML ({' '.join(str(error).split())}); quote text that is no YAML"
+        ) from None
     except RecursionError:
-        raise BadInput(f"{path} has an anchor that holds itself; write the section out") from None
-    except BadInput as error:
-        raise BadInput(f"{path} holds {error}") from None
-    return unshared
+        raise BadInput("nested too deeply to be read; a run config has a few levels") from None
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # Scalars that look like a date or a number, tags on what they do not fit, keys that are no text.
+        raise BadInput(
+            f"a value that YAML cannot read ({' '.join(str(error).split())[:200]}); put it in quotes "
+            "where it is text"
+        ) from None
+    try:
+        return _unshared(data, itertools.count())
+    except RecursionError:
+        raise BadInput("it has an anchor that holds itself; write the section out") from None
 
 
 def explain(
@@ -249,10 +271,13 @@ def _is_tag(part: Any) -> bool:
 
 
 def _value(text: str, shown: str) -> Any:
+    if not text:
+        return None
     try:
-        return yaml.load(text, Loader=_Loader) if text else None
-    except yaml.YAMLError:
-        raise BadInput(f"the value in '{shown}' is not valid YAML; quote it") from None
+        return parsed(text)
+    except BadInput as error:
+        name = shown.partition("=")[0]
+        raise BadInput(f"the value of {name[:80]}: {error}") from None
 
 
 def _unshared(data: Any, counted: Iterator[int]) -> Any:
@@ -260,7 +285,9 @@ def _unshared(data: Any, counted: Iterator[int]) -> Any:
     if next(counted) > MOST_VALUES:
         raise BadInput(f"more than {MOST_VALUES} values; its aliases repeat each other, write fewer")
     if isinstance(data, dict):
-        return {key: _unshared(value, counted) for key, value in data.items()}
+        return {_unshared(key, counted): _unshared(value, counted) for key, value in data.items()}
+    if isinstance(data, int) and data.bit_length() > MOST_BITS:
+        raise BadInput(f"a number of {data.bit_length()} bits; numbers have at most {MOST_BITS}")
     return [_unshared(value, counted) for value in data] if isinstance(data, list) else data
 
 

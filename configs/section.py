@@ -20,6 +20,7 @@ class Section(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
         serialize_by_alias=True,
+        allow_inf_nan=False,
     )
 
     enters_key: ClassVar[bool] = True

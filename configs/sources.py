@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from resprout.configs.infrastructure import without_credentials
 from resprout.configs.section import Percent, Section
+
+
+def _without_password(address: str) -> str:
+    """Addresses are printed, and kept in records, in MLflow and in Prefect's database."""
+    if without_credentials(address) != address:
+        raise ValueError(
+            "a password or key in the address would be printed and kept; leave it out, and give the keys of "
+            "a bucket as infra.store.access_key_id and secret_access_key, or in the environment"
+        )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_without_password)]
+"""Where something lies; holds no password."""
 
 
 class ModelConfig(Section):
     """The model to compress and how it is held in memory."""
 
-    source: str
+    source: Address
     """Folder, package://module/path, hf://org/name@revision, s3://bucket/prefix, models:/name/3 or
     name@alias."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -32,7 +47,7 @@ class DataSource(Section):
 
     enters_key: ClassVar[bool] = False
 
-    source: str
+    source: Address
     """Local path, package://module/path, s3://bucket/key, or hf-dataset://org/name[/config][@revision]#split."""
     format: Literal["auto", "jsonl", "json", "parquet", "csv", "text", "arrow"] = "auto"
     """File format; auto goes by the name's ending (.gz allowed)."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from resprout.configs.section import Name, Ratio, Section
-from resprout.configs.sources import DataSource, RowSource, TextSource
+from resprout.configs.sources import Address, DataSource, RowSource, TextSource
 from resprout.configs.target import TargetConfig
 
 Unit = Literal["ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers"]
@@ -112,7 +112,7 @@ class PaserConfig(Section):
     embedder: Literal["minilm", "hidden", "tfidf"] = "tfidf"
     """minilm: a sentence encoder in `embedder_source`; hidden: the dense model's mean hidden state; tfidf:
     TF-IDF + SVD."""
-    embedder_source: str | None = None
+    embedder_source: Address | None = None
     """Folder or package:// of the sentence encoder that `minilm` loads."""
     graph: Literal["literal", "top3"] = "top3"
     """Concepts in the consistency graph: all RAKE phrases, or the three best of each row."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.size import MOST_LAYERS, MOST_WIDTH, Shape
 
 MAGIC = b"GGUF"
 STRING, ARRAY = 8, 9
@@ -70,10 +70,11 @@ def gguf_shape(path: Path) -> Shape:
 
     def number(key: str, default: int | None = None) -> int:
         value = metadata.get(f"{architecture}.{key}", default)
-        if not isinstance(value, int) or (value <= 0 and value != default):
+        most = MOST_LAYERS if key == "block_count" else MOST_WIDTH
+        if not isinstance(value, int) or value > most or (value <= 0 and value != default):
             raise BadInput(
-                f"the header of {path.name} lacks a single {architecture}.{key} from 1; convert the model "
-                "again"
+                f"the header of {path.name} lacks a single {architecture}.{key} from 1 to {most:,}; convert "
+                "the model again"
             )
         return value
 

@@ -36,6 +36,9 @@ LAYOUT_LISTS = {
 }
 """Lists that `resprout_layout` may hold, and what they say; the last two may be left out."""
 MUST = ("intermediate_size", "num_key_value_heads")
+MOST_LAYERS = 10_000
+"""Far beyond any model: what is built for each layer stays small whatever a file says."""
+MOST_WIDTH = 2**31 - 1
 TURNED_KEY = "turned"
 """True in `resprout_layout` where each sublayer has a basis of the residual stream of its own."""
 TURNS: Tensors = {
@@ -309,10 +312,11 @@ def _check_widths(family: Family, config: Mapping[str, Any]) -> None:
             "came with the weights"
         )
     for key in (*needed, keys.ffn, keys.kv_heads, keys.head_dim, keys.positions):
-        if key and config.get(key) is not None and not _is_width(config[key]):
+        most = MOST_LAYERS if key == keys.layers else MOST_WIDTH
+        if key and config.get(key) is not None and not (_is_width(config[key]) and config[key] <= most):
             raise BadInput(
-                f"config.json says {key}: {config[key]!r}, expected a whole number from 1; take the config "
-                "that came with the weights"
+                f"config.json says {key}: {repr(config[key])[:40]}, expected a whole number from 1 to "
+                f"{most:,}; take the config that came with the weights"
             )
 
 

@@ -19,12 +19,13 @@ def write(
     heads: int = 4,
     embedding: str = "token_embd",
     parts: int = 0,
+    layers: int = 2,
 ) -> Path:
-    """A two-layer model's header with a vocabulary of 50 and one real tensor each."""
+    """A small model's header with a vocabulary of 50 and one real tensor each."""
     writer = GGUFWriter(str(path), architecture)
     if parts:
         writer.add_uint16("split.count", parts)
-    writer.add_block_count(2)
+    writer.add_block_count(layers)
     writer.add_context_length(128)
     writer.add_embedding_length(32)
     writer.add_feed_forward_length(48)
@@ -89,6 +90,8 @@ def test_a_header_without_embeddings_or_heads_is_one_sentence(tmp_path: Path) ->
         gguf_shape(write(tmp_path / "m.gguf", embedding="blk.0.attn_q"))
     with pytest.raises(BadInput, match=r"lacks a single llama\.attention\.head_count from 1"):
         gguf_shape(write(tmp_path / "m.gguf", heads=0))
+    with pytest.raises(BadInput, match=r"lacks a single llama\.block_count from 1 to 10,000"):
+        gguf_shape(write(tmp_path / "m.gguf", layers=10**8))
 
 
 def test_a_tensor_of_many_dimensions_is_damage_not_a_claim_on_memory(tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ WIDTHS = {
         ({"num_key_value_heads": 8}, "num_key_value_heads: 8 does not divide"),
         ({"head_dim": {}}, r"head_dim: \{\}, expected a whole number"),
         ({"max_position_embeddings": "long"}, "max_position_embeddings: 'long', expected a whole number"),
+        (
+            {"num_hidden_layers": 10**8},
+            "num_hidden_layers: 100000000, expected a whole number from 1 to 10,000",
+        ),
+        ({"num_hidden_layers": 2 * 10**9}, "expected a whole number from 1 to 10,000"),
+        ({"hidden_size": 2**40}, "hidden_size: 1099511627776, expected a whole number from 1 to"),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"resprout_layout": 5}, "resprout_layout in config.json must list"),
         ({"resprout_layout": {"intermediate_size": [8]}}, "resprout_layout in config.json must list"),
