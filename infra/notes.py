@@ -27,6 +27,12 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*_\[\]<>&!|#~])", _escaped, _line(text))
 
 
+def fenced(text: str, language: str = "") -> str:
+    """The text as a code block, behind more ticks than any row of them in it."""
+    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
 def link(text: object, page: str) -> str:
     """A link to a page of MLflow."""
     return f"[{plain(text)}]({page})"

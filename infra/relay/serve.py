@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import InfraConfig
@@ -31,6 +33,8 @@ from resprout.infra.store.store import ArtifactStore
 OLDEST = {"MLflow": (3, 17), "Prefect": (3, 9)}
 """Servers before these are not known to work."""
 GRACE_SECONDS = 10
+HEAD_SECONDS = 10.0
+"""Within which the request line and headers must be here."""
 SWITCH_SECONDS = 0.0005
 
 log = logging.getLogger("resprout.relay")
@@ -106,6 +110,42 @@ def check_servers(registry: Registry, starter: Starter) -> None:
             raise BadInput(f"the {name} server has version {given[:20]}; the relay needs {oldest} or later")
 
 
+class _PromptProtocol(H11Protocol):
+    """HTTP on one connection, closed where the head of a request takes too long.
+
+    uvicorn ends connections that are idle between requests, and the door those whose body is slow.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._end_watch()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._end_watch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _end_watch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
 class _Server(uvicorn.Server):
     """A server that a signal ends with exit status 0: uvicorn's own handler raises the signal again."""
 
@@ -117,6 +157,7 @@ class _Server(uvicorn.Server):
 async def _until_told(door: Door, socket: object) -> None:
     config = uvicorn.Config(
         door.app(),
+        http=_PromptProtocol,
         log_config=None,
         access_log=False,
         log_level="warning",

@@ -96,7 +96,8 @@ def open_engine(config: RelayConfig, home: Path) -> Engine:
         return _sqlite(home)
     try:
         url = make_url(config.database_url.get_secret_value())
-    except ArgumentError:
+    except (ArgumentError, ValueError):
+        # ValueError: a port that is no number.
         url = None
     if url is None or url.get_backend_name() not in ("postgresql", "postgres"):
         raise BadInput(

@@ -21,7 +21,7 @@ DATA = ("calibration text", "general text", "recovery rows")
 """Roles of the data that shaped the model."""
 SHAPING = (SOURCE, "encoder", *DATA)
 """What the card credits. What a model is only judged by changes none of its bytes, so not its card either."""
-HUB = re.compile(r"^hf(?:-dataset)?://([^/@#]+/[^/@#]+)")
+HUB = re.compile(r"^hf(?:-dataset)?://([\w.-]+/[\w.-]+)(?=[/@#]|$)")
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -85,8 +85,13 @@ def _licence(licence: str | None, files: list[str]) -> dict[str, str]:
         return {"license": UNKNOWN}
     if IDENTIFIER.fullmatch(licence.lower()):
         return {"license": licence.lower()}
-    link = {"license_link": files[0]} if files else {}
-    return {"license": "other", "license_name": licence, **link}
+    link = {"license_link": _inert(files[0])} if files else {}
+    return {"license": "other", "license_name": _inert(licence), **link}
+
+
+def _inert(text: str) -> str:
+    """The text on one line and without HTML: not every page that shows a card takes its front matter out."""
+    return re.sub(r"[<>\s]+", " ", text).strip()
 
 
 def _body(

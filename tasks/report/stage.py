@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from resprout.infra.notes import code, plain
+from resprout.infra.notes import code, fenced, plain
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.models.size import Shape
 from resprout.tasks.report.table import comparison, recovery_sentence
@@ -52,7 +52,7 @@ def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, pr
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    here.filters.update(code=code, plain=plain)
+    here.filters.update(code=code, fenced=fenced, plain=plain)
     for template in ("report.html", "report.md", "summary.md"):
         text = here.get_template(f"{template}.j2").render(facts)
         (workdir / template).write_text(text, encoding="utf-8")

@@ -116,8 +116,11 @@ def test_nothing_that_came_from_outside_is_markdown_in_the_card(tmp_path):
     from markdown_it import MarkdownIt
 
     hostile = "![x](http://evil/p.png) [y](http://evil) `z` <img src=q>"
+    hub = f"hf-dataset://{hostile.replace('/', '')}/{hostile.replace('/', '')}"
     credits = [Credit("source model", hostile, hostile), Credit("recovery rows", hostile, hostile)]
+    assert "<" not in card([Credit("recovery rows", hub, None)], read_plan(write_plan(tmp_path)), None, [])
     text = card(credits, read_plan(write_plan(tmp_path)), None, [hostile])
+    assert "<" not in text.split("---\n")[1], "HTML in the front matter"
     read = MarkdownIt("commonmark").enable("table").parse(text.split("---\n")[2])
     inside = [child for token in read for child in token.children or ()]
     assert {child.type for child in inside} <= {"text", "text_special", "softbreak"}

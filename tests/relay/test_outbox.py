@@ -245,6 +245,7 @@ def test_a_database_that_is_restarted_refuses_what_it_cannot_keep_and_goes_on(ho
     ("url", "expected"),
     [
         ("nonsense", "is no PostgreSQL address"),
+        ("postgresql://user:hunter2@host:port/x", "is no PostgreSQL address"),
         ("mysql://user:hunter2@host/x", "is no PostgreSQL address"),
         ("postgresql://user:hunter2@127.0.0.1:1/x", "the relay's database at 127.0.0.1 cannot be used"),
     ],

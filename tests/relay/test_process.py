@@ -124,6 +124,20 @@ def test_it_does_not_start_where_something_else_than_prefect_answers(
     assert said in done.stderr
 
 
+def test_connections_whose_request_never_gets_to_its_end_are_closed(home: Path, rules: Path) -> None:
+    with relay_process(home, rules, PREFECT__API_URL=f"{DEAD}/api") as relay:
+        port = int(relay.url.rpartition(":")[2])
+        held = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(50)]
+        for index, one in enumerate(held):
+            if index % 2:
+                one.sendall(b"POST /webhooks/mlflow HTTP/1.1\r\nHost: relay\r\nX-Slow: ")
+        assert relay.post(event("chat-7b", 1)) == 200
+        # The end of the stream, within the timeout of the connection.
+        assert [one.recv(1) for one in held] == [b""] * 50
+        for one in held:
+            one.close()
+
+
 def test_it_ends_on_sigterm_after_what_it_took_and_tells_no_secret(home: Path, rules: Path) -> None:
     more = {"PREFECT__API_URL": f"{DEAD}/api", "MLFLOW__TRACKING_URI": "http://user:hunter2@127.0.0.1:9"}
     with relay_process(home, rules, **more) as relay:

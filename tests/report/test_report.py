@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.size import Shape
@@ -159,7 +160,12 @@ class Cells(HTMLParser):
 
 SETTINGS = ReportConfig(
     name="tiny",
-    config={"name": "tiny", "seed": 17, "model": {"source": "hf://org/name@main"}},
+    config={
+        "name": "tiny",
+        "seed": 17,
+        "model": {"source": "hf://org/name@main"},
+        "register": {"tags": {"note": "a\n```\n\n<img src=q>"}},
+    },
     command="resprout run tiny.yaml",
     digests={"acquire model": "cd" * 32, "plan": "ab" * 32},
 )
@@ -178,7 +184,13 @@ def test_both_forms_hold_the_same_table(inputs: dict[str, Path], tmp_path: Path)
         assert text in markdown
     assert "http" not in html.replace("http-equiv", ""), "the page loads nothing from elsewhere"
     assert "Say &lt;b&gt;hi&lt;/b&gt;" in html, "text of the data is escaped"
-    assert "Say <b>hi</b> \\| now" in markdown
+    read = MarkdownIt("commonmark").enable("table").parse(markdown)
+    inside = [child for token in read for child in token.children or ()]
+    assert "html_block" not in {token.type for token in read}
+    assert "html_inline" not in {child.type for child in inside}
+    assert "Say <b>hi</b> | now" in "".join(child.content for child in inside), "text stays text"
+    blocks = [token.content for token in read if token.type == "fence"]
+    assert [block for block in blocks if "<img src=q>" in block], "the config stays in its block"
     assert "resprout run tiny.yaml" in html
     assert "<polyline" in html
     rows = [row for row in markdown.splitlines() if row.startswith("| ")]
