@@ -15,6 +15,10 @@ class BadInput(ResproutError, ValueError):
     exit_code = 2
 
 
+class DoesNotFit(BadInput):
+    """The config is right in itself, but not for this model: another model or size would do."""
+
+
 class Unreachable(BadInput):
     """A server that the config names does not answer: it is down, or its address is wrong."""
 

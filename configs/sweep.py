@@ -88,11 +88,16 @@ class VariantResult(Plain):
 
     name: str
     settings: dict[str, Any]
+    left_out: bool = False
+    """It does not fit the model and did not run; the result's message says why."""
     result: RunResult
 
 
 class SweepResult(Plain):
-    """Outcome of a sweep: failed where a variant failed, else gate_not_passed where a gate was not passed."""
+    """Outcome of a sweep: failed where a variant failed, else gate_not_passed where a gate was not passed.
+
+    Variants that were left out, since they do not fit the model, count for neither.
+    """
 
     status: Literal["done", "gate_not_passed", "failed"]
     exit_code: int

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.errors import BadInput, DoesNotFit, ResproutError
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import InfraConfig, RunConfig
 from resprout.configs.stages import SparsifyConfig
@@ -25,7 +25,10 @@ EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
 
 
 def check(loaded: Loaded) -> None:
-    """BadInput with all faults of a config that shows without running it; reads no weights."""
+    """BadInput with all faults of a config that shows without running it; reads no weights.
+
+    DoesNotFit where nothing but the model is in the way.
+    """
     config = loaded.config
     faults: list[str] = []
 
@@ -56,12 +59,11 @@ def check(loaded: Loaded) -> None:
     from resprout.flows.sources import missing, source_shape
 
     faults.extend(missing(loaded))
-    if not faults:
-        shape = source_shape(loaded)
-        if shape is not None:
-            faults.extend(_unfit(config, shape))
     if faults:
         raise BadInput(f"{loaded.path}: " + "; ".join(faults))
+    shape = source_shape(loaded)
+    if shape is not None and (unfit := _unfit(config, shape)):
+        raise DoesNotFit(f"{loaded.path}: " + "; ".join(unfit))
 
 
 def require_extra(infra: InfraConfig) -> None:
@@ -77,7 +79,7 @@ def require_extra(infra: InfraConfig) -> None:
 def check_fits(config: RunConfig, shape: Shape) -> None:
     """BadInput where sequences or target do not fit a model whose shape shows only once it is here."""
     if faults := _unfit(config, shape):
-        raise BadInput(f"{config.model.source}: " + "; ".join(faults))
+        raise DoesNotFit(f"{config.model.source}: " + "; ".join(faults))
 
 
 def _unfit(config: RunConfig, shape: Shape) -> list[str]:

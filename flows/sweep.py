@@ -54,12 +54,15 @@ def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     began = time.perf_counter()
     own = str(flow_run.id)
     order = [variant.name for variant in session.variants]
+    session.result.variants += [
+        _left_out(one, session) for one in session.variants if one.name in session.unfit
+    ]
     with ExitStack() as at_end:
         _HERE[own] = session
         at_end.callback(_HERE.pop, own)
         runner = at_end.enter_context(started(first.config.infra))
         try:
-            futures = {submit(runner, RUN, _asked(one, session, own)): one for one in session.variants}
+            futures = {submit(runner, RUN, _asked(one, session, own)): one for one in session.to_run}
             for future in as_completed(list(futures)):
                 ended = _ended(futures[future], future)
                 session.result.variants.append(ended)
@@ -71,6 +74,11 @@ def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     session.result.variants.sort(key=lambda one: order.index(one.name))
     _conclude(session.result, began)
     return session.result.model_dump(mode="json")
+
+
+def _left_out(variant: Variant, session: SweepSession) -> VariantResult:
+    result = RunResult(status="bad_input", exit_code=2, message=session.unfit[variant.name])
+    return VariantResult(name=variant.name, settings=variant.settings, left_out=True, result=result)
 
 
 def _ended(variant: Variant, future: PrefectFuture[Any]) -> VariantResult:
@@ -85,7 +93,7 @@ def _ended(variant: Variant, future: PrefectFuture[Any]) -> VariantResult:
 
 def _conclude(result: SweepResult, began: float) -> None:
     result.seconds = round(time.perf_counter() - began, 3)
-    found = {one.result.status for one in result.variants}
+    found = {one.result.status for one in result.variants if not one.left_out}
     if found <= {"done"}:
         result.status, result.exit_code = "done", 0
     elif found <= {"done", "gate_not_passed"}:
@@ -161,5 +169,5 @@ def forecasts(session: SweepSession) -> list[tuple[Variant, list[Forecast]]]:
     store = ArtifactStore.from_config(first.config.infra.store, first.home)
     return [
         (one, look_up(one.loaded.config, store, tracker, Sources(one.loaded, tracker.uri), first.home)[1])
-        for one in session.variants
+        for one in session.to_run
     ]

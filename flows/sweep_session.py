@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.errors import BadInput, DoesNotFit, ResproutError
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import InfraConfig
 from resprout.configs.sweep import SweepConfig, SweepResult, Variant, VariantResult
@@ -28,6 +28,8 @@ class SweepSession:
     config: SweepConfig
     variants: list[Variant]
     result: SweepResult
+    unfit: dict[str, str] = field(default_factory=dict)
+    """Why a variant is left out, by its name."""
     display: Callable[[str], Display] = _no_display
     """The display of a variant by its name, where the variant runs in this process."""
     ended: Callable[[VariantResult], None] = lambda result: None
@@ -35,6 +37,11 @@ class SweepSession:
     running: list[Session] = field(default_factory=list)
     interrupted: bool = False
     """Ctrl-C was pressed, or another signal ends the process."""
+
+    @property
+    def to_run(self) -> list[Variant]:
+        """The variants that fit the model."""
+        return [variant for variant in self.variants if variant.name not in self.unfit]
 
     def loaded(self, name: str) -> Loaded:
         """The config of a variant that runs in this process."""
@@ -48,20 +55,27 @@ class SweepSession:
             session.interrupted = True
 
 
-def prepared(config: SweepConfig, variants: list[Variant]) -> SweepSession:
-    """A loaded sweep with every variant checked; BadInput names each that could not run."""
-    faults = []
+def prepared(config: SweepConfig, variants: list[Variant], strict: bool = False) -> SweepSession:
+    """A loaded sweep with every variant checked; those that do not fit the model are left out with a reason.
+
+    Raises:
+        BadInput: naming each variant that no model could run, where no variant fits the model, or with
+            `strict` where one does not.
+    """
+    faults, unfit = [], dict[str, str]()
     for variant in variants:
         try:
             check(variant.loaded)
             travelling(variant.loaded)
+        except DoesNotFit as error:
+            unfit[variant.name] = str(error)
         except ResproutError as error:
             faults.append(f"variant {variant.name}: {error}")
-    if faults:
+    if faults or len(unfit) == len(variants) or (strict and unfit):
+        faults += [f"variant {name}: {reason}" for name, reason in unfit.items()]
         raise BadInput("; ".join(faults))
-    return SweepSession(
-        config, variants, SweepResult(status="failed", exit_code=1, name=config.name, variants=[])
-    )
+    result = SweepResult(status="failed", exit_code=1, name=config.name, variants=[])
+    return SweepSession(config, variants, result, unfit)
 
 
 def unsplit(loaded: Loaded, infra: InfraConfig) -> Loaded:

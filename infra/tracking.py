@@ -298,11 +298,11 @@ class Tracker:
 
     @contextmanager
     def closing_on_error(self, run_id: str) -> Iterator[None]:
-        """Close the run as FAILED on an error in the block, as KILLED on Ctrl-C."""
+        """Close the run as FAILED on an error in the block, as KILLED where a signal ends the process."""
         try:
             yield
         except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
             try:
                 self.end(run_id, status)
             except ResproutError as lost:

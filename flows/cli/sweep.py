@@ -24,10 +24,14 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the variants and what of them is cached.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Refuse the sweep where a variant does not fit the model.")
+    ] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks and the libraries' logs.")] = False,
 ) -> None:
     """Run every variant of a sweep; stages that variants share run once, and one that fails ends no other.
 
+    A variant that does not fit the model is left out with its reason, and the others run (--strict: none).
     The same command again goes on from there: finished stages and variants are found in the cache.
 
     \b
@@ -47,7 +51,9 @@ def sweep(
         warnings.simplefilter("ignore")
     from resprout.flows.sweep_session import prepared
 
-    session = prepared(loaded, variants)
+    session = prepared(loaded, variants, strict)
+    for name, reason in session.unfit.items():
+        typer.echo(f"{name}: left out, {reason}", err=True)
     if dry_run:
         _forecast(session, as_json)
         return
@@ -72,7 +78,7 @@ def _sweep(config: Path, overrides: list[str], session: SweepSession) -> SweepRe
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        console = Console(stderr=True, width=200)
+        console = Console(stderr=True, width=240)
     session.display = lambda name: NamedDisplay(console, name)
     session.ended = lambda result: console.print(ended_line(result), highlight=False, soft_wrap=True)
     from resprout.flows.sweep import sweep_here
@@ -96,7 +102,11 @@ def _forecast(session: SweepSession, as_json: bool) -> None:
             }
             for variant, stages in found
         ]
-        typer.echo(json.dumps({"name": session.config.name, "variants": shown}, sort_keys=True))
+        typer.echo(
+            json.dumps(
+                {"name": session.config.name, "variants": shown, "left_out": session.unfit}, sort_keys=True
+            )
+        )
         return
     for variant, stages in found:
         told = " ".join(f"{key}={json.dumps(value)}" for key, value in variant.settings.items())

@@ -35,7 +35,7 @@ def table(variants: Sequence[Variant], result: SweepResult) -> Table:
     found.add_column("status")
     for variant, ended in zip(variants, result.variants, strict=True):
         own = [json.dumps(variant.settings[key]) if key in variant.settings else NONE for key in keys]
-        status = ended.result.status
+        status = "does not fit" if ended.left_out else ended.result.status
         found.add_row(variant.name, *own, *_cells(variant.loaded.config, ended.result), status)
     return found
 

@@ -93,11 +93,11 @@ def test_a_grid_of_millions_is_not_written_out() -> None:
         SweepConfig(name="x", base="y", grid=keys)
 
 
-def test_one_bad_variant_is_refused_before_any_runs(
+def test_one_variant_that_does_not_fit_is_refused_before_any_runs_where_that_is_asked(
     folder: Path, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
     path = write_sweep(folder, grid={"prune.target.params_ratio": [0.9, 0.01]})
-    found = resprout("sweep", path, home=tmp_path / "home")
+    found = resprout("sweep", path, "--strict", home=tmp_path / "home")
     assert found.code == 2, found.err
     assert "variant tiny-2" in found.err
     assert "prune.target" in found.err
@@ -117,11 +117,15 @@ VARIANTS = [
 def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
     folder: Path, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
-    path, home = write_sweep(folder, list=VARIANTS), tmp_path / "home"
+    unfit = {"prune.target.params_ratio": 0.01}
+    path, home = write_sweep(folder, list=[*VARIANTS, unfit]), tmp_path / "home"
     found = resprout("sweep", path, "infra.workers=2", "--json", home=home)
     assert found.code == 1, found.err
-    statuses = ["done", "gate_not_passed", "bad_input", "done"]
+    statuses = ["done", "gate_not_passed", "bad_input", "done", "bad_input"]
     assert [one["result"]["status"] for one in found.result["variants"]] == statuses
+    assert [one["left_out"] for one in found.result["variants"]] == [False] * 4 + [True]
+    assert "tiny-5: left out, " in found.err
+    assert "prune.target" in found.result["variants"][4]["result"]["message"]
     assert "too few for paser.clusters: 40" in found.result["variants"][2]["result"]["message"]
     made = Counter(
         (stage["name"], stage["artifact"]["digest"])
@@ -143,7 +147,7 @@ def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
 
     # The same command goes on from there: mended, it makes what is missing, here on two Dask workers.
     pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
-    path = write_sweep(folder, list=[*VARIANTS[:2], {"select.paser.clusters": 4}, VARIANTS[3]])
+    path = write_sweep(folder, list=[*VARIANTS[:2], {"select.paser.clusters": 4}, VARIANTS[3], unfit])
     shown = resprout("sweep", path, "--dry-run", "--json", home=home).result["variants"]
     missing = [[stage["name"] for stage in one["stages"] if not stage["cached"]] for one in shown]
     assert (missing[0], missing[1], missing[3]) == ([], [], [])
@@ -151,7 +155,7 @@ def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
     options = ("infra.task_runner=dask", "infra.workers=2", "infra.shards=2")
     again = resprout("sweep", path, *options, "--json", home=home)
     assert again.code == 3, again.err
-    results = [one["result"] for one in again.result["variants"]]
+    results = [one["result"] for one in again.result["variants"] if not one["left_out"]]
     assert [result["status"] for result in results] == ["done", "gate_not_passed", "done", "done"]
     assert [all(stage["cached"] for stage in result["stages"]) for result in results] == [
         True, True, False, True,
