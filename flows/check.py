@@ -12,6 +12,7 @@ from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import InfraConfig, RunConfig
 from resprout.configs.stages import SparsifyConfig
 from resprout.flows.catalog import registries
+from resprout.infra.extras import install_command
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.size import Shape
@@ -71,8 +72,8 @@ def require_extra(infra: InfraConfig) -> None:
     module = EXTRAS.get(infra.task_runner)
     if module is not None and importlib.util.find_spec(module) is None:
         raise BadInput(
-            f"infra.task_runner is {infra.task_runner} but {module} is not installed; run pip install "
-            f"'resprout[{infra.task_runner}]', or set infra.task_runner: threads"
+            f"infra.task_runner is {infra.task_runner} but {module} is not installed; run "
+            f"{install_command(infra.task_runner)}, or set infra.task_runner: threads"
         )
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from resprout.configs.errors import BadInput
 from resprout.flows.audit.story import Story
+from resprout.infra.extras import install_command
 from resprout.infra.lineage import Node, Source, sources
 from resprout.infra.store.record import Record
 
@@ -33,8 +34,8 @@ def lines(story: Story, store_uri: str) -> Iterator[str]:
         from openlineage.client.serde import Serde
     except ImportError:
         raise BadInput(
-            "--openlineage needs the OpenLineage client, which is not installed; run pip install "
-            "'resprout[openlineage]'"
+            "--openlineage needs the OpenLineage client, which is not installed; run "
+            + install_command("openlineage")
         ) from None
     nodes = sorted(story.nodes().values(), key=lambda node: (node.record.started, node.record_id))
     for node in nodes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import ProofConfig
+from resprout.infra.extras import install_command
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -39,8 +40,8 @@ class Authority:
             import rfc3161_client  # noqa: F401
         except ImportError:
             raise BadInput(
-                "infra.proof names a timestamp authority, which needs rfc3161-client; pip install "
-                "'resprout[timestamp]'"
+                "infra.proof names a timestamp authority, which needs rfc3161-client; "
+                f"run {install_command('timestamp')}"
             ) from None
         try:
             roots = load_pem_x509_certificates(Path(config.timestamp_roots).expanduser().read_bytes())

@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import RelayConfig, without_credentials
+from resprout.infra.extras import install_command
 
 METADATA = MetaData()
 
@@ -116,7 +117,8 @@ def open_engine(config: RelayConfig, home: Path) -> Engine:
             METADATA.create_all(connection)
     except ImportError:
         raise BadInput(
-            "infra.relay.database_url needs psycopg2, which is missing: pip install resprout[postgresql]"
+            "infra.relay.database_url needs psycopg2, which is not installed; run "
+            + install_command("postgresql")
         ) from None
     except SQLAlchemyError as error:
         raise BadInput(

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import StackConfig, without_credentials
+from resprout.infra.extras import install_command
 
 OLDEST = 14
 """PostgreSQL before 14 is no longer maintained."""
@@ -43,7 +44,8 @@ def check_databases(stack: StackConfig) -> None:
         )
     if stack.mlflow_database_url is not None and importlib.util.find_spec("psycopg2") is None:
         raise BadInput(
-            "infra.stack.mlflow_database_url needs the driver psycopg2; pip install 'resprout[postgresql]'"
+            "infra.stack.mlflow_database_url needs the driver psycopg2, which is not installed; run "
+            + install_command("postgresql")
         )
     for key, address in addresses.items():
         version = asyncio.run(_version(key, address))

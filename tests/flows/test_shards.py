@@ -93,7 +93,7 @@ def fan(make_run: Callable[..., Any], loaded: Callable[..., Loaded]) -> Callable
 def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each task runner whose packages are here; its workers find the toys."""
     if request.param != "threads":
-        pytest.importorskip(f"prefect_{request.param}", reason=f"pip install 'resprout[{request.param}]'")
+        pytest.importorskip(f"prefect_{request.param}", reason=f"pip install -e '.[{request.param}]'")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *python_path()]))
     return str(request.param)
 
@@ -124,7 +124,7 @@ def test_a_whole_run_in_shards_is_the_run_in_one_piece(
     finished: Any, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Scores, selection and plan on two Dask workers, in a store of their own."""
-    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    pytest.importorskip("prefect_dask", reason="pip install -e '.[dask]'")
     home = tmp_path / "home"
     options = ("infra.shards=3", "infra.task_runner=dask", "infra.workers=2")
     found = resprout("run", finished.config, *options, "--json", home=home)
@@ -174,7 +174,7 @@ def test_workers_reach_a_bucket_with_secrets_of_their_own(
     home: Path, fan: Callable[..., Any], s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing lies on a disk that both see but the code, and the keys come from the environment."""
-    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    pytest.importorskip("prefect_dask", reason="pip install -e '.[dask]'")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *python_path()]))
     options = ["infra.shards=2", "infra.task_runner=dask"]
     for name, value in s3.settings("shards").items():
@@ -201,7 +201,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(
     home: Path, fan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the kind that a run which nobody watches waits for."""
-    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    pytest.importorskip("prefect_dask", reason="pip install -e '.[dask]'")
     monkeypatch.setattr("resprout.flows.runners.CONNECT_SECONDS", 0.5)
     address = f"tcp://127.0.0.1:{free_port()}"
     options = ("infra.shards=2", "infra.task_runner=dask", f"infra.dask_address={address}")
@@ -215,7 +215,7 @@ def test_a_cluster_that_is_lost_is_connected_to_again(
 ) -> None:
     """Its scheduler dies while it makes shards; on the next try another is there, or none."""
     monkeypatch.setattr("resprout.flows.runners.CONNECT_SECONDS", 5.0)
-    distributed = pytest.importorskip("distributed", reason="pip install 'resprout[dask]'")
+    distributed = pytest.importorskip("distributed", reason="pip install -e '.[dask]'")
     port, log = free_port(), tmp_path / "log"
     clusters = []
 
@@ -309,7 +309,7 @@ def test_a_shard_on_a_thread_logs_as_part_of_its_run(prefect_server: None) -> No
 def test_a_killed_dask_worker_costs_its_shard_only(
     home: Path, fan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    pytest.importorskip("prefect_dask", reason="pip install -e '.[dask]'")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *python_path()]))
     log = tmp_path / "log"
     job = Job(Knobs(text="abcdefghijkl", log=str(log), die=4))

@@ -146,7 +146,7 @@ def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
     assert tagged == (4,), "each variant is a run of its own"
 
     # The same command goes on from there: mended, it makes what is missing, here on two Dask workers.
-    pytest.importorskip("prefect_dask", reason="pip install 'resprout[dask]'")
+    pytest.importorskip("prefect_dask", reason="pip install -e '.[dask]'")
     path = write_sweep(folder, list=[*VARIANTS[:2], {"select.paser.clusters": 4}, VARIANTS[3], unfit])
     shown = resprout("sweep", path, "--dry-run", "--json", home=home).result["variants"]
     missing = [[stage["name"] for stage in one["stages"] if not stage["cached"]] for one in shown]
