@@ -333,7 +333,7 @@ def test_one_shard_starts_no_cluster(
 def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for runner in ("dask", "ray"):
-        with pytest.raises(BadInput, match=rf"pip install 'resprout\[{runner}\]'"):
+        with pytest.raises(BadInput, match=rf"pip install .*prefect-{runner}"):
             require_extra(InfraConfig(task_runner=runner))
     require_extra(InfraConfig())
 
