@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SUPPLY := $(VENV)-supply
 export RESPROUT_HOME
 
-.PHONY: setup dev quickstart test test-faults test-faults-servers test-faults-runs lint types bench sbom
+.PHONY: setup dev quickstart test test-faults test-faults-servers test-faults-runs image-test lint types bench sbom
 .PHONY: audit-dependencies clean
 
 # The project with the versions of constraints.txt. On a CPU machine whose pip would fetch the CUDA build of torch, see
@@ -35,7 +35,7 @@ quickstart: $(VENV)/.resprout $(RESPROUT_HOME)/packages/.quickstart
 	$(BIN)/resprout run configs/quickstart.yaml
 
 test: dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults and not gpu and not image"
 
 # Mostly waiting, so the two halves can run beside each other: make -j2 test-faults
 test-faults: test-faults-servers test-faults-runs
@@ -45,6 +45,10 @@ test-faults-servers: dev
 
 test-faults-runs: dev
 	$(BIN)/python -m pytest -m faults --ignore=tests/stack --ignore=tests/relay
+
+# Builds the image and runs it, without a container engine's daemon; takes root, buildah and some minutes.
+image-test: dev
+	$(BIN)/python -m pytest -m image tests/deploy -rs -s
 
 lint: dev
 	$(BIN)/ruff check .
