@@ -26,7 +26,7 @@ class SoftShrinkage:
     rounds: int = 4
     """Prunings, at least 2; all but the last shrink."""
     begin: float = 0.0
-    """Share of training before the first round."""
+    """Share of training before the steps begin, at the end of each of which one round comes."""
     end: float = 0.75
     """Share of training before the last round."""
     share: float = 0.5
@@ -36,6 +36,6 @@ class SoftShrinkage:
         require("soft_shrinkage", 0, 0.99, share=self.share)
 
     def all(self) -> list[Round]:
-        """Rounds evenly spaced from `begin` to `end`, each at the target's size."""
+        """Rounds evenly spaced, the last at `end`, each at the target's size."""
         spaced = gradual("soft_shrinkage", self.rounds, self.begin, self.end)
         return [replace(one, done=1.0, shrink=self.share) for one in spaced]
