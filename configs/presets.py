@@ -15,6 +15,18 @@ from resprout.configs.stages import DEPTH, Unit
 
 FOLDER = Path(__file__).parent / "methods"
 
+RENAMED = {
+    "slicegpt_blocks": "prune.method slicegpt_blocks is called slicegpt now, and what slicegpt was, one "
+    "rotation for the whole model, is shared_rotation; give one of the two",
+}
+"""The error that a former name of a preset raises."""
+REDEFINED = {
+    "slicegpt": "prune.method slicegpt now gives each block a rotation of its own, as the paper does (it was "
+    "slicegpt_blocks), and needs prune.layout: per_layer; one rotation for the whole model, which it was "
+    "before, is prune.method: shared_rotation",
+}
+"""The error that a name which another preset had raises, unless `prune.layout: per_layer` is given."""
+
 
 class LayoutAllocators(Section):
     """The allocator that a preset uses in each layout."""
@@ -60,6 +72,8 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> Preset:
     """The preset called `name`; an unknown one raises BadInput with the nearest and all known names."""
     known = preset_names()
+    if name in RENAMED:
+        raise BadInput(RENAMED[name])
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.configs.presets import load_preset
+from resprout.configs.presets import REDEFINED, load_preset
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
@@ -43,6 +43,8 @@ def resolve(config: PruneConfig) -> Resolved:
     BadInput.
     """
     preset = load_preset(config.method)
+    if config.method in REDEFINED and config.layout != "per_layer":
+        raise BadInput(REDEFINED[config.method])
     criterion = config.criterion or preset.criterion
     own = preset.allocator.of(config.units, config.layout)
     allocator = config.allocator or own
@@ -102,7 +104,7 @@ def resolve(config: PruneConfig) -> Resolved:
     if basis != turned:
         raise BadInput(
             f"criterion '{resolved.criterion}' scores hidden {basis}, but repair '{resolved.repair}' keeps "
-            f"{turned}; give two that agree, as method: slicegpt does"
+            f"{turned}; give two that agree, as method: shared_rotation does"
         )
     for pair in DEPENDENT if config.layout == "per_layer" else ():
         if set(pair) <= set(config.units):

@@ -83,6 +83,23 @@ def test_wrong_choices(values, says):
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        {"method": "slicegpt", "layout": "uniform"},
+        {"method": "slicegpt", "repair": "rotation"},
+        {"method": "slicegpt"},
+        {"method": "slicegpt_blocks", "layout": "per_layer"},
+    ],
+)
+def test_a_config_of_the_old_slicegpt_is_refused_once_and_names_both_presets(values):
+    """What was called slicegpt rotates the whole model at once, and is no longer what slicegpt means."""
+    with pytest.raises(BadInput, match=r"slicegpt.*shared_rotation"):
+        resolve(config(units=["hidden"], **values))
+    known = resolve(config(method="slicegpt", units=["hidden"], layout="per_layer"))
+    assert known.repair == "block_rotation", "the paper's, a rotation for each block"
+
+
+@pytest.mark.parametrize(
     ("values", "says"),
     [
         ({"units": ["layers", "ffn"]}, r"layers are pruned alone; give units: \[layers\] and prune widths"),
