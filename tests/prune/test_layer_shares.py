@@ -272,12 +272,18 @@ def test_noise_leaves_every_bit_as_it_was():
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
 
 
-def test_relative_weight_within_the_block(family):
-    """Against numpy, on the stock names of the tensors."""
+@pytest.mark.parametrize("relative_to", ["channel", "block"])
+def test_cfsp_on_the_weights_of_every_family(family, relative_to):
+    """Against numpy, on the stock names of the tensors.
+
+    Relative to the channel as `three_w_one_wa` of the released code: each matrix [hidden, channels] over its
+    sums along dim 0, the three added up, times the activation norm, and the mean along dim 0.
+    """
     if "ffn" not in read_units(family):
         return
     model = tiny_model(family)
-    found = score_units(model, Cfsp(), ("ffn",), IDS)[0]["ffn"].flatten().double().numpy()
+    criterion = Cfsp() if relative_to == "channel" else Cfsp(relative_to)
+    found = score_units(model, criterion, ("ffn",), IDS)[0]["ffn"].flatten().double().numpy()
     layer = anatomy(model).layers[0]
     reader, seen = layer.reader("ffn"), []
     hook = reader.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2)))
@@ -299,7 +305,10 @@ def test_relative_weight_within_the_block(family):
         else:
             parts = [weight.T if family == "gpt2" else weight]
         for part in parts:
-            total += np.abs(part).sum(1) / np.abs(part).sum()
+            over = 1 if relative_to == "channel" else None
+            # Of a channel that is never active the sum is 0, and so is its score.
+            share = np.abs(part) / np.maximum(np.abs(part).sum(axis=over, keepdims=True), 1e-300)
+            total += share.mean(1) if relative_to == "channel" else share.sum(1)
     np.testing.assert_allclose(found, norm * total, rtol=1e-4)
 
 
