@@ -48,6 +48,8 @@ class Preset(Section):
 
     criterion: str
     """How units are scored."""
+    depth_criterion: str | None = None
+    """How whole layers and sublayers are scored, where that differs."""
     allocator: LayoutAllocators
     """How the budget is spent over the layers."""
     repair: str
@@ -62,6 +64,10 @@ class Preset(Section):
     """The paper."""
     summary: Annotated[str, Field(min_length=1)]
     """One line for `resprout methods`."""
+
+    def criterion_of(self, units: tuple[Unit, ...]) -> str:
+        """The criterion of these units."""
+        return (self.depth_criterion if units[0] in DEPTH else None) or self.criterion
 
 
 def preset_names() -> list[str]:

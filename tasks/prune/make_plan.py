@@ -88,6 +88,7 @@ def plan_from(
         model_type=dense.model_type,
         criterion=names.criterion,
         allocator=names.allocator,
+        allocator_settings=dict(names.allocator_settings),
         repair=names.repair,
         repair_settings=dict(names.repair_settings),
         units=config.units,

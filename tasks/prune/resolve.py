@@ -45,7 +45,8 @@ def resolve(config: PruneConfig) -> Resolved:
     preset = load_preset(config.method)
     if config.method in REDEFINED and config.layout != "per_layer":
         raise BadInput(REDEFINED[config.method])
-    criterion = config.criterion or preset.criterion
+    own_criterion = preset.criterion_of(config.units)
+    criterion = config.criterion or own_criterion
     own = preset.allocator.of(config.units, config.layout)
     allocator = config.allocator or own
     repair = config.repair or preset.repair
@@ -55,13 +56,16 @@ def resolve(config: PruneConfig) -> Resolved:
 
     def settings(kind: str, registry: Registry[Any], name: str, preset_name: str) -> dict[str, Any]:
         given = getattr(preset, f"{kind}_settings") if name == preset_name else {}
+        if kind == "allocator":
+            # They are of those that a preset has for some layouts and units; `uniform` has none.
+            given = {key: value for key, value in given.items() if key in registry.entry(name).settings}
         return registry.settings(name, {**given, **getattr(config, f"{kind}_settings")})
 
     resolved = Resolved(
         criterion,
         allocator,
         repair,
-        settings("criterion", CRITERIA, criterion, preset.criterion),
+        settings("criterion", CRITERIA, criterion, own_criterion),
         settings("allocator", ALLOCATORS, allocator, own),
         settings("repair", REPAIRS, repair, preset.repair),
     )

@@ -112,7 +112,7 @@ TINY = tiny_model(
     tie_word_embeddings=True,
 )
 BENCH = Bench(TINY, torch.randint(4, 16, (4, 12), generator=torch.Generator().manual_seed(2)))
-SEARCH = Evolutionary(generations=2, children=4, stages=2, first_tokens=12)
+SEARCH = Evolutionary(generations=2, children=4, survivors="1,1", tokens="12,48")
 ALL = [
     Uniform(),
     GlobalStandardised(),
@@ -127,7 +127,7 @@ ALL = [
 
 
 def test_every_allocator_of_widths_is_tested():
-    depth = {"lowest_first"}
+    depth = {"lowest_first", "evolutionary_depth"}
     assert {type(one).__module__.rpartition(".")[2] for one in ALL} | depth == {e.name for e in ALLOCATORS}
 
 

@@ -19,13 +19,15 @@ from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.prune.allocators import adaptive, cfsp_softmax, zeroth_order
-from resprout.tasks.prune.allocators.evolutionary import Evolutionary, _Divergences
+from resprout.tasks.prune.allocators.evolutionary import Evolutionary, _Widths
+from resprout.tasks.prune.allocators.evolutionary_depth import EvolutionaryDepth
 from resprout.tasks.prune.allocators.pq_index import PqIndex, kept_shares, share
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.contracts import Bench, Request
 from resprout.tasks.prune.criteria.cfsp import Cfsp
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.output_change import OutputChange
+from resprout.tasks.prune.divergence import Divergence
 from resprout.tasks.prune.evolution import Stage, evolve, stages
 from resprout.tasks.prune.make_plan import make_plan, plan_from
 from resprout.tasks.prune.score import score_units
@@ -162,8 +164,11 @@ def test_sparse_weights_lose_more():
 @pytest.mark.parametrize(
     ("method", "settings", "says"),
     [
-        (Evolutionary, {"growth": 0}, "'evolutionary' has growth: 0; give at least 1"),
-        (Evolutionary, {"stages": 0}, "'evolutionary' has stages: 0; give at least 1"),
+        (Evolutionary, {"children": 0}, "'evolutionary' has children: 0; give at least 1"),
+        (Evolutionary, {"survivors": "4,1"}, "survivors: '4,1' and tokens: '2048,16384,65536'; give as many"),
+        (Evolutionary, {"survivors": "4,1,2"}, "the last survivor 1"),
+        (EvolutionaryDepth, {"tokens": "512,-1"}, "'evolutionary_depth' has survivors: '2,1' and tokens"),
+        (EvolutionaryDepth, {"initial": 0}, "'evolutionary_depth' has initial: 0; give at least 1"),
         (zeroth_order.ZerothOrder, {"noise_std": 0.0}, "has noise_std: 0; give from 1e-06 to 1"),
         (zeroth_order.ZerothOrder, {"share_margin": 1.5}, "has share_margin: 1.5; give from 0 to 1"),
         (adaptive.Adaptive, {"amplitude": -1.0}, "has amplitude: -1; give from 0 to 1"),
@@ -317,8 +322,7 @@ def quiet(*_):
 
 
 def test_stages():
-    assert stages(16, 3, 512, 4) == [Stage(4, 512), Stage(1, 2048), Stage(1, 8192)]
-    assert stages(64, 3, 10, 4) == [Stage(16, 10), Stage(4, 40), Stage(1, 160)]
+    assert stages("search", "4, 1,1", "512,2048,8192") == [Stage(4, 512), Stage(1, 2048), Stage(1, 8192)]
 
 
 def test_the_search_finds_the_optimum_of_a_separable_toy():
@@ -342,7 +346,7 @@ def test_the_search_finds_the_optimum_of_a_separable_toy():
             assert all(1 <= level <= 4 for level in one)
         return [loss(one) for one in candidates]
 
-    plan = stages(8, 2, 10, 4)
+    plan = [Stage(2, 10), Stage(1, 40)]
     found = evolve(start, costs, [1] * 5, fitness, plan, 30, 8, Random(1), quiet)
     assert found == best
     assert seen[10] > 2 * seen[40] > 0
@@ -352,7 +356,7 @@ def test_a_search_without_a_switch_ends_where_it_began():
     def never(candidates, tokens):
         raise AssertionError
 
-    plan = stages(4, 2, 10, 4)
+    plan = [Stage(1, 10), Stage(1, 40)]
     assert evolve((2, 1), [[7] * 2, [5] * 2], [1, 1], never, plan, 3, 4, Random(1), quiet) == (2, 1)
 
 
@@ -364,14 +368,15 @@ def test_a_masked_candidate_is_the_cut_model(kinds):
     request = Request(shape, shape.params, kinds, 32, uniform=False)
     places = [(kind, layer) for kind in kinds for layer in range(3)]
     blocks = [sizes_of(request, layer, kind) for kind, layer in places]
-    divergences = _Divergences(Bench(model, IDS), scores, places, blocks, seed=5)
+    widths = _Widths(Bench(model, IDS), scores, places, blocks)
+    divergence = Divergence(widths.tried.trial, IDS, widths.logits, Random(5))
     levels = {"ffn": (1, 2, 4), "kv_groups": (2, 4, 1), "heads": (1, 2, 2)}
     candidate = tuple(levels[kind][layer] for kind, layer in places)
     granted = shape
     for kind in kinds:
         each = 32 if kind == "ffn" else 1
         granted = granted.with_counts(kind, (level * each for level in levels[kind]))
-    with divergences.tried.narrowed(divergences.counts(candidate)):
+    with widths.tried.narrowed(widths.counts(candidate)):
         masked = model(IDS).logits
     dense = model(IDS).logits.log_softmax(dim=-1)
 
@@ -394,7 +399,7 @@ def test_a_masked_candidate_is_the_cut_model(kinds):
     torch.testing.assert_close(masked, cut, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(cut, model(IDS).logits, atol=1e-3)
     expected = kl_div(cut.log_softmax(dim=-1), dense, log_target=True, reduction="sum") / IDS.numel()
-    assert divergences.of([candidate], 64)[0] == pytest.approx(expected.item(), rel=1e-3)
+    assert divergence.of([candidate], 64)[0] == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_the_search_comes_closer_to_the_uncut_model():
@@ -404,7 +409,7 @@ def test_the_search_comes_closer_to_the_uncut_model():
     shape = shape_of(model.config.to_dict())
     request = Request(shape, shape.params - 2 * 128 * shape.unit_params("ffn"), ("ffn",), 32, uniform=False)
     scores = score_units(model, Magnitude(), ("ffn",), IDS)
-    search = Evolutionary(generations=12, children=6, stages=2, first_tokens=16, growth=4)
+    search = Evolutionary(generations=12, children=6, survivors="1,1", tokens="16,64")
     granted = search.allocate(request, scores, Bench(model, IDS))
     assert sum(granted.ffn) == 2 * 128
     assert granted.ffn[1] == 32
@@ -417,7 +422,7 @@ def test_it_says_how_far_it_is():
     shape = shape_of(model.config.to_dict())
     request = Request(shape, int(shape.params * 0.9), ("ffn",), 16, uniform=False)
     bench = Bench(model, IDS, progress=lambda *args: seen.append(args))
-    Evolutionary(generations=2, children=2, stages=1).allocate(
+    Evolutionary(generations=2, children=2, survivors="1", tokens="512").allocate(
         request, score_units(model, Magnitude(), ("ffn",), IDS), bench
     )
     assert seen == [(1, 2, "generations"), (2, 2, "generations")]

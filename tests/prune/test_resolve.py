@@ -44,6 +44,8 @@ def test_every_preset_starts_with_its_command_and_names_what_exists(name):
     assert preset.repair in REPAIRS
     assert not ALLOCATORS.get(preset.allocator.uniform).per_layer
     assert preset.allocator.per_layer in ALLOCATORS
+    settable = [ALLOCATORS.entry(one).settings for one in preset.allocator.model_dump().values()]
+    assert all(any(key in known for known in settable) for key in preset.allocator_settings)
     units = CRITERIA.entry(preset.criterion).declared["units"][:1]
     turns = REPAIRS.entry(preset.repair).declared.get("turns_blocks")
     layout = "per_layer" if turns else "uniform"
@@ -67,7 +69,7 @@ def test_all_presets_are_found():
         ({"units": ["layers"]}, "criterion 'flap' cannot score layers"),
         (
             {"method": "shortgpt", "units": ["layers"], "allocator": "uniform"},
-            "allocator 'uniform' is not for layers, .* give prune.allocator: lowest_first",
+            "allocator 'uniform' is not for layers, .* prune.allocator: evolutionary_depth or lowest_first",
         ),
         ({"allocator": "lowest_first"}, "allocator 'lowest_first' is not for ffn, .* global_standardised or"),
         (
