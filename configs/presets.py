@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import Section
+from resprout.configs.section import Section
 from resprout.configs.stages import DEPTH, Unit
 
 FOLDER = Path(__file__).parent / "methods"
+
+Layout = Literal["uniform", "per_layer"]
+"""uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
 
 
 class LayoutAllocators(Section):
@@ -40,6 +43,14 @@ class Preset(Section):
     """How the budget is spent over the layers."""
     repair: str
     """What makes good for the removed units."""
+    units: Annotated[tuple[Unit, ...], Field(min_length=1)]
+    """What the paper prunes: what a left-out `prune.units` means. Of methods that zero single weights, the
+    structures that hold these weights."""
+    layouts: Annotated[tuple[Layout, ...], Field(min_length=1)]
+    """The layouts in which the method is the paper's; the first is what a left-out `prune.layout` means."""
+    reduces_to: str | None = None
+    """The method that is left where another allocator spends the budget, which is then refused; None:
+    something of the paper is left, say its criterion or its repair."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """What the method sets of its criterion."""
     allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -50,6 +61,10 @@ class Preset(Section):
     """The paper."""
     summary: Annotated[str, Field(min_length=1)]
     """One line for `resprout methods`."""
+
+    def own_layout(self, units: tuple[Unit, ...]) -> Layout:
+        """The layout of these units where the config names none; only `per_layer` can hold sublayers."""
+        return "per_layer" if "sublayers" in units else self.layouts[0]
 
 
 def preset_names() -> list[str]:
