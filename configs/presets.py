@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import Section
+from resprout.configs.section import Section
 from resprout.configs.stages import DEPTH, Unit
 
 FOLDER = Path(__file__).parent / "methods"
+
+Layout = Literal["uniform", "per_layer"]
+"""uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
 
 RENAMED = {
     "slicegpt_blocks": "prune.method slicegpt_blocks is called slicegpt now, and what slicegpt was, one "
@@ -54,6 +57,14 @@ class Preset(Section):
     """How the budget is spent over the layers."""
     repair: str
     """What makes good for the removed units."""
+    units: Annotated[tuple[Unit, ...], Field(min_length=1)]
+    """What the paper prunes: what a left-out `prune.units` means. Of methods that zero single weights, the
+    structures that hold these weights."""
+    layouts: Annotated[tuple[Layout, ...], Field(min_length=1)]
+    """The layouts in which the method is the paper's; the first is what a left-out `prune.layout` means."""
+    reduces_to: str | None = None
+    """The method that is left where another allocator spends the budget, which is then refused; None:
+    something of the paper is left, say its criterion or its repair."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """What the method sets of its criterion."""
     allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -68,6 +79,15 @@ class Preset(Section):
     def criterion_of(self, units: tuple[Unit, ...]) -> str:
         """The criterion of these units."""
         return (self.depth_criterion if units[0] in DEPTH else None) or self.criterion
+
+    def own_layout(self, units: tuple[Unit, ...]) -> Layout:
+        """The layout of these units where the config names none.
+
+        Layers that all stay as wide as they were need no other than `uniform`; sublayers need `per_layer`.
+        """
+        if units[0] in DEPTH:
+            return "per_layer" if "sublayers" in units else "uniform"
+        return self.layouts[0]
 
 
 def preset_names() -> list[str]:

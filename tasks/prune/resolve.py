@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.configs.presets import REDEFINED, load_preset
+from resprout.configs.presets import REDEFINED, Preset, load_preset
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
@@ -21,8 +21,13 @@ DEPENDENT: tuple[tuple[Unit, Unit], ...] = (("kv_groups", "heads"), ("experts", 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Registered names of the three parts of a pruning method, and all their settings."""
+    """Registered names of the three parts of a pruning method, and all their settings.
 
+    `method` is the preset's name where its own allocator spends the budget; otherwise the name says what
+    does: `flap (uniform widths)`.
+    """
+
+    method: str
     criterion: str
     allocator: str
     repair: str
@@ -39,11 +44,12 @@ class Resolved:
 def resolve(config: PruneConfig) -> Resolved:
     """The preset `config.method` with the config's own choices put over it.
 
-    An unknown name, or an allocator that gives layers different widths under `layout: uniform`, raises
-    BadInput.
+    An unknown name, an allocator that gives layers different widths under `layout: uniform`, or one with
+    which nothing of the method's paper is left, raises BadInput.
     """
     preset = load_preset(config.method)
-    if config.method in REDEFINED and config.layout != "per_layer":
+    meant = "layout" in config.model_fields_set and config.layout == "per_layer"
+    if config.method in REDEFINED and not meant:
         raise BadInput(REDEFINED[config.method])
     own_criterion = preset.criterion_of(config.units)
     criterion = config.criterion or own_criterion
@@ -62,6 +68,7 @@ def resolve(config: PruneConfig) -> Resolved:
         return registry.settings(name, {**given, **getattr(config, f"{kind}_settings")})
 
     resolved = Resolved(
+        _name(config, preset, allocator),
         criterion,
         allocator,
         repair,
@@ -133,6 +140,26 @@ def resolve(config: PruneConfig) -> Resolved:
             "one that works layer by layer (`resprout methods` says what each needs)"
         )
     return resolved
+
+
+def _name(config: PruneConfig, preset: Preset, allocator: str) -> str:
+    """The method's name, with what spends the budget where that is not the paper's.
+
+    Where nothing of the paper is left then, BadInput names the method that it would be.
+    """
+    paper = [preset.allocator.of(config.units, layout) for layout in preset.layouts]
+    alike = config.units[0] in DEPTH or config.layout in preset.layouts
+    if alike and allocator in paper:
+        return config.method
+    uniform = not ALLOCATORS.entry(allocator).declared["per_layer"]
+    widths = "uniform widths" if uniform else f"widths by {allocator}"
+    if preset.reduces_to is None or allocator in paper or config.criterion not in (None, preset.criterion):
+        return f"{config.method} ({widths})"
+    own = f"layout: {preset.layouts[0]}" if config.allocator is None else f"allocator: {paper[0]}"
+    raise BadInput(
+        f"prune.method {config.method} with {widths} is {preset.reduces_to}: its paper is about how the "
+        f"budget is spent; give method: {preset.reduces_to}, or {own}"
+    )
 
 
 def _need_the_whole_model(config: PruneConfig, named: Resolved) -> list[str]:

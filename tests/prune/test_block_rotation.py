@@ -174,7 +174,7 @@ def test_layers_of_widths_of_their_own_are_turned_and_then_no_more():
     model = tiny_model("llama")
     model.model.layers[0].mlp.down_proj.weight[:, ::2] = 0
     settings = PruneConfig.model_validate(
-        {"method": "sap", "layout": "per_layer", "round_to": 4, "target": {"params_ratio": 0.93}}
+        {"method": "sap", "units": ["ffn"], "round_to": 4, "target": {"params_ratio": 0.93}}
     )
     plan, _ = make_plan(model, settings, IDS)
     apply(model, plan)

@@ -30,6 +30,7 @@ HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 def prune(target, units=("hidden",), **values):
     base = {
         "criterion": "hidden_magnitude",
+        "layout": "uniform",
         "repair": "none",
         "round_to": 8,
         "target": target,

@@ -185,7 +185,7 @@ def test_settings_out_of_bounds(method, settings, says):
 def test_an_allocators_settings_are_refused_before_anything_is_scored(monkeypatch):
     config = PruneConfig.model_validate(
         {
-            "method": "sap", "layout": "per_layer", "target": {"params_ratio": 0.9}, "round_to": 8,
+            "method": "sap", "units": ["ffn"], "target": {"params_ratio": 0.9}, "round_to": 8,
             "allocator_settings": {"p": 2.0},
         }
     )  # fmt: skip

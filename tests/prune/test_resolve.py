@@ -21,12 +21,12 @@ def config(**values):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"method": "flap"}, ("flap", "uniform", "bias")),
-        ({"method": "flap", "layout": "per_layer"}, ("flap", "global_standardised", "bias")),
+        ({"method": "flap"}, ("flap", "global_standardised", "bias")),
+        ({"method": "flap", "layout": "uniform"}, ("flap", "uniform", "bias")),
         ({"method": "wanda_sp"}, ("wanda_sp", "uniform", "none")),
         ({"method": "magnitude", "repair": "least_squares"}, ("magnitude", "uniform", "least_squares")),
-        ({"method": "flap", "criterion": "wanda_sp", "repair": "none"}, ("wanda_sp", "uniform", "none")),
-        ({"layout": "per_layer", "allocator": "uniform"}, ("flap", "uniform", "bias")),
+        ({"method": "taylor", "criterion": "wanda_sp", "repair": "none"}, ("wanda_sp", "uniform", "none")),
+        ({"allocator": "uniform"}, ("flap", "uniform", "bias")),
     ],
 )
 def test_resolved_names(values, expected):
@@ -46,10 +46,8 @@ def test_every_preset_starts_with_its_command_and_names_what_exists(name):
     assert preset.allocator.per_layer in ALLOCATORS
     settable = [ALLOCATORS.entry(one).settings for one in preset.allocator.model_dump().values()]
     assert all(any(key in known for known in settable) for key in preset.allocator_settings)
-    units = CRITERIA.entry(preset.criterion).declared["units"][:1]
-    turns = REPAIRS.entry(preset.repair).declared.get("turns_blocks")
-    layout = "per_layer" if turns else "uniform"
-    resolve(config(method=name, units=units, layout=layout, general=[{"source": "general.jsonl"}]))
+    for layout in preset.layouts:
+        resolve(config(method=name, layout=layout, general=[{"source": "general.jsonl"}]))
 
 
 def test_all_presets_are_found():
@@ -60,10 +58,6 @@ def test_all_presets_are_found():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (
-            {"method": "flp"},
-            r"method 'flp'; did you mean 'flap'\? Known: .*flap, .*magnitude, .*wanda_sp",
-        ),
         ({"criterion": "wanda"}, r"unknown criterion 'wanda'; did you mean 'wanda_sp'\?"),
         ({"allocator": "nothing"}, r"unknown allocator 'nothing'.* Known: .*global_standardised, .*uniform"),
         ({"units": ["layers"]}, "criterion 'flap' cannot score layers"),
@@ -71,12 +65,18 @@ def test_all_presets_are_found():
             {"method": "shortgpt", "units": ["layers"], "allocator": "uniform"},
             "allocator 'uniform' is not for layers, .* prune.allocator: evolutionary_depth or lowest_first",
         ),
-        ({"allocator": "lowest_first"}, "allocator 'lowest_first' is not for ffn, .* global_standardised or"),
+        (
+            {"units": ["ffn"], "allocator": "lowest_first"},
+            "allocator 'lowest_first' is not for ffn, .* global_standardised or",
+        ),
         (
             {"method": "shortgpt", "units": ["layers"], "repair": "bias"},
             "repair 'bias' is not for layers, .* give prune.repair: fusion or none",
         ),
-        ({"allocator": "global_standardised"}, "is uniform; give allocator: uniform, or layout: per_layer"),
+        (
+            {"layout": "uniform", "allocator": "global_standardised"},
+            "is uniform; give allocator: uniform, or layout: per_layer",
+        ),
     ],
 )
 def test_wrong_choices(values, says):
@@ -95,7 +95,7 @@ def test_wrong_choices(values, says):
 )
 def test_a_config_of_the_old_slicegpt_is_refused_once_and_names_both_presets(values):
     """What was called slicegpt rotates the whole model at once, and is no longer what slicegpt means."""
-    with pytest.raises(BadInput, match=r"slicegpt.*shared_rotation"):
+    with pytest.raises(ValueError, match=r"slicegpt.*shared_rotation"):
         resolve(config(units=["hidden"], **values))
     known = resolve(config(method="slicegpt", units=["hidden"], layout="per_layer"))
     assert known.repair == "block_rotation", "the paper's, a rotation for each block"
@@ -104,11 +104,15 @@ def test_a_config_of_the_old_slicegpt_is_refused_once_and_names_both_presets(val
 @pytest.mark.parametrize(
     ("values", "says"),
     [
+        ({"method": "flp"}, r"method 'flp'; did you mean 'flap'\? Known: .*flap, .*magnitude, .*wanda_sp"),
         ({"units": ["layers", "ffn"]}, r"layers are pruned alone; give units: \[layers\] and prune widths"),
-        ({"units": ["sublayers"]}, "layout is uniform, and stock classes .* give layout: per_layer, or"),
+        (
+            {"units": ["sublayers"], "layout": "uniform"},
+            "layout is uniform, and stock classes .* give layout: per_layer, or",
+        ),
     ],
 )
-def test_units_of_depth_that_do_not_go_together(values, says):
+def test_what_the_section_alone_shows(values, says):
     with pytest.raises(ValidationError, match=says):
         config(**values)
 
@@ -148,11 +152,11 @@ def test_ridge_makes_the_weights_anew_and_keeps_the_plan():
     "values",
     [
         {"method": "wanda_sp"},
-        {"units": ["ffn", "kv_groups"]},
+        {"units": ["ffn"]},
         {"target": {"params_ratio": 0.8}},
         {"target": {"non_embedding_ratio": 0.9}},
         {"round_to": 64},
-        {"layout": "per_layer"},
+        {"layout": "uniform"},
         {"repair": "none"},
     ],
 )
@@ -161,7 +165,7 @@ def test_all_else_makes_the_plan_anew(values):
 
 
 def test_a_latency_is_that_of_the_machine(monkeypatch):
-    timed = {"layout": "per_layer", "allocator": "dynamic_programming", "target": {"latency_ms": 5.0}}
+    timed = {"units": ["ffn"], "allocator": "dynamic_programming", "target": {"latency_ms": 5.0}}
     before = keys(**timed), keys()
     monkeypatch.setattr("resprout.tasks.measure.hardware.fingerprint", lambda: {"cpu": "another"})
     assert keys(**timed)[0] != before[0][0]
