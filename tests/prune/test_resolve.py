@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import FOLDER, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
+from resprout.flows.catalog import catalog
 from resprout.tasks.job import Job
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import resolve
@@ -48,6 +49,14 @@ def test_every_preset_starts_with_its_command_and_names_what_exists(name):
     assert all(any(key in known for known in settable) for key in preset.allocator_settings)
     for layout in preset.layouts:
         resolve(config(method=name, layout=layout, general=[{"source": "general.jsonl"}]))
+
+
+@pytest.mark.parametrize("name", ["adapt_pruner", "sap"])
+def test_methods_of_rounds_say_that_this_is_their_one_shot_form(name):
+    """Their papers train between many rounds of pruning, each measured anew."""
+    (shown,) = [one for one in catalog()["prune.method"] if one["name"] == name]
+    assert "one-shot form" in shown["summary"]
+    assert "one-shot form" in shown["source"]
 
 
 def test_all_presets_are_found():

@@ -3,7 +3,8 @@
 At each step the unimportant weights are chosen anew, at the target's size from the start, and multiplied by
 1 - alpha instead of being removed; what recovers in training is important again. At the end the structure is
 fixed and cut. The authors' code (Jiamian-Wang/Iterative-Soft-Shrinkage-SR) shrinks single weights by 5 %
-after each optimizer step; here the columns that read a unit shrink once a round, so that the share is larger.
+after each optimizer step; here the columns that read a unit shrink once a round, so that the share is larger:
+this is the form in few rounds, not the paper's in as many as there are steps.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from resprout.tasks.prune.rounds import Round, gradual
 
 @dataclass(frozen=True)
 class SoftShrinkage:
-    """Units outside the target's size shrink round by round and may come back; the last round cuts."""
+    """Units outside the target's size shrink round by round (the paper: step by step); the last round cuts."""
 
     trains: ClassVar[bool] = False
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
