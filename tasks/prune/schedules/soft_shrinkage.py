@@ -19,7 +19,7 @@ from resprout.tasks.prune.rounds import Round, gradual
 
 @dataclass(frozen=True)
 class SoftShrinkage:
-    """Units outside the target's size shrink round by round (the paper: step by step); the last round cuts."""
+    """Units outside the target's size shrink round by round (the paper: step by step); the last one cuts."""
 
     trains: ClassVar[bool] = False
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
