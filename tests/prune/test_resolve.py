@@ -59,6 +59,17 @@ def test_methods_of_rounds_say_that_this_is_their_one_shot_form(name):
     assert "one-shot form" in shown["source"]
 
 
+def test_global_magnitude_is_a_preset_and_magnitude_cites_what_it_does():
+    """2209.14624: one ranking of raw sizes over all layers, a fixed minimum of weights in every layer."""
+    sources = {one["name"]: one["source"] for one in catalog()["prune.method"]}
+    assert "2209.14624" not in sources["magnitude"], "which is no ranking over layers"
+    assert "2209.14624" in sources.get("global_magnitude", "")
+    found = resolve(config(method="global_magnitude"))
+    assert (found.criterion, found.allocator, found.repair) == ("magnitude", "global_ranking", "none")
+    assert found.criterion_settings["norm"] == "mean"
+    assert found.allocator_settings == {"min_threshold_percent": 0.05}, "the authors' code"
+
+
 def test_all_presets_are_found():
     assert preset_names() == sorted(path.stem for path in FOLDER.iterdir())
     assert {"flap", "magnitude", "wanda_sp"} <= set(preset_names())
