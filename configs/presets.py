@@ -71,6 +71,10 @@ class Preset(Section):
     """What the method sets of its allocator."""
     repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """What the method sets of its repair."""
+    spared_front: float = 0
+    """Layers at the front whose widths stay: a number, or a share of the depth below 1."""
+    spared_back: float = 0
+    """The same at the back."""
     source: Annotated[str, Field(min_length=1)]
     """The paper."""
     summary: Annotated[str, Field(min_length=1)]

@@ -45,6 +45,11 @@ class PruneConfig(Section):
     layout: Layout = Field(default=None, json_schema_extra=_without_default)
     """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer. Left
     out: the method's own (`resprout methods`)."""
+    spared_front: int | float | None = None
+    """Layers at the front whose widths stay, whatever the allocator: a number, or a share of the depth below
+    1, rounded down. Left out: the method's own."""
+    spared_back: int | float | None = None
+    """The same at the back; a share is rounded up."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The criterion's own settings (`resprout methods` lists them), put over the preset's."""
     allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -78,6 +83,16 @@ class PruneConfig(Section):
     def _own_layout(cls, given: Any, info: ValidationInfo) -> Any:
         preset = _preset(info)
         return preset.own_layout(info.data.get("units", preset.units)) if given is None else given
+
+    @field_validator("spared_front", "spared_back", mode="before")
+    @classmethod
+    def _number_or_share(cls, given: Any, info: ValidationInfo) -> Any:
+        number = isinstance(given, int) and not isinstance(given, bool) and given >= 0
+        if given is None or number or (isinstance(given, float) and 0 <= given < 1):
+            return given
+        raise ValueError(
+            f"{info.field_name} is {given!r}; give a number of layers, or a share below 1 of the depth"
+        )
 
     @field_validator("units")
     @classmethod

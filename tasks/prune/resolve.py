@@ -31,6 +31,8 @@ class Resolved:
     criterion: str
     allocator: str
     repair: str
+    spared_front: float = 0
+    spared_back: float = 0
     criterion_settings: Mapping[str, Any] = field(default_factory=dict)
     allocator_settings: Mapping[str, Any] = field(default_factory=dict)
     repair_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +74,7 @@ def resolve(config: PruneConfig) -> Resolved:
         criterion,
         allocator,
         repair,
+        *_spared(config, preset),
         settings("criterion", CRITERIA, criterion, own_criterion),
         settings("allocator", ALLOCATORS, allocator, own),
         settings("repair", REPAIRS, repair, preset.repair),
@@ -160,6 +163,31 @@ def _name(config: PruneConfig, preset: Preset, allocator: str) -> str:
         f"prune.method {config.method} with {widths} is {preset.reduces_to}: its paper is about how the "
         f"budget is spent; give method: {preset.reduces_to}, or {own}"
     )
+
+
+def _spared(config: PruneConfig, preset: Preset) -> tuple[float, float]:
+    """Layers that keep their widths at the front and at the back, as numbers or shares of the depth.
+
+    Where they would make layers differ that may not, or nothing has a width, BadInput.
+    """
+    front = preset.spared_front if config.spared_front is None else config.spared_front
+    back = preset.spared_back if config.spared_back is None else config.spared_back
+    asked = config.spared_front or config.spared_back
+    who = "prune.spared_front or spared_back" if asked else f"prune.method {config.method}"
+    if not (front or back):
+        return 0, 0
+    if config.units[0] in DEPTH:
+        if asked:
+            raise BadInput(
+                f"{who} spares widths, but prune.units names {config.units[0]}; leave it out, or prune widths"
+            )
+        return 0, 0
+    if config.layout == "uniform":
+        raise BadInput(
+            f"{who} spares layers at the ends, which stay wider than the others, but prune.layout is "
+            "uniform; give layout: per_layer, or spared_front: 0 and spared_back: 0"
+        )
+    return front, back
 
 
 def _need_the_whole_model(config: PruneConfig, named: Resolved) -> list[str]:

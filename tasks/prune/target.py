@@ -15,7 +15,8 @@ from resprout.tasks.models.depth import blocks, check_numbers, without
 from resprout.tasks.models.size import BYTES, Shape
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.resolve import Resolved, resolve
+from resprout.tasks.prune.spared import free_layers, joined, within
 from resprout.tasks.registry import Entry, Registry
 
 FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
@@ -36,7 +37,8 @@ def implied_shape(
         return None
     if config.units[0] in DEPTH:
         return _fewer_layers(wanted) if config.units == ("layers",) and dense.uniform else None
-    return uniform_shape(wanted if there is None else replace(wanted, shape=there))
+    wanted = wanted if there is None else replace(wanted, shape=there)
+    return joined(wanted, uniform_shape(within(wanted)))
 
 
 def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Request:
@@ -97,9 +99,25 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
         config.round_to,
         uniform=config.layout == "uniform",
         embedding_params=dense.embedding_params if apart else None,
+        free=_free(dense, config, names),
     )
     _check_reachable(wanted, dense)
     return wanted
+
+
+def _free(dense: Shape, config: PruneConfig, names: Resolved) -> range | None:
+    """The layers that may get narrower, None where these are all."""
+    free = range(dense.layers)
+    if names.spared_front or names.spared_back:
+        free = free_layers(names.spared_front, names.spared_back, dense.layers)
+    widths = [kind for kind in config.units if kind not in (*DEPTH, "hidden")]
+    differ = any(len(set(dense.counts(kind)[free.start : free.stop])) > 1 for kind in widths)
+    if differ and names.allocator == "uniform":
+        raise BadInput(
+            "prune.allocator 'uniform' gives all layers the same width, but those of this model that may get "
+            "narrower differ already; give allocator: global_standardised"
+        )
+    return None if len(free) == dense.layers else free
 
 
 def _check_unread(dense: Shape, part: str, registry: Registry[Any], name: str) -> None:
@@ -335,7 +353,7 @@ def _check_reachable(wanted: Request, dense: Shape) -> None:
             f"prune.target asks for {wanted.limit} parameters, but the model has {dense.params}; give a "
             "smaller target"
         )
-    smallest = _smallest(wanted)
+    smallest = joined(wanted, _smallest(within(wanted)))
     if not wanted.fits(smallest):
         raise _unreachable(wanted, smallest.params)
 
@@ -353,6 +371,7 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
     more = [kind for kind in free if _possible(wanted, kind)]
     remedies += [f"add {kind} to prune.units" for kind in more]
     remedies += ["lower round_to"] * ("ffn" in wanted.kinds)
+    remedies += ["spare fewer layers"] * (wanted.free is not None)
     return BadInput(
         f"prune.target allows {wanted.limit} parameters, but removing {' and '.join(wanted.kinds)} with "
         f"round_to {wanted.round_to} reaches {smallest} ({smallest / dense.params:.3f} of the model) at "
