@@ -292,7 +292,7 @@ class ExportConfig(Section):
 
     formats: tuple[Literal["hf", "hf_layouts"], ...] = ("hf",)
     """hf: safetensors folder for stock transformers; hf_layouts: the same with a width for each layer, for
-    transformers with resprout's classes (`register_layouts`). Left out: the one that prune.layout can hold."""
+    transformers with resprout's classes (`register_layouts`). Left out: what prune.layout can hold."""
     prompts: Annotated[tuple[str, ...], Field(min_length=5)] = (
         "The capital of France is",
         "Water boils at a temperature of",

@@ -49,8 +49,9 @@ def plan(
 def _lines(found: dict[str, Any]) -> list[str]:
     method = found["method"]
     lines = [
-        f"{found['name']} on {found['device']}: {method['criterion']}, {method['allocator']}, repair "
-        f"{method['repair']}"
+        f"{found['name']} on {found['device']}: {method['name']}: criterion {method['criterion']}, allocator "
+        f"{method['allocator']}, repair {method['repair']}, units {', '.join(method['units'])}, layout "
+        f"{method['layout']}"
     ]
     for name in ("dense", "pruned"):
         shape = found.get(name)
@@ -72,6 +73,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.extend(f"warning: {warning}" for warning in found["warnings"])
     else:
         lines.append("shapes: the source is not on this machine; they are known once it is acquired")
+    if found["own_classes"]:
+        lines.append(f"export: {found['own_classes']}")
     lines.extend(f"warning: {remark}" for remark in found["licences"])
     if "plan" in found:
         lines.append(f"plan: {found['plan']['uri']}/plan.json")

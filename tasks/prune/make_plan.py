@@ -86,6 +86,7 @@ def plan_from(
         granted = allocator.allocate(wanted, spent_on, bench)
     return Plan(
         model_type=dense.model_type,
+        method=names.method,
         criterion=names.criterion,
         allocator=names.allocator,
         repair=names.repair,
@@ -99,7 +100,7 @@ def plan_from(
         requested=_requested(dense, wanted, dtype),
         reached=Size.of(granted.sizes(dtype)),
         latency=latency,
-        warnings=tuple(warnings_for(dense, wanted, config.target)),
+        warnings=tuple(warnings_for(dense, wanted, config.target, granted)),
         layers=tuple(
             _keep(index, dense, granted, scores[index])
             for index in range(granted.layers)
