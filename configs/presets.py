@@ -18,6 +18,18 @@ FOLDER = Path(__file__).parent / "methods"
 Layout = Literal["uniform", "per_layer"]
 """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
 
+RENAMED = {
+    "slicegpt_blocks": "prune.method slicegpt_blocks is called slicegpt now, and what slicegpt was, one "
+    "rotation for the whole model, is shared_rotation; give one of the two",
+}
+"""The error that a former name of a preset raises."""
+REDEFINED = {
+    "slicegpt": "prune.method slicegpt now gives each block a rotation of its own, as the paper does (it was "
+    "slicegpt_blocks), and needs prune.layout: per_layer; one rotation for the whole model, which it was "
+    "before, is prune.method: shared_rotation",
+}
+"""The error that a name which another preset had raises, unless `prune.layout: per_layer` is given."""
+
 
 class LayoutAllocators(Section):
     """The allocator that a preset uses in each layout."""
@@ -39,6 +51,8 @@ class Preset(Section):
 
     criterion: str
     """How units are scored."""
+    depth_criterion: str | None = None
+    """How whole layers and sublayers are scored, where that differs."""
     allocator: LayoutAllocators
     """How the budget is spent over the layers."""
     repair: str
@@ -62,9 +76,18 @@ class Preset(Section):
     summary: Annotated[str, Field(min_length=1)]
     """One line for `resprout methods`."""
 
+    def criterion_of(self, units: tuple[Unit, ...]) -> str:
+        """The criterion of these units."""
+        return (self.depth_criterion if units[0] in DEPTH else None) or self.criterion
+
     def own_layout(self, units: tuple[Unit, ...]) -> Layout:
-        """The layout of these units where the config names none; only `per_layer` can hold sublayers."""
-        return "per_layer" if "sublayers" in units else self.layouts[0]
+        """The layout of these units where the config names none.
+
+        Layers that all stay as wide as they were need no other than `uniform`; sublayers need `per_layer`.
+        """
+        if units[0] in DEPTH:
+            return "per_layer" if "sublayers" in units else "uniform"
+        return self.layouts[0]
 
 
 def preset_names() -> list[str]:
@@ -75,6 +98,8 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> Preset:
     """The preset called `name`; an unknown one raises BadInput with the nearest and all known names."""
     known = preset_names()
+    if name in RENAMED:
+        raise BadInput(RENAMED[name])
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -17,7 +17,8 @@ from resprout.infra.tracking import Tracker
 from resprout.tasks.export.registry import own_classes
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.target import request, warnings_for
+from resprout.tasks.prune.target import request
+from resprout.tasks.prune.target_warnings import warnings_for
 
 
 def forecast(loaded: Loaded) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from resprout.tasks.prune.plan import Latency, LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.score import best_units, score_units
-from resprout.tasks.prune.target import request, warnings_for
+from resprout.tasks.prune.target import request
+from resprout.tasks.prune.target_warnings import warnings_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,6 +90,7 @@ def plan_from(
         method=names.method,
         criterion=names.criterion,
         allocator=names.allocator,
+        allocator_settings=dict(names.allocator_settings),
         repair=names.repair,
         repair_settings=dict(names.repair_settings),
         units=config.units,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.configs.presets import Preset, load_preset
+from resprout.configs.presets import REDEFINED, Preset, load_preset
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
@@ -48,7 +48,11 @@ def resolve(config: PruneConfig) -> Resolved:
     which nothing of the method's paper is left, raises BadInput.
     """
     preset = load_preset(config.method)
-    criterion = config.criterion or preset.criterion
+    meant = "layout" in config.model_fields_set and config.layout == "per_layer"
+    if config.method in REDEFINED and not meant:
+        raise BadInput(REDEFINED[config.method])
+    own_criterion = preset.criterion_of(config.units)
+    criterion = config.criterion or own_criterion
     own = preset.allocator.of(config.units, config.layout)
     allocator = config.allocator or own
     repair = config.repair or preset.repair
@@ -58,6 +62,9 @@ def resolve(config: PruneConfig) -> Resolved:
 
     def settings(kind: str, registry: Registry[Any], name: str, preset_name: str) -> dict[str, Any]:
         given = getattr(preset, f"{kind}_settings") if name == preset_name else {}
+        if kind == "allocator":
+            # They are of those that a preset has for some layouts and units; `uniform` has none.
+            given = {key: value for key, value in given.items() if key in registry.entry(name).settings}
         return registry.settings(name, {**given, **getattr(config, f"{kind}_settings")})
 
     resolved = Resolved(
@@ -65,7 +72,7 @@ def resolve(config: PruneConfig) -> Resolved:
         criterion,
         allocator,
         repair,
-        settings("criterion", CRITERIA, criterion, preset.criterion),
+        settings("criterion", CRITERIA, criterion, own_criterion),
         settings("allocator", ALLOCATORS, allocator, own),
         settings("repair", REPAIRS, repair, preset.repair),
     )
@@ -108,7 +115,7 @@ def resolve(config: PruneConfig) -> Resolved:
     if basis != turned:
         raise BadInput(
             f"criterion '{resolved.criterion}' scores hidden {basis}, but repair '{resolved.repair}' keeps "
-            f"{turned}; give two that agree, as method: slicegpt does"
+            f"{turned}; give two that agree, as method: shared_rotation does"
         )
     for pair in DEPENDENT if config.layout == "per_layer" else ():
         if set(pair) <= set(config.units):

@@ -58,7 +58,7 @@ def main() -> int:
     turned = PruneConfig.model_validate(
         {
             "target": base["target"],
-            "method": "slicegpt",
+            "method": "shared_rotation",
             "units": ["hidden"],
             "round_to": 9,
             "repair": "rotation",

@@ -39,7 +39,14 @@ IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 
 
 QUICK = {
-    "evolutionary": {"generations": 2, "children": 3, "stages": 2, "first_tokens": 20},
+    "evolutionary": {"generations": 2, "children": 3, "survivors": "1,1", "tokens": "20,80"},
+    "evolutionary_depth": {
+        "generations": 2,
+        "children": 3,
+        "survivors": "1,1",
+        "tokens": "20,80",
+        "initial": 4,
+    },
     "spdy": {"steps": 2, "calibration_tokens": 20},
 }
 """Settings of allocators that would take seconds."""
@@ -166,6 +173,8 @@ def cases():
         preset = load_preset(method)
         for name, family in FAMILIES.items():
             scored = set(CRITERIA.entry(preset.criterion).declared["units"])
+            if preset.depth_criterion:
+                scored |= {"layers", "sublayers"}
             if "experts" in family.units and "experts" not in scored:
                 scored -= {"ffn"}
             for units in [*((unit,) for unit in family.units), *TOGETHER]:

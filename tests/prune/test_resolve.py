@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import FOLDER, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
+from resprout.flows.catalog import catalog
 from resprout.tasks.job import Job
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import resolve
@@ -44,8 +45,29 @@ def test_every_preset_starts_with_its_command_and_names_what_exists(name):
     assert preset.repair in REPAIRS
     assert not ALLOCATORS.get(preset.allocator.uniform).per_layer
     assert preset.allocator.per_layer in ALLOCATORS
+    settable = [ALLOCATORS.entry(one).settings for one in preset.allocator.model_dump().values()]
+    assert all(any(key in known for known in settable) for key in preset.allocator_settings)
     for layout in preset.layouts:
         resolve(config(method=name, layout=layout, general=[{"source": "general.jsonl"}]))
+
+
+@pytest.mark.parametrize("name", ["adapt_pruner", "sap"])
+def test_methods_of_rounds_say_that_this_is_their_one_shot_form(name):
+    """Their papers train between many rounds of pruning, each measured anew."""
+    (shown,) = [one for one in catalog()["prune.method"] if one["name"] == name]
+    assert "one-shot form" in shown["summary"]
+    assert "one-shot form" in shown["source"]
+
+
+def test_global_magnitude_is_a_preset_and_magnitude_cites_what_it_does():
+    """2209.14624: one ranking of raw sizes over all layers, a fixed minimum of weights in every layer."""
+    sources = {one["name"]: one["source"] for one in catalog()["prune.method"]}
+    assert "2209.14624" not in sources["magnitude"], "which is no ranking over layers"
+    assert "2209.14624" in sources.get("global_magnitude", "")
+    found = resolve(config(method="global_magnitude"))
+    assert (found.criterion, found.allocator, found.repair) == ("magnitude", "global_ranking", "none")
+    assert found.criterion_settings["norm"] == "mean"
+    assert found.allocator_settings == {"min_threshold_percent": 0.05}, "the authors' code"
 
 
 def test_all_presets_are_found():
@@ -61,7 +83,7 @@ def test_all_presets_are_found():
         ({"units": ["layers"]}, "criterion 'flap' cannot score layers"),
         (
             {"method": "shortgpt", "units": ["layers"], "allocator": "uniform"},
-            "allocator 'uniform' is not for layers, .* give prune.allocator: lowest_first",
+            "allocator 'uniform' is not for layers, .* prune.allocator: evolutionary_depth or lowest_first",
         ),
         (
             {"units": ["ffn"], "allocator": "lowest_first"},
@@ -80,6 +102,23 @@ def test_all_presets_are_found():
 def test_wrong_choices(values, says):
     with pytest.raises(BadInput, match=says):
         resolve(config(**values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"method": "slicegpt", "layout": "uniform"},
+        {"method": "slicegpt", "repair": "rotation"},
+        {"method": "slicegpt"},
+        {"method": "slicegpt_blocks", "layout": "per_layer"},
+    ],
+)
+def test_a_config_of_the_old_slicegpt_is_refused_once_and_names_both_presets(values):
+    """What was called slicegpt rotates the whole model at once, and is no longer what slicegpt means."""
+    with pytest.raises(ValueError, match=r"slicegpt.*shared_rotation"):
+        resolve(config(units=["hidden"], **values))
+    known = resolve(config(method="slicegpt", units=["hidden"], layout="per_layer"))
+    assert known.repair == "block_rotation", "the paper's, a rotation for each block"
 
 
 @pytest.mark.parametrize(
