@@ -19,8 +19,8 @@ def plan(
 ) -> None:
     """Show which stages would run and which are cached, the widths that the target implies, memory and time.
 
-    Of a pruning schedule also its rounds, the average size over training, and the loss that the law of
-    average parameters predicts, to compare schedules by.
+    Of a pruning schedule also its rounds and the average size over training, to compare schedules by, and
+    within its range the loss that the law of average parameters predicts.
 
     Widths that depend on scores (layout: per_layer) are known once the plan stage has run; its plan.json is
     shown by path then.
@@ -96,14 +96,16 @@ def _journey(found: dict[str, Any]) -> list[str]:
         most = "" if one["exact"] else "at most "
         lines.append(f"  round {number}{when}: {how}, {most}{one['params']:,} parameters stay")
     if journey:
-        tokens = "endless data" if journey["tokens"] is None else f"{journey['tokens']:,.0f} tokens"
-        lines += [
+        lines.append(
             f"average over training: {journey['average_params']:,.0f} parameters (one shot: "
-            f"{journey['one_shot_params']:,})",
-            f"law of average parameters for {tokens}: loss {journey['loss']:.4f} (one shot: "
-            f"{journey['one_shot_loss']:.4f}); it is fitted to pre-training from scratch, so it compares "
-            "schedules and predicts no perplexity",
-        ]
+            f"{journey['one_shot_params']:,})"
+        )
+        if None not in (journey["loss"], journey["one_shot_loss"]):
+            lines.append(
+                f"law of average parameters for {journey['tokens']:,.0f} tokens: loss {journey['loss']:.4f} "
+                f"(one shot: {journey['one_shot_loss']:.4f}); it is fitted to pre-training from scratch, so "
+                "it compares schedules and predicts no perplexity"
+            )
     return lines
 
 
