@@ -47,7 +47,7 @@ class LayoutAllocators(Section):
 
 
 class Preset(Section):
-    """One published method."""
+    """A pruning method by name: a paper's, a form of one that its source states, or a control."""
 
     criterion: str
     """How units are scored."""

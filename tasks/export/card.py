@@ -105,8 +105,9 @@ def _body(
     settings = f" ({plain(listed)})" if listed else ""
     yield f"# {name}, pruned to {kept:.1f} % of its parameters"
     yield ""
+    method = f"{plan.method}, " if plan.method else ""
     yield (
-        f"Structured pruning by resprout: criterion {plan.criterion}, allocator {plan.allocator}"
+        f"Structured pruning by resprout: {method}criterion {plan.criterion}, allocator {plan.allocator}"
         f"{settings}, repair {plan.repair}, units {', '.join(plan.units)}, layout {plan.layout}"
         f"{f', in rounds by schedule {schedule}' if schedule else ''}"
         f"{f'; then recovery by {recovery}' if recovery else ''}"

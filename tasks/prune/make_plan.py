@@ -21,7 +21,8 @@ from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.score import best_units, score_units
 from resprout.tasks.prune.spared import allocate
-from resprout.tasks.prune.target import request, warnings_for
+from resprout.tasks.prune.target import request
+from resprout.tasks.prune.target_warnings import warnings_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +88,7 @@ def plan_from(
         granted = allocate(allocator, wanted, spent_on, bench)
     return Plan(
         model_type=dense.model_type,
+        method=names.method,
         criterion=names.criterion,
         allocator=names.allocator,
         allocator_settings=dict(names.allocator_settings),
@@ -101,7 +103,7 @@ def plan_from(
         requested=_requested(dense, wanted, dtype),
         reached=Size.of(granted.sizes(dtype)),
         latency=latency,
-        warnings=tuple(warnings_for(dense, wanted, config.target)),
+        warnings=tuple(warnings_for(dense, wanted, config.target, granted)),
         layers=tuple(
             _keep(index, dense, granted, scores[index])
             for index in range(granted.layers)

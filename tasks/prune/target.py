@@ -196,7 +196,7 @@ def uniform_shape(wanted: Request) -> Shape:
             cut = cut.with_counts(kind, (count,) * shape.layers)
         for count in allowed(wanted, fine):
             reached = cut.with_counts(fine, (count,) * shape.layers)
-            if _stock_heads(wanted, reached) and wanted.fits(reached):
+            if stock_heads(wanted, reached) and wanted.fits(reached):
                 return reached
     raise _unreachable(wanted, _smallest(wanted).params)
 
@@ -216,7 +216,7 @@ def fewest(shape: Shape, kind: Unit) -> int:
     return int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
 
 
-def _stock_heads(wanted: Request, shape: Shape) -> bool:
+def stock_heads(wanted: Request, shape: Shape) -> bool:
     """Whether the family's stock config can state the number of heads, where that was asked for."""
     restricted = wanted.uniform and shape.family.heads_divide_hidden
     same = (shape.heads[0], shape.hidden) == (wanted.shape.heads[0], wanted.shape.hidden)
@@ -263,19 +263,6 @@ def with_biases(dense: Shape, kinds: tuple[Unit, ...]) -> Shape:
             f"{' and '.join(lacks)}; give prune.repair: least_squares or none"
         )
     return replace(dense, config=config)
-
-
-def warnings_for(dense: Shape, wanted: Request, target: TargetConfig) -> list[str]:
-    """Sentences about a target that will likely gut the model."""
-    kept = (wanted.limit - dense.embedding_params) / dense.non_embedding_params
-    total = any(one is not None for one in (target.params, target.params_ratio, target.bytes))
-    if total and kept < 0.5 and "hidden" not in wanted.kinds:
-        share = dense.embedding_params / dense.params
-        return [
-            f"embeddings hold {share:.0%} of the parameters and are not pruned, so this target leaves "
-            f"{kept:.0%} of the layers' parameters; non_embedding_ratio states the target without them"
-        ]
-    return []
 
 
 def removable_params(wanted: Request) -> int:
@@ -334,7 +321,7 @@ def _smallest(wanted: Request) -> Shape:
             shape = shape.with_counts(kind, (min(width, wanted.round_to) for width in shape.counts(kind)))
         else:
             shape = shape.with_counts(kind, (allowed(wanted, kind)[-1],) * shape.layers)
-    if not _stock_heads(wanted, shape):
+    if not stock_heads(wanted, shape):
         free: tuple[Unit, ...] = tuple(k for k in wanted.kinds if k in ("hidden", "kv_groups", "heads"))
         found = [shape]
         for kind in free:
@@ -343,7 +330,7 @@ def _smallest(wanted: Request) -> Shape:
                 for one in found
                 for count in allowed(wanted, kind)
             ]
-        shape = min((one for one in found if _stock_heads(wanted, one)), key=lambda one: one.params)
+        shape = min((one for one in found if stock_heads(wanted, one)), key=lambda one: one.params)
     return shape
 
 

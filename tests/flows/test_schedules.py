@@ -235,7 +235,7 @@ def test_plan_tells_the_rounds_before_anything_runs(tmp_path: Path, resprout: Ca
     journey = found["journey"]
     assert journey["average_params"] == pytest.approx(average)
     assert journey["one_shot_params"] == cut
-    assert journey["loss"] < journey["one_shot_loss"]
+    assert journey["loss"] is None
     assert journey["tokens"] is None, "the budget is a share of a pool that was not counted yet"
     text = resprout(
         "plan", path, "select.budget_ratio=null", "select.budget_tokens=400", home=tmp_path / "home"
@@ -245,8 +245,7 @@ def test_plan_tells_the_rounds_before_anything_runs(tmp_path: Path, resprout: Ca
     assert f"  round 1 after 38% of training: masked, {sizes[0]:,} parameters stay" in lines
     assert f"  round 4 after 75% of training: cut, {cut:,} parameters stay" in lines
     assert f"average over training: {average:,.0f} parameters (one shot: {cut:,})" in lines
-    (law,) = [line for line in lines if line.startswith("law of average parameters for 400 tokens: loss ")]
-    assert law.endswith("so it compares schedules and predicts no perplexity")
+    assert not [line for line in lines if "loss" in line], "400 tokens are far outside the law's range"
 
 
 def test_a_schedule_that_lives_on_training_is_refused_without_it(

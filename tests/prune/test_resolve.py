@@ -177,6 +177,7 @@ def test_ridge_makes_the_weights_anew_and_keeps_the_plan():
         {"target": {"non_embedding_ratio": 0.9}},
         {"round_to": 64},
         {"layout": "uniform"},
+        {"spared_front": 1},
         {"repair": "none"},
     ],
 )

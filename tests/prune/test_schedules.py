@@ -154,5 +154,12 @@ def test_the_law_by_hand():
     """10^9 parameters, 10^11 tokens: 1.69 + 406.4 / 10^3.06 + 410.7 / 10^3.08."""
     expected = 1.69 + 406.4 / 1148.1536 + 410.7 / 1202.2644
     assert predicted_loss(1e9, 1e11) == pytest.approx(expected, rel=1e-6)
-    assert predicted_loss(1e9) == pytest.approx(1.69 + 406.4 / 1148.1536, rel=1e-6)
-    assert predicted_loss(2e9) < predicted_loss(1e9)
+    assert predicted_loss(2e9, 1e11) < predicted_loss(1e9, 1e11)
+
+
+@pytest.mark.parametrize(
+    "case", [(1.3e8, 32_768), (1e9, 4.9e9), (1e9, 5.1e11), (6.9e7, 1e11), (1.7e10, 1e11)]
+)
+def test_the_law_says_nothing_outside_what_it_was_fitted_to(case):
+    """Chinchilla, by its abstract: 70 million to 16 billion parameters, 5 to 500 billion tokens."""
+    assert predicted_loss(*case) is None
