@@ -50,6 +50,8 @@ class PruneConfig(Section):
     1, rounded down. Left out: the method's own."""
     spared_back: int | float | None = None
     """The same at the back; a share is rounded up."""
+    min_kept_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of its units of each kind that every layer keeps, whatever the allocator."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The criterion's own settings (`resprout methods` lists them), put over the preset's."""
     allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)

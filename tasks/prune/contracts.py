@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from resprout.configs.stages import Unit
@@ -274,6 +274,8 @@ class Request:
     """Whether a score is the loss once its unit and all of its layer below it are gone, or its unit alone."""
     free: range | None = None
     """Layers that may get narrower, None: all. Allocators are asked about these alone (spared.py)."""
+    floors: Mapping[Unit, tuple[int, ...]] = field(default_factory=dict)
+    """Units of a kind that each layer keeps at least; left out: as many as it can work with."""
     embedding_params: int | None = None
     """What the limit takes embeddings and head to hold, whatever becomes of them; None: they count as they
     are."""

@@ -44,7 +44,9 @@ def within(request: Request) -> Request:
         return request
     shape, free = request.shape, request.free
     held = sum(shape.layer_params(shape.widths(layer)) for layer in range(shape.layers) if layer not in free)
-    return replace(request, shape=shape.with_layers(free), limit=request.limit - held, free=None)
+    floors = {kind: counts[free.start : free.stop] for kind, counts in request.floors.items()}
+    limit = request.limit - held
+    return replace(request, shape=shape.with_layers(free), limit=limit, floors=floors, free=None)
 
 
 def joined(request: Request, granted: Shape) -> Shape:

@@ -100,6 +100,7 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
         uniform=config.layout == "uniform",
         embedding_params=dense.embedding_params if apart else None,
         free=_free(dense, config, names),
+        floors=_floors(dense, config),
     )
     _check_reachable(wanted, dense)
     return wanted
@@ -118,6 +119,13 @@ def _free(dense: Shape, config: PruneConfig, names: Resolved) -> range | None:
             "narrower differ already; give allocator: global_standardised"
         )
     return None if len(free) == dense.layers else free
+
+
+def _floors(dense: Shape, config: PruneConfig) -> dict[Unit, tuple[int, ...]]:
+    """Units that every layer keeps for `min_kept_ratio`; nothing where it is 0."""
+    kinds = [kind for kind in config.units if config.min_kept_ratio and kind not in (*DEPTH, "hidden")]
+    ratio = config.min_kept_ratio
+    return {kind: tuple(math.ceil(ratio * count) for count in dense.counts(kind)) for kind in kinds}
 
 
 def _check_unread(dense: Shape, part: str, registry: Registry[Any], name: str) -> None:
@@ -205,15 +213,21 @@ def allowed(wanted: Request, kind: Unit) -> list[int]:
     """Allowed numbers of units of a layer where all are alike, largest first, the present one among them."""
     shape = wanted.shape
     present = shape.counts(kind)[0]
+    low = max(least(wanted, kind, layer) for layer in range(shape.layers))
     if kind in ("ffn", "hidden"):
         multiples = range(present // wanted.round_to * wanted.round_to, 0, -wanted.round_to)
-        return [present, *(multiple for multiple in multiples if multiple != present)]
-    return [*range(present, fewest(shape, kind) - 1, -1)]
+        return [present, *(multiple for multiple in multiples if low <= multiple != present)]
+    return [*range(present, low - 1, -1)]
 
 
-def fewest(shape: Shape, kind: Unit) -> int:
-    """Units of `kind` that every layer keeps: as many experts as a token is sent to, one of all others."""
-    return int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
+def least(wanted: Request, kind: Unit, layer: int) -> int:
+    """Units of `kind` that a layer keeps in any case: as many experts as a token goes to, one of all others.
+
+    And as many as the request's floors say.
+    """
+    floors = wanted.floors.get(kind)
+    works = int(wanted.shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
+    return max(works, floors[layer] if floors else 0)
 
 
 def stock_heads(wanted: Request, shape: Shape) -> bool:
@@ -317,10 +331,11 @@ def _smallest(wanted: Request) -> Shape:
     if wanted.kinds[0] in DEPTH:
         return _smallest_depth(wanted)
     for kind in wanted.kinds:
+        lows = [least(wanted, kind, layer) for layer in range(shape.layers)]
         if kind in ("ffn", "hidden"):
-            shape = shape.with_counts(kind, (min(width, wanted.round_to) for width in shape.counts(kind)))
-        else:
-            shape = shape.with_counts(kind, (allowed(wanted, kind)[-1],) * shape.layers)
+            whole = [math.ceil(low / wanted.round_to) * wanted.round_to for low in lows]
+            lows = [min(pair) for pair in zip(shape.counts(kind), whole, strict=True)]
+        shape = shape.with_counts(kind, lows)
     if not stock_heads(wanted, shape):
         free: tuple[Unit, ...] = tuple(k for k in wanted.kinds if k in ("hidden", "kv_groups", "heads"))
         found = [shape]
@@ -359,6 +374,7 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
     remedies += [f"add {kind} to prune.units" for kind in more]
     remedies += ["lower round_to"] * ("ffn" in wanted.kinds)
     remedies += ["spare fewer layers"] * (wanted.free is not None)
+    remedies += ["lower min_kept_ratio"] * bool(wanted.floors)
     return BadInput(
         f"prune.target allows {wanted.limit} parameters, but removing {' and '.join(wanted.kinds)} with "
         f"round_to {wanted.round_to} reaches {smallest} ({smallest / dense.params:.3f} of the model) at "

@@ -116,6 +116,35 @@ def test_what_is_measured_of_a_layer_is_that_layer_s(allocator):
     assert kept[5] == 128
 
 
+@pytest.mark.parametrize("units", [["ffn"], ["ffn", "kv_groups"]])
+@pytest.mark.parametrize("allocator", WIDTHS)
+def test_every_layer_keeps_its_floor(allocator, units):
+    """Of scores that fall by three orders of magnitude from layer to layer, with layers spared besides."""
+    model = tiny_model("llama", num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4)
+    generator = torch.Generator().manual_seed(1)
+    scores = [
+        {
+            "ffn": torch.rand(128, 1, generator=generator) * 10.0 ** (-3 * layer),
+            "kv_groups": torch.rand(4, 1, generator=generator) * 10.0 ** (-3 * layer),
+        }
+        for layer in range(6)
+    ]
+    dense = shape_of(model.config.to_dict())
+    settings = {"allocator": allocator, "allocator_settings": QUICK.get(allocator, {}), "units": units}
+    config = prune(spared_front=1, min_kept_ratio=0.6, **settings)
+    plan = plan_from(scores, dense, "float32", config, Bench(model, IDS))
+    assert ffn(plan)[0] == 128
+    assert all(width >= 77 for width in ffn(plan)), "0.6 * 128 = 76.8"
+    assert all(len(layer.kv_groups) >= 3 for layer in plan.layers), "0.6 * 4 = 2.4"
+    assert plan.reached.params <= plan.requested.params
+
+
+def test_a_floor_that_does_not_fit_is_one_sentence():
+    dense = shape_of(tiny_model("llama", num_hidden_layers=4).config.to_dict())
+    with pytest.raises(BadInput, match=r"reaches \d+ .* at best; .*lower min_kept_ratio"):
+        implied_shape(dense, prune(min_kept_ratio=0.9))
+
+
 def test_milliseconds_of_spared_layers_are_not_spent(monkeypatch):
     """A block of 8 channels takes 1 ms, a layer 16 + 8, dense 4 * 24 + 2 = 98: 88.2 leave out 10 blocks."""
     table = LatencyTable({"ffn": {8 * n: float(n) for n in range(1, 17)}, "kv_groups": {1: 4.0, 2: 8.0}}, 2.0)
@@ -181,6 +210,14 @@ def test_the_shape_is_known_before_anything_is_scored():
         (
             {"method": "shortgpt", "units": ["layers"], "spared_back": 1},
             "spares widths, but prune.units names layers",
+        ),
+        (
+            {"method": "shortgpt", "units": ["layers"], "min_kept_ratio": 0.5},
+            "a layer's own units, but prune.units names layers",
+        ),
+        (
+            {"method": "minitron_hidden", "units": ["hidden"], "layout": "uniform", "min_kept_ratio": 0.5},
+            "a layer's own units, but prune.units names hidden",
         ),
     ],
 )
