@@ -102,8 +102,8 @@ def resolve(config: PruneConfig) -> Resolved:
         )
     if config.min_kept_ratio and (unheld := [unit for unit in config.units if unit in (*DEPTH, "hidden")]):
         raise BadInput(
-            f"prune.min_kept_ratio is a share of a layer's own units, but prune.units names {unheld[0]}; leave "
-            "it out, or prune widths of layers"
+            f"prune.min_kept_ratio is a share of a layer's own units, but prune.units names {unheld[0]}; "
+            "leave it out, or prune widths of layers"
         )
     turns = bool(REPAIRS.entry(repair).declared.get("turns_blocks"))
     if config.layout == "per_layer" and "hidden" in config.units and not turns:
