@@ -19,7 +19,7 @@ Layout = Literal["uniform", "per_layer"]
 """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
 
 RENAMED = {
-    "slicegpt_blocks": "prune.method slicegpt_blocks is called slicegpt now, and what slicegpt was, one "
+    "slicegpt_blocks": "slicegpt_blocks is called slicegpt now, and what slicegpt was, one "
     "rotation for the whole model, is shared_rotation; give one of the two",
 }
 """The error that a former name of a preset raises."""
