@@ -12,7 +12,6 @@ from resprout.configs.sources import TextSource
 from resprout.configs.stages import DEPTH, Unit
 from resprout.configs.target import TargetConfig
 
-
 LEFT_OUT: Any = None
 """Stands for what the preset gives until it is validated."""
 
