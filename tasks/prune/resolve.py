@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.configs.presets import REDEFINED, Preset, load_preset
+from resprout.configs.presets import REDEFINED, Preset, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
@@ -159,6 +159,12 @@ def _name(config: PruneConfig, preset: Preset, allocator: str) -> str:
     alike = config.units[0] in DEPTH or config.layout in preset.layouts
     if alike and allocator in paper:
         return config.method
+    if config.units[0] in ALLOCATORS.entry(allocator).declared.get("units", ()) and config.units[0] in DEPTH:
+        others = " or ".join(_choosing(config.units, allocator))
+        raise BadInput(
+            f"prune.allocator '{allocator}' is not how prune.method {config.method} chooses "
+            f"{config.units[0]}; leave it out, or give method: {others}"
+        )
     uniform = not ALLOCATORS.entry(allocator).declared["per_layer"]
     widths = "uniform widths" if uniform else f"widths by {allocator}"
     if preset.reduces_to is None or allocator in paper or config.criterion not in (None, preset.criterion):
@@ -168,6 +174,17 @@ def _name(config: PruneConfig, preset: Preset, allocator: str) -> str:
         f"prune.method {config.method} with {widths} is {preset.reduces_to}: its paper is about how the "
         f"budget is spent; give method: {preset.reduces_to}, or {own}"
     )
+
+
+def _choosing(units: tuple[Unit, ...], allocator: str) -> list[str]:
+    """The presets that choose these units of depth by this allocator."""
+    presets = {name: load_preset(name) for name in preset_names()}
+    return [
+        name
+        for name, preset in presets.items()
+        if preset.allocator.depth == allocator
+        and units[0] in CRITERIA.entry(preset.criterion_of(units)).declared["units"]
+    ]
 
 
 def _spared(config: PruneConfig, preset: Preset) -> tuple[float, float]:
