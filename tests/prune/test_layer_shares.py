@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
-from itertools import product
-from random import Random
 
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
@@ -19,19 +16,13 @@ from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.prune.allocators import adaptive, cfsp_softmax, zeroth_order
-from resprout.tasks.prune.allocators.evolutionary import Evolutionary, _Widths
-from resprout.tasks.prune.allocators.evolutionary_depth import EvolutionaryDepth
 from resprout.tasks.prune.allocators.pq_index import PqIndex, kept_shares, share
-from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.contracts import Bench, Request
 from resprout.tasks.prune.criteria.cfsp import Cfsp
-from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.output_change import OutputChange
-from resprout.tasks.prune.divergence import Divergence
-from resprout.tasks.prune.evolution import Stage, evolve, stages
-from resprout.tasks.prune.make_plan import make_plan, plan_from
+from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.score import score_units
-from resprout.tasks.prune.spend import sizes_of, spend_shares
+from resprout.tasks.prune.spend import spend_shares
 from resprout.tasks.prune.turns import layer_cosines
 from tiny_models import read_units, tiny_model
 
@@ -164,11 +155,6 @@ def test_sparse_weights_lose_more():
 @pytest.mark.parametrize(
     ("method", "settings", "says"),
     [
-        (Evolutionary, {"children": 0}, "'evolutionary' has children: 0; give at least 1"),
-        (Evolutionary, {"survivors": "4,1"}, "survivors: '4,1' and tokens: '2048,16384,65536'; give as many"),
-        (Evolutionary, {"survivors": "4,1,2"}, "the last survivor 1"),
-        (EvolutionaryDepth, {"tokens": "512,-1"}, "'evolutionary_depth' has survivors: '2,1' and tokens"),
-        (EvolutionaryDepth, {"initial": 0}, "'evolutionary_depth' has initial: 0; give at least 1"),
         (zeroth_order.ZerothOrder, {"noise_std": 0.0}, "has noise_std: 0; give from 1e-06 to 1"),
         (zeroth_order.ZerothOrder, {"share_margin": 1.5}, "has share_margin: 1.5; give from 0 to 1"),
         (adaptive.Adaptive, {"amplitude": -1.0}, "has amplitude: -1; give from 0 to 1"),
@@ -315,114 +301,3 @@ def test_cfsp_on_the_weights_of_every_family(family, relative_to):
             share = np.abs(part) / np.maximum(np.abs(part).sum(axis=over, keepdims=True), 1e-300)
             total += share.mean(1) if relative_to == "channel" else share.sum(1)
     np.testing.assert_allclose(found, norm * total, rtol=1e-4)
-
-
-def quiet(*_):
-    pass
-
-
-def test_stages():
-    assert stages("search", "4, 1,1", "512,2048,8192") == [Stage(4, 512), Stage(1, 2048), Stage(1, 8192)]
-
-
-def test_the_search_finds_the_optimum_of_a_separable_toy():
-    """Five places of four levels each, two kinds of cost that cannot switch: brute force over all of them."""
-    generator = np.random.default_rng(3)
-    losses = -np.sort(-generator.random((5, 5)), axis=1)  # more levels, less loss
-    costs = [[7] * 4, [7] * 4, [7] * 4, [5] * 4, [5] * 4]
-    start = (2, 2, 2, 2, 2)
-    loss = lambda one: float(sum(losses[place, level] for place, level in enumerate(one)))  # noqa: E731
-    best = min(
-        (one for one in product(range(1, 5), repeat=5) if sum(one[:3]) == 6 and sum(one[3:]) == 4),
-        key=loss,
-    )
-    assert best != start
-    seen = Counter()
-
-    def fitness(candidates, tokens):
-        seen[tokens] += len(candidates)
-        for one in candidates:
-            assert (sum(one[:3]), sum(one[3:])) == (6, 4)
-            assert all(1 <= level <= 4 for level in one)
-        return [loss(one) for one in candidates]
-
-    plan = [Stage(2, 10), Stage(1, 40)]
-    found = evolve(start, costs, [1] * 5, fitness, plan, 30, 8, Random(1), quiet)
-    assert found == best
-    assert seen[10] > 2 * seen[40] > 0
-
-
-def test_a_search_without_a_switch_ends_where_it_began():
-    def never(candidates, tokens):
-        raise AssertionError
-
-    plan = [Stage(1, 10), Stage(1, 40)]
-    assert evolve((2, 1), [[7] * 2, [5] * 2], [1, 1], never, plan, 3, 4, Random(1), quiet) == (2, 1)
-
-
-@pytest.mark.parametrize("kinds", [("ffn",), ("kv_groups",), ("ffn", "kv_groups"), ("heads",)])
-def test_a_masked_candidate_is_the_cut_model(kinds):
-    model = tiny_model("qwen2", num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=4)
-    scores = score_units(model, Magnitude(), kinds, IDS)
-    shape = shape_of(model.config.to_dict())
-    request = Request(shape, shape.params, kinds, 32, uniform=False)
-    places = [(kind, layer) for kind in kinds for layer in range(3)]
-    blocks = [sizes_of(request, layer, kind) for kind, layer in places]
-    widths = _Widths(Bench(model, IDS), scores, places, blocks)
-    divergence = Divergence(widths.tried.trial, IDS, widths.logits, Random(5))
-    levels = {"ffn": (1, 2, 4), "kv_groups": (2, 4, 1), "heads": (1, 2, 2)}
-    candidate = tuple(levels[kind][layer] for kind, layer in places)
-    granted = shape
-    for kind in kinds:
-        each = 32 if kind == "ffn" else 1
-        granted = granted.with_counts(kind, (level * each for level in levels[kind]))
-    with widths.tried.narrowed(widths.counts(candidate)):
-        masked = model(IDS).logits
-    dense = model(IDS).logits.log_softmax(dim=-1)
-
-    class Fixed:
-        def allocate(self, request, scores, bench=None):
-            return granted
-
-    config = PruneConfig.model_validate(
-        {
-            "method": "magnitude", "units": kinds, "layout": "per_layer", "round_to": 32,
-            "target": {"params": granted.params},
-        }
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resprout.tasks.prune.make_plan.ALLOCATORS.get", lambda name: lambda **_: Fixed())
-        plan = plan_from(scores, shape, "float32", config)
-    pruned = copy.deepcopy(model)
-    apply(pruned, plan)
-    cut = pruned(IDS).logits
-    torch.testing.assert_close(masked, cut, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(cut, model(IDS).logits, atol=1e-3)
-    expected = kl_div(cut.log_softmax(dim=-1), dense, log_target=True, reduction="sum") / IDS.numel()
-    assert divergence.of([candidate], 64)[0] == pytest.approx(expected.item(), rel=1e-3)
-
-
-def test_the_search_comes_closer_to_the_uncut_model():
-    """A layer whose FFN does nothing: the equal start spends on it, the search does not."""
-    model = deep()
-    model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
-    shape = shape_of(model.config.to_dict())
-    request = Request(shape, shape.params - 2 * 128 * shape.unit_params("ffn"), ("ffn",), 32, uniform=False)
-    scores = score_units(model, Magnitude(), ("ffn",), IDS)
-    search = Evolutionary(generations=12, children=6, survivors="1,1", tokens="16,64")
-    granted = search.allocate(request, scores, Bench(model, IDS))
-    assert sum(granted.ffn) == 2 * 128
-    assert granted.ffn[1] == 32
-    assert granted == search.allocate(request, scores, Bench(model, IDS))
-
-
-def test_it_says_how_far_it_is():
-    seen = []
-    model = deep()
-    shape = shape_of(model.config.to_dict())
-    request = Request(shape, int(shape.params * 0.9), ("ffn",), 16, uniform=False)
-    bench = Bench(model, IDS, progress=lambda *args: seen.append(args))
-    Evolutionary(generations=2, children=2, survivors="1", tokens="512").allocate(
-        request, score_units(model, Magnitude(), ("ffn",), IDS), bench
-    )
-    assert seen == [(1, 2, "generations"), (2, 2, "generations")]

@@ -76,6 +76,23 @@ def test_global_magnitude_is_a_preset_and_magnitude_cites_what_it_does():
     assert found.allocator_settings == {"min_threshold_percent": 0.05}, "the authors' code"
 
 
+def test_evopress_searches_with_the_budget_of_its_authors():
+    """scripts/run_drop_search.sh and run_prune_search.sh of IST-DASLab/EvoPress at 50888a0."""
+    widths = resolve(config(method="evopress", units=["ffn"], layout="per_layer"))
+    assert widths.allocator_settings["generations"] == 400
+    assert widths.allocator_settings["children"] == 64
+    assert widths.allocator_settings["survivors"] == "8,2,1"
+    assert widths.allocator_settings["tokens"] == "2048,16384,65536"
+    for units in (["layers"], ["sublayers"]):
+        depth = resolve(config(method="evopress", units=units, layout="per_layer"))
+        assert depth.allocator == "evolutionary_depth"
+        settings = {name: depth.allocator_settings[name] for name in ("children", "survivors", "tokens")}
+        assert settings == {"children": 32, "survivors": "2,1", "tokens": "2048,32768"}
+        assert depth.allocator_settings["initial"] == 64
+        quick = resolve(config(method="evopress_quick", units=units, layout="per_layer"))
+        assert quick.allocator_settings["generations"] == 12
+
+
 def test_all_presets_are_found():
     assert preset_names() == sorted(path.stem for path in FOLDER.iterdir())
     assert {"flap", "magnitude", "wanda_sp"} <= set(preset_names())
