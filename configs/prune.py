@@ -12,6 +12,9 @@ from resprout.configs.sources import TextSource
 from resprout.configs.stages import DEPTH, Unit
 from resprout.configs.target import TargetConfig
 
+OWN: Any = None
+"""The default of what the method gives where the config leaves it out."""
+
 
 def _without_default(schema: dict[str, Any]) -> None:
     """The default depends on the method."""
@@ -34,7 +37,7 @@ class PruneConfig(Section):
     """Overrides the preset's allocator."""
     repair: str | None = None
     """Overrides the preset's repair of what the removed channels contributed."""
-    units: tuple[Unit, ...] = Field(default=None, json_schema_extra=_without_default)
+    units: tuple[Unit, ...] = Field(default=OWN, json_schema_extra=_without_default)
     """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
     group), experts, hidden (channels of the residual stream, in the whole model); or layers alone, or
     sublayers (attention and FFN, each by itself) alone. Left out: what the method's paper prunes."""
@@ -42,7 +45,7 @@ class PruneConfig(Section):
     """Size to reach."""
     round_to: Annotated[int, Field(ge=1)] = 128
     """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
-    layout: Layout = Field(default=None, json_schema_extra=_without_default)
+    layout: Layout = Field(default=OWN, json_schema_extra=_without_default)
     """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer. Left
     out: the method's own (`resprout methods`)."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
