@@ -19,7 +19,7 @@ Layout = Literal["uniform", "per_layer"]
 """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
 
 RENAMED = {
-    "slicegpt_blocks": "prune.method slicegpt_blocks is called slicegpt now, and what slicegpt was, one "
+    "slicegpt_blocks": "slicegpt_blocks is called slicegpt now, and what slicegpt was, one "
     "rotation for the whole model, is shared_rotation; give one of the two",
 }
 """The error that a former name of a preset raises."""
@@ -71,6 +71,10 @@ class Preset(Section):
     """What the method sets of its allocator."""
     repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """What the method sets of its repair."""
+    spared_front: float = 0
+    """Layers at the front whose widths stay: a number, or a share of the depth below 1."""
+    spared_back: float = 0
+    """The same at the back."""
     source: Annotated[str, Field(min_length=1)]
     """The paper."""
     summary: Annotated[str, Field(min_length=1)]

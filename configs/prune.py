@@ -12,8 +12,8 @@ from resprout.configs.sources import TextSource
 from resprout.configs.stages import DEPTH, Unit
 from resprout.configs.target import TargetConfig
 
-OWN: Any = None
-"""The default of what the method gives where the config leaves it out."""
+LEFT_OUT: Any = None
+"""Stands for what the preset gives until it is validated."""
 
 
 def _without_default(schema: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ class PruneConfig(Section):
     """Overrides the preset's allocator."""
     repair: str | None = None
     """Overrides the preset's repair of what the removed channels contributed."""
-    units: tuple[Unit, ...] = Field(default=OWN, json_schema_extra=_without_default)
+    units: tuple[Unit, ...] = Field(default=LEFT_OUT, json_schema_extra=_without_default)
     """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
     group), experts, hidden (channels of the residual stream, in the whole model); or layers alone, or
     sublayers (attention and FFN, each by itself) alone. Left out: what the method's paper prunes."""
@@ -45,9 +45,16 @@ class PruneConfig(Section):
     """Size to reach."""
     round_to: Annotated[int, Field(ge=1)] = 128
     """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
-    layout: Layout = Field(default=OWN, json_schema_extra=_without_default)
+    layout: Layout = Field(default=LEFT_OUT, json_schema_extra=_without_default)
     """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer. Left
     out: the method's own (`resprout methods`)."""
+    spared_front: int | float | None = None
+    """Layers at the front whose widths stay, whatever the allocator: a number, or a share of the depth below
+    1, rounded down. Left out: the method's own."""
+    spared_back: int | float | None = None
+    """The same at the back; a share is rounded up."""
+    min_kept_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of its units of each kind that every layer keeps, whatever the allocator."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The criterion's own settings (`resprout methods` lists them), put over the preset's."""
     allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -81,6 +88,16 @@ class PruneConfig(Section):
     def _own_layout(cls, given: Any, info: ValidationInfo) -> Any:
         preset = _preset(info)
         return preset.own_layout(info.data.get("units", preset.units)) if given is None else given
+
+    @field_validator("spared_front", "spared_back", mode="before")
+    @classmethod
+    def _number_or_share(cls, given: Any, info: ValidationInfo) -> Any:
+        number = isinstance(given, int) and not isinstance(given, bool) and given >= 0
+        if given is None or number or (isinstance(given, float) and 0 <= given < 1):
+            return given
+        raise ValueError(
+            f"{info.field_name} is {given!r}; give a number of layers, or a share below 1 of the depth"
+        )
 
     @field_validator("units")
     @classmethod

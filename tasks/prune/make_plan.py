@@ -20,6 +20,7 @@ from resprout.tasks.prune.plan import Latency, LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.score import best_units, score_units
+from resprout.tasks.prune.spared import allocate
 from resprout.tasks.prune.target import request
 from resprout.tasks.prune.target_warnings import warnings_for
 
@@ -81,10 +82,10 @@ def plan_from(
     latency: Latency | None = None
     if config.target.timed:
         granted, latency = _in_time(
-            config.target, dense, wanted, bench, lambda timed: allocator.allocate(timed, spent_on, bench)
+            config.target, dense, wanted, bench, lambda timed: allocate(allocator, timed, spent_on, bench)
         )
     else:
-        granted = allocator.allocate(wanted, spent_on, bench)
+        granted = allocate(allocator, wanted, spent_on, bench)
     return Plan(
         model_type=dense.model_type,
         method=names.method,
@@ -117,7 +118,7 @@ def _in_time(
     dense: Shape,
     wanted: Request,
     bench: Bench | None,
-    allocate: Callable[[Request], Shape],
+    spend: Callable[[Request], Shape],
 ) -> tuple[Shape, Latency]:
     """Widths that take the time that the target allows, by a table that the whole model agrees with.
 
@@ -129,7 +130,7 @@ def _in_time(
     table = measure(bench.model, bench.input_ids, smaller(dense, wanted.round_to))
     for left in reversed(range(CORRECTIONS + 1)):
         limit, costs = _in_milliseconds(target, dense, wanted, table)
-        granted = allocate(replace(wanted, costs=costs))
+        granted = spend(replace(wanted, costs=costs))
         dense_ms, ms = measure_models(bench.model, bench.input_ids, granted)
         whole, reached = table.total(dense), table.total(granted)
         measured = ms if target.latency_ms else whole * ms / dense_ms
@@ -145,7 +146,10 @@ def _in_milliseconds(
     """The milliseconds allowed by a table, and what there is to spend of them."""
     whole = table.total(dense)
     stays = table.rest_ms + sum(
-        table.of(kind, count) for kind in TIMED if kind not in wanted.kinds for count in dense.counts(kind)
+        table.of(kind, count)
+        for kind in TIMED
+        for layer, count in enumerate(dense.counts(kind))
+        if kind not in wanted.kinds or (wanted.free is not None and layer not in wanted.free)
     )
     limit = target.latency_ms or whole * (target.latency_ratio or 1.0)
     if not stays < limit <= whole:

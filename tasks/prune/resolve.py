@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.configs.presets import REDEFINED, Preset, load_preset
+from resprout.configs.presets import REDEFINED, Preset, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
@@ -31,6 +31,8 @@ class Resolved:
     criterion: str
     allocator: str
     repair: str
+    spared_front: float = 0
+    spared_back: float = 0
     criterion_settings: Mapping[str, Any] = field(default_factory=dict)
     allocator_settings: Mapping[str, Any] = field(default_factory=dict)
     repair_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +74,7 @@ def resolve(config: PruneConfig) -> Resolved:
         criterion,
         allocator,
         repair,
+        *_spared(config, preset),
         settings("criterion", CRITERIA, criterion, own_criterion),
         settings("allocator", ALLOCATORS, allocator, own),
         settings("repair", REPAIRS, repair, preset.repair),
@@ -96,6 +99,11 @@ def resolve(config: PruneConfig) -> Resolved:
         raise BadInput(
             f"prune.allocator '{resolved.allocator}' gives each layer a width of its own, but prune.layout "
             "is uniform; give allocator: uniform, or layout: per_layer"
+        )
+    if config.min_kept_ratio and (unheld := [unit for unit in config.units if unit in (*DEPTH, "hidden")]):
+        raise BadInput(
+            f"prune.min_kept_ratio is a share of a layer's own units, but prune.units names {unheld[0]}; "
+            "leave it out, or prune widths of layers"
         )
     turns = bool(REPAIRS.entry(repair).declared.get("turns_blocks"))
     if config.layout == "per_layer" and "hidden" in config.units and not turns:
@@ -151,6 +159,12 @@ def _name(config: PruneConfig, preset: Preset, allocator: str) -> str:
     alike = config.units[0] in DEPTH or config.layout in preset.layouts
     if alike and allocator in paper:
         return config.method
+    if config.units[0] in ALLOCATORS.entry(allocator).declared.get("units", ()) and config.units[0] in DEPTH:
+        others = " or ".join(_choosing(config.units, allocator))
+        raise BadInput(
+            f"prune.allocator '{allocator}' is not how prune.method {config.method} chooses "
+            f"{config.units[0]}; leave it out, or give method: {others}"
+        )
     uniform = not ALLOCATORS.entry(allocator).declared["per_layer"]
     widths = "uniform widths" if uniform else f"widths by {allocator}"
     if preset.reduces_to is None or allocator in paper or config.criterion not in (None, preset.criterion):
@@ -160,6 +174,42 @@ def _name(config: PruneConfig, preset: Preset, allocator: str) -> str:
         f"prune.method {config.method} with {widths} is {preset.reduces_to}: its paper is about how the "
         f"budget is spent; give method: {preset.reduces_to}, or {own}"
     )
+
+
+def _choosing(units: tuple[Unit, ...], allocator: str) -> list[str]:
+    """The presets that choose these units of depth by this allocator."""
+    presets = {name: load_preset(name) for name in preset_names()}
+    return [
+        name
+        for name, preset in presets.items()
+        if preset.allocator.depth == allocator
+        and units[0] in CRITERIA.entry(preset.criterion_of(units)).declared["units"]
+    ]
+
+
+def _spared(config: PruneConfig, preset: Preset) -> tuple[float, float]:
+    """Layers that keep their widths at the front and at the back, as numbers or shares of the depth.
+
+    Where they would make layers differ that may not, or nothing has a width, BadInput.
+    """
+    front = preset.spared_front if config.spared_front is None else config.spared_front
+    back = preset.spared_back if config.spared_back is None else config.spared_back
+    asked = config.spared_front or config.spared_back
+    who = "prune.spared_front or spared_back" if asked else f"prune.method {config.method}"
+    if not (front or back):
+        return 0, 0
+    if config.units[0] in DEPTH:
+        if asked:
+            raise BadInput(
+                f"{who} spares widths, but prune.units names {config.units[0]}; leave it out, or prune widths"
+            )
+        return 0, 0
+    if config.layout == "uniform":
+        raise BadInput(
+            f"{who} spares layers at the ends, which stay wider than the others, but prune.layout is "
+            "uniform; give layout: per_layer, or spared_front: 0 and spared_back: 0"
+        )
+    return front, back
 
 
 def _need_the_whole_model(config: PruneConfig, named: Resolved) -> list[str]:

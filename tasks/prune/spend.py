@@ -15,7 +15,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.contracts import Bench, Request
-from resprout.tasks.prune.target import block_sizes, fewest, removable_params
+from resprout.tasks.prune.target import block_sizes, least, removable_params
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ def spend(
     def must(block: Block) -> bool:
         before = block.rank * (request.round_to if block.kind == "ffn" else 1)
         floor = (floors or {}).get((block.layer, block.kind), 0.0)
-        return block.rank < fewest(request.shape, block.kind) or before < floor
+        return before < max(floor, least(request, block.kind, block.layer))
 
     def order(block: Block) -> tuple[bool, float, int, str, int]:
         return not must(block), -block.value, block.layer, block.kind, block.rank

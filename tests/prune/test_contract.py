@@ -56,6 +56,8 @@ def prune_config(**values):
     base = {"method": "flap", "target": {"non_embedding_ratio": 0.84}, "round_to": 8, "repair": "none"}
     base |= {"units": ["ffn"], "layout": "uniform"}
     base["general"] = [{"source": "general.jsonl"}]
+    # Models of two layers have none to spare (tests/prune/test_spared.py).
+    base |= {"spared_front": 0, "spared_back": 0}
     config = PruneConfig.model_validate(base | values)
     return config.model_copy(update={"allocator_settings": QUICK.get(resolve(config).allocator, {})})
 

@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.depth import blocks, without
 from resprout.tasks.models.size import Shape, shape_of
@@ -41,6 +42,21 @@ def test_the_paper_s_search_and_its_budget():
         assert depth.allocator_settings["initial"] == 64
         quick = resolve(prune(units, {"params_ratio": 0.8}, "evopress_quick"))
         assert quick.allocator_settings["generations"] == 12
+
+
+@pytest.mark.parametrize(
+    ("method", "allocator", "instead"),
+    [
+        ("evopress", "lowest_first", "finercut or fusegpt or random or shortgpt"),
+        ("shortgpt", "evolutionary_depth", "evopress or"),
+    ],
+)
+def test_what_chooses_layers_is_what_a_method_of_depth_is(method, allocator, instead):
+    """The search looks at no scores, and an order of random scores is none of its."""
+    with pytest.raises(
+        BadInput, match=f"is not how prune.method {method} chooses layers; .* method: {instead}"
+    ):
+        resolve(prune(["layers"], {"params_ratio": 0.8}, method).model_copy(update={"allocator": allocator}))
 
 
 def test_as_many_of_each_kind_go_by_hand():

@@ -24,6 +24,8 @@ class Row(NamedTuple):
     repair: str
     layout: str
     units: tuple[str, ...]
+    spared_front: float = 0
+    spared_back: float = 0
 
 
 BOTH = ("ffn", "kv_groups")
@@ -58,8 +60,9 @@ PAPERS = {
     "gblm": Row("gblm", "uniform", "none", "uniform", BOTH),
     # 2209.14624: one ranking of abs(w) over all layers and a minimum that each keeps.
     "global_magnitude": Row("magnitude", "global_ranking", "none", "per_layer", BOTH),
-    # 2305.18403: heads and FFN channels by the gradients of adapters.
-    "lora_gradient": Row("lora_gradient", "uniform", "none", "uniform", BOTH),
+    # 2305.18403: heads and FFN channels by the gradients of adapters; loraprune/utils.py leaves int(0.1 L)
+    # layers at the front and the last alone.
+    "lora_gradient": Row("lora_gradient", "uniform", "none", "per_layer", BOTH, 0.1, 1),
     # 2305.11627 (its L2 baseline), prune_magnitude_sp in FLAP's lib/prune.py: the same share of each layer.
     "magnitude": Row("magnitude", "uniform", "none", "uniform", BOTH),
     # The controls, in the plainest shape.
@@ -75,8 +78,8 @@ PAPERS = {
     "slicegpt": Row("principal", "uniform", "block_rotation", "per_layer", ("hidden",)),
     # No paper's: slicegpt with one rotation in place of one for each block, as its source says.
     "shared_rotation": Row("principal", "uniform", "rotation", "uniform", ("hidden",)),
-    # 2305.11627: coupled structures, heads and channels, by first-order Taylor.
-    "taylor": Row("taylor", "uniform", "none", "uniform", BOTH),
+    # 2305.11627: coupled structures, heads and channels, by first-order Taylor, in layers 4 to 29 of 32.
+    "taylor": Row("taylor", "uniform", "none", "per_layer", BOTH, 4 / 32, 2 / 32),
     # 2306.11695 as prune_wanda_sp in FLAP's lib/prune.py: the same share of heads and channels everywhere.
     "wanda_sp": Row("wanda_sp", "uniform", "none", "uniform", BOTH),
     # 2302.04089: heads and channels one at a time by OBS, the rest solved anew; layers by SPDY.
@@ -96,7 +99,8 @@ def test_a_method_by_its_name_alone_is_the_paper_s(method):
     # A name that another preset had needs its layout, so that no old config changes its meaning in silence.
     given = config(method=method, **({"layout": PAPERS[method].layout} if method == "slicegpt" else {}))
     found = resolve(given)
-    row = Row(found.criterion, found.allocator, found.repair, given.layout, given.units)
+    parts = (found.criterion, found.allocator, found.repair)
+    row = Row(*parts, given.layout, given.units, found.spared_front, found.spared_back)
     assert row == PAPERS[method]
     assert found.method == method
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput
+from resprout.configs.load import load
 from resprout.configs.presets import FOLDER, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.flows.catalog import catalog
@@ -39,7 +42,10 @@ def test_resolved_names(values, expected):
 def test_every_preset_starts_with_its_command_and_names_what_exists(name):
     text = (FOLDER / f"{name}.yaml").read_text()
     assert text.startswith("# resprout run ")
-    assert f"prune.method={name}" in text.splitlines()[0]
+    command = text.splitlines()[0]
+    assert f"prune.method={name}" in command
+    overrides = re.findall(r"\w+(?:\.\w+)*=(?:\[[^\]]*\]|\S+)", command)
+    resolve(load(FOLDER.parent / "quickstart.yaml", overrides).config.prune)
     preset = load_preset(name)
     assert preset.criterion in CRITERIA
     assert preset.repair in REPAIRS
@@ -177,6 +183,7 @@ def test_ridge_makes_the_weights_anew_and_keeps_the_plan():
         {"target": {"non_embedding_ratio": 0.9}},
         {"round_to": 64},
         {"layout": "uniform"},
+        {"spared_front": 1},
         {"repair": "none"},
     ],
 )

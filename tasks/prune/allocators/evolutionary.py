@@ -22,7 +22,7 @@ from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.divergence import Divergence
 from resprout.tasks.prune.evolution import Candidate, evolve, stages
 from resprout.tasks.prune.spend import given, sizes_of, spend_shares
-from resprout.tasks.prune.target import fewest
+from resprout.tasks.prune.target import least
 from resprout.tasks.prune.tried import Tried
 
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ class Evolutionary:
         best = evolve(
             levels,
             costs,
-            [fewest(shape, kind) for kind, _ in places],
+            [
+                _level(sizes, least(request, kind, layer))
+                for (kind, layer), sizes in zip(places, blocks, strict=True)
+            ],
             divergence.of,
             stages("evolutionary", self.survivors, self.tokens),
             self.generations,
@@ -112,5 +115,5 @@ class _Widths:
 
 
 def _level(sizes: list[int], count: int) -> int:
-    """How many blocks make `count` units."""
-    return next(level for level in range(len(sizes) + 1) if sum(sizes[:level]) == count)
+    """How many blocks hold `count` units."""
+    return next(level for level in range(len(sizes) + 1) if sum(sizes[:level]) >= count)

@@ -70,7 +70,7 @@ def kept_shares(importances: list[float], base: float, floor: float) -> list[flo
 def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, samples: int, seed: int) -> list[float]:
     """What changes of the matrices of each layer do to the loss, per weight and unit of the change."""
     trial = Trial(bench.model)
-    layers = trial.parts.layers
+    layers = bench.among(trial.parts.layers)
     looked_at = bench.input_ids[:samples].split(1)
     found = [0.0] * len(layers)
     generator = torch.Generator().manual_seed(seed)
@@ -84,7 +84,8 @@ def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, samples: int,
                 losses = []
                 for moved in (noise, -noise):
                     with _moved(weight, moved):
-                        logits = trial.logits(ids, start=index, hidden=stream[index])
+                        start = bench.first + index
+                        logits = trial.logits(ids, start=start, hidden=stream[start])
                     losses.append(next_token_loss(logits, ids))
                 found[index] += abs(losses[0] - losses[1]) / (2 * std) / count / len(looked_at)
         bench.progress(done + 1, len(looked_at), "samples tried with noise")
