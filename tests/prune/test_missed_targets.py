@@ -25,6 +25,7 @@ SMOLLM2 = {
             r"0\.750 below \(1,024 ffn in each layer\) and 0\.813 above \(1,152\).*lower round_to \(128\)",
         ),
         ({"method": "wanda_sp", "units": ["ffn"], "layout": "uniform", "round_to": 32}, None),
+        ({"method": "wanda_sp", "units": ["ffn"], "layout": "per_layer", "round_to": 128}, None),
         (
             {"method": "shortgpt", "units": ["layers"], "layout": "uniform"},
             r"0\.767 below \(23 layers\) and 0\.801 above \(24\); the one below is taken; ask for 0\.801",
@@ -44,3 +45,20 @@ def test_a_target_that_rounding_misses_by_far_names_the_sizes_next_to_it(values,
     warnings = plan_from(scores, dense, "bfloat16", config).warnings
     assert len(warnings) == (says is not None)
     assert says is None or re.search(says, warnings[0])
+
+
+def test_layers_that_are_spared_are_no_step_to_the_next_size():
+    """27 of 30 layers lose 1,728 * (1,536 - w) parameters each of 106,203,456.
+
+    1,024 channels leave 82,315,584 (0.7751), 1,152 leave 88,287,552 (0.8313).
+    """
+    dense = shape_of(SMOLLM2)
+    config = PruneConfig.model_validate(
+        {
+            "method": "taylor", "units": ["ffn"], "target": {"non_embedding_ratio": 0.8}, "round_to": 128,
+            "spared_front": 2, "spared_back": 1,
+        }
+    )  # fmt: skip
+    scores = [{"ffn": torch.arange(1536, 0.0, -1.0)[:, None]} for _ in range(30)]
+    (warning,) = plan_from(scores, dense, "bfloat16", config).warnings
+    assert "0.775 below (1,024 ffn in each layer that may get narrower) and 0.832 above (1,152)" in warning
