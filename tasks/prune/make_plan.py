@@ -86,6 +86,7 @@ def plan_from(
         )
     else:
         granted = allocate(allocator, wanted, spent_on, bench)
+    alike = not ALLOCATORS.entry(names.allocator).declared["per_layer"]
     return Plan(
         model_type=dense.model_type,
         method=names.method,
@@ -103,7 +104,7 @@ def plan_from(
         requested=_requested(dense, wanted, dtype),
         reached=Size.of(granted.sizes(dtype)),
         latency=latency,
-        warnings=tuple(warnings_for(dense, wanted, config.target, granted)),
+        warnings=tuple(warnings_for(dense, wanted, config.target, granted, alike)),
         layers=tuple(
             _keep(index, dense, granted, scores[index])
             for index in range(granted.layers)

@@ -16,17 +16,18 @@ MISS = 0.01
 
 
 def warnings_for(
-    dense: Shape, wanted: Request, target: TargetConfig, reached: Shape | None = None
+    dense: Shape, wanted: Request, target: TargetConfig, reached: Shape | None = None, alike: bool = True
 ) -> list[str]:
     """Sentences about a target that will likely gut the model, or that rounding misses by more than MISS.
 
-    `reached` is the shape that the target led to; None: it is not known yet.
+    `reached` is the shape that the target led to, None: it is not known yet; `alike` says whether all its
+    layers that may get narrower were given the same widths.
     """
-    missed = [] if reached is None or target.timed or target.whole else _missed(dense, wanted, reached)
+    missed = [] if reached is None or target.timed or target.whole else _missed(dense, wanted, reached, alike)
     return [*_gutted(dense, wanted, target), *missed]
 
 
-def _missed(dense: Shape, wanted: Request, reached: Shape) -> list[str]:
+def _missed(dense: Shape, wanted: Request, reached: Shape, alike: bool) -> list[str]:
     """Where the target lies more than MISS of the model above what was reached, the sizes next to it."""
     apart = wanted.embedding_params is not None
 
@@ -37,15 +38,16 @@ def _missed(dense: Shape, wanted: Request, reached: Shape) -> list[str]:
 
     whole = dense.non_embedding_params if apart else dense.params
     asked = (wanted.limit - (wanted.embedding_params or 0)) / whole
-    larger = [(kind, one) for kind, one in _next_larger(wanted, reached) if not wanted.fits(one)]
+    larger = [(kind, one) for kind, one in _next_larger(wanted, reached, alike) if not wanted.fits(one)]
     if asked - share(reached) <= MISS or not larger:
         return []
     kind, above = min(larger, key=lambda one: one[1].params)
+    spared = "" if wanted.free is None else " that may get narrower"
     if kind in DEPTH:
         below, more, unit = _layers(reached), _layers(above), "layers"
-    elif wanted.uniform or kind == "hidden":
-        below, more = reached.counts(kind)[0], above.counts(kind)[0]
-        unit = "hidden channels" if kind == "hidden" else f"{kind} in each layer"
+    elif alike or kind == "hidden":
+        below, more = (one.counts(kind)[_free(wanted).start] for one in (reached, above))
+        unit = "hidden channels" if kind == "hidden" else f"{kind} in each layer{spared}"
     else:
         below, more, unit = sum(reached.counts(kind)), sum(above.counts(kind)), f"{kind} in all layers"
     of = " without embeddings" if apart else ""
@@ -59,7 +61,7 @@ def _missed(dense: Shape, wanted: Request, reached: Shape) -> list[str]:
     ]
 
 
-def _next_larger(wanted: Request, reached: Shape) -> Iterator[tuple[Unit, Shape]]:
+def _next_larger(wanted: Request, reached: Shape, alike: bool) -> Iterator[tuple[Unit, Shape]]:
     """The shapes a step of one kind of unit above: in every layer, or in one where they differ."""
     shape = wanted.shape
     if wanted.kinds[0] in DEPTH:
@@ -67,15 +69,17 @@ def _next_larger(wanted: Request, reached: Shape) -> Iterator[tuple[Unit, Shape]
             yield "layers", shape.with_layers(range(_layers(reached) + 1))
         return
     for kind in wanted.kinds:
-        counts = reached.counts(kind)
-        more = [_step(wanted, kind, layer, count) for layer, count in enumerate(counts)]
-        if wanted.uniform or kind == "hidden":
-            found = [tuple(more)]
-        else:
-            found = [(*counts[:at], more[at], *counts[at + 1 :]) for at in range(len(counts))]
-        for one in found:
-            if one != tuple(counts) and stock_heads(wanted, larger := reached.with_counts(kind, one)):
+        counts, free = reached.counts(kind), _free(wanted)
+        for widened in [free] if alike or kind == "hidden" else [range(at, at + 1) for at in free]:
+            more = [_step(wanted, kind, at, one) if at in widened else one for at, one in enumerate(counts)]
+            larger = reached.with_counts(kind, more)
+            if more != list(counts) and stock_heads(wanted, larger):
                 yield kind, larger
+
+
+def _free(wanted: Request) -> range:
+    """The layers that may get narrower."""
+    return range(wanted.shape.layers) if wanted.free is None else wanted.free
 
 
 def _layers(shape: Shape) -> int:

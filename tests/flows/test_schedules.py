@@ -60,6 +60,8 @@ class Scheduled:
         self.name, self.home = name, root / "home"
         prune = {
             "method": "flap",
+            "units": ["ffn"],
+            "layout": "uniform",
             "target": {"params_ratio": 0.85},
             "round_to": 8,
             "repair": "none",
@@ -223,7 +225,7 @@ def test_verify_and_lineage_hold_for_all_rounds(scheduled: Scheduled, resprout: 
 
 def test_plan_tells_the_rounds_before_anything_runs(tmp_path: Path, resprout: Callable[..., Any]) -> None:
     prune = {"method": "flap", "target": {"params_ratio": 0.85}, "round_to": 8, "schedule": "mid_training"}
-    prune["repair"] = "none"
+    prune |= {"repair": "none", "units": ["ffn"], "layout": "uniform"}
     path = write_run(tmp_path, prune=prune, measure=None)
     found = resprout("plan", path, "--json", home=tmp_path / "home").result
     dense, cut = found["dense"]["params"], found["pruned"]["params"]
