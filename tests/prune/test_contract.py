@@ -320,7 +320,7 @@ def test_a_plan_is_replayed_from_its_file_and_only_on_its_model(tmp_path):
     write_plan(plan, tmp_path)
     assert read_plan(tmp_path) == plan
     lines = (tmp_path / "plan.json").read_text().splitlines()
-    assert lines[1:3] == [' "allocator": "uniform",', ' "criterion": "flap",']
+    assert lines[1:4] == [' "allocator": "uniform",', ' "allocator_settings": {},', ' "criterion": "flap",']
     with pytest.raises(
         BadInput, match=r"made for a qwen2 model of 2 layers and \d+ parameters, but .* mistral"
     ):
