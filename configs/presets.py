@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import Section
+from resprout.configs.section import Section
 from resprout.configs.stages import DEPTH, Unit
 
 FOLDER = Path(__file__).parent / "methods"
+
+Layout = Literal["uniform", "per_layer"]
+"""uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
+
+RENAMED = {
+    "slicegpt_blocks": "slicegpt_blocks is called slicegpt now, and what slicegpt was, one "
+    "rotation for the whole model, is shared_rotation; give one of the two",
+}
+"""The error that a former name of a preset raises."""
+REDEFINED = {
+    "slicegpt": "prune.method slicegpt now gives each block a rotation of its own, as the paper does (it was "
+    "slicegpt_blocks), and needs prune.layout: per_layer; one rotation for the whole model, which it was "
+    "before, is prune.method: shared_rotation",
+}
+"""The error that a name which another preset had raises, unless `prune.layout: per_layer` is given."""
 
 
 class LayoutAllocators(Section):
@@ -32,24 +47,51 @@ class LayoutAllocators(Section):
 
 
 class Preset(Section):
-    """One published method."""
+    """A pruning method by name: a paper's, a form of one that its source states, or a control."""
 
     criterion: str
     """How units are scored."""
+    depth_criterion: str | None = None
+    """How whole layers and sublayers are scored, where that differs."""
     allocator: LayoutAllocators
     """How the budget is spent over the layers."""
     repair: str
     """What makes good for the removed units."""
+    units: Annotated[tuple[Unit, ...], Field(min_length=1)]
+    """What the paper prunes: what a left-out `prune.units` means. Of methods that zero single weights, the
+    structures that hold these weights."""
+    layouts: Annotated[tuple[Layout, ...], Field(min_length=1)]
+    """The layouts in which the method is the paper's; the first is what a left-out `prune.layout` means."""
+    reduces_to: str | None = None
+    """The method that is left where another allocator spends the budget, which is then refused; None:
+    something of the paper is left, say its criterion or its repair."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """What the method sets of its criterion."""
     allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """What the method sets of its allocator."""
     repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """What the method sets of its repair."""
+    spared_front: float = 0
+    """Layers at the front whose widths stay: a number, or a share of the depth below 1."""
+    spared_back: float = 0
+    """The same at the back."""
     source: Annotated[str, Field(min_length=1)]
     """The paper."""
     summary: Annotated[str, Field(min_length=1)]
     """One line for `resprout methods`."""
+
+    def criterion_of(self, units: tuple[Unit, ...]) -> str:
+        """The criterion of these units."""
+        return (self.depth_criterion if units[0] in DEPTH else None) or self.criterion
+
+    def own_layout(self, units: tuple[Unit, ...]) -> Layout:
+        """The layout of these units where the config names none.
+
+        Layers that all stay as wide as they were need no other than `uniform`; sublayers need `per_layer`.
+        """
+        if units[0] in DEPTH:
+            return "per_layer" if "sublayers" in units else "uniform"
+        return self.layouts[0]
 
 
 def preset_names() -> list[str]:
@@ -60,6 +102,8 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> Preset:
     """The preset called `name`; an unknown one raises BadInput with the nearest and all known names."""
     known = preset_names()
+    if name in RENAMED:
+        raise BadInput(RENAMED[name])
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -117,6 +117,10 @@ class RunResult(Plain):
     mlflow_run_id: str | None = None
     config_digest: str | None = None
     stages: list[StageResult] = []
+    method: str | None = None
+    """Name of the pruning method in force; where not all of it is the paper's it says so."""
+    warnings: list[str] = []
+    """What the plan warns of: a target that rounding missed, or that guts the layers."""
     models: ModelResults | None = None
     gate: GateResult | None = None
     exports: list[ExportResult] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from resprout.configs.infrastructure import (
     SECRETS,
@@ -19,6 +19,7 @@ from resprout.configs.infrastructure import (
     StoreConfig,
     without_credentials,
 )
+from resprout.configs.prune import PruneConfig
 from resprout.configs.section import Name, Section
 from resprout.configs.sources import DataSource, ModelConfig, RowSource, TextSource
 from resprout.configs.stages import (
@@ -29,7 +30,6 @@ from resprout.configs.stages import (
     MeasureConfig,
     PaserConfig,
     PerplexityConfig,
-    PruneConfig,
     RecoverConfig,
     RegisterConfig,
     SelectConfig,
@@ -105,6 +105,14 @@ class RunConfig(Section):
     """Model registry; absent: nothing is registered."""
     infra: InfraConfig = InfraConfig()
     """Where it runs."""
+
+    @field_validator("export")
+    @classmethod
+    def _formats_of_the_layout(cls, export: ExportConfig, info: ValidationInfo) -> ExportConfig:
+        prune = info.data.get("prune")
+        if "formats" in export.model_fields_set or prune is None or prune.layout == "uniform":
+            return export
+        return export.model_copy(update={"formats": ("hf_layouts",)})
 
     @model_validator(mode="after")
     def _stages_that_need_each_other(self) -> RunConfig:

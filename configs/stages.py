@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from resprout.configs.section import Name, Ratio, Section
 from resprout.configs.sources import Address, DataSource, RowSource, TextSource
-from resprout.configs.target import TargetConfig
 
 Unit = Literal["ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers"]
 """What a pruning method removes: FFN channels, KV groups with their query heads, query heads inside each
@@ -38,66 +37,6 @@ class CalibrateConfig(Section):
     """COLA: width of each layer's random projection."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """self_generated: sampling temperature."""
-
-
-class PruneConfig(Section):
-    """Score, allocate, plan, apply, repair."""
-
-    method: str = "flap"
-    """A preset of configs/methods: it names criterion, allocator and repair."""
-    criterion: str | None = None
-    """Overrides the preset's criterion."""
-    allocator: str | None = None
-    """Overrides the preset's allocator."""
-    repair: str | None = None
-    """Overrides the preset's repair of what the removed channels contributed."""
-    units: tuple[Unit, ...] = ("ffn",)
-    """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
-    group), experts, hidden (channels of the residual stream, in the whole model); or layers alone, or
-    sublayers (attention and FFN, each by itself) alone."""
-    target: TargetConfig
-    """Size to reach."""
-    round_to: Annotated[int, Field(ge=1)] = 128
-    """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
-    layout: Literal["uniform", "per_layer"] = "uniform"
-    """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer."""
-    criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """The criterion's own settings (`resprout methods` lists them), put over the preset's."""
-    allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """The allocator's own settings, likewise."""
-    repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """The repair's own settings, likewise."""
-    general: tuple[TextSource, ...] = ()
-    """Open-domain text beside calibrate.text, for criteria that weigh a domain against it (domain_dual)."""
-    schedule: str = "one_shot"
-    """When units go: one_shot, or in rounds with training between them (`resprout methods`)."""
-    schedule_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """The schedule's own settings, likewise."""
-    memory: Literal["whole", "stream"] = "whole"
-    """whole: the model in memory; stream: one layer at a time, for models that do not fit. The same bytes."""
-    ridge: Annotated[float, Field(ge=0.0)] = 0.01
-    """least_squares: damping as a share of the mean diagonal of the Gram matrix."""
-
-    @field_validator("units")
-    @classmethod
-    def _some_units(cls, units: tuple[str, ...]) -> tuple[str, ...]:
-        if not units or len(set(units)) != len(units):
-            raise ValueError(f"units is {list(units)}; name some of {', '.join(get_args(Unit))}, each once")
-        if len(units) > 1 and (depth := [unit for unit in units if unit in DEPTH]):
-            raise ValueError(
-                f"units names {' and '.join(units)}, but {depth[0]} are pruned alone; give units: "
-                f"[{depth[0]}] and prune widths in another run"
-            )
-        return units
-
-    @model_validator(mode="after")
-    def _sublayers_need_a_layout(self) -> PruneConfig:
-        if "sublayers" in self.units and self.layout == "uniform":
-            raise ValueError(
-                "units is [sublayers], but layout is uniform, and stock classes load no layer that lacks "
-                "attention or FFN; give layout: per_layer, or units: [layers]"
-            )
-        return self
 
 
 class PaserConfig(Section):
@@ -353,7 +292,7 @@ class ExportConfig(Section):
 
     formats: tuple[Literal["hf", "hf_layouts"], ...] = ("hf",)
     """hf: safetensors folder for stock transformers; hf_layouts: the same with a width for each layer, for
-    transformers with resprout's classes (`register_layouts`)."""
+    transformers with resprout's classes (`register_layouts`). Left out: what prune.layout can hold."""
     prompts: Annotated[tuple[str, ...], Field(min_length=5)] = (
         "The capital of France is",
         "Water boils at a temperature of",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, get_args
 
+from pydantic import ValidationError
+
+from resprout.configs.errors import BadInput
+from resprout.configs.presets import Layout, Preset
 from resprout.tasks.registry import Entry, Registry, Setting
 
 
@@ -42,20 +47,7 @@ def catalog() -> dict[str, list[dict[str, Any]]]:
     from resprout.tasks.evaluate.task_files import shipped_tasks
 
     listed = {section: [_shown(entry) for entry in registry] for section, registry in registries().items()}
-    presets = [(name, load_preset(name)) for name in preset_names()]
-    listed["prune.method"] = [
-        {
-            "name": name,
-            "summary": preset.summary,
-            "source": preset.source,
-            "parts": [
-                preset.criterion,
-                *dict.fromkeys(preset.allocator.model_dump(exclude_unset=True).values()),
-                preset.repair,
-            ],
-        }
-        for name, preset in presets
-    ]
+    listed["prune.method"] = [_preset(name, load_preset(name)) for name in preset_names()]
     listed["evaluate.zero_shot.tasks"] = [
         {
             "name": name,
@@ -65,6 +57,46 @@ def catalog() -> dict[str, list[dict[str, Any]]]:
         for name in shipped_tasks()
     ]
     return dict(sorted(listed.items()))
+
+
+def _preset(name: str, preset: Preset) -> dict[str, Any]:
+    """A preset: the units that it can score, those that its paper prunes, and its name in each layout."""
+    from resprout.tasks.prune.registry import CRITERIA
+
+    criteria = [preset.criterion, *([preset.depth_criterion] if preset.depth_criterion else [])]
+    scored = [
+        unit
+        for one in criteria
+        for unit in CRITERIA.entry(one).declared["units"]
+        if preset.criterion_of((unit,)) == one
+    ]
+    return {
+        "name": name,
+        "summary": preset.summary,
+        "source": preset.source,
+        "parts": [
+            *criteria,
+            *dict.fromkeys(preset.allocator.model_dump(exclude_unset=True).values()),
+            preset.repair,
+        ],
+        "units": list(dict.fromkeys([*preset.units, *scored])),
+        "own_units": list(preset.units),
+        "layouts": _layouts(name, preset),
+    }
+
+
+def _layouts(name: str, preset: Preset) -> dict[str, str]:
+    """The name of a preset in each layout that it can have, its own first."""
+    from resprout.configs.prune import PruneConfig
+    from resprout.tasks.prune.resolve import resolve
+
+    given = {"method": name, "target": {"params_ratio": 0.5}, "general": [{"source": "any.jsonl"}]}
+    found = {}
+    for layout in dict.fromkeys([*preset.layouts, *get_args(Layout)]):
+        # A layout that cannot be is a fault of the section, or of its parts.
+        with suppress(BadInput, ValidationError):
+            found[layout] = resolve(PruneConfig.model_validate({**given, "layout": layout})).method
+    return found
 
 
 def _shown(entry: Entry) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
 from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.run import Forecast, Run
 from resprout.tasks.scan import load_scan
 
@@ -225,6 +226,7 @@ def _run_tags(loaded: Loaded, digest: str) -> dict[str, str]:
         FLOW_RUN: str(flow_run.id),
         "resprout.config_digest": digest,
         "resprout.model_source": loaded.config.model.source,
+        "resprout.method": resolve(loaded.config.prune).method,
         **{f"resprout.code.{key}": value for key, value in code.items()},
         **commit,
     }

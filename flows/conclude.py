@@ -113,6 +113,8 @@ class Conclusion:
             recovered=found.get("recovered"),
             sparsified=found.get("sparsified"),
         )
+        plan = self.read(self.made.plan, PLAN)
+        self.result.method, self.result.warnings = plan.get("method"), plan.get("warnings", [])
         self.session.averaged = averaged(self.read(self.made.scores["dense"], "details.json"))
         source = self.read(self.made.dense, "source.json")
         self.session.source_bytes = source["source_bytes"]
@@ -198,6 +200,7 @@ class Conclusion:
             "resprout.source_digest": made.dense.digest,
             "resprout.config_digest": self.result.config_digest or "",
             "resprout.plan": made.plan.digest,
+            "resprout.method": self.result.method or "unknown",
             "resprout.report": reported.digest,
             "resprout.report_record": reported.record,
             "resprout.commit": code.get("commit", "none"),

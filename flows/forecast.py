@@ -14,9 +14,11 @@ from resprout.infra.environment import prepare
 from resprout.infra.identity import machine
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
+from resprout.tasks.export.registry import own_classes
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.target import request, warnings_for
+from resprout.tasks.prune.target import request
+from resprout.tasks.prune.target_warnings import warnings_for
 
 
 def forecast(loaded: Loaded) -> dict[str, Any]:
@@ -33,7 +35,15 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": config.name,
         "device": preflight.device(config.model.device),
-        "method": {"criterion": method.criterion, "allocator": method.allocator, "repair": method.repair},
+        "method": {
+            "name": method.method,
+            "criterion": method.criterion,
+            "allocator": method.allocator,
+            "repair": method.repair,
+            "layout": config.prune.layout,
+            "units": list(config.prune.units),
+        },
+        "own_classes": own_classes(config.export.formats),
         "stages": [
             {"name": one.label, "cached": one.cached, "last_seconds": last.get(one.stage)}
             for one in forecasts
@@ -62,7 +72,7 @@ def _sizes(loaded: Loaded, dense: Shape, models: int) -> dict[str, Any]:
         "rounds": rounds,
         "memory_bytes": needs.memory,
         "disk_bytes": needs.disk,
-        "warnings": warnings_for(dense, wanted, config.prune.target),
+        "warnings": warnings_for(dense, wanted, config.prune.target, cut),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from resprout.configs.schema import RunConfig
@@ -37,20 +36,22 @@ def rounds_of(config: RunConfig, dense: Shape) -> tuple[list[dict[str, Any]], Sh
 
 
 def journey(config: RunConfig, dense: Shape, made: Made, store: ArtifactStore) -> dict[str, Any] | None:
-    """Average parameters over training and the loss that they predict, with one shot's; None: no training."""
+    """Average parameters over training, with one shot's; None: no training.
+
+    The loss that they predict is None outside the law's range, and where the tokens are not known yet.
+    """
     if config.recover is None or config.select is None:
         return None
     rounds, _ = rounds_of(config, dense)
     average = average_params(dense.params, [(one["train"], one["params"]) for one in rounds])
     tokens = _tokens(config, made, store)
-    asked = math.inf if tokens is None else tokens
     at_once = rounds[-1]["params"]
     return {
         "tokens": tokens,
         "average_params": average,
-        "loss": predicted_loss(average, asked),
+        "loss": predicted_loss(average, tokens) if tokens else None,
         "one_shot_params": at_once,
-        "one_shot_loss": predicted_loss(at_once, asked),
+        "one_shot_loss": predicted_loss(at_once, tokens) if tokens else None,
     }
 
 

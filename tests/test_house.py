@@ -13,6 +13,7 @@ import yaml
 from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import RunConfig
 from resprout.configs.sweep import load_sweep
+from resprout.flows.catalog import catalog
 from resprout.tasks.evaluate.task_files import read_task, shipped_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +75,7 @@ def test_every_shipped_yaml_loads_and_begins_with_its_command() -> None:
         else:
             RunConfig.model_validate(yaml.safe_load(path.read_text()))
         loaded += 1
-    assert loaded == len(preset_names()) + len(shipped_tasks()) + 7
+    assert loaded == len(preset_names()) + len(shipped_tasks()) + 8
 
 
 def test_constraints_pin_versions_and_name_no_host() -> None:
@@ -92,7 +93,19 @@ def test_constraints_pin_versions_and_name_no_host() -> None:
 def test_every_pruning_method_is_compared() -> None:
     _, variants = load_sweep(ROOT / "configs" / "compare_methods.yaml", [])
     compared = {variant.settings["prune.method"] for variant in variants}
-    assert compared | {"random_init"} == set(preset_names())
+    # evopress searches for days with the paper's budget; evopress_quick is compared.
+    assert compared | {"random_init", "evopress"} == set(preset_names())
+
+
+def test_the_readme_says_what_each_preset_scores_and_in_which_layout() -> None:
+    page = (ROOT / "README.md").read_text()
+    for preset in catalog()["prune.method"]:
+        units = [f"**{unit}**" if unit in preset["own_units"] else unit for unit in preset["units"]]
+        layouts = [
+            layout if name == preset["name"] else f"{layout} as `{name}`"
+            for layout, name in preset["layouts"].items()
+        ]
+        assert f"| `{preset['name']}` | {', '.join(units)} | {', '.join(layouts)} |\n" in page
 
 
 @pytest.mark.parametrize("room", ["models", "prune"])

@@ -69,6 +69,8 @@ def config(**changes: Any) -> dict[str, Any]:
         },
         "prune": {
             "method": "flap",
+            "units": ["ffn"],
+            "layout": "uniform",
             "target": {"params_ratio": 0.85},
             "round_to": 8,
             "repair": "least_squares",

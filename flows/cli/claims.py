@@ -92,6 +92,7 @@ def _by_run(place: Place, found: Found) -> Iterator[Claim]:
         ("version", "code.resprout"),
         ("source", "model_source"),
         ("config_digest", "config_digest"),
+        ("method", "method"),
         ("report", "report"),
         ("report_record", "report_record"),
     ):

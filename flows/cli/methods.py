@@ -14,7 +14,8 @@ def methods(
 ) -> None:
     """List calibration, pruning, selection and recovery methods, and the evaluation tasks that ship.
 
-    Of a criterion it says what units it scores and what that costs; --json tells a method's settings as well.
+    Of a criterion it says what units it scores and what that costs, of a pruning method also its layouts, its
+    own first, with the name that it has in another; --json tells a method's settings as well.
 
     \b
     Examples:
@@ -31,10 +32,14 @@ def methods(
     if as_json:
         typer.echo(json.dumps(listed, sort_keys=True))
         return
-    table = Table("section", "name", "what it does", "source", "units", "cost", box=None, pad_edge=False)
+    table = Table(
+        "section", "name", "what it does", "source", "units", "cost", "layouts", box=None, pad_edge=False
+    )
     for section, entries in listed.items():
         for entry in entries:
             units = ", ".join(entry.get("units", ()))
-            row = (section, entry["name"], entry["summary"], entry["source"], units, entry.get("cost", ""))
-            table.add_row(*row)
+            names = entry.get("layouts", {}).items()
+            layouts = ", ".join(one if name == entry["name"] else f"{one}: {name}" for one, name in names)
+            cost = entry.get("cost", "")
+            table.add_row(section, entry["name"], entry["summary"], entry["source"], units, cost, layouts)
     Console(width=200).print(table, highlight=False, soft_wrap=True)

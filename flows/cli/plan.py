@@ -19,8 +19,8 @@ def plan(
 ) -> None:
     """Show which stages would run and which are cached, the widths that the target implies, memory and time.
 
-    Of a pruning schedule also its rounds, the average size over training, and the loss that the law of
-    average parameters predicts, to compare schedules by.
+    Of a pruning schedule also its rounds and the average size over training, to compare schedules by, and
+    within its range the loss that the law of average parameters predicts.
 
     Widths that depend on scores (layout: per_layer) are known once the plan stage has run; its plan.json is
     shown by path then.
@@ -49,8 +49,9 @@ def plan(
 def _lines(found: dict[str, Any]) -> list[str]:
     method = found["method"]
     lines = [
-        f"{found['name']} on {found['device']}: {method['criterion']}, {method['allocator']}, repair "
-        f"{method['repair']}"
+        f"{found['name']} on {found['device']}: {method['name']}: criterion {method['criterion']}, allocator "
+        f"{method['allocator']}, repair {method['repair']}, units {', '.join(method['units'])}, layout "
+        f"{method['layout']}"
     ]
     for name in ("dense", "pruned"):
         shape = found.get(name)
@@ -72,6 +73,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.extend(f"warning: {warning}" for warning in found["warnings"])
     else:
         lines.append("shapes: the source is not on this machine; they are known once it is acquired")
+    if found["own_classes"]:
+        lines.append(f"export: {found['own_classes']}")
     lines.extend(f"warning: {remark}" for remark in found["licences"])
     if "plan" in found:
         lines.append(f"plan: {found['plan']['uri']}/plan.json")
@@ -93,14 +96,16 @@ def _journey(found: dict[str, Any]) -> list[str]:
         most = "" if one["exact"] else "at most "
         lines.append(f"  round {number}{when}: {how}, {most}{one['params']:,} parameters stay")
     if journey:
-        tokens = "endless data" if journey["tokens"] is None else f"{journey['tokens']:,.0f} tokens"
-        lines += [
+        lines.append(
             f"average over training: {journey['average_params']:,.0f} parameters (one shot: "
-            f"{journey['one_shot_params']:,})",
-            f"law of average parameters for {tokens}: loss {journey['loss']:.4f} (one shot: "
-            f"{journey['one_shot_loss']:.4f}); it is fitted to pre-training from scratch, so it compares "
-            "schedules and predicts no perplexity",
-        ]
+            f"{journey['one_shot_params']:,})"
+        )
+        if None not in (journey["loss"], journey["one_shot_loss"]):
+            lines.append(
+                f"law of average parameters for {journey['tokens']:,.0f} tokens: loss {journey['loss']:.4f} "
+                f"(one shot: {journey['one_shot_loss']:.4f}); it is fitted to pre-training from scratch, so "
+                "it compares schedules and predicts no perplexity"
+            )
     return lines
 
 

@@ -14,6 +14,7 @@ from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
 from resprout.configs.schema import without_credentials
 from resprout.flows.session import Session
+from resprout.tasks.export.registry import own_classes
 
 if TYPE_CHECKING:
     from resprout.tasks.report.table import Row
@@ -48,7 +49,7 @@ def _table(names: list[str], rows: list[Row]) -> Table:
 
 
 def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
-    lines = [""]
+    lines = ["", f"method: {result.method}"]
     if loaded.config.gate is None:
         lines.append("no gate was set: nothing was held against the dense model")
     elif result.gate is not None:
@@ -61,6 +62,8 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
     for one in result.exports:
         state = "verified" if one.verified else "not verified"
         lines.append(f"export: {one.format} {one.bytes / 1e6:.1f} MB {state} at {one.uri}")
+    if (needed := own_classes(one.format for one in result.exports)) is not None:
+        lines.append(f"note: {needed}")
     if result.registered is not None:
         version = result.registered
         alias = f" (@{version.alias})" if version.alias else ""
@@ -68,7 +71,7 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
     if result.sealed:
         by = result.signed_by
         lines.append(f"seal: signed by {by}" if by else "seal: unsigned (infra.proof names no signing key)")
-    lines += [f"warning: {remark}" for remark in remarks]
+    lines += [f"warning: {one}" for one in (*result.warnings, *remarks)]
     if result.report:
         lines.append(f"report: {_short(Path(result.report))}")
     lines.append(f"MLflow: {_mlflow(loaded)} (run {result.mlflow_run_id})")

@@ -11,6 +11,7 @@ from resprout.configs.result import RunResult
 from resprout.configs.schema import RunConfig
 from resprout.configs.sweep import SweepResult, Variant, VariantResult
 from resprout.tasks.evaluate.stage import kl_metric, perplexity_metric
+from resprout.tasks.prune.resolve import resolve
 
 NONE = "-"
 
@@ -28,15 +29,18 @@ def ended_line(ended: VariantResult) -> str:
 
 def table(variants: Sequence[Variant], result: SweepResult) -> Table:
     """A row for each variant: what it set, and its last model's size, scores, speed and verdict."""
-    keys = list(dict.fromkeys(key for variant in variants for key in variant.settings))
-    found = Table("variant", *keys, box=None, pad_edge=False)
+    settings = dict.fromkeys(key for variant in variants for key in variant.settings)
+    keys = [key for key in settings if key != "prune.method"]
+    found = Table("variant", "method", *keys, box=None, pad_edge=False)
     for heading in ("parameters", "perplexity", "KL", "accuracy", "decode tokens/s", "gate", "seconds"):
         found.add_column(heading, justify="right")
     found.add_column("status")
     for variant, ended in zip(variants, result.variants, strict=True):
         own = [json.dumps(variant.settings[key]) if key in variant.settings else NONE for key in keys]
         status = "does not fit" if ended.left_out else ended.result.status
-        found.add_row(variant.name, *own, *_cells(variant.loaded.config, ended.result), status)
+        # The name in force, which the settings and the base decide together.
+        method = resolve(variant.loaded.config.prune).method
+        found.add_row(variant.name, method, *own, *_cells(variant.loaded.config, ended.result), status)
     return found
 
 

@@ -106,11 +106,14 @@ def _body(
     model = next((credit for credit in credits if credit.role == SOURCE), None)
     kept = 100 * plan.reached.params / plan.dense.params
     name = plain(_short(model.name)) if model else plan.model_type
+    listed = ", ".join(f"{name} {value}" for name, value in sorted(plan.allocator_settings.items()))
+    settings = f" ({plain(listed)})" if listed else ""
     yield f"# {name}, pruned to {kept:.1f} % of its parameters"
     yield ""
+    method = f"{plan.method}, " if plan.method else ""
     yield (
-        f"Structured pruning by resprout: criterion {plan.criterion}, allocator {plan.allocator}, repair "
-        f"{plan.repair}, units {', '.join(plan.units)}, layout {plan.layout}"
+        f"Structured pruning by resprout: {method}criterion {plan.criterion}, allocator {plan.allocator}"
+        f"{settings}, repair {plan.repair}, units {', '.join(plan.units)}, layout {plan.layout}"
         f"{f', in rounds by schedule {schedule}' if schedule else ''}"
         f"{f'; then recovery by {recovery}' if recovery else ''}"
         f"{f'; then zeros in the pattern {sparsity}' if sparsity else ''}."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Of depth one value each: [1, 1] for a layer, [2, 1] (attention, FFN) for its sublayers.
     """
 
+T = TypeVar("T")
 Needs = Literal["weights", "inputs", "gradients", "model"]
 
 
@@ -227,12 +228,23 @@ class Repaired:
 class Bench:
     """What an allocator tries its widths on; it leaves the model as it was.
 
-    `input_ids` int64 [samples, tokens] are the calibration tokens.
+    `input_ids` int64 [samples, tokens] are the calibration tokens. `layers` are those that the request and
+    the scores are of, by their place in the model; None: all.
     """
 
     model: PreTrainedModel
     input_ids: Tensor
     progress: Progress = silent
+    layers: range | None = None
+
+    @property
+    def first(self) -> int:
+        """The place in the model of the request's first layer."""
+        return 0 if self.layers is None else self.layers.start
+
+    def among(self, layers: Sequence[T]) -> Sequence[T]:
+        """Of something for every layer of the model, that of the request's."""
+        return layers if self.layers is None else layers[self.layers.start : self.layers.stop]
 
 
 @dataclass(frozen=True)
@@ -260,6 +272,10 @@ class Request:
     costs: Costs | None = None
     cumulative: bool = False
     """Whether a score is the loss once its unit and all of its layer below it are gone, or its unit alone."""
+    free: range | None = None
+    """Layers that may get narrower, None: all. Allocators are asked about these alone (spared.py)."""
+    floors: Mapping[Unit, tuple[int, ...]] = field(default_factory=dict)
+    """Units of a kind that each layer keeps at least; left out: as many as it can work with."""
     embedding_params: int | None = None
     """What the limit takes embeddings and head to hold, whatever becomes of them; None: they count as they
     are."""

@@ -1,7 +1,8 @@
 """Evolutionary search over levels at a constant budget (EvoPress, Sieberling et al., arXiv 2410.14649).
 
 It knows nothing of models: a candidate is a tuple of levels, one for each place, and who calls it says how
-much worse than the optimum a candidate is. tasks/prune/allocators/evolutionary.py gives it widths to search.
+much worse than the optimum a candidate is. Allocators `evolutionary` and `evolutionary_depth` give it widths
+and layers to search.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+
+from resprout.configs.errors import BadInput
 
 Candidate = tuple[int, ...]
 ATTEMPTS = 100
@@ -23,13 +26,20 @@ class Stage:
     tokens: int
 
 
-def stages(children: int, count: int, first_tokens: int, growth: int) -> list[Stage]:
-    """Stages of which each looks at `growth` times more tokens and lets a `growth`th of the children on."""
-    found = []
-    for index in range(count):
-        children = max(1, children // growth) if index < count - 1 else 1
-        found.append(Stage(children, first_tokens * growth**index))
-    return found
+def stages(method: str, survivors: str, tokens: str) -> list[Stage]:
+    """The comparisons that two settings of a method list, whole numbers between commas.
+
+    Raises:
+        BadInput: not as many of each, one that is no number from 1 up, or a last stage that leaves several.
+    """
+    found = [[one.strip() for one in text.split(",")] for text in (survivors, tokens)]
+    numbers = all(one.isascii() and one.isdigit() and int(one) > 0 for each in found for one in each)
+    if not numbers or len(found[0]) != len(found[1]) or int(found[0][-1]) != 1:
+        raise BadInput(
+            f"'{method}' has survivors: '{survivors}' and tokens: '{tokens}'; give as many whole numbers of "
+            "each, with commas between them, the last survivor 1, as in '4,1' and '512,2048'"
+        )
+    return [Stage(int(left), int(seen)) for left, seen in zip(*found, strict=True)]
 
 
 def evolve(
@@ -85,12 +95,20 @@ def _children(
 def _switched(
     candidate: Candidate, costs: Sequence[Sequence[int]], fewest: Sequence[int], random: Random
 ) -> Candidate:
-    """A level from one place to another, if these two can switch."""
-    down, up = random.randrange(len(candidate)), random.randrange(len(candidate))
-    if down == up or candidate[down] <= fewest[down] or candidate[up] >= len(costs[up]):
+    """A level from a place that may lose it to another that may take it; the candidate where none may."""
+    downs = [place for place, level in enumerate(candidate) if level > fewest[place]]
+    if not downs:
         return candidate
-    if costs[down][candidate[down] - 1] != costs[up][candidate[up]]:
+    down = random.choice(downs)
+    cost = costs[down][candidate[down] - 1]
+    ups = [
+        place
+        for place, level in enumerate(candidate)
+        if place != down and level < len(costs[place]) and costs[place][level] == cost
+    ]
+    if not ups:
         return candidate
+    up = random.choice(ups)
     levels = list(candidate)
     levels[down] -= 1
     levels[up] += 1

@@ -20,7 +20,9 @@ from resprout.tasks.prune.plan import Latency, LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
 from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.score import best_units, score_units
-from resprout.tasks.prune.target import request, warnings_for
+from resprout.tasks.prune.spared import allocate
+from resprout.tasks.prune.target import request
+from resprout.tasks.prune.target_warnings import warnings_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,14 +82,17 @@ def plan_from(
     latency: Latency | None = None
     if config.target.timed:
         granted, latency = _in_time(
-            config.target, dense, wanted, bench, lambda timed: allocator.allocate(timed, spent_on, bench)
+            config.target, dense, wanted, bench, lambda timed: allocate(allocator, timed, spent_on, bench)
         )
     else:
-        granted = allocator.allocate(wanted, spent_on, bench)
+        granted = allocate(allocator, wanted, spent_on, bench)
+    alike = not ALLOCATORS.entry(names.allocator).declared["per_layer"]
     return Plan(
         model_type=dense.model_type,
+        method=names.method,
         criterion=names.criterion,
         allocator=names.allocator,
+        allocator_settings=dict(names.allocator_settings),
         repair=names.repair,
         repair_settings=dict(names.repair_settings),
         units=config.units,
@@ -99,7 +104,7 @@ def plan_from(
         requested=_requested(dense, wanted, dtype),
         reached=Size.of(granted.sizes(dtype)),
         latency=latency,
-        warnings=tuple(warnings_for(dense, wanted, config.target)),
+        warnings=tuple(warnings_for(dense, wanted, config.target, granted, alike)),
         layers=tuple(
             _keep(index, dense, granted, scores[index])
             for index in range(granted.layers)
@@ -114,7 +119,7 @@ def _in_time(
     dense: Shape,
     wanted: Request,
     bench: Bench | None,
-    allocate: Callable[[Request], Shape],
+    spend: Callable[[Request], Shape],
 ) -> tuple[Shape, Latency]:
     """Widths that take the time that the target allows, by a table that the whole model agrees with.
 
@@ -126,7 +131,7 @@ def _in_time(
     table = measure(bench.model, bench.input_ids, smaller(dense, wanted.round_to))
     for left in reversed(range(CORRECTIONS + 1)):
         limit, costs = _in_milliseconds(target, dense, wanted, table)
-        granted = allocate(replace(wanted, costs=costs))
+        granted = spend(replace(wanted, costs=costs))
         dense_ms, ms = measure_models(bench.model, bench.input_ids, granted)
         whole, reached = table.total(dense), table.total(granted)
         measured = ms if target.latency_ms else whole * ms / dense_ms
@@ -142,7 +147,10 @@ def _in_milliseconds(
     """The milliseconds allowed by a table, and what there is to spend of them."""
     whole = table.total(dense)
     stays = table.rest_ms + sum(
-        table.of(kind, count) for kind in TIMED if kind not in wanted.kinds for count in dense.counts(kind)
+        table.of(kind, count)
+        for kind in TIMED
+        for layer, count in enumerate(dense.counts(kind))
+        if kind not in wanted.kinds or (wanted.free is not None and layer not in wanted.free)
     )
     limit = target.latency_ms or whole * (target.latency_ratio or 1.0)
     if not stays < limit <= whole:

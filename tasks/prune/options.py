@@ -18,7 +18,7 @@ from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.contracts import Costs, Request
 from resprout.tasks.prune.spend import sizes_of
-from resprout.tasks.prune.target import removable_params
+from resprout.tasks.prune.target import least, removable_params
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +47,7 @@ class Options:
         for layer, by_kind in enumerate(scores):
             for kind in request.kinds:
                 keeps = np.cumsum(sizes_of(request, layer, kind))
+                keeps = keeps[keeps >= min(least(request, kind, layer), keeps[-1])]
                 values = _values(by_kind[kind], request, layer, kind)
                 self.places.append((kind, layer))
                 self.counts.append(keeps.tolist())

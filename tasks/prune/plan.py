@@ -87,8 +87,12 @@ class Plan(_Strict):
     schema_version: Literal[1] = 1
     model_type: str
     model_digest: str | None = None
+    method: str | None = None
+    """The method's name, say `flap (uniform widths)`; None in plans of the first release."""
     criterion: str
     allocator: str
+    allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Among them the budget of a search; empty in plans of the first releases."""
     repair: str
     repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     units: tuple[Unit, ...]

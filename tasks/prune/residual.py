@@ -26,20 +26,22 @@ def hidden_norms(layer: Layer) -> list[nn.Module]:
 
 
 def at_norms(
-    model: PreTrainedModel, input_ids: Tensor, see: Callable[[int, Tensor, Tensor], None]
+    model: PreTrainedModel, input_ids: Tensor, see: Callable[[int, int, Tensor, Tensor], None]
 ) -> Iterator[tuple[int, int]]:
-    """Call `see` with a layer's index and each norm's inputs and outputs; yields (layers done, layers).
+    """Call `see` with indices of a layer and of a norm in it, and its inputs and outputs.
+
+    Yields (layers done, layers).
 
     `input_ids` int64 [samples, tokens]; inputs and outputs are [rows, tokens, hidden].
     """
     for step in walk(model, input_ids):
 
-        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor, index: int = step.index) -> None:
-            see(index, inputs[0], output)
+        def watched(norm: int, index: int = step.index) -> Any:
+            return lambda module, inputs, output: see(index, norm, inputs[0], output)
 
         with ExitStack() as watching:
-            for norm in hidden_norms(step.layer):
-                watching.callback(norm.register_forward_hook(hook).remove)
+            for number, norm in enumerate(hidden_norms(step.layer)):
+                watching.callback(norm.register_forward_hook(watched(number)).remove)
             for _ in step.run():
                 pass
         yield step.index + 1, step.total
@@ -56,7 +58,7 @@ def principal_directions(
     """
     grams: list[Gram] = []
 
-    def see(index: int, inputs: Tensor, outputs: Tensor) -> None:
+    def see(index: int, norm: int, inputs: Tensor, outputs: Tensor) -> None:
         if not grams:
             grams.append(Gram(inputs.shape[-1]))
         grams[0].update(normed(inputs))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.configs.presets import load_preset
+from resprout.configs.presets import REDEFINED, Preset, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
@@ -21,11 +21,18 @@ DEPENDENT: tuple[tuple[Unit, Unit], ...] = (("kv_groups", "heads"), ("experts", 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Registered names of the three parts of a pruning method, and all their settings."""
+    """Registered names of the three parts of a pruning method, and all their settings.
 
+    `method` is the preset's name where its own allocator spends the budget; otherwise the name says what
+    does: `flap (uniform widths)`.
+    """
+
+    method: str
     criterion: str
     allocator: str
     repair: str
+    spared_front: float = 0
+    spared_back: float = 0
     criterion_settings: Mapping[str, Any] = field(default_factory=dict)
     allocator_settings: Mapping[str, Any] = field(default_factory=dict)
     repair_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -39,11 +46,15 @@ class Resolved:
 def resolve(config: PruneConfig) -> Resolved:
     """The preset `config.method` with the config's own choices put over it.
 
-    An unknown name, or an allocator that gives layers different widths under `layout: uniform`, raises
-    BadInput.
+    An unknown name, an allocator that gives layers different widths under `layout: uniform`, or one with
+    which nothing of the method's paper is left, raises BadInput.
     """
     preset = load_preset(config.method)
-    criterion = config.criterion or preset.criterion
+    meant = "layout" in config.model_fields_set and config.layout == "per_layer"
+    if config.method in REDEFINED and not meant:
+        raise BadInput(REDEFINED[config.method])
+    own_criterion = preset.criterion_of(config.units)
+    criterion = config.criterion or own_criterion
     own = preset.allocator.of(config.units, config.layout)
     allocator = config.allocator or own
     repair = config.repair or preset.repair
@@ -53,13 +64,18 @@ def resolve(config: PruneConfig) -> Resolved:
 
     def settings(kind: str, registry: Registry[Any], name: str, preset_name: str) -> dict[str, Any]:
         given = getattr(preset, f"{kind}_settings") if name == preset_name else {}
+        if kind == "allocator":
+            # They are of those that a preset has for some layouts and units; `uniform` has none.
+            given = {key: value for key, value in given.items() if key in registry.entry(name).settings}
         return registry.settings(name, {**given, **getattr(config, f"{kind}_settings")})
 
     resolved = Resolved(
+        _name(config, preset, allocator),
         criterion,
         allocator,
         repair,
-        settings("criterion", CRITERIA, criterion, preset.criterion),
+        *_spared(config, preset),
+        settings("criterion", CRITERIA, criterion, own_criterion),
         settings("allocator", ALLOCATORS, allocator, own),
         settings("repair", REPAIRS, repair, preset.repair),
     )
@@ -84,6 +100,11 @@ def resolve(config: PruneConfig) -> Resolved:
             f"prune.allocator '{resolved.allocator}' gives each layer a width of its own, but prune.layout "
             "is uniform; give allocator: uniform, or layout: per_layer"
         )
+    if config.min_kept_ratio and (unheld := [unit for unit in config.units if unit in (*DEPTH, "hidden")]):
+        raise BadInput(
+            f"prune.min_kept_ratio is a share of a layer's own units, but prune.units names {unheld[0]}; "
+            "leave it out, or prune widths of layers"
+        )
     turns = bool(REPAIRS.entry(repair).declared.get("turns_blocks"))
     if config.layout == "per_layer" and "hidden" in config.units and not turns:
         raise BadInput(
@@ -102,7 +123,7 @@ def resolve(config: PruneConfig) -> Resolved:
     if basis != turned:
         raise BadInput(
             f"criterion '{resolved.criterion}' scores hidden {basis}, but repair '{resolved.repair}' keeps "
-            f"{turned}; give two that agree, as method: slicegpt does"
+            f"{turned}; give two that agree, as method: shared_rotation does"
         )
     for pair in DEPENDENT if config.layout == "per_layer" else ():
         if set(pair) <= set(config.units):
@@ -127,6 +148,68 @@ def resolve(config: PruneConfig) -> Resolved:
             "one that works layer by layer (`resprout methods` says what each needs)"
         )
     return resolved
+
+
+def _name(config: PruneConfig, preset: Preset, allocator: str) -> str:
+    """The method's name, with what spends the budget where that is not the paper's.
+
+    Where nothing of the paper is left then, BadInput names the method that it would be.
+    """
+    paper = [preset.allocator.of(config.units, layout) for layout in preset.layouts]
+    alike = config.units[0] in DEPTH or config.layout in preset.layouts
+    if alike and allocator in paper:
+        return config.method
+    if config.units[0] in ALLOCATORS.entry(allocator).declared.get("units", ()) and config.units[0] in DEPTH:
+        others = " or ".join(_choosing(config.units, allocator))
+        raise BadInput(
+            f"prune.allocator '{allocator}' is not how prune.method {config.method} chooses "
+            f"{config.units[0]}; leave it out, or give method: {others}"
+        )
+    uniform = not ALLOCATORS.entry(allocator).declared["per_layer"]
+    widths = "uniform widths" if uniform else f"widths by {allocator}"
+    if preset.reduces_to is None or allocator in paper or config.criterion not in (None, preset.criterion):
+        return f"{config.method} ({widths})"
+    own = f"layout: {preset.layouts[0]}" if config.allocator is None else f"allocator: {paper[0]}"
+    raise BadInput(
+        f"prune.method {config.method} with {widths} is {preset.reduces_to}: its paper is about how the "
+        f"budget is spent; give method: {preset.reduces_to}, or {own}"
+    )
+
+
+def _choosing(units: tuple[Unit, ...], allocator: str) -> list[str]:
+    """The presets that choose these units of depth by this allocator."""
+    presets = {name: load_preset(name) for name in preset_names()}
+    return [
+        name
+        for name, preset in presets.items()
+        if preset.allocator.depth == allocator
+        and units[0] in CRITERIA.entry(preset.criterion_of(units)).declared["units"]
+    ]
+
+
+def _spared(config: PruneConfig, preset: Preset) -> tuple[float, float]:
+    """Layers that keep their widths at the front and at the back, as numbers or shares of the depth.
+
+    Where they would make layers differ that may not, or nothing has a width, BadInput.
+    """
+    front = preset.spared_front if config.spared_front is None else config.spared_front
+    back = preset.spared_back if config.spared_back is None else config.spared_back
+    asked = config.spared_front or config.spared_back
+    who = "prune.spared_front or spared_back" if asked else f"prune.method {config.method}"
+    if not (front or back):
+        return 0, 0
+    if config.units[0] in DEPTH:
+        if asked:
+            raise BadInput(
+                f"{who} spares widths, but prune.units names {config.units[0]}; leave it out, or prune widths"
+            )
+        return 0, 0
+    if config.layout == "uniform":
+        raise BadInput(
+            f"{who} spares layers at the ends, which stay wider than the others, but prune.layout is "
+            "uniform; give layout: per_layer, or spared_front: 0 and spared_back: 0"
+        )
+    return front, back
 
 
 def _need_the_whole_model(config: PruneConfig, named: Resolved) -> list[str]:

@@ -86,7 +86,10 @@ def schedule_of(config: PruneConfig) -> list[Round]:
 
 
 def gradual(name: str, rounds: int, begin: float, end: float) -> list[Round]:
-    """Rounds evenly spaced from `begin` to `end` of training, done to 1 - (1 - i / n)^3 after i of n.
+    """The steps after t0 of eq. 1 of Zhu and Gupta (arXiv 1710.01878), with shares of training for times.
+
+    s_t = s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3 is s_i at t0 = `begin`, where nothing is pruned. Step i
+    of n comes at t0 + i dt, n dt = `end` - `begin`, and goes 1 - (1 - i / n)^3 of the way.
 
     Raises:
         BadInput: fewer than 2 rounds, or not 0 <= begin < end < 1.
@@ -98,9 +101,8 @@ def gradual(name: str, rounds: int, begin: float, end: float) -> list[Round]:
             f"schedule '{name}' has begin: {begin:g} and end: {end:g}; give shares of training with "
             "0 <= begin < end < 1, so that some of it follows the last round"
         )
-    places = [index / (rounds - 1) for index in range(rounds)]
-    trained = [(1 - place) * begin + place * end for place in places]
-    return [Round(share, 1 - (1 - (index + 1) / rounds) ** 3) for index, share in enumerate(trained)]
+    steps = [step / rounds for step in range(1, rounds + 1)]
+    return [Round((1 - step) * begin + step * end, 1 - (1 - step) ** 3) for step in steps]
 
 
 def target_at(target: TargetConfig, done: float, dense: Shape | None, dtype: str) -> TargetConfig:

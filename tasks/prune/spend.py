@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.contracts import Bench, Request
-from resprout.tasks.prune.target import block_sizes, fewest, removable_params
+from resprout.tasks.prune.target import block_sizes, least, removable_params
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,28 @@ def sizes_of(request: Request, layer: int, kind: Unit) -> list[int]:
     return block_sizes(request.shape.counts(kind)[layer], request.round_to if kind == "ffn" else 1)
 
 
-def spend(request: Request, blocks: Sequence[Block], min_kept_ratio: float = 0.0) -> Shape:
+def ranked(layer: int, kind: Unit, values: Tensor, request: Request) -> Iterator[Block]:
+    """A layer's blocks by the `values` [units] of their units, best first; a block's is the mean."""
+    if (groups := request.shape.blocks(kind, layer)) > 1:
+        # Each group loses one: the best of every group, the second best of every group, and so on.
+        values = values.view(groups, -1).sort(dim=1, descending=True).values.mean(dim=0)
+    values = values.sort(descending=True, stable=True).values
+    sizes = sizes_of(request, layer, kind)
+    each = request.shape.unit_params(kind, layer)
+    for rank, (size, part) in enumerate(zip(sizes, values.split(sizes), strict=True)):
+        yield Block(layer, kind, rank, size, part.mean().item(), size * each)
+
+
+def spend(
+    request: Request,
+    blocks: Sequence[Block],
+    floors: Mapping[tuple[int, Unit], float] | None = None,
+    setting: str = "",
+) -> Shape:
     """The request's shape with the best blocks that fit the limit; the blocks that must stay come first.
 
-    Those are as few as a layer can work with, and the share `min_kept_ratio` of its units; where that share
-    does not fit the limit, BadInput is raised.
+    Those are as few as a layer can work with, and of each layer and kind as many units as `floors` gives;
+    where these do not fit the limit, BadInput names the `setting` that they come from.
     """
     shape = request.shape
     kept: dict[Unit, list[int]] = {kind: [0] * shape.layers for kind in request.kinds}
@@ -46,17 +67,17 @@ def spend(request: Request, blocks: Sequence[Block], min_kept_ratio: float = 0.0
 
     def must(block: Block) -> bool:
         before = block.rank * (request.round_to if block.kind == "ffn" else 1)
-        floor = min_kept_ratio * request.shape.counts(block.kind)[block.layer]
-        return block.rank < fewest(request.shape, block.kind) or before < floor
+        floor = (floors or {}).get((block.layer, block.kind), 0.0)
+        return before < max(floor, least(request, block.kind, block.layer))
 
     def order(block: Block) -> tuple[bool, float, int, str, int]:
         return not must(block), -block.value, block.layer, block.kind, block.rank
 
     needed = sum(block.params for block in blocks if must(block))
-    if min_kept_ratio and needed > left:
+    if any((floors or {}).values()) and needed > left:
         raise BadInput(
-            f"allocator_settings.min_kept_ratio {min_kept_ratio} keeps {needed} parameters of the units "
-            f"where prune.target leaves {left}; lower it or raise the target"
+            f"allocator_settings.{setting} keeps {needed} parameters of the units where prune.target leaves "
+            f"{left}; lower it or raise the target"
         )
     closed: set[tuple[int, Unit]] = set()
     for block in sorted(blocks, key=order):

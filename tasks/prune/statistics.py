@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
@@ -82,6 +82,47 @@ class Moments:
     def norm(self) -> Tensor:
         """Euclidean norm over all tokens: float32 [features]."""
         return (self.centred + self.tokens * self.mean.square()).sqrt().float()
+
+
+_AGGREGATIONS: Mapping[str, Callable[[int, Tensor, Tensor], Tensor]] = {
+    "mean": lambda items, mean, variance: mean,
+    "l2": lambda items, mean, variance: (items * (variance + mean.square())).sqrt(),
+    "var": lambda items, mean, variance: variance,
+}
+"""What a number of items comes to by its mean and its variance (divisor items)."""
+
+TAKEN_UP = 64
+"""Samples that are taken up into the moments at a time."""
+
+
+class SampleAggregates:
+    """Inputs aggregated over the tokens of each sample, and the moments of that over samples."""
+
+    light: ClassVar[bool] = True
+
+    def __init__(self, features: int, over_tokens: str) -> None:
+        self._how = over_tokens
+        self._samples = Moments(features)
+        self._new: list[Tensor] = []
+
+    def update(self, inputs: Tensor) -> None:
+        """Add a batch of inputs [rows, tokens, features]."""
+        seen = inputs.abs() if self._how == "mean" else inputs
+        self._new += [_AGGREGATIONS[self._how](inputs.shape[1], *moments(sample)) for sample in seen]
+        if len(self._new) >= TAKEN_UP:
+            self._take_up()
+
+    def _take_up(self) -> None:
+        if self._new:
+            self._samples.update(torch.stack(self._new))
+            self._new = []
+
+    def joined(self, over_samples: str) -> Tensor:
+        """One number for each feature: float32 [features]."""
+        self._take_up()
+        samples = self._samples
+        variance = samples.centred / samples.tokens
+        return _AGGREGATIONS[over_samples](samples.tokens, samples.mean, variance).float()
 
 
 class Gram:

@@ -15,7 +15,8 @@ from resprout.tasks.models.depth import blocks, check_numbers, without
 from resprout.tasks.models.size import BYTES, Shape
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.resolve import Resolved, resolve
+from resprout.tasks.prune.spared import free_layers, joined, within
 from resprout.tasks.registry import Entry, Registry
 
 FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
@@ -36,7 +37,8 @@ def implied_shape(
         return None
     if config.units[0] in DEPTH:
         return _fewer_layers(wanted) if config.units == ("layers",) and dense.uniform else None
-    return uniform_shape(wanted if there is None else replace(wanted, shape=there))
+    wanted = wanted if there is None else replace(wanted, shape=there)
+    return joined(wanted, uniform_shape(within(wanted)))
 
 
 def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Request:
@@ -97,9 +99,33 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
         config.round_to,
         uniform=config.layout == "uniform",
         embedding_params=dense.embedding_params if apart else None,
+        free=_free(dense, config, names),
+        floors=_floors(dense, config),
     )
     _check_reachable(wanted, dense)
     return wanted
+
+
+def _free(dense: Shape, config: PruneConfig, names: Resolved) -> range | None:
+    """The layers that may get narrower, None where these are all."""
+    free = range(dense.layers)
+    if names.spared_front or names.spared_back:
+        free = free_layers(names.spared_front, names.spared_back, dense.layers)
+    widths = [kind for kind in config.units if kind not in (*DEPTH, "hidden")]
+    differ = any(len(set(dense.counts(kind)[free.start : free.stop])) > 1 for kind in widths)
+    if differ and names.allocator == "uniform":
+        raise BadInput(
+            "prune.allocator 'uniform' gives all layers the same width, but those of this model that may get "
+            "narrower differ already; give allocator: global_standardised"
+        )
+    return None if len(free) == dense.layers else free
+
+
+def _floors(dense: Shape, config: PruneConfig) -> dict[Unit, tuple[int, ...]]:
+    """Units that every layer keeps for `min_kept_ratio`; nothing where it is 0."""
+    kinds = [kind for kind in config.units if config.min_kept_ratio and kind not in (*DEPTH, "hidden")]
+    ratio = config.min_kept_ratio
+    return {kind: tuple(math.ceil(ratio * count) for count in dense.counts(kind)) for kind in kinds}
 
 
 def _check_unread(dense: Shape, part: str, registry: Registry[Any], name: str) -> None:
@@ -178,7 +204,7 @@ def uniform_shape(wanted: Request) -> Shape:
             cut = cut.with_counts(kind, (count,) * shape.layers)
         for count in allowed(wanted, fine):
             reached = cut.with_counts(fine, (count,) * shape.layers)
-            if _stock_heads(wanted, reached) and wanted.fits(reached):
+            if stock_heads(wanted, reached) and wanted.fits(reached):
                 return reached
     raise _unreachable(wanted, _smallest(wanted).params)
 
@@ -187,18 +213,24 @@ def allowed(wanted: Request, kind: Unit) -> list[int]:
     """Allowed numbers of units of a layer where all are alike, largest first, the present one among them."""
     shape = wanted.shape
     present = shape.counts(kind)[0]
+    low = max(least(wanted, kind, layer) for layer in range(shape.layers))
     if kind in ("ffn", "hidden"):
         multiples = range(present // wanted.round_to * wanted.round_to, 0, -wanted.round_to)
-        return [present, *(multiple for multiple in multiples if multiple != present)]
-    return [*range(present, fewest(shape, kind) - 1, -1)]
+        return [present, *(multiple for multiple in multiples if low <= multiple != present)]
+    return [*range(present, low - 1, -1)]
 
 
-def fewest(shape: Shape, kind: Unit) -> int:
-    """Units of `kind` that every layer keeps: as many experts as a token is sent to, one of all others."""
-    return int(shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
+def least(wanted: Request, kind: Unit, layer: int) -> int:
+    """Units of `kind` that a layer keeps in any case: as many experts as a token goes to, one of all others.
+
+    And as many as the request's floors say.
+    """
+    floors = wanted.floors.get(kind)
+    works = int(wanted.shape.config.get("num_experts_per_tok") or 1) if kind == "experts" else 1
+    return max(works, floors[layer] if floors else 0)
 
 
-def _stock_heads(wanted: Request, shape: Shape) -> bool:
+def stock_heads(wanted: Request, shape: Shape) -> bool:
     """Whether the family's stock config can state the number of heads, where that was asked for."""
     restricted = wanted.uniform and shape.family.heads_divide_hidden
     same = (shape.heads[0], shape.hidden) == (wanted.shape.heads[0], wanted.shape.hidden)
@@ -245,19 +277,6 @@ def with_biases(dense: Shape, kinds: tuple[Unit, ...]) -> Shape:
             f"{' and '.join(lacks)}; give prune.repair: least_squares or none"
         )
     return replace(dense, config=config)
-
-
-def warnings_for(dense: Shape, wanted: Request, target: TargetConfig) -> list[str]:
-    """Sentences about a target that will likely gut the model."""
-    kept = (wanted.limit - dense.embedding_params) / dense.non_embedding_params
-    total = any(one is not None for one in (target.params, target.params_ratio, target.bytes))
-    if total and kept < 0.5 and "hidden" not in wanted.kinds:
-        share = dense.embedding_params / dense.params
-        return [
-            f"embeddings hold {share:.0%} of the parameters and are not pruned, so this target leaves "
-            f"{kept:.0%} of the layers' parameters; non_embedding_ratio states the target without them"
-        ]
-    return []
 
 
 def removable_params(wanted: Request) -> int:
@@ -312,11 +331,12 @@ def _smallest(wanted: Request) -> Shape:
     if wanted.kinds[0] in DEPTH:
         return _smallest_depth(wanted)
     for kind in wanted.kinds:
+        lows = [least(wanted, kind, layer) for layer in range(shape.layers)]
         if kind in ("ffn", "hidden"):
-            shape = shape.with_counts(kind, (min(width, wanted.round_to) for width in shape.counts(kind)))
-        else:
-            shape = shape.with_counts(kind, (allowed(wanted, kind)[-1],) * shape.layers)
-    if not _stock_heads(wanted, shape):
+            whole = [math.ceil(low / wanted.round_to) * wanted.round_to for low in lows]
+            lows = [min(pair) for pair in zip(shape.counts(kind), whole, strict=True)]
+        shape = shape.with_counts(kind, lows)
+    if not stock_heads(wanted, shape):
         free: tuple[Unit, ...] = tuple(k for k in wanted.kinds if k in ("hidden", "kv_groups", "heads"))
         found = [shape]
         for kind in free:
@@ -325,7 +345,7 @@ def _smallest(wanted: Request) -> Shape:
                 for one in found
                 for count in allowed(wanted, kind)
             ]
-        shape = min((one for one in found if _stock_heads(wanted, one)), key=lambda one: one.params)
+        shape = min((one for one in found if stock_heads(wanted, one)), key=lambda one: one.params)
     return shape
 
 
@@ -335,7 +355,7 @@ def _check_reachable(wanted: Request, dense: Shape) -> None:
             f"prune.target asks for {wanted.limit} parameters, but the model has {dense.params}; give a "
             "smaller target"
         )
-    smallest = _smallest(wanted)
+    smallest = joined(wanted, _smallest(within(wanted)))
     if not wanted.fits(smallest):
         raise _unreachable(wanted, smallest.params)
 
@@ -353,6 +373,8 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
     more = [kind for kind in free if _possible(wanted, kind)]
     remedies += [f"add {kind} to prune.units" for kind in more]
     remedies += ["lower round_to"] * ("ffn" in wanted.kinds)
+    remedies += ["spare fewer layers"] * (wanted.free is not None)
+    remedies += ["lower min_kept_ratio"] * bool(wanted.floors)
     return BadInput(
         f"prune.target allows {wanted.limit} parameters, but removing {' and '.join(wanted.kinds)} with "
         f"round_to {wanted.round_to} reaches {smallest} ({smallest / dense.params:.3f} of the model) at "

@@ -21,7 +21,7 @@ class Tried:
 
     def __init__(self, bench: Bench, scores: Scores, places: Sequence[tuple[Unit, int]]) -> None:
         self.trial = Trial(bench.model)
-        layers = self.trial.parts.layers
+        layers = bench.among(self.trial.parts.layers)
         self.readers = [layers[layer].reader(kind) for kind, layer in places]
         self.ranks = [
             _ranks(layers[layer].part(kind), scores[layer][kind]).to(bench.model.device)

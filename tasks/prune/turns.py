@@ -24,7 +24,9 @@ def step_cosines(step: Step) -> Tensor:
 
 
 def layer_cosines(bench: Bench) -> Iterator[Tensor]:
-    """The cosines of each layer in turn, in one walk over the calibration tokens."""
+    """The cosines of each of the request's layers in turn, in one walk over the calibration tokens."""
     for step in walk(bench.model, bench.input_ids):
-        yield step_cosines(step)
+        found = step_cosines(step)
+        if bench.layers is None or step.index in bench.layers:
+            yield found
         bench.progress(step.index + 1, step.total, "layers measured")

@@ -108,6 +108,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "gate": _json(inputs["gate"] / "gate.json") if "gate" in inputs else None,
         "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
         "plan": plan,
+        "method": plan.get("method") or plan["criterion"],
         "schedule": "" if schedule == "one_shot" else schedule,
         "widths": widths,
         "ffn_picture": bars(

@@ -53,12 +53,12 @@ def main() -> int:
     shape = (args.tokens // args.seq_len, args.seq_len)
     ids = torch.randint(4, model.config.vocab_size, shape, generator=generator)
     base = {"target": {"non_embedding_ratio": 0.8}, "round_to": 32}
-    plain = PruneConfig.model_validate(base | {"repair": "none"})
+    plain = PruneConfig.model_validate(base | {"units": ["ffn"], "layout": "uniform", "repair": "none"})
     plan, _ = make_plan(model, plain, ids)
     turned = PruneConfig.model_validate(
         {
             "target": base["target"],
-            "method": "slicegpt",
+            "method": "shared_rotation",
             "units": ["hidden"],
             "round_to": 9,
             "repair": "rotation",

@@ -35,11 +35,18 @@ METHODS = ("magnitude", "wanda_sp", "flap", "activation", "least_squares")
 def write_model(folder: Path, gigabytes: float) -> int:
     """A random Llama of at least that size; returns the bytes of its weights."""
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN,
-        "intermediate_size": FFN, "num_attention_heads": HEADS, "num_key_value_heads": GROUPS,
-        "vocab_size": VOCAB, "num_hidden_layers": 1, "max_position_embeddings": 2048,
-        "tie_word_embeddings": False, "dtype": "bfloat16",
-    }  # fmt: skip
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": GROUPS,
+        "vocab_size": VOCAB,
+        "num_hidden_layers": 1,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
     one = shape_of(config)
     each = one.layer_params(one.widths(0))
     config["num_hidden_layers"] = int((gigabytes * 1e9 / 2 - (one.params - each)) / each) + 1
@@ -61,7 +68,13 @@ def run(method: str, folder: Path, calibration: Path, out: Path) -> None:
     if method not in ("flap", "least_squares"):
         given["repair"] = "none"
     config = PruneConfig.model_validate(
-        {**given, "units": ["ffn", "kv_groups"], "target": {"params_ratio": 0.8}, "memory": "stream"}
+        {
+            **given,
+            "units": ["ffn", "kv_groups"],
+            "layout": "uniform",
+            "target": {"params_ratio": 0.8},
+            "memory": "stream",
+        }
     )
     inputs = {"model": folder, "calibration": calibration}
     began = time.perf_counter()

@@ -75,7 +75,7 @@ def facts(result: dict[str, Any]) -> Iterator[Facts]:
             }
         stages = [one for one in variant["result"]["stages"] if one["name"] in PRUNING]
         yield {
-            "method": settings["prune.method"],
+            "method": variant["result"]["method"],
             "units": ", ".join(settings.get("prune.units", ["ffn"])),
             "layout": settings.get("prune.layout", "uniform"),
             **_quality(models, "pruned"),

@@ -95,7 +95,7 @@ def image(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
                 mounts += ["--volume", f"{value}:{value}:ro"]
     began = time.monotonic()
     buildah(
-        "bud", "--isolation", "chroot", "--pull=never", "-f", ROOT / "infra" / "deploy" / "Dockerfile",
+        "bud", "--isolation", "chroot", "--network", "host", "--pull=never", "-f", ROOT / "infra" / "deploy" / "Dockerfile",
         "-t", IMAGE, *mounts, *given, ROOT, timeout=3000,
     )  # fmt: skip
     size = json.loads(buildah("images", "--json", IMAGE))[0]["size"]
@@ -143,7 +143,7 @@ def inside(
     mounted = [word for one in mounts for word in ("--volume", one)]
     given = [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
     return [
-        "run", "--isolation", "chroot", "--user", f"{UID}:{UID}", *mounted, *given, container, "--",
+        "run", "--isolation", "chroot", "--network", "host", "--user", f"{UID}:{UID}", *mounted, *given, container, "--",
         *map(str, command),
     ]  # fmt: skip
 

@@ -16,8 +16,8 @@ from resprout.infra.tracking import Tracker
 
 VERSION = "models:/tiny-pruned/1"
 TAGS = [
-    "commit", "config_digest", "digest", "plan", "record", "recovery", "report", "report_record", "run",
-    "selection", "source", "source_digest", "version",
+    "commit", "config_digest", "digest", "method", "plan", "record", "recovery", "report", "report_record",
+    "run", "selection", "source", "source_digest", "version",
 ]  # fmt: skip
 
 

@@ -157,6 +157,10 @@ def test_methods_list_every_registry(resprout: Callable[..., Any], tmp_path: Pat
     assert names["select.method"] == {"paser", "random"}
     assert names["calibrate.method"] == {"cola", "random", "self_generated"}
     assert all(entry["summary"] for entries in listed.values() for entry in entries)
+    by_name = {entry["name"]: entry for entry in listed["prune.method"]}
+    assert by_name["flap"].get("layouts") == {"per_layer": "flap", "uniform": "flap (uniform widths)"}
+    assert by_name["ecoflap"]["layouts"] == {"per_layer": "ecoflap"}
+    assert (by_name["apoz"]["units"], by_name["cfsp"]["units"]) == (["ffn"], ["ffn"])
     flap = next(entry for entry in listed["prune.criterion"] if entry["name"] == "flap")
     assert flap["source"] == "arXiv 2312.11983"
     assert flap["units"] == ["ffn", "kv_groups", "heads"]

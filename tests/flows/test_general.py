@@ -11,6 +11,7 @@ from tiny_run import words, write_run
 
 PRUNE = {
     "method": "d_pruner",
+    "units": ["ffn"],
     "target": {"params_ratio": 0.9},
     "round_to": 8,
     "general": [{"source": "general.jsonl"}],

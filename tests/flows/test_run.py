@@ -79,6 +79,26 @@ def test_the_end_of_a_run_can_be_read_by_a_person(finished: Any) -> None:
         assert part in text
 
 
+def test_uniform_widths_of_a_method_with_widths_by_layer_are_called_so_everywhere(
+    finished: Any, resprout: Callable[..., Any]
+) -> None:
+    """Plan, terminal, report, model card, MLflow and the result: nowhere the bare name of the paper."""
+    from mlflow import MlflowClient
+
+    name = "flap (uniform widths)"
+    assert name in resprout("plan", finished.config, home=finished.home).out
+    assert f"method: {name}" in finished.outcome.err
+    assert finished.result.get("method") == name
+    reports = finished.home / "reports" / "tiny"
+    for page in ("report.html", "report.md", "summary.md"):
+        assert name in (reports / page).read_text()
+    content = finished.home / "store" / "content" / digests(finished.result)["export"]
+    assert f"{name}, criterion flap" in (content / "hf" / "README.md").read_text()
+    client = MlflowClient(f"sqlite:///{finished.home / 'mlflow.db'}")
+    assert client.get_run(finished.result["mlflow_run_id"]).data.tags.get("resprout.method") == name
+    assert client.get_model_version("tiny-pruned", "1").tags.get("resprout.method") == name
+
+
 def test_a_second_run_finds_everything_and_imports_no_torch(
     finished: Any, resprout: Callable[..., Any]
 ) -> None:

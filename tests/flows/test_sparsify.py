@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from resprout.tasks.prune.semi_structured.masks import Pattern, keeps_to
 from tiny_run import write_run
 
-NOTHING = {"method": "flap", "target": {"non_embedding_ratio": 1.0}, "round_to": 8}
+NOTHING = {"method": "wanda_sp", "target": {"non_embedding_ratio": 1.0}, "round_to": 8}
 
 
 def matrices(folder: Path) -> list[Any]:

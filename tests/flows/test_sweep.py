@@ -139,7 +139,14 @@ def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
     names = [name for name, _ in made]
     assert names.count("recover") == 2
     assert names.count("prune") == names.count("evaluate dense") == names.count("select") == 1
-    for part in ("tiny-1", "gate.max_params_ratio", "decode tokens/s", "max_params_ratio", "bad_input"):
+    for part in (
+        "tiny-1",
+        "flap (uniform",
+        "gate.max_params_ratio",
+        "decode tokens/s",
+        "max_params_ratio",
+        "bad_input",
+    ):
         assert part in found.err
     with sqlite3.connect(home / "mlflow.db") as database:
         tagged = database.execute("select count(*) from tags where key = 'resprout.sweep'").fetchone()

@@ -42,8 +42,8 @@ def test_aggregations_by_hand(over_tokens, over_samples, expected):
     torch.testing.assert_close(criterion.score(head, rows), torch.tensor([[np.hypot(*expected)]]).float())
 
 
-def test_scores_of_a_model_equal_the_numpy_reference(family):
-    """Samples stay apart in every family, also where they run several in a batch."""
+def test_scores_of_a_model_are_those_of_the_authors_code(family):
+    """Against numpy; samples stay apart in every family, also where they run several in a batch."""
     model, kinds = tiny_model(family), [kind for kind in read_units(family) if kind in Activation.units]
     seen = {}
     for index, layer in enumerate(anatomy(model).layers):
@@ -53,6 +53,7 @@ def test_scores_of_a_model_equal_the_numpy_reference(family):
     for index, by_kind in enumerate(score_units(model, Activation(), tuple(kinds), IDS)):
         for kind in kinds:
             inputs = seen[index, kind].double().numpy().reshape(6, 16, -1)
-            features = np.sqrt((inputs**2).sum(1)).mean(0).reshape(len(by_kind[kind]), -1)
+            # The authors' code: abs().mean(dim=tokens).pow(2).sum(dim=samples), at last the square root.
+            features = np.sqrt((np.abs(inputs).mean(1) ** 2).sum(0)).reshape(len(by_kind[kind]), -1)
             expected = np.sqrt((features**2).sum(1))
             np.testing.assert_allclose(by_kind[kind].squeeze(1).numpy(), expected, rtol=1e-4)

@@ -17,6 +17,7 @@ from resprout.tasks.prune.allocators.adaptive import Adaptive
 from resprout.tasks.prune.allocators.cfsp_softmax import CfspSoftmax
 from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming
 from resprout.tasks.prune.allocators.evolutionary import Evolutionary
+from resprout.tasks.prune.allocators.global_ranking import GlobalRanking
 from resprout.tasks.prune.allocators.global_standardised import GlobalStandardised, standardised
 from resprout.tasks.prune.allocators.pq_index import PqIndex
 from resprout.tasks.prune.allocators.spdy import Spdy
@@ -54,6 +55,33 @@ def test_channels_are_ranked_over_all_layers():
     request = Request(SHAPE, limit=710 - 3 * 30, kinds=("ffn",), round_to=1)
     scores = [{"ffn": column(0, 0, 0, 8)}, {"ffn": column(100, 101, 102, 103)}]
     assert GlobalStandardised().allocate(request, scores).ffn == (2, 3)
+
+
+def test_raw_scores_are_ranked_over_all_layers():
+    """The scores of the case above: the ranking is layer 1's 103 to 100, then layer 0's 8, 0, 0, 0.
+
+    Of 8 channels 5 stay: all of layer 1 and one of layer 0; of 3 the one that layer 0 must keep, and two.
+    """
+    scores = [{"ffn": column(0, 0, 0, 8)}, {"ffn": column(100, 101, 102, 103)}]
+    for kept, widths in ((5, (1, 4)), (3, (1, 2))):
+        request = Request(SHAPE, limit=710 - (8 - kept) * 30, kinds=("ffn",), round_to=1)
+        assert GlobalRanking().allocate(request, scores).ffn == widths
+
+
+def test_every_layer_keeps_a_fixed_number_of_weights():
+    """A quarter of all 240 removable weights: 60, or two channels of each layer."""
+    scores = [{"ffn": column(0, 0, 0, 8)}, {"ffn": column(100, 101, 102, 103)}]
+    request = Request(SHAPE, limit=710 - 3 * 30, kinds=("ffn",), round_to=1)
+    assert GlobalRanking(min_threshold_percent=25).allocate(request, scores).ffn == (2, 3)
+    # Of a layer of one channel, fewer than 60, all stay; of the other's four two must, and one can.
+    small = replace(SHAPE, ffn=(1, 4))
+    small_request = Request(small, limit=small.params - 30, kinds=("ffn",), round_to=1)
+    few = [{"ffn": column(0)}, {"ffn": column(1, 2, 3, 4)}]
+    assert GlobalRanking(min_threshold_percent=40).allocate(small_request, few).ffn == (1, 3)
+    with pytest.raises(BadInput, match=r"min_threshold_percent 40 keeps 240 .* leaves 150; lower it"):
+        GlobalRanking(min_threshold_percent=40).allocate(request, scores)
+    with pytest.raises(BadInput, match=r"has min_threshold_percent: 101; give from 0 to 100"):
+        GlobalRanking(min_threshold_percent=101)
 
 
 def test_groups_weigh_what_they_hold():
@@ -112,10 +140,11 @@ TINY = tiny_model(
     tie_word_embeddings=True,
 )
 BENCH = Bench(TINY, torch.randint(4, 16, (4, 12), generator=torch.Generator().manual_seed(2)))
-SEARCH = Evolutionary(generations=2, children=4, stages=2, first_tokens=12)
+SEARCH = Evolutionary(generations=2, children=4, survivors="1,1", tokens="12,48")
 ALL = [
     Uniform(),
     GlobalStandardised(),
+    GlobalRanking(),
     CfspSoftmax(),
     Adaptive(),
     PqIndex(),
@@ -127,7 +156,7 @@ ALL = [
 
 
 def test_every_allocator_of_widths_is_tested():
-    depth = {"lowest_first"}
+    depth = {"lowest_first", "evolutionary_depth"}
     assert {type(one).__module__.rpartition(".")[2] for one in ALL} | depth == {e.name for e in ALLOCATORS}
 
 

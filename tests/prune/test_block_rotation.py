@@ -28,7 +28,7 @@ HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 
 
 def prune(share=0.86, **values):
-    base = {"method": "slicegpt_blocks", "units": ("hidden",), "round_to": 8, "layout": "per_layer"}
+    base = {"method": "slicegpt", "units": ("hidden",), "round_to": 8, "layout": "per_layer"}
     return PruneConfig.model_validate(base | {"target": {"non_embedding_ratio": share}} | values)
 
 
@@ -113,13 +113,13 @@ def test_a_stream_that_moves_from_subspace_to_subspace_is_cut_at_no_loss():
     ids = torch.arange(4, 256)[:, None]
     before = model(ids).logits
     errors = {}
-    for method in ("slicegpt_blocks", "slicegpt"):
+    for method in ("slicegpt", "shared_rotation"):
         cut = copy.deepcopy(model)
-        layout = "per_layer" if method == "slicegpt_blocks" else "uniform"
+        layout = "per_layer" if method == "slicegpt" else "uniform"
         apply(cut, planned(model, 40, method=method, layout=layout), ids)
         errors[method] = ((cut(ids).logits - before).norm() / before.norm()).item()
-    assert errors["slicegpt_blocks"] < 1e-3
-    assert errors["slicegpt"] > 0.02
+    assert errors["slicegpt"] < 1e-3
+    assert errors["shared_rotation"] > 0.02
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -174,7 +174,7 @@ def test_layers_of_widths_of_their_own_are_turned_and_then_no_more():
     model = tiny_model("llama")
     model.model.layers[0].mlp.down_proj.weight[:, ::2] = 0
     settings = PruneConfig.model_validate(
-        {"method": "sap", "layout": "per_layer", "round_to": 4, "target": {"params_ratio": 0.93}}
+        {"method": "sap", "units": ["ffn"], "round_to": 4, "target": {"params_ratio": 0.93}}
     )
     plan, _ = make_plan(model, settings, IDS)
     apply(model, plan)
@@ -208,7 +208,10 @@ def test_equal_runs_through_the_doors_give_equal_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"layout": "uniform"}, "a basis of its own, which no stock class has"),
+        (
+            {"method": "shared_rotation", "repair": "block_rotation", "layout": "uniform"},
+            "a basis of its own, which no stock class has",
+        ),
         ({"memory": "stream"}, "stream, but criterion 'principal' runs the whole model"),
         ({"repair": "rotation"}, "hidden, whose channels run through all layers alike"),
         ({"criterion": "hidden_magnitude"}, "scores hidden channels, but repair 'block_rotation' keeps"),

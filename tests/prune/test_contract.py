@@ -39,7 +39,14 @@ IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 
 
 QUICK = {
-    "evolutionary": {"generations": 2, "children": 3, "stages": 2, "first_tokens": 20},
+    "evolutionary": {"generations": 2, "children": 3, "survivors": "1,1", "tokens": "20,80"},
+    "evolutionary_depth": {
+        "generations": 2,
+        "children": 3,
+        "survivors": "1,1",
+        "tokens": "20,80",
+        "initial": 4,
+    },
     "spdy": {"steps": 2, "calibration_tokens": 20},
 }
 """Settings of allocators that would take seconds."""
@@ -47,7 +54,10 @@ QUICK = {
 
 def prune_config(**values):
     base = {"method": "flap", "target": {"non_embedding_ratio": 0.84}, "round_to": 8, "repair": "none"}
+    base |= {"units": ["ffn"], "layout": "uniform"}
     base["general"] = [{"source": "general.jsonl"}]
+    # Models of two layers have none to spare (tests/prune/test_spared.py).
+    base |= {"spared_front": 0, "spared_back": 0}
     config = PruneConfig.model_validate(base | values)
     return config.model_copy(update={"allocator_settings": QUICK.get(resolve(config).allocator, {})})
 
@@ -162,8 +172,11 @@ TOGETHER = [
 def cases():
     """Every method, family and layout, with the units that all three allow."""
     for method in preset_names():
+        preset = load_preset(method)
         for name, family in FAMILIES.items():
-            scored = set(CRITERIA.entry(load_preset(method).criterion).declared["units"])
+            scored = set(CRITERIA.entry(preset.criterion).declared["units"])
+            if preset.depth_criterion:
+                scored |= {"layers", "sublayers"}
             if "experts" in family.units and "experts" not in scored:
                 scored -= {"ffn"}
             for units in [*((unit,) for unit in family.units), *TOGETHER]:
@@ -171,6 +184,10 @@ def cases():
                     allowed = set(units) <= set(family.units) & scored and method not in TURNED
                     stated = "sublayers" not in units and (family.states_heads or "kv_groups" not in units)
                     allowed = allowed and (stated or layout == "per_layer")
+                    # Of an allocator's paper nothing is left with uniform widths, which resolve refuses.
+                    allowed = allowed and not (
+                        preset.reduces_to and layout == "uniform" and units[0] not in DEPTH
+                    )
                     if allowed and not (layout == "per_layer" and units in DEPENDENT):
                         yield pytest.param(method, name, units, layout)
 
@@ -303,7 +320,7 @@ def test_a_plan_is_replayed_from_its_file_and_only_on_its_model(tmp_path):
     write_plan(plan, tmp_path)
     assert read_plan(tmp_path) == plan
     lines = (tmp_path / "plan.json").read_text().splitlines()
-    assert lines[1:3] == [' "allocator": "uniform",', ' "criterion": "flap",']
+    assert lines[1:4] == [' "allocator": "uniform",', ' "allocator_settings": {},', ' "criterion": "flap",']
     with pytest.raises(
         BadInput, match=r"made for a qwen2 model of 2 layers and \d+ parameters, but .* mistral"
     ):

@@ -46,6 +46,7 @@ def test_moments_by_hand():
     [
         (Magnitude(of="reader"), [5**0.5, 2.0]),  # column norms: sqrt(1 + 4), 2
         (Magnitude(of="reader", norm="l1"), [3.0, 2.0]),  # column sums of |W|: 1 + 2, 2
+        (Magnitude(of="reader", norm="mean"), [1.5, 1.0]),  # the same over two weights each
         (WandaSp(), [3 * 35**0.5, 2 * 99**0.5]),  # column sums of |W|: 3 and 2, times the norms
         (Apoz(threshold=0.7), [1 / 3, 1.0]),  # bounds 0.7 * sqrt(5), 0.7 * 3, 0.7 * sqrt(53): 1.6, 2.1, 5.1
         (Flap(), [4 * 5.0, 12 * 4.0]),  # variance 4 and 12, squared column norms 5 and 4

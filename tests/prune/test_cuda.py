@@ -48,6 +48,7 @@ def test_pruning_on_a_gpu_equals_the_cpu(repair):
         "round_to": 8,
         "repair": repair,
         "units": ["ffn", "kv_groups"],
+        "layout": "uniform",
     }
     logits, plans = [], []
     for device in ("cpu", "cuda"):

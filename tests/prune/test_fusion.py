@@ -201,7 +201,13 @@ def test_what_it_cannot_do_is_said_at_once():
         resolve(config(memory="stream"))
     model = tiny_model("llama", num_hidden_layers=4)
     settings = PruneConfig.model_validate(
-        {"method": "magnitude", "layout": "per_layer", "target": {"params_ratio": 0.9}, "round_to": 4}
+        {
+            "method": "magnitude",
+            "units": ["ffn"],
+            "layout": "per_layer",
+            "target": {"params_ratio": 0.9},
+            "round_to": 4,
+        }
     )
     plan, _ = make_plan(model, settings, IDS)
     apply(model, plan)

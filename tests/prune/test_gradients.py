@@ -202,7 +202,13 @@ def test_the_estimate_goes_by_the_widest_layer():
     plan, _ = make_plan(
         model,
         PruneConfig.model_validate(
-            {"method": "magnitude", "target": {"params_ratio": 0.9}, "layout": "per_layer", "round_to": 8}
+            {
+                "method": "magnitude",
+                "units": ["ffn"],
+                "layout": "per_layer",
+                "round_to": 8,
+                "target": {"params_ratio": 0.9},
+            }
         ),
         IDS,
     )

@@ -30,6 +30,7 @@ HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 def prune(target, units=("hidden",), **values):
     base = {
         "criterion": "hidden_magnitude",
+        "layout": "uniform",
         "repair": "none",
         "round_to": 8,
         "target": target,
@@ -123,8 +124,19 @@ def test_scores_equal_a_reference_by_stock_names(family):
             squares += norm.weight.square()
         torch.testing.assert_close(magnitude[index]["hidden"][:, 0], squares.sqrt(), rtol=1e-4, atol=1e-5)
         seen = outputs_of(model, (layer.input_layernorm, layer.post_attention_layernorm))
-        expected = sum(out.square().sum(dim=1).sqrt().mean(dim=0) for out in seen)
+        # The authors' code: abs().mean(dim=tokens).pow(2).sum(dim=samples), at last the square root.
+        expected = sum(out.abs().mean(dim=1).square().sum(dim=0).sqrt() for out in seen)
         torch.testing.assert_close(activation[index]["hidden"][:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_other_order_of_aggregations_is_a_setting():
+    """L2 over tokens and the mean over samples, which the paper compares as well."""
+    model = tiny_model("llama")
+    found = score_units(model, HiddenActivation("l2", "mean"), ("hidden",), IDS)
+    for index, layer in enumerate(model.model.layers):
+        seen = outputs_of(model, (layer.input_layernorm, layer.post_attention_layernorm))
+        expected = sum(out.square().sum(dim=1).sqrt().mean(dim=0) for out in seen)
+        torch.testing.assert_close(found[index]["hidden"][:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_planted_channels_that_carry_nothing_go_first():

@@ -23,7 +23,7 @@ IDS = torch.randint(4, 256, (2, 8), generator=torch.Generator().manual_seed(6))
 
 
 def config(**values):
-    base = {"method": "random_init", "target": {"non_embedding_ratio": 0.84}, "round_to": 8}
+    base = {"method": "random_init", "target": {"non_embedding_ratio": 0.84}, "round_to": 8, "units": ["ffn"]}
     return PruneConfig.model_validate(base | values)
 
 

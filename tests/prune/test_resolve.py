@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput
+from resprout.configs.load import load
 from resprout.configs.presets import FOLDER, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
+from resprout.flows.catalog import catalog
 from resprout.tasks.job import Job
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import resolve
@@ -21,12 +25,12 @@ def config(**values):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"method": "flap"}, ("flap", "uniform", "bias")),
-        ({"method": "flap", "layout": "per_layer"}, ("flap", "global_standardised", "bias")),
+        ({"method": "flap"}, ("flap", "global_standardised", "bias")),
+        ({"method": "flap", "layout": "uniform"}, ("flap", "uniform", "bias")),
         ({"method": "wanda_sp"}, ("wanda_sp", "uniform", "none")),
         ({"method": "magnitude", "repair": "least_squares"}, ("magnitude", "uniform", "least_squares")),
-        ({"method": "flap", "criterion": "wanda_sp", "repair": "none"}, ("wanda_sp", "uniform", "none")),
-        ({"layout": "per_layer", "allocator": "uniform"}, ("flap", "uniform", "bias")),
+        ({"method": "taylor", "criterion": "wanda_sp", "repair": "none"}, ("wanda_sp", "uniform", "none")),
+        ({"allocator": "uniform"}, ("flap", "uniform", "bias")),
     ],
 )
 def test_resolved_names(values, expected):
@@ -38,16 +42,55 @@ def test_resolved_names(values, expected):
 def test_every_preset_starts_with_its_command_and_names_what_exists(name):
     text = (FOLDER / f"{name}.yaml").read_text()
     assert text.startswith("# resprout run ")
-    assert f"prune.method={name}" in text.splitlines()[0]
+    command = text.splitlines()[0]
+    assert f"prune.method={name}" in command
+    overrides = re.findall(r"\w+(?:\.\w+)*=(?:\[[^\]]*\]|\S+)", command)
+    resolve(load(FOLDER.parent / "quickstart.yaml", overrides).config.prune)
     preset = load_preset(name)
     assert preset.criterion in CRITERIA
     assert preset.repair in REPAIRS
     assert not ALLOCATORS.get(preset.allocator.uniform).per_layer
     assert preset.allocator.per_layer in ALLOCATORS
-    units = CRITERIA.entry(preset.criterion).declared["units"][:1]
-    turns = REPAIRS.entry(preset.repair).declared.get("turns_blocks")
-    layout = "per_layer" if turns else "uniform"
-    resolve(config(method=name, units=units, layout=layout, general=[{"source": "general.jsonl"}]))
+    settable = [ALLOCATORS.entry(one).settings for one in preset.allocator.model_dump().values()]
+    assert all(any(key in known for known in settable) for key in preset.allocator_settings)
+    for layout in preset.layouts:
+        resolve(config(method=name, layout=layout, general=[{"source": "general.jsonl"}]))
+
+
+@pytest.mark.parametrize("name", ["adapt_pruner", "sap"])
+def test_methods_of_rounds_say_that_this_is_their_one_shot_form(name):
+    """Their papers train between many rounds of pruning, each measured anew."""
+    (shown,) = [one for one in catalog()["prune.method"] if one["name"] == name]
+    assert "one-shot form" in shown["summary"]
+    assert "one-shot form" in shown["source"]
+
+
+def test_global_magnitude_is_a_preset_and_magnitude_cites_what_it_does():
+    """2209.14624: one ranking of raw sizes over all layers, a fixed minimum of weights in every layer."""
+    sources = {one["name"]: one["source"] for one in catalog()["prune.method"]}
+    assert "2209.14624" not in sources["magnitude"], "which is no ranking over layers"
+    assert "2209.14624" in sources.get("global_magnitude", "")
+    found = resolve(config(method="global_magnitude"))
+    assert (found.criterion, found.allocator, found.repair) == ("magnitude", "global_ranking", "none")
+    assert found.criterion_settings["norm"] == "mean"
+    assert found.allocator_settings == {"min_threshold_percent": 0.05}, "the authors' code"
+
+
+def test_evopress_searches_with_the_budget_of_its_authors():
+    """scripts/run_drop_search.sh and run_prune_search.sh of IST-DASLab/EvoPress at 50888a0."""
+    widths = resolve(config(method="evopress", units=["ffn"], layout="per_layer"))
+    assert widths.allocator_settings["generations"] == 400
+    assert widths.allocator_settings["children"] == 64
+    assert widths.allocator_settings["survivors"] == "8,2,1"
+    assert widths.allocator_settings["tokens"] == "2048,16384,65536"
+    for units in (["layers"], ["sublayers"]):
+        depth = resolve(config(method="evopress", units=units, layout="per_layer"))
+        assert depth.allocator == "evolutionary_depth"
+        settings = {name: depth.allocator_settings[name] for name in ("children", "survivors", "tokens")}
+        assert settings == {"children": 32, "survivors": "2,1", "tokens": "2048,32768"}
+        assert depth.allocator_settings["initial"] == 64
+        quick = resolve(config(method="evopress_quick", units=units, layout="per_layer"))
+        assert quick.allocator_settings["generations"] == 12
 
 
 def test_all_presets_are_found():
@@ -58,23 +101,25 @@ def test_all_presets_are_found():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (
-            {"method": "flp"},
-            r"method 'flp'; did you mean 'flap'\? Known: .*flap, .*magnitude, .*wanda_sp",
-        ),
         ({"criterion": "wanda"}, r"unknown criterion 'wanda'; did you mean 'wanda_sp'\?"),
         ({"allocator": "nothing"}, r"unknown allocator 'nothing'.* Known: .*global_standardised, .*uniform"),
         ({"units": ["layers"]}, "criterion 'flap' cannot score layers"),
         (
             {"method": "shortgpt", "units": ["layers"], "allocator": "uniform"},
-            "allocator 'uniform' is not for layers, .* give prune.allocator: lowest_first",
+            "allocator 'uniform' is not for layers, .* prune.allocator: evolutionary_depth or lowest_first",
         ),
-        ({"allocator": "lowest_first"}, "allocator 'lowest_first' is not for ffn, .* global_standardised or"),
+        (
+            {"units": ["ffn"], "allocator": "lowest_first"},
+            "allocator 'lowest_first' is not for ffn, .* global_standardised or",
+        ),
         (
             {"method": "shortgpt", "units": ["layers"], "repair": "bias"},
             "repair 'bias' is not for layers, .* give prune.repair: fusion or none",
         ),
-        ({"allocator": "global_standardised"}, "is uniform; give allocator: uniform, or layout: per_layer"),
+        (
+            {"layout": "uniform", "allocator": "global_standardised"},
+            "is uniform; give allocator: uniform, or layout: per_layer",
+        ),
     ],
 )
 def test_wrong_choices(values, says):
@@ -83,13 +128,34 @@ def test_wrong_choices(values, says):
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    "values",
     [
-        ({"units": ["layers", "ffn"]}, r"layers are pruned alone; give units: \[layers\] and prune widths"),
-        ({"units": ["sublayers"]}, "layout is uniform, and stock classes .* give layout: per_layer, or"),
+        {"method": "slicegpt", "layout": "uniform"},
+        {"method": "slicegpt", "repair": "rotation"},
+        {"method": "slicegpt"},
+        {"method": "slicegpt_blocks", "layout": "per_layer"},
     ],
 )
-def test_units_of_depth_that_do_not_go_together(values, says):
+def test_a_config_of_the_old_slicegpt_is_refused_once_and_names_both_presets(values):
+    """What was called slicegpt rotates the whole model at once, and is no longer what slicegpt means."""
+    with pytest.raises(ValueError, match=r"slicegpt.*shared_rotation"):
+        resolve(config(units=["hidden"], **values))
+    known = resolve(config(method="slicegpt", units=["hidden"], layout="per_layer"))
+    assert known.repair == "block_rotation", "the paper's, a rotation for each block"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"method": "flp"}, r"method 'flp'; did you mean 'flap'\? Known: .*flap, .*magnitude, .*wanda_sp"),
+        ({"units": ["layers", "ffn"]}, r"layers are pruned alone; give units: \[layers\] and prune widths"),
+        (
+            {"units": ["sublayers"], "layout": "uniform"},
+            "layout is uniform, and stock classes .* give layout: per_layer, or",
+        ),
+    ],
+)
+def test_what_the_section_alone_shows(values, says):
     with pytest.raises(ValidationError, match=says):
         config(**values)
 
@@ -129,11 +195,12 @@ def test_ridge_makes_the_weights_anew_and_keeps_the_plan():
     "values",
     [
         {"method": "wanda_sp"},
-        {"units": ["ffn", "kv_groups"]},
+        {"units": ["ffn"]},
         {"target": {"params_ratio": 0.8}},
         {"target": {"non_embedding_ratio": 0.9}},
         {"round_to": 64},
-        {"layout": "per_layer"},
+        {"layout": "uniform"},
+        {"spared_front": 1},
         {"repair": "none"},
     ],
 )
@@ -142,7 +209,7 @@ def test_all_else_makes_the_plan_anew(values):
 
 
 def test_a_latency_is_that_of_the_machine(monkeypatch):
-    timed = {"layout": "per_layer", "allocator": "dynamic_programming", "target": {"latency_ms": 5.0}}
+    timed = {"units": ["ffn"], "allocator": "dynamic_programming", "target": {"latency_ms": 5.0}}
     before = keys(**timed), keys()
     monkeypatch.setattr("resprout.tasks.measure.hardware.fingerprint", lambda: {"cpu": "another"})
     assert keys(**timed)[0] != before[0][0]

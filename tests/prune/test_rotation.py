@@ -30,7 +30,7 @@ HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 
 
 def prune(hidden_share, **values):
-    base = {"method": "slicegpt", "units": ("hidden",), "round_to": 8}
+    base = {"method": "shared_rotation", "units": ("hidden",), "round_to": 8}
     return PruneConfig.model_validate(base | {"target": {"non_embedding_ratio": hidden_share}} | values)
 
 
@@ -98,13 +98,13 @@ def test_less_is_lost_than_by_cutting_channels(family):
     dense = tiny_model(family)
     expected = dense(IDS).logits
     errors = {}
-    for method in ("slicegpt", "minitron_hidden"):
+    for method in ("shared_rotation", "minitron_hidden"):
         model = copy.deepcopy(dense)
         plan, _ = make_plan(model, prune(0.76, method=method), IDS)
         apply(model, plan, IDS)
         assert model.config.hidden_size == 48
         errors[method] = (model(IDS).logits - expected).square().mean().item()
-    assert errors["slicegpt"] < errors["minitron_hidden"]
+    assert errors["shared_rotation"] < errors["minitron_hidden"]
 
 
 @pytest.mark.parametrize("tied", [False, True])

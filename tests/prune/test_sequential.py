@@ -124,7 +124,9 @@ def test_layers_with_removed_sublayers_are_passed():
     dense = tiny_model("llama", num_hidden_layers=3)
     plan, _ = make_plan(
         dense,
-        PruneConfig.model_validate({"target": {"params_ratio": 0.9}, "repair": "none", "round_to": 8}),
+        PruneConfig.model_validate(
+            {"method": "wanda_sp", "units": ["ffn"], "target": {"params_ratio": 0.9}, "round_to": 8}
+        ),
         IDS,
     )
     first, _, last = (layer.model_copy(update={"index": i}) for i, layer in enumerate(plan.layers))

@@ -94,7 +94,7 @@ def test_memory_is_no_part_of_a_key():
 
 
 def test_what_runs_the_whole_model_is_refused():
-    config = {"method": "relevance", "target": {"params_ratio": 0.9}, "memory": "stream"}
+    config = {"method": "relevance", "units": ["ffn"], "target": {"params_ratio": 0.9}, "memory": "stream"}
     with pytest.raises(
         BadInput, match=r"criterion 'relevance' runs the whole model at once; give memory: whole"
     ):

@@ -203,6 +203,17 @@ def test_both_forms_hold_the_same_table(inputs: dict[str, Path], tmp_path: Path)
     assert f"Source model: `hf://org/name@main`, acquired as artifact {'cd' * 32}." in summary
 
 
+def test_the_budget_of_a_search_stands_beside_its_result(inputs: dict[str, Path], tmp_path: Path) -> None:
+    plan = json.loads((inputs["plan"] / "plan.json").read_text())
+    plan |= {"allocator": "evolutionary", "allocator_settings": {"generations": 12, "children": 16}}
+    (inputs["plan"] / "plan.json").write_text(json.dumps(plan))
+    out = tmp_path / "out"
+    out.mkdir()
+    report.body(Job(SETTINGS), inputs, out, silent)
+    for page in ("report.html", "report.md"):
+        assert "evolutionary (children 16, generations 12), repair" in (out / page).read_text()
+
+
 def test_what_a_config_leaves_out_is_absent(inputs: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -156,7 +156,13 @@ def test_what_does_not_fit_is_told_before_a_weight_is_read(family, widths, chang
 def test_a_target_of_everything_removes_nothing(method, layout):
     """Also where the preset's repair would add biases, for which there is then no reason and no room."""
     model = tiny_model("llama")
-    given = {"method": method, "layout": layout, "target": {"non_embedding_ratio": 1.0}, "round_to": 8}
+    given = {
+        "method": method,
+        "units": ["ffn"],
+        "layout": layout,
+        "target": {"non_embedding_ratio": 1.0},
+        "round_to": 8,
+    }
     config = PruneConfig.model_validate(given)
     assert resolve(config).repair != "bias"
     plan, _ = make_plan(model, config, IDS)

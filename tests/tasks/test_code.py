@@ -32,7 +32,9 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hashes() -> dict[str, str]:
     found = {}
     for method in ("flap", "wanda_sp", "magnitude"):
-        config = PruneConfig.model_validate({"method": method, "target": {"params_ratio": 0.9}})
+        config = PruneConfig.model_validate(
+            {"method": method, "layout": "uniform", "target": {"params_ratio": 0.9}}
+        )
         for one in (score, plan, prune):
             found[f"{one.name} {method}"] = code.code_hash([one.body.__module__, *one.methods(config)])
     return found

@@ -6,24 +6,21 @@ parameters that they bring are spent (a KV group weighs as many parameters as it
 compensation). The paper ranks single channels; here blocks of `round_to` channels in order of their score
 stand in the ranking by their mean, so that every width is a multiple of `round_to`, and round_to = 1 is the
 paper's ranking. Each layer keeps at least one block and one group, as many experts as a token goes to, and
-the share `min_kept_ratio` of its units: the minimum threshold that Global MP (arXiv 2209.14624) puts under
-every layer, since one ranking over all can empty a layer whose weights are small.
+the share `min_kept_ratio` of its units, since one ranking over all can empty a layer whose scores are small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import Block, sizes_of, spend
+from resprout.tasks.prune.spend import ranked, spend
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resprout.configs.stages import Unit
     from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
@@ -51,9 +48,14 @@ class GlobalStandardised:
                 block
                 for layer, by_kind in enumerate(scores)
                 for kind in request.kinds
-                for block in _blocks(layer, kind, by_kind[kind], request)
+                for block in ranked(layer, kind, standardised(by_kind[kind]), request)
             ],
-            self.min_kept_ratio,
+            {
+                (layer, kind): self.min_kept_ratio * count
+                for kind in request.kinds
+                for layer, count in enumerate(request.shape.counts(kind))
+            },
+            f"min_kept_ratio {self.min_kept_ratio}",
         )
 
 
@@ -61,15 +63,3 @@ def standardised(scores: Tensor) -> Tensor:
     """Unit values after standardising over all features: float32 [units]; equal scores give zeros."""
     spread = scores.std(correction=0)
     return ((scores - scores.mean()) / spread.clamp_min(1e-30)).mean(dim=1)
-
-
-def _blocks(layer: int, kind: Unit, scores: Tensor, request: Request) -> Iterator[Block]:
-    values = standardised(scores)
-    if (groups := request.shape.blocks(kind, layer)) > 1:
-        # Each group loses one: the best of every group, the second best of every group, and so on.
-        values = values.view(groups, -1).sort(dim=1, descending=True).values.mean(dim=0)
-    values = values.sort(descending=True, stable=True).values
-    sizes = sizes_of(request, layer, kind)
-    each = request.shape.unit_params(kind, layer)
-    for rank, (size, part) in enumerate(zip(sizes, values.split(sizes), strict=True)):
-        yield Block(layer, kind, rank, size, part.mean().item(), size * each)

@@ -56,7 +56,8 @@ class PqIndex:
 
         from resprout.tasks.models.anatomy import anatomy
 
-        layers = anatomy(given(bench).model).layers
+        bench = given(bench)
+        layers = bench.among(anatomy(bench.model).layers)
         bounds: dict[Unit, list[float]] = {
             kind: [
                 share(torch.cat([one.flatten() for one in layer.units(kind).coupled()]), self.p, self.q)

@@ -128,7 +128,8 @@ class _Losses:
                 for level, found in zip(levels, growth, strict=True):
                     narrowed = [*whole[:place], level[place], *whole[place + 1 :]]
                     with self.tried.narrowed(options.widths(narrowed)):
-                        logits = trial.logits(ids, start=layer, hidden=stream[layer])
+                        start = self.bench.first + layer
+                        logits = trial.logits(ids, start=start, hidden=stream[start])
                     found[place] += self._share(ids, logits) - dense
             self.bench.progress(done + 1, len(self.batches), "batches with one part narrowed at a time")
         if not all(math.isfinite(one) for found in growth for one in found):

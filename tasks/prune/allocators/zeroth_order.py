@@ -1,10 +1,11 @@
 """ECoFLaP's layer ratios without gradients (Sung et al., ICLR 2024, arXiv 2310.02998).
 
-The importance of layer l is |L(W + eps z) - L(W - eps z)| / (2 eps), z standard normal noise on its removable
-weights alone and L the next-token loss: two forward passes, which start at the layer, for each batch of
-calibration tokens, each with its own noise. Importances are averaged over batches and divided by the layer's
-number of weights (`avg` in the authors' code). Every layer keeps at least 1 - max_pruned_share, or what the
-budget lets all keep if that is less; what is left is spent in proportion to the importances.
+The importance of a weight matrix is |L(W + eps z) - L(W - eps z)| / (2 eps), z standard normal noise on it
+alone and L the next-token loss: two forward passes, which start at its layer, for each calibration sample,
+each with its own noise. That of a layer is the sum over its removable matrices, averaged over samples and
+divided by its number of weights (`avg` in the authors' code, ylsung/ECoFLaP). No layer loses more than the
+target's share and `share_margin`, as the authors' scripts set `max_sparsity_per_layer`; what is left is spent
+in proportion to the importances. Those scripts look at 32 samples.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.size import Shape
-from resprout.tasks.models.trial import BATCH_TOKENS, Trial, next_token_loss
+from resprout.tasks.models.trial import Trial, next_token_loss
 from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.spend import given, spend_shares
 from resprout.tasks.prune.target import kept_share
@@ -39,53 +40,55 @@ class ZerothOrder:
 
     noise_std: float = 0.001
     """Standard deviation of the noise (eps)."""
-    calibration_tokens: int = 4096
-    """About this many calibration tokens are looked at: whole samples from the first, at least one."""
-    max_pruned_share: float = 0.8
-    """No layer loses more than this share of its units, where the budget allows it."""
+    samples: int = 32
+    """Calibration samples that are looked at, from the first; all where there are fewer."""
+    share_margin: float = 0.1
+    """No layer loses more than the target's share of its units and this."""
     seed: int = 17
     """Of the noise."""
 
     def __post_init__(self) -> None:
         require("zeroth_order", 1e-6, 1, noise_std=self.noise_std)
-        require("zeroth_order", 0, 1, max_pruned_share=self.max_pruned_share)
-        require("zeroth_order", 1, calibration_tokens=self.calibration_tokens)
+        require("zeroth_order", 0, 1, share_margin=self.share_margin)
+        require("zeroth_order", 1, samples=self.samples)
         require("zeroth_order", 0, seed=self.seed)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
-        found = importances(given(bench), request.kinds, self.noise_std, self.calibration_tokens, self.seed)
-        shares = kept_shares(found, kept_share(request), 1 - self.max_pruned_share)
+        found = importances(given(bench), request.kinds, self.noise_std, self.samples, self.seed)
+        base = kept_share(request)
+        shares = kept_shares(found, base, max(base - self.share_margin, 0.0))
         return spend_shares(request, dict.fromkeys(request.kinds, shares))
 
 
 def kept_shares(importances: list[float], base: float, floor: float) -> list[float]:
     """The floor, and the rest of `base` in proportion to the importances."""
-    floor = min(floor, base)
     mean = sum(importances) / len(importances)
     return [floor + (base - floor) * (one / mean if mean else 1.0) for one in importances]
 
 
-def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, tokens: int, seed: int) -> list[float]:
-    """What a change of the weights of each layer does to the loss, per weight and unit of the change."""
+def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, samples: int, seed: int) -> list[float]:
+    """What changes of the matrices of each layer do to the loss, per weight and unit of the change."""
     trial = Trial(bench.model)
-    layers = trial.parts.layers
-    samples = bench.input_ids[: max(1, tokens // bench.input_ids.shape[1])]
-    batches = samples.split(max(1, BATCH_TOKENS // samples.shape[1]))
+    layers = bench.among(trial.parts.layers)
+    looked_at = bench.input_ids[:samples].split(1)
     found = [0.0] * len(layers)
     generator = torch.Generator().manual_seed(seed)
-    for done, ids in enumerate(batches):
+    for done, ids in enumerate(looked_at):
         stream = trial.inputs(ids)
         for index, layer in enumerate(layers):
             weights = removable(layer, kinds)
-            noise = [std * torch.randn(one.shape, generator=generator) for one in weights]
-            losses = []
-            for sign in (1, -1):
-                with _moved(weights, [sign * one for one in noise]):
-                    losses.append(next_token_loss(trial.logits(ids, start=index, hidden=stream[index]), ids))
             count = sum(one.numel() for one in weights)
-            found[index] += abs(losses[0] - losses[1]) / (2 * std) / count / len(batches)
-        bench.progress(done + 1, len(batches), "batches of noise tried")
+            for weight in weights:
+                noise = std * torch.randn(weight.shape, generator=generator)
+                losses = []
+                for moved in (noise, -noise):
+                    with _moved(weight, moved):
+                        start = bench.first + index
+                        logits = trial.logits(ids, start=start, hidden=stream[start])
+                    losses.append(next_token_loss(logits, ids))
+                found[index] += abs(losses[0] - losses[1]) / (2 * std) / count / len(looked_at)
+        bench.progress(done + 1, len(looked_at), "samples tried with noise")
     return found
 
 
@@ -96,13 +99,11 @@ def removable(layer: Layer, kinds: tuple[Unit, ...]) -> list[Tensor]:
 
 
 @contextmanager
-def _moved(weights: list[Tensor], noise: list[Tensor]) -> Iterator[None]:
+def _moved(weight: Tensor, noise: Tensor) -> Iterator[None]:
     """Add the noise while the context is open; afterwards every bit is as it was."""
-    before = [one.clone() for one in weights]
+    before = weight.clone()
     try:
-        for one, added in zip(weights, noise, strict=True):
-            one.add_(added.to(one.device, one.dtype))
+        weight.add_(noise.to(weight.device, weight.dtype))
         yield
     finally:
-        for one, was in zip(weights, before, strict=True):
-            one.copy_(was)
+        weight.copy_(before)

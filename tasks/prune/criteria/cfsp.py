@@ -1,19 +1,20 @@
 """CFSP's fine criterion: activation times relative weight within the block (Wang et al., arXiv 2409.13199).
 
-With a_j = ||X_j||_2 the norm of channel j over the calibration tokens, and S_j(W) the sum of abs(W) over what
-belongs to j, divided by the same sum over all channels of the block:
+With a_j = ||X_j||_2 the norm of channel j over the calibration tokens, and S_j(W) the relative weight of what
+belongs to j:
 
     score_j = a_j (S_j(W_down a) + S_j(W_up) + S_j(W_gate)).
 
-The authors' code (lib/prune.py, wyxscir/CFSP at 00fd1c4, `three_w_one_wa`) divides each channel's weights by
-that channel's own sum, so that their mean is the same for all channels and a_j alone is left; here the
-sum runs over the block, so that the weight is relative within it. The coarse part is the
-allocator `cfsp_softmax`.
+The released code (lib/prune.py, wyxscir/CFSP at 00fd1c4, `three_w_one_wa`) divides each channel's weights by
+that channel's own sum and takes their mean, so that S_j is 1 / hidden for all channels and a_j alone is left
+(`relative_to: channel`). With `relative_to: block` the sum runs over all channels of the block, so that
+weights count. The coarse part is the allocator `cfsp_softmax`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,11 +25,15 @@ from resprout.tasks.prune.contracts import Needs
 from resprout.tasks.prune.statistics import Moments
 
 
+@dataclass(frozen=True)
 class Cfsp:
-    """Activation norm times the weights' share of their block."""
+    """Activation norm times relative weight."""
 
     needs: ClassVar[Needs] = "inputs"
     units: ClassVar[tuple[Unit, ...]] = ("ffn",)
+
+    relative_to: Literal["channel", "block"] = "channel"
+    """Whose sum a channel's weights are divided by: its own, as in the released code, or the block's."""
 
     def statistic(self, features: int) -> Moments:
         """Moments of each channel."""
@@ -43,5 +48,9 @@ class Cfsp:
             if name == f"{units.part.reader}.weight":
                 weight = weight * norm[:, None]
             # A fused projection holds two of them, one slice each.
-            total += (weight / weight.sum(dim=0).clamp_min(1e-30)).sum(dim=1)
+            if self.relative_to == "channel":
+                share = weight / weight.clamp_min(1e-30) / values.shape[2]
+            else:
+                share = weight / weight.sum(dim=0).clamp_min(1e-30)
+            total += share.sum(dim=1)
         return units.by_unit(norm * total)

@@ -1,8 +1,9 @@
 """Gradual pruning along a cubic (Zhu and Gupta, 2017, arXiv 1710.01878).
 
-Eq. 1 of the paper: the sparsity is s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3. Here s_i is 0 and the size
-takes the place of the sparsity: after round i of n, 1 - (1 - i / n)^3 of the way to the target is done, so
-that much goes early, while the model has room, and little late. The paper prunes single weights by size; here
+Eq. 1 of the paper: the sparsity is s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3, which is s_i at t0. Here s_i
+is 0 and the size takes the place of the sparsity: round i of n comes i / n of the way from `begin` to `end`
+of training and goes 1 - (1 - i / n)^3 of the way to the target, so that much goes early, while the model has
+room, and little late. The paper prunes single weights by size; here
 units go by the criterion. What is gone stays gone.
 """
 
@@ -25,10 +26,10 @@ class Cubic:
     rounds: int = 4
     """Prunings, at least 2."""
     begin: float = 0.0
-    """Share of training before the first round."""
+    """Share of training before sizes begin to fall (t0); the first round follows a step later."""
     end: float = 0.75
     """Share of training before the last round."""
 
     def all(self) -> list[Round]:
-        """Rounds evenly spaced from `begin` to `end`."""
+        """Rounds evenly spaced, the first a step after `begin`, the last at `end`."""
         return gradual("cubic", self.rounds, self.begin, self.end)

@@ -25,10 +25,10 @@ class MidTraining:
     rounds: int = 4
     """Prunings, at least 2."""
     begin: float = 0.25
-    """Share of training before the first round."""
+    """Share of training before sizes begin to fall (t0); the first round follows a step later."""
     end: float = 0.75
     """Share of training before the last round."""
 
     def all(self) -> list[Round]:
-        """Rounds evenly spaced from `begin` to `end`."""
+        """Rounds evenly spaced, the first a step after `begin`, the last at `end`."""
         return gradual("mid_training", self.rounds, self.begin, self.end)

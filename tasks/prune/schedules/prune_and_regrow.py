@@ -3,9 +3,10 @@
 Sizes follow the cubic of Zhu and Gupta (arXiv 1710.01878). At each round a further share of what is kept
 goes, the lowest-scored, and as many units come back: of all that are gone those whose reader has the largest
 gradient (the paper's zero-cost neuroregeneration). What was gone comes back with zero columns, from which
-it trains; what goes and comes back in one round keeps its own. The share falls along a cosine to zero at the
-last round, as the prune rate of the authors' code (VITA-Group/GraNet) does. The paper works on single
-weights; here on units.
+it trains; what goes and comes back in one round keeps its own. The share falls along half a cosine over all
+of training, as the prune rate of the authors' code (VITA-Group/GraNet) does, which ends at 0.005 in place of
+0. There regrowth goes on to the end of training; here the last round cuts the structure and regrows nothing.
+The paper works on single weights; here on units.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class PruneAndRegrow:
     rounds: int = 4
     """Prunings, at least 2."""
     begin: float = 0.0
-    """Share of training before the first round."""
+    """Share of training before sizes begin to fall (t0); the first round follows a step later."""
     end: float = 0.7
     """Share of training before the last round."""
     regrow: float = 0.5
@@ -39,10 +40,10 @@ class PruneAndRegrow:
         require("prune_and_regrow", 0, 1, regrow=self.regrow)
 
     def all(self) -> list[Round]:
-        """Rounds evenly spaced from `begin` to `end`; the last regrows nothing."""
+        """Rounds evenly spaced, the first a step after `begin`; the last, at `end`, regrows nothing."""
         spaced = gradual("prune_and_regrow", self.rounds, self.begin, self.end)
 
-        def left(index: int) -> float:
-            return self.regrow * (1 + math.cos(math.pi * index / (self.rounds - 1))) / 2
+        def left(train: float) -> float:
+            return self.regrow * (1 + math.cos(math.pi * train)) / 2
 
-        return [replace(one, regrow=left(index)) for index, one in enumerate(spaced)]
+        return [*(replace(one, regrow=left(one.train)) for one in spaced[:-1]), spaced[-1]]

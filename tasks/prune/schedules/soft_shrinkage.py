@@ -3,7 +3,8 @@
 At each step the unimportant weights are chosen anew, at the target's size from the start, and multiplied by
 1 - alpha instead of being removed; what recovers in training is important again. At the end the structure is
 fixed and cut. The authors' code (Jiamian-Wang/Iterative-Soft-Shrinkage-SR) shrinks single weights by 5 %
-after each optimizer step; here the columns that read a unit shrink once a round, so that the share is larger.
+after each optimizer step; here the columns that read a unit shrink once a round, so that the share is larger:
+this is the form in few rounds, not the paper's in as many as there are steps.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from resprout.tasks.prune.rounds import Round, gradual
 
 @dataclass(frozen=True)
 class SoftShrinkage:
-    """Units outside the target's size shrink round by round and may come back; the last round cuts."""
+    """Units outside the target's size shrink round by round (the paper: step by step); the last one cuts."""
 
     trains: ClassVar[bool] = False
     units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
@@ -26,7 +27,7 @@ class SoftShrinkage:
     rounds: int = 4
     """Prunings, at least 2; all but the last shrink."""
     begin: float = 0.0
-    """Share of training before the first round."""
+    """Share of training before the steps begin, at the end of each of which one round comes."""
     end: float = 0.75
     """Share of training before the last round."""
     share: float = 0.5
@@ -36,6 +37,6 @@ class SoftShrinkage:
         require("soft_shrinkage", 0, 0.99, share=self.share)
 
     def all(self) -> list[Round]:
-        """Rounds evenly spaced from `begin` to `end`, each at the target's size."""
+        """Rounds evenly spaced, the last at `end`, each at the target's size."""
         spaced = gradual("soft_shrinkage", self.rounds, self.begin, self.end)
         return [replace(one, done=1.0, shrink=self.share) for one in spaced]
