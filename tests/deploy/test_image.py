@@ -33,6 +33,7 @@ LIBRARIES = (
 """What this machine's Python is linked with, as Debian 13 names it."""
 PIP = ("PIP_CERT", "PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "SSL_CERT_FILE")
 """How pip of this machine reaches its packages; a build inside reaches them in the same way."""
+SHARED = ("--isolation", "chroot", "--network", "host")
 UID = 10001
 
 
@@ -95,7 +96,7 @@ def image(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
                 mounts += ["--volume", f"{value}:{value}:ro"]
     began = time.monotonic()
     buildah(
-        "bud", "--isolation", "chroot", "--network", "host", "--pull=never", "-f", ROOT / "infra" / "deploy" / "Dockerfile",
+        "bud", *SHARED, "--pull=never", "-f", ROOT / "infra" / "deploy" / "Dockerfile",
         "-t", IMAGE, *mounts, *given, ROOT, timeout=3000,
     )  # fmt: skip
     size = json.loads(buildah("images", "--json", IMAGE))[0]["size"]
@@ -143,7 +144,7 @@ def inside(
     mounted = [word for one in mounts for word in ("--volume", one)]
     given = [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
     return [
-        "run", "--isolation", "chroot", "--network", "host", "--user", f"{UID}:{UID}", *mounted, *given, container, "--",
+        "run", *SHARED, "--user", f"{UID}:{UID}", *mounted, *given, container, "--",
         *map(str, command),
     ]  # fmt: skip
 
