@@ -13,6 +13,7 @@ from resprout.infra import identity
 from resprout.infra.lineage import Node, trees
 from resprout.infra.proof.collected import collected
 from resprout.infra.proof.ledger import ledgers
+from resprout.infra.proof.misplaced import misplaced
 from resprout.infra.proof.provenance import provenance_problems
 from resprout.infra.proof.seal import Seal
 from resprout.infra.proof.shown import Shown
@@ -37,7 +38,7 @@ class Examiner:
 
     def __init__(self, place: Place, share: float = 1.0, draw: random.Random | None = None) -> None:
         self.place = place
-        self.stored = Stored(place.store, share, draw)
+        self.stored = Stored(place.store, share, draw, lambda one: place.tracker.producer(one) is not None)
         self.shown = Shown(place.store, place.tracker, place.authority)
         self._problems: list[str] = []
         self._gone: list[str] = []
@@ -133,6 +134,14 @@ class Examiner:
                 f"{reference} was removed from the registry: the ledger knows it as version {known}"
             )
         return known is not None
+
+    def rooms(self) -> None:
+        """The whole store by listings: objects that no store wrote, and entries that lead nowhere."""
+        driver = self.place.store.driver
+        self._problems += [
+            f"{driver.uri(key)} is no object that resprout writes" for key in keys.strays(driver)
+        ]
+        self._problems += misplaced(self.place.store)
 
     def result(self) -> Examined:
         """What was found so far."""
@@ -264,4 +273,5 @@ def examine_all(place: Place, share: float = 1.0) -> Examined:
     sealed = {key.removeprefix("seals/").removesuffix(".json") for key in place.store.driver.list("seals/")}
     for run_id in sorted(sealed | examiner.shown.concluded()):
         examiner.run(run_id)
+    examiner.rooms()
     return examiner.result()

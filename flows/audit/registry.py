@@ -76,7 +76,7 @@ def _shown(one: ModelVersion, expected: Expected | None) -> Registered:
     state = expected.versions.get(number) if expected is not None else None
     if state is None:
         problems.append("no ledger knows it: it was not registered by resprout, or its entry was removed")
-    then = state["tags"] if state is not None else {}
+    then = state.get("tags", {}) if state is not None else {}
     if RECORD not in tags:
         problems.append(f"it has no tag {RECORD}: it was removed, or resprout did not register the version")
     return Registered(

@@ -49,7 +49,7 @@ def claims_of(place: Place, found: Found, top: Node, report: Node | None) -> lis
     problems = []
     if report is not None:
         exports = [parent.record.content for role, parent in report.parents if role == "export"]
-        if report.record.stage != "report" or exports != [top.record.content]:
+        if report.record.stage != "report" or exports != [top.record.content] or not _states_a_run(report):
             problems.append(
                 f"tag resprout.report_record says {report.record_id}, which is no report on "
                 f"{top.record.content}"
@@ -68,6 +68,13 @@ def _by_records(top: Node) -> Iterator[Claim]:
             if node.record.stage == stage and node.record.config.get("role", "model") == "model"
         )
         yield Claim(name, made, f"the lineage of record {top.record_id}")
+
+
+def _states_a_run(report: Node) -> bool:
+    """Whether a report's record holds the config of a run."""
+    config = report.record.config.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    return isinstance(model, dict) and isinstance(model.get("source"), str)
 
 
 def _by_report(report: Node) -> Iterator[Claim]:

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.infra import identity
 from resprout.infra.proof.signing import Opened
@@ -20,9 +22,49 @@ from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.store import ArtifactStore
 
 PREDICATE = "urn:resprout:registry-entry:v1"
-NEEDS = ("name", "sequence", "previous", "run", "places")
 TRIES = 20
 THREADS = 8
+
+
+class Form(BaseModel):
+    """Types of what a statement must say; what else it says is free."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class PlacesForm(Form):
+    """Where store and run files were."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    store: str
+    artifacts: str
+
+
+class StateForm(Form):
+    """A model version, or what is meant to become one."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    tags: dict[str, str] = {}
+    source: str = ""
+    runId: str = ""
+
+
+class EntryForm(Form):
+    """A ledger entry."""
+
+    name: str
+    sequence: int
+    previous: str | None
+    run: str | None
+    places: PlacesForm
+    intent: StateForm | None = None
+    model: dict[str, Any] | None = None
+    versions: dict[str, StateForm] | None = None
+    aliases: dict[str, str | None] | None = None
+    seal: str | None = None
+    timestamp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,21 +110,30 @@ def statement(subject: str, predicate_type: str, predicate: dict[str, Any]) -> d
 
 
 def predicate_of(
-    opened: Opened, predicate_type: str, what: str, needs: tuple[str, ...] = ()
+    opened: Opened, predicate_type: str, what: str, form: type[BaseModel] = Form
 ) -> dict[str, Any]:
-    """What a statement says; VerificationFailed where it is of another kind, or lacks what it needs."""
+    """What a statement says; VerificationFailed where it is of another kind, or lacks its `form`."""
     predicate = opened.statement.get("predicate")
     subject = opened.statement.get("subject")
     name = subject[0].get("name") if isinstance(subject, list) and len(subject) == 1 else None
     if not isinstance(predicate, dict) or opened.statement != statement(str(name), predicate_type, predicate):
         raise VerificationFailed(f"the {what} is no statement of the kind {predicate_type}")
-    if not {*needs} <= {*predicate}:
-        raise VerificationFailed(f"the {what} lacks what such a statement says")
-    if "places" in needs and sorted(predicate["places"]) != ["artifacts", "store"]:
-        raise VerificationFailed(f"the {what} names other places than such a statement")
+    require_form(predicate, what, form)
     if predicate.get("key") is not None and not (opened.signed_by or opened.unknown):
         raise VerificationFailed(f"the {what} had a signature of key {predicate['key']}, which was removed")
     return predicate
+
+
+def require_form(said: dict[str, Any], what: str, form: type[BaseModel]) -> None:
+    """VerificationFailed where a statement lacks a field of its kind, or has one of another type."""
+    try:
+        form.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise VerificationFailed(
+            f"the {what} lacks what such a statement says ({where}: {first['msg']})"
+        ) from error
 
 
 class Ledger:
@@ -109,7 +160,7 @@ class Ledger:
         for sequence, (key, data) in enumerate(zip(keys, read, strict=True)):
             what = f"ledger entry {self.store.driver.uri(key)}"
             opened = self.store.signer.open(data or b"", what)
-            said = predicate_of(opened, PREDICATE, what, NEEDS)
+            said = predicate_of(opened, PREDICATE, what, EntryForm)
             if key != f"{self.prefix}{sequence:08d}.json" or said["sequence"] != sequence:
                 raise VerificationFailed(f"the {what} is not number {sequence}: one was removed or added")
             if said["name"] != self.name or said["previous"] != before:
@@ -125,13 +176,14 @@ class Ledger:
             VerificationFailed: the chain is damaged, or ends with what nobody known signed.
         """
         entries = list(self.entries())
-        if any(entry.opened.signed_by or entry.opened.unknown for entry in entries):
-            if not self.store.signer.signs:
-                raise BadInput(
-                    f"the ledger of {self.name} is signed, and infra.proof names no signing key here; set "
-                    "signing_key or signing_key_file"
-                )
-            require_signed(self.name, entries, required=True)
+        signed = any(entry.opened.signed_by or entry.opened.unknown for entry in entries)
+        if signed and not self.store.signer.signs:
+            raise BadInput(
+                f"the ledger of {self.name} is signed, and infra.proof names no signing key here; set "
+                "signing_key or signing_key_file"
+            )
+        # The entry that comes next vouches for all before it.
+        require_signed(self.name, entries, required=signed or self.store.signer.required)
         return entries
 
     def append(self, run: str | None, places: Places, **said: Any) -> None:
@@ -171,7 +223,8 @@ def require_signed(name: str, entries: list[Entry], required: bool) -> None:
     after = entries[signed[-1] + 1 :] if signed else entries
     if after and (signed or required):
         raise VerificationFailed(
-            f"ledger entry {after[0].key} of {name} has no signature that counts, nor has any after it"
+            f"ledger entry {after[0].key} of {name} has no signature that counts, nor has any after it; "
+            "where it is older than the key, infra.proof.require_signatures: false takes it as it is"
         )
 
 
@@ -185,7 +238,7 @@ def ledgers(store: ArtifactStore, problems: list[str]) -> Iterator[str]:
         try:
             what = f"ledger entry {store.driver.uri(key)}"
             opened = store.signer.open(store.driver.get_bytes(key) or b"", what)
-            name = str(predicate_of(opened, PREDICATE, what, NEEDS)["name"])
+            name = str(predicate_of(opened, PREDICATE, what, EntryForm)["name"])
             if Ledger(store, name).prefix != f"{prefix}/":
                 raise VerificationFailed(f"the {what} is that of {name}")
         except VerificationFailed as error:

@@ -60,8 +60,8 @@ class Registrar:
                 self.tracker.end(owner, "KILLED")
                 made = f"models:/{self.name}/{version}"
                 write_seal(self.store, self.tracker, owner, sealed_by=self.run_id, registered=made)
-        elif any(known["tags"].get(key) != value for key, value in tags.items()):
-            said["versions"] = {version: {**known, "tags": {**known["tags"], **tags}}}
+        elif any(known.get("tags", {}).get(key) != value for key, value in tags.items()):
+            said["versions"] = {version: {**known, "tags": {**known.get("tags", {}), **tags}}}
         if owner == self.run_id and expected.seals.get(owner) != sealed.seal:
             said["seal"], said["timestamp"] = sealed.seal, sealed.timestamp
         if not expected.model:
@@ -72,7 +72,7 @@ class Registrar:
             self._ledger.append(self.run_id, self._now, **said)
 
     def _expected(self) -> Expected:
-        return folded(list(self._ledger.entries()))
+        return folded(self._ledger.writable())
 
     def _said(
         self, source: str, tags: Mapping[str, str], description: str, run_id: str | None
