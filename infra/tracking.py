@@ -8,11 +8,13 @@ imported where it is used: its import takes as long as all others that a run nee
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
@@ -59,20 +61,25 @@ class Tracker:
         """The tracking URI without credentials."""
         return without_credentials(self.uri)
 
-    def connect(self) -> None:
-        """Reach the server, or make the database once; BadInput in under 20 s where neither works."""
+    def connect(self, read_only: bool = False) -> None:
+        """Reach the server, or make the database once; BadInput in under 20 s where neither works.
+
+        With `read_only` a home that cannot be written will do, and a moved one gets no new experiment.
+        """
         from filelock import FileLock
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import ArgumentError
 
-        self.home.mkdir(parents=True, exist_ok=True)
+        fixed = read_only and not os.access(self.home, os.W_OK)
+        if not fixed:
+            self.home.mkdir(parents=True, exist_ok=True)
         # Several processes at a new SQLite file break each other's migrations, so one makes it.
-        with FileLock(str(self.home / "mlflow.lock"), timeout=120):
+        with nullcontext() if fixed else FileLock(str(self.home / "mlflow.lock"), timeout=120):
             try:
                 self._knock()
                 self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-                self.experiment_id = self._experiment(self.config.experiment)
+                self.experiment_id = self._experiment(self.config.experiment, read_only)
             except BadInput:
                 raise
             except (MlflowException, OSError, ImportError, ArgumentError) as error:
@@ -112,13 +119,13 @@ class Tracker:
         finally:
             engine.dispose()
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, read_only: bool = False) -> str:
         """Id of the active experiment called `name`, which is made where there is none.
 
         MLflow never changes where an experiment's artifacts lie. In a home that was moved or copied the
         experiment still points at the old folder, so new runs go to one that is named after the home.
         """
-        own = None if self.is_server else (self.home / ARTIFACTS).resolve().as_uri()
+        own = None if self.is_server else self._own_files
         found = self.client.get_experiment_by_name(name)
         if found is None:
             return self.client.create_experiment(name, artifact_location=own)
@@ -127,11 +134,26 @@ class Tracker:
                 f"the MLflow experiment '{name}' is deleted; restore it or set infra.mlflow.experiment to "
                 "another name"
             )
-        location = found.artifact_location
-        moved = location.startswith("file:") and location.endswith(f"/{ARTIFACTS}") and location != own
-        if moved and self.config.tracking_uri is None and name == self.config.experiment:
-            return self._experiment(f"{name}{IN}{self.home.resolve()}")
+        if self.here(found.artifact_location) != found.artifact_location and name == self.config.experiment:
+            here = f"{name}{IN}{self.home.resolve()}"
+            if not read_only or self.client.get_experiment_by_name(here) is not None:
+                return self._experiment(here, read_only)
         return found.experiment_id
+
+    @property
+    def _own_files(self) -> str:
+        """Address of the folder in which the home's own database keeps files of runs."""
+        return (self.home / ARTIFACTS).resolve().as_uri()
+
+    def here(self, address: str) -> str:
+        """An address of files of runs in the home's own database, where the home is now.
+
+        MLflow never changes one that it has noted, so in a home that was moved or copied it is an old one.
+        """
+        old, found, rest = address.rpartition(f"/{ARTIFACTS}")
+        if self.config.tracking_uri is not None or not found or not old.startswith("file:"):
+            return address
+        return f"{self._own_files}{rest}" if rest[:1] in ("", "/") else address
 
     def experiments(self) -> list[str]:
         """Ids of the experiment and of those that stood for it while the home was elsewhere."""
@@ -139,6 +161,10 @@ class Tracker:
         found = self.client.search_experiments() if self.config.tracking_uri is None else ()
         kin = [one.experiment_id for one in found if one.name == name or one.name.startswith(f"{name}{IN}")]
         return sorted({self.experiment_id, *kin})
+
+    def locations(self) -> set[str]:
+        """Addresses at which experiments keep the files of their runs."""
+        return {one.artifact_location.rstrip("/") for one in self.client.search_experiments()}
 
     @answers
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
@@ -263,6 +289,13 @@ class Tracker:
         """URI of an artifact of a run, in a form that the server accepts as a version's source."""
         return f"{self.run(run_id).info.artifact_uri}/{path}"
 
+    def folder(self, run: Run) -> Path | None:
+        """Folder of a run's files where they lie in this home; None where MLflow keeps them elsewhere."""
+        address = self.here(run.info.artifact_uri)
+        if not address.startswith(f"{self._own_files}/"):
+            return None
+        return Path(unquote(urlsplit(address).path))
+
     def page(self, run_id: str) -> str | None:
         """Address of a run's page on the server; None where MLflow is a database without one."""
         return (
@@ -272,7 +305,7 @@ class Tracker:
     @answers
     def artifact_root(self) -> str:
         """Address below which the files of this experiment's runs lie."""
-        return self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/")
+        return self.here(self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/"))
 
     @answers
     def run(self, run_id: str) -> Run:
@@ -324,6 +357,11 @@ class Tracker:
         """The versions of `name` whose tag says that they hold this digest, the newest first."""
         found = sorted(self.versions(searches.named(name)), key=lambda one: -int(one.version))
         return [one for one in found if one.tags.get("resprout.digest") == digest]
+
+    @answers
+    def is_registered(self, name: str) -> bool:
+        """Whether there is a registered model of this name."""
+        return bool(self.client.search_registered_models(searches.named(name), max_results=1))
 
     @answers
     def make_version(

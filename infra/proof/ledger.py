@@ -51,6 +51,14 @@ class StateForm(Form):
     runId: str = ""
 
 
+class ChangeForm(Form):
+    """What is about to be set: tags of a version, and the alias that is to point at it, or at none."""
+
+    version: str | None
+    tags: dict[str, str]
+    alias: str | None
+
+
 class EntryForm(Form):
     """A ledger entry."""
 
@@ -59,7 +67,9 @@ class EntryForm(Form):
     previous: str | None
     run: str | None
     places: PlacesForm
+    anew: bool = False
     intent: StateForm | None = None
+    change: ChangeForm | None = None
     model: dict[str, Any] | None = None
     versions: dict[str, StateForm] | None = None
     aliases: dict[str, str | None] | None = None
@@ -97,6 +107,14 @@ class Expected:
     """By run id the SHA-256 of the timestamp that an entry names."""
     places: list[Places] = field(default_factory=list)
     """Where store and run files were when the entries were written."""
+    meant_tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By version the tags that were announced, and not yet stated as set."""
+    meant_aliases: dict[str, list[str | None]] = field(default_factory=dict)
+    """By alias the versions to which it was announced to move, and not yet stated as moved."""
+    former: set[str] = field(default_factory=set)
+    """Versions of the same name before the registered model was deleted and made again."""
+    anew: list[str] = field(default_factory=list)
+    """A sentence for each time that it was."""
 
 
 def statement(subject: str, predicate_type: str, predicate: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +205,9 @@ class Ledger:
         return entries
 
     def append(self, run: str | None, places: Places, **said: Any) -> None:
-        """Add an entry that says `intent`, `model`, `versions`, `aliases` (None: removed), the `seal`'s hash.
+        """Add an entry that says `intent`, `change`, `model`, `versions`, `aliases` (None: removed), `seal`.
+
+        With `anew` it begins a new chain of statements, for a registered model that was made again.
 
         Raises:
             BadInput: the ledger is signed, and there is no key here.
@@ -254,13 +274,23 @@ def folded(entries: list[Entry]) -> Expected:
     for entry in entries:
         said = entry.said
         expected.hashes.add(entry.sha256)
+        if said.get("anew"):
+            _begin_anew(expected, said)
         expected.model = said.get("model") or expected.model
         if (then := Places(**said["places"])) not in expected.places:
             expected.places.append(then)
         if said.get("intent") is not None:
             expected.intents.append(said["intent"])
+        if (change := said.get("change")) is not None:
+            if change["version"] is not None:
+                expected.meant_tags.setdefault(change["version"], {}).update(change["tags"])
+            if change["alias"] is not None:
+                expected.meant_aliases.setdefault(change["alias"], []).append(change["version"])
         expected.versions.update(said.get("versions") or {})
+        for version in said.get("versions") or {}:
+            expected.meant_tags.pop(version, None)
         for alias, version in (said.get("aliases") or {}).items():
+            expected.meant_aliases.pop(alias, None)
             if version is None:
                 expected.aliases.pop(alias, None)
             else:
@@ -270,3 +300,16 @@ def folded(entries: list[Entry]) -> Expected:
             if said.get("timestamp") is not None:
                 expected.timestamps[said["run"]] = said["timestamp"]
     return expected
+
+
+def _begin_anew(expected: Expected, said: dict[str, Any]) -> None:
+    """Forget what the registry showed of a registered model that is there no more."""
+    expected.former |= {*expected.versions}
+    expected.model = {}
+    for stated in (expected.versions, expected.aliases, expected.meant_tags, expected.meant_aliases):
+        stated.clear()
+    expected.intents.clear()
+    expected.anew.append(
+        f"registered model {said['name']} was deleted and made again: run {said['run']} began anew in its "
+        f"ledger on {str(said.get('at'))[:10]}"
+    )

@@ -131,7 +131,7 @@ class Stored:
             yield f"{where} was changed: {_unnamed(later.id)}"
 
     def _beside(self, nodes: Sequence[Node]) -> Iterator[str]:
-        """What is wrong with the index entries of these records' artifacts, and with those of theichildren."""
+        """What is wrong with the index entries of these artifacts, and of what was made from them."""
         for digest in sorted({node.record.content for node in nodes} - self._indexed):
             self._indexed.add(digest)
             for identity in sorted({*self.store.records_of(digest)} - self.seen):

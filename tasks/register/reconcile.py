@@ -1,7 +1,8 @@
 """Register the exported model: on every run a version with this digest, in this place, and its alias exist.
 
 Not a cached stage: the registry is a place that others write too, so what it holds is looked at each time.
-The newest version of these bytes is taken where its source is here; else (say, after a move) one is made.
+The newest version of these bytes is taken where its source is here, or by the ledger was before a move; else
+one is made.
 
 Where a version points: an S3 store's own `s3://` uri; with a local store and a direct database its `file://`
 folder; with a local store and an MLflow server, which refuses `file:` sources, the export becomes an artifact
@@ -22,6 +23,8 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.run import Run
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
     from resprout.infra.tracking import Tracker
 
 COPY = "model"
@@ -44,10 +47,17 @@ def register(
     A version that is made gets the `description`, a model that is registered now gets `of_the_model`.
     """
     tracker = run.tracker
+
+    def was_here(version: ModelVersion) -> bool:
+        """Whether the source is where this folder lay before the store moved."""
+        here = own_uri(run.store, export.digest, folder)
+        return not is_copy(run.store, tracker) and registrar.moved(version.source or "", here)
+
     held = (
         one
         for one in tracker.holding(config.name, export.digest)
-        if is_here(run, export.digest, folder, one.source or "", one.run_id) and registrar.takes(one)
+        if (is_here(run, export.digest, folder, one.source or "", one.run_id) or was_here(one))
+        and registrar.takes(one)
     )
     version = next(held, None)
     if version is None:
@@ -56,6 +66,7 @@ def register(
         registrar.announce(source, own, description)
         version = tracker.make_version(config.name, source, run.mlflow_run_id, own, description, of_the_model)
     changed = {key: value for key, value in config.tags.items() if version.tags.get(key) != value}
+    registrar.announce_change(str(version.version), changed, config.alias)
     if changed:
         tracker.tag_version(config.name, str(version.version), changed)
     if config.alias:
