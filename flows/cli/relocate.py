@@ -34,8 +34,8 @@ def relocate(
     if tracker.config.tracking_uri is not None:
         raise BadInput(
             f"MLflow at {tracker.shown_uri} is not the home's own database, and it has no call that changes "
-            "the source of a version; `resprout verify` finds the bytes by digest and shows where they are to "
-            "be loaded from"
+            "the source of a version; `resprout verify` finds the bytes by digest and shows where to load "
+            "them from"
         )
     here = tracker.here(f"file:///{ARTIFACTS}")
     in_home = store.root_uri == here.removesuffix(ARTIFACTS) + "store"

@@ -42,8 +42,8 @@ class Registrar:
         said = self._said(version.source or "", version.tags, version.description or "", version.run_id)
         return known is None and placed(said, self._now, *expected.places) in expected.intents
 
-    def moved(self, source: str, here: str) -> bool:
-        """Whether an address is that of `here` at a place where the store was when the ledger was written."""
+    def is_at(self, source: str, here: str) -> bool:
+        """Whether an address is `here`, or was that by the ledger before the store moved."""
         return bool(placed(source, self._now, *self._expected().places) == placed(here, self._now))
 
     def announce(self, source: str, tags: Mapping[str, str], description: str) -> None:

@@ -23,8 +23,6 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.run import Run
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
     from resprout.infra.tracking import Tracker
 
 COPY = "model"
@@ -47,16 +45,10 @@ def register(
     A version that is made gets the `description`, a model that is registered now gets `of_the_model`.
     """
     tracker = run.tracker
-
-    def was_here(version: ModelVersion) -> bool:
-        """Whether the source is where this folder lay before the store moved."""
-        here = own_uri(run.store, export.digest, folder)
-        return not is_copy(run.store, tracker) and registrar.moved(version.source or "", here)
-
     held = (
         one
         for one in tracker.holding(config.name, export.digest)
-        if (is_here(run, export.digest, folder, one.source or "", one.run_id) or was_here(one))
+        if is_here(run, registrar, export.digest, folder, one.source or "", one.run_id)
         and registrar.takes(one)
     )
     version = next(held, None)
@@ -84,8 +76,8 @@ def is_copy(store: ArtifactStore, tracker: Tracker) -> bool:
     return tracker.is_server and not store.root_uri.startswith("s3://")
 
 
-def is_here(run: Run, digest: str, folder: str, source: str, owner: str | None) -> bool:
-    """Whether a version's source is where this store and this server keep `folder` of the artifact.
+def is_here(run: Run, registrar: Registrar, digest: str, folder: str, source: str, owner: str | None) -> bool:
+    """Whether a version's source is where this store and this server keep `folder`, or did before a move.
 
     A copy is known by `owner`, the run that holds it; its bytes are `verify`'s to hash.
     """
@@ -94,7 +86,7 @@ def is_here(run: Run, digest: str, folder: str, source: str, owner: str | None) 
             return source == run.tracker.artifact_uri(owner or "", COPY)
         except BadInput:
             return False
-    return source == own_uri(run.store, digest, folder)
+    return registrar.is_at(source, own_uri(run.store, digest, folder))
 
 
 def _source(run: Run, digest: str, folder: str) -> str:
