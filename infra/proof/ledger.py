@@ -7,7 +7,7 @@ written on them, and where each alias points, so that whatever else the registry
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -204,9 +204,12 @@ class Ledger:
         require_signed(self.name, entries, required=signed or self.store.signer.required)
         return entries
 
-    def append(self, run: str | None, places: Places, **said: Any) -> None:
+    def append(
+        self, run: str | None, places: Places, restated: Mapping[str, State] | None = None, **said: Any
+    ) -> None:
         """Add an entry that says `intent`, `change`, `model`, `versions`, `aliases` (None: removed), `seal`.
 
+        `restated` are versions as earlier entries have them, with placeholders in their addresses already.
         With `anew` it begins a new chain of statements, for a registered model that was made again.
 
         Raises:
@@ -218,6 +221,7 @@ class Ledger:
             entries = self.writable()
             predicate = {
                 **placed(said, places),
+                **({"versions": dict(restated)} if restated else {}),
                 "name": self.name,
                 "sequence": len(entries),
                 "previous": entries[-1].sha256 if entries else None,

@@ -93,7 +93,8 @@ class Registrar:
                 made = f"models:/{self.name}/{version}"
                 write_seal(self.store, self.tracker, owner, sealed_by=self.run_id, registered=made)
         elif any(known.get("tags", {}).get(key) != value for key, value in tags.items()):
-            said["versions"] = {version: {**known, "tags": {**known.get("tags", {}), **tags}}}
+            set_now = placed(dict(tags), self._now)
+            said["restated"] = {version: {**known, "tags": {**known.get("tags", {}), **set_now}}}
         if owner == self.run_id and expected.seals.get(owner) != sealed.seal:
             said["seal"], said["timestamp"] = sealed.seal, sealed.timestamp
         if not expected.model:

@@ -101,10 +101,11 @@ class Shown:
         name, _, number = str(seal.said.get("registered") or "").removeprefix("models:/").rpartition("/")
         try:
             expected = self.model(name) if name else None
-            if expected is not None and number not in expected.versions.keys() | expected.former:
+            known = expected is None or number in expected.versions.keys() | expected.former
+            if expected is not None and not known and not self._is_announced(name, number, expected):
                 what = f"models:/{name}/{number}"
                 yield f"the seal of run {seal.said['run']} names {what}, which no ledger knows"
-        except VerificationFailed as error:
+        except (StageFailed, VerificationFailed) as error:
             yield str(error)
 
     def _erased(self) -> Iterator[str]:
