@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
 from resprout.infra import searches
 from resprout.infra.answers import answers, legible, one_line, will_not_pass
-from resprout.infra.environment import ARTIFACTS
+from resprout.infra.home_files import HomeFiles
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -54,6 +53,7 @@ class Tracker:
         self.config = config
         self.home = home
         self.uri = config.tracking_uri or f"sqlite:///{(home / 'mlflow.db').resolve()}"
+        self.files = HomeFiles(home, own=config.tracking_uri is None)
         self.is_server = self.uri.startswith(("http://", "https://"))
 
     @property
@@ -125,7 +125,7 @@ class Tracker:
         MLflow never changes where an experiment's artifacts lie. In a home that was moved or copied the
         experiment still points at the old folder, so new runs go to one that is named after the home.
         """
-        own = None if self.is_server else self._own_files
+        own = None if self.is_server else self.files.address
         found = self.client.get_experiment_by_name(name)
         if found is None:
             return self.client.create_experiment(name, artifact_location=own)
@@ -134,26 +134,14 @@ class Tracker:
                 f"the MLflow experiment '{name}' is deleted; restore it or set infra.mlflow.experiment to "
                 "another name"
             )
-        if self.here(found.artifact_location) != found.artifact_location and name == self.config.experiment:
+        if (
+            self.files.here(found.artifact_location) != found.artifact_location
+            and name == self.config.experiment
+        ):
             here = f"{name}{IN}{self.home.resolve()}"
             if not read_only or self.client.get_experiment_by_name(here) is not None:
                 return self._experiment(here, read_only)
         return found.experiment_id
-
-    @property
-    def _own_files(self) -> str:
-        """Address of the folder in which the home's own database keeps files of runs."""
-        return (self.home / ARTIFACTS).resolve().as_uri()
-
-    def here(self, address: str) -> str:
-        """An address of files of runs in the home's own database, where the home is now.
-
-        MLflow never changes one that it has noted, so in a home that was moved or copied it is an old one.
-        """
-        old, found, rest = address.rpartition(f"/{ARTIFACTS}")
-        if self.config.tracking_uri is not None or not found or not old.startswith("file:"):
-            return address
-        return f"{self._own_files}{rest}" if rest[:1] in ("", "/") else address
 
     def experiments(self) -> list[str]:
         """Ids of the experiment and of those that stood for it while the home was elsewhere."""
@@ -161,10 +149,6 @@ class Tracker:
         found = self.client.search_experiments() if self.config.tracking_uri is None else ()
         kin = [one.experiment_id for one in found if one.name == name or one.name.startswith(f"{name}{IN}")]
         return sorted({self.experiment_id, *kin})
-
-    def locations(self) -> set[str]:
-        """Addresses at which experiments keep the files of their runs."""
-        return {one.artifact_location.rstrip("/") for one in self.client.search_experiments()}
 
     @answers
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
@@ -220,18 +204,9 @@ class Tracker:
     @answers
     def concluded(self) -> list[Run]:
         """The runs of this experiment and its kin that came to a verdict and are finished."""
-        found: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
-                self.experiments(),
-                "attributes.status = 'FINISHED' and tags.`resprout.gate` LIKE '%'",
-                max_results=1000,
-                page_token=token,
-            )
-            found += page
-            if not (token := page.token):
-                return found
+        wanted = f"attributes.status = 'FINISHED' and tags.`{GATE}` LIKE '%'"
+        found = searches.runs(self, wanted, self.experiments())
+        return [run for run in found if run.info.lifecycle_stage == "active"]
 
     @answers
     def log(
@@ -289,13 +264,6 @@ class Tracker:
         """URI of an artifact of a run, in a form that the server accepts as a version's source."""
         return f"{self.run(run_id).info.artifact_uri}/{path}"
 
-    def folder(self, run: Run) -> Path | None:
-        """Folder of a run's files where they lie in this home; None where MLflow keeps them elsewhere."""
-        address = self.here(run.info.artifact_uri)
-        if not address.startswith(f"{self._own_files}/"):
-            return None
-        return Path(unquote(urlsplit(address).path))
-
     def page(self, run_id: str) -> str | None:
         """Address of a run's page on the server; None where MLflow is a database without one."""
         return (
@@ -305,7 +273,7 @@ class Tracker:
     @answers
     def artifact_root(self) -> str:
         """Address below which the files of this experiment's runs lie."""
-        return self.here(self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/"))
+        return self.files.here(self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/"))
 
     @answers
     def run(self, run_id: str) -> Run:
@@ -357,11 +325,6 @@ class Tracker:
         """The versions of `name` whose tag says that they hold this digest, the newest first."""
         found = sorted(self.versions(searches.named(name)), key=lambda one: -int(one.version))
         return [one for one in found if one.tags.get("resprout.digest") == digest]
-
-    @answers
-    def is_registered(self, name: str) -> bool:
-        """Whether there is a registered model of this name."""
-        return bool(self.client.search_registered_models(searches.named(name), max_results=1))
 
     @answers
     def make_version(

@@ -37,11 +37,11 @@ def relocate(
             "the source of a version; `resprout verify` finds the bytes by digest and shows where to load "
             "them from"
         )
-    here = tracker.here(f"file:///{ARTIFACTS}")
+    here = tracker.files.address
     in_home = store.root_uri == here.removesuffix(ARTIFACTS) + "store"
     roots: dict[str, str] = {}
-    for old in sorted(tracker.locations()):
-        if tracker.here(old) == here != old:
+    for old in sorted({one.artifact_location for one in tracker.client.search_experiments()}):
+        if tracker.files.here(old) == here != old:
             roots[old] = here
             # A store that lay elsewhere did not move with the home.
             if in_home:

@@ -75,7 +75,7 @@ def _state(
     data = found.pop("data", {})
     given = found.get("inputs", {}).pop("datasetInputs", ())
     histories = pool.map(lambda key: _history(tracker, run_id, key), sorted(run.data.metrics))
-    folder = tracker.folder(run)
+    folder = tracker.files.folder(run.info.artifact_uri)
     found_paths = _below(folder) if folder is not None else file_paths(tracker, run_id)
     paths = [path for path in found_paths if path.partition("/")[0] != own_copy]
 
