@@ -17,6 +17,7 @@ from resprout.infra.proof.provenance import provenance_key
 from resprout.infra.proof.signing import Opened
 from resprout.infra.proof.snapshot import placed, places, run_states
 from resprout.infra.proof.timestamp import Authority, token_key
+from resprout.infra.proof.told import told_wrongly
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
@@ -100,10 +101,14 @@ def write_seal(
     `about` says more: report, verdict, registered version.
 
     Raises:
-        VerificationFailed: a record behind it carries no signature that counts, and one is required.
+        VerificationFailed: a record behind it carries no signature that counts, and one is required; or
+            MLflow shows a metric or a tag of a stage that is not its artifact's.
     """
     now = places(tracker, store.root_uri)
     states = run_states(tracker, run_id, COPY)
+    # Somebody may have written there since a stage's run ended, and the seal would vouch for it.
+    if wrong := next(told_wrongly(store, run_id, states), None):
+        raise VerificationFailed(f"run {run_id} is not sealed: {wrong}; run again")
     named = sorted({state["tags"][RECORD] for state in states.values() if RECORD in state["tags"]})
     behind = {node.record_id: node.record for node in trees(store, named)}
     with ThreadPoolExecutor(THREADS) as pool:

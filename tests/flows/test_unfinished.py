@@ -96,3 +96,36 @@ def test_a_registered_model_that_was_deleted_and_made_again_verifies(
         assert "registered model tiny-pruned was deleted and made again" in looked.out
     client.delete_model_version("tiny-pruned", "1")
     assert resprout("verify", "--all", home=home).code == 4, "the new chain counts as the old one did"
+
+
+EDIT = """
+import sys
+from resprout.flows.cli.main import main
+from resprout.flows.conclude import Conclusion
+from resprout.infra import searches
+seal = Conclusion.seal
+def edited(self):
+    tracker = self.run.tracker
+    below = searches.runs(tracker, f"tags.`mlflow.parentRunId` = '{self.run.mlflow_run_id}'")
+    (run,) = [one for one in below if one.info.run_name == "evaluate pruned"]
+    tracker.client.log_metric(run.info.run_id, "own_acc", 0.99)
+    seal(self)
+Conclusion.seal = edited
+main()
+"""
+"""The command line while somebody edits a metric in MLflow, right before the run is sealed."""
+
+
+def test_a_seal_does_not_vouch_for_what_contradicts_the_artifacts(
+    finished: Any, home: Path, api_url: str
+) -> None:
+    before = sorted((home / "store" / "seals").iterdir())
+    env = {**os.environ, "RESPROUT_HOME": str(home), "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", EDIT, "run", str(finished.config)],
+        env=env, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert "is not sealed" in done.stderr
+    assert "own_acc is not that of artifact" in done.stderr
+    assert sorted((home / "store" / "seals").iterdir()) == before
