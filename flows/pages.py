@@ -14,6 +14,8 @@ from resprout.infra.store.manifest import hash_file
 from resprout.infra.store.paths import plain_status, unsafe
 
 REPORTS = "reports"
+LOGGED = "report/"
+"""Folder of a run's files in MLflow that holds its report."""
 CONFIG = "config.yaml"
 """File of the page that names folders of this machine, and so is another one in the artifact."""
 
@@ -24,7 +26,6 @@ class Pages:
     def __init__(self, place: Place) -> None:
         self.place = place
         self._done: set[str] = set()
-        self._sealed: dict[str, set[str]] | None = None
 
     def problems(self, name: str | None, report: str | None) -> Iterator[str]:
         """What is wrong with the page of the runs called `name`, of which `report` is one record."""
@@ -35,18 +36,13 @@ class Pages:
         if not folder.is_dir():
             return
         found = dict(_files(folder))
-        if _fit(found, self._files_of([self._content(report)])):
-            return
         # A later run of the same name put its own there.
-        if not _fit(found, self._files_of([*self._of_seals(name), *self._of_mlflow(name)])):
+        if (
+            found
+            and not _fit(found, self._of_seals(name))
+            and not _fit(found, self._files_of(self._of_mlflow(name)))
+        ):
             yield f"the report page in {folder} was changed: no run of {name} wrote it so"
-
-    def _content(self, record: str) -> str:
-        try:
-            return self.place.store.get_record(record).content
-        except (BadInput, VerificationFailed):
-            # The lineage behind the seal tells of it.
-            return ""
 
     def _files_of(self, digests: list[str]) -> Iterator[dict[str, str]]:
         for digest in dict.fromkeys(digests):
@@ -55,19 +51,22 @@ class Pages:
             except (BadInput, VerificationFailed):
                 continue
 
-    def _of_seals(self, name: str) -> list[str]:
-        if self._sealed is None:
-            self._sealed = {}
-            store = self.place.store
-            for (run,) in keys.own(store.driver, "seals"):
-                try:
-                    seal = read_seal(store, run)
-                except VerificationFailed:
-                    # Said where its run is looked at.
-                    continue
-                if seal is not None and seal.said.get("report"):
-                    self._sealed.setdefault(str(seal.said.get("name")), set()).add(seal.said["report"])
-        return [self._content(record) for record in sorted(self._sealed.get(name, ()))]
+    def _of_seals(self, name: str) -> Iterator[dict[str, str]]:
+        """By file of the report its SHA-256, of each sealed run of this name; gc leaves seals."""
+        store = self.place.store
+        for (run,) in keys.own(store.driver, "seals"):
+            try:
+                seal = read_seal(store, run)
+            except VerificationFailed:
+                # Said where its run is looked at.
+                continue
+            if seal is not None and seal.said.get("name") == name:
+                files = seal.said["runs"].get(run, {}).get("files", {})
+                yield {
+                    path.removeprefix(LOGGED): entry["sha256"]
+                    for path, entry in files.items()
+                    if path.startswith(LOGGED)
+                }
 
     def _of_mlflow(self, name: str) -> list[str]:
         """A run that was killed before its seal had put its page there already."""
@@ -90,6 +89,7 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
 def _fit(found: dict[str, str], artifacts: Iterator[dict[str, str]]) -> bool:
     """Whether one of the artifacts has all these files; others beside them are the user's own."""
     return any(
-        all(sha256 == artifact[path] for path, sha256 in found.items() if path in artifact)
+        found.keys() & artifact.keys()
+        and all(found[path] == artifact[path] for path in found.keys() & artifact)
         for artifact in artifacts
     )
