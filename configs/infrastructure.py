@@ -125,8 +125,9 @@ class ProofConfig(Section):
     verification_keys: tuple[str, ...] = ()
     """Whose signatures count beside the own key's: files of PEM public keys (from the current folder), or
     ed25519: and 64 hexadecimal digits. A key that was rotated out stays here."""
-    require_signatures: bool = False
-    """What carries no signature that counts is no cache hit, and `verify` calls it a fault."""
+    require_signatures: bool | None = None
+    """Whether what carries no signature that counts is no cache hit, and a fault to `verify`; default: true
+    where a key is given, signing_key or one of verification_keys."""
     timestamp_url: str | None = None
     """RFC 3161 authority that dates each seal, outside the reach of whoever holds the signing key."""
     timestamp_roots: str | None = None

@@ -13,6 +13,7 @@ from resprout.configs.schema import InfraConfig, RunConfig
 from resprout.configs.stages import SparsifyConfig
 from resprout.flows.catalog import registries
 from resprout.infra.extras import install_command
+from resprout.infra.proof.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.size import Shape
@@ -54,6 +55,7 @@ def check(loaded: Loaded) -> None:
     for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
         collect("evaluate.zero_shot", lambda name=one.task: read_task(name, loaded.base))
     collect("infra.store.uri", lambda: _store_folder(loaded))
+    collect("infra.proof", lambda: Signer.from_config(config.infra.proof).require_own_key())
     collect("infra.task_runner", lambda: require_extra(config.infra))
     if config.infra.shards > 1:
         collect("infra.shards", lambda: travelling(loaded))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.flows.cli.claims import claims_of
+from resprout.flows.cli.claims import claims_of, stands_for
+from resprout.flows.pages import Pages
 from resprout.flows.place import RUN_ID, Found, Place, find, parts
 from resprout.infra import identity
 from resprout.infra.lineage import Node, trees
 from resprout.infra.proof.collected import collected
 from resprout.infra.proof.ledger import ledgers
+from resprout.infra.proof.misplaced import misplaced
 from resprout.infra.proof.provenance import provenance_problems
 from resprout.infra.proof.seal import Seal
 from resprout.infra.proof.shown import Shown
@@ -37,11 +40,13 @@ class Examiner:
 
     def __init__(self, place: Place, share: float = 1.0, draw: random.Random | None = None) -> None:
         self.place = place
-        self.stored = Stored(place.store, share, draw)
+        self.stored = Stored(place.store, share, draw, lambda one: place.tracker.producer(one) is not None)
+        self.pages = Pages(place)
         self.shown = Shown(place.store, place.tracker, place.authority)
         self._problems: list[str] = []
         self._gone: list[str] = []
         self._unsigned: list[str] = []
+        self._moved: list[str] = []
         self._adopted: list[str] = []
 
     def reference(self, reference: str) -> None:
@@ -94,13 +99,27 @@ class Examiner:
         name, version = found.name or "", found.number or ""
         self._problems += self.shown.version(name, version)
         if top is not None:
-            self._problems += claims_of(self.place, found, top[-1], reported[-1] if reported else None)
-        seal = self.shown.seal(found.run or "", self._problems)
+            self._claims(found, top[-1], reported[-1] if reported else None)
+        ended = f"models:/{name}/{version}" not in self.shown.unfinished
+        seal = self.shown.seal(found.run or "", self._problems, ended)
         if seal is not None:
             self._problems += self.shown.named_seal(name, seal)
             self._problems += _of_version(seal, found)
             self._sealed(seal)
         self._look([*(top or ()), *(reported or ())], seal)
+
+    def _claims(self, found: Found, top: Node, report: Node | None) -> None:
+        """What the version claims, and where MLflow loads it from."""
+        what, known = f"models:/{found.name}/{found.number}", []
+        # A damaged ledger was told of with the version.
+        with suppress(VerificationFailed):
+            known = self.shown.model(found.name or "").places
+        self._problems += [f"{what}: {one}" for one in claims_of(self.place, found, top, report, known)]
+        if stands_for(self.place, found.source or "", known) != stands_for(self.place, found.source or ""):
+            self._moved.append(
+                f"{what}: MLflow loads it from {found.source}, where the store was; its bytes are at "
+                f"{self.place.store.uri(top.record.content)}, and `resprout relocate` tells MLflow"
+            )
 
     def run(self, run_id: str) -> None:
         """A sealed run, its nested runs, and all that they made."""
@@ -134,6 +153,14 @@ class Examiner:
             )
         return known is not None
 
+    def rooms(self) -> None:
+        """The whole store by listings: objects that no store wrote, and entries that lead nowhere."""
+        driver = self.place.store.driver
+        self._problems += [
+            f"{driver.uri(key)} is no object that resprout writes" for key in keys.strays(driver)
+        ]
+        self._problems += misplaced(self.place.store)
+
     def result(self) -> Examined:
         """What was found so far."""
         return Examined(
@@ -160,6 +187,7 @@ class Examiner:
                 said["statement"],
                 rebuild=said["resprout"] == identity.library_version("resprout"),
             )
+        self._problems += self.pages.problems(said.get("name"), said.get("report"))
         self._problems += told_wrongly(self.place.store, said["run"], said["runs"])
         self._look(self._tree(left, f"the seal of run {said['run']}") or (), seal, gone)
         if not seal.opened.signed_by:
@@ -212,6 +240,9 @@ class Examiner:
                 "theirs to infra.proof.verification_keys"
             )
         yield from self._adopted
+        yield from self.shown.unfinished.values()
+        yield from self.shown.anew
+        yield from self._moved
         for name, head in sorted(self.shown.heads.items()):
             yield f"ledger of {name}: {head}"
         if self._unsigned and self.stored.signers:
@@ -262,6 +293,12 @@ def examine_all(place: Place, share: float = 1.0) -> Examined:
     for name, number in sorted({key for key, tagged in here.items() if tagged} | stated):
         examiner.reference(f"models:/{name}/{number}")
     sealed = {key.removeprefix("seals/").removesuffix(".json") for key in place.store.driver.list("seals/")}
-    for run_id in sorted(sealed | examiner.shown.concluded()):
+    unfinished = {
+        str(one.run_id)
+        for one in place.tracker.versions()
+        if f"models:/{one.name}/{one.version}" in examiner.shown.unfinished
+    }
+    for run_id in sorted(sealed | examiner.shown.concluded() - unfinished):
         examiner.run(run_id)
+    examiner.rooms()
     return examiner.result()

@@ -61,12 +61,12 @@ def open_place(config: Path | None, reference: str, read_only: bool = False) -> 
             "infra.mlflow.tracking_uri; give the run's config with --config, or set RESPROUT_HOME"
         )
     authority = Authority.from_config(infra.proof)
-    prepare(infra, home)
+    prepare(infra, home, read_only=read_only)
     # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
     from resprout.infra.tracking import Tracker
 
     tracker = Tracker(infra.mlflow, home)
-    tracker.connect()
+    tracker.connect(read_only)
     store = ArtifactStore.from_config(infra.store, home, infra.proof)
     store.read_only = read_only
     return Place(store, tracker, home, authority)

@@ -35,26 +35,15 @@ QUIET = {
 }
 
 
-def prepare(infra: InfraConfig, home: Path, debug: bool = False) -> None:
+def prepare(infra: InfraConfig, home: Path, debug: bool = False, read_only: bool = False) -> None:
     """Make the home folder and set what Prefect, MLflow and Hugging Face read when they are imported.
 
     A variable that the user has set stays as it is, unless the config names the same thing. A home that
     cannot be made or written raises BadInput: Prefect's server would try for minutes before it says anything.
+    With `read_only` a home that is there need not be writable.
     """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"the data folder {home} cannot be made ({error.strerror}); set RESPROUT_HOME"
-        ) from None
-    try:
-        with tempfile.NamedTemporaryFile(dir=home, prefix="probe-") as probe:
-            probe.write(b"probe")
-    except OSError as error:
-        raise BadInput(
-            f"the data folder {home} cannot be written ({error.strerror}); make it writable with room on its "
-            "disk, or set RESPROUT_HOME to another folder"
-        ) from None
+    if not (read_only and home.is_dir()):
+        _make(home)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if debug else "CRITICAL")
@@ -73,6 +62,24 @@ def prepare(infra: InfraConfig, home: Path, debug: bool = False) -> None:
     if infra.mlflow.password is not None:
         os.environ["MLFLOW_TRACKING_PASSWORD"] = infra.mlflow.password.get_secret_value()
     _give_mlflow_the_bucket(infra.store)
+
+
+def _make(home: Path) -> None:
+    """Make the data folder; BadInput where it cannot be made or written."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"the data folder {home} cannot be made ({error.strerror}); set RESPROUT_HOME"
+        ) from None
+    try:
+        with tempfile.NamedTemporaryFile(dir=home, prefix="probe-") as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        raise BadInput(
+            f"the data folder {home} cannot be written ({error.strerror}); make it writable with room on its "
+            "disk, or set RESPROUT_HOME to another folder"
+        ) from None
 
 
 def _give_mlflow_the_bucket(store: StoreConfig) -> None:

@@ -29,6 +29,12 @@ def named(name: str) -> str:
     return "name = '" + name.replace("'", "\\'") + "'"
 
 
+@answers
+def is_registered(tracker: Tracker, name: str) -> bool:
+    """Whether there is a registered model of this name."""
+    return bool(tracker.client.search_registered_models(filter_string=named(name), max_results=1))
+
+
 def models(tracker: Tracker) -> Iterator[RegisteredModel]:
     """All registered models with their aliases."""
     return _pages(tracker, tracker.client.search_registered_models)

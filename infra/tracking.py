@@ -8,9 +8,10 @@ imported where it is used: its import takes as long as all others that a run nee
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
 from resprout.infra import searches
 from resprout.infra.answers import answers, legible, one_line, will_not_pass
-from resprout.infra.environment import ARTIFACTS
+from resprout.infra.home_files import HomeFiles
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -52,6 +53,7 @@ class Tracker:
         self.config = config
         self.home = home
         self.uri = config.tracking_uri or f"sqlite:///{(home / 'mlflow.db').resolve()}"
+        self.files = HomeFiles(home, own=config.tracking_uri is None)
         self.is_server = self.uri.startswith(("http://", "https://"))
 
     @property
@@ -59,20 +61,25 @@ class Tracker:
         """The tracking URI without credentials."""
         return without_credentials(self.uri)
 
-    def connect(self) -> None:
-        """Reach the server, or make the database once; BadInput in under 20 s where neither works."""
+    def connect(self, read_only: bool = False) -> None:
+        """Reach the server, or make the database once; BadInput in under 20 s where neither works.
+
+        With `read_only` a home that cannot be written will do, and a moved one gets no new experiment.
+        """
         from filelock import FileLock
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import ArgumentError
 
-        self.home.mkdir(parents=True, exist_ok=True)
+        fixed = read_only and not os.access(self.home, os.W_OK)
+        if not fixed:
+            self.home.mkdir(parents=True, exist_ok=True)
         # Several processes at a new SQLite file break each other's migrations, so one makes it.
-        with FileLock(str(self.home / "mlflow.lock"), timeout=120):
+        with nullcontext() if fixed else FileLock(str(self.home / "mlflow.lock"), timeout=120):
             try:
                 self._knock()
                 self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-                self.experiment_id = self._experiment(self.config.experiment)
+                self.experiment_id = self._experiment(self.config.experiment, read_only)
             except BadInput:
                 raise
             except (MlflowException, OSError, ImportError, ArgumentError) as error:
@@ -112,13 +119,13 @@ class Tracker:
         finally:
             engine.dispose()
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, read_only: bool = False) -> str:
         """Id of the active experiment called `name`, which is made where there is none.
 
         MLflow never changes where an experiment's artifacts lie. In a home that was moved or copied the
         experiment still points at the old folder, so new runs go to one that is named after the home.
         """
-        own = None if self.is_server else (self.home / ARTIFACTS).resolve().as_uri()
+        own = None if self.is_server else self.files.address
         found = self.client.get_experiment_by_name(name)
         if found is None:
             return self.client.create_experiment(name, artifact_location=own)
@@ -127,10 +134,13 @@ class Tracker:
                 f"the MLflow experiment '{name}' is deleted; restore it or set infra.mlflow.experiment to "
                 "another name"
             )
-        location = found.artifact_location
-        moved = location.startswith("file:") and location.endswith(f"/{ARTIFACTS}") and location != own
-        if moved and self.config.tracking_uri is None and name == self.config.experiment:
-            return self._experiment(f"{name}{IN}{self.home.resolve()}")
+        if (
+            self.files.here(found.artifact_location) != found.artifact_location
+            and name == self.config.experiment
+        ):
+            here = f"{name}{IN}{self.home.resolve()}"
+            if not read_only or self.client.get_experiment_by_name(here) is not None:
+                return self._experiment(here, read_only)
         return found.experiment_id
 
     def experiments(self) -> list[str]:
@@ -194,18 +204,9 @@ class Tracker:
     @answers
     def concluded(self) -> list[Run]:
         """The runs of this experiment and its kin that came to a verdict and are finished."""
-        found: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
-                self.experiments(),
-                "attributes.status = 'FINISHED' and tags.`resprout.gate` LIKE '%'",
-                max_results=1000,
-                page_token=token,
-            )
-            found += page
-            if not (token := page.token):
-                return found
+        wanted = f"attributes.status = 'FINISHED' and tags.`{GATE}` LIKE '%'"
+        found = searches.runs(self, wanted, self.experiments())
+        return [run for run in found if run.info.lifecycle_stage == "active"]
 
     @answers
     def log(
@@ -272,7 +273,7 @@ class Tracker:
     @answers
     def artifact_root(self) -> str:
         """Address below which the files of this experiment's runs lie."""
-        return self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/")
+        return self.files.here(self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/"))
 
     @answers
     def run(self, run_id: str) -> Run:

@@ -53,7 +53,7 @@ def _digest_and_imports(module: str) -> tuple[str, tuple[str, ...]]:
     if path is None:
         raise ModuleNotFoundError(f"no source file for {module}; it cannot enter a cache key")
     stat = path.stat()
-    return _parse(module, path, stat.st_mtime_ns, stat.st_size)
+    return _parse(module, path, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size))
 
 
 def _templates(module: str) -> dict[str, str]:
@@ -65,7 +65,7 @@ def _templates(module: str) -> dict[str, str]:
 
 
 @functools.cache
-def _parse(module: str, path: Path, _mtime_ns: int, _size: int) -> tuple[str, tuple[str, ...]]:
+def _parse(module: str, path: Path, _stamp: tuple[int, ...]) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(path.read_bytes())
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     imports: set[str] = set()

@@ -19,8 +19,6 @@ Calling it:
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from resprout.configs.errors import Transient
 from resprout.infra import identity
 from resprout.infra.notes import NOTE, run_page
-from resprout.infra.store.record import Parent, Record
+from resprout.infra.store.record import Parent, Record, stage_key
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.code import code_hash
 from resprout.tasks.cost import Cost, metered, total
@@ -140,8 +138,7 @@ class Stage(Generic[C]):
 
     def key_of(self, parts: Mapping[str, Any]) -> str:
         """The key that these parts make."""
-        text = json.dumps(parts, sort_keys=True)
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()}"
+        return stage_key(parts)
 
     def key_parts(self, job: Job[C], inputs: Mapping[str, Input]) -> dict[str, Any]:
         """What enters the key, by name; kept readable so that a miss can be explained."""
@@ -279,7 +276,7 @@ class Stage(Generic[C]):
             seconds=round(time.perf_counter() - start, 3),
             origin=_optional(job.config, "origin"),
             licence=_optional(job.config, "licence_note"),
-        )
+        ).with_key_of(parts)
         return ArtifactRef(
             kind=self.kind,
             digest=manifest.digest,

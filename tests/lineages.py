@@ -26,6 +26,23 @@ PLAN: dict[str, Any] = {
 }
 
 
+def keyed(record: Record, unlike: str = "") -> Record:
+    """The record with the key of what it says; `unlike` sets apart what is equal otherwise."""
+    parts: dict[str, Any] = {
+        "stage": record.stage,
+        "config": record.config,
+        "libraries": record.libraries,
+        "code": record.code.get("reached"),
+        "parents": {parent.role: [parent.digest, ""] for parent in record.parents},
+        "unlike": unlike,
+    }
+    if record.seed is not None:
+        parts["seed"] = record.seed
+    if record.device is not None:
+        parts["dtype"], parts["device"] = record.dtype, record.device
+    return record.with_key_of(parts)
+
+
 @dataclass
 class Writer:
     """Writes artifacts with records; `made` holds each by the name that it was given."""
@@ -53,7 +70,7 @@ class Writer:
         }
         record = Record(
             stage=stage,
-            key=f"{stage}-{name}",
+            key="",
             kind=kind,
             content=manifest.digest,
             manifest=manifest.sha256,
@@ -67,7 +84,7 @@ class Writer:
             seconds=1.5,
             **given,
         )
-        self.made[name] = (manifest.digest, self.store.put_record(record))
+        self.made[name] = (manifest.digest, self.store.put_record(keyed(record, name)))
         return self.made[name][1]
 
 

@@ -10,6 +10,7 @@ from resprout.configs.errors import VerificationFailed
 from resprout.flows.place import Place
 from resprout.infra import searches
 from resprout.infra.proof.ledger import Expected, Ledger, folded, ledgers
+from resprout.infra.proof.snapshot import placed, places
 from resprout.infra.tracking import RECORD, REPORT_RECORD
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def registered(place: Place, runs: Container[str], problems: list[str]) -> list[
         is_stated = one.name in stated and str(one.version) in stated[one.name].versions
         is_tagged = any(tag.startswith(OWN) for tag in one.tags)
         if is_stated or is_tagged or (one.source or "").startswith(store) or one.run_id in runs:
-            found[one.name, str(one.version)] = _shown(one, stated.get(one.name))
+            found[one.name, str(one.version)] = _shown(place, one, stated.get(one.name))
     for name, expected in stated.items():
         for number in expected.versions.keys() - {number for known, number in found if known == name}:
             found[name, number] = _deleted(name, number, expected)
@@ -71,12 +72,17 @@ def _stated(place: Place, problems: list[str]) -> dict[str, Expected]:
     return found
 
 
-def _shown(one: ModelVersion, expected: Expected | None) -> Registered:
+def _shown(place: Place, one: ModelVersion, expected: Expected | None) -> Registered:
     number, tags, problems = str(one.version), dict(one.tags), []
     state = expected.versions.get(number) if expected is not None else None
+    source = one.source or ""
+    if expected is not None and state is not None and "source" in state:
+        now = places(place.tracker, place.store.root_uri)
+        if placed(source, now, *expected.places) != state["source"]:
+            problems.append(f"its source is {source}, but by the ledger it is {state['source']}")
     if state is None:
         problems.append("no ledger knows it: it was not registered by resprout, or its entry was removed")
-    then = state["tags"] if state is not None else {}
+    then = state.get("tags", {}) if state is not None else {}
     if RECORD not in tags:
         problems.append(f"it has no tag {RECORD}: it was removed, or resprout did not register the version")
     return Registered(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,6 +53,8 @@ def alias(
                 f"version {number} of {model} is not in the ledger, so no alias can be stated for it; run "
                 "its config again, or set the alias in MLflow"
             )
+        change: dict[str, Any] = {"version": None if remove else number, "tags": {}, "alias": name}
+        ledger.append(None, places(place.tracker, place.store.root_uri), change=change)
         if remove:
             place.tracker.drop_alias(model, name, number)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.again import digest_of_config
 from resprout.flows.place import Found, Place
 from resprout.infra.lineage import Node
+from resprout.infra.proof.snapshot import Places, placed, places
 from resprout.infra.store.manifest import FileEntry, scan
 from resprout.tasks.register.reconcile import COPY, is_copy, own_uri
 
@@ -44,12 +45,17 @@ class Claim:
         )
 
 
-def claims_of(place: Place, found: Found, top: Node, report: Node | None) -> list[str]:
-    """What the tags and the source of a version say otherwise than its records and its run do."""
+def claims_of(
+    place: Place, found: Found, top: Node, report: Node | None, known: Sequence[Places] = ()
+) -> list[str]:
+    """What the tags and the source of a version say otherwise than its records and its run do.
+
+    `known` are the places at which the store was, by the ledger.
+    """
     problems = []
     if report is not None:
         exports = [parent.record.content for role, parent in report.parents if role == "export"]
-        if report.record.stage != "report" or exports != [top.record.content]:
+        if report.record.stage != "report" or exports != [top.record.content] or not _states_a_run(report):
             problems.append(
                 f"tag resprout.report_record says {report.record_id}, which is no report on "
                 f"{top.record.content}"
@@ -57,7 +63,7 @@ def claims_of(place: Place, found: Found, top: Node, report: Node | None) -> lis
             report = None
     claims = [*_by_records(top), *(_by_report(report) if report else ()), *_by_run(place, found)]
     problems += [problem for claim in claims if (problem := claim.problem(found.tags or {}))]
-    return problems + _source(place, found, top)
+    return problems + _source(place, found, top, known)
 
 
 def _by_records(top: Node) -> Iterator[Claim]:
@@ -68,6 +74,13 @@ def _by_records(top: Node) -> Iterator[Claim]:
             if node.record.stage == stage and node.record.config.get("role", "model") == "model"
         )
         yield Claim(name, made, f"the lineage of record {top.record_id}")
+
+
+def _states_a_run(report: Node) -> bool:
+    """Whether a report's record holds the config of a run."""
+    config = report.record.config.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    return isinstance(model, dict) and isinstance(model.get("source"), str)
 
 
 def _by_report(report: Node) -> Iterator[Claim]:
@@ -99,7 +112,7 @@ def _by_run(place: Place, found: Found) -> Iterator[Claim]:
         yield Claim(name, frozenset({tags[f"resprout.{key}"]} if f"resprout.{key}" in tags else ()), witness)
 
 
-def _source(place: Place, found: Found, top: Node) -> list[str]:
+def _source(place: Place, found: Found, top: Node, known: Sequence[Places]) -> list[str]:
     """What is wrong with the place that the version points at: the store's own, or a copy that a run owns."""
     try:
         entries = place.store.manifest(top.record.content).files
@@ -111,7 +124,7 @@ def _source(place: Place, found: Found, top: Node) -> list[str]:
     loaded = place.tracker.client.get_model_version_download_uri(found.name or "", found.number or "")
     if loaded != found.source:
         return [f"the version's source is {found.source}, but MLflow loads it from {loaded}"]
-    if found.source in held:
+    if stands_for(place, found.source or "", known) in {stands_for(place, one) for one in held}:
         return []
     if not is_copy(place.store, place.tracker):
         return [f"the version's source is {found.source}, but its artifact is at {' or '.join(held)}"]
@@ -126,6 +139,11 @@ def _source(place: Place, found: Found, top: Node) -> list[str]:
             return [f"the version's copy at {found.source} cannot be read: {what}"]
     one_of = [_differences(found.source or "", folder, entries, copied) for folder in folders]
     return min(one_of, key=len)
+
+
+def stands_for(place: Place, address: str, known: Sequence[Places] = ()) -> str:
+    """An address with {store} for where the store is, or was by the ledger."""
+    return str(placed(address, places(place.tracker, place.store.root_uri), *known))
 
 
 def _differences(

@@ -31,6 +31,7 @@ VERBS = (
     "erase",
     "backup",
     "restore",
+    "relocate",
     "triggers",
     "relay",
     "up",

@@ -9,10 +9,20 @@ from dataclasses import dataclass
 
 from resprout.configs.errors import VerificationFailed
 from resprout.infra import identity
-from resprout.infra.proof.ledger import predicate_of, statement
+from resprout.infra.proof.ledger import Form, predicate_of, statement
 from resprout.infra.store.store import ArtifactStore
 
 PREDICATE = "urn:resprout:collected:v1"
+
+
+class CollectedForm(Form):
+    """Types of what is said of a run."""
+
+    run: str
+    records: list[str]
+    who: str
+    when: str
+    key: str | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ def collected(store: ArtifactStore, run_id: str) -> Collected | None:
         return None
     what = f"statement {store.driver.uri(key)}"
     opened = store.signer.open(data, what)
-    said = predicate_of(opened, PREDICATE, what, ("run", "records", "who", "when", "key"))
+    said = predicate_of(opened, PREDICATE, what, CollectedForm)
     if said.get("run") != run_id:
         raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
     if (store.signer.required or store.signer.key_ids) and not opened.signed_by:

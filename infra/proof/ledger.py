@@ -7,10 +7,12 @@ written on them, and where each alias points, so that whatever else the registry
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.infra import identity
@@ -20,9 +22,59 @@ from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.store import ArtifactStore
 
 PREDICATE = "urn:resprout:registry-entry:v1"
-NEEDS = ("name", "sequence", "previous", "run", "places")
 TRIES = 20
 THREADS = 8
+
+
+class Form(BaseModel):
+    """Types of what a statement must say; what else it says is free."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class PlacesForm(Form):
+    """Where store and run files were."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    store: str
+    artifacts: str
+
+
+class StateForm(Form):
+    """A model version, or what is meant to become one."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    tags: dict[str, str] = {}
+    source: str = ""
+    runId: str = ""
+
+
+class ChangeForm(Form):
+    """What is about to be set: tags of a version, and the alias that is to point at it, or at none."""
+
+    version: str | None
+    tags: dict[str, str]
+    alias: str | None
+
+
+class EntryForm(Form):
+    """A ledger entry."""
+
+    name: str
+    sequence: int
+    previous: str | None
+    run: str | None
+    places: PlacesForm
+    anew: bool = False
+    intent: StateForm | None = None
+    change: ChangeForm | None = None
+    model: dict[str, Any] | None = None
+    versions: dict[str, StateForm] | None = None
+    aliases: dict[str, str | None] | None = None
+    seal: str | None = None
+    timestamp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +107,14 @@ class Expected:
     """By run id the SHA-256 of the timestamp that an entry names."""
     places: list[Places] = field(default_factory=list)
     """Where store and run files were when the entries were written."""
+    meant_tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By version the tags that were announced, and not yet stated as set."""
+    meant_aliases: dict[str, list[str | None]] = field(default_factory=dict)
+    """By alias the versions to which it was announced to move, and not yet stated as moved."""
+    former: set[str] = field(default_factory=set)
+    """Versions of the same name before the registered model was deleted and made again."""
+    anew: list[str] = field(default_factory=list)
+    """A sentence for each time that it was."""
 
 
 def statement(subject: str, predicate_type: str, predicate: dict[str, Any]) -> dict[str, Any]:
@@ -68,21 +128,30 @@ def statement(subject: str, predicate_type: str, predicate: dict[str, Any]) -> d
 
 
 def predicate_of(
-    opened: Opened, predicate_type: str, what: str, needs: tuple[str, ...] = ()
+    opened: Opened, predicate_type: str, what: str, form: type[BaseModel] = Form
 ) -> dict[str, Any]:
-    """What a statement says; VerificationFailed where it is of another kind, or lacks what it needs."""
+    """What a statement says; VerificationFailed where it is of another kind, or lacks its `form`."""
     predicate = opened.statement.get("predicate")
     subject = opened.statement.get("subject")
     name = subject[0].get("name") if isinstance(subject, list) and len(subject) == 1 else None
     if not isinstance(predicate, dict) or opened.statement != statement(str(name), predicate_type, predicate):
         raise VerificationFailed(f"the {what} is no statement of the kind {predicate_type}")
-    if not {*needs} <= {*predicate}:
-        raise VerificationFailed(f"the {what} lacks what such a statement says")
-    if "places" in needs and sorted(predicate["places"]) != ["artifacts", "store"]:
-        raise VerificationFailed(f"the {what} names other places than such a statement")
+    require_form(predicate, what, form)
     if predicate.get("key") is not None and not (opened.signed_by or opened.unknown):
         raise VerificationFailed(f"the {what} had a signature of key {predicate['key']}, which was removed")
     return predicate
+
+
+def require_form(said: dict[str, Any], what: str, form: type[BaseModel]) -> None:
+    """VerificationFailed where a statement lacks a field of its kind, or has one of another type."""
+    try:
+        form.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise VerificationFailed(
+            f"the {what} lacks what such a statement says ({where}: {first['msg']})"
+        ) from error
 
 
 class Ledger:
@@ -109,7 +178,7 @@ class Ledger:
         for sequence, (key, data) in enumerate(zip(keys, read, strict=True)):
             what = f"ledger entry {self.store.driver.uri(key)}"
             opened = self.store.signer.open(data or b"", what)
-            said = predicate_of(opened, PREDICATE, what, NEEDS)
+            said = predicate_of(opened, PREDICATE, what, EntryForm)
             if key != f"{self.prefix}{sequence:08d}.json" or said["sequence"] != sequence:
                 raise VerificationFailed(f"the {what} is not number {sequence}: one was removed or added")
             if said["name"] != self.name or said["previous"] != before:
@@ -125,17 +194,23 @@ class Ledger:
             VerificationFailed: the chain is damaged, or ends with what nobody known signed.
         """
         entries = list(self.entries())
-        if any(entry.opened.signed_by or entry.opened.unknown for entry in entries):
-            if not self.store.signer.signs:
-                raise BadInput(
-                    f"the ledger of {self.name} is signed, and infra.proof names no signing key here; set "
-                    "signing_key or signing_key_file"
-                )
-            require_signed(self.name, entries, required=True)
+        signed = any(entry.opened.signed_by or entry.opened.unknown for entry in entries)
+        if signed and not self.store.signer.signs:
+            raise BadInput(
+                f"the ledger of {self.name} is signed, and infra.proof names no signing key here; set "
+                "signing_key or signing_key_file"
+            )
+        # The entry that comes next vouches for all before it.
+        require_signed(self.name, entries, required=signed or self.store.signer.required)
         return entries
 
-    def append(self, run: str | None, places: Places, **said: Any) -> None:
-        """Add an entry that says `intent`, `model`, `versions`, `aliases` (None: removed), the `seal`'s hash.
+    def append(
+        self, run: str | None, places: Places, restated: Mapping[str, State] | None = None, **said: Any
+    ) -> None:
+        """Add an entry that says `intent`, `change`, `model`, `versions`, `aliases` (None: removed), `seal`.
+
+        `restated` are versions as earlier entries have them, with placeholders in their addresses already.
+        With `anew` it begins a new chain of statements, for a registered model that was made again.
 
         Raises:
             BadInput: the ledger is signed, and there is no key here.
@@ -146,6 +221,7 @@ class Ledger:
             entries = self.writable()
             predicate = {
                 **placed(said, places),
+                **({"versions": dict(restated)} if restated else {}),
                 "name": self.name,
                 "sequence": len(entries),
                 "previous": entries[-1].sha256 if entries else None,
@@ -171,7 +247,8 @@ def require_signed(name: str, entries: list[Entry], required: bool) -> None:
     after = entries[signed[-1] + 1 :] if signed else entries
     if after and (signed or required):
         raise VerificationFailed(
-            f"ledger entry {after[0].key} of {name} has no signature that counts, nor has any after it"
+            f"ledger entry {after[0].key} of {name} has no signature that counts, nor has any after it; "
+            "where it is older than the key, infra.proof.require_signatures: false takes it as it is"
         )
 
 
@@ -185,7 +262,7 @@ def ledgers(store: ArtifactStore, problems: list[str]) -> Iterator[str]:
         try:
             what = f"ledger entry {store.driver.uri(key)}"
             opened = store.signer.open(store.driver.get_bytes(key) or b"", what)
-            name = str(predicate_of(opened, PREDICATE, what, NEEDS)["name"])
+            name = str(predicate_of(opened, PREDICATE, what, EntryForm)["name"])
             if Ledger(store, name).prefix != f"{prefix}/":
                 raise VerificationFailed(f"the {what} is that of {name}")
         except VerificationFailed as error:
@@ -201,13 +278,23 @@ def folded(entries: list[Entry]) -> Expected:
     for entry in entries:
         said = entry.said
         expected.hashes.add(entry.sha256)
+        if said.get("anew"):
+            _begin_anew(expected, said)
         expected.model = said.get("model") or expected.model
         if (then := Places(**said["places"])) not in expected.places:
             expected.places.append(then)
         if said.get("intent") is not None:
             expected.intents.append(said["intent"])
+        if (change := said.get("change")) is not None:
+            if change["version"] is not None:
+                expected.meant_tags.setdefault(change["version"], {}).update(change["tags"])
+            if change["alias"] is not None:
+                expected.meant_aliases.setdefault(change["alias"], []).append(change["version"])
         expected.versions.update(said.get("versions") or {})
+        for version in said.get("versions") or {}:
+            expected.meant_tags.pop(version, None)
         for alias, version in (said.get("aliases") or {}).items():
+            expected.meant_aliases.pop(alias, None)
             if version is None:
                 expected.aliases.pop(alias, None)
             else:
@@ -217,3 +304,16 @@ def folded(entries: list[Entry]) -> Expected:
             if said.get("timestamp") is not None:
                 expected.timestamps[said["run"]] = said["timestamp"]
     return expected
+
+
+def _begin_anew(expected: Expected, said: dict[str, Any]) -> None:
+    """Forget what the registry showed of a registered model that is there no more."""
+    expected.former |= {*expected.versions}
+    expected.model = {}
+    for stated in (expected.versions, expected.aliases, expected.meant_tags, expected.meant_aliases):
+        stated.clear()
+    expected.intents.clear()
+    expected.anew.append(
+        f"registered model {said['name']} was deleted and made again: run {said['run']} began anew in its "
+        f"ledger on {str(said.get('at'))[:10]}"
+    )

@@ -133,6 +133,9 @@ def provenance_problems(
     except (BadInput, VerificationFailed) as error:
         yield str(error)
         return
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        yield f"the records behind the {what} make no statement ({type(error).__name__})"
+        return
     for key_id in sorted({*signed} - {*opened.signed_by, *opened.unknown}):
         yield f"the signature of key {key_id} on the {what} was removed"
     if store.signer.required and not opened.signed_by:

@@ -7,23 +7,67 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import field_validator
+
 from resprout.configs.errors import VerificationFailed
 from resprout.infra import identity
 from resprout.infra.lineage import trees
-from resprout.infra.proof.ledger import predicate_of, statement
+from resprout.infra.proof.ledger import Form, PlacesForm, predicate_of, statement
 from resprout.infra.proof.provenance import provenance_key
 from resprout.infra.proof.signing import Opened
 from resprout.infra.proof.snapshot import placed, places, run_states
 from resprout.infra.proof.timestamp import Authority, token_key
+from resprout.infra.proof.told import told_wrongly
 from resprout.infra.store.canonical import canonical_json, sha256_hex
+from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import RECORD, Tracker
 
 PREDICATE = "urn:resprout:seal:v1"
-NEEDS = ("run", "records", "runs", "provenance", "sealed", "statement", "resprout", "places")
 THREADS = 8
 COPY = "model"
 """Folder of a run's files that holds a copy of the export, where versions cannot point into the store."""
+
+
+class FileForm(Form):
+    """A file of a run."""
+
+    size: int
+    sha256: str
+
+
+class RunForm(Form):
+    """What MLflow held about a run."""
+
+    info: dict[str, Any]
+    tags: dict[str, str]
+    metrics: dict[str, dict[str, Any]]
+    files: dict[str, FileForm]
+
+
+class SealForm(Form):
+    """Types of what a seal says."""
+
+    run: str
+    records: dict[str, list[str]]
+    runs: dict[str, RunForm]
+    provenance: list[str]
+    sealed: str
+    statement: str | None
+    resprout: str
+    places: PlacesForm
+    report: str | None = None
+    export: str | None = None
+    registered: str | None = None
+    sealed_by: str | None = None
+    name: str | None = None
+
+    @field_validator("sealed")
+    @classmethod
+    def _is_a_time(cls, text: str) -> str:
+        if datetime.datetime.fromisoformat(text).tzinfo is None:
+            raise ValueError("the time has no zone")
+        return text
 
 
 @dataclass(frozen=True)
@@ -55,13 +99,21 @@ def write_seal(
     """State and sign what MLflow holds about an ended run, and have it dated by the authority.
 
     `about` says more: report, verdict, registered version.
+
+    Raises:
+        VerificationFailed: a record behind it carries no signature that counts, and one is required; or
+            MLflow shows a metric or a tag of a stage that is not its artifact's.
     """
     now = places(tracker, store.root_uri)
     states = run_states(tracker, run_id, COPY)
+    # Somebody may have written there since a stage's run ended, and the seal would vouch for it.
+    if wrong := next(told_wrongly(store, run_id, states), None):
+        raise VerificationFailed(f"run {run_id} is not sealed: {wrong}; run again")
     named = sorted({state["tags"][RECORD] for state in states.values() if RECORD in state["tags"]})
-    behind = sorted({node.record_id for node in trees(store, named)})
+    behind = {node.record_id: node.record for node in trees(store, named)}
     with ThreadPoolExecutor(THREADS) as pool:
-        signed = dict(zip(behind, pool.map(store.signatures_of, behind), strict=True))
+        held = pool.map(lambda item: _signatures(store, *item), sorted(behind.items()))
+        signed = dict(zip(sorted(behind), held, strict=True))
     stated = about.get("report") and store.driver.get_bytes(provenance_key(about["report"]))
     opened = store.signer.open(stated, "provenance statement") if stated else None
     predicate = {
@@ -85,6 +137,20 @@ def write_seal(
     return Sealed(sha256_hex(data), sha256_hex(token) if token is not None else None)
 
 
+def _signatures(store: ArtifactStore, identity: str, record: Record) -> list[str]:
+    """Ids of the keys that signed a record: of the known ones those whose signatures hold.
+
+    VerificationFailed where signatures are required and none counts: a seal vouches for all it names.
+    """
+    good = store.signed_by(identity, record.dumps())
+    if store.signer.required and not good:
+        raise VerificationFailed(
+            f"record {identity} of stage {record.stage} has no signature that counts, so the run is not "
+            "sealed; run again, or set infra.proof.require_signatures: false for what is older than the key"
+        )
+    return [one for one in store.signatures_of(identity) if one in good or one not in store.signer.key_ids]
+
+
 def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
     """The seal of a run, None where it has none; VerificationFailed where it is damaged."""
     data = store.driver.get_bytes(seal_key(run_id))
@@ -92,7 +158,7 @@ def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
         return None
     what = f"seal {store.driver.uri(seal_key(run_id))}"
     opened = store.signer.open(data, what)
-    said = predicate_of(opened, PREDICATE, what, NEEDS)
+    said = predicate_of(opened, PREDICATE, what, SealForm)
     if said.get("run") != run_id:
         raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
     return Seal(data, sha256_hex(data), opened, said)

@@ -42,17 +42,21 @@ class Shown:
         self._expected: dict[str, Expected] = {}
         self._done: set[str] = set()
         self._gone: dict[str, str] | None = None
+        self.unfinished: dict[str, str] = {}
+        """What runs announced in the registry and have not stated as done, with a sentence for each."""
+        self.anew: list[str] = []
+        """A sentence for each registered model that was deleted and made again."""
         self.heads: dict[str, str] = {}
         """Length and last hash of each ledger that was read; who keeps them notices when its end is cut."""
 
-    def seal(self, run_id: str, problems: list[str]) -> Seal | None:
-        """The seal of a run; None, and a problem, where it is missing or damaged."""
+    def seal(self, run_id: str, problems: list[str], ended: bool = True) -> Seal | None:
+        """The seal of a run; None, and a problem, where it is damaged, or missing though the run `ended`."""
         try:
             seal = read_seal(self.store, run_id)
         except VerificationFailed as error:
             problems.append(str(error))
             return None
-        if seal is None:
+        if seal is None and ended:
             problems.append(
                 f"MLflow run {run_id} has no seal: it never ended well, an old version of resprout made it, "
                 "or the seal was removed"
@@ -96,10 +100,12 @@ class Shown:
         """Whether the version that a seal names is in the ledger of its model."""
         name, _, number = str(seal.said.get("registered") or "").removeprefix("models:/").rpartition("/")
         try:
-            if name and number not in self.model(name).versions:
+            expected = self.model(name) if name else None
+            known = expected is None or number in expected.versions.keys() | expected.former
+            if expected is not None and not known and not self._is_announced(name, number, expected):
                 what = f"models:/{name}/{number}"
                 yield f"the seal of run {seal.said['run']} names {what}, which no ledger knows"
-        except VerificationFailed as error:
+        except (StageFailed, VerificationFailed) as error:
             yield str(error)
 
     def _erased(self) -> Iterator[str]:
@@ -132,33 +138,82 @@ class Shown:
         except VerificationFailed as error:
             yield str(error)
             return
-        if version not in expected.versions:
-            yield (
-                f"models:/{name}/{version} is not in the ledger {Ledger(self.store, name).uri}: an old "
-                "version of resprout registered it, or its entry was removed"
-            )
-            return
         try:
-            yield from self._registered(name, version, expected)
+            if version in expected.versions:
+                yield from self._registered(name, version, expected)
+            elif self._is_announced(name, version, expected):
+                self.unfinished[f"models:/{name}/{version}"] = (
+                    f"models:/{name}/{version} is unfinished: its run announced it and has not entered it in "
+                    "the ledger; where that run was killed, the next run of its config does"
+                )
+            else:
+                yield (
+                    f"models:/{name}/{version} is not in the ledger {Ledger(self.store, name).uri}: an old "
+                    "version of resprout registered it, or its entry was removed"
+                )
+                return
+            yield from self._model(name, expected)
         except (StageFailed, VerificationFailed) as error:
             yield f"models:/{name}/{version} cannot be read: {error}"
 
     def _registered(self, name: str, version: str, expected: Expected) -> Iterator[str]:
-        what = f"models:/{name}/{version}:"
-        state = placed(version_state(self.tracker, name, version), self.now, *expected.places)
-        yield from differences(_without_hold(expected.versions[version]), _without_hold(state), what)
+        what = f"models:/{name}/{version}"
+        state = _without_hold(placed(version_state(self.tracker, name, version), self.now, *expected.places))
+        meant = expected.meant_tags.get(version, {})
+        set_already = {key: value for key, value in meant.items() if state["tags"].get(key) == value}
+        stated = _without_hold(expected.versions[version])
+        if {*set_already.items()} - {*stated["tags"].items()}:
+            self.unfinished[f"tags of {what}"] = f"{what}: tags were announced and set, and not stated as set"
+        stated["tags"] = {**stated["tags"], **set_already}
+        yield from differences(stated, state, f"{what}:")
+
+    def _is_announced(self, name: str, version: str, expected: Expected) -> bool:
+        """Whether a version is as a run announced it, which has not entered it."""
+        state = _without_hold(placed(version_state(self.tracker, name, version), self.now, *expected.places))
+        meant = expected.meant_tags.get(version, {})
+
+        def fits(intent: dict[str, Any]) -> bool:
+            tags = _without_hold(intent)["tags"]
+            same = all(
+                intent.get(key, "") == state.get(key, "") for key in ("source", "description", "runId")
+            )
+            return same and state["tags"] in (tags, {**tags, **meant})
+
+        return any(map(fits, expected.intents))
+
+    def _model(self, name: str, expected: Expected) -> Iterator[str]:
+        """What the registry shows of a model and its aliases otherwise than expected."""
         if name in self._done:
             return
         self._done.add(name)
         there = {str(one.version) for one in self.tracker.versions(named(name))}
-        self.others.update(f"models:/{name}/{other}" for other in there - {*expected.versions})
+        self.others.update(
+            f"models:/{name}/{other}"
+            for other in there - {*expected.versions}
+            if not self._is_announced(name, other, expected)
+        )
+        self.anew += expected.anew
         model, aliases = model_state(self.tracker, name)
+        # An alias that is where it was announced to be is on its way.
+        moved = {
+            alias: aliases.get(alias)
+            for alias, meant in expected.meant_aliases.items()
+            if aliases.get(alias) in meant and aliases.get(alias) != expected.aliases.get(alias)
+        }
+        for alias in moved:
+            self.unfinished[f"alias {alias} of {name}"] = (
+                f"alias {alias} of {name} was announced and moved, and not stated as moved: its run is at "
+                "work, or was killed"
+            )
+        wanted = {**expected.aliases, **{alias: at for alias, at in moved.items() if at is not None}}
+        wanted = {alias: at for alias, at in wanted.items() if moved.get(alias, at) is not None}
         sealed, shown = (
             _without_hold(expected.model),
             _without_hold(placed(model, self.now, *expected.places)),
         )
-        yield from differences(sealed, shown, f"registered model {name}:")
-        yield from differences(expected.aliases, aliases, f"alias of {name}")
+        # Before its first version is entered nothing is stated of the model.
+        yield from differences(sealed, shown if expected.model else sealed, f"registered model {name}:")
+        yield from differences(wanted, aliases, f"alias of {name}")
 
     def named_seal(self, name: str, seal: Seal) -> Iterator[str]:
         """Whether the ledger names these bytes as the seal of the run that registered."""

@@ -50,16 +50,25 @@ class Signer:
     @classmethod
     def from_config(cls, config: ProofConfig) -> Signer:
         """The signer that `infra.proof` describes; BadInput where a key cannot be used."""
-        own = _own(config)
-        signer = cls(
-            own, tuple(_public(text) for text in config.verification_keys), config.require_signatures
-        )
+        known = tuple(_public(text) for text in config.verification_keys)
+        signer = cls(_own(config), known, config.require_signatures is True)
+        if config.require_signatures is None:
+            signer.required = bool(signer.key_ids)
         if signer.required and not signer.key_ids:
             raise BadInput(
                 "infra.proof.require_signatures is on, but no key is known; give signing_key, "
                 "signing_key_file or verification_keys"
             )
         return signer
+
+    def require_own_key(self) -> None:
+        """BadInput where signatures are required and there is no key to sign what a run makes."""
+        if self.required and not self.signs:
+            raise BadInput(
+                "infra.proof requires signatures, because it knows verification keys, but has no key to sign "
+                "with, so nothing that this run makes would count; give signing_key or signing_key_file, or "
+                "set require_signatures: false"
+            )
 
     @property
     def signs(self) -> bool:

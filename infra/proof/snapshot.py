@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from resprout.infra.answers import answers, legible
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.manifest import hash_file
+from resprout.infra.store.paths import plain_status
 from resprout.infra.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -74,10 +75,17 @@ def _state(
     data = found.pop("data", {})
     given = found.get("inputs", {}).pop("datasetInputs", ())
     histories = pool.map(lambda key: _history(tracker, run_id, key), sorted(run.data.metrics))
-    paths = [path for path in file_paths(tracker, run_id) if path.partition("/")[0] != own_copy]
+    folder = tracker.files.folder(run.info.artifact_uri)
+    found_paths = _below(folder) if folder is not None else file_paths(tracker, run_id)
+    paths = [path for path in found_paths if path.partition("/")[0] != own_copy]
 
     def hashed(path: str) -> dict[str, Any]:
-        entry = hash_file(Path(tracker.client.download_artifacts(run_id, path, str(_own(scratch)))), path)
+        if folder is None:
+            local = Path(tracker.client.download_artifacts(run_id, path, str(_own(scratch))))
+        else:
+            plain_status(folder, path)
+            local = folder / path
+        entry = hash_file(local, path)
         return {"size": entry.size, "sha256": entry.sha256}
 
     return {
@@ -89,6 +97,11 @@ def _state(
         "histories": dict(zip(sorted(run.data.metrics), histories, strict=True)),
         "files": dict(zip(paths, pool.map(hashed, paths), strict=True)),
     }
+
+
+def _below(folder: Path) -> list[str]:
+    """Paths of all files below a folder; none where there is no such folder."""
+    return sorted(one.relative_to(folder).as_posix() for one in folder.rglob("*") if not one.is_dir())
 
 
 def _by_name(given: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cached_property
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.lineage import Node
-from resprout.infra.store import exports
+from resprout.infra.proof.seal import read_seal
+from resprout.infra.store import exports, keys
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore, index_keys
 
 THREADS = 8
+KEYED = 3
+"""Version of records since which they say all that their key is made of."""
 
 
 class Stored:
@@ -23,12 +28,21 @@ class Stored:
     `share` of the files is hashed, drawn with `draw`; of the others size and stored checksum are looked at.
     """
 
-    def __init__(self, store: ArtifactStore, share: float = 1.0, draw: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        store: ArtifactStore,
+        share: float = 1.0,
+        draw: random.Random | None = None,
+        produced: Callable[[str], bool] = lambda record: True,
+    ) -> None:
         self.store = store
+        self.produced = produced
+        """Whether MLflow has a run that made a record."""
         self.share = share
         self._draw = draw or random.Random(0)
         self.hashed: set[str] = set()
         self.seen: set[str] = set()
+        self._indexed: set[str] = set()
         self.signers: set[str] = set()
         self.strangers: set[str] = set()
         self.unsigned = 0
@@ -44,6 +58,7 @@ class Stored:
         with ThreadPoolExecutor(THREADS) as pool:
             for found in pool.map(lambda node: list(self._around(node, signed.get(node.record_id))), new):
                 yield from found
+        yield from self._beside(new)
         for digest in sorted({node.record.content for node in new} - self.hashed):
             self.hashed.add(digest)
             try:
@@ -55,6 +70,8 @@ class Stored:
 
     def _around(self, node: Node, signed: Sequence[str] | None) -> Iterator[str]:
         yield from self._signatures(node, signed)
+        if (wrong := self._record(node.record_id, node.record)) is not None:
+            yield wrong
         yield from self._manifest(node)
         yield from self._result(node)
         for key in index_keys(node.record_id, node.record):
@@ -110,6 +127,65 @@ class Stored:
             yield f"{where} was changed: it does not lead to a record of this key"
         elif later.id != node.record_id and not self._counts_as(later, node):
             yield f"{where} was changed: record {later.id} is not signed as the one before it is"
+        elif later.id != node.record_id and not self._is_named(later.id):
+            yield f"{where} was changed: {_unnamed(later.id)}"
+
+    def _beside(self, nodes: Sequence[Node]) -> Iterator[str]:
+        """What is wrong with the index entries of these artifacts, and of what was made from them."""
+        for digest in sorted({node.record.content for node in nodes} - self._indexed):
+            self._indexed.add(digest)
+            for identity in sorted({*self.store.records_of(digest)} - self.seen):
+                yield from self._indexed_under(f"made/{digest}/{identity}", identity, digest)
+        for node in nodes:
+            for child in sorted({*self.store.children(node.record_id)} - self.seen):
+                if child not in self._ids:
+                    key = f"used/{node.record_id}/{child}"
+                    yield f"index entry {self.store.driver.uri(key)} leads nowhere: there is no such record"
+
+    def _indexed_under(self, key: str, identity: str, digest: str) -> Iterator[str]:
+        """What is wrong with a record of the same artifact that is not behind what was asked for."""
+        try:
+            record = self.store.get_record(identity)
+        except (BadInput, VerificationFailed) as error:
+            yield f"index entry {self.store.driver.uri(key)} leads nowhere: {error}"
+            return
+        if record.content != digest:
+            yield f"index entry {self.store.driver.uri(key)} leads to a record of artifact {record.content}"
+        elif (wrong := self._record(identity, record)) is not None:
+            yield wrong
+        elif self.store.signer.required and not self.store.signed_by(identity, record.dumps()):
+            yield f"record {identity} has no signature that counts, and infra.proof.require_signatures is on"
+        elif not self._is_named(identity):
+            yield _unnamed(identity)
+
+    @staticmethod
+    def _record(identity: str, record: Record) -> str | None:
+        """A sentence where a record's key is not that of what it says, which is all of it since version 3."""
+        if record.schema_version < KEYED or record.key == record.own_key:
+            return None
+        return f"record {identity} was made up: what it says does not make its key {record.key}"
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        """Ids of all records in the store."""
+        return frozenset(identity for (identity,) in keys.own(self.store.driver, "records"))
+
+    @cached_property
+    def _sealed(self) -> frozenset[str]:
+        """Ids of all records that a seal names."""
+        found: set[str] = set()
+        for (run,) in keys.own(self.store.driver, "seals"):
+            # What is wrong with a seal is said where its run is looked at.
+            with suppress(VerificationFailed):
+                if (seal := read_seal(self.store, run)) is not None:
+                    found.update(seal.said["records"])
+        return frozenset(found)
+
+    def _is_named(self, identity: str) -> bool:
+        """Whether a run in MLflow or a seal names a record, or one that was made from it, as from a shard."""
+        if identity in self.seen or identity in self._sealed or self.produced(identity):
+            return True
+        return any(self._is_named(child) for child in self.store.children(identity) if child != identity)
 
     def _counts_as(self, later: Record, node: Node) -> bool:
         """Whether a record that took another's place is signed by somebody known, where that one is."""
@@ -117,6 +193,13 @@ class Stored:
         return bool(store.signed_by(later.id, later.dumps())) or not store.signed_by(
             node.record_id, node.record.dumps()
         )
+
+
+def _unnamed(identity: str) -> str:
+    return (
+        f"record {identity} is named by no run and no seal: a run that was killed left it, and `resprout gc` "
+        "removes it, or somebody put it there"
+    )
 
 
 def _is_signature(data: bytes | None, key_id: str) -> bool:

@@ -32,6 +32,9 @@ def told_wrongly(store: ArtifactStore, run_id: str, states: Mapping[str, Any]) -
         except (BadInput, VerificationFailed):
             # Looking at the artifact itself tells of it.
             continue
+        except (ValueError, TypeError):
+            yield f"{METRICS} of artifact {record.content} holds no metrics"
+            continue
         what = f"MLflow run {identity} ({name})"
         for tag, said in (("digest", record.content), ("key", record.key), ("stage", record.stage)):
             if tags.get(f"resprout.{tag}") != said:
@@ -49,7 +52,7 @@ def metrics_of(store: ArtifactStore, digest: str) -> dict[str, float]:
     """The metrics that an artifact holds; none where it has no such file, or it was erased."""
     if all(entry.path != METRICS for entry in store.manifest(digest).files):
         return {}
-    return dict(json.loads(store.read(digest, METRICS)))
+    return {key: float(value) for key, value in dict(json.loads(store.read(digest, METRICS))).items()}
 
 
 def _same(shown: Mapping[str, Any] | None, value: float) -> bool:

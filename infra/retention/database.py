@@ -7,7 +7,7 @@ import datetime
 import decimal
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,20 @@ class Database:
             _sum(folder / name, moved) == _sum(scratch / name, str)
             for name in names - {f"{name}.jsonl" for name in {REVISION, *PASSING}}
         )
+
+    def move(self, roots: Mapping[str, str]) -> int:
+        """Let each address that lies below one of `roots` begin with what that maps to; how many did."""
+        changed = 0
+        with self._open() as connection:
+            for table in _tables(connection).sorted_tables:
+                for column in table.columns:
+                    if isinstance(column.type, sqlalchemy.String):
+                        for old, new in roots.items():
+                            below = sqlalchemy.func.substr(column, 1, len(old) + 1) == f"{old}/"
+                            moved = sqlalchemy.literal(new) + sqlalchemy.func.substr(column, len(old) + 1)
+                            change = sqlalchemy.update(table).where(below | (column == old))
+                            changed += connection.execute(change.values({column.name: moved})).rowcount
+        return changed
 
     def close(self) -> None:
         """Give the connections back."""

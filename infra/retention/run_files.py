@@ -91,7 +91,7 @@ def remove(tracker: Tracker, artifact_uri: str, path: str) -> None:
 def _repository(tracker: Tracker, artifact_uri: str) -> Any:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    return get_artifact_repository(artifact_uri, tracking_uri=tracker.uri)
+    return get_artifact_repository(tracker.files.here(artifact_uri), tracking_uri=tracker.uri)
 
 
 def lines(folder: Path, table: str) -> Iterator[dict[str, Any]]:

@@ -91,7 +91,7 @@ class Versions:
         for entry in Ledger(self.store, name).entries():
             for number, state in (entry.said.get("versions") or {}).items():
                 # Every state counts that it ever had, so no entry takes away what an earlier one needs.
-                told = self._of_state(state["tags"], state.get("source", ""), state.get("runId", ""))
+                told = self._of_state(state.get("tags", {}), state.get("source", ""), state.get("runId", ""))
                 claim = versions.setdefault(number, Claim())
                 claim.records |= told.records
                 claim.runs |= told.runs

@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from resprout.infra.proof.signing import UNSIGNED
 from resprout.infra.store import flock
 from resprout.infra.store.faults import disk
 from resprout.infra.store.manifest import Manifest, hash_file
-from resprout.infra.store.verified import VerifiedFiles, stamps
+from resprout.infra.store.verified import NotesKey, VerifiedFiles, stamps
 from resprout.infra.store.workdir import private_folder
 
 
 class LocalCache:
     """Folders `content/<digest>` under `root`; users hold a shared file lock, which the kernel drops."""
 
-    def __init__(self, root: Path, limit_bytes: int) -> None:
+    def __init__(self, root: Path, limit_bytes: int, notes: NotesKey | None = None) -> None:
         self.root = root
         self.limit_bytes = limit_bytes
-        self._verified = VerifiedFiles(root / "verified")
+        self._verified = VerifiedFiles(root / "verified", notes or NotesKey(root, UNSIGNED))
 
     @contextmanager
     def open(self, manifest: Manifest, fetch: Callable[[Path], None]) -> Iterator[Path]:

@@ -9,14 +9,15 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.store import flock
 from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.driver import Head, Listed, Versioned
 from resprout.infra.store.faults import disk
 from resprout.infra.store.manifest import PIECE_BYTES, FileEntry, Manifest, scan
-from resprout.infra.store.paths import require_safe, walk
+from resprout.infra.store.paths import plain_status, require_no_links, require_safe, walk
 from resprout.infra.store.workdir import private_folder
 
 
@@ -27,7 +28,15 @@ class LocalDriver:
         self.root = root.absolute()
 
     def _path(self, key: str) -> Path:
-        return self.root / require_safe(key)
+        """The file of an object; VerificationFailed where a folder on the way to it is a link."""
+        require_no_links(self.root, require_safe(key).rpartition("/")[0])
+        return self.root / key
+
+    def _open(self, key: str) -> BinaryIO:
+        """The object's file, opened to read; FileNotFoundError or VerificationFailed as in `plain_status`."""
+        plain_status(self.root, require_safe(key))
+        # Without a wait for somebody at the other end, should it have become a pipe since.
+        return open(self.root / key, "rb", opener=_open_plain)
 
     @contextmanager
     def staged(self, folder: Path, *, move: bool) -> Iterator[Path]:
@@ -47,7 +56,7 @@ class LocalDriver:
             _seal(folder)
             # Short exclusion: the slow part, copying and hashing, is over unless something is there already.
             with flock.exclusive(self.root / "tmp" / f"{sha256_hex(prefix.encode())}.publish"):
-                if destination.exists():
+                if os.path.lexists(destination):
                     if not force and _holds(destination, manifest):
                         return
                     old = folder.parent / "replaced"
@@ -60,7 +69,11 @@ class LocalDriver:
         return self._path(prefix)
 
     def matches(self, key: str, entry: FileEntry) -> bool:
-        head = self.head(key)
+        try:
+            head = self.head(key)
+        except VerificationFailed:
+            # What is no plain file holds nothing that was published.
+            return False
         return head is not None and head.size == entry.size
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -77,17 +90,18 @@ class LocalDriver:
     def get_bytes(self, key: str) -> bytes | None:
         with disk(self.root):
             try:
-                return self._path(key).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
+                with self._open(key) as file:
+                    return file.read()
+            except FileNotFoundError:
                 return None
 
     def read_versioned(self, key: str) -> Versioned | None:
         with disk(self.root):
             try:
-                with self._path(key).open("rb") as file:
+                with self._open(key) as file:
                     data = file.read()
                     age = time.time() - os.fstat(file.fileno()).st_mtime
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
                 return None
         return Versioned(data, sha256_hex(data), age)
 
@@ -100,7 +114,7 @@ class LocalDriver:
             return True
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        with disk(self.root), self._path(key).open("rb") as file:
+        with disk(self.root), self._open(key) as file:
             file.seek(start)
             left = length if length is not None else os.fstat(file.fileno()).st_size
             while left > 0 and (piece := file.read(min(PIECE_BYTES, left))):
@@ -110,8 +124,8 @@ class LocalDriver:
     def head(self, key: str) -> Head | None:
         with disk(self.root):
             try:
-                return Head(self._path(key).stat().st_size, None)
-            except (FileNotFoundError, NotADirectoryError):
+                return Head(plain_status(self.root, require_safe(key)).st_size, None)
+            except FileNotFoundError:
                 return None
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -119,8 +133,10 @@ class LocalDriver:
 
     def entries(self, prefix: str) -> Iterator[Listed]:
         now = time.time()
+        folder = prefix.rpartition("/")[0]
+        require_no_links(self.root, folder)
         with disk(self.root):
-            for path, status in _files(self.root / prefix.rpartition("/")[0]):
+            for path, status in _files(self.root / folder):
                 key = path[len(str(self.root)) + 1 :]
                 if key.startswith(prefix):
                     # A file that was moved here keeps the time at which it was written; its status does not.
@@ -155,7 +171,7 @@ class LocalDriver:
                 folder = folder.parent
 
     def uri(self, key: str) -> str:
-        return self._path(key).as_uri()
+        return (self.root / require_safe(key)).as_uri()
 
     def ensure_writable(self) -> None:
         if self.root.exists() and not self.root.is_dir():
@@ -199,6 +215,10 @@ def _files(folder: Path | str) -> Iterator[tuple[str, os.stat_result]]:
             else:
                 with suppress(FileNotFoundError):
                     yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def _open_plain(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _bring(path: Path, target: Path, move: bool) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, VerificationFailed
 
 
 def unsafe(path: str) -> str | None:
@@ -27,6 +28,38 @@ def require_safe(path: str) -> str:
     if reason := unsafe(path):
         raise BadInput(f"the path '{path[:200]}' {reason}; give a relative path of plain names joined by '/'")
     return path
+
+
+def require_no_links(root: Path, folders: str) -> None:
+    """VerificationFailed where one of the folders below `root` is a link: its files may be anybody's."""
+    at = str(root)
+    for part in folders.split("/") if folders else ():
+        at = f"{at}/{part}"
+        try:
+            linked = stat.S_ISLNK(os.lstat(at).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if linked:
+            raise VerificationFailed(
+                f"{at} is a link; a store and its artifacts hold plain files and folders"
+            )
+
+
+def plain_status(root: Path, path: str) -> os.stat_result:
+    """Status of the regular file at `path` below `root`.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        VerificationFailed: it, or a folder on the way, is a link, or it is no file but a pipe or a device.
+    """
+    require_no_links(root, path.rpartition("/")[0])
+    try:
+        status = os.lstat(root / path)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(str(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise VerificationFailed(f"{root / path} is a link, a pipe or a folder where a plain file belongs")
+    return status
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:

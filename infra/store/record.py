@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -10,9 +11,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from resprout.configs.errors import VerificationFailed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 
-SCHEMA_VERSION = 2
-KNOWN = (1, 2)
-"""Version 1 had no `manifest`."""
+SCHEMA_VERSION = 3
+KNOWN = (1, 2, 3)
+SINCE = {"manifest": 2, "keyed": 3}
+"""Fields that earlier versions did not have, with the first that has them."""
+
+
+def stage_key(parts: Mapping[str, Any]) -> str:
+    """The cache key that these parts make: the stage's name and the SHA-256 over all of them."""
+    text = json.dumps(parts, sort_keys=True)
+    return f"{parts['stage']}-{sha256_hex(text.encode())}"
 
 
 class Parent(BaseModel):
@@ -50,10 +58,49 @@ class Record(BaseModel):
     seconds: float
     origin: dict[str, Any] | None = None
     licence: str | None = None
+    keyed: dict[str, Any] | None = None
+    """What the key covers beside the other fields: by role the digest of each input and the path in it; the
+    hardware."""
 
     def dumps(self) -> bytes:
         """Canonical JSON."""
-        return canonical_json(self.model_dump(mode="json"))
+        later = {name for name, version in SINCE.items() if version > self.schema_version}
+        return canonical_json(self.model_dump(mode="json", exclude=later))
+
+    def with_key_of(self, parts: Mapping[str, Any]) -> Record:
+        """The record with what `parts` of its key say beyond its own fields, and the key that they make."""
+        own = self._key_parts()
+        keyed = {name: value for name, value in parts.items() if name not in own}
+        return self.model_copy(update={"key": stage_key(parts), "keyed": keyed})
+
+    @property
+    def own_key(self) -> str | None:
+        """The key that what the record says makes; None where it does not say enough, as before version 3."""
+        given = {parent.role: parent.digest for parent in self.parents}
+        keyed = self.keyed or {}
+        inputs = keyed.get("parents")
+        own = self._key_parts()
+        if not isinstance(inputs, dict) or own.keys() & keyed.keys():
+            return None
+        named = {role: one[0] if isinstance(one, list) and one else None for role, one in inputs.items()}
+        # Shards of the work are parents too, and decide no byte.
+        if not named.items() <= given.items():
+            return None
+        return stage_key({**own, **keyed})
+
+    def _key_parts(self) -> dict[str, Any]:
+        """The parts of the key that are fields of their own."""
+        parts: dict[str, Any] = {
+            "stage": self.stage,
+            "config": self.config,
+            "libraries": self.libraries,
+            "code": self.code.get("reached"),
+        }
+        if self.seed is not None:
+            parts["seed"] = self.seed
+        if self.device is not None:
+            parts["dtype"], parts["device"] = self.dtype, self.device
+        return parts
 
     @property
     def id(self) -> str:

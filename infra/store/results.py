@@ -54,13 +54,17 @@ class ArtifactResults(WritableFileSystem):
         return results
 
     def read_path(self, path: str, _sync: bool | None = None) -> bytes:  # type: ignore[override]
-        """The stored result; FileNotFoundError when it, its content or its record is not there."""
-        data = self._required().driver.get_bytes(_key(path))
-        if data is None:
-            raise FileNotFoundError(f"there is no result {path}")
-        pointer = _pointer(data)
-        if pointer is None:
-            return data
+        """The stored result; FileNotFoundError when it, its content or its record is not there.
+
+        Nothing but a pointer is read: in Prefect's own form the bytes say with which code they are decoded.
+        """
+        try:
+            data = self._required().driver.get_bytes(_key(path))
+            if data is None:
+                raise FileNotFoundError(f"there is no result {path}")
+            pointer = Pointer.model_validate_json(data)
+        except (VerificationFailed, ValidationError) as error:
+            raise FileNotFoundError(f"the result cannot be read ({type(error).__name__})") from error
         metadata = ResultRecordMetadata(storage_key=path, serializer=JSONSerializer())
         result = self._reference(path, pointer).model_dump(mode="json")
         return ResultRecord(result=result, metadata=metadata).serialize()
@@ -76,7 +80,8 @@ class ArtifactResults(WritableFileSystem):
     def write_path(self, path: str, content: bytes, _sync: bool | None = None) -> None:  # type: ignore[override]
         driver = self._required().driver
         kept = _kept(content)
-        patiently(lambda: driver.put_bytes(_key(path), kept), self._outage_seconds)
+        if kept is not None:
+            patiently(lambda: driver.put_bytes(_key(path), kept), self._outage_seconds)
 
     def _reference(self, path: str, pointer: Pointer) -> ArtifactRef:
         """What the pointer leads to; FileNotFoundError where that is no artifact of this key that counts."""
@@ -86,6 +91,8 @@ class ArtifactResults(WritableFileSystem):
             record = store.get_record(pointer.record)
             if (record.key, record.content) != (path, pointer.digest):
                 raise VerificationFailed(f"record {pointer.record} is of another key or artifact")
+            if record.key != record.own_key:
+                raise VerificationFailed(f"record {pointer.record} does not say what its key is made of")
             if store.signer.required and not store.signed_by(pointer.record, record.dumps()):
                 raise VerificationFailed(f"record {pointer.record} has no signature that counts")
             if not store.check(pointer.digest):
@@ -124,28 +131,11 @@ def _key(path: str) -> str:
     return f"results/{require_safe(path)}"
 
 
-def _kept(content: bytes) -> bytes:
-    """The byte form that is kept of what Prefect wants to write; what is no artifact is kept as it is."""
+def _kept(content: bytes) -> bytes | None:
+    """The byte form that is kept of what Prefect wants to write; None for what is no artifact."""
     result = ResultRecord[Any].deserialize(content).result
     try:
         ref = ArtifactRef.model_validate(result)
     except ValidationError:
-        return content
-    return canonical_json(Pointer(digest=ref.digest, record=ref.record).model_dump())
-
-
-def _pointer(data: bytes) -> Pointer | None:
-    """The pointer in a stored result; None where it is the result of something else than a stage.
-
-    Raises:
-        FileNotFoundError: the bytes are neither.
-    """
-    try:
-        pointer = Pointer.model_validate_json(data)
-    except ValidationError:
-        try:
-            ResultRecord[Any].deserialize(data)
-        except (ValidationError, ValueError) as error:
-            raise FileNotFoundError(f"the result cannot be read ({type(error).__name__})") from error
         return None
-    return pointer
+    return canonical_json(Pointer(digest=ref.digest, record=ref.record).model_dump())

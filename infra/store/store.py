@@ -24,7 +24,7 @@ from resprout.infra.store.manifest import FileEntry, Manifest, scan
 from resprout.infra.store.pins import Pins
 from resprout.infra.store.record import Record
 from resprout.infra.store.tombstones import Tombstone
-from resprout.infra.store.verified import VerifiedFiles, stamps
+from resprout.infra.store.verified import NotesKey, VerifiedFiles, stamps
 from resprout.infra.store.workdir import private_folder
 
 THREADS = 8
@@ -40,8 +40,9 @@ class ArtifactStore:
         self.signer = signer
         self.home = home.absolute()
         place = sha256_hex(driver.uri("content").encode())[:16]
-        self._cache = LocalCache(self.home / "cache" / place, cache_bytes)
-        self._verified = VerifiedFiles(self.home / "verified" / place)
+        notes = NotesKey(self.home / "verified", signer)
+        self._cache = LocalCache(self.home / "cache" / place, cache_bytes, notes)
+        self._verified = VerifiedFiles(self.home / "verified" / place, notes)
         self.pins: Pins | None = None
         """What the run of this process relies on, where one is at work."""
 
@@ -161,7 +162,8 @@ class ArtifactStore:
             tombstones.refuse(self.driver, self.signer, digest)
             if problems := self.verify(digest):
                 raise self._set_aside(digest, problems[0])
-            self._verified.remember(digest, now)
+            if not self.read_only:
+                self._verified.remember(digest, now)
         yield content
 
     def read(self, digest: str, path: str) -> bytes:
@@ -190,15 +192,21 @@ class ArtifactStore:
         hashed = {entry.path for entry in manifest.files if share >= 1.0 or draw.random() < share}
 
         def problem(entry: FileEntry) -> str | None:
-            if entry.path in erased:
-                return self._not_erased(f"{prefix}/{entry.path}", entry, erased[entry.path])
-            return self._problem(prefix, entry) if entry.path in hashed else self._lacking(prefix, entry)
+            try:
+                if entry.path in erased:
+                    return self._not_erased(f"{prefix}/{entry.path}", entry, erased[entry.path])
+                return self._problem(prefix, entry) if entry.path in hashed else self._lacking(prefix, entry)
+            except VerificationFailed as error:
+                return str(error)
 
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(problem, manifest.files))
-        problems = [problem for problem in found if problem]
+        problems = list(dict.fromkeys(problem for problem in found if problem))
         listed = {f"{prefix}/{entry.path}" for entry in manifest.files}
-        added = [key for key in self.driver.list(f"{prefix}/") if key not in listed]
+        try:
+            added = [key for key in self.driver.list(f"{prefix}/") if key not in listed]
+        except VerificationFailed as error:
+            return list(dict.fromkeys([*problems, str(error)]))
         return problems + [f"{self.driver.uri(key)} was added" for key in added]
 
     def tombstone(self, digest: str) -> Tombstone | None:
@@ -314,9 +322,9 @@ class ArtifactStore:
 
         The error to raise; a store that is only read is left as it is.
         """
-        self._verified.forget(digest)
         if self.read_only:
             return VerificationFailed(f"artifact {digest} is damaged ({problem}); `verify` says more")
+        self._verified.forget(digest)
         data = self.driver.get_bytes(_manifest(digest))
         if data is not None:
             self.driver.put_bytes(_quarantine(digest), data)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.proof.signing import Signer
 from resprout.infra.store import keys
@@ -17,6 +19,19 @@ from resprout.infra.store.canonical import canonical_json, check_digest, sha256_
 from resprout.infra.store.driver import Driver
 
 PREDICATE = "urn:resprout:tombstone:v1"
+
+
+class _Form(BaseModel):
+    """Types of what a tombstone says."""
+
+    model_config = ConfigDict(strict=True)
+
+    files: dict[str, str]
+    tracked: dict[str, str]
+    reason: str
+    who: str
+    when: str
+    key: str | None
 
 
 @dataclass(frozen=True)
@@ -54,8 +69,13 @@ def of(driver: Driver, signer: Signer, digest: str) -> Tombstone | None:
     said = opened.statement.get("predicate")
     if not isinstance(said, dict) or said.get("digest") != digest or opened.statement != _statement(said):
         raise VerificationFailed(f"the {what} is that of another artifact, or none")
-    if not {"files", "tracked", "reason", "who", "when", "key"} <= {*said}:
-        raise VerificationFailed(f"the {what} lacks what a tombstone says")
+    try:
+        _Form.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise VerificationFailed(
+            f"the {what} lacks what a tombstone says ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        ) from error
     if said["key"] is not None and not (opened.signed_by or opened.unknown):
         raise VerificationFailed(f"the {what} had a signature of key {said['key']}, which was removed")
     # Whoever knows keys takes nobody else's word that bytes are missing by right.

@@ -1,4 +1,4 @@
-"""SHA-256 of local files, remembered by path, size, mtime and inode, so that large ones are read once."""
+"""SHA-256 of local files, remembered by path, size, times and inode, so that large ones are read once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def file_sha256(path: Path) -> str:
 
 
 class FileHashes:
-    """A small SQLite table under `home`; a file whose size, mtime or inode changed is hashed again."""
+    """A small SQLite table under `home`; a file whose size, mtime, ctime or inode changed is hashed again."""
 
     def __init__(self, home: Path) -> None:
         self._path = home / "file_hashes.db"
@@ -29,7 +29,7 @@ class FileHashes:
         """SHA-256 of the file's bytes as they are now."""
         path = path.resolve()
         status = path.stat()
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self._path, timeout=60)) as table, table:
             table.execute(

@@ -1,7 +1,8 @@
 """Register the exported model: on every run a version with this digest, in this place, and its alias exist.
 
 Not a cached stage: the registry is a place that others write too, so what it holds is looked at each time.
-The newest version of these bytes is taken where its source is here; else (say, after a move) one is made.
+The newest version of these bytes is taken where its source is here, or by the ledger was before a move; else
+one is made.
 
 Where a version points: an S3 store's own `s3://` uri; with a local store and a direct database its `file://`
 folder; with a local store and an MLflow server, which refuses `file:` sources, the export becomes an artifact
@@ -47,7 +48,8 @@ def register(
     held = (
         one
         for one in tracker.holding(config.name, export.digest)
-        if is_here(run, export.digest, folder, one.source or "", one.run_id) and registrar.takes(one)
+        if is_here(run, registrar, export.digest, folder, one.source or "", one.run_id)
+        and registrar.takes(one)
     )
     version = next(held, None)
     if version is None:
@@ -56,6 +58,7 @@ def register(
         registrar.announce(source, own, description)
         version = tracker.make_version(config.name, source, run.mlflow_run_id, own, description, of_the_model)
     changed = {key: value for key, value in config.tags.items() if version.tags.get(key) != value}
+    registrar.announce_change(str(version.version), changed, config.alias)
     if changed:
         tracker.tag_version(config.name, str(version.version), changed)
     if config.alias:
@@ -73,8 +76,8 @@ def is_copy(store: ArtifactStore, tracker: Tracker) -> bool:
     return tracker.is_server and not store.root_uri.startswith("s3://")
 
 
-def is_here(run: Run, digest: str, folder: str, source: str, owner: str | None) -> bool:
-    """Whether a version's source is where this store and this server keep `folder` of the artifact.
+def is_here(run: Run, registrar: Registrar, digest: str, folder: str, source: str, owner: str | None) -> bool:
+    """Whether a version's source is where this store and this server keep `folder`, or did before a move.
 
     A copy is known by `owner`, the run that holds it; its bytes are `verify`'s to hash.
     """
@@ -83,7 +86,7 @@ def is_here(run: Run, digest: str, folder: str, source: str, owner: str | None) 
             return source == run.tracker.artifact_uri(owner or "", COPY)
         except BadInput:
             return False
-    return source == own_uri(run.store, digest, folder)
+    return registrar.is_at(source, own_uri(run.store, digest, folder))
 
 
 def _source(run: Run, digest: str, folder: str) -> str:

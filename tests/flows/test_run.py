@@ -345,21 +345,6 @@ def test_verify_hashes_what_the_report_was_made_from(
     assert f"{file} was changed" in found.err
 
 
-def test_a_moved_home_registers_the_model_where_it_is_now(
-    finished: Any, resprout: Callable[..., Any], tmp_path: Path
-) -> None:
-    home = tmp_path / "home"
-    shutil.copytree(finished.home, home)
-    again = resprout("run", finished.config, "--json", home=home)
-    assert again.code == 0, again.err
-    assert all(stage["cached"] for stage in again.result["stages"])
-    assert again.result["registered"]["version"] == "2"
-    (export,) = again.result["exports"]
-    assert export["uri"].startswith(home.as_uri())
-    verified = resprout("verify", "models:/tiny-pruned@candidate", home=home)
-    assert verified.code == 0, verified.err
-
-
 def test_the_report_of_a_version_is_written(
     finished: Any, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:

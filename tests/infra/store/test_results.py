@@ -7,6 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from prefect import flow, task
+from prefect._internal.result_records import ResultRecord, ResultRecordMetadata
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.results import ResultStore
 from prefect.serializers import JSONSerializer
@@ -20,6 +21,7 @@ from prefect.settings import (
 from prefect.transactions import IsolationLevel
 from pydantic import SecretStr
 
+from lineages import keyed
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import ProofConfig, StoreConfig
 from resprout.infra.store.canonical import canonical_json
@@ -29,18 +31,24 @@ from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 
-KEY = "prune-k"
+
+def record_of(digest, who="me"):
+    """The record of a stage that made this."""
+    return keyed(
+        Record(
+            stage="prune", key="", kind="model", content=digest, config={}, code={}, libraries={},
+            machine={}, who=who, started="2026-01-01T00:00:00Z", seconds=1.0,
+        )
+    )  # fmt: skip
+
+
+KEY = record_of("").key
 
 
 @pytest.fixture
 def reference(store, folder):
     digest = store.publish(folder).digest
-    record = store.put_record(
-        Record(
-            stage="prune", key=KEY, kind="model", content=digest, config={}, code={}, libraries={},
-            machine={}, who="me", started="2026-01-01T00:00:00Z", seconds=1.0,
-        )
-    )  # fmt: skip
+    record = store.put_record(record_of(digest))
     return ArtifactRef(kind="model", digest=digest, key=KEY, record=record, uri=store.uri(digest), bytes=4101)
 
 
@@ -52,11 +60,11 @@ def results(store):
 
 
 def test_a_reference_is_written_and_read(results, reference, store):
-    assert not results.exists("prune-k")
-    results.write(reference.model_dump(), key="prune-k")
-    assert results.exists("prune-k")
-    assert ArtifactRef.model_validate(results.read("prune-k").result) == reference
-    assert list(store.driver.list("results/")) == ["results/prune-k"]
+    assert not results.exists(KEY)
+    results.write(reference.model_dump(), key=KEY)
+    assert results.exists(KEY)
+    assert ArtifactRef.model_validate(results.read(KEY).result) == reference
+    assert list(store.driver.list("results/")) == [f"results/{KEY}"]
 
 
 def test_the_asynchronous_side(results, reference):
@@ -99,10 +107,15 @@ def test_damaged_results_read_as_absent(results, store):
     assert not results.exists("k")
 
 
-def test_other_results_pass_unchanged(results):
+def test_other_results_are_not_kept_and_never_decoded(results, store):
     for value in (None, 3, "text", {"digest": "x"}, [1, 2]):
         results.write(value, key="k")
-        assert results.read("k").result == value
+        assert not results.exists("k")
+    written = ResultRecord(
+        result={"digest": "x"}, metadata=ResultRecordMetadata(storage_key="k", serializer=JSONSerializer())
+    )
+    store.driver.put_bytes("results/k", written.serialize())
+    assert not results.exists("k")
 
 
 def test_no_secret_is_serialised(s3, s3_config, home):
@@ -141,20 +154,17 @@ def test_a_real_task_hits_runs_again_when_the_artifact_is_gone_and_frees_its_loc
         persist_result=True,
         result_serializer="json",
         cache_result_in_memory=False,
-        cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda context, parameters: "prune-abc").configure(
+        cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda context, parameters: KEY).configure(
             isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=locks
         ),
     )
     def prune():
-        assert locks.still_held("prune-abc")
+        assert locks.still_held(KEY)
         ran.append(1)
-        digest = store.publish(folder, locks.guard("prune-abc")).digest
-        record = Record(
-            stage="prune", key="prune-abc", kind="model", content=digest, config={}, code={}, libraries={},
-            machine={}, who="me", started="2026-01-01T00:00:00Z", seconds=1.0,
-        )  # fmt: skip
+        digest = store.publish(folder, locks.guard(KEY)).digest
+        record = record_of(digest)
         return ArtifactRef(
-            kind="model", digest=digest, key="prune-abc", record=store.put_record(record), uri="u", bytes=1
+            kind="model", digest=digest, key=KEY, record=store.put_record(record), uri="u", bytes=1
         ).model_dump()
 
     prune.result_storage = ArtifactResults.of(store)
@@ -170,8 +180,8 @@ def test_a_real_task_hits_runs_again_when_the_artifact_is_gone_and_frees_its_loc
 
     assert play() == ["Completed", "Cached", "Completed"]
     assert len(ran) == 2
-    assert not locks.is_locked("prune-abc")
-    assert list(store.driver.list("results/")) == ["results/prune-abc"]
+    assert not locks.is_locked(KEY)
+    assert list(store.driver.list("results/")) == [f"results/{KEY}"]
 
 
 def test_teams_in_one_place_keep_apart_and_take_nothing_that_another_signed(tmp_path, folder):
@@ -185,10 +195,7 @@ def test_teams_in_one_place_keep_apart_and_take_nothing_that_another_signed(tmp_
         stores[team] = ArtifactStore.from_config(config, tmp_path / team, proof)
     red, blue = stores["red"], stores["blue"]
     digest = red.publish(folder).digest
-    record = Record(
-        stage="prune", key=KEY, kind="model", content=digest, config={}, code={}, libraries={},
-        machine={}, who="red", started="2026-01-01T00:00:00Z", seconds=1.0,
-    )  # fmt: skip
+    record = record_of(digest, who="red")
     red.driver.put_bytes(
         f"results/{KEY}", canonical_json({"digest": digest, "record": red.put_record(record)})
     )

@@ -1,0 +1,131 @@
+"""Runs that die while they register, and registered models that were deleted and made again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+KILL = """
+import os, sys
+from resprout.flows import conclude
+from resprout.flows.cli.main import main
+from resprout.infra.proof.registering import Registrar
+from resprout.infra.tracking import Tracker
+steps = {
+    "version": (Tracker, "point_alias"), "alias": (Registrar, "enter"), "run": (conclude, "write_seal")
+}
+place, name = steps[sys.argv.pop(1)]
+setattr(place, name, lambda *given, **named: os._exit(9))
+main()
+"""
+"""The command line in a process that is killed right after the version, the alias, or the run's end."""
+
+
+@pytest.fixture
+def home(finished: Any, tmp_path: Path) -> Path:
+    shutil.copytree(finished.home.parent / "untouched", tmp_path / "home", symlinks=True)
+    return tmp_path / "home"
+
+
+def killed(after: str, config: Path, home: Path, api_url: str, *overrides: str) -> int:
+    env = {**os.environ, "RESPROUT_HOME": str(home), "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILL, after, "run", str(config), *overrides]
+    return subprocess.run(command, env=env, capture_output=True, timeout=200, check=False).returncode
+
+
+def test_killed_while_it_registers_a_run_leaves_what_verify_calls_unfinished(
+    finished: Any, home: Path, resprout: Callable[..., Any], api_url: str
+) -> None:
+    for after in ("version", "alias", "run"):
+        name = f"register.name=killed-{after}"
+        assert killed(after, finished.config, home, api_url, name) == 9
+        looked = resprout("verify", "--all", home=home)
+        assert looked.code == 0, f"{after}: {looked.err}"
+        assert f"models:/killed-{after}/1 is unfinished" in looked.out
+        again = resprout("run", finished.config, name, "--json", home=home)
+        assert again.code == 0, again.err
+        assert again.result["registered"]["version"] == "1"
+        looked = resprout("verify", f"models:/killed-{after}@candidate", home=home)
+        assert looked.code == 0, looked.err
+        assert "unfinished" not in looked.out
+
+
+def test_killed_between_a_move_of_an_alias_and_its_entry(
+    finished: Any, home: Path, resprout: Callable[..., Any], api_url: str
+) -> None:
+    env = ("register.alias=champion", "register.tags={team: a}")
+    assert killed("alias", finished.config, home, api_url, *env) == 9
+    looked = resprout("verify", "models:/tiny-pruned/1", home=home)
+    assert looked.code == 0, looked.err
+    assert "alias champion of tiny-pruned was announced and moved, and not stated" in looked.out
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}", f"sqlite:///{home / 'mlflow.db'}")
+    client.set_registered_model_alias("tiny-pruned", "another", "1")
+    assert resprout("verify", "models:/tiny-pruned/1", home=home).code == 4, "nobody announced this one"
+    client.delete_registered_model_alias("tiny-pruned", "another")
+    assert resprout("run", finished.config, *env, home=home).code == 0
+    looked = resprout("verify", "models:/tiny-pruned@champion", home=home)
+    assert looked.code == 0, looked.err
+    assert "not stated" not in looked.out
+
+
+def test_a_registered_model_that_was_deleted_and_made_again_verifies(
+    finished: Any, home: Path, resprout: Callable[..., Any]
+) -> None:
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}", f"sqlite:///{home / 'mlflow.db'}")
+    client.delete_registered_model("tiny-pruned")
+    assert resprout("verify", "--all", home=home).code == 4, "as long as it is gone, that is a fault"
+    env = {
+        "RESPROUT_INFRA__RETENTION__KEEP_DAYS": "0",
+        "RESPROUT_INFRA__RETENTION__GRACE_HOURS": "0",
+    }
+    assert resprout("gc", "--delete", home=home, env=env).code == 0
+    again = resprout("run", finished.config, "--json", home=home)
+    assert again.code == 0, again.err
+    assert again.result["registered"]["version"] == "1"
+    for reference in ("models:/tiny-pruned@candidate", "--all"):
+        looked = resprout("verify", reference, home=home)
+        assert looked.code == 0, looked.err
+        assert "registered model tiny-pruned was deleted and made again" in looked.out
+    client.delete_model_version("tiny-pruned", "1")
+    assert resprout("verify", "--all", home=home).code == 4, "the new chain counts as the old one did"
+
+
+EDIT = """
+import sys
+from resprout.flows.cli.main import main
+from resprout.flows.conclude import Conclusion
+from resprout.infra import searches
+seal = Conclusion.seal
+def edited(self):
+    tracker = self.run.tracker
+    below = searches.runs(tracker, f"tags.`mlflow.parentRunId` = '{self.run.mlflow_run_id}'")
+    (run,) = [one for one in below if one.info.run_name == "evaluate pruned"]
+    tracker.client.log_metric(run.info.run_id, "own_acc", 0.99)
+    seal(self)
+Conclusion.seal = edited
+main()
+"""
+"""The command line while somebody edits a metric in MLflow, right before the run is sealed."""
+
+
+def test_a_seal_does_not_vouch_for_what_contradicts_the_artifacts(
+    finished: Any, home: Path, api_url: str
+) -> None:
+    before = sorted((home / "store" / "seals").iterdir())
+    env = {**os.environ, "RESPROUT_HOME": str(home), "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", EDIT, "run", str(finished.config)],
+        env=env, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert "is not sealed" in done.stderr
+    assert "own_acc is not that of artifact" in done.stderr
+    assert sorted((home / "store" / "seals").iterdir()) == before
