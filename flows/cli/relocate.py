@@ -22,7 +22,7 @@ def relocate(
     Examples:
       resprout relocate
       resprout relocate --config configs/quickstart.yaml
-      RESPROUT_HOME=/mnt/new/.resprout resprout relocate
+      resprout relocate --config settings.yaml
     """
     from resprout.configs.errors import BadInput
     from resprout.flows.place import open_place

@@ -69,8 +69,8 @@ class Buildah:
 
 @pytest.fixture(scope="module")
 def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
-    if shutil.which("buildah") is None or os.geteuid() != 0:
-        pytest.skip("building the image takes root and buildah: apt-get install buildah debootstrap")
+    if None in map(shutil.which, ("buildah", "debootstrap")) or os.geteuid() != 0:
+        pytest.skip("building the image takes root and buildah: apt-get install buildah netavark debootstrap")
     folder = tmp_path_factory.mktemp("buildah")
     ulimits = [
         f"{name}={resource.getrlimit(number)[0]}:{resource.getrlimit(number)[0]}"
@@ -124,8 +124,11 @@ def debian(buildah: Buildah, folder: Path) -> None:
         check=True,
     )
     container = buildah("from", "scratch").strip()
+    left_out = shutil.ignore_patterns("site-packages", "test", "__pycache__", "*.a")
+    shutil.copytree(
+        sys.base_prefix, folder / "root" / "usr" / "local", symlinks=True, ignore=left_out, dirs_exist_ok=True
+    )
     buildah("add", container, folder / "root", "/", timeout=300)
-    buildah("add", container, sys.base_prefix, "/usr/local", timeout=300)
     buildah("commit", "--rm", container, BASE, timeout=300)
     shutil.rmtree(folder)
 
