@@ -128,6 +128,7 @@ def debian(buildah: Buildah, folder: Path) -> None:
     shutil.copytree(
         sys.base_prefix, folder / "root" / "usr" / "local", symlinks=True, ignore=left_out, dirs_exist_ok=True
     )
+    subprocess.run(["chroot", folder / "root", "ldconfig"], check=True)
     buildah("add", container, folder / "root", "/", timeout=300)
     buildah("commit", "--rm", container, BASE, timeout=300)
     shutil.rmtree(folder)
