@@ -27,8 +27,8 @@ class Ratio:
 
     def __str__(self) -> str:
         """As tables show it."""
-        interval = f"x{self.low:.2f} to x{self.high:.2f}"
-        return f"x{self.median:.2f}, {interval}" if self.different else f"no difference, {interval}"
+        shown = f"x{self.median:.2f}" if self.different else "no difference"
+        return f"{shown}, x{self.low:.2f}-{self.high:.2f}"
 
     def metrics(self, name: str) -> dict[str, float]:
         """As metrics beside the one called `name`."""

@@ -11,13 +11,14 @@ from resprout.tasks.measure.child import started
 from resprout.tasks.measure.worker import Ready, Request, Times
 
 WINDOW = 3
-"""Rounds for which a model stays where only one fits: with more, drift weighs more; with fewer, loading does."""
+"""Rounds for which a model stays where only one fits: with more drift weighs more, with fewer loading."""
 
 
 @dataclass
 class Answer:
-    """A model's times, one a round; seconds of loading, threads in use, peak memory in bytes."""
+    """A model's times, one a round; seconds of start and loading, threads in use, peak memory in bytes."""
 
+    start_seconds: float
     load_seconds: float
     threads: int
     prefill_seconds: list[float] = field(default_factory=list)
@@ -59,8 +60,9 @@ def in_turn(requests: Mapping[str, Request], rounds: int, progress: Progress) ->
 
 
 def _begun(ready: Ready) -> Answer:
-    return Answer(ready.load_seconds, ready.threads)
+    return Answer(ready.start_seconds, ready.load_seconds, ready.threads)
 
 
-def _order(names: Mapping[str, Request], number: int) -> list[str]:
-    return [*names] if number % 2 == 0 else [*reversed(names)]
+def _order(requests: Mapping[str, Request], number: int) -> list[str]:
+    names = [*requests]
+    return names if number % 2 == 0 else names[::-1]

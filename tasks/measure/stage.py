@@ -109,6 +109,7 @@ def summary(
         "models": models,
         "rounds": config.repeats,
         "coverage": coverage(config.repeats),
+        "start_seconds": {name: answer.start_seconds for name, answer in answers.items()},
         "threads": answers[DENSE].threads,
         "warmup": config.warmup,
     }

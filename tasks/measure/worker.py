@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from resprout.tasks.cost import peak_memory
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Ready:
-    """Seconds of loading, and the threads in use."""
+    """Seconds from the start of the process to the libraries being there, of loading, and threads in use."""
 
+    start_seconds: float
     load_seconds: float
     threads: int
 
@@ -60,18 +63,22 @@ class Measured:
 
     def __init__(self, request: Request) -> None:
         import torch
+        import transformers
 
         from resprout.tasks.models.load import load_model
 
+        # Imported at their first use, which would else be timed as loading.
+        _ = transformers.AutoModelForCausalLM, transformers.PreTrainedModel
         if request.threads is not None:
             torch.set_num_threads(request.threads)
         self._wait = _waiter(request.device)
+        started = time.time() - psutil.Process().create_time()
         began = time.perf_counter()
         self._model = load_model(
             Path(request.folder), request.dtype, request.device, request.trust_remote_code
         )
         self._wait()
-        self.ready = Ready(time.perf_counter() - began, torch.get_num_threads())
+        self.ready = Ready(started, time.perf_counter() - began, torch.get_num_threads())
         self._request = request
         ids = torch.arange(request.batch_size * request.prefill_tokens).reshape(request.batch_size, -1)
         self._ids = (ids * 7919 % self._model.config.vocab_size).to(request.device)

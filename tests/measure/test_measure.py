@@ -35,8 +35,8 @@ def test_summary_by_hand():
     The other takes half the seconds in each round: ratios of 2 throughout.
     """
     config = MeasureConfig(prefill_tokens=100, decode_tokens=10, batch_size=2, repeats=3)
-    dense = Answer(1.5, 2, [4.0, 1.0, 2.0], [0.5, 0.5, 0.5], peak_memory_bytes=3_000_000)
-    pruned = Answer(1.0, 2, [2.0, 0.5, 1.0], [0.25, 0.25, 0.25], peak_memory_bytes=2_000_000)
+    dense = Answer(0.5, 1.5, 2, [4.0, 1.0, 2.0], [0.5, 0.5, 0.5], peak_memory_bytes=3_000_000)
+    pruned = Answer(0.5, 1.0, 2, [2.0, 0.5, 1.0], [0.25, 0.25, 0.25], peak_memory_bytes=2_000_000)
     metrics, details = summary(config, {"dense": dense, "pruned": pruned})
     assert metrics_of("dense", metrics) == {
         "prefill100_batch2_tokens_per_s": 100.0,
@@ -59,11 +59,11 @@ def test_summary_by_hand():
     ("others", "median", "low", "high", "shown"),
     [
         # Nine rounds: of the sorted ratios the 5th, and the 2nd and 8th as the interval (96.1 %).
-        ([1.0] * 9, 1.0, 1.0, 1.0, "no difference, x1.00 to x1.00"),
-        ([0.5] * 8 + [100.0], 2.0, 2.0, 2.0, "x2.00, x2.00 to x2.00"),
-        ([2.0, 2.0, 1.25, 1.0, 1.0, 1.0, 0.8, 0.5, 0.5], 1.0, 0.5, 2.0, "no difference, x0.50 to x2.00"),
+        ([1.0] * 9, 1.0, 1.0, 1.0, "no difference, x1.00-1.00"),
+        ([0.5] * 8 + [100.0], 2.0, 2.0, 2.0, "x2.00, x2.00-2.00"),
+        ([2.0, 2.0, 1.25, 1.0, 1.0, 1.0, 0.8, 0.5, 0.5], 1.0, 0.5, 2.0, "no difference, x0.50-2.00"),
         # Five rounds: all of them.
-        ([1.25, 0.8, 0.5, 0.5, 0.5], 2.0, 0.8, 2.0, "no difference, x0.80 to x2.00"),
+        ([1.25, 0.8, 0.5, 0.5, 0.5], 2.0, 0.8, 2.0, "no difference, x0.80-2.00"),
     ],
 )
 def test_a_ratio_and_its_interval_by_hand(others, median, low, high, shown):
@@ -96,7 +96,7 @@ class Machine:
 
 class Model:
     def __init__(self, machine: Machine, name: str) -> None:
-        self.machine, self.name, self.ready = machine, name, Ready(0.0, 1)
+        self.machine, self.name, self.ready = machine, name, Ready(0.0, 0.0, 1)
 
     def times(self, runs: int) -> Times:
         self.machine.asked += [self.name] * runs

@@ -44,7 +44,7 @@ def test_the_table_shows_values_and_their_ratio_to_dense() -> None:
     assert cells("perplexity (w_ppl_seq8)") == ("20.00", "30.00 (x1.50)", "25.00 (x1.25)")
     assert cells("KL to dense, nats (w_kl_to_dense_seq8)") == ("-", "0.2500", "0.2500")
     assert cells("t_acc")[0] == "0.500 ± 0.050"
-    speeds = ("10.0", "15.0 (x1.50, x1.25 to x1.75)", "15.0 (no difference, x0.75 to x1.75)")
+    speeds = ("10.0", "15.0 (x1.50, x1.25-1.75)", "15.0 (no difference, x0.75-1.75)")
     assert cells("prefill8, tokens/s") == speeds
     assert cells("MB of the source file") == ("1.0 (gguf:Q4_1)", "-", "-")
 
