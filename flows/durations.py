@@ -19,6 +19,7 @@ from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.run import Forecast
+from resprout.tasks.track import flat
 
 ACQUIRED, CALIBRATED, MEASURED, ROWS = "acquire_model", "calibrate", "measure", "acquire_rows"
 PROCESSES: dict[str, Callable[[int], int]] = {MEASURED: lambda inputs: inputs, "export": lambda inputs: 1}
@@ -55,12 +56,19 @@ class History:
         self._here = [one for one in here if one.machine.get("host") == host]
         self.start = self._start()
 
-    def seconds(self, stage: str, work: Work) -> float | None:
-        """Predicted seconds, from the record whose work is nearest, of equals the last; None without any."""
+    def seconds(self, stage: str, section: Mapping[str, Any], work: Work) -> float | None:
+        """Predicted seconds, from the record nearest in methods, then in work, then in time; None without.
+
+        `section` is the stage's config: what it names in words, say an allocator, decides more than sizes do.
+        """
         known = [(one, self.work(one)) for one in self._here if one.stage == stage]
         if not known:
             return None
-        nearest, done = min(reversed(known), key=lambda one: abs(math.log(work.times(one[1]))))
+
+        def distance(one: tuple[Record, Work]) -> tuple[int, float]:
+            return len(_named(section) ^ _named(one[0].config)), abs(math.log(work.times(one[1])))
+
+        nearest, done = min(reversed(known), key=distance)
         times = work.times(done)
         if max(times, 1 / times) < NEAR and work.processes == done.processes:
             return nearest.seconds
@@ -135,11 +143,15 @@ def predicted(forecasts: Sequence[Forecast], history: History, params: int | Non
         roles = [*one.parts["parents"]]
         tokens = amount(one.parts["config"], roles, calibration, rows)
         work = Work(params if scales else None, tokens, processes_of(one.stage, roles))
-        seconds = history.seconds(one.stage, work)
+        seconds = history.seconds(one.stage, one.parts["config"], work)
         if seconds is not None and scales:
             seconds, waiting = max(seconds, waiting), 0.0
         found.append(seconds)
     return found
+
+
+def _named(section: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {(key, value) for key, value in flat(section).items() if isinstance(value, str)}
 
 
 def processes_of(stage: str, roles: Sequence[str]) -> int:

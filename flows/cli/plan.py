@@ -17,7 +17,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Show which stages would run and which are cached, the widths that the target implies, memory and time.
+    """Show which stages would run and why, what is cached, the widths that the target implies, memory, time.
 
     Of a pruning schedule also its rounds and the average size over training, to compare schedules by, and
     within its range the loss that the law of average parameters predicts.

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.schema import StoreConfig
-from resprout.infra.store.record import Parent
+from resprout.flows.durations import History, Work
+from resprout.infra.identity import machine
+from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
 
 SECONDS = 60.0
@@ -88,3 +90,19 @@ def test_plan_says_why_a_stage_is_not_cached(
     assert re.search(r"  evaluate recovered: would run.* \(its model is made first\)", shown), shown
     shown = resprout("plan", finished.config, home=tmp_path / "home").out
     assert "  acquire model: would run (it never ran here)" in shown
+
+
+def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> None:
+    def record(allocator: str, seconds: float, hour: int) -> Record:
+        return Record(
+            stage="plan", key="plan-k", kind="plan", content="ab" * 32, config={"allocator": allocator},
+            code={}, libraries={}, machine=machine(), who="ada", seconds=seconds,
+            started=f"2026-01-02T{hour:02d}:00:00+00:00",
+        )  # fmt: skip
+
+    records = [("1", record("uniform", 2.0, 1)), ("2", record("evolutionary", 7200.0, 2))]
+    history = History(ArtifactStore.from_config(StoreConfig(), tmp_path), records)
+    work = Work(params=None, tokens=None, processes=0)
+    assert history.seconds("plan", {"allocator": "uniform"}, work) == 2.0
+    assert history.seconds("plan", {"allocator": "evolutionary"}, work) == 7200.0
+    assert history.seconds("prune", {"allocator": "uniform"}, work) is None
