@@ -26,7 +26,7 @@ def reason(one: Forecast, records: Sequence[Record]) -> str:
         return "it never ran here"
     found = min(([*_differences(one.parts, record)] for record in latest), key=len)
     if not found:
-        return "it ran on other hardware" if "hardware" in one.parts else "its artifact is not whole"
+        return "it ran on other hardware" if "hardware" in one.parts else "the store no longer has it whole"
     more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
     return ", ".join(found[:MOST]) + more
 
