@@ -39,6 +39,18 @@ class StageResult(Plain):
     artifact: ArtifactResult
 
 
+class SpeedResult(Plain):
+    """A speed relative to the dense model's, both measured in the same rounds."""
+
+    ratio: float
+    """Median over the rounds of this model's speed / the dense model's."""
+    low: float
+    """Ends of the interval of the median, of 95 % from 6 rounds (`measure.repeats`) on."""
+    high: float
+    different: bool
+    """Whether the interval leaves out 1; else the noise is larger than the difference."""
+
+
 class ModelResult(Plain):
     """Size and metrics of one model."""
 
@@ -48,6 +60,8 @@ class ModelResult(Plain):
     bytes: int
     """Bytes of the weights in the export's dtype."""
     metrics: dict[str, float]
+    speeds: dict[str, SpeedResult] = {}
+    """By the name of each speed among the metrics its ratio to the dense model's; empty of the dense one."""
 
 
 class ModelResults(Plain):

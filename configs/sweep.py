@@ -14,8 +14,10 @@ from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, explain, load, read_yaml
 from resprout.configs.result import Plain, RunResult
 from resprout.configs.section import Name, Section
+from resprout.configs.stages import MeasureConfig
 
 MOST_VARIANTS = 1000
+DENSE = "dense"
 OWN = ("name", "infra")
 """Keys that no variant may set: the sweep names its runs, and all of them share one place."""
 
@@ -75,12 +77,14 @@ class SweepConfig(Section):
 
 @dataclass(frozen=True)
 class Variant:
-    """One run of a sweep: its name, what it sets, and with that its checked config."""
+    """One run of a sweep: its name, what it sets, and its checked config, which measures nothing."""
 
     name: str
     settings: Values
     overrides: list[str]
     loaded: Loaded
+    measure: MeasureConfig | None = None
+    """How its last model is measured: by the sweep, with those of all variants."""
 
 
 class VariantResult(Plain):
@@ -101,6 +105,8 @@ class SweepResult(Plain):
 
     status: Literal["done", "gate_not_passed", "failed"]
     exit_code: int
+    message: str = ""
+    """Why speeds could not be measured, which makes the sweep fail; else empty."""
     name: str
     variants: list[VariantResult]
     seconds: float = 0.0
@@ -130,8 +136,18 @@ def load_sweep(path: Path, overrides: list[str]) -> tuple[SweepConfig, list[Vari
         own = [f"name={name}", *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
         if not sweep.register_variants:
             own.append("register=null")
+        if name == DENSE:
+            raise BadInput(
+                f"{path}: a variant is called {DENSE}, as the model is that all begin with; "
+                "give variant_name another form"
+            )
         try:
-            found.append(Variant(name, settings, [*overrides, *own], load(base, [*overrides, *own])))
+            loaded = load(base, [*overrides, *own])
+            if (measure := loaded.config.measure) is not None:
+                # Speeds compare only where they are measured together.
+                own.append("measure=null")
+                loaded = load(base, [*overrides, *own])
+            found.append(Variant(name, settings, [*overrides, *own], loaded, measure))
         except ResproutError as error:
             faults.append(f"variant {index} ({', '.join(own[1:])}): {error}")
     if faults:

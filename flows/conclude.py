@@ -15,6 +15,7 @@ from resprout.flows.announce import announce
 from resprout.flows.describe import PLAN, describe_model, describe_run, describe_version
 from resprout.flows.describe import Place as Described
 from resprout.flows.session import Session
+from resprout.flows.speeds import speeds_to_dense
 from resprout.flows.steps import Made
 from resprout.infra import identity
 from resprout.infra.lineage import tree
@@ -26,6 +27,7 @@ from resprout.infra.proof.timestamp import Authority
 from resprout.infra.store import exports
 from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.job import Job
+from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
 from resprout.tasks.run import Run
@@ -94,11 +96,12 @@ class Conclusion:
 
     def fill_models(self) -> None:
         """Sizes and metrics of the models into the result, and into the parent run as <model>.<metric>."""
-        found = {}
+        found, speeds = {}, self.made.speeds
+        measured = self.read(speeds, "metrics.json") if speeds is not None else {}
         for name, scores in self.made.scores.items():
             metrics = self.read(scores, "metrics.json")
-            if name in self.made.speeds:
-                metrics.update(self.read(self.made.speeds[name], "metrics.json"))
+            own = metrics_of(name, measured)
+            metrics.update(own)
             if name == "sparsified" and self.made.sparsified is not None:
                 metrics.update(self.read(self.made.sparsified, "metrics.json"))
             found[name] = ModelResult(
@@ -106,6 +109,7 @@ class Conclusion:
                 non_embedding_params=int(metrics["non_embedding_params"]),
                 bytes=int(metrics["bytes"]),
                 metrics=metrics,
+                speeds=speeds_to_dense(own),
             )
         self.result.models = ModelResults(
             dense=found["dense"],
@@ -173,7 +177,7 @@ class Conclusion:
             "recovery": made.recovery,
             "sparsity": made.sparsified,
             **made.scores,
-            **{f"{name}_speed": speed for name, speed in made.speeds.items()},
+            "speeds": made.speeds,
             **{f"recovery_{number}": part for number, part in enumerate(made.trainings, 1)},
         }
         inputs: dict[str, Input] = {role: ref for role, ref in given.items() if ref is not None}

@@ -6,12 +6,13 @@ from typing import Any
 
 from resprout.configs.load import Loaded
 from resprout.flows import preflight
+from resprout.flows.durations import History, predicted
 from resprout.flows.journey import journey, rounds_of
 from resprout.flows.licences import check_licences
 from resprout.flows.look_up import look_up
+from resprout.flows.reasons import reason
 from resprout.flows.sources import Sources
 from resprout.infra.environment import prepare
-from resprout.infra.identity import machine
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
 from resprout.tasks.export.registry import own_classes
@@ -30,7 +31,9 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
     sources = Sources(loaded, tracker.uri)
     remarks = check_licences(config.infra.licences, sources.credits)
     made, forecasts = look_up(config, store, tracker, sources, loaded.home)
-    last = _seconds(store)
+    records = [*store.records()]
+    params = sources.shape.params if sources.shape is not None else None
+    seconds = predicted(forecasts, History(store, records), params)
     method = resolve(config.prune)
     found: dict[str, Any] = {
         "name": config.name,
@@ -45,9 +48,15 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
         },
         "own_classes": own_classes(config.export.formats),
         "stages": [
-            {"name": one.label, "cached": one.cached, "last_seconds": last.get(one.stage)}
-            for one in forecasts
+            {
+                "name": one.label,
+                "cached": one.cached,
+                "seconds": taken if taken is None else round(taken, 1),
+                "reason": None if one.cached else reason(one, [record for _, record in records]),
+            }
+            for one, taken in zip(forecasts, seconds, strict=True)
         ],
+        "seconds": None if None in seconds else round(sum(filter(None, seconds)), 1),
         "widths": None,
         "licences": remarks,
     }
@@ -88,12 +97,3 @@ def _shape(shape: Shape, dtype: str) -> dict[str, Any]:
         "non_embedding_params": sizes.non_embedding_params,
         "bytes": sizes.bytes,
     }
-
-
-def _seconds(store: ArtifactStore) -> dict[str, float]:
-    """Seconds of each stage when it last ran on this machine, whatever its settings were."""
-    found: dict[str, tuple[str, float]] = {}
-    for _, record in store.records():
-        if record.machine.get("host") == machine()["host"]:
-            found[record.stage] = max(found.get(record.stage, ("", 0.0)), (record.started, record.seconds))
-    return {stage: seconds for stage, (_, seconds) in found.items()}

@@ -132,7 +132,7 @@ def refuse_impossible(run: Original, store: ArtifactStore, disk: Path, trust_rem
 
 def hardware(store: ArtifactStore, run: Original) -> dict[str, Any]:
     """On what the speeds of the run were measured: processor, cores, memory, GPUs; empty where none were."""
-    measured = next((digest for label, digest in run.digests.items() if label.startswith("measure ")), None)
+    measured = next((digest for label, digest in run.digests.items() if label.startswith("measure")), None)
     if measured is None or not store.check(measured):
         return {}
     return dict(json.loads(store.read(measured, "details.json"))["hardware"])

@@ -14,7 +14,7 @@ from resprout.flows.surroundings import Change
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.compare.artifacts import Difference, compare, relative
 
-TIMED = ("measure ", "report")
+TIMED = ("measure", "report")
 """Labels of stages whose content holds timings, which no two runs share."""
 SCORED = "evaluate "
 ACQUIRED = "acquire "

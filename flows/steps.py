@@ -48,7 +48,9 @@ class Made:
     pool: ArtifactRef | None = None
     sparsified: ArtifactRef | None = None
     scores: dict[str, ArtifactRef] = field(default_factory=dict)
-    speeds: dict[str, ArtifactRef] = field(default_factory=dict)
+    models: dict[str, Input] = field(default_factory=dict)
+    """The models by name, in the order in which they are made."""
+    speeds: ArtifactRef | None = None
     trainings: tuple[ArtifactRef, ...] = ()
     """Parts of the recovery that came before the last cut."""
 
@@ -64,7 +66,7 @@ class Steps:
         self.calibration_text, self.general_text = acquired.calibration_text, acquired.general_text
         self.credits = acquired.credits
         self.scores: dict[str, ArtifactRef] = {}
-        self.speeds: dict[str, ArtifactRef] = {}
+        self.models: dict[str, Input] = {}
 
     def job(self, section: C) -> Job[C]:
         """A job of this run."""
@@ -107,8 +109,12 @@ class Steps:
         method = config.recover.method if config.recover else None
         told = Export(config.export, credits, method, begun.schedule, zeros)
         exported = export(run, self.job(told), {"model": final, "plan": planned, "source": self.dense})
+        # Once and last: speeds compare only where they are measured together.
+        speeds = measure(run, self.job(config.measure), self.models) if config.measure is not None else None
         later = (selection, recovery, counted, sparse)
-        return Made(self.dense, planned, exported, verdict, *later, self.scores, self.speeds, begun.trainings)
+        return Made(
+            self.dense, planned, exported, verdict, *later, self.scores, self.models, speeds, begun.trainings
+        )
 
     @cached_property
     def general(self) -> dict[str, Input]:
@@ -159,13 +165,12 @@ class Steps:
         return recover(self.run, self.job(config), given, label)
 
     def judge(self, name: str, model: Input) -> None:
-        """Scores and measurements of one model; divergence where it is not the dense one itself."""
+        """Scores of one model; divergence where it is not the dense one itself."""
         run, config = self.run, self.config
         given: dict[str, Input] = {"model": model, **self.tasks}
         if self.text is not None:
             given["text"] = self.text
         if name != "dense":
             given["dense"] = self.dense
+        self.models[name] = model
         self.scores[name] = evaluate(run, self.job(config.evaluate), given, f"evaluate {name}")
-        if config.measure is not None:
-            self.speeds[name] = measure(run, self.job(config.measure), {"model": model}, f"measure {name}")

@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, arrived, load, travelling
 from resprout.configs.result import RunResult
 from resprout.configs.sweep import SweepResult, Variant, VariantResult, load_sweep
@@ -72,6 +72,13 @@ def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
             session.interrupt()
             raise
     session.result.variants.sort(key=lambda one: order.index(one.name))
+    # MLflow reads its environment when it is imported.
+    from resprout.flows.sweep_speeds import measure_variants
+
+    try:
+        measure_variants(session)
+    except ResproutError as error:
+        session.result.message = str(error)
     _conclude(session.result, began)
     return session.result.model_dump(mode="json")
 
@@ -94,6 +101,8 @@ def _ended(variant: Variant, future: PrefectFuture[Any]) -> VariantResult:
 def _conclude(result: SweepResult, began: float) -> None:
     result.seconds = round(time.perf_counter() - began, 3)
     found = {one.result.status for one in result.variants if not one.left_out}
+    if result.message:
+        return
     if found <= {"done"}:
         result.status, result.exit_code = "done", 0
     elif found <= {"done", "gate_not_passed"}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -15,7 +15,7 @@ from resprout.tasks.job import Progress
 from resprout.tasks.scan import Scan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
@@ -63,6 +63,12 @@ class Forecast:
     label: str
     stage: str
     cached: bool
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    """What its key is made of."""
+    waits_for: tuple[str, ...] = ()
+    """Roles of the inputs that are not made yet, without which there is no key."""
+    bytes: int | None = None
+    """Size of its artifact, where that is cached."""
 
 
 @dataclass(frozen=True)

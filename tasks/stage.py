@@ -200,10 +200,12 @@ class Stage(Generic[C]):
 
     def _look_up(self, run: Run, job: Job[C], inputs: Mapping[str, Input], label: str) -> ArtifactRef:
         """The artifact where it is in the store; else a reference to nothing, which no later stage finds."""
-        known = all(ref_of(given).digest for given in inputs.values())
-        key = self.key(job, inputs) if known else ""
-        found = run.results.find(key) if known else None
-        run.forecasts.append(Forecast(label, self.name, found is not None))
+        missing = tuple(role for role, given in inputs.items() if not ref_of(given).digest)
+        parts = self.key_parts(job, inputs)
+        key = "" if missing else self.key_of(parts)
+        found = None if missing else run.results.find(key)
+        size = found.bytes if found is not None else None
+        run.forecasts.append(Forecast(label, self.name, found is not None, parts, missing, size))
         return found or ArtifactRef(kind=self.kind, digest="", key=key, record="", uri="", bytes=0)
 
     def _task(

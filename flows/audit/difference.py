@@ -10,6 +10,7 @@ from resprout.flows.audit.facts import Facts
 from resprout.flows.audit.printable import printable
 from resprout.flows.audit.story import Story
 from resprout.infra.lineage import Node
+from resprout.tasks.measure.ratio import SUFFIXES, ratio_in
 from resprout.tasks.track import flat
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def side(story: Story, facts: Facts) -> Side:
             "metrics": {
                 f"{labels[identity]}.{name}": value
                 for identity, found in facts.metrics.items()
-                for name, value in found.items()
                 if identity in labels
+                for name, value in _comparable(found).items()
             },
             "code": dict(_code(story, labels)),
             "libraries": _versions(story),
@@ -103,6 +104,23 @@ def _label(role: str, user: str, node: Node) -> str:
     if node.record.origin:
         return f"{role} for {user}"
     return f"{stage} {role}" if stage in ("evaluate", "measure") else stage
+
+
+def _comparable(metrics: dict[str, float]) -> Values:
+    """The metrics, of speeds only the ratio to the dense model: absolute ones are of another hour each."""
+    ratios = {name: ratio for name in metrics if (ratio := ratio_in(metrics, name)) is not None}
+    parts = {f"{name}{suffix}" for name in ratios for suffix in SUFFIXES}
+    others = {
+        name: value
+        for name, value in metrics.items()
+        if name not in parts and not name.endswith("_tokens_per_s")
+    }
+    # Two intervals that both hold 1 are no difference between the two.
+    told = {
+        f"{name} to dense": str(ratio) if ratio.different else "no difference"
+        for name, ratio in ratios.items()
+    }
+    return {**others, **told}
 
 
 def _data(story: Story, labels: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Show which stages would run and which are cached, the widths that the target implies, memory and time.
+    """Show which stages would run and why, what is cached, the widths that the target implies, memory, time.
 
     Of a pruning schedule also its rounds and the average size over training, to compare schedules by, and
     within its range the loss that the law of average parameters predicts.
@@ -79,8 +79,11 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if "plan" in found:
         lines.append(f"plan: {found['plan']['uri']}/plan.json")
     for stage in found["stages"]:
-        last = f", {stage['last_seconds']:.0f} s when it last ran here" if stage["last_seconds"] else ""
-        lines.append(f"  {stage['name']}: {'cached' if stage['cached'] else 'would run' + last}")
+        seconds = "" if stage["seconds"] is None else f", about {stage['seconds']:.0f} s"
+        state = "cached" if stage["cached"] else f"would run{seconds} ({stage['reason']})"
+        lines.append(f"  {stage['name']}: {state}")
+    if found["seconds"]:
+        lines.append(f"about {found['seconds']:.0f} s in all, by what stages took on this machine")
     return lines
 
 

@@ -86,6 +86,8 @@ def _sweep(config: Path, overrides: list[str], session: SweepSession) -> SweepRe
     result = sweep_here(config, overrides, session)
     console.print()
     console.print(table(session.variants, result), highlight=False)
+    if result.message:
+        console.print(f"speeds: {result.message}", highlight=False, soft_wrap=True, markup=False)
     return result
 
 

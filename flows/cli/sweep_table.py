@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from resprout.configs.result import RunResult
-from resprout.configs.schema import RunConfig
 from resprout.configs.sweep import SweepResult, Variant, VariantResult
 from resprout.tasks.evaluate.stage import kl_metric, perplexity_metric
+from resprout.tasks.measure.stage import run_names
 from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.report.table import speed_cell
 
 NONE = "-"
 
@@ -40,16 +41,16 @@ def table(variants: Sequence[Variant], result: SweepResult) -> Table:
         status = "does not fit" if ended.left_out else ended.result.status
         # The name in force, which the settings and the base decide together.
         method = resolve(variant.loaded.config.prune).method
-        found.add_row(variant.name, method, *own, *_cells(variant.loaded.config, ended.result), status)
+        found.add_row(variant.name, method, *own, *_cells(variant, ended.result), status)
     return found
 
 
-def _cells(config: RunConfig, result: RunResult) -> list[str]:
+def _cells(variant: Variant, result: RunResult) -> list[str]:
     models = result.models
     last = [*models.there().values()][-1] if models is not None else None
     metrics = last.metrics if last is not None else {}
-    text = config.evaluate.perplexity
-    speed = f"decode{config.measure.decode_tokens}_tokens_per_s" if config.measure is not None else ""
+    text = variant.loaded.config.evaluate.perplexity
+    speed = f"{run_names(variant.measure)[1]}_tokens_per_s" if variant.measure is not None else ""
     checks = result.gate.checks if result.gate is not None else []
     gate = (
         NONE
@@ -63,7 +64,7 @@ def _cells(config: RunConfig, result: RunResult) -> list[str]:
         _number(metrics.get(perplexity_metric(text)), ".2f"),
         _number(metrics.get(kl_metric(text)), ".4f"),
         _number(metrics.get("zero_shot_mean_acc"), ".3f"),
-        _number(metrics.get(speed), ",.1f"),
+        speed_cell(metrics, speed),
         gate,
         f"{result.seconds:.1f}",
     ]

@@ -17,7 +17,12 @@ from resprout.infra.tracking import RECORD
 
 METRICS = "metrics.json"
 SHOWN_ABOVE = ("evaluate ", "measure ")
-"""Stage runs whose metrics their parent run shows as well, under the name that follows."""
+"""Stage runs whose metrics their parent run shows as well, under the name that follows.
+
+There was a stage run for each model's speeds before one measured them all.
+"""
+SPEEDS = "measure"
+"""The stage run whose metrics begin with their model's name already."""
 
 
 def told_wrongly(store: ArtifactStore, run_id: str, states: Mapping[str, Any]) -> Iterator[str]:
@@ -39,13 +44,20 @@ def told_wrongly(store: ArtifactStore, run_id: str, states: Mapping[str, Any]) -
         for tag, said in (("digest", record.content), ("key", record.key), ("stage", record.stage)):
             if tags.get(f"resprout.{tag}") != said:
                 yield f"{what}: tag resprout.{tag} is not that of record {tags[RECORD]}"
-        above = next((name.removeprefix(start) for start in SHOWN_ABOVE if name.startswith(start)), None)
+        above = _above(name)
         for key, value in held.items():
             if not _same(state["metrics"].get(key), value):
                 yield f"{what}: metric {key} is not that of artifact {record.content}, which says {value}"
-            shown = states[run_id]["metrics"].get(f"{above}.{key}")
+            shown = states[run_id]["metrics"].get(f"{above}{key}")
             if above is not None and shown is not None and not _same(shown, value):
-                yield f"MLflow run {run_id}: metric {above}.{key} is not that of artifact {record.content}"
+                yield f"MLflow run {run_id}: metric {above}{key} is not that of artifact {record.content}"
+
+
+def _above(name: str) -> str | None:
+    """What the parent run puts before a stage run's metrics; None where it shows none of them."""
+    if name == SPEEDS:
+        return ""
+    return next((f"{name.removeprefix(start)}." for start in SHOWN_ABOVE if name.startswith(start)), None)
 
 
 def metrics_of(store: ArtifactStore, digest: str) -> dict[str, float]:

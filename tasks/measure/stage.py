@@ -1,7 +1,8 @@
-"""Door of measuring: speed and memory of one model in a process of its own.
+"""Door of measuring: speed and memory of the models of a run, each in a process of its own, timed together.
 
-A measurement is no claim of equal bytes: the hardware's fingerprint is part of its key, and its content
-holds times.
+A machine's speed changes while it works, so a model is never compared with what another was at another time:
+all are measured anew where one of them is, in rounds in which each has its turn. A measurement is no claim of
+equal bytes: the hardware's fingerprint is part of its key, and its content holds times.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import MeasureConfig
 from resprout.tasks.job import Job, Progress
-from resprout.tasks.measure.hardware import fingerprint
-from resprout.tasks.measure.worker import Answer, Request
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.measure.hardware import fingerprint, free_memory
+from resprout.tasks.measure.ratio import coverage, ratio_of
+from resprout.tasks.measure.rounds import Answer, in_turn, together
+from resprout.tasks.measure.worker import Request
+from resprout.tasks.models.size import BYTES, Shape, shape_of
 from resprout.tasks.stage import stage
+
+DENSE = "dense"
+PROCESS_BYTES = 1_000_000_000
+"""Of a measuring process beside weights and KV cache: interpreter, libraries, activations."""
 
 
 def settings(config: MeasureConfig) -> dict[str, Any]:
@@ -34,74 +37,94 @@ def settings(config: MeasureConfig) -> dict[str, Any]:
 
 @stage("measure", kind="measurement", libraries=("torch", "transformers"), hardware=True, settings=settings)
 def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write metrics.json (medians) and details.json (every repeat, spread, threads, hardware) for `model`."""
+    """Write metrics.json (<model>.<metric>) and details.json (every round, spread, threads, hardware).
+
+    Inputs: `dense`, and by their names the models that are compared with it. Where memory does not hold all
+    processes at once, they run one after another; details.json says which in `order`.
+    """
     config = job.config
-    _check_length(inputs["model"], config)
-    request = Request(
-        folder=str(inputs["model"].resolve()),
-        dtype=job.dtype,
-        device=job.device,
-        trust_remote_code=job.trust_remote_code,
-        **{key: getattr(config, key) for key in type(config).model_fields},
-    )
-    answer = ask_child(request)
-    metrics, details = summary(config, answer)
-    details["hardware"] = fingerprint()
+    # The order of the rounds is a matter of the names alone, as the key is.
+    names = sorted(inputs, key=lambda name: (name != DENSE, name))
+    shapes = {name: shape_of(inputs[name]) for name in names}
+    for shape in shapes.values():
+        _check_length(shape, config)
+    requests = {
+        name: Request(
+            folder=str(inputs[name].resolve()),
+            dtype=job.dtype,
+            device=job.device,
+            trust_remote_code=job.trust_remote_code,
+            **{key: getattr(config, key) for key in type(config).model_fields if key != "repeats"},
+        )
+        for name in names
+    }
+    needed = sum(_bytes(shape, config, job.dtype) for shape in shapes.values())
+    fit = needed <= free_memory(job.device)
+    answers = (together if fit else in_turn)(requests, config.repeats, progress)
+    metrics, details = summary(config, answers)
+    details |= {"order": "together" if fit else "in turn", "hardware": fingerprint()}
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
     (workdir / "details.json").write_text(json.dumps(details, sort_keys=True, indent=1) + "\n")
-    progress(1, 1, "models measured")
 
 
-def ask_child(request: Request) -> Answer:
-    """The answer of a fresh measuring process; one that fails raises StageFailed with its last words."""
-    with TemporaryDirectory() as scratch:
-        asked, answered = Path(scratch) / "request.json", Path(scratch) / "answer.json"
-        asked.write_text(json.dumps(asdict(request)))
-        command = [sys.executable, "-m", "resprout.tasks.measure.worker", str(asked), str(answered)]
-        child = subprocess.run(command, capture_output=True, text=True, check=False)
-        if child.returncode != 0:
-            reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-            raise StageFailed(
-                f"the measuring process stopped ({reason}); if it ran out of memory, lower "
-                "measure.prefill_tokens or measure.batch_size, or set measure: null"
-            )
-        return Answer(**json.loads(answered.read_text()))
+def run_names(config: MeasureConfig) -> tuple[str, str]:
+    """Names of prefill and decoding with their lengths; the metric of each ends in _tokens_per_s."""
+    batch = f"_batch{config.batch_size}" if config.batch_size > 1 else ""
+    return f"prefill{config.prefill_tokens}{batch}", f"decode{config.decode_tokens}{batch}"
 
 
-def summary(config: MeasureConfig, answer: Answer) -> tuple[dict[str, float], dict[str, object]]:
-    """Metrics, whose names say the lengths they hold for, and details.
+def summary(
+    config: MeasureConfig, answers: Mapping[str, Answer]
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Metrics, whose names say the model and the lengths they hold for, and details.
 
-    Speeds are tokens of the whole batch a second at the median time; memory is in MB of 10^6 bytes; spread is
-    (slowest - fastest) / median.
+    Speeds are tokens of the whole batch a second at the median time, and for each model but the dense one
+    its ratio to that with an interval; memory is in MB of 10^6 bytes; spread is (slowest - fastest) / median.
     """
-    prefill, decode = f"prefill{config.prefill_tokens}", f"decode{config.decode_tokens}"
-    if config.batch_size > 1:
-        prefill, decode = f"{prefill}_batch{config.batch_size}", f"{decode}_batch{config.batch_size}"
-    runs = {
-        prefill: (config.prefill_tokens, answer.prefill_seconds),
-        decode: (config.decode_tokens, answer.decode_seconds),
+    prefill, decode = run_names(config)
+    tokens = {
+        prefill: config.batch_size * config.prefill_tokens,
+        decode: config.batch_size * config.decode_tokens,
     }
-    metrics = {
-        f"{name}_tokens_per_s": config.batch_size * tokens / statistics.median(seconds)
-        for name, (tokens, seconds) in runs.items()
+    seconds = {
+        name: dict(zip(tokens, (answer.prefill_seconds, answer.decode_seconds), strict=True))
+        for name, answer in answers.items()
     }
-    metrics["peak_memory_mb"] = answer.peak_memory_bytes / 1e6
-    metrics["load_seconds"] = answer.load_seconds
+    metrics, models = dict[str, float](), dict[str, dict[str, object]]()
+    for name, answer in answers.items():
+        models[name] = {}
+        for run, taken in seconds[name].items():
+            speed = f"{name}.{run}_tokens_per_s"
+            metrics[speed] = tokens[run] / statistics.median(taken)
+            if name != DENSE:
+                metrics |= ratio_of(seconds[DENSE][run], taken).metrics(speed)
+            models[name][run] = {
+                "tokens": tokens[run],
+                "seconds": taken,
+                "spread": (max(taken) - min(taken)) / statistics.median(taken),
+            }
+        metrics[f"{name}.peak_memory_mb"] = answer.peak_memory_bytes / 1e6
+        metrics[f"{name}.load_seconds"] = answer.load_seconds
     details: dict[str, object] = {
-        name: {
-            "tokens": config.batch_size * tokens,
-            "seconds": seconds,
-            "spread": (max(seconds) - min(seconds)) / statistics.median(seconds),
-        }
-        for name, (tokens, seconds) in runs.items()
+        "models": models,
+        "rounds": config.repeats,
+        "coverage": coverage(config.repeats),
+        "start_seconds": {name: answer.start_seconds for name, answer in answers.items()},
+        "threads": answers[DENSE].threads,
+        "warmup": config.warmup,
     }
-    details["threads"] = answer.threads
-    details["warmup"] = config.warmup
     return metrics, details
 
 
-def _check_length(folder: Path, config: MeasureConfig) -> None:
-    longest = shape_of(folder).max_positions
+def _bytes(shape: Shape, config: MeasureConfig, dtype: str) -> int:
+    """About what a measuring process holds at its peak."""
+    positions = config.batch_size * (config.prefill_tokens + config.decode_tokens)
+    cached = 2 * sum(shape.kv_heads) * shape.head_dim * positions
+    return PROCESS_BYTES + (shape.params + cached) * BYTES[dtype]
+
+
+def _check_length(shape: Shape, config: MeasureConfig) -> None:
+    longest = shape.max_positions
     wanted = config.prefill_tokens + config.decode_tokens
     if longest and wanted > longest:
         raise BadInput(

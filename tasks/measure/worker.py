@@ -1,17 +1,22 @@
-"""The measuring process: `python -m resprout.tasks.measure.worker REQUEST ANSWER`, JSON in and JSON out.
+"""The measuring process: `python -m resprout.tasks.measure.worker`, lines of JSON in and out.
 
 A process of its own, so that peak memory is this model's and nothing that ran before has warmed anything up.
+The first line is the request; it is answered once the model is loaded and warm. Each further line is a number
+of runs, answered with their times. The process ends with its input.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from resprout.tasks.cost import peak_memory
 
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """The model's folder and how it is measured."""
+    """The model's folder and how it is measured; `warmup` runs come before the first that is timed."""
 
     folder: str
     dtype: str
@@ -31,55 +36,67 @@ class Request:
     prefill_tokens: int
     decode_tokens: int
     batch_size: int
-    repeats: int
     warmup: int
     threads: int | None
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Seconds of each timed run, seconds of loading, peak memory in bytes, and the threads that were used."""
+class Ready:
+    """Seconds from the start of the process to the libraries being there, of loading, and threads in use."""
 
+    start_seconds: float
     load_seconds: float
-    prefill_seconds: list[float]
-    decode_seconds: list[float]
-    peak_memory_bytes: int
     threads: int
 
 
-def measure(request: Request) -> Answer:
-    """Times of `repeats` prefills, each followed by `decode_tokens` greedy steps on its KV cache.
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each run, and the peak memory of the process so far in bytes."""
 
-    The prompt is the same fixed sequence of ids for every model. The first generated token comes from the
-    prefill and is timed with it; decoding times the `decode_tokens` forward passes after it.
-    """
-    import torch
+    prefill_seconds: list[float]
+    decode_seconds: list[float]
+    peak_memory_bytes: int
 
-    from resprout.tasks.models.load import load_model
 
-    if request.threads is not None:
-        torch.set_num_threads(request.threads)
-    began = time.perf_counter()
-    model = load_model(Path(request.folder), request.dtype, request.device, request.trust_remote_code)
-    wait = _waiter(request.device)
-    wait()
-    loaded = time.perf_counter() - began
-    vocab = model.config.vocab_size
-    ids = (
-        torch.arange(request.batch_size * request.prefill_tokens).reshape(request.batch_size, -1)
-        * 7919
-        % vocab
-    )
-    ids = ids.to(request.device)
-    runs = [_run(model, ids, request.decode_tokens, wait) for _ in range(request.warmup + request.repeats)]
-    timed = runs[request.warmup :]
-    return Answer(
-        load_seconds=loaded,
-        prefill_seconds=[prefill for prefill, _ in timed],
-        decode_seconds=[decode for _, decode in timed],
-        peak_memory_bytes=peak_memory(request.device),
-        threads=torch.get_num_threads(),
-    )
+class Measured:
+    """A loaded model and the prompt, the same fixed sequence of ids for every model."""
+
+    def __init__(self, request: Request) -> None:
+        import torch
+        import transformers
+
+        from resprout.tasks.models.load import load_model
+
+        # Imported at their first use, which would else be timed as loading.
+        _ = transformers.AutoModelForCausalLM, transformers.PreTrainedModel
+        if request.threads is not None:
+            torch.set_num_threads(request.threads)
+        self._wait = _waiter(request.device)
+        started = time.time() - psutil.Process().create_time()
+        began = time.perf_counter()
+        self._model = load_model(
+            Path(request.folder), request.dtype, request.device, request.trust_remote_code
+        )
+        self._wait()
+        self.ready = Ready(started, time.perf_counter() - began, torch.get_num_threads())
+        self._request = request
+        ids = torch.arange(request.batch_size * request.prefill_tokens).reshape(request.batch_size, -1)
+        self._ids = (ids * 7919 % self._model.config.vocab_size).to(request.device)
+        self.times(request.warmup)
+
+    def times(self, runs: int) -> Times:
+        """Times of `runs` prefills, each followed by `decode_tokens` greedy steps on its KV cache.
+
+        The first generated token comes from the prefill and is timed with it; decoding times the
+        `decode_tokens` forward passes after it.
+        """
+        steps = self._request.decode_tokens
+        seconds = [_run(self._model, self._ids, steps, self._wait) for _ in range(runs)]
+        return Times(
+            prefill_seconds=[prefill for prefill, _ in seconds],
+            decode_seconds=[decode for _, decode in seconds],
+            peak_memory_bytes=peak_memory(self._request.device),
+        )
 
 
 def _run(
@@ -109,6 +126,20 @@ def _waiter(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize
 
 
+def main() -> None:
+    """Answer on what was stdout, which belongs to the answers alone: what libraries print goes to stderr."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+        def answer(found: Ready | Times) -> None:
+            answers.write(json.dumps(asdict(found)) + "\n")
+            answers.flush()
+
+        measured = Measured(Request(**json.loads(sys.stdin.readline())))
+        answer(measured.ready)
+        for line in sys.stdin:
+            answer(measured.times(int(line)))
+
+
 if __name__ == "__main__":
-    asked = Request(**json.loads(Path(sys.argv[1]).read_text()))
-    Path(sys.argv[2]).write_text(json.dumps(asdict(measure(asked))))
+    main()

@@ -1,8 +1,8 @@
 """Door of report: tables, loss curve, widths per layer, the chosen data, and the command that makes it again.
 
 Content: report.html (self-contained), report.md, summary.md (the model version's description), config.yaml.
-Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered`, `sparsified` (scores) with
-`<name>_speed` (measurements), `plan`, `selection`, `recovery`, parts of it that came before the last cut
+Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered`, `sparsified` (scores), `speeds`
+(measurements of them all), `plan`, `selection`, `recovery`, parts of it that came before the last cut
 (`recovery_1`, ...), `sparsity`, `gate`, `export`; what the run's config leaves out is absent.
 """
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from resprout.infra.notes import code, fenced, plain
 from resprout.tasks.job import Job, Progress
+from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.models.size import Shape
 from resprout.tasks.report.table import comparison, recovery_sentence
 from resprout.tasks.stage import stage
@@ -70,15 +71,14 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     from resprout.tasks.models.size import shape_of
     from resprout.tasks.report.curve import bars, line
 
-    models = {}
-    for name in NAMES:
-        if name in inputs:
-            models[name] = _json(inputs[name] / "metrics.json")
-            if f"{name}_speed" in inputs:
-                models[name].update(_json(inputs[f"{name}_speed"] / "metrics.json"))
+    timed = _json(inputs["speeds"] / "metrics.json") if "speeds" in inputs else {}
+    models = {
+        name: {**_json(inputs[name] / "metrics.json"), **metrics_of(name, timed)}
+        for name in NAMES
+        if name in inputs
+    }
     if "sparsity" in inputs:
         models["sparsified"].update(_json(inputs["sparsity"] / "metrics.json"))
-    timed = [name for name in models if f"{name}_speed" in inputs]
     origin = _json(inputs["source"] / "source.json") if (inputs["source"] / "source.json").is_file() else {}
     plan = _json(inputs["plan"] / "plan.json")
     schedule = config.config.get("prune", {}).get("schedule", "one_shot")
@@ -99,7 +99,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
             origin.get("source_format", ""),
             averaged(_json(inputs["dense"] / "details.json")),
         ),
-        "measured": measured({name: _json(inputs[f"{name}_speed"] / "details.json") for name in timed}),
+        "measured": measured(_json(inputs["speeds"] / "details.json")) if "speeds" in inputs else "",
         "source": config.config["model"]["source"],
         "source_digest": config.digests["acquire model"],
         "recovery": recovery_sentence(models["pruned"], models["recovered"], earlier, len(steps))
@@ -143,22 +143,17 @@ def kept_widths(layers: Sequence[Mapping[str, Any]], shape: Shape) -> list[dict[
     return rows
 
 
-def measured(details: Mapping[str, Mapping[str, Any]]) -> str:
-    """On what the speeds were measured, and how far the repeats lay apart; empty without measurements."""
-    if not details:
-        return ""
-    first = next(iter(details.values()))
-    hardware = first["hardware"]
+def measured(details: Mapping[str, Any]) -> str:
+    """How the speeds were measured and on what, and how far the times of one model lay apart."""
+    hardware = details["hardware"]
     place = " and ".join([hardware["cpu"], *hardware["gpus"]])
-    spreads = [
-        part["spread"]
-        for one in details.values()
-        for part in one.values()
-        if isinstance(part, dict) and "spread" in part
-    ]
+    spreads = [one["spread"] for runs in details["models"].values() for one in runs.values()]
+    how = "all models in each" if details["order"] == "together" else "one model after another"
     return (
-        f"Speeds: medians on {place}, {hardware['cores']} cores, {first['threads']} threads; repeats of one "
-        f"model lay up to {100 * max(spreads):.0f} % apart."
+        f"Speeds: medians of {details['rounds']} rounds, {how}, on {place}, {hardware['cores']} cores, "
+        f"{details['threads']} threads; times of one model lay up to {100 * max(spreads):.0f} % apart. A "
+        "ratio is the median of the rounds' ratios to dense, with its interval of "
+        f"{100 * details['coverage']:.0f} %; where that holds 1, nothing tells the two apart."
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from resprout.tasks.measure.ratio import ratio_in
+
 Metrics = Mapping[str, float]
 NONE = "-"
 
@@ -55,7 +57,8 @@ def comparison(
     for name in every:
         if name.endswith("_tokens_per_s"):
             label = name.removesuffix("_tokens_per_s")
-            rows.append(_row(f"{label}, tokens/s", models, name, lambda value: f"{value:,.1f}", dense))
+            cells = tuple(speed_cell(metrics, name) for metrics in models.values())
+            rows.append(Row(f"{label}, tokens/s", cells))
     if "peak_memory_mb" in every:
         rows.append(_row("peak memory, MB", models, "peak_memory_mb", lambda value: f"{value:,.0f}", dense))
     return rows
@@ -78,6 +81,14 @@ def _row(
             cell += f" (x{metrics[name] / dense[name]:.2f})"
         cells.append(cell)
     return Row(label, tuple(cells))
+
+
+def speed_cell(metrics: Metrics, name: str) -> str:
+    """A speed, and its ratio to the dense model's with an interval, or that it cannot be told from 1."""
+    if name not in metrics:
+        return NONE
+    ratio = ratio_in(metrics, name)
+    return f"{metrics[name]:,.1f}" + (f" ({ratio})" if ratio is not None else "")
 
 
 def _accuracy(name: str, models: Mapping[str, Metrics]) -> Row:

@@ -104,6 +104,28 @@ def test_data_code_libraries_metrics_and_layers_are_named(
     ]
 
 
+def test_of_speeds_only_the_ratios_to_dense_are_compared(store: ArtifactStore, tmp_path: Path) -> None:
+    """Absolute ones are of another hour each, and two intervals that hold 1 do not differ."""
+
+    def timed(name: str, seconds: float, low: float) -> Side:
+        writer = write_lineage(store, tmp_path / name)
+        found = {}
+        for speed, least in (("decode4_tokens_per_s", low), ("prefill16_tokens_per_s", 0.5)):
+            found |= {f"dense.{speed}": 10.0 * seconds, f"pruned.{speed}": 20.0 * seconds}
+            ends = zip(("", "_low", "_high"), (1.5, least, 1.75 + seconds), strict=True)
+            found |= {f"pruned.{speed}_ratio{end}": value for end, value in ends}
+        writer.add("speeds", "measure", "measurement", {"metrics.json": found}, {"dense": "model"})
+        given = {name: name for name in ("export", "dense", "gate", "plan", "speeds")}
+        given |= {"pruned": "cut", "source": "model"}
+        writer.add("report", "report", "report", {"report.html": name}, given,
+                   config={"name": "small", "config": {}, "command": "", "digests": {}})  # fmt: skip
+        return of(writer)
+
+    assert differences(timed("e", 1.0, 0.75), timed("f", 2.0, 1.25))["metrics"] == {
+        "measure speeds.pruned.decode4_tokens_per_s to dense": ["no difference", "x1.50, x1.25-3.75"]
+    }
+
+
 def test_the_table_shows_how_far_a_metric_moved(pair: tuple[Side, Side]) -> None:
     from rich.console import Console
 

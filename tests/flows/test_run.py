@@ -19,9 +19,8 @@ from tiny_run import write_run
 STAGES = [
     "acquire calibration text", "acquire evaluation text", "acquire task own", "acquire pool",
     "acquire model", "pool", "evaluation data", "calibrate", "score", "plan",
-    "evaluate dense", "measure dense",
-    "prune", "evaluate pruned", "measure pruned", "select", "recover", "evaluate recovered",
-    "measure recovered", "gate", "export", "report",
+    "evaluate dense", "prune", "evaluate pruned", "select", "recover", "evaluate recovered",
+    "gate", "export", "measure", "report",
 ]  # fmt: skip
 
 
@@ -51,7 +50,15 @@ def test_the_result_says_all_that_happened(finished: Any) -> None:
     assert pruned.params == recovered.params < 0.85 * dense.params
     assert dense.metrics["words_ppl_seq32"] > 1
     assert "words_kl_to_dense_seq32" in recovered.metrics
-    assert {"prefill16_tokens_per_s", "decode4_tokens_per_s", "peak_memory_mb"} <= set(dense.metrics)
+    speeds = {"prefill16_tokens_per_s", "decode4_tokens_per_s"}
+    assert speeds | {"peak_memory_mb"} <= set(dense.metrics)
+    assert dense.speeds == {}
+    for model in (pruned, recovered):
+        assert set(model.speeds) == speeds
+        for name, speed in model.speeds.items():
+            ratio = (model.metrics[f"{name}{end}"] for end in ("_ratio", "_ratio_low", "_ratio_high"))
+            assert [*ratio] == [speed.ratio, speed.low, speed.high]
+            assert speed.different == (not speed.low <= 1 <= speed.high)
     assert result.gate is not None
     assert result.gate.passed
     (export,) = result.exports
@@ -140,7 +147,7 @@ def test_plan_says_that_all_is_cached_and_what_a_change_would_run(
     assert found.result["pruned"]["params"] == finished.result["models"]["pruned"]["params"]
     changed = resprout("plan", finished.config, "recover.rank=3", "--json", home=finished.home).result
     assert [stage["name"] for stage in changed["stages"] if not stage["cached"]] == [
-        "recover", "evaluate recovered", "measure recovered", "gate", "export",
+        "recover", "evaluate recovered", "gate", "export", "measure",
     ]  # fmt: skip
 
 
@@ -150,7 +157,7 @@ def test_plan_says_that_all_is_cached_and_what_a_change_would_run(
         ("evaluate.perplexity.window_tokens=16", "evaluation data"),
         ("prune.round_to=4", "plan"),
         ("select.paser.clusters=4", "pool"),
-        ("measure.repeats=4", "measure dense"),
+        ("measure.repeats=4", "measure"),
         ("gate.max_perplexity_ratio=11", "gate"),
     ],
 )
@@ -161,7 +168,7 @@ def test_a_changed_knob_reruns_only_what_it_reaches(
     reruns = [stage["name"] for stage in stages if not stage["cached"]]
     assert reruns[0] == first
     untouched = {
-        "evaluate": {"score", "plan", "prune", "select", "recover", "measure dense", "export"},
+        "evaluate": {"score", "plan", "prune", "select", "recover", "measure", "export"},
         "prune": {"calibrate", "score", "evaluate dense", "acquire model", "pool"},
         "select": {"score", "plan", "prune", "evaluate pruned", "calibrate"},
         "measure": {"evaluate dense", "prune", "recover", "gate", "export"},
@@ -185,7 +192,7 @@ def test_one_changed_pool_row_reruns_what_depends_on_it(
     changed = resprout("plan", root / "run.yaml", "--json", home=finished.home).result["stages"]
     reruns = {stage["name"] for stage in changed if not stage["cached"]}
     assert {"acquire pool", "pool", "select", "recover", "evaluate recovered", "export"} <= reruns
-    assert not {"calibrate", "plan", "prune", "acquire model", "measure dense"} & reruns
+    assert not {"calibrate", "plan", "prune", "acquire model", "evaluate dense"} & reruns
 
 
 def test_a_deleted_mlflow_database_ends_with_the_model_registered_again(

@@ -22,6 +22,7 @@ from resprout.configs.result import RunResult
 from resprout.configs.schema import StoreConfig
 from resprout.configs.sweep import SweepConfig, load_sweep
 from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.measure.ratio import ratio_in
 from tiny_run import write_run
 
 COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
@@ -76,6 +77,7 @@ def test_a_list_says_what_each_variant_sets(folder: Path) -> None:
         ({"grid": {"infra.workers": [1, 2]}}, "infra.workers cannot differ between variants"),
         ({"list": [{"name": "x"}]}, "name cannot differ between variants"),
         ({"grid": {"seed": [1, 2]}, "variant_name": "{base}"}, r"two variants one name; put \{index\}"),
+        ({"grid": {"seed": [1]}, "variant_name": "dense"}, "a variant is called dense"),
         ({"grid": {"seed": [1, 2]}, "variant_name": "{rank}"}, r"may hold \{base\} and \{index\}"),
         ({"gird": {"seed": [1]}}, "did you mean 'grid'"),
         ({"grid": {"prune.target.param_ratio": [0.5, 0.6]}}, "variant 2.*did you mean 'params_ratio'"),
@@ -167,6 +169,41 @@ def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
     assert [all(stage["cached"] for stage in result["stages"]) for result in results] == [
         True, True, False, True,
     ]  # fmt: skip
+
+
+def test_speeds_of_all_variants_are_measured_together_once(
+    resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    parts = dict.fromkeys(("select", "recover", "gate", "register"))
+    write_run(tmp_path, **parts)
+    # The last makes the same model as the first.
+    listed = [
+        {"prune.target.params_ratio": 0.85},
+        {"prune.target.params_ratio": 0.7},
+        {"gate.max_params_ratio": 0.99},
+    ]
+    path, home = tmp_path / "sweep.yaml", tmp_path / "home"
+    path.write_text(yaml.safe_dump({"name": "timed", "base": "run.yaml", "list": listed}))
+    for _ in range(2):
+        found = resprout("sweep", path, "--json", home=home)
+        assert found.code == 0, found.err
+        variants = [one["result"] for one in found.result["variants"]]
+        names = {stage["name"] for one in variants for stage in one["stages"]}
+        assert not {name for name in names if name.startswith("measure")}, "no variant measures by itself"
+        speeds = [one["models"]["pruned"]["speeds"] for one in variants]
+        assert {name for one in speeds for name in one} == {"prefill16_tokens_per_s", "decode4_tokens_per_s"}
+        assert speeds[0] == speeds[2] != speeds[1]
+        dense = [one["models"]["dense"]["metrics"]["decode4_tokens_per_s"] for one in variants]
+        assert len(set(dense)) == 1
+        rows = [line for line in found.err.splitlines() if line.startswith("tiny-") and "flap" in line]
+        assert len(rows) == 3
+        for row, one in zip(rows, variants, strict=True):
+            own = one["models"]["pruned"]
+            ratio = ratio_in(own["metrics"], "decode4_tokens_per_s")
+            assert f"{own['metrics']['decode4_tokens_per_s']:,.1f} ({ratio})" in row
+        store = ArtifactStore.from_config(StoreConfig(), home)
+        records = [record for _, record in store.records() if record.stage == "measure"]
+        assert [[parent.role for parent in one.parents] for one in records] == [["dense", "tiny-1", "tiny-2"]]
 
 
 def test_a_worker_that_reads_another_config_says_so(folder: Path, home: Path) -> None:

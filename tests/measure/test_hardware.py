@@ -43,6 +43,23 @@ def test_a_driver_that_does_not_answer_means_no_gpu(tmp_path, monkeypatch):
     assert hardware.fingerprint()["gpus"] == []
 
 
+def test_free_memory_is_that_of_machine_container_and_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path / "none")
+    here = hardware.free_memory("cpu")
+    assert 10_000_000 < here < 10**14
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("2500\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 1200\n")
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    assert hardware.free_memory("cpu") == 3000 - 2500 + 1200
+    (tmp_path / "memory.max").write_text("max\n")
+    assert hardware.free_memory("cpu") > 10_000_000
+    fake_smi(tmp_path, monkeypatch, "echo '4 MiB'; echo '2 MiB'")
+    assert hardware.free_memory("cuda") == 2 * 1024**2
+    fake_smi(tmp_path, monkeypatch, "echo '4 MiB'; echo '[N/A]'")
+    assert hardware.free_memory("cuda") == 0
+
+
 def test_hardware_needs_no_torch():
     code = "import sys, resprout.tasks.measure.hardware; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,11 +1,15 @@
-"""A model is measured in a process of its own; medians and names follow the protocol."""
+"""Models are measured together, each in a process of its own; medians, intervals and names by hand."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,46 +17,149 @@ import pytest
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import MeasureConfig
 from resprout.tasks.job import Job, silent
+from resprout.tasks.measure import rounds
+from resprout.tasks.measure.child import started
 from resprout.tasks.measure.hardware import fingerprint
-from resprout.tasks.measure.stage import ask_child, measure, summary
-from resprout.tasks.measure.worker import Answer, Request
+from resprout.tasks.measure.ratio import Ratio, coverage, metrics_of, ratio_in, ratio_of
+from resprout.tasks.measure.rounds import Answer, in_turn, together
+from resprout.tasks.measure.stage import measure, summary
+from resprout.tasks.measure.worker import Ready, Request, Times
 from tiny_models import write_tiny_folder
+
+REQUEST = Request("model", "float32", "cpu", False, 8, 2, 1, 1, 1)
 
 
 def test_summary_by_hand():
-    """Prefill: 2 * 100 tokens at the median 2 s: 100/s, spread (4 - 1) / 2. Decode: 2 * 10 at 0.5 s: 40/s."""
+    """Prefill: 2 * 100 tokens at the median 2 s: 100/s, spread (4 - 1) / 2. Decode: 2 * 10 at 0.5 s: 40/s.
+
+    The other takes half the seconds in each round: ratios of 2 throughout.
+    """
     config = MeasureConfig(prefill_tokens=100, decode_tokens=10, batch_size=2, repeats=3)
-    answer = Answer(1.5, [4.0, 1.0, 2.0], [0.5, 0.5, 0.5], peak_memory_bytes=3_000_000, threads=2)
-    metrics, details = summary(config, answer)
-    assert metrics == {
+    dense = Answer(0.5, 1.5, 2, [4.0, 1.0, 2.0], [0.5, 0.5, 0.5], peak_memory_bytes=3_000_000)
+    pruned = Answer(0.5, 1.0, 2, [2.0, 0.5, 1.0], [0.25, 0.25, 0.25], peak_memory_bytes=2_000_000)
+    metrics, details = summary(config, {"dense": dense, "pruned": pruned})
+    assert metrics_of("dense", metrics) == {
         "prefill100_batch2_tokens_per_s": 100.0,
         "decode10_batch2_tokens_per_s": 40.0,
         "peak_memory_mb": 3.0,
         "load_seconds": 1.5,
     }
-    assert details["prefill100_batch2"] == {"tokens": 200, "seconds": [4.0, 1.0, 2.0], "spread": 1.5}
-    assert details["decode10_batch2"]["spread"] == 0.0
-    single = summary(MeasureConfig(prefill_tokens=100, decode_tokens=10), answer)[0]
-    assert set(single) >= {"prefill100_tokens_per_s", "decode10_tokens_per_s"}
+    assert metrics_of("pruned", metrics)["prefill100_batch2_tokens_per_s"] == 200.0
+    assert ratio_in(metrics_of("pruned", metrics), "decode10_batch2_tokens_per_s") == Ratio(2.0, 2.0, 2.0)
+    assert ratio_in(metrics_of("dense", metrics), "decode10_batch2_tokens_per_s") is None
+    prefill = details["models"]["dense"]["prefill100_batch2"]
+    assert prefill == {"tokens": 200, "seconds": [4.0, 1.0, 2.0], "spread": 1.5}
+    assert details["models"]["pruned"]["decode10_batch2"]["spread"] == 0.0
+    assert (details["rounds"], details["coverage"]) == (3, 0.75)
+    single = summary(MeasureConfig(prefill_tokens=100, decode_tokens=10), {"dense": dense})[0]
+    assert set(metrics_of("dense", single)) >= {"prefill100_tokens_per_s", "decode10_tokens_per_s"}
 
 
-def test_measuring_a_model_through_the_door(tmp_path):
-    folder = write_tiny_folder(tmp_path / "model", "qwen2", dtype="bfloat16")
-    config = MeasureConfig(prefill_tokens=32, decode_tokens=4, repeats=3, batch_size=2, threads=1)
-    measure.body(Job(config), {"model": folder}, tmp_path, silent)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics) == {
-        "prefill32_batch2_tokens_per_s",
-        "decode4_batch2_tokens_per_s",
-        "peak_memory_mb",
-        "load_seconds",
+@pytest.mark.parametrize(
+    ("others", "median", "low", "high", "shown"),
+    [
+        # Nine rounds: of the sorted ratios the 5th, and the 2nd and 8th as the interval (96.1 %).
+        ([1.0] * 9, 1.0, 1.0, 1.0, "no difference, x1.00-1.00"),
+        ([0.5] * 8 + [100.0], 2.0, 2.0, 2.0, "x2.00, x2.00-2.00"),
+        ([2.0, 2.0, 1.25, 1.0, 1.0, 1.0, 0.8, 0.5, 0.5], 1.0, 0.5, 2.0, "no difference, x0.50-2.00"),
+        # Five rounds: all of them.
+        ([1.25, 0.8, 0.5, 0.5, 0.5], 2.0, 0.8, 2.0, "no difference, x0.80-2.00"),
+    ],
+)
+def test_a_ratio_and_its_interval_by_hand(others, median, low, high, shown):
+    ratio = ratio_of([1.0] * len(others), others)
+    assert (ratio.median, ratio.low, ratio.high) == (median, low, high)
+    assert str(ratio) == shown
+    assert ratio.different == ("no difference" not in shown)
+
+
+def test_the_coverage_is_that_of_order_statistics():
+    """P(all of n on one side of the median) = 2 / 2^n; with one left out at each end 2 (1 + n) / 2^n."""
+    found = {count: coverage(count) for count in (3, 5, 6, 8, 9)}
+    assert found == {3: 1 - 2 / 8, 5: 1 - 2 / 32, 6: 1 - 2 / 64, 8: 1 - 2 / 256, 9: 1 - 20 / 512}
+
+
+class Machine:
+    """Measuring processes on a machine of which one run takes as long as `seconds` says, run by run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Iterator[float]) -> None:
+        self.seconds, self.asked, self.alive, self.most = seconds, list[str](), 0, 0
+        monkeypatch.setattr(rounds, "started", self.started)
+
+    @contextmanager
+    def started(self, request: Request) -> Iterator[Machine]:
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        yield Model(self, request.folder)
+        self.alive -= 1
+
+
+class Model:
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine, self.name, self.ready = machine, name, Ready(0.0, 0.0, 1)
+
+    def times(self, runs: int) -> Times:
+        self.machine.asked += [self.name] * runs
+        taken = [next(self.machine.seconds) for _ in range(runs)]
+        return Times(taken, taken, 0)
+
+
+MODELS = {name: replace(REQUEST, folder=name) for name in ("dense", "pruned", "recovered")}
+
+
+@pytest.mark.parametrize("measured", [together, in_turn])
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        lambda: itertools.chain([1.0] * 13, itertools.repeat(3.0)),
+        lambda: (1.0 + 0.05 * number for number in itertools.count()),
+        lambda: itertools.chain([1.0] * 5, [4.0] * 9, itertools.repeat(1.0)),
+    ],
+    ids=["a load from halfway on", "slower all the time", "a load for a third of it"],
+)
+def test_what_the_machine_does_meanwhile_makes_equal_models_no_different(monkeypatch, measured, seconds):
+    Machine(monkeypatch, seconds())
+    answers = measured(MODELS, 9, silent)
+    for name in ("pruned", "recovered"):
+        ratio = ratio_of(answers["dense"].decode_seconds, answers[name].decode_seconds)
+        assert not ratio.different, ratio
+
+
+def test_models_have_their_turns_there_and_back(monkeypatch):
+    machine = Machine(monkeypatch, itertools.repeat(1.0))
+    together(MODELS, 3, silent)
+    there = ["dense", "pruned", "recovered"]
+    assert machine.asked == [*there, *reversed(there), *there]
+    assert machine.most == 3
+    one = Machine(monkeypatch, itertools.repeat(1.0))
+    answers = in_turn(MODELS, 5, silent)
+    back = [name for name in reversed(there) for _ in range(2)]
+    assert one.asked == [*(name for name in there for _ in range(3)), *back]
+    assert one.most == 1, "one process at a time"
+    assert {len(answer.decode_seconds) for answer in answers.values()} == {5}
+
+
+@pytest.mark.parametrize(("free", "order"), [(10**12, "together"), (2_000_000_000, "in turn")])
+def test_measuring_models_through_the_door(tmp_path, monkeypatch, free, order):
+    """Two processes of a gigabyte each do not fit into two with the models' own bytes."""
+    monkeypatch.setattr("resprout.tasks.measure.stage.free_memory", lambda device: free)
+    folders = {
+        name: write_tiny_folder(tmp_path / name, "qwen2", dtype="bfloat16") for name in ("dense", "pruned")
     }
+    config = MeasureConfig(prefill_tokens=32, decode_tokens=4, repeats=3, batch_size=2, threads=1)
+    measure.body(Job(config), folders, tmp_path, silent)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    speeds = {"prefill32_batch2_tokens_per_s", "decode4_batch2_tokens_per_s"}
+    assert set(metrics_of("dense", metrics)) == {*speeds, "peak_memory_mb", "load_seconds"}
+    pruned = metrics_of("pruned", metrics)
+    assert {name for name in pruned if ratio_in(pruned, name)} == speeds
     assert all(math.isfinite(value) and value > 0 for value in metrics.values())
     # Python with torch takes more than 100 MB; a KiB taken for a byte would show as less than 1.
-    assert 100 < metrics["peak_memory_mb"] < 20_000
+    assert 100 < pruned["peak_memory_mb"] < 20_000
     details = json.loads((tmp_path / "details.json").read_text())
-    assert len(details["prefill32_batch2"]["seconds"]) == len(details["decode4_batch2"]["seconds"]) == 3
-    assert (details["threads"], details["warmup"]) == (1, 2)
+    runs = details["models"]["pruned"]
+    assert len(runs["prefill32_batch2"]["seconds"]) == len(runs["decode4_batch2"]["seconds"]) == 3
+    assert (details["threads"], details["warmup"], details["order"]) == (1, 2, order)
     assert details["hardware"] == fingerprint()
     assert str(tmp_path) not in (tmp_path / "details.json").read_text()
 
@@ -61,23 +168,24 @@ def test_peak_memory_is_not_that_of_the_process_that_started_it(tmp_path):
     """This process holds 2 GB, touched, while the child measures a model of half a megabyte."""
     folder = write_tiny_folder(tmp_path / "model")
     ballast = np.ones(2_000_000_000, dtype=np.uint8)
-    answer = ask_child(Request(str(folder), "float32", "cpu", False, 8, 2, 1, 3, 1, 1))
+    with started(replace(REQUEST, folder=str(folder))) as child:
+        times = child.times(3)
     assert ballast[-1] == 1
-    assert 100e6 < answer.peak_memory_bytes < 1.5e9
+    assert 100e6 < times.peak_memory_bytes < 1.5e9
 
 
 def test_a_prompt_longer_than_the_model_takes(tmp_path):
     folder = write_tiny_folder(tmp_path / "model")
     with pytest.raises(BadInput, match=r"is 260, but the model takes 256 positions; .* at most 252"):
         measure.body(
-            Job(MeasureConfig(prefill_tokens=256, decode_tokens=4)), {"model": folder}, tmp_path, silent
+            Job(MeasureConfig(prefill_tokens=256, decode_tokens=4)), {"dense": folder}, tmp_path, silent
         )
 
 
-def test_a_child_that_fails_says_why(tmp_path):
-    request = Request(str(tmp_path), "float32", "cpu", False, 8, 2, 1, 3, 1, None)
+def test_a_child_that_fails_says_why_and_leaves_no_process(tmp_path):
+    request = replace(REQUEST, folder=str(tmp_path))
     with pytest.raises(StageFailed, match=r"measuring process stopped \(.*no config.json"):
-        ask_child(request)
+        together({"dense": request}, 3, silent)
 
 
 def test_the_door_imports_no_torch_and_is_keyed_by_hardware():

@@ -26,9 +26,12 @@ PRUNED = {
     "w_ppl_seq8": 30.0,
     "w_kl_to_dense_seq8": 0.25,
     "prefill8_tokens_per_s": 15.0,
+    "prefill8_tokens_per_s_ratio": 1.5,
+    "prefill8_tokens_per_s_ratio_low": 1.25,
+    "prefill8_tokens_per_s_ratio_high": 1.75,
 }
 DETAILS = {"zero_shot": {"averaged": ["t_acc"]}}
-RECOVERED = {**PRUNED, "w_ppl_seq8": 25.0}
+RECOVERED = {**PRUNED, "w_ppl_seq8": 25.0, "prefill8_tokens_per_s_ratio_low": 0.75}
 
 
 def cells(label: str, source: int | None = 1_000_000) -> tuple[str, ...]:
@@ -41,7 +44,8 @@ def test_the_table_shows_values_and_their_ratio_to_dense() -> None:
     assert cells("perplexity (w_ppl_seq8)") == ("20.00", "30.00 (x1.50)", "25.00 (x1.25)")
     assert cells("KL to dense, nats (w_kl_to_dense_seq8)") == ("-", "0.2500", "0.2500")
     assert cells("t_acc")[0] == "0.500 ± 0.050"
-    assert cells("prefill8, tokens/s")[1] == "15.0 (x1.50)"
+    speeds = ("10.0", "15.0 (x1.50, x1.25-1.75)", "15.0 (no difference, x0.75-1.75)")
+    assert cells("prefill8, tokens/s") == speeds
     assert cells("MB of the source file") == ("1.0 (gguf:Q4_1)", "-", "-")
 
 
@@ -234,14 +238,22 @@ def test_the_same_inputs_give_the_same_bytes(inputs: dict[str, Path], tmp_path: 
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-def test_speeds_say_where_they_were_measured_and_how_far_they_lay_apart() -> None:
+def test_speeds_say_how_and_where_they_were_measured_and_how_far_times_lay_apart() -> None:
     hardware = {"cpu": "A CPU", "cores": 2, "gpus": [], "machine": "x", "memory_gb": 8}
-    dense = {"prefill8": {"spread": 0.05}, "decode4": {"spread": 0.125}, "threads": 1, "hardware": hardware}
-    pruned = {"prefill8": {"spread": 0.5}, "decode4": {"spread": 0.25}, "threads": 1, "hardware": hardware}
-    assert measured({"dense": dense, "pruned": pruned}) == (
-        "Speeds: medians on A CPU, 2 cores, 1 threads; repeats of one model lay up to 50 % apart."
+    models = {
+        "dense": {"prefill8": {"spread": 0.05}, "decode4": {"spread": 0.125}},
+        "pruned": {"prefill8": {"spread": 0.5}, "decode4": {"spread": 0.25}},
+    }
+    details = {"models": models, "rounds": 9, "coverage": 0.961, "threads": 1, "hardware": hardware}
+    rest = (
+        ", on A CPU, 2 cores, 1 threads; times of one model lay up to 50 % apart. A ratio is the median of "
+        "the rounds' ratios to dense, with its interval of 96 %; where that holds 1, nothing tells the two "
+        "apart."
     )
-    assert measured({}) == ""
+    alike = "Speeds: medians of 9 rounds, all models in each"
+    assert measured({**details, "order": "together"}) == alike + rest
+    apart = "Speeds: medians of 9 rounds, one model after another"
+    assert measured({**details, "order": "in turn"}) == apart + rest
 
 
 def test_widths_tell_what_each_layer_of_the_source_keeps() -> None:

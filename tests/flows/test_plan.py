@@ -1,0 +1,108 @@
+"""`resprout plan`: seconds by what stages took here, scaled to this model, and why a stage is not cached."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.schema import StoreConfig
+from resprout.flows.durations import History, Work
+from resprout.infra.identity import machine
+from resprout.infra.store.record import Parent, Record
+from resprout.infra.store.store import ArtifactStore
+
+SECONDS = 60.0
+"""What a larger model takes longer in each stage that computes with it."""
+READ = ("measure", "acquire_rows")
+"""Stages whose artifacts the prediction reads, beside the model's."""
+
+
+def write_larger(finished: Any, home: Path) -> None:
+    """The records of the finished run as one with a model of 1,000 times the parameters left them."""
+    before = ArtifactStore.from_config(StoreConfig(), finished.home)
+    store = ArtifactStore.from_config(StoreConfig(), home)
+    scratch = home.parent / "larger"
+    written: dict[str, str] = {}
+
+    def write(record_id: str) -> str:
+        if record_id in written:
+            return written[record_id]
+        record = before.get_record(record_id)
+        parents = tuple(Parent(role=p.role, digest=p.digest, record=write(p.record)) for p in record.parents)
+        changes: dict[str, Any] = {"parents": parents}
+        if record.stage == "acquire_model":
+            with before.open(record.content) as folder:
+                config = json.loads((folder / "config.json").read_text())
+            scratch.mkdir()
+            wide = {key: 16 * config[key] for key in ("hidden_size", "intermediate_size", "head_dim")}
+            config |= {**wide, "num_hidden_layers": 4 * config["num_hidden_layers"]}
+            (scratch / "config.json").write_text(json.dumps(config))
+            changes["content"] = store.publish(scratch).digest
+        if record.stage in READ:
+            with before.open(record.content) as folder:
+                store.publish(folder)
+        if record.stage == "acquire_model" or record.dtype is not None:
+            changes["seconds"] = record.seconds + SECONDS
+        written[record_id] = store.put_record(record.model_copy(update=changes))
+        return written[record_id]
+
+    for record_id, _ in before.records():
+        write(record_id)
+
+
+def test_times_of_a_larger_model_are_scaled_to_this_one(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_larger(finished, tmp_path / "home")
+    shown = resprout("plan", finished.config, home=tmp_path / "home")
+    assert shown.code == 0, shown.err
+    told = [int(found) for found in re.findall(r"would run, (?:about )?(\d+) s", shown.out)]
+    assert len(told) >= 15
+    took = sum(stage["seconds"] for stage in finished.result["stages"])
+    assert took / 2 <= sum(told) <= took * 2, shown.out
+
+
+def test_a_run_that_was_made_here_is_predicted_by_its_own_times(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(finished.home, home)
+    shutil.rmtree(home / "store" / "results")
+    found = resprout("plan", finished.config, "--json", home=home).result
+    took = {stage["name"]: stage["seconds"] for stage in finished.result["stages"]}
+    for stage in found["stages"]:
+        if stage["name"] in ("export", "measure", "recover", "acquire model"):
+            assert took[stage["name"]] / 2 <= stage["seconds"] <= took[stage["name"]] * 2, stage
+
+
+def test_plan_says_why_a_stage_is_not_cached(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    shown = resprout("plan", finished.config, "seed=18", "prune.round_to=4", home=finished.home).out
+    assert re.search(r"  acquire pool: would run.* \(seed 17 -> 18\)", shown), shown
+    assert re.search(r"  plan: would run.* \(its calibration and scores are made first\)", shown), shown
+    shown = resprout("plan", finished.config, "recover.rank=3", home=finished.home).out
+    assert re.search(r"  recover: would run.* \(rank 2 -> 3\)", shown), shown
+    assert re.search(r"  evaluate recovered: would run.* \(its model is made first\)", shown), shown
+    shown = resprout("plan", finished.config, home=tmp_path / "home").out
+    assert "  acquire model: would run (it never ran here)" in shown
+
+
+def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> None:
+    def record(allocator: str, seconds: float, hour: int) -> Record:
+        return Record(
+            stage="plan", key="plan-k", kind="plan", content="ab" * 32, config={"allocator": allocator},
+            code={}, libraries={}, machine=machine(), who="ada", seconds=seconds,
+            started=f"2026-01-02T{hour:02d}:00:00+00:00",
+        )  # fmt: skip
+
+    records = [("1", record("uniform", 2.0, 1)), ("2", record("evolutionary", 7200.0, 2))]
+    history = History(ArtifactStore.from_config(StoreConfig(), tmp_path), records)
+    work = Work(params=None, tokens=None, processes=0)
+    assert history.seconds("plan", {"allocator": "uniform"}, work) == 2.0
+    assert history.seconds("plan", {"allocator": "evolutionary"}, work) == 7200.0
+    assert history.seconds("prune", {"allocator": "uniform"}, work) is None
