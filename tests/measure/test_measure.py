@@ -32,7 +32,7 @@ REQUEST = Request("model", "float32", "cpu", False, 8, 2, 1, 1, 1)
 def test_summary_by_hand():
     """Prefill: 2 * 100 tokens at the median 2 s: 100/s, spread (4 - 1) / 2. Decode: 2 * 10 at 0.5 s: 40/s.
 
-    The other takes half the seconds in each round: ratios of 2 throughout.
+    The other takes half the seconds in each round: ratios of 2 throughout, in too few rounds to say so.
     """
     config = MeasureConfig(prefill_tokens=100, decode_tokens=10, batch_size=2, repeats=3)
     dense = Answer(0.5, 1.5, 2, [4.0, 1.0, 2.0], [0.5, 0.5, 0.5], peak_memory_bytes=3_000_000)
@@ -45,7 +45,7 @@ def test_summary_by_hand():
         "load_seconds": 1.5,
     }
     assert metrics_of("pruned", metrics)["prefill100_batch2_tokens_per_s"] == 200.0
-    assert ratio_in(metrics_of("pruned", metrics), "decode10_batch2_tokens_per_s") == Ratio(2.0, 2.0, 2.0)
+    assert ratio_in(metrics_of("pruned", metrics), "decode10_batch2_tokens_per_s") == Ratio(2.0, 1.0, 2.0)
     assert ratio_in(metrics_of("dense", metrics), "decode10_batch2_tokens_per_s") is None
     prefill = details["models"]["dense"]["prefill100_batch2"]
     assert prefill == {"tokens": 200, "seconds": [4.0, 1.0, 2.0], "spread": 1.5}
@@ -62,7 +62,10 @@ def test_summary_by_hand():
         ([1.0] * 9, 1.0, 1.0, 1.0, "no difference, x1.00-1.00"),
         ([0.5] * 8 + [100.0], 2.0, 2.0, 2.0, "x2.00, x2.00-2.00"),
         ([2.0, 2.0, 1.25, 1.0, 1.0, 1.0, 0.8, 0.5, 0.5], 1.0, 0.5, 2.0, "no difference, x0.50-2.00"),
-        # Five rounds: all of them.
+        # Six rounds: all of them (96.9 %).
+        ([0.5] * 6, 2.0, 2.0, 2.0, "x2.00, x2.00-2.00"),
+        # Five show no difference, whatever they are: all of them are 93.8 %.
+        ([0.5] * 5, 2.0, 1.0, 2.0, "no difference, x1.00-2.00"),
         ([1.25, 0.8, 0.5, 0.5, 0.5], 2.0, 0.8, 2.0, "no difference, x0.80-2.00"),
     ],
 )
