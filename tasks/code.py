@@ -1,17 +1,17 @@
-"""Identity of the code that a stage runs: a hash over the definitions that its bytes depend on, in every room.
+"""Identity of the code that a stage runs: a hash over the definitions that its bytes depend on, in any room.
 
 A definition is a function, a class or a constant at the top of a module. From a stage's function and the
-modules of the methods that its config selects, every name is followed to where it is defined: through imports,
-inside functions too, and through annotations, since what a value can do stands in its class. So an edit re-runs
-the stages that reach what was edited, and a new section of the config re-runs none. Besides:
+modules of the methods that its config selects, every name is followed to where it is defined: through
+imports, inside functions too, and through annotations, since what a value can do stands in its class. So an
+edit re-runs the stages that reach what was edited, and a new section of the config re-runs none. Besides:
 
 - statements of a module that define nothing count as soon as anything of it does, say where a child process
-  begins; a module that is named in a string or used as a value counts as a whole, such as a child process's;
-- a definition that names a template (`.j2`) has all templates of its folder, which may include each other; one
-  that uses `__path__` has all modules of its package, which it finds there;
+  begins; a module that is named in a string or used as a value counts as a whole, such as such a process's;
+- a definition that names a template (`.j2`) has all templates of its folder, which may include each other;
+  one that uses `__path__` has all modules of its package, which it finds there;
 - comments, docstrings and formatting do not count: the hash is over the syntax tree;
-- `ORCHESTRATION` and registries are not entered: they decide when and where a stage runs, not what it writes. A
-  registry names methods as strings, so only the selected ones count.
+- `ORCHESTRATION` and registries are not entered: they decide when and where a stage runs, not what it
+  writes. A registry names methods as strings, so only the selected ones count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ORCHESTRATION = {
     "resprout.tasks.stage": "calls a stage's function; what it gives it is in tasks.job",
     "resprout.tasks.run": "holds what the stages of one run share: store, tracker, display",
     "resprout.configs.errors": "names kinds of failure, and a stage that fails leaves no bytes",
-    "resprout.configs.infrastructure:StoreConfig": "says how a bucket is reached; what is fetched is pinned by hash",
+    "resprout.configs.infrastructure:StoreConfig": "reaches a bucket; what is fetched is pinned by hash",
     "resprout.infra.store.faults": "puts a full disk into words",
     "resprout.infra.store.workdir": "makes scratch folders and sweeps those of dead processes",
 }
@@ -91,7 +91,7 @@ def module_path(module: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Definition:
-    """What counts of a definition: the hash of its syntax tree, what it refers to, whether it names a template."""
+    """What counts of a definition: its syntax tree's hash, what it refers to, whether it names a template."""
 
     sha256: str
     follows: frozenset[str]
@@ -114,7 +114,9 @@ class Source:
         if name not in self._known:
             nodes = [node for statement in self.definitions[name] for node in _walk(statement)]
             trees = "\n".join(ast.dump(statement) for statement in self.definitions[name])
-            texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+            texts = {
+                node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
             self._known[name] = Definition(
                 hashlib.sha256(trees.encode()).hexdigest(),
                 frozenset([*self._references(nodes), *filter(_is_module, texts)]),

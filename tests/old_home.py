@@ -41,7 +41,9 @@ def make(commit: str, packed: Path) -> None:
         code.mkdir()
         archive = subprocess.run(["git", "-C", ROOT, "archive", commit], capture_output=True, check=True)
         subprocess.run(["tar", "-x", "-C", code], input=archive.stdout, check=True)
-        Path(scratch, "sitecustomize.py").write_text(f"import socket\nsocket.gethostname = lambda: {HOST!r}\n")
+        Path(scratch, "sitecustomize.py").write_text(
+            f"import socket\nsocket.gethostname = lambda: {HOST!r}\n"
+        )
         env = {"PYTHONPATH": scratch, "RESPROUT_HOME": str(PLACE / "home"), "LOGNAME": USER}
         command = [sys.executable, "-m", "resprout.flows.cli.main", "run", str(PLACE / "run.yaml")]
         subprocess.run(command, env=os.environ | env, cwd=PLACE, check=True)
