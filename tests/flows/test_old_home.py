@@ -72,7 +72,7 @@ def test_an_old_home_verifies_and_lists(unpacked: Path, resprout: Callable[..., 
         lineage = resprout("lineage", version, "--json", home=home)
         assert lineage.code == 0, lineage.err
         assert all(stage in lineage.out for stage in stages)
-        report = resprout("report", version, home=home)
+        report = resprout("report", version, "--output", unpacked / "report", home=home)
         assert report.code == 0, report.err
 
 
