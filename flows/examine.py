@@ -161,6 +161,14 @@ class Examiner:
         ]
         self._problems += misplaced(self.place.store)
 
+    def beside(self) -> None:
+        """What made the same artifacts as what was looked at, or has its place in the cache, and so on."""
+        looked: set[str] = set()
+        while fresh := self.stored.seen - looked:
+            looked |= fresh
+            for other in sorted(self.stored.beside(fresh) - self.stored.seen):
+                self.record(other)
+
     def result(self) -> Examined:
         """What was found so far."""
         return Examined(
@@ -221,7 +229,12 @@ class Examiner:
 
     def _look(self, nodes: Iterable[Node], seal: Seal | None, gone: Collection[str] = ()) -> None:
         there = [node for node in nodes if node.record_id not in gone]
-        self._problems += self.stored.problems(there, seal.said["records"] if seal else {})
+        signed = (
+            {record: [*keys, *seal.adopted_by] for record, keys in seal.said["records"].items()}
+            if seal
+            else {}
+        )
+        self._problems += self.stored.problems(there, signed)
 
     def _notes(self) -> Iterable[str]:
         if self.stored.share < 1.0:
@@ -242,6 +255,7 @@ class Examiner:
         yield from self._adopted
         yield from self.shown.unfinished.values()
         yield from self.shown.anew
+        yield from self.shown.adopted
         yield from self._moved
         for name, head in sorted(self.shown.heads.items()):
             yield f"ledger of {name}: {head}"
@@ -286,6 +300,22 @@ def examine(place: Place, reference: str, share: float = 1.0, head: str | None =
 
 def examine_all(place: Place, share: float = 1.0) -> Examined:
     """What is wrong anywhere: every version that resprout registered, every ledger, every sealed run."""
+    return _everything(place, share).result()
+
+
+def examine_unsigned(place: Place) -> tuple[Examined, set[str]]:
+    """What is wrong anywhere but for missing signatures, and the records that are to be signed with the rest.
+
+    Signatures that are there must hold. From now on the store takes what nobody signed as it is.
+    """
+    place.store.signer.adopts()
+    examiner = _everything(place)
+    if not examiner.result().problems:
+        examiner.beside()
+    return examiner.result(), examiner.stored.seen
+
+
+def _everything(place: Place, share: float = 1.0) -> Examiner:
     examiner = Examiner(place, share, random.SystemRandom())
     here = {(one.name, str(one.version)): RECORD in one.tags for one in place.tracker.versions()}
     stated = examiner.stated()
@@ -301,4 +331,4 @@ def examine_all(place: Place, share: float = 1.0) -> Examined:
     for run_id in sorted(sealed | examiner.shown.concluded() - unfinished):
         examiner.run(run_id)
     examiner.rooms()
-    return examiner.result()
+    return examiner

@@ -25,6 +25,7 @@ from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.models.size import shape_of
+from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.run import Forecast
 
 
@@ -76,7 +77,7 @@ def original(place: Place, reference: str, device: str | None = None) -> Origina
     computed = device or planned.record.device or given["model"]["device"]
     return Original(
         record_id=top.record_id,
-        config=_config(given, computed, top.record_id),
+        config=_config(given, computed, top),
         acquired=Acquired(
             dense=_ref(place.store, parents["source"]),
             rows=_found(place.store, chosen.get("rows")),
@@ -162,16 +163,24 @@ def _is_parent_run(place: Place, reference: str) -> bool:
     return bool(RUN_ID.match(reference)) and "resprout.report" in place.tracker.run(reference).data.tags
 
 
-def _config(given: dict[str, Any], device: str, record_id: str) -> RunConfig:
+def _config(given: dict[str, Any], device: str, top: Node) -> RunConfig:
     """The recorded config without a registration: nothing is registered a second time."""
+    code = top.record.code
+    commit = f", commit {code['commit']}" if "commit" in code else ""
+    wrote = f"resprout {code.get('resprout', 'unknown')}{commit}, on {top.record.started[:10]}"
     data = {**given, "register": None, "model": {**given["model"], "device": device}}
     try:
-        return RunConfig.model_validate(data)
+        config = RunConfig.model_validate(data)
+        # What a name meant then, another one may mean by now.
+        resolve(config.prune)
     except ValidationError as error:
         raise BadInput(
-            "this version of resprout does not understand the recorded config; install the one that wrote "
-            f"it: {explain(error, f'record {record_id}')}"
+            f"this version of resprout does not understand the recorded config; install the one that wrote "
+            f"it ({wrote}): {explain(error, f'record {top.record_id}')}"
         ) from None
+    except BadInput as error:
+        raise BadInput(f"{error}; this run was made by {wrote}, and that version reproduces it") from None
+    return config
 
 
 def _found(store: ArtifactStore, node: Node | None) -> ArtifactRef | None:

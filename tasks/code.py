@@ -1,10 +1,17 @@
-"""Identity of the code that a stage runs: a hash over the in-project modules it reaches.
+"""Identity of the code that a stage runs: a hash over the definitions that its bytes depend on, in any room.
 
-Modules are found statically: from a stage's door and the methods its config selects, every `resprout.tasks`
-import is followed, inside functions too. Registries name methods as strings, so a method that is not selected
-is not reached. Comments, docstrings and formatting do not count (the hash is over the syntax tree), nor does
-anything in infra, configs or flows: settings reach a stage as values, which its key holds already. Templates
-(*.j2) count with every module of their folder.
+A definition is a function, a class or a constant at the top of a module. From a stage's function and the
+modules of the methods that its config selects, every name is followed to where it is defined: through
+imports, inside functions too, and through annotations, since what a value can do stands in its class. So an
+edit re-runs the stages that reach what was edited, and a new section of the config re-runs none. Besides:
+
+- statements of a module that define nothing count as soon as anything of it does, say where a child process
+  begins; a module that is named in a string or used as a value counts as a whole, such as such a process's;
+- a definition that names a template (`.j2`) has all templates of its folder, which may include each other;
+  one that uses `__path__` has all modules of its package, which it finds there;
+- comments, docstrings and formatting do not count: the hash is over the syntax tree;
+- `ORCHESTRATION` and registries are not entered: they decide when and where a stage runs, not what it
+  writes. A registry names methods as strings, so only the selected ones count.
 """
 
 from __future__ import annotations
@@ -12,43 +19,131 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = "resprout"
-SCIENCE = "resprout.tasks."
-TASKS = Path(__file__).resolve().parent
-ORCHESTRATION = {f"resprout.tasks.{name}" for name in ("stage", "run", "code", "job", "progress", "track")}
+PROJECT = Path(__file__).resolve().parents[1]
+MODULE = re.compile(r"resprout(\.\w+)+")
+ORCHESTRATION = {
+    "resprout.tasks.code": "computes these hashes",
+    "resprout.tasks.stage": "calls a stage's function; what it gives it is in tasks.job",
+    "resprout.tasks.run": "holds what the stages of one run share: store, tracker, display",
+    "resprout.configs.errors": "names kinds of failure, and a stage that fails leaves no bytes",
+    "resprout.configs.infrastructure:StoreConfig": "reaches a bucket; what is fetched is pinned by hash",
+    "resprout.infra.store.faults": "puts a full disk into words",
+    "resprout.infra.store.workdir": "makes scratch folders and sweeps those of dead processes",
+}
+"""Modules and definitions that are not followed, each with the reason."""
 
 
-def code_hash(modules: Iterable[str]) -> str:
-    """sha256 over the syntax trees of all science modules reachable from `modules`, and their templates."""
-    reached: dict[str, str] = {}
-    todo = sorted(set(modules))
-    while todo:
-        module = todo.pop()
-        # A registry only names methods; the selected ones are in `modules`, and a new one must not re-run the
-        # others.
-        if module in reached or module in ORCHESTRATION or module.endswith(".registry"):
-            continue
-        digest, imports = _digest_and_imports(module)
-        reached[module] = digest
-        reached.update(_templates(module))
-        todo.extend(name for name in imports if name.startswith(SCIENCE) and name not in reached)
-    lines = "\n".join(f"{name} {digest}" for name, digest in sorted(reached.items()))
+def code_hash(names: Iterable[str]) -> str:
+    """sha256 over the syntax trees of all that is reached from `names`, and the templates that it renders.
+
+    A name is that of a module, or of a definition in one as "module:name".
+    """
+    lines = "\n".join(f"{name} {digest}" for name, digest in sorted(reached(names).items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def reached(names: Iterable[str]) -> dict[str, str]:
+    """sha256 of each definition and template reached from `names`, by "module:name"; "module:" is the rest.
+
+    Raises:
+        ModuleNotFoundError: no source file for a name.
+    """
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    # Looked at on disk once a module, not once a definition.
+    source = functools.cache(_source)
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        module, _, wanted = name.partition(":")
+        if name in seen or {name, module} & ORCHESTRATION.keys() or module.endswith(".registry"):
+            continue
+        seen.add(name)
+        here = source(module)
+        if wanted in here.imports and wanted not in here.definitions:
+            todo.append(here.imports[wanted])
+            continue
+        # A name that no statement alone defines, as by unpacking, may be made by any of them.
+        known = here.definitions.keys()
+        for one in {"", wanted} & known if wanted in known else known:
+            definition = here.definition(one)
+            found[f"{module}:{one}"] = definition.sha256
+            todo.extend(definition.follows - seen)
+            if definition.renders:
+                found.update(_templates(here.path))
+    return found
+
+
 def module_path(module: str) -> Path | None:
-    """Source file of a module below resprout.tasks, None where there is no such module; imports nothing."""
-    if not module.startswith(SCIENCE):
+    """Source file of a module of this project, None where there is no such module; imports nothing."""
+    package, *parts = module.split(".")
+    if package != "resprout" or not parts:
         return None
-    base = TASKS.joinpath(*module.removeprefix(SCIENCE).split("."))
+    base = PROJECT.joinpath(*parts)
     candidates = (base.with_suffix(".py"), base / "__init__.py")
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _digest_and_imports(module: str) -> tuple[str, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Definition:
+    """What counts of a definition: its syntax tree's hash, what it refers to, whether it names a template."""
+
+    sha256: str
+    follows: frozenset[str]
+    renders: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed module: the statements behind each of its names, "" for those that define nothing."""
+
+    module: str
+    path: Path
+    definitions: Mapping[str, list[ast.stmt]]
+    imports: Mapping[str, str]
+    """What imported names stand for: a module, or "module:name"."""
+    _known: dict[str, Definition] = field(default_factory=dict)
+
+    def definition(self, name: str) -> Definition:
+        """The definition of one of the module's names; read once."""
+        if name not in self._known:
+            nodes = [node for statement in self.definitions[name] for node in _walk(statement)]
+            trees = "\n".join(ast.dump(statement) for statement in self.definitions[name])
+            texts = {
+                node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
+            self._known[name] = Definition(
+                hashlib.sha256(trees.encode()).hexdigest(),
+                frozenset([*self._references(nodes), *filter(_is_module, texts)]),
+                any(text.endswith(".j2") for text in texts),
+            )
+        return self._known[name]
+
+    def _references(self, nodes: Sequence[ast.AST]) -> Iterator[str]:
+        imports = {**self.imports, **_imports(nodes)}
+        attributes: set[ast.expr] = set()
+        # From the outside in: an attribute comes before the name that it is of.
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                target = imports.get(node.value.id, "")
+                if target and ":" not in target and _has(target, node.attr):
+                    attributes.add(node.value)
+                    yield f"{target}:{node.attr}"
+            elif isinstance(node, ast.Name) and node not in attributes:
+                if node.id in imports:
+                    yield imports[node.id]
+                elif node.id in self.definitions:
+                    yield f"{self.module}:{node.id}"
+                elif node.id == "__path__":
+                    yield from (f"{self.module}.{file.stem}" for file in self.path.parent.glob("[a-z]*.py"))
+
+
+def _source(module: str) -> Source:
     path = module_path(module)
     if path is None:
         raise ModuleNotFoundError(f"no source file for {module}; it cannot enter a cache key")
@@ -56,49 +151,80 @@ def _digest_and_imports(module: str) -> tuple[str, tuple[str, ...]]:
     return _parse(module, path, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size))
 
 
-def _templates(module: str) -> dict[str, str]:
-    """sha256 of each template beside the module, by a name that no module has."""
-    path = module_path(module)
-    package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
-    files = path.parent.glob("*.j2") if path else ()
-    return {f"{package}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+def _has(module: str, name: str) -> bool:
+    """Whether a module defines or imports this name."""
+    source = _source(module)
+    return name in source.definitions or name in source.imports
 
 
 @functools.cache
-def _parse(module: str, path: Path, _stamp: tuple[int, ...]) -> tuple[str, tuple[str, ...]]:
-    tree = ast.parse(path.read_bytes())
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    imports: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                anchor = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*anchor, *([node.module] if node.module else [])])
-            if not base.startswith(ROOT):
-                continue
-            imports.add(base)
-            imports.update(f"{base}.{alias.name}" for alias in node.names)
-    _strip_docstrings(tree)
-    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-    in_project = tuple(sorted(name for name in imports if name.startswith(SCIENCE) and module_path(name)))
-    return digest, in_project
+def _parse(module: str, path: Path, _stamp: tuple[int, ...]) -> Source:
+    definitions: dict[str, list[ast.stmt]] = {}
+    imports: dict[str, str] = {}
+    for statement in ast.parse(path.read_bytes()).body:
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            imports |= _imports(_walk(statement))
+        if not _only_imports(statement) and not _is_text(statement):
+            for name in _names(statement) or [""]:
+                definitions.setdefault(name, []).append(statement)
+    return Source(module, path, definitions, imports)
 
 
-def _strip_docstrings(tree: ast.AST) -> None:
-    for node in ast.walk(tree):
+def _walk(statement: ast.stmt) -> list[ast.AST]:
+    """The nodes of a syntax tree from the outside in, docstrings taken out of it."""
+    nodes: list[ast.AST] = [statement]
+    for node in nodes:
         body = getattr(node, "body", None)
-        if not isinstance(body, list):
-            continue
-        # Any bare string statement goes: a docstring, or the text below an attribute that documents it.
-        node.body = [  # type: ignore[attr-defined]
-            child
-            for child in body
-            if not (
-                isinstance(child, ast.Expr)
-                and isinstance(child.value, ast.Constant)
-                and isinstance(child.value.value, str)
-            )
-        ]
+        if isinstance(body, list):
+            # Any bare string statement goes: a docstring, or the text below an attribute that documents it.
+            node.body = [child for child in body if not _is_text(child)]  # type: ignore[attr-defined]
+        nodes.extend(ast.iter_child_nodes(node))
+    return nodes
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _names(statement: ast.stmt) -> list[str]:
+    """What a statement at the top of a module defines."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        return [target.id for target in targets if isinstance(target, ast.Name)]
+    return []
+
+
+def _only_imports(statement: ast.stmt) -> bool:
+    """Whether a statement imports and does nothing else, also where only type checkers do."""
+    if isinstance(statement, ast.If) and not statement.orelse:
+        return all(_only_imports(one) for one in statement.body)
+    return isinstance(statement, ast.Import | ast.ImportFrom)
+
+
+def _imports(nodes: Iterable[ast.AST]) -> dict[str, str]:
+    """Names that are imported from this project, with what they stand for."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resprout."):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                stands_for = inner if _is_module(inner) else f"{node.module}:{alias.name}"
+                found[alias.asname or alias.name] = stands_for
+    return found
+
+
+@functools.cache
+def _is_module(text: str) -> bool:
+    return MODULE.fullmatch(text) is not None and module_path(text) is not None
+
+
+def _templates(path: Path) -> dict[str, str]:
+    """sha256 of each template beside a module, by a name that no definition has."""
+    room = "/".join(path.parent.parts[-2:])
+    return {
+        f"{room}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in path.parent.glob("*.j2")
+    }

@@ -5,8 +5,8 @@ Calling it:
 
 1. the *key* is computed: stage name, config section, digests of the inputs, the seed where the stage draws,
    dtype and device where it computes, the hardware where it measures, versions of the libraries it declares,
-   and a hash of the code that it reaches from the selected methods (`tasks.code`). What does not enter:
-   servers, secrets, folders, users.
+   and a hash of the code that its function and the selected methods reach (`tasks.code`). What does not
+   enter: servers, secrets, folders, users.
 2. a Prefect task with that key runs. Prefect looks the key up in the artifact store (`infra.store.results`,
    which also checks that the artifact is whole), takes the stage's lease, retries transient faults, persists
    the reference.
@@ -153,7 +153,7 @@ class Stage(Generic[C]):
                 for role, given in sorted(inputs.items())
             },
             "libraries": self.versions(),
-            "code": code_hash([self.body.__module__, *self.methods(job.config)]),
+            "code": code_hash([f"{self.body.__module__}:{self.body.__name__}", *self.methods(job.config)]),
         }
         if self.seeded:
             parts["seed"] = job.seed

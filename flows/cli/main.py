@@ -32,6 +32,7 @@ VERBS = (
     "backup",
     "restore",
     "relocate",
+    "sign",
     "triggers",
     "relay",
     "up",

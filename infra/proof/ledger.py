@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.infra import identity
-from resprout.infra.proof.signing import Opened
+from resprout.infra.proof.signing import ADOPT, Opened
 from resprout.infra.proof.snapshot import Places, State, placed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.store import ArtifactStore
@@ -59,6 +59,14 @@ class ChangeForm(Form):
     alias: str | None
 
 
+class AdoptedForm(Form):
+    """What `resprout sign --adopt` signed beside the ledger, with which key, by whom and when."""
+
+    key: str
+    records: int
+    seals: int
+
+
 class EntryForm(Form):
     """A ledger entry."""
 
@@ -68,6 +76,7 @@ class EntryForm(Form):
     run: str | None
     places: PlacesForm
     anew: bool = False
+    adopted: AdoptedForm | None = None
     intent: StateForm | None = None
     change: ChangeForm | None = None
     model: dict[str, Any] | None = None
@@ -115,6 +124,8 @@ class Expected:
     """Versions of the same name before the registered model was deleted and made again."""
     anew: list[str] = field(default_factory=list)
     """A sentence for each time that it was."""
+    adopted: list[str] = field(default_factory=list)
+    """A sentence for each time that unsigned history was signed."""
 
 
 def statement(subject: str, predicate_type: str, predicate: dict[str, Any]) -> dict[str, Any]:
@@ -209,6 +220,7 @@ class Ledger:
     ) -> None:
         """Add an entry that says `intent`, `change`, `model`, `versions`, `aliases` (None: removed), `seal`.
 
+        `adopted` states that what was unsigned until then is signed.
         `restated` are versions as earlier entries have them, with placeholders in their addresses already.
         With `anew` it begins a new chain of statements, for a registered model that was made again.
 
@@ -248,7 +260,7 @@ def require_signed(name: str, entries: list[Entry], required: bool) -> None:
     if after and (signed or required):
         raise VerificationFailed(
             f"ledger entry {after[0].key} of {name} has no signature that counts, nor has any after it; "
-            "where it is older than the key, infra.proof.require_signatures: false takes it as it is"
+            f"{ADOPT}"
         )
 
 
@@ -280,6 +292,12 @@ def folded(entries: list[Entry]) -> Expected:
         expected.hashes.add(entry.sha256)
         if said.get("anew"):
             _begin_anew(expected, said)
+        if (adopted := said.get("adopted")) is not None:
+            expected.adopted.append(
+                f"ledger of {said['name']}: key {adopted['key']} signed {adopted['records']} records and "
+                f"{adopted['seals']} seals that were unsigned, after a full verification on "
+                f"{str(said.get('at'))[:10]} ({said.get('who')})"
+            )
         expected.model = said.get("model") or expected.model
         if (then := Places(**said["places"])) not in expected.places:
             expected.places.append(then)

@@ -14,7 +14,7 @@ from resprout.infra import identity
 from resprout.infra.lineage import trees
 from resprout.infra.proof.ledger import Form, PlacesForm, predicate_of, statement
 from resprout.infra.proof.provenance import provenance_key
-from resprout.infra.proof.signing import Opened
+from resprout.infra.proof.signing import ADOPT, Opened, signed_only_by
 from resprout.infra.proof.snapshot import placed, places, run_states
 from resprout.infra.proof.timestamp import Authority, token_key
 from resprout.infra.proof.told import told_wrongly
@@ -49,6 +49,7 @@ class SealForm(Form):
     """Types of what a seal says."""
 
     run: str
+    key: str | None
     records: dict[str, list[str]]
     runs: dict[str, RunForm]
     provenance: list[str]
@@ -72,12 +73,21 @@ class SealForm(Form):
 
 @dataclass(frozen=True)
 class Seal:
-    """A seal as read: its bytes and their hash, its statement's signatures, what it says."""
+    """A seal as read: the bytes that its run wrote and their hash, its statement's signatures, what it says.
+
+    Signatures that `resprout sign` put beside the run's own later are no part of these bytes, which ledgers
+    and timestamps name.
+    """
 
     data: bytes
     sha256: str
     opened: Opened
     said: dict[str, Any]
+
+    @property
+    def adopted_by(self) -> tuple[str, ...]:
+        """Ids of the keys that signed it later, which signed the records that it names as well."""
+        return tuple(key for key in (*self.opened.signed_by, *self.opened.unknown) if key != self.said["key"])
 
 
 def seal_key(run_id: str) -> str:
@@ -146,7 +156,7 @@ def _signatures(store: ArtifactStore, identity: str, record: Record) -> list[str
     if store.signer.required and not good:
         raise VerificationFailed(
             f"record {identity} of stage {record.stage} has no signature that counts, so the run is not "
-            "sealed; run again, or set infra.proof.require_signatures: false for what is older than the key"
+            f"sealed; run again, or, {ADOPT}"
         )
     return [one for one in store.signatures_of(identity) if one in good or one not in store.signer.key_ids]
 
@@ -161,4 +171,5 @@ def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
     said = predicate_of(opened, PREDICATE, what, SealForm)
     if said.get("run") != run_id:
         raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
-    return Seal(data, sha256_hex(data), opened, said)
+    own = signed_only_by(data, said["key"])
+    return Seal(own, sha256_hex(own), opened, said)

@@ -46,6 +46,8 @@ class Shown:
         """What runs announced in the registry and have not stated as done, with a sentence for each."""
         self.anew: list[str] = []
         """A sentence for each registered model that was deleted and made again."""
+        self.adopted: list[str] = []
+        """A sentence for each time that unsigned history was signed."""
         self.heads: dict[str, str] = {}
         """Length and last hash of each ledger that was read; who keeps them notices when its end is cut."""
 
@@ -193,6 +195,7 @@ class Shown:
             if not self._is_announced(name, other, expected)
         )
         self.anew += expected.anew
+        self.adopted += expected.adopted
         model, aliases = model_state(self.tracker, name)
         # An alias that is where it was announced to be is on its way.
         moved = {

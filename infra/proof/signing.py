@@ -23,6 +23,8 @@ STATEMENT = "application/vnd.in-toto+json"
 """Payload type of the statements in envelopes."""
 RECORD = "application/vnd.resprout.record+json"
 """Payload type under which records are signed, beside their bytes."""
+ADOPT = "where it is older than the key, `resprout sign --adopt` signs it after a full verification"
+"""What to do about what nobody signed."""
 HEX_KEY = re.compile(r"^ed25519:([0-9a-f]{64})$")
 
 
@@ -46,6 +48,8 @@ class Signer:
         self._own = own
         self._known = {key.keyid: key for key in (*([own.public_key] if own else []), *known)}
         self.required = required
+        self.adopting = False
+        """Whether what nobody signed is looked at in order to be signed, and taken as it is until then."""
 
     @classmethod
     def from_config(cls, config: ProofConfig) -> Signer:
@@ -69,6 +73,14 @@ class Signer:
                 "with, so nothing that this run makes would count; give signing_key or signing_key_file, or "
                 "set require_signatures: false"
             )
+
+    def adopts(self) -> None:
+        """From now on take what nobody signed as it is; what known keys signed must hold all the same."""
+        self.required, self.adopting = False, True
+
+    def excuses(self, opened: Opened) -> bool:
+        """Whether a statement that bytes are missing by right counts: where keys are known, one signed it."""
+        return bool(opened.signed_by) or self.adopting or not (self.required or self.key_ids)
 
     @property
     def signs(self) -> bool:
@@ -153,6 +165,16 @@ class Signer:
 
 
 UNSIGNED = Signer(None, ())
+
+
+def signed_only_by(data: bytes, key_id: str | None) -> bytes:
+    """A sound envelope without the signatures of any other key; None: without any."""
+    from securesystemslib.dsse import Envelope
+
+    envelope = Envelope.from_dict(json.loads(data))
+    for other in {*envelope.signatures} - {key_id}:
+        del envelope.signatures[other]
+    return canonical_json(envelope.to_dict())
 
 
 def public_key_text(public: Ed25519PublicKey) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -12,6 +12,7 @@ from functools import cached_property
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.lineage import Node
 from resprout.infra.proof.seal import read_seal
+from resprout.infra.proof.signing import ADOPT
 from resprout.infra.store import exports, keys
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.record import Record
@@ -100,7 +101,7 @@ class Stored:
             elif signed is not None and key_id not in signed:
                 yield f"a signature of key {key_id}, which is not known, was added to record {identity}"
         if store.signer.required and not good:
-            yield f"record {identity} has no signature that counts, and infra.proof.require_signatures is on"
+            yield f"record {identity} has no signature that counts; {ADOPT}"
 
     def _manifest(self, node: Node) -> Iterator[str]:
         record = node.record
@@ -154,9 +155,19 @@ class Stored:
         elif (wrong := self._record(identity, record)) is not None:
             yield wrong
         elif self.store.signer.required and not self.store.signed_by(identity, record.dumps()):
-            yield f"record {identity} has no signature that counts, and infra.proof.require_signatures is on"
+            yield f"record {identity} has no signature that counts; {ADOPT}"
         elif not self._is_named(identity):
             yield _unnamed(identity)
+
+    def beside(self, records: Iterable[str]) -> set[str]:
+        """Records of the same artifacts as these, and those that have their places in the cache."""
+        found: set[str] = set()
+        for identity in records:
+            record = self.store.get_record(identity)
+            found.update(self.store.records_of(record.content))
+            if (pointer := self.store.driver.get_bytes(f"results/{record.key}")) is not None:
+                found.add(json.loads(pointer)["record"])
+        return found
 
     @staticmethod
     def _record(identity: str, record: Record) -> str | None:

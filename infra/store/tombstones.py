@@ -61,10 +61,10 @@ def of(driver: Driver, signer: Signer, digest: str) -> Tombstone | None:
     Raises:
         VerificationFailed: it is damaged, or unsigned where signatures are required.
     """
-    data = driver.get_bytes(_key(digest))
+    data = driver.get_bytes(tombstone_key(digest))
     if data is None:
         return None
-    what = f"tombstone {driver.uri(_key(digest))}"
+    what = f"tombstone {driver.uri(tombstone_key(digest))}"
     opened = signer.open(data, what)
     said = opened.statement.get("predicate")
     if not isinstance(said, dict) or said.get("digest") != digest or opened.statement != _statement(said):
@@ -78,8 +78,7 @@ def of(driver: Driver, signer: Signer, digest: str) -> Tombstone | None:
         ) from error
     if said["key"] is not None and not (opened.signed_by or opened.unknown):
         raise VerificationFailed(f"the {what} had a signature of key {said['key']}, which was removed")
-    # Whoever knows keys takes nobody else's word that bytes are missing by right.
-    if (signer.required or signer.key_ids) and not opened.signed_by:
+    if not signer.excuses(opened):
         raise VerificationFailed(f"the {what} has no signature that counts")
     return Tombstone(
         digest,
@@ -103,7 +102,7 @@ def put(driver: Driver, signer: Signer, stone: Tombstone) -> None:
         "when": stone.when,
         "key": signer.own_id,
     }
-    driver.put_bytes(_key(stone.digest), signer.envelope(_statement(said)))
+    driver.put_bytes(tombstone_key(stone.digest), signer.envelope(_statement(said)))
 
 
 def erased(driver: Driver) -> Iterator[str]:
@@ -126,7 +125,8 @@ def refuse(driver: Driver, signer: Signer, digest: str) -> None:
         raise BadInput(f"artifact {digest} was {stone.sentence}; its bytes are gone and are not kept again")
 
 
-def _key(digest: str) -> str:
+def tombstone_key(digest: str) -> str:
+    """Key of the object that says what was erased of an artifact."""
     return f"tombstones/{check_digest(digest)}.json"
 
 
