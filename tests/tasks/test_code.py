@@ -70,7 +70,7 @@ ROOMS = {
     "sparsify": "sparsify prune models configs.stages configs.section",
     "gate": "gate configs.result configs.stages configs.section",
     "export": "export prune models configs.stages configs.section infra.notes infra.licences",
-    "report": "report models configs.stages infra.notes",
+    "report": "report models configs.stages infra.notes measure",
 }
 """Rooms of tasks, and modules of the others, that each stage reaches beside job and share."""
 
