@@ -12,7 +12,7 @@ from resprout.tasks.acquire.address import fetch
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
-from resprout.tasks.acquire.pinned import Pinned, Wanted
+from resprout.tasks.acquire.pinned import Wanted
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.models.config_json import read_config
@@ -79,7 +79,7 @@ def _write(
     data: AcquireData,
     seed: int,
     path: Path,
-    items_of: Callable[[Any, Pinned, dict[str, Path]], Iterator[Item]],
+    items_of: Callable[[Any, str, dict[str, Path]], Iterator[Item]],
     progress: Progress,
     *,
     unique: bool,
@@ -90,7 +90,7 @@ def _write(
         progress(index, len(sources), "sources")
         with private_folder(data.context.home / "tmp") as scratch:
             files = fetch(pinned, data.context, scratch)
-            found += taken(items_of(source, pinned, files), source, seed, unique)
+            found += taken(items_of(source, pinned.label, files), source, seed, unique)
     if unique:
         # A row that two sources share counts for the first.
         first: dict[str, Item] = {}
