@@ -25,8 +25,7 @@ MOST_BITS = 1024
 """Of a whole number in a config: what a float can hold."""
 TRAVEL = ("store", "mlflow", "prefect", "proof")
 """Sections of the infrastructure that a worker needs."""
-TYPES = {"int", "float", "str", "constrained-int"}
-"""What stands in a fault's location, like anything with a bracket, where its key may have several types."""
+TYPES = {"int", "float", "str", "constrained-int"}  # in a fault's location, where a key may have several
 VARIABLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
 
 
@@ -267,8 +266,8 @@ def explain(
                 shown = f" (given: {without_credentials(repr(given))})"
         # A key that may have several types has a fault for each of them.
         faults.setdefault((".".join(map(str, location)) or "config", shown), {})[message] = None
-    said = [f"{key}: {', or '.join(messages)}{shown}" for (key, shown), messages in faults.items()]
-    return f"{where}: " + "; ".join(said)
+    said = "; ".join(f"{key}: {', or '.join(one)}{shown}" for (key, shown), one in faults.items())
+    return f"{where}: {said}"
 
 
 def _value(text: str, shown: str) -> Any:
