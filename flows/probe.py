@@ -91,24 +91,18 @@ def _resolve(address: str, wanted: Wanted, here: Context, loaded: Loaded) -> Non
 
 
 def _tokenizer(key: str, address: str, wanted: Wanted, here: Context, loaded: Loaded) -> Iterator[Fault]:
-    """Whether a model on this machine comes with a tokenizer, and with a chat template where one is used."""
+    """Whether a model on this machine holds a tokenizer, and a chat template where one is used."""
     try:
         place = locate(address, here)
         files = model_files(address, place, wanted) if place is not None else {}
+        name, path = next(iter(files.items()))
+        metadata = read_header(path)[0] if name.endswith(".gguf") else None
     except ResproutError:
         return
-    name, path = next(iter(files.items()))
-    if name.endswith(".gguf"):
-        try:
-            metadata, _ = read_header(path)
-        except BadInput as error:
-            yield key, str(error)
-            return
-        tokenizer, template = gguf_has_tokenizer(metadata), gguf_has_chat_template(metadata)
-    else:
-        tokenizer, template = has_tokenizer(files), has_chat_template(files)
     select = loaded.config.select
-    if not tokenizer:
+    if metadata is not None and not gguf_has_tokenizer(metadata):
         yield key, f"{address} {NO_TOKENIZER}"
-    elif key == "model.source" and select is not None and select.template == "chat" and not template:
-        yield "select.template", f"{NO_TEMPLATE} ({address})"
+    elif key == "model.source" and select is not None and select.template == "chat":
+        found = has_chat_template(files) if metadata is None else gguf_has_chat_template(metadata)
+        if not found:
+            yield "select.template", f"{NO_TEMPLATE} ({address})"

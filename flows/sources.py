@@ -19,6 +19,7 @@ from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.gguf_header import gguf_shape
 from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 from resprout.tasks.prune.resolve import needs_general
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
@@ -85,7 +86,7 @@ def context(loaded: Loaded, tracking_uri: str | None = None) -> Context:
 
 
 def missing(loaded: Loaded) -> list[Fault]:
-    """Key and sentence for each source on this machine that is not there, or is a model and holds none.
+    """Key and sentence for each source on this machine that is not there, or is no model with a tokenizer.
 
     Sources elsewhere are not asked.
     """
@@ -94,7 +95,9 @@ def missing(loaded: Loaded) -> list[Fault]:
         try:
             found = locate(address, here)
             if found is not None and wanted.purpose != "data":
-                model_files(address, found, wanted)
+                files = model_files(address, found, wanted)
+                if not next(iter(files)).endswith(".gguf") and not has_tokenizer(files):
+                    raise BadInput(f"{address} {NO_TOKENIZER}")
         except ResproutError as error:
             hint = _hub_name(address, loaded) if name == "model.source" else ""
             faults.append((name, f"{error}{hint}"))

@@ -32,7 +32,7 @@ def acquire_model(
     wanted = Wanted(job.config.role, config.allow_pickle, config.trust_remote_code)
     with private_folder(job.config.context.home / "tmp") as scratch:
         files = fetch(job.config.pinned, job.config.context, scratch)
-        chosen = choose(files, wanted, job.config.pinned.uri)
+        chosen = choose(files, wanted, config.source)
         if chosen.format == "safetensors":
             copy_model(chosen, files, job.config.pinned, workdir, progress)
         elif chosen.format == "gguf":
@@ -42,8 +42,8 @@ def acquire_model(
     if job.config.role == "model":
         from resprout.tasks.models.load import check_weights
 
-        shape_of(read_config(workdir, job.config.pinned.uri))
-        check_weights(workdir, job.config.pinned.uri, config.trust_remote_code)
+        shape_of(read_config(workdir, config.source))
+        check_weights(workdir, config.source, config.trust_remote_code)
 
 
 @stage("acquire_rows", kind="rows", seeded=True, computes=False)
