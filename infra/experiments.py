@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 IN = " in "
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""MLflow's own tag, without which an experiment's page opens as one of GenAI; its page calls this value
-Machine learning, the kind of experiments that train models."""
+"""MLflow's own tag and its value for experiments that train models."""
+PAGE_OF_TRAINING = "workflowType=machine_learning"
+"""Query of a page. MLflow 3.17 shows an experiment in the mode that the browser had last, at first GenAI,
+whatever its kind is, where the page has a switch between both."""
 
 
 def experiment_of(

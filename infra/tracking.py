@@ -19,7 +19,7 @@ from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
 from resprout.infra import searches
 from resprout.infra.answers import answers, legible, one_line, will_not_pass
-from resprout.infra.experiments import experiment_of, kin_of
+from resprout.infra.experiments import PAGE_OF_TRAINING, experiment_of, kin_of
 from resprout.infra.home_files import HomeFiles
 
 if TYPE_CHECKING:
@@ -255,7 +255,9 @@ class Tracker:
     def page(self, run_id: str) -> str | None:
         """Address of a run's page on the server; None where MLflow is a database without one."""
         return (
-            f"{self.shown_uri}/#/experiments/{self.experiment_id}/runs/{run_id}" if self.is_server else None
+            f"{self.shown_uri}/#/experiments/{self.experiment_id}/runs/{run_id}?{PAGE_OF_TRAINING}"
+            if self.is_server
+            else None
         )
 
     @answers

@@ -82,6 +82,13 @@ def test_an_experiment_is_one_of_model_training_and_named_without_a_path(tmp_pat
     assert len(tracker.experiments()) == 3
 
 
+def test_the_page_of_a_run_opens_as_one_of_model_training(tmp_path: Path) -> None:
+    tracker = Tracker(MlflowConfig(tracking_uri="http://127.0.0.1:5000"), tmp_path)
+    tracker.experiment_id = "1"
+    page = "http://127.0.0.1:5000/#/experiments/1/runs/ab?workflowType=machine_learning"
+    assert tracker.page("ab") == page
+
+
 def test_an_experiment_without_a_kind_gets_one_and_a_users_own_stays(tmp_path: Path) -> None:
     tracker = Tracker(MlflowConfig(), tmp_path)
     tracker.connect()
