@@ -233,7 +233,7 @@ def test_mlflow_holds_the_whole_run(finished: Any) -> None:
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["recovered.params"] == finished.result["models"]["recovered"]["params"]
-    assert run.data.metrics["pool_rows"] == 60
+    assert run.data.metrics.get("pool_rows") == 60
     assert 0 < run.data.metrics["selected_rows"] < 60
     assert run.data.params == {
         "model": "model",
