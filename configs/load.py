@@ -25,6 +25,7 @@ MOST_BITS = 1024
 """Of a whole number in a config: what a float can hold."""
 TRAVEL = ("store", "mlflow", "prefect", "proof")
 """Sections of the infrastructure that a worker needs."""
+TYPES = {"int", "float", "str", "constrained-int"}  # in a fault's location, where a key may have several
 VARIABLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
 
 
@@ -246,28 +247,27 @@ def explain(
     error: ValidationError, where: str, prefix: tuple[str, ...] = (), root: type[BaseModel] = RunConfig
 ) -> str:
     """All faults of a validation in sentences; an unknown key names the nearest known one and all of them."""
-    faults = []
+    faults: dict[tuple[str, str], dict[str, None]] = {}
     for fault in error.errors(include_url=False):
-        location = [*prefix, *(part for part in fault["loc"] if not _is_tag(part))]
-        dotted = ".".join(str(part) for part in location) or "config"
+        location = [*prefix, *(part for part in fault["loc"] if "[" not in str(part) and part not in TYPES)]
+        shown = ""
         if fault["type"] == "extra_forbidden":
             known = _known_keys(location[:-1], root)
             near = difflib.get_close_matches(str(location[-1]), known, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            faults.append(f"{dotted}: unknown key; {hint}allowed: {', '.join(known)}")
+            message = f"unknown key; {hint}allowed: {', '.join(known)}"
         elif fault["type"] == "missing":
-            faults.append(f"{dotted}: missing; this key is required")
+            message = "missing; this key is required"
         else:
             message = fault["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
             given = fault.get("input")
-            plain = isinstance(given, str | int | float | bool | type(None)) and not _is_secret(location)
-            shown = f" (given: {without_credentials(repr(given))})" if plain else ""
-            faults.append(f"{dotted}: {message[0].lower()}{message[1:]}{shown}")
-    return f"{where}: " + "; ".join(dict.fromkeys(faults))
-
-
-def _is_tag(part: Any) -> bool:
-    return isinstance(part, str) and ("[" in part or part in {"int", "float", "str"})
+            if isinstance(given, str | int | float | bool | type(None)) and not _is_secret(location):
+                shown = f" (given: {without_credentials(repr(given))})"
+        # A key that may have several types has a fault for each of them.
+        faults.setdefault((".".join(map(str, location)) or "config", shown), {})[message] = None
+    said = "; ".join(f"{key}: {', or '.join(one)}{shown}" for (key, shown), one in faults.items())
+    return f"{where}: {said}"
 
 
 def _value(text: str, shown: str) -> Any:

@@ -6,12 +6,16 @@ Imports torch only for a method whose settings are given.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from resprout.configs.errors import BadInput, DoesNotFit, ResproutError
+from resprout.configs.errors import BadInput, DoesNotFit
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import InfraConfig, RunConfig
 from resprout.configs.stages import SparsifyConfig
 from resprout.flows.catalog import registries
+from resprout.flows.faults import Fault, faults_in, sentences
+from resprout.flows.sources import missing, source_shape
 from resprout.infra.extras import install_command
 from resprout.infra.proof.signing import Signer
 from resprout.infra.store.store import ArtifactStore
@@ -26,47 +30,41 @@ EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
 """The package behind each task runner that is an extra."""
 
 
-def check(loaded: Loaded) -> None:
+def check(loaded: Loaded, more: Callable[[Loaded], Iterable[Fault]] = lambda loaded: ()) -> None:
     """BadInput with all faults of a config that shows without running it; reads no weights.
 
-    DoesNotFit where nothing but the model is in the way.
+    `more` may find some in what the config names. DoesNotFit where nothing but the model is in the way.
     """
-    config = loaded.config
-    faults: list[str] = []
-
-    def collect(name: str, *steps: object) -> None:
-        for step in steps:
-            try:
-                step()  # type: ignore[operator]
-            except ResproutError as error:
-                faults.append(f"{name}: {error}")
-
-    known = registries()
-    collect("calibrate.method", lambda: known["calibrate.method"].entry(config.calibrate.method))
-    collect("prune", lambda: _prune(config))
-    if config.select is not None:
-        method = config.select.method
-        collect("select.method", lambda: known["select.method"].entry(method))
-    if config.recover is not None:
-        way = config.recover.method
-        collect("recover.method", lambda: known["recover.method"].entry(way))
-    if (sparse := config.sparsify) is not None:
-        collect("sparsify", lambda: _sparsify(sparse))
-    for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
-        collect("evaluate.zero_shot", lambda name=one.task: read_task(name, loaded.base))
-    collect("infra.store.uri", lambda: _store_folder(loaded))
-    collect("infra.proof", lambda: Signer.from_config(config.infra.proof).require_own_key())
-    collect("infra.task_runner", lambda: require_extra(config.infra))
-    if config.infra.shards > 1:
-        collect("infra.shards", lambda: travelling(loaded))
-    from resprout.flows.sources import missing, source_shape
-
-    faults.extend(missing(loaded))
-    if faults:
-        raise BadInput(f"{loaded.path}: " + "; ".join(faults))
+    if faults := [*_faults(loaded), *more(loaded)]:
+        raise BadInput(f"{loaded.path}: {sentences(faults)}")
     shape = source_shape(loaded)
-    if shape is not None and (unfit := _unfit(config, shape)):
+    if shape is not None and (unfit := _unfit(loaded.config, shape)):
         raise DoesNotFit(f"{loaded.path}: " + "; ".join(unfit))
+
+
+def _faults(loaded: Loaded) -> list[Fault]:
+    """What is wrong with each section by itself, and with the sources on this machine."""
+    config, known = loaded.config, registries()
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("calibrate.method", lambda: known["calibrate.method"].entry(config.calibrate.method)),
+        ("prune", lambda: _prune(config)),
+    ]
+    if (select := config.select) is not None:
+        steps.append(("select.method", lambda: known["select.method"].entry(select.method)))
+    if (recover := config.recover) is not None:
+        steps.append(("recover.method", lambda: known["recover.method"].entry(recover.method)))
+    if (sparse := config.sparsify) is not None:
+        steps.append(("sparsify", lambda: _sparsify(sparse)))
+    for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
+        steps.append(("evaluate.zero_shot", partial(read_task, one.task, loaded.base)))
+    steps += [
+        ("infra.store.uri", lambda: _store_folder(loaded)),
+        ("infra.proof", lambda: Signer.from_config(config.infra.proof).require_own_key()),
+        ("infra.task_runner", lambda: require_extra(config.infra)),
+    ]
+    if config.infra.shards > 1:
+        steps.append(("infra.shards", lambda: travelling(loaded)))
+    return [fault for key, step in steps for fault in faults_in(key, step)] + missing(loaded)
 
 
 def require_extra(infra: InfraConfig) -> None:

@@ -22,6 +22,7 @@ from resprout.flows import preflight
 from resprout.flows.acquisition import acquire, shape_in_store
 from resprout.flows.again import command, config_digest, public_overrides
 from resprout.flows.check import check
+from resprout.flows.compared import compared
 from resprout.flows.conclude import Conclusion
 from resprout.flows.fan_out import FanOut
 from resprout.flows.ghosts import end_dead_runs
@@ -145,7 +146,8 @@ def _compress(
     tags = {**session.tags, **_run_tags(loaded, digest)}
     # A variant of a sweep that a cluster begins again is another flow run.
     mark = VARIANT if VARIANT in tags else FLOW_RUN
-    before = tracker.resume(mark, tags[mark])
+    params = compared(loaded.config, sources.model.name)
+    before = tracker.resume(mark, tags[mark], params)
     run_id = before or tracker.start(loaded.config.name, tags)
     with ExitStack() as at_end:
         at_end.enter_context(tracker.closing_on_error(run_id))
@@ -172,7 +174,7 @@ def _compress(
         at_end.callback(run.locks.close)
         store.pins = Pins(store.driver, run.locks, stop=session.stop_if_interrupted)
         at_end.callback(store.pins.close)
-        tracker.log(run_id, tags={WRITER: store.pins.writer})
+        tracker.log(run_id, params=params, tags={WRITER: store.pins.writer})
         end_dead_runs(tracker, run.locks, run_id)
         if run.shards > 1:
             run.fan_out = fan_out = FanOut(loaded, run)

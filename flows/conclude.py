@@ -33,6 +33,8 @@ from resprout.tasks.report.stage import ReportConfig, averaged, config_text, rep
 from resprout.tasks.run import Run
 from resprout.tasks.stage import Input
 
+SELECTED = ("selected_rows", "pool_rows")
+"""Metrics of the selection that the parent run shows as well."""
 PROVENANCE = "provenance.intoto.json"
 """File of the run's artifacts in MLflow."""
 
@@ -124,6 +126,9 @@ class Conclusion:
         self.session.source_bytes = source["source_bytes"]
         self.session.source_format = source["source_format"]
         flat = {f"{name}.{key}": value for name, one in found.items() for key, value in one.metrics.items()}
+        if self.made.selection is not None:
+            selected = self.read(self.made.selection, "metrics.json")
+            flat |= {name: selected[name] for name in SELECTED}
         self.run.tracker.log(self.run.mlflow_run_id, metrics=flat)
 
     def fill_gate(self) -> GateResult:

@@ -38,12 +38,19 @@ QUIET = {
 def prepare(infra: InfraConfig, home: Path, debug: bool = False, read_only: bool = False) -> None:
     """Make the home folder and set what Prefect, MLflow and Hugging Face read when they are imported.
 
-    A variable that the user has set stays as it is, unless the config names the same thing. A home that
-    cannot be made or written raises BadInput: Prefect's server would try for minutes before it says anything.
-    With `read_only` a home that is there need not be writable.
+    A home that cannot be made or written raises BadInput: Prefect's server would try for minutes before it
+    says anything. With `read_only` a home that is there need not be writable.
     """
     if not (read_only and home.is_dir()):
         _make(home)
+    set_variables(infra, home, debug)
+
+
+def set_variables(infra: InfraConfig, home: Path, debug: bool = False) -> None:
+    """Set what Prefect, MLflow and Hugging Face read when they are imported.
+
+    A variable that the user has set stays as it is, unless the config names the same thing.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if debug else "CRITICAL")

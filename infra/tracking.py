@@ -19,6 +19,7 @@ from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
 from resprout.infra import searches
 from resprout.infra.answers import answers, legible, one_line, will_not_pass
+from resprout.infra.experiments import PAGE_OF_TRAINING, experiment_of, kin_of
 from resprout.infra.home_files import HomeFiles
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
 DATASET_DIGEST_CHARS = 36
 KNOCK_SECONDS = 5.0
-IN = " in "
+SOURCE = {"mlflow.source.name": "resprout", "mlflow.source.type": "LOCAL"}
+"""Tags of every run, for the column that says which program it was."""
 FLOW_RUN = "resprout.flow_run"
 """Tag of a parent run that names Prefect's flow run."""
 RECORD = "resprout.record"
@@ -79,7 +81,14 @@ class Tracker:
             try:
                 self._knock()
                 self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-                self.experiment_id = self._experiment(self.config.experiment, read_only)
+                self.experiment_id = experiment_of(
+                    self.client,
+                    self.config.experiment,
+                    self.files,
+                    self.home.resolve().parent.name,
+                    self.is_server,
+                    read_only,
+                )
             except BadInput:
                 raise
             except (MlflowException, OSError, ImportError, ArgumentError) as error:
@@ -119,36 +128,11 @@ class Tracker:
         finally:
             engine.dispose()
 
-    def _experiment(self, name: str, read_only: bool = False) -> str:
-        """Id of the active experiment called `name`, which is made where there is none.
-
-        MLflow never changes where an experiment's artifacts lie. In a home that was moved or copied the
-        experiment still points at the old folder, so new runs go to one that is named after the home.
-        """
-        own = None if self.is_server else self.files.address
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            return self.client.create_experiment(name, artifact_location=own)
-        if found.lifecycle_stage != "active":
-            raise BadInput(
-                f"the MLflow experiment '{name}' is deleted; restore it or set infra.mlflow.experiment to "
-                "another name"
-            )
-        if (
-            self.files.here(found.artifact_location) != found.artifact_location
-            and name == self.config.experiment
-        ):
-            here = f"{name}{IN}{self.home.resolve()}"
-            if not read_only or self.client.get_experiment_by_name(here) is not None:
-                return self._experiment(here, read_only)
-        return found.experiment_id
-
     def experiments(self) -> list[str]:
         """Ids of the experiment and of those that stood for it while the home was elsewhere."""
-        name = self.config.experiment
-        found = self.client.search_experiments() if self.config.tracking_uri is None else ()
-        kin = [one.experiment_id for one in found if one.name == name or one.name.startswith(f"{name}{IN}")]
-        return sorted({self.experiment_id, *kin})
+        own = self.config.tracking_uri is None
+        kin = kin_of(self.client, self.config.experiment) if own else ()
+        return sorted({self.experiment_id, *(one.experiment_id for one in kin)})
 
     @answers
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
@@ -157,15 +141,19 @@ class Tracker:
         run = self.client.create_run(
             self.experiment_id,
             run_name=name,
-            tags={**{key: value[:MAX_TAG_CHARS] for key, value in tags.items()}, **nested},
+            tags={**SOURCE, **{key: value[:MAX_TAG_CHARS] for key, value in tags.items()}, **nested},
         )
         return run.info.run_id
 
     @answers
-    def resume(self, mark: str, value: str) -> str | None:
-        """Id of the run that began before under this tag and did not get through, open again; None: none."""
+    def resume(self, mark: str, value: str, params: Mapping[str, Any] | None = None) -> str | None:
+        """Id of the run that began before under this tag and did not get through, open again; None: none.
+
+        One that began with other `params` stays as it is: MLflow lets nobody change them.
+        """
         found = self.client.search_runs([self.experiment_id], f"tags.`{mark}` = '{value}'", max_results=1)
-        if not found:
+        given = _shown(params)
+        if not found or any(given.get(key, was) != was for key, was in found[0].data.params.items()):
             return None
         self.client.update_run(found[0].info.run_id, "RUNNING")
         return found[0].info.run_id
@@ -228,7 +216,7 @@ class Tracker:
                 for key, value in sorted(row.items())
                 if key != "step"
             ]
-        shown = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in sorted((params or {}).items())]
+        shown = [Param(key, value) for key, value in sorted(_shown(params).items())]
         marks = [RunTag(key, str(value)[:MAX_TAG_CHARS]) for key, value in sorted((tags or {}).items())]
         for start in range(0, max(len(entries), 1), 1000):
             first = start == 0
@@ -267,7 +255,9 @@ class Tracker:
     def page(self, run_id: str) -> str | None:
         """Address of a run's page on the server; None where MLflow is a database without one."""
         return (
-            f"{self.shown_uri}/#/experiments/{self.experiment_id}/runs/{run_id}" if self.is_server else None
+            f"{self.shown_uri}/#/experiments/{self.experiment_id}/runs/{run_id}?{PAGE_OF_TRAINING}"
+            if self.is_server
+            else None
         )
 
     @answers
@@ -393,3 +383,8 @@ class Tracker:
                 f"no model version {reference} in {self.shown_uri}; give models:/name/3 or "
                 f"models:/name@alias ({one_line(error, 120)})"
             ) from None
+
+
+def _shown(params: Mapping[str, Any] | None) -> dict[str, str]:
+    """Params as MLflow keeps them."""
+    return {key: str(value)[:MAX_PARAM_CHARS] for key, value in (params or {}).items()}

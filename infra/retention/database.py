@@ -26,6 +26,7 @@ SEEDED = {REVISION, "workspaces"}
 PASSING = {"scheduler_leases", "job_locks"}
 """Tables that say which server is at work now."""
 EXPERIMENTS = "experiments"
+EXPERIMENT_TAGS = "experiment_tags"
 FIRST = "Default"
 """The experiment that MLflow makes."""
 ROWS = 1000
@@ -72,6 +73,13 @@ class Database:
                 query = sqlalchemy.select(sqlalchemy.literal(1)).select_from(tables[name]).limit(1)
                 if name == EXPERIMENTS:
                     query = query.where(tables[name].c.name.not_in([FIRST, own]))
+                elif name == EXPERIMENT_TAGS:
+                    there = tables[EXPERIMENTS].c
+                    query = query.where(
+                        tables[name].c.experiment_id.in_(
+                            sqlalchemy.select(there.experiment_id).where(there.name.not_in([FIRST, own]))
+                        )
+                    )
                 if connection.execute(query).first() is not None:
                     raise BadInput(
                         f"the MLflow database {self.shown} is not empty ({name}), and a restore would put "

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 
 from resprout.configs.errors import BadInput, ResproutError, Transient
 
+TIMEOUT_SECONDS = 20.0
+"""For an answer of the hub, which its client would wait for without end."""
+
 
 @contextmanager
 def hub_faults(address: str) -> Iterator[None]:
     """Turn the hub client's errors into BadInput (not there, no access, offline) or Transient."""
-    import httpx
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         yield
@@ -50,8 +52,9 @@ def hub_faults(address: str) -> Iterator[None]:
                 f"the hub is busy or failing ({status}) for '{address}'; try again later"
             ) from error
         raise BadInput(f"'{address}': the hub refuses the request ({status}); check the address") from error
-    except (httpx.TransportError, ConnectionError, TimeoutError) as error:
+    except (errors.HTTPError, ConnectionError, TimeoutError) as error:
+        # The first is of the hub client's own HTTP library, which is not the same in all of its versions.
         raise Transient(
-            f"the hub cannot be reached for '{address}' ({type(error).__name__}); check the network, or "
-            "download the files first and give their folder"
+            f"{constants.ENDPOINT} cannot be reached for '{address}' ({type(error).__name__}); check the "
+            "network, or download the files first and give their folder"
         ) from error

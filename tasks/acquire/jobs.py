@@ -49,7 +49,11 @@ class AcquireModel:
         return self.config.licence or self.pinned.licence
 
     def credits(self, role: str) -> list[Credit]:
-        return [Credit(role, _name(self.pinned), self.licence_note())]
+        return [Credit(role, self.name, self.licence_note())]
+
+    @property
+    def name(self) -> str:
+        return _name(self.pinned)
 
 
 @dataclass(frozen=True)

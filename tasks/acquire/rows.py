@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import DataSource, RowSource, TextSource
 from resprout.infra.store.canonical import sha256_hex
-from resprout.tasks.acquire.pinned import Pinned
-from resprout.tasks.data.read import format_of, read_rows
+from resprout.tasks.data.read import Numbered, format_of, read_rows
 from resprout.tasks.data.render import compile_template, compile_where, hash_percent
 
 T = TypeVar("T")
 Columns = dict[str, Any]
+Reader = Callable[[Path, str], Numbered]
+"""Gives the rows of a file in a format, numbered."""
 
 NOT_DATA = ("readme", "license", "licence", "notice")
 
@@ -30,7 +31,9 @@ class Item:
     row: dict[str, Any]
 
 
-def instruction_items(source: RowSource, pinned: Pinned, files: dict[str, Path]) -> Iterator[Item]:
+def instruction_items(
+    source: RowSource, label: str, files: dict[str, Path], read: Reader = read_rows
+) -> Iterator[Item]:
     """Rows in Alpaca form with a stable id; a row without instruction or output raises BadInput."""
     fields = ("instruction", "input", "output", "category")
     hashed = _hashed(source)
@@ -39,7 +42,7 @@ def instruction_items(source: RowSource, pinned: Pinned, files: dict[str, Path])
     def render(columns: Columns) -> dict[str, str]:
         return {name: template(columns).strip() for name, template in templates.items()}
 
-    for place, columns in _columns(source, files):
+    for place, columns in _columns(source, files, read):
         row = _at(place, render, columns)
         for name in ("instruction", "output"):
             if not row[name]:
@@ -51,27 +54,31 @@ def instruction_items(source: RowSource, pinned: Pinned, files: dict[str, Path])
         yield Item(
             text,
             hashed(columns, text),
-            {"id": sha256_hex(text.encode("utf-8", "surrogatepass")), "source": pinned.label, **row},
+            {"id": sha256_hex(text.encode("utf-8", "surrogatepass")), "source": label, **row},
         )
 
 
-def text_items(source: TextSource, pinned: Pinned, files: dict[str, Path]) -> Iterator[Item]:
+def text_items(
+    source: TextSource, label: str, files: dict[str, Path], read: Reader = read_rows
+) -> Iterator[Item]:
     """Documents; an empty one raises BadInput."""
     render, hashed = compile_template(source.text), _hashed(source)
-    for place, columns in _columns(source, files):
+    for place, columns in _columns(source, files, read):
         text = _at(place, render, columns)
         if not text.strip():
             raise BadInput(
                 f"{place}: the text is empty; expected text from the template {source.text!r}, or leave such "
                 "rows out by `where`"
             )
-        yield Item(text, hashed(columns, text), {"text": text, "source": pinned.label})
+        yield Item(text, hashed(columns, text), {"text": text, "source": label})
 
 
-def raw_items(source: DataSource, pinned: Pinned, files: dict[str, Path]) -> Iterator[Item]:
-    """Rows with their own columns."""
+def raw_items(
+    source: DataSource, label: str, files: dict[str, Path], read: Reader = read_rows
+) -> Iterator[Item]:
+    """Rows with their own columns, which name no source."""
     hashed = _hashed(source)
-    for place, columns in _columns(source, files):
+    for place, columns in _columns(source, files, read):
         text = _at(place, lambda row: json.dumps(row, sort_keys=True), columns)
         yield Item(text, hashed(columns, text), columns)
 
@@ -117,19 +124,22 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json.dumps(row, sort_keys=True) + "\n")
 
 
-def _columns(source: DataSource, files: dict[str, Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _columns(
+    source: DataSource, files: dict[str, Path], read: Reader
+) -> Iterator[tuple[str, dict[str, Any]]]:
     where = compile_where(source.where) if source.where else None
     for name, path in _data_files(source, files):
-        for number, columns in _named(name, path, source.format):
-            place = f"{name}, row {number}"
+        shown = source.source if len(files) == 1 else f"{source.source.rstrip('/')}/{name}"
+        for number, columns in _named(shown, path, source.format, read):
+            place = f"{shown}, row {number}"
             if where is None or _at(place, where, columns):
                 yield place, columns
 
 
-def _named(name: str, path: Path, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a file whose faults name the file as its source does, not where it was brought to."""
+def _named(name: str, path: Path, form: str, read: Reader) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a file whose faults name the file as the config does, not where it was brought to."""
     try:
-        yield from read_rows(path, form)
+        yield from read(path, form)
     except BadInput as error:
         raise BadInput(str(error).replace(str(path), name)) from error
 

@@ -12,7 +12,7 @@ from resprout.tasks.acquire.address import fetch
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
-from resprout.tasks.acquire.pinned import Pinned, Wanted
+from resprout.tasks.acquire.pinned import Wanted
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.models.config_json import read_config
@@ -32,7 +32,7 @@ def acquire_model(
     wanted = Wanted(job.config.role, config.allow_pickle, config.trust_remote_code)
     with private_folder(job.config.context.home / "tmp") as scratch:
         files = fetch(job.config.pinned, job.config.context, scratch)
-        chosen = choose(files, wanted, job.config.pinned.uri)
+        chosen = choose(files, wanted, config.source)
         if chosen.format == "safetensors":
             copy_model(chosen, files, job.config.pinned, workdir, progress)
         elif chosen.format == "gguf":
@@ -42,8 +42,8 @@ def acquire_model(
     if job.config.role == "model":
         from resprout.tasks.models.load import check_weights
 
-        shape_of(read_config(workdir, job.config.pinned.uri))
-        check_weights(workdir, job.config.pinned.uri, config.trust_remote_code)
+        shape_of(read_config(workdir, config.source))
+        check_weights(workdir, config.source, config.trust_remote_code)
 
 
 @stage("acquire_rows", kind="rows", seeded=True, computes=False)
@@ -79,7 +79,7 @@ def _write(
     data: AcquireData,
     seed: int,
     path: Path,
-    items_of: Callable[[Any, Pinned, dict[str, Path]], Iterator[Item]],
+    items_of: Callable[[Any, str, dict[str, Path]], Iterator[Item]],
     progress: Progress,
     *,
     unique: bool,
@@ -90,7 +90,7 @@ def _write(
         progress(index, len(sources), "sources")
         with private_folder(data.context.home / "tmp") as scratch:
             files = fetch(pinned, data.context, scratch)
-            found += taken(items_of(source, pinned, files), source, seed, unique)
+            found += taken(items_of(source, pinned.label, files), source, seed, unique)
     if unique:
         # A row that two sources share counts for the first.
         first: dict[str, Item] = {}

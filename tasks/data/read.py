@@ -19,6 +19,7 @@ Row: TypeAlias = dict[str, Any]
 Numbered: TypeAlias = Iterator[tuple[int, Row]]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+PIECE_ROWS = 1000
 
 _ENDINGS = {
     ".jsonl": "jsonl",
@@ -238,9 +239,11 @@ def _seekable(path: Path, file: IO[bytes]) -> IO[bytes]:
 def _batches(batches: Any) -> Numbered:
     number = 0
     for batch in batches:
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+        # In pieces, so that who wants the first rows need not wait for a million.
+        for start in range(0, batch.num_rows, PIECE_ROWS):
+            for row in batch.slice(start, PIECE_ROWS).to_pylist():
+                number += 1
+                yield number, row
 
 
 _READERS: dict[str, Callable[[Path, IO[bytes]], Numbered]] = {

@@ -15,6 +15,7 @@ from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.heap import keep_freed_memory
 from resprout.tasks.models.layout import cut_class
+from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -130,11 +131,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise BadInput(
-            f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save the model's "
-            "tokenizer beside its weights"
-        )
+    if not has_tokenizer([path.name for path in folder.iterdir()]):
+        raise BadInput(f"{folder} {NO_TOKENIZER}")
     with code_refused(str(folder)):
         return AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code

@@ -26,12 +26,10 @@ from resprout.tasks.select.cluster import CLUSTERERS, Matrix
 from resprout.tasks.select.cluster_count import choose_count
 from resprout.tasks.select.divergence import FILE, Divergence, measure, read_rows
 from resprout.tasks.select.graph import Outcome, choose_consistent, readmit
+from resprout.tasks.select.paser_size import check_size
 from resprout.tasks.select.pool import Choice, Pool
 from resprout.tasks.select.rank import instruction_efficiency, ranked
 from resprout.tasks.share import shards_in
-
-MOST_ROWS = 4000
-"""The dense kernel and NMF are of order rows^2."""
 
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
@@ -41,7 +39,7 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
         BadInput: more than 4,000 rows, or fewer rows than clusters need.
     """
     config = job.config.paser
-    check(job.config, len(pool.rows))
+    check_size(job.config, len(pool.rows))
     shards = [folder / FILE for folder in shards_in(inputs)]
     divergence = read_rows(shards, len(pool.rows)) if shards else measure_rows(job, inputs, pool, progress)
     instructions = [str(row["instruction"]) for row in pool.rows]
@@ -104,22 +102,6 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
         metrics,
         _warnings(config, cds, outcome),
     )
-
-
-def check(select: SelectConfig, rows: int) -> None:
-    """Raise BadInput where a pool of `rows` rows does not suit PASER; looks at no model."""
-    config = select.paser
-    if rows > MOST_ROWS:
-        raise BadInput(
-            f"the pool has {rows} rows, and paser compares up to {MOST_ROWS} all with all; give select.pool "
-            "a limit, or set select.method: random"
-        )
-    fewest = 8 if config.clusters == "auto" else 2 * config.clusters
-    if rows < fewest:
-        raise BadInput(
-            f"the pool has {rows} rows, which are too few for paser.clusters: {config.clusters}; it needs "
-            f"{fewest}: add rows, or set fewer clusters"
-        )
 
 
 def measure_rows(

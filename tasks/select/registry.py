@@ -32,7 +32,9 @@ METHODS.add(
 CHECKS: Registry[Callable[[SelectConfig, int], None]] = Registry("selection check")
 """What a method asks of a pool's size and of its settings, found before a weight is loaded."""
 CHECKS.add(
-    "paser", "resprout.tasks.select.paser:check", "at most 4,000 rows, enough of them for the clusters"
+    "paser",
+    "resprout.tasks.select.paser_size:check_size",
+    "at most 4,000 rows, enough of them for the clusters",
 )
 
 

@@ -175,7 +175,9 @@ def always(*overrides: str) -> Callable[[Path, Path], list[str]]:
     ("make", "sentence"),
     [
         pytest.param(
-            always("model.source=nowhere"), "there is no .*/nowhere; give an existing", id="no model"
+            always("model.source=nowhere"),
+            r"there is no nowhere \(.*/nowhere\); give an existing",
+            id="no model",
         ),
         pytest.param(
             always("model.source=package://no_such_package/x.gguf"),

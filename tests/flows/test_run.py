@@ -240,6 +240,35 @@ def test_mlflow_holds_the_whole_run(finished: Any) -> None:
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["recovered.params"] == finished.result["models"]["recovered"]["params"]
+    assert run.data.metrics.get("pool_rows") == 60
+    assert 0 < run.data.metrics["selected_rows"] < 60
+    assert run.data.params == {
+        "model": "model",
+        "dtype": "float32",
+        "seed": "17",
+        "calibration": "cola",
+        "calibration_samples": "8",
+        "calibration_seq_len_tokens": "16",
+        "method": "flap (uniform widths)",
+        "criterion": "flap",
+        "allocator": "uniform",
+        "repair": "least_squares",
+        "schedule": "one_shot",
+        "units": "ffn",
+        "layout": "uniform",
+        "target": "params_ratio=0.85",
+        "round_to": "8",
+        "selection": "paser",
+        "selection_budget": "budget_ratio=0.5",
+        "selection_max_len_tokens": "128",
+        "recovery": "lora",
+        "rank": "2",
+        "alpha": "16.0",
+        "learning_rate": "0.0001",
+        "epochs": "1.0",
+        "batch_tokens": "512",
+        "distill_weight": "0.5",
+    }
     nested = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     by_name = {one.info.run_name: one for one in nested}
     assert set(by_name) == set(STAGES)

@@ -49,6 +49,58 @@ def test_a_run_is_found_again_by_its_tag_and_opened(tracker: Tracker) -> None:
     assert tracker.run(run_id).info.status == "RUNNING"
 
 
+def test_a_run_with_other_params_is_not_gone_on_with(tracker: Tracker) -> None:
+    run_id = tracker.start("variant", {FLOW_RUN: "changed"})
+    tracker.log(run_id, params={"rank": 8, "learning_rate": 1e-4})
+    tracker.end(run_id, "FAILED")
+    assert tracker.resume(FLOW_RUN, "changed", {"rank": 16, "learning_rate": 1e-4}) is None
+    assert tracker.run(run_id).info.status == "FAILED"
+    assert tracker.resume(FLOW_RUN, "changed", {"rank": 8, "learning_rate": 1e-4, "epochs": 1.0}) == run_id
+    tracker.log(run_id, params={"rank": 8, "learning_rate": 1e-4, "epochs": 1.0})
+    assert tracker.run(run_id).data.params == {"rank": "8", "learning_rate": "0.0001", "epochs": "1.0"}
+
+
+def test_an_experiment_is_one_of_model_training_and_named_without_a_path(tmp_path: Path) -> None:
+    first, second = tmp_path / "a" / ".resprout", tmp_path / "project" / ".resprout"
+    for home in (first, second):
+        tracker = Tracker(MlflowConfig(), home)
+        if home == second:
+            second.parent.mkdir()
+            shutil.move(first, second)
+        tracker.connect()
+        experiment = tracker.client.get_experiment(tracker.experiment_id)
+        assert experiment.tags.get("mlflow.experimentKind") == "custom_model_development"
+        assert experiment.name == ("resprout" if home == first else "resprout in project")
+        run = tracker.run(tracker.start("one", {}))
+        assert run.data.tags.get("mlflow.source.name") == "resprout"
+    shutil.move(second, tmp_path / "again")
+    (tmp_path / "x" / "project").mkdir(parents=True)
+    third = shutil.move(tmp_path / "again", tmp_path / "x" / "project" / ".resprout")
+    tracker = Tracker(MlflowConfig(), Path(third))
+    tracker.connect()
+    assert tracker.client.get_experiment(tracker.experiment_id).name == "resprout in project 2"
+    assert len(tracker.experiments()) == 3
+
+
+def test_the_page_of_a_run_opens_as_one_of_model_training(tmp_path: Path) -> None:
+    tracker = Tracker(MlflowConfig(tracking_uri="http://127.0.0.1:5000"), tmp_path)
+    tracker.experiment_id = "1"
+    page = "http://127.0.0.1:5000/#/experiments/1/runs/ab?workflowType=machine_learning"
+    assert tracker.page("ab") == page
+
+
+def test_an_experiment_without_a_kind_gets_one_and_a_users_own_stays(tmp_path: Path) -> None:
+    tracker = Tracker(MlflowConfig(), tmp_path)
+    tracker.connect()
+    for before, after in ((None, "custom_model_development"), ("finetuning", "finetuning")):
+        tracker.client.delete_experiment_tag(tracker.experiment_id, "mlflow.experimentKind")
+        if before is not None:
+            tracker.client.set_experiment_tag(tracker.experiment_id, "mlflow.experimentKind", before)
+        tracker.connect()
+        tags = tracker.client.get_experiment(tracker.experiment_id).tags
+        assert tags.get("mlflow.experimentKind") == after
+
+
 def test_a_run_is_closed_by_how_its_block_ends(tracker: Tracker) -> None:
     for error, status in ((None, "FINISHED"), (ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
         run_id = tracker.start("r", {})

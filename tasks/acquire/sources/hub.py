@@ -12,7 +12,7 @@ from resprout.configs.errors import BadInput
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.paths import unsafe
 from resprout.tasks.acquire.choose import choose
-from resprout.tasks.acquire.hub_faults import hub_faults
+from resprout.tasks.acquire.hub_faults import TIMEOUT_SECONDS, hub_faults
 from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted
 
 _ADDRESS = re.compile(r"hf://([^/@]+/[^/@]+)((?:/[^@]+)?)(?:@([^@]+))?")
@@ -86,7 +86,9 @@ def _listing(repository: str, revision: str) -> _Listing:
     from huggingface_hub import HfApi, errors
 
     try:
-        info: Any = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        info: Any = HfApi().model_info(
+            repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS
+        )
     except errors.OfflineModeIsEnabled:
         cached = _cached(repository, revision)
         if cached is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.infra.store.canonical import canonical_json, sha256_hex
-from resprout.tasks.acquire.hub_faults import hub_faults
+from resprout.tasks.acquire.hub_faults import TIMEOUT_SECONDS, hub_faults
 from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted
 
 _ADDRESS = re.compile(r"hf-dataset://([^/@#]+/[^/@#]+)(?:/([^/@#]+))?(?:@([^@#]+))?#([A-Za-z0-9_.]+)")
@@ -31,7 +31,7 @@ class HubDataset:
         with hub_faults(address):
             from huggingface_hub import HfApi
 
-            info: Any = HfApi().dataset_info(repository, revision=revision or "main")
+            info: Any = HfApi().dataset_info(repository, revision=revision or "main", timeout=TIMEOUT_SECONDS)
         label = f"{repository}{f'/{config}' if config else ''}#{split}"
         identity = {"repository": repository, "config": config, "split": split, "commit": info.sha}
         card = info.card_data
@@ -49,8 +49,7 @@ class HubDataset:
     def fetch(self, pinned: Pinned, context: Context, scratch: Path) -> dict[str, Path]:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
-        from httpx import TransportError
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.errors import HTTPError
 
         identity = pinned.identity
         with hub_faults(pinned.uri):
@@ -63,7 +62,7 @@ class HubDataset:
                 )
             except (ValueError, RuntimeError, DatasetsError) as error:
                 cause = error.__cause__
-                if isinstance(cause, ConnectionError | TimeoutError | TransportError | HfHubHTTPError):
+                if isinstance(cause, ConnectionError | TimeoutError | HTTPError):
                     raise cause from None  # it says more than that the data could not be made
                 reason = " ".join(f"{error} {cause or ''}".split())[:300]
                 raise BadInput(

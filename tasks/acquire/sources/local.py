@@ -24,7 +24,8 @@ class Local:
         path = Path(unquote(urlsplit(address).path) if address.startswith("file:") else address).expanduser()
         path = path if path.is_absolute() else context.base / path
         if not path.exists():
-            raise BadInput(f"there is no {path}; give an existing folder or file")
+            where = "" if str(path) == address else f" ({path})"
+            raise BadInput(f"there is no {address}{where}; give an existing folder or file")
         return path
 
     def pin(self, address: str, wanted: Wanted, context: Context) -> Pinned:
@@ -55,7 +56,7 @@ def pin_path(
     """A local folder or file as a pinned source; other schemes that end in local files use it too."""
     if not path.exists():
         raise BadInput(f"there is no {path}; give an existing folder or file")
-    found = _files(path)
+    found = files_at(path)
     if not found:
         raise BadInput(f"{path} holds no files; give a folder or file with content")
     if wanted.purpose == "data":
@@ -82,7 +83,7 @@ def pin_path(
     )
 
 
-def _files(path: Path) -> dict[str, Path]:
+def files_at(path: Path) -> dict[str, Path]:
     """Regular files by relative path; hidden files and folders (.git, .cache) are not content."""
     if path.is_file():
         return {path.name: path}

@@ -137,8 +137,10 @@ def _faults(address: str, context: Context) -> Iterator[None]:
         text = without_credentials(" ".join(str(error.message).split()))[:300]
         if error.error_code in _NO_SUCH:
             raise BadInput(f"'{address}': {text}; check name, version and alias in the registry") from error
-        raise Transient(f"the MLflow server does not answer for '{address}': {text}") from error
+        where = without_credentials(context.tracking_uri or "the default address")
+        raise Transient(f"the MLflow server at {where} does not answer for '{address}': {text}") from error
     except OSError as error:
+        where = without_credentials(context.tracking_uri or "the default address")
         raise Transient(
-            f"the MLflow server cannot be reached for '{address}': {type(error).__name__}"
+            f"the MLflow server at {where} cannot be reached for '{address}': {type(error).__name__}"
         ) from error

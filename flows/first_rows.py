@@ -1,0 +1,126 @@
+"""The first rows of data on this machine through `where`, templates and columns, as a run reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, TemplateSyntaxError, meta
+
+from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.load import Loaded
+from resprout.configs.schema import DataSource, RowSource, SelectConfig, TextSource, ZeroShotTask
+from resprout.flows.faults import Fault, faults_in
+from resprout.flows.sources import data_sources
+from resprout.tasks.acquire.address import locate
+from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items
+from resprout.tasks.acquire.sources.local import files_at
+from resprout.tasks.data.read import Numbered, read_rows
+from resprout.tasks.evaluate.task_files import read_task
+from resprout.tasks.select.registry import CHECKS
+
+ROWS = 1000
+"""How many rows of each file are looked at."""
+TEMPLATES = ("doc_to_text", "doc_to_choice", "doc_to_target")
+"""Settings of an lm-eval task that may be Jinja templates over a row."""
+
+
+class FirstRows:
+    """Reads the first rows of each file; `cut` says whether one has more."""
+
+    def __init__(self) -> None:
+        self.cut = False
+
+    def __call__(self, path: Path, form: str) -> Numbered:
+        rows = read_rows(path, form)
+        yield from islice(rows, ROWS)
+        self.cut = self.cut or next(rows, None) is not None
+
+
+def row_faults(loaded: Loaded, here: Context) -> Iterator[Fault]:
+    """Faults of rows and of the pool's size; a source that lies elsewhere, or is not there, has none."""
+    config = loaded.config
+    found: dict[str, list[Item]] = {}
+    cut: set[str] = set()
+
+    def look(key: str, source: DataSource, files: dict[str, Path]) -> None:
+        read = FirstRows()
+        items = list(_items(source, files, read))
+        if read.cut:
+            cut.add(key)
+        found[key] = items if read.cut else taken(items, source, config.seed, unique=_is_unique(source))
+
+    for key, source in data_sources(config):
+        if files := _files(source.source, here):
+            yield from faults_in(key, partial(look, key, source, files))
+    for index, task in enumerate(config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()):
+        rows = found.get(f"evaluate.zero_shot.tasks.{index}.data", [])
+        yield from faults_in("evaluate.zero_shot", partial(_check_columns, task, loaded.base, rows))
+    if config.select is not None:
+        keys = [f"select.pool.{index}" for index in range(len(config.select.pool))]
+        if all(key in found and key not in cut for key in keys):
+            texts = {item.text for key in keys for item in found[key]}
+            yield from faults_in("select.pool", partial(_check_size, config.select, len(texts)))
+
+
+def _files(address: str, here: Context) -> dict[str, Path]:
+    """The files of a source on this machine; none where it lies elsewhere or is not there."""
+    try:
+        place = locate(address, here)
+    except ResproutError:
+        return {}
+    return files_at(place) if place is not None else {}
+
+
+def _items(source: DataSource, files: dict[str, Path], read: FirstRows) -> Iterator[Item]:
+    if isinstance(source, RowSource):
+        return instruction_items(source, source.source, files, read)
+    if isinstance(source, TextSource):
+        return text_items(source, source.source, files, read)
+    return raw_items(source, source.source, files, read)
+
+
+def _is_unique(source: DataSource) -> bool:
+    """Whether repeats count once: rows of a benchmark stay."""
+    return isinstance(source, RowSource | TextSource)
+
+
+def _check_columns(task: ZeroShotTask, base: Path, rows: list[Item]) -> None:
+    """BadInput where a template of an lm-eval task asks for a column that a row does not have."""
+    settings = read_task(task.task, base)
+    for key in TEMPLATES:
+        asked = _variables(settings.get(key))
+        for number, item in enumerate(rows, 1):
+            if lacking := sorted(asked - item.row.keys()):
+                raise BadInput(
+                    f"{key} of task {task.name} uses {', '.join(lacking)}, which row {number} of "
+                    f"{task.data.source} does not have; its columns are {', '.join(sorted(item.row))}"
+                )
+
+
+def _variables(template: Any) -> set[str]:
+    """Names that a Jinja template takes from a row; none where it is no template, or lm-eval's to judge."""
+    if not isinstance(template, str) or "{" not in template:
+        return set()
+    environment = Environment(autoescape=False)
+    try:
+        return meta.find_undeclared_variables(environment.parse(template)) - environment.globals.keys()
+    except TemplateSyntaxError:
+        return set()
+
+
+def _check_size(select: SelectConfig, rows: int) -> None:
+    """BadInput where a pool of so many rows cannot give what the selection asks, however long they are."""
+    if select.method in CHECKS:
+        CHECKS.get(select.method)(select, rows)
+    most = rows * select.max_len_tokens
+    if select.budget_tokens is not None and select.budget_tokens > most:
+        raise BadInput(
+            f"select.budget_tokens is {select.budget_tokens} but the pool holds at most {most} tokens: "
+            f"{rows} rows of max_len_tokens {select.max_len_tokens}; add rows to select.pool, or set "
+            "budget_ratio"
+        )

@@ -1,0 +1,270 @@
+"""`validate` looks inside: rows, tokenizers, pools, stores and sources elsewhere, each fault once."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny_run import write_run
+
+LIGHT = """
+import sys
+sys.argv = ["resprout", *{arguments!r}]
+from resprout.flows.cli.main import main
+try:
+    main()
+finally:
+    sys.stderr.write("heavy " + ",".join(sorted({{"torch", "prefect", "mlflow"}} & set(sys.modules))))
+"""
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model, data and config; tests change copies and overrides, never these."""
+    root = tmp_path_factory.mktemp("ground")
+    write_run(root)
+    return root
+
+
+@pytest.fixture
+def validate(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str]]]:
+    """`resprout validate <config> <arguments>` in this process: exit code, and all that it printed."""
+    from resprout.flows.cli.main import main
+
+    before = dict(os.environ)
+    monkeypatch.setenv("RESPROUT_HOME", str(tmp_path / "home"))
+
+    def call(*arguments: str, config: Path = ground / "run.yaml") -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["resprout", "validate", str(config), *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        out, err = capsys.readouterr()
+        return code, out + err
+
+    yield call
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def rows(path: Path, *lines: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+ROW = {"instruction": "w5", "input": "", "output": "w6"}
+
+
+def test_a_right_config_is_valid_and_nothing_is_left(
+    ground: Path, tmp_path: Path, validate: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = validate()
+    assert (code, said) == (0, f"{ground / 'run.yaml'} is a valid run config (tiny)\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "lines", "sentence"),
+    [
+        ("select.pool.0", [ROW, {**ROW, "output": " "}], "pool.0: {path}, row 2: the output is empty"),
+        ("select.pool.0", [{"question": "w5"}], "the row's columns are: question"),
+        ("calibrate.text.0", [{"text": "w5"}, {"text": ""}], "text.0: {path}, row 2: the text is empty"),
+        ("evaluate.perplexity.text.0", [{"body": "w5"}], "'text' is undefined; the row's columns are: body"),
+        (
+            "evaluate.zero_shot.tasks.0.data",
+            [{"query": "w5", "a": "w6", "b": "w7", "label": 0}],
+            "doc_to_text of task own uses question, which row 1 of {path} does not have; its columns are a,",
+        ),
+    ],
+    ids=["empty answer", "other columns", "empty text", "no text", "columns of a task"],
+)
+def test_first_rows_go_through_templates_and_columns(
+    key: str, lines: list[dict[str, Any]], sentence: str, tmp_path: Path, validate: Callable[..., Any]
+) -> None:
+    path = rows(tmp_path / "rows.jsonl", *lines)
+    code, said = validate(f"{key}.source={path}")
+    assert code == 2, said
+    assert sentence.replace("{path}", path) in said
+
+
+def test_a_condition_and_a_split_that_leave_nothing(
+    tmp_path: Path, validate: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = validate("calibrate.text.0.where=source == 'none'")
+    assert code == 2
+    assert "calibrate.text.0: calibration.jsonl: no row is left after where \"source == 'none'\"" in said
+    many = rows(
+        tmp_path / "many.jsonl", *({"text": f"w{index}", "kept": index > 1500} for index in range(2000))
+    )
+    assert validate(f"calibrate.text.0.source={many}", "calibrate.text.0.where=kept")[0] == 0, "not known yet"
+
+
+def test_a_model_comes_with_tokenizer_and_chat_template(
+    ground: Path, tmp_path: Path, validate: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = validate("select.template=chat")
+    assert code == 2
+    assert "select.template: template is chat but the tokenizer has no chat template" in said
+
+    chatty = Path(shutil.copytree(ground / "model", tmp_path / "chatty"))
+    (chatty / "chat_template.jinja").write_text("{{ messages }}")
+    assert validate("select.template=chat", f"model.source={chatty}")[0] == 0
+
+    mute = shutil.copytree(ground / "model", tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    code, said = validate(f"model.source={mute}")
+    assert code == 2
+    assert f"model.source: {mute} holds no tokenizer (tokenizer.json" in said
+
+
+@pytest.mark.parametrize("has", [True, False], ids=["with", "without"])
+def test_a_gguf_file_tells_of_both_in_its_header(
+    has: bool, tmp_path: Path, validate: Callable[..., tuple[int, str]]
+) -> None:
+    import numpy as np
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(str(tmp_path / "model.gguf"), "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(256)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    if has:
+        writer.add_token_list([f"w{index}" for index in range(50)])
+    writer.add_tensor("token_embd.weight", np.zeros((50, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    code, said = validate(f"model.source={tmp_path / 'model.gguf'}", "select.template=chat")
+    assert code == 2
+    assert ("tokenizer has no chat template" if has else "holds no tokenizer") in said
+
+
+def test_a_pool_too_small_for_its_clusters_or_its_budget(
+    tmp_path: Path, validate: Callable[..., tuple[int, str]]
+) -> None:
+    path = rows(tmp_path / "few.jsonl", *({**ROW, "output": f"w{index}"} for index in range(5)))
+    code, said = validate(f"select.pool.0.source={path}")
+    assert code == 2
+    assert "select.pool: the pool has 5 rows, which are too few for paser.clusters: 3; it needs 6" in said
+    code, said = validate("select.budget_ratio=null", "select.budget_tokens=1000000")
+    assert code == 2
+    assert "select.budget_tokens is 1000000 but the pool holds at most 7680 tokens: 60 rows of" in said
+
+
+def test_a_store_that_cannot_be_written(validate: Callable[..., tuple[int, str]]) -> None:
+    if not Path("/proc/self").is_dir():
+        pytest.skip("no /proc, the folder that not even root can write")
+    code, said = validate("infra.store.uri=/proc/store")
+    assert code == 2
+    assert "infra.store: /proc cannot be written" in said
+
+
+def test_a_bucket_that_cannot_be_written(
+    s3: Any, validate: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.settings("validate").items():
+        monkeypatch.setenv(f"RESPROUT_INFRA__STORE__{name.upper()}", value)
+    code, said = validate()
+    assert code == 0, said
+    code, said = validate("infra.store.uri=s3://no-such-bucket/x")
+    assert code == 2
+    assert "infra.store: there is no bucket s3://no-such-bucket" in said
+    code, said = validate("calibrate.text.0.source=s3://no-such-bucket/x.jsonl")
+    assert code == 2
+    assert "calibrate.text.0.source: there is no bucket s3://no-such-bucket" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "address"),
+    [("model.source", "hf://org/tiny"), ("calibrate.text.0.source", "hf-dataset://org/data#train")],
+)
+def test_without_a_network_the_sentence_names_host_and_model(key: str, address: str, ground: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "resprout.flows.cli.main", "validate", "run.yaml", f"{key}={address}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ground,
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"},
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stdout
+    assert f"{key}: http://127.0.0.1:9 cannot be reached for '{address}'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_model_that_no_registry_holds(tmp_path: Path, validate: Callable[..., tuple[int, str]]) -> None:
+    code, said = validate("model.source=models:/tiny@candidate")
+    assert code == 2
+    assert f"model.source: there is no models:/tiny@candidate: nothing is registered in {tmp_path}" in said
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_name_on_the_hub_and_a_folder_without_a_model(
+    offline: bool, validate: Callable[..., tuple[int, str]]
+) -> None:
+    more = ["--offline"] if offline else []
+    code, said = validate("model.source=Qwen/Qwen3-0.6B", *more)
+    assert code == 2
+    assert "model.source: there is no Qwen/Qwen3-0.6B (" in said
+    assert said.endswith("did you mean hf://Qwen/Qwen3-0.6B?\n")
+    code, said = validate("model.source=model/weights", *more)
+    assert code == 2
+    assert "hf://" not in said, "the folder before the slash is there"
+    code, said = validate("model.source=/etc", *more)
+    assert code == 2
+    assert "model.source: /etc holds no config.json and no .gguf file, so it is no model" in said
+
+
+def test_each_fault_is_told_once(validate: Callable[..., tuple[int, str]]) -> None:
+    gone = ("calibrate.text.0.source=gone.jsonl", "evaluate.perplexity.text.0.source=gone.jsonl")
+    code, said = validate(*gone, "select.pool.0.source=missing.jsonl")
+    assert code == 2
+    assert said.count("there is no gone.jsonl") == 1
+    assert "calibrate.text.0.source, evaluate.perplexity.text.0.source: there is no gone.jsonl" in said
+    assert said.count("there is no missing.jsonl") == 1
+
+    code, said = validate("select.paser.clusters=1")
+    assert code == 2
+    assert said.count("select.paser.clusters") == 1
+    assert "input should be greater than or equal to 2, or input should be 'auto' (given: 1)" in said
+
+
+def test_offline_says_what_it_did_not_open(tmp_path: Path, validate: Callable[..., tuple[int, str]]) -> None:
+    path = rows(tmp_path / "rows.jsonl", {"body": "no text"})
+    code, said = validate(f"calibrate.text.0.source={path}", "model.source=hf://org/tiny@main", "--offline")
+    assert code == 0
+    assert (
+        f"not opened: hf://org/tiny@main, {path}, evaluation.jsonl, pool.jsonl, task.jsonl, the store" in said
+    )
+
+
+def test_it_takes_seconds_and_imports_nothing_heavy(ground: Path, tmp_path: Path) -> None:
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
+    began = used()
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT.format(arguments=["validate", str(ground / "run.yaml")])],
+        capture_output=True, text=True, check=False, env={**os.environ, "RESPROUT_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "heavy "
+    assert used() - began < 6.0
