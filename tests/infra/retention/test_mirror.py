@@ -41,6 +41,7 @@ class World:
         self.home.mkdir(exist_ok=True)
         if not (self.home / "mlflow.db").exists():
             shutil.copy(self.template, self.home / "mlflow.db")
+            self.sql("delete from experiment_tags")
             self.sql("delete from experiments where name = 'template'")
         self.store = ArtifactStore.from_config(StoreConfig(), self.home)
         self.tracker = Tracker(MlflowConfig(), self.home)
