@@ -163,7 +163,8 @@ def test_a_layout_that_does_not_work_says_which_do(acquire, client, context, tmp
 
 def test_a_dead_server(acquire, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(Transient, match="MLflow server does not answer"):
+    address = "http://127.0.0.1:9"
+    with pytest.raises(Transient, match=f"MLflow server at {address} does not answer for 'models:/tiny/1'"):
         acquire("models:/tiny/1", Context(tmp_path / "home", tmp_path, tracking_uri="http://127.0.0.1:9"))
 
 

@@ -20,7 +20,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
-from resprout.tasks.select import divergence, paser
+from resprout.tasks.select import divergence, paser_size
 from resprout.tasks.select.concepts import phrases
 from resprout.tasks.select.pool_stage import pool
 from resprout.tasks.select.registry import METHODS
@@ -304,7 +304,7 @@ def test_an_unhurt_model_gives_equal_shares_and_says_so(
 def test_limits(run: Callable[..., Result], pool_rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match=r"5 rows, which are too few for paser\.clusters: 4; it needs 8"):
         run("paser", pool_rows[:5])
-    monkeypatch.setattr(paser, "MOST_ROWS", 80)
+    monkeypatch.setattr(paser_size, "MOST_ROWS", 80)
     with pytest.raises(BadInput, match="90 rows, and paser compares up to 80"):
         run("paser", pool_rows)
 
