@@ -58,7 +58,7 @@ class Preset(Section):
     repair: str
     """What makes good for the removed units."""
     units: Annotated[tuple[Unit, ...], Field(min_length=1)]
-    """What the paper prunes: what a left-out `prune.units` means. Of methods that zero single weights, the
+    """Units that the paper prunes; the default of `prune.units`. Of methods that zero single weights, the
     structures that hold these weights."""
     layouts: Annotated[tuple[Layout, ...], Field(min_length=1)]
     """The layouts in which the method is the paper's; the first is what a left-out `prune.layout` means."""

@@ -134,7 +134,7 @@ class RunResult(Plain):
     method: str | None = None
     """Name of the pruning method in force; where not all of it is the paper's it says so."""
     warnings: list[str] = []
-    """What the plan warns of: a target that rounding missed, or that guts the layers."""
+    """Warnings of the plan: a target that rounding missed, or one that leaves too little of each layer."""
     models: ModelResults | None = None
     gate: GateResult | None = None
     exports: list[ExportResult] = []

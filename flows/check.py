@@ -43,7 +43,7 @@ def check(loaded: Loaded, more: Callable[[Loaded], Iterable[Fault]] = lambda loa
 
 
 def _faults(loaded: Loaded) -> list[Fault]:
-    """What is wrong with each section by itself, and with the sources on this machine."""
+    """Faults of each section by itself, and of the sources on this machine."""
     config, known = loaded.config, registries()
     steps: list[tuple[str, Callable[[], object]]] = [
         ("calibrate.method", lambda: known["calibrate.method"].entry(config.calibrate.method)),

@@ -35,7 +35,7 @@ FOLDER = "server"
 """Folder below PREFECT_HOME with the locks, the address and the log of the server."""
 ADDRESS = "address"
 ROOM_BYTES = 64_000_000
-"""What the databases of Prefect and MLflow need before a run makes anything; measured: 12 MB."""
+"""Free bytes asked for before a run begins: the databases of Prefect and MLflow, and some to spare."""
 START_SECONDS = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 """Prefect's own variable for how long a server may take to start."""
 HUNG_SECONDS = 30.0

@@ -116,11 +116,11 @@ def _comparable(metrics: dict[str, float]) -> Values:
         if name not in parts and not name.endswith("_tokens_per_s")
     }
     # Two intervals that both hold 1 are no difference between the two.
-    told = {
+    shown = {
         f"{name} to dense": str(ratio) if ratio.different else "no difference"
         for name, ratio in ratios.items()
     }
-    return {**others, **told}
+    return {**others, **shown}
 
 
 def _data(story: Story, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
