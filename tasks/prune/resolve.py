@@ -23,8 +23,8 @@ DEPENDENT: tuple[tuple[Unit, Unit], ...] = (("kv_groups", "heads"), ("experts", 
 class Resolved:
     """Registered names of the three parts of a pruning method, and all their settings.
 
-    `method` is the preset's name where its own allocator spends the budget; otherwise the name says what
-    does: `flap (uniform widths)`.
+    `method` is the preset's name where its own allocator spends the budget over its own layers; otherwise the
+    name says what does: `flap (uniform widths)`, or which: `taylor (no layers spared)`.
     """
 
     method: str
@@ -69,12 +69,13 @@ def resolve(config: PruneConfig) -> Resolved:
             given = {key: value for key, value in given.items() if key in registry.entry(name).settings}
         return registry.settings(name, {**given, **getattr(config, f"{kind}_settings")})
 
+    spared = _spared(config, preset)
     resolved = Resolved(
-        _name(config, preset, allocator),
+        _name(config, preset, allocator, spared),
         criterion,
         allocator,
         repair,
-        *_spared(config, preset),
+        *spared,
         settings("criterion", CRITERIA, criterion, own_criterion),
         settings("allocator", ALLOCATORS, allocator, own),
         settings("repair", REPAIRS, repair, preset.repair),
@@ -150,15 +151,18 @@ def resolve(config: PruneConfig) -> Resolved:
     return resolved
 
 
-def _name(config: PruneConfig, preset: Preset, allocator: str) -> str:
-    """The method's name, with what spends the budget where that is not the paper's.
+def _name(config: PruneConfig, preset: Preset, allocator: str, spared: tuple[float, float]) -> str:
+    """The method's name, with what spends the budget, and the layers spared, where that is not the paper's.
 
     Where nothing of the paper is left then, BadInput names the method that it would be.
     """
     paper = [preset.allocator.of(config.units, layout) for layout in preset.layouts]
     alike = config.units[0] in DEPTH or config.layout in preset.layouts
     if alike and allocator in paper:
-        return config.method
+        if spared == (preset.spared_front, preset.spared_back) or config.units[0] in DEPTH:
+            return config.method
+        ends = " and ".join(f"{end:g}" for end in spared) if any(spared) else "no"
+        return f"{config.method} ({ends} layers spared)"
     if config.units[0] in ALLOCATORS.entry(allocator).declared.get("units", ()) and config.units[0] in DEPTH:
         others = " or ".join(_choosing(config.units, allocator))
         raise BadInput(

@@ -134,6 +134,9 @@ def test_in_a_layout_that_is_not_its_own_a_method_has_another_name_or_none(metho
         ({"method": "ziplm", "layout": "uniform"}, "ziplm (uniform widths)"),
         ({"method": "wanda_sp", "layout": "per_layer"}, "wanda_sp (widths by global_standardised)"),
         ({"method": "shortgpt", "layout": "per_layer"}, "shortgpt"),
+        ({"method": "taylor", "spared_front": 0, "spared_back": 0}, "taylor (no layers spared)"),
+        ({"method": "taylor", "spared_back": 1}, "taylor (0.125 and 1 layers spared)"),
+        ({"method": "cfsp", "spared_front": 1}, "cfsp (1 and 0 layers spared)"),
     ],
 )
 def test_the_name_says_what_spends_the_budget(values, name):
