@@ -84,7 +84,7 @@ def resolve(config: PruneConfig) -> Resolved:
     if unscored := [unit for unit in config.units if unit not in scored]:
         raise BadInput(
             f"criterion '{resolved.criterion}' cannot score {' and '.join(unscored)}, which prune.units "
-            f"names; it scores {', '.join(scored)}"
+            f"names; it scores {', '.join(scored)}; what prune.method scores: `resprout methods`"
         )
     if CRITERIA.entry(criterion).declared.get("needs_general") and not config.general:
         raise BadInput(

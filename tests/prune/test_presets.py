@@ -68,6 +68,9 @@ PAPERS = {
     # The controls, in the plainest shape.
     "random": Row("random", "uniform", "none", "uniform", BOTH),
     "random_init": Row("magnitude", "uniform", "random_init", "uniform", BOTH),
+    # No paper's: what lost least where nothing was calibrated (tests/benchmarks/README.md).
+    "recommended": Row("cfsp", "uniform", "least_squares", "uniform", ("ffn",)),
+    "recommended_per_layer": Row("cfsp", "cfsp_softmax", "least_squares", "per_layer", ("ffn",)),
     # 1912.08881 and its FilterPruner: ranks brought to one scale by layer, the smallest of all layers go.
     "relevance": Row("relevance", "global_ranking", "none", "per_layer", BOTH),
     # 2302.05601: a layer's share by the PQ index of its weights; in it the smallest go.

@@ -19,7 +19,7 @@ from resprout.tasks.prune.stage import plan, prune, score
 
 
 def config(**values):
-    return PruneConfig.model_validate({"target": {"params_ratio": 0.9}, **values})
+    return PruneConfig.model_validate({"method": "flap", "target": {"params_ratio": 0.9}, **values})
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,8 @@ def config(**values):
         ({"method": "magnitude", "repair": "least_squares"}, ("magnitude", "uniform", "least_squares")),
         ({"method": "taylor", "criterion": "wanda_sp", "repair": "none"}, ("wanda_sp", "uniform", "none")),
         ({"allocator": "uniform"}, ("flap", "uniform", "bias")),
+        ({"method": "recommended"}, ("cfsp", "uniform", "least_squares")),
+        ({"method": "recommended", "repair": "none"}, ("cfsp", "uniform", "none")),
     ],
 )
 def test_resolved_names(values, expected):
