@@ -40,7 +40,10 @@ class Examiner:
 
     def __init__(self, place: Place, share: float = 1.0, draw: random.Random | None = None) -> None:
         self.place = place
-        self.stored = Stored(place.store, share, draw, lambda one: place.tracker.producer(one) is not None)
+        tracker = place.tracker
+        self.stored = Stored(
+            place.store, share, draw, lambda one: tracker.producer(one) is not None, tracker.announced
+        )
         self.pages = Pages(place)
         self.shown = Shown(place.store, place.tracker, place.authority)
         self._problems: list[str] = []
@@ -159,7 +162,7 @@ class Examiner:
         self._problems += [
             f"{driver.uri(key)} is no object that resprout writes" for key in keys.strays(driver)
         ]
-        self._problems += misplaced(self.place.store)
+        self._problems += misplaced(self.place.store, self.stored.left_behind)
 
     def beside(self) -> None:
         """What made the same artifacts as what was looked at, or has its place in the cache, and so on."""
@@ -254,6 +257,7 @@ class Examiner:
             )
         yield from self._adopted
         yield from self.shown.unfinished.values()
+        yield from self.stored.unfinished.values()
         yield from self.shown.anew
         yield from self.shown.adopted
         yield from self._moved

@@ -36,6 +36,8 @@ FLOW_RUN = "resprout.flow_run"
 """Tag of a parent run that names Prefect's flow run."""
 RECORD = "resprout.record"
 """Tag of stage runs and versions that names a record."""
+ANNOUNCED = "resprout.announced."
+"""Begins a tag of a parent run that names a record while it is written and not yet named by a stage's run."""
 REPORT_RECORD = "resprout.report_record"
 """Tag of parent runs and versions that names the record of the report."""
 GATE = "resprout.gate"
@@ -309,6 +311,22 @@ class Tracker:
             max_results=1,
         )
         return found[0] if found else None
+
+    @answers
+    def announce(self, run_id: str, record: str) -> None:
+        """State that a run is about to write this record."""
+        self.client.set_tag(run_id, f"{ANNOUNCED}{record}", "true")
+
+    @answers
+    def has_named(self, run_id: str, record: str) -> None:
+        """Take back what was announced, once a stage's run names the record."""
+        self.client.delete_tag(run_id, f"{ANNOUNCED}{record}")
+
+    @answers
+    def announced(self, record: str) -> bool:
+        """Whether a run announced this record and died before a stage's run named it."""
+        having = f"tags.`{ANNOUNCED}{record}` = 'true'"
+        return bool(self.client.search_runs(self.experiments(), having, max_results=1))
 
     @answers
     def holding(self, name: str, digest: str) -> list[ModelVersion]:

@@ -196,6 +196,8 @@ class Stage(Generic[C]):
         cost = total(spent)
         run.add(label, ref, cost or Cost(time.perf_counter() - began), cached=cost is None)
         self._track(run, job, inputs, ref, label, cost)
+        if cost is not None:
+            run.tracker.has_named(run.mlflow_run_id, ref.record)
         return ref
 
     def _look_up(self, run: Run, job: Job[C], inputs: Mapping[str, Input], label: str) -> ArtifactRef:
@@ -279,6 +281,8 @@ class Stage(Generic[C]):
             origin=_optional(job.config, "origin"),
             licence=_optional(job.config, "licence_note"),
         ).with_key_of(parts)
+        # Killed between the two, a run leaves a record that nothing but this names.
+        run.keep(lambda: run.tracker.announce(run.mlflow_run_id, record.id))
         return ArtifactRef(
             kind=self.kind,
             digest=manifest.digest,

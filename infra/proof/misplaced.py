@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from resprout.configs.errors import BadInput, VerificationFailed
@@ -14,8 +14,11 @@ from resprout.infra.store.store import ArtifactStore, index_keys
 THREADS = 8
 
 
-def misplaced(store: ArtifactStore) -> Iterator[str]:
-    """A sentence for each entry that leads nowhere, or elsewhere than it says; each record is read once."""
+def misplaced(store: ArtifactStore, left_behind: Callable[[str, str], Iterator[str]]) -> Iterator[str]:
+    """A sentence for each entry that leads nowhere, or elsewhere than it says; each record is read once.
+
+    `left_behind(record, problem)` has none where a run that was killed left what is there of the record.
+    """
     driver = store.driver
     ids = [identity for (identity,) in keys.own(driver, "records")]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -31,10 +34,12 @@ def misplaced(store: ArtifactStore) -> Iterator[str]:
             key = "/".join((room, *parts))
             # What is wrong with a record is said once.
             if key not in wanted and not isinstance(read.get(parts[-1]), str):
-                yield f"index entry {driver.uri(key)} leads to no record that says so"
+                problem = f"index entry {driver.uri(key)} leads to no record that says so"
+                yield from [problem] if parts[-1] in read else left_behind(parts[-1], problem)
     for identity, key_id in keys.own(driver, "signatures"):
         if identity not in read:
-            yield f"signature {driver.uri(f'signatures/{identity}/{key_id}')} is on no record that is there"
+            where = driver.uri(f"signatures/{identity}/{key_id}")
+            yield from left_behind(identity, f"signature {where} is on no record that is there")
     for (digest,) in keys.own(driver, "quarantine"):
         yield from _set_aside(store, digest)
 

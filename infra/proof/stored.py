@@ -35,10 +35,15 @@ class Stored:
         share: float = 1.0,
         draw: random.Random | None = None,
         produced: Callable[[str], bool] = lambda record: True,
+        announced: Callable[[str], bool] = lambda record: False,
     ) -> None:
         self.store = store
         self.produced = produced
         """Whether MLflow has a run that made a record."""
+        self.announced = announced
+        """Whether MLflow has a run that was about to write a record."""
+        self.unfinished: dict[str, str] = {}
+        """What a run that was killed left of a record, with a sentence for each."""
         self.share = share
         self._draw = draw or random.Random(0)
         self.hashed: set[str] = set()
@@ -129,7 +134,7 @@ class Stored:
         elif later.id != node.record_id and not self._counts_as(later, node):
             yield f"{where} was changed: record {later.id} is not signed as the one before it is"
         elif later.id != node.record_id and not self._is_named(later.id):
-            yield f"{where} was changed: {_unnamed(later.id)}"
+            yield from self.left_behind(later.id, f"{where} was changed: {_unnamed(later.id)}")
 
     def _beside(self, nodes: Sequence[Node]) -> Iterator[str]:
         """What is wrong with the index entries of these artifacts, and of what was made from them."""
@@ -141,13 +146,18 @@ class Stored:
             for child in sorted({*self.store.children(node.record_id)} - self.seen):
                 if child not in self._ids:
                     key = f"used/{node.record_id}/{child}"
-                    yield f"index entry {self.store.driver.uri(key)} leads nowhere: there is no such record"
+                    lost = f"index entry {self.store.driver.uri(key)} leads nowhere: there is no such record"
+                    yield from self.left_behind(child, lost)
 
     def _indexed_under(self, key: str, identity: str, digest: str) -> Iterator[str]:
         """What is wrong with a record of the same artifact that is not behind what was asked for."""
         try:
             record = self.store.get_record(identity)
-        except (BadInput, VerificationFailed) as error:
+        except BadInput as error:
+            lost = f"index entry {self.store.driver.uri(key)} leads nowhere: {error}"
+            yield from self.left_behind(identity, lost)
+            return
+        except VerificationFailed as error:
             yield f"index entry {self.store.driver.uri(key)} leads nowhere: {error}"
             return
         if record.content != digest:
@@ -157,7 +167,17 @@ class Stored:
         elif self.store.signer.required and not self.store.signed_by(identity, record.dumps()):
             yield f"record {identity} has no signature that counts; {ADOPT}"
         elif not self._is_named(identity):
-            yield _unnamed(identity)
+            yield from self.left_behind(identity, _unnamed(identity))
+
+    def left_behind(self, identity: str, problem: str) -> Iterator[str]:
+        """The problem, unless a run announced that it would write the record and was killed meanwhile."""
+        if identity not in self.unfinished and self.announced(identity):
+            self.unfinished[identity] = (
+                f"record {identity} is unfinished: its run announced it and was killed before it named "
+                "it, or is at it now; `resprout gc` removes what was left"
+            )
+        if identity not in self.unfinished:
+            yield problem
 
     def beside(self, records: Iterable[str]) -> set[str]:
         """Records of the same artifacts as these, and those that have their places in the cache."""
@@ -208,8 +228,8 @@ class Stored:
 
 def _unnamed(identity: str) -> str:
     return (
-        f"record {identity} is named by no run and no seal: a run that was killed left it, and `resprout gc` "
-        "removes it, or somebody put it there"
+        f"record {identity} is named by no run and no seal: somebody put it there, or a run of an earlier "
+        "version that was killed left it, and `resprout gc` removes it"
     )
 
 

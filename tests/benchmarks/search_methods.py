@@ -5,9 +5,10 @@
 MODEL is a folder or a GGUF file. Every one of `candidates` prunes its FFN channels to 80 % of the
 non-embedding parameters, calibrated on 128 x 256 tokens of one text, and is judged by the geometric mean of
 perplexity over dense perplexity on the texts of CHOOSING. `--report` judges `presets` on the texts of
-REPORTING, by which nothing was chosen. One JSON object a line goes into `--keep`, and what is there already
-is not measured again; `--table FILE ...` prints the means over models. Criteria, and what a repair must know
-of a layer's inputs, are computed once for all, in float32.
+REPORTING, by which nothing was chosen; `boolq` among them, passages held out of the text that was calibrated
+on, does not count. One JSON object a line goes into `--keep`, and what is there already is not measured
+again; `--table FILE ...` prints the means over models. Criteria, and what a repair must know of a layer's
+inputs, are computed once for all, in float32.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ CHOOSING = {
     "law": ("hails/mmlu_no_train/professional_law/test", "{{ question }} {{ choices[answer] }}", (0, 100)),
 }
 REPORTING = {
+    "boolq": ("boolq/none/validation", "{{ passage }}", (0, 40)),
     "piqa": ("piqa/plain_text/validation", "{{ goal }} {{ [sol1, sol2][label] }}", (0, 100)),
     "social": (
         "social_i_qa/none/validation",
@@ -305,7 +307,8 @@ def table(files: list[Path], judged_on: str) -> None:
         mine = [one for one in lines if one["judged_on"] == judged_on]
         dense = next(one["perplexity"] for one in mine if one["name"] == "dense")
         for one in mine:
-            logs = [math.log(value / dense[name]) for name, value in one["perplexity"].items()]
+            unseen = {name: value for name, value in one["perplexity"].items() if name != "boolq"}
+            logs = [math.log(value / dense[name]) for name, value in unseen.items()]
             ratios[one["name"]].append(statistics.mean(logs))
             cells[one["name"]] += [f"{value:.2f}" for value in one["perplexity"].values()]
     whole = {name: math.exp(statistics.mean(found)) for name, found in ratios.items()}

@@ -18,15 +18,30 @@ import os, sys
 from resprout.flows import conclude
 from resprout.flows.cli.main import main
 from resprout.infra.proof.registering import Registrar
+from resprout.infra.store.local import LocalDriver
 from resprout.infra.tracking import Tracker
+from resprout.tasks.stage import Stage
 steps = {
-    "version": (Tracker, "point_alias"), "alias": (Registrar, "enter"), "run": (conclude, "write_seal")
+    "version": (Tracker, "point_alias"), "alias": (Registrar, "enter"), "run": (conclude, "write_seal"),
+    "index": (LocalDriver, "put_if_absent"), "record": (Stage, "_track"),
 }
-place, name = steps[sys.argv.pop(1)]
-setattr(place, name, lambda *given, **named: os._exit(9))
+after, stage = (sys.argv.pop(1) + ":").split(":")[:2]
+place, name = steps[after]
+real, at = getattr(place, name), []
+def die(*given, **named):
+    if not stage or stage in given or (stage in at and given[1].startswith("records/")):
+        os._exit(9)
+    return real(*given, **named)
+setattr(place, name, die)
+produce = Stage._produce
+def _produce(self, run, job, inputs, parts, label):
+    at.append(label)
+    return produce(self, run, job, inputs, parts, label)
+Stage._produce = _produce
 main()
 """
-"""The command line in a process that is killed right after the version, the alias, or the run's end."""
+"""The command line in a process that is killed right after the version, the alias, the run's end, or, in a
+stage, after the entries of its record in the index, or after the record."""
 
 
 @pytest.fixture
@@ -129,3 +144,28 @@ def test_a_seal_does_not_vouch_for_what_contradicts_the_artifacts(
     assert "is not sealed" in done.stderr
     assert "own_acc is not that of artifact" in done.stderr
     assert sorted((home / "store" / "seals").iterdir()) == before
+
+
+@pytest.mark.parametrize("after", ["index:prune", "record:prune"])
+def test_killed_while_it_writes_a_record_a_run_leaves_what_verify_calls_unfinished(
+    finished: Any, home: Path, resprout: Callable[..., Any], api_url: str, after: str
+) -> None:
+    changed = "prune.round_to=4"
+    assert killed(after, finished.config, home, api_url, changed) == 9
+    looked = resprout("verify", "--all", home=home)
+    assert looked.code == 0, looked.err
+    again = resprout("run", finished.config, changed, "--json", home=home)
+    assert again.code == 0, again.err
+    version = again.result["registered"]
+    looked = resprout("verify", f"models:/{version['name']}/{version['version']}", home=home)
+    assert looked.code == 0, looked.err
+    assert ("is unfinished" in looked.out) == after.startswith("index")
+    looked = resprout("verify", "--all", home=home)
+    assert looked.code == 0, looked.err
+
+
+def test_a_finished_run_has_nothing_announced(finished: Any) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished.home / 'mlflow.db'}")
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert runs
+    assert not [tag for run in runs for tag in run.data.tags if tag.startswith("resprout.announced")]

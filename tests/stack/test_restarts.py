@@ -105,7 +105,7 @@ def test_a_cancelled_run_does_not_come_back_with_a_new_worker(stack: Machine) ->
 
 
 def test_a_run_that_outlives_the_silence_of_the_server_is_not_begun_again(stack: Machine) -> None:
-    run = call(stack, START, "naps.nap", "200")
+    run = call(stack, START, "naps.nap", "240")
     until(lambda: "Running" in names(stack, run), 60)
     alive = living(stack, run)
     Supervisor(stack.home).stop("prefect")
@@ -116,7 +116,7 @@ def test_a_run_that_outlives_the_silence_of_the_server_is_not_begun_again(stack:
         until(lambda: "Crashed" in names(stack, run), 60)
     time.sleep(SETTLED_SECONDS + 10)
     assert living(stack, run) == alive
-    states = stack.ends(run, 150)
+    states = stack.ends(run, 190)
     assert states[-1] == "Completed"
     assert "Restarting" not in states, states
 
