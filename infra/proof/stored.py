@@ -174,7 +174,7 @@ class Stored:
         if identity not in self.unfinished and self.announced(identity):
             self.unfinished[identity] = (
                 f"record {identity} is unfinished: its run announced it and was killed before it named "
-                "it, or is at it now; `resprout gc` removes what was left"
+                "it, or is at it now"
             )
         if identity not in self.unfinished:
             yield problem

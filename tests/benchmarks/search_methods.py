@@ -299,21 +299,27 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def table(files: list[Path], judged_on: str) -> None:
-    """Geometric means of pruned over dense perplexity, the best over all models first."""
+    """Geometric means of pruned over dense perplexity, the best first, those of all models before others."""
     ratios: dict[str, list[float]] = defaultdict(list)
-    cells: dict[str, list[str]] = defaultdict(list)
+    found: list[dict[str, dict[str, float]]] = []
     for path in files:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        mine = [one for one in lines if one["judged_on"] == judged_on]
-        dense = next(one["perplexity"] for one in mine if one["name"] == "dense")
-        for one in mine:
-            unseen = {name: value for name, value in one["perplexity"].items() if name != "boolq"}
-            logs = [math.log(value / dense[name]) for name, value in unseen.items()]
-            ratios[one["name"]].append(statistics.mean(logs))
-            cells[one["name"]] += [f"{value:.2f}" for value in one["perplexity"].values()]
-    whole = {name: math.exp(statistics.mean(found)) for name, found in ratios.items()}
+        found.append({one["name"]: one["perplexity"] for one in lines if one["judged_on"] == judged_on})
+        dense = found[-1]["dense"]
+        for name, perplexity in found[-1].items():
+            unseen = [key for key in perplexity if key != "boolq"]
+            ratios[name].append(statistics.mean(math.log(perplexity[key] / dense[key]) for key in unseen))
+    whole = {name: math.exp(statistics.mean(logs)) for name, logs in ratios.items()}
+    parts = ("criterion", "allocator", "repair") if judged_on == "choosing" else ("preset",)
+    sets = [f"{path.stem} {key}" for path, there in zip(files, found, strict=True) for key in there["dense"]]
+    print(f"| {' | '.join((*parts, 'x dense', *sets))} |")
+    print("| --- " * len(parts) + "| ---: " * (1 + len(sets)) + "|")
     for name in sorted(whole, key=lambda name: (-len(ratios[name]), whole[name])):
-        print(f"| {name} | {whole[name]:.3f} | {' | '.join(cells[name])} |")
+        shown = [name, *[""] * (len(parts) - 1)] if " | " not in name else [name]
+        cells = [
+            f"{there[name][key]:.2f}" if name in there else "" for there in found for key in there["dense"]
+        ]
+        print(f"| {' | '.join((*shown, f'{whole[name]:.3f}', *cells))} |")
 
 
 def main() -> int:
