@@ -319,8 +319,14 @@ class Tracker:
 
     @answers
     def has_named(self, run_id: str, record: str) -> None:
-        """Take back what was announced, once a stage's run names the record."""
-        self.client.delete_tag(run_id, f"{ANNOUNCED}{record}")
+        """Take back what was announced, if it was, once a stage's run names the record."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.delete_tag(run_id, f"{ANNOUNCED}{record}")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
     @answers
     def announced(self, record: str) -> bool:

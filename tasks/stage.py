@@ -22,12 +22,12 @@ import datetime
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from resprout.configs.errors import Transient
+from resprout.configs.errors import Transient, Unreachable
 from resprout.infra import identity
 from resprout.infra.notes import NOTE, run_page
 from resprout.infra.store.record import Parent, Record, stage_key
@@ -281,8 +281,9 @@ class Stage(Generic[C]):
             origin=_optional(job.config, "origin"),
             licence=_optional(job.config, "licence_note"),
         ).with_key_of(parts)
-        # Killed between the two, a run leaves a record that nothing but this names.
-        run.keep(lambda: run.tracker.announce(run.mlflow_run_id, record.id))
+        # Killed between the two, a run leaves a record that nothing but this names; it is not worth the work.
+        with suppress(Transient, Unreachable):
+            run.tracker.announce(run.mlflow_run_id, record.id)
         return ArtifactRef(
             kind=self.kind,
             digest=manifest.digest,

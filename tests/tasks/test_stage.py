@@ -325,6 +325,9 @@ def test_finished_work_waits_for_a_store_that_is_away_and_is_not_done_again(
     body.__module__ = write_text.__module__
     one = stage("toy", kind="toy")(body)
 
+    def mlflow_is_away(*given: Any) -> None:
+        raise Transient("MLflow is away")
+
     def steps(run: Any) -> Any:
         away = {"publish": 3, "put_record": 2, "put_bytes": 2}
 
@@ -351,6 +354,7 @@ def test_finished_work_waits_for_a_store_that_is_away_and_is_not_done_again(
 
         monkeypatch.setattr(run.store.driver, "put_bytes", put_bytes)
         run.results._outage_seconds = 30.0
+        monkeypatch.setattr(run.tracker, "announce", mlflow_is_away)
         made = one(run, Job(Knobs()))
         assert away["put_bytes"] == 0
         return run.store.read(made.digest, "out.txt")

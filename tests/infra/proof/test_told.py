@@ -43,3 +43,21 @@ def test_a_metric_that_a_run_shows_of_its_stage_is_the_artifacts(
     assert list(told_wrongly(store, "top", states(2.0))) == []
     (told,) = [*told_wrongly(store, "top", states(3.0))] or [""]
     assert told == f"MLflow run top: metric {above} is not that of artifact {made.content}"
+
+
+@pytest.mark.parametrize(("status", "wrong"), [("FINISHED", 1), ("RUNNING", 0), ("FAILED", 0)])
+def test_a_run_that_was_cut_off_may_lack_a_metric_but_shows_no_other(
+    tmp_path: Path, status: str, wrong: int
+) -> None:
+    store = ArtifactStore.from_config(StoreConfig(), tmp_path / "store")
+    record = Writer(store, tmp_path).add("it", "export", "model", {"metrics.json": {"hf_bytes": 2.0}}, {})
+    made = store.get_record(record)
+    tags = {RECORD: record, "resprout.digest": made.content, "resprout.key": made.key}
+
+    def states(metrics: dict[str, Any]) -> dict[str, Any]:
+        info = {"runName": "export", "status": status}
+        nested = {"tags": {**tags, "resprout.stage": "export"}, "info": info, "metrics": metrics}
+        return {"top": {"tags": {}, "info": {}, "metrics": {}}, "nested": nested}
+
+    assert len([*told_wrongly(store, "top", states({}))]) == wrong
+    assert len([*told_wrongly(store, "top", states({"hf_bytes": {"value": 3.0}}))]) == 1
