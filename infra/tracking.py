@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from resprout.infra import searches
 from resprout.infra.answers import answers, legible, one_line, will_not_pass
 from resprout.infra.experiments import PAGE_OF_TRAINING, experiment_of, kin_of
 from resprout.infra.home_files import HomeFiles
+from resprout.infra.knock import knock
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
 DATASET_DIGEST_CHARS = 36
-KNOCK_SECONDS = 5.0
 SOURCE = {"mlflow.source.name": "resprout", "mlflow.source.type": "LOCAL"}
 """Tags of every run, for the column that says which program it was."""
 FLOW_RUN = "resprout.flow_run"
@@ -81,7 +81,7 @@ class Tracker:
         # Several processes at a new SQLite file break each other's migrations, so one makes it.
         with nullcontext() if fixed else FileLock(str(self.home / "mlflow.lock"), timeout=120):
             try:
-                self._knock()
+                knock(self.uri)
                 self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 self.experiment_id = experiment_of(
                     self.client,
@@ -104,31 +104,6 @@ class Tracker:
                     f"MLflow at {self.shown_uri} cannot be used ({what}); start it, or set "
                     "infra.mlflow.tracking_uri to one that answers"
                 ) from error
-
-    def _knock(self) -> None:
-        """One look without MLflow's own retries, which outlast a user's patience; any answer will do."""
-        if not self.is_server:
-            self._knock_at_database()
-            return
-        import requests
-
-        # A certificate that only MLflow's own settings accept is an answer too.
-        with suppress(requests.exceptions.SSLError):
-            requests.head(self.uri, timeout=KNOCK_SECONDS, allow_redirects=False)
-
-    def _knock_at_database(self) -> None:
-        from sqlalchemy import create_engine
-        from sqlalchemy.exc import OperationalError
-
-        if self.uri.startswith("sqlite:"):
-            return
-        engine = create_engine(self.uri)
-        try:
-            engine.connect().close()
-        except OperationalError as error:
-            raise ConnectionError(one_line(error, 200)) from None
-        finally:
-            engine.dispose()
 
     def experiments(self) -> list[str]:
         """Ids of the experiment and of those that stood for it while the home was elsewhere."""
