@@ -23,7 +23,7 @@ MINIMAL = {
     "name": "tiny",
     "model": {"source": "model"},
     "calibrate": {"method": "random", "text": [{"source": "a.txt"}]},
-    "prune": {"target": {"params_ratio": 0.9}},
+    "prune": {"method": "flap", "target": {"params_ratio": 0.9}},
     "evaluate": {"perplexity": {"text": [{"source": "b.txt"}]}},
 }
 
