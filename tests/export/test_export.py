@@ -219,7 +219,13 @@ def test_differences_by_hand():
 
 def with_layers_that_differ(model):
     """The model with its layers cut to two widths."""
-    config = {"target": {"params_ratio": 0.85}, "round_to": 4, "units": ["ffn"], "repair": "none"}
+    config = {
+        "method": "flap",
+        "target": {"params_ratio": 0.85},
+        "round_to": 4,
+        "units": ["ffn"],
+        "repair": "none",
+    }
     ids = torch.arange(4, 68).reshape(4, 16)
     plan, _ = make_plan(model, PruneConfig.model_validate(config), ids)
     assert len({len(layer.ffn) for layer in plan.layers}) == 2

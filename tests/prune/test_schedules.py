@@ -19,7 +19,13 @@ SHAPE = Shape("mistral", 10, 10, 2, (4,) * 3, (2,) * 3, (1,) * 3, config={"tie_w
 
 
 def config(schedule, units=("ffn",), **settings):
-    values = {"target": {"params_ratio": 0.8}, "schedule": schedule, "units": units, "repair": "none"}
+    values = {
+        "method": "flap",
+        "target": {"params_ratio": 0.8},
+        "schedule": schedule,
+        "units": units,
+        "repair": "none",
+    }
     values["layout"] = "uniform"
     return PruneConfig.model_validate({**values, "schedule_settings": settings})
 
