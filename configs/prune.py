@@ -29,7 +29,7 @@ def _preset(info: ValidationInfo) -> Preset:
 class PruneConfig(Section):
     """Score, allocate, plan, apply, repair."""
 
-    method: str = "recommended"
+    method: str = "flap"
     """A preset of configs/methods: it names criterion, allocator and repair."""
     criterion: str | None = None
     """Overrides the preset's criterion."""
