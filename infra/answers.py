@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from resprout.configs.errors import ResproutError, StageFailed, Transient, VerificationFailed
@@ -11,6 +12,7 @@ from resprout.configs.schema import without_credentials
 
 P = ParamSpec("P")
 R = TypeVar("R")
+KNOCK_SECONDS = 5.0
 
 
 def answers(method: Callable[P, R]) -> Callable[P, R]:
@@ -85,3 +87,30 @@ def _no_access(error: Exception) -> bool:
 def one_line(error: Exception, length: int) -> str:
     """The error's text on one line, without the credentials that an address in it may hold."""
     return without_credentials(" ".join(str(error).split()))[:length]
+
+
+def knock(uri: str) -> None:
+    """Ask a tracking server or database once, without MLflow's own retries; OSError where nothing answers."""
+    if not uri.startswith(("http://", "https://")):
+        _knock_at_database(uri)
+        return
+    import requests
+
+    # A certificate that only MLflow's own settings accept is an answer too.
+    with suppress(requests.exceptions.SSLError):
+        requests.head(uri, timeout=KNOCK_SECONDS, allow_redirects=False)
+
+
+def _knock_at_database(uri: str) -> None:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import OperationalError
+
+    if uri.startswith("sqlite:"):
+        return
+    engine = create_engine(uri)
+    try:
+        engine.connect().close()
+    except OperationalError as error:
+        raise ConnectionError(one_line(error, 200)) from None
+    finally:
+        engine.dispose()

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
 from resprout.infra import searches
-from resprout.infra.answers import answers, legible, one_line, will_not_pass
+from resprout.infra.answers import answers, knock, legible, one_line, will_not_pass
 from resprout.infra.experiments import PAGE_OF_TRAINING, experiment_of, kin_of
 from resprout.infra.home_files import HomeFiles
-from resprout.infra.knock import knock
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

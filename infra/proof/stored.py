@@ -43,7 +43,7 @@ class Stored:
         self.announced = announced
         """Whether MLflow has a run that was about to write a record."""
         self.unfinished: dict[str, str] = {}
-        """What a run that was killed left of a record, with a sentence for each."""
+        """Records that a killed run did not finish, by id, with a sentence for each."""
         self.share = share
         self._draw = draw or random.Random(0)
         self.hashed: set[str] = set()

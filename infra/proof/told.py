@@ -46,11 +46,12 @@ def told_wrongly(store: ArtifactStore, run_id: str, states: Mapping[str, Any]) -
             if tags.get(f"resprout.{tag}") != said:
                 yield f"{what}: tag resprout.{tag} is not that of record {tags[RECORD]}"
         above = _above(name)
-        # MLflow was away before all of them were told; the stage has another run, which is finished.
+        # An outage ended this run before all metrics were logged; a later run of the stage has them.
         cut_off = state["info"].get("status", FINISHED) != FINISHED
         for key, value in held.items():
-            told = state["metrics"].get(key)
-            if not _same(told, value) and not (cut_off and told is None):
+            logged = state["metrics"].get(key)
+            missing = cut_off and logged is None
+            if not missing and not _same(logged, value):
                 yield f"{what}: metric {key} is not that of artifact {record.content}, which says {value}"
             shown = states[run_id]["metrics"].get(f"{above}{key}")
             if above is not None and shown is not None and not _same(shown, value):
