@@ -36,7 +36,9 @@ FLOW_RUN = "resprout.flow_run"
 RECORD = "resprout.record"
 """Tag of stage runs and versions that names a record."""
 ANNOUNCED = "resprout.announced."
-"""Begins a tag of a parent run that names a record while it is written and not yet named by a stage's run."""
+"""Begins a tag of a parent run that names what it has begun and not finished: a record, until a stage's run
+names it, or what it does in the registry, until its entry is in the ledger."""
+REGISTRATION = "registration"
 REPORT_RECORD = "resprout.report_record"
 """Tag of parent runs and versions that names the record of the report."""
 GATE = "resprout.gate"
@@ -287,25 +289,27 @@ class Tracker:
         return found[0] if found else None
 
     @answers
-    def announce(self, run_id: str, record: str) -> None:
-        """State that a run is about to write this record."""
-        self.client.set_tag(run_id, f"{ANNOUNCED}{record}", "true")
+    def announce(self, run_id: str, what: str) -> None:
+        """State that a run is about to write this record, or to register."""
+        self.client.set_tag(run_id, f"{ANNOUNCED}{what}", "true")
 
     @answers
-    def has_named(self, run_id: str, record: str) -> None:
-        """Take back what was announced, if it was, once a stage's run names the record."""
+    def has_done(self, run_id: str, what: str) -> None:
+        """Take back what was announced, if it was."""
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.delete_tag(run_id, f"{ANNOUNCED}{record}")
+            self.client.delete_tag(run_id, f"{ANNOUNCED}{what}")
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
 
     @answers
-    def announced(self, record: str) -> bool:
-        """Whether a run announced this record and died before a stage's run named it."""
-        having = f"tags.`{ANNOUNCED}{record}` = 'true'"
+    def announced(self, what: str, run_id: str | None = None) -> bool:
+        """Whether any run, or this one, announced that and has not done it."""
+        having = f"tags.`{ANNOUNCED}{what}` = 'true'"
+        if run_id is not None:
+            having += f" and attributes.run_id = '{run_id}'"
         return bool(self.client.search_runs(self.experiments(), having, max_results=1))
 
     @answers

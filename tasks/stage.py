@@ -197,7 +197,7 @@ class Stage(Generic[C]):
         run.add(label, ref, cost or Cost(time.perf_counter() - began), cached=cost is None)
         self._track(run, job, inputs, ref, label, cost)
         if cost is not None:
-            run.tracker.has_named(run.mlflow_run_id, ref.record)
+            run.tracker.has_done(run.mlflow_run_id, ref.record)
         return ref
 
     def _look_up(self, run: Run, job: Job[C], inputs: Mapping[str, Input], label: str) -> ArtifactRef:

@@ -120,6 +120,8 @@ class Expected:
     """By version the tags that were announced, and not yet stated as set."""
     meant_aliases: dict[str, list[str | None]] = field(default_factory=dict)
     """By alias the versions to which it was announced to move, and not yet stated as moved."""
+    meant_by: dict[str, set[str]] = field(default_factory=dict)
+    """By version and by alias:<name> the ids of the runs that announced these tags and moves."""
     former: set[str] = field(default_factory=set)
     """Versions of the same name before the registered model was deleted and made again."""
     anew: list[str] = field(default_factory=list)
@@ -304,15 +306,20 @@ def folded(entries: list[Entry]) -> Expected:
         if said.get("intent") is not None:
             expected.intents.append(said["intent"])
         if (change := said.get("change")) is not None:
+            by = {said["run"]} - {None}
             if change["version"] is not None:
                 expected.meant_tags.setdefault(change["version"], {}).update(change["tags"])
+                expected.meant_by.setdefault(change["version"], set()).update(by)
             if change["alias"] is not None:
                 expected.meant_aliases.setdefault(change["alias"], []).append(change["version"])
+                expected.meant_by.setdefault(f"alias:{change['alias']}", set()).update(by)
         expected.versions.update(said.get("versions") or {})
         for version in said.get("versions") or {}:
             expected.meant_tags.pop(version, None)
+            expected.meant_by.pop(version, None)
         for alias, version in (said.get("aliases") or {}).items():
             expected.meant_aliases.pop(alias, None)
+            expected.meant_by.pop(f"alias:{alias}", None)
             if version is None:
                 expected.aliases.pop(alias, None)
             else:
@@ -328,8 +335,10 @@ def _begin_anew(expected: Expected, said: dict[str, Any]) -> None:
     """Forget what the registry showed of a registered model that is there no more."""
     expected.former |= {*expected.versions}
     expected.model = {}
-    for stated in (expected.versions, expected.aliases, expected.meant_tags, expected.meant_aliases):
+    for stated in (expected.versions, expected.aliases):
         stated.clear()
+    for meant in (expected.meant_tags, expected.meant_aliases, expected.meant_by):
+        meant.clear()
     expected.intents.clear()
     expected.anew.append(
         f"registered model {said['name']} was deleted and made again: run {said['run']} began anew in its "

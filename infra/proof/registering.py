@@ -10,7 +10,7 @@ from resprout.infra.proof.ledger import Expected, Ledger, folded
 from resprout.infra.proof.seal import Sealed, read_seal, write_seal
 from resprout.infra.proof.snapshot import model_state, placed, places, version_state
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import MAX_TAG_CHARS, Tracker
+from resprout.infra.tracking import MAX_TAG_CHARS, REGISTRATION, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -50,6 +50,7 @@ class Registrar:
     def announce(self, source: str, tags: Mapping[str, str], description: str) -> None:
         """State a version before it is made, so that it is known again should this process die."""
         intent, expected = self._said(source, tags, description, self.run_id), self._expected()
+        self.tracker.announce(self.run_id, REGISTRATION)
         if self._was_made_anew(expected):
             self._ledger.append(self.run_id, self._now, anew=True, intent=intent)
         elif placed(intent, self._now) not in expected.intents:
@@ -64,6 +65,7 @@ class Registrar:
         moves = moves and version not in expected.meant_aliases.get(alias or "", ())
         if new or moves:
             change = {"version": version, "tags": new, "alias": alias if moves else None}
+            self.tracker.announce(self.run_id, REGISTRATION)
             self._ledger.append(self.run_id, self._now, change=change)
 
     def _was_made_anew(self, expected: Expected) -> bool:
@@ -104,6 +106,10 @@ class Registrar:
             said["aliases"] = {alias: version}
         if said:
             self._ledger.append(self.run_id, self._now, **said)
+        # From now on a ledger without this entry is one whose end was cut off.
+        others = expected.meant_by.get(version, set()) | expected.meant_by.get(f"alias:{alias}", set())
+        for run_id in {owner, self.run_id, *others} - {""}:
+            self.tracker.has_done(run_id, REGISTRATION)
 
     def _expected(self) -> Expected:
         return folded(self._ledger.writable())

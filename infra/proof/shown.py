@@ -22,7 +22,7 @@ from resprout.infra.proof.timestamp import Authority, token_key
 from resprout.infra.searches import named
 from resprout.infra.store import tombstones
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import HOLD, Tracker
+from resprout.infra.tracking import HOLD, REGISTRATION, Tracker
 
 LATE = timedelta(hours=1)
 """A timestamp follows its seal at once; more apart, the seal was written anew or a clock was wrong."""
@@ -164,13 +164,15 @@ class Shown:
         meant = expected.meant_tags.get(version, {})
         set_already = {key: value for key, value in meant.items() if state["tags"].get(key) == value}
         stated = _without_hold(expected.versions[version])
+        if not self._is_at_work(expected.meant_by.get(version)):
+            set_already = {}
         if {*set_already.items()} - {*stated["tags"].items()}:
             self.unfinished[f"tags of {what}"] = f"{what}: tags were announced and set, and not stated as set"
         stated["tags"] = {**stated["tags"], **set_already}
         yield from differences(stated, state, f"{what}:")
 
     def _is_announced(self, name: str, version: str, expected: Expected) -> bool:
-        """Whether a version is as a run announced it, which has not entered it."""
+        """Whether a version is as its run announced it, and that run has not said that it entered it."""
         state = _without_hold(placed(version_state(self.tracker, name, version), self.now, *expected.places))
         meant = expected.meant_tags.get(version, {})
 
@@ -181,7 +183,15 @@ class Shown:
             )
             return same and state["tags"] in (tags, {**tags, **meant})
 
-        return any(map(fits, expected.intents))
+        return any(map(fits, expected.intents)) and self._is_at_work({str(state.get("runId"))})
+
+    def _is_at_work(self, runs: set[str] | None) -> bool:
+        """Whether what these runs announced in the registry may not be in the ledger yet.
+
+        A run takes its announcement back once its entry is there; then an entry that is missing was removed.
+        What no run announced, a person did, of whom nothing more is known.
+        """
+        return not runs or any(self.tracker.announced(REGISTRATION, run) for run in runs)
 
     def _model(self, name: str, expected: Expected) -> Iterator[str]:
         """What the registry shows of a model and its aliases otherwise than expected."""
@@ -197,11 +207,12 @@ class Shown:
         self.anew += expected.anew
         self.adopted += expected.adopted
         model, aliases = model_state(self.tracker, name)
-        # An alias that is where it was announced to be is on its way.
+        # An alias that is where it was announced to be is on its way, if who announced it is.
         moved = {
             alias: aliases.get(alias)
             for alias, meant in expected.meant_aliases.items()
             if aliases.get(alias) in meant and aliases.get(alias) != expected.aliases.get(alias)
+            if self._is_at_work(expected.meant_by.get(f"alias:{alias}"))
         }
         for alias in moved:
             self.unfinished[f"alias {alias} of {name}"] = (

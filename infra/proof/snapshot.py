@@ -19,7 +19,7 @@ from resprout.infra.answers import answers, legible
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.manifest import hash_file
 from resprout.infra.store.paths import plain_status
-from resprout.infra.tracking import Tracker
+from resprout.infra.tracking import ANNOUNCED, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -50,7 +50,8 @@ def places(tracker: Tracker, store_uri: str) -> Places:
 def run_states(tracker: Tracker, run_id: str, own_copy: str | None = None) -> dict[str, State]:
     """By run id what MLflow says about a run and the runs nested in it.
 
-    Files below `own_copy`, the copy of an export, are left out: the export's manifest has their hashes.
+    Files below `own_copy`, the copy of an export, are left out: the export's manifest has their hashes. So
+    are tags that announce what a run is about to do, which go once it is done.
     """
     client = tracker.client
     runs, token = [tracker.run(run_id)], None
@@ -91,7 +92,11 @@ def _state(
     return {
         **found,
         "params": {one["key"]: one.get("value", "") for one in data.get("params", ())},
-        "tags": {one["key"]: one.get("value", "") for one in data.get("tags", ())},
+        "tags": {
+            one["key"]: one.get("value", "")
+            for one in data.get("tags", ())
+            if not one["key"].startswith(ANNOUNCED)
+        },
         "datasets": _by_name(given),
         "metrics": {one["key"]: one for one in data.get("metrics", ())},
         "histories": dict(zip(sorted(run.data.metrics), histories, strict=True)),

@@ -8,6 +8,7 @@ import random
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,16 @@ def test_one_flipped_byte_in_each_kind_of_file(home: Path, found: Callable[[], l
     with replaced(path):
         write(path, data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
         assert any(path.name.partition(".")[0] in problem for problem in found()), path
+
+
+def test_any_end_of_the_ledger_that_was_cut_off(home: Path, found: Callable[[], list[str]]) -> None:
+    entries = sorted((home / "store" / "registry").rglob("*.json"))
+    assert len(entries) == 3, "announced, about to be named by an alias, and done"
+    with ExitStack() as cut:
+        for entry in reversed(entries):
+            cut.enter_context(replaced(entry))
+            entry.unlink()
+            assert any("models:/tiny-pruned/1" in problem for problem in found()), entry.name
 
 
 def test_a_manifest_replaced_by_a_valid_one_of_another_artifact(

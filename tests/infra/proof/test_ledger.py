@@ -163,6 +163,36 @@ def test_a_run_that_died_after_it_registered_is_sealed_by_the_next(
     assert not following.takes(forged)
 
 
+def test_what_a_run_did_in_the_registry_is_unfinished_until_it_says_so_and_a_fault_from_then_on(
+    store: ArtifactStore, tracker: Tracker
+) -> None:
+    def said() -> tuple[list[str], dict[str, str]]:
+        shown = Shown(store, tracker)
+        return list(shown.version("m", "1")), shown.unfinished
+
+    first, second = tracker.start("first", {}), tracker.start("second", {})
+    Registrar(store, tracker, "m", first).announce("file:///x", {}, "")
+    tracker.make_version("m", "file:///x", first, {}, "")
+    assert said()[0] == []
+    assert [*said()[1]] == ["models:/m/1"]
+    Registrar(store, tracker, "m", first).enter("1", Sealed("x", None), {}, None)
+    assert said() == ([], {})
+    following = Registrar(store, tracker, "m", second)
+    following.announce_change("1", {"team": "a"}, "champion")
+    tracker.tag_version("m", "1", {"team": "a"})
+    tracker.point_alias("m", "champion", "1")
+    assert said()[0] == []
+    assert [*said()[1]] == ["tags of models:/m/1", "alias champion of m"]
+    following.enter("1", Sealed("y", None), {"team": "a"}, "champion")
+    assert said() == ([], {})
+    *_, last = Ledger(store, "m").entries()
+    store.driver.delete(last.key)
+    (tag, alias), unfinished = said()
+    assert tag == "models:/m/1: tags team was added"
+    assert alias == "alias of m champion was added"
+    assert unfinished == {}
+
+
 def test_a_seal_that_the_ledger_names_is_not_written_anew(store: ArtifactStore, tracker: Tracker) -> None:
     run_id = tracker.start("run", {})
     tracker.make_version("m", "file:///x", run_id, {}, "")
