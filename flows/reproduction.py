@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from resprout.tasks.compare.artifacts import Difference, compare, relative
 TIMED = ("measure", "report")
 """Labels of stages whose content holds timings, which no two runs share."""
 SCORED = "evaluate "
+KL = "_kl_to_dense"
+"""Part of the names of scores that are a Kullback-Leibler divergence, in nats."""
 ACQUIRED = "acquire "
 """Labels of stages that do not run again: what they made is taken from the store, byte by byte."""
 Outcome = Literal["identical", "within_tolerance", "different"]
@@ -125,7 +128,7 @@ def _differences(stage: Compared, before: ArtifactStore, now: ArtifactStore) -> 
 def _metrics(
     compared: Sequence[Compared], before: ArtifactStore, now: ArtifactStore
 ) -> dict[str, float] | None:
-    """Relative difference of each score of each model; None where one cannot be compared."""
+    """How far each score of each model lies apart; None where one cannot be compared."""
     found: dict[str, float] = {}
     for stage in compared:
         if not stage.label.startswith(SCORED) or stage.same:
@@ -139,10 +142,21 @@ def _metrics(
         theirs = json.loads(now.read(stage.made, "metrics.json"))
         for name in sorted({*ours, *theirs}):
             both = name in ours and name in theirs
-            apart = relative(ours[name], theirs[name]) if both else float("inf")
+            apart = _apart(name, ours[name], theirs[name]) if both else float("inf")
             if apart:
                 found[f"{stage.label.removeprefix(SCORED)}.{name}"] = apart
     return found
+
+
+def _apart(name: str, ours: float, theirs: float) -> float:
+    """Relative difference of a score; of a divergence, which is the logarithm of a ratio, that of the ratio.
+
+    So 0.01 nats count as much as one part in a hundred of a perplexity, and a divergence near zero, of which
+    two processors share no digit, as little as it is.
+    """
+    if KL in name and math.isfinite(ours - theirs):
+        return -math.expm1(-abs(ours - theirs))
+    return relative(ours, theirs)
 
 
 def _gate(stage: Compared | None, before: ArtifactStore, now: ArtifactStore) -> bool:

@@ -212,6 +212,24 @@ def test_scores_count_within_the_tolerance_where_the_surroundings_differ(
     assert apart == pytest.approx(1 - 1 / factor)
 
 
+@pytest.mark.parametrize(
+    ("more", "apart", "outcome"),
+    [(1e-7, 1e-7, "within_tolerance"), (0.02, 0.0198013, "different")],  # 1 - exp(-0.02)
+)
+def test_a_divergence_counts_in_nats_as_the_logarithm_of_a_perplexity_does(
+    forged: Forged, again: tuple[Any, Path], more: float, apart: float, outcome: str
+) -> None:
+    def move(metrics: Any) -> None:
+        name = next(name for name in metrics if "_kl_to_dense" in name)
+        assert metrics[name] < 0.02, "relative to itself any of these would be far off"
+        metrics[name] += more
+
+    forged.replace("evaluate pruned", "pruned", edit_json("metrics.json", move))
+    found = judged(forged, again, ELSEWHERE)
+    assert list(found.metrics.values()) == pytest.approx([apart], rel=1e-5)
+    assert found.outcome == outcome
+
+
 def test_another_verdict_of_the_gate_is_no_reproduction(forged: Forged, again: tuple[Any, Path]) -> None:
     forged.replace("gate", "gate", edit_json("gate.json", lambda gate: gate.update(passed=False)))
     assert judged(forged, again, ELSEWHERE).outcome == "different"
