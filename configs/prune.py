@@ -29,8 +29,8 @@ def _preset(info: ValidationInfo) -> Preset:
 class PruneConfig(Section):
     """Score, allocate, plan, apply, repair."""
 
-    method: str = "flap"
-    """A preset of configs/methods: it names criterion, allocator and repair."""
+    method: str = "recommended"
+    """A preset of configs/methods: it names criterion, allocator and repair. Left out: `recommended`."""
     criterion: str | None = None
     """Overrides the preset's criterion."""
     allocator: str | None = None

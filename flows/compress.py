@@ -121,7 +121,10 @@ def _compress(
         # Before anything expensive: a signed ledger is not gone on with unsigned.
         Ledger(store, loaded.config.registration.name).writable()
     sources = Sources(loaded, tracker.uri)
-    session.remarks = check_licences(loaded.config.infra.licences, sources.credits)
+    session.remarks = [
+        *check_licences(loaded.config.infra.licences, sources.credits),
+        *preflight.slow_dtype(loaded.config.model),
+    ]
     for remark in session.remarks:
         logger.warning("%s", remark)
 

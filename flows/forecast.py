@@ -30,6 +30,7 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
     store = ArtifactStore.from_config(config.infra.store, loaded.home, config.infra.proof)
     sources = Sources(loaded, tracker.uri)
     remarks = check_licences(config.infra.licences, sources.credits)
+    slow = preflight.slow_dtype(config.model)
     made, forecasts = look_up(config, store, tracker, sources, loaded.home)
     records = [*store.records()]
     params = sources.shape.params if sources.shape is not None else None
@@ -59,6 +60,7 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
         "seconds": None if None in seconds else round(sum(filter(None, seconds)), 1),
         "widths": None,
         "licences": remarks,
+        "slow": slow,
     }
     if sources.shape is not None:
         found |= _sizes(loaded, sources.shape, preflight.models_to_make(forecasts))

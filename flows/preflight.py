@@ -1,4 +1,4 @@
-"""What can be known before any work: the device, and whether disk and memory are enough for the model."""
+"""What can be known before any work: the device, what is slow on it, whether disk and memory are enough."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ MODELS_IN_MEMORY = 2
 """Selection, distillation and divergence hold two models at once."""
 FULL_TRAINING = 16
 """Bytes a parameter where all are trained: float32 masters, gradients and AdamW's two moments."""
+CPUINFO = Path("/proc/cpuinfo")
+WIDE = ("avx512bw", "amx_bf16", "avx_ne_convert")
+"""Flags of x86 processors on which torch multiplies matrices of bfloat16 natively, or nearly as fast."""
 WORKING_BYTES = 1_000_000_000
 """Interpreter, libraries, activations and logits of a small batch."""
 
@@ -48,6 +51,19 @@ def check_device(asked: str, forecasts: Callable[[], list[Forecast]]) -> None:
             "model.device is cuda, which this machine or its torch does not have; give cpu, or auto for "
             "whichever is there"
         )
+
+
+def slow_dtype(config: ModelConfig) -> list[str]:
+    """A sentence where the dtype is of 16 bits and the processor has instructions for 32 only."""
+    if device(config.device) != "cpu" or config.dtype == "float32" or not CPUINFO.exists():
+        return []
+    flags = next((line.split() for line in CPUINFO.read_text().splitlines() if line.startswith("flags")), [])
+    if not flags or any(flag.startswith(WIDE) for flag in flags):
+        return []
+    return [
+        f"model.dtype is {config.dtype}, for which this processor has no instructions (AVX-512 or AMX): it "
+        "computes several times slower than in float32; give model.dtype: float32, in twice the memory"
+    ]
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append("shapes: the source is not on this machine; they are known once it is acquired")
     if found["own_classes"]:
         lines.append(f"export: {found['own_classes']}")
-    lines.extend(f"warning: {remark}" for remark in found["licences"])
+    lines.extend(f"warning: {remark}" for remark in (*found["licences"], *found["slow"]))
     if "plan" in found:
         lines.append(f"plan: {found['plan']['uri']}/plan.json")
     for stage in found["stages"]:

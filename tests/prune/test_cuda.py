@@ -44,6 +44,7 @@ def test_scores_on_a_gpu_are_nearly_those_of_the_cpu(name):
 @pytest.mark.parametrize("repair", ["none", "bias", "least_squares"])
 def test_pruning_on_a_gpu_equals_the_cpu(repair):
     config = {
+        "method": "flap",
         "target": {"non_embedding_ratio": 0.84},
         "round_to": 8,
         "repair": repair,

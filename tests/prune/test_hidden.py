@@ -29,6 +29,7 @@ HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 
 def prune(target, units=("hidden",), **values):
     base = {
+        "method": "minitron_hidden",
         "criterion": "hidden_magnitude",
         "layout": "uniform",
         "repair": "none",

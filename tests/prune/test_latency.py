@@ -201,6 +201,7 @@ def test_measured_widths_cost_less_the_narrower_they_are():
     ],
 )
 def test_what_a_latency_does_not_go_with(changes, says):
-    given = {"units": ["ffn"], "allocator": "dynamic_programming", "target": {"latency_ratio": 0.8}}
+    given = {"method": "flap", "units": ["ffn"], "allocator": "dynamic_programming"}
+    given |= {"target": {"latency_ratio": 0.8}}
     with pytest.raises(BadInput, match=says):
         resolve(PruneConfig.model_validate(given | changes))

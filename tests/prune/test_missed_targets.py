@@ -39,7 +39,7 @@ def test_a_target_that_rounding_misses_by_far_names_the_sizes_next_to_it(values,
     1,120 leave 84,638,016 (0.7969); 23 layers leave 81,422,784 (0.7667), 24 leave 84,962,880 (0.80000).
     """
     dense = shape_of(SMOLLM2)
-    config = PruneConfig.model_validate({"target": {"non_embedding_ratio": 0.8}, **values})
+    config = PruneConfig.model_validate({"method": "flap", "target": {"non_embedding_ratio": 0.8}, **values})
     size = 1 if "layers" in config.units else 1536
     scores = [{config.units[0]: torch.arange(size, 0.0, -1.0)[:, None] + layer} for layer in range(30)]
     warnings = plan_from(scores, dense, "bfloat16", config).warnings

@@ -52,7 +52,7 @@ def test_scores_serve_every_target(stage: Any) -> None:
     """A sweep over targets, allocators and repairs scores once."""
 
     def key(**changes: object) -> str:
-        given = {"target": {"params_ratio": 0.8}, "layout": "uniform", **changes}
+        given = {"method": "flap", "target": {"params_ratio": 0.8}, "layout": "uniform", **changes}
         return str(stage.key(Job(PruneConfig.model_validate(given), share=Share(0, 2)), {}))
 
     base = key()

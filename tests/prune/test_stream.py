@@ -26,7 +26,7 @@ def made(folder, family, **changes):
     """What score, plan and prune leave in `folder`."""
     units = [unit for unit in ("ffn", "kv_groups") if unit in FAMILIES[family].units]
     target = {"params_ratio": 0.96}
-    given = {"units": units, "target": target, "round_to": 8, "repair": "least_squares"}
+    given = {"method": "flap", "units": units, "target": target, "round_to": 8, "repair": "least_squares"}
     given |= layout_for(family, units) | changes
     config = PruneConfig.model_validate(given)
     through_the_doors(config, folder.parent / "model", folder.parent / "calibration", folder)
