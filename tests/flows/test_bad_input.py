@@ -52,7 +52,7 @@ def ready(ground: Path, home: Path) -> Path:
 
 @pytest.fixture
 def run_here(
-    prefect_server: None,
+    api_url: str,
     ground: Path,
     ready: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -63,6 +63,8 @@ def run_here(
 
     before = dict(os.environ)
     monkeypatch.setenv("RESPROUT_HOME", str(ready))
+    # Where no server is named, each run would start one of its home's own.
+    monkeypatch.setenv("PREFECT_API_URL", api_url)
 
     def call(*overrides: str, config: Path = ground / "run.yaml") -> Any:
         monkeypatch.setattr(sys, "argv", ["resprout", "run", str(config), *overrides, "--json"])
