@@ -9,11 +9,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.families import FAMILIES
+from resprout.tasks.prune.apply import apply
+from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.resolve import resolve
+from tiny_models import tiny_model
+
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+"""Families whose FFN channels are in experts, where no one module reads them."""
 
 
 class Row(NamedTuple):
@@ -162,3 +170,15 @@ def test_where_nothing_of_the_paper_is_left_the_pair_is_refused(method, other, g
         BadInput, match=f"prune.method {method} with .*widths.* is {other}.* give method: {other}"
     ):
         resolve(config(method=method, **given))
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in MIXTURES])
+def test_a_config_that_names_no_method_prunes_every_dense_family_for_stock_classes(family):
+    config = PruneConfig.model_validate({"target": {"params_ratio": 0.95}, "round_to": 8})
+    model = tiny_model(family)
+    ids = torch.randint(4, 250, (4, 16), generator=torch.Generator().manual_seed(1))
+    plan, _ = make_plan(model, config, ids)
+    assert (plan.method, plan.units, plan.repair) == ("recommended", ("ffn",), "least_squares")
+    apply(model, plan, ids)
+    assert len({len(layer.ffn) for layer in plan.layers}) == 1
+    assert model(ids).logits.isfinite().all()
