@@ -52,7 +52,7 @@ def main() -> int:
     generator = torch.Generator().manual_seed(0)
     shape = (args.tokens // args.seq_len, args.seq_len)
     ids = torch.randint(4, model.config.vocab_size, shape, generator=generator)
-    base = {"target": {"non_embedding_ratio": 0.8}, "round_to": 32}
+    base = {"method": "flap", "target": {"non_embedding_ratio": 0.8}, "round_to": 32}
     plain = PruneConfig.model_validate(base | {"units": ["ffn"], "layout": "uniform", "repair": "none"})
     plan, _ = make_plan(model, plain, ids)
     turned = PruneConfig.model_validate(
