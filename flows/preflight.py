@@ -1,4 +1,4 @@
-"""What can be known before any work: the device, what is slow on it, whether disk and memory are enough."""
+"""Checks before any work: the device, a dtype that it computes slowly, and enough disk and memory."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ class Shown:
         self.anew += expected.anew
         self.adopted += expected.adopted
         model, aliases = model_state(self.tracker, name)
-        # An alias that is where it was announced to be is on its way, if who announced it is.
+        # An alias is on its way where the run that announced the move has not said that it is done.
         moved = {
             alias: aliases.get(alias)
             for alias, meant in expected.meant_aliases.items()
