@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,12 +19,18 @@ from resprout.tasks.acquire.address import locate
 from resprout.tasks.acquire.pinned import Context
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items
 from resprout.tasks.acquire.sources.local import files_at
+from resprout.tasks.data.chat import rendered
 from resprout.tasks.data.read import Numbered, read_rows
 from resprout.tasks.evaluate.task_files import read_task
+from resprout.tasks.models.tokenizer_files import ChatTemplate
 from resprout.tasks.select.registry import CHECKS
 
 ROWS = 1000
 """How many rows of each file are looked at."""
+CHATS = 100
+"""How many rows go through a chat template."""
+SAMPLES = "calibrate.samples times seq_len_tokens"
+WINDOW = "evaluate.perplexity.window_tokens"
 TEMPLATES = ("doc_to_text", "doc_to_choice", "doc_to_target")
 """Settings of an lm-eval task that may be Jinja templates over a row."""
 
@@ -41,8 +47,11 @@ class FirstRows:
         self.cut = self.cut or next(rows, None) is not None
 
 
-def row_faults(loaded: Loaded, here: Context) -> Iterator[Fault]:
-    """Faults of rows and of the pool's size; a source that lies elsewhere, or is not there, has none."""
+def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) -> Iterator[Fault]:
+    """Faults of rows, of the pool's size, of too little text, and of rows through the chat template.
+
+    A source that lies elsewhere, or is not there, has none.
+    """
     config = loaded.config
     found: dict[str, list[Item]] = {}
     cut: set[str] = set()
@@ -60,11 +69,31 @@ def row_faults(loaded: Loaded, here: Context) -> Iterator[Fault]:
     for index, task in enumerate(config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()):
         rows = found.get(f"evaluate.zero_shot.tasks.{index}.data", [])
         yield from faults_in("evaluate.zero_shot", partial(_check_columns, task, loaded.base, rows))
-    if config.select is not None:
-        keys = [f"select.pool.{index}" for index in range(len(config.select.pool))]
-        if all(key in found and key not in cut for key in keys):
-            texts = {item.text for key in keys for item in found[key]}
-            yield from faults_in("select.pool", partial(_check_size, config.select, len(texts)))
+
+    def whole(section: str, sources: Sequence[DataSource]) -> set[str] | None:
+        """Texts of all sources of a section; None where not all was seen."""
+        keys = [f"{section}.{index}" for index in range(len(sources))]
+        known = keys and all(key in found and key not in cut for key in keys)
+        return {item.text for key in keys for item in found[key]} if known else None
+
+    calibrate = config.calibrate
+    if calibrate.method != "self_generated" and (texts := whole("calibrate.text", calibrate.text)):
+        wanted = calibrate.samples * calibrate.seq_len_tokens
+        yield from faults_in("calibrate.text", partial(_check_length, texts, wanted, SAMPLES))
+    judged = config.evaluate.perplexity
+    if texts := whole("evaluate.perplexity.text", judged.text):
+        yield from faults_in(
+            "evaluate.perplexity.text", partial(_check_length, texts, judged.window_tokens, WINDOW)
+        )
+    if config.select is None:
+        return
+    if texts := whole("select.pool", config.select.pool):
+        yield from faults_in("select.pool", partial(_check_size, config.select, len(texts)))
+    pool = [item.row for key, items in found.items() if key.startswith("select.pool.") for item in items]
+    if chat is not None and pool:
+        yield from faults_in(
+            "select.template", partial(rendered, chat.text, chat.special_tokens, pool[:CHATS])
+        )
 
 
 def _files(address: str, here: Context) -> dict[str, Path]:
@@ -111,6 +140,17 @@ def _variables(template: Any) -> set[str]:
         return meta.find_undeclared_variables(environment.parse(template)) - environment.globals.keys()
     except TemplateSyntaxError:
         return set()
+
+
+def _check_length(texts: set[str], tokens: int, asked: str) -> None:
+    """BadInput where texts cannot have so many tokens, whatever the tokenizer: none is less than a byte."""
+    # What stands between two texts, and the blank that some tokenizers put before one, count as well.
+    most = sum(len(text.encode("utf-8", "surrogatepass")) + 3 for text in texts)
+    if most < tokens:
+        raise BadInput(
+            f"the text has at most {most} tokens, its bytes, but {asked} is {tokens}; add text, or ask for "
+            "fewer"
+        )
 
 
 def _check_size(select: SelectConfig, rows: int) -> None:

@@ -7,9 +7,10 @@ read and nothing is kept, but for the probe that every run writes into a bucket.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded
@@ -25,9 +26,10 @@ from resprout.tasks.data.chat import NO_TEMPLATE
 from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.tokenizer_files import (
     NO_TOKENIZER,
-    gguf_has_chat_template,
+    ChatTemplate,
+    chat_template,
+    gguf_chat_template,
     gguf_has_tokenizer,
-    has_chat_template,
     has_tokenizer,
 )
 
@@ -35,14 +37,22 @@ from resprout.tasks.models.tokenizer_files import (
 def probe(loaded: Loaded) -> Iterator[Fault]:
     """Each fault in what the config names; that a source is not there is for `check` to say."""
     set_variables(loaded.config.infra, loaded.home)
+    select = loaded.config.select
     here = context(loaded, Tracker(loaded.config.infra.mlflow, loaded.home).uri)
     yield from _store(loaded)
+    chat: ChatTemplate | None = None
     for key, address, wanted in named_sources(loaded.config):
         if is_elsewhere(address):
             yield from faults_in(key, partial(_resolve, address, wanted, here, loaded))
         elif wanted.purpose != "data":
-            yield from _tokenizer(key, address, wanted, here, loaded)
-    yield from row_faults(loaded, here)
+            files, metadata = _held(address, wanted, here)
+            if metadata is not None and not gguf_has_tokenizer(metadata):
+                yield key, f"{address} {NO_TOKENIZER}"
+            elif files and key == "model.source" and select is not None and select.template == "chat":
+                chat = chat_template(files) if metadata is None else gguf_chat_template(metadata)
+                if chat is None:
+                    yield "select.template", f"{NO_TEMPLATE} ({address})"
+    yield from row_faults(loaded, here, chat)
 
 
 def _store(loaded: Loaded) -> Iterator[Fault]:
@@ -90,19 +100,12 @@ def _resolve(address: str, wanted: Wanted, here: Context, loaded: Loaded) -> Non
         raise BadInput(f"{address} {NO_TOKENIZER}")
 
 
-def _tokenizer(key: str, address: str, wanted: Wanted, here: Context, loaded: Loaded) -> Iterator[Fault]:
-    """Whether a model on this machine holds a tokenizer, and a chat template where one is used."""
+def _held(address: str, wanted: Wanted, here: Context) -> tuple[dict[str, Path], Mapping[str, Any] | None]:
+    """A model's files on this machine, and a GGUF file's metadata; nothing of what cannot be read."""
     try:
         place = locate(address, here)
         files = model_files(address, place, wanted) if place is not None else {}
         name, path = next(iter(files.items()))
-        metadata = read_header(path)[0] if name.endswith(".gguf") else None
+        return files, read_header(path)[0] if name.endswith(".gguf") else None
     except ResproutError:
-        return
-    select = loaded.config.select
-    if metadata is not None and not gguf_has_tokenizer(metadata):
-        yield key, f"{address} {NO_TOKENIZER}"
-    elif key == "model.source" and select is not None and select.template == "chat":
-        found = has_chat_template(files) if metadata is None else gguf_has_chat_template(metadata)
-        if not found:
-            yield "select.template", f"{NO_TEMPLATE} ({address})"
+        return {}, None

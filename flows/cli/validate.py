@@ -26,7 +26,8 @@ def validate(
     """Check a run config: keys, values, files, methods, and sections that need each other.
 
     Then open what it names, but no weights: the first rows of each data source go through their templates,
-    tokenizer and chat template have to be there, sources elsewhere are resolved, the store must be writable.
+    those of the pool through the chat template, the text has to suffice, tokenizer and template have to be
+    there, sources elsewhere are resolved, the store must be writable.
 
     \b
     Examples:

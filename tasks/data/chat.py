@@ -24,20 +24,31 @@ INSTEAD = "mend the template in the model's folder, or set template: alpaca"
 def chat_texts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Prompt and response of each row as text, as the tokenizer's own template writes them.
 
+    Raises:
+        BadInput: there is no template, or as `rendered`.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise BadInput(NO_TEMPLATE)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return rendered(tokenizer.get_chat_template(), special, rows)
+
+
+def rendered(
+    template: str, special_tokens: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Prompt and response of each row as text, as a chat template writes them.
+
     One user turn (instruction, blank line, input) and the answer as the assistant's; an empty answer gives an
     empty response.
 
     Raises:
-        BadInput: there is no template, it does not render, takes too long or writes too much, or writes the
-            prompt differently once an answer follows.
+        BadInput: the template does not render, takes too long or writes too much, or writes the prompt
+            differently once an answer follows.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise BadInput(NO_TEMPLATE)
     chats = [_messages(row) for row in rows]
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    asked = {"template": tokenizer.get_chat_template(), "special_tokens": special, "chats": chats}
+    asked = {"template": template, "special_tokens": dict(special_tokens), "chats": chats}
     found = []
-    for chat, (prompt, whole) in zip(chats, _rendered(asked), strict=True):
+    for chat, (prompt, whole) in zip(chats, _in_child(asked), strict=True):
         if not whole.startswith(prompt):
             raise BadInput(
                 "the tokenizer's chat template writes the prompt differently once an answer follows, so the "
@@ -53,7 +64,7 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     return [user, {"role": "assistant", "content": output}] if output.strip() else [user]
 
 
-def _rendered(asked: Mapping[str, Any]) -> list[list[str]]:
+def _in_child(asked: Mapping[str, Any]) -> list[list[str]]:
     environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
     done = subprocess.run(
         [sys.executable, "-I", "-m", chat_child.__name__],

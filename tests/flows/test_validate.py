@@ -65,6 +65,8 @@ def rows(path: Path, *lines: dict[str, Any]) -> str:
     return str(path)
 
 
+CHAT = "{% for one in messages %}{{ one.role }} {{ one.content }} {% endfor %}"
+"""A chat template, of which nothing is needed but that an answer's text follows the prompt's."""
 ROW = {"instruction": "w5", "input": "", "output": "w6"}
 
 
@@ -120,8 +122,9 @@ def test_a_model_comes_with_tokenizer_and_chat_template(
     assert "select.template: template is chat but the tokenizer has no chat template" in said
 
     chatty = Path(shutil.copytree(ground / "model", tmp_path / "chatty"))
-    (chatty / "chat_template.jinja").write_text("{{ messages }}")
-    assert validate("select.template=chat", f"model.source={chatty}")[0] == 0
+    (chatty / "chat_template.jinja").write_text(CHAT)
+    code, said = validate("select.template=chat", f"model.source={chatty}")
+    assert code == 0, said
 
     mute = shutil.copytree(ground / "model", tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
     code, said = validate(f"model.source={mute}")
@@ -129,9 +132,64 @@ def test_a_model_comes_with_tokenizer_and_chat_template(
     assert f"model.source: {mute} holds no tokenizer (tokenizer.json" in said
 
 
-@pytest.mark.parametrize("has", [True, False], ids=["with", "without"])
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ messages }}", "chat template writes the prompt differently once an answer"),
+        ("{{ messages[0].content + 1 }}", "chat template does not render a row (TypeError"),
+        ("{% for one in range(10 ** 9) %}{% endfor %}", "chat template does not render a row (OverflowError"),
+        ("{{ bos_token + eos_token }}" + CHAT, None),
+        (
+            "{{ pad_token + 'x' }}" + CHAT,
+            "chat template does not render a row (UndefinedError: 'pad_token' is",
+        ),
+    ],
+    ids=["other prompt", "wrong type", "endless", "tokens", "no such token"],
+)
+@pytest.mark.parametrize("place", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_first_rows_go_through_the_chat_template(
+    template: str,
+    sentence: str | None,
+    place: str,
+    ground: Path,
+    tmp_path: Path,
+    validate: Callable[..., Any],
+) -> None:
+    """As `pool` renders them, with the special tokens that the tokenizer's settings name."""
+    folder = Path(shutil.copytree(ground / "model", tmp_path / "chatty"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    settings.pop("pad_token", None)
+    if place.endswith(".jinja"):
+        (folder / place).write_text(template)
+    elif place == "chat_template.json":
+        (folder / place).write_text(json.dumps({"chat_template": template}))
+    else:
+        named = [{"name": "tool_use", "template": "-"}, {"name": "default", "template": template}]
+        settings["chat_template"] = named
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    code, said = validate("select.template=chat", f"model.source={folder}")
+    assert code == (2 if sentence else 0), said
+    assert (f"select.template: the tokenizer's {sentence}" if sentence else "is a valid run config") in said
+
+
+@pytest.mark.parametrize(
+    ("has", "template", "sentence"),
+    [
+        (False, None, "holds no tokenizer"),
+        (True, None, "tokenizer has no chat template"),
+        (
+            True,
+            "{{ bos_token + eos_token }}{{ messages }}",
+            "chat template writes the prompt differently once",
+        ),
+        (True, "{{ bos_token + pad_token }}" + CHAT, "(UndefinedError: 'pad_token' is undefined)"),
+        (True, "{{ bos_token + eos_token }}" + CHAT, "is a valid run config"),
+    ],
+    ids=["no tokenizer", "no template", "other prompt", "no such token", "both"],
+)
 def test_a_gguf_file_tells_of_both_in_its_header(
-    has: bool, tmp_path: Path, validate: Callable[..., tuple[int, str]]
+    has: bool, template: str | None, sentence: str, tmp_path: Path, validate: Callable[..., tuple[int, str]]
 ) -> None:
     import numpy as np
     from gguf import GGUFWriter
@@ -145,14 +203,34 @@ def test_a_gguf_file_tells_of_both_in_its_header(
     writer.add_head_count_kv(2)
     if has:
         writer.add_token_list([f"w{index}" for index in range(50)])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+    if template is not None:
+        writer.add_chat_template(template)
     writer.add_tensor("token_embd.weight", np.zeros((50, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     code, said = validate(f"model.source={tmp_path / 'model.gguf'}", "select.template=chat")
+    assert code == (0 if "valid" in sentence else 2), said
+    assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("key", "asked"),
+    [
+        ("calibrate", "calibrate.samples times seq_len_tokens is 128;"),
+        ("evaluate.perplexity", "evaluate.perplexity.window_tokens is 32;"),
+    ],
+)
+def test_text_that_cannot_fill_what_is_asked(
+    key: str, asked: str, tmp_path: Path, validate: Callable[..., tuple[int, str]]
+) -> None:
+    path = rows(tmp_path / "short.jsonl", {"text": "w5 w6 w7"}, {"text": "w8 w9"})
+    code, said = validate(f"{key}.text.0.source={path}")
     assert code == 2
-    assert ("tokenizer has no chat template" if has else "holds no tokenizer") in said
+    assert f"{key}.text: the text has at most 19 tokens, its bytes, but {asked.removesuffix(';')}" in said
 
 
 def test_a_pool_too_small_for_its_clusters_or_its_budget(
