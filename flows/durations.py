@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,8 @@ from resprout.tasks.run import Forecast
 from resprout.tasks.track import flat
 
 ACQUIRED, CALIBRATED, MEASURED, ROWS = "acquire_model", "calibrate", "measure", "acquire_rows"
-PROCESSES: dict[str, Callable[[int], int]] = {MEASURED: lambda inputs: inputs, "export": lambda inputs: 1}
-"""Processes that a stage starts, by the number of its inputs."""
+STARTING = {MEASURED, "export"}
+"""Stages that start a process of their own."""
 ITEM_TOKENS = 64
 """Of a zero-shot question with its answers; only the ratio between two numbers of questions counts."""
 NEAR = 1.1
@@ -36,7 +36,6 @@ class Work:
 
     params: int | None
     tokens: float | None
-    processes: int
 
     def times(self, other: Work) -> float:
         """How many times the work of `other` this is, by what is known of both."""
@@ -70,10 +69,10 @@ class History:
 
         nearest, done = min(reversed(known), key=distance)
         times = work.times(done)
-        if max(times, 1 / times) < NEAR and work.processes == done.processes:
+        if max(times, 1 / times) < NEAR:
             return nearest.seconds
-        computing = max(nearest.seconds - self.start * done.processes, 0.0)
-        return self.start * work.processes + computing * times
+        start = self.start if stage in STARTING else 0.0
+        return start + max(nearest.seconds - start, 0.0) * times
 
     def work(self, record: Record) -> Work:
         """The work that a record tells of."""
@@ -86,7 +85,6 @@ class History:
         return Work(
             params=self._params_of(model.content) if scales and model is not None else None,
             tokens=amount(record.config, roles, calibration, rows),
-            processes=processes_of(record.stage, roles),
         )
 
     def _ancestors(self, record: Record) -> Iterable[Record]:
@@ -142,7 +140,7 @@ def predicted(forecasts: Sequence[Forecast], history: History, params: int | Non
         scales = "dtype" in one.parts or one.stage == ACQUIRED
         roles = [*one.parts["parents"]]
         tokens = amount(one.parts["config"], roles, calibration, rows)
-        work = Work(params if scales else None, tokens, processes_of(one.stage, roles))
+        work = Work(params if scales else None, tokens)
         seconds = history.seconds(one.stage, one.parts["config"], work)
         if seconds is not None and scales:
             seconds, waiting = max(seconds, waiting), 0.0
@@ -152,11 +150,6 @@ def predicted(forecasts: Sequence[Forecast], history: History, params: int | Non
 
 def _named(section: Mapping[str, Any]) -> set[tuple[str, str]]:
     return {(key, value) for key, value in flat(section).items() if isinstance(value, str)}
-
-
-def processes_of(stage: str, roles: Sequence[str]) -> int:
-    """Processes that a stage with these inputs starts."""
-    return PROCESSES[stage](len(roles)) if stage in PROCESSES else 0
 
 
 def tokens_of(calibration: Mapping[str, Any]) -> float:

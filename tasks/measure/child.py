@@ -1,12 +1,13 @@
-"""A measuring process as the process that started it sees it: asked a line, it answers a line, in JSON."""
+"""Measuring processes as the process that asks them sees them: a line is answered by a line, in JSON."""
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -15,50 +16,70 @@ from resprout.configs.errors import StageFailed
 from resprout.tasks.measure.worker import Ready, Request, Times
 
 COMMAND = [sys.executable, "-m", "resprout.tasks.measure.worker"]
-PIPE = subprocess.PIPE
+Start = Callable[[Request], AbstractContextManager["Child"]]
+"""Gives a measuring process for a model, which ends with the block."""
 
 
 class Child:
-    """One model in a process of its own, loaded and warm; what the process says beside lies in `said`."""
+    """A process for one model; what goes wrong in it raises StageFailed with the last words in `said`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes], request: Request) -> None:
-        self._process, self._said = process, said
-        self.ready = Ready(**self._ask(asdict(request)))
+    def __init__(self, channel: socket.socket, said: IO[bytes], request: Request) -> None:
+        self._channel, self._said, self._request = channel, said, request
+        self._answers = channel.makefile("rb")
+
+    def load(self) -> Ready:
+        """Load the model, which comes first; answered once it is warm."""
+        return Ready(**self._ask(asdict(self._request)))
 
     def times(self, runs: int) -> Times:
-        """Times of so many runs; a process that fails raises StageFailed with its last words."""
+        """Times of so many runs of the loaded model."""
         return Times(**self._ask(runs))
 
+    def end(self) -> None:
+        """Tell an idle process to end, and wait until it has given its memory back."""
+        self._channel.shutdown(socket.SHUT_WR)
+        self._answers.read()
+
     def _ask(self, line: Any) -> dict[str, Any]:
-        asked, answered = self._process.stdin, self._process.stdout
-        if asked is None or answered is None:
-            raise StageFailed("the measuring process has no pipes; run again")
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             # A process that has ended gives no answer, and says why below.
-            asked.write(json.dumps(line).encode() + b"\n")
-        answer = answered.readline()
+            self._channel.sendall(json.dumps(line).encode() + b"\n")
+        answer = b""
+        with suppress(ConnectionError):
+            answer = self._answers.readline()
         if not answer:
-            code = self._process.wait()
             self._said.seek(0)
             words = self._said.read().decode(errors="replace").strip().splitlines()
-            reason = (words or [f"exit status {code}"])[-1]
             raise StageFailed(
-                f"the measuring process stopped ({reason}); if it ran out of memory, lower "
-                "measure.prefill_tokens or measure.batch_size, or set measure: null"
+                f"the measuring process stopped ({(words or ['it was killed'])[-1]}); if it ran out of "
+                "memory, lower measure.prefill_tokens or measure.batch_size, or set measure: null"
             )
         return dict(json.loads(answer))
 
 
 @contextmanager
-def started(request: Request) -> Iterator[Child]:
-    """A measuring process for a model, ended with the block."""
-    # Without buffers, since what a process that has ended did not take would be written again at the end.
-    with (
-        TemporaryFile() as said,
-        subprocess.Popen(COMMAND, stdin=PIPE, stdout=PIPE, stderr=said, bufsize=0) as process,
-    ):
+def starter() -> Iterator[Start]:
+    """Starts measuring processes out of one that has read the libraries, and kills all with it."""
+    ours, theirs = socket.socketpair()
+    with TemporaryFile() as said, ours:
+        with theirs:
+            # A group of their own: a Ctrl-C is for this process, which then ends all of them at once.
+            process = subprocess.Popen(
+                COMMAND, stdin=theirs.fileno(), stdout=said, stderr=said, process_group=0
+            )
+
+        @contextmanager
+        def start(request: Request) -> Iterator[Child]:
+            channel, its_end = socket.socketpair()
+            with channel:
+                with its_end, suppress(ConnectionError):
+                    socket.send_fds(ours, [b"."], [its_end.fileno()])
+                child = Child(channel, said, request)
+                yield child
+                child.end()
+
         try:
-            yield Child(process, said, request)
+            yield start
         finally:
-            # Nothing of it is needed any more, so it need not end by itself.
-            process.kill()
+            process.terminate()
+            process.wait()

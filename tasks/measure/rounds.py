@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from resprout.tasks.job import Progress
-from resprout.tasks.measure.child import started
+from resprout.tasks.measure.child import starter
 from resprout.tasks.measure.worker import Ready, Request, Times
 
 WINDOW = 3
@@ -34,12 +34,13 @@ class Answer:
 
 def together(requests: Mapping[str, Request], rounds: int, progress: Progress) -> dict[str, Answer]:
     """Answers by model; all processes stay, and each round asks each for one run."""
-    with ExitStack() as running:
-        children = {}
-        for done, (name, request) in enumerate(requests.items(), 1):
-            children[name] = running.enter_context(started(request))
-            progress(done, len(requests), "models loaded")
-        answers = {name: _begun(child.ready) for name, child in children.items()}
+    answers: dict[str, Answer] = {}
+    with starter() as start, ExitStack() as running:
+        children = {name: running.enter_context(start(request)) for name, request in requests.items()}
+        # One after another, so that no loading is timed beside another.
+        for name, child in children.items():
+            answers[name] = _begun(child.load())
+            progress(len(answers), len(requests), "models loaded")
         for number in range(rounds):
             for name in _order(requests, number):
                 answers[name].add(children[name].times(1))
@@ -50,12 +51,13 @@ def together(requests: Mapping[str, Request], rounds: int, progress: Progress) -
 def in_turn(requests: Mapping[str, Request], rounds: int, progress: Progress) -> dict[str, Answer]:
     """Answers by model; one process at a time, which is asked for the runs of WINDOW rounds."""
     answers: dict[str, Answer] = {}
-    for number, first in enumerate(range(0, rounds, WINDOW)):
-        for name in _order(requests, number):
-            with started(requests[name]) as child:
-                times = child.times(min(WINDOW, rounds - first))
-                answers.setdefault(name, _begun(child.ready)).add(times)
-        progress(min(first + WINDOW, rounds), rounds, "rounds")
+    with starter() as start:
+        for number, first in enumerate(range(0, rounds, WINDOW)):
+            for name in _order(requests, number):
+                with start(requests[name]) as child:
+                    answer = answers.setdefault(name, _begun(child.load()))
+                    answer.add(child.times(min(WINDOW, rounds - first)))
+            progress(min(first + WINDOW, rounds), rounds, "rounds")
     return {name: answers[name] for name in requests}
 
 

@@ -1,20 +1,24 @@
-"""The measuring process: `python -m resprout.tasks.measure.worker`, lines of JSON in and out.
+"""Measuring processes: `python -m resprout.tasks.measure.worker` reads the libraries and forks one a model.
 
 A process of its own, so that peak memory is this model's and nothing that ran before has warmed anything up.
+It is asked and answers over a socket, in lines of JSON; the sockets come over the one that is standard input.
 The first line is the request; it is answered once the model is loaded and warm. Each further line is a number
-of runs, answered with their times. The process ends with its input.
+of runs, answered with their times. A process ends with its input.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
@@ -42,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Ready:
-    """Seconds from the start of the process to the libraries being there, of loading, and threads in use."""
+    """Seconds until the libraries were there, of loading, and threads in use."""
 
     start_seconds: float
     load_seconds: float
@@ -61,24 +65,20 @@ class Times:
 class Measured:
     """A loaded model and the prompt, the same fixed sequence of ids for every model."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, start_seconds: float) -> None:
         import torch
-        import transformers
 
         from resprout.tasks.models.load import load_model
 
-        # Imported at their first use, which would else be timed as loading.
-        _ = transformers.AutoModelForCausalLM, transformers.PreTrainedModel
         if request.threads is not None:
             torch.set_num_threads(request.threads)
         self._wait = _waiter(request.device)
-        started = time.time() - psutil.Process().create_time()
         began = time.perf_counter()
         self._model = load_model(
             Path(request.folder), request.dtype, request.device, request.trust_remote_code
         )
         self._wait()
-        self.ready = Ready(started, time.perf_counter() - began, torch.get_num_threads())
+        self.ready = Ready(start_seconds, time.perf_counter() - began, torch.get_num_threads())
         self._request = request
         ids = torch.arange(request.batch_size * request.prefill_tokens).reshape(request.batch_size, -1)
         self._ids = (ids * 7919 % self._model.config.vocab_size).to(request.device)
@@ -97,6 +97,17 @@ class Measured:
             decode_seconds=[decode for _, decode in seconds],
             peak_memory_bytes=peak_memory(self._request.device),
         )
+
+
+def _read_libraries() -> float:
+    """Import what loading a model uses; seconds from the start of the process until it is there."""
+    import transformers
+
+    import resprout.tasks.models.load
+
+    # Imported at their first use, which would else be timed as loading.
+    _ = transformers.AutoModelForCausalLM, transformers.PreTrainedModel, resprout.tasks.models.load
+    return time.time() - psutil.Process().create_time()
 
 
 def _run(
@@ -126,19 +137,42 @@ def _waiter(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize
 
 
-def main() -> None:
-    """Answer on what was stdout, which belongs to the answers alone: what libraries print goes to stderr."""
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+def _serve(channel: socket.socket, start_seconds: float) -> NoReturn:
+    """Answer each line of a socket, which is closed once the process has given its memory back."""
+    lines = channel.makefile("rw", encoding="utf-8")
 
-        def answer(found: Ready | Times) -> None:
-            answers.write(json.dumps(asdict(found)) + "\n")
-            answers.flush()
+    def answer(found: Ready | Times) -> None:
+        lines.write(json.dumps(asdict(found)) + "\n")
+        lines.flush()
 
-        measured = Measured(Request(**json.loads(sys.stdin.readline())))
+    try:
+        measured = Measured(Request(**json.loads(lines.readline())), start_seconds)
         answer(measured.ready)
-        for line in sys.stdin:
+        for line in lines:
             answer(measured.times(int(line)))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def main() -> None:
+    """Fork a process for each socket that comes over standard input; all end with this one."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+    started, children = _read_libraries(), list[int]()
+    try:
+        with socket.socket(fileno=os.dup(sys.stdin.fileno())) as asking:
+            while sockets := socket.recv_fds(asking, 1, 1)[1]:
+                child = os.fork()
+                if not child:
+                    _serve(socket.socket(fileno=sockets[0]), started)
+                children.append(child)
+                os.close(sockets[0])
+    finally:
+        # None was waited for, so each number is still its own.
+        for child in children:
+            os.kill(child, signal.SIGKILL)
 
 
 if __name__ == "__main__":

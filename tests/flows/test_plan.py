@@ -102,7 +102,7 @@ def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> 
 
     records = [("1", record("uniform", 2.0, 1)), ("2", record("evolutionary", 7200.0, 2))]
     history = History(ArtifactStore.from_config(StoreConfig(), tmp_path), records)
-    work = Work(params=None, tokens=None, processes=0)
+    work = Work(params=None, tokens=None)
     assert history.seconds("plan", {"allocator": "uniform"}, work) == 2.0
     assert history.seconds("plan", {"allocator": "evolutionary"}, work) == 7200.0
     assert history.seconds("prune", {"allocator": "uniform"}, work) is None

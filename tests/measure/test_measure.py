@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 
+from one_machine import until
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import MeasureConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.measure import rounds
-from resprout.tasks.measure.child import started
+from resprout.tasks.measure.child import Child, starter
 from resprout.tasks.measure.hardware import fingerprint
 from resprout.tasks.measure.ratio import Ratio, coverage, metrics_of, ratio_in, ratio_of
 from resprout.tasks.measure.rounds import Answer, in_turn, together
@@ -87,7 +91,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Iterator[float]) -> None:
         self.seconds, self.asked, self.alive, self.most = seconds, list[str](), 0, 0
-        monkeypatch.setattr(rounds, "started", self.started)
+        monkeypatch.setattr(rounds, "starter", lambda: nullcontext(self.started))
 
     @contextmanager
     def started(self, request: Request) -> Iterator[Machine]:
@@ -99,7 +103,10 @@ class Machine:
 
 class Model:
     def __init__(self, machine: Machine, name: str) -> None:
-        self.machine, self.name, self.ready = machine, name, Ready(0.0, 0.0, 1)
+        self.machine, self.name = machine, name
+
+    def load(self) -> Ready:
+        return Ready(0.0, 0.0, 1)
 
     def times(self, runs: int) -> Times:
         self.machine.asked += [self.name] * runs
@@ -171,7 +178,8 @@ def test_peak_memory_is_not_that_of_the_process_that_started_it(tmp_path):
     """This process holds 2 GB, touched, while the child measures a model of half a megabyte."""
     folder = write_tiny_folder(tmp_path / "model")
     ballast = np.ones(2_000_000_000, dtype=np.uint8)
-    with started(replace(REQUEST, folder=str(folder))) as child:
+    with starter() as start, start(replace(REQUEST, folder=str(folder))) as child:
+        child.load()
         times = child.times(3)
     assert ballast[-1] == 1
     assert 100e6 < times.peak_memory_bytes < 1.5e9
@@ -189,6 +197,57 @@ def test_a_child_that_fails_says_why_and_leaves_no_process(tmp_path):
     request = replace(REQUEST, folder=str(tmp_path))
     with pytest.raises(StageFailed, match=r"measuring process stopped \(.*no config.json"):
         together({"dense": request}, 3, silent)
+
+
+def processes() -> tuple[psutil.Process, psutil.Process]:
+    """The process that reads the libraries, and the one that it forked."""
+    (first,) = psutil.Process().children()
+    until(lambda: first.children(), 60)
+    (forked,) = first.children()
+    return first, forked
+
+
+def killed(request: Request) -> None:
+    with starter() as start, start(request) as child:
+        child.load()
+        processes()[1].kill()
+        child.times(1)
+
+
+def test_a_child_that_is_killed_or_finds_no_library_is_told_of(tmp_path, monkeypatch):
+    folder = write_tiny_folder(tmp_path / "model")
+    with pytest.raises(StageFailed, match=r"stopped \(it was killed\); if it ran out of memory"):
+        killed(replace(REQUEST, folder=str(folder)))
+    monkeypatch.setattr("resprout.tasks.measure.child.COMMAND", [sys.executable, "-c", "import none_such"])
+    with pytest.raises(StageFailed, match=r"stopped \(.*No module named 'none_such'"):
+        together({"dense": REQUEST}, 3, silent)
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["by an error", "by a key"])
+def test_a_process_that_computes_ends_at_once(tmp_path, key):
+    """A million runs to warm up are cut off by what is raised in the block, and by a terminal's Ctrl-C."""
+    folder = write_tiny_folder(tmp_path / "model")
+    seen, words = list[psutil.Process](), list[str]()
+
+    def load(child: Child) -> None:
+        with pytest.raises(StageFailed) as failed:
+            child.load()
+        words.append(str(failed.value))
+
+    def interrupted() -> None:
+        with starter() as start, start(replace(REQUEST, folder=str(folder), warmup=10**6)) as child:
+            threading.Thread(target=load, args=[child], daemon=True).start()
+            seen.extend(processes())
+            until(lambda: seen[1].cpu_times().user > 0.5, 60)
+            if key:
+                seen[0].send_signal(signal.SIGINT)
+                until(lambda: words, 10)
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        interrupted()
+    until(lambda: words, 10)
+    assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in seen)
 
 
 def test_the_door_imports_no_torch_and_is_keyed_by_hardware():
