@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
@@ -40,7 +40,8 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
 
 
 def _table(names: list[str], rows: list[Row]) -> Table:
-    table = Table("", box=None, pad_edge=False)
+    # Names of metrics are one word, which is broken before it is cut.
+    table = Table(Column("", overflow="fold"), box=None, pad_edge=False)
     for name in names:
         table.add_column(name, justify="right")
     for row in rows:

@@ -420,8 +420,10 @@ def test_a_run_without_recovery_and_gate_exports_the_pruned_model(
     resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
     path = write_run(tmp_path, select=None, recover=None, gate=None, measure=None)
-    found = resprout("run", path, "--json", home=tmp_path / "home")
+    name = "_".join(["words"] * 15)
+    found = resprout("run", path, f"evaluate.perplexity.name={name}", "--json", home=tmp_path / "home")
     assert found.code == 0, found.err
+    assert "…" not in found.err, "a metric's long name is broken, not cut"
     assert found.result["models"]["recovered"] is None
     assert found.result["gate"] == {"passed": True, "checks": []}
     assert found.result["exports"][0]["verified"]
