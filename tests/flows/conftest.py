@@ -8,13 +8,14 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forked import forks
 from tiny_run import write_run
 
 COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
@@ -43,30 +44,30 @@ def api_url(prefect_server: None) -> str:
 
 
 @pytest.fixture(scope="session")
-def resprout(api_url: str) -> Callable[..., Outcome]:
-    """Run `resprout ...` in a process of its own."""
+def resprout(api_url: str) -> Iterator[Callable[..., Outcome]]:
+    """Run `resprout ...` in a process of its own; with `env`, which libraries may read, from its start."""
+    usual = {**os.environ, "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
+    with forks(usual) as forked:
 
-    def call(
-        *arguments: str | Path, home: Path, env: dict[str, str] | None = None, timeout: float = 300
-    ) -> Outcome:
-        settings = {
-            **os.environ,
-            "RESPROUT_HOME": str(home),
-            "PREFECT_API_URL": api_url,
-            "OMP_NUM_THREADS": "1",
-            **(env or {}),
-        }
-        done = subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=settings,
-            timeout=timeout,
-            check=False,
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        def call(
+            *arguments: str | Path, home: Path, env: dict[str, str] | None = None, timeout: float = 300
+        ) -> Outcome:
+            words = [str(argument) for argument in arguments]
+            settings = {**usual, "RESPROUT_HOME": str(home), **(env or {})}
+            if env:
+                done = subprocess.run(
+                    [*COMMAND, *words],
+                    capture_output=True,
+                    text=True,
+                    env=settings,
+                    timeout=timeout,
+                    check=False,
+                )
+            else:
+                done = forked.run(words, settings, timeout)
+            return Outcome(done.returncode, done.stdout, done.stderr)
 
-    return call
+        yield call
 
 
 @dataclass(frozen=True)
