@@ -85,10 +85,10 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., Outcome]) -> Finished:
-    """A whole run of the tiny config."""
+    """A whole run of the tiny config; from its start, as what it took is held against predictions."""
     root = tmp_path_factory.mktemp("finished")
     path = write_run(root)
-    outcome = resprout("run", path, "--json", home=root / "home")
+    outcome = resprout("run", path, "--json", home=root / "home", env={"COLUMNS": "120"})
     assert outcome.code == 0, outcome.err
     shutil.copytree(root / "home", root / "untouched")
     return Finished(path, root / "home", outcome)
