@@ -63,10 +63,7 @@ def starter() -> Iterator[Start]:
     ours, theirs = socket.socketpair()
     with TemporaryFile() as said, ours:
         with theirs:
-            # A group of their own: a Ctrl-C is for this process, which then ends all of them at once.
-            process = subprocess.Popen(
-                COMMAND, stdin=theirs.fileno(), stdout=said, stderr=said, process_group=0
-            )
+            process = subprocess.Popen(COMMAND, stdin=theirs.fileno(), stdout=said, stderr=said)
 
         @contextmanager
         def start(request: Request) -> Iterator[Child]:
