@@ -201,7 +201,7 @@ def test_a_child_that_fails_says_why_and_leaves_no_process(tmp_path):
 
 def processes() -> tuple[psutil.Process, psutil.Process]:
     """The process that reads the libraries, and the one that it forked."""
-    (first,) = psutil.Process().children()
+    first = max(psutil.Process().children(), key=lambda one: one.create_time())
     until(lambda: first.children(), 60)
     (forked,) = first.children()
     return first, forked
