@@ -35,9 +35,10 @@ def instruction_items(
     source: RowSource, label: str, files: dict[str, Path], read: Reader = read_rows
 ) -> Iterator[Item]:
     """Rows in Alpaca form with a stable id; a row without instruction or output raises BadInput."""
-    fields = ("instruction", "input", "output", "category")
     hashed = _hashed(source)
-    templates = {name: compile_template(getattr(source, name)) for name in fields}
+    templates = {name: _of_columns(getattr(source, name)) for name in ("instruction", "input", "output")}
+    # A category may be one word for all rows, whatever their columns are called.
+    templates["category"] = compile_template(source.category)
 
     def render(columns: Columns) -> dict[str, str]:
         return {name: template(columns).strip() for name, template in templates.items()}
@@ -53,7 +54,7 @@ def instruction_items(
         text = "\n".join((row["instruction"], row["input"], row["output"]))
         yield Item(
             text,
-            hashed(columns, text),
+            hashed(place, columns, text),
             {"id": sha256_hex(text.encode("utf-8", "surrogatepass")), "source": label, **row},
         )
 
@@ -62,7 +63,7 @@ def text_items(
     source: TextSource, label: str, files: dict[str, Path], read: Reader = read_rows
 ) -> Iterator[Item]:
     """Documents; an empty one raises BadInput."""
-    render, hashed = compile_template(source.text), _hashed(source)
+    render, hashed = _of_columns(source.text), _hashed(source)
     for place, columns in _columns(source, files, read):
         text = _at(place, render, columns)
         if not text.strip():
@@ -70,7 +71,7 @@ def text_items(
                 f"{place}: the text is empty; expected text from the template {source.text!r}, or leave such "
                 "rows out by `where`"
             )
-        yield Item(text, hashed(columns, text), {"text": text, "source": label})
+        yield Item(text, hashed(place, columns, text), {"text": text, "source": label})
 
 
 def raw_items(
@@ -80,15 +81,30 @@ def raw_items(
     hashed = _hashed(source)
     for place, columns in _columns(source, files, read):
         text = _at(place, lambda row: json.dumps(row, sort_keys=True), columns)
-        yield Item(text, hashed(columns, text), columns)
+        yield Item(text, hashed(place, columns, text), columns)
 
 
-def _hashed(source: DataSource) -> Callable[[Columns, str], str]:
-    """What the split hashes of a row, given its columns and its main text."""
+def _hashed(source: DataSource) -> Callable[[str, Columns, str], str]:
+    """What the split hashes of a row, given its place, its columns and its main text."""
     if source.hash_of is None:
-        return lambda columns, text: text
-    template = compile_template(source.hash_of)
-    return lambda columns, text: template(columns)
+        return lambda place, columns, text: text
+    template = _of_columns(source.hash_of)
+    return lambda place, columns, text: _at(place, template, columns)
+
+
+def _of_columns(template: str) -> Callable[[Columns], str]:
+    """A compiled template; BadInput where it is a column's bare name, the same text for every row."""
+    render, name = compile_template(template), template.strip(" {}")
+
+    def checked(columns: Columns) -> str:
+        if name in columns and "{{" not in template:
+            raise BadInput(
+                f"the template {template!r} is this very text in each row, not the column of that name; "
+                f"write '{{{{ {name} }}}}'"
+            )
+        return render(columns)
+
+    return checked
 
 
 def taken(items: Iterable[Item], source: DataSource, seed: int, unique: bool) -> list[Item]:

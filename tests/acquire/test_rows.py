@@ -145,6 +145,16 @@ def test_bad_rows_are_named_by_file_and_line(bring, tmp_path, text, sentence):
     assert str(tmp_path) not in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", [{"instruction": "q"}, {"output": "{a}"}, {"hash_of": "q "}], ids=str)
+def test_a_column_named_without_braces(bring, jsonl, wrong):
+    """Each row would have one and the same text; a category may be a plain word."""
+    jsonl("pool.jsonl", [{"q": "Add 1 and 2.", "a": "3", "code": "1 + 2"}])
+    right = {"source": "pool.jsonl", "instruction": "{{ q }}", "output": "{{ a }}", "category": "code"}
+    assert bring(acquire_rows, RowSource(**right))[0]["category"] == "code"
+    with pytest.raises(BadInput, match=r"pool.jsonl, row 1: the template .* write '\{\{ [qa] \}\}'"):
+        bring(acquire_rows, RowSource(**{**right, **wrong}))
+
+
 def test_what_leaves_nothing_says_so(bring, jsonl):
     jsonl("pool.jsonl", [row(1)])
     with pytest.raises(BadInput, match=r"pool.jsonl: no row is left after where 'false'"):
