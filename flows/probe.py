@@ -49,9 +49,12 @@ def probe(loaded: Loaded) -> Iterator[Fault]:
             if metadata is not None and not gguf_has_tokenizer(metadata):
                 yield key, f"{address} {NO_TOKENIZER}"
             elif files and key == "model.source" and select is not None and select.template == "chat":
-                chat = chat_template(files) if metadata is None else gguf_chat_template(metadata)
-                if chat is None:
-                    yield "select.template", f"{NO_TEMPLATE} ({address})"
+                try:
+                    chat = chat_template(files) if metadata is None else gguf_chat_template(metadata)
+                    if chat is None:
+                        yield "select.template", f"{NO_TEMPLATE} ({address})"
+                except BadInput as error:
+                    yield "select.template", f"{address}: {error}"
     yield from row_faults(loaded, here, chat)
 
 

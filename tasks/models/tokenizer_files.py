@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resprout.configs.errors import BadInput
+
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """One of these holds the vocabulary."""
 NO_TOKENIZER = f"holds no tokenizer ({', '.join(TOKENIZERS)}); save the model's tokenizer beside its weights"
@@ -32,11 +34,18 @@ def has_tokenizer(names: Collection[str]) -> bool:
 
 
 def chat_template(files: Mapping[str, Path]) -> ChatTemplate | None:
-    """The one that transformers takes of a model folder's files, by name; None where there is none."""
+    """The one that transformers takes of a model folder's files, by name; None where there is none.
+
+    Raises:
+        BadInput: it is no text.
+    """
     settings = _settings(files, SETTINGS)
     special = {key: _token(value) for key, value in settings.items() if key.endswith("_token") and value}
     if JINJA in files:
-        text: Any = files[JINJA].read_text(encoding="utf-8")
+        try:
+            text: Any = files[JINJA].read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{JINJA} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     else:
         text = _settings(files, JSON).get("chat_template") or settings.get("chat_template")
     if isinstance(text, list):

@@ -125,6 +125,10 @@ def test_a_model_comes_with_tokenizer_and_chat_template(
     (chatty / "chat_template.jinja").write_text(CHAT)
     code, said = validate("select.template=chat", f"model.source={chatty}")
     assert code == 0, said
+    (chatty / "chat_template.jinja").write_text(CHAT + "é", encoding="latin-1")
+    code, said = validate("select.template=chat", f"model.source={chatty}")
+    assert code == 2
+    assert f"select.template: {chatty}: chat_template.jinja is not UTF-8 at byte {len(CHAT)}" in said
 
     mute = shutil.copytree(ground / "model", tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
     code, said = validate(f"model.source={mute}")
