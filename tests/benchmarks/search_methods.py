@@ -137,14 +137,14 @@ def candidates() -> Iterator[Candidate]:
 
 
 def presets() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Presets of FFN channels that take minutes, in their own layouts, and two that were chosen."""
+    """Presets of FFN channels that take less than two hours, in their own layouts, and three combinations."""
     yield "recommended", {"method": "recommended"}
     yield "recommended_per_layer", {"method": "recommended_per_layer"}
     pair = {"method": "flap", "layout": "uniform", "repair": "least_squares", "ridge": 0.1}
     yield "flap (uniform widths), least_squares", pair
     for method in (
         "cfsp", "ziplm", "flap", "wanda_sp", "activation", "taylor", "adapt_pruner", "ecoflap", "gblm",
-        "relevance", "lora_gradient", "apoz", "global_magnitude", "random",
+        "evopress_quick", "relevance", "lora_gradient", "apoz", "global_magnitude", "random",
     ):  # fmt: skip
         yield method, {"method": method}
 
