@@ -85,7 +85,7 @@ def raw_items(
 
 
 def _hashed(source: DataSource) -> Callable[[str, Columns, str], str]:
-    """What the split hashes of a row, given its place, its columns and its main text."""
+    """A function from a row's place, columns and main text to the text whose hash decides the split."""
     if source.hash_of is None:
         return lambda place, columns, text: text
     template = _of_columns(source.hash_of)
@@ -93,14 +93,14 @@ def _hashed(source: DataSource) -> Callable[[str, Columns, str], str]:
 
 
 def _of_columns(template: str) -> Callable[[Columns], str]:
-    """A compiled template; BadInput where it is a column's bare name, the same text for every row."""
+    """A compiled template; a row that has a column by that bare name raises BadInput."""
     render, name = compile_template(template), template.strip(" {}")
 
     def checked(columns: Columns) -> str:
         if name in columns and "{{" not in template:
             raise BadInput(
-                f"the template {template!r} is this very text in each row, not the column of that name; "
-                f"write '{{{{ {name} }}}}'"
+                f"the template {template!r} is literal text, the same in every row; to take the column of "
+                f"that name, write '{{{{ {name} }}}}'"
             )
         return render(columns)
 

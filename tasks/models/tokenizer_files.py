@@ -37,7 +37,7 @@ def chat_template(files: Mapping[str, Path]) -> ChatTemplate | None:
     """The one that transformers takes of a model folder's files, by name; None where there is none.
 
     Raises:
-        BadInput: it is no text.
+        BadInput: chat_template.jinja is not UTF-8.
     """
     settings = _settings(files, SETTINGS)
     special = {key: _token(value) for key, value in settings.items() if key.endswith("_token") and value}

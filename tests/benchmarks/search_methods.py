@@ -137,7 +137,7 @@ def candidates() -> Iterator[Candidate]:
 
 
 def presets() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Presets of FFN channels that take less than two hours, in their own layouts, and three combinations."""
+    """Presets of FFN channels in their own layouts, and flap with equal widths and least squares."""
     yield "recommended", {"method": "recommended"}
     yield "recommended_per_layer", {"method": "recommended_per_layer"}
     pair = {"method": "flap", "layout": "uniform", "repair": "least_squares", "ridge": 0.1}

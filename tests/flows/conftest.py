@@ -85,7 +85,7 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., Outcome]) -> Finished:
-    """A whole run of the tiny config; from its start, as what it took is held against predictions."""
+    """A whole run of the tiny config; `env` starts it anew, as predictions are held against its seconds."""
     root = tmp_path_factory.mktemp("finished")
     path = write_run(root)
     outcome = resprout("run", path, "--json", home=root / "home", env={"COLUMNS": "120"})
