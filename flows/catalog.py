@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import Layout, Preset
-from resprout.tasks.registry import Entry, Registry, Setting
+from resprout.tasks.core.methods import Entry, Registry, Setting
 
 
 def registries() -> dict[str, Registry[Any]]:

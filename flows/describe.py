@@ -9,7 +9,7 @@ from resprout.configs.result import GateResult, RegisteredResult, StageResult
 from resprout.infra.lineage import Node
 from resprout.infra.notes import code, link, model_page, plain, run_page
 from resprout.infra.store.record import Record
-from resprout.tasks.run import Nested
+from resprout.tasks.core.run import Nested
 
 PLAN, CONFIG, PATCH, REPORT = "plan.json", "config.json", "uncommitted.patch", "report/report.html"
 """Files of a run that its description leads to."""

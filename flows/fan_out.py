@@ -30,10 +30,9 @@ from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import NoDisplay
 from resprout.infra.environment import prepare
 from resprout.infra.store.reference import ArtifactRef
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.run import Run
-from resprout.tasks.share import Share
-from resprout.tasks.stage import Input, Part, Stage
+from resprout.tasks.core.job import Job, Progress, Share
+from resprout.tasks.core.run import Run
+from resprout.tasks.core.stage import Input, Part, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class Call(BaseModel):
     config: dict[str, Any]
     job: dict[str, Any]
     inputs: dict[str, Given]
-    label: str
+    role: str
 
 
 def _make(call: str, label: str) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def _called(call: str) -> ArtifactRef:
     }
     place = asked.place.model_dump_json()
     run = _HERE.get(place) or _opened(place)
-    return apart(lambda: stage(run, job, inputs, asked.label))
+    return apart(lambda: stage(run, job, inputs, asked.role))
 
 
 MAKE = Task(
@@ -120,16 +119,17 @@ class FanOut:
         stage: Stage[Any],
         jobs: Sequence[Job[Any]],
         inputs: Mapping[str, Input],
-        label: str,
+        role: str,
         progress: Progress,
     ) -> list[ArtifactRef]:
         """The artifacts of the jobs, in their order; all are tried before the first fault is raised."""
         if self._runner is None:
             self._runner = self._cluster.enter_context(started(self._infra))
+        label = stage.label(role)
         # Before any is made: an edit meanwhile must not pass for what was asked for.
         asked = [stage.key_parts(job, inputs) for job in jobs]
         try:
-            futures = [self._submit(stage, job, inputs, label) for job in jobs]
+            futures = [self._submit(stage, job, inputs, role) for job in jobs]
         except Exception as error:
             self._stop()
             raise lost(error, f"the shards of {label}") from error
@@ -190,11 +190,11 @@ class FanOut:
         )
 
     def _submit(
-        self, stage: Stage[Any], job: Job[Any], inputs: Mapping[str, Input], label: str
+        self, stage: Stage[Any], job: Job[Any], inputs: Mapping[str, Input], role: str
     ) -> PrefectFuture[Any]:
         section = type(job.config)
         plain = {name: value for name, value in vars(job).items() if name != "config"}
-        name = f"{label} shard {job.share.index + 1} of {job.share.count}"
+        role = f"{role} shard {job.share.index + 1} of {job.share.count}".lstrip()
         call = Call(
             place=self._place,
             stage=stage.target,
@@ -202,10 +202,10 @@ class FanOut:
             config=job.config.model_dump(mode="json"),
             job={**plain, "share": asdict(job.share)},
             inputs={role: _given(one) for role, one in inputs.items()},
-            label=name,
+            role=role,
         )
         # As text, so that Prefect does not look through it for futures.
-        return submit(self._runner, MAKE, {"call": call.model_dump_json(), "label": name})
+        return submit(self._runner, MAKE, {"call": call.model_dump_json(), "label": stage.label(role)})
 
 
 @functools.lru_cache(maxsize=4)

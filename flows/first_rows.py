@@ -14,7 +14,7 @@ from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, RowSource, SelectConfig, TextSource, ZeroShotTask
 from resprout.flows.faults import Fault, faults_in
-from resprout.flows.sources import data_sources
+from resprout.flows.inputs import data_sources
 from resprout.tasks.acquire.address import locate
 from resprout.tasks.acquire.pinned import Context
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items

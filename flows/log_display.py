@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded
 from resprout.flows.faults import Fault, faults_in
 from resprout.flows.first_rows import row_faults
-from resprout.flows.sources import context, is_elsewhere, model_files, named_sources
+from resprout.flows.inputs import context, is_elsewhere, model_files, named_sources
 from resprout.infra.environment import set_variables
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
 from resprout.flows.log_display import LogDisplay
-from resprout.tasks.job import Progress, silent
-from resprout.tasks.run import Display
+from resprout.tasks.core.job import Progress, silent
+from resprout.tasks.core.run import Display
 
 
 class NoDisplay:

@@ -18,9 +18,9 @@ from rich.progress import (
 
 from resprout.flows.log_display import LogDisplay
 from resprout.infra import logs
-from resprout.tasks.job import Progress as Callback
-from resprout.tasks.job import silent
-from resprout.tasks.run import Display
+from resprout.tasks.core.job import Progress as Callback
+from resprout.tasks.core.job import silent
+from resprout.tasks.core.run import Display
 
 LINE_SECONDS = 10.0
 

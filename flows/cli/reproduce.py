@@ -14,11 +14,10 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from resprout.flows.original import Original
+    from resprout.flows.compare_runs import Change, Verdict
     from resprout.flows.place import Place
-    from resprout.flows.reproduction import Verdict
+    from resprout.flows.recorded_run import RecordedRun
     from resprout.flows.session import Session
-    from resprout.flows.surroundings import Change
     from resprout.infra.store.store import ArtifactStore
 
 SERVER = ("PREFECT_API_URL", "PREFECT_HOME")
@@ -73,18 +72,16 @@ def reproduce(
     from resprout.flows.place import open_place
 
     place = open_place(config, reference, read_only=True)
-    from resprout.flows.original import hardware, original
-    from resprout.flows.surroundings import changes
+    from resprout.flows.compare_runs import changes, judge
+    from resprout.flows.recorded_run import hardware, recorded_run
 
-    run = original(place, reference, device)
+    run = recorded_run(place, reference, device)
     elsewhere = changes(run.records, run.device, hardware(place.store, run))
     for line in _surroundings(elsewhere):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     # Prefect and its database are those of this command's own environment, not those of the original.
     _restore(outside)
     session, now, folder = _again(run, place, into, trust_remote_code, console, debug)
-    from resprout.flows.reproduction import judge
-
     verdict = judge(run, session.result.stages, place.store, now, elsewhere, tolerance)
     if as_json:
         from resprout.flows.audit.printable import json_line
@@ -106,12 +103,12 @@ def reproduce(
 
 
 def _again(
-    run: Original, place: Place, into: Path | None, code: bool, console: Console, debug: bool
+    run: RecordedRun, place: Place, into: Path | None, code: bool, console: Console, debug: bool
 ) -> tuple[Session, ArtifactStore, Path]:
     """The run made again: its session, its store, and the folder of both."""
     from resprout.configs.schema import InfraConfig
     from resprout.flows.folders import beside, new_folder
-    from resprout.flows.original import refuse_impossible
+    from resprout.flows.recorded_run import refuse_impossible
     from resprout.infra.environment import prepare
 
     refuse_impossible(run, place.store, beside(into, place.home), code)

@@ -27,11 +27,11 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
     result = session.result
     if result.models is None:
         return
-    models = {name: one.metrics for name, one in result.models.there().items()}
+    models = {name: one.metrics for name, one in result.made_models().items()}
     console.print()
     rows = comparison(models, session.source_bytes, session.source_format, session.averaged)
     console.print(_table(list(models), rows), highlight=False)
-    if result.models.recovered is not None:
+    if "recovered" in models:
         console.print(
             recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resprout.tasks.acquire.pinned import Source
-from resprout.tasks.registry import Registry
+from resprout.tasks.core.methods import Registry
 
 SOURCES: Registry[type[Source]] = Registry("source scheme")
 SOURCES.add("local", "resprout.tasks.acquire.sources.local:Local", "folder or file on this machine")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from resprout.configs.schema import CalibrateConfig
 from resprout.tasks.calibrate.samples import Samples, cut, draw_windows, take
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.models.load import load_model
 
 PASS_TOKENS = 2048

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resprout.configs.schema import CalibrateConfig
 from resprout.tasks.calibrate.samples import Samples, cut, draw_windows, take
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
 
 
 def draw(job: Job[CalibrateConfig], inputs: Mapping[str, Path], progress: Progress) -> Samples:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import CalibrateConfig
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.registry import Registry
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.methods import Registry
 
 if TYPE_CHECKING:
     from resprout.tasks.calibrate.samples import Samples

@@ -17,7 +17,7 @@ from torch import Tensor
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import CalibrateConfig
 from resprout.tasks.calibrate.samples import Samples
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.models.load import load_model, load_tokenizer
 
 BATCH_ROWS = 32

@@ -9,19 +9,48 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from resprout.configs.schema import CalibrateConfig
 from resprout.tasks.calibrate.registry import METHODS, modules
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.stage import stage
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Reads, stage
+
+
+def params(config: CalibrateConfig) -> dict[str, Any]:
+    """Settings by which people compare runs."""
+    return {
+        "calibration": config.method,
+        "calibration_samples": config.samples,
+        "calibration_seq_len_tokens": config.seq_len_tokens,
+    }
+
+
+def lengths(config: CalibrateConfig) -> dict[str, int]:
+    """Sequences that the model must take."""
+    return {"calibrate.seq_len_tokens": config.seq_len_tokens}
+
+
+def check(config: CalibrateConfig, base: Path) -> None:
+    """BadInput for a method that is not there."""
+    METHODS.entry(config.method)
 
 
 @stage(
     "calibrate",
     kind="calibration",
+    section="calibrate",
+    reads={
+        "model": Reads("model", of="source"),
+        "text": Reads("data", of="calibration_text", optional=True),
+    },
+    gives="calibration",
     libraries=("torch", "transformers", "tokenizers", "scikit-learn", "numpy"),
     methods=modules,
     seeded=True,
+    params=params,
+    lengths=lengths,
+    checks={"calibrate.method": check},
 )
 def calibrate(
     job: Job[CalibrateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress

@@ -10,14 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resprout.configs.schema import EvaluateConfig
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Reads, stage
 from resprout.tasks.evaluate.task_files import TASK_ROLE
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.stage import stage
 
 
 @stage(
     "evaluation_data",
     kind="evaluation-data",
+    title="evaluation data",
+    section="evaluate",
+    reads={
+        "dense": Reads("model", of="source"),
+        "text": Reads("data", optional=True),
+        "tasks": Reads("data", group=True),
+    },
     libraries=("transformers", "tokenizers", "lm_eval"),
     computes=False,
 )

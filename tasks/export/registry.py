@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from resprout.tasks.registry import Registry
+from resprout.tasks.core.methods import Registry
 
 if TYPE_CHECKING:
     from resprout.tasks.export.contracts import Format

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.layout import write_shape
 from resprout.tasks.models.size import Shape, shape_of

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, Units, anatomy
 from resprout.tasks.models.walk import BATCH_TOKENS, walk, watch
 

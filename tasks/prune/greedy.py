@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.depth import Block, blocks
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.models.trial import BATCH_TOKENS, Trial

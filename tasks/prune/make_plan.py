@@ -11,7 +11,7 @@ from torch import Tensor
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.size import BYTES, Shape, shape_of
 from resprout.tasks.prune.contracts import Bench, Costs, Request
 from resprout.tasks.prune.gone import left_of, ranked_last, remaining

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer
 from resprout.tasks.models.walk import walk
 from resprout.tasks.prune.cutting import is_norm

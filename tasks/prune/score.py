@@ -11,12 +11,11 @@ from torch import Tensor
 
 from resprout.configs.errors import StageFailed
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import WHOLE, Progress, Share, silent
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.walk import in_pages, run, walk, watch
 from resprout.tasks.prune.contracts import Criterion, GeneralCriterion, Needs
 from resprout.tasks.prune.gradients import OVERFLOW, by_gradients
-from resprout.tasks.share import WHOLE, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,13 +11,13 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import DEPTH, Unit
+from resprout.tasks.core.methods import Entry, Registry
 from resprout.tasks.models.depth import blocks, check_numbers, without
 from resprout.tasks.models.size import BYTES, Shape
 from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.resolve import Resolved, resolve
 from resprout.tasks.prune.spared import free_layers, joined, within
-from resprout.tasks.registry import Entry, Registry
 
 FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""

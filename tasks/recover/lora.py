@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from resprout.configs.schema import RecoverConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.models.masked import read_masked
 from resprout.tasks.recover.lessons import Lessons, Recovered
 from resprout.tasks.recover.masked import leave_masked

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import RecoverConfig
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.registry import Registry
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.methods import Registry
 
 if TYPE_CHECKING:
     from resprout.tasks.recover.lessons import Lessons, Recovered

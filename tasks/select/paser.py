@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, SelectConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.models.load import load_model
 from resprout.tasks.select import budget, concepts, duplicates, embed
 from resprout.tasks.select.cluster import CLUSTERERS, Matrix
@@ -29,7 +29,6 @@ from resprout.tasks.select.graph import Outcome, choose_consistent, readmit
 from resprout.tasks.select.paser_size import check_size
 from resprout.tasks.select.pool import Choice, Pool
 from resprout.tasks.select.rank import instruction_efficiency, ranked
-from resprout.tasks.share import shards_in
 
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:

@@ -10,12 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resprout.configs.schema import SelectConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Reads, stage
 from resprout.tasks.select.registry import CHECKS, modules
-from resprout.tasks.stage import stage
 
 
-@stage("pool", kind="pool", libraries=("transformers", "tokenizers"), methods=modules, computes=False)
+@stage(
+    "pool",
+    kind="pool",
+    section="select",
+    reads={"rows": Reads("data"), "dense": Reads("model", of="source")},
+    libraries=("transformers", "tokenizers"),
+    methods=modules,
+    computes=False,
+)
 def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pool's size and the budget; BadInput where the one does not hold the other."""
     from resprout.tasks.select.pool import read_pool

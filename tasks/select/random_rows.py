@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from resprout.configs.schema import SelectConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.select.pool import Choice, Pool, fill
 
 

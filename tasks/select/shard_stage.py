@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.schema import SelectConfig
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.stage import stage
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import stage
 
 
 def settings(config: SelectConfig) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def settings(config: SelectConfig) -> dict[str, Any]:
 @stage(
     "divergence-shard",
     kind="divergence-shard",
+    title="select",
     libraries=("torch", "transformers", "tokenizers", "numpy"),
     settings=settings,
 )

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import SelectConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Reads, stage
 from resprout.tasks.select.registry import METHODS, modules
 from resprout.tasks.select.shard_stage import divergence_shard
-from resprout.tasks.stage import stage
 
 if TYPE_CHECKING:
     from resprout.tasks.select.pool import Choice, Pool
@@ -31,14 +31,48 @@ def compares_models(config: SelectConfig) -> bool:
     return config.method == "paser"
 
 
+def params(config: SelectConfig) -> dict[str, Any]:
+    """Settings by which people compare runs."""
+    budget = config.model_dump(include={"budget_tokens", "budget_ratio"}, exclude_none=True)
+    return {
+        "selection": config.method,
+        "selection_budget": ", ".join(f"{key}={value}" for key, value in budget.items()),
+        "selection_max_len_tokens": config.max_len_tokens,
+    }
+
+
+def lengths(config: SelectConfig) -> dict[str, int]:
+    """Sequences that the model must take."""
+    return {"select.max_len_tokens": config.max_len_tokens}
+
+
+def check(config: SelectConfig, base: Path) -> None:
+    """BadInput for a method that is not there."""
+    METHODS.entry(config.method)
+
+
 @stage(
     "select",
     kind="selection",
+    section="select",
+    reads={
+        "rows": Reads("data"),
+        "dense": Reads("model", of="source"),
+        "pruned": Reads("model", of="model"),
+        "embedder": Reads("model", of="encoder", optional=True),
+    },
+    gives="selection",
+    reported=True,
+    tagged=True,
     libraries=("torch", "transformers", "tokenizers", "scikit-learn", "scipy", "numpy"),
     methods=modules,
     seeded=True,
     shard=divergence_shard,
     splits=compares_models,
+    params=params,
+    metrics=("selected_rows", "pool_rows"),
+    lengths=lengths,
+    checks={"select.method": check},
 )
 def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the chosen rows and the decisions; tokens chosen never exceed the budget."""

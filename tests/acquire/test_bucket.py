@@ -10,7 +10,7 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.acquire.jobs import AcquireModel
 from resprout.tasks.acquire.pinned import Context
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 
 
 @pytest.fixture

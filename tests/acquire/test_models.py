@@ -99,7 +99,7 @@ class TestLocal:
 
     def test_a_file_that_changes_between_pin_and_use_is_refused(self, folder, context, tmp_path):
         from resprout.tasks.acquire.stage import acquire_model
-        from resprout.tasks.job import Job, silent
+        from resprout.tasks.core.job import Job, silent
 
         job = AcquireModel.pin(ModelConfig(source=str(folder)), context)
         (folder / "config.json").write_text("{}")

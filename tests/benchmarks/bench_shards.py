@@ -31,7 +31,7 @@ from resprout.configs.load import Loaded, load
 from resprout.configs.schema import EvaluateConfig
 from resprout.infra.store.driver import Driver
 from resprout.infra.store.reference import ArtifactRef
-from resprout.tasks.job import Job
+from resprout.tasks.core.job import Job
 from tiny_run import words, write_run
 from toys import Knobs, whole
 
@@ -71,7 +71,7 @@ def measured(loaded: Loaded, steps: Callable[[Any], Any]) -> tuple[Any, Counter[
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
-    from resprout.tasks.run import Run
+    from resprout.tasks.core.run import Run
 
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home)
     store.driver = counting = Counting(store.driver)  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from resprout.tasks.calibrate.registry import METHODS
 from resprout.tasks.calibrate.samples import cut
 from resprout.tasks.calibrate.self_generated import first_tokens, generate
 from resprout.tasks.calibrate.stage import calibrate
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
 
 TextFolder = Callable[[list[str]], Path]

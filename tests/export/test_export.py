@@ -16,13 +16,13 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ExportConfig, PruneConfig
 from resprout.infra.licences import Credit
 from resprout.infra.store.reference import ArtifactRef
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.export import probe as script
 from resprout.tasks.export.card import card, carry_licences
 from resprout.tasks.export.formats.hf import HuggingFace
 from resprout.tasks.export.probe import Probed
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.export.verify import largest_difference
-from resprout.tasks.job import Job, silent
 from resprout.tasks.models.load import load_model, save_model
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan

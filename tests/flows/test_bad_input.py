@@ -24,8 +24,8 @@ from resprout.configs.load import load
 from resprout.configs.schema import MlflowConfig, ModelConfig, RecoverConfig
 from resprout.flows import preflight
 from resprout.flows.check import check
+from resprout.tasks.core.run import Forecast
 from resprout.tasks.models.size import shape_of
-from resprout.tasks.run import Forecast
 from tiny_run import write_run
 
 CHEAP = ("acquire", "pool", "evaluation data")

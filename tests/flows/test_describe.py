@@ -14,7 +14,7 @@ from resprout.configs.result import (
 from resprout.flows.describe import MAX_CHARS, Place, describe_run, describe_version, fitting
 from resprout.infra.lineage import Node
 from resprout.infra.store.record import Record
-from resprout.tasks.run import Nested
+from resprout.tasks.core.run import Nested
 
 HERE = Place("7", "r" * 32)
 EVIL = "<img src=https://evil>` [x](https://evil)"

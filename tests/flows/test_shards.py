@@ -25,8 +25,7 @@ from resprout.flows.check import require_extra
 from resprout.flows.runners import lost
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.job import Job
-from resprout.tasks.share import Share
+from resprout.tasks.core.job import Job, Share
 from servers import free_port
 from tiny_run import write_run
 from toys import Knobs, whole

@@ -14,7 +14,7 @@ from torch import nn
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import silent
+from resprout.tasks.core.job import silent
 from resprout.tasks.models.size import count, shape_of
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.grafts import Graft, grafted, matrices

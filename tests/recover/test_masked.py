@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from resprout.configs.schema import RecoverConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.generator import own_generator
 from resprout.tasks.models.load import load_model, save_model
 from resprout.tasks.models.masked import read_masked, write_masked

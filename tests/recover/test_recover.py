@@ -13,7 +13,7 @@ import torch
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import RecoverConfig
 from resprout.configs.stages import PartOfRecovery
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.generator import own_generator
 from resprout.tasks.models.load import load_model
 from resprout.tasks.recover.full import cast, masters

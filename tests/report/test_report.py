@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.size import Shape
 from resprout.tasks.report.curve import bars, line
 from resprout.tasks.report.stage import ReportConfig, kept_widths, measured, report

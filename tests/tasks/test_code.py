@@ -13,11 +13,11 @@ from resprout.configs.schema import PruneConfig, RunConfig
 from resprout.tasks import code
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.calibrate.stage import calibrate
+from resprout.tasks.core.job import Job
 from resprout.tasks.evaluate.data_stage import evaluation_data
 from resprout.tasks.evaluate.stage import evaluate, evaluate_shard
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
-from resprout.tasks.job import Job
 from resprout.tasks.measure.stage import measure
 from resprout.tasks.prune.stage import plan, prune, score, score_shard
 from resprout.tasks.recover.stage import recover
@@ -312,7 +312,7 @@ def test_an_edit_of_one_stage_leaves_the_others_of_its_file(copy: Path) -> None:
 def test_another_partition_of_the_work_makes_other_shards(copy: Path, door: str) -> None:
     """Shards that lie in a store must not be put together with ones that begin elsewhere."""
     before = code.code_hash([f"resprout.tasks.{door}"])
-    path = copied(copy, "tasks/share.py")
+    path = copied(copy, "tasks/core/job.py")
     path.write_text(path.read_text().replace("items * self.index // self.count", "self.index"))
     assert code.code_hash([f"resprout.tasks.{door}"]) != before
 

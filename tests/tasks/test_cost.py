@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from resprout.tasks.cost import metered
+from resprout.tasks.core.resources import metered
 
 MIB = 2**20
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is reset through /proc")

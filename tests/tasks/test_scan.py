@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.tasks.scan import load_scan
+from resprout.tasks.core.data_scan import load_scan
 
 
 @pytest.fixture

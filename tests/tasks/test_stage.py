@@ -16,8 +16,8 @@ from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.infra import identity, patience
 from resprout.infra.notes import NOTE
 from resprout.infra.store.reference import ArtifactRef
-from resprout.tasks.job import Job
-from resprout.tasks.stage import Part, stage
+from resprout.tasks.core.job import Job
+from resprout.tasks.core.stage import Part, stage
 from toys import Knobs, write_text
 
 
@@ -265,7 +265,7 @@ def test_a_prefect_server_that_is_away_costs_no_stage(
         (workdir / "out.txt").write_text("done")
 
     long.__module__ = write_text.__module__
-    monkeypatch.setattr("resprout.tasks.progress.ARTIFACT_SECONDS", 0.0)
+    monkeypatch.setattr("resprout.tasks.core.progress.ARTIFACT_SECONDS", 0.0)
     monkeypatch.setattr("prefect.artifacts.create_progress_artifact", away)
     made = make_run(home, lambda run: stage("long", kind="toy")(long)(run, Job(Knobs())))
     assert made.digest
@@ -276,12 +276,12 @@ def test_an_edit_while_a_stage_runs_is_not_recorded_as_what_ran(
     home: Path, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def edits(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:
-        monkeypatch.setattr("resprout.tasks.stage.code_hash", lambda modules: "after")
+        monkeypatch.setattr("resprout.tasks.core.stage.code_hash", lambda modules: "after")
         monkeypatch.setattr(identity, "library_version", lambda name: "after")
         (workdir / "out.txt").write_text("done")
 
     edits.__module__ = write_text.__module__
-    monkeypatch.setattr("resprout.tasks.stage.code_hash", lambda modules: "before")
+    monkeypatch.setattr("resprout.tasks.core.stage.code_hash", lambda modules: "before")
     monkeypatch.setattr(identity, "library_version", lambda name: "before")
 
     def steps(run: Any) -> Any:

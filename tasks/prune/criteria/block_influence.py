@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.walk import Step, walk, watch
 from resprout.tasks.prune.contracts import Needs
 from resprout.tasks.prune.turns import cosines, step_cosines

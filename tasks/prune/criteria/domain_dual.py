@@ -29,7 +29,7 @@ from torch import Tensor
 
 from resprout.configs.errors import StageFailed
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Units
 from resprout.tasks.models.walk import walk, watch
 from resprout.tasks.prune.bounds import require

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.prune.contracts import Needs
 from resprout.tasks.prune.residual import at_norms

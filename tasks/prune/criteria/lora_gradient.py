@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, Units, anatomy
 from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.contracts import Needs

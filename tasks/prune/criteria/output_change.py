@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.prune.bounds import require
 from resprout.tasks.prune.contracts import Needs
 from resprout.tasks.prune.greedy import Distance, logits, removal_ranks

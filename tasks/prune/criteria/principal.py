@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.prune.contracts import Needs
 from resprout.tasks.prune.residual import principal_directions

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.walk import BATCH_TOKENS
 from resprout.tasks.prune.contracts import Needs

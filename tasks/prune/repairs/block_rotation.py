@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.layout import build_layer, write_shape
 from resprout.tasks.models.size import Shape, shape_of

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.stack import Stack
 from resprout.tasks.models.walk import BATCH_TOKENS
 from resprout.tasks.prune.bounds import require

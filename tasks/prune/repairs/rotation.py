@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families.family import Tensors
 from resprout.tasks.models.size import Shape, shape_of

@@ -24,12 +24,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 MODULE = re.compile(r"resprout(\.\w+)+")
 ORCHESTRATION = {
-    "resprout.tasks.code": "computes these hashes",
-    "resprout.tasks.stage": "calls a stage's function; what it gives it is in tasks.job",
-    "resprout.tasks.run": "holds what the stages of one run share: store, tracker, display",
+    "resprout.tasks.core.cache_key": "computes these hashes",
+    "resprout.tasks.core.methods": "finds methods by name; the selected ones are given",
+    "resprout.tasks.core.stage": "calls a stage's function; what it gives it is in tasks.core.job",
+    "resprout.tasks.core.run": "holds what the stages of one run share: store, tracker, display",
     "resprout.configs.errors": "names kinds of failure, and a stage that fails leaves no bytes",
     "resprout.configs.infrastructure:StoreConfig": "reaches a bucket; what is fetched is pinned by hash",
     "resprout.infra.store.faults": "puts a full disk into words",
@@ -162,6 +163,8 @@ def _parse(module: str, path: Path, _stamp: tuple[int, ...]) -> Source:
     definitions: dict[str, list[ast.stmt]] = {}
     imports: dict[str, str] = {}
     for statement in ast.parse(path.read_bytes()).body:
+        if isinstance(statement, ast.FunctionDef):
+            statement.decorator_list = [one for one in statement.decorator_list if not _declares(one)]
         if not isinstance(statement, ast.FunctionDef | ast.ClassDef):
             imports |= _imports(_walk(statement))
         if not _only_imports(statement) and not _is_text(statement):
@@ -180,6 +183,12 @@ def _walk(statement: ast.stmt) -> list[ast.AST]:
             node.body = [child for child in body if not _is_text(child)]  # type: ignore[attr-defined]
         nodes.extend(ast.iter_child_nodes(node))
     return nodes
+
+
+def _declares(decorator: ast.expr) -> bool:
+    """Whether a decorator declares a stage: what of that decides bytes is in the key by itself."""
+    called = decorator.func if isinstance(decorator, ast.Call) else None
+    return isinstance(called, ast.Name) and called.id == "stage"
 
 
 def _is_text(statement: ast.stmt) -> bool:

@@ -1,4 +1,4 @@
-"""What MLflow is told of a stage's artifact: its metrics, its series, its small files."""
+"""Log a stage's artifact in its MLflow run: metrics, series, params, small files, findings of a data scan."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from resprout.infra.notes import code, link, plain
 from resprout.infra.store.reference import ArtifactRef
 
 if TYPE_CHECKING:
-    from resprout.tasks.run import Run
-    from resprout.tasks.scan import Scan
+    from resprout.infra.store.store import ArtifactStore
+    from resprout.infra.tracking import Tracker
+    from resprout.tasks.core.data_scan import Scan
+
+DATA = ("rows", "text", "task-data")
+"""Kinds of artifacts that MLflow shows as data sets."""
 
 LOGGED_FILES = (
     "plan.json",
@@ -23,30 +27,40 @@ LOGGED_FILES = (
     "samples.jsonl",
 )
 LOGGED_BYTES = 2_000_000
+METRICS, HISTORY = "metrics.json", "history.jsonl"
 
 
 def log_artifact(
-    run: Run, run_id: str, ref: ArtifactRef, params: Mapping[str, Any], timing: Mapping[str, float]
+    store: ArtifactStore,
+    tracker: Tracker,
+    run_id: str,
+    ref: ArtifactRef,
+    params: Mapping[str, Any],
+    timing: Mapping[str, float],
 ) -> None:
     """Write params, metrics, series and small files of an artifact into the MLflow run."""
-    paths = {entry.path: entry.size for entry in run.store.manifest(ref.digest).files}
-    metrics = _read_json(run, ref, "metrics.json") if "metrics.json" in paths else {}
-    history = _read_jsonl(run, ref, "history.jsonl") if "history.jsonl" in paths else []
-    run.tracker.log(run_id, {**metrics, **timing}, params, history=history)
+    paths = {entry.path: entry.size for entry in store.manifest(ref.digest).files}
+
+    def lines(path: str) -> list[bytes]:
+        return store.read(ref.digest, path).split(b"\n") if path in paths else []
+
+    metrics = json.loads(store.read(ref.digest, METRICS)) if METRICS in paths else {}
+    history = [json.loads(line) for line in lines(HISTORY) if line.strip()]
+    tracker.log(run_id, {**metrics, **timing}, params, history=history)
     for name in LOGGED_FILES:
         if paths.get(name, LOGGED_BYTES + 1) <= LOGGED_BYTES:
-            run.tracker.log_text(run_id, run.store.read(ref.digest, name).decode(), name)
+            tracker.log_text(run_id, store.read(ref.digest, name).decode(), name)
 
 
-def log_scan(run: Run, run_id: str, ref: ArtifactRef, scan: Scan) -> None:
+def log_scan(store: ArtifactStore, tracker: Tracker, run_id: str, ref: ArtifactRef, scan: Scan) -> None:
     """Tag the MLflow run of a data set with what a scan found in it; the scan may raise to end the run."""
-    with run.store.open(ref.digest) as folder:
+    with store.open(ref.digest) as folder:
         found = scan(folder)
     tags = {
         "resprout.data_scan": str(len(found)),
         **({"resprout.data_scan.found": "; ".join(found)} if found else {}),
     }
-    run.tracker.log(run_id, tags=tags)
+    tracker.log(run_id, tags=tags)
 
 
 def stage_note(label: str, whole: str, digest: str, cached: bool, maker: str | None) -> str:
@@ -73,11 +87,3 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
             found.update(flat(value, f"{prefix}.{key}" if prefix else str(key)))
         return found
     return {prefix or "config": data}
-
-
-def _read_json(run: Run, ref: ArtifactRef, path: str) -> dict[str, float]:
-    return dict(json.loads(run.store.read(ref.digest, path)))
-
-
-def _read_jsonl(run: Run, ref: ArtifactRef, path: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in run.store.read(ref.digest, path).split(b"\n") if line.strip()]

@@ -1,10 +1,16 @@
-"""The sources of a run, pinned before it runs: alias, branch or path become a digest or a version."""
+"""The inputs of a run by name: the model, an encoder and all data, and the sources that they come from.
+
+A source is resolved before anything runs: an alias, branch or path becomes a digest or a version. A new
+source of data for a stage is a line in `DATA`, and a line in what the stage reads.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded
@@ -15,7 +21,9 @@ from resprout.tasks.acquire.address import locate, scheme_of
 from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.pinned import Context, Wanted
-from resprout.tasks.evaluate.task_files import read_task
+from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
+from resprout.tasks.core.stage import Stage
+from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
 from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.gguf_header import gguf_shape
 from resprout.tasks.models.size import Shape, shape_of
@@ -23,51 +31,102 @@ from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 from resprout.tasks.prune.resolve import needs_general
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
+SOURCE, TASKS = "source", "tasks"
+"""Name of the source model among a run's artifacts, and of the group of its zero-shot tasks' data."""
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """Data that a run config may name: stages read it as `name`, its sources stand at `key`.
+
+    `role` is what people read; `credit` the same among credits.
+    """
+
+    name: str
+    stage: Stage[Any]
+    role: str
+    key: str
+    credit: str
+    read: Callable[[RunConfig], bool] = lambda config: True
+
+    def sources(self, config: RunConfig) -> Sequence[DataSource]:
+        """Its sources in the config; none where a section is absent."""
+        found: Any = config
+        for part in self.key.split("."):
+            found = getattr(found, part, ())
+        return found or ()
+
+
+DATA = (
+    DataInput("calibration_text", acquire_text, "calibration text", "calibrate.text", "calibration text"),
+    DataInput(
+        "general_text",
+        acquire_text,
+        "general text",
+        "prune.general",
+        "general text",
+        lambda config: needs_general(config.prune),
+    ),
+    DataInput("text", acquire_text, "evaluation text", "evaluate.perplexity.text", "evaluation text"),
+    DataInput("rows", acquire_rows, "pool", "select.pool", "recovery rows"),
+)
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """One call of an acquire stage: the `name` of what it brings, in a `group` where there are several."""
+
+    name: str
+    stage: Stage[Any]
+    role: str
+    group: str = ""
+
+
+def acquisitions(config: RunConfig) -> Iterator[Acquisition]:
+    """All that a run of this config begins with, in the order in which it is brought here."""
+    for data in DATA:
+        if data.sources(config) and data.read(config):
+            yield Acquisition(data.name, data.stage, data.role)
+    for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
+        yield Acquisition(f"{TASK_ROLE}{one.name}", acquire_task, f"task {one.name}", TASKS)
+    yield Acquisition(SOURCE, acquire_model, "model")
+    if encoder_source(config):
+        yield Acquisition("encoder", acquire_model, "encoder")
 
 
 class Sources:
-    """Jobs of the acquire stages; making them resolves every source, so that a bad one fails first."""
+    """The sections of the acquire stages by the name of what they bring, every source resolved.
+
+    Making them resolves the sources, so that a bad one fails first. `credits` are all that the model is made
+    from or judged by, with the licences that config or files name.
+    """
 
     def __init__(self, loaded: Loaded, tracking_uri: str) -> None:
         config = loaded.config
         here = context(loaded, tracking_uri)
-
-        def data(sources: Sequence[DataSource]) -> AcquireData | None:
-            return AcquireData.pin(sources, here) if sources else None
-
-        self.texts = {
-            "calibration": data(config.calibrate.text),
-            "general": data(config.prune.general if needs_general(config.prune) else ()),
-            "evaluation": data(config.evaluate.perplexity.text),
-        }
-        zero_shot = config.evaluate.zero_shot
-        self.tasks = {
-            one.name: AcquireTask(AcquireData.pin((one.data,), here), read_task(one.task, loaded.base))
-            for one in (zero_shot.tasks if zero_shot else ())
-        }
-        self.pool = data(config.select.pool if config.select else ())
+        self.sections: dict[str, Any] = {}
+        credits: list[Credit] = []
         self.model = AcquireModel.pin(config.model, here)
-        encoder = _encoder(config)
-        self.encoder = (
-            AcquireModel.pin(ModelConfig(source=encoder), here, role="encoder") if encoder else None
-        )
+        self.sections[SOURCE] = self.model
+        credits += self.model.credits("source model")
+        if encoder := encoder_source(config):
+            pinned = AcquireModel.pin(ModelConfig(source=encoder), here, role="encoder")
+            self.sections["encoder"] = pinned
+            credits += pinned.credits("encoder")
+        for data in DATA:
+            if (sources := data.sources(config)) and data.read(config):
+                self.sections[data.name] = found = AcquireData.pin(sources, here)
+                credits += found.credits(data.credit)
+        tasks = config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()
+        for one in sorted(tasks, key=lambda task: task.name):
+            rows = AcquireData.pin((one.data,), here)
+            self.sections[f"{TASK_ROLE}{one.name}"] = AcquireTask(rows, read_task(one.task, loaded.base))
+            credits += rows.credits(f"task {one.name}")
+        self.credits = tuple(credits)
         self.shape = source_shape(loaded)
-        self.credits = self._credits()
-
-    def _credits(self) -> tuple[Credit, ...]:
-        """All that the model is made from or judged by, with the licences that config or files name."""
-        found = [*self.model.credits("source model")]
-        if self.encoder is not None:
-            found += self.encoder.credits("encoder")
-        for what, text in self.texts.items():
-            found += text.credits(f"{what} text") if text else ()
-        found += self.pool.credits("recovery rows") if self.pool else ()
-        for name, task in sorted(self.tasks.items()):
-            found += task.data.credits(f"task {name}")
-        return tuple(found)
 
 
-def _encoder(config: RunConfig) -> str | None:
+def encoder_source(config: RunConfig) -> str | None:
     """Source of the sentence encoder that the selection loads, None where it loads none."""
     if config.select is None or config.select.method != "paser" or config.select.paser.embedder != "minilm":
         return None
@@ -147,7 +206,7 @@ def named_sources(config: RunConfig) -> Iterator[tuple[str, str, Wanted]]:
     yield "model.source", model.source, Wanted("model", model.allow_pickle, model.trust_remote_code)
     for name, source in data_sources(config):
         yield f"{name}.source", source.source, Wanted("data")
-    encoder = _encoder(config)
+    encoder = encoder_source(config)
     if encoder is not None:
         yield "select.paser.embedder_source", encoder, Wanted("encoder")
 
@@ -162,14 +221,8 @@ def is_elsewhere(address: str) -> bool:
 
 def data_sources(config: RunConfig) -> Iterator[tuple[str, DataSource]]:
     """Key and section of each source of data."""
-    texts = {
-        "calibrate.text": config.calibrate.text,
-        "prune.general": config.prune.general,
-        "evaluate.perplexity.text": config.evaluate.perplexity.text,
-        "select.pool": config.select.pool if config.select else (),
-    }
-    for key, sources in texts.items():
-        for index, source in enumerate(sources):
-            yield f"{key}.{index}", source
+    for data in DATA:
+        for index, source in enumerate(data.sources(config)):
+            yield f"{data.key}.{index}", source
     for index, task in enumerate(config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()):
         yield f"evaluate.zero_shot.tasks.{index}.data", task.data

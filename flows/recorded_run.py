@@ -1,9 +1,10 @@
-"""A finished run as its record tells of it: what it was given, what each stage made, and on what it ran."""
+"""A finished run as its records have it: its config, its steps, the record of each, and the device."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,49 +15,46 @@ from resprout.configs.errors import BadInput
 from resprout.configs.load import explain
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
-from resprout.flows.acquisition import Acquired
 from resprout.flows.place import RUN_ID, Place, find
 from resprout.flows.reports import STAGE, report_of
+from resprout.flows.stages import Step, Steps
 from resprout.infra.licences import Credit
 from resprout.infra.lineage import Node, tree
 from resprout.infra.store import tombstones
 from resprout.infra.store.record import Record
 from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.evaluate.task_files import TASK_ROLE
+from resprout.tasks.core.stage import StepId
 from resprout.tasks.models.size import shape_of
 from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.run import Forecast
 
 
 @dataclass(frozen=True)
-class Original:
-    """A run: its config, what it began with, and the digest that each of its stages left, by label."""
+class RecordedRun:
+    """A run: its steps, the record of each that its report was made from, each step's digest by label."""
 
     record_id: str
-    config: RunConfig
-    acquired: Acquired
+    steps: Steps
+    nodes: Mapping[StepId, Node]
     digests: dict[str, str]
-    records: tuple[Record, ...]
     device: str
 
     @property
-    def inputs(self) -> dict[str, ArtifactRef]:
-        """What the run began with, by the role it plays."""
-        given = self.acquired
-        named = {
-            "model": given.dense,
-            "pool": given.rows,
-            "evaluation text": given.text,
-            "calibration text": given.calibration_text,
-            "general text": given.general_text,
-            "encoder": given.encoder,
-            **given.tasks,
-        }
-        return {role: ref for role, ref in named.items() if ref is not None}
+    def config(self) -> RunConfig:
+        return self.steps.config
+
+    @property
+    def records(self) -> list[Record]:
+        """Records of the stages that run again."""
+        return [node.record for node in self.nodes.values() if node.record.parents]
+
+    def inputs(self, store: ArtifactStore) -> dict[Step, ArtifactRef]:
+        """The artifacts that the run began with."""
+        began = self.steps[: self.steps.acquisitions]
+        return {step: _ref(store, self.nodes[step.id]) for step in began if step.id in self.nodes}
 
 
-def original(place: Place, reference: str, device: str | None = None) -> Original:
+def recorded_run(place: Place, reference: str, device: str | None = None) -> RecordedRun:
     """The run behind a version, an export, a report, or the id of a run; `device` replaces the recorded one.
 
     Raises:
@@ -64,76 +62,65 @@ def original(place: Place, reference: str, device: str | None = None) -> Origina
         VerificationFailed: a record or a link was changed, or has another schema.
     """
     top = tree(place.store, _report(place, reference))
-    config, parents = top.record.config, dict(top.parents)
-    planned, scored = parents["plan"], parents["dense"]
-    calibration = dict(dict(planned.parents)["calibration"].parents)
-    weighed = dict(planned.parents).get("scores")
-    general = dict(weighed.parents).get("general") if weighed else None
-    scores, chosen = (
-        dict(scored.parents),
-        dict(parents["selection"].parents) if "selection" in parents else {},
-    )
-    given = config["config"]
-    computed = device or planned.record.device or given["model"]["device"]
-    return Original(
-        record_id=top.record_id,
-        config=_config(given, computed, top),
-        acquired=Acquired(
-            dense=_ref(place.store, parents["source"]),
-            rows=_found(place.store, chosen.get("rows")),
-            text=_found(place.store, scores.get("text")),
-            calibration_text=_found(place.store, calibration.get("text")),
-            general_text=_found(place.store, dict(general.parents).get("text") if general else None),
-            encoder=_found(place.store, chosen.get("embedder")),
-            tasks={
-                role: _ref(place.store, node) for role, node in scores.items() if role.startswith(TASK_ROLE)
-            },
-            credits=tuple(Credit(**one) for one in parents["export"].record.config.get("credits", ())),
-        ),
-        digests=dict(config["digests"]),
-        records=tuple(
-            node.record for node in top.walk() if not node.record.stage.startswith(("acquire_", STAGE))
-        ),
-        device=computed,
-    )
+    given, parents = top.record.config["config"], dict(top.parents)
+    computed = device or parents["plan"].record.device or given["model"]["device"]
+    credits = [Credit(**one) for one in parents["export"].record.config.get("credits", ())]
+    steps = Steps(_config(given, computed, top), credits=credits)
+    return RecordedRun(top.record_id, steps, _nodes(steps, top), dict(top.record.config["digests"]), computed)
 
 
-def refuse_impossible(run: Original, store: ArtifactStore, disk: Path, trust_remote_code: bool) -> None:
+def _nodes(steps: Steps, top: Node) -> dict[StepId, Node]:
+    """The record of each step, from the report back through the inputs that the stages declare."""
+    behind = dict(top.parents)
+    found = {step.id: behind[step.gives] for step in steps if step.stage.reported and step.gives in behind}
+    for step in reversed(steps):
+        if step.id in found:
+            behind = dict(found[step.id].parents)
+            found |= {
+                slot.step: behind[role]
+                for role, slot in step.inputs.items()
+                if role in behind and slot.step not in found
+            }
+    return found
+
+
+def refuse_impossible(run: RecordedRun, store: ArtifactStore, disk: Path, trust_remote_code: bool) -> None:
     """BadInput where the run cannot be made: erased or missing sources, no such device, no room on `disk`.
 
     The config comes from a record, so code that came with the model runs only where the caller says so too.
     """
-    for role, ref in run.inputs.items():
+    inputs = run.inputs(store)
+    for step, ref in inputs.items():
         if (stone := tombstones.of(store.driver, store.signer, ref.digest)) is not None:
             raise BadInput(
-                f"the {role} of this run (artifact {ref.digest}) was {stone.sentence}; without it the run "
-                "cannot be made again, though `resprout lineage` still tells of it"
+                f"the {step.role} of this run (artifact {ref.digest}) was {stone.sentence}; without it the "
+                "run cannot be made again, though `resprout lineage` still tells of it"
             )
         if not store.check(ref.digest):
             raise BadInput(
-                f"the {role} of this run (artifact {ref.digest}) is not whole in {store.root_uri}; "
+                f"the {step.role} of this run (artifact {ref.digest}) is not whole in {store.root_uri}; "
                 "restore it from a backup"
             )
+    (dense,) = (ref for step, ref in inputs.items() if step.leaves is not None)
     if run.config.model.trust_remote_code and not trust_remote_code:
         raise BadInput(
             "this run used Python code that came with its model; read that code in the artifact "
-            f"{run.acquired.dense.digest} and give --trust-remote-code to run it"
+            f"{dense.digest} and give --trust-remote-code to run it"
         )
     if run.device == "cuda" and preflight.device("auto") != "cuda":
         raise BadInput(
             "this run computed on cuda, which this machine or its torch does not have; give --device cpu "
             "to compare metrics instead of digests"
         )
-    shape = shape_of(json.loads(store.read(run.acquired.dense.digest, "config.json")))
-    made = preflight.models_of(run.config)
-    stages = [Forecast("", preflight.BETWEEN[0], cached=False)] * made
-    free, recover = shutil.disk_usage(disk).free, run.config.recover
-    preflight.check(run.config.model, shape, disk, free, lambda: stages, made, recover)
+    shape = shape_of(json.loads(store.read(dense.digest, "config.json")))
+    writes = [step.writes_model for step in run.steps]
+    free = shutil.disk_usage(disk).free
+    preflight.check_room(run.config, shape, disk, free, sum(writes), lambda: writes)
 
 
-def hardware(store: ArtifactStore, run: Original) -> dict[str, Any]:
+def hardware(store: ArtifactStore, run: RecordedRun) -> dict[str, Any]:
     """On what the speeds of the run were measured: processor, cores, memory, GPUs; empty where none were."""
-    measured = next((digest for label, digest in run.digests.items() if label.startswith("measure")), None)
+    measured = next((record.content for record in run.records if record.kind == "measurement"), None)
     if measured is None or not store.check(measured):
         return {}
     return dict(json.loads(store.read(measured, "details.json"))["hardware"])
@@ -181,10 +168,6 @@ def _config(given: dict[str, Any], device: str, top: Node) -> RunConfig:
     except BadInput as error:
         raise BadInput(f"{error}; this run was made by {wrote}, and that version reproduces it") from None
     return config
-
-
-def _found(store: ArtifactStore, node: Node | None) -> ArtifactRef | None:
-    return None if node is None else _ref(store, node)
 
 
 def _ref(store: ArtifactStore, node: Node) -> ArtifactRef:
