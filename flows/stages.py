@@ -58,7 +58,7 @@ class Slot:
     folder: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One call of a stage: `inputs` by the roles that the stage declares."""
 

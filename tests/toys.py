@@ -73,5 +73,5 @@ def write_whole(job: Job[Knobs], inputs: Mapping[str, Path], workdir: Path, prog
 for body in (write_text, write_part, write_whole):
     body.__module__ = DOOR
 
-part = replace(stage("toy-shard", kind="toy", computes=False)(write_part), target="toys:part")
+part = replace(stage("toy-shard", kind="toy", title="toy", computes=False)(write_part), target="toys:part")
 whole = stage("toy", kind="toy", computes=False, shard=part)(write_whole)

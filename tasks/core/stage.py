@@ -127,7 +127,7 @@ class Declaration:
     leaves: Model | None = None
     """The model that it makes, which is evaluated at once and is what later stages go on with."""
     weights: bool = False
-    """Its artifact holds weights of at most the dense model's size; so it does where it leaves a model."""
+    """Its artifact holds weights of at most the dense model's size, also in a call that leaves no model."""
     libraries: tuple[str, ...] = ()
     """Distributions whose versions enter the key."""
     methods: Callable[[Any], list[str]] = nothing

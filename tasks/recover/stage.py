@@ -58,6 +58,7 @@ def check(config: RecoverConfig, base: Path) -> None:
     },
     gives="recovery",
     leaves=Model("recovered", folder="model"),
+    weights=True,
     reported=True,
     tagged=True,
     libraries=("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy"),

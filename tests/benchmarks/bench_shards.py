@@ -104,10 +104,10 @@ def trivial(config: Path, home: Path, shards: int, *options: str) -> tuple[float
     loaded = load(config, [f"infra.home={home}", f"infra.shards={shards}", *options])
 
     def steps(run: Any) -> float:
-        whole(replace(run, shards=4), Job(Knobs(text="warm")), label="warm")
+        whole(replace(run, shards=4), Job(Knobs(text="warm")), role="warm")
         run.store.driver.calls.clear()
         began = time.perf_counter()
-        whole(run, Job(Knobs(text="x" * shards)), label=f"{shards}")
+        whole(run, Job(Knobs(text="x" * shards)), role=f"{shards}")
         return time.perf_counter() - began
 
     seconds, calls = measured(loaded, steps)
@@ -120,9 +120,9 @@ def waiting(config: Path, home: Path, workers: int) -> float:
     loaded = load(config, [f"infra.home={home}", *options])
 
     def steps(run: Any) -> float:
-        whole(run, Job(Knobs(text="warm")), label="warm")
+        whole(run, Job(Knobs(text="warm")), role="warm")
         began = time.perf_counter()
-        whole(run, Job(Knobs(text="x" * 8, seconds=1.0)), label="wait")
+        whole(run, Job(Knobs(text="x" * 8, seconds=1.0)), role="wait")
         return time.perf_counter() - began
 
     return measured(loaded, steps)[0]

@@ -56,7 +56,7 @@ def measure(home: Path) -> None:
         spent, inputs = [], {}
         for index in range(STAGES):
             began = time.perf_counter()
-            inputs = {"before": toy(run, Job(Knobs(text=str(index)), 1), inputs, label=f"toy {index}")}
+            inputs = {"before": toy(run, Job(Knobs(text=str(index)), 1), inputs, role=f"{index}")}
             spent.append(time.perf_counter() - began)
         store.pins.close()
         locks.close()

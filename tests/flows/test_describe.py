@@ -43,6 +43,8 @@ def described(stages: int = 2, **changes: Any) -> str:
         "stages": [
             StageResult(
                 name=f"stage {index}",
+                stage="stage",
+                role=f"{index}",
                 cached=index > 0,
                 seconds=1,
                 artifact=ArtifactResult(kind="x", digest=f"{index:064x}", uri=""),

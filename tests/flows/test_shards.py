@@ -106,7 +106,7 @@ def test_shards_of_a_toy_give_the_bytes_of_one_piece(
     home: Path, fan: Callable[..., Any], runner: str
 ) -> None:
     def steps(run: Any) -> Any:
-        made = whole(run, Job(Knobs(text="abcdefghij")), label="toy")
+        made = whole(run, Job(Knobs(text="abcdefghij")))
         return made, run.store.get_record(made.record), [stage.name for stage in run.stages]
 
     one, _, _ = fan(home.parent / "one", steps)

@@ -75,8 +75,8 @@ def test_a_second_run_finds_what_the_first_made(home: Path, make_run: Callable[.
     one = toy()
 
     def steps(run: Any) -> list[Any]:
-        first = one(run, Job(Knobs(text="a")), label="first")
-        second = one(run, Job(Knobs(text="b")), inputs={"before": first}, label="second")
+        first = one(run, Job(Knobs(text="a")), role="first")
+        second = one(run, Job(Knobs(text="b")), inputs={"before": first}, role="second")
         return [second, run.stages]
 
     made, stages = make_run(home, steps)
@@ -90,10 +90,10 @@ def test_one_changed_knob_reruns_only_what_it_reaches(home: Path, make_run: Call
     one = toy()
 
     def steps(run: Any, middle: str) -> list[bool]:
-        first = one(run, Job(Knobs(text="a")), label="first")
-        second = one(run, Job(Knobs(text=middle)), inputs={"before": first}, label="second")
-        one(run, Job(Knobs(text="c")), inputs={"before": second}, label="third")
-        one(run, Job(Knobs(text="d")), inputs={"before": first}, label="apart")
+        first = one(run, Job(Knobs(text="a")), role="first")
+        second = one(run, Job(Knobs(text=middle)), inputs={"before": first}, role="second")
+        one(run, Job(Knobs(text="c")), inputs={"before": second}, role="third")
+        one(run, Job(Knobs(text="d")), inputs={"before": first}, role="apart")
         return [found.cached for found in run.stages]
 
     make_run(home, lambda run: steps(run, "b"))
@@ -210,7 +210,7 @@ def test_each_call_writes_a_nested_run_and_a_hit_names_its_producer(
     home: Path, make_run: Callable[..., Any]
 ) -> None:
     def steps(run: Any) -> Any:
-        return toy()(run, Job(Knobs()), label="mine"), run.tracker, run.mlflow_run_id
+        return toy()(run, Job(Knobs()), role="mine"), run.tracker, run.mlflow_run_id
 
     made, tracker, parent = make_run(home, steps)
     again, tracker, later = make_run(home, steps)
@@ -229,7 +229,7 @@ def test_each_call_writes_a_nested_run_and_a_hit_names_its_producer(
     assert spent <= set(first.data.metrics)
     assert not spent & set(second.data.metrics)
     page = f"#/experiments/{tracker.experiment_id}/runs/"
-    of = "Stage mine of [this compression run]({}). Its artifact is `{}`. It was {}."
+    of = "Stage toy mine of [this compression run]({}). Its artifact is `{}`. It was {}."
     assert first.data.tags[NOTE] == of.format(page + parent, made.digest, "made in this run")
     found = f"found in the cache, where [another run]({page}{first.info.run_id}) put it"
     assert second.data.tags[NOTE] == of.format(page + later, made.digest, found)
@@ -237,8 +237,8 @@ def test_each_call_writes_a_nested_run_and_a_hit_names_its_producer(
 
 def test_the_record_tells_how_it_came_to_be(home: Path, make_run: Callable[..., Any]) -> None:
     def steps(run: Any) -> Any:
-        first = toy()(run, Job(Knobs(text="a")), label="first")
-        second = toy(seeded=True)(run, Job(Knobs(text="b"), seed=5), inputs={"before": first}, label="second")
+        first = toy()(run, Job(Knobs(text="a")), role="first")
+        second = toy(seeded=True)(run, Job(Knobs(text="b"), seed=5), inputs={"before": first}, role="second")
         return first, run.store.get_record(second.record)
 
     first, record = make_run(home, steps)
@@ -265,7 +265,7 @@ def test_a_prefect_server_that_is_away_costs_no_stage(
         (workdir / "out.txt").write_text("done")
 
     long.__module__ = write_text.__module__
-    monkeypatch.setattr("resprout.tasks.core.progress.ARTIFACT_SECONDS", 0.0)
+    monkeypatch.setattr("resprout.tasks.core.run.PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr("prefect.artifacts.create_progress_artifact", away)
     made = make_run(home, lambda run: stage("long", kind="toy")(long)(run, Job(Knobs())))
     assert made.digest

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from resprout.configs.schema import PruneConfig, RunConfig
-from resprout.tasks import code
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.calibrate.stage import calibrate
+from resprout.tasks.core import cache_key as code
 from resprout.tasks.core.job import Job
 from resprout.tasks.evaluate.data_stage import evaluation_data
 from resprout.tasks.evaluate.stage import evaluate, evaluate_shard
@@ -57,8 +57,8 @@ ROOMS = {
     "calibrate": f"calibrate data models configs.stages {DATA}",
     "score": PRUNING,
     "score-shard": PRUNING,
-    "plan": f"measure {PRUNING}",
-    "prune": f"measure {PRUNING}",
+    "plan": PRUNING,
+    "prune": PRUNING,
     "pool": f"select data models configs.stages {DATA}",
     "select": f"select data models configs.stages {DATA}",
     "divergence-shard": f"select data models configs.stages {DATA}",
@@ -66,13 +66,13 @@ ROOMS = {
     "evaluation_data": f"evaluate models configs.stages {DATA}",
     "evaluate": f"evaluate data models configs.stages {DATA}",
     "evaluate-shard": f"evaluate data models configs.stages {DATA}",
-    "measure": "measure models cost configs.stages configs.section",
+    "measure": "measure models configs.stages configs.section",
     "sparsify": "sparsify prune models configs.stages configs.section",
     "gate": "gate configs.result configs.stages configs.section",
     "export": "export prune models configs.stages configs.section infra.notes infra.licences",
     "report": "report models configs.stages infra.notes measure",
 }
-"""Rooms of tasks, and modules of the others, that each stage reaches beside job and share."""
+"""Rooms of tasks, and modules of the others, that each stage reaches beside core."""
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_new_entry_in_a_registry_reruns_nothing(copy: Path) -> None:
 
 def test_an_edit_elsewhere_reruns_nothing(copy: Path) -> None:
     assert changed(copy, "evaluate/stage.py", lambda text: text + "\nEXTRA = 1\n") == set()
-    assert changed(copy, "stage.py", lambda text: text + "\nEXTRA = 1\n") == set()
+    assert changed(copy, "core/stage.py", lambda text: text + "\nEXTRA = 1\n") == set()
 
 
 def test_imports_inside_functions_are_followed(copy: Path) -> None:
@@ -225,7 +225,7 @@ def test_the_rooms_that_a_stage_reaches(name: str) -> None:
     found = code.reached([f"{one.body.__module__}:{one.body.__name__}", *one.methods(section)])
     modules = {name.partition(":")[0].removeprefix("resprout.") for name in found if ":" in name}
     rooms = {one.split(".")[1] if one.startswith("tasks.") else one for one in modules}
-    assert rooms == {"job", "share", *ROOMS[name].split()}
+    assert rooms == {"core", *ROOMS[name].split()}
 
 
 def test_orchestration_is_there_and_is_not_followed() -> None:
