@@ -14,9 +14,9 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from resprout.configs.load import Loaded
 from resprout.configs.result import ExportResult, GateResult, ModelResult, RunResult, SpeedResult
 from resprout.configs.schema import RegisterConfig
-from resprout.flows.again import standalone
-from resprout.flows.describe import PLAN, REPORT, describe_model, describe_run, describe_version
-from resprout.flows.describe import Place as Described
+from resprout.flows.mlflow_pages import PLAN, REPORT, describe_model, describe_run, describe_version
+from resprout.flows.mlflow_pages import Place as Described
+from resprout.flows.rerun import standalone
 from resprout.flows.session import Session
 from resprout.flows.stages import SCORES, STAGES, Artifacts, models
 from resprout.infra import identity

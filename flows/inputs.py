@@ -15,7 +15,7 @@ from typing import Any
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, ModelConfig, RunConfig
-from resprout.flows.faults import Fault
+from resprout.flows.check import Fault
 from resprout.infra.licences import Credit
 from resprout.tasks.acquire.address import locate, scheme_of
 from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose

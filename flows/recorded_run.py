@@ -15,8 +15,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.load import explain
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
-from resprout.flows.place import RUN_ID, Place, find
-from resprout.flows.reports import STAGE, report_of
+from resprout.flows.place import RUN_ID, STAGE, Place, find, report_of
 from resprout.flows.stages import Step, Steps
 from resprout.infra.licences import Credit
 from resprout.infra.lineage import Node, tree

@@ -9,8 +9,8 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.flows.again import digest_of_config
 from resprout.flows.place import Found, Place
+from resprout.flows.rerun import digest_of_config
 from resprout.infra.lineage import Node
 from resprout.infra.proof.snapshot import Places, placed, places
 from resprout.infra.store.manifest import FileEntry, scan

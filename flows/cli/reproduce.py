@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from resprout.configs.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,7 +110,7 @@ def _again(
 ) -> tuple[Session, ArtifactStore, Path]:
     """The run made again: its session, its store, and the folder of both."""
     from resprout.configs.schema import InfraConfig
-    from resprout.flows.folders import beside, new_folder
+    from resprout.flows.cli.reproduce import beside, new_folder
     from resprout.flows.recorded_run import refuse_impossible
     from resprout.infra.environment import prepare
 
@@ -161,3 +164,30 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.outcome == "within_tolerance":
         return f"reproduced within the tolerance, not byte by byte: {scores}, {bound}; {first} ({left})"
     return f"not reproduced: {first}; {scores}, {bound}"
+
+
+def beside(into: Path | None, home: Path) -> Path:
+    """An existing folder on the disk on which `new_folder` will lie."""
+    wanted = into.expanduser().absolute() if into else home.resolve().parent
+    return next(place for place in (wanted, *wanted.parents) if place.is_dir())
+
+
+def new_folder(into: Path | None, home: Path) -> Path:
+    """The empty folder to work in: `into`, else a new one beside the data folder."""
+    if into is None:
+        beside = home.resolve().parent
+        try:
+            return Path(tempfile.mkdtemp(prefix=f"{home.name.lstrip('.')}-reproduced-", dir=beside))
+        except OSError as error:
+            raise BadInput(
+                f"no folder can be made in {beside} ({error.strerror}); give one with --into FOLDER"
+            ) from None
+    folder = into.expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be used ({error.strerror}); give an empty folder") from None
+    if taken:
+        raise BadInput(f"{folder} is not empty; give a new or an empty one, so that nothing is found there")
+    return folder

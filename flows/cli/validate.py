@@ -42,7 +42,7 @@ def validate(
     if offline:
         check(loaded)
     else:
-        from resprout.flows.probe import probe
+        from resprout.flows.validate import probe
 
         check(loaded, probe)
     if as_json:

@@ -65,8 +65,8 @@ def measured(loaded: Loaded, steps: Callable[[Any], Any]) -> tuple[Any, Counter[
     """What `steps(run)` returns in a flow of its own, and the driver's calls."""
     from prefect import flow
 
-    from resprout.flows.fan_out import FanOut
     from resprout.flows.session import NoDisplay
+    from resprout.flows.shards import FanOut
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore

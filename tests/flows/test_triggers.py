@@ -14,8 +14,8 @@ import pytest
 from relaying import add_deployment, add_version, event, flow_runs, rule, write_rules
 from resprout.configs.load import document, load
 from resprout.configs.schema import MlflowConfig, RelayConfig
-from resprout.flows.again import standalone
 from resprout.flows.compress import compress
+from resprout.flows.rerun import standalone
 from resprout.flows.stages import Artifacts
 from resprout.infra.relay.delivery import Delivery
 from resprout.infra.relay.outbox import FAILED, WAITING, Outbox

@@ -11,7 +11,7 @@ from resprout.configs.result import (
     RegisteredResult,
     StageResult,
 )
-from resprout.flows.describe import MAX_CHARS, Place, describe_run, describe_version, fitting
+from resprout.flows.mlflow_pages import MAX_CHARS, Place, describe_run, describe_version, fitting
 from resprout.infra.lineage import Node
 from resprout.infra.store.record import Record
 from resprout.tasks.core.run import Nested
