@@ -17,6 +17,7 @@ from resprout.flows.stages import STAGES
 from resprout.infra.extras import install_command
 from resprout.infra.proof.signing import Signer
 from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.export.format import FORMATS
 from resprout.tasks.models.size import Shape
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.target import implied_shape
@@ -47,7 +48,7 @@ def _faults(loaded: Loaded) -> list[Fault]:
         for key, step in stage.checks.items()
         if getattr(config, stage.section) is not None
     ]
-    steps.append(("prune", lambda: _trains(config)))
+    steps += [("prune", lambda: _trains(config)), ("export.formats", lambda: _formats(config))]
     steps += [
         ("infra.store.uri", lambda: _store_folder(loaded)),
         ("infra.proof", lambda: Signer.from_config(config.infra.proof).require_own_key()),
@@ -101,6 +102,18 @@ def _trains(config: RunConfig) -> None:
             f"prune.schedule is {name}, which prunes while the model trains, but recover is left out; give "
             "select and recover, or schedule: one_shot"
         )
+
+
+def _formats(config: RunConfig) -> None:
+    """BadInput for a format that is not there, or cannot hold the layout."""
+    layout = config.prune.layout
+    for name in config.export.formats:
+        if layout not in FORMATS.entry(name).declared["layouts"]:
+            fitting = [one.name for one in FORMATS if layout in one.declared["layouts"]]
+            raise BadInput(
+                f"export.formats holds {name}, which stock classes load with one width for all layers, but "
+                f"prune.layout is {layout}; give layout: uniform, or formats: [{', '.join(fitting)}]"
+            )
 
 
 def _store_folder(loaded: Loaded) -> None:

@@ -31,7 +31,7 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
 from resprout.tasks.core.job import SHARD_ROLE
 from resprout.tasks.core.mlflow_log import flat
-from resprout.tasks.export.registry import own_classes
+from resprout.tasks.export.format import own_classes
 from resprout.tasks.models.size import Shape, shape_of
 from resprout.tasks.prune.journey import average_params, predicted_loss
 from resprout.tasks.prune.resolve import resolve

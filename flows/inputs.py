@@ -17,10 +17,9 @@ from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, ModelConfig, RunConfig
 from resprout.flows.check import Fault
 from resprout.infra.licences import Credit
-from resprout.tasks.acquire.address import locate, scheme_of
 from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
-from resprout.tasks.acquire.pinned import Context, Wanted
+from resprout.tasks.acquire.source import Context, Wanted, locate, scheme_of
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.core.stage import Stage
 from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.load import PREFIX, RESERVED, Loaded
-from resprout.tasks.acquire.address import scheme_of
+from resprout.tasks.acquire.source import scheme_of
 from resprout.tasks.evaluate.task_files import SHIPPED, task_file
 
 INFRA = "infra"

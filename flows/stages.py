@@ -28,8 +28,7 @@ from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.core.stage import Input, Model, Part, Stage, StepId
-from resprout.tasks.evaluate.data_stage import evaluation_data
-from resprout.tasks.evaluate.stage import evaluate
+from resprout.tasks.evaluate.stage import evaluate, evaluation_data
 from resprout.tasks.export.card import SHAPING
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
@@ -38,8 +37,7 @@ from resprout.tasks.prune.between import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of
 from resprout.tasks.prune.stage import plan, prune, score
 from resprout.tasks.recover.stage import recover
-from resprout.tasks.select.pool_stage import pool
-from resprout.tasks.select.stage import select
+from resprout.tasks.select.stage import pool, select
 from resprout.tasks.sparsify.stage import sparsify
 
 MODEL, DENSE, FINAL = "model", "dense", "final"

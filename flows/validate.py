@@ -23,9 +23,8 @@ from resprout.flows.inputs import context, data_sources, is_elsewhere, model_fil
 from resprout.infra.environment import set_variables
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
-from resprout.tasks.acquire.address import locate, pin, scheme_of
-from resprout.tasks.acquire.pinned import Context, Wanted
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items
+from resprout.tasks.acquire.source import Context, Wanted, locate, pin, scheme_of
 from resprout.tasks.acquire.sources.local import files_at
 from resprout.tasks.data.chat import NO_TEMPLATE, rendered
 from resprout.tasks.data.read import Numbered, read_rows
@@ -39,7 +38,7 @@ from resprout.tasks.models.tokenizer_files import (
     gguf_has_tokenizer,
     has_tokenizer,
 )
-from resprout.tasks.select.registry import CHECKS
+from resprout.tasks.select.paser_size import check_size
 
 
 def probe(loaded: Loaded) -> Iterator[Fault]:
@@ -252,8 +251,7 @@ def _check_length(texts: set[str], tokens: int, asked: str) -> None:
 
 def _check_size(select: SelectConfig, rows: int) -> None:
     """BadInput where a pool of so many rows cannot give what the selection asks, however long they are."""
-    if select.method in CHECKS:
-        CHECKS.get(select.method)(select, rows)
+    check_size(select, rows)
     most = rows * select.max_len_tokens
     if select.budget_tokens is not None and select.budget_tokens > most:
         raise BadInput(

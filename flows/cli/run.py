@@ -17,7 +17,7 @@ from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
 from resprout.configs.schema import without_credentials
 from resprout.flows.session import Session
-from resprout.tasks.export.registry import own_classes
+from resprout.tasks.export.format import own_classes
 
 if TYPE_CHECKING:
     from resprout.configs.load import Loaded

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from resprout.infra.store.workdir import private_folder
-from resprout.tasks.acquire.address import fetch
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
-from resprout.tasks.acquire.pinned import Wanted
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
+from resprout.tasks.acquire.source import Wanted, fetch
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Model, stage
 from resprout.tasks.models.config_json import read_config

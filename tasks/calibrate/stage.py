@@ -7,14 +7,26 @@ self_generated does not read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import CalibrateConfig
-from resprout.tasks.calibrate.registry import METHODS, modules
 from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.methods import Registry
 from resprout.tasks.core.stage import Reads, stage
+
+if TYPE_CHECKING:
+    from resprout.tasks.calibrate.samples import Samples
+
+METHODS: Registry[Callable[[Job[CalibrateConfig], Mapping[str, Path], Progress], Samples]] = Registry(
+    "calibration method", "resprout.tasks.calibrate.methods", function="draw"
+)
+
+
+def modules(config: CalibrateConfig) -> list[str]:
+    """The module of the method that the section selects."""
+    return [METHODS.entry(config.method).module]
 
 
 def params(config: CalibrateConfig) -> dict[str, Any]:

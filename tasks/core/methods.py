@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeGuard, TypeVar, cast
 
 from resprout.configs.errors import BadInput
 
@@ -59,18 +59,18 @@ class Entry:
 
 
 class Registry(Generic[T]):
-    """The methods of one kind by name; duplicates are refused, an unknown name suggests and lists.
+    """The methods of one kind by name, found by their folder; an unknown name suggests and lists.
 
-    With a `package`, each of its modules is a method of the module's name: its one public class, the first
-    line of whose docstring is the summary, and the papers that the module's docstring names. They are read,
-    not imported, so that listing them costs nothing.
+    Each module of `package` is a method of the module's name: its function `function`, else its one public
+    class. The first line of the docstring of either is the summary, the papers that the module's docstring
+    names are the source. Modules are read, not imported, so that listing them costs nothing.
     """
 
-    def __init__(self, kind: str, package: str = "") -> None:
+    def __init__(self, kind: str, package: str = "", function: str = "", separator: str = "_") -> None:
         self.kind = kind
         self._entries: dict[str, Entry] = {}
         if package:
-            self._discover(package)
+            self._discover(package, function, separator)
 
     def add(
         self,
@@ -118,21 +118,25 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
-    def _discover(self, package: str) -> None:
+    def _discover(self, package: str, function: str, separator: str) -> None:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations if spec else None) or ():
             for path in sorted(Path(folder).glob("[a-z]*.py")):
                 module = f"{package}.{path.stem}"
                 tree = ast.parse(path.read_text(encoding="utf-8"))
-                (found,) = (
-                    node
-                    for node in tree.body
-                    if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-                )
+                (found,) = (node for node in tree.body if _is_method(node, function))
                 papers = dict.fromkeys(PAPER.findall(ast.get_docstring(tree) or ""))
                 summary = (ast.get_docstring(found) or "").partition("\n")[0].rstrip(".")
-                declared, settings = _literals(found)
-                self.add(path.stem, f"{module}:{found.name}", summary, ", ".join(papers), declared, settings)
+                declared, settings = _literals(found) if isinstance(found, ast.ClassDef) else ({}, {})
+                target = f"{module}:{found.name}"
+                name = path.stem.replace("_", separator)
+                self.add(name, target, summary, ", ".join(papers), declared, settings)
+
+
+def _is_method(node: ast.stmt, function: str) -> TypeGuard[ast.ClassDef | ast.FunctionDef]:
+    if function:
+        return isinstance(node, ast.FunctionDef) and node.name == function
+    return isinstance(node, ast.ClassDef) and not node.name.startswith("_")
 
 
 def _literals(found: ast.ClassDef) -> tuple[dict[str, Any], dict[str, Setting]]:

@@ -16,7 +16,7 @@ from typing import Any
 from resprout.configs.schema import EvaluateConfig, PerplexityConfig
 from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.core.stage import Reads, stage
-from resprout.tasks.evaluate.task_files import read_task
+from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")
 
@@ -106,3 +106,36 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
         details["zero_shot"] = {"tasks": about, "averaged": averaged, "limit": job.config.zero_shot.limit}
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     (workdir / "details.json").write_text(json.dumps(details, indent=1, sort_keys=True))
+
+
+@stage(
+    "evaluation_data",
+    kind="evaluation-data",
+    title="evaluation data",
+    section="evaluate",
+    reads={
+        "dense": Reads("model", of="source"),
+        "text": Reads("data", optional=True),
+        "tasks": Reads("data", group=True),
+    },
+    libraries=("transformers", "tokenizers", "lm_eval"),
+    computes=False,
+)
+def evaluation_data(
+    job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write how many tokens and items there are; BadInput where text or a task cannot be scored."""
+    from resprout.tasks.evaluate.held_out import held_out
+    from resprout.tasks.models.load import load_tokenizer
+
+    ids, _ = held_out(
+        inputs["text"], load_tokenizer(inputs["dense"], job.trust_remote_code), job.config.perplexity
+    )
+    metrics = {"evaluation_tokens": len(ids)}
+    if job.config.zero_shot is not None:
+        from resprout.tasks.evaluate.zero_shot import count_items
+
+        zero = job.config.zero_shot
+        for one in zero.tasks:
+            metrics[f"{one.name}_items"] = count_items(one.name, inputs[TASK_ROLE + one.name], zero.limit)
+    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))

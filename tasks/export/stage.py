@@ -12,7 +12,7 @@ from resprout.configs.schema import ExportConfig
 from resprout.infra.licences import Credit
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import CardLine, Reads, stage
-from resprout.tasks.export.registry import FORMATS
+from resprout.tasks.export.format import FORMATS
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
     import torch
 
     from resprout.tasks.export.card import CARD, card, carry_licences
+    from resprout.tasks.export.format import largest_difference
     from resprout.tasks.export.probe import Question, probe
-    from resprout.tasks.export.verify import largest_difference
     from resprout.tasks.models.layout import layout_of
     from resprout.tasks.models.load import load_model, load_tokenizer
     from resprout.tasks.prune.plan import read_plan

@@ -8,15 +8,27 @@ Content: `model/` (a plain model folder), history.jsonl (one line a step), metri
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.methods import Registry
 from resprout.tasks.core.stage import CardLine, Model, Reads, stage
-from resprout.tasks.recover.registry import METHODS, modules
+
+if TYPE_CHECKING:
+    from resprout.tasks.recover.lessons import Lessons, Recovered
+
+METHODS: Registry[Callable[[Job[RecoverConfig], Mapping[str, Path], Lessons, Progress], Recovered]] = (
+    Registry("recovery method", "resprout.tasks.recover.methods", function="train")
+)
+
+
+def modules(config: RecoverConfig) -> list[str]:
+    """The module of the method that the section selects."""
+    return [METHODS.entry(config.method).module]
 
 
 def distils(config: RecoverConfig) -> bool:

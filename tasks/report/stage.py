@@ -71,7 +71,7 @@ def config_text(command: str, config: dict[str, Any]) -> str:
 def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> dict[str, Any]:
     """All that the templates show, read from the inputs, whose artifacts have these `digests` by role."""
     from resprout.tasks.models.size import shape_of
-    from resprout.tasks.report.curve import bars, line
+    from resprout.tasks.report.table import bars, line
 
     timed = _json(inputs["speeds"] / "metrics.json") if "speeds" in inputs else {}
     models = {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ModelConfig
 from resprout.tasks.acquire.jobs import AcquireModel
-from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.source import Context
 from resprout.tasks.models.load import load_model, load_tokenizer
 
 

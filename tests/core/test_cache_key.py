@@ -14,17 +14,14 @@ from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_ta
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core import cache_key as code
 from resprout.tasks.core.job import Job
-from resprout.tasks.evaluate.data_stage import evaluation_data
-from resprout.tasks.evaluate.stage import evaluate, evaluate_shard
+from resprout.tasks.evaluate.stage import evaluate, evaluate_shard, evaluation_data
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.measure.stage import measure
 from resprout.tasks.prune.stage import plan, prune, score, score_shard
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.report.stage import report
-from resprout.tasks.select.pool_stage import pool
-from resprout.tasks.select.shard_stage import divergence_shard
-from resprout.tasks.select.stage import select
+from resprout.tasks.select.stage import divergence_shard, pool, select
 from resprout.tasks.sparsify.stage import sparsify
 from tiny_run import config
 
@@ -308,7 +305,7 @@ def test_an_edit_of_one_stage_leaves_the_others_of_its_file(copy: Path) -> None:
     assert moved(copy, "tasks/acquire/stage.py", "def acquire_text(", new) == {"acquire_text"}
 
 
-@pytest.mark.parametrize("door", ["prune.stage", "select.shard_stage", "evaluate.stage"])
+@pytest.mark.parametrize("door", ["prune.stage", "select.stage", "evaluate.stage"])
 def test_another_partition_of_the_work_makes_other_shards(copy: Path, door: str) -> None:
     """Shards that lie in a store must not be put together with ones that begin elsewhere."""
     before = code.code_hash([f"resprout.tasks.{door}"])

@@ -13,7 +13,7 @@ import torch
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import DataSource, EvaluateConfig
 from resprout.tasks.acquire.jobs import AcquireData, AcquireTask
-from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.source import Context
 from resprout.tasks.acquire.stage import acquire_task
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.evaluate.stage import evaluate, kl_metric, perplexity_metric

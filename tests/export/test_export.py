@@ -20,10 +20,10 @@ from resprout.tasks.core.job import Job, silent
 from resprout.tasks.core.stage import CardLine
 from resprout.tasks.export import probe as script
 from resprout.tasks.export.card import card, carry_licences
+from resprout.tasks.export.format import largest_difference
 from resprout.tasks.export.formats.hf import HuggingFace
 from resprout.tasks.export.probe import Probed
 from resprout.tasks.export.stage import Export, export
-from resprout.tasks.export.verify import largest_difference
 from resprout.tasks.models.load import load_model, save_model
 from resprout.tasks.prune.apply import apply
 from resprout.tasks.prune.make_plan import make_plan

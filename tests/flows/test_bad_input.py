@@ -197,6 +197,14 @@ def always(*overrides: str) -> Callable[[Path, Path], list[str]]:
             always("prune.target.params_ratio=0.1"), r"reaches \d+ .* at best; raise the target", id="target"
         ),
         pytest.param(
+            always("prune.layout=per_layer", "export.formats=[hf]"),
+            "export.formats: export.formats holds hf, .*give layout: uniform, or formats: .hf_layouts.",
+            id="format that cannot hold the layout",
+        ),
+        pytest.param(
+            always("export.formats=[hff]"), "unknown export format 'hff'; did you mean 'hf'", id="format"
+        ),
+        pytest.param(
             always("prune.target={params: 99999999}"), "but the model has .*smaller target", id="large target"
         ),
         pytest.param(empty("select.pool"), r"empty.jsonl.*(no row|holds no|empty)", id="empty pool"),

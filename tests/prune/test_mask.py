@@ -35,8 +35,8 @@ from resprout.tasks.prune.score import as_tensors, score_units
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
-from resprout.tasks.recover.lora import merge, with_adapters
 from resprout.tasks.recover.masked import hold_masked, leave_masked
+from resprout.tasks.recover.methods.lora import merge, with_adapters
 from tiny_models import layout_for, read_units, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (4, 14), generator=torch.Generator().manual_seed(6))

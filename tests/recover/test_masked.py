@@ -16,8 +16,8 @@ from resprout.tasks.models.generator import own_generator
 from resprout.tasks.models.load import load_model, save_model
 from resprout.tasks.models.masked import read_masked, write_masked
 from resprout.tasks.recover.lessons import prepare
-from resprout.tasks.recover.lora import merge, with_adapters
 from resprout.tasks.recover.masked import leave_masked
+from resprout.tasks.recover.methods.lora import merge, with_adapters
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.recover.training import fit
 

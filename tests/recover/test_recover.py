@@ -16,11 +16,10 @@ from resprout.configs.stages import PartOfRecovery
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.generator import own_generator
 from resprout.tasks.models.load import load_model
-from resprout.tasks.recover.full import cast, masters
 from resprout.tasks.recover.lessons import Lessons, prepare
-from resprout.tasks.recover.lora import merge, with_adapters
-from resprout.tasks.recover.registry import METHODS
-from resprout.tasks.recover.stage import recover
+from resprout.tasks.recover.methods.full import cast, masters
+from resprout.tasks.recover.methods.lora import merge, with_adapters
+from resprout.tasks.recover.stage import METHODS, recover
 from resprout.tasks.recover.training import fit
 from tiny_models import tiny_model
 

@@ -12,9 +12,8 @@ from markdown_it import MarkdownIt
 
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.size import Shape
-from resprout.tasks.report.curve import bars, line
 from resprout.tasks.report.stage import ReportConfig, kept_widths, measured, report
-from resprout.tasks.report.table import comparison, recovery_sentence
+from resprout.tasks.report.table import bars, comparison, line, recovery_sentence
 
 DENSE = {
     "params": 200.0, "non_embedding_params": 100.0, "bytes": 4e6, "w_ppl_seq8": 20.0, "t_acc": 0.5,

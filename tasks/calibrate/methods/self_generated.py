@@ -24,7 +24,7 @@ BATCH_ROWS = 32
 
 
 def draw(job: Job[CalibrateConfig], inputs: Mapping[str, Path], progress: Progress) -> Samples:
-    """`samples` sequences of exactly `seq_len_tokens`, sampled with the run's seed at `temperature`."""
+    """Text that the dense model writes itself: `seq_len_tokens` a sample, drawn at `temperature`."""
     config = job.config
     tokenizer: Any = load_tokenizer(inputs["model"], job.trust_remote_code)
     model: Any = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)

@@ -29,7 +29,7 @@ PASS_TOKENS = 2048
 
 
 def draw(job: Job[CalibrateConfig], inputs: Mapping[str, Path], progress: Progress) -> Samples:
-    """The windows nearest to k-means centres of random candidates in the dense model's activation space."""
+    """Windows nearest to the centres of k-means in the dense model's activation space."""
     config = job.config
     windows = cut(config, inputs, job.trust_remote_code)
     candidates = draw_windows(config, windows, config.samples * config.candidates_per_sample, job.seed)

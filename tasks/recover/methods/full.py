@@ -23,7 +23,7 @@ from resprout.tasks.recover.training import numbers, trained
 def train(
     job: Job[RecoverConfig], inputs: Mapping[str, Path], lessons: Lessons, progress: Progress
 ) -> Recovered:
-    """The pruned model with all of its weights trained, in its storage dtype; masked columns stay zero.
+    """All weights, float32 while they are trained, 16 bytes a parameter; masked columns stay zero.
 
     Raises:
         BadInput: dtype float16 on a CPU.

@@ -21,18 +21,17 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, SelectConfig
 from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.models.load import load_model
-from resprout.tasks.select import budget, concepts, duplicates, embed
-from resprout.tasks.select.cluster import CLUSTERERS, Matrix
-from resprout.tasks.select.cluster_count import choose_count
+from resprout.tasks.select import budget, duplicates, embed
+from resprout.tasks.select.budget import instruction_efficiency, ranked
+from resprout.tasks.select.cluster import CLUSTERERS, Matrix, choose_count
 from resprout.tasks.select.divergence import FILE, Divergence, measure, read_rows
-from resprout.tasks.select.graph import Outcome, choose_consistent, readmit
+from resprout.tasks.select.graph import Outcome, choose_consistent, literal_concepts, readmit, top_concepts
 from resprout.tasks.select.paser_size import check_size
 from resprout.tasks.select.pool import Choice, Pool
-from resprout.tasks.select.rank import instruction_efficiency, ranked
 
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
-    """Rows of the clusters that pruning hurt most, most efficient first, without contradictions.
+    """Rows of the capabilities that pruning hurt most, most efficient first, without contradictions.
 
     Raises:
         BadInput: more than 4,000 rows, or fewer rows than clusters need.
@@ -56,7 +55,7 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     held = [int(tokens[rows].sum()) for rows in clusters]
     literal = config.mode == "faithful" or config.graph == "literal"
     kept_rows = [pool.rows[row] for row in kept]
-    found = concepts.literal_concepts(kept_rows) if literal else concepts.top_concepts(kept_rows)
+    found = literal_concepts(kept_rows) if literal else top_concepts(kept_rows)
     divide = budget.floor_budget if config.mode == "faithful" else budget.full_budget
     grants = divide(pool.budget, cds.tolist(), held)
     # The most degraded cluster is served first, so that its concepts are the ones others must agree with.

@@ -13,7 +13,7 @@ from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.paths import unsafe
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.hub_faults import TIMEOUT_SECONDS, hub_faults
-from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted
+from resprout.tasks.acquire.source import Context, Pinned, PinnedFile, Wanted
 
 _ADDRESS = re.compile(r"hf://([^/@]+/[^/@]+)((?:/[^@]+)?)(?:@([^@]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -23,7 +23,7 @@ from resprout.tasks.recover.training import numbers, trained
 def train(
     job: Job[RecoverConfig], inputs: Mapping[str, Path], lessons: Lessons, progress: Progress
 ) -> Recovered:
-    """The pruned model with trained adapters merged into its weights; what it has masked stays zero.
+    """Low-rank adapters on all linear layers of attention and FFN, merged back; what is masked stays zero.
 
     Raises:
         BadInput: dtype float16 on a CPU.

@@ -16,7 +16,7 @@ from resprout.infra.store.s3 import s3_client
 from resprout.infra.store.s3faults import code_of, s3_faults
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.licence import CARD_BYTES, card_licence
-from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted, files_digest
+from resprout.tasks.acquire.source import Context, Pinned, PinnedFile, Wanted, files_digest
 
 THREADS = 8
 PIECE_BYTES = 1024 * 1024

@@ -10,8 +10,8 @@ import torch
 from resprout.tasks.data.response import Batch, collate, head, response_states
 from resprout.tasks.data.template import Encoded
 from resprout.tasks.models.load import load_model
-from resprout.tasks.recover import loss as module
-from resprout.tasks.recover.loss import response_loss
+from resprout.tasks.recover import training as module
+from resprout.tasks.recover.training import response_loss
 
 ROWS = [Encoded([1, 2, 3], [4, 5]), Encoded([9], [8, 7, 6, 5]), Encoded([50, 60, 70, 80], [90])]
 

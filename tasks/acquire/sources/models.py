@@ -14,9 +14,9 @@ from resprout.configs.schema import without_credentials
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.paths import unsafe
 from resprout.tasks.acquire.choose import choose
-from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted
-from resprout.tasks.acquire.sources.bucket import Bucket, pin_objects
+from resprout.tasks.acquire.source import Context, Pinned, PinnedFile, Wanted
 from resprout.tasks.acquire.sources.local import Local, pin_path
+from resprout.tasks.acquire.sources.s3 import Bucket, pin_objects
 
 _ADDRESS = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))")
 INSIDE = "#artifact="

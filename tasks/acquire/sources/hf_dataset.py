@@ -9,7 +9,7 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.tasks.acquire.hub_faults import TIMEOUT_SECONDS, hub_faults
-from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted
+from resprout.tasks.acquire.source import Context, Pinned, PinnedFile, Wanted
 
 _ADDRESS = re.compile(r"hf-dataset://([^/@#]+/[^/@#]+)(?:/([^/@#]+))?(?:@([^@#]+))?#([A-Za-z0-9_.]+)")
 

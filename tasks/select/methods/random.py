@@ -13,7 +13,7 @@ from resprout.tasks.select.pool import Choice, Pool, fill
 
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
-    """Rows in a random order, seeded, until the budget is full; reads no weights."""
+    """Rows drawn at random until the budget is full: the baseline at equal tokens; reads no weights."""
     order = np.random.default_rng(job.seed).permutation(len(pool.rows)).tolist()
     accepted = fill(order, pool.tokens, pool.budget)
     chosen = set(accepted)

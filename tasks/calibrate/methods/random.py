@@ -11,7 +11,7 @@ from resprout.tasks.core.job import Job, Progress
 
 
 def draw(job: Job[CalibrateConfig], inputs: Mapping[str, Path], progress: Progress) -> Samples:
-    """`samples` windows of the text, drawn without replacement; of the model only the tokenizer is read."""
+    """Windows of the text drawn at random, without replacement; of the model only the tokenizer is read."""
     windows = cut(job.config, inputs, job.trust_remote_code)
     chosen = draw_windows(job.config, windows, job.config.samples, job.seed)
     progress(len(chosen), len(chosen), "windows")
