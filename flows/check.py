@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from resprout.configs.errors import BadInput, DoesNotFit, ResproutError
+from resprout.configs.errors import BadInput, DoesNotFit, Fault, faults_in, sentences
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import InfraConfig, RunConfig
 from resprout.flows.inputs import missing, source_shape
@@ -142,23 +142,3 @@ def _too_long(config: RunConfig, shape: Shape) -> list[str]:
     return [
         f"{' and '.join(over)}, but the model has {shape.max_positions} positions; give shorter sequences"
     ]
-
-
-Fault = tuple[str, str]
-
-
-def faults_in(key: str, step: Callable[[], object]) -> list[Fault]:
-    """The fault that `step` raises; none where it ends."""
-    try:
-        step()
-    except ResproutError as error:
-        return [(key, str(error))]
-    return []
-
-
-def sentences(faults: Iterable[Fault]) -> str:
-    """All faults in one text, each once: what one file has wrong is one fault, however many keys name it."""
-    keys: dict[str, dict[str, None]] = {}
-    for key, sentence in faults:
-        keys.setdefault(sentence, {})[key] = None
-    return "; ".join(f"{', '.join(names)}: {sentence}" for sentence, names in keys.items())

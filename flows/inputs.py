@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.errors import BadInput, Fault, ResproutError
 from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, ModelConfig, RunConfig
-from resprout.flows.check import Fault
 from resprout.infra.licences import Credit
 from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask

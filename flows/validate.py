@@ -15,10 +15,9 @@ from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, meta
 
-from resprout.configs.errors import BadInput, ResproutError
+from resprout.configs.errors import BadInput, Fault, ResproutError, faults_in
 from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, RowSource, SelectConfig, TextSource, ZeroShotTask
-from resprout.flows.check import Fault, faults_in
 from resprout.flows.inputs import context, data_sources, is_elsewhere, model_files, named_sources
 from resprout.infra.environment import set_variables
 from resprout.infra.store.store import ArtifactStore
