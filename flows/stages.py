@@ -260,6 +260,11 @@ SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {recover: _rest_of_recovery
 """Sections that hold more than the config's, or less."""
 
 
+def tagged() -> dict[str, str]:
+    """The tags of a registered version that name an artifact, each with the stage that makes it."""
+    return {"source_digest": acquire_model.name, **{one.gives: one.name for one in STAGES if one.tagged}}
+
+
 def models() -> list[str]:
     """Names of all models that a run may make, in their order."""
     return [stage.leaves.name for stage in (acquire_model, *STAGES) if stage.leaves is not None]
