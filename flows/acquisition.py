@@ -15,7 +15,7 @@ from resprout.infra.store.reference import ArtifactRef
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.job import Job
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.run import Run
 
 C = TypeVar("C")

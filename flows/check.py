@@ -20,11 +20,11 @@ from resprout.infra.extras import install_command
 from resprout.infra.proof.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import read_task
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.rounds import schedule_of
 from resprout.tasks.prune.target import implied_shape
-from resprout.tasks.sparsify.weights import check_sparsity
+from resprout.tasks.sparsify.pattern import check_sparsity
 
 EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
 """The package behind each task runner that is an extra."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resprout.configs.schema import RunConfig
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.compatibility import resolve
 
 
 def compared(config: RunConfig, model: str) -> dict[str, Any]:

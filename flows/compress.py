@@ -44,8 +44,8 @@ from resprout.infra.store.pins import Pins
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.run import Forecast, Run
 from resprout.tasks.scan import load_scan
 

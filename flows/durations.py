@@ -17,7 +17,7 @@ from resprout.configs.errors import ResproutError
 from resprout.infra.identity import machine
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.shape import shape_of
 from resprout.tasks.run import Forecast
 from resprout.tasks.track import flat
 

@@ -16,10 +16,9 @@ from resprout.infra.environment import prepare
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
 from resprout.tasks.export.registry import own_classes
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.target import request
-from resprout.tasks.prune.target_warnings import warnings_for
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.target import request, warnings_for
 
 
 def forecast(loaded: Loaded) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any
 from resprout.configs.schema import RunConfig
 from resprout.flows.steps import Made
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.journey import average_params, predicted_loss
-from resprout.tasks.prune.rounds import schedule_of, target_at
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.rounds import average_params, predicted_loss, schedule_of, target_at
 from resprout.tasks.prune.target import implied_shape, request
 
 

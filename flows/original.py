@@ -24,8 +24,8 @@ from resprout.infra.store.record import Record
 from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import TASK_ROLE
-from resprout.tasks.models.size import shape_of
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.shape import shape_of
+from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.run import Forecast
 
 

@@ -13,7 +13,7 @@ import psutil
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import ModelConfig, RecoverConfig, RunConfig
 from resprout.infra.identity import library_version
-from resprout.tasks.models.size import BYTES, Shape
+from resprout.tasks.models.shape import BYTES, Shape
 from resprout.tasks.prune.rounds import schedule_of
 from resprout.tasks.run import Forecast
 

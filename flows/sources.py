@@ -16,11 +16,10 @@ from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.pinned import Context, Wanted
 from resprout.tasks.evaluate.task_files import read_task
-from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.gguf_header import gguf_shape
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.shape import Shape, read_config, shape_of
 from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
-from resprout.tasks.prune.resolve import needs_general
+from resprout.tasks.prune.compatibility import needs_general
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 

@@ -15,8 +15,7 @@ from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
 from resprout.tasks.acquire.pinned import Wanted
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
 from resprout.tasks.job import Job, Progress
-from resprout.tasks.models.config_json import read_config
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.shape import read_config, shape_of
 from resprout.tasks.stage import stage
 
 

@@ -21,7 +21,7 @@ from resprout.tasks.measure.hardware import fingerprint, free_memory
 from resprout.tasks.measure.ratio import coverage, ratio_of
 from resprout.tasks.measure.rounds import Answer, in_turn, together
 from resprout.tasks.measure.worker import Request
-from resprout.tasks.models.size import BYTES, Shape, shape_of
+from resprout.tasks.models.shape import BYTES, Shape, shape_of
 from resprout.tasks.stage import stage
 
 DENSE = "dense"

@@ -1,10 +1,10 @@
-"""What a decoder's units are: which slices of which tensors leave with each, worked out from named axes.
+"""Anatomy of a decoder: its units, and the slices of tensors that leave with each, from named axes.
 
 A unit of a layer (an FFN channel, of one expert where there are experts, a KV group with its query heads, a
 query head, an expert, a hidden channel as far as the layer holds it) is a set of slices of the layer's
 tensors. Its *features* are the columns of one *reader* (`down_proj`, `o_proj`) that it makes. Methods speak
-of units, slices, features and readers only; what a family calls its tensors and how it fuses them is said in
-tasks/models/families.
+of units, slices, features and readers only; tasks/models/families hold what a family calls its tensors and
+how it fuses them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from torch import Tensor, nn
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import DEPTH, Unit
-from resprout.tasks.models.depth import SUBLAYERS
 from resprout.tasks.models.families.family import Axes, Family
-from resprout.tasks.models.size import Shape, Widths, shape_of
+from resprout.tasks.models.shape import SUBLAYERS, Shape, Widths, shape_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PAGES = "resprout_pages"
-"""Attribute of a model whose layers are read when they are needed (tasks/models/pages.py)."""
+OFFLOAD = "resprout_offload"
+"""Attribute of a model whose layers are read when they are needed (tasks/models/offload.py)."""
 
 
 @dataclass(frozen=True)
@@ -143,17 +142,17 @@ class Layer:
     shape: Shape
     widths: Widths
     index: int = 0
-    pages: Any = None
+    offload: Any = None
 
     @contextmanager
-    def present(self) -> Iterator[None]:
+    def loaded(self) -> Iterator[None]:
         """The layer's tensors in memory while the context is open, where they are not there anyway."""
-        if self.pages is None:
+        if self.offload is None:
             yield
             return
         prefix = f"{self.family.layer_prefix}{self.index}."
         names = {prefix + name: name for name in self.shape.layer_tensors(self.widths)}
-        read = self.pages.read(names)
+        read = self.offload.read(names)
         self.module.load_state_dict({names[name]: one for name, one in read.items()}, assign=True)
         self.module.requires_grad_(False)
         try:
@@ -202,10 +201,15 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         family,
         decoder,
         tuple(
-            Layer(module, family, shape, shape.widths(index), index, getattr(model, PAGES, None))
+            Layer(module, family, shape, shape.widths(index), index, getattr(model, OFFLOAD, None))
             for index, module in enumerate(layers)
         ),
     )
+
+
+def is_offloaded(model: PreTrainedModel) -> bool:
+    """Whether the model's layers are read one at a time."""
+    return getattr(model, OFFLOAD, None) is not None
 
 
 def part(shape: Shape, widths: Widths, kind: Unit) -> Part:

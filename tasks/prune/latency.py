@@ -19,9 +19,9 @@ from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.layout import build_layer
-from resprout.tasks.models.size import Shape
-from resprout.tasks.models.walk import BATCH_TOKENS, Step, layers_replaced, walk
+from resprout.tasks.models.forward import BATCH_TOKENS, LayerStep, call_layer, layers_replaced, run_layerwise
+from resprout.tasks.models.layouts import build_layer
+from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.target import check_timed
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Ite
     shape = anatomy(model).layers[0].shape
     check_timed(shape)
     ids = _batch(input_ids).to(model.device)
-    step = next(walk(model, ids))
+    step = next(run_layerwise(model, ids))
     shapes: dict[tuple[Unit, int], Shape] = {
         (kind, count): shape.with_counts(kind, (count,) * shape.layers)
         for kind in TIMED
@@ -129,14 +129,13 @@ Job = Callable[[], Callable[[], Any]]
 """Makes ready, and returns what is to be timed."""
 
 
-def _layer(model: PreTrainedModel, step: Step, shape: Shape) -> Job:
+def _layer(model: PreTrainedModel, step: LayerStep, shape: Shape) -> Job:
     """One layer of a shape over the first batch of a walk."""
-    more, arguments = step.arguments[0]
     hidden, kind = step.hidden[0], type(step.layer.module)
 
     def ready() -> Callable[[], Any]:
         layer = _filled(kind, model, shape, 0)
-        return lambda: layer(hidden, *more, **arguments)
+        return lambda: call_layer(layer, hidden, step.calls[0])
 
     return ready
 
@@ -155,7 +154,7 @@ def _filled(kind: Any, model: PreTrainedModel, shape: Shape, index: int) -> Any:
 def _medians(jobs: Mapping[Any, Job], device: torch.device) -> dict[Any, float]:
     """Median milliseconds of each job.
 
-    Jobs take turns, so that a machine that is busy for a while is so for all of them. A layer is made anew
+    Jobs take turns, so that a machine that is busy for a while is so for all of them. A layer is built again
     for each turn, so that no more than one is held, and run once before it is timed: memory that was just
     taken is slower than a model's.
     """

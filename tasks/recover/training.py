@@ -23,8 +23,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.data.response import Batch, collate
 from resprout.tasks.job import Job, Progress
-from resprout.tasks.models.generator import own_generator
-from resprout.tasks.models.load import load_model
+from resprout.tasks.models.load import load_model, own_generator
 from resprout.tasks.recover.lessons import Lessons
 from resprout.tasks.recover.loss import response_loss
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from resprout.infra.notes import code, fenced, plain
 from resprout.tasks.job import Job, Progress
 from resprout.tasks.measure.ratio import metrics_of
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.shape import Shape
 from resprout.tasks.report.table import comparison, recovery_sentence
 from resprout.tasks.stage import stage
 
@@ -68,7 +68,7 @@ def config_text(command: str, config: dict[str, Any]) -> str:
 
 def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """All that the templates show, read from the inputs."""
-    from resprout.tasks.models.size import shape_of
+    from resprout.tasks.models.shape import shape_of
     from resprout.tasks.report.curve import bars, line
 
     timed = _json(inputs["speeds"] / "metrics.json") if "speeds" in inputs else {}

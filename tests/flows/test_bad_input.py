@@ -24,7 +24,7 @@ from resprout.configs.load import load
 from resprout.configs.schema import MlflowConfig, ModelConfig, RecoverConfig
 from resprout.flows import preflight
 from resprout.flows.check import check
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.shape import shape_of
 from resprout.tasks.run import Forecast
 from tiny_run import write_run
 

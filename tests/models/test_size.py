@@ -11,7 +11,7 @@ import torch
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.models.families import FAMILIES, check_family
-from resprout.tasks.models.size import Sizes, count, shape_of
+from resprout.tasks.models.shape import Sizes, count, shape_of
 
 OPTIONS = {
     "llama": [{}, {"tie_word_embeddings": True}, {"mlp_bias": True, "attention_bias": True}],

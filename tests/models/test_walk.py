@@ -7,7 +7,7 @@ import torch
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.models.anatomy import Part, Slices, anatomy, cut
-from resprout.tasks.models.walk import walk, watch
+from resprout.tasks.models.forward import run_layerwise, watch
 
 SLIDING = {
     "mistral": {"sliding_window": 4},
@@ -26,7 +26,7 @@ def test_walk_equals_a_forward_pass(family, batch_tokens, tiny):
     ids = torch.randint(4, 256, (5, 12), generator=torch.Generator().manual_seed(1))
     expected = model.base_model(ids, output_hidden_states=True).hidden_states
     last = None
-    for step in walk(model, ids, batch_tokens):
+    for step in run_layerwise(model, ids, batch_tokens):
         torch.testing.assert_close(torch.cat([*step.hidden]), expected[step.index], rtol=1e-5, atol=1e-5)
         last = torch.cat(list(step.run()))
     assert step.index == step.total - 1 == 1
@@ -38,8 +38,8 @@ def test_walk_equals_a_forward_pass(family, batch_tokens, tiny):
 
 def test_layers_not_run_by_the_caller_are_run(tiny):
     model, ids = tiny("llama"), torch.arange(4, 28).reshape(2, 12)
-    ran = [torch.cat([*step.hidden]) for step in walk(model, ids) for _ in [list(step.run())]]
-    lazy = [torch.cat([*step.hidden]) for step in walk(model, ids)]
+    ran = [torch.cat([*step.hidden]) for step in run_layerwise(model, ids) for _ in [list(step.run())]]
+    lazy = [torch.cat([*step.hidden]) for step in run_layerwise(model, ids)]
     assert not torch.equal(lazy[0], lazy[1])
     assert torch.equal(lazy[1], ran[0])
 
@@ -109,4 +109,4 @@ def test_cut_takes_all_slices_of_a_unit_away():
 
 def test_empty_input(tiny):
     with pytest.raises(BadInput, match=r"shape \[0, 12\]"):
-        next(walk(tiny("llama"), torch.zeros(0, 12, dtype=torch.long)))
+        next(run_layerwise(tiny("llama"), torch.zeros(0, 12, dtype=torch.long)))

@@ -12,7 +12,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.allocators.adaptive import Adaptive
 from resprout.tasks.prune.allocators.cfsp_softmax import CfspSoftmax
 from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming
@@ -23,9 +23,9 @@ from resprout.tasks.prune.allocators.pq_index import PqIndex
 from resprout.tasks.prune.allocators.spdy import Spdy
 from resprout.tasks.prune.allocators.uniform import Uniform
 from resprout.tasks.prune.allocators.zeroth_order import ZerothOrder
-from resprout.tasks.prune.contracts import Bench, Request
-from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.prune.interfaces import Bench, Request
 from resprout.tasks.prune.plan import read_plan
+from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.registry import ALLOCATORS
 from resprout.tasks.prune.stage import plan, score
 from tiny_models import tiny_model, write_tiny_folder

@@ -16,10 +16,10 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.shape import count, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape, request
 from tiny_models import tiny_model, write_tiny_folder
 

@@ -9,7 +9,7 @@ import pytest
 
 from resprout.configs.load import load
 from resprout.configs.sweep import load_sweep
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.shape import shape_of
 from resprout.tasks.prune.target import implied_shape
 
 CONFIGS = Path(__file__).parents[2] / "configs"

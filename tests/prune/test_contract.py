@@ -20,18 +20,17 @@ from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import DEPTH
 from resprout.tasks.job import Job, silent
-from resprout.tasks.models.depth import blocks, without
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.models.shape import count, depth_units, shape_of, without
+from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.plan import LayerPlan, read_plan, write_plan
+from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.registry import CRITERIA, REPAIRS
-from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape
 from tiny_models import layout_for, read_units, tiny_model, write_tiny_folder
 
@@ -126,7 +125,7 @@ def half_of(unit, model):
     """A target that half of the units of one kind reach."""
     shape = shape_of(model.config.to_dict())
     if unit in DEPTH:
-        found = list(blocks(shape, unit))
+        found = list(depth_units(shape, unit))
         return {"params": without(shape, found[len(found) // 2 :]).params}
     gone = sum(count // 2 * shape.unit_params(unit, layer) for layer, count in enumerate(shape.counts(unit)))
     return {"params": shape.params - gone}

@@ -13,7 +13,7 @@ from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.wanda_sp import WandaSp
 from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.score import best_units, score_units
+from resprout.tasks.prune.scoring import best_units, score_units
 from resprout.tasks.prune.statistics import Gram, Moments
 from tiny_models import read_units, tiny_model
 

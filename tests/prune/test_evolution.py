@@ -14,19 +14,17 @@ from torch.nn.functional import kl_div
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.models.depth import blocks, without
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.shape import Shape, depth_units, shape_of, without
 from resprout.tasks.prune.allocators.evolutionary import Evolutionary, _Widths
 from resprout.tasks.prune.allocators.evolutionary_depth import EvolutionaryDepth, removed_counts
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.contracts import Bench, Request
+from resprout.tasks.prune.budget import sizes_of
+from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.criteria.magnitude import Magnitude
-from resprout.tasks.prune.divergence import Divergence
-from resprout.tasks.prune.evolution import Stage, evolve, stages
-from resprout.tasks.prune.make_plan import make_plan, plan_from
-from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.score import score_units
-from resprout.tasks.prune.spend import sizes_of
+from resprout.tasks.prune.interfaces import Bench, Request
+from resprout.tasks.prune.planning import make_plan, plan_from
+from resprout.tasks.prune.scoring import score_units
+from resprout.tasks.prune.search import Comparison, Divergence, evolve, parse_stages
+from resprout.tasks.prune.surgery import apply
 from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(6))
@@ -59,7 +57,7 @@ def test_as_many_of_each_kind_go_by_hand():
 
     420 go by one of each, 250 by an FFN alone, 590 by two FFNs and an attention or 840 by two of each.
     """
-    places = list(blocks(SHAPE, "sublayers"))
+    places = list(depth_units(SHAPE, "sublayers"))
 
     def counts(gone):
         request = Request(SHAPE, SHAPE.params - gone, ("sublayers",), 1, uniform=False)
@@ -73,7 +71,7 @@ def test_as_many_of_each_kind_go_by_hand():
     assert counts(671) == {0: 2, 1: 2}
     assert counts(1500) == {0: 3, 1: 4}
     whole = Request(SHAPE, SHAPE.params - 421, ("layers",), 1)
-    assert removed_counts(whole, list(blocks(SHAPE, "layers"))) == {0: 2}
+    assert removed_counts(whole, list(depth_units(SHAPE, "layers"))) == {0: 2}
 
 
 def divergence(model, gone):
@@ -111,7 +109,7 @@ def test_attention_and_ffn_go_independently():
     model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
     model.model.layers[2].self_attn.o_proj.weight.mul_(1e-3)
     shape = shape_of(model.config.to_dict())
-    gone = [one for one in blocks(shape, "sublayers") if (one.layer, one.row) in ((1, 1), (2, 0))]
+    gone = [one for one in depth_units(shape, "sublayers") if (one.layer, one.row) in ((1, 1), (2, 0))]
     target = {"params": without(shape, gone).params}
     settings = {"children": 8, "survivors": "1", "tokens": "64", "initial": 4}
     plan, _ = make_plan(model, prune(["sublayers"], target, **settings), IDS)
@@ -153,7 +151,11 @@ def quiet(*_):
 
 
 def test_stages():
-    assert stages("search", "4, 1,1", "512,2048,8192") == [Stage(4, 512), Stage(1, 2048), Stage(1, 8192)]
+    assert parse_stages("search", "4, 1,1", "512,2048,8192") == [
+        Comparison(4, 512),
+        Comparison(1, 2048),
+        Comparison(1, 8192),
+    ]
 
 
 def test_the_search_finds_the_optimum_of_a_separable_toy():
@@ -177,7 +179,7 @@ def test_the_search_finds_the_optimum_of_a_separable_toy():
             assert all(1 <= level <= 4 for level in one)
         return [loss(one) for one in candidates]
 
-    plan = [Stage(2, 10), Stage(1, 40)]
+    plan = [Comparison(2, 10), Comparison(1, 40)]
     found = evolve(start, costs, [1] * 5, fitness, plan, 30, 8, Random(1), quiet)
     assert found == best
     assert seen[10] > 2 * seen[40] > 0
@@ -187,7 +189,7 @@ def test_a_search_without_a_switch_ends_where_it_began():
     def never(candidates, tokens):
         raise AssertionError
 
-    plan = [Stage(1, 10), Stage(1, 40)]
+    plan = [Comparison(1, 10), Comparison(1, 40)]
     assert evolve((2, 1), [[7] * 2, [5] * 2], [1, 1], never, plan, 3, 4, Random(1), quiet) == (2, 1)
 
 
@@ -200,14 +202,14 @@ def test_a_masked_candidate_is_the_cut_model(kinds):
     places = [(kind, layer) for kind in kinds for layer in range(3)]
     sizes = [sizes_of(request, layer, kind) for kind, layer in places]
     widths = _Widths(Bench(model, IDS), scores, places, sizes)
-    divergence = Divergence(widths.tried.trial, IDS, widths.logits, Random(5))
+    divergence = Divergence(widths.probe.ablation, IDS, widths.logits, Random(5))
     levels = {"ffn": (1, 2, 4), "kv_groups": (2, 4, 1), "heads": (1, 2, 2)}
     candidate = tuple(levels[kind][layer] for kind, layer in places)
     granted = shape
     for kind in kinds:
         each = 32 if kind == "ffn" else 1
         granted = granted.with_counts(kind, (level * each for level in levels[kind]))
-    with widths.tried.narrowed(widths.counts(candidate)):
+    with widths.probe.narrowed(widths.counts(candidate)):
         masked = model(IDS).logits
     dense = model(IDS).logits.log_softmax(dim=-1)
 
@@ -222,7 +224,7 @@ def test_a_masked_candidate_is_the_cut_model(kinds):
         }
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resprout.tasks.prune.make_plan.ALLOCATORS.get", lambda name: lambda **_: Fixed())
+        patch.setattr("resprout.tasks.prune.planning.ALLOCATORS.get", lambda name: lambda **_: Fixed())
         plan = plan_from(scores, shape, "float32", config)
     pruned = copy.deepcopy(model)
     apply(pruned, plan)

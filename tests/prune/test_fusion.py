@@ -15,12 +15,11 @@ from torch import nn
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import silent
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.grafts import Graft, grafted, matrices
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.repairs.fusion import Fusion, distance, neighbours
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.shape import count, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.repairs.fusion import Fusion, Graft, distance, grafted, matrices, neighbours
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import request
 from tiny_models import tiny_model
 

@@ -15,11 +15,11 @@ from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import silent
 from resprout.tasks.models.anatomy import Part, Slices, Units, anatomy
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.prune import gradients as engine
-from resprout.tasks.prune.apply import apply
+from resprout.tasks.prune import scoring as engine
 from resprout.tasks.prune.criteria.taylor import Taylor
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.score import score_units
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.scoring import score_units
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.share import Share
 from tiny_models import tiny_model
 

@@ -12,14 +12,14 @@ import torch
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming
-from resprout.tasks.prune.contracts import Bench, Costs, Request
+from resprout.tasks.prune.budget import best_within
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.interfaces import Bench, Costs, Request
 from resprout.tasks.prune.latency import LatencyTable, measure, measure_models, smaller
-from resprout.tasks.prune.make_plan import make_plan, plan_from
-from resprout.tasks.prune.options import best_within
 from resprout.tasks.prune.plan import Latency
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.planning import make_plan, plan_from
 from tiny_models import tiny_model
 
 torch.set_num_threads(1)
@@ -108,8 +108,8 @@ def test_a_table_adds_up():
 def test_a_plan_for_a_latency_stays_within_it(allocator, settings, monkeypatch):
     """With a table of 1 ms a block of 8 channels and 4 ms a group, dense is 2 * (16 + 8) + 2 = 50 ms."""
     table = LatencyTable({"ffn": {8 * n: float(n) for n in range(1, 17)}, "kv_groups": {1: 4.0, 2: 8.0}}, 2.0)
-    monkeypatch.setattr("resprout.tasks.prune.make_plan.measure", lambda *given: table)
-    monkeypatch.setattr("resprout.tasks.prune.make_plan.measure_models", lambda *given: (50.0, 40.0))
+    monkeypatch.setattr("resprout.tasks.prune.planning.measure", lambda *given: table)
+    monkeypatch.setattr("resprout.tasks.prune.planning.measure_models", lambda *given: (50.0, 40.0))
     model = tiny_model("llama")
     ids = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(1))
     given = {"method": "flap", "repair": "none", "units": ["ffn"], "layout": "per_layer", "round_to": 8}
@@ -154,8 +154,8 @@ def test_a_plan_is_made_anew_where_the_model_says_otherwise(monkeypatch):
         blocks = sum(shape.ffn) // 8
         return 60.0, 60.0 - 1.5 * (32 - blocks)
 
-    monkeypatch.setattr("resprout.tasks.prune.make_plan.measure", lambda *given: table)
-    monkeypatch.setattr("resprout.tasks.prune.make_plan.measure_models", truth)
+    monkeypatch.setattr("resprout.tasks.prune.planning.measure", lambda *given: table)
+    monkeypatch.setattr("resprout.tasks.prune.planning.measure_models", truth)
     model = tiny_model("llama")
     ids = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(1))
     given = {"method": "magnitude", "repair": "none", "units": ["ffn"], "layout": "per_layer", "round_to": 8}

@@ -14,27 +14,24 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, RecoverConfig, TargetConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.depth import blocks, without
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.masked import MASKED, read_masked
-from resprout.tasks.models.size import shape_of
-from resprout.tasks.prune.apply import apply
+from resprout.tasks.models.shape import depth_units, shape_of, without
 from resprout.tasks.prune.between import Masking, Regrowth
 from resprout.tasks.prune.between import mask as mask_stage
 from resprout.tasks.prune.between import regrow as regrow_stage
-from resprout.tasks.prune.contracts import Bench
 from resprout.tasks.prune.criteria.gradient import Gradient
-from resprout.tasks.prune.make_plan import make_plan, plan_from
-from resprout.tasks.prune.mask import mask
+from resprout.tasks.prune.interfaces import Bench
+from resprout.tasks.prune.masking import MASKED, mask, read_masked
 from resprout.tasks.prune.plan import read_plan, write_plan
+from resprout.tasks.prune.planning import make_plan, plan_from, regrow_units
 from resprout.tasks.prune.registry import SCHEDULES
-from resprout.tasks.prune.regrow import regrown
 from resprout.tasks.prune.rounds import target_at
-from resprout.tasks.prune.score import as_tensors, score_units
+from resprout.tasks.prune.scoring import as_tensors, score_units
 from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.recover.lora import merge, with_adapters
 from resprout.tasks.recover.masked import hold_masked, leave_masked
 from tiny_models import layout_for, read_units, tiny_model, write_tiny_folder
@@ -72,7 +69,7 @@ def half_of(unit, model):
     """A target that half of the units of one kind reach."""
     shape = shape_of(model.config.to_dict())
     if unit in ("layers", "sublayers"):
-        found = list(blocks(shape, unit))
+        found = list(depth_units(shape, unit))
         return {"params": without(shape, found[len(found) // 2 :]).params}
     gone = sum(count // 2 * shape.unit_params(unit, layer) for layer, count in enumerate(shape.counts(unit)))
     return {"params": shape.params - gone}
@@ -276,19 +273,19 @@ def test_regrowth_by_hand():
     growth = [{"ffn": torch.zeros(128, 1)} for _ in layers]
     for place, gradient in ((100, 3.0), (50, 2.0), (1, 1.0), (7, 9.0)):
         growth[0]["ffn"][place] = gradient
-    found = regrown(plan, scores, growth, 0.3)
+    found = regrow_units(plan, scores, growth, 0.3)
     assert found.layers[0].ffn == (1, 3, 4, 5, 6, 7, 50, 100)
     assert found.layers[1].ffn == tuple(range(8)), "of equal gradients the lowest come back"
-    assert regrown(plan, scores, growth, 0.0) == plan
-    assert regrown(plan, scores, growth, 1.0).layers[0].ffn[-2:] == (50, 100)
-    assert 7 in regrown(plan, scores, growth, 1.0).layers[0].ffn, "one stays"
+    assert regrow_units(plan, scores, growth, 0.0) == plan
+    assert regrow_units(plan, scores, growth, 1.0).layers[0].ffn[-2:] == (50, 100)
+    assert 7 in regrow_units(plan, scores, growth, 1.0).layers[0].ffn, "one stays"
 
 
 def test_query_heads_regrow_inside_their_group():
     model = tiny_model("llama", num_attention_heads=8, num_key_value_heads=2)
     plan, scores = make_plan(model, config_of(("heads",), 0.9), IDS)
     growth = [{"heads": torch.rand(8, 1, generator=torch.Generator().manual_seed(1))} for _ in plan.layers]
-    for old, new in zip(plan.layers, regrown(plan, scores, growth, 0.5).layers, strict=True):
+    for old, new in zip(plan.layers, regrow_units(plan, scores, growth, 0.5).layers, strict=True):
         assert new.heads != old.heads
         for group in (range(4), range(4, 8)):
             assert sum(head in group for head in new.heads) == sum(head in group for head in old.heads)
@@ -309,7 +306,7 @@ def test_the_doors_of_a_round(tmp_path):
     (tmp_path / "regrown").mkdir()
     regrow_stage.body(Job(Regrowth(("ffn",), 0.25)), given, tmp_path / "regrown", silent)
     other = read_plan(tmp_path / "regrown")
-    assert other == regrown(plan, scores, growth, 0.25)
+    assert other == regrow_units(plan, scores, growth, 0.25)
     metrics = json.loads((tmp_path / "regrown" / "metrics.json").read_text())
     fresh = [set(new.ffn) - set(old.ffn) for old, new in zip(plan.layers, other.layers, strict=True)]
     assert metrics["regrown_units"] == sum(map(len, fresh)) > 0

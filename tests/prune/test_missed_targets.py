@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.models.size import shape_of
-from resprout.tasks.prune.make_plan import plan_from
+from resprout.tasks.models.shape import shape_of
+from resprout.tasks.prune.planning import plan_from
 
 SMOLLM2 = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,

@@ -13,8 +13,8 @@ from resprout.configs.presets import FOLDER, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.flows.catalog import catalog
 from resprout.tasks.job import Job
+from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.prune.resolve import resolve
 from resprout.tasks.prune.stage import plan, prune, score
 
 
@@ -170,7 +170,7 @@ def keys(**values):
 def test_a_preset_with_another_repair_makes_both_stages_anew(monkeypatch):
     before = keys(method="flap")
     preset = load_preset("flap").model_copy(update={"repair": "none"})
-    monkeypatch.setattr("resprout.tasks.prune.resolve.load_preset", lambda name: preset)
+    monkeypatch.setattr("resprout.tasks.prune.compatibility.load_preset", lambda name: preset)
     plan_key, prune_key = keys(method="flap")
     assert plan_key != before[0], "plan.json names the repair"
     assert prune_key != before[1]

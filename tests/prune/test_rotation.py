@@ -16,12 +16,12 @@ from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import silent
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.models.shape import count, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.repairs.rotation import Rotation
-from resprout.tasks.prune.residual import principal_directions
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.residual_stream import principal_directions
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape
 from tiny_models import tiny_model, write_tiny_folder
 

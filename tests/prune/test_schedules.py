@@ -8,10 +8,9 @@ import pytest
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.journey import average_params, predicted_loss
+from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
-from resprout.tasks.prune.rounds import Round, schedule_of, target_at
+from resprout.tasks.prune.rounds import Round, average_params, predicted_loss, schedule_of, target_at
 from resprout.tasks.prune.stage import plan, prune, score
 
 SHAPE = Shape("mistral", 10, 10, 2, (4,) * 3, (2,) * 3, (1,) * 3, config={"tie_word_embeddings": True})

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.tasks.prune.semi_structured.masks import Pattern, best_mask, keeps_to
-from resprout.tasks.prune.semi_structured.scores import magnitude, wanda
-from resprout.tasks.prune.semi_structured.sparsegpt import solve
 from resprout.tasks.prune.statistics import Gram, Moments
+from resprout.tasks.sparsify.layers import best_mask, keeps_to, magnitude, wanda
+from resprout.tasks.sparsify.methods.sparsegpt import solve
+from resprout.tasks.sparsify.pattern import Pattern
 
 TWO, FOUR = Pattern.of("2:4"), Pattern.of("4:8")
 
@@ -92,7 +92,7 @@ def test_sparsegpt_equals_exact_inverses(pattern, damping):
 @pytest.mark.parametrize("columns", [132, 256])
 def test_blocks_change_nothing(columns, monkeypatch):
     x, w = data(tokens=600, inputs=columns, outputs=4, seed=2)
-    room = "resprout.tasks.prune.semi_structured.sparsegpt.BLOCK"
+    room = "resprout.tasks.sparsify.methods.sparsegpt.BLOCK"
     found = solve(torch.tensor(w), gram_of(x), TWO)
     monkeypatch.setattr(room, 4096)
     torch.testing.assert_close(solve(torch.tensor(w), gram_of(x), TWO), found, rtol=1e-3, atol=1e-3)

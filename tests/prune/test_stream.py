@@ -11,9 +11,8 @@ from resprout.configs.schema import PruneConfig
 from resprout.tasks.job import Job
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.models.pages import SafetensorsWriter, open_model
-from resprout.tasks.models.spool import Spool
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.offload import ActivationOffload, SafetensorsWriter, open_model
+from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.stage import plan, prune, score
 from tiny_models import layout_for, write_tiny_folder
 
@@ -47,7 +46,7 @@ def place(tmp_path):
 def test_streamed_bytes_are_those_of_the_whole_model(family, place, monkeypatch):
     folder = place(family, num_hidden_layers=3)
     whole = made(folder / "whole", family)
-    monkeypatch.setattr("resprout.tasks.models.walk.SPOOL_BYTES", 5000)
+    monkeypatch.setattr("resprout.tasks.models.forward.ACTIVATION_BYTES", 5000)
     assert made(folder / "stream", family, memory="stream") == whole
 
 
@@ -72,7 +71,7 @@ def test_every_layerwise_method_streams(method, layout, place):
 def test_repairs_in_order_and_hidden_channels_stream(changes, place, monkeypatch):
     folder = place("llama", num_hidden_layers=3)
     whole = made(folder / "whole", "llama", **changes)
-    monkeypatch.setattr("resprout.tasks.models.walk.SPOOL_BYTES", 5000)
+    monkeypatch.setattr("resprout.tasks.models.forward.ACTIVATION_BYTES", 5000)
     assert made(folder / "stream", "llama", memory="stream", **changes) == whole
 
 
@@ -108,7 +107,7 @@ def test_files_with_names_of_their_own_are_refused(family, place):
 
 
 def test_a_spool_gives_back_what_it_was_given():
-    spool = Spool(limit_bytes=100)
+    spool = ActivationOffload(limit_bytes=100)
     tensors = [torch.full((2, 10), float(n)) for n in range(3)]
     for tensor in tensors:
         spool.append(tensor)

@@ -11,9 +11,8 @@ from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.target import block_sizes, implied_shape, limit_params, request
-from resprout.tasks.prune.target_warnings import warnings_for
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.target import block_sizes, implied_shape, limit_params, request, warnings_for
 
 DENSE = Shape(
     model_type="llama",

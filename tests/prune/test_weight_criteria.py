@@ -11,7 +11,7 @@ from resprout.tasks.models.anatomy import Part, Slices, Units, anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.random import Random
-from resprout.tasks.prune.score import score_units
+from resprout.tasks.prune.scoring import score_units
 from resprout.tasks.share import Share
 from tiny_models import tiny_model
 

@@ -15,16 +15,15 @@ from resprout.configs.schema import PruneConfig, SparsifyConfig
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
+from resprout.tasks.models.forward import watch
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.models.walk import watch
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.semi_structured.masks import Pattern, keeps_to
-from resprout.tasks.sparsify.layers import make_sparse
+from resprout.tasks.models.shape import count, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.sparsify.layers import keeps_to, make_sparse
+from resprout.tasks.sparsify.pattern import Pattern, check_sparsity, sparse_weights
 from resprout.tasks.sparsify.registry import METHODS
 from resprout.tasks.sparsify.stage import sparsify
-from resprout.tasks.sparsify.weights import check_sparsity, sparse_weights
 from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))

@@ -1,4 +1,4 @@
-"""What sets one model family apart: its tensors with named axes, its modules, its config keys; no torch.
+"""Description of a model family: its tensors with named axes, its modules, its config keys; imports no torch.
 
 An axis is a whole number, or one of
 
@@ -31,7 +31,7 @@ SCALED: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 """The same where embeddings are scaled by the hidden size, which can then not change."""
 SHARED_HEADS: tuple[Unit, ...] = ("ffn", "kv_groups", "layers", "sublayers")
 """Units of a family whose stock config has no head_dim but shares the hidden size out among the heads: fewer
-heads need a layout of their own (tasks/models/layout.py)."""
+heads need a layout of their own (tasks/models/layouts.py)."""
 FIXED_HEADS: tuple[Unit, ...] = ("ffn", "layers", "sublayers")
 """Units of a family whose norms run over all heads, so that none can go alone."""
 SPARSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
@@ -175,3 +175,8 @@ def ends(config: Config) -> Tensors:
 def head(config: Config) -> Tensors:
     """`lm_head`, empty where it is tied to the embeddings."""
     return {} if config.get("tie_word_embeddings") else linear("lm_head", "vocab", "hidden")
+
+
+def is_norm(name: str, tensors: Tensors) -> bool:
+    """Whether a tensor is the weight of a norm over the hidden channels."""
+    return tensors[name] == ("hidden",) and name.endswith(".weight")

@@ -14,13 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import given, spend_shares
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.budget import require_bench, spend_shares
+from resprout.tasks.prune.interfaces import require
 from resprout.tasks.prune.target import kept_share
 
 if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Adaptive:
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
-        from resprout.tasks.prune.turns import layer_cosines
+        from resprout.tasks.prune.residual_stream import layer_cosines
 
-        distances = [-one.double().mean().item() for one in layer_cosines(given(bench))]
+        distances = [-one.double().mean().item() for one in layer_cosines(require_bench(bench))]
         shares = kept_shares(distances, kept_share(request), self.amplitude)
         return spend_shares(request, dict.fromkeys(request.kinds, shares))
 

@@ -13,12 +13,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import given, spend_shares
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.budget import require_bench, spend_shares
+from resprout.tasks.prune.interfaces import require
 
 if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class CfspSoftmax:
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
-        from resprout.tasks.prune.turns import layer_cosines
+        from resprout.tasks.prune.residual_stream import layer_cosines
 
-        angles = [one.arccos().double().mean().item() / math.pi for one in layer_cosines(given(bench))]
-        shares = budgets(angles, self.steepness)
-        return spend_shares(request, dict.fromkeys(request.kinds, shares))
+        angles = [
+            one.arccos().double().mean().item() / math.pi for one in layer_cosines(require_bench(bench))
+        ]
+        return spend_shares(request, dict.fromkeys(request.kinds, budgets(angles, self.steepness)))
 
 
 def budgets(angles: list[float], steepness: float) -> list[float]:

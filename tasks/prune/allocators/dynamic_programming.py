@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.options import Options
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.budget import Knapsack
 
 if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 class DynamicProgramming:
@@ -24,5 +24,5 @@ class DynamicProgramming:
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, of least loss among those within the budget."""
-        options = Options(request, scores)
+        options = Knapsack(request, scores)
         return options.shape_with(options.best())

@@ -17,18 +17,16 @@ from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.stages import Unit
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.divergence import Divergence
-from resprout.tasks.prune.evolution import Candidate, evolve, stages
-from resprout.tasks.prune.spend import given, sizes_of, spend_shares
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.budget import require_bench, sizes_of, spend_shares
+from resprout.tasks.prune.interfaces import require
+from resprout.tasks.prune.search import Candidate, Divergence, WidthProbe, evolve, parse_stages
 from resprout.tasks.prune.target import least
-from resprout.tasks.prune.tried import Tried
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Evolutionary:
         require("evolutionary", 0, generations=self.generations)
         require("evolutionary", 1, children=self.children)
         require("evolutionary", 0, seed=self.seed)
-        stages("evolutionary", self.survivors, self.tokens)
+        parse_stages("evolutionary", self.survivors, self.tokens)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The widths that the search ends with, at the parameters of equal shares."""
@@ -71,9 +69,9 @@ class Evolutionary:
             _level(sizes, start.counts(kind)[layer])
             for (kind, layer), sizes in zip(places, blocks, strict=True)
         )
-        bench, random = given(bench), Random(self.seed)
+        bench, random = require_bench(bench), Random(self.seed)
         widths = _Widths(bench, scores, places, blocks)
-        divergence = Divergence(widths.tried.trial, bench.input_ids, widths.logits, random)
+        divergence = Divergence(widths.probe.ablation, bench.input_ids, widths.logits, random)
         best = evolve(
             levels,
             costs,
@@ -82,7 +80,7 @@ class Evolutionary:
                 for (kind, layer), sizes in zip(places, blocks, strict=True)
             ],
             divergence.of,
-            stages("evolutionary", self.survivors, self.tokens),
+            parse_stages("evolutionary", self.survivors, self.tokens),
             self.generations,
             self.children,
             random,
@@ -102,12 +100,12 @@ class _Widths:
     def __init__(
         self, bench: Bench, scores: Scores, places: list[tuple[Unit, int]], blocks: list[list[int]]
     ) -> None:
-        self.tried, self.blocks = Tried(bench, scores, places), blocks
+        self.probe, self.blocks = WidthProbe(bench, scores, places), blocks
 
     def logits(self, candidate: Candidate, ids: Tensor) -> Tensor:
         """Logits [rows, tokens, vocab] of the model at the candidate's widths."""
-        with self.tried.narrowed(self.counts(candidate)):
-            return self.tried.trial.logits(ids)
+        with self.probe.narrowed(self.counts(candidate)):
+            return self.probe.ablation.logits(ids)
 
     def counts(self, candidate: Candidate) -> list[int]:
         """Units that each place keeps."""

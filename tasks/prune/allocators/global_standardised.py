@@ -14,14 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import ranked, spend
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.budget import ranked, spend
+from resprout.tasks.prune.interfaces import require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)

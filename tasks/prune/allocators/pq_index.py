@@ -19,16 +19,16 @@ from operator import mul
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import given, spend_shares
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.budget import require_bench, spend_shares
+from resprout.tasks.prune.interfaces import require
 from resprout.tasks.prune.target import kept_share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from resprout.configs.stages import Unit
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PqIndex:
 
         from resprout.tasks.models.anatomy import anatomy
 
-        bench = given(bench)
+        bench = require_bench(bench)
         layers = bench.among(anatomy(bench.model).layers)
         bounds: dict[Unit, list[float]] = {
             kind: [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.target import uniform_shape
 
 if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 class Uniform:

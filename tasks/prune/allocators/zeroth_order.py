@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from resprout.configs.stages import Unit
-from resprout.tasks.models.size import Shape
-from resprout.tasks.models.trial import Trial, next_token_loss
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import given, spend_shares
+from resprout.tasks.models.ablation import Ablation, next_token_loss
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.budget import require_bench, spend_shares
+from resprout.tasks.prune.interfaces import require
 from resprout.tasks.prune.target import kept_share
 
 if TYPE_CHECKING:
     from resprout.tasks.models.anatomy import Layer
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ZerothOrder:
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
-        found = importances(given(bench), request.kinds, self.noise_std, self.samples, self.seed)
+        found = importances(require_bench(bench), request.kinds, self.noise_std, self.samples, self.seed)
         base = kept_share(request)
         shares = kept_shares(found, base, max(base - self.share_margin, 0.0))
         return spend_shares(request, dict.fromkeys(request.kinds, shares))
@@ -69,7 +69,7 @@ def kept_shares(importances: list[float], base: float, floor: float) -> list[flo
 
 def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, samples: int, seed: int) -> list[float]:
     """What changes of the matrices of each layer do to the loss, per weight and unit of the change."""
-    trial = Trial(bench.model)
+    trial = Ablation(bench.model)
     layers = bench.among(trial.parts.layers)
     looked_at = bench.input_ids[:samples].split(1)
     found = [0.0] * len(layers)

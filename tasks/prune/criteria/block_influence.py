@@ -16,9 +16,10 @@ from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
-from resprout.tasks.models.walk import Step, walk, watch
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.turns import cosines, step_cosines
+from resprout.tasks.models.forward import LayerStep, run_layerwise, watch
+from resprout.tasks.models.layouts import first_output
+from resprout.tasks.prune.interfaces import Needs
+from resprout.tasks.prune.residual_stream import cosines, step_cosines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,17 +34,17 @@ class BlockInfluence:
     def score_model(
         self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
     ) -> list[dict[Unit, Tensor]]:
-        """Float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers. One walk."""
+        """Float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers. One forward pass."""
         (kind,) = kinds
         scores: list[dict[Unit, Tensor]] = []
-        for step in walk(model, input_ids):
+        for step in run_layerwise(model, input_ids):
             measured = _sublayers(step) if kind == "sublayers" else [_mean([1 - step_cosines(step)])]
             scores.append({kind: torch.stack(measured).float().reshape(-1, 1)})
             progress(step.index + 1, step.total, "layers scored")
         return scores
 
 
-def _sublayers(step: Step) -> list[Tensor]:
+def _sublayers(step: LayerStep) -> list[Tensor]:
     """Block influence of attention and FFN."""
     layer, before = step.layer, list(step.hidden)
     parallel = layer.family.parallel(layer.shape.config)
@@ -56,7 +57,7 @@ def _sublayers(step: Step) -> list[Tensor]:
             reads.append(stream)
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
-        adds.append(output if isinstance(output, Tensor) else output[0])
+        adds.append(first_output(output))
 
     with ExitStack() as watching:
         if parallel:

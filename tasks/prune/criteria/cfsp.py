@@ -21,7 +21,7 @@ from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Needs
 from resprout.tasks.prune.statistics import Moments
 
 

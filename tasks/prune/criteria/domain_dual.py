@@ -31,9 +31,8 @@ from resprout.configs.errors import StageFailed
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.models.walk import walk, watch
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.models.forward import run_layerwise, watch
+from resprout.tasks.prune.interfaces import Needs, require
 from resprout.tasks.prune.statistics import Gram
 
 if TYPE_CHECKING:
@@ -68,14 +67,12 @@ class DomainDual:
         progress: Progress,
         mine: range,
     ) -> _Dual:
-        """The criterion once it has seen open-domain text; one walk, one Gram matrix a coupled projection.
+        """The criterion once it has seen open-domain text; one pass, one Gram matrix a coupled projection.
 
         A singular Hessian raises StageFailed.
         """
         freedoms: dict[tuple[int, str], Tensor] = {}
-        for step in walk(model, input_ids):
-            if step.index not in mine:
-                continue
+        for step in run_layerwise(model, input_ids, only=mine):
             parts = [step.layer.part(kind) for kind in kinds]
             tensors = step.layer.tensors
             names = {one.name for part in parts for one in part.slices if tensors[one.name].dim() > 1}
@@ -86,13 +83,10 @@ class DomainDual:
                     grams[name] = Gram(inputs)
                     module = step.layer.module.get_submodule(name.removesuffix(".weight"))
                     watching.enter_context(watch(module, grams[name].update))
-                for _ in step.run():
-                    pass
+                step.run_all()
             for name, gram in grams.items():
                 freedoms[step.index, name] = freedom(gram, self.damping)
             progress(step.index + 1, mine.stop, "layers seen on general text")
-            if step.index == mine[-1]:
-                break
         return _Dual(self.generality, freedoms)
 
 

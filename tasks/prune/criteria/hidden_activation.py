@@ -18,8 +18,8 @@ from torch import Tensor
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.residual import at_norms
+from resprout.tasks.prune.interfaces import Needs
+from resprout.tasks.prune.residual_stream import at_norms
 from resprout.tasks.prune.statistics import SampleAggregates
 
 if TYPE_CHECKING:

@@ -26,9 +26,8 @@ from torch.nn import functional
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import Layer, Units, anatomy
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.gradients import (
+from resprout.tasks.prune.interfaces import Needs, require
+from resprout.tasks.prune.scoring import (
     causal_loss,
     check_memory,
     check_samples,

@@ -16,9 +16,8 @@ from torch.nn.functional import cosine_similarity
 
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.greedy import last_stream, removal_ranks
+from resprout.tasks.prune.interfaces import Needs, require
+from resprout.tasks.prune.search import last_stream, removal_ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,9 +24,8 @@ from torch.nn.functional import cosine_similarity
 
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.greedy import Distance, logits, removal_ranks
+from resprout.tasks.prune.interfaces import Needs, require
+from resprout.tasks.prune.search import Distance, logits, removal_ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,8 +14,8 @@ from torch import Tensor
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.residual import principal_directions
+from resprout.tasks.prune.interfaces import Needs
+from resprout.tasks.prune.residual_stream import principal_directions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

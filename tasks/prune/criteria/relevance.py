@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
-from resprout.tasks.models.walk import BATCH_TOKENS
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.models.forward import BATCH_TOKENS
+from resprout.tasks.prune.interfaces import Needs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

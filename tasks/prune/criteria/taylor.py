@@ -25,7 +25,7 @@ from torch import Tensor
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Slices, Units
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Needs
 
 
 class _Salience:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Repaired
+from resprout.tasks.prune.interfaces import Repaired
 from resprout.tasks.prune.statistics import Moments, Statistic
 
 

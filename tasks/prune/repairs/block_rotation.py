@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
-from resprout.tasks.models.layout import build_layer, write_shape
-from resprout.tasks.models.size import Shape, shape_of
-from resprout.tasks.models.stack import Stack
-from resprout.tasks.models.turned import Sublayers
+from resprout.tasks.models.forward import LayerStack
+from resprout.tasks.models.layouts import Sublayers, build_layer, write_shape
+from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
 from resprout.tasks.prune.repairs.rotation import turn, turn_ends
-from resprout.tasks.prune.residual import normed, principal
+from resprout.tasks.prune.residual_stream import normed, principal
 from resprout.tasks.prune.statistics import Gram
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class BlockRotation(NoRepair):
     @torch.no_grad()
     def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
         """Turn `model` in place, its layers replaced by such with turns: it computes the same."""
-        parts, stack = anatomy(model), Stack(model, input_ids)
+        parts, stack = anatomy(model), LayerStack(model, input_ids)
         shape = shape_of(model.config.to_dict())
         sublayers = Sublayers(shape.family, shape.config)
         kept = len(plan.hidden or ()) if self.inputs == "pruned" else shape.hidden
@@ -72,7 +71,7 @@ class BlockRotation(NoRepair):
             progress(layer.index + 1, len(parts.layers), "layers turned")
         turn_ends(model, shape, first, basis)
         setattr(parts.decoder, shape.family.layers, nn.ModuleList(built))
-        write_shape(model.config, replace(shape_of(model.config.to_dict()), turned=True))
+        write_shape(model.config, replace(shape_of(model.config.to_dict()), rotated=True))
 
     def _in_basis(self, stream: Sequence[Tensor], kept: int) -> tuple[list[Tensor], Tensor]:
         """The stream without its weakest directions, and its directions [hidden, hidden], one a column."""
@@ -97,6 +96,6 @@ def _turned(layer: Layer, model: PreTrainedModel, shape: Shape, bases: Sequence[
         "ffn_turn.weight": (bases[2].T @ bases[1]).to(dtype),
     }
     with torch.device("meta"):
-        built: nn.Module = build_layer(type(module), model.config, replace(shape, turned=True), layer.index)
+        built: nn.Module = build_layer(type(module), model.config, replace(shape, rotated=True), layer.index)
     built.load_state_dict({**layer.tensors, **turns}, assign=True)
     return built.requires_grad_(False)

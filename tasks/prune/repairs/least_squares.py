@@ -27,7 +27,7 @@ from torch import Tensor
 
 from resprout.configs.errors import StageFailed
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Repaired
+from resprout.tasks.prune.interfaces import Repaired
 from resprout.tasks.prune.statistics import Gram, Statistic, Targets
 
 

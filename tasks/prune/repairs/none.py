@@ -8,7 +8,7 @@ from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Repaired
+from resprout.tasks.prune.interfaces import Repaired
 from resprout.tasks.prune.statistics import Statistic
 
 

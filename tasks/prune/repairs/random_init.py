@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from resprout.configs.stages import Unit
-from resprout.tasks.models.generator import own_generator
-from resprout.tasks.prune.bounds import require
+from resprout.tasks.models.load import own_generator
+from resprout.tasks.prune.interfaces import require
 from resprout.tasks.prune.repairs.none import NoRepair
 
 if TYPE_CHECKING:

@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.families.family import Tensors
-from resprout.tasks.models.size import Shape, shape_of
-from resprout.tasks.prune.cutting import is_norm
+from resprout.tasks.models.families.family import Tensors, is_norm
+from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
-from resprout.tasks.prune.residual import principal_directions
+from resprout.tasks.prune.residual_stream import principal_directions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from resprout.configs.stages import Unit
-from resprout.tasks.prune.rounds import Round, gradual
+from resprout.tasks.prune.interfaces import Round
+from resprout.tasks.prune.rounds import gradual
 
 
 @dataclass(frozen=True)

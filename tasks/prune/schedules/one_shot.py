@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from resprout.configs.stages import Unit
-from resprout.tasks.prune.rounds import Round
+from resprout.tasks.prune.interfaces import Round
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from resprout.configs.stages import Unit
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.rounds import Round, gradual
+from resprout.tasks.prune.interfaces import Round, require
+from resprout.tasks.prune.rounds import gradual
 
 
 @dataclass(frozen=True)

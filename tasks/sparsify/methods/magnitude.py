@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from resprout.tasks.prune.semi_structured.masks import Pattern, best_mask
-from resprout.tasks.prune.semi_structured.scores import magnitude
+from resprout.tasks.sparsify.layers import best_mask
+from resprout.tasks.sparsify.pattern import Pattern
 
 
 class Magnitude:
@@ -20,4 +20,4 @@ class Magnitude:
 
     def sparse(self, weight: Tensor, inputs: Any, pattern: Pattern) -> Tensor:
         """The weight [outputs, inputs] with the pattern's zeros."""
-        return weight * best_mask(magnitude(weight), pattern)
+        return weight * best_mask(weight.float().abs(), pattern)

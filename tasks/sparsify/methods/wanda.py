@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from resprout.tasks.prune.semi_structured.masks import Pattern, best_mask
-from resprout.tasks.prune.semi_structured.scores import wanda
 from resprout.tasks.prune.statistics import Moments
+from resprout.tasks.sparsify.layers import best_mask
+from resprout.tasks.sparsify.pattern import Pattern
 
 
 class Wanda:
@@ -21,5 +21,5 @@ class Wanda:
         return Moments(features)
 
     def sparse(self, weight: Tensor, inputs: Moments, pattern: Pattern) -> Tensor:
-        """The weight [outputs, inputs] with the pattern's zeros."""
-        return weight * best_mask(wanda(weight, inputs), pattern)
+        """The weight [outputs, inputs] with the pattern's zeros: |W_ij| ||X_j||_2 ranks (eq. 1)."""
+        return weight * best_mask(weight.float().abs() * inputs.norm.to(weight.device), pattern)

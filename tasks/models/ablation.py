@@ -1,4 +1,4 @@
-"""A model run without some of its layers or sublayers, from any layer on; it is left as it was."""
+"""Ablation: a model run without some of its layers or sublayers, from any layer on, and left as it was."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.depth import SUBLAYERS, Block
-from resprout.tasks.models.layout import left_out
-from resprout.tasks.models.walk import layers_replaced
+from resprout.tasks.models.forward import layers_replaced
+from resprout.tasks.models.layouts import first_output, without_sublayer
+from resprout.tasks.models.shape import SUBLAYERS, DepthUnit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,36 +24,36 @@ BATCH_TOKENS = 512
 """Tokens of a batch whose logits are in memory."""
 
 
-class Trial:
-    """Runs of one model; `ids` are int64 [rows, tokens]."""
+class Ablation:
+    """Runs of one model without some of its layers; `ids` are int64 [rows, tokens]."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.parts = anatomy(model)
 
     def logits(
-        self, ids: Tensor, gone: Collection[Block] = (), start: int = 0, hidden: Tensor | None = None
+        self, ids: Tensor, removed: Collection[DepthUnit] = (), start: int = 0, hidden: Tensor | None = None
     ) -> Tensor:
-        """Logits [rows, tokens, vocab] of the model without `gone`.
+        """Logits [rows, tokens, vocab] of the model without `removed`.
 
         With `hidden`, the residual stream in front of layer `start`, what comes before it is not run again;
         `start` may be the number of layers.
         """
-        with self._without(gone, start, hidden):
+        with self._without(removed, start, hidden):
             return self._run(ids)
 
     def inputs(
-        self, ids: Tensor, gone: Collection[Block] = (), start: int = 0, hidden: Tensor | None = None
+        self, ids: Tensor, removed: Collection[DepthUnit] = (), start: int = 0, hidden: Tensor | None = None
     ) -> list[Tensor]:
-        """The residual stream in front of each layer and behind the last, without `gone`, and no logits.
+        """The residual stream in front of each layer and behind the last, without `removed`, and no logits.
 
         `start` and `hidden` as of `logits`; what is in front of `start` means nothing then.
         """
         seen: list[Tensor] = []
-        with self._without(gone, start, hidden) as layers, ExitStack() as watching:
+        with self._without(removed, start, hidden) as layers, ExitStack() as watching:
             for module in layers:
                 hook = module.register_forward_hook(
-                    lambda _, given, out: seen.extend((given[0], _stream(out)))
+                    lambda _, given, out: seen.extend((given[0], first_output(out)))
                 )
                 watching.callback(hook.remove)
             with torch.no_grad():
@@ -67,20 +67,20 @@ class Trial:
 
     @contextmanager
     def _without(
-        self, gone: Collection[Block], start: int, hidden: Tensor | None
+        self, removed: Collection[DepthUnit], start: int, hidden: Tensor | None
     ) -> Iterator[list[nn.Module]]:
-        lost = Counter(block.layer for block in gone for _ in block.sublayers)
+        count = Counter(unit.layer for unit in removed for _ in unit.sublayers)
         layers: list[nn.Module] = [layer.module for layer in self.parts.layers]
         with ExitStack() as changes:
-            for block in gone:
-                layer = self.parts.layers[block.layer]
-                whole = lost[block.layer] == len(SUBLAYERS)
-                for sublayer in () if whole else block.sublayers:
-                    changes.enter_context(left_out(layer.module, layer.shape, sublayer))
+            for unit in removed:
+                layer = self.parts.layers[unit.layer]
+                whole = count[unit.layer] == len(SUBLAYERS)
+                for sublayer in () if whole else unit.sublayers:
+                    changes.enter_context(without_sublayer(layer.module, layer.shape, sublayer))
                 if whole:
-                    layers[block.layer] = _Given(None)
+                    layers[unit.layer] = _Constant(None)
             if hidden is not None:
-                layers[:start] = [_Given(hidden) for _ in range(start)]
+                layers[:start] = [_Constant(hidden) for _ in range(start)]
             changes.enter_context(layers_replaced(self.parts, layers))
             yield layers
 
@@ -95,8 +95,8 @@ def next_token_loss(logits: Tensor, ids: Tensor) -> float:
     return losses.double().mean().item()
 
 
-class _Given(nn.Module):
-    """Stands in for a layer that is not run: gives what it was given, or the residual stream it holds."""
+class _Constant(nn.Module):
+    """Stands in for a layer that is not run: returns its input, or the residual stream it holds."""
 
     def __init__(self, hidden: Tensor | None) -> None:
         super().__init__()
@@ -104,9 +104,3 @@ class _Given(nn.Module):
 
     def forward(self, hidden_states: Tensor, *more: Any, **arguments: Any) -> Tensor:
         return hidden_states if self.hidden is None else self.hidden
-
-
-def _stream(output: Any) -> Tensor:
-    """The residual stream among what a layer returns."""
-    stream: Tensor = output if isinstance(output, Tensor) else output[0]
-    return stream

@@ -1,14 +1,14 @@
-"""Gradients of the causal-LM loss over the calibration tokens, handed on tensor by tensor as they are made.
+"""Scoring of units by a criterion: by weights, by inputs, by gradients, or by a run of the whole model.
 
-Batch by batch one forward and one backward pass run; each weight's gradient goes to the criterion's
-statistics the moment it is there and is freed, so that at no time the gradients of a whole model exist. Only
-weights that a criterion asks for are differentiated. A share of the layers costs the whole forward pass and
-the backward pass down to its first layer.
+With gradients, one forward and one backward pass run batch by batch; each weight's gradient of the causal-LM
+loss goes to the criterion's statistics the moment it is there and is freed, so that at no time the gradients
+of a whole model exist. Only weights that a criterion asks for are differentiated. A share of the layers costs
+the whole forward pass and the backward pass down to its first layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,24 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
-from resprout.tasks.models.anatomy import Layer, Units, anatomy
-from resprout.tasks.models.walk import BATCH_TOKENS, walk, watch
+from resprout.tasks.job import Progress, silent
+from resprout.tasks.models.anatomy import Layer, anatomy, is_offloaded
+from resprout.tasks.models.forward import BATCH_TOKENS, call_layer, run_batches, run_layerwise, watch
+from resprout.tasks.prune.interfaces import (
+    Criterion,
+    GeneralCriterion,
+    GradientCriterion,
+    GradientStatistic,
+    Needs,
+)
+from resprout.tasks.share import WHOLE, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from resprout.tasks.prune.contracts import GradientCriterion, GradientStatistic
-
+    Kinds = tuple[Unit, ...]
+    Engine = Callable[[PreTrainedModel, Any, Kinds, Tensor, Progress, range], Iterator[dict[Unit, Tensor]]]
+    """Scores of the layers in a range, by kind: float32 [units, features per unit]."""
 
 OVERFLOW = (
     "the model's activations or gradients overflow in this dtype: give model.dtype: bfloat16 or float32"
@@ -35,10 +44,91 @@ OVERFLOW = (
 NO_GRADIENTS = "a criterion that needs no gradients (resprout methods)"
 
 
+def score_units(
+    model: PreTrainedModel,
+    criterion: Criterion,
+    kinds: tuple[Unit, ...],
+    input_ids: Tensor,
+    progress: Progress = silent,
+    share: Share = WHOLE,
+    general: Tensor | None = None,
+) -> list[dict[Unit, Tensor]]:
+    """For each layer of the share and kind float32 [units, features per unit] on the CPU; higher is better.
+
+    `input_ids` int64 [samples, tokens] run through the model where the criterion needs that, layer by layer
+    up to the last of the share; criteria that need gradients or the model run all layers for every share.
+    `general`, tokens of open-domain text of the same form, must be there for criteria that need them. A score
+    that is not finite raises StageFailed.
+    """
+    layers = anatomy(model).layers
+    mine = share.of(len(layers))
+    if not mine:
+        return []
+    if isinstance(criterion, GeneralCriterion):
+        if general is None:
+            raise TypeError("the criterion needs tokens of open-domain text: general")
+        criterion = criterion.with_general(model, kinds, general, progress, mine)
+    engine = ENGINES[criterion.needs]
+    return [
+        {kind: _checked(one, layers[index], kind) for kind, one in by_kind.items()}
+        for index, by_kind in zip(
+            mine, engine(model, criterion, kinds, input_ids, progress, mine), strict=True
+        )
+    ]
+
+
+def _by_weights(
+    model: PreTrainedModel, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
+) -> Iterator[dict[Unit, Tensor]]:
+    layers = anatomy(model).layers
+    for index in mine:
+        with layers[index].loaded():
+            yield {kind: criterion.score(layers[index].units(kind)) for kind in kinds}
+        progress(index + 1, mine.stop, "layers scored")
+
+
+def _by_inputs(
+    model: PreTrainedModel, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
+) -> Iterator[dict[Unit, Tensor]]:
+    layers = anatomy(model).layers
+    if getattr(criterion.statistic(1), "light", False) and not is_offloaded(model):
+        # What is seen in all layers fits, and states that no other batch comes between are still at hand.
+        with ExitStack() as watching:
+            seen = [_watched(layers[index], criterion, kinds, input_ids, watching) for index in mine]
+            for done, total in run_batches(model, input_ids, [layer.module for layer in layers[: mine.stop]]):
+                progress(done, total, "batches seen")
+        for index, one in zip(mine, seen, strict=True):
+            yield {kind: criterion.score(layers[index].units(kind), one[kind]) for kind in kinds}
+        return
+    for step in run_layerwise(model, input_ids, only=mine):
+        with ExitStack() as watching:
+            one = _watched(step.layer, criterion, kinds, input_ids, watching)
+            step.run_all()
+        yield {kind: criterion.score(step.layer.units(kind), one[kind]) for kind in kinds}
+        progress(step.index + 1, mine.stop, "layers scored")
+
+
+def _watched(
+    layer: Layer, criterion: Any, kinds: tuple[Unit, ...], input_ids: Tensor, watching: ExitStack
+) -> dict[Unit, Any]:
+    """Collectors of what the layer's readers are given while `watching` is open."""
+    seen = {kind: criterion.statistic(layer.units(kind).weight.shape[1]) for kind in kinds}
+    for kind, one in seen.items():
+        watching.enter_context(watch(layer.reader(kind), one.update, input_ids.shape[1]))
+    return seen
+
+
+def _by_model(
+    model: PreTrainedModel, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
+) -> Iterator[dict[Unit, Tensor]]:
+    # It cannot score a share alone, so each share costs as much as the whole.
+    yield from criterion.score_model(model, kinds, input_ids, progress)[mine.start : mine.stop]
+
+
 def by_gradients(
     model: PreTrainedModel,
     criterion: GradientCriterion,
-    kinds: tuple[Unit, ...],
+    kinds: Kinds,
     input_ids: Tensor,
     progress: Progress,
     mine: range,
@@ -53,7 +143,13 @@ def by_gradients(
     layers = anatomy(model).layers[mine.start : mine.stop]
     units = [{kind: layer.units(kind) for kind in kinds} for layer in layers]
     sums = [{kind: criterion.gradients(one) for kind, one in by_kind.items()} for by_kind in units]
-    inputs = [{kind: _inputs(criterion, one) for kind, one in by_kind.items()} for by_kind in units]
+    inputs = [
+        {
+            kind: None if one.part.reader is None else criterion.statistic(one.weight.shape[1])
+            for kind, one in by_kind.items()
+        }
+        for by_kind in units
+    ]
     wanted = [_wanted(layer, by_kind.values()) for layer, by_kind in zip(layers, sums, strict=True)]
     held = sum(4 * one.elements for by_kind in sums for one in by_kind.values())
     # One gradient at a time, with the copies in float32 that statistics make of it.
@@ -133,7 +229,7 @@ def needed_bytes(model: PreTrainedModel, input_ids: Tensor, layers: int) -> int:
     kernel, and as cheap as one layer of one batch.
     """
     ids = input_ids[: rows_of_batch(input_ids)]
-    step = next(walk(model, ids, ids.numel()))
+    step = next(run_layerwise(model, ids, ids.numel()))
     modules = [layer.module for layer in anatomy(model).layers]
     module = max(modules, key=lambda one: sum(parameter.numel() for parameter in one.parameters()))
     own = {one.untyped_storage().data_ptr() for one in model.parameters()}
@@ -146,10 +242,9 @@ def needed_bytes(model: PreTrainedModel, input_ids: Tensor, layers: int) -> int:
         # Not the tensor itself: an output that its own node holds is never freed.
         return tensor.detach()
 
-    more, arguments = step.arguments[0]
     hidden = step.hidden[0].detach().requires_grad_()
     with differentiable(model, list(module.parameters())), saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(hidden, *more, **arguments)
+        output = call_layer(module, hidden, step.calls[0])
     del output
     logits = ids.numel() * model.config.get_text_config().vocab_size
     # Logits, and in float32 their copy, their log-softmax and its gradient.
@@ -181,16 +276,10 @@ def differentiable(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iter
             module.training = mode
 
 
-_Wanted = Mapping[str, tuple[nn.Parameter, list["GradientStatistic"]]]
-"""By name from the layer on: a weight, and the statistics that its gradient goes to."""
-
-
-def _inputs(criterion: GradientCriterion, units: Units) -> Any:
-    """An empty collector of the reader's inputs, None where the criterion or the unit has none."""
-    return None if units.part.reader is None else criterion.statistic(units.weight.shape[1])
-
-
-def _wanted(layer: Layer, statistics: Any) -> _Wanted:
+def _wanted(
+    layer: Layer, statistics: Iterable[GradientStatistic]
+) -> Mapping[str, tuple[nn.Parameter, list[GradientStatistic]]]:
+    """By name from the layer on: a weight, and the statistics that its gradient goes to."""
     found: dict[str, tuple[nn.Parameter, list[GradientStatistic]]] = {}
     for statistic in statistics:
         for name in statistic.names:
@@ -215,3 +304,49 @@ def _handed_on(
         yield
     finally:
         handle.remove()
+
+
+ENGINES: Mapping[Needs, Engine] = {
+    "weights": _by_weights,
+    "inputs": _by_inputs,
+    "gradients": by_gradients,
+    "model": _by_model,
+}
+
+
+def best_units(scores: Tensor, keep: int, blocks: int = 1) -> list[int]:
+    """Indices of the `keep` units of each block with the highest mean score, ascending.
+
+    The units [units, features per unit] lie in `blocks` blocks of equal size; ties go to the lower index.
+    """
+    means = scores.mean(dim=1).view(blocks, -1)
+    best = means.sort(dim=1, descending=True, stable=True).indices[:, :keep]
+    first = torch.arange(blocks).view(-1, 1) * means.shape[1]
+    return sorted((best + first).flatten().tolist())
+
+
+def as_tensors(scores: list[dict[Unit, Tensor]], first: int = 0) -> Mapping[str, Tensor]:
+    """The scores under names such as `layers.03.ffn`, for safetensors; `first` is the first one's layer."""
+    return {
+        f"layers.{index:02d}.{kind}": values.contiguous()
+        for index, by_kind in enumerate(scores, first)
+        for kind, values in by_kind.items()
+    }
+
+
+def from_tensors(tensors: Mapping[str, Tensor], kinds: tuple[Unit, ...]) -> list[dict[Unit, Tensor]]:
+    """What `as_tensors` named, layer by layer from the first."""
+    layers = len(tensors) // len(kinds)
+    return [{kind: tensors[f"layers.{index:02d}.{kind}"] for kind in kinds} for index in range(layers)]
+
+
+def _checked(values: Tensor, layer: Layer, kind: Unit) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        with layer.loaded():
+            tensors = layer.tensors.items()
+            broken = [name for name, one in tensors if not bool(torch.isfinite(one).all())]
+        raise StageFailed(
+            f"scores of {kind} in layer {layer.index} are not finite; "
+            + (f"neither is {broken[0]} of that layer: take weights that are whole" if broken else OVERFLOW)
+        )
+    return values.float().cpu()

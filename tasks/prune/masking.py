@@ -1,12 +1,16 @@
-"""A plan carried out on a model that keeps its shape: what reads the removed units is zero, or shrinks.
+"""Masking: a plan carried out on a model that keeps its shape; what reads removed units is zero, or shrinks.
 
 A unit shows in the residual stream only through the columns that read it (o_proj, down_proj), so with those
 at zero the model computes what the cut one does. What makes the unit stays as it is, and it may come back.
+masked.json beside such a model lists the columns that must stay zero, since nothing else tells which of its
+zeros stand for removed units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,14 +18,16 @@ from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Layer, anatomy
-from resprout.tasks.models.depth import SUBLAYERS, Sublayer
-from resprout.tasks.models.masked import Columns
-from resprout.tasks.models.size import shape_of
-from resprout.tasks.prune.gone import NOTHING
-from resprout.tasks.prune.plan import LayerPlan, Plan
+from resprout.tasks.models.shape import SUBLAYERS, Sublayer, shape_of
+from resprout.tasks.prune.plan import REMOVED_LAYER, LayerPlan, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+MASKED = "masked.json"
+
+Columns = Mapping[str, tuple[int, Sequence[int]] | None]
+"""By a parameter's whole name the dimension and the indices along it that are zero; None: all of it is."""
 
 
 @torch.no_grad()
@@ -36,7 +42,7 @@ def mask(model: PreTrainedModel, plan: Plan, keep: float = 0.0) -> Columns:
     stays = plan.by_source()
     masked: dict[str, tuple[int, list[int]] | None] = {}
     for layer in anatomy(model).layers:
-        for name, dim, columns in _readers(layer, stays.get(layer.index, NOTHING)):
+        for name, dim, columns in _readers(layer, stays.get(layer.index, REMOVED_LAYER)):
             parameter = layer.module.get_parameter(name)
             whole = f"{layer.family.layer_prefix}{layer.index}.{name}"
             masked[whole] = None if dim is None else (dim, columns.tolist())
@@ -84,3 +90,16 @@ def _writers(layer: Layer, sublayer: Sublayer) -> dict[str, int]:
         if name in present and len(axes) > 1 and axes[writes] == "hidden":
             found[name] = reads
     return found
+
+
+def write_masked(columns: Columns, folder: Path) -> None:
+    """Write masked.json beside a model."""
+    text = json.dumps(columns, sort_keys=True)
+    (folder / MASKED).write_text(text + "\n", encoding="utf-8")
+
+
+def read_masked(folder: Path) -> Columns:
+    """The masked columns of the model in `folder`; empty where it is not masked."""
+    path = folder / MASKED
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: None if one is None else (int(one[0]), list(one[1])) for name, one in found.items()}

@@ -1,4 +1,4 @@
-"""Calibration tokens through a decoder one layer at a time, so that one layer's activations are in memory."""
+"""Forward passes over calibration tokens, layer by layer: one layer's activations are in memory."""
 
 from __future__ import annotations
 
@@ -11,72 +11,95 @@ import torch
 from torch import Tensor, nn
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.anatomy import PAGES, Anatomy, Layer, anatomy
-from resprout.tasks.models.spool import Spool
+from resprout.tasks.models.anatomy import Anatomy, Layer, anatomy, is_offloaded
+from resprout.tasks.models.layouts import first_output
+from resprout.tasks.models.offload import ActivationOffload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH_TOKENS = 2048
 """Tokens in a forward pass over calibration data; larger batches are no faster on a CPU."""
-SPOOL_BYTES = 2**28
-"""Hidden states that a walk keeps in memory where the model's layers are read one at a time."""
+ACTIVATION_BYTES = 2**28
+"""Hidden states kept in memory where the model's layers are read one at a time."""
+
+LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of a decoder layer beside the hidden states: masks, rotations."""
+
+
+def call_layer(layer: nn.Module, hidden: Tensor, call: LayerCall) -> Tensor:
+    """Hidden states [rows, tokens, hidden] behind a layer that is given `hidden`."""
+    more, arguments = call
+    return first_output(layer(hidden, *more, **arguments))
 
 
 @dataclass
-class Step:
-    """One layer of a walk; `hidden` holds the layer's inputs, batch by batch: [rows, tokens, hidden size]."""
+class LayerStep:
+    """One layer of a layerwise pass; `hidden` are its inputs, batch by batch [rows, tokens, hidden size]."""
 
     index: int
     total: int
     layer: Layer
-    hidden: Spool
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    hidden: ActivationOffload
+    calls: list[LayerCall]
+    """What the layer is given beside them, by batch."""
     ran: bool = False
 
-    def rehearse(self) -> None:
-        """Run every batch through the layer for those who watch it; what follows sees nothing of that."""
-        for i, (more, arguments) in enumerate(self.arguments):
-            with torch.no_grad():
-                self.layer.module(self.hidden[i], *more, **arguments)
+    @torch.no_grad()
+    def dry_run(self) -> None:
+        """Run every batch through the layer for those who watch it; the outputs go nowhere."""
+        for i, call in enumerate(self.calls):
+            call_layer(self.layer.module, self.hidden[i], call)
 
     def run(self) -> Iterator[Tensor]:
         """Run every batch through the layer, yielding its outputs, which become the next layer's inputs."""
         self.ran = True
-        for i, (more, arguments) in enumerate(self.arguments):
+        for i, call in enumerate(self.calls):
             with torch.no_grad():
-                output = self.layer.module(self.hidden[i], *more, **arguments)
-            self.hidden[i] = output if isinstance(output, Tensor) else output[0]
+                self.hidden[i] = call_layer(self.layer.module, self.hidden[i], call)
             yield self.hidden[i]
 
+    def run_all(self) -> None:
+        """Run every batch through the layer."""
+        for _ in self.run():
+            pass
 
-def walk(model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TOKENS) -> Iterator[Step]:
-    """Yield a Step for each decoder layer in order, for `input_ids` [samples, tokens]; computes no logits.
 
-    A caller watches modules (`watch`), consumes `step.run()`, and may then change the layer: what follows
+def run_layerwise(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    batch_tokens: int = BATCH_TOKENS,
+    only: range | None = None,
+) -> Iterator[LayerStep]:
+    """Yield a step for each decoder layer in order, for `input_ids` [samples, tokens]; computes no logits.
+
+    Of a range `only` its layers are yielded, and none behind it is run.
+
+    A caller watches modules (`watch`), runs the step, and may then change the layer: what follows
     sees the outputs that the layer had when it ran. A step that the caller did not run is run then.
     """
     parts = anatomy(model)
     recorders = [_Recorder() for _ in parts.layers]
     # Only where weights do not fit are the states between layers likely not to fit either.
-    hidden = Spool(SPOOL_BYTES if in_pages(model) else None)
-    for _ in run(model, input_ids, recorders, batch_tokens):
+    hidden = ActivationOffload(ACTIVATION_BYTES if is_offloaded(model) else None)
+    for _ in run_batches(model, input_ids, recorders, batch_tokens):
         hidden.append(recorders[0].seen)
-    for index, layer in enumerate(parts.layers):
-        step = Step(index, len(parts.layers), layer, hidden, recorders[index].arguments)
-        with layer.present():
-            yield step
+    only = range(len(parts.layers)) if only is None else only
+    for index, layer in enumerate(parts.layers[: only.stop]):
+        step = LayerStep(index, len(parts.layers), layer, hidden, recorders[index].calls)
+        with layer.loaded():
+            if index in only:
+                yield step
             if not step.ran:
-                for _ in step.run():
-                    pass
+                step.run_all()
 
 
-def run(
+def run_batches(
     model: PreTrainedModel, input_ids: Tensor, layers: Sequence[nn.Module], batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[tuple[int, int]]:
     """Run `input_ids` [samples, tokens] batch by batch through the decoder with these layers for its own.
 
-    Yields after each batch how many of how many are done. `walk` gives the layers the same batches.
+    Yields after each batch how many of how many are done. `run_layerwise` gives the layers the same batches.
     """
     if input_ids.dim() != 2 or input_ids.numel() == 0:
         raise BadInput(
@@ -90,9 +113,26 @@ def run(
         yield done, len(batches)
 
 
-def in_pages(model: PreTrainedModel) -> bool:
-    """Whether the model's layers are read one at a time."""
-    return getattr(model, PAGES, None) is not None
+class LayerStack:
+    """Layers of a model with what calibration tokens bring to them, made by one forward pass.
+
+    `start` are the first layer's inputs, batch by batch [rows, tokens, hidden], all in memory; `calls` are
+    what each layer is given beside them, by layer and batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TOKENS) -> None:
+        self.layers: list[Any] = [layer.module for layer in anatomy(model).layers]
+        self.start: list[Tensor] = []
+        self.calls: list[list[LayerCall]] = []
+        for step in run_layerwise(model, input_ids, batch_tokens):
+            self.start = self.start or list(step.hidden)
+            self.calls.append(step.calls)
+
+    def run(self, members: Sequence[int], batch: int, hidden: Tensor) -> Tensor:
+        """Hidden states of a batch behind these layers, one after another."""
+        for layer in members:
+            hidden = call_layer(self.layers[layer], hidden, self.calls[layer][batch])
+        return hidden
 
 
 @contextmanager
@@ -100,7 +140,7 @@ def watch(module: nn.Module, see: Callable[[Tensor], None], row_tokens: int | No
     """Call `see` with every input of `module` while the context is open.
 
     It is a view as [tokens, features], or as [rows, row_tokens, features] where `row_tokens` is given: some
-    families flatten rows and tokens in front of their modules, so that rows must be told.
+    families flatten rows and tokens in front of their modules, so that rows must be given.
     """
 
     def hook(watched: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -120,16 +160,14 @@ class _Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.calls: list[LayerCall] = []
         self.seen: Tensor = torch.empty(0)
 
     def forward(self, hidden_states: Tensor, *more: Any, **arguments: Any) -> Tensor:
         self.seen = hidden_states
         given = (more, arguments)
         # Masks and rotations of equal batches are equal, and one of each is enough.
-        self.arguments.append(
-            self.arguments[-1] if self.arguments and _equal(self.arguments[-1], given) else given
-        )
+        self.calls.append(self.calls[-1] if self.calls and _equal(self.calls[-1], given) else given)
         return hidden_states
 
 

@@ -1,23 +1,23 @@
-"""A model of which only the layer at work is in memory; the others are read when they are needed."""
+"""Weights and activations out of memory: layers read from files when they run, hidden states kept on disk."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.anatomy import PAGES
-from resprout.tasks.models.config_json import read_config
+from resprout.tasks.models.anatomy import OFFLOAD
 from resprout.tasks.models.families import LAYOUT_KEY
-from resprout.tasks.models.layout import cut_class
+from resprout.tasks.models.layouts import cut_class
 from resprout.tasks.models.load import DTYPES, check_folder
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.shape import shape_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """What safetensors calls a dtype."""
 
 
-class Pages:
+class WeightOffload:
     """The tensors of a model folder, read when they are asked for: in `dtype`, on `device`."""
 
     def __init__(self, folder: Path, dtype: str, device: str) -> None:
@@ -58,7 +58,7 @@ class Pages:
 
 
 def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model in `folder`, embeddings and head in memory, its layers on the meta device until `present`.
+    """The model in `folder`: embeddings and head in memory, layers on the meta device until `Layer.loaded`.
 
     A folder whose weights have other names in its files than in the model (fused experts, for one) cannot be
     read so and raises BadInput, as does what `load_model` refuses.
@@ -69,8 +69,8 @@ def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
     check_folder(folder)
     if dtype not in DTYPES:
         raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
-    shape, pages = shape_of(folder), Pages(folder, dtype, device)
-    if missing := sorted(name for name, _ in shape.tensors() if name not in pages):
+    shape, weights = shape_of(folder), WeightOffload(folder, dtype, device)
+    if missing := sorted(name for name, _ in shape.tensors() if name not in weights):
         raise BadInput(
             f"{folder} does not hold {len(missing)} tensors under the names that the model uses "
             f"({missing[0]}), so it cannot be read layer by layer; give prune.memory: whole"
@@ -79,10 +79,10 @@ def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
         folder, trust_remote_code=trust_remote_code, local_files_only=True
     )
     stock = AutoModelForCausalLM._model_mapping[type(config)]
-    kind: Any = cut_class(stock) if read_config(folder).get(LAYOUT_KEY) is not None else stock
+    kind: Any = cut_class(stock) if shape.config.get(LAYOUT_KEY) is not None else stock
     # Memory that nothing is written to is not taken; buffers, which no file holds, are computed as ever.
     before = torch.get_default_dtype()
-    torch.set_default_dtype(pages.dtype)
+    torch.set_default_dtype(weights.dtype)
     try:
         with no_init_weights():
             model: PreTrainedModel = kind(config)
@@ -90,10 +90,10 @@ def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
         torch.set_default_dtype(before)
     for layer in getattr(model.get_submodule(shape.family.decoder), shape.family.layers):
         layer.to("meta")
-    ends = pages.read(shape.family.ends(shape.config))
+    ends = weights.read(shape.family.ends(shape.config))
     model.load_state_dict(ends, strict=False, assign=True)
     model.tie_weights()
-    setattr(model, PAGES, pages)
+    setattr(model, OFFLOAD, weights)
     model.requires_grad_(False)
     return model.eval()
 
@@ -132,3 +132,46 @@ class SafetensorsWriter:
         self._file.close()
         if self._places:
             raise ValueError(f"{len(self._places)} tensors were not written, {min(self._places)} for one")
+
+
+class ActivationOffload:
+    """Tensors by number; those beyond `limit_bytes` lie in files of a folder that is deleted with it."""
+
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        self.limit_bytes = limit_bytes
+        self._held: list[Tensor | Path] = []
+        self._bytes = 0
+        self._folder: TemporaryDirectory[str] | None = None
+
+    def append(self, tensor: Tensor) -> None:
+        """Add a tensor behind the others."""
+        self._held.append(self._kept(len(self._held), tensor))
+
+    def __setitem__(self, number: int, tensor: Tensor) -> None:
+        if not isinstance(self._held[number], Path):
+            self._bytes -= self[number].nbytes
+        self._held[number] = self._kept(number, tensor)
+
+    def __getitem__(self, number: int) -> Tensor:
+        from safetensors.torch import load_file
+
+        held = self._held[number]
+        return load_file(held)["hidden"] if isinstance(held, Path) else held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[number] for number in range(len(self)))
+
+    def _kept(self, number: int, tensor: Tensor) -> Tensor | Path:
+        from safetensors.torch import save_file
+
+        if self.limit_bytes is None or self._bytes + tensor.nbytes <= self.limit_bytes:
+            self._bytes += tensor.nbytes
+            return tensor
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="resprout-hidden-")
+        path = Path(self._folder.name) / f"{number}.safetensors"
+        save_file({"hidden": tensor.contiguous()}, path)
+        return path

@@ -1,14 +1,19 @@
-"""What a criterion, an allocator and a repair are given and must return."""
+"""Interfaces of pruning: what criteria, allocators, repairs and schedules are given and must return.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
+from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.shape import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,21 +23,20 @@ if TYPE_CHECKING:
     from resprout.tasks.prune.plan import Plan
     from resprout.tasks.prune.statistics import Statistic, Targets
 
-    Scores = Sequence[Mapping[Unit, Tensor]]
-    """For each layer and kind of unit: float32 [units, features per unit], higher is worth more.
-
-    Of depth one value each: [1, 1] for a layer, [2, 1] (attention, FFN) for its sublayers.
-    """
-
 T = TypeVar("T")
 Needs = Literal["weights", "inputs", "gradients", "model"]
+Scores = Sequence[Mapping[Unit, "Tensor"]]
+"""For each layer and kind of unit: float32 [units, features per unit], higher is worth more.
+
+Of depth one value each: [1, 1] for a layer, [2, 1] (attention, FFN) for its sublayers.
+"""
 
 
 class Criterion(Protocol):
-    """Says what a unit is worth.
+    """Scores units.
 
     One that needs weights, inputs or gradients has `score`, one that needs the model `score_model`: the
-    engine of its need (tasks/prune/score.py) calls what it has.
+    engine of its need (tasks/prune/scoring.py) calls what it has.
     """
 
     needs: ClassVar[Needs]
@@ -47,7 +51,7 @@ class Criterion(Protocol):
 
 
 class WeightCriterion(Criterion, Protocol):
-    """Looks at a layer's weights."""
+    """A criterion that looks at a layer's weights."""
 
     def score(self, units: Units) -> Tensor:
         """Finite float32 [units, features per unit]; a unit is worth the mean of its row.
@@ -58,7 +62,7 @@ class WeightCriterion(Criterion, Protocol):
 
 
 class InputCriterion(Criterion, Protocol):
-    """Looks at a layer's weights and at what its reader is given."""
+    """A criterion that looks at a layer's weights and at the inputs of its reader."""
 
     def statistic(self, features: int) -> Statistic:
         """An empty collector of what the criterion must know of the reader's inputs."""
@@ -91,7 +95,7 @@ class GradientStatistic(Protocol):
 
 
 class GradientCriterion(Criterion, Protocol):
-    """Looks at a layer's weights, their gradients and, if it likes, at what its reader is given."""
+    """A criterion that looks at weights, their gradients and, if it likes, the inputs of the reader."""
 
     def gradients(self, units: Units) -> GradientStatistic:
         """An empty collector of what the criterion must know of gradients."""
@@ -107,7 +111,7 @@ class GradientCriterion(Criterion, Protocol):
 
 
 class ModelCriterion(Criterion, Protocol):
-    """Runs the model itself."""
+    """A criterion that runs the model itself."""
 
     def score_model(
         self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
@@ -118,7 +122,7 @@ class ModelCriterion(Criterion, Protocol):
 
 @runtime_checkable
 class GeneralCriterion(Protocol):
-    """Looks at open-domain text first (`prune.general`), and then as its need says."""
+    """A criterion that looks at open-domain text first (`prune.general`), and then as its need says."""
 
     needs_general: ClassVar[bool]
 
@@ -135,7 +139,7 @@ class GeneralCriterion(Protocol):
 
 
 class Allocator(Protocol):
-    """Spends the budget over the layers."""
+    """Spends the parameter budget over the layers."""
 
     per_layer: ClassVar[bool]
     """Whether layers may get different widths."""
@@ -144,7 +148,7 @@ class Allocator(Protocol):
     tries: ClassVar[bool]
     """Whether it runs the model, so that `bench` must be given."""
     narrows: ClassVar[bool]
-    """Whether it runs the model with fewer units, by what reads them (tasks/prune/tried.py); left out: no."""
+    """Whether it runs the model with fewer units, by zeroed inputs of readers (WidthProbe); left out: no."""
     latency: ClassVar[bool]
     """Whether it can spend a request's `costs`; left out: no."""
 
@@ -157,7 +161,7 @@ class Allocator(Protocol):
 
 
 class Repair(Protocol):
-    """Makes good for the removed units of one part.
+    """Compensates for the removed units of one part.
 
     Its class may also declare `whole_model` (it needs all of the model in memory) and `alike_layers` (all
     layers must have the same widths).
@@ -209,7 +213,7 @@ class ModelRepair(Protocol):
 
 @runtime_checkable
 class FinalRepair(Protocol):
-    """A repair that has the last word once everything is cut."""
+    """A repair that changes the model once everything is cut."""
 
     def finish(self, model: PreTrainedModel) -> None:
         """Change weights of the pruned `model` in place; no shape changes."""
@@ -226,7 +230,7 @@ class Repaired:
 
 @dataclass(frozen=True)
 class Bench:
-    """What an allocator tries its widths on; it leaves the model as it was.
+    """The model and data on which an allocator tries widths; it leaves the model as it was.
 
     `input_ids` int64 [samples, tokens] are the calibration tokens. `layers` are those that the request and
     the scores are of, by their place in the model; None: all.
@@ -257,7 +261,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Request:
-    """A target brought to numbers.
+    """A size target in numbers.
 
     `shape` is the uncut model with the biases that the repair will add; `limit` is the largest allowed number
     of unique parameters; `uniform` asks for widths that the family's stock config can state. `costs`, where
@@ -273,15 +277,55 @@ class Request:
     cumulative: bool = False
     """Whether a score is the loss once its unit and all of its layer below it are gone, or its unit alone."""
     free: range | None = None
-    """Layers that may get narrower, None: all. Allocators are asked about these alone (spared.py)."""
+    """Layers that may get narrower, None: all. Allocators are asked about these alone (target.py)."""
     floors: Mapping[Unit, tuple[int, ...]] = field(default_factory=dict)
     """Units of a kind that each layer keeps at least; left out: as many as it can work with."""
     embedding_params: int | None = None
     """What the limit takes embeddings and head to hold, whatever becomes of them; None: they count as they
     are."""
 
+    @property
+    def free_range(self) -> range:
+        """Layers that may get narrower."""
+        return range(self.shape.layers) if self.free is None else self.free
+
     def fits(self, shape: Shape) -> bool:
         """Whether a shape keeps to the limit."""
         if self.embedding_params is None:
             return shape.params <= self.limit
         return shape.non_embedding_params + self.embedding_params <= self.limit
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pruning: `train` of all training comes before it, and it goes `done` of the way to the target.
+
+    `shrink`: units outside the plan lose this share of their readers' columns instead of all of it, and may
+    come back; None: they are removed. `regrow`: this share of the kept units is exchanged for removed ones.
+    """
+
+    train: float
+    done: float
+    shrink: float | None = None
+    regrow: float = 0.0
+
+
+class Schedule(Protocol):
+    """Rounds of pruning: when each prunes, and how far."""
+
+    units: ClassVar[tuple[Unit, ...]]
+    """Kinds of units that it can remove round by round."""
+    trains: ClassVar[bool]
+    """Whether it makes no sense without training between its rounds."""
+
+    def all(self) -> list[Round]:
+        """The rounds in their order; `train` never falls, and the last one is done."""
+        ...
+
+
+def require(method: str, low: float, high: float = math.inf, **settings: float) -> None:
+    """Raise BadInput, which names the method, unless each setting is from `low` to `high`."""
+    for name, value in settings.items():
+        if not low <= value <= high or not math.isfinite(value):
+            allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise BadInput(f"'{method}' has {name}: {value:g}; give {allowed}")

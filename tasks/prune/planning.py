@@ -1,30 +1,37 @@
-"""From a model and calibration tokens to a plan and the scores behind it."""
+"""Planning: from scores to the units that each layer keeps; cumulative plans, and plans with regrowth.
+
+Plans of all rounds of a schedule are for the dense shape, and so are their scores. Units removed in earlier
+rounds stay removed: allocators are asked for widths of at most those that the earlier plan left, so that
+shares which they promise are shares of that, and removed units rank last.
+
+With regrowth (GraNet, Liu et al., arXiv 2106.10404) some of the units that a plan keeps are exchanged for
+removed ones that have large gradients. Of the n units that a layer (of query heads: each KV group) keeps, the
+ceil(share * n) with the lowest scores go, at least one stays, and as many come back: of all that are not kept
+those with the largest gradient. So the plan's sizes stay; ceil as in the authors' code.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
-from resprout.tasks.models.size import BYTES, Shape, shape_of
-from resprout.tasks.prune.contracts import Bench, Costs, Request
-from resprout.tasks.prune.gone import left_of, ranked_last, remaining
+from resprout.tasks.models.shape import BYTES, Shape, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.interfaces import Bench, Costs, Request, Scores
 from resprout.tasks.prune.latency import TIMED, LatencyTable, measure, measure_models, smaller
-from resprout.tasks.prune.plan import Latency, LayerPlan, Plan, Size
+from resprout.tasks.prune.plan import REMOVED_LAYER, Latency, LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
-from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.score import best_units, score_units
-from resprout.tasks.prune.spared import allocate
-from resprout.tasks.prune.target import request
-from resprout.tasks.prune.target_warnings import warnings_for
+from resprout.tasks.prune.scoring import best_units, score_units
+from resprout.tasks.prune.target import allocate, request, warnings_for
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 APART = 0.025
@@ -65,7 +72,7 @@ def plan_from(
 ) -> Plan:
     """The plan for a model of shape `dense`, held in `dtype`, whose units have these scores.
 
-    `bench` must be there for allocators that try the model. What the plan `before` removed stays gone.
+    `bench` must be there for allocators that try the model. What the plan `before` removed stays removed.
     """
     names = resolve(config)
     declared = CRITERIA.entry(names.criterion).declared
@@ -73,8 +80,8 @@ def plan_from(
     wanted, spent_on = replace(asked, cumulative=declared.get("cumulative", False)), scores
     if before is not None:
         before.check_fits(dense)
-        wanted = replace(wanted, shape=left_of(before, wanted.shape))
-        scores, spent_on = ranked_last(before, scores), remaining(before, scores)
+        wanted = replace(wanted, shape=remaining_shape(before, wanted.shape))
+        scores, spent_on = rank_removed_last(before, scores), remaining_scores(before, scores)
         if ALLOCATORS.entry(names.allocator).declared["tries"]:
             # It runs the model, which has all units still.
             spent_on = scores
@@ -87,6 +94,10 @@ def plan_from(
     else:
         granted = allocate(allocator, wanted, spent_on, bench)
     alike = not ALLOCATORS.entry(names.allocator).declared["per_layer"]
+    hidden: tuple[int, ...] | None = None
+    if "hidden" in config.units:
+        total = sum((by_kind["hidden"] for by_kind in scores[1:]), scores[0]["hidden"])
+        hidden = tuple(best_units(total, granted.hidden))
     return Plan(
         model_type=dense.model_type,
         method=names.method,
@@ -101,16 +112,20 @@ def plan_from(
         dtype=dtype,
         dense=Size.of(dense.sizes(dtype)),
         dense_layers=dense.layers,
-        requested=_requested(dense, wanted, dtype),
+        requested=Size(
+            params=wanted.limit,
+            non_embedding_params=wanted.limit - dense.embedding_params,
+            bytes=wanted.limit * BYTES[dtype],
+        ),
         reached=Size.of(granted.sizes(dtype)),
         latency=latency,
         warnings=tuple(warnings_for(dense, wanted, config.target, granted, alike)),
         layers=tuple(
-            _keep(index, dense, granted, scores[index])
+            _layer_plan(index, dense, granted, scores[index])
             for index in range(granted.layers)
             if granted.ffn[index] or granted.kv_heads[index]
         ),
-        hidden=_keep_hidden(scores, granted.hidden) if "hidden" in config.units else None,
+        hidden=hidden,
     )
 
 
@@ -124,7 +139,7 @@ def _in_time(
     """Widths that take the time that the target allows, by a table that the whole model agrees with.
 
     Layers that are timed one by one do not quite add up to a model. So the model is timed with the widths
-    that were found, and where it lies apart from the table that is corrected and spent anew.
+    that were found, and where it lies apart from the table, the table is corrected and spent again.
     """
     if bench is None:
         raise TypeError("a latency is measured on a bench")
@@ -150,7 +165,7 @@ def _in_milliseconds(
         table.of(kind, count)
         for kind in TIMED
         for layer, count in enumerate(dense.counts(kind))
-        if kind not in wanted.kinds or (wanted.free is not None and layer not in wanted.free)
+        if kind not in wanted.kinds or layer not in wanted.free_range
     )
     limit = target.latency_ms or whole * (target.latency_ratio or 1.0)
     if not stays < limit <= whole:
@@ -161,7 +176,7 @@ def _in_milliseconds(
     return limit, Costs(limit - stays, lambda kind, _, count: table.of(kind, count))
 
 
-def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) -> LayerPlan:
+def _layer_plan(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) -> LayerPlan:
     before, after = dense.widths(index), granted.widths(index)
     each = dense.heads_per_group[index]
     kept: dict[Unit, tuple[int, ...]] = {
@@ -176,7 +191,9 @@ def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) 
         best = best_units(scores["heads"], after.heads_per_group, before.kv_heads)
         heads = tuple(head for head in best if head // each in kept["kv_groups"])
     experts = tuple(best_units(scores["experts"], after.experts)) if "experts" in scores else None
-    gone = any(not ffn and not kv_heads for ffn, kv_heads in zip(granted.ffn, granted.kv_heads, strict=True))
+    removed = any(
+        not ffn and not kv_heads for ffn, kv_heads in zip(granted.ffn, granted.kv_heads, strict=True)
+    )
     expert_ffn: tuple[int, ...] | None = None
     if before.experts and "ffn" in scores:
         best = best_units(scores["ffn"], after.ffn, before.experts)
@@ -188,7 +205,7 @@ def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) 
     if not after.kv_heads:
         kept["kv_groups"] = ()
     return LayerPlan(
-        index=index if gone else None,
+        index=index if removed else None,
         ffn=kept["ffn"],
         kv_groups=kept["kv_groups"],
         heads=heads,
@@ -197,14 +214,83 @@ def _keep(index: int, dense: Shape, granted: Shape, scores: dict[Unit, Tensor]) 
     )
 
 
-def _keep_hidden(scores: list[dict[Unit, Tensor]], keep: int) -> tuple[int, ...]:
-    total = sum((by_kind["hidden"] for by_kind in scores[1:]), scores[0]["hidden"])
-    return tuple(best_units(total, keep))
-
-
-def _requested(dense: Shape, wanted: Request, dtype: str) -> Size:
-    return Size(
-        params=wanted.limit,
-        non_embedding_params=wanted.limit - dense.embedding_params,
-        bytes=wanted.limit * BYTES[dtype],
+def remaining_shape(before: Plan, dense: Shape) -> Shape:
+    """The dense shape with the widths that an earlier plan left: 0 where a layer or sublayer is removed."""
+    stays = before.by_source()
+    return dense.with_widths(
+        stays.get(layer, REMOVED_LAYER).widths(dense.widths(layer)) for layer in range(dense.layers)
     )
+
+
+def remaining_scores(before: Plan, scores: Scores) -> list[dict[Unit, Tensor]]:
+    """The scores [units, features per unit] of the units that are there; those of layers stay as they are."""
+    return [
+        {
+            kind: one if (stay := _stay(before, layer, kind)) is None else one[stay]
+            for kind, one in each.items()
+        }
+        for layer, each in enumerate(scores)
+    ]
+
+
+def rank_removed_last(before: Plan, scores: Scores) -> list[dict[Unit, Tensor]]:
+    """The scores with minus infinity for removed units, so that none comes before one that is there."""
+
+    def ranked(layer: int, kind: Unit, values: Tensor) -> Tensor:
+        if (stay := _stay(before, layer, kind)) is None:
+            return values
+        found = values.new_full(values.shape, -math.inf)
+        found[stay] = values[stay]
+        return found
+
+    return [
+        {kind: ranked(layer, kind, values) for kind, values in by_kind.items()}
+        for layer, by_kind in enumerate(scores)
+    ]
+
+
+def _stay(before: Plan, layer: int, kind: Unit) -> list[int] | None:
+    """The units that an earlier plan kept; None where they are no units inside a layer."""
+    kept = before.by_source().get(layer, REMOVED_LAYER).kept()
+    return list(kept[kind]) if kind in kept else None
+
+
+def regrow_units(
+    plan: Plan, scores: list[dict[Unit, Tensor]], growth: list[dict[Unit, Tensor]], share: float
+) -> Plan:
+    """The plan with other units of the same number.
+
+    `scores` and `growth` are float32 [units, features per unit] for each layer and kind of the plan.
+    """
+    stays = plan.by_source()
+    layers = [_regrow_layer(stays[source], scores[source], growth[source], share) for source in sorted(stays)]
+    return plan.model_copy(update={"layers": tuple(layers)})
+
+
+def _regrow_layer(
+    kept: LayerPlan, scores: dict[Unit, Tensor], growth: dict[Unit, Tensor], share: float
+) -> LayerPlan:
+    changed: dict[str, tuple[int, ...]] = {}
+    for kind in scores:
+        worth, gains = scores[kind].mean(dim=1).tolist(), growth[kind].mean(dim=1).tolist()
+        # Each KV group keeps as many query heads as the others.
+        size = len(worth) // (len(kept.kv_groups) if kind == "heads" else 1)
+        units: list[int] = []
+        for first in range(0, len(worth), size):
+            block = range(first, first + size)
+            units += _exchanged(
+                [unit for unit in kept.kept()[kind] if unit in block], block, worth, gains, share
+            )
+        changed[kind] = tuple(units)
+    return kept.model_copy(update=changed)
+
+
+def _exchanged(
+    kept: list[int], block: range, worth: list[float], gains: list[float], share: float
+) -> list[int]:
+    """As many units of a block as `kept`, ascending; of equal ones the lower stays and comes back first."""
+    # Less than a whole unit's rounding error, which a cosine leaves.
+    count = min(math.ceil(share * len(kept) - 1e-9), len(kept) - 1)
+    stay = sorted(kept, key=lambda unit: (-worth[unit], unit))[: len(kept) - count]
+    away = sorted(set(block) - set(stay), key=lambda unit: (-gains[unit], unit))
+    return sorted([*stay, *away[:count]])

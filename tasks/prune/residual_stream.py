@@ -1,4 +1,4 @@
-"""The residual stream at each norm over the hidden channels, layer by layer over calibration tokens."""
+"""The residual stream over calibration tokens: at norms, its principal directions, its angle at a layer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer
-from resprout.tasks.models.walk import walk
-from resprout.tasks.prune.cutting import is_norm
+from resprout.tasks.models.families.family import is_norm
+from resprout.tasks.models.forward import LayerStep, run_layerwise
+from resprout.tasks.prune.interfaces import Bench
 from resprout.tasks.prune.statistics import Gram
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def at_norms(
 
     `input_ids` int64 [samples, tokens]; inputs and outputs are [rows, tokens, hidden].
     """
-    for step in walk(model, input_ids):
+    for step in run_layerwise(model, input_ids):
 
         def watched(norm: int, index: int = step.index) -> Any:
             return lambda module, inputs, output: see(index, norm, inputs[0], output)
@@ -42,8 +44,7 @@ def at_norms(
         with ExitStack() as watching:
             for number, norm in enumerate(hidden_norms(step.layer)):
                 watching.callback(norm.register_forward_hook(watched(number)).remove)
-            for _ in step.run():
-                pass
+            step.run_all()
         yield step.index + 1, step.total
 
 
@@ -80,3 +81,23 @@ def principal(gram: Gram) -> tuple[Tensor, Tensor]:
     values, vectors = values.flip(0), vectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     return values.clamp_min(0.0).float(), (vectors * largest.sign()).float()
+
+
+def cosines(before: Tensor, after: Tensor) -> Tensor:
+    """The cosine of two states of each token, by rounding never outside -1 to 1: float32 [tokens]."""
+    return cosine_similarity(before.float(), after.float(), dim=-1).clamp(-1, 1).flatten()
+
+
+def step_cosines(step: LayerStep) -> Tensor:
+    """The cosine of what comes into a layer and what leaves it: float32 [tokens]; runs the layer."""
+    before = list(step.hidden)
+    return torch.cat([cosines(x, y) for x, y in zip(before, step.run(), strict=True)])
+
+
+def layer_cosines(bench: Bench) -> Iterator[Tensor]:
+    """The cosines of each of the request's layers in turn, in one pass over the calibration tokens."""
+    for step in run_layerwise(bench.model, bench.input_ids):
+        found = step_cosines(step)
+        if bench.layers is None or step.index in bench.layers:
+            yield found
+        bench.progress(step.index + 1, step.total, "layers measured")

@@ -1,17 +1,20 @@
-"""How large a model is: counted on the model itself, or worked out from its config.json without torch."""
+"""The shape of a decoder from its config.json: widths, tensors, parameter counts, shapes without some layers.
+
+Imports no torch and reads no weights.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
-from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.families import FAMILIES, LAYOUT_KEY, check_family
 from resprout.tasks.models.families.family import Axes, Family, Tensors
 
@@ -39,13 +42,18 @@ MUST = ("intermediate_size", "num_key_value_heads")
 MOST_LAYERS = 10_000
 """Far beyond any model: what is built for each layer stays small whatever a file says."""
 MOST_WIDTH = 2**31 - 1
-TURNED_KEY = "turned"
+ROTATED_KEY = "turned"
 """True in `resprout_layout` where each sublayer has a basis of the residual stream of its own."""
-TURNS: Tensors = {
+ROTATIONS: Tensors = {
     "attention_turn.weight": ("hidden", "hidden"),
     "ffn_turn.weight": ("hidden", "hidden"),
 }
-"""What a layer then has beside the tensors of its family (tasks/models/turned.py)."""
+"""What a layer then has beside the tensors of its family (tasks/models/layouts.py)."""
+Sublayer = Literal["attention", "ffn"]
+SUBLAYERS: tuple[Sublayer, ...] = ("attention", "ffn")
+"""Sublayers in the order in which scores and layers have them."""
+LAYER_TYPES = "layer_types"
+"""Key of config.json that lists the kind of attention of each layer, where layers differ in that."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,9 @@ class Widths:
 class Shape:
     """All widths of a decoder; `ffn`, `kv_heads`, `heads_per_group`, `experts` have a number for each layer.
 
-    A width of 0 means that the layer lacks that sublayer. `turned`: each sublayer has a basis of the residual
-    stream of its own (tasks/models/turned.py). `config` is the config.json that says what
-    else the tensors depend on: biases, tied embeddings, positions.
+    A width of 0 means that the layer lacks that sublayer. `rotated`: each sublayer has a basis of the
+    residual stream of its own (tasks/models/layouts.py). `config` is the config.json that says what else the
+    tensors depend on: biases, tied embeddings, positions.
     """
 
     model_type: str
@@ -86,7 +94,7 @@ class Shape:
     experts: tuple[int, ...] = ()
     max_positions: int = 0
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    turned: bool = False
+    rotated: bool = False
 
     @property
     def family(self) -> Family:
@@ -114,7 +122,7 @@ class Shape:
     @property
     def stock(self) -> bool:
         """Whether the family's stock config can state these widths."""
-        whole = self.uniform and self.ffn[0] > 0 and self.kv_heads[0] > 0 and not self.turned
+        whole = self.uniform and self.ffn[0] > 0 and self.kv_heads[0] > 0 and not self.rotated
         if not self.family.states_heads:
             return whole and self.heads[0] * self.head_dim == self.hidden
         return whole and (not self.family.heads_divide_hidden or self.hidden % self.heads[0] == 0)
@@ -154,7 +162,7 @@ class Shape:
         """Names from the layer on, and axes, of all tensors of a layer of these widths."""
         attention = self.family.attention(self.config) if widths.kv_heads else {}
         ffn = self.family.ffn(self.config) if widths.ffn else {}
-        return {**attention, **ffn, **(TURNS if self.turned else {})}
+        return {**attention, **ffn, **(ROTATIONS if self.rotated else {})}
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Whole names and dimensions of all tensors."""
@@ -185,17 +193,20 @@ class Shape:
         changed: Any = {COUNTED[unit]: tuple(counts)}
         return replace(self, **changed)
 
-    def with_layers(self, kept: Iterable[int]) -> Shape:
-        """The shape of these layers alone."""
-        kept = tuple(kept)
-        experts = tuple(self.experts[layer] for layer in kept) if self.experts else ()
+    def with_widths(self, widths: Iterable[Widths]) -> Shape:
+        """The shape of as many layers as there are `widths`, with these."""
+        widths = tuple(widths)
         return replace(
             self,
-            ffn=tuple(self.ffn[layer] for layer in kept),
-            kv_heads=tuple(self.kv_heads[layer] for layer in kept),
-            heads_per_group=tuple(self.heads_per_group[layer] for layer in kept),
-            experts=experts,
+            ffn=tuple(one.ffn for one in widths),
+            kv_heads=tuple(one.kv_heads for one in widths),
+            heads_per_group=tuple(one.heads_per_group for one in widths),
+            experts=tuple(one.experts for one in widths) if self.experts else (),
         )
+
+    def with_layers(self, kept: Iterable[int]) -> Shape:
+        """The shape of these layers alone."""
+        return self.with_widths(self.widths(layer) for layer in kept)
 
     def layer_params(self, widths: Widths) -> int:
         """Parameters of a layer of these widths."""
@@ -296,7 +307,7 @@ def shape_of(source: Path | Mapping[str, Any]) -> Shape:
         experts=wide["experts"] if keys.experts else (),
         max_positions=config.get(keys.positions) or 0,
         config=config,
-        turned=(config.get(LAYOUT_KEY) or {}).get(TURNED_KEY) is True,
+        rotated=(config.get(LAYOUT_KEY) or {}).get(ROTATED_KEY) is True,
     )
 
 
@@ -370,3 +381,92 @@ def count(model: PreTrainedModel) -> Sizes:
         non_embedding_params=sum(p.numel() for key, p in unique.items() if key not in embedding),
         bytes=sum(parameter.numel() * parameter.element_size() for parameter in unique.values()),
     )
+
+
+def read_config(folder: Path, place: str | None = None) -> dict[str, Any]:
+    """The object in `folder`/config.json; BadInput, which names `place`, where there is none to read."""
+    path = folder / "config.json"
+    name = f"{place or folder}/config.json"
+    if not path.is_file():
+        raise BadInput(
+            f"{place or folder} is no model folder: it has no config.json; give a folder that "
+            "save_pretrained wrote"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{name} is not valid JSON ({error}); write the model's config again") from error
+    if not isinstance(data, dict):
+        raise BadInput(f"{name} holds no object but a {type(data).__name__}; write the model's config again")
+    return data
+
+
+@dataclass(frozen=True)
+class DepthUnit:
+    """A unit of depth: the sublayers of one layer that leave together, and the row of its score."""
+
+    layer: int
+    row: int
+    sublayers: tuple[Sublayer, ...]
+
+
+def first_of_each_type(config: Mapping[str, Any], layers: int) -> frozenset[int]:
+    """The first layer of each kind of attention; layer 0 where all are of one kind.
+
+    Caches of transformers measure the length of what they hold in the first layer, and masks are sized by the
+    first layer of each kind (`get_seq_length`, `get_mask_sizes`): were its attention gone, they would see an
+    empty cache at every token. So that attention is never removed.
+    """
+    types = config.get(LAYER_TYPES) or [""] * layers
+    return frozenset(types.index(kind) for kind in set(types))
+
+
+def caches_work(shape: Shape) -> bool:
+    """Whether the first layer of each kind of attention has one, layers that lack everything left out."""
+    kept = [layer for layer in range(shape.layers) if shape.ffn[layer] or shape.kv_heads[layer]]
+    first = first_of_each_type(cut_types(shape.config, kept), len(kept))
+    return bool(kept) and all(shape.kv_heads[kept[layer]] for layer in first)
+
+
+def cut_types(config: Mapping[str, Any], kept: Sequence[int]) -> Mapping[str, Any]:
+    """The config of a model that keeps these layers: its list of kinds of attention cut to them."""
+    types = config.get(LAYER_TYPES)
+    return config if types is None else {**config, LAYER_TYPES: [types[layer] for layer in kept]}
+
+
+def depth_units(shape: Shape, kind: Unit) -> Iterator[DepthUnit]:
+    """The units of `kind` that the model has and that may be removed, layer by layer."""
+    first = first_of_each_type(shape.config, shape.layers)
+    for layer in range(shape.layers):
+        has = {"attention": shape.kv_heads[layer], "ffn": shape.ffn[layer]}
+        if kind == "layers":
+            yield DepthUnit(layer, 0, tuple(one for one in SUBLAYERS if has[one]))
+            continue
+        for row, one in enumerate(SUBLAYERS):
+            if has[one] and not (one == "attention" and layer in first):
+                yield DepthUnit(layer, row, (one,))
+
+
+def without(shape: Shape, removed: Iterable[DepthUnit]) -> Shape:
+    """The shape with widths of 0 where these units were."""
+    gone = {(unit.layer, one) for unit in removed for one in unit.sublayers}
+
+    def left(layer: int) -> Widths:
+        widths = shape.widths(layer)
+        return replace(
+            widths,
+            ffn=0 if (layer, "ffn") in gone else widths.ffn,
+            kv_heads=0 if (layer, "attention") in gone else widths.kv_heads,
+        )
+
+    return shape.with_widths(left(layer) for layer in range(shape.layers))
+
+
+def check_numbers(shape: Shape) -> None:
+    """Raise BadInput where a layer computes with its number, so that it cannot move up."""
+    key = shape.family.numbered_key
+    if key and shape.config.get(key):
+        raise BadInput(
+            f"config.json sets {key}, by which each layer's attention depends on its number, so no layer of "
+            "this model can be removed; prune ffn instead"
+        )

@@ -1,36 +1,45 @@
-"""Models whose layers have widths of their own: what config.json says, and stock layers built to it.
+"""Models whose layers have widths or bases of their own: what config.json says, and stock layers built to it.
 
 Stock classes build every layer alike. Where layers differ, config.json keeps the widths of the uncut model
 (so that it stays valid) and adds `resprout_layout`: for each layer its FFN channels, key-value heads, query
-heads and experts, 0 where a sublayer is gone; and `turned` where sublayers have bases of their own
-(turned.py). A stock class that loads such a folder stops at the shapes (where sublayers are gone or turned
-the FFN's width in config.json is one that no layer has, so that it does); `load_model` takes the stock class
-with each such layer built by its own constructor from a config with the layer's widths. Where that config has
-no head_dim, a layer is built with all heads and its attention cut.
+heads and experts, 0 where a sublayer is missing; and `turned` where the sublayers are rotated. A stock class
+that loads such a folder stops at the shapes (where sublayers are missing or rotated the FFN's width in
+config.json is one that no layer has, so that it does); `load_model` takes the stock class with each such
+layer built by its own constructor from a config with the layer's widths. Where that config has no head_dim, a
+layer is built with all heads and its attention cut.
+
+Rotated layers (SliceGPT, arXiv 2401.15024, sec. 3.3): where each sublayer reads and writes the residual
+stream in a basis of its own, the stream must be brought from the basis that a sublayer read to the one that
+it writes: x -> T_a x + attention(norm(x)) and y -> T_f y + ffn(norm(y)), T_a and T_f [hidden, hidden]. No
+stock class has these; a layer here is the stock one with both as modules `attention_turn` and `ffn_turn` and
+a forward that uses them.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from resprout.tasks.models.depth import Sublayer
 from resprout.tasks.models.families import LAYOUT_KEY
-from resprout.tasks.models.families.family import Family
-from resprout.tasks.models.size import TURNED_KEY, Shape, Widths, shape_of
-from resprout.tasks.models.turned import turned_class
+from resprout.tasks.models.families.family import Config, Family, Tensors, is_norm
+from resprout.tasks.models.shape import ROTATED_KEY, Shape, Sublayer, Widths, shape_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
 CUT = "_resprout_cut"
 """Attribute that marks a class as one of `cut_class`."""
+
+
+def first_output(output: Any) -> Tensor:
+    """The hidden states among what a layer or sublayer returns: it alone, or the first of a tuple."""
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    return hidden
 
 
 class NoAttention(nn.Module):
@@ -60,7 +69,7 @@ def to_layout(shape: Shape) -> dict[str, list[int] | bool]:
         "num_key_value_heads": list(shape.kv_heads),
         "num_attention_heads": list(shape.heads),
         **experts,
-        **({TURNED_KEY: True} if shape.turned else {}),
+        **({ROTATED_KEY: True} if shape.rotated else {}),
     }
 
 
@@ -75,9 +84,9 @@ def write_shape(config: Any, shape: Shape) -> None:
             delattr(config, LAYOUT_KEY)
     else:
         setattr(config, LAYOUT_KEY, to_layout(shape))
-        if 0 in (*shape.ffn, *shape.kv_heads) or shape.turned:
-            # Stock code would fill a missing sublayer at random, or leave turns out. No layer is as wide as
-            # this, so it stops.
+        if 0 in (*shape.ffn, *shape.kv_heads) or shape.rotated:
+            # Stock code would fill a missing sublayer at random, or leave rotations out. No layer is as wide
+            # as this, so it stops.
             setattr(config, keys.ffn, max(shape.ffn) + 1)
 
 
@@ -105,7 +114,7 @@ def build_layer(kind: Any, config: Any, shape: Shape, index: int) -> Any:
     experts = max(widths.experts, int(bool(shape.experts)))
     shown = Widths(widths.ffn or 1, widths.kv_heads or 1, widths.heads_per_group or 1, experts)
     _set_widths(own, family, shown, shape.head_dim)
-    layer = (turned_class(kind, family) if shape.turned else kind)(own, layer_idx=index)
+    layer = (rotated_class(kind, family) if shape.rotated else kind)(own, layer_idx=index)
     if not family.states_heads and widths.kv_heads:
         _narrow_attention(layer, shape, widths)
     present: dict[Sublayer, int] = {"attention": widths.kv_heads, "ffn": widths.ffn}
@@ -136,7 +145,7 @@ def _narrow_attention(layer: Any, shape: Shape, widths: Widths) -> None:
 
 
 @contextmanager
-def left_out(layer: Any, shape: Shape, sublayer: Sublayer) -> Iterator[None]:
+def without_sublayer(layer: Any, shape: Shape, sublayer: Sublayer) -> Iterator[None]:
     """Let a layer compute without one sublayer while the context is open."""
     zeros = _zeros(shape, sublayer)
     modules = {name: getattr(layer, name) for name in zeros}
@@ -175,3 +184,55 @@ def _zeros(shape: Shape, sublayer: Sublayer) -> dict[str, nn.Module]:
         if family.norms(name)
     }
     return modules | {name: zeros() for name in names}
+
+
+class Sublayers:
+    """Attention and FFN of a layer whose norms stand in front of them, without what they are added to."""
+
+    def __init__(self, family: Family, config: Config) -> None:
+        self._attention, self._ffn = family.attention_zeros[0], family.ffn_zeros[0]
+        self._before = [_norm(family.attention(config)), _norm(family.ffn(config))]
+
+    def attention(self, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """What attention adds to the stream `hidden`."""
+        read = layer.get_submodule(self._before[0])(hidden)
+        return first_output(layer.get_submodule(self._attention)(hidden_states=read, **arguments))
+
+    def ffn(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """What the FFN adds to the stream `hidden`."""
+        read = layer.get_submodule(self._before[1])(hidden)
+        return first_output(layer.get_submodule(self._ffn)(read))
+
+
+class RotatedLayer(nn.Module):
+    """Goes in front of a stock decoder layer among the bases of a class that `rotated_class` makes."""
+
+    family: ClassVar[Family]
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx=layer_idx)
+        size = getattr(config, self.family.keys.hidden)
+        self.attention_turn = nn.Linear(size, size, bias=False)
+        self.ffn_turn = nn.Linear(size, size, bias=False)
+        self.sublayers = Sublayers(self.family, config.to_dict())
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        """As the stock layer, each sublayer's input rotated before its output is added."""
+        attention = self.sublayers.attention(self, hidden_states, arguments)
+        middle = self.attention_turn(hidden_states) + attention
+        rotated: Tensor = self.ffn_turn(middle) + self.sublayers.ffn(self, middle)
+        return rotated
+
+
+def rotated_class(stock: type[nn.Module], family: Family) -> type[nn.Module]:
+    """A class of the stock layer's name that rotates its residual stream."""
+    if issubclass(stock, RotatedLayer):
+        return stock
+    own = {"family": family, "__module__": stock.__module__}
+    return type(stock.__name__, (RotatedLayer, stock), own)
+
+
+def _norm(tensors: Tensors) -> str:
+    """The one norm over the hidden channels among these tensors."""
+    (name,) = (one for one in tensors if is_norm(one, tensors))
+    return name.removesuffix(".weight")
