@@ -208,14 +208,14 @@ class Trial:
         return self.cut(plan, config.ridge), kept, [len(layer.ffn) for layer in plan.layers]
 
     def cut(self, plan: Any, ridge: float) -> Any:
-        """As tasks/prune/apply.py, with statistics of the uncut model that are there already."""
+        """As tasks/prune/surgery.py, with statistics of the uncut model that are there already."""
         from torch import nn
 
         from resprout.tasks.models.anatomy import anatomy
         from resprout.tasks.models.layouts import write_shape
         from resprout.tasks.models.shape import shape_of
         from resprout.tasks.prune.registry import REPAIRS
-        from resprout.tasks.prune.surgery import Cutter, _cut, apply
+        from resprout.tasks.prune.surgery import Cutter, apply, repaired_layer
         from resprout.tasks.prune.target import with_repair
 
         repair = REPAIRS.get(plan.repair)(**plan.repair_settings)
@@ -231,12 +231,12 @@ class Trial:
         cutter = Cutter(plan, shape, model.config)
         parts = anatomy(model)
         layers = [
-            _cut(cutter, repair, layer, index, {"ffn": seen[index]} if seen else {}, ridge)
+            repaired_layer(cutter, repair, layer, {"ffn": seen[index]} if seen else {}, ridge)
             for index, layer in enumerate(parts.layers)
         ]
         setattr(parts.decoder, parts.family.layers, nn.ModuleList(layers))
-        cutter.ends(model)
-        cutter.finish(model.config)
+        cutter.cut_ends(model)
+        cutter.update_config(model.config)
         write_shape(model.config, cutter.pruned)
         return model
 

@@ -28,14 +28,10 @@ from resprout.tasks.prune.plan import read_plan
 from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.registry import ALLOCATORS
 from resprout.tasks.prune.stage import plan, score
-from tiny_models import tiny_model, write_tiny_folder
+from tiny_models import column, tiny_model, write_tiny_folder
 
 SHAPE = Shape("mistral", 10, 10, 2, (4, 4), (2, 2), (1, 1), config={"tie_word_embeddings": True})
 """A channel holds 30 parameters, a group 80; fixed: embeddings 100, norms 50; 710 in all."""
-
-
-def column(*values):
-    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
 
 
 def test_standardised_by_hand():

@@ -37,7 +37,7 @@ from resprout.tasks.prune.criteria.output_change import DISTANCES, OutputChange
 from resprout.tasks.prune.interfaces import Request
 from resprout.tasks.prune.planning import make_plan, plan_from
 from resprout.tasks.prune.surgery import apply
-from tiny_models import tiny_model, write_tiny_folder
+from tiny_models import column, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (3, 18), generator=torch.Generator().manual_seed(4))
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
@@ -183,10 +183,6 @@ def test_registered_all_folders_load_through_auto_classes(tmp_path):
 
 SHAPE = Shape("mistral", 10, 10, 2, (4,) * 3, (2,) * 3, (1,) * 3, config={"tie_word_embeddings": True})
 """Attention 170, FFN 130 with their norms; embeddings and last norm 110: 1010 in all."""
-
-
-def column(*values):
-    return torch.tensor(values).reshape(-1, 1)
 
 
 @pytest.mark.parametrize(

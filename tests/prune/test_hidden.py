@@ -21,10 +21,9 @@ from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.scoring import score_units
 from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape, request, uniform_shape
-from tiny_models import read_units, tiny_model
+from tiny_models import HIDDEN, read_units, tiny_model
 
 IDS = torch.randint(4, 256, (12, 24), generator=torch.Generator().manual_seed(6))
-HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 
 
 def prune(target, units=("hidden",), **values):

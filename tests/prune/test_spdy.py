@@ -18,13 +18,9 @@ from resprout.tasks.prune.allocators.spdy import Spdy, _Losses
 from resprout.tasks.prune.budget import Knapsack
 from resprout.tasks.prune.interfaces import Bench, Costs, Request
 from resprout.tasks.prune.search import WidthProbe
-from tiny_models import tiny_model
+from tiny_models import column, tiny_model
 
 IDS = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(6))
-
-
-def column(*values):
-    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
 
 
 def asked(model, kept_blocks, **values):

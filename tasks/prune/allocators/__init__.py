@@ -1,3 +1,3 @@
-"""Allocators, one a module; all keep the contract of tasks/prune/contracts.py, and those that do not try the
+"""Allocators, one a module; all keep the interface of tasks/prune/interfaces.py, and those that do not try the
 model import no torch.
 """

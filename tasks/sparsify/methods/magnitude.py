@@ -18,6 +18,10 @@ class Magnitude:
     def statistic(self, features: int) -> None:
         """None: looks at no inputs."""
 
+    def scores(self, weight: Tensor, inputs: Any) -> Tensor:
+        """|W|: float32 [outputs, inputs]."""
+        return weight.float().abs()
+
     def sparse(self, weight: Tensor, inputs: Any, pattern: Pattern) -> Tensor:
         """The weight [outputs, inputs] with the pattern's zeros."""
-        return weight * best_mask(weight.float().abs(), pattern)
+        return weight * best_mask(self.scores(weight, inputs), pattern)

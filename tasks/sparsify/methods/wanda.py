@@ -20,6 +20,10 @@ class Wanda:
         """Moments of each input."""
         return Moments(features)
 
+    def scores(self, weight: Tensor, inputs: Moments) -> Tensor:
+        """|W_ij| ||X_j||_2, X_j input j over all calibration tokens (eq. 1): float32 [outputs, inputs]."""
+        return weight.float().abs() * inputs.norm.to(weight.device)
+
     def sparse(self, weight: Tensor, inputs: Moments, pattern: Pattern) -> Tensor:
-        """The weight [outputs, inputs] with the pattern's zeros: |W_ij| ||X_j||_2 ranks (eq. 1)."""
-        return weight * best_mask(weight.float().abs() * inputs.norm.to(weight.device), pattern)
+        """The weight [outputs, inputs] with the pattern's zeros."""
+        return weight * best_mask(self.scores(weight, inputs), pattern)

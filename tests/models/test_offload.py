@@ -78,7 +78,7 @@ def test_repairs_in_order_and_hidden_channels_stream(changes, place, monkeypatch
 def test_one_layer_is_in_memory(place):
     model = open_model(place("llama") / "model", "bfloat16", "cpu")
     first, second = anatomy(model).layers
-    with first.present():
+    with first.loaded():
         assert {one.device.type for one in first.module.parameters()} == {"cpu"}
         assert {one.device.type for one in second.module.parameters()} == {"meta"}
     assert {one.device.type for one in first.module.parameters()} == {"meta"}

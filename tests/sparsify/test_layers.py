@@ -10,9 +10,10 @@ import torch
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.prune.statistics import Gram, Moments
-from resprout.tasks.sparsify.layers import best_mask, keeps_to, magnitude, wanda
+from resprout.tasks.sparsify.layers import best_mask, keeps_to
 from resprout.tasks.sparsify.methods.sparsegpt import solve
 from resprout.tasks.sparsify.pattern import Pattern
+from resprout.tasks.sparsify.registry import METHODS
 
 TWO, FOUR = Pattern.of("2:4"), Pattern.of("4:8")
 
@@ -37,8 +38,8 @@ def test_no_mask_of_a_group_keeps_more(pattern, masks, rule):
     weight = torch.tensor(w)
     moments = Moments(16)
     moments.update(torch.tensor(x))
-    scores = magnitude(weight) if rule == "magnitude" else wanda(weight, moments)
     expected = np.abs(w) * (1 if rule == "magnitude" else np.sqrt((x**2).sum(0)))
+    scores = METHODS.get(rule)().scores(weight, moments)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5)
     mask = best_mask(scores, pattern).numpy()
     every = list(combinations(range(pattern.group), pattern.keep))

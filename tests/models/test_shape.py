@@ -68,7 +68,7 @@ def test_defaults_that_config_json_may_leave_out():
 
 
 def test_shape_needs_no_torch():
-    code = "import sys, resprout.tasks.models.size; print('torch' in sys.modules)"
+    code = "import sys, resprout.tasks.models.shape; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 

@@ -22,7 +22,7 @@ from resprout.configs.stages import DEPTH
 from resprout.tasks.job import Job, silent
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.shape import count, depth_units, shape_of, without
+from resprout.tasks.models.shape import count, shape_of
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.plan import LayerPlan, read_plan, write_plan
 from resprout.tasks.prune.planning import make_plan
@@ -32,7 +32,7 @@ from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape
-from tiny_models import layout_for, read_units, tiny_model, write_tiny_folder
+from tiny_models import READERS, half_of, layout_for, read_units, readers_of, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 20), generator=torch.Generator().manual_seed(3))
 
@@ -63,14 +63,6 @@ def prune_config(**values):
 
 BIASED = ("gpt2", "gpt_neox", "llama", "opt", "qwen3_moe")
 """Families whose stock class can hold the bias that `repair: bias` adds to all units they have here."""
-READERS = {
-    "opt": ("fc2", "self_attn.out_proj"),
-    "gpt2": ("mlp.c_proj", "attn.c_proj"),
-    "gpt_neox": ("mlp.dense_4h_to_h", "attention.dense"),
-}
-"""Where families other than Llama and its likes read channels and heads."""
-
-
 TURNED = [name for name in preset_names() if REPAIRS.entry(load_preset(name).repair).declared.get("basis")]
 """Presets that keep no channels as they are; tests/prune/test_rotation.py has their contract."""
 
@@ -80,7 +72,7 @@ def masked(model, plan):
     model = copy.deepcopy(model)
     config = model.config
     stack = model.base_model.decoder if config.model_type == "opt" else model.base_model
-    ffn, attention = READERS.get(config.model_type, ("mlp.down_proj", "self_attn.o_proj"))
+    ffn, attention = (readers_of(config.model_type)[kind] for kind in ("ffn", "kv_groups"))
     layers = stack.h if config.model_type == "gpt2" else stack.layers
     for index in range(len(layers)):
         place = [place for place in range(len(plan.layers)) if plan.source(place) == index]
@@ -119,16 +111,6 @@ def silence(module):
     """Let a module give zeros."""
     for parameter in module.parameters():
         parameter.zero_()
-
-
-def half_of(unit, model):
-    """A target that half of the units of one kind reach."""
-    shape = shape_of(model.config.to_dict())
-    if unit in DEPTH:
-        found = list(depth_units(shape, unit))
-        return {"params": without(shape, found[len(found) // 2 :]).params}
-    gone = sum(count // 2 * shape.unit_params(unit, layer) for layer, count in enumerate(shape.counts(unit)))
-    return {"params": shape.params - gone}
 
 
 def mask(kept, weight, config):

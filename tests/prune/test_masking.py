@@ -16,7 +16,7 @@ from resprout.tasks.job import Job, silent
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.shape import depth_units, shape_of, without
+from resprout.tasks.models.shape import shape_of
 from resprout.tasks.prune.between import Masking, Regrowth
 from resprout.tasks.prune.between import mask as mask_stage
 from resprout.tasks.prune.between import regrow as regrow_stage
@@ -34,7 +34,7 @@ from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.surgery import apply
 from resprout.tasks.recover.lora import merge, with_adapters
 from resprout.tasks.recover.masked import hold_masked, leave_masked
-from tiny_models import layout_for, read_units, tiny_model, write_tiny_folder
+from tiny_models import half_of, layout_for, read_units, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (4, 14), generator=torch.Generator().manual_seed(6))
 MASKABLE = SCHEDULES.entry("cubic").declared["units"]
@@ -63,16 +63,6 @@ def config_of(units, ratio=0.7, target=None, **values):
     if target is not None:
         base["target"] = target
     return PruneConfig.model_validate(base | values)
-
-
-def half_of(unit, model):
-    """A target that half of the units of one kind reach."""
-    shape = shape_of(model.config.to_dict())
-    if unit in ("layers", "sublayers"):
-        found = list(depth_units(shape, unit))
-        return {"params": without(shape, found[len(found) // 2 :]).params}
-    gone = sum(count // 2 * shape.unit_params(unit, layer) for layer, count in enumerate(shape.counts(unit)))
-    return {"params": shape.params - gone}
 
 
 def reader_columns(model, kind, layer):
