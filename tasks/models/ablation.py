@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,7 @@ from torch.nn.functional import cross_entropy
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.forward import layers_replaced
 from resprout.tasks.models.layouts import first_output, without_sublayer
-from resprout.tasks.models.shape import SUBLAYERS, DepthUnit
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+from resprout.tasks.models.shape import SUBLAYERS, DepthUnit, Model
 
 BATCH_TOKENS = 512
 """Tokens of a batch whose logits are in memory."""
@@ -27,7 +23,7 @@ BATCH_TOKENS = 512
 class Ablation:
     """Runs of one model without some of its layers; `ids` are int64 [rows, tokens]."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
         self.parts = anatomy(model)
 

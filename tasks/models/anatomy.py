@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,7 @@ from torch import Tensor, nn
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.models.families.family import Axes, Family
-from resprout.tasks.models.shape import SUBLAYERS, Shape, Widths, shape_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.models.shape import SUBLAYERS, Model, Shape, Widths, shape_of
 
 OFFLOAD = "resprout_offload"
 """Attribute of a model whose layers are read when they are needed (tasks/models/offload.py)."""
@@ -191,7 +188,7 @@ class Anatomy:
     layers: tuple[Layer, ...]
 
 
-def anatomy(model: PreTrainedModel) -> Anatomy:
+def anatomy(model: Model) -> Anatomy:
     """The parts of `model`; an unsupported family raises BadInput, which says how to add one."""
     shape = shape_of(model.config.to_dict())
     family = shape.family
@@ -207,7 +204,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     )
 
 
-def is_offloaded(model: PreTrainedModel) -> bool:
+def is_offloaded(model: Model) -> bool:
     """Whether the model's layers are read one at a time."""
     return getattr(model, OFFLOAD, None) is not None
 

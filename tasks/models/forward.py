@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,7 @@ from resprout.configs.errors import BadInput
 from resprout.tasks.models.anatomy import Anatomy, Layer, anatomy, is_offloaded
 from resprout.tasks.models.layouts import first_output
 from resprout.tasks.models.offload import ActivationOffload
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.models.shape import Model
 
 BATCH_TOKENS = 2048
 """Tokens in a forward pass over calibration data; larger batches are no faster on a CPU."""
@@ -66,10 +64,7 @@ class LayerStep:
 
 
 def run_layerwise(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    batch_tokens: int = BATCH_TOKENS,
-    only: range | None = None,
+    model: Model, input_ids: Tensor, batch_tokens: int = BATCH_TOKENS, only: range | None = None
 ) -> Iterator[LayerStep]:
     """Yield a step for each decoder layer in order, for `input_ids` [samples, tokens]; computes no logits.
 
@@ -95,7 +90,7 @@ def run_layerwise(
 
 
 def run_batches(
-    model: PreTrainedModel, input_ids: Tensor, layers: Sequence[nn.Module], batch_tokens: int = BATCH_TOKENS
+    model: Model, input_ids: Tensor, layers: Sequence[nn.Module], batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[tuple[int, int]]:
     """Run `input_ids` [samples, tokens] batch by batch through the decoder with these layers for its own.
 
@@ -120,7 +115,7 @@ class LayerStack:
     what each layer is given beside them, by layer and batch.
     """
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, batch_tokens: int = BATCH_TOKENS) -> None:
+    def __init__(self, model: Model, input_ids: Tensor, batch_tokens: int = BATCH_TOKENS) -> None:
         self.layers: list[Any] = [layer.module for layer in anatomy(model).layers]
         self.start: list[Tensor] = []
         self.calls: list[list[LayerCall]] = []

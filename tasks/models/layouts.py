@@ -20,17 +20,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.families.family import Config, Family, Tensors, is_norm
-from resprout.tasks.models.shape import ROTATED_KEY, Shape, Sublayer, Widths, shape_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.models.shape import ROTATED_KEY, Model, Shape, Sublayer, Widths, shape_of
 
 CUT = "_resprout_cut"
 """Attribute that marks a class as one of `cut_class`."""
@@ -90,7 +87,7 @@ def write_shape(config: Any, shape: Shape) -> None:
             setattr(config, keys.ffn, max(shape.ffn) + 1)
 
 
-def cut_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def cut_class(stock: type[Model]) -> type[Model]:
     """A class of the stock class's name whose layers are as wide as `config.resprout_layout` says."""
     if getattr(stock, CUT, False):
         return stock

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -17,10 +17,7 @@ from resprout.tasks.models.anatomy import OFFLOAD
 from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.layouts import cut_class
 from resprout.tasks.models.load import DTYPES, check_folder
-from resprout.tasks.models.shape import shape_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.models.shape import Model, shape_of
 
 NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """What safetensors calls a dtype."""
@@ -57,7 +54,7 @@ class WeightOffload:
         return found
 
 
-def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
+def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = False) -> Model:
     """The model in `folder`: embeddings and head in memory, layers on the meta device until `Layer.loaded`.
 
     A folder whose weights have other names in its files than in the model (fused experts, for one) cannot be
@@ -85,7 +82,7 @@ def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
     torch.set_default_dtype(weights.dtype)
     try:
         with no_init_weights():
-            model: PreTrainedModel = kind(config)
+            model: Model = kind(config)
     finally:
         torch.set_default_dtype(before)
     for layer in getattr(model.get_submodule(shape.family.decoder), shape.family.layers):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
@@ -21,6 +21,8 @@ from resprout.tasks.models.families.family import Axes, Family, Tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Model: TypeAlias = "PreTrainedModel"
+"""A causal language model of transformers."""
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 COUNTED: Mapping[Unit, str] = {
@@ -44,10 +46,7 @@ MOST_LAYERS = 10_000
 MOST_WIDTH = 2**31 - 1
 ROTATED_KEY = "turned"
 """True in `resprout_layout` where each sublayer has a basis of the residual stream of its own."""
-ROTATIONS: Tensors = {
-    "attention_turn.weight": ("hidden", "hidden"),
-    "ffn_turn.weight": ("hidden", "hidden"),
-}
+ROTATIONS: Tensors = {"attention_turn.weight": ("hidden", "hidden"), "ffn_turn.weight": ("hidden", "hidden")}
 """What a layer then has beside the tensors of its family (tasks/models/layouts.py)."""
 Sublayer = Literal["attention", "ffn"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "ffn")
@@ -371,7 +370,7 @@ def _is_width_or_0(value: Any) -> bool:
     return _is_width(value) or (value == 0 and isinstance(value, int) and not isinstance(value, bool))
 
 
-def count(model: PreTrainedModel) -> Sizes:
+def count(model: Model) -> Sizes:
     """The sizes of a model in memory, each tensor counted once however often it is used."""
     unique = {id(parameter): parameter for parameter in model.parameters()}
     ends = (model.get_input_embeddings(), model.get_output_embeddings())

@@ -12,7 +12,7 @@ into BUCKETS pieces: parameters, or milliseconds of a table measured on this mac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ def sizes_of(request: Request, layer: int, kind: Unit) -> list[int]:
     return block_sizes(request.shape.counts(kind)[layer], request.round_to if kind == "ffn" else 1)
 
 
-def ranked(layer: int, kind: Unit, values: Tensor, request: Request) -> Iterator[Block]:
+def _ranked(layer: int, kind: Unit, values: Tensor, request: Request) -> Iterator[Block]:
     """A layer's blocks by the `values` [units] of their units, best first; a block's is the mean."""
     if (groups := request.shape.blocks(kind, layer)) > 1:
         # Each group loses one: the best of every group, the second best of every group, and so on.
@@ -58,6 +58,16 @@ def ranked(layer: int, kind: Unit, values: Tensor, request: Request) -> Iterator
     each = request.shape.unit_params(kind, layer)
     for rank, (size, part) in enumerate(zip(sizes, values.split(sizes), strict=True)):
         yield Block(layer, kind, rank, size, part.mean().item(), size * each)
+
+
+def rank_all(request: Request, scores: Scores, values: Callable[[Tensor], Tensor]) -> list[Block]:
+    """All layers' blocks by `values(scores)` [units] of their units."""
+    return [
+        block
+        for layer, by_kind in enumerate(scores)
+        for kind in request.kinds
+        for block in _ranked(layer, kind, values(by_kind[kind]), request)
+    ]
 
 
 def spend(
@@ -116,6 +126,16 @@ def spend_shares(request: Request, shares: Mapping[Unit, Sequence[float]]) -> Sh
                 raise overflow_error(f"the allocator's measure of layer {layer}")
             blocks += _blocks_by_share(request, layer, kind, max(share, 1e-9))
     return spend(request, blocks)
+
+
+def shape_with(shape: Shape, places: Sequence[tuple[Unit, int]], counts: Sequence[int]) -> Shape:
+    """The shape with these numbers of units at places, each a kind in a layer."""
+    kept = {kind: list(shape.counts(kind)) for kind, _ in places}
+    for (kind, layer), count in zip(places, counts, strict=True):
+        kept[kind][layer] = count
+    for kind, by_layer in kept.items():
+        shape = shape.with_counts(kind, by_layer)
+    return shape
 
 
 def require_bench(bench: Bench | None) -> Bench:
@@ -182,13 +202,7 @@ class Knapsack:
 
     def shape_with(self, chosen: Sequence[int]) -> Shape:
         """The request's shape with these widths."""
-        kept = {kind: list(self.shape.counts(kind)) for kind, _ in self.places}
-        for (kind, layer), count in zip(self.places, self.widths(chosen), strict=True):
-            kept[kind][layer] = count
-        shape = self.shape
-        for kind, counts in kept.items():
-            shape = shape.with_counts(kind, counts)
-        return shape
+        return shape_with(self.shape, self.places, self.widths(chosen))
 
 
 def _values(scores: Tensor, request: Request, layer: int, kind: Unit) -> NDArray[np.float64]:

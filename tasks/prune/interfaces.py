@@ -8,69 +8,59 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
-from resprout.tasks.models.shape import Shape
+from resprout.tasks.models.shape import Model, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from resprout.tasks.models.anatomy import Units
     from resprout.tasks.prune.plan import Plan
     from resprout.tasks.prune.statistics import Statistic, Targets
 
 T = TypeVar("T")
+Kinds = tuple[Unit, ...]
+"""Kinds of units."""
 Needs = Literal["weights", "inputs", "gradients", "model"]
 Scores = Sequence[Mapping[Unit, "Tensor"]]
 """For each layer and kind of unit: float32 [units, features per unit], higher is worth more.
 
 Of depth one value each: [1, 1] for a layer, [2, 1] (attention, FFN) for its sublayers.
 """
+LayerScores = list[dict[Unit, "Tensor"]]
+"""Scores as they are made."""
 
 
 class Criterion(Protocol):
     """Scores units.
 
-    One that needs weights, inputs or gradients has `score`, one that needs the model `score_model`: the
-    engine of its need (tasks/prune/scoring.py) calls what it has.
+    The engine of its need (tasks/prune/scoring.py) calls the methods that the need gives it:
+
+        weights     score(units)
+        inputs      statistic(features), score(units, inputs)
+        gradients   gradients(units), statistic(features), score(units, gradients, inputs)
+        model       score_model(model, kinds, input_ids, progress)
+
+    `score` returns finite float32 [units, features per unit]; a unit is worth the mean of its row, and a
+    criterion that scores units as a whole returns one column. `statistic` returns an empty collector of what
+    must be known of the reader's inputs (with gradients None: nothing), `gradients` one of gradients; `score`
+    is given them after all calibration data. `score_model` returns the scores of each layer and kind and
+    leaves the model as it was; `input_ids` int64 [samples, tokens].
     """
 
     needs: ClassVar[Needs]
     """What it looks at: a layer's weights; its reader's inputs over the calibration data as well; gradients
     of the causal-LM loss on that data as well; or the whole model, which it runs itself."""
-    units: ClassVar[tuple[Unit, ...]]
+    units: ClassVar[Kinds]
     """Kinds of units that it can score.
 
     A score of `hidden` in a layer is what that layer says; a hidden channel is worth the sum over the
     layers. With `cumulative: ClassVar[bool] = True` beside it a score is the loss once that unit and all of
     the layer that score lower are gone; else losses of units add up."""
-
-
-class WeightCriterion(Criterion, Protocol):
-    """A criterion that looks at a layer's weights."""
-
-    def score(self, units: Units) -> Tensor:
-        """Finite float32 [units, features per unit]; a unit is worth the mean of its row.
-
-        A criterion that scores units as a whole returns one column.
-        """
-        ...
-
-
-class InputCriterion(Criterion, Protocol):
-    """A criterion that looks at a layer's weights and at the inputs of its reader."""
-
-    def statistic(self, features: int) -> Statistic:
-        """An empty collector of what the criterion must know of the reader's inputs."""
-        ...
-
-    def score(self, units: Units, inputs: Any) -> Tensor:
-        """As of a WeightCriterion; `inputs` is the collector after all calibration data."""
-        ...
 
 
 class GradientStatistic(Protocol):
@@ -94,32 +84,6 @@ class GradientStatistic(Protocol):
         ...
 
 
-class GradientCriterion(Criterion, Protocol):
-    """A criterion that looks at weights, their gradients and, if it likes, the inputs of the reader."""
-
-    def gradients(self, units: Units) -> GradientStatistic:
-        """An empty collector of what the criterion must know of gradients."""
-        ...
-
-    def statistic(self, features: int) -> Statistic | None:
-        """An empty collector of what it must know of the reader's inputs; None: nothing."""
-        ...
-
-    def score(self, units: Units, gradients: Any, inputs: Any) -> Tensor:
-        """As of a WeightCriterion; both collectors after all calibration data."""
-        ...
-
-
-class ModelCriterion(Criterion, Protocol):
-    """A criterion that runs the model itself."""
-
-    def score_model(
-        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
-    ) -> list[dict[Unit, Tensor]]:
-        """Scores of each layer and kind; the model is left as it was. `input_ids` int64 [samples, tokens]."""
-        ...
-
-
 @runtime_checkable
 class GeneralCriterion(Protocol):
     """A criterion that looks at open-domain text first (`prune.general`), and then as its need says."""
@@ -127,12 +91,7 @@ class GeneralCriterion(Protocol):
     needs_general: ClassVar[bool]
 
     def with_general(
-        self,
-        model: PreTrainedModel,
-        kinds: tuple[Unit, ...],
-        input_ids: Tensor,
-        progress: Progress,
-        mine: range,
+        self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
     ) -> Criterion:
         """The criterion for the layers `mine` once it has seen `input_ids` int64 [samples, tokens]."""
         ...
@@ -143,7 +102,7 @@ class Allocator(Protocol):
 
     per_layer: ClassVar[bool]
     """Whether layers may get different widths."""
-    units: ClassVar[tuple[Unit, ...]]
+    units: ClassVar[Kinds]
     """Kinds of units that it can spend on; left out: all that have widths."""
     tries: ClassVar[bool]
     """Whether it runs the model, so that `bench` must be given."""
@@ -167,7 +126,7 @@ class Repair(Protocol):
     layers must have the same widths).
     """
 
-    units: ClassVar[tuple[Unit, ...]]
+    units: ClassVar[Kinds]
     """Kinds of units that it can mend; left out: all that have widths."""
 
     def statistic(self, features: int) -> Statistic | None:
@@ -203,7 +162,7 @@ class ModelRepair(Protocol):
     criterion that scores them.
     """
 
-    def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
+    def prepare(self, model: Model, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
         """Change `model` in place so that what `plan` leaves of it loses less; no shape changes.
 
         `input_ids` int64 [samples, tokens].
@@ -215,7 +174,7 @@ class ModelRepair(Protocol):
 class FinalRepair(Protocol):
     """A repair that changes the model once everything is cut."""
 
-    def finish(self, model: PreTrainedModel) -> None:
+    def finish(self, model: Model) -> None:
         """Change weights of the pruned `model` in place; no shape changes."""
         ...
 
@@ -236,7 +195,7 @@ class Bench:
     the scores are of, by their place in the model; None: all.
     """
 
-    model: PreTrainedModel
+    model: Model
     input_ids: Tensor
     progress: Progress = silent
     layers: range | None = None
@@ -270,7 +229,7 @@ class Request:
 
     shape: Shape
     limit: int
-    kinds: tuple[Unit, ...]
+    kinds: Kinds
     round_to: int
     uniform: bool = True
     costs: Costs | None = None
@@ -313,7 +272,7 @@ class Round:
 class Schedule(Protocol):
     """Rounds of pruning: when each prunes, and how far."""
 
-    units: ClassVar[tuple[Unit, ...]]
+    units: ClassVar[Kinds]
     """Kinds of units that it can remove round by round."""
     trains: ClassVar[bool]
     """Whether it makes no sense without training between its rounds."""

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from scipy.optimize import isotonic_regression
@@ -22,12 +22,10 @@ from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.forward import BATCH_TOKENS, LayerStep, call_layer, layers_replaced, run_layerwise
 from resprout.tasks.models.layouts import build_layer
 from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.interfaces import Kinds, Model
 from resprout.tasks.prune.target import check_timed
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-TIMED: tuple[Unit, ...] = ("ffn", "kv_groups")
+TIMED: Kinds = ("ffn", "kv_groups")
 """Units whose widths are timed."""
 REPEATS = 7
 
@@ -64,7 +62,7 @@ class LatencyTable:
         return LatencyTable(by_width, dense_ms - scale * parts)
 
 
-def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Iterable[int]]) -> LatencyTable:
+def measure(model: Model, input_ids: Tensor, widths: Mapping[Unit, Iterable[int]]) -> LatencyTable:
     """The table for one batch of `input_ids` [samples, tokens]; the widths of `model` itself are added.
 
     `model` must have the same widths in every layer, and be a dense one; else BadInput.
@@ -96,7 +94,7 @@ def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Ite
     return LatencyTable(found, max(0.0, ms["model"] - shape.layers * layers))
 
 
-def measure_models(model: PreTrainedModel, input_ids: Tensor, narrow: Shape) -> tuple[float, float]:
+def measure_models(model: Model, input_ids: Tensor, narrow: Shape) -> tuple[float, float]:
     """Milliseconds of the table's batch in `model` as it is, and with layers of the widths of `narrow`.
 
     The second is the median ratio of pairs run one right after the other, times the first.
@@ -129,7 +127,7 @@ Job = Callable[[], Callable[[], Any]]
 """Makes ready, and returns what is to be timed."""
 
 
-def _layer(model: PreTrainedModel, step: LayerStep, shape: Shape) -> Job:
+def _layer(model: Model, step: LayerStep, shape: Shape) -> Job:
     """One layer of a shape over the first batch of a walk."""
     hidden, kind = step.hidden[0], type(step.layer.module)
 
@@ -140,7 +138,7 @@ def _layer(model: PreTrainedModel, step: LayerStep, shape: Shape) -> Job:
     return ready
 
 
-def _filled(kind: Any, model: PreTrainedModel, shape: Shape, index: int) -> Any:
+def _filled(kind: Any, model: Model, shape: Shape, index: int) -> Any:
     """A layer of class `kind` with the widths of one in `shape`."""
     with torch.device("meta"):
         layer = build_layer(kind, model.config, shape, index)
@@ -184,7 +182,4 @@ def _finish(device: torch.device) -> None:
 def smaller(shape: Shape, round_to: int) -> dict[Unit, list[int]]:
     """Widths that a plan may give a layer of `shape`."""
     ffn = shape.ffn[0]
-    return {
-        "ffn": [*range(round_to, ffn, round_to), ffn],
-        "kv_groups": [*range(1, shape.kv_heads[0] + 1)],
-    }
+    return {"ffn": [*range(round_to, ffn, round_to), ffn], "kv_groups": [*range(1, shape.kv_heads[0] + 1)]}

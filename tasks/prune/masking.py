@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,10 +18,8 @@ from torch import Tensor
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.shape import SUBLAYERS, Sublayer, shape_of
+from resprout.tasks.prune.interfaces import Model
 from resprout.tasks.prune.plan import REMOVED_LAYER, LayerPlan, Plan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 MASKED = "masked.json"
 
@@ -31,7 +28,7 @@ Columns = Mapping[str, tuple[int, Sequence[int]] | None]
 
 
 @torch.no_grad()
-def mask(model: PreTrainedModel, plan: Plan, keep: float = 0.0) -> Columns:
+def mask(model: Model, plan: Plan, keep: float = 0.0) -> Columns:
     """Multiply by `keep` what reads the units that the plan removes, in place.
 
     Returns what is zero now, by the parameters' whole names; nothing where `keep` is above 0. A plan for

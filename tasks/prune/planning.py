@@ -23,7 +23,7 @@ from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.shape import BYTES, Shape, shape_of
 from resprout.tasks.prune.compatibility import resolve
-from resprout.tasks.prune.interfaces import Bench, Costs, Request, Scores
+from resprout.tasks.prune.interfaces import Bench, Costs, LayerScores, Model, Request, Scores
 from resprout.tasks.prune.latency import TIMED, LatencyTable, measure, measure_models, smaller
 from resprout.tasks.prune.plan import REMOVED_LAYER, Latency, LayerPlan, Plan, Size
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
@@ -32,7 +32,6 @@ from resprout.tasks.prune.target import allocate, request, warnings_for
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 APART = 0.025
 """Share by which a model's time may differ from what the table says before the table is corrected."""
@@ -40,12 +39,12 @@ CORRECTIONS = 2
 
 
 def make_plan(
-    model: PreTrainedModel,
+    model: Model,
     config: PruneConfig,
     input_ids: Tensor,
     progress: Progress = silent,
     general: Tensor | None = None,
-) -> tuple[Plan, list[dict[Unit, Tensor]]]:
+) -> tuple[Plan, LayerScores]:
     """The plan that `config` asks for, and scores [units, features per unit] for each layer and kind.
 
     The model is not changed; `general` as of `score_units`. A target out of reach raises BadInput before
@@ -63,7 +62,7 @@ def make_plan(
 
 
 def plan_from(
-    scores: list[dict[Unit, Tensor]],
+    scores: LayerScores,
     dense: Shape,
     dtype: str,
     config: PruneConfig,
@@ -222,7 +221,7 @@ def remaining_shape(before: Plan, dense: Shape) -> Shape:
     )
 
 
-def remaining_scores(before: Plan, scores: Scores) -> list[dict[Unit, Tensor]]:
+def remaining_scores(before: Plan, scores: Scores) -> LayerScores:
     """The scores [units, features per unit] of the units that are there; those of layers stay as they are."""
     return [
         {
@@ -233,7 +232,7 @@ def remaining_scores(before: Plan, scores: Scores) -> list[dict[Unit, Tensor]]:
     ]
 
 
-def rank_removed_last(before: Plan, scores: Scores) -> list[dict[Unit, Tensor]]:
+def rank_removed_last(before: Plan, scores: Scores) -> LayerScores:
     """The scores with minus infinity for removed units, so that none comes before one that is there."""
 
     def ranked(layer: int, kind: Unit, values: Tensor) -> Tensor:
@@ -255,9 +254,7 @@ def _stay(before: Plan, layer: int, kind: Unit) -> list[int] | None:
     return list(kept[kind]) if kind in kept else None
 
 
-def regrow_units(
-    plan: Plan, scores: list[dict[Unit, Tensor]], growth: list[dict[Unit, Tensor]], share: float
-) -> Plan:
+def regrow_units(plan: Plan, scores: LayerScores, growth: LayerScores, share: float) -> Plan:
     """The plan with other units of the same number.
 
     `scores` and `growth` are float32 [units, features per unit] for each layer and kind of the plan.

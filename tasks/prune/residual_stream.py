@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,8 @@ from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer
 from resprout.tasks.models.families.family import is_norm
 from resprout.tasks.models.forward import LayerStep, run_layerwise
-from resprout.tasks.prune.interfaces import Bench
+from resprout.tasks.prune.interfaces import Bench, Model
 from resprout.tasks.prune.statistics import Gram
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def hidden_norms(layer: Layer) -> list[nn.Module]:
@@ -28,7 +25,7 @@ def hidden_norms(layer: Layer) -> list[nn.Module]:
 
 
 def at_norms(
-    model: PreTrainedModel, input_ids: Tensor, see: Callable[[int, int, Tensor, Tensor], None]
+    model: Model, input_ids: Tensor, see: Callable[[int, int, Tensor, Tensor], None]
 ) -> Iterator[tuple[int, int]]:
     """Call `see` with indices of a layer and of a norm in it, and its inputs and outputs.
 
@@ -49,7 +46,7 @@ def at_norms(
 
 
 def principal_directions(
-    model: PreTrainedModel, input_ids: Tensor, progress: Progress = silent
+    model: Model, input_ids: Tensor, progress: Progress = silent
 ) -> tuple[Tensor, Tensor]:
     """Variances [hidden], largest first, and orthonormal directions [hidden, hidden], one a column: float32.
 

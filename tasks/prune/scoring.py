@@ -25,17 +25,16 @@ from resprout.tasks.models.forward import BATCH_TOKENS, call_layer, run_batches,
 from resprout.tasks.prune.interfaces import (
     Criterion,
     GeneralCriterion,
-    GradientCriterion,
     GradientStatistic,
+    Kinds,
+    LayerScores,
+    Model,
     Needs,
 )
 from resprout.tasks.share import WHOLE, Share
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    Kinds = tuple[Unit, ...]
-    Engine = Callable[[PreTrainedModel, Any, Kinds, Tensor, Progress, range], Iterator[dict[Unit, Tensor]]]
+    Engine = Callable[[Model, Any, Kinds, Tensor, Progress, range], Iterator[dict[Unit, Tensor]]]
     """Scores of the layers in a range, by kind: float32 [units, features per unit]."""
 
 OVERFLOW = (
@@ -45,14 +44,14 @@ NO_GRADIENTS = "a criterion that needs no gradients (resprout methods)"
 
 
 def score_units(
-    model: PreTrainedModel,
+    model: Model,
     criterion: Criterion,
-    kinds: tuple[Unit, ...],
+    kinds: Kinds,
     input_ids: Tensor,
     progress: Progress = silent,
     share: Share = WHOLE,
     general: Tensor | None = None,
-) -> list[dict[Unit, Tensor]]:
+) -> LayerScores:
     """For each layer of the share and kind float32 [units, features per unit] on the CPU; higher is better.
 
     `input_ids` int64 [samples, tokens] run through the model where the criterion needs that, layer by layer
@@ -78,7 +77,7 @@ def score_units(
 
 
 def _by_weights(
-    model: PreTrainedModel, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
+    model: Model, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
 ) -> Iterator[dict[Unit, Tensor]]:
     layers = anatomy(model).layers
     for index in mine:
@@ -88,7 +87,7 @@ def _by_weights(
 
 
 def _by_inputs(
-    model: PreTrainedModel, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
+    model: Model, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
 ) -> Iterator[dict[Unit, Tensor]]:
     layers = anatomy(model).layers
     if getattr(criterion.statistic(1), "light", False) and not is_offloaded(model):
@@ -109,7 +108,7 @@ def _by_inputs(
 
 
 def _watched(
-    layer: Layer, criterion: Any, kinds: tuple[Unit, ...], input_ids: Tensor, watching: ExitStack
+    layer: Layer, criterion: Any, kinds: Kinds, input_ids: Tensor, watching: ExitStack
 ) -> dict[Unit, Any]:
     """Collectors of what the layer's readers are given while `watching` is open."""
     seen = {kind: criterion.statistic(layer.units(kind).weight.shape[1]) for kind in kinds}
@@ -119,19 +118,14 @@ def _watched(
 
 
 def _by_model(
-    model: PreTrainedModel, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
+    model: Model, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
 ) -> Iterator[dict[Unit, Tensor]]:
     # It cannot score a share alone, so each share costs as much as the whole.
     yield from criterion.score_model(model, kinds, input_ids, progress)[mine.start : mine.stop]
 
 
 def by_gradients(
-    model: PreTrainedModel,
-    criterion: GradientCriterion,
-    kinds: Kinds,
-    input_ids: Tensor,
-    progress: Progress,
-    mine: range,
+    model: Model, criterion: Any, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
 ) -> Iterator[dict[Unit, Tensor]]:
     """Scores of the layers `mine`, by kind: float32 [units, features per unit].
 
@@ -173,7 +167,7 @@ def by_gradients(
         yield {kind: criterion.score(one, gathered[kind], seen[kind]) for kind, one in by_kind.items()}
 
 
-def causal_loss(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def causal_loss(model: Model, ids: Tensor) -> Tensor:
     """Mean cross-entropy of the next token over `ids` [rows, tokens]; not finite raises StageFailed."""
     ids = ids.to(model.device)
     run: Any = model
@@ -198,7 +192,7 @@ def check_samples(input_ids: Tensor) -> None:
 
 
 def check_memory(
-    model: PreTrainedModel, input_ids: Tensor, layers: int, beside: int, instead: str = NO_GRADIENTS
+    model: Model, input_ids: Tensor, layers: int, beside: int, instead: str = NO_GRADIENTS
 ) -> None:
     """Raise BadInput where the passes need more memory than is free.
 
@@ -222,7 +216,7 @@ def available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def needed_bytes(model: PreTrainedModel, input_ids: Tensor, layers: int) -> int:
+def needed_bytes(model: Model, input_ids: Tensor, layers: int) -> int:
     """Bytes of activations and logits that one batch keeps for its backward pass.
 
     The widest layer runs once, and what autograd saves of it is counted: right for every family and attention
@@ -325,7 +319,7 @@ def best_units(scores: Tensor, keep: int, blocks: int = 1) -> list[int]:
     return sorted((best + first).flatten().tolist())
 
 
-def as_tensors(scores: list[dict[Unit, Tensor]], first: int = 0) -> Mapping[str, Tensor]:
+def as_tensors(scores: LayerScores, first: int = 0) -> Mapping[str, Tensor]:
     """The scores under names such as `layers.03.ffn`, for safetensors; `first` is the first one's layer."""
     return {
         f"layers.{index:02d}.{kind}": values.contiguous()
@@ -334,7 +328,7 @@ def as_tensors(scores: list[dict[Unit, Tensor]], first: int = 0) -> Mapping[str,
     }
 
 
-def from_tensors(tensors: Mapping[str, Tensor], kinds: tuple[Unit, ...]) -> list[dict[Unit, Tensor]]:
+def from_tensors(tensors: Mapping[str, Tensor], kinds: Kinds) -> LayerScores:
     """What `as_tensors` named, layer by layer from the first."""
     layers = len(tensors) // len(kinds)
     return [{kind: tensors[f"layers.{index:02d}.{kind}"] for kind in kinds} for index in range(layers)]

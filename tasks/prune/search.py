@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,10 +33,7 @@ from resprout.tasks.models.ablation import BATCH_TOKENS, Ablation
 from resprout.tasks.models.anatomy import Part
 from resprout.tasks.models.shape import DepthUnit, depth_units, shape_of
 from resprout.tasks.prune.budget import overflow_error
-from resprout.tasks.prune.interfaces import Bench, Scores
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.prune.interfaces import Bench, LayerScores, Model, Scores
 
 Candidate = tuple[int, ...]
 ATTEMPTS = 100
@@ -63,7 +60,7 @@ def last_stream(
 
 
 def removal_ranks(
-    model: PreTrainedModel,
+    model: Model,
     kind: Unit,
     input_ids: Tensor,
     removed_ratio: float,
@@ -71,7 +68,7 @@ def removal_ranks(
     distance: Distance,
     progress: Progress,
     spared: float = 0.0,
-) -> list[dict[Unit, Tensor]]:
+) -> LayerScores:
     """Ranks of removal: float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers.
 
     In every round each unit that is still there is left out by itself, what is `seen` is compared with the
@@ -110,7 +107,7 @@ def removal_ranks(
 class _Batches:
     """Calibration tokens in batches, with the uncut model's residual stream behind its last layer."""
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, seen: Seen) -> None:
+    def __init__(self, model: Model, ids: Tensor, seen: Seen) -> None:
         self.ablation, self.seen = Ablation(model), seen
         self.layers = len(self.ablation.parts.layers)
         self.ids = ids.split(max(1, BATCH_TOKENS // ids.shape[1]))

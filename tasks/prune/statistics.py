@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from resprout.tasks.models.anatomy import Units
+
 
 class Statistic(Protocol):
     """Grows with every batch of inputs [rows, tokens, features].
@@ -150,6 +152,29 @@ class Gram:
     def matrix(self) -> Tensor:
         """The sum; zeros where nothing was seen."""
         return torch.zeros(self.features, self.features) if self._sum is None else self._sum
+
+
+class GradientSum:
+    """Sum over batches of `of(gradient, share)`, of the reader's gradients: float32, as large as it."""
+
+    def __init__(self, units: Units, of: Callable[[Tensor, float], Tensor]) -> None:
+        self._of, self._transposed = of, units.part.transposed
+        self.names = (f"{units.part.reader}.weight",)
+        self.elements = units.weight.numel()
+        self._sum: Tensor | None = None
+
+    def update(self, name: str, gradient: Tensor, share: float) -> None:
+        """Add a batch's gradient of the reader's weight."""
+        if self._sum is None:
+            self._sum = torch.zeros_like(gradient, dtype=torch.float32)
+        self._sum += self._of(gradient.float(), share)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The sum: [outputs, features]."""
+        if self._sum is None:
+            raise ValueError("no gradient was given")
+        return self._sum.T if self._transposed else self._sum
 
 
 class Targets:

@@ -20,7 +20,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,20 +33,24 @@ from resprout.tasks.models.forward import LayerStep, call_layer, run_layerwise, 
 from resprout.tasks.models.layouts import build_layer, write_shape
 from resprout.tasks.models.offload import ActivationOffload
 from resprout.tasks.models.shape import Shape, Widths, shape_of
-from resprout.tasks.prune.interfaces import FinalRepair, ModelRepair, Repair, Repaired, SequentialRepair
+from resprout.tasks.prune.interfaces import (
+    FinalRepair,
+    Model,
+    ModelRepair,
+    Repair,
+    Repaired,
+    SequentialRepair,
+)
 from resprout.tasks.prune.plan import LayerPlan, Plan
 from resprout.tasks.prune.registry import REPAIRS
 from resprout.tasks.prune.statistics import Statistic, Targets
 from resprout.tasks.prune.target import with_repair
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 Take = Callable[[int, Mapping[str, Tensor]], None]
 
 
 def apply(
-    model: PreTrainedModel,
+    model: Model,
     plan: Plan,
     input_ids: Tensor | None = None,
     ridge: float = 0.01,
@@ -149,7 +153,7 @@ class Cutter:
             return hidden
         return hidden[..., torch.tensor(self.plan.hidden, device=hidden.device)]
 
-    def cut_ends(self, model: PreTrainedModel) -> None:
+    def cut_ends(self, model: Model) -> None:
         """Cut embeddings, last norm and head of `model` in place."""
         if self.plan.hidden is None:
             return
@@ -205,7 +209,7 @@ class Cutter:
         return result
 
 
-def _cut_alone(model: PreTrainedModel, cutter: Cutter, repair: Repair, ridge: float) -> Iterator[Any]:
+def _cut_alone(model: Model, cutter: Cutter, repair: Repair, ridge: float) -> Iterator[Any]:
     """For each layer what stays of it, None where it goes; looks at no data."""
     for layer in anatomy(model).layers:
         with layer.loaded():
@@ -213,7 +217,7 @@ def _cut_alone(model: PreTrainedModel, cutter: Cutter, repair: Repair, ridge: fl
 
 
 def _repaired_apart(
-    model: PreTrainedModel, cutter: Cutter, repair: Repair, input_ids: Tensor, ridge: float
+    model: Model, cutter: Cutter, repair: Repair, input_ids: Tensor, ridge: float
 ) -> Iterator[Any]:
     """For each layer what stays of it, repaired on what it sees in the uncut model; None where it goes."""
     for step in run_layerwise(model, input_ids):
@@ -244,7 +248,7 @@ def repaired_layer(
 
 
 def repaired_in_order(
-    model: PreTrainedModel, cutter: Cutter, repair: SequentialRepair, input_ids: Tensor, ridge: float
+    model: Model, cutter: Cutter, repair: SequentialRepair, input_ids: Tensor, ridge: float
 ) -> Iterator[Any]:
     """For each layer what stays of it, repaired on what the layers before give; None where it goes.
 

@@ -21,11 +21,11 @@ from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.models.shape import BYTES, Shape, check_numbers, depth_units, without
 from resprout.tasks.prune.compatibility import Resolved, resolve
-from resprout.tasks.prune.interfaces import Allocator, Bench, Request, Scores
+from resprout.tasks.prune.interfaces import Allocator, Bench, Kinds, Request, Scores
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.registry import Entry, Registry
 
-FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
+FINENESS: Kinds = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""
 ROUNDING = 1e-9
 """Of a share of the depth, which may come out a hair beside a whole number."""
@@ -155,7 +155,7 @@ def _unread(part: str, entry: Entry) -> bool:
     return {"ffn", "experts"} <= set(entry.declared.get("units", ()))
 
 
-def _check_present(dense: Shape, kinds: tuple[Unit, ...]) -> None:
+def _check_present(dense: Shape, kinds: Kinds) -> None:
     for kind in (kind for kind in kinds if kind not in DEPTH):
         widths = dense.ffn if kind in ("ffn", "experts") else dense.kv_heads
         if 0 in widths:
@@ -253,7 +253,7 @@ def block_sizes(width: int, round_to: int) -> list[int]:
     return [round_to] * whole + ([rest] if rest else [])
 
 
-def with_repair(dense: Shape, kinds: tuple[Unit, ...], repair: str) -> Shape:
+def with_repair(dense: Shape, kinds: Kinds, repair: str) -> Shape:
     """The uncut shape with what a repair adds: biases, a head of its own where it was tied, or rotations."""
     declared = REPAIRS.entry(repair).declared
     if declared.get("adds_biases"):
@@ -265,7 +265,7 @@ def with_repair(dense: Shape, kinds: tuple[Unit, ...], repair: str) -> Shape:
     return dense
 
 
-def with_biases(dense: Shape, kinds: tuple[Unit, ...]) -> Shape:
+def with_biases(dense: Shape, kinds: Kinds) -> Shape:
     """The shape with the biases that `repair: bias` adds; a family that cannot hold them raises BadInput."""
     family = dense.family
     config, lacks = dict(dense.config), []
@@ -347,7 +347,7 @@ def _smallest(wanted: Request) -> Shape:
             lows = [min(pair) for pair in zip(shape.counts(kind), whole, strict=True)]
         shape = shape.with_counts(kind, lows)
     if not stock_heads(wanted, shape):
-        free: tuple[Unit, ...] = tuple(k for k in wanted.kinds if k in ("hidden", "kv_groups", "heads"))
+        free: Kinds = tuple(k for k in wanted.kinds if k in ("hidden", "kv_groups", "heads"))
         found = [shape]
         for kind in free:
             found = [

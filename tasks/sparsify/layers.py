@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,9 @@ from torch import Tensor
 from resprout.tasks.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.forward import run_layerwise, watch
-from resprout.tasks.models.shape import count
+from resprout.tasks.models.shape import Model, count
 from resprout.tasks.sparsify.pattern import Pattern, sparse_weights
 from resprout.tasks.sparsify.registry import Method
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def best_mask(scores: Tensor, pattern: Pattern) -> Tensor:
@@ -42,7 +39,7 @@ def keeps_to(weight: Tensor, pattern: Pattern) -> bool:
 
 
 def make_sparse(
-    model: PreTrainedModel, method: Method, pattern: Pattern, input_ids: Tensor, progress: Progress = silent
+    model: Model, method: Method, pattern: Pattern, input_ids: Tensor, progress: Progress = silent
 ) -> dict[str, float]:
     """Set weights of all matrices in layers to zero, in place; returns how many are zero.
 
@@ -65,14 +62,12 @@ def make_sparse(
     return {"zeros_share": zeros / count(model).params, "pattern_zeros_share": zeros / matrices}
 
 
-def _alone(model: PreTrainedModel) -> Iterator[tuple[Layer, Mapping[str, Any]]]:
+def _alone(model: Model) -> Iterator[tuple[Layer, Mapping[str, Any]]]:
     for layer in anatomy(model).layers:
         yield layer, {name: None for name, _ in sparse_weights(layer.shape, layer.index)}
 
 
-def _watched(
-    model: PreTrainedModel, method: Method, input_ids: Tensor
-) -> Iterator[tuple[Layer, Mapping[str, Any]]]:
+def _watched(model: Model, method: Method, input_ids: Tensor) -> Iterator[tuple[Layer, Mapping[str, Any]]]:
     """Each layer with what its matrices are given; it runs again, as it is by then, for the next."""
     for step in run_layerwise(model, input_ids):
         seen = {

@@ -165,11 +165,7 @@ def experts(config: Config) -> Tensors:
 
 def ends(config: Config) -> Tensors:
     """Embeddings, the last norm, and the head where it is not tied."""
-    return {
-        "model.embed_tokens.weight": ("vocab", "hidden"),
-        **rms_norm("model.norm"),
-        **head(config),
-    }
+    return {"model.embed_tokens.weight": ("vocab", "hidden"), **rms_norm("model.norm"), **head(config)}
 
 
 def head(config: Config) -> Tensors:

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from resprout.tasks.models.families.family import (
-    SCALED,
-    Config,
-    Family,
-    Tensors,
-    attention,
-    ends,
-    rms_norm,
-)
+from resprout.tasks.models.families.family import SCALED, Config, Family, Tensors, attention, ends, rms_norm
 from resprout.tasks.models.families.gemma2 import ffn
 
 

@@ -1,3 +1,4 @@
-"""Allocators, one a module; all keep the interface of tasks/prune/interfaces.py, and those that do not try the
-model import no torch.
+"""Allocators, one a module; all keep the interface in tasks/prune/interfaces.py.
+
+Those that do not run the model import no torch.
 """

@@ -12,15 +12,11 @@ layer l loses removed * (1 - amplitude * I_l), the amplitude being a share of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.budget import require_bench, spend_shares
-from resprout.tasks.prune.interfaces import require
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape, require
 from resprout.tasks.prune.target import kept_share
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)

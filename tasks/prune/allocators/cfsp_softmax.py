@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.budget import require_bench, spend_shares
-from resprout.tasks.prune.interfaces import require
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape, require
 
 
 @dataclass(frozen=True)

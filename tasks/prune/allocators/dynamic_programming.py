@@ -6,13 +6,10 @@ layer's own output and do not: for them `spdy` finds out by trying what a layer'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.budget import Knapsack
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape
 
 
 class DynamicProgramming:

@@ -16,17 +16,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.models.shape import Shape
-from resprout.tasks.prune.budget import require_bench, sizes_of, spend_shares
-from resprout.tasks.prune.interfaces import require
+from resprout.tasks.prune.budget import require_bench, shape_with, sizes_of, spend_shares
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores, Shape, Unit, require
 from resprout.tasks.prune.search import Candidate, Divergence, WidthProbe, evolve, parse_stages
 from resprout.tasks.prune.target import least
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Evolutionary:
     per_layer: ClassVar[bool] = True
     tries: ClassVar[bool] = True
     narrows: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
     generations: int = 400
     """Rounds of the search."""
@@ -61,24 +57,17 @@ class Evolutionary:
         start = spend_shares(request, dict.fromkeys(request.kinds, [1.0] * shape.layers))
         places = [(kind, layer) for kind in request.kinds for layer in range(shape.layers)]
         blocks = [sizes_of(request, layer, kind) for kind, layer in places]
-        costs = [
-            [size * shape.unit_params(kind, layer) for size in sizes]
-            for (kind, layer), sizes in zip(places, blocks, strict=True)
-        ]
-        levels = tuple(
-            _level(sizes, start.counts(kind)[layer])
-            for (kind, layer), sizes in zip(places, blocks, strict=True)
-        )
+        placed = list(zip(places, blocks, strict=True))
+        levels = tuple(_level(sizes, start.counts(kind)[layer]) for (kind, layer), sizes in placed)
+        costs = [[size * shape.unit_params(kind, layer) for size in sizes] for (kind, layer), sizes in placed]
+        fewest = [_level(sizes, least(request, kind, layer)) for (kind, layer), sizes in placed]
         bench, random = require_bench(bench), Random(self.seed)
         widths = _Widths(bench, scores, places, blocks)
         divergence = Divergence(widths.probe.ablation, bench.input_ids, widths.logits, random)
         best = evolve(
             levels,
             costs,
-            [
-                _level(sizes, least(request, kind, layer))
-                for (kind, layer), sizes in zip(places, blocks, strict=True)
-            ],
+            fewest,
             divergence.of,
             parse_stages("evolutionary", self.survivors, self.tokens),
             self.generations,
@@ -86,12 +75,7 @@ class Evolutionary:
             random,
             bench.progress,
         )
-        for kind in request.kinds:
-            counts = [
-                count for (one, _), count in zip(places, widths.counts(best), strict=True) if one == kind
-            ]
-            shape = shape.with_counts(kind, counts)
-        return shape
+        return shape_with(shape, places, widths.counts(best))
 
 
 class _Widths:

@@ -20,17 +20,14 @@ from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.errors import StageFailed
-from resprout.configs.stages import Unit
 from resprout.tasks.models.ablation import Ablation
 from resprout.tasks.models.shape import DepthUnit, Shape, caches_work, depth_units, without
 from resprout.tasks.prune.budget import require_bench
-from resprout.tasks.prune.interfaces import require
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores, require
 from resprout.tasks.prune.search import ATTEMPTS, Candidate, Divergence, evolve, parse_stages
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class EvolutionaryDepth:
 
     per_layer: ClassVar[bool] = False
     tries: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
+    units: ClassVar[Kinds] = ("layers", "sublayers")
 
     generations: int = 0
     """Rounds of the search; 0: k (n - k) / 1.5 where k of n layers go, as in the authors' script."""

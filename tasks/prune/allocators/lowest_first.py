@@ -7,13 +7,10 @@ measure their length (tasks/models/depth.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.shape import DepthUnit, Shape, caches_work, depth_units, without
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores
 
 
 class LowestFirst:
@@ -21,7 +18,7 @@ class LowestFirst:
 
     per_layer: ClassVar[bool] = False
     tries: ClassVar[bool] = False
-    units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
+    units: ClassVar[Kinds] = ("layers", "sublayers")
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The request's shape with widths of 0 where something went; of equal scores the later one goes."""

@@ -19,16 +19,14 @@ from operator import mul
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.budget import require_bench, spend_shares
-from resprout.tasks.prune.interfaces import require
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape, require
 from resprout.tasks.prune.target import kept_share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from resprout.configs.stages import Unit
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)

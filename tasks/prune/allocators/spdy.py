@@ -24,17 +24,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.ablation import BATCH_TOKENS, next_token_loss
-from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.budget import Knapsack, overflow_error, require_bench
-from resprout.tasks.prune.interfaces import require
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores, Shape, require
 from resprout.tasks.prune.search import WidthProbe
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 LEAST = 0.1
@@ -49,7 +45,7 @@ class Spdy:
     tries: ClassVar[bool] = True
     narrows: ClassVar[bool] = True
     latency: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
     steps: int = 50
     """Changes of the best weights that are tried."""

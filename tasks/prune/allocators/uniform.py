@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape
 from resprout.tasks.prune.target import uniform_shape
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 class Uniform:

@@ -18,16 +18,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.ablation import Ablation, next_token_loss
-from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.budget import require_bench, spend_shares
-from resprout.tasks.prune.interfaces import require
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores, Shape, require
 from resprout.tasks.prune.target import kept_share
 
 if TYPE_CHECKING:
     from resprout.tasks.models.anatomy import Layer
-    from resprout.tasks.prune.interfaces import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class ZerothOrder:
 
     per_layer: ClassVar[bool] = True
     tries: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts")
 
     noise_std: float = 0.001
     """Standard deviation of the noise (eps)."""
@@ -67,7 +64,7 @@ def kept_shares(importances: list[float], base: float, floor: float) -> list[flo
     return [floor + (base - floor) * (one / mean if mean else 1.0) for one in importances]
 
 
-def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, samples: int, seed: int) -> list[float]:
+def importances(bench: Bench, kinds: Kinds, std: float, samples: int, seed: int) -> list[float]:
     """What changes of the matrices of each layer do to the loss, per weight and unit of the change."""
     trial = Ablation(bench.model)
     layers = bench.among(trial.parts.layers)
@@ -92,7 +89,7 @@ def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, samples: int,
     return found
 
 
-def removable(layer: Layer, kinds: tuple[Unit, ...]) -> list[Tensor]:
+def removable(layer: Layer, kinds: Kinds) -> list[Tensor]:
     """The matrices of which units of these kinds have slices."""
     names = {one.name for kind in kinds for one in layer.part(kind).slices}
     return [one for name, one in layer.tensors.items() if name in names and one.dim() > 1]

@@ -9,34 +9,28 @@ and x + f beside x.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.forward import LayerStep, run_layerwise, watch
 from resprout.tasks.models.layouts import first_output
-from resprout.tasks.prune.interfaces import Needs
+from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs
 from resprout.tasks.prune.residual_stream import cosines, step_cosines
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class BlockInfluence:
     """One minus the cosine between what comes into a layer or sublayer and what leaves it."""
 
     needs: ClassVar[Needs] = "model"
-    units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
+    units: ClassVar[Kinds] = ("layers", "sublayers")
 
-    def score_model(
-        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
-    ) -> list[dict[Unit, Tensor]]:
+    def score_model(self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress) -> LayerScores:
         """Float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers. One forward pass."""
         (kind,) = kinds
-        scores: list[dict[Unit, Tensor]] = []
+        scores: LayerScores = []
         for step in run_layerwise(model, input_ids):
             measured = _sublayers(step) if kind == "sublayers" else [_mean([1 - step_cosines(step)])]
             scores.append({kind: torch.stack(measured).float().reshape(-1, 1)})

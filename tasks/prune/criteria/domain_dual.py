@@ -28,16 +28,13 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import StageFailed
-from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import Units
 from resprout.tasks.models.forward import run_layerwise, watch
-from resprout.tasks.prune.interfaces import Needs, require
+from resprout.tasks.prune.interfaces import Kinds, Model, Needs, require
 from resprout.tasks.prune.statistics import Gram
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     Freedoms = Mapping[tuple[int, str], Tensor]
     """By layer and weight: [H^-1]_jj of its layer's inputs, float32 [inputs]."""
 
@@ -47,7 +44,7 @@ class DomainDual:
     """Estimated change of a domain's loss, regularised by what weights are worth on open-domain text."""
 
     needs: ClassVar[Needs] = "gradients"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
     needs_general: ClassVar[bool] = True
 
     generality: float = 0.1
@@ -60,12 +57,7 @@ class DomainDual:
         require("domain_dual", 0, damping=self.damping)
 
     def with_general(
-        self,
-        model: PreTrainedModel,
-        kinds: tuple[Unit, ...],
-        input_ids: Tensor,
-        progress: Progress,
-        mine: range,
+        self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
     ) -> _Dual:
         """The criterion once it has seen open-domain text; one pass, one Gram matrix a coupled projection.
 
@@ -109,7 +101,7 @@ class _Dual:
     generality: float
     freedoms: Freedoms
     needs: ClassVar[Needs] = "gradients"
-    units: ClassVar[tuple[Unit, ...]] = DomainDual.units
+    units: ClassVar[Kinds] = DomainDual.units
 
     def gradients(self, units: Units) -> _Importance:
         """The importance of each unit."""

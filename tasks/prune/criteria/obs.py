@@ -39,9 +39,8 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import StageFailed
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.interfaces import Needs, require
+from resprout.tasks.prune.interfaces import Kinds, Needs, require
 from resprout.tasks.prune.statistics import Gram
 
 PANEL = 64
@@ -53,7 +52,7 @@ class Obs:
     """Order of removal, one structure at a time, by the inverse Hessian of the reader's inputs."""
 
     needs: ClassVar[Needs] = "inputs"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
     cumulative: ClassVar[bool] = True
     damping: float = 0.01
     """Added to the Hessian's diagonal, as a share of its mean; as `prune.ridge` for the repair."""
@@ -61,9 +60,7 @@ class Obs:
     def __post_init__(self) -> None:
         require("obs", 0, damping=self.damping)
 
-    def statistic(self, features: int) -> Gram:
-        """Gram matrix of the features."""
-        return Gram(features)
+    statistic = Gram
 
     def score(self, units: Units, inputs: Gram) -> Tensor:
         """Error once the unit and all before it are gone, over that of removing all: float32 [units, 1].

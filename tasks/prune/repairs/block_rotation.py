@@ -14,32 +14,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.forward import LayerStack
 from resprout.tasks.models.layouts import Sublayers, build_layer, write_shape
 from resprout.tasks.models.shape import Shape, shape_of
+from resprout.tasks.prune.interfaces import Kinds, Model
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
 from resprout.tasks.prune.repairs.rotation import turn, turn_ends
 from resprout.tasks.prune.residual_stream import normed, principal
 from resprout.tasks.prune.statistics import Gram
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 @dataclass(frozen=True)
 class BlockRotation(NoRepair):
     """Residual stream turned to the principal directions of each block, of which the strongest are kept."""
 
-    units: ClassVar[tuple[Unit, ...]] = ("hidden",)
+    units: ClassVar[Kinds] = ("hidden",)
     basis: ClassVar[str] = "directions"
     unties_head: ClassVar[bool] = True
     turns_blocks: ClassVar[bool] = True
@@ -49,7 +46,7 @@ class BlockRotation(NoRepair):
     """Whose stream gives a block's directions: the uncut model's, or that once the blocks before are cut."""
 
     @torch.no_grad()
-    def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
+    def prepare(self, model: Model, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
         """Turn `model` in place, its layers replaced by such with turns: it computes the same."""
         parts, stack = anatomy(model), LayerStack(model, input_ids)
         shape = shape_of(model.config.to_dict())
@@ -85,7 +82,7 @@ class BlockRotation(NoRepair):
         return [(one.float() @ strong @ strong.T).to(one.dtype) for one in stream], directions
 
 
-def _turned(layer: Layer, model: PreTrainedModel, shape: Shape, bases: Sequence[Tensor]) -> nn.Module:
+def _turned(layer: Layer, model: Model, shape: Shape, bases: Sequence[Tensor]) -> nn.Module:
     """The layer, rotated in place, with turns: from the first basis by the second to the third."""
     family, module = shape.family, layer.module
     dtype = next(module.parameters()).dtype

@@ -23,30 +23,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.forward import BATCH_TOKENS, LayerStack
-from resprout.tasks.prune.interfaces import require
+from resprout.tasks.prune.interfaces import Kinds, Model, require
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
 from resprout.tasks.prune.scoring import check_memory, differentiable
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class Fusion(NoRepair):
     """Removed layers grafted onto their neighbours by trained low-rank coefficients."""
 
-    units: ClassVar[tuple[Unit, ...]] = ("layers",)
+    units: ClassVar[Kinds] = ("layers",)
     whole_model: ClassVar[bool] = True
     alike_layers: ClassVar[bool] = True
 
@@ -70,7 +66,7 @@ class Fusion(NoRepair):
         require("fusion", 1, batch_tokens=self.batch_tokens)
         require("fusion", 0, learning_rate=self.learning_rate, update_rate=self.update_rate)
 
-    def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
+    def prepare(self, model: Model, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
         """Change the layers that stay in place; those that go are left for the cut.
 
         Costs a forward and backward pass through the group in every epoch for each removed layer. A float16
@@ -124,9 +120,7 @@ class Fusion(NoRepair):
                 optimizer.step()
                 schedule.step()
 
-    def _check_memory(
-        self, model: PreTrainedModel, input_ids: Tensor, removed: Iterable[Tensor], members: int
-    ) -> None:
+    def _check_memory(self, model: Model, input_ids: Tensor, removed: Iterable[Tensor], members: int) -> None:
         """Raise BadInput where the passes through `members` layers need more memory than is free."""
         beside = 0
         for one in removed:

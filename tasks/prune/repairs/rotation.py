@@ -17,33 +17,30 @@ stock class.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from resprout.configs.stages import Unit
 from resprout.tasks.job import Progress
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families.family import Tensors, is_norm
 from resprout.tasks.models.shape import Shape, shape_of
+from resprout.tasks.prune.interfaces import Kinds, Model
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
 from resprout.tasks.prune.residual_stream import principal_directions
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Rotation(NoRepair):
     """Residual stream turned to its principal directions, of which the hidden size keeps the strongest."""
 
-    units: ClassVar[tuple[Unit, ...]] = ("hidden",)
+    units: ClassVar[Kinds] = ("hidden",)
     basis: ClassVar[str] = "directions"
     unties_head: ClassVar[bool] = True
     whole_model: ClassVar[bool] = True
 
-    def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
+    def prepare(self, model: Model, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
         """Rotate `model` in place, its norm weights fused: it computes the same, with a head of its own."""
         directions = principal_directions(model, input_ids, progress)[1]
         parts = anatomy(model)
@@ -55,7 +52,7 @@ class Rotation(NoRepair):
         turn_ends(model, shape, directions, directions)
 
 
-def turn_ends(model: PreTrainedModel, shape: Shape, first: Tensor, last: Tensor) -> None:
+def turn_ends(model: Model, shape: Shape, first: Tensor, last: Tensor) -> None:
     """Rotate embeddings to the directions `first`, last norm and head to `last`; a tied head is untied."""
     if shape.tied:
         head: Any = model.get_output_embeddings()

@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.prune.interfaces import Round
+from resprout.tasks.prune.interfaces import Kinds, Round
 from resprout.tasks.prune.rounds import gradual
 
 
@@ -22,7 +21,7 @@ class Cubic:
     """Many units go in the first rounds and few in the last, with training between them."""
 
     trains: ClassVar[bool] = False
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 
     rounds: int = 4
     """Prunings, at least 2."""

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.prune.interfaces import Round
+from resprout.tasks.prune.interfaces import Kinds, Round
 from resprout.tasks.prune.rounds import gradual
 
 
@@ -21,7 +20,7 @@ class MidTraining:
     """The dense model trains first, units go in the middle half of training, the small model trains on."""
 
     trains: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 
     rounds: int = 4
     """Prunings, at least 2."""

@@ -15,8 +15,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.prune.interfaces import Round, require
+from resprout.tasks.prune.interfaces import Kinds, Round, require
 from resprout.tasks.prune.rounds import gradual
 
 
@@ -25,7 +24,7 @@ class PruneAndRegrow:
     """Units go along a cubic, and each round some of the kept give way to gone ones with large gradients."""
 
     trains: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
     rounds: int = 4
     """Prunings, at least 2."""

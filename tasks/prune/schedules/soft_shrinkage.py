@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.prune.interfaces import Round, require
+from resprout.tasks.prune.interfaces import Kinds, Round, require
 from resprout.tasks.prune.rounds import gradual
 
 
@@ -22,7 +21,7 @@ class SoftShrinkage:
     """Units outside the target's size shrink round by round (the paper: step by step); the last one cuts."""
 
     trains: ClassVar[bool] = False
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 
     rounds: int = 4
     """Prunings, at least 2; all but the last shrink."""

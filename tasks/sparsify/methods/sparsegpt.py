@@ -39,9 +39,7 @@ class SparseGPT:
     def __post_init__(self) -> None:
         require("sparsegpt", 0, damping=self.damping)
 
-    def statistic(self, features: int) -> Gram:
-        """Gram matrix of the inputs."""
-        return Gram(features)
+    statistic = Gram
 
     def sparse(self, weight: Tensor, inputs: Gram, pattern: Pattern) -> Tensor:
         """The weight [outputs, inputs] with the pattern's zeros; a singular Hessian raises StageFailed."""

@@ -16,9 +16,7 @@ class Wanda:
 
     needs: ClassVar[str] = "inputs"
 
-    def statistic(self, features: int) -> Moments:
-        """Moments of each input."""
-        return Moments(features)
+    statistic = Moments
 
     def scores(self, weight: Tensor, inputs: Moments) -> Tensor:
         """|W_ij| ||X_j||_2, X_j input j over all calibration tokens (eq. 1): float32 [outputs, inputs]."""
