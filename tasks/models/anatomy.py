@@ -28,7 +28,7 @@ OFFLOAD = "resprout_offload"
 
 @dataclass(frozen=True)
 class Slices:
-    """What of one tensor leaves with each unit: `index` int64 [units, slices per unit] along `dim`.
+    """Slices of one tensor that leave with each unit: `index` int64 [units, slices per unit] along `dim`.
 
     Of channels inside experts it is along `outer`, the experts' dimension, and `dim`, which comes after it,
     joined to one.
@@ -244,13 +244,13 @@ def cut(
     """The tensors without what belongs to units that are not kept; the others stay as they are."""
     stays: dict[tuple[str, int | None, int], Tensor] = {}
     for kind, units in kept.items():
-        gone = torch.ones(parts[kind].units, dtype=torch.bool)
-        gone[torch.as_tensor(units, dtype=torch.long)] = False
-        for one in parts[kind].slices if bool(gone.any()) else ():
+        removed = torch.ones(parts[kind].units, dtype=torch.bool)
+        removed[torch.as_tensor(units, dtype=torch.long)] = False
+        for one in parts[kind].slices if bool(removed.any()) else ():
             sizes = tensors[one.name].shape
             size = sizes[one.dim] * (1 if one.outer is None else sizes[one.outer])
             mask = stays.setdefault((one.name, one.outer, one.dim), torch.ones(size, dtype=torch.bool))
-            mask[one.index[gone].reshape(-1)] = False
+            mask[one.index[removed].reshape(-1)] = False
     result = dict(tensors)
     for (name, outer, dim), mask in stays.items():
         tensor = result[name]
@@ -263,7 +263,7 @@ def cut(
 
 
 def _cut_inside(tensor: Tensor, outer: int, dim: int, mask: Tensor, experts: Tensor) -> Tensor:
-    """What of the joined dimensions stays by `mask`, without the experts that go whole."""
+    """The tensor cut along its joined dimensions by `mask`, without the experts that go whole."""
     joined = tensor.movedim((outer, dim), (0, 1)).flatten(0, 1)
     stays = mask & experts.repeat_interleave(tensor.shape[dim])
     left = joined.index_select(0, stays.nonzero().squeeze(1).to(tensor.device))
@@ -295,7 +295,7 @@ def _index(axis: int | str, kind: Unit, shape: Shape, widths: Widths) -> Tensor 
 
 
 def _rows(axis: str, kind: Unit, head_dim: int, heads_per_group: int) -> int | None:
-    """How many positions of an axis each unit has, one unit after another; None where it has none."""
+    """Positions of an axis for each unit, one unit after another; None where it has none."""
     rows: Mapping[tuple[Unit, str], int] = {
         ("ffn", "ffn"): 1,
         ("experts", "experts"): 1,

@@ -40,7 +40,7 @@ class LayerStep:
     layer: Layer
     hidden: ActivationOffload
     calls: list[LayerCall]
-    """What the layer is given beside them, by batch."""
+    """The layer's other arguments, by batch."""
     ran: bool = False
 
     @torch.no_grad()

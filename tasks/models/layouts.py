@@ -169,7 +169,7 @@ def _set_widths(config: Any, family: Family, widths: Widths, head_dim: int) -> N
 
 
 def _zeros(shape: Shape, sublayer: Sublayer) -> dict[str, nn.Module]:
-    """What stands for a sublayer that is gone, by names from the layer on: zeros, idle norms."""
+    """Modules in place of a missing sublayer, by names from the layer on: zeros, idle norms."""
     family = shape.family
     names, zeros, tensors = {
         "attention": (family.attention_zeros, NoAttention, family.attention),
@@ -191,12 +191,12 @@ class Sublayers:
         self._before = [_norm(family.attention(config)), _norm(family.ffn(config))]
 
     def attention(self, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """What attention adds to the stream `hidden`."""
+        """The output of attention, which is added to the stream `hidden`."""
         read = layer.get_submodule(self._before[0])(hidden)
         return first_output(layer.get_submodule(self._attention)(hidden_states=read, **arguments))
 
     def ffn(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """What the FFN adds to the stream `hidden`."""
+        """The output of the FFN, which is added to the stream `hidden`."""
         read = layer.get_submodule(self._before[1])(hidden)
         return first_output(layer.get_submodule(self._ffn)(read))
 

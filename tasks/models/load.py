@@ -156,7 +156,7 @@ def code_refused(place: str) -> Iterator[None]:
 def save_model(model: PreTrainedModel, folder: Path, tokenizer_from: Path) -> None:
     """Write config.json, generation_config.json and safetensors to `folder`, and copy the tokenizer there.
 
-    Equal weights give equal bytes: the tokenizer's files are copied, never written anew, and no path or date
+    Equal weights give equal bytes: the tokenizer's files are copied, never written again, and no path or date
     is stored.
     """
     from transformers.utils.logging import disable_progress_bar

@@ -20,7 +20,7 @@ from resprout.tasks.models.load import DTYPES, check_folder
 from resprout.tasks.models.shape import Model, shape_of
 
 NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-"""What safetensors calls a dtype."""
+"""Names of dtypes in safetensors."""
 
 
 class WeightOffload:

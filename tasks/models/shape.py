@@ -47,7 +47,7 @@ MOST_WIDTH = 2**31 - 1
 ROTATED_KEY = "turned"
 """True in `resprout_layout` where each sublayer has a basis of the residual stream of its own."""
 ROTATIONS: Tensors = {"attention_turn.weight": ("hidden", "hidden"), "ffn_turn.weight": ("hidden", "hidden")}
-"""What a layer then has beside the tensors of its family (tasks/models/layouts.py)."""
+"""Tensors that a layer then has beside the tensors of its family (tasks/models/layouts.py)."""
 Sublayer = Literal["attention", "ffn"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "ffn")
 """Sublayers in the order in which scores and layers have them."""
@@ -66,7 +66,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Widths:
-    """One layer: FFN channels, KV groups, query heads in each group, experts; 0 where a sublayer is gone."""
+    """A layer's FFN channels, KV groups, query heads in each group, experts; 0 where a sublayer is missing."""
 
     ffn: int
     kv_heads: int
@@ -132,7 +132,7 @@ class Shape:
         return bool(self.config.get("tie_word_embeddings"))
 
     def axis(self, axis: int | str, widths: Widths) -> int:
-        """How long an axis is (tasks/models/families/family.py) in a layer of these widths."""
+        """The length of an axis (tasks/models/families/family.py) in a layer of these widths."""
         if isinstance(axis, int):
             return axis
         if "+" in axis:
@@ -172,14 +172,14 @@ class Shape:
                 yield f"{self.family.layer_prefix}{layer}.{name}", self.dims(axes, layer)
 
     def counts(self, unit: Unit) -> tuple[int, ...]:
-        """How many units each layer has; of query heads in each group, of FFN channels in each expert."""
+        """Units of each layer; of query heads in each group, of FFN channels in each expert."""
         if unit == "hidden":
             return (self.hidden,) * self.layers
         counts: tuple[int, ...] = getattr(self, COUNTED[unit])
         return counts
 
     def blocks(self, unit: Unit, layer: int) -> int:
-        """How many blocks keep as many units each: groups of query heads, experts of FFN channels."""
+        """Number of blocks that keep as many units each: groups of query heads, experts of FFN channels."""
         if unit == "heads":
             return self.kv_heads[layer]
         return self.experts[layer] if unit == "ffn" and self.experts else 1
@@ -342,7 +342,7 @@ def _ffn(family: Family, config: Mapping[str, Any]) -> int:
 
 
 def layout_widths(layout: Any, layers: int) -> dict[str, tuple[int, ...]]:
-    """What `resprout_layout` says of each layer, by the values of LAYOUT_LISTS; a broken one is BadInput."""
+    """Widths of each layer in `resprout_layout`, by the values of LAYOUT_LISTS; a broken one is BadInput."""
     given = layout if isinstance(layout, Mapping) else {}
     found: dict[str, tuple[int, ...]] = {}
     for key, name in LAYOUT_LISTS.items():
@@ -413,7 +413,7 @@ def first_of_each_type(config: Mapping[str, Any], layers: int) -> frozenset[int]
     """The first layer of each kind of attention; layer 0 where all are of one kind.
 
     Caches of transformers measure the length of what they hold in the first layer, and masks are sized by the
-    first layer of each kind (`get_seq_length`, `get_mask_sizes`): were its attention gone, they would see an
+    first layer of each kind (`get_seq_length`, `get_mask_sizes`): without its attention they would see an
     empty cache at every token. So that attention is never removed.
     """
     types = config.get(LAYER_TYPES) or [""] * layers

@@ -188,7 +188,7 @@ class Knapsack:
                 self.costs.append(np.array([budget.of(kind, layer, count) for count in self.counts[-1]]))
 
     def best(self, weights: Sequence[float] | None = None) -> list[int]:
-        """Which option of each place to take so that the losses, times a place's weight, add up to least.
+        """Return the option of each place with which losses, times a place's weight, add up to least.
 
         Where no choice fits the budget, BadInput.
         """
@@ -225,7 +225,7 @@ def _losses(values: NDArray[np.float64], cumulative: bool) -> NDArray[np.float64
 def best_within(
     losses: list[NDArray[np.float64]], costs: list[NDArray[np.float64]], limit: float
 ) -> list[int]:
-    """Which option of each place to take so that costs stay within `limit` and losses add up to least.
+    """Return the option of each place with which costs stay within `limit` and losses add up to least.
 
     With costs rounded down to buckets no choice is overlooked; where what is then the best does not really
     fit, they are rounded up, and the best may be missed by as many buckets as there are places. Where nothing

@@ -1,4 +1,7 @@
-"""Which criterion, allocator and repair a prune section means; imports no torch."""
+"""Compatibility of a prune section's parts: resolves names and settings, refuses what does not fit together.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -106,25 +109,25 @@ def resolve(config: PruneConfig) -> Resolved:
             f"prune.min_kept_ratio is a share of a layer's own units, but prune.units names {unheld[0]}; "
             "leave it out, or prune widths of layers"
         )
-    turns = bool(REPAIRS.entry(repair).declared.get("turns_blocks"))
-    if config.layout == "per_layer" and "hidden" in config.units and not turns:
+    rotates = bool(REPAIRS.entry(repair).declared.get("rotates_blocks"))
+    if config.layout == "per_layer" and "hidden" in config.units and not rotates:
         raise BadInput(
             "prune.units names hidden, whose channels run through all layers alike, but prune.layout is "
             "per_layer; give layout: uniform, or leave hidden out"
         )
-    if config.layout == "uniform" and turns:
+    if config.layout == "uniform" and rotates:
         raise BadInput(
             f"repair '{repair}' gives each block a basis of its own, which no stock class has, but "
             "prune.layout is uniform; give layout: per_layer, or repair: rotation"
         )
-    basis, turned = (
+    scored_basis, kept_basis = (
         registry.entry(name).declared.get("basis", "channels")
         for registry, name in ((CRITERIA, resolved.criterion), (REPAIRS, resolved.repair))
     )
-    if basis != turned:
+    if scored_basis != kept_basis:
         raise BadInput(
-            f"criterion '{resolved.criterion}' scores hidden {basis}, but repair '{resolved.repair}' keeps "
-            f"{turned}; give two that agree, as method: shared_rotation does"
+            f"criterion '{resolved.criterion}' scores hidden {scored_basis}, but repair '{resolved.repair}' "
+            f"keeps {kept_basis}; give two that agree, as method: shared_rotation does"
         )
     for pair in DEPENDENT if config.layout == "per_layer" else ():
         if set(pair) <= set(config.units):
@@ -232,7 +235,7 @@ def needs_general(config: PruneConfig) -> bool:
 
 def tries_model(config: PruneConfig, allocator: str) -> bool:
     """Whether planning runs the model: the allocator does, or a latency is measured."""
-    return config.target.timed or bool(ALLOCATORS.entry(allocator).declared["tries"])
+    return config.target.timed or bool(ALLOCATORS.entry(allocator).declared["runs_model"])
 
 
 def _check_units(part: str, registry: Registry[Any], name: str, units: tuple[Unit, ...]) -> None:

@@ -53,14 +53,14 @@ class Criterion(Protocol):
     """
 
     needs: ClassVar[Needs]
-    """What it looks at: a layer's weights; its reader's inputs over the calibration data as well; gradients
+    """Its input: a layer's weights; its reader's inputs over the calibration data as well; gradients
     of the causal-LM loss on that data as well; or the whole model, which it runs itself."""
     units: ClassVar[Kinds]
     """Kinds of units that it can score.
 
     A score of `hidden` in a layer is what that layer says; a hidden channel is worth the sum over the
     layers. With `cumulative: ClassVar[bool] = True` beside it a score is the loss once that unit and all of
-    the layer that score lower are gone; else losses of units add up."""
+    the layer that score lower are removed; else losses of units add up."""
 
 
 class GradientStatistic(Protocol):
@@ -104,7 +104,7 @@ class Allocator(Protocol):
     """Whether layers may get different widths."""
     units: ClassVar[Kinds]
     """Kinds of units that it can spend on; left out: all that have widths."""
-    tries: ClassVar[bool]
+    runs_model: ClassVar[bool]
     """Whether it runs the model, so that `bench` must be given."""
     narrows: ClassVar[bool]
     """Whether it runs the model with fewer units, by zeroed inputs of readers (WidthProbe); left out: no."""
@@ -234,14 +234,13 @@ class Request:
     uniform: bool = True
     costs: Costs | None = None
     cumulative: bool = False
-    """Whether a score is the loss once its unit and all of its layer below it are gone, or its unit alone."""
+    """Whether a score is the loss without its unit and all of its layer below it, or without its unit alone."""
     free: range | None = None
     """Layers that may get narrower, None: all. Allocators are asked about these alone (target.py)."""
     floors: Mapping[Unit, tuple[int, ...]] = field(default_factory=dict)
     """Units of a kind that each layer keeps at least; left out: as many as it can work with."""
     embedding_params: int | None = None
-    """What the limit takes embeddings and head to hold, whatever becomes of them; None: they count as they
-    are."""
+    """Parameters that the limit counts for embeddings and head, whatever becomes of them; None: as they are."""
 
     @property
     def free_range(self) -> range:

@@ -79,7 +79,7 @@ def measure(model: Model, input_ids: Tensor, widths: Mapping[Unit, Iterable[int]
     }
     jobs: dict[Any, Job] = {key: _layer(model, step, one) for key, one in shapes.items()}
     ms = _medians({**jobs, "model": lambda: lambda: model(ids, use_cache=False)}, model.device)
-    # The whole layer stands for both kinds, and what each kind saves is told from it: it is timed twice.
+    # The whole layer stands for both kinds, and what each kind saves is measured from it: it is timed twice.
     whole = statistics.mean(ms[kind, shape.counts(kind)[0]] for kind in TIMED)
     found: dict[Unit, dict[int, float]] = {}
     for kind in TIMED:

@@ -2,7 +2,7 @@
 
 A unit shows in the residual stream only through the columns that read it (o_proj, down_proj), so with those
 at zero the model computes what the cut one does. What makes the unit stays as it is, and it may come back.
-masked.json beside such a model lists the columns that must stay zero, since nothing else tells which of its
+masked.json beside such a model lists the columns that must stay zero, since nothing else shows which of its
 zeros stand for removed units.
 """
 
@@ -70,10 +70,10 @@ def _readers(layer: Layer, kept: LayerPlan) -> Iterator[tuple[str, int | None, T
             continue
         kind: Unit = "ffn" if sublayer == "ffn" else "kv_groups" if kept.heads is None else "heads"
         part = layer.part(kind)
-        gone = sorted(set(range(part.units)) - set(kept.kept()[kind]))
-        for one in part.slices if gone else ():
+        removed = sorted(set(range(part.units)) - set(kept.kept()[kind]))
+        for one in part.slices if removed else ():
             if weights.get(one.name) == one.dim:
-                yield one.name, one.dim, one.index[gone].flatten()
+                yield one.name, one.dim, one.index[removed].flatten()
 
 
 def _writers(layer: Layer, sublayer: Sublayer) -> dict[str, int]:

@@ -118,7 +118,7 @@ class Plan(_Strict):
         return layer if index is None else index
 
     def by_source(self) -> dict[int, LayerPlan]:
-        """What stays of each layer of the uncut model that does not go, by its place there."""
+        """The kept units of each layer of the uncut model that stays, by its place there."""
         return {self.source(place): layer for place, layer in enumerate(self.layers)}
 
     def shape(self, dense: Shape) -> Shape:

@@ -81,7 +81,7 @@ def plan_from(
         before.check_fits(dense)
         wanted = replace(wanted, shape=remaining_shape(before, wanted.shape))
         scores, spent_on = rank_removed_last(before, scores), remaining_scores(before, scores)
-        if ALLOCATORS.entry(names.allocator).declared["tries"]:
+        if ALLOCATORS.entry(names.allocator).declared["runs_model"]:
             # It runs the model, which has all units still.
             spent_on = scores
     allocator = ALLOCATORS.get(names.allocator)(**names.allocator_settings)

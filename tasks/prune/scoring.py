@@ -329,7 +329,7 @@ def as_tensors(scores: LayerScores, first: int = 0) -> Mapping[str, Tensor]:
 
 
 def from_tensors(tensors: Mapping[str, Tensor], kinds: Kinds) -> LayerScores:
-    """What `as_tensors` named, layer by layer from the first."""
+    """The scores that `as_tensors` named, layer by layer from the first."""
     layers = len(tensors) // len(kinds)
     return [{kind: tensors[f"layers.{index:02d}.{kind}"] for kind in kinds} for index in range(layers)]
 

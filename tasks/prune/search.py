@@ -39,7 +39,7 @@ Candidate = tuple[int, ...]
 ATTEMPTS = 100
 """Draws for each child that is wanted, before the search takes it that there are no more."""
 Seen = Callable[[Ablation, Tensor, list[DepthUnit], int, Tensor], Tensor]
-"""What is compared of a run: `(ablation, ids, removed, start, stream in front of layer start)` to
+"""Of a run the tensor that is compared: `(ablation, ids, removed, start, stream in front of layer start)` to
 [rows, tokens, features]; `start` may be the number of layers."""
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of two runs, float32 [rows, tokens, features] each: [rows, tokens]."""
@@ -113,13 +113,13 @@ class _Batches:
         self.ids = ids.split(max(1, BATCH_TOKENS // ids.shape[1]))
         self.ends = [self.ablation.inputs(ids)[-1] for ids in self.ids]
 
-    def changes(self, removed: list[DepthUnit], tried: list[DepthUnit], distance: Distance) -> Tensor:
-        """Summed distance once each of `tried` goes beside `removed`: float64 [tried]."""
-        found = torch.zeros(len(tried), dtype=torch.float64)
+    def changes(self, removed: list[DepthUnit], candidates: list[DepthUnit], distance: Distance) -> Tensor:
+        """Summed distance once each of `candidates` goes beside `removed`: float64 [candidates]."""
+        found = torch.zeros(len(candidates), dtype=torch.float64)
         for ids, end in zip(self.ids, self.ends, strict=True):
             uncut = self.seen(self.ablation, ids, [], self.layers, end).float()
             stream = self.ablation.inputs(ids, removed)
-            for index, unit in enumerate(tried):
+            for index, unit in enumerate(candidates):
                 cut = self.seen(self.ablation, ids, [*removed, unit], unit.layer, stream[unit.layer])
                 found[index] += distance(uncut, cut.float()).double().sum().cpu()
         return found
@@ -127,7 +127,7 @@ class _Batches:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many of the children go on, and how many tokens they are compared on."""
+    """A comparison of children: how many survive it, and on how many tokens."""
 
     survivors: int
     tokens: int
@@ -223,7 +223,7 @@ def _switched(
 
 
 class Divergence:
-    """KL(uncut || candidate) in nats a token, on calibration samples that are drawn anew for each comparison.
+    """KL(uncut || candidate) in nats a token, on calibration samples drawn for each comparison.
 
     `input_ids` int64 [samples, tokens]; `logits(candidate, ids)` are a candidate's [rows, tokens, vocab].
     """
@@ -247,8 +247,8 @@ class Divergence:
         for batch in (drawn[first : first + rows] for first in range(0, len(drawn), rows)):
             uncut = self._uncut(batch)
             for index, candidate in enumerate(candidates):
-                tried = self.logits(candidate, ids[batch]).float().log_softmax(dim=-1)
-                found[index] += (uncut.exp() * (uncut - tried)).sum().item() / len(drawn) / length
+                moved = self.logits(candidate, ids[batch]).float().log_softmax(dim=-1)
+                found[index] += (uncut.exp() * (uncut - moved)).sum().item() / len(drawn) / length
         # Of a candidate that overflows nothing is known but that it is no good.
         return [one if math.isfinite(one) else math.inf for one in found]
 

@@ -1,4 +1,4 @@
-"""What is collected of a linear layer's inputs over the calibration data; sums and products in float32."""
+"""Statistics of a linear layer's inputs and gradients over the calibration data, summed in float32."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ _AGGREGATIONS: Mapping[str, Callable[[int, Tensor, Tensor], Tensor]] = {
     "l2": lambda items, mean, variance: (items * (variance + mean.square())).sqrt(),
     "var": lambda items, mean, variance: variance,
 }
-"""What a number of items comes to by its mean and its variance (divisor items)."""
+"""Aggregates of a number of items by their mean and their variance (divisor items)."""
 
 TAKEN_UP = 64
 """Samples that are taken up into the moments at a time."""
@@ -178,7 +178,7 @@ class GradientSum:
 
 
 class Targets:
-    """What a linear layer is given in one model and what it should give: sums over tokens in float32.
+    """Inputs of a linear layer in one model and the outputs that it should give: sums over tokens in float32.
 
     `gram` of the inputs [features, features], `outputs` the sum of y x^T [outputs, features].
     """

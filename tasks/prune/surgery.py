@@ -108,7 +108,7 @@ class Cutter:
         """By the number of a layer of the uncut model that stays, its number in the pruned one."""
 
     def kept(self, source: int) -> LayerPlan:
-        """What stays of a layer of the uncut model."""
+        """The kept units of a layer of the uncut model."""
         return self.plan.layers[self.place[source]]
 
     def repairable(self, source: int) -> list[Unit]:
@@ -272,7 +272,7 @@ def repaired_in_order(
 
 
 def _reader_outputs(step: LayerStep, kinds: list[Unit]) -> dict[Unit, ActivationOffload]:
-    """What each kind's reader gives in the uncut model, batch by batch [tokens, outputs]; runs the step."""
+    """Outputs of each kind's reader in the uncut model, batch by batch [tokens, outputs]; runs the step."""
     seen = {kind: ActivationOffload(step.hidden.limit_bytes) for kind in kinds}
     with ExitStack() as watching:
         for kind in kinds:

@@ -36,7 +36,7 @@ MISS = 0.01
 def implied_shape(
     dense: Shape, config: PruneConfig, dtype: str | None = None, there: Shape | None = None
 ) -> Shape | None:
-    """The shape that pruning will reach, None where it depends on scores (allocators that tell layers apart).
+    """The shape that pruning will reach, None where it depends on scores (widths that differ by layer).
 
     `there` is the shape that an earlier round of a schedule left. Whatever makes the target unreachable or
     the repair impossible for this model raises BadInput here, before any weight is read. `dtype` as of
@@ -260,7 +260,7 @@ def with_repair(dense: Shape, kinds: Kinds, repair: str) -> Shape:
         dense = with_biases(dense, kinds)
     if declared.get("unties_head"):
         dense = replace(dense, config={**dense.config, "tie_word_embeddings": False})
-    if declared.get("turns_blocks"):
+    if declared.get("rotates_blocks"):
         dense = replace(dense, rotated=True)
     return dense
 
@@ -436,7 +436,7 @@ def joined(request: Request, granted: Shape) -> Shape:
 
 
 def allocate(allocator: Allocator, request: Request, scores: Scores, bench: Bench | None) -> Shape:
-    """What the allocator grants the free layers, and the others whole."""
+    """The shape with what the allocator grants the free layers; the others stay whole."""
     if request.free is None:
         return allocator.allocate(request, scores, bench)
     free = request.free

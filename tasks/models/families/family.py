@@ -40,7 +40,7 @@ SPARSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "experts", "hidden", "l
 
 @dataclass(frozen=True)
 class Keys:
-    """What config.json calls the widths; None where it has no such key, several where releases differ."""
+    """Keys of config.json for the widths; None where it has no such key, several where releases differ."""
 
     hidden: str = "hidden_size"
     layers: str = "num_hidden_layers"
@@ -95,7 +95,7 @@ class Family:
 
     @property
     def layer_prefix(self) -> str:
-        """What comes before the number of a layer in the names of its tensors."""
+        """The part of tensors' names before the number of their layer."""
         return f"{self.decoder}.{self.layers}."
 
     @property

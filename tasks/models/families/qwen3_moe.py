@@ -20,7 +20,7 @@ def _attention(config: Config) -> Tensors:
 
 
 def check(config: Config) -> str:
-    """What keeps a layer from having experts."""
+    """Return why some layers have no experts; empty where all have."""
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         return "some of its layers have no experts (mlp_only_layers, decoder_sparse_step)"
     return ""

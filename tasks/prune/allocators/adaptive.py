@@ -24,7 +24,7 @@ class Adaptive:
     """The uniform share, more or less by how far a layer's output is from its input."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
 
     amplitude: float = 1.0
     """Largest difference of a layer's removed share from the uniform one, as a share of that."""

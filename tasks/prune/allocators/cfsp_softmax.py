@@ -22,7 +22,7 @@ class CfspSoftmax:
     """Budgets by a sigmoid of how far each layer turns the residual stream."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
 
     steepness: float = 13.1
     """How much more a layer keeps for each pi that it turns the stream beyond the mean."""

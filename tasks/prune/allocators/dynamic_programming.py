@@ -16,7 +16,7 @@ class DynamicProgramming:
     """The widths of least total loss within a budget of parameters or milliseconds."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
     latency: ClassVar[bool] = True
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:

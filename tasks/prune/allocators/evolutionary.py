@@ -30,7 +30,7 @@ class Evolutionary:
     """Widths by search: blocks move between layers while the logits come closer to the uncut model's."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
     narrows: ClassVar[bool] = True
     units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
@@ -79,7 +79,7 @@ class Evolutionary:
 
 
 class _Widths:
-    """What the levels of `places` stand for, and the model at those widths."""
+    """The widths that the levels of `places` stand for, and the model at those widths."""
 
     def __init__(
         self, bench: Bench, scores: Scores, places: list[tuple[Unit, int]], blocks: list[list[int]]
@@ -97,5 +97,5 @@ class _Widths:
 
 
 def _level(sizes: list[int], count: int) -> int:
-    """How many blocks hold `count` units."""
+    """Return how many blocks hold `count` units."""
     return next(level for level in range(len(sizes) + 1) if sum(sizes[:level]) >= count)

@@ -35,7 +35,7 @@ class EvolutionaryDepth:
     """Which layers or sublayers go, by search: the logits come closer to the uncut model's."""
 
     per_layer: ClassVar[bool] = False
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
     units: ClassVar[Kinds] = ("layers", "sublayers")
 
     generations: int = 0
@@ -60,7 +60,7 @@ class EvolutionaryDepth:
         """The request's shape with widths of 0 where something went."""
         (kind,) = request.kinds
         bench, random = require_bench(bench), Random(self.seed)
-        shape, trial = request.shape, Ablation(bench.model)
+        shape, ablation = request.shape, Ablation(bench.model)
         places = [block for block in depth_units(shape, kind) if block.sublayers]
         plan = parse_stages("evolutionary_depth", self.survivors, self.tokens)
         removed = removed_counts(request, places)
@@ -68,16 +68,16 @@ class EvolutionaryDepth:
         if not most:
             return shape
 
-        def gone(candidate: Candidate) -> list[DepthUnit]:
+        def removed_by(candidate: Candidate) -> list[DepthUnit]:
             return [block for block, level in zip(places, candidate, strict=True) if not level]
 
         def logits(candidate: Candidate, ids: Tensor) -> Tensor:
-            return trial.logits(ids, gone(candidate))
+            return ablation.logits(ids, removed_by(candidate))
 
-        divergence = Divergence(trial, bench.input_ids, logits, random)
+        divergence = Divergence(ablation, bench.input_ids, logits, random)
 
         def fitness(candidates: Sequence[Candidate], tokens: int) -> list[float]:
-            alive = [one for one in candidates if caches_work(without(shape, gone(one)))]
+            alive = [one for one in candidates if caches_work(without(shape, removed_by(one)))]
             losses = dict(zip(alive, divergence.of(alive, tokens), strict=True))
             return [losses.get(one, math.inf) for one in candidates]
 
@@ -100,11 +100,11 @@ class EvolutionaryDepth:
             random,
             bench.progress,
         )
-        return without(shape, gone(best))
+        return without(shape, removed_by(best))
 
 
 def removed_counts(request: Request, places: Sequence[DepthUnit]) -> dict[int, int]:
-    """How many units of each row of scores go: as many of each, as few as fit whichever they are."""
+    """Return how many units of each row of scores go: as many of each, as few as fit whichever they are."""
     shape = request.shape
     rows: dict[int, list[DepthUnit]] = {}
     for block in sorted(places, key=lambda one: shape.params - without(shape, [one]).params):

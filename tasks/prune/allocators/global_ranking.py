@@ -23,7 +23,7 @@ class GlobalRanking:
     """One ranking over all layers and kinds of the scores as they are, and a minimum for every layer."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
 
     min_threshold_percent: float = 0.05
     """Every layer keeps this percent of the removable weights of all layers together, or all of its own."""

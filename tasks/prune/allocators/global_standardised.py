@@ -26,7 +26,7 @@ class GlobalStandardised:
     """One ranking over all layers and kinds, scores standardised in each."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
 
     min_kept_ratio: float = 0.0
     """Share of its units of each kind that every layer keeps."""

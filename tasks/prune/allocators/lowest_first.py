@@ -17,7 +17,7 @@ class LowestFirst:
     """Whole layers or sublayers in the order of their scores, the lowest first."""
 
     per_layer: ClassVar[bool] = False
-    tries: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
     units: ClassVar[Kinds] = ("layers", "sublayers")
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:

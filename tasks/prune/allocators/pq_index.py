@@ -34,7 +34,7 @@ class PqIndex:
     """Removed shares by the ratio of two norms of each layer's weights; looks at no data."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
 
     p: float = 0.5
     """The smaller norm, above 0 and at most 1."""

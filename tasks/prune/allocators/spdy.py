@@ -42,7 +42,7 @@ class Spdy:
     """Dynamic programming over losses weighed by layer, the weights found by trying the model."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
     narrows: ClassVar[bool] = True
     latency: ClassVar[bool] = True
     units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
@@ -138,5 +138,5 @@ class _Losses:
         return [max(one, least) for one in ratios]
 
     def _share(self, ids: Tensor, logits: Tensor) -> float:
-        """What a batch brings to the mean loss."""
+        """A batch's share of the mean loss."""
         return next_token_loss(logits, ids) * len(ids) / len(self.samples)

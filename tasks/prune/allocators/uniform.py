@@ -12,7 +12,7 @@ class Uniform:
     """The same widths in every layer; scores decide only which units."""
 
     per_layer: ClassVar[bool] = False
-    tries: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The largest uniform shape within the limit."""

@@ -32,7 +32,7 @@ class ZerothOrder:
     """Shares by how much random changes of a layer's weights change the loss."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
     units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts")
 
     noise_std: float = 0.001
@@ -65,14 +65,14 @@ def kept_shares(importances: list[float], base: float, floor: float) -> list[flo
 
 
 def importances(bench: Bench, kinds: Kinds, std: float, samples: int, seed: int) -> list[float]:
-    """What changes of the matrices of each layer do to the loss, per weight and unit of the change."""
-    trial = Ablation(bench.model)
-    layers = bench.among(trial.parts.layers)
+    """Change of the loss by changes of each layer's matrices, per weight and unit of the change."""
+    ablation = Ablation(bench.model)
+    layers = bench.among(ablation.parts.layers)
     looked_at = bench.input_ids[:samples].split(1)
     found = [0.0] * len(layers)
     generator = torch.Generator().manual_seed(seed)
     for done, ids in enumerate(looked_at):
-        stream = trial.inputs(ids)
+        stream = ablation.inputs(ids)
         for index, layer in enumerate(layers):
             weights = removable(layer, kinds)
             count = sum(one.numel() for one in weights)
@@ -82,7 +82,7 @@ def importances(bench: Bench, kinds: Kinds, std: float, samples: int, seed: int)
                 for moved in (noise, -noise):
                     with _moved(weight, moved):
                         start = bench.first + index
-                        logits = trial.logits(ids, start=start, hidden=stream[start])
+                        logits = ablation.logits(ids, start=start, hidden=stream[start])
                     losses.append(next_token_loss(logits, ids))
                 found[index] += abs(losses[0] - losses[1]) / (2 * std) / count / len(looked_at)
         bench.progress(done + 1, len(looked_at), "samples tried with noise")

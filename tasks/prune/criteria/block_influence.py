@@ -60,14 +60,14 @@ def _sublayers(step: LayerStep) -> list[Tensor]:
             # The first of the FFN's modules to run reads the stream: the norm in front, if there is one.
             for name in {name.split(".")[0] for name in layer.family.ffn(layer.shape.config)}:
                 watching.enter_context(watch(layer.module.get_submodule(name), see))
-        turns: tuple[list[Tensor], list[Tensor]] = ([], [])
+        distances: tuple[list[Tensor], list[Tensor]] = ([], [])
         for x, y in zip(before, step.run(), strict=True):
             # Between the sublayers, or each beside the same input.
             middle = x + adds.pop() if parallel else reads.pop().view_as(x)
-            turns[0].append(1 - cosines(x, middle))
-            turns[1].append(1 - (cosines(x, y - (middle - x)) if parallel else cosines(middle, y)))
-    return [_mean(one) for one in turns]
+            distances[0].append(1 - cosines(x, middle))
+            distances[1].append(1 - (cosines(x, y - (middle - x)) if parallel else cosines(middle, y)))
+    return [_mean(one) for one in distances]
 
 
-def _mean(turns: list[Tensor]) -> Tensor:
-    return torch.cat(turns).double().mean()
+def _mean(distances: list[Tensor]) -> Tensor:
+    return torch.cat(distances).double().mean()

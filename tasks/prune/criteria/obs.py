@@ -122,7 +122,7 @@ def eliminate(inverse: Tensor, gram_of_weights: Tensor, size: int, blocks: int =
 
 
 class _State:
-    """What is left: matrices as of the last joining, panels of changes since, diagonal blocks up to date."""
+    """Matrices as of the last joining, panels of changes since, and diagonal blocks up to date."""
 
     def __init__(self, inverse: Tensor, weights: Tensor, size: int) -> None:
         self.size = size

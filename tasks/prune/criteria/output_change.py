@@ -1,4 +1,4 @@
-"""What changes the logits least goes first, one after another (FinerCut, Zhang et al., arXiv 2405.18218).
+"""Removal order by the least change of the logits (FinerCut, Zhang et al., arXiv 2405.18218).
 
 In every round each sublayer (or layer) that is still there is left out by itself, the logits are compared
 with those of the uncut model, and the one whose removal changes them least is removed; the next round starts

@@ -78,9 +78,9 @@ class Fusion(NoRepair):
         stack = LayerStack(model, input_ids, self.batch_tokens)
         present = list(range(len(stack.layers)))
         kept = {plan.source(layer) for layer in range(len(plan.layers))}
-        gone = [layer for layer in present if layer not in kept]
+        removed_layers = [layer for layer in present if layer not in kept]
         generator = torch.Generator().manual_seed(self.seed)
-        for done, layer in enumerate(gone):
+        for done, layer in enumerate(removed_layers):
             members = neighbours(present, layer, self.group)
             removed = matrices(stack.layers[layer])
             self._check_memory(model, input_ids, removed.values(), len(members))
@@ -94,7 +94,7 @@ class Fusion(NoRepair):
                 contexts = [fused_tensors(stack.layers[one], removed, self.rank, generator) for one in stay]
                 fused = [one for context in contexts for one in fusing.enter_context(context)]
                 self._train(fused, wanted, partial(_output, stack, stay, inputs))
-            progress(done + 1, len(gone), "layers fused")
+            progress(done + 1, len(removed_layers), "layers fused")
 
     def _train(
         self, fused: list[_FusedTensor], wanted: list[Tensor], output: Callable[[int], Tensor]

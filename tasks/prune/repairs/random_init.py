@@ -29,7 +29,7 @@ class RandomInit(NoRepair):
         require("random_init", 0, seed=self.seed)
 
     def finish(self, model: Model) -> None:
-        """Draw all weights of `model` anew, in place and in its dtype."""
+        """Draw all weights of `model` again, in place and in its dtype."""
         for one in (*model.modules(), *model.parameters()):
             # Transformers leaves alone what bears this mark, which loading sets.
             marked: Any = one

@@ -4,7 +4,7 @@ Eq. 1 of the paper: the sparsity is s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3,
 is 0 and the size takes the place of the sparsity: round i of n comes i / n of the way from `begin` to `end`
 of training and goes 1 - (1 - i / n)^3 of the way to the target, so that much goes early, while the model has
 room, and little late. The paper prunes single weights by size; here
-units go by the criterion. What is gone stays gone.
+units go by the criterion. Removed units stay removed.
 """
 
 from __future__ import annotations

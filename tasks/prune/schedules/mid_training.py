@@ -3,7 +3,7 @@
 Of 80 schedules of sparse pre-training the paper finds one near the best that begins at 25 % of the compute
 and ends at 75 %: dense training, gradual pruning, then training of the small model. In between sizes follow
 the cubic of Zhu and Gupta (arXiv 1710.01878). The paper prunes single weights while it trains from scratch;
-here units go, and shares are of the recovery's tokens. What is gone stays gone.
+here units go, and shares are of the recovery's tokens. Removed units stay removed.
 """
 
 from __future__ import annotations

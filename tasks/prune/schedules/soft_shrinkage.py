@@ -1,6 +1,6 @@
 """Iterative soft shrinkage by a percentage (ISS-P, Wang et al., ICCV 2023, arXiv 2303.09650).
 
-At each step the unimportant weights are chosen anew, at the target's size from the start, and multiplied by
+At each step the unimportant weights are chosen again, at the target's size from the start, and multiplied by
 1 - alpha instead of being removed; what recovers in training is important again. At the end the structure is
 fixed and cut. The authors' code (Jiamian-Wang/Iterative-Soft-Shrinkage-SR) shrinks single weights by 5 %
 after each optimizer step; here the columns that read a unit shrink once a round, so that the share is larger:
@@ -30,7 +30,7 @@ class SoftShrinkage:
     end: float = 0.75
     """Share of training before the last round."""
     share: float = 0.5
-    """What the columns that read a unit lose each round."""
+    """Share that the columns which read a unit lose each round."""
 
     def __post_init__(self) -> None:
         require("soft_shrinkage", 0, 0.99, share=self.share)
