@@ -66,7 +66,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Widths:
-    """A layer's FFN channels, KV groups, query heads in each group, experts; 0 where a sublayer is missing."""
+    """FFN channels, KV groups, query heads in each group and experts of a layer; 0 where one is missing."""
 
     ffn: int
     kv_heads: int

@@ -234,13 +234,13 @@ class Request:
     uniform: bool = True
     costs: Costs | None = None
     cumulative: bool = False
-    """Whether a score is the loss without its unit and all of its layer below it, or without its unit alone."""
+    """Whether a score is the loss without its unit and all of its layer below it, or without it alone."""
     free: range | None = None
     """Layers that may get narrower, None: all. Allocators are asked about these alone (target.py)."""
     floors: Mapping[Unit, tuple[int, ...]] = field(default_factory=dict)
     """Units of a kind that each layer keeps at least; left out: as many as it can work with."""
     embedding_params: int | None = None
-    """Parameters that the limit counts for embeddings and head, whatever becomes of them; None: as they are."""
+    """Parameters that the limit counts for embeddings and head, whatever becomes of them; None: as now."""
 
     @property
     def free_range(self) -> range:

@@ -173,9 +173,9 @@ def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator
     ]
     request = Request(shape, int(shape.params * ratio), kinds, round_to=16)
     before = TINY(BENCH.input_ids).logits
-    granted = allocator.allocate(request, scores, BENCH if allocator.tries else None)
+    granted = allocator.allocate(request, scores, BENCH if allocator.runs_model else None)
     assert torch.equal(TINY(BENCH.input_ids).logits, before)
-    assert granted == allocator.allocate(request, scores, BENCH if allocator.tries else None)
+    assert granted == allocator.allocate(request, scores, BENCH if allocator.runs_model else None)
     assert granted.params <= request.limit
     assert all(width % 16 == 0 and width >= 16 for width in granted.ffn)
     assert all(1 <= groups <= 4 for groups in granted.kv_heads)
