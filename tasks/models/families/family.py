@@ -128,23 +128,26 @@ def layer_norm(name: str) -> Tensors:
     return {f"{name}.weight": ("hidden",), f"{name}.bias": ("hidden",)}
 
 
-def attention(
-    config: Config, qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False
-) -> Tensors:
-    """Four separate projections below `self_attn`, as Llama and most decoders since have them."""
+def attention(config: Config, bias_key: str = "", qkv_bias: bool = False, qk_norm: bool = False) -> Tensors:
+    """Four separate projections below `self_attn`, as Llama and most decoders since have them.
+
+    `bias_key` is the config key that gives all of them a bias, `qkv_bias` gives one to all but the last.
+    """
+    bias = bool(config.get(bias_key))
     norms = {**rms_norm("self_attn.q_norm", "head_dim"), **rms_norm("self_attn.k_norm", "head_dim")}
     return {
-        **linear("self_attn.q_proj", "query", "hidden", qkv_bias),
-        **linear("self_attn.k_proj", "key", "hidden", qkv_bias),
-        **linear("self_attn.v_proj", "value", "hidden", qkv_bias),
-        **linear("self_attn.o_proj", "hidden", "query", out_bias),
+        **linear("self_attn.q_proj", "query", "hidden", qkv_bias or bias),
+        **linear("self_attn.k_proj", "key", "hidden", qkv_bias or bias),
+        **linear("self_attn.v_proj", "value", "hidden", qkv_bias or bias),
+        **linear("self_attn.o_proj", "hidden", "query", bias),
         **(norms if qk_norm else {}),
         **rms_norm("input_layernorm"),
     }
 
 
-def gated_ffn(config: Config, bias: bool = False) -> Tensors:
-    """Gate, up and down below `mlp`, and the norm in front of them."""
+def gated_ffn(config: Config, bias_key: str = "") -> Tensors:
+    """Gate, up and down below `mlp`, with a bias where `bias_key` is set, and the norm in front of them."""
+    bias = bool(config.get(bias_key))
     return {
         **linear("mlp.gate_proj", "ffn", "hidden", bias),
         **linear("mlp.up_proj", "ffn", "hidden", bias),
