@@ -18,10 +18,10 @@ from resprout.infra.extras import install_command
 from resprout.infra.proof.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.export.format import FORMATS
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.target import implied_shape
-from resprout.tasks.sparsify.weights import check_sparsity
+from resprout.tasks.sparsify.pattern import check_sparsity
 
 EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
 """The package behind each task runner that is an extra."""

@@ -43,8 +43,8 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
 from resprout.tasks.core.data_scan import load_scan
 from resprout.tasks.core.run import Run
-from resprout.tasks.models.size import Shape, shape_of
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.shape import Shape, shape_of
+from resprout.tasks.prune.compatibility import resolve
 
 logger = logging.getLogger(__name__)
 

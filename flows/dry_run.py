@@ -32,12 +32,10 @@ from resprout.infra.tracking import Tracker
 from resprout.tasks.core.job import SHARD_ROLE
 from resprout.tasks.core.mlflow_log import flat
 from resprout.tasks.export.format import own_classes
-from resprout.tasks.models.size import Shape, shape_of
-from resprout.tasks.prune.journey import average_params, predicted_loss
-from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.rounds import schedule_of, target_at
-from resprout.tasks.prune.target import implied_shape, request
-from resprout.tasks.prune.target_warnings import warnings_for
+from resprout.tasks.models.shape import Shape, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.rounds import average_params, predicted_loss, schedule_of, target_at
+from resprout.tasks.prune.target import implied_shape, request, warnings_for
 
 MOST_DIFFERENCES = 3
 """Differences from the nearest record that are named."""

@@ -22,11 +22,10 @@ from resprout.tasks.acquire.source import Context, Wanted, locate, scheme_of
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.core.stage import Stage
 from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
-from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.gguf_header import gguf_shape
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.shape import Shape, read_config, shape_of
 from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
-from resprout.tasks.prune.resolve import needs_general
+from resprout.tasks.prune.compatibility import needs_general
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 SOURCE, TASKS = "source", "tasks"

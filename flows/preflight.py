@@ -13,7 +13,7 @@ import psutil
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import RunConfig
 from resprout.infra.identity import library_version
-from resprout.tasks.models.size import BYTES, Shape
+from resprout.tasks.models.shape import BYTES, Shape
 
 MODELS_IN_MEMORY = 2
 """Selection, distillation and divergence hold two models at once."""

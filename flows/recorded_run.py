@@ -24,8 +24,8 @@ from resprout.infra.store.record import Record
 from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.stage import StepId
-from resprout.tasks.models.size import shape_of
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.shape import shape_of
+from resprout.tasks.prune.compatibility import resolve
 
 
 @dataclass(frozen=True)

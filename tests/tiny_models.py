@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from resprout.configs.stages import DEPTH
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import save_model
+from resprout.tasks.models.shape import depth_units, shape_of, without
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +53,37 @@ def widths_of(model_type: str) -> dict[str, Any]:
     if model_type == "gpt2":
         shared = {key: value for key, value in shared.items() if key.endswith(("_id", "vocab_size"))}
     return {**shared, **OWN.get(model_type, {})}
+
+
+HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
+"""Families that can lose hidden channels."""
+READERS = {
+    "opt": {"ffn": "fc2", "kv_groups": "self_attn.out_proj"},
+    "gpt2": {"ffn": "mlp.c_proj", "kv_groups": "attn.c_proj"},
+    "gpt_neox": {"ffn": "mlp.dense_4h_to_h", "kv_groups": "attention.dense"},
+}
+"""Modules that read channels and heads, by their stock names, where not as in Llama and its likes."""
+LLAMA_READERS = {"ffn": "mlp.down_proj", "kv_groups": "self_attn.o_proj"}
+
+
+def readers_of(model_type: str) -> dict[str, str]:
+    """The modules of a family that read channels and heads, by their stock names."""
+    return READERS.get(model_type, LLAMA_READERS)
+
+
+def column(*values: float) -> torch.Tensor:
+    """Scores of units, one each: float32 [units, 1]."""
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
+
+
+def half_of(unit: str, model: PreTrainedModel) -> dict[str, int]:
+    """A target that half of the units of one kind reach."""
+    shape = shape_of(model.config.to_dict())
+    if unit in DEPTH:
+        found = list(depth_units(shape, unit))
+        return {"params": without(shape, found[len(found) // 2 :]).params}
+    gone = sum(count // 2 * shape.unit_params(unit, layer) for layer, count in enumerate(shape.counts(unit)))
+    return {"params": shape.params - gone}
 
 
 def read_units(model_type: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from resprout.configs.result import RunResult
 from resprout.configs.sweep import SweepResult, Variant, VariantResult
 from resprout.tasks.evaluate.stage import kl_metric, perplexity_metric
 from resprout.tasks.measure.stage import run_names
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.report.table import speed_cell
 
 NONE = "-"

@@ -15,8 +15,7 @@ from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, take
 from resprout.tasks.acquire.source import Wanted, fetch
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Model, stage
-from resprout.tasks.models.config_json import read_config
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.shape import read_config, shape_of
 
 
 @stage(

@@ -19,7 +19,7 @@ from resprout.tasks.evaluate.perplexity import Chunk
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.evaluate.zero_shot import Answers
 from resprout.tasks.models.load import load_model, load_tokenizer
-from resprout.tasks.models.size import count
+from resprout.tasks.models.shape import count
 
 FILE = "pieces.json"
 

@@ -58,7 +58,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
     from resprout.tasks.export.card import CARD, card, carry_licences
     from resprout.tasks.export.format import largest_difference
     from resprout.tasks.export.probe import Question, probe
-    from resprout.tasks.models.layout import layout_of
+    from resprout.tasks.models.layouts import layout_of
     from resprout.tasks.models.load import load_model, load_tokenizer
     from resprout.tasks.prune.plan import read_plan
 

@@ -22,7 +22,7 @@ from resprout.tasks.measure.hardware import fingerprint, free_memory
 from resprout.tasks.measure.ratio import coverage, ratio_of
 from resprout.tasks.measure.rounds import Answer, in_turn, together
 from resprout.tasks.measure.worker import Request
-from resprout.tasks.models.size import BYTES, Shape, shape_of
+from resprout.tasks.models.shape import BYTES, Shape, shape_of
 
 DENSE = "dense"
 PROCESS_BYTES = 1_000_000_000

@@ -1,10 +1,10 @@
-"""What a decoder's units are: which slices of which tensors leave with each, worked out from named axes.
+"""Anatomy of a decoder: its units, and the slices of tensors that leave with each, from named axes.
 
 A unit of a layer (an FFN channel, of one expert where there are experts, a KV group with its query heads, a
 query head, an expert, a hidden channel as far as the layer holds it) is a set of slices of the layer's
 tensors. Its *features* are the columns of one *reader* (`down_proj`, `o_proj`) that it makes. Methods speak
-of units, slices, features and readers only; what a family calls its tensors and how it fuses them is said in
-tasks/models/families.
+of units, slices, features and readers only; tasks/models/families hold what a family calls its tensors and
+how it fuses them.
 """
 
 from __future__ import annotations
@@ -12,27 +12,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import DEPTH, Unit
-from resprout.tasks.models.depth import SUBLAYERS
 from resprout.tasks.models.families.family import Axes, Family
-from resprout.tasks.models.size import Shape, Widths, shape_of
+from resprout.tasks.models.shape import SUBLAYERS, Model, Shape, Widths, shape_of
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-PAGES = "resprout_pages"
-"""Attribute of a model whose layers are read when they are needed (tasks/models/pages.py)."""
+OFFLOAD = "resprout_offload"
+"""Attribute of a model whose layers are read when they are needed (tasks/models/offload.py)."""
 
 
 @dataclass(frozen=True)
 class Slices:
-    """What of one tensor leaves with each unit: `index` int64 [units, slices per unit] along `dim`.
+    """Slices of one tensor that leave with each unit: `index` int64 [units, slices per unit] along `dim`.
 
     Of channels inside experts it is along `outer`, the experts' dimension, and `dim`, which comes after it,
     joined to one.
@@ -143,17 +139,17 @@ class Layer:
     shape: Shape
     widths: Widths
     index: int = 0
-    pages: Any = None
+    offload: Any = None
 
     @contextmanager
-    def present(self) -> Iterator[None]:
+    def loaded(self) -> Iterator[None]:
         """The layer's tensors in memory while the context is open, where they are not there anyway."""
-        if self.pages is None:
+        if self.offload is None:
             yield
             return
         prefix = f"{self.family.layer_prefix}{self.index}."
         names = {prefix + name: name for name in self.shape.layer_tensors(self.widths)}
-        read = self.pages.read(names)
+        read = self.offload.read(names)
         self.module.load_state_dict({names[name]: one for name, one in read.items()}, assign=True)
         self.module.requires_grad_(False)
         try:
@@ -192,7 +188,7 @@ class Anatomy:
     layers: tuple[Layer, ...]
 
 
-def anatomy(model: PreTrainedModel) -> Anatomy:
+def anatomy(model: Model) -> Anatomy:
     """The parts of `model`; an unsupported family raises BadInput, which says how to add one."""
     shape = shape_of(model.config.to_dict())
     family = shape.family
@@ -202,10 +198,15 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         family,
         decoder,
         tuple(
-            Layer(module, family, shape, shape.widths(index), index, getattr(model, PAGES, None))
+            Layer(module, family, shape, shape.widths(index), index, getattr(model, OFFLOAD, None))
             for index, module in enumerate(layers)
         ),
     )
+
+
+def is_offloaded(model: Model) -> bool:
+    """Whether the model's layers are read one at a time."""
+    return getattr(model, OFFLOAD, None) is not None
 
 
 def part(shape: Shape, widths: Widths, kind: Unit) -> Part:
@@ -243,13 +244,13 @@ def cut(
     """The tensors without what belongs to units that are not kept; the others stay as they are."""
     stays: dict[tuple[str, int | None, int], Tensor] = {}
     for kind, units in kept.items():
-        gone = torch.ones(parts[kind].units, dtype=torch.bool)
-        gone[torch.as_tensor(units, dtype=torch.long)] = False
-        for one in parts[kind].slices if bool(gone.any()) else ():
+        removed = torch.ones(parts[kind].units, dtype=torch.bool)
+        removed[torch.as_tensor(units, dtype=torch.long)] = False
+        for one in parts[kind].slices if bool(removed.any()) else ():
             sizes = tensors[one.name].shape
             size = sizes[one.dim] * (1 if one.outer is None else sizes[one.outer])
             mask = stays.setdefault((one.name, one.outer, one.dim), torch.ones(size, dtype=torch.bool))
-            mask[one.index[gone].reshape(-1)] = False
+            mask[one.index[removed].reshape(-1)] = False
     result = dict(tensors)
     for (name, outer, dim), mask in stays.items():
         tensor = result[name]
@@ -262,7 +263,7 @@ def cut(
 
 
 def _cut_inside(tensor: Tensor, outer: int, dim: int, mask: Tensor, experts: Tensor) -> Tensor:
-    """What of the joined dimensions stays by `mask`, without the experts that go whole."""
+    """The tensor cut along its joined dimensions by `mask`, without the experts that go whole."""
     joined = tensor.movedim((outer, dim), (0, 1)).flatten(0, 1)
     stays = mask & experts.repeat_interleave(tensor.shape[dim])
     left = joined.index_select(0, stays.nonzero().squeeze(1).to(tensor.device))
@@ -294,7 +295,7 @@ def _index(axis: int | str, kind: Unit, shape: Shape, widths: Widths) -> Tensor 
 
 
 def _rows(axis: str, kind: Unit, head_dim: int, heads_per_group: int) -> int | None:
-    """How many positions of an axis each unit has, one unit after another; None where it has none."""
+    """Positions of an axis for each unit, one unit after another; None where it has none."""
     rows: Mapping[tuple[Unit, str], int] = {
         ("ffn", "ffn"): 1,
         ("experts", "experts"): 1,

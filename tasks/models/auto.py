@@ -1,11 +1,11 @@
-"""Models with layers of their own widths through transformers' own door, AutoModelForCausalLM."""
+"""Models with layers of their own widths through AutoModelForCausalLM of transformers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.models.layout import cut_class
+from resprout.tasks.models.layouts import cut_class
 
 
 def register_layouts() -> None:

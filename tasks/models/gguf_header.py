@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.size import MOST_LAYERS, MOST_WIDTH, Shape
+from resprout.tasks.models.shape import MOST_LAYERS, MOST_WIDTH, Shape
 
 MAGIC = b"GGUF"
 STRING, ARRAY = 8, 9

@@ -18,7 +18,7 @@ KEPT_BYTES = 2**30
 GROWTH_BYTES = 2**26
 """The heap grows by at least this."""
 OWN_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
-"""How names of environment variables begin that choose or set an allocator."""
+"""Prefixes of environment variables that choose or set an allocator."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Parameters of mallopt(3) by their numbers in malloc.h."""
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resprout.configs.errors import BadInput, ResproutError
-from resprout.tasks.models.config_json import read_config
 from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.heap import keep_freed_memory
-from resprout.tasks.models.layout import cut_class
+from resprout.tasks.models.layouts import cut_class
+from resprout.tasks.models.shape import read_config
 from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def check_weights(folder: Path, place: str, trust_remote_code: bool = False) -> 
 
 
 def require_all(found: Mapping[str, Any], place: str) -> None:
-    """Raise BadInput where transformers' loading info tells of weights that it would fill at random.
+    """Raise BadInput where transformers' loading info lists weights that it would fill at random.
 
     Tied weights, of which one stands for all, are not missing to it.
     """
@@ -94,7 +94,7 @@ def require_all(found: Mapping[str, Any], place: str) -> None:
 
 
 def _load(folder: Path, trust_remote_code: bool, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and what transformers tells of weights that it did not find."""
+    """The model, and what transformers reports of weights that it did not find."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -114,7 +114,7 @@ def _load(folder: Path, trust_remote_code: bool, **how: Any) -> tuple[PreTrained
             config=config,
             use_safetensors=True,
             local_files_only=True,
-            # Other shapes are told of like missing weights, in one sentence of ours.
+            # Other shapes are reported like missing weights, in one sentence of ours.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **extra,
@@ -156,7 +156,7 @@ def code_refused(place: str) -> Iterator[None]:
 def save_model(model: PreTrainedModel, folder: Path, tokenizer_from: Path) -> None:
     """Write config.json, generation_config.json and safetensors to `folder`, and copy the tokenizer there.
 
-    Equal weights give equal bytes: the tokenizer's files are copied, never written anew, and no path or date
+    Equal weights give equal bytes: the tokenizer's files are copied, never written again, and no path or date
     is stored.
     """
     from transformers.utils.logging import disable_progress_bar
@@ -193,3 +193,12 @@ def check_folder(folder: Path) -> None:
             f"{folder} holds no .safetensors file but {found}; convert the weights to safetensors first "
             "(model.allow_pickle: true lets resprout do that in a child process)"
         )
+
+
+@contextmanager
+def own_generator(seed: int, device: str) -> Iterator[None]:
+    """Draw from `seed` alone while the context is open; torch's global generators are restored."""
+    devices = list(range(torch.cuda.device_count())) if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

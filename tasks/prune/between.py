@@ -51,14 +51,14 @@ def regrow(job: Job[Regrowth], inputs: Mapping[str, Path], workdir: Path, progre
     from safetensors.torch import load_file
 
     from resprout.tasks.prune.plan import read_plan, write_plan
-    from resprout.tasks.prune.regrow import regrown
-    from resprout.tasks.prune.score import from_tensors
+    from resprout.tasks.prune.planning import regrow_units
+    from resprout.tasks.prune.scoring import from_tensors
 
     before = read_plan(inputs["plan"])
     scores, growth = (
         from_tensors(load_file(inputs[role] / SCORES), job.config.units) for role in ("scores", "growth")
     )
-    made = regrown(before, scores, growth, job.config.share)
+    made = regrow_units(before, scores, growth, job.config.share)
     write_plan(made, workdir)
     came = sum(
         len(set(units) - set(old.kept()[kind]))
@@ -79,8 +79,8 @@ def regrow(job: Job[Regrowth], inputs: Mapping[str, Path], workdir: Path, progre
 def mask(job: Job[Masking], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `model` with its shape, but without what reads the units that `plan` removes, and masked.json."""
     from resprout.tasks.models.load import load_model, save_model
-    from resprout.tasks.models.masked import write_masked
-    from resprout.tasks.prune.mask import mask as masked
+    from resprout.tasks.prune.masking import mask as masked
+    from resprout.tasks.prune.masking import write_masked
     from resprout.tasks.prune.plan import read_plan
 
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from scipy.optimize import isotonic_regression
@@ -19,15 +19,13 @@ from torch import Tensor
 
 from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.layout import build_layer
-from resprout.tasks.models.size import Shape
-from resprout.tasks.models.walk import BATCH_TOKENS, Step, layers_replaced, walk
+from resprout.tasks.models.forward import BATCH_TOKENS, LayerStep, call_layer, layers_replaced, run_layerwise
+from resprout.tasks.models.layouts import build_layer
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.prune.interfaces import Kinds, Model
 from resprout.tasks.prune.target import check_timed
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-TIMED: tuple[Unit, ...] = ("ffn", "kv_groups")
+TIMED: Kinds = ("ffn", "kv_groups")
 """Units whose widths are timed."""
 REPEATS = 7
 
@@ -64,7 +62,7 @@ class LatencyTable:
         return LatencyTable(by_width, dense_ms - scale * parts)
 
 
-def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Iterable[int]]) -> LatencyTable:
+def measure(model: Model, input_ids: Tensor, widths: Mapping[Unit, Iterable[int]]) -> LatencyTable:
     """The table for one batch of `input_ids` [samples, tokens]; the widths of `model` itself are added.
 
     `model` must have the same widths in every layer, and be a dense one; else BadInput.
@@ -72,7 +70,7 @@ def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Ite
     shape = anatomy(model).layers[0].shape
     check_timed(shape)
     ids = _batch(input_ids).to(model.device)
-    step = next(walk(model, ids))
+    step = next(run_layerwise(model, ids))
     shapes: dict[tuple[Unit, int], Shape] = {
         (kind, count): shape.with_counts(kind, (count,) * shape.layers)
         for kind in TIMED
@@ -81,7 +79,7 @@ def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Ite
     }
     jobs: dict[Any, Job] = {key: _layer(model, step, one) for key, one in shapes.items()}
     ms = _medians({**jobs, "model": lambda: lambda: model(ids, use_cache=False)}, model.device)
-    # The whole layer stands for both kinds, and what each kind saves is told from it: it is timed twice.
+    # The whole layer stands for both kinds, and what each kind saves is measured from it: it is timed twice.
     whole = statistics.mean(ms[kind, shape.counts(kind)[0]] for kind in TIMED)
     found: dict[Unit, dict[int, float]] = {}
     for kind in TIMED:
@@ -96,7 +94,7 @@ def measure(model: PreTrainedModel, input_ids: Tensor, widths: Mapping[Unit, Ite
     return LatencyTable(found, max(0.0, ms["model"] - shape.layers * layers))
 
 
-def measure_models(model: PreTrainedModel, input_ids: Tensor, narrow: Shape) -> tuple[float, float]:
+def measure_models(model: Model, input_ids: Tensor, narrow: Shape) -> tuple[float, float]:
     """Milliseconds of the table's batch in `model` as it is, and with layers of the widths of `narrow`.
 
     The second is the median ratio of pairs run one right after the other, times the first.
@@ -129,19 +127,18 @@ Job = Callable[[], Callable[[], Any]]
 """Makes ready, and returns what is to be timed."""
 
 
-def _layer(model: PreTrainedModel, step: Step, shape: Shape) -> Job:
+def _layer(model: Model, step: LayerStep, shape: Shape) -> Job:
     """One layer of a shape over the first batch of a walk."""
-    more, arguments = step.arguments[0]
     hidden, kind = step.hidden[0], type(step.layer.module)
 
     def ready() -> Callable[[], Any]:
         layer = _filled(kind, model, shape, 0)
-        return lambda: layer(hidden, *more, **arguments)
+        return lambda: call_layer(layer, hidden, step.calls[0])
 
     return ready
 
 
-def _filled(kind: Any, model: PreTrainedModel, shape: Shape, index: int) -> Any:
+def _filled(kind: Any, model: Model, shape: Shape, index: int) -> Any:
     """A layer of class `kind` with the widths of one in `shape`."""
     with torch.device("meta"):
         layer = build_layer(kind, model.config, shape, index)
@@ -155,7 +152,7 @@ def _filled(kind: Any, model: PreTrainedModel, shape: Shape, index: int) -> Any:
 def _medians(jobs: Mapping[Any, Job], device: torch.device) -> dict[Any, float]:
     """Median milliseconds of each job.
 
-    Jobs take turns, so that a machine that is busy for a while is so for all of them. A layer is made anew
+    Jobs take turns, so that a machine that is busy for a while is so for all of them. A layer is built again
     for each turn, so that no more than one is held, and run once before it is timed: memory that was just
     taken is slower than a model's.
     """
@@ -185,7 +182,4 @@ def _finish(device: torch.device) -> None:
 def smaller(shape: Shape, round_to: int) -> dict[Unit, list[int]]:
     """Widths that a plan may give a layer of `shape`."""
     ffn = shape.ffn[0]
-    return {
-        "ffn": [*range(round_to, ffn, round_to), ffn],
-        "kv_groups": [*range(1, shape.kv_heads[0] + 1)],
-    }
+    return {"ffn": [*range(round_to, ffn, round_to), ffn], "kv_groups": [*range(1, shape.kv_heads[0] + 1)]}

@@ -1,4 +1,4 @@
-"""The pruning plan: the units each layer keeps, sizes asked for and reached; imports no torch."""
+"""The pruning plan (plan.json): the units each layer keeps, sizes asked for and reached; imports no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
-from resprout.tasks.models.depth import caches_work, check_numbers, cut_types
-from resprout.tasks.models.size import Shape, Sizes, Widths
+from resprout.tasks.models.shape import Shape, Sizes, Widths, caches_work, check_numbers, cut_types
 
 PLAN_FILE = "plan.json"
 
@@ -48,7 +47,7 @@ class Latency(_Strict):
 
 
 class LayerPlan(_Strict):
-    """Kept units of one layer, ascending indices into the uncut layer; none at all: the sublayer is gone.
+    """Kept units of one layer, ascending indices into the uncut layer; none at all: the sublayer is removed.
 
     `index` is the layer's place in the uncut model, None where all layers stay. `heads` are query heads
     of the kept groups, None where each group keeps all of its own; `experts` likewise. Of a layer with
@@ -79,6 +78,10 @@ class LayerPlan(_Strict):
         found: dict[Unit, tuple[int, ...]] = {"ffn": ffn, "kv_groups": self.kv_groups}
         found |= {} if self.heads is None else {"heads": self.heads}
         return found | ({} if self.experts is None else {"experts": self.experts})
+
+
+REMOVED_LAYER = LayerPlan(ffn=(), kv_groups=())
+"""Of a layer that goes, nothing is kept."""
 
 
 class Plan(_Strict):
@@ -115,22 +118,15 @@ class Plan(_Strict):
         return layer if index is None else index
 
     def by_source(self) -> dict[int, LayerPlan]:
-        """What stays of each layer of the uncut model that does not go, by its place there."""
+        """The kept units of each layer of the uncut model that stays, by its place there."""
         return {self.source(place): layer for place, layer in enumerate(self.layers)}
 
     def shape(self, dense: Shape) -> Shape:
         """The widths of the pruned model, given those of the model the plan was made for."""
         sources = [self.source(layer) for layer in range(len(self.layers))]
         widths = [one.widths(dense.widths(i)) for one, i in zip(self.layers, sources, strict=True)]
-        return replace(
-            dense,
-            hidden=dense.hidden if self.hidden is None else len(self.hidden),
-            ffn=tuple(one.ffn for one in widths),
-            kv_heads=tuple(one.kv_heads for one in widths),
-            heads_per_group=tuple(one.heads_per_group for one in widths),
-            experts=tuple(one.experts for one in widths) if dense.experts else (),
-            config=cut_types(dense.config, sources),
-        )
+        hidden = dense.hidden if self.hidden is None else len(self.hidden)
+        return replace(dense.with_widths(widths), hidden=hidden, config=cut_types(dense.config, sources))
 
     def check_model(self, digest: str | None) -> None:
         """Raise BadInput where the plan was made for the weights of another artifact; None is any."""

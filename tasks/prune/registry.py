@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from resprout.tasks.core.methods import Registry
 
 if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Allocator, Criterion, Repair
-    from resprout.tasks.prune.rounds import Schedule
+    from resprout.tasks.prune.interfaces import Allocator, Criterion, Repair, Schedule
 
 CRITERIA: Registry[type[Criterion]] = Registry("criterion", "resprout.tasks.prune.criteria")
 ALLOCATORS: Registry[type[Allocator]] = Registry("allocator", "resprout.tasks.prune.allocators")

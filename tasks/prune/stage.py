@@ -15,8 +15,8 @@ from resprout.configs.errors import StageFailed
 from resprout.configs.prune import PruneConfig, PruneRound
 from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.core.stage import CardLine, Model, Reads, stage
+from resprout.tasks.prune.compatibility import needs_general, resolve, tries_model
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.prune.resolve import needs_general, resolve, tries_model
 from resprout.tasks.prune.rounds import schedule_of, target_at
 
 if TYPE_CHECKING:
@@ -149,9 +149,9 @@ def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, pro
     from safetensors.torch import save_file
 
     from resprout.tasks.models.load import load_model
-    from resprout.tasks.models.pages import open_model
-    from resprout.tasks.models.size import shape_of
-    from resprout.tasks.prune.score import as_tensors, score_units
+    from resprout.tasks.models.offload import open_model
+    from resprout.tasks.models.shape import shape_of
+    from resprout.tasks.prune.scoring import as_tensors, score_units
 
     names = resolve(job.config)
     layers = shape_of(inputs["model"]).layers
@@ -192,11 +192,11 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     from safetensors.torch import load_file
 
     from resprout.tasks.models.load import load_model
-    from resprout.tasks.models.size import shape_of
-    from resprout.tasks.prune.contracts import Bench
-    from resprout.tasks.prune.make_plan import plan_from
+    from resprout.tasks.models.shape import shape_of
+    from resprout.tasks.prune.interfaces import Bench
     from resprout.tasks.prune.plan import read_plan, write_plan
-    from resprout.tasks.prune.score import from_tensors
+    from resprout.tasks.prune.planning import plan_from
+    from resprout.tasks.prune.scoring import from_tensors
 
     config, shape = job.config, shape_of(inputs["model"])
     if isinstance(config, PruneRound):
@@ -244,9 +244,9 @@ def sizes(made: Plan) -> dict[str, float]:
 def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pruned model's folder from `model`, `calibration` and `plan`."""
     from resprout.tasks.models.load import load_model, save_model
-    from resprout.tasks.models.size import count
-    from resprout.tasks.prune.apply import apply
+    from resprout.tasks.models.shape import count
     from resprout.tasks.prune.plan import read_plan
+    from resprout.tasks.prune.surgery import apply
 
     made = read_plan(inputs["plan"])
     made.check_model(job.digests.get("model"))
@@ -268,9 +268,9 @@ def _prune_streamed(
 ) -> None:
     """As `prune`, one layer in memory at a time; it writes the same bytes."""
     from resprout.tasks.models.load import save_beside_weights
-    from resprout.tasks.models.pages import SafetensorsWriter, open_model
-    from resprout.tasks.models.size import shape_of
-    from resprout.tasks.prune.apply import apply, pruned_shape
+    from resprout.tasks.models.offload import SafetensorsWriter, open_model
+    from resprout.tasks.models.shape import shape_of
+    from resprout.tasks.prune.surgery import apply, pruned_shape
 
     dense = shape_of(inputs["model"])
     pruned = pruned_shape(made, dense)

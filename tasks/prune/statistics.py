@@ -1,4 +1,4 @@
-"""What is collected of a linear layer's inputs over the calibration data; sums and products in float32."""
+"""Statistics of a linear layer's inputs and gradients over the calibration data, summed in float32."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+from resprout.tasks.models.anatomy import Units
 
 
 class Statistic(Protocol):
@@ -89,7 +91,7 @@ _AGGREGATIONS: Mapping[str, Callable[[int, Tensor, Tensor], Tensor]] = {
     "l2": lambda items, mean, variance: (items * (variance + mean.square())).sqrt(),
     "var": lambda items, mean, variance: variance,
 }
-"""What a number of items comes to by its mean and its variance (divisor items)."""
+"""Aggregates of a number of items by their mean and their variance (divisor items)."""
 
 TAKEN_UP = 64
 """Samples that are taken up into the moments at a time."""
@@ -152,8 +154,31 @@ class Gram:
         return torch.zeros(self.features, self.features) if self._sum is None else self._sum
 
 
+class GradientSum:
+    """Sum over batches of `of(gradient, share)`, of the reader's gradients: float32, as large as it."""
+
+    def __init__(self, units: Units, of: Callable[[Tensor, float], Tensor]) -> None:
+        self._of, self._transposed = of, units.part.transposed
+        self.names = (f"{units.part.reader}.weight",)
+        self.elements = units.weight.numel()
+        self._sum: Tensor | None = None
+
+    def update(self, name: str, gradient: Tensor, share: float) -> None:
+        """Add a batch's gradient of the reader's weight."""
+        if self._sum is None:
+            self._sum = torch.zeros_like(gradient, dtype=torch.float32)
+        self._sum += self._of(gradient.float(), share)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The sum: [outputs, features]."""
+        if self._sum is None:
+            raise ValueError("no gradient was given")
+        return self._sum.T if self._transposed else self._sum
+
+
 class Targets:
-    """What a linear layer is given in one model and what it should give: sums over tokens in float32.
+    """Inputs of a linear layer in one model and the outputs that it should give: sums over tokens in float32.
 
     `gram` of the inputs [features, features], `outputs` the sum of y x^T [outputs, features].
     """

@@ -1,9 +1,17 @@
-"""From a size target to widths, by arithmetic on the shape alone; imports no torch."""
+"""The size target: from a config to numbers, to widths where these need no scores, and warnings about it.
+
+Arithmetic on the shape alone, without torch.
+
+Layers at the front and at the back may keep their widths and drop out of the budget: LLM-Pruner (arXiv
+2305.11627) and LoRAPrune (arXiv 2305.18403) leave the first and the last layers alone, which matter most.
+Allocators are asked about the other layers only, so that this holds for every allocator of widths.
+"""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -12,21 +20,23 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.core.methods import Entry, Registry
-from resprout.tasks.models.depth import blocks, check_numbers, without
-from resprout.tasks.models.size import BYTES, Shape
-from resprout.tasks.prune.contracts import Request
+from resprout.tasks.models.shape import BYTES, Shape, check_numbers, depth_units, without
+from resprout.tasks.prune.compatibility import Resolved, resolve
+from resprout.tasks.prune.interfaces import Allocator, Bench, Kinds, Request, Scores
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.prune.resolve import Resolved, resolve
-from resprout.tasks.prune.spared import free_layers, joined, within
 
-FINENESS: tuple[Unit, ...] = ("experts", "kv_groups", "heads", "hidden", "ffn")
+FINENESS: Kinds = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""
+ROUNDING = 1e-9
+"""Of a share of the depth, which may come out a hair beside a whole number."""
+MISS = 0.01
+"""Share of the model by which rounding may miss the target before that is reported."""
 
 
 def implied_shape(
     dense: Shape, config: PruneConfig, dtype: str | None = None, there: Shape | None = None
 ) -> Shape | None:
-    """The shape that pruning will reach, None where it depends on scores (allocators that tell layers apart).
+    """The shape that pruning will reach, None where it depends on scores (widths that differ by layer).
 
     `there` is the shape that an earlier round of a schedule left. Whatever makes the target unreachable or
     the repair impossible for this model raises BadInput here, before any weight is read. `dtype` as of
@@ -68,7 +78,7 @@ def request(dense: Shape, config: PruneConfig, dtype: str | None = None) -> Requ
         _check_unread(dense, "repair", REPAIRS, names.repair)
         _check_unread(dense, "allocator", ALLOCATORS, names.allocator)
     shape = with_repair(dense, config.units, names.repair)
-    if dense.turned:
+    if dense.rotated:
         raise BadInput(
             "the model's sublayers have bases of their own (repair block_rotation), between which methods "
             "cannot compare; prune widths and layers first, and rotate last"
@@ -145,7 +155,7 @@ def _unread(part: str, entry: Entry) -> bool:
     return {"ffn", "experts"} <= set(entry.declared.get("units", ()))
 
 
-def _check_present(dense: Shape, kinds: tuple[Unit, ...]) -> None:
+def _check_present(dense: Shape, kinds: Kinds) -> None:
     for kind in (kind for kind in kinds if kind not in DEPTH):
         widths = dense.ffn if kind in ("ffn", "experts") else dense.kv_heads
         if 0 in widths:
@@ -243,19 +253,19 @@ def block_sizes(width: int, round_to: int) -> list[int]:
     return [round_to] * whole + ([rest] if rest else [])
 
 
-def with_repair(dense: Shape, kinds: tuple[Unit, ...], repair: str) -> Shape:
-    """The uncut shape with what a repair adds: biases, a head of its own where it was tied, or turns."""
+def with_repair(dense: Shape, kinds: Kinds, repair: str) -> Shape:
+    """The uncut shape with what a repair adds: biases, a head of its own where it was tied, or rotations."""
     declared = REPAIRS.entry(repair).declared
     if declared.get("adds_biases"):
         dense = with_biases(dense, kinds)
     if declared.get("unties_head"):
         dense = replace(dense, config={**dense.config, "tie_word_embeddings": False})
-    if declared.get("turns_blocks"):
-        dense = replace(dense, turned=True)
+    if declared.get("rotates_blocks"):
+        dense = replace(dense, rotated=True)
     return dense
 
 
-def with_biases(dense: Shape, kinds: tuple[Unit, ...]) -> Shape:
+def with_biases(dense: Shape, kinds: Kinds) -> Shape:
     """The shape with the biases that `repair: bias` adds; a family that cannot hold them raises BadInput."""
     family = dense.family
     config, lacks = dict(dense.config), []
@@ -301,7 +311,7 @@ def kept_share(wanted: Request) -> float:
 
 def _fewer_layers(wanted: Request) -> Shape:
     """The shape that stays of layers that are all alike: scores decide only which of them."""
-    found = list(blocks(wanted.shape, "layers"))
+    found = list(depth_units(wanted.shape, "layers"))
     fits = (n for n in range(len(found)) if without(wanted.shape, found[:n]).params <= wanted.limit)
     kept = range(next(fits), wanted.shape.layers)
     return wanted.shape.with_layers(kept)
@@ -310,7 +320,7 @@ def _fewer_layers(wanted: Request) -> Shape:
 def _smallest_depth(wanted: Request) -> Shape:
     """The largest layer alone, so that every order of scores can reach it; or all that must stay."""
     shape, (kind,) = wanted.shape, wanted.kinds
-    removable = list(blocks(shape, kind))
+    removable = list(depth_units(shape, kind))
     if kind == "layers":
         largest = max(range(shape.layers), key=lambda layer: shape.layer_params(shape.widths(layer)))
         removable = [block for block in removable if block.layer != largest]
@@ -337,7 +347,7 @@ def _smallest(wanted: Request) -> Shape:
             lows = [min(pair) for pair in zip(shape.counts(kind), whole, strict=True)]
         shape = shape.with_counts(kind, lows)
     if not stock_heads(wanted, shape):
-        free: tuple[Unit, ...] = tuple(k for k in wanted.kinds if k in ("hidden", "kv_groups", "heads"))
+        free: Kinds = tuple(k for k in wanted.kinds if k in ("hidden", "kv_groups", "heads"))
         found = [shape]
         for kind in free:
             found = [
@@ -385,3 +395,136 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
 def _possible(wanted: Request, kind: Unit) -> bool:
     """Whether the layout allows units of this kind."""
     return kind != "hidden" if not wanted.uniform else kind != "kv_groups" or wanted.shape.family.states_heads
+
+
+def free_layers(front: float, back: float, layers: int) -> range:
+    """The layers that may get narrower, by their place.
+
+    Each end is a number of layers, or a share of the depth below 1: rounded down at the front and up at the
+    back, as LLM-Pruner's 4 to 30 of 32 scale to other depths. Where none is left, BadInput.
+    """
+    first = math.floor(front * layers + ROUNDING) if 0 < front < 1 else int(front)
+    last = math.ceil(back * layers - ROUNDING) if 0 < back < 1 else int(back)
+    if first + last >= layers:
+        raise BadInput(
+            f"prune.spared_front and spared_back spare {first} and {last} of {layers} layers, so that none "
+            "is left; give fewer"
+        )
+    return range(first, layers - last)
+
+
+def within(request: Request) -> Request:
+    """The same request for its free layers alone: what the others hold is spent already."""
+    if request.free is None:
+        return request
+    shape, free = request.shape, request.free
+    held = sum(shape.layer_params(shape.widths(layer)) for layer in range(shape.layers) if layer not in free)
+    floors = {kind: counts[free.start : free.stop] for kind, counts in request.floors.items()}
+    limit = request.limit - held
+    return replace(request, shape=shape.with_layers(free), limit=limit, floors=floors, free=None)
+
+
+def joined(request: Request, granted: Shape) -> Shape:
+    """The request's shape with the widths that its free layers were granted."""
+    if request.free is None:
+        return granted
+    free = request.free
+    return request.shape.with_widths(
+        (granted.widths(layer - free.start) if layer in free else request.shape.widths(layer))
+        for layer in range(request.shape.layers)
+    )
+
+
+def allocate(allocator: Allocator, request: Request, scores: Scores, bench: Bench | None) -> Shape:
+    """The shape with what the allocator grants the free layers; the others stay whole."""
+    if request.free is None:
+        return allocator.allocate(request, scores, bench)
+    free = request.free
+    looked_at = None if bench is None else replace(bench, layers=free)
+    granted = allocator.allocate(within(request), scores[free.start : free.stop], looked_at)
+    return joined(request, granted)
+
+
+def warnings_for(
+    dense: Shape, wanted: Request, target: TargetConfig, reached: Shape | None = None, alike: bool = True
+) -> list[str]:
+    """Sentences about a target that will likely gut the model, or that rounding misses by more than MISS.
+
+    `reached` is the shape that the target led to, None: it is not known yet; `alike` says whether all its
+    layers that may get narrower were given the same widths.
+    """
+    missed = [] if reached is None or target.timed or target.whole else _missed(dense, wanted, reached, alike)
+    return [*_gutted(dense, wanted, target), *missed]
+
+
+def _missed(dense: Shape, wanted: Request, reached: Shape, alike: bool) -> list[str]:
+    """Where the target lies more than MISS of the model above what was reached, the sizes next to it."""
+    apart = wanted.embedding_params is not None
+
+    def share(shape: Shape) -> float:
+        if apart:
+            return shape.non_embedding_params / dense.non_embedding_params
+        return shape.params / dense.params
+
+    whole = dense.non_embedding_params if apart else dense.params
+    asked = (wanted.limit - (wanted.embedding_params or 0)) / whole
+    larger = [(kind, one) for kind, one in _next_larger(wanted, reached, alike) if not wanted.fits(one)]
+    if asked - share(reached) <= MISS or not larger:
+        return []
+    kind, above = min(larger, key=lambda one: one[1].params)
+    spared = "" if wanted.free is None else " that may get narrower"
+    if kind in DEPTH:
+        below, more, unit = _layers(reached), _layers(above), "layers"
+    elif alike or kind == "hidden":
+        below, more = (one.counts(kind)[wanted.free_range.start] for one in (reached, above))
+        unit = "hidden channels" if kind == "hidden" else f"{kind} in each layer{spared}"
+    else:
+        below, more, unit = sum(reached.counts(kind)), sum(above.counts(kind)), f"{kind} in all layers"
+    of = " without embeddings" if apart else ""
+    # Rounded up, so that asking for it takes it.
+    over = math.ceil(share(above) * 1000) / 1000
+    remedy = f", or lower round_to ({wanted.round_to})" if kind in ("ffn", "hidden") else ""
+    return [
+        f"prune.target asks for {asked:.3f} of the parameters{of}, which no allowed size comes near: the "
+        f"nearest sizes are {share(reached):.3f} below ({below:,} {unit}) and {over:.3f} above ({more:,}); "
+        f"the one below is taken; ask for {over:.3f} to take the other{remedy}"
+    ]
+
+
+def _next_larger(wanted: Request, reached: Shape, alike: bool) -> Iterator[tuple[Unit, Shape]]:
+    """The shapes a step of one kind of unit above: in every layer, or in one where they differ."""
+    shape = wanted.shape
+    if wanted.kinds[0] in DEPTH:
+        if wanted.kinds == ("layers",) and shape.uniform and _layers(reached) < shape.layers:
+            yield "layers", shape.with_layers(range(_layers(reached) + 1))
+        return
+    for kind in wanted.kinds:
+        counts, free = reached.counts(kind), wanted.free_range
+        for widened in [free] if alike or kind == "hidden" else [range(at, at + 1) for at in free]:
+            more = [_step(wanted, kind, at, one) if at in widened else one for at, one in enumerate(counts)]
+            larger = reached.with_counts(kind, more)
+            if more != list(counts) and stock_heads(wanted, larger):
+                yield kind, larger
+
+
+def _layers(shape: Shape) -> int:
+    """Layers of which something is left."""
+    return sum(any(widths) for widths in zip(shape.ffn, shape.kv_heads, strict=True))
+
+
+def _step(wanted: Request, kind: Unit, layer: int, count: int) -> int:
+    """The next number of units above `count` in a layer, or all that it has."""
+    step = wanted.round_to if kind in ("ffn", "hidden") else 1
+    return min(wanted.shape.counts(kind)[layer], (count // step + 1) * step)
+
+
+def _gutted(dense: Shape, wanted: Request, target: TargetConfig) -> list[str]:
+    kept = (wanted.limit - dense.embedding_params) / dense.non_embedding_params
+    total = any(one is not None for one in (target.params, target.params_ratio, target.bytes))
+    if total and kept < 0.5 and "hidden" not in wanted.kinds:
+        share = dense.embedding_params / dense.params
+        return [
+            f"embeddings hold {share:.0%} of the parameters and are not pruned, so this target leaves "
+            f"{kept:.0%} of the layers' parameters; non_embedding_ratio states the target without them"
+        ]
+    return []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resprout.tasks.models.masked import Columns
+from resprout.tasks.prune.masking import Columns
 
 PREFIX = "base_model.model."
 """What peft puts in front of the names of a model's modules."""

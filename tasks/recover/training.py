@@ -26,8 +26,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.data.response import Batch, collate, head, response_states
-from resprout.tasks.models.generator import own_generator
-from resprout.tasks.models.load import load_model
+from resprout.tasks.models.load import load_model, own_generator
 from resprout.tasks.recover.lessons import Lessons
 
 

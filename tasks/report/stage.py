@@ -21,7 +21,7 @@ from resprout.infra.notes import code, fenced, plain
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import stage
 from resprout.tasks.measure.ratio import metrics_of
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.shape import Shape
 from resprout.tasks.report.table import comparison, recovery_sentence
 
 RELATIVE = "relative sources begin at the folder of the config that was run"
@@ -70,7 +70,7 @@ def config_text(command: str, config: dict[str, Any]) -> str:
 
 def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> dict[str, Any]:
     """All that the templates show, read from the inputs, whose artifacts have these `digests` by role."""
-    from resprout.tasks.models.size import shape_of
+    from resprout.tasks.models.shape import shape_of
     from resprout.tasks.report.table import bars, line
 
     timed = _json(inputs["speeds"] / "metrics.json") if "speeds" in inputs else {}

@@ -9,11 +9,11 @@ from resprout.tasks.core.methods import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resprout.tasks.prune.semi_structured.masks import Pattern
+    from resprout.tasks.sparsify.pattern import Pattern
 
 
 class Method(Protocol):
-    """Sets weights of one matrix to zero."""
+    """A method that sets weights of one matrix to zero."""
 
     needs: ClassVar[str]
     """weights, or inputs: those of the module over the calibration data as well."""

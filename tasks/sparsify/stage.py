@@ -64,10 +64,9 @@ def sparsify(job: Job[SparsifyConfig], inputs: Mapping[str, Path], workdir: Path
     from safetensors.torch import load_file
 
     from resprout.tasks.models.load import load_model, save_model
-    from resprout.tasks.models.size import shape_of
-    from resprout.tasks.prune.semi_structured.masks import Pattern
+    from resprout.tasks.models.shape import shape_of
     from resprout.tasks.sparsify.layers import make_sparse
-    from resprout.tasks.sparsify.weights import check_sparsity
+    from resprout.tasks.sparsify.pattern import Pattern, check_sparsity
 
     config = job.config
     check_sparsity(shape_of(inputs["model"]), config)

@@ -26,12 +26,12 @@ import torch
 from benchmarks_model import RANDOM_LLAMA
 from torch import Tensor
 
+from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.models.heap import keep_freed_memory
-from resprout.tasks.models.size import count
-from resprout.tasks.models.walk import BATCH_TOKENS
-from resprout.tasks.prune.contracts import GeneralCriterion
+from resprout.tasks.models.shape import count
+from resprout.tasks.prune.interfaces import GeneralCriterion
 from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.score import score_units
+from resprout.tasks.prune.scoring import score_units
 from tiny_models import tiny_model
 
 BOUND = 1.15

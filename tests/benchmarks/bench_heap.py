@@ -20,8 +20,8 @@ import torch
 from benchmarks_model import RANDOM_LLAMA
 
 from resprout.tasks.core.resources import peak_memory
+from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.models.heap import keep_freed_memory
-from resprout.tasks.models.walk import BATCH_TOKENS
 from tiny_models import tiny_model
 
 ROUNDS = 3

@@ -20,12 +20,12 @@ import torch
 from benchmarks_model import RANDOM_LLAMA
 
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.models.heap import keep_freed_memory
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.models.walk import BATCH_TOKENS
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.contracts import Bench
-from resprout.tasks.prune.make_plan import plan_from
+from resprout.tasks.models.shape import count, shape_of
+from resprout.tasks.prune.interfaces import Bench
+from resprout.tasks.prune.planning import plan_from
+from resprout.tasks.prune.surgery import apply
 from tiny_models import tiny_model
 
 if TYPE_CHECKING:

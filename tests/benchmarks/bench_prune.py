@@ -23,12 +23,12 @@ import torch
 from benchmarks_model import RANDOM_LLAMA
 
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.models.heap import keep_freed_memory
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import count
-from resprout.tasks.models.walk import BATCH_TOKENS
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.models.shape import count
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.surgery import apply
 from tiny_models import tiny_model
 
 BOUNDS = {"prune": 1.3, "repair": 5.0, "rotation": 5.0}

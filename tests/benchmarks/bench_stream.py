@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.core.resources import peak_memory
-from resprout.tasks.models.pages import SafetensorsWriter
-from resprout.tasks.models.size import shape_of
+from resprout.tasks.models.offload import SafetensorsWriter
+from resprout.tasks.models.shape import shape_of
 from resprout.tasks.prune.stage import plan, prune, score
 
 HIDDEN, FFN, HEADS, GROUPS, VOCAB = 2560, 6912, 20, 4, 32000

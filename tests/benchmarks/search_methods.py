@@ -187,12 +187,12 @@ class Trial:
     def pruned(self, prune: dict[str, Any]) -> Any:
         """The model cut, the share of non-embedding parameters that it kept, and its layers' widths."""
         from resprout.configs.schema import PruneConfig
-        from resprout.tasks.models.size import shape_of
-        from resprout.tasks.prune.contracts import Bench
-        from resprout.tasks.prune.make_plan import plan_from
+        from resprout.tasks.models.shape import shape_of
+        from resprout.tasks.prune.compatibility import resolve
+        from resprout.tasks.prune.interfaces import Bench
+        from resprout.tasks.prune.planning import plan_from
         from resprout.tasks.prune.registry import CRITERIA
-        from resprout.tasks.prune.resolve import resolve
-        from resprout.tasks.prune.score import score_units
+        from resprout.tasks.prune.scoring import score_units
 
         target = {"non_embedding_ratio": TARGET}
         config = PruneConfig.model_validate({"units": ["ffn"], "target": target, "round_to": 32, **prune})
@@ -208,15 +208,14 @@ class Trial:
         return self.cut(plan, config.ridge), kept, [len(layer.ffn) for layer in plan.layers]
 
     def cut(self, plan: Any, ridge: float) -> Any:
-        """As tasks/prune/apply.py, with statistics of the uncut model that are there already."""
+        """As tasks/prune/surgery.py, with statistics of the uncut model that are there already."""
         from torch import nn
 
         from resprout.tasks.models.anatomy import anatomy
-        from resprout.tasks.models.layout import write_shape
-        from resprout.tasks.models.size import shape_of
-        from resprout.tasks.prune.apply import _cut, apply
-        from resprout.tasks.prune.cutting import Cutter
+        from resprout.tasks.models.layouts import write_shape
+        from resprout.tasks.models.shape import shape_of
         from resprout.tasks.prune.registry import REPAIRS
+        from resprout.tasks.prune.surgery import Cutter, apply, repaired_layer
         from resprout.tasks.prune.target import with_repair
 
         repair = REPAIRS.get(plan.repair)(**plan.repair_settings)
@@ -232,21 +231,21 @@ class Trial:
         cutter = Cutter(plan, shape, model.config)
         parts = anatomy(model)
         layers = [
-            _cut(cutter, repair, layer, index, {"ffn": seen[index]} if seen else {}, ridge)
+            repaired_layer(cutter, repair, layer, {"ffn": seen[index]} if seen else {}, ridge)
             for index, layer in enumerate(parts.layers)
         ]
         setattr(parts.decoder, parts.family.layers, nn.ModuleList(layers))
-        cutter.ends(model)
-        cutter.finish(model.config)
+        cutter.cut_ends(model)
+        cutter.update_config(model.config)
         write_shape(model.config, cutter.pruned)
         return model
 
     def seen(self, repair: Any) -> list[Any]:
         """What a repair must know of every FFN's inputs."""
-        from resprout.tasks.models.walk import walk, watch
+        from resprout.tasks.models.forward import run_layerwise, watch
 
         found = []
-        for step in walk(self.model, self.input_ids):
+        for step in run_layerwise(self.model, self.input_ids):
             statistic = repair.statistic(step.layer.units("ffn").weight.shape[1])
             with watch(step.layer.reader("ffn"), statistic.update):
                 for _ in step.run():

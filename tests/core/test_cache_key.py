@@ -59,7 +59,7 @@ ROOMS = {
     "pool": f"select data models configs.stages {DATA}",
     "select": f"select data models configs.stages {DATA}",
     "divergence-shard": f"select data models configs.stages {DATA}",
-    "recover": "recover data models configs.stages configs.section",
+    "recover": "recover data models prune configs.stages configs.section",
     "evaluation_data": f"evaluate models configs.stages {DATA}",
     "evaluate": f"evaluate data models configs.stages {DATA}",
     "evaluate-shard": f"evaluate data models configs.stages {DATA}",

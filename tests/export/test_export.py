@@ -25,9 +25,9 @@ from resprout.tasks.export.formats.hf import HuggingFace
 from resprout.tasks.export.probe import Probed
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.models.load import load_model, save_model
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
 from resprout.tasks.prune.plan import Plan, read_plan
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.surgery import apply
 from tiny_models import tiny_model, write_tiny_folder
 
 CONFIG = ExportConfig(prompts=("w5 w6", "w7", "w8 w9 w10", "w11 w12", "w200 w201"), greedy_tokens=5)

@@ -26,7 +26,7 @@ from resprout.flows import preflight
 from resprout.flows.check import check
 from resprout.flows.dry_run import Forecast, to_make
 from resprout.flows.stages import Steps
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.shape import Shape, shape_of
 from tiny_run import write_run
 
 CHEAP = ("acquire", "pool", "evaluation data")

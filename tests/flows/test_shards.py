@@ -273,7 +273,7 @@ def test_faults_of_a_runner_are_sentences_of_ours() -> None:
 def test_a_cluster_that_does_not_stop_costs_no_result(
     home: Path, fan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from resprout.flows import fan_out, runners
+    from resprout.flows import runners, shards
 
     @contextmanager
     def stubborn(infra: InfraConfig) -> Iterator[Any]:
@@ -281,7 +281,7 @@ def test_a_cluster_that_does_not_stop_costs_no_result(
             yield runner
         raise OSError("still here")
 
-    monkeypatch.setattr(fan_out, "started", stubborn)
+    monkeypatch.setattr(shards, "started", stubborn)
     assert fan(home, lambda run: whole(run, Job(Knobs())), "infra.shards=2")
     assert "did not stop cleanly: still here" in caplog.text
 

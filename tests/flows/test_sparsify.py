@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from resprout.tasks.prune.semi_structured.masks import Pattern, keeps_to
+from resprout.tasks.sparsify.layers import keeps_to
+from resprout.tasks.sparsify.pattern import Pattern
 from tiny_run import write_run
 
 NOTHING = {"method": "wanda_sp", "target": {"non_embedding_ratio": 1.0}, "round_to": 8}

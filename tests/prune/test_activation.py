@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from resprout.tasks.models.anatomy import Part, Units, anatomy
-from resprout.tasks.models.walk import watch
+from resprout.tasks.models.forward import watch
 from resprout.tasks.prune.criteria.activation import Activation
-from resprout.tasks.prune.score import score_units
+from resprout.tasks.prune.scoring import score_units
 from tiny_models import read_units, tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))

@@ -12,7 +12,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.allocators.adaptive import Adaptive
 from resprout.tasks.prune.allocators.cfsp_softmax import CfspSoftmax
 from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming
@@ -23,19 +23,15 @@ from resprout.tasks.prune.allocators.pq_index import PqIndex
 from resprout.tasks.prune.allocators.spdy import Spdy
 from resprout.tasks.prune.allocators.uniform import Uniform
 from resprout.tasks.prune.allocators.zeroth_order import ZerothOrder
-from resprout.tasks.prune.contracts import Bench, Request
-from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.prune.interfaces import Bench, Request
 from resprout.tasks.prune.plan import read_plan
+from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.registry import ALLOCATORS
 from resprout.tasks.prune.stage import plan, score
-from tiny_models import tiny_model, write_tiny_folder
+from tiny_models import column, tiny_model, write_tiny_folder
 
 SHAPE = Shape("mistral", 10, 10, 2, (4, 4), (2, 2), (1, 1), config={"tie_word_embeddings": True})
 """A channel holds 30 parameters, a group 80; fixed: embeddings 100, norms 50; 710 in all."""
-
-
-def column(*values):
-    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
 
 
 def test_standardised_by_hand():
@@ -177,9 +173,9 @@ def test_allocations_stay_within_the_limit_and_waste_less_than_a_block(allocator
     ]
     request = Request(shape, int(shape.params * ratio), kinds, round_to=16)
     before = TINY(BENCH.input_ids).logits
-    granted = allocator.allocate(request, scores, BENCH if allocator.tries else None)
+    granted = allocator.allocate(request, scores, BENCH if allocator.runs_model else None)
     assert torch.equal(TINY(BENCH.input_ids).logits, before)
-    assert granted == allocator.allocate(request, scores, BENCH if allocator.tries else None)
+    assert granted == allocator.allocate(request, scores, BENCH if allocator.runs_model else None)
     assert granted.params <= request.limit
     assert all(width % 16 == 0 and width >= 16 for width in granted.ffn)
     assert all(1 <= groups <= 4 for groups in granted.kv_heads)

@@ -14,17 +14,15 @@ import torch
 from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.shape import count, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape, request
-from tiny_models import tiny_model, write_tiny_folder
+from tiny_models import HIDDEN, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (12, 24), generator=torch.Generator().manual_seed(8))
-HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 
 
 def prune(share=0.86, **values):
@@ -187,7 +185,7 @@ def test_layers_of_widths_of_their_own_are_turned_and_then_no_more():
     apply(model, plan, IDS)
     assert count(model).params == plan.reached.params
     dense = shape_of(model.config.to_dict())
-    assert dense.turned
+    assert dense.rotated
     for config in (prune(), settings):
         with pytest.raises(BadInput, match="prune widths and layers first, and rotate last"):
             request(dense, config)

@@ -13,9 +13,9 @@ from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.wanda_sp import WandaSp
 from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.score import best_units, score_units
+from resprout.tasks.prune.scoring import best_units, score_units
 from resprout.tasks.prune.statistics import Gram, Moments
-from tiny_models import read_units, tiny_model
+from tiny_models import READERS, read_units, readers_of, tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
 
@@ -66,13 +66,7 @@ def reference(name, weight, inputs):
     return inputs.var(axis=0, ddof=1) * (weight**2).sum(0)
 
 
-DOWN = {"ffn": "mlp.down_proj", "kv_groups": "self_attn.o_proj"}
 STACKS = {"opt": "model.decoder.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
-READERS = {
-    "opt": {"ffn": "fc2", "kv_groups": "self_attn.out_proj"},
-    "gpt2": {"ffn": "mlp.c_proj", "kv_groups": "attn.c_proj"},
-    "gpt_neox": {"ffn": "mlp.dense_4h_to_h", "kv_groups": "attention.dense"},
-}
 
 
 @pytest.mark.parametrize("name", ["flap", "magnitude", "wanda_sp"])
@@ -94,7 +88,7 @@ def test_scores_of_a_model_equal_the_numpy_reference(name, family):
     scores = score_units(model, CRITERIA.get(name)(**settings), kinds, IDS)
     for index, by_kind in enumerate(scores):
         for kind in kinds:
-            reader = READERS.get(family, DOWN)[kind]
+            reader = readers_of(family)[kind]
             path = f"{STACKS.get(family, 'model.layers')}.{index}.{reader}"
             weight = model.get_submodule(path).weight.double().numpy()
             weight = weight.T if family == "gpt2" else weight

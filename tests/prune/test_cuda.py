@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.score import score_units
+from resprout.tasks.prune.scoring import score_units
 from resprout.tasks.prune.statistics import Gram
+from resprout.tasks.prune.surgery import apply
 from tiny_models import tiny_model
 
 pytestmark = [

@@ -17,19 +17,27 @@ from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.core.job import silent
-from resprout.tasks.models.depth import Block, blocks, caches_work, first_of_each_type, without
+from resprout.tasks.models.ablation import Ablation
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import Shape, count, shape_of
-from resprout.tasks.models.trial import Trial
+from resprout.tasks.models.shape import (
+    DepthUnit,
+    Shape,
+    caches_work,
+    count,
+    depth_units,
+    first_of_each_type,
+    shape_of,
+    without,
+)
 from resprout.tasks.prune.allocators.lowest_first import LowestFirst
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.contracts import Request
 from resprout.tasks.prune.criteria.block_influence import BlockInfluence
 from resprout.tasks.prune.criteria.macro_influence import MacroInfluence
 from resprout.tasks.prune.criteria.output_change import DISTANCES, OutputChange
-from resprout.tasks.prune.make_plan import make_plan, plan_from
-from tiny_models import tiny_model, write_tiny_folder
+from resprout.tasks.prune.interfaces import Request
+from resprout.tasks.prune.planning import make_plan, plan_from
+from resprout.tasks.prune.surgery import apply
+from tiny_models import column, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (3, 18), generator=torch.Generator().manual_seed(4))
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
@@ -48,7 +56,7 @@ def cut(model, kind, gone):
     scores = [
         {kind: torch.tensor([[-float((layer, row) in gone)] for row in range(rows)])} for layer in range(4)
     ]
-    removed = [block for block in blocks(dense, kind) if (block.layer, block.row) in gone]
+    removed = [block for block in depth_units(dense, kind) if (block.layer, block.row) in gone]
     target = {"params": without(dense, removed).params}
     config = PruneConfig.model_validate(
         {"method": "shortgpt", "units": [kind], "layout": "per_layer", "target": target}
@@ -93,8 +101,8 @@ def test_caches_see_what_a_run_without_one_sees(kind, cache, family):
 def test_kinds_of_attention_move_with_their_layers(family_, gone):
     """The layers that stay compute as they did in their old places, with the windows that they had."""
     model = deep(family_)
-    trial = Trial(model)
-    expected = trial.logits(IDS, [Block(layer, 0, ("attention", "ffn")) for layer, _ in gone])
+    trial = Ablation(model)
+    expected = trial.logits(IDS, [DepthUnit(layer, 0, ("attention", "ffn")) for layer, _ in gone])
     pruned = cut(copy.deepcopy(model), "layers", gone)
     kept = [layer for layer in range(4) if (layer, 0) not in gone]
     assert pruned.config.layer_types == [TYPES[layer] for layer in kept]
@@ -107,12 +115,12 @@ def test_the_first_attention_of_each_kind_stays():
     assert first_of_each_type({}, 4) == {0}
     assert first_of_each_type({"layer_types": ["a", "b", "a", "c"]}, 4) == {0, 1, 3}
     shape = shape_of(deep("gemma2").config.to_dict())
-    found = [(block.layer, block.row) for block in blocks(shape, "sublayers")]
+    found = [(block.layer, block.row) for block in depth_units(shape, "sublayers")]
     assert found == [(0, 1), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]
-    assert [block.sublayers for block in blocks(shape, "layers")] == [("attention", "ffn")] * 4
-    assert caches_work(without(shape, [Block(0, 0, ("attention", "ffn"))]))
-    assert not caches_work(without(shape, [Block(1, 0, ("attention",))]))
-    assert not caches_work(without(shape, list(blocks(shape, "layers"))))
+    assert [block.sublayers for block in depth_units(shape, "layers")] == [("attention", "ffn")] * 4
+    assert caches_work(without(shape, [DepthUnit(0, 0, ("attention", "ffn"))]))
+    assert not caches_work(without(shape, [DepthUnit(1, 0, ("attention",))]))
+    assert not caches_work(without(shape, list(depth_units(shape, "layers"))))
 
 
 def test_a_plan_without_that_attention_is_refused():
@@ -177,10 +185,6 @@ SHAPE = Shape("mistral", 10, 10, 2, (4,) * 3, (2,) * 3, (1,) * 3, config={"tie_w
 """Attention 170, FFN 130 with their norms; embeddings and last norm 110: 1010 in all."""
 
 
-def column(*values):
-    return torch.tensor(values).reshape(-1, 1)
-
-
 @pytest.mark.parametrize(
     ("limit", "kept"), [(1010, [0, 1, 2]), (1009, [0, 2]), (710, [0, 2]), (709, [2]), (410, [2])]
 )
@@ -242,12 +246,12 @@ def test_influence_of_sublayers_equals_numpy_on_models_without_them(family, para
     extra = {"use_parallel_residual": parallel} if family == "gpt_neox" else TYPED.get(family, {})
     model = tiny_model(family, num_hidden_layers=4, **extra)
     scores = BlockInfluence().score_model(model, ("sublayers",), IDS, silent)
-    trial = Trial(model)
+    trial = Ablation(model)
     stream = trial.inputs(IDS)
     for layer in range(4):
         x, y = stream[layer], stream[layer + 1]
-        middle = trial.inputs(IDS, [Block(layer, 1, ("ffn",))])[layer + 1]
-        alone = trial.inputs(IDS, [Block(layer, 0, ("attention",))])[layer + 1]
+        middle = trial.inputs(IDS, [DepthUnit(layer, 1, ("ffn",))])[layer + 1]
+        alone = trial.inputs(IDS, [DepthUnit(layer, 0, ("attention",))])[layer + 1]
         expected = [numpy_turn(x, middle), numpy_turn(x, alone) if parallel else numpy_turn(middle, y)]
         assert expected[0] > 1e-4
         np.testing.assert_allclose(scores[layer]["sublayers"].flatten(), expected, rtol=1e-3, atol=1e-6)
@@ -287,7 +291,7 @@ def test_the_order_of_removal_is_that_of_whole_models(kind, metric, spared):
     """
     model = deep("gemma3_text")
     shape = shape_of(model.config.to_dict())
-    left, gone = [(block.layer, block.row) for block in blocks(shape, kind)], set()
+    left, gone = [(block.layer, block.row) for block in depth_units(shape, kind)], set()
     dense, units = model(IDS).logits, len(left)
     expected = []
     while left:
@@ -397,7 +401,7 @@ def test_widths_are_refused_where_their_sublayer_is_gone(gone, unit):
 def test_macro_influence_is_that_of_whole_models(kind):
     """Each candidate by itself: the last hidden states, in front of the norm, of a cut model."""
     model = deep("llama")
-    left = [(block.layer, block.row) for block in blocks(shape_of(model.config.to_dict()), kind)]
+    left = [(block.layer, block.row) for block in depth_units(shape_of(model.config.to_dict()), kind)]
     gone = set()
     dense = last_states(model)
     expected = []

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import anatomy, cut
-from resprout.tasks.models.size import shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.models.shape import shape_of
+from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.score import score_units
+from resprout.tasks.prune.scoring import score_units
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape
 from tiny_models import tiny_model
 

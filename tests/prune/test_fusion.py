@@ -1,4 +1,4 @@
-"""FuseGPT's fusion: grafts by hand, the group of a layer, and what fusing brings back."""
+"""FuseGPT's fusion: fused tensors by hand, the group of a layer, and what fusing brings back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from torch import nn
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.core.job import silent
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.grafts import Graft, grafted, matrices
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.repairs.fusion import Fusion, distance, neighbours
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.shape import count, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.repairs.fusion import (
+    Fusion,
+    _FusedTensor,
+    distance,
+    fused_tensors,
+    matrices,
+    neighbours,
+)
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import request
 from tiny_models import tiny_model
 
@@ -41,16 +47,16 @@ def test_a_graft_by_hand():
         draw.standard_normal(shape).astype("float32")
         for shape in ((3, 5), (3, 5), (3, 2), (2, 5), (3, 2), (2, 5))
     )
-    graft = Graft(torch.tensor(r), 2, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(graft(torch.tensor(w)), torch.tensor(w))
+    fused = _FusedTensor(torch.tensor(r), 2, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fused(torch.tensor(w)), torch.tensor(w))
     with torch.no_grad():
-        for parameter, value in zip([*graft.coefficients, *graft.update], (c, d, b, a), strict=True):
+        for parameter, value in zip([*fused.coefficients, *fused.update], (c, d, b, a), strict=True):
             assert parameter.requires_grad
             parameter.copy_(torch.tensor(value))
     expected = w + b @ a + (c @ d) * r
-    torch.testing.assert_close(graft(torch.tensor(w)), torch.tensor(expected), rtol=1e-5, atol=1e-6)
-    assert graft(torch.tensor(w).bfloat16()).dtype == torch.bfloat16
-    bias = Graft(torch.tensor([1.0, -2.0]), 2, torch.Generator())
+    torch.testing.assert_close(fused(torch.tensor(w)), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    assert fused(torch.tensor(w).bfloat16()).dtype == torch.bfloat16
+    bias = _FusedTensor(torch.tensor([1.0, -2.0]), 2, torch.Generator())
     with torch.no_grad():
         bias.coefficients[0].copy_(torch.tensor([0.5, 3.0]))
     assert bias(torch.tensor([10.0, 20.0])).tolist() == [10.5, 14.0]
@@ -61,9 +67,9 @@ def test_a_graft_leaves_a_plain_weight():
     removed = matrices(copy.deepcopy(layer))
     assert list(removed) == ["0.weight", "0.bias"]
     names = [name for name, _ in layer.named_parameters()]
-    with grafted(layer, removed, 2, torch.Generator().manual_seed(1)) as grafts, torch.no_grad():
-        for graft in grafts:
-            graft.coefficients[0].add_(1.0)
+    with fused_tensors(layer, removed, 2, torch.Generator().manual_seed(1)) as tensors, torch.no_grad():
+        for fused in tensors:
+            fused.coefficients[0].add_(1.0)
         expected = layer[0].weight.clone(), layer[0].bias.clone()
     assert type(layer[0]) is nn.Linear
     assert [name for name, _ in layer.named_parameters()] == names

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from resprout.tasks.models.anatomy import Part, Units, anatomy
-from resprout.tasks.models.walk import watch
-from resprout.tasks.prune import gradients as engine
+from resprout.tasks.models.forward import watch
+from resprout.tasks.prune import scoring as engine
 from resprout.tasks.prune.criteria.gblm import Gblm
-from resprout.tasks.prune.score import score_units
+from resprout.tasks.prune.scoring import score_units
 from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (4, 12), generator=torch.Generator().manual_seed(5))

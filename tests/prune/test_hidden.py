@@ -13,18 +13,17 @@ from masked_channels import without_channels
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.models.size import Shape, count, shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.contracts import Request
+from resprout.tasks.models.shape import Shape, count, shape_of
 from resprout.tasks.prune.criteria.hidden_activation import HiddenActivation
 from resprout.tasks.prune.criteria.hidden_magnitude import HiddenMagnitude
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.score import score_units
+from resprout.tasks.prune.interfaces import Request
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.scoring import score_units
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape, request, uniform_shape
-from tiny_models import read_units, tiny_model
+from tiny_models import HIDDEN, read_units, tiny_model
 
 IDS = torch.randint(4, 256, (12, 24), generator=torch.Generator().manual_seed(6))
-HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 
 
 def prune(target, units=("hidden",), **values):

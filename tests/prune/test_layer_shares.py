@@ -14,16 +14,16 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.models.size import Shape, shape_of
+from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.allocators import adaptive, cfsp_softmax, zeroth_order
 from resprout.tasks.prune.allocators.pq_index import PqIndex, kept_shares, share
-from resprout.tasks.prune.contracts import Bench, Request
+from resprout.tasks.prune.budget import spend_shares
 from resprout.tasks.prune.criteria.cfsp import Cfsp
 from resprout.tasks.prune.criteria.output_change import OutputChange
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.score import score_units
-from resprout.tasks.prune.spend import spend_shares
-from resprout.tasks.prune.turns import layer_cosines
+from resprout.tasks.prune.interfaces import Bench, Request
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.residual_stream import layer_cosines
+from resprout.tasks.prune.scoring import score_units
 from tiny_models import read_units, tiny_model
 
 IDS = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(6))
@@ -175,7 +175,7 @@ def test_an_allocators_settings_are_refused_before_anything_is_scored(monkeypatc
             "allocator_settings": {"p": 2.0},
         }
     )  # fmt: skip
-    monkeypatch.setattr("resprout.tasks.prune.make_plan.score_units", None)
+    monkeypatch.setattr("resprout.tasks.prune.planning.score_units", None)
     with pytest.raises(BadInput, match=r"'pq_index' has p: 2\.0"):
         make_plan(deep(), config, IDS)
 

@@ -9,9 +9,9 @@ import torch
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.models.anatomy import Slices, anatomy
-from resprout.tasks.prune import gradients as engine
+from resprout.tasks.prune import scoring as engine
 from resprout.tasks.prune.criteria.lora_gradient import LoraGradient
-from resprout.tasks.prune.score import score_units
+from resprout.tasks.prune.scoring import score_units
 from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (4, 12), generator=torch.Generator().manual_seed(5))

@@ -9,9 +9,9 @@ import torch
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import Part, Units
+from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.criteria.obs import Obs, rising
-from resprout.tasks.prune.resolve import resolve
-from resprout.tasks.prune.score import best_units, score_units
+from resprout.tasks.prune.scoring import best_units, score_units
 from resprout.tasks.prune.statistics import Gram
 from tiny_models import tiny_model
 

@@ -11,7 +11,7 @@ from resprout.configs.stages import DEPTH
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.registry import CRITERIA
-from resprout.tasks.prune.score import best_units, score_units
+from resprout.tasks.prune.scoring import best_units, score_units
 from tiny_models import read_units, tiny_model
 
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))

@@ -15,9 +15,9 @@ from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.surgery import apply
 from tiny_models import tiny_model
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")

@@ -12,11 +12,10 @@ from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.models.generator import own_generator
-from resprout.tasks.models.load import load_model
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.models.load import load_model, own_generator
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.surgery import apply
 from tiny_models import tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (2, 8), generator=torch.Generator().manual_seed(6))

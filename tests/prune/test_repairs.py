@@ -9,13 +9,13 @@ import torch
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import Part, Units, anatomy
-from resprout.tasks.models.size import shape_of
-from resprout.tasks.models.walk import watch
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.models.forward import watch
+from resprout.tasks.models.shape import shape_of
+from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.repairs.bias import Bias
 from resprout.tasks.prune.repairs.least_squares import LeastSquares
 from resprout.tasks.prune.repairs.none import NoRepair
+from resprout.tasks.prune.surgery import apply
 from tiny_models import layout_for, read_units, tiny_model
 
 IDS = torch.randint(4, 256, (12, 24), generator=torch.Generator().manual_seed(2))

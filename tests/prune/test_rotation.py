@@ -14,19 +14,17 @@ from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.core.job import silent
-from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.make_plan import make_plan
+from resprout.tasks.models.shape import count, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.repairs.rotation import Rotation
-from resprout.tasks.prune.residual import principal_directions
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.residual_stream import principal_directions
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape
-from tiny_models import tiny_model, write_tiny_folder
+from tiny_models import HIDDEN, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (12, 24), generator=torch.Generator().manual_seed(8))
-HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 
 
 def prune(hidden_share, **values):

@@ -13,13 +13,13 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.size import count, shape_of
-from resprout.tasks.prune.apply import apply
-from resprout.tasks.prune.contracts import Bench
+from resprout.tasks.models.shape import count, shape_of
+from resprout.tasks.prune.compatibility import resolve
+from resprout.tasks.prune.interfaces import Bench
 from resprout.tasks.prune.latency import LatencyTable
-from resprout.tasks.prune.make_plan import make_plan, plan_from
+from resprout.tasks.prune.planning import make_plan, plan_from
 from resprout.tasks.prune.registry import ALLOCATORS
-from resprout.tasks.prune.resolve import resolve
+from resprout.tasks.prune.surgery import apply
 from resprout.tasks.prune.target import implied_shape
 from tiny_models import tiny_model, write_tiny_folder
 
@@ -148,8 +148,8 @@ def test_a_floor_that_does_not_fit_is_one_sentence():
 def test_milliseconds_of_spared_layers_are_not_spent(monkeypatch):
     """A block of 8 channels takes 1 ms, a layer 16 + 8, dense 4 * 24 + 2 = 98: 88.2 leave out 10 blocks."""
     table = LatencyTable({"ffn": {8 * n: float(n) for n in range(1, 17)}, "kv_groups": {1: 4.0, 2: 8.0}}, 2.0)
-    monkeypatch.setattr("resprout.tasks.prune.make_plan.measure", lambda *given: table)
-    monkeypatch.setattr("resprout.tasks.prune.make_plan.measure_models", lambda *given: (98.0, 88.0))
+    monkeypatch.setattr("resprout.tasks.prune.planning.measure", lambda *given: table)
+    monkeypatch.setattr("resprout.tasks.prune.planning.measure_models", lambda *given: (98.0, 88.0))
     model = tiny_model("llama", num_hidden_layers=4)
     given = {"allocator": "dynamic_programming", "target": {"latency_ratio": 0.9}}
     plan, _ = make_plan(model, prune(spared_front=1, spared_back=0.25, **given), IDS)

@@ -10,21 +10,17 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.tasks.models.size import shape_of
-from resprout.tasks.models.trial import next_token_loss
+from resprout.tasks.models.ablation import next_token_loss
+from resprout.tasks.models.shape import shape_of
 from resprout.tasks.prune.allocators.dynamic_programming import DynamicProgramming
 from resprout.tasks.prune.allocators.evolutionary import Evolutionary
 from resprout.tasks.prune.allocators.spdy import Spdy, _Losses
-from resprout.tasks.prune.contracts import Bench, Costs, Request
-from resprout.tasks.prune.options import Options
-from resprout.tasks.prune.tried import Tried
-from tiny_models import tiny_model
+from resprout.tasks.prune.budget import Knapsack
+from resprout.tasks.prune.interfaces import Bench, Costs, Request
+from resprout.tasks.prune.search import WidthProbe
+from tiny_models import column, tiny_model
 
 IDS = torch.randint(4, 256, (4, 16), generator=torch.Generator().manual_seed(6))
-
-
-def column(*values):
-    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
 
 
 def asked(model, kept_blocks, **values):
@@ -45,7 +41,7 @@ def loss_of(model):
 
 
 def loss_at(model, scores, widths):
-    with Tried(Bench(model, IDS), scores, [("ffn", one) for one in range(len(widths))]).narrowed(widths):
+    with WidthProbe(Bench(model, IDS), scores, [("ffn", one) for one in range(len(widths))]).narrowed(widths):
         return loss_of(model)
 
 
@@ -59,7 +55,7 @@ def test_weights_by_hand():
     shape = shape_of(model.config.to_dict())
     costs = Costs(5.0, lambda kind, layer, count: count)
     scores = [{"ffn": column(3, 9, 1, 2)}, {"ffn": column(4, 5, 6, 7)}]
-    options = Options(Request(shape, shape.params, ("ffn",), 1, costs=costs), scores)
+    options = Knapsack(Request(shape, shape.params, ("ffn",), 1, costs=costs), scores)
     assert options.places == [("ffn", 0), ("ffn", 1)]
     assert options.widths(options.best()) == [1, 4]
     assert options.widths(options.best([1.0, 0.25])) == [3, 2]
@@ -84,7 +80,7 @@ def test_weights_begin_as_measured(batch_tokens, monkeypatch):
     for layer, by_kind in enumerate(scores):
         by_kind["kv_groups"] = column(1.0 + layer, 0.5)
     shape = shape_of(model.config.to_dict())
-    bench, options = Bench(model, IDS), Options(Request(shape, shape.params, kinds, 32, False), scores)
+    bench, options = Bench(model, IDS), Knapsack(Request(shape, shape.params, kinds, 32, False), scores)
     losses = _Losses(bench, options, scores, 64)
     dense = loss_of(model)
     assert losses.of([3, 1] * 3) == pytest.approx(dense, rel=1e-6)
@@ -95,7 +91,7 @@ def test_weights_begin_as_measured(batch_tokens, monkeypatch):
             # Half of 128 channels or a block of 32; of two groups the one of the lower score goes at either.
             widths[place] = 128 // level if widths[place] == 128 else 1
             error = scores[0]["ffn"][: 128 - 128 // level].sum().item() if widths[place] > 1 else 0.5
-            with losses.tried.narrowed(widths):
+            with losses.probe.narrowed(widths):
                 expected.append((loss_of(model) - dense) / error)
         assert expected[4] == 0.0
         least = 0.1 * statistics.median(one for one in expected if one > 0)

@@ -12,9 +12,8 @@ import torch
 
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.models.generator import own_generator
-from resprout.tasks.models.load import load_model, save_model
-from resprout.tasks.models.masked import read_masked, write_masked
+from resprout.tasks.models.load import load_model, own_generator, save_model
+from resprout.tasks.prune.masking import read_masked, write_masked
 from resprout.tasks.recover.lessons import prepare
 from resprout.tasks.recover.masked import leave_masked
 from resprout.tasks.recover.methods.lora import merge, with_adapters

@@ -14,8 +14,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import RecoverConfig
 from resprout.configs.stages import PartOfRecovery
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.models.generator import own_generator
-from resprout.tasks.models.load import load_model
+from resprout.tasks.models.load import load_model, own_generator
 from resprout.tasks.recover.lessons import Lessons, prepare
 from resprout.tasks.recover.methods.full import cast, masters
 from resprout.tasks.recover.methods.lora import merge, with_adapters

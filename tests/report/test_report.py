@@ -11,7 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.models.size import Shape
+from resprout.tasks.models.shape import Shape
 from resprout.tasks.report.stage import ReportConfig, kept_widths, measured, report
 from resprout.tasks.report.table import bars, comparison, line, recovery_sentence
 

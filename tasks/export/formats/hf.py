@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.export import probe as script
 from resprout.tasks.export.probe import Probed, Question
-from resprout.tasks.models.layout import layout_of
+from resprout.tasks.models.layouts import layout_of
 from resprout.tasks.models.load import save_model
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What sets one model family apart: its tensors with named axes, its modules, its config keys; no torch.
+"""Description of a model family: its tensors with named axes, its modules, its config keys; imports no torch.
 
 An axis is a whole number, or one of
 
@@ -31,7 +31,7 @@ SCALED: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 """The same where embeddings are scaled by the hidden size, which can then not change."""
 SHARED_HEADS: tuple[Unit, ...] = ("ffn", "kv_groups", "layers", "sublayers")
 """Units of a family whose stock config has no head_dim but shares the hidden size out among the heads: fewer
-heads need a layout of their own (tasks/models/layout.py)."""
+heads need a layout of their own (tasks/models/layouts.py)."""
 FIXED_HEADS: tuple[Unit, ...] = ("ffn", "layers", "sublayers")
 """Units of a family whose norms run over all heads, so that none can go alone."""
 SPARSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
@@ -40,7 +40,7 @@ SPARSE: tuple[Unit, ...] = ("ffn", "kv_groups", "heads", "experts", "hidden", "l
 
 @dataclass(frozen=True)
 class Keys:
-    """What config.json calls the widths; None where it has no such key, several where releases differ."""
+    """Keys of config.json for the widths; None where it has no such key, several where releases differ."""
 
     hidden: str = "hidden_size"
     layers: str = "num_hidden_layers"
@@ -95,7 +95,7 @@ class Family:
 
     @property
     def layer_prefix(self) -> str:
-        """What comes before the number of a layer in the names of its tensors."""
+        """The part of tensors' names before the number of their layer."""
         return f"{self.decoder}.{self.layers}."
 
     @property
@@ -128,23 +128,26 @@ def layer_norm(name: str) -> Tensors:
     return {f"{name}.weight": ("hidden",), f"{name}.bias": ("hidden",)}
 
 
-def attention(
-    config: Config, qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False
-) -> Tensors:
-    """Four separate projections below `self_attn`, as Llama and most decoders since have them."""
+def attention(config: Config, bias_key: str = "", qkv_bias: bool = False, qk_norm: bool = False) -> Tensors:
+    """Four separate projections below `self_attn`, as Llama and most decoders since have them.
+
+    `bias_key` is the config key that gives all of them a bias, `qkv_bias` gives one to all but the last.
+    """
+    bias = bool(config.get(bias_key))
     norms = {**rms_norm("self_attn.q_norm", "head_dim"), **rms_norm("self_attn.k_norm", "head_dim")}
     return {
-        **linear("self_attn.q_proj", "query", "hidden", qkv_bias),
-        **linear("self_attn.k_proj", "key", "hidden", qkv_bias),
-        **linear("self_attn.v_proj", "value", "hidden", qkv_bias),
-        **linear("self_attn.o_proj", "hidden", "query", out_bias),
+        **linear("self_attn.q_proj", "query", "hidden", qkv_bias or bias),
+        **linear("self_attn.k_proj", "key", "hidden", qkv_bias or bias),
+        **linear("self_attn.v_proj", "value", "hidden", qkv_bias or bias),
+        **linear("self_attn.o_proj", "hidden", "query", bias),
         **(norms if qk_norm else {}),
         **rms_norm("input_layernorm"),
     }
 
 
-def gated_ffn(config: Config, bias: bool = False) -> Tensors:
-    """Gate, up and down below `mlp`, and the norm in front of them."""
+def gated_ffn(config: Config, bias_key: str = "") -> Tensors:
+    """Gate, up and down below `mlp`, with a bias where `bias_key` is set, and the norm in front of them."""
+    bias = bool(config.get(bias_key))
     return {
         **linear("mlp.gate_proj", "ffn", "hidden", bias),
         **linear("mlp.up_proj", "ffn", "hidden", bias),
@@ -165,13 +168,14 @@ def experts(config: Config) -> Tensors:
 
 def ends(config: Config) -> Tensors:
     """Embeddings, the last norm, and the head where it is not tied."""
-    return {
-        "model.embed_tokens.weight": ("vocab", "hidden"),
-        **rms_norm("model.norm"),
-        **head(config),
-    }
+    return {"model.embed_tokens.weight": ("vocab", "hidden"), **rms_norm("model.norm"), **head(config)}
 
 
 def head(config: Config) -> Tensors:
     """`lm_head`, empty where it is tied to the embeddings."""
     return {} if config.get("tie_word_embeddings") else linear("lm_head", "vocab", "hidden")
+
+
+def is_norm(name: str, tensors: Tensors) -> bool:
+    """Whether a tensor is the weight of a norm over the hidden channels."""
+    return tensors[name] == ("hidden",) and name.endswith(".weight")

@@ -15,8 +15,7 @@ from resprout.tasks.models.families.family import (
 
 
 def _attention(config: Config) -> Tensors:
-    bias = bool(config.get("attention_bias"))
-    return {**attention(config, qkv_bias=bias, out_bias=bias), **rms_norm("post_attention_layernorm")}
+    return {**attention(config, "attention_bias"), **rms_norm("post_attention_layernorm")}
 
 
 def ffn(config: Config) -> Tensors:

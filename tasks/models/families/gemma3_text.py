@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from resprout.tasks.models.families.family import (
-    SCALED,
-    Config,
-    Family,
-    Tensors,
-    attention,
-    ends,
-    rms_norm,
-)
+from resprout.tasks.models.families.family import SCALED, Config, Family, Tensors, attention, ends, rms_norm
 from resprout.tasks.models.families.gemma2 import ffn
 
 
 def _attention(config: Config) -> Tensors:
-    bias = bool(config.get("attention_bias"))
-    projections = attention(config, qkv_bias=bias, out_bias=bias, qk_norm=True)
+    projections = attention(config, "attention_bias", qk_norm=True)
     return {**projections, **rms_norm("post_attention_layernorm")}
 
 

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from resprout.tasks.models.families.family import Config, Family, Tensors, attention, ends, gated_ffn
+from functools import partial
 
-
-def _attention(config: Config) -> Tensors:
-    bias = bool(config.get("attention_bias"))
-    return attention(config, qkv_bias=bias, out_bias=bias)
-
-
-def _ffn(config: Config) -> Tensors:
-    return gated_ffn(config, bias=bool(config.get("mlp_bias")))
-
+from resprout.tasks.models.families.family import Family, attention, ends, gated_ffn
 
 FAMILY = Family(
     "llama",
-    attention=_attention,
-    ffn=_ffn,
+    attention=partial(attention, bias_key="attention_bias"),
+    ffn=partial(gated_ffn, bias_key="mlp_bias"),
     ends=ends,
     attention_bias_key="attention_bias",
     ffn_bias_key="mlp_bias",

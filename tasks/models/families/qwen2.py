@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from resprout.tasks.models.families.family import Config, Family, Tensors, attention, ends, gated_ffn
+from functools import partial
 
+from resprout.tasks.models.families.family import Family, attention, ends, gated_ffn
 
-def _attention(config: Config) -> Tensors:
-    return attention(config, qkv_bias=True)
-
-
-FAMILY = Family("qwen2", attention=_attention, ffn=gated_ffn, ends=ends)
+FAMILY = Family("qwen2", attention=partial(attention, qkv_bias=True), ffn=gated_ffn, ends=ends)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from resprout.tasks.models.families.family import Config, Family, Tensors, attention, ends, gated_ffn
+from functools import partial
 
-
-def _attention(config: Config) -> Tensors:
-    bias = bool(config.get("attention_bias"))
-    return attention(config, qkv_bias=bias, out_bias=bias, qk_norm=True)
-
+from resprout.tasks.models.families.family import Family, attention, ends, gated_ffn
 
 FAMILY = Family(
     "qwen3",
-    attention=_attention,
+    attention=partial(attention, bias_key="attention_bias", qk_norm=True),
     ffn=gated_ffn,
     ends=ends,
     attention_bias_key="attention_bias",

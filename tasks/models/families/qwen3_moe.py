@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from resprout.tasks.models.families.family import (
-    SPARSE,
-    Config,
-    Family,
-    Keys,
-    Tensors,
-    attention,
-    ends,
-    experts,
-)
+from functools import partial
 
-
-def _attention(config: Config) -> Tensors:
-    bias = bool(config.get("attention_bias"))
-    return attention(config, qkv_bias=bias, out_bias=bias, qk_norm=True)
+from resprout.tasks.models.families.family import SPARSE, Config, Family, Keys, attention, ends, experts
 
 
 def check(config: Config) -> str:
-    """What keeps a layer from having experts."""
+    """Return why some layers have no experts; empty where all have."""
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         return "some of its layers have no experts (mlp_only_layers, decoder_sparse_step)"
     return ""
@@ -28,7 +16,7 @@ def check(config: Config) -> str:
 
 FAMILY = Family(
     "qwen3_moe",
-    attention=_attention,
+    attention=partial(attention, bias_key="attention_bias", qk_norm=True),
     ffn=experts,
     ends=ends,
     ffn_reader="",

@@ -1,3 +1,4 @@
-"""Allocators, one a module; all keep the contract of tasks/prune/contracts.py, and those that do not try the
-model import no torch.
+"""Allocators, one a module; all keep the interface in tasks/prune/interfaces.py.
+
+Those that do not run the model import no torch.
 """

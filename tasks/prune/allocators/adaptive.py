@@ -12,15 +12,11 @@ layer l loses removed * (1 - amplitude * I_l), the amplitude being a share of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import given, spend_shares
+from resprout.tasks.prune.budget import require_bench, spend_shares
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape, require
 from resprout.tasks.prune.target import kept_share
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Adaptive:
     """The uniform share, more or less by how far a layer's output is from its input."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
 
     amplitude: float = 1.0
     """Largest difference of a layer's removed share from the uniform one, as a share of that."""
@@ -38,9 +34,9 @@ class Adaptive:
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
-        from resprout.tasks.prune.turns import layer_cosines
+        from resprout.tasks.prune.residual_stream import layer_cosines
 
-        distances = [-one.double().mean().item() for one in layer_cosines(given(bench))]
+        distances = [-one.double().mean().item() for one in layer_cosines(require_bench(bench))]
         shares = kept_shares(distances, kept_share(request), self.amplitude)
         return spend_shares(request, dict.fromkeys(request.kinds, shares))
 

@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import given, spend_shares
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+from resprout.tasks.prune.budget import require_bench, spend_shares
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape, require
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,7 @@ class CfspSoftmax:
     """Budgets by a sigmoid of how far each layer turns the residual stream."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
 
     steepness: float = 13.1
     """How much more a layer keeps for each pi that it turns the stream beyond the mean."""
@@ -36,11 +32,12 @@ class CfspSoftmax:
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
-        from resprout.tasks.prune.turns import layer_cosines
+        from resprout.tasks.prune.residual_stream import layer_cosines
 
-        angles = [one.arccos().double().mean().item() / math.pi for one in layer_cosines(given(bench))]
-        shares = budgets(angles, self.steepness)
-        return spend_shares(request, dict.fromkeys(request.kinds, shares))
+        angles = [
+            one.arccos().double().mean().item() / math.pi for one in layer_cosines(require_bench(bench))
+        ]
+        return spend_shares(request, dict.fromkeys(request.kinds, budgets(angles, self.steepness)))
 
 
 def budgets(angles: list[float], steepness: float) -> list[float]:

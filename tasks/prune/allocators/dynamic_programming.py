@@ -6,23 +6,20 @@ layer's own output and do not: for them `spdy` finds out by trying what a layer'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.options import Options
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+from resprout.tasks.prune.budget import Knapsack
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape
 
 
 class DynamicProgramming:
     """The widths of least total loss within a budget of parameters or milliseconds."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
     latency: ClassVar[bool] = True
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, of least loss among those within the budget."""
-        options = Options(request, scores)
+        options = Knapsack(request, scores)
         return options.shape_with(options.best())

@@ -16,19 +16,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.divergence import Divergence
-from resprout.tasks.prune.evolution import Candidate, evolve, stages
-from resprout.tasks.prune.spend import given, sizes_of, spend_shares
+from resprout.tasks.prune.budget import require_bench, shape_with, sizes_of, spend_shares
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores, Shape, Unit, require
+from resprout.tasks.prune.search import Candidate, Divergence, WidthProbe, evolve, parse_stages
 from resprout.tasks.prune.target import least
-from resprout.tasks.prune.tried import Tried
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -36,9 +30,9 @@ class Evolutionary:
     """Widths by search: blocks move between layers while the logits come closer to the uncut model's."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
     narrows: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
     generations: int = 400
     """Rounds of the search."""
@@ -55,7 +49,7 @@ class Evolutionary:
         require("evolutionary", 0, generations=self.generations)
         require("evolutionary", 1, children=self.children)
         require("evolutionary", 0, seed=self.seed)
-        stages("evolutionary", self.survivors, self.tokens)
+        parse_stages("evolutionary", self.survivors, self.tokens)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The widths that the search ends with, at the parameters of equal shares."""
@@ -63,51 +57,39 @@ class Evolutionary:
         start = spend_shares(request, dict.fromkeys(request.kinds, [1.0] * shape.layers))
         places = [(kind, layer) for kind in request.kinds for layer in range(shape.layers)]
         blocks = [sizes_of(request, layer, kind) for kind, layer in places]
-        costs = [
-            [size * shape.unit_params(kind, layer) for size in sizes]
-            for (kind, layer), sizes in zip(places, blocks, strict=True)
-        ]
-        levels = tuple(
-            _level(sizes, start.counts(kind)[layer])
-            for (kind, layer), sizes in zip(places, blocks, strict=True)
-        )
-        bench, random = given(bench), Random(self.seed)
+        placed = list(zip(places, blocks, strict=True))
+        levels = tuple(_level(sizes, start.counts(kind)[layer]) for (kind, layer), sizes in placed)
+        costs = [[size * shape.unit_params(kind, layer) for size in sizes] for (kind, layer), sizes in placed]
+        fewest = [_level(sizes, least(request, kind, layer)) for (kind, layer), sizes in placed]
+        bench, random = require_bench(bench), Random(self.seed)
         widths = _Widths(bench, scores, places, blocks)
-        divergence = Divergence(widths.tried.trial, bench.input_ids, widths.logits, random)
+        divergence = Divergence(widths.probe.ablation, bench.input_ids, widths.logits, random)
         best = evolve(
             levels,
             costs,
-            [
-                _level(sizes, least(request, kind, layer))
-                for (kind, layer), sizes in zip(places, blocks, strict=True)
-            ],
+            fewest,
             divergence.of,
-            stages("evolutionary", self.survivors, self.tokens),
+            parse_stages("evolutionary", self.survivors, self.tokens),
             self.generations,
             self.children,
             random,
             bench.progress,
         )
-        for kind in request.kinds:
-            counts = [
-                count for (one, _), count in zip(places, widths.counts(best), strict=True) if one == kind
-            ]
-            shape = shape.with_counts(kind, counts)
-        return shape
+        return shape_with(shape, places, widths.counts(best))
 
 
 class _Widths:
-    """What the levels of `places` stand for, and the model at those widths."""
+    """The widths that the levels of `places` stand for, and the model at those widths."""
 
     def __init__(
         self, bench: Bench, scores: Scores, places: list[tuple[Unit, int]], blocks: list[list[int]]
     ) -> None:
-        self.tried, self.blocks = Tried(bench, scores, places), blocks
+        self.probe, self.blocks = WidthProbe(bench, scores, places), blocks
 
     def logits(self, candidate: Candidate, ids: Tensor) -> Tensor:
         """Logits [rows, tokens, vocab] of the model at the candidate's widths."""
-        with self.tried.narrowed(self.counts(candidate)):
-            return self.tried.trial.logits(ids)
+        with self.probe.narrowed(self.counts(candidate)):
+            return self.probe.ablation.logits(ids)
 
     def counts(self, candidate: Candidate) -> list[int]:
         """Units that each place keeps."""
@@ -115,5 +97,5 @@ class _Widths:
 
 
 def _level(sizes: list[int], count: int) -> int:
-    """How many blocks hold `count` units."""
+    """Return how many blocks hold `count` units."""
     return next(level for level in range(len(sizes) + 1) if sum(sizes[:level]) >= count)

@@ -20,19 +20,14 @@ from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.errors import StageFailed
-from resprout.configs.stages import Unit
-from resprout.tasks.models.depth import Block, blocks, caches_work, without
-from resprout.tasks.models.size import Shape
-from resprout.tasks.models.trial import Trial
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.divergence import Divergence
-from resprout.tasks.prune.evolution import ATTEMPTS, Candidate, evolve, stages
-from resprout.tasks.prune.spend import given
+from resprout.tasks.models.ablation import Ablation
+from resprout.tasks.models.shape import DepthUnit, Shape, caches_work, depth_units, without
+from resprout.tasks.prune.budget import require_bench
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores, require
+from resprout.tasks.prune.search import ATTEMPTS, Candidate, Divergence, evolve, parse_stages
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,8 @@ class EvolutionaryDepth:
     """Which layers or sublayers go, by search: the logits come closer to the uncut model's."""
 
     per_layer: ClassVar[bool] = False
-    tries: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
+    runs_model: ClassVar[bool] = True
+    units: ClassVar[Kinds] = ("layers", "sublayers")
 
     generations: int = 0
     """Rounds of the search; 0: k (n - k) / 1.5 where k of n layers go, as in the authors' script."""
@@ -59,30 +54,30 @@ class EvolutionaryDepth:
     def __post_init__(self) -> None:
         require("evolutionary_depth", 0, generations=self.generations, seed=self.seed)
         require("evolutionary_depth", 1, children=self.children, initial=self.initial)
-        stages("evolutionary_depth", self.survivors, self.tokens)
+        parse_stages("evolutionary_depth", self.survivors, self.tokens)
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The request's shape with widths of 0 where something went."""
         (kind,) = request.kinds
-        bench, random = given(bench), Random(self.seed)
-        shape, trial = request.shape, Trial(bench.model)
-        places = [block for block in blocks(shape, kind) if block.sublayers]
-        plan = stages("evolutionary_depth", self.survivors, self.tokens)
+        bench, random = require_bench(bench), Random(self.seed)
+        shape, ablation = request.shape, Ablation(bench.model)
+        places = [block for block in depth_units(shape, kind) if block.sublayers]
+        plan = parse_stages("evolutionary_depth", self.survivors, self.tokens)
         removed = removed_counts(request, places)
         most = max(removed.values())
         if not most:
             return shape
 
-        def gone(candidate: Candidate) -> list[Block]:
+        def removed_by(candidate: Candidate) -> list[DepthUnit]:
             return [block for block, level in zip(places, candidate, strict=True) if not level]
 
         def logits(candidate: Candidate, ids: Tensor) -> Tensor:
-            return trial.logits(ids, gone(candidate))
+            return ablation.logits(ids, removed_by(candidate))
 
-        divergence = Divergence(trial, bench.input_ids, logits, random)
+        divergence = Divergence(ablation, bench.input_ids, logits, random)
 
         def fitness(candidates: Sequence[Candidate], tokens: int) -> list[float]:
-            alive = [one for one in candidates if caches_work(without(shape, gone(one)))]
+            alive = [one for one in candidates if caches_work(without(shape, removed_by(one)))]
             losses = dict(zip(alive, divergence.of(alive, tokens), strict=True))
             return [losses.get(one, math.inf) for one in candidates]
 
@@ -105,13 +100,13 @@ class EvolutionaryDepth:
             random,
             bench.progress,
         )
-        return without(shape, gone(best))
+        return without(shape, removed_by(best))
 
 
-def removed_counts(request: Request, places: Sequence[Block]) -> dict[int, int]:
-    """How many units of each row of scores go: as many of each, as few as fit whichever they are."""
+def removed_counts(request: Request, places: Sequence[DepthUnit]) -> dict[int, int]:
+    """Return how many units of each row of scores go: as many of each, as few as fit whichever they are."""
     shape = request.shape
-    rows: dict[int, list[Block]] = {}
+    rows: dict[int, list[DepthUnit]] = {}
     for block in sorted(places, key=lambda one: shape.params - without(shape, [one]).params):
         rows.setdefault(block.row, []).append(block)
 
@@ -127,7 +122,9 @@ def removed_counts(request: Request, places: Sequence[Block]) -> dict[int, int]:
     raise ValueError("a request that cannot be met is refused before it is spent")
 
 
-def _starts(places: Sequence[Block], removed: dict[int, int], wanted: int, random: Random) -> list[Candidate]:
+def _starts(
+    places: Sequence[DepthUnit], removed: dict[int, int], wanted: int, random: Random
+) -> list[Candidate]:
     """Different random candidates, as many as `wanted` where there are so many."""
     rows = {row: [place for place, block in enumerate(places) if block.row == row] for row in removed}
     found: dict[Candidate, None] = {}

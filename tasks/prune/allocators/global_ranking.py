@@ -11,15 +11,11 @@ what one kind of unit holds in it. The threshold is given as in the authors' cod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import ranked, spend
+from resprout.tasks.prune.budget import rank_all, spend
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape, require
 from resprout.tasks.prune.target import removable_params
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class GlobalRanking:
     """One ranking over all layers and kinds of the scores as they are, and a minimum for every layer."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
 
     min_threshold_percent: float = 0.05
     """Every layer keeps this percent of the removable weights of all layers together, or all of its own."""
@@ -41,11 +37,6 @@ class GlobalRanking:
         A threshold that does not fit the limit raises BadInput.
         """
         least = removable_params(request) * self.min_threshold_percent / 100
-        blocks = [
-            block
-            for layer, by_kind in enumerate(scores)
-            for kind in request.kinds
-            for block in ranked(layer, kind, by_kind[kind].mean(dim=1), request)
-        ]
+        blocks = rank_all(request, scores, lambda one: one.mean(dim=1))
         floors = {(b.layer, b.kind): least / request.shape.unit_params(b.kind, b.layer) for b in blocks}
         return spend(request, blocks, floors, f"min_threshold_percent {self.min_threshold_percent:g}")

@@ -14,14 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import ranked, spend
+from resprout.tasks.prune.budget import rank_all, spend
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape, require
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class GlobalStandardised:
     """One ranking over all layers and kinds, scores standardised in each."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
 
     min_kept_ratio: float = 0.0
     """Share of its units of each kind that every layer keeps."""
@@ -42,21 +39,13 @@ class GlobalStandardised:
 
         A `min_kept_ratio` that does not fit the limit raises BadInput.
         """
-        return spend(
-            request,
-            [
-                block
-                for layer, by_kind in enumerate(scores)
-                for kind in request.kinds
-                for block in ranked(layer, kind, standardised(by_kind[kind]), request)
-            ],
-            {
-                (layer, kind): self.min_kept_ratio * count
-                for kind in request.kinds
-                for layer, count in enumerate(request.shape.counts(kind))
-            },
-            f"min_kept_ratio {self.min_kept_ratio}",
-        )
+        floors = {
+            (layer, kind): self.min_kept_ratio * count
+            for kind in request.kinds
+            for layer, count in enumerate(request.shape.counts(kind))
+        }
+        blocks = rank_all(request, scores, standardised)
+        return spend(request, blocks, floors, f"min_kept_ratio {self.min_kept_ratio}")
 
 
 def standardised(scores: Tensor) -> Tensor:

@@ -7,32 +7,28 @@ measure their length (tasks/models/depth.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.models.depth import Block, blocks, caches_work, without
-from resprout.tasks.models.size import Shape
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
+from resprout.tasks.models.shape import DepthUnit, Shape, caches_work, depth_units, without
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores
 
 
 class LowestFirst:
     """Whole layers or sublayers in the order of their scores, the lowest first."""
 
     per_layer: ClassVar[bool] = False
-    tries: ClassVar[bool] = False
-    units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
+    runs_model: ClassVar[bool] = False
+    units: ClassVar[Kinds] = ("layers", "sublayers")
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The request's shape with widths of 0 where something went; of equal scores the later one goes."""
         (kind,) = request.kinds
 
-        def worth(block: Block) -> tuple[float, int, int]:
+        def worth(block: DepthUnit) -> tuple[float, int, int]:
             return scores[block.layer][kind][block.row].mean().item(), -block.layer, -block.row
 
-        removed: list[Block] = []
-        for block in sorted(blocks(request.shape, kind), key=worth):
+        removed: list[DepthUnit] = []
+        for block in sorted(depth_units(request.shape, kind), key=worth):
             if without(request.shape, removed).params <= request.limit:
                 break
             if caches_work(without(request.shape, [*removed, block])):

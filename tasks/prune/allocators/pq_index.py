@@ -19,16 +19,14 @@ from operator import mul
 from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.size import Shape
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import given, spend_shares
+from resprout.tasks.prune.budget import require_bench, spend_shares
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape, require
 from resprout.tasks.prune.target import kept_share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from resprout.configs.stages import Unit
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class PqIndex:
     """Removed shares by the ratio of two norms of each layer's weights; looks at no data."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
 
     p: float = 0.5
     """The smaller norm, above 0 and at most 1."""
@@ -56,7 +54,7 @@ class PqIndex:
 
         from resprout.tasks.models.anatomy import anatomy
 
-        bench = given(bench)
+        bench = require_bench(bench)
         layers = bench.among(anatomy(bench.model).layers)
         bounds: dict[Unit, list[float]] = {
             kind: [

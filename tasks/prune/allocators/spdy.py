@@ -24,18 +24,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.models.size import Shape
-from resprout.tasks.models.trial import BATCH_TOKENS, next_token_loss
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.options import Options
-from resprout.tasks.prune.spend import given, overflow
-from resprout.tasks.prune.tried import Tried
+from resprout.tasks.models.ablation import BATCH_TOKENS, next_token_loss
+from resprout.tasks.prune.budget import Knapsack, overflow_error, require_bench
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores, Shape, require
+from resprout.tasks.prune.search import WidthProbe
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 LEAST = 0.1
@@ -47,10 +42,10 @@ class Spdy:
     """Dynamic programming over losses weighed by layer, the weights found by trying the model."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = True
     narrows: ClassVar[bool] = True
     latency: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
     steps: int = 50
     """Changes of the best weights that are tried."""
@@ -70,7 +65,7 @@ class Spdy:
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The widths of least loss among those tried; what equal weights lead to is among them."""
-        bench, options, random = given(bench), Options(request, scores), Random(self.seed)
+        bench, options, random = require_bench(bench), Knapsack(request, scores), Random(self.seed)
         losses = _Losses(bench, options, scores, self.calibration_tokens)
         places = len(options.places)
         starts = [[1.0] * places, *losses.measured_weights()]
@@ -94,9 +89,9 @@ class Spdy:
 class _Losses:
     """Mean next-token losses, over the first calibration tokens, of a model narrowed as chosen."""
 
-    def __init__(self, bench: Bench, options: Options, scores: Scores, tokens: int) -> None:
+    def __init__(self, bench: Bench, options: Knapsack, scores: Scores, tokens: int) -> None:
         self.bench, self.options = bench, options
-        self.tried = Tried(bench, scores, options.places)
+        self.probe = WidthProbe(bench, scores, options.places)
         self.samples = bench.input_ids[: max(1, tokens // bench.input_ids.shape[1])]
         self.batches = self.samples.split(max(1, BATCH_TOKENS // self.samples.shape[1]))
         self.found: dict[tuple[int, ...], float] = {}
@@ -105,8 +100,8 @@ class _Losses:
         """The loss with these options taken, run once for each choice; infinite where it overflows."""
         key = tuple(chosen)
         if key not in self.found:
-            with self.tried.narrowed(self.options.widths(chosen)):
-                loss = sum(self._share(ids, self.tried.trial.logits(ids)) for ids in self.batches)
+            with self.probe.narrowed(self.options.widths(chosen)):
+                loss = sum(self._share(ids, self.probe.ablation.logits(ids)) for ids in self.batches)
             self.found[key] = loss if math.isfinite(loss) else math.inf
         return self.found[key]
 
@@ -116,24 +111,24 @@ class _Losses:
         Once to half its blocks, once to the fewest. No place weighs less than LEAST of the median, as one
         does without which the loss is no higher. A loss that is not finite raises StageFailed.
         """
-        trial, options = self.tried.trial, self.options
+        ablation, options = self.probe.ablation, self.options
         whole = [len(counts) - 1 for counts in options.counts]
         levels = [[most // 2 for most in whole], [0] * len(whole)]
         growth = [[0.0] * len(whole) for _ in levels]
         for done, ids in enumerate(self.batches):
-            with self.tried.narrowed(options.widths(whole)):
-                stream = trial.inputs(ids)
-                dense = self._share(ids, trial.logits(ids, start=len(stream) - 1, hidden=stream[-1]))
+            with self.probe.narrowed(options.widths(whole)):
+                stream = ablation.inputs(ids)
+                dense = self._share(ids, ablation.logits(ids, start=len(stream) - 1, hidden=stream[-1]))
             for place, (_, layer) in enumerate(options.places):
                 for level, found in zip(levels, growth, strict=True):
                     narrowed = [*whole[:place], level[place], *whole[place + 1 :]]
-                    with self.tried.narrowed(options.widths(narrowed)):
+                    with self.probe.narrowed(options.widths(narrowed)):
                         start = self.bench.first + layer
-                        logits = trial.logits(ids, start=start, hidden=stream[start])
+                        logits = ablation.logits(ids, start=start, hidden=stream[start])
                     found[place] += self._share(ids, logits) - dense
             self.bench.progress(done + 1, len(self.batches), "batches with one part narrowed at a time")
         if not all(math.isfinite(one) for found in growth for one in found):
-            raise overflow("the loss of the model with a layer narrowed")
+            raise overflow_error("the loss of the model with a layer narrowed")
         return [self._weights(*pair) for pair in zip(levels, growth, strict=True)]
 
     def _weights(self, level: list[int], growth: list[float]) -> list[float]:
@@ -143,5 +138,5 @@ class _Losses:
         return [max(one, least) for one in ratios]
 
     def _share(self, ids: Tensor, logits: Tensor) -> float:
-        """What a batch brings to the mean loss."""
+        """A batch's share of the mean loss."""
         return next_token_loss(logits, ids) * len(ids) / len(self.samples)

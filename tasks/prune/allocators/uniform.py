@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from resprout.tasks.models.size import Shape
+from resprout.tasks.prune.interfaces import Bench, Request, Scores, Shape
 from resprout.tasks.prune.target import uniform_shape
-
-if TYPE_CHECKING:
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 class Uniform:
     """The same widths in every layer; scores decide only which units."""
 
     per_layer: ClassVar[bool] = False
-    tries: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """The largest uniform shape within the limit."""

@@ -18,16 +18,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
-from resprout.tasks.models.size import Shape
-from resprout.tasks.models.trial import Trial, next_token_loss
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.spend import given, spend_shares
+from resprout.tasks.models.ablation import Ablation, next_token_loss
+from resprout.tasks.prune.budget import require_bench, spend_shares
+from resprout.tasks.prune.interfaces import Bench, Kinds, Request, Scores, Shape, require
 from resprout.tasks.prune.target import kept_share
 
 if TYPE_CHECKING:
     from resprout.tasks.models.anatomy import Layer
-    from resprout.tasks.prune.contracts import Bench, Request, Scores
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,8 @@ class ZerothOrder:
     """Shares by how much random changes of a layer's weights change the loss."""
 
     per_layer: ClassVar[bool] = True
-    tries: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts")
+    runs_model: ClassVar[bool] = True
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts")
 
     noise_std: float = 0.001
     """Standard deviation of the noise (eps)."""
@@ -55,7 +52,7 @@ class ZerothOrder:
 
     def allocate(self, request: Request, scores: Scores, bench: Bench | None = None) -> Shape:
         """Widths of each layer, within the limit and as close to it as whole blocks allow."""
-        found = importances(given(bench), request.kinds, self.noise_std, self.samples, self.seed)
+        found = importances(require_bench(bench), request.kinds, self.noise_std, self.samples, self.seed)
         base = kept_share(request)
         shares = kept_shares(found, base, max(base - self.share_margin, 0.0))
         return spend_shares(request, dict.fromkeys(request.kinds, shares))
@@ -67,15 +64,15 @@ def kept_shares(importances: list[float], base: float, floor: float) -> list[flo
     return [floor + (base - floor) * (one / mean if mean else 1.0) for one in importances]
 
 
-def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, samples: int, seed: int) -> list[float]:
-    """What changes of the matrices of each layer do to the loss, per weight and unit of the change."""
-    trial = Trial(bench.model)
-    layers = bench.among(trial.parts.layers)
+def importances(bench: Bench, kinds: Kinds, std: float, samples: int, seed: int) -> list[float]:
+    """Change of the loss by changes of each layer's matrices, per weight and unit of the change."""
+    ablation = Ablation(bench.model)
+    layers = bench.among(ablation.parts.layers)
     looked_at = bench.input_ids[:samples].split(1)
     found = [0.0] * len(layers)
     generator = torch.Generator().manual_seed(seed)
     for done, ids in enumerate(looked_at):
-        stream = trial.inputs(ids)
+        stream = ablation.inputs(ids)
         for index, layer in enumerate(layers):
             weights = removable(layer, kinds)
             count = sum(one.numel() for one in weights)
@@ -85,14 +82,14 @@ def importances(bench: Bench, kinds: tuple[Unit, ...], std: float, samples: int,
                 for moved in (noise, -noise):
                     with _moved(weight, moved):
                         start = bench.first + index
-                        logits = trial.logits(ids, start=start, hidden=stream[start])
+                        logits = ablation.logits(ids, start=start, hidden=stream[start])
                     losses.append(next_token_loss(logits, ids))
                 found[index] += abs(losses[0] - losses[1]) / (2 * std) / count / len(looked_at)
         bench.progress(done + 1, len(looked_at), "samples tried with noise")
     return found
 
 
-def removable(layer: Layer, kinds: tuple[Unit, ...]) -> list[Tensor]:
+def removable(layer: Layer, kinds: Kinds) -> list[Tensor]:
     """The matrices of which units of these kinds have slices."""
     names = {one.name for kind in kinds for one in layer.part(kind).slices}
     return [one for name, one in layer.tensors.items() if name in names and one.dim() > 1]

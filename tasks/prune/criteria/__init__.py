@@ -1,1 +1,1 @@
-"""Criteria, one a module; all keep the contract of tasks/prune/contracts.py."""
+"""Criteria, one a module; all keep the interface of tasks/prune/interfaces.py."""

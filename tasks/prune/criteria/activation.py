@@ -15,9 +15,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Kinds, Needs
 from resprout.tasks.prune.statistics import SampleAggregates
 
 
@@ -26,7 +25,7 @@ class Activation:
     """Size of a unit's outputs, aggregated over the tokens of a sample and over samples."""
 
     needs: ClassVar[Needs] = "inputs"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
     over_tokens: Literal["mean", "l2", "var"] = "mean"
     """How the tokens of a sample become one number."""

@@ -13,10 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Kinds, Needs, require
 
 
 class _Nonzeros:
@@ -41,7 +39,7 @@ class Apoz:
     """Share of tokens at which a channel is not near zero."""
 
     needs: ClassVar[Needs] = "inputs"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn",)
+    units: ClassVar[Kinds] = ("ffn",)
 
     threshold: float = 0.1
     """What counts as zero, as a share of the token's root mean square over the channels."""

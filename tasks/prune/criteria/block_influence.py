@@ -9,41 +9,36 @@ and x + f beside x.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
-from resprout.tasks.models.walk import Step, walk, watch
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.turns import cosines, step_cosines
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.models.forward import LayerStep, run_layerwise, watch
+from resprout.tasks.models.layouts import first_output
+from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs
+from resprout.tasks.prune.residual_stream import cosines, step_cosines
 
 
 class BlockInfluence:
     """One minus the cosine between what comes into a layer or sublayer and what leaves it."""
 
     needs: ClassVar[Needs] = "model"
-    units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
+    units: ClassVar[Kinds] = ("layers", "sublayers")
 
-    def score_model(
-        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
-    ) -> list[dict[Unit, Tensor]]:
-        """Float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers. One walk."""
+    def score_model(self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress) -> LayerScores:
+        """Float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers. One forward pass."""
         (kind,) = kinds
-        scores: list[dict[Unit, Tensor]] = []
-        for step in walk(model, input_ids):
+        scores: LayerScores = []
+        for step in run_layerwise(model, input_ids):
             measured = _sublayers(step) if kind == "sublayers" else [_mean([1 - step_cosines(step)])]
             scores.append({kind: torch.stack(measured).float().reshape(-1, 1)})
             progress(step.index + 1, step.total, "layers scored")
         return scores
 
 
-def _sublayers(step: Step) -> list[Tensor]:
+def _sublayers(step: LayerStep) -> list[Tensor]:
     """Block influence of attention and FFN."""
     layer, before = step.layer, list(step.hidden)
     parallel = layer.family.parallel(layer.shape.config)
@@ -56,7 +51,7 @@ def _sublayers(step: Step) -> list[Tensor]:
             reads.append(stream)
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
-        adds.append(output if isinstance(output, Tensor) else output[0])
+        adds.append(first_output(output))
 
     with ExitStack() as watching:
         if parallel:
@@ -65,14 +60,14 @@ def _sublayers(step: Step) -> list[Tensor]:
             # The first of the FFN's modules to run reads the stream: the norm in front, if there is one.
             for name in {name.split(".")[0] for name in layer.family.ffn(layer.shape.config)}:
                 watching.enter_context(watch(layer.module.get_submodule(name), see))
-        turns: tuple[list[Tensor], list[Tensor]] = ([], [])
+        distances: tuple[list[Tensor], list[Tensor]] = ([], [])
         for x, y in zip(before, step.run(), strict=True):
             # Between the sublayers, or each beside the same input.
             middle = x + adds.pop() if parallel else reads.pop().view_as(x)
-            turns[0].append(1 - cosines(x, middle))
-            turns[1].append(1 - (cosines(x, y - (middle - x)) if parallel else cosines(middle, y)))
-    return [_mean(one) for one in turns]
+            distances[0].append(1 - cosines(x, middle))
+            distances[1].append(1 - (cosines(x, y - (middle - x)) if parallel else cosines(middle, y)))
+    return [_mean(one) for one in distances]
 
 
-def _mean(turns: list[Tensor]) -> Tensor:
-    return torch.cat(turns).double().mean()
+def _mean(distances: list[Tensor]) -> Tensor:
+    return torch.cat(distances).double().mean()

@@ -19,9 +19,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Kinds, Needs
 from resprout.tasks.prune.statistics import Moments
 
 
@@ -30,14 +29,12 @@ class Cfsp:
     """Activation norm times relative weight."""
 
     needs: ClassVar[Needs] = "inputs"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn",)
+    units: ClassVar[Kinds] = ("ffn",)
 
     relative_to: Literal["channel", "block"] = "channel"
     """Whose sum a channel's weights are divided by: its own, as in the released code, or the block's."""
 
-    def statistic(self, features: int) -> Moments:
-        """Moments of each channel."""
-        return Moments(features)
+    statistic = Moments
 
     def score(self, units: Units, inputs: Moments) -> Tensor:
         """Score of each channel: float32 [units, 1]."""

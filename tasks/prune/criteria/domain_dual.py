@@ -28,17 +28,13 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import StageFailed
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.models.walk import walk, watch
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.models.forward import run_layerwise, watch
+from resprout.tasks.prune.interfaces import Kinds, Model, Needs, require
 from resprout.tasks.prune.statistics import Gram
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     Freedoms = Mapping[tuple[int, str], Tensor]
     """By layer and weight: [H^-1]_jj of its layer's inputs, float32 [inputs]."""
 
@@ -48,7 +44,7 @@ class DomainDual:
     """Estimated change of a domain's loss, regularised by what weights are worth on open-domain text."""
 
     needs: ClassVar[Needs] = "gradients"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
     needs_general: ClassVar[bool] = True
 
     generality: float = 0.1
@@ -61,21 +57,14 @@ class DomainDual:
         require("domain_dual", 0, damping=self.damping)
 
     def with_general(
-        self,
-        model: PreTrainedModel,
-        kinds: tuple[Unit, ...],
-        input_ids: Tensor,
-        progress: Progress,
-        mine: range,
+        self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress, mine: range
     ) -> _Dual:
-        """The criterion once it has seen open-domain text; one walk, one Gram matrix a coupled projection.
+        """The criterion once it has seen open-domain text; one pass, one Gram matrix a coupled projection.
 
         A singular Hessian raises StageFailed.
         """
         freedoms: dict[tuple[int, str], Tensor] = {}
-        for step in walk(model, input_ids):
-            if step.index not in mine:
-                continue
+        for step in run_layerwise(model, input_ids, only=mine):
             parts = [step.layer.part(kind) for kind in kinds]
             tensors = step.layer.tensors
             names = {one.name for part in parts for one in part.slices if tensors[one.name].dim() > 1}
@@ -86,13 +75,10 @@ class DomainDual:
                     grams[name] = Gram(inputs)
                     module = step.layer.module.get_submodule(name.removesuffix(".weight"))
                     watching.enter_context(watch(module, grams[name].update))
-                for _ in step.run():
-                    pass
+                step.run_all()
             for name, gram in grams.items():
                 freedoms[step.index, name] = freedom(gram, self.damping)
             progress(step.index + 1, mine.stop, "layers seen on general text")
-            if step.index == mine[-1]:
-                break
         return _Dual(self.generality, freedoms)
 
 
@@ -115,7 +101,7 @@ class _Dual:
     generality: float
     freedoms: Freedoms
     needs: ClassVar[Needs] = "gradients"
-    units: ClassVar[tuple[Unit, ...]] = DomainDual.units
+    units: ClassVar[Kinds] = DomainDual.units
 
     def gradients(self, units: Units) -> _Importance:
         """The importance of each unit."""

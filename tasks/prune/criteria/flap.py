@@ -12,9 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Kinds, Needs
 from resprout.tasks.prune.statistics import Moments
 
 
@@ -22,11 +21,9 @@ class Flap:
     """Variance of a unit's features times the squared weights that read them (WIFV)."""
 
     needs: ClassVar[Needs] = "inputs"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
-    def statistic(self, features: int) -> Moments:
-        """Moments of each feature."""
-        return Moments(features)
+    statistic = Moments
 
     def score(self, units: Units, inputs: Moments) -> Tensor:
         """Var(X_j) * ||W[:, j]||_2^2 for each feature j: float32 [units, features per unit]."""

@@ -13,38 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.statistics import Moments
-
-
-class _GradientNorm:
-    """Norm of each element of the reader's gradient over batches: float32, as large as the reader."""
-
-    def __init__(self, units: Units, power: int) -> None:
-        self._power = power
-        self.names = (f"{units.part.reader}.weight",)
-        self.elements = units.weight.numel()
-        self._sum: Tensor | None = None
-
-    def update(self, name: str, gradient: Tensor, share: float) -> None:
-        """Add a batch's gradient of the reader's weight."""
-        if self._sum is None:
-            self._sum = torch.zeros_like(gradient, dtype=torch.float32)
-        # In float32 before the square: those of small gradients vanish in 16 bits.
-        self._sum += gradient.float().abs_().pow_(self._power)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The norms in the layout of the weight."""
-        if self._sum is None:
-            raise ValueError("no gradient was given")
-        return self._sum.pow(1 / self._power)
+from resprout.tasks.prune.interfaces import Kinds, Needs, require
+from resprout.tasks.prune.statistics import GradientSum, Moments
 
 
 @dataclass(frozen=True)
@@ -52,7 +25,7 @@ class Gblm:
     """Absolute weights times the norms of their gradient and of their input, summed."""
 
     needs: ClassVar[Needs] = "gradients"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
     alpha: float = 100.0
     """Weight of gradient norms against input norms."""
@@ -62,17 +35,20 @@ class Gblm:
     def __post_init__(self) -> None:
         require("gblm", 0, alpha=self.alpha)
 
-    def gradients(self, units: Units) -> _GradientNorm:
-        """The norm p of the reader's gradients."""
-        return _GradientNorm(units, {"l1": 1, "l2": 2}[self.norm])
+    statistic = Moments
 
-    def statistic(self, features: int) -> Moments:
-        """Moments of each feature."""
-        return Moments(features)
+    @property
+    def _power(self) -> int:
+        return {"l1": 1, "l2": 2}[self.norm]
 
-    def score(self, units: Units, gradients: _GradientNorm, inputs: Moments) -> Tensor:
+    def gradients(self, units: Units) -> GradientSum:
+        """Sums of the p-th powers of the reader's gradients."""
+        # In float32 before the square: those of small gradients vanish in 16 bits.
+        return GradientSum(units, lambda gradient, share: gradient.abs().pow_(self._power))
+
+    def score(self, units: Units, gradients: GradientSum, inputs: Moments) -> Tensor:
         """sum_i |W_ij| * (alpha * ||G_ij|| + ||X_j||) of feature j: float32 [units, features per unit]."""
         weight = units.weight.float()
-        norms = gradients.matrix.T if units.part.transposed else gradients.matrix
+        norms = gradients.matrix.pow(1 / self._power)
         reading = (weight.abs() * (self.alpha * norms + inputs.norm.to(weight.device))).sum(dim=0)
         return units.by_unit(reading)

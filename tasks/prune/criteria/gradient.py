@@ -10,25 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Needs
-
-
-class _Gradient:
-    """The gradient of the reader's weight over all batches: float32, as large as the reader."""
-
-    def __init__(self, units: Units) -> None:
-        self.names = (f"{units.part.reader}.weight",)
-        self.elements = units.weight.numel()
-        self.sum = torch.zeros(())
-
-    def update(self, name: str, gradient: Tensor, share: float) -> None:
-        """Add a batch's gradient of the reader's weight."""
-        self.sum = self.sum.to(gradient.device) + gradient.float() * share
+from resprout.tasks.prune.interfaces import Kinds, Needs
+from resprout.tasks.prune.statistics import GradientSum
 
 
 @dataclass(frozen=True)
@@ -36,16 +22,15 @@ class Gradient:
     """Norm of the gradient of the columns that read a unit, whatever these hold."""
 
     needs: ClassVar[Needs] = "gradients"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
-    def gradients(self, units: Units) -> _Gradient:
-        """The gradient of the reader's weight."""
-        return _Gradient(units)
+    def gradients(self, units: Units) -> GradientSum:
+        """The gradient of the reader's weight over all batches."""
+        return GradientSum(units, lambda gradient, share: gradient * share)
 
     def statistic(self, features: int) -> None:
         """None: nothing of the reader's inputs."""
 
-    def score(self, units: Units, gradients: _Gradient, inputs: None) -> Tensor:
+    def score(self, units: Units, gradients: GradientSum, inputs: None) -> Tensor:
         """Float32 [units, 1]."""
-        whole = gradients.sum.T if units.part.transposed else gradients.sum
-        return units.by_unit(whole.square().sum(dim=0)).sum(dim=1, keepdim=True).sqrt()
+        return units.by_unit(gradients.matrix.square().sum(dim=0)).sum(dim=1, keepdim=True).sqrt()

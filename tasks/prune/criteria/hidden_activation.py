@@ -10,20 +10,16 @@ left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.residual import at_norms
+from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs
+from resprout.tasks.prune.residual_stream import at_norms
 from resprout.tasks.prune.statistics import SampleAggregates
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -31,16 +27,14 @@ class HiddenActivation:
     """Size of what the norms give a channel, aggregated over the tokens of a sample and over samples."""
 
     needs: ClassVar[Needs] = "model"
-    units: ClassVar[tuple[Unit, ...]] = ("hidden",)
+    units: ClassVar[Kinds] = ("hidden",)
 
     over_tokens: Literal["mean", "l2", "var"] = "mean"
     """How the tokens of a sample become one number."""
     over_samples: Literal["mean", "l2", "var"] = "l2"
     """How the numbers of all samples become one."""
 
-    def score_model(
-        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
-    ) -> list[dict[Unit, Tensor]]:
+    def score_model(self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress) -> LayerScores:
         """For each layer the sum over its norms: float32 [channels, 1]."""
         parts = anatomy(model)
         hidden = parts.layers[0].shape.hidden

@@ -12,16 +12,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Kinds, Needs
 
 
 class HiddenMagnitude:
     """L2 norm of all weights coupled with a hidden channel; needs no data."""
 
     needs: ClassVar[Needs] = "weights"
-    units: ClassVar[tuple[Unit, ...]] = ("hidden",)
+    units: ClassVar[Kinds] = ("hidden",)
 
     def score(self, units: Units) -> Tensor:
         """Norm over all tensors of the layer that hold the channel: float32 [channels, 1]."""

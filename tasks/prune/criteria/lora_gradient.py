@@ -17,27 +17,22 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, Units, anatomy
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.gradients import (
+from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs, Unit, require
+from resprout.tasks.prune.scoring import (
     causal_loss,
     check_memory,
     check_samples,
     differentiable,
     rows_of_batch,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -83,7 +78,7 @@ class LoraGradient:
     """Gradient times weight, squared, the gradient worked out from those of low-rank adapters."""
 
     needs: ClassVar[Needs] = "model"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
     rank: int = 8
     """Rank of the adapters."""
@@ -103,9 +98,7 @@ class LoraGradient:
         require("lora_gradient", 0, 0.9999, decay=self.decay)
         require("lora_gradient", 0, alpha=self.alpha, learning_rate=self.learning_rate)
 
-    def score_model(
-        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
-    ) -> list[dict[Unit, Tensor]]:
+    def score_model(self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress) -> LayerScores:
         """Float32 [units, 1] of each layer and kind; one forward and backward pass over the data a pass.
 
         No gradient of a weight is computed or held: beside the model there are adapters, their gradients and
@@ -138,7 +131,7 @@ class LoraGradient:
                 progress(step + 1, len(batches), "batches differentiated")
         return [{kind: one.unsqueeze(1) for kind, one in average.items()} for average in averages]
 
-    def adapters(self, model: PreTrainedModel, kinds: tuple[Unit, ...]) -> list[dict[str, _Adapter]]:
+    def adapters(self, model: Model, kinds: Kinds) -> list[dict[str, _Adapter]]:
         """A fresh adapter for each coupled projection of each layer, by the weight's name; B is zero."""
         generator = torch.Generator().manual_seed(self.seed)
         return [

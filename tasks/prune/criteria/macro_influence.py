@@ -9,19 +9,14 @@ that influences are those of the model with layers removed and not yet fused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.greedy import last_stream, removal_ranks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs, require
+from resprout.tasks.prune.search import last_stream, removal_ranks
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class MacroInfluence:
     """The order in which removal, one at a time, turns the last hidden states least."""
 
     needs: ClassVar[Needs] = "model"
-    units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
+    units: ClassVar[Kinds] = ("layers", "sublayers")
 
     removed_ratio: float = 0.25
     """Share of the units that are removed one at a time; 0 measures all of them once."""
@@ -40,9 +35,7 @@ class MacroInfluence:
         require("macro_influence", 0, 1, removed_ratio=self.removed_ratio)
         require("macro_influence", 1, calibration_tokens=self.calibration_tokens)
 
-    def score_model(
-        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
-    ) -> list[dict[Unit, Tensor]]:
+    def score_model(self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress) -> LayerScores:
         """Float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers: ranks of removal."""
         (kind,) = kinds
         samples = input_ids[: max(1, self.calibration_tokens // input_ids.shape[1])]

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import BadInput
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Kinds, Needs
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Magnitude:
     """L1 or L2 norm, or mean size, of all weights coupled to a unit; needs no data."""
 
     needs: ClassVar[Needs] = "weights"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts", "hidden")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts", "hidden")
 
     norm: Literal["l1", "l2", "mean"] = "l2"
     """Norm over the weights; mean: the average of their absolute values."""

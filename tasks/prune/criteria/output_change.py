@@ -1,4 +1,4 @@
-"""What changes the logits least goes first, one after another (FinerCut, Zhang et al., arXiv 2405.18218).
+"""Removal order by the least change of the logits (FinerCut, Zhang et al., arXiv 2405.18218).
 
 In every round each sublayer (or layer) that is still there is left out by itself, the logits are compared
 with those of the uncut model, and the one whose removal changes them least is removed; the next round starts
@@ -16,20 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.greedy import Distance, logits, removal_ranks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs, require
+from resprout.tasks.prune.search import Distance, logits, removal_ranks
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class OutputChange:
     """The order in which removal, one at a time, changes the logits least."""
 
     needs: ClassVar[Needs] = "model"
-    units: ClassVar[tuple[Unit, ...]] = ("layers", "sublayers")
+    units: ClassVar[Kinds] = ("layers", "sublayers")
 
     metric: Literal["angular", "l2", "jsd"] = "jsd"
     """How logits are compared, token by token: their angle in units of pi, their Euclidean distance, or the
@@ -54,9 +49,7 @@ class OutputChange:
         require("output_change", 0, 1, spared_front=self.spared_front)
         require("output_change", 1, calibration_tokens=self.calibration_tokens)
 
-    def score_model(
-        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
-    ) -> list[dict[Unit, Tensor]]:
+    def score_model(self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress) -> LayerScores:
         """Float32 [1, 1] for each layer; [2, 1], attention and FFN, for its sublayers: ranks of removal.
 
         What may never be removed ranks behind all others.
@@ -83,8 +76,4 @@ def _jsd(a: Tensor, b: Tensor) -> Tensor:
     return 0.5 * ((p.exp() * (p - mean)).sum(dim=-1) + (q.exp() * (q - mean)).sum(dim=-1))
 
 
-DISTANCES: Mapping[str, Distance] = {
-    "angular": _angular,
-    "l2": _l2,
-    "jsd": _jsd,
-}
+DISTANCES: Mapping[str, Distance] = {"angular": _angular, "l2": _l2, "jsd": _jsd}

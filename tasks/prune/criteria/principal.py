@@ -7,30 +7,24 @@ which turns the stream to them (`rotation`) goes with it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.prune.contracts import Needs
-from resprout.tasks.prune.residual import principal_directions
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs
+from resprout.tasks.prune.residual_stream import principal_directions
 
 
 class Principal:
     """Second moment of the residual stream along each of its principal directions."""
 
     needs: ClassVar[Needs] = "model"
-    units: ClassVar[tuple[Unit, ...]] = ("hidden",)
+    units: ClassVar[Kinds] = ("hidden",)
     basis: ClassVar[str] = "directions"
 
-    def score_model(
-        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
-    ) -> list[dict[Unit, Tensor]]:
+    def score_model(self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress) -> LayerScores:
         """The same for each layer: float32 [directions, 1], falling."""
         values = principal_directions(model, input_ids, progress)[0]
         return [{"hidden": values[:, None].clone()} for _ in anatomy(model).layers]

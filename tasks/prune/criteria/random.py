@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Kinds, Needs, require
 
 
 @dataclass(frozen=True)
@@ -20,15 +18,7 @@ class Random:
     """Scores drawn at random: the control."""
 
     needs: ClassVar[Needs] = "weights"
-    units: ClassVar[tuple[Unit, ...]] = (
-        "ffn",
-        "kv_groups",
-        "heads",
-        "experts",
-        "hidden",
-        "layers",
-        "sublayers",
-    )
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
 
     seed: int = 17
     """Of the draw."""

@@ -19,31 +19,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
-from resprout.tasks.models.walk import BATCH_TOKENS
-from resprout.tasks.prune.contracts import Needs
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.models.forward import BATCH_TOKENS
+from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs
 
 
 class Relevance:
     """Relevance that flows back from the logits through a unit's features."""
 
     needs: ClassVar[Needs] = "model"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
     cost: ClassVar[str] = "a forward and a backward pass, of activations alone"
 
-    def score_model(
-        self, model: PreTrainedModel, kinds: tuple[Unit, ...], input_ids: Tensor, progress: Progress
-    ) -> list[dict[Unit, Tensor]]:
+    def score_model(self, model: Model, kinds: Kinds, input_ids: Tensor, progress: Progress) -> LayerScores:
         """Mean over samples of |sum over tokens of relevance|: float32 [units, features per unit]."""
         layers = anatomy(model).layers
         readers = {name for layer in layers for kind in kinds if (name := layer.part(kind).reader)}
@@ -64,11 +58,7 @@ class Relevance:
 
 
 def _explain(
-    model: PreTrainedModel,
-    layers: tuple[Layer, ...],
-    readers: set[str],
-    ids: Tensor,
-    sums: list[dict[str, Tensor]],
+    model: Model, layers: tuple[Layer, ...], readers: set[str], ids: Tensor, sums: list[dict[str, Tensor]]
 ) -> None:
     """Add each reader's feature relevances for these samples to `sums`."""
 
@@ -93,7 +83,7 @@ def _explain(
         logits_of_what_follows(model, ids).backward()
 
 
-def logits_of_what_follows(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def logits_of_what_follows(model: Model, ids: Tensor) -> Tensor:
     """Sum of the logits of the tokens that do follow, over all positions of `ids` [samples, tokens].
 
     Its graph begins at the embeddings, which require a gradient; no parameter does.
@@ -104,7 +94,7 @@ def logits_of_what_follows(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @contextmanager
-def explained(model: PreTrainedModel) -> Iterator[None]:
+def explained(model: Model) -> Iterator[None]:
     """Let a backward pass through `model` share out relevance, not gradients, while the context is open."""
     parts = anatomy(model)
     with ExitStack() as hooks, torch.enable_grad():

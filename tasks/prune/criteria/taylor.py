@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import BadInput
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Slices, Units
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Kinds, Needs
 
 
 class _Salience:
@@ -71,7 +70,7 @@ class Taylor:
     """Estimated change of the loss when a unit's coupled weights vanish."""
 
     needs: ClassVar[Needs] = "gradients"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "experts", "hidden")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts", "hidden")
 
     form: Literal["vector", "element"] = "element"
     """Absolute value of a unit's sum over a tensor, or sum of its weights' absolute values."""

@@ -11,9 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Needs
+from resprout.tasks.prune.interfaces import Kinds, Needs
 from resprout.tasks.prune.statistics import Moments
 
 
@@ -21,11 +20,9 @@ class WandaSp:
     """Absolute weights times the norm of their input, summed."""
 
     needs: ClassVar[Needs] = "inputs"
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
-    def statistic(self, features: int) -> Moments:
-        """Moments of each feature."""
-        return Moments(features)
+    statistic = Moments
 
     def score(self, units: Units, inputs: Moments) -> Tensor:
         """sum_i |W[i, j]| * ||X_j||_2 for each feature j: float32 [units, features per unit]."""

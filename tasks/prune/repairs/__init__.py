@@ -1,1 +1,1 @@
-"""Repairs, one a module; all keep the contract of tasks/prune/contracts.py."""
+"""Repairs, one a module; all keep the interface of tasks/prune/interfaces.py."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Repaired
+from resprout.tasks.prune.interfaces import Repaired
 from resprout.tasks.prune.statistics import Moments, Statistic
 
 
@@ -21,9 +21,7 @@ class Bias:
 
     adds_biases: ClassVar[bool] = True
 
-    def statistic(self, features: int) -> Statistic | None:
-        """Moments, of which the mean is used."""
-        return Moments(features)
+    statistic = Moments
 
     def repair(self, units: Units, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
         """The kept columns, and W[:, removed] mean[removed] added to the bias the reader may have."""

@@ -1,7 +1,7 @@
 """SliceGPT with a rotation for each block (Ashkboos et al., ICLR 2024, arXiv 2401.15024, sec. 3.3).
 
 Every sublayer reads the residual stream in the basis Q_l of its own principal directions, strongest first,
-and the stream is brought from one to the next by Q_l^T Q_{l+1} (tasks/models/turned.py). Norm weights are
+and the stream is brought from one to the next by Q_l^T Q_{l+1} (tasks/models/layouts.py). Norm weights are
 fused into what reads them, as `rotation` does; all bases are cut to the same hidden size.
 
 As in the authors' code (microsoft/TransformerCompression, rotate_and_slice_sequential) a block's directions
@@ -14,45 +14,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
-from resprout.tasks.models.layout import build_layer, write_shape
-from resprout.tasks.models.size import Shape, shape_of
-from resprout.tasks.models.stack import Stack
-from resprout.tasks.models.turned import Sublayers
+from resprout.tasks.models.forward import LayerStack
+from resprout.tasks.models.layouts import Sublayers, build_layer, write_shape
+from resprout.tasks.models.shape import Shape, shape_of
+from resprout.tasks.prune.interfaces import Kinds, Model
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
-from resprout.tasks.prune.repairs.rotation import turn, turn_ends
-from resprout.tasks.prune.residual import normed, principal
+from resprout.tasks.prune.repairs.rotation import rotate, rotate_ends
+from resprout.tasks.prune.residual_stream import normed, principal
 from resprout.tasks.prune.statistics import Gram
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class BlockRotation(NoRepair):
     """Residual stream turned to the principal directions of each block, of which the strongest are kept."""
 
-    units: ClassVar[tuple[Unit, ...]] = ("hidden",)
+    units: ClassVar[Kinds] = ("hidden",)
     basis: ClassVar[str] = "directions"
     unties_head: ClassVar[bool] = True
-    turns_blocks: ClassVar[bool] = True
+    rotates_blocks: ClassVar[bool] = True
     whole_model: ClassVar[bool] = True
 
     inputs: Literal["dense", "pruned"] = "pruned"
     """Whose stream gives a block's directions: the uncut model's, or that once the blocks before are cut."""
 
     @torch.no_grad()
-    def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
-        """Turn `model` in place, its layers replaced by such with turns: it computes the same."""
-        parts, stack = anatomy(model), Stack(model, input_ids)
+    def prepare(self, model: Model, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
+        """Rotate `model` in place, its layers replaced by rotated ones: it computes the same."""
+        parts, stack = anatomy(model), LayerStack(model, input_ids)
         shape = shape_of(model.config.to_dict())
         sublayers = Sublayers(shape.family, shape.config)
         kept = len(plan.hidden or ()) if self.inputs == "pruned" else shape.hidden
@@ -68,11 +64,11 @@ class BlockRotation(NoRepair):
             stream, basis = self._in_basis(attended, kept)
             bases.append(basis)
             stream, basis = self._in_basis([one + sublayers.ffn(layer.module, one) for one in stream], kept)
-            built.append(_turned(layer, model, shape, [*bases, basis]))
+            built.append(_rotated(layer, model, shape, [*bases, basis]))
             progress(layer.index + 1, len(parts.layers), "layers turned")
-        turn_ends(model, shape, first, basis)
+        rotate_ends(model, shape, first, basis)
         setattr(parts.decoder, shape.family.layers, nn.ModuleList(built))
-        write_shape(model.config, replace(shape_of(model.config.to_dict()), turned=True))
+        write_shape(model.config, replace(shape_of(model.config.to_dict()), rotated=True))
 
     def _in_basis(self, stream: Sequence[Tensor], kept: int) -> tuple[list[Tensor], Tensor]:
         """The stream without its weakest directions, and its directions [hidden, hidden], one a column."""
@@ -86,17 +82,17 @@ class BlockRotation(NoRepair):
         return [(one.float() @ strong @ strong.T).to(one.dtype) for one in stream], directions
 
 
-def _turned(layer: Layer, model: PreTrainedModel, shape: Shape, bases: Sequence[Tensor]) -> nn.Module:
-    """The layer, rotated in place, with turns: from the first basis by the second to the third."""
+def _rotated(layer: Layer, model: Model, shape: Shape, bases: Sequence[Tensor]) -> nn.Module:
+    """The layer, rotated in place: it reads in the first basis, then the second, and writes in the third."""
     family, module = shape.family, layer.module
     dtype = next(module.parameters()).dtype
-    turn(module, family.attention(shape.config), bases[0], bases[1], family.norm_offset)
-    turn(module, family.ffn(shape.config), bases[1], bases[2], family.norm_offset)
-    turns = {
+    rotate(module, family.attention(shape.config), bases[0], bases[1], family.norm_offset)
+    rotate(module, family.ffn(shape.config), bases[1], bases[2], family.norm_offset)
+    rotations = {
         "attention_turn.weight": (bases[1].T @ bases[0]).to(dtype),
         "ffn_turn.weight": (bases[2].T @ bases[1]).to(dtype),
     }
     with torch.device("meta"):
-        built: nn.Module = build_layer(type(module), model.config, replace(shape, turned=True), layer.index)
-    built.load_state_dict({**layer.tensors, **turns}, assign=True)
+        built: nn.Module = build_layer(type(module), model.config, replace(shape, rotated=True), layer.index)
+    built.load_state_dict({**layer.tensors, **rotations}, assign=True)
     return built.requires_grad_(False)

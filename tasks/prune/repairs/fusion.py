@@ -1,8 +1,14 @@
-"""Removed layers grafted onto their neighbours (FuseGPT, Pei et al., arXiv 2411.14507).
+"""Removed layers fused into their neighbours (FuseGPT, Pei et al., arXiv 2411.14507).
 
-One removed layer after another is taken out of a group of neighbours, all of whose weights are given a share
-of its own, W + B A + (C D) * R (tasks/prune/grafts.py), and B, A, C, D are trained so that the group without
-it gives what the group with it gave on calibration tokens. Then they are merged: the result is a stock model.
+One removed layer after another is taken out of a group of neighbours. A weight W of each of these is computed
+as
+
+    W + B A + (C D) * R,    b + c * r of the bias beside it,
+
+R (and r) the removed layer's tensor of the same name, frozen, and * the product element by element. B, C and
+c start at zero, so that a fresh fusion changes nothing; A and D start as LoRA's do. They are trained so that
+the group without the layer gives what the group with it gave on calibration tokens. Then they are merged: the
+result is a stock model.
 
 As the authors' code (JarvisPei/FuseGPT) in group, start, ranks, rates, epochs and schedule; a step there is
 16,384 tokens. Different here: the plan says beforehand which layers go, and they are taken front to back;
@@ -13,40 +19,35 @@ its squared norm, token by token, where the code takes the divergence of softmax
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
-from resprout.tasks.models.stack import Stack
-from resprout.tasks.models.walk import BATCH_TOKENS
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.gradients import check_memory, differentiable
-from resprout.tasks.prune.grafts import Graft, grafted, matrices
+from resprout.tasks.models.forward import BATCH_TOKENS, LayerStack
+from resprout.tasks.prune.interfaces import Kinds, Model, require
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.prune.scoring import check_memory, differentiable
 
 
 @dataclass(frozen=True)
 class Fusion(NoRepair):
     """Removed layers grafted onto their neighbours by trained low-rank coefficients."""
 
-    units: ClassVar[tuple[Unit, ...]] = ("layers",)
+    units: ClassVar[Kinds] = ("layers",)
     whole_model: ClassVar[bool] = True
     alike_layers: ClassVar[bool] = True
 
     group: int = 7
-    """Neighbours that a removed layer is grafted onto: as many in front as behind, or one more."""
+    """Neighbours that a removed layer is fused into: as many in front as behind, or one more."""
     rank: int = 128
     """Rank of the coefficients C D, and of the update B A."""
     batch_tokens: int = 2048
@@ -65,7 +66,7 @@ class Fusion(NoRepair):
         require("fusion", 1, batch_tokens=self.batch_tokens)
         require("fusion", 0, learning_rate=self.learning_rate, update_rate=self.update_rate)
 
-    def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
+    def prepare(self, model: Model, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
         """Change the layers that stay in place; those that go are left for the cut.
 
         Costs a forward and backward pass through the group in every epoch for each removed layer. A float16
@@ -74,12 +75,12 @@ class Fusion(NoRepair):
         """
         if model.dtype == torch.float16:
             raise BadInput("repair 'fusion' cannot train in float16; set model.dtype: bfloat16 or float32")
-        stack = Stack(model, input_ids, self.batch_tokens)
+        stack = LayerStack(model, input_ids, self.batch_tokens)
         present = list(range(len(stack.layers)))
         kept = {plan.source(layer) for layer in range(len(plan.layers))}
-        gone = [layer for layer in present if layer not in kept]
+        removed_layers = [layer for layer in present if layer not in kept]
         generator = torch.Generator().manual_seed(self.seed)
-        for done, layer in enumerate(gone):
+        for done, layer in enumerate(removed_layers):
             members = neighbours(present, layer, self.group)
             removed = matrices(stack.layers[layer])
             self._check_memory(model, input_ids, removed.values(), len(members))
@@ -89,16 +90,18 @@ class Fusion(NoRepair):
                 wanted = [stack.run(members, batch, one) for batch, one in enumerate(inputs)]
             present.remove(layer)
             stay = [member for member in members if member != layer]
-            with differentiable(model, []), ExitStack() as grafting:
-                contexts = [grafted(stack.layers[one], removed, self.rank, generator) for one in stay]
-                grafts = [graft for one in contexts for graft in grafting.enter_context(one)]
-                self._train(grafts, wanted, partial(_output, stack, stay, inputs))
-            progress(done + 1, len(gone), "layers fused")
+            with differentiable(model, []), ExitStack() as fusing:
+                contexts = [fused_tensors(stack.layers[one], removed, self.rank, generator) for one in stay]
+                fused = [one for context in contexts for one in fusing.enter_context(context)]
+                self._train(fused, wanted, partial(_output, stack, stay, inputs))
+            progress(done + 1, len(removed_layers), "layers fused")
 
-    def _train(self, grafts: list[Graft], wanted: list[Tensor], output: Callable[[int], Tensor]) -> None:
+    def _train(
+        self, fused: list[_FusedTensor], wanted: list[Tensor], output: Callable[[int], Tensor]
+    ) -> None:
         """Adam on the distance of `output(batch)` to `wanted[batch]`."""
-        coefficients = [one for graft in grafts for one in graft.coefficients]
-        updates = [one for graft in grafts for one in graft.update] if self.update_rate else []
+        coefficients = [one for tensor in fused for one in tensor.coefficients]
+        updates = [one for tensor in fused for one in tensor.update] if self.update_rate else []
         groups = [(coefficients, self.learning_rate), (updates, self.update_rate)]
         optimizer = torch.optim.Adam(
             [{"params": params, "lr": rate} for params, rate in groups if params], betas=(0.9, 0.95)
@@ -117,9 +120,7 @@ class Fusion(NoRepair):
                 optimizer.step()
                 schedule.step()
 
-    def _check_memory(
-        self, model: PreTrainedModel, input_ids: Tensor, removed: Iterable[Tensor], members: int
-    ) -> None:
+    def _check_memory(self, model: Model, input_ids: Tensor, removed: Iterable[Tensor], members: int) -> None:
         """Raise BadInput where the passes through `members` layers need more memory than is free."""
         beside = 0
         for one in removed:
@@ -147,5 +148,58 @@ def distance(found: Tensor, wanted: Tensor) -> Tensor:
     return ((found.float() - wanted).square().sum(dim=-1) / sizes).mean()
 
 
-def _output(stack: Stack, members: Sequence[int], inputs: Sequence[Tensor], batch: int) -> Tensor:
+def _output(stack: LayerStack, members: Sequence[int], inputs: Sequence[Tensor], batch: int) -> Tensor:
     return stack.run(members, batch, inputs[batch])
+
+
+class _FusedTensor(nn.Module):
+    """A tensor with its share of a removed one: float32 masters; what it computes has the tensor's dtype."""
+
+    def __init__(self, removed: Tensor, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.removed = removed
+        self.coefficients, self.update = nn.ParameterList(), nn.ParameterList()
+        if removed.dim() == 1:
+            self.coefficients.append(torch.zeros_like(removed, dtype=torch.float32))
+            return
+        *outer, outputs, inputs = removed.shape
+        for pair in (self.coefficients, self.update):
+            start = torch.rand(*outer, rank, inputs, generator=generator) * 2 - 1
+            pair.append(removed.new_zeros(*outer, outputs, rank, dtype=torch.float32))
+            pair.append((start / math.sqrt(inputs)).to(removed.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        first, *second = self.coefficients
+        scale = first @ second[0] if second else first
+        fused = weight.float() + scale * self.removed.float()
+        if second:
+            fused = fused + self.update[0] @ self.update[1]
+        return fused.to(weight.dtype)
+
+
+def matrices(layer: nn.Module) -> dict[str, Tensor]:
+    """A layer's weights of two dimensions and more, and the biases beside them, by name."""
+    found = {name: one.detach() for name, one in layer.named_parameters()}
+    modules = {name.rpartition(".")[0] for name, one in found.items() if one.dim() > 1}
+    return {name: one for name, one in found.items() if one.dim() > 1 or name.rpartition(".")[0] in modules}
+
+
+@contextmanager
+def fused_tensors(
+    layer: nn.Module, removed: Mapping[str, Tensor], rank: int, generator: torch.Generator
+) -> Iterator[list[_FusedTensor]]:
+    """Fuse `removed` into the tensors of `layer` of these names; afterwards its weights are the results."""
+    fused: dict[str, _FusedTensor] = {}
+    try:
+        for name, tensor in removed.items():
+            module, _, attribute = name.rpartition(".")
+            fused[name] = _FusedTensor(tensor, rank, generator)
+            parametrize.register_parametrization(layer.get_submodule(module), attribute, fused[name])
+        yield list(fused.values())
+    finally:
+        for name in fused:
+            owner, attribute = layer.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+            with torch.no_grad():
+                value = getattr(owner, attribute).detach()
+                parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
+                owner.get_parameter(attribute).copy_(value)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from resprout.configs.errors import StageFailed
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Repaired
+from resprout.tasks.prune.interfaces import Repaired
 from resprout.tasks.prune.statistics import Gram, Statistic, Targets
 
 
@@ -38,9 +38,8 @@ class LeastSquares:
     inputs: Literal["dense", "pruned"] = "dense"
     """Inputs that a layer is solved on: the uncut model's, or those left once the layers before are cut."""
 
-    def statistic(self, features: int) -> Statistic | None:
-        """The Gram matrix of the inputs."""
-        return Gram(features)
+    statistic = Gram
+    targets = Targets
 
     def repair(self, units: Units, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:
         """W' [outputs, kept features] by Cholesky in float32; a singular G raises StageFailed."""
@@ -57,10 +56,6 @@ class LeastSquares:
         damping = ridge * gram.diagonal().mean()
         pull = gram[kept][:, removed] @ weight[:, removed].float().T
         return _changed(weight[:, kept], gram[kept][:, kept], pull, damping)
-
-    def targets(self, features: int) -> Targets:
-        """The Gram matrix of the kept inputs, and their products with the outputs."""
-        return Targets(features)
 
     def solve(self, units: Units, kept: Tensor, targets: Targets, ridge: float) -> Repaired:
         """W' [outputs, kept features] for the pruned model's inputs; a singular Z Z^T raises StageFailed."""

@@ -6,24 +6,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from resprout.configs.stages import Unit
 from resprout.tasks.models.anatomy import Units
-from resprout.tasks.prune.contracts import Repaired
+from resprout.tasks.prune.interfaces import Kinds, Repaired
 from resprout.tasks.prune.statistics import Statistic
 
 
 class NoRepair:
     """Cut and change nothing else."""
 
-    units: ClassVar[tuple[Unit, ...]] = (
-        "ffn",
-        "kv_groups",
-        "heads",
-        "experts",
-        "hidden",
-        "layers",
-        "sublayers",
-    )
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
 
     def statistic(self, features: int) -> Statistic | None:
         """None: looks at no data."""

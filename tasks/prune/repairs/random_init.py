@@ -8,30 +8,18 @@ by the model class's own initialisation, embeddings and head too; `recover.metho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.models.generator import own_generator
-from resprout.tasks.prune.bounds import require
+from resprout.tasks.models.load import own_generator
+from resprout.tasks.prune.interfaces import Kinds, Model, require
 from resprout.tasks.prune.repairs.none import NoRepair
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class RandomInit(NoRepair):
     """Forget the weights: the pruned shape starts afresh, to be trained by `recover.method: full`."""
 
-    units: ClassVar[tuple[Unit, ...]] = (
-        "ffn",
-        "kv_groups",
-        "heads",
-        "experts",
-        "hidden",
-        "layers",
-        "sublayers",
-    )
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
     whole_model: ClassVar[bool] = True
 
     seed: int = 17
@@ -40,8 +28,8 @@ class RandomInit(NoRepair):
     def __post_init__(self) -> None:
         require("random_init", 0, seed=self.seed)
 
-    def finish(self, model: PreTrainedModel) -> None:
-        """Draw all weights of `model` anew, in place and in its dtype."""
+    def finish(self, model: Model) -> None:
+        """Draw all weights of `model` again, in place and in its dtype."""
         for one in (*model.modules(), *model.parameters()):
             # Transformers leaves alone what bears this mark, which loading sets.
             marked: Any = one

@@ -17,34 +17,30 @@ stock class.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.families.family import Tensors
-from resprout.tasks.models.size import Shape, shape_of
-from resprout.tasks.prune.cutting import is_norm
+from resprout.tasks.models.families.family import Tensors, is_norm
+from resprout.tasks.models.shape import Shape, shape_of
+from resprout.tasks.prune.interfaces import Kinds, Model
 from resprout.tasks.prune.plan import Plan
 from resprout.tasks.prune.repairs.none import NoRepair
-from resprout.tasks.prune.residual import principal_directions
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.prune.residual_stream import principal_directions
 
 
 class Rotation(NoRepair):
     """Residual stream turned to its principal directions, of which the hidden size keeps the strongest."""
 
-    units: ClassVar[tuple[Unit, ...]] = ("hidden",)
+    units: ClassVar[Kinds] = ("hidden",)
     basis: ClassVar[str] = "directions"
     unties_head: ClassVar[bool] = True
     whole_model: ClassVar[bool] = True
 
-    def prepare(self, model: PreTrainedModel, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
+    def prepare(self, model: Model, plan: Plan, input_ids: Tensor, progress: Progress) -> None:
         """Rotate `model` in place, its norm weights fused: it computes the same, with a head of its own."""
         directions = principal_directions(model, input_ids, progress)[1]
         parts = anatomy(model)
@@ -52,11 +48,11 @@ class Rotation(NoRepair):
         family = shape.family
         for layer in parts.layers:
             for sublayer in (family.attention(shape.config), family.ffn(shape.config)):
-                turn(layer.module, sublayer, directions, directions, family.norm_offset)
-        turn_ends(model, shape, directions, directions)
+                rotate(layer.module, sublayer, directions, directions, family.norm_offset)
+        rotate_ends(model, shape, directions, directions)
 
 
-def turn_ends(model: PreTrainedModel, shape: Shape, first: Tensor, last: Tensor) -> None:
+def rotate_ends(model: Model, shape: Shape, first: Tensor, last: Tensor) -> None:
     """Rotate embeddings to the directions `first`, last norm and head to `last`; a tied head is untied."""
     if shape.tied:
         head: Any = model.get_output_embeddings()
@@ -67,12 +63,12 @@ def turn_ends(model: PreTrainedModel, shape: Shape, first: Tensor, last: Tensor)
     embeddings = next(
         name for name in ends if model.get_parameter(name) is model.get_input_embeddings().weight
     )
-    turn(model, {embeddings: ends[embeddings]}, first, first, shape.family.norm_offset)
+    rotate(model, {embeddings: ends[embeddings]}, first, first, shape.family.norm_offset)
     rest = {name: axes for name, axes in ends.items() if name != embeddings}
-    turn(model, rest, last, last, shape.family.norm_offset)
+    rotate(model, rest, last, last, shape.family.norm_offset)
 
 
-def turn(module: nn.Module, axes: Tensors, reads: Tensor, writes: Tensor, offset: float) -> None:
+def rotate(module: nn.Module, axes: Tensors, reads: Tensor, writes: Tensor, offset: float) -> None:
     """Fuse the one norm among these tensors of `module` into those that read it; rotate both kinds.
 
     A reader has the hidden channels in its last axis (of at least two) and is rotated to the directions
@@ -90,7 +86,7 @@ def turn(module: nn.Module, axes: Tensors, reads: Tensor, writes: Tensor, offset
         dim = dims.index("hidden")
         values = tensor.detach().float().movedim(dim, -1)
         reader = len(dims) > 1 and dim == len(dims) - 1
-        turned = (values * scale) @ reads if reader else values @ writes
-        tensor.data = turned.movedim(-1, dim).to(tensor.dtype).contiguous()
+        rotated = (values * scale) @ reads if reader else values @ writes
+        tensor.data = rotated.movedim(-1, dim).to(tensor.dtype).contiguous()
     for name in norms:
         held[name].data = torch.full_like(held[name], 1.0 - offset)

@@ -4,7 +4,7 @@ Eq. 1 of the paper: the sparsity is s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3,
 is 0 and the size takes the place of the sparsity: round i of n comes i / n of the way from `begin` to `end`
 of training and goes 1 - (1 - i / n)^3 of the way to the target, so that much goes early, while the model has
 room, and little late. The paper prunes single weights by size; here
-units go by the criterion. What is gone stays gone.
+units go by the criterion. Removed units stay removed.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.prune.rounds import Round, gradual
+from resprout.tasks.prune.interfaces import Kinds, Round
+from resprout.tasks.prune.rounds import gradual
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Cubic:
     """Many units go in the first rounds and few in the last, with training between them."""
 
     trains: ClassVar[bool] = False
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 
     rounds: int = 4
     """Prunings, at least 2."""

@@ -3,7 +3,7 @@
 Of 80 schedules of sparse pre-training the paper finds one near the best that begins at 25 % of the compute
 and ends at 75 %: dense training, gradual pruning, then training of the small model. In between sizes follow
 the cubic of Zhu and Gupta (arXiv 1710.01878). The paper prunes single weights while it trains from scratch;
-here units go, and shares are of the recovery's tokens. What is gone stays gone.
+here units go, and shares are of the recovery's tokens. Removed units stay removed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.prune.rounds import Round, gradual
+from resprout.tasks.prune.interfaces import Kinds, Round
+from resprout.tasks.prune.rounds import gradual
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class MidTraining:
     """The dense model trains first, units go in the middle half of training, the small model trains on."""
 
     trains: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 
     rounds: int = 4
     """Prunings, at least 2."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.prune.rounds import Round
+from resprout.tasks.prune.interfaces import Kinds, Round
 
 
 @dataclass(frozen=True)
@@ -14,15 +13,7 @@ class OneShot:
     """All units go at once, and all training follows."""
 
     trains: ClassVar[bool] = False
-    units: ClassVar[tuple[Unit, ...]] = (
-        "ffn",
-        "kv_groups",
-        "heads",
-        "experts",
-        "hidden",
-        "layers",
-        "sublayers",
-    )
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
 
     def all(self) -> list[Round]:
         """One round, in front of training."""

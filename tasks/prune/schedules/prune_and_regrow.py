@@ -1,8 +1,8 @@
 """Gradual pruning with regrowth (GraNet, Liu et al., NeurIPS 2021, arXiv 2106.10404).
 
 Sizes follow the cubic of Zhu and Gupta (arXiv 1710.01878). At each round a further share of what is kept
-goes, the lowest-scored, and as many units come back: of all that are gone those whose reader has the largest
-gradient (the paper's zero-cost neuroregeneration). What was gone comes back with zero columns, from which
+goes, the lowest-scored, and as many units come back: of all removed units those whose reader has the largest
+gradient (the paper's zero-cost neuroregeneration). What was removed comes back with zero columns, from which
 it trains; what goes and comes back in one round keeps its own. The share falls along half a cosine over all
 of training, as the prune rate of the authors' code (VITA-Group/GraNet) does, which ends at 0.005 in place of
 0. There regrowth goes on to the end of training; here the last round cuts the structure and regrows nothing.
@@ -15,9 +15,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.rounds import Round, gradual
+from resprout.tasks.prune.interfaces import Kinds, Round, require
+from resprout.tasks.prune.rounds import gradual
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class PruneAndRegrow:
     """Units go along a cubic, and each round some of the kept give way to gone ones with large gradients."""
 
     trains: ClassVar[bool] = True
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")
 
     rounds: int = 4
     """Prunings, at least 2."""

@@ -1,6 +1,6 @@
 """Iterative soft shrinkage by a percentage (ISS-P, Wang et al., ICCV 2023, arXiv 2303.09650).
 
-At each step the unimportant weights are chosen anew, at the target's size from the start, and multiplied by
+At each step the unimportant weights are chosen again, at the target's size from the start, and multiplied by
 1 - alpha instead of being removed; what recovers in training is important again. At the end the structure is
 fixed and cut. The authors' code (Jiamian-Wang/Iterative-Soft-Shrinkage-SR) shrinks single weights by 5 %
 after each optimizer step; here the columns that read a unit shrink once a round, so that the share is larger:
@@ -12,9 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from resprout.configs.stages import Unit
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.rounds import Round, gradual
+from resprout.tasks.prune.interfaces import Kinds, Round, require
+from resprout.tasks.prune.rounds import gradual
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class SoftShrinkage:
     """Units outside the target's size shrink round by round (the paper: step by step); the last one cuts."""
 
     trains: ClassVar[bool] = False
-    units: ClassVar[tuple[Unit, ...]] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
+    units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "layers", "sublayers")
 
     rounds: int = 4
     """Prunings, at least 2; all but the last shrink."""
@@ -31,7 +30,7 @@ class SoftShrinkage:
     end: float = 0.75
     """Share of training before the last round."""
     share: float = 0.5
-    """What the columns that read a unit lose each round."""
+    """Share that the columns which read a unit lose each round."""
 
     def __post_init__(self) -> None:
         require("soft_shrinkage", 0, 0.99, share=self.share)

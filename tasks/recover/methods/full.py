@@ -14,7 +14,7 @@ import torch
 
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.models.masked import read_masked
+from resprout.tasks.prune.masking import read_masked
 from resprout.tasks.recover.lessons import Lessons, Recovered
 from resprout.tasks.recover.masked import hold_masked
 from resprout.tasks.recover.training import numbers, trained

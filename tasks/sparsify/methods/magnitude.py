@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from resprout.tasks.prune.semi_structured.masks import Pattern, best_mask
-from resprout.tasks.prune.semi_structured.scores import magnitude
+from resprout.tasks.sparsify.layers import best_mask
+from resprout.tasks.sparsify.pattern import Pattern
 
 
 class Magnitude:
@@ -18,6 +18,10 @@ class Magnitude:
     def statistic(self, features: int) -> None:
         """None: looks at no inputs."""
 
+    def scores(self, weight: Tensor, inputs: Any) -> Tensor:
+        """|W|: float32 [outputs, inputs]."""
+        return weight.float().abs()
+
     def sparse(self, weight: Tensor, inputs: Any, pattern: Pattern) -> Tensor:
         """The weight [outputs, inputs] with the pattern's zeros."""
-        return weight * best_mask(magnitude(weight), pattern)
+        return weight * best_mask(self.scores(weight, inputs), pattern)

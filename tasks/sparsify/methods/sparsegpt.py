@@ -1,16 +1,30 @@
-"""SparseGPT: what stays makes good for what goes (Frantar and Alistarh, ICML 2023, arXiv 2301.00774)."""
+"""SparseGPT (Frantar and Alistarh, ICML 2023, arXiv 2301.00774): masks and adjusted weights by columns.
+
+With H = X X^T + lambda I and U the upper Cholesky factor of H^-1 (H^-1 = U^T U), row j of U is, but for
+a factor, row j of the inverse of H without the columns before j, and U_jj^2 its first entry. So, from
+left to right, a weight that goes costs w_j^2 / U_jj^2, and the columns to its right take over its part:
+w -= (w_j / U_jj) U_j: (algorithm 1). The mask of a group of columns is chosen when its first column is
+reached, from the weights as they are by then (section 3.3). Columns further right than a block are
+brought up to date by one product for each block. As IST-DASLab/sparsegpt does for its patterns, but that
+lambda is a share of the diagonal before inputs that are always 0 get a diagonal of at least 1.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from resprout.tasks.prune.bounds import require
-from resprout.tasks.prune.semi_structured.masks import Pattern
-from resprout.tasks.prune.semi_structured.sparsegpt import solve
+from resprout.configs.errors import StageFailed
+from resprout.tasks.prune.interfaces import require
 from resprout.tasks.prune.statistics import Gram
+from resprout.tasks.sparsify.layers import best_mask
+from resprout.tasks.sparsify.pattern import Pattern
+
+BLOCK = 128
+"""Columns between two updates of all that lie to the right."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +39,60 @@ class SparseGPT:
     def __post_init__(self) -> None:
         require("sparsegpt", 0, damping=self.damping)
 
-    def statistic(self, features: int) -> Gram:
-        """Gram matrix of the inputs."""
-        return Gram(features)
+    statistic = Gram
 
     def sparse(self, weight: Tensor, inputs: Gram, pattern: Pattern) -> Tensor:
         """The weight [outputs, inputs] with the pattern's zeros; a singular Hessian raises StageFailed."""
         return solve(weight, inputs, pattern, self.damping)
+
+
+def solve(weight: Tensor, inputs: Gram, pattern: Pattern, damping: float = 0.01) -> Tensor:
+    """The weight [outputs, inputs] with the pattern's zeros, the rest adjusted, in its own dtype.
+
+    `damping` is lambda as a share of the mean diagonal of X X^T. Inputs that are always 0 lose their
+    weights. Solved in float32; a singular Hessian raises StageFailed.
+    """
+    pattern.check(weight)
+    factor = _factor(inputs, damping, weight.device)
+    dead = inputs.matrix.diagonal().to(weight.device) == 0
+    left = weight.float().masked_fill(dead, 0.0)
+    block = max(pattern.group, BLOCK // pattern.group * pattern.group)
+    for start in range(0, left.shape[1], block):
+        stop = min(start + block, left.shape[1])
+        errors = _solve_block(left[:, start:stop], factor[start:stop, start:stop], pattern)
+        left[:, stop:] -= errors @ factor[start:stop, stop:]
+    return left.to(weight.dtype)
+
+
+def _solve_block(left: Tensor, factor: Tensor, pattern: Pattern) -> Tensor:
+    """Solve columns in place, masks chosen on the way; returns w_j / U_jj where a weight goes, else 0."""
+    errors = torch.zeros_like(left)
+    diagonal = factor.diagonal()
+    for column in range(left.shape[1]):
+        if column % pattern.group == 0:
+            group = slice(column, column + pattern.group)
+            stay = best_mask((left[:, group] / diagonal[group]).square(), pattern)
+        gone = ~stay[:, column % pattern.group]
+        errors[:, column] = left[:, column] / diagonal[column] * gone
+        left[:, column:] -= torch.outer(errors[:, column], factor[column, column:])
+        # Exactly 0, which the subtraction gives but for rounding.
+        left[gone, column] = 0.0
+    return errors
+
+
+def _factor(inputs: Gram, damping: float, device: torch.device) -> Tensor:
+    """The upper Cholesky factor of H^-1: float32 [inputs, inputs]."""
+    hessian = inputs.matrix.to(device, torch.float64)
+    if hessian is inputs.matrix:
+        hessian = hessian.clone()
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    diagonal.add_(damping * diagonal.mean())
+    diagonal[dead] = diagonal[dead].clamp_min(1.0)
+    lower, failed = torch.linalg.cholesky_ex(hessian)
+    if int(failed) or (damping <= 0 and inputs.tokens < len(hessian)):
+        raise StageFailed(
+            f"SparseGPT cannot invert the Hessian: {inputs.tokens} calibration tokens for {len(hessian)} "
+            f"features with damping {damping}; give more calibrate.samples, or a damping of 0.01 or more"
+        )
+    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from resprout.tasks.prune.semi_structured.masks import Pattern, best_mask
-from resprout.tasks.prune.semi_structured.scores import wanda
 from resprout.tasks.prune.statistics import Moments
+from resprout.tasks.sparsify.layers import best_mask
+from resprout.tasks.sparsify.pattern import Pattern
 
 
 class Wanda:
@@ -16,10 +16,12 @@ class Wanda:
 
     needs: ClassVar[str] = "inputs"
 
-    def statistic(self, features: int) -> Moments:
-        """Moments of each input."""
-        return Moments(features)
+    statistic = Moments
+
+    def scores(self, weight: Tensor, inputs: Moments) -> Tensor:
+        """|W_ij| ||X_j||_2, X_j input j over all calibration tokens (eq. 1): float32 [outputs, inputs]."""
+        return weight.float().abs() * inputs.norm.to(weight.device)
 
     def sparse(self, weight: Tensor, inputs: Moments, pattern: Pattern) -> Tensor:
         """The weight [outputs, inputs] with the pattern's zeros."""
-        return weight * best_mask(wanda(weight, inputs), pattern)
+        return weight * best_mask(self.scores(weight, inputs), pattern)

@@ -1,0 +1,72 @@
+"""Patterns of semi-structured sparsity, and which weights of a model keep to them; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from resprout.configs.errors import BadInput
+from resprout.configs.stages import SparsifyConfig
+from resprout.tasks.models.shape import ROTATIONS, Shape
+from resprout.tasks.sparsify.registry import METHODS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """`keep` of every `group` consecutive weights along a row stay."""
+
+    keep: int
+    group: int
+
+    @classmethod
+    def of(cls, text: str) -> Pattern:
+        """The pattern that "2:4" names; one that is none raises BadInput."""
+        keep, _, group = text.partition(":")
+        if not keep.isdecimal() or not group.isdecimal() or not 0 < int(keep) < int(group):
+            raise BadInput(f"the pattern '{text}' is not kept:group, the first smaller; give 2:4 or 4:8")
+        return cls(int(keep), int(group))
+
+    def check(self, weight: Tensor) -> None:
+        """Raise BadInput unless the inputs of `weight` [outputs, inputs] fall into whole groups."""
+        if weight.shape[1] % self.group:
+            raise BadInput(
+                f"a weight of {weight.shape[1]} inputs does not fall into groups of {self.group}; leave it "
+                "dense, or give a pattern whose group divides it"
+            )
+
+
+def sparse_weights(shape: Shape, layer: int) -> Iterator[tuple[str, int]]:
+    """Names from the layer on, and the length of the inputs: all matrices of attention and FFN.
+
+    Embeddings, head, norms, biases, routers, gates of one output and rotations between bases stay dense.
+    """
+    for name, axes in shape.layer_tensors(shape.widths(layer)).items():
+        if name in ROTATIONS:
+            continue
+        if len(axes) > 2 or (len(axes) == 2 and axes[0] not in (1, "experts")):
+            inputs = axes[0 if shape.family.transposed else -1]
+            yield name, shape.axis(inputs, shape.widths(layer))
+
+
+def check_sparsity(shape: Shape, config: SparsifyConfig) -> None:
+    """Raise BadInput where the method or the pattern does not fit a model of this shape."""
+    needs = METHODS.entry(config.method).declared["needs"]
+    if shape.experts and needs != "weights":
+        fitting = [entry.name for entry in METHODS if entry.declared["needs"] == "weights"]
+        raise BadInput(
+            f"sparsify.method '{config.method}' looks at what each matrix is given, which in a "
+            f"{shape.model_type} model, inside experts, no module shows; give sparsify.method: "
+            f"{' or '.join(fitting)}"
+        )
+    group = Pattern.of(config.pattern).group
+    for layer in range(shape.layers):
+        for name, inputs in sparse_weights(shape, layer):
+            if inputs % group:
+                raise BadInput(
+                    f"sparsify.pattern {config.pattern} needs inputs in groups of {group}, but {name} of "
+                    f"layer {layer} has {inputs}; give a prune.round_to that {group} divides, or no sparsify"
+                )
