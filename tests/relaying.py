@@ -104,7 +104,8 @@ def flow_runs(deployment: Any) -> list[Any]:
 
 def claims(deployment: Any) -> list[str]:
     """What runs of a deployment are for, without the time at which the version was created."""
-    return sorted(run.parameters["claim"].rpartition(" ")[0] for run in flow_runs(deployment))
+    found = [run.parameters["claim"].split(" ") for run in flow_runs(deployment)]
+    return sorted(" ".join([*words[:3], *words[4:]]) for words in found)
 
 
 @dataclass

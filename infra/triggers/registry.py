@@ -16,11 +16,11 @@ T = TypeVar("T")
 PAGE = 200
 KNOCK_SECONDS = 5.0
 MOST_HOPS = 10
-ANOTHER = re.compile(r"^models:/([^/@]+)/(\d+)$")
+VERSION_URI = re.compile(r"^models:/([^/@]+)/(\d+)$")
 
 
-class Gone(Exception):
-    """The registry holds no such version."""
+class NotRegistered(Exception):
+    """The registry holds no such model or version."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,14 @@ class Registry:
         name, word = (one.get_secret_value() if one else "" for one in (config.username, config.password))
         self._auth = (name, word) if name or word else None
         self._client: Any = None
-
-    @property
-    def shown_uri(self) -> str:
-        return self._tracker.shown_uri
-
-    @property
-    def is_server(self) -> bool:
-        return self._tracker.is_server
-
-    @property
-    def uri(self) -> str:
-        return self._tracker.uri
+        self.uri, self.shown_uri = self._tracker.uri, self._tracker.shown_uri
 
     def server_version(self) -> str:
         """Version of the server, or of the library where the registry is a database."""
         import mlflow
         import requests
 
-        if not self.is_server:
+        if not self._tracker.is_server:
             return str(mlflow.__version__)
         try:
             found = requests.get(f"{self.uri.rstrip('/')}/version", auth=self._auth, timeout=KNOCK_SECONDS)
@@ -90,13 +79,14 @@ class Registry:
         return found.text.strip()
 
     def version(self, name: str, number: str) -> Version:
-        """The version; raises Gone where there is none."""
-        return _version(self._ask(lambda client: client.get_model_version(name, number)))
+        """The version; raises NotRegistered where there is none."""
+        found = self._ask(lambda client: client.get_model_version(name, number))
+        return _version(found, tuple(sorted(found.aliases)))
 
     def trail(self, version: Version) -> tuple[Version, ...]:
         """The version, what it is a copy of (source models:/name/number), and what that is a copy of."""
         hops = [version]
-        while (found := ANOTHER.match(hops[-1].source)) and len(hops) < MOST_HOPS:
+        while (found := VERSION_URI.match(hops[-1].source)) and len(hops) < MOST_HOPS:
             hops.append(self.version(found[1], found[2]))
         return tuple(hops)
 
@@ -104,25 +94,23 @@ class Registry:
         """Tags of a run, none where there is no such run."""
         try:
             return self._ask(lambda client: client.get_run(run_id).data.tags)
-        except Gone:
+        except NotRegistered:
             return {}
 
-    def models(self) -> Iterator[Model]:
+    def models(self) -> list[Model]:
         """All registered models."""
-        for found in self._pages("search_registered_models", None):
-            aliases: dict[str, tuple[str, ...]] = {}
-            for alias, number in sorted(dict(found.aliases).items()):
-                aliases[str(number)] = (*aliases.get(str(number), ()), alias)
-            yield Model(found.name, int(found.creation_timestamp or 0), aliases)
+        return [_model(found) for found in self._pages("search_registered_models", None)]
+
+    def model(self, name: str) -> Model:
+        """The model; raises NotRegistered where there is none."""
+        return _model(self._ask(lambda client: client.get_registered_model(name)))
 
     def versions(self, model: Model) -> list[Version]:
         """All versions of a model by number."""
         escaped = model.name.replace("'", "\\'")
-        found = self._pages("search_model_versions", f"name = '{escaped}'")
-        return [
-            _version(one, model.aliases.get(str(one.version), ()))
-            for one in sorted(found, key=lambda version: int(version.version))
-        ]
+        # What is registered between two pages moves others to the next one, where they come once more.
+        found = {int(one.version): one for one in self._pages("search_model_versions", f"name = '{escaped}'")}
+        return [_version(found[number], model.aliases.get(str(number), ())) for number in sorted(found)]
 
     def _pages(self, search: str, text: str | None) -> Iterator[Any]:
         token: str | None = None
@@ -141,14 +129,14 @@ class Registry:
 
         try:
             if self._client is None:
-                if not self.is_server:
+                if not self._tracker.is_server:
                     # Makes the database where there is none yet, one process at a time.
                     self._tracker.connect()
                 self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             return question(self._client)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):
-                raise Gone(_line(error)) from None
+                raise NotRegistered(_line(error)) from None
             raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
         except (requests.RequestException, SQLAlchemyError, OSError, ResproutError) as error:
             raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
@@ -158,14 +146,21 @@ def _page(search: str, text: str | None, token: str | None, client: Any) -> Any:
     return getattr(client, search)(text, PAGE, None, token)
 
 
-def _version(found: Any, aliases: tuple[str, ...] | None = None) -> Version:
+def _model(found: Any) -> Model:
+    aliases: dict[str, tuple[str, ...]] = {}
+    for alias, number in sorted(dict(found.aliases).items()):
+        aliases[str(number)] = (*aliases.get(str(number), ()), alias)
+    return Model(found.name, int(found.creation_timestamp or 0), aliases)
+
+
+def _version(found: Any, aliases: tuple[str, ...]) -> Version:
     return Version(
         name=found.name,
         version=str(found.version),
         source=found.source or "",
         run_id=found.run_id or "",
         tags=dict(found.tags),
-        aliases=tuple(sorted(found.aliases)) if aliases is None else aliases,
+        aliases=aliases,
         description=found.description or "",
         status=str(found.status),
         created=int(found.creation_timestamp or 0),
