@@ -1,4 +1,4 @@
-"""What tests of the relay share: deliveries, rules, versions, deployments, and the process itself."""
+"""Helpers of the tests of registry triggers: deliveries, rules, versions, deployments, the relay's process."""
 
 from __future__ import annotations
 
@@ -96,10 +96,14 @@ def flow_runs(deployment: Any) -> list[Any]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
+    chosen = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    found: dict[Any, Any] = {}
     with get_client(sync_client=True) as client:
-        return client.read_flow_runs(
-            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
-        )
+        while True:
+            page = client.read_flow_runs(deployment_filter=chosen, limit=200, offset=len(found))
+            found.update((run.id, run) for run in page)
+            if len(page) < 200:
+                return list(found.values())
 
 
 def claims(deployment: Any) -> list[str]:
