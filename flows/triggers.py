@@ -120,7 +120,7 @@ def deploy_rules(rules: tuple[LoadedRule, ...], infra: InfraConfig) -> list[str]
     """
     from resprout.flows.check import check
     from resprout.flows.reach import automate, refuse_out_of_reach
-    from resprout.infra.deployments import deploy
+    from resprout.infra.prefect.deployments import deploy
 
     wanted = []
     for loaded in rules:

@@ -1,4 +1,4 @@
-"""Helpers of the tests of registry triggers: deliveries, rules, versions, deployments, the relay's process."""
+"""Helpers for tests of registry triggers: deliveries, rules, versions, deployments, the relay itself."""
 
 from __future__ import annotations
 

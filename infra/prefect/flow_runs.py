@@ -1,16 +1,27 @@
-"""Runs of the compress flow on a Prefect server: created once for a key, and counted."""
+"""Runs of the compress flow on a Prefect server: created once for a key, counted, and begun again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import PrefectConfig, without_credentials
-from resprout.infra.restarts import FLOW
 
 T = TypeVar("T")
+FLOW = "compress"
+"""Name of the flow."""
+RESTARTING = "Restarting"
+"""Name of the state in which a run whose process died is scheduled."""
+WAITING = ("Late", "AwaitingConcurrencySlot")
+"""States that the server itself puts before a start."""
+MOST_RESTARTS = 11
+"""More than infra.prefect.restarts allows: only a run that dies before the flow can count gets here."""
+NEVER_BEGINS = (
+    f"its process died more than {MOST_RESTARTS} times before the flow's own code began; look into the "
+    "worker's log (image, installation, memory?), mend it, then retry the run"
+)
 REQUEST_SECONDS = 10.0
 STATES = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED", "PAUSED")
 
@@ -126,3 +137,15 @@ class FlowRuns:
 
     def _no_prefect(self) -> NoPrefect:
         return NoPrefect(f"what answers at {self.shown_url} is no Prefect server")
+
+
+def in_a_row(states: Iterable[tuple[str, str]]) -> int:
+    """Restarts by the server since a person, a schedule or a rule last began the run.
+
+    `states` are type and name of the run's states, oldest first.
+    """
+    count = 0
+    for kind, name in states:
+        if kind == "SCHEDULED" and name not in WAITING:
+            count = count + 1 if name == RESTARTING else 0
+    return count

@@ -310,14 +310,15 @@ class Reconciler:
         kept: list[Entry] = []
         gone: list[Entry] = []
         try:
-            self._compare(name, kept, gone)
+            try:
+                self._compare(name, kept, gone)
+            finally:
+                self.state.put(kept)
+            self.state.drop(gone)
         except BaseException:
             # The next pass comes back to what a fault leaves behind.
             self._postponed[name] = noted
             raise
-        finally:
-            self.state.put(kept)
-        self.state.drop(gone)
 
     def _compare(self, name: str, kept: list[Entry], gone: list[Entry]) -> None:
         """Handle a model; lists the entries that are to be kept, and those of what is not there any more."""

@@ -173,7 +173,8 @@ class TriggerState:
         ids = [entry.id for entry in entries if entry.state != STARTED]
         if ids:
             with self.engine.begin() as connection:
-                connection.execute(delete(STATES).where(STATES.c.id.in_(ids)))
+                # Another relay may have started it since it was read.
+                connection.execute(delete(STATES).where(STATES.c.id.in_(ids), STATES.c.state != STARTED))
 
     def newest(self, state: str, limit: int | None = 50) -> list[Entry]:
         """The newest entries in a state, of those that wait the oldest."""
