@@ -15,7 +15,7 @@ from resprout.infra.prefect.automations import (
     endless_run_failed,
 )
 
-FLOWS = Path(__file__).resolve().parents[2] / "flows"
+FLOWS = Path(__file__).resolve().parents[3] / "flows"
 
 
 def test_every_state_that_the_flow_ends_in_stops_the_watch_on_its_heartbeat() -> None:
