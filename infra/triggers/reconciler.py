@@ -1,4 +1,4 @@
-"""Compares the model registry with what each rule has seen and started, and starts what is missing, once.
+"""Compare the model registry with what each rule has seen and started, and start what is missing, once.
 
 A look at a model reads its versions, aliases and tags, and compares them with the entries of each rule. What
 is new to a rule that starts on it becomes a flow run; then the entry is written. A relay that dies in between
@@ -105,14 +105,14 @@ class RulesFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.fault = path.expanduser(), ""
-        self._read = self._bytes(())
+        # Read before the rules are, so that a change in between is found.
+        self._contents = self._read(())
         self.rules = load_rules(self.path)
-        self._read = self._bytes(self.rules)
 
     def reload(self) -> bool:
         """Whether there are other rules now; a file with a `fault` leaves those that are in force."""
-        found = self._bytes(self.rules)
-        if found == self._read and not self.fault:
+        contents = self._read(self.rules)
+        if contents == self._contents and not self.fault:
             return False
         try:
             rules = load_rules(self.path)
@@ -122,12 +122,12 @@ class RulesFile:
             self.fault = str(error)
             return False
         changed, mended = rules != self.rules, bool(self.fault)
-        self.rules, self.fault, self._read = rules, "", self._bytes(rules)
+        self.rules, self.fault, self._contents = rules, "", contents
         if changed or mended:
             log.info("%s was read again and has %d rules", self.path, len(rules))
         return changed
 
-    def _bytes(self, rules: tuple[LoadedRule, ...]) -> list[bytes]:
+    def _read(self, rules: tuple[LoadedRule, ...]) -> list[bytes]:
         contents = []
         for path in (self.path, *(loaded.path for loaded in rules)):
             with suppress(OSError):
@@ -200,10 +200,10 @@ class Reconciler:
         faults, rules_due = 0, 0.0
         while not self._stopping.is_set():
             self._wake.clear()
-            if time.monotonic() >= rules_due:
-                self._reload()
-                rules_due = time.monotonic() + RULES_SECONDS
             try:
+                if time.monotonic() >= rules_due:
+                    rules_due = time.monotonic() + RULES_SECONDS
+                    self._reload()
                 self.look(everything=self.is_due())
             except Exception as error:
                 faults += 1
@@ -334,15 +334,15 @@ class Reconciler:
         for version in sorted(versions, key=lambda one: (name, one.version) in self._failing):
             if self._stopping.is_set():
                 return
-            heard: set[str] = set()
+            changed: set[str] = set()
             for loaded in rules:
                 rule = loaded.rule.name
                 before = known.get((rule, version.version, version.created), {})
                 found, changes = self._handle(loaded, version, before, rule in past)
                 kept += [entry for alias, entry in found.items() if entry != before.get(alias)]
                 gone += [entry for alias, entry in before.items() if found and alias not in found]
-                heard |= changes
-            self._emit(heard, version)
+                changed |= changes
+            self._emit(changed, version)
         gone += marks
 
     def _read(self, name: str) -> tuple[int, list[Version]]:
@@ -376,7 +376,7 @@ class Reconciler:
     def _handle(
         self, loaded: LoadedRule, version: Version, before: Mapping[str, Entry], past: bool
     ) -> tuple[dict[str, Entry], set[str]]:
-        """By alias, what a rule has seen of a version now that runs are started; and what it started on."""
+        """By alias, the entries of a rule for a version, its runs started; and the changes that it is for."""
         rule = loaded.rule
         if version.status == "PENDING_REGISTRATION" and not past and not before:
             return {}, set()
@@ -495,9 +495,10 @@ def _outcome(entry: Entry, state: str, reason: str) -> Entry:
 def _changes(before: Mapping[str, Entry], version: Version, past: bool) -> set[str]:
     """What happened to a version since a rule has seen it, in the words of `Rule.on`, or BACKFILL."""
     seen = before.get("")
-    if seen is None and past:
-        return {BACKFILL}
-    found = {"created"} if seen is None else {BACKFILL} if seen.state == PAST else set()
+    old = {BACKFILL} if seen is None or seen.state == PAST else set()
+    if past:
+        return old
+    found = {"created"} if seen is None else old
     tags = json.loads(seen.tags or "{}") if seen is not None else dict(version.tags)
     if any(tags.get(name) != value for name, value in version.tags.items()):
         found.add("tag")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from resprout.configs.errors import ResproutError, Transient
 from resprout.configs.infrastructure import MlflowConfig, without_credentials
 
-T = TypeVar("T")
 PAGE = 200
 KNOCK_SECONDS = 5.0
 MOST_HOPS = 10
@@ -44,11 +42,11 @@ class Version:
 
 @dataclass(frozen=True)
 class Model:
-    """A registered model; `created` as in Version, `aliases` by the number of the version that has them."""
+    """A registered model; `created` as in Version, `aliases` with the number of the version that has each."""
 
     name: str
     created: int
-    aliases: Mapping[str, tuple[str, ...]]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registry:
@@ -80,8 +78,8 @@ class Registry:
 
     def version(self, name: str, number: str) -> Version:
         """The version; raises NotRegistered where there is none."""
-        found = self._ask(lambda client: client.get_model_version(name, number))
-        return _version(found, tuple(sorted(found.aliases)))
+        found = self._ask("get_model_version", name, number)
+        return _version(found, found.aliases)
 
     def trail(self, version: Version) -> tuple[Version, ...]:
         """The version, what it is a copy of (source models:/name/number), and what that is a copy of."""
@@ -93,7 +91,7 @@ class Registry:
     def run_tags(self, run_id: str) -> Mapping[str, str]:
         """Tags of a run, none where there is no such run."""
         try:
-            return self._ask(lambda client: client.get_run(run_id).data.tags)
+            return self._ask("get_run", run_id).data.tags
         except NotRegistered:
             return {}
 
@@ -103,25 +101,29 @@ class Registry:
 
     def model(self, name: str) -> Model:
         """The model; raises NotRegistered where there is none."""
-        return _model(self._ask(lambda client: client.get_registered_model(name)))
+        return _model(self._ask("get_registered_model", name))
 
     def versions(self, model: Model) -> list[Version]:
         """All versions of a model by number."""
         escaped = model.name.replace("'", "\\'")
         # What is registered between two pages moves others to the next one, where they come once more.
         found = {int(one.version): one for one in self._pages("search_model_versions", f"name = '{escaped}'")}
-        return [_version(found[number], model.aliases.get(str(number), ())) for number in sorted(found)]
+        aliases: dict[str, list[str]] = {}
+        for alias, number in model.aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        return [_version(found[number], aliases.get(str(number), ())) for number in sorted(found)]
 
     def _pages(self, search: str, text: str | None) -> Iterator[Any]:
         token: str | None = None
         while True:
-            page = self._ask(functools.partial(_page, search, text, token))
+            page = self._ask(search, text, PAGE, None, token)
             yield from page
             token = page.token
             if not token:
                 return
 
-    def _ask(self, question: Callable[[Any], T]) -> T:
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """The answer of a method of MLflow's client."""
         import requests
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -133,7 +135,7 @@ class Registry:
                     # Makes the database where there is none yet, one process at a time.
                     self._tracker.connect()
                 self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            return question(self._client)
+            return getattr(self._client, method)(*arguments)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):
                 raise NotRegistered(_line(error)) from None
@@ -142,25 +144,18 @@ class Registry:
             raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
 
 
-def _page(search: str, text: str | None, token: str | None, client: Any) -> Any:
-    return getattr(client, search)(text, PAGE, None, token)
-
-
 def _model(found: Any) -> Model:
-    aliases: dict[str, tuple[str, ...]] = {}
-    for alias, number in sorted(dict(found.aliases).items()):
-        aliases[str(number)] = (*aliases.get(str(number), ()), alias)
-    return Model(found.name, int(found.creation_timestamp or 0), aliases)
+    return Model(found.name, int(found.creation_timestamp or 0), dict(found.aliases))
 
 
-def _version(found: Any, aliases: tuple[str, ...]) -> Version:
+def _version(found: Any, aliases: Iterable[str]) -> Version:
     return Version(
         name=found.name,
         version=str(found.version),
         source=found.source or "",
         run_id=found.run_id or "",
         tags=dict(found.tags),
-        aliases=aliases,
+        aliases=tuple(sorted(aliases)),
         description=found.description or "",
         status=str(found.status),
         created=int(found.creation_timestamp or 0),

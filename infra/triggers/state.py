@@ -255,7 +255,7 @@ class TriggerState:
                 rule.name,
                 None,
                 rule.models,
-                [Model(row["name"], row["created"], {}) for row in past],
+                [Model(row["name"], row["created"]) for row in past],
             )
 
     def _select(self, chosen: Any, order: Any = STATES.c.id, limit: int | None = None) -> list[Entry]:

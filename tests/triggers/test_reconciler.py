@@ -630,13 +630,18 @@ def test_a_rule_that_is_added_or_widened_starts_no_old_version(
     # For a while no rule is for it, and what happens meanwhile is old for the rule that comes back.
     make(runs=runs).look()
     add_version(mlflow, "code-7b")
+    mlflow.set_registered_model_alias("code-7b", "champion", "1")
+    mlflow.set_model_version_tag("code-7b", "2", "stage", "prod")
     make(runs=runs).look()
     reconciler.look()
     assert len(runs.keys) == 1
+    mlflow.set_registered_model_alias("code-7b", "champion", "2")
+    reconciler.look()
+    assert runs.since(1) == ["second code-7b 2"]
     # What a rule that is widened was for already stays new to it, also while the relay was away.
     add_version(mlflow, "chat-new")
     make(rule(models=["*"]), second, runs=runs).look()
-    assert runs.since(1) == ["chat chat-new 1"]
+    assert runs.since(2) == ["chat chat-new 1"]
 
 
 def test_a_widened_rule_backfills_the_models_it_gains(make: Make, mlflow: Any, runs: Recorded) -> None:

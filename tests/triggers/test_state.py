@@ -121,7 +121,7 @@ def test_what_no_database_can_keep_is_kept_as_far_as_it_can_be(reopen: Open) -> 
 
 def test_a_rule_begins_once_for_all_relays(reopen: Open) -> None:
     one, other = reopen(), reopen()
-    models = [Model("chat-7b", 5, {})]
+    models = [Model("chat-7b", 5)]
     assert one.rules("registry") == {}
     one.set_rule("registry", "chat", None, ("chat-*",), models)
     one.drop(one.entries("chat-7b"))
@@ -132,7 +132,7 @@ def test_a_rule_begins_once_for_all_relays(reopen: Open) -> None:
     assert other.rules("another") == {}
     other.set_rule("registry", "chat", ("chat-*",), ("*",), models)
     assert [(mark.version, mark.created, mark.state) for mark in one.entries("chat-7b")] == [("", 5, PAST)]
-    one.set_rule("registry", "chat", ("chat-*",), ("c*",), [Model("code", 6, {})])
+    one.set_rule("registry", "chat", ("chat-*",), ("c*",), [Model("code", 6)])
     assert one.rules("registry") == {"chat": ("*",)}
     assert one.entries("code") == []
 
