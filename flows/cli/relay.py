@@ -1,4 +1,4 @@
-"""`resprout relay`: the webhook relay in this process, until it is told to end."""
+"""`resprout relay`: the relay in this process, until a signal ends it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the Prefect server does by itself when the process of a run dies: mark the run, and begin it again.
+"""Automations of the Prefect server: mark a run whose process died, begin it again, and notify of bad ends.
 
-A process that was killed cannot say so, which the server tells from its silence: a run sends a heartbeat
+A process that was killed cannot say so; the server knows it by its silence: a run sends a heartbeat
 every 30 seconds, and one that was silent for `SILENT_SECONDS` is marked Crashed. A run that crashed, by that
 or by its own word (SIGTERM, out of memory), is scheduled again in the state `RESTARTING`; it goes on from its
 finished stages, and counts its restarts itself (flows/restarts.py).
@@ -28,7 +28,7 @@ SILENT_SECONDS = 90.0
 """Three heartbeats; the server's own restart takes less."""
 UNSTARTED_SECONDS = 1800.0
 SETTLED_SECONDS = 45.0
-"""More than a heartbeat: a run that lives is heard in this time."""
+"""More than a heartbeat: a run that lives sends one in this time."""
 ENDLESS_HOURS = 6.0
 """In which deaths are counted; one takes a minute, or several where a cluster fetches an image each time."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -47,7 +47,7 @@ OF_THE_FLOW: dict[str, Any] = {"prefect.resource.role": "flow", "prefect.resourc
 
 
 def ensure_automations(notify: str | None = None) -> None:
-    """Make or update the automations, each known by its name; `notify` names a block to tell of bad ends.
+    """Make or update the automations, each known by its name; `notify` names a block for notices.
 
     Raises BadInput where there is no such block, when all else is made: a new server has none yet.
     """
@@ -65,7 +65,7 @@ def ensure_automations(notify: str | None = None) -> None:
 
 
 def silent_run_crashed() -> AutomationCore:
-    """Crashed, for a run that was heard of and then no more."""
+    """Crashed, for a run whose heartbeats stopped."""
     return _automation(
         "resprout: mark a run whose process died",
         Posture.Proactive,
@@ -94,7 +94,7 @@ def unstarted_run_failed() -> AutomationCore:
 
 
 def crashed_run_again() -> AutomationCore:
-    """Scheduled again, for a run that crashed, stayed so, and is not heard of."""
+    """Scheduled again, for a run that crashed, stayed so, and sends no heartbeat."""
     return _automation(
         "resprout: begin a crashed run again",
         Posture.Proactive,
@@ -191,9 +191,9 @@ def _automation(
     action: ChangeFlowRunState,
     threshold: int = 1,
 ) -> AutomationCore:
-    """`action` on a run of which so many of `expect` were heard within the time `after` an event.
+    """`action` on a run of which so many of `expect` came within the time `after` an event.
 
-    Proactive: of which fewer were heard in that time.
+    Proactive: of which fewer came in that time.
     """
     return AutomationCore(
         name=name,

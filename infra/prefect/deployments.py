@@ -32,7 +32,7 @@ NO_PLACES = {"Factory", "localtime"}
 EXAMPLE = '"0 2 * * 1" is Mondays at 2:00'
 Overlap = Literal["enqueue", "cancel-new"]
 RUN_ENVIRONMENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-"""How often a run tells that it lives, in seconds; see infra/prefect/automations.py."""
+"""Seconds between two heartbeats of a run; see infra/prefect/automations.py."""
 
 
 def deploy(

@@ -1,4 +1,4 @@
-"""What a version starts: for each rule the overrides of its run, or a sentence why it starts none."""
+"""Decide what a version starts: for a rule the overrides of its run, or a sentence why there is none."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def decide(
         return Decision(why=why)
     if not rule.own and (ours := own()):
         return Decision(why=f"resprout registered it: {ours}")
-    # What is read is where the last one lies; an alias there says nothing of a place.
+    # The bytes are read where the last copy lies; an alias there names no place.
     place = trail[-1].source
     if not rule.accepts(place) or (place.startswith("models:") and not LOGGED_MODEL.match(place)):
         return Decision(why=f"the rule does not accept its source {place[:200]}", fault=True)

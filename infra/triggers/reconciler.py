@@ -308,19 +308,19 @@ class Reconciler:
     def _look_at(self, name: str, noted: float) -> None:
         """Handle all versions of a model by all rules that are for it."""
         kept: list[Entry] = []
-        gone: list[Entry] = []
+        removed: list[Entry] = []
         try:
             try:
-                self._compare(name, kept, gone)
+                self._compare(name, kept, removed)
             finally:
                 self.state.put(kept)
-            self.state.drop(gone)
+            self.state.drop(removed)
         except BaseException:
             # The next pass comes back to what a fault leaves behind.
             self._postponed[name] = noted
             raise
 
-    def _compare(self, name: str, kept: list[Entry], gone: list[Entry]) -> None:
+    def _compare(self, name: str, kept: list[Entry], removed: list[Entry]) -> None:
         """Handle a model; lists the entries that are to be kept, and those of what is not there any more."""
         created, versions = self._read(name)
         entries, rules = self.state.entries(name), self._rules_for(name)
@@ -340,10 +340,10 @@ class Reconciler:
                 before = known.get((rule, version.version, version.created), {})
                 found, changes = self._handle(loaded, version, before, rule in past)
                 kept += [entry for alias, entry in found.items() if entry != before.get(alias)]
-                gone += [entry for alias, entry in before.items() if found and alias not in found]
+                removed += [entry for alias, entry in before.items() if found and alias not in found]
                 changed |= changes
             self._emit(changed, version)
-        gone += marks
+        removed += marks
 
     def _read(self, name: str) -> tuple[int, list[Version]]:
         """When a model was made, and its versions; none where there is no such model."""
@@ -359,7 +359,7 @@ class Reconciler:
         return model.created, versions
 
     def _abandoned(self, entries: list[Entry], versions: list[Version]) -> list[Entry]:
-        """What waits no longer, because its rule is not for it any more or the version is not there."""
+        """Entries that wait no longer, because no rule is for them any more or their version was deleted."""
         there = {(version.version, version.created) for version in versions}
         rules = {loaded.rule.name: loaded.rule for loaded in self.rules.rules}
         found = []
@@ -409,7 +409,7 @@ class Reconciler:
             if decision.why:
                 return _outcome(entry, SEEN, decision.why)
             key = key_of(rule.name, version, entry.alias)
-            # Any version may start it, and a name must not tell of more than this.
+            # Anybody who sees runs sees their names: no tag or description of a version stands in one.
             run = self.runs.start(rule.name, key, "-".join(of), decision.overrides, rule.own)
         except NotRegistered:
             return self._fail(entry, NO_VERSION)
@@ -493,7 +493,7 @@ def _outcome(entry: Entry, state: str, reason: str) -> Entry:
 
 
 def _changes(before: Mapping[str, Entry], version: Version, past: bool) -> set[str]:
-    """What happened to a version since a rule has seen it, in the words of `Rule.on`, or BACKFILL."""
+    """Changes of a version since a rule saw it: created, alias, tag; BACKFILL for one of before the rule."""
     seen = before.get("")
     old = {BACKFILL} if seen is None or seen.state == PAST else set()
     if past:
@@ -510,11 +510,11 @@ def _changes(before: Mapping[str, Entry], version: Version, past: bool) -> set[s
 def _due(rule: Rule, version: Version, before: Mapping[str, Entry], changes: set[str]) -> list[str]:
     """The aliases for which a rule is to start a run now; "" for the version itself."""
     states = {alias: entry.state for alias, entry in before.items()}
-    anew = not mismatch(rule, changes - {"alias"}, version.name)
+    by_other = not mismatch(rule, changes - {"alias"}, version.name)
     by_alias = not mismatch(rule, changes & {"alias"}, version.name)
     return [
         alias
         for alias in aliases_for(rule, version)
         if STARTED not in (states.get(""), states.get(alias))
-        and (anew or states.get(alias) == WAITING or (by_alias and (not alias or alias not in states)))
+        and (by_other or states.get(alias) == WAITING or (by_alias and (not alias or alias not in states)))
     ]

@@ -1,4 +1,4 @@
-"""Model versions as the registry has them now, whatever a delivery said."""
+"""Models and versions as MLflow's registry has them now."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Registry:
     def versions(self, model: Model) -> list[Version]:
         """All versions of a model by number."""
         escaped = model.name.replace("'", "\\'")
-        # What is registered between two pages moves others to the next one, where they come once more.
+        # A version that is registered between two pages moves others to the next, where they come again.
         found = {int(one.version): one for one in self._pages("search_model_versions", f"name = '{escaped}'")}
         aliases: dict[str, list[str]] = {}
         for alias, number in model.aliases.items():

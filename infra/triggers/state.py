@@ -1,9 +1,9 @@
-"""What each rule last saw of the registry and what it started, in SQLite or PostgreSQL.
+"""State of registry triggers: versions and aliases as each rule last saw them, and the runs it started.
 
-One row stands for a rule and a version, and one for the rule and each alias of the version. The registry
-alone does not do: MLflow dates no change of an alias or a tag, so only what was seen before tells which of
-them happened since the rule is there. Where the table is lost, what is registered by then is in the past and
-starts nothing. Any number of threads and relays may use one database.
+One row stands for a rule and a version, and one for the rule and each alias of the version, in SQLite or
+PostgreSQL. The registry alone is not enough: MLflow dates no change of an alias or a tag, so it shows only by
+comparison which of them happened since the rule is there. Where the table is lost, all that is registered by
+then is in the past and starts nothing. Any number of threads and relays may use one database.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ STATES = Table(
 
 @dataclass(frozen=True)
 class Entry:
-    """What a rule saw of a version, or with `alias` of the version's alias, and what it did about it.
+    """A version, or with `alias` an alias of it, as a rule last saw it, and what the rule did about it.
 
     `tags` are the version's, as JSON; `attempt` counts what `triggers again` started; `at` is in seconds
     since the epoch. Without a `version` it stands for a model whose versions are all of the past.

@@ -56,7 +56,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Delivery:
-    """What a delivery is about: something of `kind` (created, alias, tag) happened to a version."""
+    """The subject of a delivery: a version to which something of `kind` (created, alias, tag) happened."""
 
     kind: str
     name: str
@@ -95,7 +95,7 @@ def verify(headers: Mapping[str, str], body: bytes, secret: bytes, now: float, w
 
 
 def parse(body: bytes) -> Delivery | None:
-    """What a delivery's body is about, None where no rule can be for it; Refused where it is malformed."""
+    """Return the subject of a body, None where no rule can be for it; Refused where it is malformed."""
     try:
         data = json.loads(body)
         kind = EVENTS.get(".".join((data["entity"], data["action"])))
