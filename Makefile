@@ -41,10 +41,10 @@ test: dev
 test-faults: test-faults-servers test-faults-runs
 
 test-faults-servers: dev
-	$(BIN)/python -m pytest -m faults tests/stack tests/relay
+	$(BIN)/python -m pytest -m faults tests/stack tests/triggers
 
 test-faults-runs: dev
-	$(BIN)/python -m pytest -m faults --ignore=tests/stack --ignore=tests/relay
+	$(BIN)/python -m pytest -m faults --ignore=tests/stack --ignore=tests/triggers
 
 # Builds the image and runs it, without a container engine's daemon; takes root, buildah and some minutes.
 image-test: dev

@@ -73,10 +73,11 @@ class PrefectConfig(Section):
 
 
 class RelayConfig(Section):
-    """The webhook relay, which turns what happens in the model registry into runs."""
+    """The relay, which starts runs for what is new in the model registry."""
 
     rules: str | None = None
-    """YAML file of rules (from the current folder): which versions start which config."""
+    """YAML file of rules (from the current folder): which versions start which config. Read again when it
+    changes."""
     host: str = "127.0.0.1"
     """Address it listens on."""
     port: Port = 8300
@@ -85,7 +86,8 @@ class RelayConfig(Section):
     """Secret that MLflow signs its deliveries with; the relay does not start without. In YAML only as
     ${VARIABLE}."""
     database_url: SecretStr | None = None
-    """PostgreSQL database of the outbox; default: SQLite at <home>/relay.db. In YAML only as ${VARIABLE}."""
+    """PostgreSQL database of what was seen and started; default: SQLite at <home>/relay.db. In YAML only as
+    ${VARIABLE}."""
     max_body_kb: Annotated[int, Field(ge=1, le=10_000)] = 256
     """Larger deliveries are refused."""
     rate_per_second: Annotated[float, Field(gt=0.0)] = 500.0
@@ -93,7 +95,7 @@ class RelayConfig(Section):
     window_seconds: Annotated[int, Field(ge=1)] = 300
     """How far the time of a delivery may lie from this machine's clock."""
     poll_seconds: Annotated[float, Field(gt=0.0)] = 60.0
-    """Pause between two looks at the registry for what no webhook told."""
+    """Pause between two looks at the whole registry; a webhook makes the look at its model come at once."""
 
 
 class StackConfig(Section):

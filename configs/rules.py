@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,8 @@ class Rule(Section):
     on: Annotated[tuple[Happening, ...], Field(min_length=1)] = ("created",)
     """What starts it: a new version, an alias that was set, a tag that was set."""
     aliases: tuple[Glob, ...] = ()
-    """Patterns of aliases, one of which the version must have; needs `alias` in `on`."""
+    """Patterns of aliases, one of which the version must have; needs `alias` in `on`. Each alias that fits
+    starts a run of its own."""
     tags: dict[str, Glob] = Field(default={})
     """Tags that the version must have, each with a pattern of its value."""
     config: Glob
@@ -79,6 +81,15 @@ class Rule(Section):
             )
         return self
 
+    def fits(self, name: str) -> bool:
+        """Whether the rule is for models of this name."""
+        # A name with a line break in it would forge lines of the log.
+        return name.isprintable() and any(fnmatchcase(name, pattern) for pattern in self.models)
+
+    def names(self, alias: str) -> bool:
+        """Whether the rule names this alias."""
+        return any(fnmatchcase(alias, pattern) for pattern in self.aliases)
+
     def accepts(self, source: str) -> bool:
         """Whether a version may come from `source`."""
         return any(Origin.accepted(prefix).holds(source) for prefix in self.sources)
@@ -102,7 +113,7 @@ class RulesFile(Section):
 
 
 @dataclass(frozen=True)
-class Ready:
+class LoadedRule:
     """A rule with its run config: the file's path and its mapping, secrets still as ${VARIABLE}."""
 
     rule: Rule
@@ -117,17 +128,17 @@ class Ready:
         load_data(self.data, self.path, overrides, dict.fromkeys(_variables(self.data), "set by the worker"))
 
 
-def load_rules(path: Path) -> tuple[Ready, ...]:
+def load_rules(path: Path) -> tuple[LoadedRule, ...]:
     """The rules in `path`, each with its config found and checked. Raises BadInput naming each fault."""
     path = path.expanduser()
     try:
         found = RulesFile.model_validate(read_yaml(path))
     except ValidationError as error:
         raise BadInput(explain(error, str(path), root=RulesFile)) from None
-    return tuple(_ready(rule, path) for rule in found.rules)
+    return tuple(_load_rule(rule, path) for rule in found.rules)
 
 
-def _ready(rule: Rule, path: Path) -> Ready:
+def _load_rule(rule: Rule, path: Path) -> LoadedRule:
     base = path.resolve().parent
     given = Path(rule.config).expanduser()
     root = Path(given.anchor) if given.is_absolute() else base
@@ -145,14 +156,14 @@ def _ready(rule: Rule, path: Path) -> Ready:
             "the folder of the rules file"
         )
     try:
-        ready = Ready(rule, files[0], document(files[0]))
+        loaded = LoadedRule(rule, files[0], document(files[0]))
         plain = {key: value for key, value in rule.overrides.items() if not is_template(value)}
-        ready.check(
+        loaded.check(
             [written(key, value) for key, value in {**plain, "model.source": "models:/any/1"}.items()]
         )
     except BadInput as error:
         raise BadInput(f"{path}: rule {rule.name}: {error}") from None
-    return ready
+    return loaded
 
 
 def _variables(data: Any) -> set[str]:

@@ -33,8 +33,8 @@ from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
 from resprout.infra.licences import check_licences
 from resprout.infra.patience import patiently
+from resprout.infra.prefect.flow_runs import FLOW
 from resprout.infra.proof.ledger import Ledger
-from resprout.infra.restarts import FLOW
 from resprout.infra.store import claims, exports
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.pins import Pins

@@ -15,8 +15,7 @@ EVERYWHERE = "process"
 
 def refuse_out_of_reach(infra: InfraConfig, data: dict[str, Any], pool: str) -> None:
     """BadInput where a run config's plain data names paths that runs of the pool do not see."""
-    from resprout.infra.orchestrator import server
-    from resprout.infra.pools import pool_type
+    from resprout.infra.prefect.server import pool_type, server
 
     with server(infra) as client:
         kind = pool_type(client, pool)
@@ -32,7 +31,7 @@ def automate(infra: InfraConfig, command: str) -> None:
 
     A block to tell somebody can only be saved on a server that is up, so its lack ends nothing.
     """
-    from resprout.infra.automations import ensure_automations
+    from resprout.infra.prefect.automations import ensure_automations
 
     try:
         ensure_automations(infra.prefect.notify)

@@ -6,7 +6,7 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import deployment, flow_run
 
 from resprout.configs.errors import StageFailed
-from resprout.infra.restarts import in_a_row
+from resprout.infra.prefect.flow_runs import in_a_row
 
 
 def refuse_endless(most: int) -> None:

@@ -18,7 +18,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # Prefect gives its embedded server 20 s to start, which a busy machine can exceed.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    # How often a run tells a server that it lives, in seconds: infra/automations.py goes by it.
+    # How often a run tells a server that it lives, in seconds: infra/prefect/automations.py goes by it.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",

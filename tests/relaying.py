@@ -1,4 +1,4 @@
-"""What tests of the relay share: deliveries, rules, versions, deployments, and the process itself."""
+"""Helpers for tests of registry triggers: deliveries, rules, versions, deployments, the relay itself."""
 
 from __future__ import annotations
 
@@ -96,15 +96,20 @@ def flow_runs(deployment: Any) -> list[Any]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
+    chosen = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    found: dict[Any, Any] = {}
     with get_client(sync_client=True) as client:
-        return client.read_flow_runs(
-            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
-        )
+        while True:
+            page = client.read_flow_runs(deployment_filter=chosen, limit=200, offset=len(found))
+            found.update((run.id, run) for run in page)
+            if len(page) < 200:
+                return list(found.values())
 
 
 def claims(deployment: Any) -> list[str]:
     """What runs of a deployment are for, without the time at which the version was created."""
-    return sorted(run.parameters["claim"].rpartition(" ")[0] for run in flow_runs(deployment))
+    found = [run.parameters["claim"].split(" ") for run in flow_runs(deployment)]
+    return sorted(" ".join([*words[:3], *words[4:]]) for words in found)
 
 
 @dataclass

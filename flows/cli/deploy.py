@@ -53,7 +53,7 @@ def deploy(
     if settings and not run:
         raise BadInput("--set is for one run; add --run, or write key=value without --set for all runs")
     from resprout.configs.load import load
-    from resprout.infra.schedule import check_schedule
+    from resprout.infra.prefect.deployments import check_schedule
 
     check_schedule(cron, timezone)
     loaded = load(config, overrides or [])
@@ -63,7 +63,7 @@ def deploy(
     if done is None:
         done = _deploy(loaded, overrides or [], title, pool, cron, timezone, limit, overlap)
         if run:
-            from resprout.infra import deployments
+            from resprout.infra.prefect import deployments
 
             done["flow_run"] = deployments.start(loaded.config.infra, title, settings or [])
     for key, value in done.items():
@@ -74,7 +74,7 @@ def deploy(
 
 def _act(loaded: Loaded, title: str, option: str) -> dict[str, Any]:
     _prepare(loaded)
-    from resprout.infra import deployments
+    from resprout.infra.prefect import deployments
 
     infra = loaded.config.infra
     if option == "--delete":
@@ -101,8 +101,8 @@ def _deploy(
     _prepare(loaded)
     from resprout.flows.reach import refuse_out_of_reach
     from resprout.flows.rerun import standalone
-    from resprout.infra import deployments
-    from resprout.infra.automations import ensure_automations
+    from resprout.infra.prefect import deployments
+    from resprout.infra.prefect.automations import ensure_automations
 
     infra = loaded.config.infra
     data = standalone(loaded, document(loaded.path, overrides))
@@ -129,7 +129,7 @@ def _prepare(loaded: Loaded) -> None:
     import os
 
     from resprout.infra.environment import prepare
-    from resprout.infra.orchestrator import api_of
+    from resprout.infra.prefect.server import api_of
 
     os.environ["PREFECT_API_URL"] = api_of(loaded.config.infra)
     prepare(loaded.config.infra, loaded.home)

@@ -1,4 +1,4 @@
-"""`resprout relay`: the webhook relay in this process, until it is told to end."""
+"""`resprout relay`: the relay in this process, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def relay(
     ] = None,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Take deliveries of MLflow's webhook and start the runs of the rules that they are for.
+    """Compare the model registry with the rules, and start a run for each version that one is for.
 
-    It ends on SIGTERM or Ctrl-C after what it has taken is kept. Health: /health. Prometheus: /metrics.
+    It looks every infra.relay.poll_seconds, and at once where MLflow's webhook names a model; it ends on
+    SIGTERM or Ctrl-C. Rules are read again when their file changes. Health: /health. Prometheus: /metrics.
 
     \b
     Examples:
@@ -33,6 +34,6 @@ def relay(
     prepare(infra, home, debug)
     logs.configure(infra.logs)
     # Prefect and MLflow read their environment when they are imported.
-    from resprout.infra.relay.serve import serve
+    from resprout.infra.triggers.serve import serve
 
     serve(infra, home)

@@ -1,13 +1,18 @@
-"""`resprout triggers`: try rules on an event, put them into force, see what became of deliveries."""
+"""`resprout triggers`: try rules on an event, put them into force, see what they started."""
 
 from __future__ import annotations
 
 import datetime
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from resprout.configs.rules import LoadedRule
+    from resprout.configs.schema import InfraConfig
+    from resprout.infra.triggers.state import TriggerState
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -44,30 +49,29 @@ def try_rules(
     """
     infra, home = _infra(config, debug)
     from resprout.flows.triggers import would_start
-    from resprout.infra.relay.serve import rules_of
 
-    answer = would_start(event, rules_of(infra, rules), infra, home)
+    answer = would_start(event, _rules(infra, rules), infra, home)
     if as_json:
-        found: list[dict[str, Any]] = [
+        found = [
             {
-                "rule": ready.rule.name,
-                "starts": one.starts,
-                "why": one.why,
-                "config": str(ready.path),
-                "overrides": list(one.overrides),
+                "rule": loaded.rule.name,
+                "starts": not decision.why,
+                "why": decision.why,
+                "config": str(loaded.path),
+                "overrides": list(decision.overrides),
             }
-            for ready, one in answer.decisions
+            for loaded, decision in answer.decisions
         ]
         typer.echo(json.dumps({"version": answer.version.uri, "facts": answer.facts, "rules": found}))
         return
     typer.echo(f"{answer.version.uri}, by {answer.facts}")
-    for ready, one in answer.decisions:
-        if one.starts:
-            typer.echo(f"rule {ready.rule.name}: starts {ready.path}")
-            for override in one.overrides:
-                typer.echo(f"  {override}")
-        else:
-            typer.echo(f"rule {ready.rule.name}: starts nothing, because {one.why}")
+    for loaded, decision in answer.decisions:
+        if decision.why:
+            typer.echo(f"rule {loaded.rule.name}: starts nothing, because {decision.why}")
+            continue
+        typer.echo(f"rule {loaded.rule.name}: starts {loaded.path}")
+        for override in decision.overrides:
+            typer.echo(f"  {override}")
 
 
 @triggers.command(context_settings=HELP)
@@ -89,10 +93,9 @@ def apply(
 
     infra, _ = _infra(config, debug)
     from resprout.flows.triggers import deploy_rules
-    from resprout.infra.relay.serve import rules_of
-    from resprout.infra.relay.webhook import EVENTS, register_webhook
+    from resprout.infra.triggers.webhook import EVENTS, register_webhook
 
-    found, uri, secret = rules_of(infra, rules), infra.mlflow.tracking_uri or "", infra.relay.webhook_secret
+    found, uri, secret = _rules(infra, rules), infra.mlflow.tracking_uri or "", infra.relay.webhook_secret
     if url is not None and not uri.startswith(("http://", "https://")):
         raise BadInput(
             "only an MLflow server sends webhooks, and infra.mlflow.tracking_uri names none; leave --url "
@@ -109,7 +112,7 @@ def apply(
 
 @triggers.command(context_settings=HELP)
 def status(config: Config = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show deliveries that wait or failed, with reasons, and the runs that were started.
+    """Show versions and aliases that wait or failed, with reasons, and the runs that were started.
 
     \b
     Examples:
@@ -121,36 +124,37 @@ def status(config: Config = None, as_json: AsJson = False, debug: Debug = False)
     from dataclasses import asdict
 
     infra, home = _infra(config, debug)
-    from resprout.infra.relay.outbox import FAILED, WAITING
+    from resprout.infra.triggers.state import FAILED, STARTED, WAITING
 
-    with closing(_outbox(infra, home)) as outbox:
-        counts, _ = outbox.counts()
-        waiting, failed, starts = outbox.rows(WAITING), outbox.rows(FAILED), outbox.starts()
+    with closing(_state(infra, home)) as state:
+        counts = state.counts()
+        waiting, failed, started = (state.newest(one) for one in (WAITING, FAILED, STARTED))
     if as_json:
-        shown = {"waiting": [asdict(row) for row in waiting], "failed": [asdict(row) for row in failed]}
-        typer.echo(json.dumps({"counts": counts, **shown, "started": starts}))
+        shown = {"waiting": waiting, "failed": failed, "started": started}
+        listed = {name: [asdict(entry) for entry in entries] for name, entries in shown.items()}
+        typer.echo(json.dumps({"counts": counts, **listed}))
         return
-    typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()))
-    for row in (*waiting, *failed):
-        why = row.reason or "not looked at yet"
-        what = f"{row.name} version {row.version} ({row.kind}, id {row.id})"
-        typer.echo(f"{_when(row.received)} {row.state}: {what}: {why}")
-    for one in starts:
-        what = f"{one['name']} version {one['version']} by rule {one['rule']}"
-        how = f"started again ({one['attempt']})" if one["attempt"] else "started"
-        typer.echo(f"{_when(one['at'])} {how}: {what}: flow run {one['flow_run_id']}")
+    typer.echo(", ".join(f"{counts[state]} {state}" for state in (WAITING, STARTED, FAILED)))
+    for entry in (*waiting, *failed, *started):
+        alias = f" as {entry.alias}" if entry.alias else ""
+        what = f"{entry.name} version {entry.version}{alias} by rule {entry.rule}"
+        if entry.state == STARTED:
+            how = f"started again ({entry.attempt})" if entry.attempt else "started"
+            typer.echo(f"{_when(entry.at)} {how}: {what}: flow run {entry.flow_run_id}")
+        else:
+            typer.echo(f"{_when(entry.at)} {entry.state}: {what} (id {entry.id}): {entry.reason}")
 
 
 @triggers.command(context_settings=HELP)
 def retry(
     ids: Annotated[
-        list[int] | None, typer.Argument(metavar="[ID]...", help="Failed deliveries, by id of status.")
+        list[int] | None, typer.Argument(metavar="[ID]...", help="What failed, by id of status.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All failed deliveries.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All that failed.")] = False,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Hand over failed deliveries once more, after what was wrong is mended.
+    """Try what failed once more, after what was wrong is mended.
 
     \b
     Examples:
@@ -163,16 +167,12 @@ def retry(
     from resprout.configs.errors import BadInput
 
     if every == bool(ids):
-        raise BadInput(
-            "give the ids of failed deliveries, as `resprout triggers status` shows them, or --all"
-        )
+        raise BadInput("give the ids of what failed, as `resprout triggers status` shows them, or --all")
     infra, home = _infra(config, debug)
-    with closing(_outbox(infra, home)) as outbox:
-        count = outbox.retry(None if every else ids)
+    with closing(_state(infra, home)) as state:
+        count = state.retry(None if every else ids)
     if ids and count < len(set(ids)):
-        raise BadInput(
-            f"{count} of {len(set(ids))} deliveries had failed and wait again; see triggers status"
-        )
+        raise BadInput(f"{count} of {len(set(ids))} had failed and wait again; see triggers status")
     typer.echo(f"{count} waiting again")
 
 
@@ -195,22 +195,28 @@ def again(
     """
     infra, home = _infra(config, debug)
     from resprout.flows.triggers import start_again
-    from resprout.infra.relay.serve import rules_of
 
-    typer.echo(f"flow run {start_again(rule, name, version, rules_of(infra, rules), infra, home)}")
+    typer.echo(f"flow run {start_again(rule, name, version, _rules(infra, rules), infra, home)}")
 
 
-def _outbox(infra: Any, home: Path) -> Any:
-    """The outbox of a relay that has run."""
+def _rules(infra: InfraConfig, given: Path | None) -> tuple[LoadedRule, ...]:
+    from resprout.configs.rules import load_rules
+    from resprout.infra.triggers.serve import rules_path
+
+    return load_rules(rules_path(infra, given))
+
+
+def _state(infra: InfraConfig, home: Path) -> TriggerState:
+    """The database of a relay that has run."""
     from resprout.configs.errors import BadInput
-    from resprout.infra.relay.outbox import Outbox
+    from resprout.infra.triggers.state import TriggerState
 
     if infra.relay.database_url is None and not (home / "relay.db").is_file():
         raise BadInput(f"no relay has run with the data folder {home}; set RESPROUT_HOME or give --config")
-    return Outbox.open(infra.relay, home)
+    return TriggerState.open(infra.relay, home)
 
 
-def _infra(config: Path | None, debug: bool) -> Any:
+def _infra(config: Path | None, debug: bool) -> tuple[InfraConfig, Path]:
     from resprout.configs.load import load_infra
     from resprout.infra.environment import prepare
 

@@ -71,7 +71,7 @@ def _settle(infra: InfraConfig, home: Path) -> None:
     inside = in_the_stack(infra)
     prepare(inside, home)
     from resprout.flows.reach import automate
-    from resprout.infra.pools import ensure_pool
+    from resprout.infra.prefect.server import ensure_pool
 
     ensure_pool(infra.stack.pool, infra.stack.run_limit)
     automate(infra, COMMAND)

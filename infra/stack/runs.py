@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from resprout.infra.restarts import FLOW, MOST_RESTARTS, NEVER_BEGINS, RESTARTING, in_a_row
+from resprout.infra.prefect.flow_runs import FLOW, MOST_RESTARTS, NEVER_BEGINS, RESTARTING, in_a_row
 from resprout.infra.stack.ask import get, post
 
 RUN_ID = "PREFECT__FLOW_RUN_ID"

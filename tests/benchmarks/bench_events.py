@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python tests/benchmarks/bench_events.py
 
-Each version is created by MLflow's client, as a person does; MLflow's webhook tells the relay, the relay
-reads the registry and creates the run, and the worker starts its process. The runs' claims are taken at
+Each version is created by MLflow's client, as a person does; MLflow's webhook wakes the relay, the relay
+compares the registry and creates the run, and the worker starts its process. The runs' claims are taken at
 once, so each ends with its claim, which is the first thing that it does: that moment is what is
 measured. Bound: 6 s. Exits 1 where the median is over.
 """
@@ -21,10 +21,10 @@ import yaml
 
 from one_machine import Machine, running, until
 from resprout.configs.schema import StoreConfig
-from resprout.infra.relay.registry import Version
-from resprout.infra.relay.starter import key_of
 from resprout.infra.store.claims import claim
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.triggers.decision import key_of
+from resprout.infra.triggers.registry import Version
 from servers import free_port
 from tiny_run import write_run
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from resprout.flows.overdue import newer_due
-from resprout.infra.restarts import in_a_row
+from resprout.infra.prefect.flow_runs import in_a_row
 from servers import free_port
 from tiny_run import write_run
 

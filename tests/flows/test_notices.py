@@ -28,7 +28,7 @@ import sys
 from prefect.blocks.notifications import CustomWebhookNotificationBlock as Webhook
 from prefect.client.orchestration import get_client
 from resprout.configs.errors import BadInput
-from resprout.infra.notices import ensure_notice
+from resprout.infra.prefect.automations import ensure_notice
 Webhook.register_type_and_schema()
 told = {k: "{{" + k + "}}" for k in ("subject", "body")}
 Webhook(name="hook", url=sys.argv[1], json_data=told).save("on-call")

@@ -16,12 +16,10 @@ from resprout.configs.load import document, load
 from resprout.configs.schema import MlflowConfig, RelayConfig
 from resprout.flows.compress import compress
 from resprout.flows.rerun import standalone
-from resprout.flows.stages import Artifacts
-from resprout.infra.relay.delivery import Delivery
-from resprout.infra.relay.outbox import FAILED, WAITING, Outbox
-from resprout.infra.relay.registry import Version
+from resprout.flows.stages import Steps
 from resprout.infra.stack.ask import post
 from resprout.infra.tracking import Tracker
+from resprout.infra.triggers.state import FAILED, STARTED, WAITING, Entry, TriggerState
 from tiny_run import write_data
 
 Resprout = Callable[..., Any]
@@ -61,14 +59,10 @@ def test_an_export_that_comes_back_without_tags_is_not_compressed_again(finished
 
 
 def test_a_rule_for_own_versions_goes_on(finished: Any, moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = Artifacts.make
+    def stop(_: Steps) -> None:
+        raise KeyError("went on")
 
-    def stop(artifacts: Artifacts, run: Any, steps: Any) -> None:
-        if artifacts:
-            raise KeyError("went on")
-        make(artifacts, run, steps)
-
-    monkeypatch.setattr(Artifacts, "make", stop)
+    monkeypatch.setattr(Steps, "all", stop)
     state = triggered(finished, moved, "rule chat-mine 1", own=True)
     assert state.is_failed()
     assert "went on" in state.message
@@ -146,47 +140,56 @@ def test_wrong_rules_and_events_end_with_two(
     assert expected in found.err
 
 
-def test_triggers_status_shows_what_waits_and_what_failed(home: Path, resprout: Resprout) -> None:
+def entry(version: int, state: str, **more: Any) -> Entry:
+    return Entry("chat", "chat-7b", str(version), 1_700_000_000_000, state=state, **more)
+
+
+def test_triggers_status_shows_what_waits_what_failed_and_what_was_started(
+    home: Path, resprout: Resprout
+) -> None:
     none = resprout("triggers", "status", home=home)
     assert none.code == 2
     assert "no relay has run with the data folder" in none.err
-    outbox = Outbox.open(RelayConfig(), home)
-    outbox.add([Delivery("a", "created", "chat-7b", "1"), Delivery("b", "alias", "chat-7b", "2")])
-    outbox.finish([outbox.take(1, 0.0)[0].id], FAILED, "the registry holds no such version any more")
-    outbox.note_start("chat", Version("chat-7b", "0"), "run-1")
-    outbox.note_start("chat", Version("chat-7b", "0"), "run-2", 1)
-    outbox.close()
+    state = TriggerState.open(RelayConfig(), home)
+    state.put([entry(2, FAILED, reason="the registry holds no such version any more")])
+    state.put([entry(3, WAITING, alias="champion", reason="Prefect does not answer")])
+    state.note_start(entry(1, STARTED, flow_run_id="run-1"))
+    state.note_start(entry(1, STARTED, flow_run_id="run-2", attempt=1))
+    state.close()
     found = resprout("triggers", "status", home=home)
     assert found.code == 0, found.err
-    assert found.out.startswith("1 waiting, 0 handled, 1 failed\n")
-    assert "waiting: chat-7b version 2 (alias, id 2): not looked at yet" in found.out
-    assert (
-        "failed: chat-7b version 1 (created, id 1): the registry holds no such version any more" in found.out
-    )
-    assert "started: chat-7b version 0 by rule chat: flow run run-1" in found.out
-    assert "started again (1): chat-7b version 0 by rule chat: flow run run-2" in found.out
+    assert found.out.startswith("1 waiting, 2 started, 1 failed\n")
+    lines = [line[20:] for line in found.out.splitlines()[1:]]
+    assert lines == [
+        "waiting: chat-7b version 3 as champion by rule chat (id 2): Prefect does not answer",
+        "failed: chat-7b version 2 by rule chat (id 1): the registry holds no such version any more",
+        "started again (1): chat-7b version 1 by rule chat: flow run run-2",
+        "started: chat-7b version 1 by rule chat: flow run run-1",
+    ]
     shown = json.loads(resprout("triggers", "status", "--json", home=home).out)
-    assert shown["counts"] == {"waiting": 1, "handled": 0, "failed": 1}
+    assert {name: shown["counts"][name] for name in ("waiting", "started", "failed")} == {
+        "waiting": 1, "started": 2, "failed": 1,
+    }  # fmt: skip
     assert shown["failed"][0]["reason"] == "the registry holds no such version any more"
+    assert shown["waiting"][0]["alias"] == "champion"
 
 
-def test_triggers_retry_has_failed_deliveries_wait_again(home: Path, resprout: Resprout) -> None:
+def test_triggers_retry_has_what_failed_wait_again(home: Path, resprout: Resprout) -> None:
     home.mkdir(exist_ok=True)
-    outbox = Outbox.open(RelayConfig(), home)
-    outbox.add([Delivery(str(index), "created", "chat-7b", str(index)) for index in range(4)])
-    rows = outbox.take(4, 600.0)
-    outbox.finish([row.id for row in rows[1:]], FAILED, "the rule does not accept its source s3://x")
+    state = TriggerState.open(RelayConfig(), home)
+    state.put([entry(0, WAITING), *(entry(number, FAILED) for number in range(1, 4))])
+    ids = [one.id for one in state.entries("chat-7b")]
     assert resprout("triggers", "retry", home=home).code == 2
     assert resprout("triggers", "retry", "--all", "1", home=home).code == 2
-    found = resprout("triggers", "retry", rows[1].id, home=home)
+    found = resprout("triggers", "retry", ids[1], home=home)
     assert (found.code, found.out) == (0, "1 waiting again\n"), found.err
-    assert [row.version for row in outbox.rows(FAILED)] == ["3", "2"]
-    wrong = resprout("triggers", "retry", rows[0].id, rows[2].id, home=home)
+    assert [one.version for one in state.newest(FAILED)] == ["3", "2"]
+    wrong = resprout("triggers", "retry", ids[0], ids[2], home=home)
     assert wrong.code == 2
-    assert "1 of 2 deliveries had failed" in wrong.err
+    assert "1 of 2 had failed" in wrong.err
     assert resprout("triggers", "retry", "--all", home=home).out == "1 waiting again\n"
-    assert [row.version for row in outbox.rows(WAITING)] == ["0", "1", "2", "3"]
-    outbox.close()
+    assert sorted(one.version for one in state.newest(WAITING)) == ["0", "1", "2", "3"]
+    state.close()
 
 
 def test_triggers_again_starts_a_version_once_more_under_a_key_of_its_own(
@@ -222,11 +225,11 @@ def test_triggers_again_starts_a_version_once_more_under_a_key_of_its_own(
     key = f"{named} chat-7b 1 {created}"
     assert sorted(run["claim"] for run in runs.values()) == [key, f"{key} again-1", f"{key} again-2"]
     assert all(run["overrides"] == ["seed=3", 'model.source="models:/chat-7b/1"'] for run in runs.values())
-    outbox = Outbox.open(RelayConfig(), home)
-    assert sorted((one["attempt"], one["flow_run_id"]) for one in outbox.starts()) == [
+    state = TriggerState.open(RelayConfig(), home)
+    assert sorted((one.attempt, one.flow_run_id) for one in state.newest(STARTED)) == [
         (attempt, found.out.split()[-1]) for attempt, found in enumerate(said)
     ]
-    outbox.close()
+    state.close()
 
 
 def test_apply_refuses_a_webhook_that_nobody_would_send(rules: Path, home: Path, resprout: Resprout) -> None:
@@ -251,9 +254,8 @@ def test_apply_makes_the_deployment_of_every_rule_and_a_trigger_starts_it(
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
-    from resprout.configs.rules import load_rules
     from resprout.configs.schema import PrefectConfig
-    from resprout.infra.relay.starter import Starter
+    from resprout.infra.prefect.flow_runs import FlowRuns
 
     write_data(rules.parent)
     with get_client(sync_client=True) as client:
@@ -278,10 +280,8 @@ def test_apply_makes_the_deployment_of_every_rule_and_a_trigger_starts_it(
     assert found.code == 2
     assert "rule chat: " in found.err
     assert "a run in the kubernetes pool 'pods' does not see them" in found.err
-    chat = load_rules(rules)[0].rule
-    starter, version = Starter(PrefectConfig(), api_url), Version("chat-7b", "3")
-    own = chat.model_copy(update={"own": True})
-    (run_id,) = {starter.start(own, version, ["seed=3"]) for _ in range(2)}
+    runs = FlowRuns(PrefectConfig(), api_url)
+    (run_id,) = {runs.start("chat", "chat chat-7b 3", "chat-7b-3", ["seed=3"], own=True) for _ in range(2)}
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(uuid.UUID(run_id))
     assert run.parameters["overrides"] == ["seed=3"]

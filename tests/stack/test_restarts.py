@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from one_machine import Machine, running, until
-from resprout.infra.automations import SETTLED_SECONDS
+from resprout.infra.prefect.automations import SETTLED_SECONDS
 from resprout.infra.stack.leftovers import mark, of_stack
 from resprout.infra.stack.runs import run_ids
 from resprout.infra.stack.supervisor import Supervisor
@@ -42,7 +42,7 @@ with get_client(sync_client=True) as client:
 """
 
 IMPATIENT = """
-from resprout.infra import automations
+from resprout.infra.prefect import automations
 automations.SETTLED_SECONDS = 10.0
 automations.MOST_RESTARTS = 2
 automations.ensure_automations()

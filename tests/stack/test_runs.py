@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resprout.infra.restarts import MOST_RESTARTS
+from resprout.infra.prefect.flow_runs import MOST_RESTARTS
 from resprout.infra.stack import runs
 
 

@@ -1,42 +1,45 @@
-"""Flow runs for versions, through Prefect: one for a rule, name and version, whoever asks how often."""
+"""Runs of the compress flow on a Prefect server: created once for a key, counted, and begun again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import PrefectConfig, without_credentials
-from resprout.configs.rules import Rule
-from resprout.infra.relay.registry import Version
-from resprout.infra.restarts import FLOW
 
 T = TypeVar("T")
+FLOW = "compress"
+"""Name of the flow."""
+RESTARTING = "Restarting"
+"""Name of the state in which a run whose process died is scheduled."""
+WAITING = ("Late", "AwaitingConcurrencySlot")
+"""States that the server itself puts before a start."""
+MOST_RESTARTS = 11
+"""More than infra.prefect.restarts allows: only a run that dies before the flow can count gets here."""
+NEVER_BEGINS = (
+    f"its process died more than {MOST_RESTARTS} times before the flow's own code began; look into the "
+    "worker's log (image, installation, memory?), mend it, then retry the run"
+)
 REQUEST_SECONDS = 10.0
 STATES = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED", "PAUSED")
 
 
-def key_of(rule: str, version: Version, attempt: int = 0) -> str:
-    """What one run is for. A model that is deleted and made again counts from 1 again, hence the time."""
-    parts = [rule, version.name, version.version]
-    if version.created:
-        parts.append(str(version.created))
-    if attempt:
-        parts.append(f"again-{attempt}")
-    return " ".join(parts)
+class NoDeployment(Exception):
+    """The flow has no deployment of this name yet."""
 
 
-class Missing(Exception):
-    """The rule has no deployment yet."""
+class NoAnswer(Transient):
+    """The server is down, or cannot do what it is asked now."""
 
 
-class NoPrefect(Transient):
+class NoPrefect(NoAnswer):
     """Something else answers at the address: it lacks /api, or a proxy speaks for the server."""
 
 
-class Starter:
-    """One Prefect server. Every method raises Transient where it does not answer."""
+class FlowRuns:
+    """One Prefect server. Every method raises NoAnswer where it does not answer."""
 
     def __init__(self, config: PrefectConfig, url: str) -> None:
         self.url = url
@@ -47,30 +50,35 @@ class Starter:
     def shown_url(self) -> str:
         return without_credentials(self.url)
 
-    def start(self, rule: Rule, version: Version, overrides: Sequence[str], attempt: int = 0) -> str:
-        """Id of the flow run for the rule, version and attempt, made or there already.
+    def start(self, deployment: str, key: str, name: str, overrides: Sequence[str], own: bool = False) -> str:
+        """Id of the flow run for `key`, which is made or there already.
+
+        Args:
+            deployment: Name of the deployment.
+            key: Names what the run is for, to Prefect (idempotency) and to the flow (claim).
+            name: Name of the run.
+            overrides: key=value, after those of the deployment.
+            own: Whether the flow goes on with a model that resprout exported.
 
         Raises:
-            Missing: the rule's deployment is not there.
+            NoDeployment: the deployment is not there.
             BadInput: Prefect does not take the parameters.
         """
-        key = key_of(rule.name, version, attempt)
 
         def create(client: Any) -> str:
-            deployment = client.read_deployment_by_name(f"{FLOW}/{rule.name}")
+            found = client.read_deployment_by_name(f"{FLOW}/{deployment}")
             parameters: dict[str, Any] = {
-                "overrides": [*(deployment.parameters.get("overrides") or ()), *overrides],
+                "overrides": [*(found.parameters.get("overrides") or ()), *overrides],
                 "claim": key,
             }
-            if rule.own:
+            if own:
                 parameters["own"] = True
             run = client.create_flow_run_from_deployment(
-                deployment.id,
+                found.id,
                 parameters=parameters,
                 idempotency_key=f"resprout {key}",
                 tags=["resprout-relay"],
-                # Any version may start it, and a name must not tell of more than this.
-                name=f"{version.name}-{version.version}",
+                name=name,
             )
             return str(run.id)
 
@@ -83,7 +91,7 @@ class Starter:
         except NoPrefect as fault:
             raise BadInput(f"{fault}; infra.prefect.api_url ends in /api") from None
 
-    def runs(self) -> dict[str, int]:
+    def count(self) -> dict[str, int]:
         """How many runs of the flow are in each state, of all that the server keeps."""
 
         def count(client: Any, state: str) -> int:
@@ -95,20 +103,11 @@ class Starter:
 
         return self._ask(lambda client: {state.lower(): count(client, state) for state in STATES})
 
-    def tell(self, kind: str, version: Version) -> None:
+    def emit(self, event: str, resource: str, payload: Mapping[str, Any]) -> None:
         """Emit an event, for display and for the user's own automations; nothing depends on it."""
         from prefect.events import emit_event
 
-        emit_event(
-            f"resprout.model-version.{kind}",
-            resource={"prefect.resource.id": f"resprout.model-version.{version.name}.{version.version}"},
-            payload={
-                "name": version.name,
-                "version": version.version,
-                "aliases": list(version.aliases),
-                "tags": dict(version.tags),
-            },
-        )
+        emit_event(event, resource={"prefect.resource.id": resource}, payload=dict(payload))
 
     def _ask(self, question: Callable[[Any], T]) -> T:
         import httpx
@@ -121,7 +120,7 @@ class Starter:
             ) as client:
                 return question(client)
         except ObjectNotFound:
-            raise Missing from None
+            raise NoDeployment from None
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
             if status in (400, 409, 422):
@@ -129,12 +128,24 @@ class Starter:
                 raise BadInput(f"Prefect does not take the run's parameters ({status}: {text})") from None
             # At a right address a proxy says this too, while the server behind it starts.
             if status == 404 and not self.url.rstrip("/").endswith("/api"):
-                raise self._other() from None
-            raise Transient(f"Prefect at {self.shown_url} answers {status}") from None
+                raise self._no_prefect() from None
+            raise NoAnswer(f"Prefect at {self.shown_url} answers {status}") from None
         except (json.JSONDecodeError, UnicodeDecodeError):
-            raise self._other() from None
+            raise self._no_prefect() from None
         except (httpx.HTTPError, RuntimeError, OSError) as error:
-            raise Transient(f"Prefect at {self.shown_url} does not answer ({type(error).__name__})") from None
+            raise NoAnswer(f"Prefect at {self.shown_url} does not answer ({type(error).__name__})") from None
 
-    def _other(self) -> NoPrefect:
+    def _no_prefect(self) -> NoPrefect:
         return NoPrefect(f"what answers at {self.shown_url} is no Prefect server")
+
+
+def in_a_row(states: Iterable[tuple[str, str]]) -> int:
+    """Restarts by the server since a person, a schedule or a rule last began the run.
+
+    `states` are type and name of the run's states, oldest first.
+    """
+    count = 0
+    for kind, name in states:
+        if kind == "SCHEDULED" and name not in WAITING:
+            count = count + 1 if name == RESTARTING else 0
+    return count

@@ -6,10 +6,16 @@ import re
 from pathlib import Path
 
 from resprout.configs.infrastructure import PrefectConfig
-from resprout.infra.automations import ENDS, HEARTBEAT, SETTLED_SECONDS, crashed_run_again, endless_run_failed
 from resprout.infra.environment import QUIET
+from resprout.infra.prefect.automations import (
+    ENDS,
+    HEARTBEAT,
+    SETTLED_SECONDS,
+    crashed_run_again,
+    endless_run_failed,
+)
 
-FLOWS = Path(__file__).resolve().parents[2] / "flows"
+FLOWS = Path(__file__).resolve().parents[3] / "flows"
 
 
 def test_every_state_that_the_flow_ends_in_stops_the_watch_on_its_heartbeat() -> None:

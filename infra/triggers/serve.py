@@ -1,4 +1,4 @@
-"""The relay as a process: refuse to start on what would make it useless, serve, and finish what was taken."""
+"""The relay as a process: refuse to start on what would make it useless, serve, and end in good order."""
 
 from __future__ import annotations
 
@@ -18,17 +18,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import InfraConfig
-from resprout.configs.rules import Ready, load_rules
 from resprout.infra.ports import listen
-from resprout.infra.relay.app import Door
-from resprout.infra.relay.handover import Handover, HandoverThread
-from resprout.infra.relay.metrics import Metrics
-from resprout.infra.relay.outbox import Outbox
-from resprout.infra.relay.poll import Poll, PollThread
-from resprout.infra.relay.registry import Registry
-from resprout.infra.relay.starter import Starter
-from resprout.infra.relay.writer import Writer
+from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.triggers.reconciler import Reconciler, RulesFile
+from resprout.infra.triggers.registry import Registry
+from resprout.infra.triggers.state import TriggerState
+from resprout.infra.triggers.webhook import Webhook
 
 OLDEST = {"MLflow": (3, 17), "Prefect": (3, 9)}
 """Servers before these are not known to work."""
@@ -40,12 +36,12 @@ SWITCH_SECONDS = 0.0005
 log = logging.getLogger("resprout.relay")
 
 
-def rules_of(infra: InfraConfig, given: Path | None = None) -> tuple[Ready, ...]:
-    """The rules in the file that is given or that `infra.relay.rules` names."""
+def rules_path(infra: InfraConfig, given: Path | None = None) -> Path:
+    """The rules file that is given or that `infra.relay.rules` names."""
     path = given or (Path(infra.relay.rules) if infra.relay.rules else None)
     if path is None:
         raise BadInput("no rules are given; set infra.relay.rules to a YAML file of rules")
-    return load_rules(path)
+    return path
 
 
 def prefect_url(infra: InfraConfig) -> str:
@@ -63,46 +59,31 @@ def serve(infra: InfraConfig, home: Path) -> None:
             "infra.relay.webhook_secret is not set, so anyone could start runs; give it the secret of the "
             "webhook in MLflow, in YAML as ${VARIABLE}"
         )
-    rules, starter = rules_of(infra), Starter(infra.prefect, prefect_url(infra))
+    rules, runs = RulesFile(rules_path(infra)), FlowRuns(infra.prefect, prefect_url(infra))
     registry = Registry(infra.mlflow, home)
-    check_servers(registry, starter)
+    check_servers(registry, runs)
     socket = listen(infra.relay.host, infra.relay.port, "infra.relay.port")
-    outbox = Outbox.open(infra.relay, home)
-    metrics, writer = Metrics(), Writer(outbox)
-    store = ArtifactStore.from_config(infra.store, home)
-    handover = HandoverThread(Handover(rules, outbox, registry, starter, store, metrics))
-    look = Poll(rules, outbox, Registry(infra.mlflow, home))
-    poll = PollThread(look, starter, infra.relay.poll_seconds, metrics)
-    threads = (poll, handover, writer)
-
-    def dead() -> str | None:
-        return next((thread.name for thread in threads if not thread.is_alive()), None)
-
-    door = Door(infra.relay, writer, outbox, metrics, handover.wake, dead)
-    # The hand-over shares the interpreter with the loop that answers; this is how long it may keep it.
+    state, store = TriggerState.open(infra.relay, home), ArtifactStore.from_config(infra.store, home)
+    reconciler = Reconciler(rules, state, registry, runs, store, infra.relay.poll_seconds)
+    # The reconciler shares the interpreter with the loop that answers; this is how long it may keep it.
     sys.setswitchinterval(SWITCH_SECONDS)
-    for thread in threads:
-        thread.start()
-    log.info("the relay listens on %s:%d with %d rules", infra.relay.host, infra.relay.port, len(rules))
+    reconciler.start()
+    log.info("the relay listens on %s:%d with %d rules", infra.relay.host, infra.relay.port, len(rules.rules))
     try:
-        asyncio.run(_until_told(door, socket))
+        asyncio.run(_serve_until_signal(Webhook(infra.relay, reconciler), socket))
     finally:
-        # All are told before one is waited for: each may have a server to hear out.
-        for thread in threads:
-            thread.end()
-        for thread in threads:
-            thread.join()
-        outbox.close()
-    log.info("the relay has stopped; what it took is in the outbox")
+        reconciler.stop()
+        state.close()
+    log.info("the relay has stopped; what it has not started is started when it is there again")
 
 
-def check_servers(registry: Registry, starter: Starter) -> None:
-    """BadInput where a server is too old; one that does not answer yet is only told of."""
-    for name, ask in (("MLflow", registry.server_version), ("Prefect", starter.server_version)):
+def check_servers(registry: Registry, runs: FlowRuns) -> None:
+    """BadInput where a server is too old; for one that does not answer yet the relay waits."""
+    for name, ask in (("MLflow", registry.server_version), ("Prefect", runs.server_version)):
         try:
             given = ask()
         except Transient as fault:
-            log.warning("%s; the relay starts, and deliveries wait for it", fault)
+            log.warning("%s; the relay starts, and waits for it", fault)
             continue
         found = re.match(r"^(\d+)\.(\d+)", given)
         if found is None or (int(found[1]), int(found[2])) < OLDEST[name]:
@@ -113,7 +94,7 @@ def check_servers(registry: Registry, starter: Starter) -> None:
 class _PromptProtocol(H11Protocol):
     """HTTP on one connection, closed where the head of a request takes too long.
 
-    uvicorn ends connections that are idle between requests, and the door those whose body is slow.
+    uvicorn ends connections that are idle between requests, and the webhook those whose body is slow.
     """
 
     _deadline: asyncio.TimerHandle | None = None
@@ -154,9 +135,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _until_told(door: Door, socket: object) -> None:
+async def _serve_until_signal(webhook: Webhook, socket: object) -> None:
     config = uvicorn.Config(
-        door.app(),
+        webhook.app(),
         http=_PromptProtocol,
         log_config=None,
         access_log=False,

@@ -1,4 +1,4 @@
-"""The Prefect server that deployments go to: found, reached, and of a version that works."""
+"""The Prefect server that deployments go to, of a version that works, and its work pools."""
 
 from __future__ import annotations
 
@@ -72,3 +72,39 @@ def _check(version: str, shown: str) -> None:
             f"the Prefect server at {shown} is of version {version}, but this client needs {oldest} or a "
             f"later {OLDEST_SERVER[0]}; upgrade the server"
         )
+
+
+def ensure_pool(name: str, run_limit: int) -> None:
+    """Make the process pool called `name`, or set how many runs it has at once."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.create_work_pool(
+                WorkPoolCreate(name=name, type="process", concurrency_limit=run_limit)
+            )
+        except ObjectAlreadyExists:
+            found = client.read_work_pool(name)
+        if found.type != "process":
+            raise BadInput(
+                f"the work pool '{name}' is of type {found.type}, but the stack's worker needs a process "
+                "pool; set infra.stack.pool to another name"
+            )
+        if found.concurrency_limit != run_limit:
+            client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=run_limit))
+
+
+def pool_type(client: SyncPrefectClient, name: str) -> str:
+    """Type of a work pool (process, docker, kubernetes); BadInput that lists the pools there are."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return client.read_work_pool(name).type
+    except ObjectNotFound:
+        known = ", ".join(sorted(pool.name for pool in client.read_work_pools())) or "none"
+        raise BadInput(
+            f"the work pool '{name}' does not exist (there are: {known}); make it with `prefect work-pool "
+            f"create {name} --type process`, or start the one-machine stack with `resprout up`"
+        ) from None

@@ -7,14 +7,17 @@ runs only the newest does something (flows/overdue.py).
 
 from __future__ import annotations
 
+import difflib
+import zoneinfo
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from cronsim import CronSim, CronSimError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import InfraConfig
-from resprout.infra.orchestrator import server
-from resprout.infra.pools import pool_type
-from resprout.infra.restarts import FLOW
-from resprout.infra.schedule import EXAMPLE, check_schedule
+from resprout.infra.prefect.flow_runs import FLOW
+from resprout.infra.prefect.server import pool_type, server
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -23,9 +26,13 @@ if TYPE_CHECKING:
 
 ENTRYPOINT = "resprout.flows.compress.compress"
 """A module path, which works wherever resprout is installed: no worker has to pull code."""
+FIELDS = 5
+NO_PLACES = {"Factory", "localtime"}
+"""Names of zones that stand for "not set", and for the machine's own."""
+EXAMPLE = '"0 2 * * 1" is Mondays at 2:00'
 Overlap = Literal["enqueue", "cancel-new"]
 RUN_ENVIRONMENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-"""How often a run tells that it lives, in seconds; see infra/automations.py."""
+"""Seconds between two heartbeats of a run; see infra/prefect/automations.py."""
 
 
 def deploy(
@@ -62,7 +69,7 @@ def deploy(
         flow: Flow[..., Any] = load_flow_from_entrypoint(ENTRYPOINT)
         before = _existing(client, name)
         kept = [(one.schedule, one.active) for one in before.schedules] if before is not None else []
-        wanted = [(_schedule(cron, timezone or "UTC"), True)] if cron else kept
+        wanted = [(_cron_schedule(cron, timezone or "UTC"), True)] if cron else kept
         options = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
         variables: dict[str, Any] = {}
         if before is not None:
@@ -93,7 +100,41 @@ def deploy(
         )
 
 
-def _schedule(cron: str, timezone: str) -> CronSchedule:
+def check_schedule(cron: str | None, timezone: str | None) -> None:
+    """BadInput where the expression is malformed or never fires, or the zone is unknown or without use."""
+    zones = zoneinfo.available_timezones() - NO_PLACES
+    if timezone is not None and timezone not in zones:
+        near = difflib.get_close_matches(timezone, zones, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "give one like Europe/Berlin"
+        raise BadInput(f"there is no time zone '{timezone}'; {hint}")
+    if cron is None:
+        if timezone is not None:
+            raise BadInput(f"the time zone {timezone} was given without --cron; add it, say {EXAMPLE}")
+        return
+    fields = cron.split()
+    if len(fields) != FIELDS:
+        raise BadInput(f"the cron expression '{cron}' has not five fields; {EXAMPLE}")
+    if fault := _cron_fault(fields):
+        # The library refuses a day that its month never has as it does one that no month has.
+        if (
+            _cron_fault([*fields[:3], "*", fields[4]]) is None
+            and _cron_fault([*fields[:2], "*", *fields[3:]]) is None
+        ):
+            raise BadInput(f"the cron expression '{cron}' never fires: there is no such date; {EXAMPLE}")
+        raise BadInput(f"the cron expression '{cron}' is malformed ({fault}); {EXAMPLE}")
+
+
+def _cron_fault(fields: list[str]) -> str | None:
+    try:
+        next(CronSim(" ".join(fields), datetime.now(UTC)))
+    except CronSimError as error:
+        return str(error)
+    except StopIteration:
+        return "no such day"
+    return None
+
+
+def _cron_schedule(cron: str, timezone: str) -> CronSchedule:
     from prefect.client.schemas.schedules import CronSchedule
     from pydantic import ValidationError
 

@@ -1,11 +1,11 @@
-"""What comes in over HTTP: only proven deliveries, each once, and no secret in any log."""
+"""What comes in over HTTP: only proven deliveries, no faster than allowed, and no secret in any log."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,29 +13,28 @@ import pytest
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
-from relaying import SECRET, event, signed
+from relaying import SECRET, event, signed, until
 from resprout.configs.schema import RelayConfig
-from resprout.infra.relay.app import PATH, Bucket, Door
-from resprout.infra.relay.metrics import Metrics
-from resprout.infra.relay.outbox import WAITING, Outbox
-from resprout.infra.relay.writer import Writer
-
-
-@contextmanager
-def door(outbox: Outbox, **changes: Any) -> Iterator[TestClient]:
-    writer = Writer(outbox)
-    writer.start()
-    config = RelayConfig(webhook_secret=SecretStr(SECRET), **changes)
-    try:
-        with TestClient(Door(config, writer, outbox, Metrics(), lambda: None).app()) as client:
-            yield client
-    finally:
-        writer.stop()
+from resprout.infra.triggers.reconciler import Reconciler
+from resprout.infra.triggers.webhook import PATH, TokenBucket, Webhook
 
 
 @pytest.fixture
-def client(outbox: Outbox) -> Iterator[TestClient]:
-    with door(outbox) as found:
+def reconciler(make: Callable[..., Reconciler]) -> Reconciler:
+    """One that does not look, so that what it is told can be seen."""
+    return make()
+
+
+@contextmanager
+def webhook(reconciler: Reconciler, **changes: Any) -> Iterator[TestClient]:
+    config = RelayConfig(webhook_secret=SecretStr(SECRET), **changes)
+    with TestClient(Webhook(config, reconciler).app()) as client:
+        yield client
+
+
+@pytest.fixture
+def client(reconciler: Reconciler) -> Iterator[TestClient]:
+    with webhook(reconciler) as found:
         yield found
 
 
@@ -46,26 +45,23 @@ def metric(client: TestClient, line: str) -> float:
 
 
 @pytest.mark.parametrize("kind", ["created", "alias", "tag"])
-def test_a_signed_delivery_is_kept_by_name_and_version_alone(
-    client: TestClient, outbox: Outbox, kind: str
+def test_a_signed_delivery_wakes_for_its_name_alone(
+    client: TestClient, reconciler: Reconciler, kind: str
 ) -> None:
     body = event("chat-7b", 3, kind)
-    assert client.post(PATH, content=body, headers=signed(body)).text == "accepted"
-    (row,) = outbox.rows(WAITING)
-    assert (row.kind, row.name, row.version) == (kind, "chat-7b", "3")
-    assert metric(client, "resprout_relay_waiting") == 1
+    answer = client.post(PATH, content=body, headers=signed(body))
+    assert (answer.status_code, answer.text) == (202, "accepted")
+    assert list(reconciler.woken()) == ["chat-7b"]
     assert metric(client, 'resprout_relay_deliveries_total{outcome="accepted"}') == 1
     assert 0 <= metric(client, "resprout_relay_oldest_unhandled_seconds") < 30
 
 
-def test_a_delivery_told_again_is_answered_and_kept_once(client: TestClient, outbox: Outbox) -> None:
-    body = event("chat-7b", 3)
-    headers = signed(body, "delivery-1")
-    answers = [client.post(PATH, content=body, headers=headers) for _ in range(3)]
-    assert [(answer.status_code, answer.text) for answer in answers] == [
-        (200, "accepted"), (200, "duplicate"), (200, "duplicate"),
-    ]  # fmt: skip
-    assert len(outbox.rows(WAITING)) == 1
+def test_deliveries_about_one_model_are_one_look(client: TestClient, reconciler: Reconciler) -> None:
+    for version in range(5):
+        body = event("chat-7b", version)
+        headers = signed(body, "delivery-1")
+        assert [client.post(PATH, content=body, headers=headers).status_code for _ in range(2)] == [202, 202]
+    assert list(reconciler.woken()) == ["chat-7b"]
 
 
 def forged() -> Iterator[tuple[str, bytes, dict[str, str], str]]:
@@ -94,10 +90,10 @@ def forged() -> Iterator[tuple[str, bytes, dict[str, str], str]]:
     ("body", "headers", "reason"), [pytest.param(*one[1:], id=one[0]) for one in forged()]
 )
 def test_what_is_not_proven_is_refused(
-    client: TestClient, outbox: Outbox, body: bytes, headers: dict[str, str], reason: str
+    client: TestClient, reconciler: Reconciler, body: bytes, headers: dict[str, str], reason: str
 ) -> None:
     assert client.post(PATH, content=body, headers=headers).status_code == 401
-    assert outbox.rows(WAITING) == []
+    assert reconciler.woken() == {}
     assert metric(client, f'resprout_relay_refused_total{{reason="{reason}"}}') == 1
 
 
@@ -128,20 +124,22 @@ def test_clock_skew_is_one_sentence(client: TestClient, caplog: pytest.LogCaptur
     ],
 )
 def test_a_signed_delivery_of_another_form_is_refused(
-    client: TestClient, outbox: Outbox, body: bytes
+    client: TestClient, reconciler: Reconciler, body: bytes
 ) -> None:
     assert client.post(PATH, content=body, headers=signed(body)).status_code == 400
-    assert outbox.rows(WAITING) == []
+    assert reconciler.woken() == {}
 
 
-def test_a_delivery_that_no_rule_can_be_for_is_not_kept(client: TestClient, outbox: Outbox) -> None:
+def test_a_delivery_that_no_rule_can_be_for_wakes_nobody(client: TestClient, reconciler: Reconciler) -> None:
     body = b'{"entity": "registered_model", "action": "created", "data": {"name": "a"}}'
     assert client.post(PATH, content=body, headers=signed(body)).text == "ignored"
-    assert outbox.rows(WAITING) == []
+    other = event("other-model", 1)
+    assert client.post(PATH, content=other, headers=signed(other)).text == "accepted"
+    assert reconciler.woken() == {}
 
 
 def test_a_large_delivery_is_refused_by_what_it_says_and_by_what_it_sends(
-    client: TestClient, outbox: Outbox
+    client: TestClient, reconciler: Reconciler
 ) -> None:
     body = b"x" * 10_000_000
     sent = 0
@@ -155,31 +153,31 @@ def test_a_large_delivery_is_refused_by_what_it_says_and_by_what_it_sends(
     assert client.post(PATH, content=body, headers=signed(body)).status_code == 413
     # Without a length it is counted while it is read.
     assert client.post(PATH, content=pieces(), headers=signed(body)).status_code == 413
-    assert outbox.rows(WAITING) == []
+    assert reconciler.woken() == {}
     assert metric(client, 'resprout_relay_refused_total{reason="size"}') == 2
 
 
-def test_more_than_the_rate_are_told_to_come_again(outbox: Outbox) -> None:
-    with door(outbox, rate_per_second=5.0) as client:
+def test_more_than_the_rate_are_told_to_come_again(reconciler: Reconciler) -> None:
+    with webhook(reconciler, rate_per_second=5.0) as client:
         body = event("chat-7b", 3)
         answers = [client.post(PATH, content=body, headers=signed(body)) for _ in range(12)]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert refused
     assert refused[0].headers["Retry-After"] == "1"
-    assert len(outbox.rows(WAITING)) == 12 - len(refused) >= 5
+    assert 12 - len(refused) >= 5
 
 
-def test_forgeries_keep_no_delivery_out(outbox: Outbox) -> None:
+def test_forgeries_keep_no_delivery_out(reconciler: Reconciler) -> None:
     body = event("chat-7b", 3)
-    with door(outbox, rate_per_second=5.0) as client:
+    with webhook(reconciler, rate_per_second=5.0) as client:
         wrong = [client.post(PATH, content=body, headers=signed(body, secret="wrong")) for _ in range(20)]
         assert {answer.status_code for answer in wrong} == {401}
-        assert client.post(PATH, content=body, headers=signed(body)).status_code == 200
+        assert client.post(PATH, content=body, headers=signed(body)).status_code == 202
 
 
 def test_the_bucket_fills_by_its_rate() -> None:
     now = 0.0
-    bucket = Bucket(2.0, lambda: now)
+    bucket = TokenBucket(2.0, lambda: now)
     assert [bucket.take() for _ in range(3)] == [True, True, False]
     now = 0.5
     assert [bucket.take() for _ in range(2)] == [True, False]
@@ -187,26 +185,45 @@ def test_the_bucket_fills_by_its_rate() -> None:
     assert [bucket.take() for _ in range(3)] == [True, True, False]
 
 
-def test_an_outbox_that_cannot_keep_a_delivery_refuses_it(
-    client: TestClient, outbox: Outbox, home: Any
+def test_without_its_database_the_relay_takes_deliveries_and_says_so(
+    client: TestClient, reconciler: Reconciler
 ) -> None:
     from sqlalchemy import text
 
-    with outbox.engine.begin() as connection:
-        connection.execute(text("DROP TABLE relay_deliveries"))
+    with reconciler.state.engine.begin() as connection:
+        connection.execute(text("DROP TABLE trigger_states"))
     body = event("chat-7b", 3)
-    answer = client.post(PATH, content=body, headers=signed(body))
-    assert answer.status_code == 503
-    assert answer.headers["Retry-After"] == "1"
+    assert client.post(PATH, content=body, headers=signed(body)).status_code == 202
     assert "nan" in client.get("/metrics").text.lower()
 
 
+def test_it_is_healthy_once_it_has_tried_to_look(reconciler: Reconciler) -> None:
+    with webhook(reconciler) as client:
+        answer = client.get("/health")
+        assert (answer.status_code, answer.text) == (503, "the registry has not been looked at yet")
+        reconciler.start()
+        until(lambda: client.get("/health").text == "ok", 30)
+        reconciler.stop()
+        assert client.get("/health").text == "relay-reconciler has stopped"
+
+
+def test_more_names_than_can_be_kept_become_one_look_at_everything(
+    reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resprout.infra.triggers.reconciler.MOST_WOKEN", 3)
+    reconciler.look()
+    for number in range(5):
+        reconciler.wake(f"chat-{number}")
+    assert len(reconciler.woken()) == 3
+    assert reconciler.is_due()
+
+
 def test_no_secret_is_in_any_log_or_answer(
-    outbox: Outbox, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    reconciler: Reconciler, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
     said = []
-    with door(outbox) as client:
+    with webhook(reconciler) as client:
         for body, headers in [
             *((body, headers) for _, body, headers, _ in forged()),
             (event("chat-7b", 3), signed(event("chat-7b", 3))),

@@ -1,26 +1,24 @@
-"""Model versions as the registry has them now, whatever a delivery said."""
+"""Models and versions as MLflow's registry has them now."""
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from resprout.configs.errors import ResproutError, Transient
 from resprout.configs.infrastructure import MlflowConfig, without_credentials
 
-T = TypeVar("T")
 PAGE = 200
 KNOCK_SECONDS = 5.0
 MOST_HOPS = 10
-ANOTHER = re.compile(r"^models:/([^/@]+)/(\d+)$")
+VERSION_URI = re.compile(r"^models:/([^/@]+)/(\d+)$")
 
 
-class Gone(Exception):
-    """The registry holds no such version."""
+class NotRegistered(Exception):
+    """The registry holds no such model or version."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,11 @@ class Version:
 
 @dataclass(frozen=True)
 class Model:
-    """A registered model; `created` as in Version, `aliases` by the number of the version that has them."""
+    """A registered model; `created` as in Version, `aliases` with the number of the version that has each."""
 
     name: str
     created: int
-    aliases: Mapping[str, tuple[str, ...]]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registry:
@@ -62,25 +60,14 @@ class Registry:
         name, word = (one.get_secret_value() if one else "" for one in (config.username, config.password))
         self._auth = (name, word) if name or word else None
         self._client: Any = None
-
-    @property
-    def shown_uri(self) -> str:
-        return self._tracker.shown_uri
-
-    @property
-    def is_server(self) -> bool:
-        return self._tracker.is_server
-
-    @property
-    def uri(self) -> str:
-        return self._tracker.uri
+        self.uri, self.shown_uri = self._tracker.uri, self._tracker.shown_uri
 
     def server_version(self) -> str:
         """Version of the server, or of the library where the registry is a database."""
         import mlflow
         import requests
 
-        if not self.is_server:
+        if not self._tracker.is_server:
             return str(mlflow.__version__)
         try:
             found = requests.get(f"{self.uri.rstrip('/')}/version", auth=self._auth, timeout=KNOCK_SECONDS)
@@ -90,50 +77,53 @@ class Registry:
         return found.text.strip()
 
     def version(self, name: str, number: str) -> Version:
-        """The version; raises Gone where there is none."""
-        return _version(self._ask(lambda client: client.get_model_version(name, number)))
+        """The version; raises NotRegistered where there is none."""
+        found = self._ask("get_model_version", name, number)
+        return _version(found, found.aliases)
 
     def trail(self, version: Version) -> tuple[Version, ...]:
         """The version, what it is a copy of (source models:/name/number), and what that is a copy of."""
         hops = [version]
-        while (found := ANOTHER.match(hops[-1].source)) and len(hops) < MOST_HOPS:
+        while (found := VERSION_URI.match(hops[-1].source)) and len(hops) < MOST_HOPS:
             hops.append(self.version(found[1], found[2]))
         return tuple(hops)
 
     def run_tags(self, run_id: str) -> Mapping[str, str]:
         """Tags of a run, none where there is no such run."""
         try:
-            return self._ask(lambda client: client.get_run(run_id).data.tags)
-        except Gone:
+            return self._ask("get_run", run_id).data.tags
+        except NotRegistered:
             return {}
 
-    def models(self) -> Iterator[Model]:
+    def models(self) -> list[Model]:
         """All registered models."""
-        for found in self._pages("search_registered_models", None):
-            aliases: dict[str, tuple[str, ...]] = {}
-            for alias, number in sorted(dict(found.aliases).items()):
-                aliases[str(number)] = (*aliases.get(str(number), ()), alias)
-            yield Model(found.name, int(found.creation_timestamp or 0), aliases)
+        return [_model(found) for found in self._pages("search_registered_models", None)]
+
+    def model(self, name: str) -> Model:
+        """The model; raises NotRegistered where there is none."""
+        return _model(self._ask("get_registered_model", name))
 
     def versions(self, model: Model) -> list[Version]:
         """All versions of a model by number."""
         escaped = model.name.replace("'", "\\'")
-        found = self._pages("search_model_versions", f"name = '{escaped}'")
-        return [
-            _version(one, model.aliases.get(str(one.version), ()))
-            for one in sorted(found, key=lambda version: int(version.version))
-        ]
+        # A version that is registered between two pages moves others to the next, where they come again.
+        found = {int(one.version): one for one in self._pages("search_model_versions", f"name = '{escaped}'")}
+        aliases: dict[str, list[str]] = {}
+        for alias, number in model.aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        return [_version(found[number], aliases.get(str(number), ())) for number in sorted(found)]
 
     def _pages(self, search: str, text: str | None) -> Iterator[Any]:
         token: str | None = None
         while True:
-            page = self._ask(functools.partial(_page, search, text, token))
+            page = self._ask(search, text, PAGE, None, token)
             yield from page
             token = page.token
             if not token:
                 return
 
-    def _ask(self, question: Callable[[Any], T]) -> T:
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """The answer of a method of MLflow's client."""
         import requests
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -141,31 +131,31 @@ class Registry:
 
         try:
             if self._client is None:
-                if not self.is_server:
+                if not self._tracker.is_server:
                     # Makes the database where there is none yet, one process at a time.
                     self._tracker.connect()
                 self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            return question(self._client)
+            return getattr(self._client, method)(*arguments)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):
-                raise Gone(_line(error)) from None
+                raise NotRegistered(_line(error)) from None
             raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
         except (requests.RequestException, SQLAlchemyError, OSError, ResproutError) as error:
             raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
 
 
-def _page(search: str, text: str | None, token: str | None, client: Any) -> Any:
-    return getattr(client, search)(text, PAGE, None, token)
+def _model(found: Any) -> Model:
+    return Model(found.name, int(found.creation_timestamp or 0), dict(found.aliases))
 
 
-def _version(found: Any, aliases: tuple[str, ...] | None = None) -> Version:
+def _version(found: Any, aliases: Iterable[str]) -> Version:
     return Version(
         name=found.name,
         version=str(found.version),
         source=found.source or "",
         run_id=found.run_id or "",
         tags=dict(found.tags),
-        aliases=tuple(sorted(found.aliases)) if aliases is None else aliases,
+        aliases=tuple(sorted(aliases)),
         description=found.description or "",
         status=str(found.status),
         created=int(found.creation_timestamp or 0),

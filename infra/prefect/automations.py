@@ -1,6 +1,6 @@
-"""What the Prefect server does by itself when the process of a run dies: mark the run, and begin it again.
+"""Automations of the Prefect server: mark a run whose process died, begin it again, and notify of bad ends.
 
-A process that was killed cannot say so, which the server tells from its silence: a run sends a heartbeat
+A process that was killed cannot say so; the server knows it by its silence: a run sends a heartbeat
 every 30 seconds, and one that was silent for `SILENT_SECONDS` is marked Crashed. A run that crashed, by that
 or by its own word (SIGTERM, out of memory), is scheduled again in the state `RESTARTING`; it goes on from its
 finished stages, and counts its restarts itself (flows/restarts.py).
@@ -15,19 +15,20 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Literal
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
 
-from resprout.infra.notices import FLOW, ensure_notice, keep
-from resprout.infra.restarts import MOST_RESTARTS, NEVER_BEGINS, RESTARTING
+from resprout.configs.errors import BadInput
+from resprout.infra.prefect.flow_runs import FLOW, MOST_RESTARTS, NEVER_BEGINS, RESTARTING
 
 SILENT_SECONDS = 90.0
 """Three heartbeats; the server's own restart takes less."""
 UNSTARTED_SECONDS = 1800.0
 SETTLED_SECONDS = 45.0
-"""More than a heartbeat: a run that lives is heard in this time."""
+"""More than a heartbeat: a run that lives sends one in this time."""
 ENDLESS_HOURS = 6.0
 """In which deaths are counted; one takes a minute, or several where a cluster fetches an image each time."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -39,11 +40,14 @@ STARTS = {
     f"prefect.flow-run.{state}"
     for state in ("Scheduled", "Pending", "Running", "AwaitingRetry", RESTARTING, "Resuming")
 }
+BAD_ENDS = ("GateNotPassed", "Failed")
+BODY = """Run {{ flow_run.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}
+Flow run {{ flow_run.id }} {{ flow_run|ui_url or "" }}"""
 OF_THE_FLOW: dict[str, Any] = {"prefect.resource.role": "flow", "prefect.resource.name": FLOW}
 
 
 def ensure_automations(notify: str | None = None) -> None:
-    """Make or update the automations, each known by its name; `notify` names a block to tell of bad ends.
+    """Make or update the automations, each known by its name; `notify` names a block for notices.
 
     Raises BadInput where there is no such block, when all else is made: a new server has none yet.
     """
@@ -61,7 +65,7 @@ def ensure_automations(notify: str | None = None) -> None:
 
 
 def silent_run_crashed() -> AutomationCore:
-    """Crashed, for a run that was heard of and then no more."""
+    """Crashed, for a run whose heartbeats stopped."""
     return _automation(
         "resprout: mark a run whose process died",
         Posture.Proactive,
@@ -90,7 +94,7 @@ def unstarted_run_failed() -> AutomationCore:
 
 
 def crashed_run_again() -> AutomationCore:
-    """Scheduled again, for a run that crashed, stayed so, and is not heard of."""
+    """Scheduled again, for a run that crashed, stayed so, and sends no heartbeat."""
     return _automation(
         "resprout: begin a crashed run again",
         Posture.Proactive,
@@ -115,6 +119,65 @@ def endless_run_failed() -> AutomationCore:
     )
 
 
+def ensure_notice(client: SyncPrefectClient, block: str) -> None:
+    """Make or update the automation that sends a message through `block` after a gate or a run failed.
+
+    `block` is a notification block of the server as "type/name", say slack-webhook/on-call. A run whose
+    process died is begun again instead, and ends as Failed when that does not help. Raises BadInput where
+    there is no such block.
+    """
+    kind, _, name = block.partition("/")
+    try:
+        document = client.read_block_document_by_name(name, kind)
+    except ObjectNotFound:
+        known = sorted(
+            f"{one.block_type.slug}/{one.name}"
+            for one in client.read_block_documents()
+            if one.block_type is not None and one.name
+        )
+        raise BadInput(
+            f"infra.prefect.notify names {block}, but the Prefect server has no such block (it has: "
+            f"{', '.join(known) or 'none'}); save a notification block on its page or by `prefect block "
+            "create`, and give type/name"
+        ) from None
+    automation = AutomationCore(
+        name=f"resprout: tell {block}",
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            expect={f"prefect.flow-run.{state}" for state in BAD_ENDS},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related=[OF_THE_FLOW],
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=document.id,
+                subject="resprout: {{ flow_run.state.name }} ({{ flow_run.name }})",
+                body=BODY,
+            )
+        ],
+    )
+    keep(client, automation)
+
+
+def keep(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    """Make the automation, or bring the one of its name up to date.
+
+    One that is as it should be is left alone: with an update the server forgets which runs it is watching.
+    """
+    found = client.read_automations_by_name(automation.name)
+    if not found:
+        client.create_automation(automation)
+    elif _content(found[0]) != _content(automation):
+        client.update_automation(found[0].id, automation)
+
+
+def _content(automation: AutomationCore) -> dict[str, Any]:
+    return automation.model_dump(include={"enabled", "trigger", "actions"})
+
+
 def _change(state: StateType, name: str, message: str) -> ChangeFlowRunState:
     return ChangeFlowRunState(state=state, name=name, message=message, force=False)
 
@@ -128,9 +191,9 @@ def _automation(
     action: ChangeFlowRunState,
     threshold: int = 1,
 ) -> AutomationCore:
-    """`action` on a run of which so many of `expect` were heard within the time `after` an event.
+    """`action` on a run of which so many of `expect` came within the time `after` an event.
 
-    Proactive: of which fewer were heard in that time.
+    Proactive: of which fewer came in that time.
     """
     return AutomationCore(
         name=name,

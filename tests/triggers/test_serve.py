@@ -8,15 +8,17 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import urllib.request
-import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from pydantic import SecretStr
 
 import servers
 from relaying import (
@@ -35,8 +37,10 @@ from relaying import (
     until,
     write_rules,
 )
-from resprout.configs.schema import RelayConfig
-from resprout.infra.relay.outbox import WAITING, Outbox
+from resprout.configs.schema import MlflowConfig, RelayConfig
+from resprout.infra.tracking import Tracker
+from resprout.infra.triggers.state import STARTED, TriggerState
+from resprout.infra.triggers.webhook import EVENTS, HOOK_NAME, register_webhook
 
 DEAD = "http://127.0.0.1:9"
 
@@ -131,29 +135,27 @@ def test_connections_whose_request_never_gets_to_its_end_are_closed(home: Path, 
         for index, one in enumerate(held):
             if index % 2:
                 one.sendall(b"POST /webhooks/mlflow HTTP/1.1\r\nHost: relay\r\nX-Slow: ")
-        assert relay.post(event("chat-7b", 1)) == 200
+        assert relay.post(event("chat-7b", 1)) == 202
         # The end of the stream, within the timeout of the connection.
         assert [one.recv(1) for one in held] == [b""] * 50
         for one in held:
             one.close()
 
 
-def test_it_ends_on_sigterm_after_what_it_took_and_tells_no_secret(home: Path, rules: Path) -> None:
+def test_it_ends_on_sigterm_though_no_server_answers_and_tells_no_secret(home: Path, rules: Path) -> None:
     more = {"PREFECT__API_URL": f"{DEAD}/api", "MLFLOW__TRACKING_URI": "http://user:hunter2@127.0.0.1:9"}
     with relay_process(home, rules, **more) as relay:
         bodies = [event("chat-7b", number, password="payload-secret-77") for number in range(20)]
-        assert [relay.post(body) for body in bodies] == [200] * 20
+        assert [relay.post(body) for body in bodies] == [202] * 20
         assert relay.post(bodies[0], signed(bodies[0], secret="wrong")) == 401
         assert relay.post(b"x" * 300_000) == 413
-        assert "resprout_relay_waiting 20.0" in relay.get("/metrics")
         until(lambda: 'failures_total{kind="server"}' in relay.get("/metrics"), 30)
+        age = "resprout_relay_oldest_unhandled_seconds"
+        assert [line for line in relay.get("/metrics").splitlines() if line.startswith(age)] != [f"{age} 0.0"]
         assert relay.end(signal.SIGTERM) == 0
         said = relay.log.read_text()
-    assert "deliveries are kept and handed over once it does" in said
-    assert "the relay has stopped; what it took is in the outbox" in said
-    outbox = Outbox.open(RelayConfig(), home)
-    assert outbox.counts()[0][WAITING] == 20
-    outbox.close()
+    assert "what is in the registry is compared and started once it does" in said
+    assert "the relay has stopped; what it has not started is started when it is there again" in said
     written = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     assert any(path.name == "relay.db" for path in written)
     for secret in (SECRET, "payload-secret-77", "hunter2"):
@@ -169,33 +171,147 @@ def test_a_delivery_of_ten_megabytes_is_refused_before_it_is_sent(home: Path, ru
         assert relay.get("/health") == "ok"
 
 
-@pytest.mark.faults
-def test_killed_between_taking_and_handing_over_it_goes_on_where_it_was(
-    home: Path, tmp_path: Path, api_url: str
-) -> None:
-    named = f"rule-{uuid.uuid4().hex[:8]}"
-    deployment = add_deployment(named)
-    rules = write_rules(tmp_path / "rules", rule(named))
-    from resprout.configs.schema import MlflowConfig
-    from resprout.infra.tracking import Tracker
-
+@pytest.fixture
+def local(home: Path) -> Any:
+    """A client of the registry in the relay's own home."""
     tracker = Tracker(MlflowConfig(), home)
     tracker.connect()
-    numbers = [add_version(tracker.client, "chat-7b") for _ in range(10)]
+    return tracker.client
+
+
+@pytest.mark.faults
+def test_killed_at_any_time_it_starts_what_is_registered_once(
+    home: Path, tmp_path: Path, api_url: str, named: str, local: Any
+) -> None:
+    deployment = add_deployment(named)
+    rules = write_rules(tmp_path / "rules", rule(named))
     with relay_process(home, rules, PREFECT__API_URL=f"{DEAD}/api") as relay:
+        numbers = [add_version(local, "chat-7b") for _ in range(30)]
         for number in numbers:
-            assert relay.post(event("chat-7b", number)) == 200
+            assert relay.post(event("chat-7b", number)) == 202
         assert relay.end(signal.SIGKILL) == -signal.SIGKILL
+    # While nobody listens the registry goes on.
+    numbers += [add_version(local, "chat-7b") for _ in range(5)]
     assert flow_runs(deployment) == []
-    # Killed again and again while it hands over.
-    for _ in range(3):
+    # Killed again and again while it starts runs.
+    for _ in range(4):
         before = len(flow_runs(deployment))
         with relay_process(home, rules, PREFECT__API_URL=api_url) as relay:
-            until(lambda before=before: len(flow_runs(deployment)) > min(before, 9), 60, relay.log.read_text)
+            until(lambda before=before: len(flow_runs(deployment)) > min(before, 34), 60, relay.log.read_text)
             relay.end(signal.SIGKILL)
     with relay_process(home, rules, PREFECT__API_URL=api_url) as relay:
-        until(lambda: "resprout_relay_waiting 0.0" in relay.get("/metrics"), 60, relay.log.read_text)
+        until(lambda: len(flow_runs(deployment)) == 35, 60, relay.log.read_text)
         assert relay.end(signal.SIGTERM) == 0
+    assert claims(deployment) == sorted(f"{named} chat-7b {number}" for number in numbers)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+def test_two_hundred_deliveries_a_second_about_fifteen_versions_start_fifteen_runs(
+    home: Path, tmp_path: Path, api_url: str, named: str, local: Any
+) -> None:
+    deployment = add_deployment(named)
+    rules = write_rules(tmp_path / "rules", rule(named))
+    with relay_process(home, rules, PREFECT__API_URL=api_url) as relay:
+        about = [
+            (f"chat-{model}", add_version(local, f"chat-{model}")) for _ in range(3) for model in "abcde"
+        ]
+        bodies = [event(name, number) for name, number in about]
+        answers: list[int] = []
+        began = time.monotonic() + 0.5
+
+        def deliver(lane: int) -> None:
+            for index in range(lane, 12_000, 16):
+                time.sleep(max(0.0, began + index / 200 - time.monotonic()))
+                answers.append(relay.post(bodies[index % 15]))
+
+        lanes = [threading.Thread(target=deliver, args=(lane,)) for lane in range(16)]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+        assert time.monotonic() - began < 75, "the deliveries left late"
+        assert (len(answers), set(answers)) == (12_000, {202})
+        until(lambda: len(flow_runs(deployment)) == 15, 30, relay.log.read_text)
+        until(lambda: "resprout_relay_oldest_unhandled_seconds 0.0" in relay.get("/metrics"), 30)
+        assert relay.end(signal.SIGTERM) == 0
+    assert claims(deployment) == sorted(f"{named} {name} {number}" for name, number in about)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_thousand_versions_in_a_minute_are_all_started_and_none_twice(
+    mlflow_server: servers.MlflowServer, postgres: Any, home: Path, tmp_path: Path, api_url: str, named: str
+) -> None:
+    postgres.create(named)
+    deployment = add_deployment(named)
+    rules = write_rules(tmp_path / "rules", rule(named, models=["many-*"]))
+    client = client_of(mlflow_server.uri)
+    config = RelayConfig(database_url=SecretStr(postgres.url(named)))
+    more = {
+        "PREFECT__API_URL": api_url,
+        "MLFLOW__TRACKING_URI": mlflow_server.uri,
+        "RELAY__DATABASE_URL": postgres.url(named),
+        "RELAY__POLL_SECONDS": "5",
+    }
+    with relay_process(home, rules, **more) as relay:
+        register_webhook(mlflow_server.uri, f"{relay.url}/webhooks/mlflow", SECRET)
+        for model in range(10):
+            client.create_registered_model(f"many-{model}")
+
+        def register(model: int) -> None:
+            for _ in range(100):
+                client.create_model_version(f"many-{model}", "s3://models/x")
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(register, range(10)))
+        assert time.monotonic() - began < 60, "the versions were registered too slowly"
+        state = TriggerState.open(config, home)
+        until(lambda: state.counts()[STARTED] == 1000, 240, relay.log.read_text)
+        state.close()
+        assert relay.end(signal.SIGTERM) == 0
+    assert claims(deployment) == sorted(
+        f"{named} many-{model} {number}" for model in range(10) for number in range(1, 101)
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+def test_kills_of_relay_mlflow_and_database_lose_no_version_and_start_none_twice(
+    home: Path, tmp_path: Path, api_url: str, named: str
+) -> None:
+    deployment = add_deployment(named)
+    rules = write_rules(tmp_path / "rules", rule(named))
+    port = servers.free_port()
+    with servers.postgres_server() as postgres:
+        for name in ("mlflow", "relay"):
+            postgres.create(name)
+        folder, database = tmp_path / "mlflow", postgres.url("mlflow", "psycopg2")
+        folder.mkdir()
+        more = {
+            "PREFECT__API_URL": api_url,
+            "MLFLOW__TRACKING_URI": f"http://127.0.0.1:{port}",
+            "RELAY__DATABASE_URL": postgres.url("relay"),
+            "RELAY__POLL_SECONDS": "1",
+        }
+        numbers: list[str] = []
+        with servers.mlflow_server(folder, port, {}, database) as mlflow:
+            client = client_of(mlflow.uri)
+            with relay_process(home, rules, **more) as relay:
+                numbers += [add_version(client, "chat-7b") for _ in range(5)]
+                relay.end(signal.SIGKILL)
+            with relay_process(home, rules, **more) as relay:
+                numbers += [add_version(client, "chat-7b") for _ in range(5)]
+                mlflow.kill()
+                until(lambda: 'failures_total{kind="server"}' in relay.get("/metrics"), 60)
+                with servers.mlflow_server(folder, port, {}, database):
+                    numbers += [add_version(client, "chat-7b") for _ in range(5)]
+                    postgres.stop()
+                    time.sleep(3)
+                    postgres.start()
+                    until(lambda: len(flow_runs(deployment)) == 15, 120, relay.log.read_text)
+                    assert relay.end(signal.SIGTERM) == 0
     assert claims(deployment) == sorted(f"{named} chat-7b {number}" for number in numbers)
 
 
@@ -214,12 +330,9 @@ def mlflow_server(postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_an_mlflow_server_tells_two_relays_and_one_run_starts_for_each_version(
-    mlflow_server: servers.MlflowServer, postgres: Any, home: Path, tmp_path: Path, api_url: str
+    mlflow_server: servers.MlflowServer, postgres: Any, home: Path, tmp_path: Path, api_url: str, named: str
 ) -> None:
-    from resprout.infra.relay.webhook import EVENTS, NAME, register_webhook
-
     postgres.create("relay")
-    named = f"rule-{uuid.uuid4().hex[:8]}"
     deployment = add_deployment(named)
     rules = write_rules(tmp_path / "rules", rule(named, on=["created", "alias"]))
     client = client_of(mlflow_server.uri)
@@ -238,22 +351,43 @@ def test_an_mlflow_server_tells_two_relays_and_one_run_starts_for_each_version(
         identity = register_webhook(mlflow_server.uri, url, SECRET)
         assert register_webhook(mlflow_server.uri, url, SECRET) == identity
         (hook,) = client.list_webhooks()
-        assert (hook.name, hook.url, len(hook.events)) == (NAME, url, len(EVENTS))
+        assert (hook.name, hook.url, len(hook.events)) == (HOOK_NAME, url, len(EVENTS))
         numbers = [add_version(client, "chat-7b") for _ in range(3)]
         for number in numbers:
             client.set_registered_model_alias("chat-7b", "champion", number)
         add_version(client, "other")
         body = event("chat-7b", numbers[0])
-        assert other.post(body) == 200
+        assert other.post(body) == 202
         until(lambda: len(flow_runs(deployment)) == 3, 60, relay.log.read_text)
-        # The webhook itself came, was proven, and not only the poll's look.
+        # The webhooks themselves came and were proven: the looks alone would have found the versions too.
         until(lambda: accepted(relay) >= 3 + 3 + 1, 90, relay.log.read_text)
-        until(lambda: "resprout_relay_waiting 0.0" in relay.get("/metrics"), 30, relay.log.read_text)
+        idle = "resprout_relay_oldest_unhandled_seconds 0.0"
+        until(lambda: idle in relay.get("/metrics"), 30, relay.log.read_text)
         until(lambda: {"chat-7b 1", "chat-7b 3"} <= emitted(api_url), 30)
         assert relay.end(signal.SIGTERM) == 0
         assert other.end(signal.SIGTERM) == 0
         assert "does not answer" not in relay.log.read_text() + other.log.read_text()
     assert claims(deployment) == [f"{named} chat-7b {number}" for number in numbers]
+
+
+def test_a_webhook_makes_the_look_come_at_once(
+    home: Path, tmp_path: Path, api_url: str, named: str, mlflow_template: Path
+) -> None:
+    deployment = add_deployment(named)
+    (home / "mlflow.db").write_bytes(mlflow_template.read_bytes())
+    client = client_of(f"sqlite:///{home / 'mlflow.db'}")
+    rules = write_rules(tmp_path / "rules", rule(named))
+    more = {"PREFECT__API_URL": api_url, "RELAY__POLL_SECONDS": "1000"}
+    with relay_process(home, rules, **more) as relay:
+        number = add_version(client, "chat-7b")
+        assert relay.post(event("chat-7b", number)) == 202
+        until(lambda: len(flow_runs(deployment)) == 1, 10, relay.log.read_text)
+        # One that never comes costs the time until the next look, which a start begins with.
+        add_version(client, "chat-7b")
+        assert relay.end(signal.SIGTERM) == 0
+    with relay_process(home, rules, **more) as relay:
+        until(lambda: len(flow_runs(deployment)) == 2, 10, relay.log.read_text)
+    assert claims(deployment) == [f"{named} chat-7b {number}" for number in "12"]
 
 
 def emitted(api_url: str) -> set[str]:

@@ -1,0 +1,1 @@
+"""The Prefect server: deployments, automations, runs of the flow."""

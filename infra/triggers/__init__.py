@@ -1,0 +1,1 @@
+"""Registry triggers: what the model registry holds is compared with what was started, and started once."""
