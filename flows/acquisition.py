@@ -11,7 +11,7 @@ from resprout.flows.check import check_fits
 from resprout.flows.preflight import device
 from resprout.flows.sources import Sources
 from resprout.infra.licences import Credit
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.job import Job

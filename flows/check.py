@@ -18,6 +18,7 @@ from resprout.flows.faults import Fault, faults_in, sentences
 from resprout.flows.sources import missing, source_shape
 from resprout.infra.extras import install_command
 from resprout.infra.proof.signing import Signer
+from resprout.infra.store.driver import driver_class
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.size import Shape
@@ -132,7 +133,7 @@ def _sparsify(section: SparsifyConfig) -> None:
 def _store_folder(loaded: Loaded) -> None:
     """BadInput where a local store would lie in a file."""
     uri = loaded.config.infra.store.uri
-    if uri is None or uri.startswith("s3://"):
+    if uri is None or driver_class(uri).remote:
         return
     folder = ArtifactStore.from_config(loaded.config.infra.store, loaded.home).driver.folder("content")
     for place in (folder, *folder.parents) if folder else ():

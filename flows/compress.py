@@ -38,9 +38,9 @@ from resprout.infra.environment import prepare
 from resprout.infra.patience import patiently
 from resprout.infra.proof.ledger import Ledger
 from resprout.infra.restarts import FLOW
-from resprout.infra.store import claims, exports
+from resprout.infra.store import exports, lease
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
@@ -111,7 +111,7 @@ def _compress(
     began = time.perf_counter()
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home, loaded.config.infra.proof)
     store.ensure_writable()
-    if claim is not None and (owner := claims.claim(store.driver, claim, flow_run.id)) != flow_run.id:
+    if claim is not None and (owner := lease.claim(store.driver, claim, flow_run.id)) != flow_run.id:
         said = f"{claim} is the claim of flow run {owner}, which was first; this one does nothing"
         logger.info("%s", said)
         return Completed(name="AlreadyClaimed", message=said)
@@ -175,9 +175,9 @@ def _compress(
             scan=load_scan(loaded.config.infra.data_scan) if loaded.config.infra.data_scan else None,
         )
         at_end.callback(run.locks.close)
-        store.pins = Pins(store.driver, run.locks, stop=session.stop_if_interrupted)
-        at_end.callback(store.pins.close)
-        tracker.log(run_id, params=params, tags={WRITER: store.pins.writer})
+        store.in_use = InUseReferences(store.driver, run.locks, stop=session.stop_if_interrupted)
+        at_end.callback(store.in_use.close)
+        tracker.log(run_id, params=params, tags={WRITER: store.in_use.writer})
         end_dead_runs(tracker, run.locks, run_id)
         if run.shards > 1:
             run.fan_out = fan_out = FanOut(loaded, run)

@@ -25,7 +25,7 @@ from resprout.infra.proof.registering import Registrar
 from resprout.infra.proof.seal import write_seal
 from resprout.infra.proof.timestamp import Authority
 from resprout.infra.store import exports
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.job import Job
 from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.register.reconcile import own_uri, register

@@ -20,8 +20,7 @@ from resprout.flows.reports import STAGE, report_of
 from resprout.infra.licences import Credit
 from resprout.infra.lineage import Node, tree
 from resprout.infra.store import tombstones
-from resprout.infra.store.record import Record
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef, Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.models.size import shape_of

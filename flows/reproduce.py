@@ -19,7 +19,7 @@ from resprout.flows.original import Original
 from resprout.flows.session import Session
 from resprout.flows.steps import Steps
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker

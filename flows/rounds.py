@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from resprout.flows.acquisition import shape_in_store
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.prune.between import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of, target_at
 from resprout.tasks.prune.stage import plan, score

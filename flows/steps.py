@@ -15,7 +15,7 @@ from resprout.configs.schema import RunConfig
 from resprout.configs.stages import PartOfRecovery
 from resprout.flows.acquisition import Acquired, job_of
 from resprout.flows.rounds import Begun, before_last
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.evaluate.data_stage import evaluation_data
 from resprout.tasks.evaluate.stage import evaluate

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from resprout.configs.result import ArtifactResult, StageResult
 from resprout.infra.patience import patiently
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.cost import Cost
 from resprout.tasks.job import Progress
 from resprout.tasks.scan import Scan

@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from resprout.configs.errors import Transient, Unreachable
 from resprout.infra import identity
 from resprout.infra.notes import NOTE, run_page
-from resprout.infra.store.record import Parent, Record, stage_key
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef, Parent, Record, stage_key
 from resprout.tasks.code import code_hash
 from resprout.tasks.cost import Cost, metered, total
 from resprout.tasks.faults import as_sentence

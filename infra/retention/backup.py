@@ -22,8 +22,8 @@ from resprout.infra.retention.database import Database
 from resprout.infra.retention.earlier import Earlier, note, stamp
 from resprout.infra.retention.moment import STATEMENTS, Moment, take
 from resprout.infra.retention.run_files import Kept, lines
+from resprout.infra.store.cache import download
 from resprout.infra.store.canonical import DIGEST
-from resprout.infra.store.download import download
 from resprout.infra.store.driver import Driver, Listed
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.manifest import FileEntry, Manifest, scan

@@ -1,4 +1,4 @@
-"""Deletes what a plan frees, and looks again at each artifact right before (for why: `store/pins.py`)."""
+"""Deletes what a plan frees, and looks again at each artifact right before (for why: `store/in_use.py`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resprout.infra.proof.provenance import provenance_key
 from resprout.infra.retention.inventory import Inventory
 from resprout.infra.retention.plan import Needs, Plan, Step
 from resprout.infra.retention.successors import Successors
-from resprout.infra.store import keys, pins
+from resprout.infra.store import in_use, keys
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 
@@ -109,8 +109,8 @@ class Collector:
         finally:
             # A gc that lost its lease must not take away another's marks.
             for digest in marked:
-                if pins.marked_by(self.driver, digest) == self.name:
-                    self.driver.delete(pins.mark_on(digest))
+                if in_use.mark_owner(self.driver, digest) == self.name:
+                    self.driver.delete(in_use.mark_key(digest))
 
     def _is_spared(self, step: Step) -> bool:
         return bool({step.record, step.digest} & self._spared) or step.record in self._told
@@ -129,12 +129,12 @@ class Collector:
             state_collected(self.store, run, records)
 
     def _mark(self, digest: str) -> bool:
-        if pins.mark(self.driver, digest, self.name):
+        if in_use.mark(self.driver, digest, self.name):
             return True
-        owner = pins.marked_by(self.driver, digest)
-        if owner is not None and not pins.clear_dead_mark(self.driver, self.locks, digest, owner):
+        owner = in_use.mark_owner(self.driver, digest)
+        if owner is not None and not in_use.clear_dead_mark(self.driver, self.locks, digest, owner):
             return False
-        return pins.mark(self.driver, digest, self.name)
+        return in_use.mark(self.driver, digest, self.name)
 
     def _look_again(self, marked: list[str]) -> None:
         """Spare what is needed now: after the marks, so that no writer comes unseen."""
@@ -158,7 +158,7 @@ class Collector:
         self._holding |= {self.inventory.content[one] for one in needed & self.inventory.content.keys()}
 
     def _pinned(self) -> set[str]:
-        """Digests that a living writer relies on; the pins of dead ones are taken away."""
+        """Digests that a living writer relies on; the references of dead ones are taken away."""
         alive: dict[str, bool] = {}
         living, dead = set(), []
         for digest, writer in keys.own(self.driver, "pins"):
@@ -167,7 +167,7 @@ class Collector:
             if alive[writer]:
                 living.add(digest)
             else:
-                dead.append(f"{pins.pins_on(digest)}{writer}")
+                dead.append(f"{in_use.references_to(digest)}{writer}")
         self.driver.delete_all(dead)
         return living
 
@@ -211,8 +211,8 @@ class Collector:
     def _clean_marks(self) -> None:
         """Take away the marks of gcs that died."""
         for (digest,) in keys.own(self.driver, "gc"):
-            if (owner := pins.marked_by(self.driver, digest)) is not None:
-                pins.clear_dead_mark(self.driver, self.locks, digest, owner)
+            if (owner := in_use.mark_owner(self.driver, digest)) is not None:
+                in_use.clear_dead_mark(self.driver, self.locks, digest, owner)
 
 
 def _batches(steps: Iterable[Step]) -> Iterator[list[Step]]:

@@ -17,8 +17,8 @@ from resprout.infra.retention.backup import PASSING
 from resprout.infra.retention.bundle import FILES, MODELS, STORE, TABLES, TRACES, Described
 from resprout.infra.retention.database import Database
 from resprout.infra.retention.elsewhere import own_experiment
+from resprout.infra.store.cache import download
 from resprout.infra.store.canonical import sha256_hex
-from resprout.infra.store.download import download
 from resprout.infra.store.driver import Driver
 from resprout.infra.store.manifest import FileEntry, Manifest, scan
 from resprout.infra.store.store import ArtifactStore

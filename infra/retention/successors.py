@@ -9,7 +9,7 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.retention.inventory import Inventory
 from resprout.infra.store import exports
 from resprout.infra.store.canonical import canonical_json
-from resprout.infra.store.paths import unsafe
+from resprout.infra.store.filesystem import unsafe
 from resprout.infra.store.store import ArtifactStore
 
 THREADS = 8

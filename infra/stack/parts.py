@@ -23,6 +23,7 @@ from resprout.infra.stack.settings import (
     variables,
 )
 from resprout.infra.store.canonical import sha256_hex
+from resprout.infra.store.driver import driver_class
 
 TO_LOOPBACK = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
 """MLflow delivers to a private address without TLS, as the relay's is, only when told so."""
@@ -143,7 +144,7 @@ def _artifacts(infra: InfraConfig, home: Path) -> str:
     Clients write there themselves, as they do without the stack, so that either way of running finds them.
     """
     uri = infra.store.uri
-    if uri is not None and uri.startswith("s3://"):
+    if uri is not None and driver_class(uri).remote:
         return f"{uri.rstrip('/')}/mlflow"
     return (home / ARTIFACTS).resolve().as_uri()
 

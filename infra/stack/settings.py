@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import SecretStr
 
@@ -12,6 +11,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.load import PREFIX
 from resprout.configs.schema import InfraConfig
 from resprout.configs.section import Section
+from resprout.infra.store.driver import driver_class
 
 LOOPBACK = "127.0.0.1"
 
@@ -86,17 +86,7 @@ def variables(infra: InfraConfig, home: Path) -> tuple[dict[str, str], dict[str,
 
 def bucket_variables(infra: InfraConfig) -> tuple[dict[str, str], dict[str, str]]:
     """What MLflow's own S3 client reads, so that its files go to the bucket of the artifact store."""
-    store = infra.store
-    if store.uri is None or not store.uri.startswith("s3://"):
-        return {}, {}
-    plain: dict[str, Any] = {"MLFLOW_S3_ENDPOINT_URL": store.endpoint_url, "AWS_DEFAULT_REGION": store.region}
-    secret = {}
-    if store.access_key_id is not None and store.secret_access_key is not None:
-        secret = {
-            "AWS_ACCESS_KEY_ID": store.access_key_id.get_secret_value(),
-            "AWS_SECRET_ACCESS_KEY": store.secret_access_key.get_secret_value(),
-        }
-    return {name: value for name, value in plain.items() if value is not None}, secret
+    return driver_class(infra.store.uri).mlflow_variables(infra.store)
 
 
 def _refuse_other(key: str, given: str | None, own: str) -> None:

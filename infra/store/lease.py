@@ -1,8 +1,9 @@
-"""Locks for Prefect's transactions: leases in the store that outlive no process by more than their term."""
+"""Locks across machines: leases in the store that outlive no process by more than their term, and claims."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -12,12 +13,13 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import psutil
 from prefect.locking.protocol import LockManager
 
 from resprout.configs.errors import ResproutError, StageFailed
-from resprout.infra.store import process
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.driver import Driver, Versioned
 
@@ -246,8 +248,8 @@ class LeaseLockManager(LockManager):
                 "holder": lease.holder,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
-                "system": process.system(),
-                "born": process.born(os.getpid()),
+                "system": _system(),
+                "born": _start_time(os.getpid()),
                 "fence": lease.fence,
                 "nonce": lease.nonce,
                 "renewals": lease.renewals,
@@ -339,6 +341,41 @@ def _is_free(current: Versioned) -> bool:
     body = _body(current)
     if body.get("released", True):
         return True
-    if process.has_died(body.get("system", ""), int(body.get("pid", 0)), float(body.get("born") or 0.0)):
+    if _has_died(body.get("system", ""), int(body.get("pid", 0)), float(body.get("born") or 0.0)):
         return True
     return current.age_seconds > float(body.get("term_seconds", 0.0)) + CLOCK_STEP_SECONDS
+
+
+@functools.cache
+def _system() -> str:
+    """Boot and PID namespace of this process: equal only where process ids mean the same; '' if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> float | None:
+    """When the process with this id began, in seconds since the epoch; None when there is none."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def _has_died(where: str, pid: int, began: float) -> bool:
+    """Whether a process is certainly dead that wrote its `_system()` and `_start_time()` into a lease."""
+    if not where or where != _system():
+        return False
+    now = _start_time(pid)
+    return now is None or abs(now - began) > 1.0
+
+
+def claim(driver: Driver, key: str, owner: str) -> str:
+    """Who has `key`: `owner` where it is the first to ask, or asks again; else the one that was first."""
+    name = f"claims/{sha256_hex(key.encode())}.json"
+    if driver.put_if_absent(name, canonical_json({"key": key, "owner": owner})):
+        return owner
+    held = driver.get_bytes(name)
+    return owner if held is None else str(json.loads(held)["owner"])

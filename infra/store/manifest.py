@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
-from resprout.infra.store.paths import unsafe, walk
+from resprout.infra.store.filesystem import unsafe, walk
 
 CHUNK_BYTES = 16 * 1024 * 1024
 """Size of a chunk with a hash of its own, and of a part of a multipart upload."""

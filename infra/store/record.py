@@ -1,4 +1,4 @@
-"""How content came to be: one immutable record for each execution of a stage."""
+"""How content came to be: one immutable record for each execution of a stage, and references to results."""
 
 from __future__ import annotations
 
@@ -122,3 +122,16 @@ class Record(BaseModel):
             return cls.model_validate_json(data)
         except (ValidationError, json.JSONDecodeError) as error:
             raise VerificationFailed(f"record {record_id} is not a resprout record") from error
+
+
+class ArtifactRef(BaseModel):
+    """A stage's result by reference: content `digest`, the stage's `key`, and the id of its `record`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    digest: str
+    key: str
+    record: str
+    uri: str
+    bytes: int

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.infra.patience import patiently
 from resprout.infra.store.canonical import canonical_json
-from resprout.infra.store.paths import require_safe
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.filesystem import require_safe
+from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 
 DIGEST = r"^[0-9a-f]{64}$"

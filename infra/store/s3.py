@@ -1,4 +1,4 @@
-"""Artifacts in S3 or a server that speaks it: checksummed parts, conditional manifests."""
+"""Artifacts in S3 or a server that speaks it: checksummed parts, conditional writes, errors in words."""
 
 from __future__ import annotations
 
@@ -9,20 +9,43 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import boto3
+from botocore.compat import get_current_datetime
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    InvalidConfigError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    TokenRetrievalError,
+)
 from pydantic import SecretStr
 
-from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.errors import (
+    BadInput,
+    ResproutError,
+    StageFailed,
+    Transient,
+    Unreachable,
+    VerificationFailed,
+)
 from resprout.configs.schema import StoreConfig
 from resprout.infra.store.driver import Head, Listed, Versioned
+from resprout.infra.store.filesystem import require_safe
 from resprout.infra.store.manifest import CHUNK_BYTES, PIECE_BYTES, FileEntry, Manifest
-from resprout.infra.store.paths import require_safe
-from resprout.infra.store.s3faults import code_of, s3_faults
 
 THREADS = 4
 MAX_PARTS = 10_000
@@ -55,6 +78,8 @@ def s3_client(config: StoreConfig) -> Any:
 class S3Driver:
     """Objects under s3://bucket/prefix; files over 16 MB go up in parts, the chunks of the manifest."""
 
+    remote: ClassVar[bool] = True
+
     def __init__(self, client: Any, bucket: str, prefix: str) -> None:
         self.client = client
         self.bucket = bucket
@@ -69,6 +94,17 @@ class S3Driver:
             require_safe(parts.path.strip("/"))
         with s3_faults(f"s3://{parts.netloc}", config.endpoint_url):
             return cls(s3_client(config), parts.netloc, parts.path)
+
+    @classmethod
+    def mlflow_variables(cls, config: StoreConfig) -> tuple[dict[str, str], dict[str, str]]:
+        plain = {"MLFLOW_S3_ENDPOINT_URL": config.endpoint_url, "AWS_DEFAULT_REGION": config.region}
+        secret: dict[str, str] = {}
+        if config.access_key_id is not None and config.secret_access_key is not None:
+            secret = {
+                "AWS_ACCESS_KEY_ID": config.access_key_id.get_secret_value(),
+                "AWS_SECRET_ACCESS_KEY": config.secret_access_key.get_secret_value(),
+            }
+        return {name: value for name, value in plain.items() if value is not None}, secret
 
     @contextmanager
     def staged(self, folder: Path, *, move: bool) -> Iterator[Path]:
@@ -307,3 +343,130 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidClientTokenId",
+    "InvalidToken",
+    "ExpiredToken",
+    "TokenRefreshRequired",
+    "401",
+}
+FORBIDDEN = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"}
+BUSY = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+}
+FULL = {"XMinioStorageFull", "QuotaExceeded", "InsufficientCapacity", "InsufficientStorage"}
+SENT_DAMAGED = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+NO_SETUP = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+    InvalidConfigError,
+)
+NETWORK = (
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    FlexibleChecksumError,
+)
+
+
+def code_of(error: ClientError) -> str:
+    """The server's error code, or its HTTP status where a HEAD brings no body."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def s3_faults(place: str, endpoint: str | None) -> Iterator[None]:
+    """Turn boto3's errors at `place` (s3://bucket) into ours; no message holds a secret."""
+    where = f"{place} at {endpoint or 'AWS'}"
+    try:
+        yield
+    except ResproutError:
+        raise
+    except ClientError as error:
+        raise _translate(error, where) from error
+    except NO_SETUP as error:
+        raise BadInput(
+            f"there are no usable credentials for {where} ({type(error).__name__}); set "
+            "infra.store.access_key_id and secret_access_key, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except NoRegionError as error:
+        raise BadInput(f"no region is set for {where}; give infra.store.region") from error
+    except ParamValidationError as error:
+        raise BadInput(f"{where} is not a valid address: {_line(error)}") from error
+    except NETWORK as error:
+        raise Transient(f"{where} cannot be reached: {_line(error)}") from error
+    except BotoCoreError as error:
+        raise StageFailed(f"{where} refused the request: {_line(error)}") from error
+    except ValueError as error:
+        if "endpoint" in str(error).lower():
+            raise BadInput(f"infra.store.endpoint_url is no address: {_line(error)}") from error
+        raise
+
+
+def _translate(error: ClientError, where: str) -> Exception:
+    code = code_of(error)
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "NoSuchBucket":
+        return BadInput(f"there is no bucket {where}; create it or give another infra.store.uri")
+    if code in CREDENTIALS:
+        return BadInput(
+            f"{where} does not accept the credentials ({code}); check infra.store.access_key_id and "
+            "secret_access_key, or the AWS_* variables"
+        )
+    if code == "RequestTimeTooSkewed":
+        return Unreachable(
+            f"{where} refuses requests because this machine's clock {_off(error)}; set the clock (NTP), then "
+            "go on"
+        )
+    if code in FORBIDDEN:
+        return BadInput(
+            f"{where} does not allow {error.operation_name} with these credentials ({code}); they need to "
+            "read, write and list this bucket"
+        )
+    if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+        return BadInput(f"{where} is in another region ({code}); set infra.store.region to the bucket's")
+    if code in ("InvalidBucketName", "301", "400"):
+        return BadInput(
+            f"{where} is no usable address ({code}); check infra.store.uri, endpoint_url and region"
+        )
+    if code in FULL or status == 507:
+        return StageFailed(
+            f"{where} has no room left ({code}); free space there or give another infra.store.uri"
+        )
+    if code in SENT_DAMAGED:
+        return VerificationFailed(
+            f"what arrived at {where} is not what was sent ({code}); files changed during the upload, or the "
+            "link damages data: run again"
+        )
+    if code in BUSY or status >= 500 or status in (408, 429):
+        return Transient(f"{where} is busy or failing ({code or status}); trying again later may help")
+    return StageFailed(f"{where} refused {error.operation_name} ({code or status}): {_line(error)}")
+
+
+def _off(error: ClientError) -> str:
+    """How far the clock is off, by the date of the server's answer."""
+    date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    if date is None:
+        return "is off"
+    seconds = (get_current_datetime(False) - parsedate_to_datetime(date)).total_seconds()
+    return f"is {abs(seconds) / 60:.0f} minutes {'fast' if seconds > 0 else 'slow'}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

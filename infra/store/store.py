@@ -8,24 +8,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import ProofConfig, StoreConfig
 from resprout.infra.proof.signing import RECORD, UNSIGNED, Signer
 from resprout.infra.store import keys, tombstones
-from resprout.infra.store.cache import LocalCache
+from resprout.infra.store.cache import LocalCache, NotesKey, VerifiedFiles, download, stamps
 from resprout.infra.store.canonical import check_digest, sha256_hex
-from resprout.infra.store.download import download
-from resprout.infra.store.driver import Driver
-from resprout.infra.store.faults import free_bytes
-from resprout.infra.store.local import LocalDriver
+from resprout.infra.store.driver import Driver, open_driver
+from resprout.infra.store.filesystem import free_bytes, private_folder
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.manifest import FileEntry, Manifest, scan
-from resprout.infra.store.pins import Pins
 from resprout.infra.store.record import Record
 from resprout.infra.store.tombstones import Tombstone
-from resprout.infra.store.verified import NotesKey, VerifiedFiles, stamps
-from resprout.infra.store.workdir import private_folder
 
 THREADS = 8
 
@@ -43,7 +38,7 @@ class ArtifactStore:
         notes = NotesKey(self.home / "verified", signer)
         self._cache = LocalCache(self.home / "cache" / place, cache_bytes, notes)
         self._verified = VerifiedFiles(self.home / "verified" / place, notes)
-        self.pins: Pins | None = None
+        self.in_use: InUseReferences | None = None
         """What the run of this process relies on, where one is at work."""
 
     @classmethod
@@ -53,7 +48,8 @@ class ArtifactStore:
         `home` takes caches and, without a uri, the store itself.
         """
         signer = UNSIGNED if proof is None else Signer.from_config(proof)
-        return cls(_driver(config, home), home, int(config.cache_gb * 1e9), signer)
+        place = config if config.uri is not None else config.model_copy(update={"uri": str(home / "store")})
+        return cls(open_driver(place), home, int(config.cache_gb * 1e9), signer)
 
     @property
     def root_uri(self) -> str:
@@ -108,17 +104,17 @@ class ArtifactStore:
             return manifest
 
     def rely_on(self, digest: str) -> None:
-        """Keep `gc` from deleting an artifact while the run of this process is at work; no run, no pin.
+        """Keep `gc` from deleting an artifact while the run of this process is at work; else do nothing.
 
-        To be called before it is looked whether the artifact is there (see `pins`).
+        To be called before it is looked whether the artifact is there (see `in_use`).
         """
-        if self.pins is not None:
-            self.pins.hold(digest)
+        if self.in_use is not None:
+            self.in_use.hold(digest)
 
     def confirm(self) -> None:
         """StageFailed where the run was paused so long that what it relies on was deleted."""
-        if self.pins is not None:
-            self.pins.confirm(self.check)
+        if self.in_use is not None:
+            self.in_use.confirm(self.check)
 
     def manifest(self, digest: str) -> Manifest:
         """The manifest of an artifact; BadInput when there is none, VerificationFailed when damaged."""
@@ -344,22 +340,6 @@ def index_keys(record_id: str, record: Record) -> list[str]:
     """Keys of the empty objects that find a record from its content and from its parents."""
     parents = sorted({parent.record for parent in record.parents})
     return [f"made/{record.content}/{record_id}", *(f"used/{parent}/{record_id}" for parent in parents)]
-
-
-def _driver(config: StoreConfig, home: Path) -> Driver:
-    uri = config.uri
-    if uri is None:
-        return LocalDriver(home / "store")
-    parts = urlsplit(uri)
-    if parts.scheme == "s3":
-        from resprout.infra.store.s3 import S3Driver
-
-        return S3Driver.from_config(config)
-    if parts.scheme == "file":
-        return LocalDriver(Path(unquote(parts.path)))
-    if "://" in uri:
-        raise BadInput(f"infra.store.uri is '{uri}'; give a folder or s3://bucket/prefix")
-    return LocalDriver(Path(uri).expanduser())
 
 
 def _hash(pieces: Iterator[bytes]) -> tuple[int, str]:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from resprout.configs.errors import BadInput
-from resprout.infra.store.paths import unsafe
+from resprout.infra.store.filesystem import unsafe
 from resprout.tasks.acquire.pinned import Context, OnThisMachine, Pinned, Source, Wanted
 from resprout.tasks.acquire.registry import SOURCES
 

@@ -23,7 +23,7 @@ from one_machine import Machine, running, until
 from resprout.configs.schema import StoreConfig
 from resprout.infra.relay.registry import Version
 from resprout.infra.relay.starter import key_of
-from resprout.infra.store.claims import claim
+from resprout.infra.store.lease import claim
 from resprout.infra.store.store import ArtifactStore
 from servers import free_port
 from tiny_run import write_run

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.infra import identity, patience
 from resprout.infra.notes import NOTE
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.job import Job
 from resprout.tasks.stage import Part, stage
 from toys import Knobs, write_text

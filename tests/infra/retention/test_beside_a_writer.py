@@ -13,8 +13,8 @@ from resprout.infra.lineage import tree
 from resprout.infra.retention.collect import Collector
 from resprout.infra.retention.inventory import take
 from resprout.infra.retention.plan import Needs, plan
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
 
@@ -108,7 +108,7 @@ def play(tmp_path, pinned: bool, rounds: int, config: StoreConfig = PLAIN) -> in
     writer = Writer(store, random.Random(seed), tmp_path)
     for _ in range(rounds):
         locks = LeaseLockManager(store.driver)
-        store.pins = Pins(store.driver, locks, poll_seconds=0.002) if pinned else None
+        store.in_use = InUseReferences(store.driver, locks, poll_seconds=0.002) if pinned else None
         try:
             first = writer.stage("first", [])
             second = writer.stage("second", [first])
@@ -117,8 +117,8 @@ def play(tmp_path, pinned: bool, rounds: int, config: StoreConfig = PLAIN) -> in
             print(error)
             whole = False
         broken += not whole
-        if store.pins is not None:
-            store.pins.close()
+        if store.in_use is not None:
+            store.in_use.close()
         locks.close()
     stop.set()
     gc.join()

@@ -12,12 +12,17 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.infra.retention.collect import Collector
 from resprout.infra.retention.inventory import take
 from resprout.infra.retention.plan import ERASED, Needs, plan
-from resprout.infra.store import exports, pins
+from resprout.infra.store import exports, in_use
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
 from resprout.infra.store.record import Parent
 
 NOBODY = Needs
+
+
+def writers_of(store, digest):
+    """The writers that have a reference to a digest, dead or alive."""
+    return [key.rpartition("/")[2] for key in store.driver.list(in_use.references_to(digest))]
 
 
 def freed(store, needs=NOBODY, grace=0.0):
@@ -117,7 +122,7 @@ def test_an_unneeded_record_of_needed_content_goes_with_its_result(store, root, 
 def test_what_a_living_writer_named_stays_with_all_behind_it(store, root, locks):
     made = chain(root, "run")
     others = LeaseLockManager(store.driver)
-    writer = Pins(store.driver, others)
+    writer = InUseReferences(store.driver, others)
     inventory = take(store)
     planned = plan(inventory, Needs(), 0.0)
     writer.hold(made[4].digest)
@@ -134,14 +139,14 @@ def test_what_a_living_writer_named_stays_with_all_behind_it(store, root, locks)
 def test_the_pins_of_a_dead_writer_count_for_nothing_and_it_knows(store, root, locks):
     made = chain(root, "run")
     others = LeaseLockManager(store.driver, term_seconds=0.3)
-    writer = Pins(store.driver, others)
+    writer = InUseReferences(store.driver, others)
     writer.hold(made[0].digest)
     name = writer.writer
     # As if the process were stopped: no heartbeat, and the lease runs out by the store's clock.
     others._stop.set()
     time.sleep(1.6)
     assert len(collected(store, locks)) == 10
-    assert list(pins.writers_of(store.driver, made[0].digest)) == []
+    assert writers_of(store, made[0].digest) == []
     assert not others.still_held(name)
     with pytest.raises(StageFailed, match="removed meanwhile"):
         writer.confirm(store.check)
@@ -201,7 +206,7 @@ def test_a_gc_that_lost_its_lease_deletes_nothing_more(store, root, locks):
 
 def test_marks_of_a_dead_gc_are_cleared_by_the_next(store, root, locks):
     made = chain(root, "run")
-    pins.mark(store.driver, made[0].digest, "gc-dead")
+    in_use.mark(store.driver, made[0].digest, "gc-dead")
     assert len(collected(store, locks)) == 10
     assert list(store.driver.list("gc/")) == []
 

@@ -14,8 +14,8 @@ from many import build
 from resprout.infra.retention.collect import Collector
 from resprout.infra.retention.inventory import take
 from resprout.infra.retention.plan import Needs, plan
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
 
 KILLED = textwrap.dedent("""
     import os, signal, sys
@@ -51,7 +51,7 @@ def test_after_a_kill_a_writer_goes_on_at_once_and_the_next_gc_ends_the_work(
     marks = list(store.driver.list("gc/"))
     assert marks
     # The artifact that it was at, and one that it had marked only.
-    store.pins = Pins(store.driver, locks)
+    store.in_use = InUseReferences(store.driver, locks)
     began = time.monotonic()
     for made in (runs[0][-1], runs[0][0]):
         work = home / made.stage
@@ -68,7 +68,7 @@ def test_after_a_kill_a_writer_goes_on_at_once_and_the_next_gc_ends_the_work(
     collector.run(plan(inventory, Needs(), 0.0))
     others.close()
     assert all(store.check(made.digest) for made in (runs[0][-1], runs[0][0]))
-    store.pins.close()
+    store.in_use.close()
     inventory = take(store)
     Collector(store, locks, inventory, Needs).run(plan(inventory, Needs(), 0.0))
     left = {key for key in store.driver.list("") if not key.startswith("tmp/")}
