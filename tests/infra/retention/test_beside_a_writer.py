@@ -10,9 +10,9 @@ import pytest
 
 from resprout.configs.schema import StoreConfig
 from resprout.infra.lineage import tree
-from resprout.infra.retention.collect import Collector
-from resprout.infra.retention.inventory import take
-from resprout.infra.retention.plan import Needs, plan
+from resprout.infra.retention.gc import Collector
+from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.record import Parent, Record
@@ -26,10 +26,10 @@ def keep_collecting(store: ArtifactStore, stop: threading.Event, draw: random.Ra
     """One gc after the other that holds nothing for needed but what living writers name."""
     while not stop.is_set():
         locks = LeaseLockManager(store.driver)
-        inventory = take(store)
-        planned = plan(inventory, Needs(), 0.0)
+        inventory = take_inventory(store)
+        planned = plan_collection(inventory, Roots(), 0.0)
         time.sleep(draw.random() * 0.01)
-        Collector(store, locks, inventory, Needs).run(planned)
+        Collector(store, locks, inventory, Roots).run(planned)
         locks.close()
 
 

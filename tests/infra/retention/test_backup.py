@@ -13,9 +13,9 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.infra.retention import moment
+from resprout.infra.retention import backup
 from resprout.infra.retention.backup import Backup
-from resprout.infra.retention.database import Database
+from resprout.infra.retention.mlflow_data import Database
 from resprout.infra.retention.restore import MARK, Restore
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
@@ -149,10 +149,10 @@ def test_files_never_go_back_to_a_bucket_outside_the_store(
 
 def monkeypatched(monkeypatch: pytest.MonkeyPatch, places: dict[str, str]) -> list[str]:
     """Folders instead of buckets; the addresses that were asked for."""
-    from resprout.infra.retention import run_files
+    from resprout.infra.retention import mlflow_data
 
     reached: list[str] = []
-    real = run_files._repository
+    real = mlflow_data._repository
 
     def stand_in(tracker: Tracker, uri: str) -> Any:
         reached.append(uri)
@@ -160,11 +160,11 @@ def monkeypatched(monkeypatch: pytest.MonkeyPatch, places: dict[str, str]) -> li
             uri = uri.replace(bucket, folder)
         return real(tracker, uri)
 
-    monkeypatch.setattr(run_files, "_repository", stand_in)
+    monkeypatch.setattr(mlflow_data, "_repository", stand_in)
     return reached
 
 
-@pytest.mark.parametrize("at", ["_content", "_files", "_verify"])
+@pytest.mark.parametrize("at", ["_content", "_object", "_files"])
 def test_a_restore_that_was_cut_off_goes_on(world: World, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     world.back_up()
     new = world.elsewhere("new")
@@ -223,16 +223,16 @@ def test_an_unchanged_backup_asks_for_listings_and_little_else(world: World) -> 
 
 
 def test_files_of_an_ended_run_are_fetched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resprout.infra.retention import run_files
+    from resprout.infra.retention import mlflow_data
 
     fetched = []
-    real = run_files.bring
+    real = mlflow_data.download_files
 
     def bring(tracker: Tracker, uri: str, target: Path) -> bool:
         fetched.append(uri)
         return real(tracker, uri, target)
 
-    monkeypatch.setattr(run_files, "bring", bring)
+    monkeypatch.setattr(mlflow_data, "download_files", bring)
     running = world.tracker.start("running", {})
     world.tracker.log_text(running, "so far", "log.txt")
     world.back_up()
@@ -283,7 +283,7 @@ def test_a_run_that_ends_after_the_dump_is_left_to_the_next_backup(
 def test_a_dump_between_a_version_and_its_ledger_entry_is_taken_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moment, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(backup, "PAUSE_SECONDS", 0.0)
     run = world.run("registers")
     registering = LeaseLockManager(world.store.driver)
     registering.acquire_lock("register m", run)
@@ -317,3 +317,13 @@ def test_a_row_that_arrives_changed_is_found(world: World, monkeypatch: pytest.M
     monkeypatch.setattr(Database, "load", loaded)
     with pytest.raises(VerificationFailed, match="has other rows than the backup"):
         new.restore()
+
+
+def test_a_restore_counts_only_once_it_was_verified(world: World) -> None:
+    world.back_up()
+    new = world.elsewhere("new")
+    with pytest.raises(VerificationFailed, match=r"brought back, but: models:/m/1 was changed"):
+        new.restore(verify=lambda: ["models:/m/1 was changed"])
+    assert new.store.driver.get_bytes(MARK) is not None
+    new.restore()
+    assert new.store.driver.get_bytes(MARK) is None
