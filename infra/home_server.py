@@ -24,7 +24,7 @@ import psutil
 
 from resprout.configs.errors import BadInput, Unreachable
 from resprout.configs.schema import InfraConfig
-from resprout.infra.stack.ask import answers
+from resprout.infra.stack.http import is_healthy
 from resprout.infra.store.filesystem import (
     exclusive_lock,
     free_bytes,
@@ -92,7 +92,7 @@ def _found(folder: Path) -> str | None:
         with try_exclusive_lock(folder / "alive") as free:
             if free:
                 return None
-        if (url := _address(folder)) and answers(f"{url}/health"):
+        if (url := _address(folder)) and is_healthy(f"{url}/health"):
             return url
         time.sleep(0.2)
     _kill(folder)
@@ -133,7 +133,7 @@ def _started(folder: Path) -> str:
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:
-            if (url := _address(folder)) and answers(f"{url}/health"):
+            if (url := _address(folder)) and is_healthy(f"{url}/health"):
                 return url
             if process.poll() is not None:
                 raise Unreachable(

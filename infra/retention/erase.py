@@ -239,7 +239,7 @@ class CopySearch:
         for run in searches.runs(self.tracker, f"tags.`resprout.digest` = '{digest}'"):
             runs |= {run.info.run_id, run.data.tags.get("mlflow.parentRunId", run.info.run_id)}
         for run_id in runs - self._of_run.keys():
-            self._of_run[run_id] = _copies_in_run(self.tracker, run_id, self.match)
+            self._of_run[run_id] = copies_in_run(self.tracker, run_id, self.match)
         return {path: sha256 for run_id in sorted(runs) for path, sha256 in self._of_run[run_id].items()}
 
     def match(self, file: Path, path: str) -> str | None:
@@ -262,7 +262,7 @@ def _delete_from_run(tracker: Tracker, tracked: str) -> None:
 
 
 @answers
-def _copies_in_run(tracker: Tracker, run_id: str, match: Callable[[Path, str], str | None]) -> dict[str, str]:
+def copies_in_run(tracker: Tracker, run_id: str, match: Callable[[Path, str], str | None]) -> dict[str, str]:
     """Return the copies among a run's files; one at a time is brought here, and none is kept."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,8 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import InfraConfig, without_credentials
 from resprout.infra.answers import answers
-from resprout.infra.stack.databases import mlflow_database
-from resprout.infra.stack.settings import mlflow_url
+from resprout.infra.stack.settings import mlflow_database, mlflow_url
 from resprout.infra.tracking import Tracker
 
 REVISION = "alembic_version"

@@ -13,7 +13,7 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.infra.retention.erase import CopySearch, execute_erasure, plan_erasure
+from resprout.infra.retention.erase import CopySearch, copies_in_run, execute_erasure, plan_erasure
 from resprout.infra.retention.gc_roots import set_hold
 from resprout.infra.retention.row_search import Fingerprints
 from resprout.infra.store.lease import LeaseLockManager
@@ -204,6 +204,7 @@ def test_files_of_runs_are_looked_at_one_at_a_time(tmp_path: Path) -> None:
             return str(Path(folder) / path)
 
     tracker: Any = type("Tracker", (), {"client": Client(), "shown_uri": "here"})
-    hits = CopySearch(tracker, {hashlib.sha256(b"b.bin").hexdigest()}, Fingerprints())._run("run")
+    search = CopySearch(tracker, {hashlib.sha256(b"b.bin").hexdigest()}, Fingerprints())
+    hits = copies_in_run(tracker, "run", search.match)
     assert list(hits) == ["run/b.bin"]
     assert kept == [0, 0, 0]

@@ -20,7 +20,7 @@ from resprout.flows.steps import Steps
 from resprout.infra.relay.delivery import Delivery
 from resprout.infra.relay.outbox import FAILED, WAITING, Outbox
 from resprout.infra.relay.registry import Version
-from resprout.infra.stack.ask import post
+from resprout.infra.stack.http import post
 from resprout.infra.tracking import Tracker
 from tiny_run import write_data
 
