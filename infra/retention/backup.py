@@ -61,7 +61,7 @@ STATEMENTS = (LEDGERS, "timestamps/", "seals/")
 THREADS = 8
 DUMPS = 60
 PAUSE_SECONDS = 1.0
-"""How often the tables are dumped while runs register models, and the pause between two dumps."""
+"""Seconds between two dumps of the tables, of at most DUMPS, while runs register models."""
 
 
 @dataclass
@@ -310,7 +310,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Statement:
-    """What the statement of a backup says, and the known keys that signed it."""
+    """The statement of a backup, and the known keys that signed it."""
 
     said: dict[str, Any]
     signed_by: tuple[str, ...]

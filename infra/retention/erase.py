@@ -163,7 +163,9 @@ def execute_erasure(
         tracked = {**(before.tracked if before else {}), **found.tracked[digest]}
         if before is None or (dict(before.files), dict(before.tracked)) != (files, tracked):
             said = reason if before is None or before.reason == reason else f"{before.reason}; {reason}"
-            stone = Tombstone(digest, files, tracked, said, identity.who(), when)
+            stone = Tombstone(
+                digest=digest, files=files, tracked=tracked, reason=said, who=identity.who(), when=when
+            )
             tombstones.put(store.driver, store.signer, stone)
         going[digest] = files
         leaving.update(tracked)

@@ -40,7 +40,7 @@ FIRST_EXPERIMENT = "Default"
 ROWS = 1000
 """Rows in memory at once."""
 FILES, MODELS, TRACES = "mlflow/files/", "mlflow/models/", "mlflow/traces/"
-"""Where a backup keeps the files of runs, logged models and traces."""
+"""Folders of a backup with the files of runs, logged models and traces."""
 TRACE_LOCATION = "mlflow.artifactLocation"
 """Tag of a trace that says where its files are."""
 READY = 2

@@ -25,7 +25,7 @@ Files = Callable[[], Iterable[tuple[str, Iterable[bytes]]]]
 
 
 class Fingerprints:
-    """What identifies rows: texts, which may be part of longer ones, and ids, which are whole JSON values.
+    """Texts and ids that identify rows: texts may be part of longer ones, ids are whole JSON values.
 
     A short id counts only under a key that says that it is one: any number or word may look like it.
     """
@@ -77,7 +77,7 @@ def split_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def fingerprints(files: Files, row: str | None) -> Fingerprints:
-    """Return what identifies the row with this id, or those with this text, or all rows (None).
+    """Collect the fingerprints of the row with this id, or of those with this text, or of all rows (None).
 
     Of a row that is its id, and each text that no other row has, by its beginning where that is its alone.
 

@@ -27,15 +27,15 @@ from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.driver import driver_class
 
 TO_LOOPBACK = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
-"""MLflow delivers to a private address without TLS, as the relay's is, only when told so."""
+"""MLflow delivers to a private address without TLS, as the relay's is, only when allowed."""
 RULES = "_RESPROUT_RULES"
 RUNS = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-"""How soon the worker sees a run."""
+"""Seconds until the worker sees a run."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """What the supervisor starts; everything here is written to a JSON file for `launch`."""
+    """A process that the supervisor starts; everything here is written to a JSON file for `launch`."""
 
     name: str
     title: str

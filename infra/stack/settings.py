@@ -14,7 +14,6 @@ from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import StackConfig, without_credentials
 from resprout.configs.load import PREFIX
 from resprout.configs.schema import InfraConfig
-from resprout.configs.section import Section
 from resprout.infra.extras import install_command
 
 LOOPBACK = "127.0.0.1"
@@ -71,23 +70,14 @@ def variables(infra: InfraConfig, home: Path) -> tuple[dict[str, str], dict[str,
     """Return the settings beyond the defaults as RESPROUT_* variables: plain ones, and secrets."""
     plain = {"RESPROUT_HOME": str(home), f"{PREFIX}INFRA__HOME": json.dumps(str(home))}
     secret: dict[str, str] = {}
-    for name in type(infra).model_fields:
-        if name == "home":
-            continue
-        value = getattr(infra, name)
-        inside = dict(value) if isinstance(value, Section) else {"": value}
-        usual = (
-            dict(type(value)())
-            if isinstance(value, Section)
-            else {"": type(infra).model_fields[name].default}
-        )
-        for key, given in inside.items():
+    for name, value in infra.model_dump(exclude={"home"}, exclude_defaults=True).items():
+        for key, given in value.items() if isinstance(value, dict) else [("", value)]:
             variable = "__".join([f"{PREFIX}INFRA", name.upper(), *([key.upper()] if key else [])])
-            if isinstance(given, SecretStr):
-                # The databases belong to the servers alone.
-                secret |= {variable: given.get_secret_value()} if name != "stack" else {}
-            elif given != usual[key]:
+            if not isinstance(given, SecretStr):
                 plain[variable] = json.dumps(given)
+            elif name != "stack":
+                # The databases belong to the servers alone.
+                secret[variable] = given.get_secret_value()
     return plain, secret
 
 

@@ -33,7 +33,7 @@ GIVEN_UP = ("STOPPED", "EXITED", "FATAL")
 START_SECONDS = 20.0
 STOP_SECONDS = 30
 NotRunning = (OSError, http.client.HTTPException)
-"""What a call raises when no supervisor listens."""
+"""Raised by a call when no supervisor listens."""
 
 HEAD = """[supervisord]
 logfile=%(here)s/logs/supervisor.log

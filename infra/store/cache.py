@@ -133,7 +133,7 @@ Stamps = dict[str, list[int]]
 
 
 def stamps(content: Path, manifest: Manifest) -> Stamps | None:
-    """Size, mtime, ctime and inode of each file of the artifact; None when one is missing, or is a link."""
+    """Return size, mtime, ctime and inode of each file; None when one is missing, or is a link."""
     found: Stamps = {}
     for entry in manifest.files:
         try:
@@ -156,7 +156,7 @@ class NotesKey:
 
     @cached_property
     def value(self) -> bytes:
-        """32 bytes; made where there are none yet."""
+        """The key, 32 bytes; created where there is none yet."""
         # Ed25519 signs the same bytes the same way each time, and this signature is shown to nobody.
         signature = self._signer.signature(NOTES, b"")
         if signature is not None:
@@ -176,7 +176,7 @@ class NotesKey:
         return own
 
     def of(self, data: bytes) -> str:
-        """The authentication code of a note."""
+        """Return the authentication code of a note."""
         return hmac.new(self.value, data, hashlib.sha256).hexdigest()
 
     def is_there(self) -> bool:
@@ -184,7 +184,7 @@ class NotesKey:
         return self._signer.signs or self._own() is not None
 
     def _own(self) -> bytes | None:
-        """The key in the file; None where it is missing, or another user could have made or read it."""
+        """Return the key in the file; None where it is missing, or another user could have made or read it."""
         try:
             status = plain_status(self._path.parent, self._path.name)
         except (FileNotFoundError, VerificationFailed):
@@ -239,7 +239,7 @@ class LocalCache:
 
     @contextmanager
     def open(self, manifest: Manifest, fetch: Callable[[Path], None]) -> Iterator[Path]:
-        """The artifact's local folder; `fetch(folder)` brings and verifies it where it is not here yet.
+        """Open the artifact's local folder; `fetch(folder)` brings and verifies it where it is not here yet.
 
         Raises:
             StageFailed: the disk is full.
@@ -296,7 +296,7 @@ class LocalCache:
             self._touch(manifest.digest)
 
     def evict(self, coming: int = 0) -> None:
-        """Remove what was used longest ago until `coming` bytes fit; what is in use stays in any case."""
+        """Remove the least recently used until `coming` bytes fit; an artifact in use always stays."""
         with exclusive_lock(self.root / "evict.lock"):
             sizes = {path.name: _size(path) for path in (self.root / "content").glob("*")}
             total = sum(sizes.values()) + coming

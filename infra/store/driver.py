@@ -25,14 +25,6 @@ DRIVERS = {
 
 
 @dataclass(frozen=True)
-class Head:
-    """An object's size, and its SHA-256 where the place keeps one."""
-
-    size: int
-    sha256: str | None
-
-
-@dataclass(frozen=True)
 class Listed:
     """An object in a listing: key, size in bytes, and the seconds since writing by the place's clock.
 
@@ -74,15 +66,15 @@ class Driver(Protocol):
         ...
 
     def staged(self, folder: Path, *, move: bool) -> AbstractContextManager[Path]:
-        """The folder to scan and `put_folder`: `folder` or a private copy; `move` may empty `folder`."""
+        """Return what to scan and `put_folder`: `folder` or a private copy; `move` may empty `folder`."""
         ...
 
     def put_folder(self, prefix: str, folder: Path, manifest: Manifest, *, force: bool) -> None:
-        """Make `prefix` hold exactly the manifest's files; what is there and sound is kept unless `force`."""
+        """Make `prefix` hold exactly the manifest's files; sound files that are there stay unless `force`."""
         ...
 
     def folder(self, prefix: str) -> Path | None:
-        """The local folder behind `prefix`, or None where content must be downloaded."""
+        """Return the local folder behind `prefix`, or None where content must be downloaded."""
         ...
 
     def matches(self, key: str, entry: FileEntry) -> bool:
@@ -98,11 +90,11 @@ class Driver(Protocol):
         ...
 
     def get_bytes(self, key: str) -> bytes | None:
-        """The object's bytes, or None."""
+        """Return the object's bytes, or None."""
         ...
 
     def read_versioned(self, key: str) -> Versioned | None:
-        """The object's bytes with token and age, or None."""
+        """Return the object's bytes with token and age, or None."""
         ...
 
     def replace_if(self, key: str, data: bytes, token: str) -> bool:
@@ -110,23 +102,23 @@ class Driver(Protocol):
         ...
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Pieces of the bytes from `start`; FileNotFoundError when there is no such object."""
+        """Yield the bytes from `start` in pieces; FileNotFoundError when there is no such object."""
         ...
 
-    def head(self, key: str) -> Head | None:
-        """Size and checksum, or None."""
+    def head(self, key: str) -> int | None:
+        """Return the size of an object, or None where there is none; reads no content."""
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that begin with `prefix`, sorted."""
+        """Yield the keys that begin with `prefix`, sorted."""
         ...
 
     def entries(self, prefix: str) -> Iterator[Listed]:
-        """Objects whose keys begin with `prefix`, in no order."""
+        """Yield the objects whose keys begin with `prefix`, in no order."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; nothing happens when it is not there."""
+        """Remove an object, if it is there."""
         ...
 
     def delete_all(self, keys: Iterable[str]) -> None:
@@ -138,7 +130,7 @@ class Driver(Protocol):
         ...
 
     def uri(self, key: str) -> str:
-        """Address of `key` for other tools."""
+        """Return the address of `key` for other tools."""
         ...
 
     def ensure_writable(self) -> None:

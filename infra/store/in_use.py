@@ -20,7 +20,7 @@ disregards a dead one first takes its lease over. That is a conditional write, w
 finds if it was only paused: it has lost then, and knows.
 
 - A writer asks at the end of each publication whether it still has its lease (`confirm`). If that was taken
-  over while it was paused, it takes it anew, names everything again and looks whether all is still there.
+  over while it was paused, it takes it again, names everything again and looks whether all is still there.
 - gc asks the store for its lease right before each delete. What remains is a gc that is stopped between that
   answer and the delete, for longer than a lease lasts, and then goes on. A store has no delete that depends
   on a lease, so this is not excluded but bounded: at most the objects of one artifact go, the one that was

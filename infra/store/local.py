@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.canonical import sha256_hex
-from resprout.infra.store.driver import Head, Listed, Versioned
+from resprout.infra.store.driver import Listed, Versioned
 from resprout.infra.store.filesystem import (
     disk_errors,
     exclusive_lock,
@@ -88,11 +88,10 @@ class LocalDriver:
 
     def matches(self, key: str, entry: FileEntry) -> bool:
         try:
-            head = self.head(key)
+            return self.head(key) == entry.size
         except VerificationFailed:
             # What is no plain file holds nothing that was published.
             return False
-        return head is not None and head.size == entry.size
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         with self._writing():
@@ -139,10 +138,10 @@ class LocalDriver:
                 left -= len(piece)
                 yield piece
 
-    def head(self, key: str) -> Head | None:
+    def head(self, key: str) -> int | None:
         with disk_errors(self.root):
             try:
-                return Head(plain_status(self.root, require_safe(key)).st_size, None)
+                return plain_status(self.root, require_safe(key)).st_size
             except FileNotFoundError:
                 return None
 

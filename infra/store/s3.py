@@ -43,7 +43,7 @@ from resprout.configs.errors import (
     VerificationFailed,
 )
 from resprout.configs.schema import StoreConfig
-from resprout.infra.store.driver import Head, Listed, Versioned
+from resprout.infra.store.driver import Listed, Versioned
 from resprout.infra.store.filesystem import require_safe
 from resprout.infra.store.manifest import CHUNK_BYTES, PIECE_BYTES, FileEntry, Manifest
 
@@ -55,7 +55,7 @@ AT_ONCE = 1000
 
 
 def s3_client(config: StoreConfig) -> Any:
-    """A boto3 client for the store: endpoint, credentials (else boto3's own chain), timeouts, retries."""
+    """Make a boto3 client for the store: endpoint, credentials (else boto3's own chain), timeouts, retries."""
     return boto3.session.Session().client(
         "s3",
         endpoint_url=config.endpoint_url,
@@ -177,9 +177,9 @@ class S3Driver:
                 raise
             yield from found["Body"].iter_chunks(PIECE_BYTES)
 
-    def head(self, key: str) -> Head | None:
+    def head(self, key: str) -> int | None:
         found = self._head(key)
-        return found and Head(found["ContentLength"], found.get("Metadata", {}).get("sha256"))
+        return None if found is None else int(found["ContentLength"])
 
     def list(self, prefix: str) -> Iterator[str]:
         return (entry.key for entry in self.entries(prefix))
@@ -321,7 +321,7 @@ class S3Driver:
 
 
 def _all(jobs: list[Future[Any]], pool: ThreadPoolExecutor) -> list[Any]:
-    """Results in order; the first error cancels what has not begun."""
+    """Return results in order; the first error cancels what has not begun."""
     try:
         return [job.result() for job in jobs]
     except BaseException:
@@ -330,7 +330,7 @@ def _all(jobs: list[Future[Any]], pool: ThreadPoolExecutor) -> list[Any]:
 
 
 def _stored_checksum(entry: FileEntry) -> str:
-    """What S3 keeps: the SHA-256, or for a multipart object the SHA-256 over those of its parts."""
+    """Return the checksum that S3 keeps: the SHA-256, for a multipart object that over those of its parts."""
     if entry.size <= CHUNK_BYTES:
         return _base64(bytes.fromhex(entry.sha256))
     parts = b"".join(bytes.fromhex(chunk) for chunk in entry.chunks)
@@ -345,29 +345,65 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-CREDENTIALS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "InvalidClientTokenId",
-    "InvalidToken",
-    "ExpiredToken",
-    "TokenRefreshRequired",
-    "401",
-}
-FORBIDDEN = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"}
-BUSY = {
-    "SlowDown",
-    "ServiceUnavailable",
-    "InternalError",
-    "RequestTimeout",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
-    "OperationAborted",
-    "ConditionalRequestConflict",
-}
-FULL = {"XMinioStorageFull", "QuotaExceeded", "InsufficientCapacity", "InsufficientStorage"}
-SENT_DAMAGED = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+SKEWED = "RequestTimeTooSkewed"
+ERRORS: tuple[tuple[set[str], type[ResproutError], str], ...] = (
+    (
+        {"NoSuchBucket"},
+        BadInput,
+        "there is no bucket {where}; create it or give another infra.store.uri",
+    ),
+    (
+        {
+            "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "InvalidToken",
+            "ExpiredToken", "TokenRefreshRequired", "401",
+        },
+        BadInput,
+        "{where} does not accept the credentials ({code}); check infra.store.access_key_id and "
+        "secret_access_key, or the AWS_* variables",
+    ),
+    (
+        {SKEWED},
+        Unreachable,
+        "{where} refuses requests because this machine's clock {clock}; set the clock (NTP), then go on",
+    ),
+    (
+        {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"},
+        BadInput,
+        "{where} does not allow {operation} with these credentials ({code}); they need to read, write and "
+        "list this bucket",
+    ),
+    (
+        {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"},
+        BadInput,
+        "{where} is in another region ({code}); set infra.store.region to the bucket's",
+    ),
+    (
+        {"InvalidBucketName", "301", "400"},
+        BadInput,
+        "{where} is no usable address ({code}); check infra.store.uri, endpoint_url and region",
+    ),
+    (
+        {"XMinioStorageFull", "QuotaExceeded", "InsufficientCapacity", "InsufficientStorage", "status 507"},
+        StageFailed,
+        "{where} has no room left ({code}); free space there or give another infra.store.uri",
+    ),
+    (
+        {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"},
+        VerificationFailed,
+        "what arrived at {where} is not what was sent ({code}); files changed during the upload, or the link "
+        "damages data: run again",
+    ),
+    (
+        {
+            "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling",
+            "ThrottlingException", "TooManyRequests", "OperationAborted", "ConditionalRequestConflict",
+            "status 408", "status 429", "status 5xx",
+        },
+        Transient,
+        "{where} is busy or failing ({code}); trying again later may help",
+    ),
+)  # fmt: skip
+"""By the server's error codes, or HTTP statuses, the kind of failure and what to tell the user."""
 NO_SETUP = (
     NoCredentialsError,
     PartialCredentialsError,
@@ -386,7 +422,7 @@ NETWORK = (
 
 
 def code_of(error: ClientError) -> str:
-    """The server's error code, or its HTTP status where a HEAD brings no body."""
+    """Return the server's error code, or its HTTP status where a HEAD brings no body."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
@@ -422,45 +458,18 @@ def s3_faults(place: str, endpoint: str | None) -> Iterator[None]:
 def _translate(error: ClientError, where: str) -> Exception:
     code = code_of(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code == "NoSuchBucket":
-        return BadInput(f"there is no bucket {where}; create it or give another infra.store.uri")
-    if code in CREDENTIALS:
-        return BadInput(
-            f"{where} does not accept the credentials ({code}); check infra.store.access_key_id and "
-            "secret_access_key, or the AWS_* variables"
-        )
-    if code == "RequestTimeTooSkewed":
-        return Unreachable(
-            f"{where} refuses requests because this machine's clock {_off(error)}; set the clock (NTP), then "
-            "go on"
-        )
-    if code in FORBIDDEN:
-        return BadInput(
-            f"{where} does not allow {error.operation_name} with these credentials ({code}); they need to "
-            "read, write and list this bucket"
-        )
-    if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
-        return BadInput(f"{where} is in another region ({code}); set infra.store.region to the bucket's")
-    if code in ("InvalidBucketName", "301", "400"):
-        return BadInput(
-            f"{where} is no usable address ({code}); check infra.store.uri, endpoint_url and region"
-        )
-    if code in FULL or status == 507:
-        return StageFailed(
-            f"{where} has no room left ({code}); free space there or give another infra.store.uri"
-        )
-    if code in SENT_DAMAGED:
-        return VerificationFailed(
-            f"what arrived at {where} is not what was sent ({code}); files changed during the upload, or the "
-            "link damages data: run again"
-        )
-    if code in BUSY or status >= 500 or status in (408, 429):
-        return Transient(f"{where} is busy or failing ({code or status}); trying again later may help")
+    given = {code, f"status {status}", "status 5xx" if status >= 500 else code}
+    for codes, kind, sentence in ERRORS:
+        if given & codes:
+            clock = _off(error) if code == SKEWED else ""
+            return kind(
+                sentence.format(where=where, code=code or status, operation=error.operation_name, clock=clock)
+            )
     return StageFailed(f"{where} refused {error.operation_name} ({code or status}): {_line(error)}")
 
 
 def _off(error: ClientError) -> str:
-    """How far the clock is off, by the date of the server's answer."""
+    """Say how far the clock is off, by the date of the server's answer."""
     date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     if date is None:
         return "is off"
