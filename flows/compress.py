@@ -35,9 +35,9 @@ from resprout.flows.sources import Sources
 from resprout.flows.steps import Steps
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
-from resprout.infra.patience import patiently
 from resprout.infra.proof.ledger import Ledger
 from resprout.infra.restarts import FLOW
+from resprout.infra.retry import retry_while_down
 from resprout.infra.store import exports, lease
 from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
@@ -87,7 +87,7 @@ def compress(
             logs.also_to_prefect()
         try:
             refuse_endless(loaded.config.infra.prefect.restarts)
-            return patiently(
+            return retry_while_down(
                 lambda: _compress(loaded, overrides or [], claim, own, session),
                 _outage_seconds(loaded, session),
                 lambda: any(not stage.cached for stage in session.result.stages),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from resprout.configs.result import ArtifactResult, StageResult
-from resprout.infra.patience import patiently
+from resprout.infra.retry import retry_while_down
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.cost import Cost
 from resprout.tasks.job import Progress
@@ -120,7 +120,7 @@ class Run:
 
     def keep(self, write: Callable[[], T]) -> T:
         """What `write` returns, which writes finished work to the store; an outage is waited for."""
-        return patiently(write, self.outage_seconds, stop=self.stop_if_cancelled)
+        return retry_while_down(write, self.outage_seconds, stop=self.stop_if_cancelled)
 
     def add(self, label: str, ref: ArtifactRef, cost: Cost, cached: bool) -> None:
         """Note a finished stage."""

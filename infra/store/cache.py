@@ -184,7 +184,7 @@ class NotesKey:
         return self._signer.signs or self._own() is not None
 
     def _own(self) -> bytes | None:
-        """Return the key in the file; None where it is missing, or another user could have made or read it."""
+        """Read the key in the file; None where it is missing, or another user could have made or read it."""
         try:
             status = plain_status(self._path.parent, self._path.name)
         except (FileNotFoundError, VerificationFailed):

@@ -15,7 +15,7 @@ from prefect.serializers import JSONSerializer
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
-from resprout.infra.patience import patiently
+from resprout.infra.retry import retry_while_down
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.filesystem import require_safe
 from resprout.infra.store.record import ArtifactRef
@@ -81,7 +81,7 @@ class ArtifactResults(WritableFileSystem):
         driver = self._required().driver
         kept = _kept(content)
         if kept is not None:
-            patiently(lambda: driver.put_bytes(_key(path), kept), self._outage_seconds)
+            retry_while_down(lambda: driver.put_bytes(_key(path), kept), self._outage_seconds)
 
     def _reference(self, path: str, pointer: Pointer) -> ArtifactRef:
         """Follow a pointer; FileNotFoundError where it leads to no artifact of this key that counts."""

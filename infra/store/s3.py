@@ -55,7 +55,7 @@ AT_ONCE = 1000
 
 
 def s3_client(config: StoreConfig) -> Any:
-    """Make a boto3 client for the store: endpoint, credentials (else boto3's own chain), timeouts, retries."""
+    """Make a boto3 client for the store, with its endpoint, credentials (else boto3's chain) and retries."""
     return boto3.session.Session().client(
         "s3",
         endpoint_url=config.endpoint_url,
