@@ -16,6 +16,7 @@ from resprout.flows.inputs import missing, source_shape
 from resprout.flows.stages import STAGES
 from resprout.infra.extras import install_command
 from resprout.infra.proof.signing import Signer
+from resprout.infra.store.driver import driver_class
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.export.format import FORMATS
 from resprout.tasks.models.shape import Shape
@@ -119,7 +120,7 @@ def _formats(config: RunConfig) -> None:
 def _store_folder(loaded: Loaded) -> None:
     """BadInput where a local store would lie in a file."""
     uri = loaded.config.infra.store.uri
-    if uri is None or uri.startswith("s3://"):
+    if uri is None or driver_class(uri).remote:
         return
     folder = ArtifactStore.from_config(loaded.config.infra.store, loaded.home).driver.folder("content")
     for place in (folder, *folder.parents) if folder else ():

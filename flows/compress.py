@@ -32,12 +32,12 @@ from resprout.flows.stages import STAGES, Artifacts, Steps
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
 from resprout.infra.licences import check_licences
-from resprout.infra.patience import patiently
 from resprout.infra.prefect.flow_runs import FLOW
 from resprout.infra.proof.ledger import Ledger
-from resprout.infra.store import claims, exports
+from resprout.infra.retry import retry_while_down
+from resprout.infra.store import exports, lease
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
@@ -84,7 +84,7 @@ def compress(
             logs.also_to_prefect()
         try:
             refuse_endless(loaded.config.infra.prefect.restarts)
-            return patiently(
+            return retry_while_down(
                 lambda: _compress(loaded, overrides or [], claim, own, session),
                 _outage_seconds(loaded, session),
                 lambda: any(not stage.cached for stage in session.result.stages),
@@ -108,7 +108,7 @@ def _compress(
     began = time.perf_counter()
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home, loaded.config.infra.proof)
     store.ensure_writable()
-    if claim is not None and (owner := claims.claim(store.driver, claim, flow_run.id)) != flow_run.id:
+    if claim is not None and (owner := lease.claim(store.driver, claim, flow_run.id)) != flow_run.id:
         said = f"{claim} is the claim of flow run {owner}, which was first; this one does nothing"
         logger.info("%s", said)
         return Completed(name="AlreadyClaimed", message=said)
@@ -167,9 +167,9 @@ def _compress(
             scan=load_scan(loaded.config.infra.data_scan) if loaded.config.infra.data_scan else None,
         )
         at_end.callback(run.locks.close)
-        store.pins = Pins(store.driver, run.locks, stop=session.stop_if_interrupted)
-        at_end.callback(store.pins.close)
-        tracker.log(run_id, params=params, tags={WRITER: store.pins.writer})
+        store.in_use = InUseReferences(store.driver, run.locks, stop=session.stop_if_interrupted)
+        at_end.callback(store.in_use.close)
+        tracker.log(run_id, params=params, tags={WRITER: store.in_use.writer})
         _end_dead_runs(tracker, run.locks, run_id)
         if run.shards > 1:
             run.fan_out = fan_out = FanOut(loaded, run)

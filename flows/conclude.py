@@ -27,7 +27,7 @@ from resprout.infra.proof.registering import Registrar
 from resprout.infra.proof.seal import write_seal
 from resprout.infra.proof.timestamp import Authority
 from resprout.infra.store import exports
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.measure.ratio import metrics_of, ratio_in

@@ -10,8 +10,8 @@ from resprout.flows.place import Place
 from resprout.infra import searches
 from resprout.infra.proof.seal import read_seal
 from resprout.infra.store import keys
+from resprout.infra.store.filesystem import plain_status, unsafe
 from resprout.infra.store.manifest import hash_file
-from resprout.infra.store.paths import plain_status, unsafe
 
 REPORTS = "reports"
 LOGGED = "report/"

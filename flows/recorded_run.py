@@ -20,8 +20,7 @@ from resprout.flows.stages import Step, Steps
 from resprout.infra.licences import Credit
 from resprout.infra.lineage import Node, tree
 from resprout.infra.store import tombstones
-from resprout.infra.store.record import Record
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef, Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.stage import StepId
 from resprout.tasks.models.shape import shape_of

@@ -29,7 +29,7 @@ from resprout.configs.schema import InfraConfig
 from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import NoDisplay
 from resprout.infra.environment import prepare
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job, Progress, Share
 from resprout.tasks.core.run import Run
 from resprout.tasks.core.stage import Input, Part, Stage
@@ -107,7 +107,7 @@ class FanOut:
         self._place = Place(
             infra=travelling(loaded),
             mlflow_run_id=run.mlflow_run_id,
-            writer=run.store.pins.writer if run.store.pins is not None else "",
+            writer=run.store.in_use.writer if run.store.in_use is not None else "",
         )
         self._cluster = ExitStack()
         self._runner: Any = None
@@ -216,8 +216,8 @@ def _opened(place: str) -> Run:
     home = Path(infra.home or ".")
     prepare(infra, home)
     # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
+    from resprout.infra.store.in_use import InUseReferences
     from resprout.infra.store.lease import LeaseLockManager
-    from resprout.infra.store.pins import Pins
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
@@ -226,7 +226,7 @@ def _opened(place: str) -> Run:
     tracker.connect()
     store = ArtifactStore.from_config(infra.store, home, infra.proof)
     locks = LeaseLockManager(store.driver)
-    store.pins = Pins(store.driver, locks, writer=asked.writer)
+    store.in_use = InUseReferences(store.driver, locks, writer=asked.writer)
     return Run(
         store=store,
         tracker=tracker,

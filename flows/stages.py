@@ -22,7 +22,7 @@ from resprout.configs.stages import PartOfRecovery
 from resprout.flows import preflight
 from resprout.flows.inputs import SOURCE, acquisitions
 from resprout.infra.licences import Credit
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.acquire.stage import acquire_model
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core.job import Job

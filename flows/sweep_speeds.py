@@ -14,9 +14,9 @@ from resprout.flows.dry_run import look_up
 from resprout.flows.inputs import Sources
 from resprout.flows.stages import MODELS, Steps, job_of
 from resprout.flows.sweep_session import SweepSession
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import WRITER, Tracker
@@ -75,9 +75,9 @@ def measure_variants(session: SweepSession) -> None:
             cancelled=lambda: session.interrupted,
         )
         at_end.callback(run.locks.close)
-        store.pins = Pins(store.driver, run.locks)
-        at_end.callback(store.pins.close)
-        tracker.log(run_id, tags={WRITER: store.pins.writer})
+        store.in_use = InUseReferences(store.driver, run.locks)
+        at_end.callback(store.in_use.close)
+        tracker.log(run_id, tags={WRITER: store.in_use.writer})
         for number, group in enumerate(groups, 1):
             role = "" if number == 1 else str(number)
             made = measure(run, group.job, {DENSE: group.dense, **group.models}, role)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import InfraConfig, StoreConfig
+from resprout.infra.store.driver import driver_class
 
 ARTIFACTS = "mlartifacts"
 """Folder below home where MLflow keeps files of runs."""
@@ -91,11 +92,8 @@ def _make(home: Path) -> None:
 
 def _give_mlflow_the_bucket(store: StoreConfig) -> None:
     """MLflow reads and writes its artifacts in the store's bucket through a client of its own."""
-    if not store.uri or not store.uri.startswith("s3://"):
-        return
-    if store.endpoint_url:
-        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", store.endpoint_url)
-    key, secret = store.access_key_id, store.secret_access_key
-    if key is not None and secret is not None and "AWS_ACCESS_KEY_ID" not in os.environ:
-        os.environ["AWS_ACCESS_KEY_ID"] = key.get_secret_value()
-        os.environ["AWS_SECRET_ACCESS_KEY"] = secret.get_secret_value()
+    plain, secret = driver_class(store.uri).mlflow_variables(store)
+    for name, value in plain.items():
+        os.environ.setdefault(name, value)
+    if not secret.keys() & os.environ.keys():
+        os.environ.update(secret)

@@ -24,9 +24,14 @@ import psutil
 
 from resprout.configs.errors import BadInput, Unreachable
 from resprout.configs.schema import InfraConfig
-from resprout.infra.stack.ask import answers
-from resprout.infra.store.faults import free_bytes, megabytes
-from resprout.infra.store.flock import exclusive, shared, try_exclusive
+from resprout.infra.stack.http import is_healthy
+from resprout.infra.store.filesystem import (
+    exclusive_lock,
+    free_bytes,
+    megabytes,
+    shared_lock,
+    try_exclusive_lock,
+)
 
 if TYPE_CHECKING:
     import uvicorn
@@ -61,9 +66,9 @@ def home_server(infra: InfraConfig) -> Iterator[None]:
         return
     folder = Path(os.environ["PREFECT_HOME"]) / FOLDER
     _check_room(folder)
-    with shared(folder / "users"):
+    with shared_lock(folder / "users"):
         # One run starts it, the others wait and find it.
-        with exclusive(folder / "start"):
+        with exclusive_lock(folder / "start"):
             url = _found(folder) or _started(folder)
         os.environ["PREFECT_API_URL"] = url
         try:
@@ -84,10 +89,10 @@ def _found(folder: Path) -> str | None:
     """The address of the server that runs; None where there is none, after one that hangs was ended."""
     end = time.monotonic() + HUNG_SECONDS
     while time.monotonic() < end:
-        with try_exclusive(folder / "alive") as free:
+        with try_exclusive_lock(folder / "alive") as free:
             if free:
                 return None
-        if (url := _address(folder)) and answers(f"{url}/health"):
+        if (url := _address(folder)) and is_healthy(f"{url}/health"):
             return url
         time.sleep(0.2)
     _kill(folder)
@@ -107,7 +112,7 @@ def _kill(folder: Path) -> None:
         with contextlib.suppress(psutil.Error):
             if process.cmdline()[-3:] == ["-m", __name__, str(folder)]:
                 process.kill()
-    with exclusive(folder / "alive"):
+    with exclusive_lock(folder / "alive"):
         pass
 
 
@@ -128,7 +133,7 @@ def _started(folder: Path) -> str:
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:
-            if (url := _address(folder)) and answers(f"{url}/health"):
+            if (url := _address(folder)) and is_healthy(f"{url}/health"):
                 return url
             if process.poll() is not None:
                 raise Unreachable(
@@ -157,7 +162,7 @@ def serve(folder: Path) -> None:
     import uvicorn
 
     with ExitStack() as held:
-        if not held.enter_context(try_exclusive(folder / "alive")):
+        if not held.enter_context(try_exclusive_lock(folder / "alive")):
             return
         listening = held.enter_context(socket.create_server(("127.0.0.1", 0)))
         app = "prefect.server.api.server:create_app"
@@ -175,7 +180,7 @@ def serve(folder: Path) -> None:
 def _end_after_the_last_run(folder: Path, server: uvicorn.Server, held: ExitStack) -> None:
     while True:
         with ExitStack() as tried:
-            if tried.enter_context(try_exclusive(folder / "users")):
+            if tried.enter_context(try_exclusive_lock(folder / "users")):
                 # Kept until the server is gone, so that a run which comes now waits and starts a new one.
                 held.push(tried.pop_all())
                 server.should_exit = True

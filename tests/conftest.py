@@ -116,8 +116,8 @@ def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
     from prefect import flow
 
     from resprout.configs.schema import MlflowConfig, StoreConfig
+    from resprout.infra.store.in_use import InUseReferences
     from resprout.infra.store.lease import LeaseLockManager
-    from resprout.infra.store.pins import Pins
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
@@ -144,12 +144,12 @@ def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
                 mlflow_run_id=run_id,
                 **{"retries": 0, "retry_delay_seconds": 0.0, **options},
             )
-            artifacts.pins = Pins(artifacts.driver, run.locks)
+            artifacts.in_use = InUseReferences(artifacts.driver, run.locks)
             try:
                 with tracker.running(run_id):
                     return steps(run)
             finally:
-                artifacts.pins.close()
+                artifacts.in_use.close()
 
         return toy()
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
-from resprout.infra.stack.ask import post
-from resprout.infra.stack.leftovers import mark, of_stack
+from resprout.infra.stack.http import post
+from resprout.infra.stack.launch import stack_mark, stack_processes
 from servers import free_port
 
 CLI = [sys.executable, "-m", "resprout.flows.cli.main"]
@@ -74,7 +74,7 @@ class Machine:
 
     def processes(self) -> list[psutil.Process]:
         """All live processes of the stack, its runs included."""
-        return [process for process, _ in of_stack(mark(self.home))]
+        return [process for process, _ in stack_processes(stack_mark(self.home))]
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Answer of the Prefect server."""

@@ -35,15 +35,14 @@ def backup(
     from resprout.configs.load import load_infra
     from resprout.flows.cli.display import bar
     from resprout.flows.place import open_place
-    from resprout.infra.retention.backup import Backup
-    from resprout.infra.retention.database import Database
-    from resprout.infra.retention.elsewhere import database_address, driver_at, require_apart
+    from resprout.infra.retention.backup import Backup, open_backup, require_apart
+    from resprout.infra.retention.mlflow_data import Database, database_address
     from resprout.infra.store.lease import LeaseLockManager
 
     here = open_place(config, "what to back up")
     infra, home = load_infra(config)
     database = Database(database_address(infra, here.tracker, home))
-    target = driver_at(place, infra.store, endpoint_url)
+    target = open_backup(place, infra.store, endpoint_url)
     require_apart(here.store, target)
     target.ensure_writable()
     locks = LeaseLockManager(here.store.driver)

@@ -42,15 +42,15 @@ def erase(
       resprout erase 4a7438d4... --row "Jane Doe" --reason "request 18" --json
     """
     from resprout.flows.place import open_place
-    from resprout.infra.retention.erase import carry_out, find
+    from resprout.infra.retention.erase import execute_erasure, plan_erasure
     from resprout.infra.store.canonical import check_digest
     from resprout.infra.store.lease import LeaseLockManager
 
     place = open_place(config, check_digest(digest, "digest of an artifact"))
-    found = find(place.store, place.tracker, place.home, digest, row)
+    found = plan_erasure(place.store, place.tracker, place.home, digest, row)
     if yes:
         locks = LeaseLockManager(place.store.driver)
-        carry_out(place.store, place.tracker, locks, found, reason)
+        execute_erasure(place.store, place.tracker, locks, found, reason)
     said = found.as_dict()
     if as_json:
         typer.echo(json.dumps({"erased": yes, **said}))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from resprout.infra.retention.inventory import Inventory
-    from resprout.infra.retention.plan import Plan
+    from resprout.infra.retention.gc_plan import Inventory, Plan
 
 
 def gc(
@@ -36,31 +35,30 @@ def gc(
     from resprout.configs.load import load_infra
     from resprout.flows.cli.display import bar
     from resprout.flows.place import open_place
-    from resprout.infra.retention.collect import Collector
-    from resprout.infra.retention.inventory import take
-    from resprout.infra.retention.needs import Look
-    from resprout.infra.retention.plan import plan
+    from resprout.infra.retention.gc import Collector
+    from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+    from resprout.infra.retention.gc_roots import RootFinder
     from resprout.infra.store.lease import LeaseLockManager
 
     place = open_place(config, "what gc looks for")
     kept = load_infra(config)[0].retention
     locks = LeaseLockManager(place.store.driver)
     try:
-        look = Look(place.store, place.tracker, locks, kept.keep_days)
-        inventory = take(place.store)
-        planned = plan(inventory, look.needs(), kept.grace_hours * 3600)
+        finder = RootFinder(place.store, place.tracker, locks, kept.keep_days)
+        inventory = take_inventory(place.store)
+        planned = plan_collection(inventory, finder.find(), kept.grace_hours * 3600)
         going = sorted(step.record for step in planned.steps if step.record is not None)
         if not delete:
-            _say(_told(planned, inventory, look.removed, planned.freed, going), as_json)
+            _say(_told(planned, inventory, finder.removed, planned.freed, going), as_json)
             return
         with bar("gc") as progress:
-            collector = Collector(place.store, locks, inventory, look.needs, progress, look.sealed())
+            collector = Collector(place.store, locks, inventory, finder.find, progress, finder.sealed())
             try:
                 collector.run(planned)
             finally:
                 # Also where it was stopped half way: what is gone is gone.
                 gone = {digest: planned.freed[digest] for digest in collector.deleted}
-                told = _told(planned, inventory, look.removed, gone, collector.records)
+                told = _told(planned, inventory, finder.removed, gone, collector.records)
                 _say({**told, "deleted": True}, as_json)
     finally:
         locks.close()

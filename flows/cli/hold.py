@@ -29,7 +29,7 @@ def hold(
     """
     from resprout.configs.errors import BadInput
     from resprout.flows.place import open_place
-    from resprout.infra.retention.hold import hold as set_hold
+    from resprout.infra.retention.gc_roots import set_hold
 
     if release == bool(reason):
         raise BadInput("give either --reason TEXT, to hold, or --release, to lift the hold")

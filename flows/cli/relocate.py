@@ -27,7 +27,7 @@ def relocate(
     from resprout.configs.errors import BadInput
     from resprout.flows.place import open_place
     from resprout.infra.environment import ARTIFACTS
-    from resprout.infra.retention.database import Database
+    from resprout.infra.retention.mlflow_data import Database
 
     place = open_place(config, "a moved home", read_only=True)
     tracker, store = place.tracker, place.store

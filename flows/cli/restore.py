@@ -25,10 +25,11 @@ def restore(
     """Bring a backup back into the store and the MLflow that the settings name; both must be empty.
 
     They may be elsewhere than they were: addresses in MLflow's tables that begin with the old places get the
-    new ones, run ids and versions stay. Every object is hashed before and after, every row compared; then
-    `resprout verify --all` holds as it did before. Where MLflow is a server, infra.stack.mlflow_database_url
-    names its new database. Files of runs that lay in a bucket outside the store go where --artifacts-to says,
-    never back to where they lay. A restore that was cut off goes on when it is given again.
+    new ones, run ids and versions stay. Every object is hashed on the way and every row compared; then all of
+    it is checked as by `resprout verify --all`, with exit code 4 where that finds a fault. Where MLflow is a
+    server, infra.stack.mlflow_database_url names its new database. Files of runs that lay in a bucket outside
+    the store go where --artifacts-to says, never back to where they lay. A restore that was cut off goes on
+    when it is given again.
 
     \b
     Examples:
@@ -39,29 +40,41 @@ def restore(
     from resprout.configs.load import load_infra
     from resprout.flows.cli.display import bar
     from resprout.infra.environment import prepare
-    from resprout.infra.retention import bundle
-    from resprout.infra.retention.database import Database
-    from resprout.infra.retention.elsewhere import database_address, driver_at, require_apart
+    from resprout.infra.proof.timestamp import Authority
+    from resprout.infra.retention.backup import open_backup, read_statement, require_apart
+    from resprout.infra.retention.mlflow_data import Database, database_address
     from resprout.infra.retention.restore import Restore
     from resprout.infra.store.store import ArtifactStore
 
     infra, home = load_infra(config)
-    source = driver_at(place, infra.store, endpoint_url)
+    source = open_backup(place, infra.store, endpoint_url)
     store = ArtifactStore.from_config(infra.store, home, infra.proof)
     # Before a folder or a database is made for nothing.
-    bundle.described(source, store.signer)
+    read_statement(source, store.signer)
     require_apart(store, source)
     prepare(infra, home)
-    # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
+    # MLflow reads its environment when it is imported, so these come after `prepare`.
+    from resprout.flows.examine import examine_all
+    from resprout.flows.place import Place
     from resprout.infra.tracking import Tracker
 
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()
     store.ensure_writable()
     database = Database(database_address(infra, tracker, home))
+    restored = Place(store, tracker, home, Authority.from_config(infra.proof))
     try:
         with bar("restore") as progress:
-            said = Restore(source, store, tracker, database, home, progress, artifacts_to).run()
+            said = Restore(
+                source,
+                store,
+                tracker,
+                database,
+                home,
+                progress,
+                artifacts_to,
+                verify=lambda: examine_all(restored).problems,
+            ).run()
     finally:
         database.close()
     signed = f"signed by {', '.join(said.signed_by)}" if said.signed_by else "signed by no known key"
@@ -70,6 +83,6 @@ def restore(
         return
     objects, rows, made = said.said["objects"], sum(said.said["rows"].values()), said.said["made"]
     typer.echo(
-        f"{objects} objects and {rows} rows of {made} are here again: every object has its SHA-256, "
-        f"every row its values; {signed}"
+        f"{objects} objects and {rows} rows of {made} are here again: `verify --all` holds, and every row "
+        f"has its values; {signed}"
     )

@@ -14,7 +14,7 @@ from resprout.configs.errors import BadInput, StageFailed
 
 if TYPE_CHECKING:
     from resprout.configs.schema import InfraConfig
-    from resprout.infra.stack.stack import PartStatus
+    from resprout.infra.stack.stack import ServiceStatus
 
 COMMAND = "resprout up"
 CLI = (sys.executable, "-m", "resprout.flows.cli.main")
@@ -103,7 +103,7 @@ def _say_whom_to_tell(infra: InfraConfig, home: Path) -> None:
     automate(infra, COMMAND)
 
 
-def _show(parts: list[PartStatus], home: Path) -> None:
+def _show(parts: list[ServiceStatus], home: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 

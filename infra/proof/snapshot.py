@@ -17,8 +17,8 @@ from google.protobuf.json_format import MessageToDict
 
 from resprout.infra.answers import answers, legible
 from resprout.infra.store.canonical import canonical_json, sha256_hex
+from resprout.infra.store.filesystem import plain_status
 from resprout.infra.store.manifest import hash_file
-from resprout.infra.store.paths import plain_status
 from resprout.infra.tracking import ANNOUNCED, Tracker
 
 if TYPE_CHECKING:

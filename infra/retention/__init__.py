@@ -1,1 +1,1 @@
-"""What is kept and for how long: garbage collection, legal holds, erasure, backup and restore."""
+"""Retention: garbage collection, legal holds, erasure, backup and restore."""

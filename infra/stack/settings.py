@@ -1,39 +1,45 @@
-"""Settings on their way to the parts of the stack: as RESPROUT_* variables, secrets apart from the rest."""
+"""Settings of the stack: addresses of its servers, their databases, and the variables that carry settings."""
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import json
+import re
 from pathlib import Path
-from typing import Any
 
 from pydantic import SecretStr
 
 from resprout.configs.errors import BadInput
+from resprout.configs.infrastructure import StackConfig, without_credentials
 from resprout.configs.load import PREFIX
 from resprout.configs.schema import InfraConfig
-from resprout.configs.section import Section
+from resprout.infra.extras import install_command
 
 LOOPBACK = "127.0.0.1"
+OLDEST = 14
+"""PostgreSQL before 14 is no longer maintained."""
+SECONDS = 8.0
 
 
 def prefect_url(infra: InfraConfig) -> str:
-    """Address of the stack's Prefect server."""
+    """Return the address of the stack's Prefect server."""
     return f"http://{LOOPBACK}:{infra.stack.prefect_port}"
 
 
 def mlflow_url(infra: InfraConfig) -> str:
-    """Address of the stack's MLflow server."""
+    """Return the address of the stack's MLflow server."""
     return f"http://{LOOPBACK}:{infra.stack.mlflow_port}"
 
 
 def relay_url(infra: InfraConfig) -> str:
-    """Address of the relay on this machine."""
+    """Return the address of the relay on this machine."""
     host = LOOPBACK if infra.relay.host in ("0.0.0.0", "::") else infra.relay.host
     return f"http://{host}:{infra.relay.port}"
 
 
 def in_the_stack(infra: InfraConfig) -> InfraConfig:
-    """The settings as the parts and the runs see them: servers are the stack's own, paths are absolute.
+    """Return the settings as services and runs see them: servers are the stack's own, paths are absolute.
 
     Raises:
         BadInput: they name other servers than the stack's, or a relay without its secret.
@@ -61,42 +67,18 @@ def in_the_stack(infra: InfraConfig) -> InfraConfig:
 
 
 def variables(infra: InfraConfig, home: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """What the settings say beyond the defaults, as RESPROUT_* variables: plain ones, and secrets."""
+    """Return the settings beyond the defaults as RESPROUT_* variables: plain ones, and secrets."""
     plain = {"RESPROUT_HOME": str(home), f"{PREFIX}INFRA__HOME": json.dumps(str(home))}
     secret: dict[str, str] = {}
-    for name in type(infra).model_fields:
-        if name == "home":
-            continue
-        value = getattr(infra, name)
-        inside = dict(value) if isinstance(value, Section) else {"": value}
-        usual = (
-            dict(type(value)())
-            if isinstance(value, Section)
-            else {"": type(infra).model_fields[name].default}
-        )
-        for key, given in inside.items():
+    for name, value in infra.model_dump(exclude={"home"}, exclude_defaults=True).items():
+        for key, given in value.items() if isinstance(value, dict) else [("", value)]:
             variable = "__".join([f"{PREFIX}INFRA", name.upper(), *([key.upper()] if key else [])])
-            if isinstance(given, SecretStr):
-                # The databases are the servers' own.
-                secret |= {variable: given.get_secret_value()} if name != "stack" else {}
-            elif given != usual[key]:
+            if not isinstance(given, SecretStr):
                 plain[variable] = json.dumps(given)
+            elif name != "stack":
+                # The databases belong to the servers alone.
+                secret[variable] = given.get_secret_value()
     return plain, secret
-
-
-def bucket_variables(infra: InfraConfig) -> tuple[dict[str, str], dict[str, str]]:
-    """What MLflow's own S3 client reads, so that its files go to the bucket of the artifact store."""
-    store = infra.store
-    if store.uri is None or not store.uri.startswith("s3://"):
-        return {}, {}
-    plain: dict[str, Any] = {"MLFLOW_S3_ENDPOINT_URL": store.endpoint_url, "AWS_DEFAULT_REGION": store.region}
-    secret = {}
-    if store.access_key_id is not None and store.secret_access_key is not None:
-        secret = {
-            "AWS_ACCESS_KEY_ID": store.access_key_id.get_secret_value(),
-            "AWS_SECRET_ACCESS_KEY": store.secret_access_key.get_secret_value(),
-        }
-    return {name: value for name, value in plain.items() if value is not None}, secret
 
 
 def _refuse_other(key: str, given: str | None, own: str) -> None:
@@ -106,3 +88,71 @@ def _refuse_other(key: str, given: str | None, own: str) -> None:
             f"{key} is {given}, but `resprout up` starts its own at {own}; remove the key, or do without the "
             "stack"
         )
+
+
+def prefect_database(stack: StackConfig) -> str | None:
+    """Return the SQLAlchemy address of the Prefect server's database; None for its SQLite file."""
+    return _with_driver(stack.prefect_database_url, "asyncpg")
+
+
+def mlflow_database(stack: StackConfig, home: Path) -> str:
+    """Return the SQLAlchemy address of MLflow's database, by default the file that single runs use too."""
+    return (
+        _with_driver(stack.mlflow_database_url, "psycopg2") or f"sqlite:///{(home / 'mlflow.db').resolve()}"
+    )
+
+
+def check_databases(stack: StackConfig) -> None:
+    """BadInput where a PostgreSQL database is not there, too old, or given to both servers."""
+    given = {
+        "infra.stack.prefect_database_url": stack.prefect_database_url,
+        "infra.stack.mlflow_database_url": stack.mlflow_database_url,
+    }
+    addresses = {key: _plain(key, url) for key, url in given.items() if url is not None}
+    if len(set(addresses.values())) < len(addresses):
+        raise BadInput(
+            f"{' and '.join(addresses)} name the same database, where the two servers' tables would break "
+            "each other; make a second database"
+        )
+    if stack.mlflow_database_url is not None and importlib.util.find_spec("psycopg2") is None:
+        raise BadInput(
+            "infra.stack.mlflow_database_url needs the driver psycopg2, which is not installed; run "
+            + install_command("postgresql")
+        )
+    for key, address in addresses.items():
+        version = asyncio.run(_version(key, address))
+        if version < OLDEST:
+            raise BadInput(
+                f"{key}: the server is PostgreSQL {version}; give one of version {OLDEST} or later"
+            )
+
+
+def _plain(key: str, url: SecretStr) -> str:
+    address = url.get_secret_value()
+    if not re.match(r"^postgres(ql)?(\+\w+)?://", address):
+        shown = without_credentials(address).split("://")[0]
+        raise BadInput(f"{key} begins with {shown}, but it must be postgresql://user:password@host/database")
+    return re.sub(r"^[^:]+", "postgresql", address)
+
+
+def _with_driver(url: SecretStr | None, driver: str) -> str | None:
+    if url is None:
+        return None
+    return re.sub(r"^postgres(ql)?(\+\w+)?:", f"postgresql+{driver}:", url.get_secret_value())
+
+
+async def _version(key: str, address: str) -> int:
+    import asyncpg
+
+    try:
+        connection = await asyncpg.connect(address, timeout=SECONDS)
+        try:
+            return int(connection.get_server_version().major)
+        finally:
+            await connection.close()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        what = without_credentials(" ".join(str(error).split()))[:200] or type(error).__name__
+        raise BadInput(
+            f"{key}: the database at {without_credentials(address)} cannot be reached ({what}); start the "
+            "server, make the database, or correct the address"
+        ) from None

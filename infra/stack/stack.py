@@ -1,4 +1,4 @@
-"""Start, look at and stop the one-machine stack."""
+"""The one-machine stack: start it, show its state, stop it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import InfraConfig
 from resprout.infra.identity import library_version
 from resprout.infra.ports import port_holder
-from resprout.infra.stack.ask import answers, post
-from resprout.infra.stack.databases import check_databases
-from resprout.infra.stack.leftovers import end, mark, of_stack
-from resprout.infra.stack.part import WORKER, Part
-from resprout.infra.stack.parts import build
-from resprout.infra.stack.supervisor import Supervisor, Told, last_line
+from resprout.infra.stack.http import is_healthy, post
+from resprout.infra.stack.launch import WORKER, stack_mark, stack_processes, terminate
+from resprout.infra.stack.services import Service, build_services
+from resprout.infra.stack.settings import check_databases
+from resprout.infra.stack.supervisor import ProcessState, Supervisor, last_line
 
 HEALTHY_WITHIN_SECONDS = 150.0
 FAILED_TWICE = 2
@@ -31,12 +30,12 @@ SILENT_SECONDS = 90.0
 """The worker tells the server every 30 seconds that it is there."""
 ORDER_DOWN = (WORKER, "relay", "mlflow", "prefect")
 """The worker first: its runs tell the servers that they end."""
-STOPPED = Told("STOPPED", 0, 0.0, 0.0)
+STOPPED = ProcessState("STOPPED", 0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class PartStatus:
-    """How one part is."""
+class ServiceStatus:
+    """Health and state of one service."""
 
     name: str
     title: str
@@ -55,7 +54,7 @@ class Stack:
         self.infra = infra
         self.home = home
         self.supervisor = Supervisor(home)
-        self.parts, self._secrets = build(infra, home, relay)
+        self.services, self._secrets = build_services(infra, home, relay)
 
     def up(self, settle: Callable[[], None]) -> bool:
         """Bring every part to health; False where all were already.
@@ -69,7 +68,7 @@ class Stack:
         with _alone(self.home):
             wanted, done = self._digest(), self.home / "stack" / "settled"
             settled = done.exists() and done.read_text() == wanted
-            if settled and all(part.healthy for part in self.status()):
+            if settled and all(service.healthy for service in self.status()):
                 return False
             done.unlink(missing_ok=True)
             with ExitStack() as until_healthy:
@@ -82,78 +81,82 @@ class Stack:
             done.write_text(wanted)
             return True
 
-    def status(self) -> list[PartStatus]:
+    def status(self) -> list[ServiceStatus]:
         """Every part that these settings ask for, as it is now."""
-        told = self.supervisor.told()
-        return [self._status(part, told.get(part.name, STOPPED)) for part in self.parts]
+        states = self.supervisor.states()
+        return [self._status(service, states.get(service.name, STOPPED)) for service in self.services]
 
     def _start(self) -> None:
         identity = self._identity()
         running = self.supervisor.identity()
-        known = set(self.supervisor.told())
-        mine = {process.pid for process, _ in of_stack(mark(self.home))}
+        known = set(self.supervisor.states())
+        mine = {process.pid for process, _ in stack_processes(stack_mark(self.home))}
         check_databases(self.infra.stack)
-        for part in self.parts:
-            self._check_port(part, mine)
+        for service in self.services:
+            self._check_port(service, mine)
         if running == identity:
-            self.supervisor.write(self.parts, identity)
+            self.supervisor.write(self.services, identity)
             self.supervisor.reload()
             return
         if running is not None or known or mine:
             # Secrets are in the supervisor's own environment, so that other ones need another supervisor.
             _stop_all(self.supervisor)
-        self.supervisor.write(self.parts, identity)
+        self.supervisor.write(self.services, identity)
         self.supervisor.start(self._secrets)
 
-    def _check_port(self, part: Part, mine: set[int]) -> None:
-        holder = port_holder(part.port) if part.port is not None else None
+    def _check_port(self, service: Service, mine: set[int]) -> None:
+        holder = port_holder(service.port) if service.port is not None else None
         if holder is not None and holder.pid not in mine:
             raise BadInput(
-                f"port {part.port} of the {part.title} is in use by {holder}; stop that, or set another port "
-                f"in infra.{'relay' if part.name == 'relay' else 'stack'}"
+                f"port {service.port} of the {service.title} is in use by {holder}; stop that, or set "
+                f"another port in infra.{'relay' if service.name == 'relay' else 'stack'}"
             )
 
     def _wait(self) -> None:
         """Return once all parts are healthy; StageFailed with the last words of one that is not."""
         until = time.monotonic() + HEALTHY_WITHIN_SECONDS
-        ends: dict[str, set[float]] = {part.name: set() for part in self.parts}
+        ends: dict[str, set[float]] = {service.name: set() for service in self.services}
         while True:
-            told = self.supervisor.told()
+            states = self.supervisor.states()
             waiting = []
-            for part in self.parts:
-                now = told.get(part.name, STOPPED)
-                ends[part.name] |= {now.ended} - {0.0}
-                if not self._status(part, now).healthy:
-                    waiting.append(part)
+            for service in self.services:
+                now = states.get(service.name, STOPPED)
+                ends[service.name] |= {now.ended} - {0.0}
+                if not self._status(service, now).healthy:
+                    waiting.append(service)
             if not waiting:
                 return
-            for part in waiting:
-                if len(ends[part.name]) > FAILED_TWICE or time.monotonic() > until:
-                    raise StageFailed(self._sentence(part, told.get(part.name, STOPPED)))
+            for service in waiting:
+                if len(ends[service.name]) > FAILED_TWICE or time.monotonic() > until:
+                    raise StageFailed(self._sentence(service, states.get(service.name, STOPPED)))
             time.sleep(0.25)
 
-    def _sentence(self, part: Part, told: Told) -> str:
-        log = self.supervisor.log(part.name)
-        state = told.state.lower()
+    def _sentence(self, service: Service, now: ProcessState) -> str:
+        log = self.supervisor.log(service.name)
+        state = now.state.lower()
         return (
-            f"the {part.title} does not get healthy ({state}): {last_line(log) or 'it says nothing'}; see "
+            f"the {service.title} does not get healthy ({state}): {last_line(log) or 'it says nothing'}; see "
             f"{log}, and run `resprout up` again, or `resprout up --down` to stop the rest"
         )
 
-    def _status(self, part: Part, told: Told) -> PartStatus:
-        runs = told.state in ("RUNNING", "STARTING")
-        healthy = runs and (self._worker_polls(part, told) if part.name == WORKER else answers(part.health))
-        seconds = round(time.time() - told.began, 1) if runs else 0.0
-        return PartStatus(part.name, part.title, healthy, told.state.lower(), told.pid, seconds, part.url)
+    def _status(self, service: Service, now: ProcessState) -> ServiceStatus:
+        runs = now.state in ("RUNNING", "STARTING")
+        healthy = runs and (
+            self._worker_polls(service, now) if service.name == WORKER else is_healthy(service.health)
+        )
+        seconds = round(time.time() - now.began, 1) if runs else 0.0
+        return ServiceStatus(
+            service.name, service.title, healthy, now.state.lower(), now.pid, seconds, service.url
+        )
 
-    def _worker_polls(self, part: Part, told: Told) -> bool:
+    def _worker_polls(self, service: Service, now: ProcessState) -> bool:
         """Whether the server has heard from the worker since it started, and not too long ago."""
         try:
-            workers = post(part.health, {})
+            workers = post(service.health, {})
         except (OSError, ValueError):
             return False
         beats = [one["last_heartbeat_time"] for one in workers if one["name"] == "stack"]
-        since = max(told.began, time.time() - SILENT_SECONDS)
+        since = max(now.began, time.time() - SILENT_SECONDS)
         return any(datetime.fromisoformat(beat).timestamp() >= since for beat in beats)
 
     def _identity(self) -> str:
@@ -164,7 +167,7 @@ class Stack:
         return hmac.new(key.encode(), text.encode(), "sha256").hexdigest()
 
     def _digest(self) -> str:
-        text = "".join(part.text() for part in self.parts) + self._identity()
+        text = "".join(service.text() for service in self.services) + self._identity()
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -177,11 +180,11 @@ def down(home: Path) -> bool:
 
 
 def _stop_all(supervisor: Supervisor) -> bool:
-    told = supervisor.told()
-    supervisor.shut_down([name for name in ORDER_DOWN if name in told])
-    left = [process for process, _ in of_stack(mark(supervisor.home))]
-    end(left)
-    return bool(told or left)
+    states = supervisor.states()
+    supervisor.shut_down([name for name in ORDER_DOWN if name in states])
+    left = [process for process, _ in stack_processes(stack_mark(supervisor.home))]
+    terminate(left)
+    return bool(states or left)
 
 
 @contextmanager

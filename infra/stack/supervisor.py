@@ -1,4 +1,4 @@
-"""The supervisor of the stack (supervisord): its config, its start, and what it says over a Unix socket."""
+"""The supervisor of the stack (supervisord): its config, its start, and calls over its Unix socket."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from typing import Any
 import psutil
 
 from resprout.configs.errors import StageFailed
-from resprout.infra.stack.leftovers import STACK, end, inherited, mark, of_part
-from resprout.infra.stack.part import WORKER, Part
-from resprout.infra.stack.runs import resume_later, run_ids
+from resprout.infra.stack.flow_runs import run_ids, schedule_resume
+from resprout.infra.stack.launch import SERVICE, STACK, WORKER, service_processes, stack_mark, terminate
+from resprout.infra.stack.services import Service
 
 ERROR = re.compile(r"^\S*(Error|Exception)\b|\b(error|ERROR):")
 LONGEST_SOCKET_PATH = 100
@@ -32,8 +32,8 @@ LONGEST_SOCKET_PATH = 100
 GIVEN_UP = ("STOPPED", "EXITED", "FATAL")
 START_SECONDS = 20.0
 STOP_SECONDS = 30
-Gone = (OSError, http.client.HTTPException)
-"""What a call raises when no supervisor listens."""
+NotRunning = (OSError, http.client.HTTPException)
+"""Raised by a call when no supervisor listens."""
 
 HEAD = """[supervisord]
 logfile=%(here)s/logs/supervisor.log
@@ -70,8 +70,8 @@ stdout_logfile_backups=5
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the supervisor says of one part."""
+class ProcessState:
+    """State of one service."""
 
     state: str
     pid: int
@@ -99,76 +99,79 @@ class Supervisor:
         return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
 
     def identity(self) -> str | None:
-        """The identity that the running supervisor was started with; None where none runs."""
+        """Return the identity that the running supervisor was started with; None where none runs."""
         try:
             return str(self._api.getIdentification())
-        except Gone:
+        except NotRunning:
             return None
 
-    def told(self) -> dict[str, Told]:
-        """State of each part; empty where no supervisor runs."""
+    def states(self) -> dict[str, ProcessState]:
+        """Return the state of each service; empty where no supervisor runs."""
         try:
             found = self._api.getAllProcessInfo()
-        except Gone:
+        except NotRunning:
             return {}
         return {
-            one["name"]: Told(one["statename"], one["pid"], float(one["start"]), float(one["stop"]))
+            one["name"]: ProcessState(one["statename"], one["pid"], float(one["start"]), float(one["stop"]))
             for one in found
         }
 
-    def write(self, parts: list[Part], identity: str) -> None:
-        """Write the config, and each part's own file; nothing secret is in them."""
+    def write(self, services: list[Service], identity: str) -> None:
+        """Write the config, and a file for each service; nothing secret is in them."""
         self.logs.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         text = HEAD.format(identity=identity, socket=str(self.socket).replace("%", "%%"))
-        for number, part in enumerate(parts):
-            self._put(self.folder / f"{part.name}.json", part.text())
-            start = f"{shlex.quote(sys.executable)} -m resprout.infra.stack.part".replace("%", "%%")
+        for number, service in enumerate(services):
+            self._put(self.folder / f"{service.name}.json", service.text())
+            start = f"{shlex.quote(sys.executable)} -m resprout.infra.stack.launch".replace("%", "%%")
             text += PROGRAM.format(
-                name=part.name,
-                command=f'{start} "%(here)s/{part.name}.json"',
-                digest=hashlib.sha256(part.text().encode()).hexdigest(),
+                name=service.name,
+                command=f'{start} "%(here)s/{service.name}.json"',
+                digest=hashlib.sha256(service.text().encode()).hexdigest(),
                 priority=100 + number,
                 patience=STOP_SECONDS,
             )
         self._put(self.config, text)
 
     def start(self, secrets: dict[str, str]) -> None:
-        """Start it in the background with all parts; secrets are in its environment only."""
+        """Start it in the background with all services; secrets are in its environment only."""
         with suppress(FileNotFoundError):
             self.socket.unlink()
         said = self.logs / "start.log"
+        # Settings of resprout are handed on by the services' own files.
+        own = ("RESPROUT_", STACK, SERVICE)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         with said.open("wb") as sink:
             done = subprocess.run(
                 [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)],
-                env={**inherited(), **secrets, STACK: mark(self.home)},
+                env={**inherited, **secrets, STACK: stack_mark(self.home)},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
                 umask=0o077,
                 check=False,
             )
-        end = time.monotonic() + START_SECONDS
+        until = time.monotonic() + START_SECONDS
         while self.identity() is None:
-            if done.returncode or time.monotonic() > end:
+            if done.returncode or time.monotonic() > until:
                 why = last_line(said) or last_line(self.logs / "supervisor.log")
                 raise StageFailed(f"the supervisor did not start: {why}")
             time.sleep(0.05)
 
     def reload(self) -> None:
-        """Take up the config as written: start what is new, changed or stopped, stop what is not in it."""
+        """Apply the config as written: start what is new, changed or stopped, stop what is not in it."""
         ((added, changed, removed),) = self._api.reloadConfig()
         for name in (*changed, *removed):
             self.stop(name)
             self._api.removeProcessGroup(name)
         for name in (*changed, *added):
             self._api.addProcessGroup(name)
-        for name, told in self.told().items():
-            if told.state in GIVEN_UP:
+        for name, state in self.states().items():
+            if state.state in GIVEN_UP:
                 self._api.startProcess(name, False)
 
     def stop(self, name: str) -> None:
-        """Stop a part and wait for it."""
+        """Stop a service and wait for it."""
         with suppress(xmlrpc.client.Fault):
             if name != WORKER:
                 self._api.stopProcess(name)
@@ -176,7 +179,7 @@ class Supervisor:
             with self._runs_ended():
                 self._api.stopProcess(name, False)
             until = time.monotonic() + STOP_SECONDS
-            while self.told()[name].state == "STOPPING" and time.monotonic() < until:
+            while self.states()[name].state == "STOPPING" and time.monotonic() < until:
                 time.sleep(0.1)
 
     @contextmanager
@@ -185,28 +188,24 @@ class Supervisor:
 
         A worker that is asked to stop kills its runs at once; one that goes on would take up the next ones.
         """
-        pid = self.told()[WORKER].pid
-        runs = [run for run in of_part(mark(self.home), WORKER) if run.pid != pid]
+        pid = self.states()[WORKER].pid
+        runs = [run for run in service_processes(stack_mark(self.home), WORKER) if run.pid != pid]
         with suppress(psutil.Error):
             psutil.Process(pid).suspend()
         ids = run_ids(runs)
-        end(runs, STOP_SECONDS)
+        worker = json.loads((self.folder / f"{WORKER}.json").read_text())
+        terminate(runs, STOP_SECONDS)
         try:
             with suppress(OSError):
-                resume_later(self._worker_api(), ids)
+                schedule_resume(str(worker["environment"]["PREFECT_API_URL"]), ids)
             yield
         finally:
             with suppress(psutil.Error):
                 psutil.Process(pid).resume()
 
-    def _worker_api(self) -> str:
-        """The Prefect server that the worker was started with."""
-        worker = json.loads((self.folder / f"{WORKER}.json").read_text())
-        return str(worker["environment"]["PREFECT_API_URL"])
-
     def shut_down(self, names: list[str]) -> None:
-        """Stop the parts in this order, then the supervisor itself."""
-        with suppress(*Gone):
+        """Stop the services in this order, then the supervisor itself."""
+        with suppress(*NotRunning):
             for name in names:
                 self.stop(name)
             pid = int(self._api.getPID())
@@ -215,7 +214,7 @@ class Supervisor:
                 psutil.Process(pid).wait(timeout=START_SECONDS)
 
     def log(self, name: str) -> Path:
-        """Log file of a part."""
+        """Return the log file of a service."""
         return self.logs / f"{name}.log"
 
     def _put(self, path: Path, text: str) -> None:
@@ -225,11 +224,11 @@ class Supervisor:
             file.write(text)
 
     def _socket(self) -> Path:
-        """In the stack's own folder; where that has too long a path, in a private temporary folder."""
+        """Return a path in the stack's own folder; where that is too long, in a private temporary folder."""
         path = self.folder.resolve() / "supervisor.sock"
         if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
             return path
-        folder = Path(tempfile.gettempdir()) / f"resprout-{os.getuid()}-{mark(self.home)}"
+        folder = Path(tempfile.gettempdir()) / f"resprout-{os.getuid()}-{stack_mark(self.home)}"
         folder.mkdir(mode=0o700, exist_ok=True)
         held = folder.lstat()
         if held.st_uid != os.getuid() or held.st_mode & 0o077:
@@ -238,7 +237,7 @@ class Supervisor:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that names an error, else any, without credentials; empty for none."""
+    """Return the last line of a log that names an error, else the last, without credentials; '' for none."""
     from resprout.configs.infrastructure import without_credentials
 
     try:

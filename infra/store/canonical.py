@@ -13,19 +13,19 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def canonical_json(data: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces; NaN and infinities raise ValueError."""
+    """Return UTF-8 JSON with sorted keys and no spaces; NaN and infinities raise ValueError."""
     return json.dumps(
         data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
 
 
 def sha256_hex(data: bytes) -> str:
-    """SHA-256 of `data` as 64 hexadecimal digits."""
+    """Return the SHA-256 of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def check_digest(text: str, what: str = "digest") -> str:
-    """`text` itself when it is 64 hexadecimal digits; BadInput otherwise."""
+    """Return `text` when it is 64 hexadecimal digits; else raise BadInput."""
     if not DIGEST.fullmatch(text):
         raise BadInput(f"'{text[:80]}' is not a {what}; give 64 lower-case hexadecimal digits (a SHA-256)")
     return text

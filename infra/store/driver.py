@@ -1,22 +1,27 @@
-"""What a place for artifacts must be able to do; keys are relative POSIX paths."""
+"""Storage backends: what a driver must be able to do, and which driver serves which scheme of an address.
+
+A backend is one file with a class that has the methods of `Driver`, and one line in `DRIVERS`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol, cast
+from urllib.parse import urlsplit
 
+from resprout.configs.errors import BadInput
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.manifest import FileEntry, Manifest
 
-
-@dataclass(frozen=True)
-class Head:
-    """An object's size, and its SHA-256 where the place keeps one."""
-
-    size: int
-    sha256: str | None
+DRIVERS = {
+    "file": ("resprout.infra.store.local:LocalDriver", "a folder"),
+    "s3": ("resprout.infra.store.s3:S3Driver", "s3://bucket/prefix"),
+}
+"""By scheme the class of the driver and what its addresses look like; a path without a scheme is a file."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +47,34 @@ class Versioned:
 
 
 class Driver(Protocol):
-    """Objects under keys. Faults: BadInput (access, names), Transient (try again), StageFailed (full)."""
+    """Objects under keys, which are relative POSIX paths.
+
+    Faults: BadInput (access, names), Transient (try again), StageFailed (full).
+    """
+
+    remote: ClassVar[bool]
+    """Whether other machines reach the objects under the same address, and MLflow keeps its files there."""
+
+    @classmethod
+    def from_config(cls, config: StoreConfig) -> Driver:
+        """Open the place at `config.uri`."""
+        ...
+
+    @classmethod
+    def mlflow_variables(cls, config: StoreConfig) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the variables with which MLflow's own client reaches the place: plain ones, and secrets."""
+        ...
 
     def staged(self, folder: Path, *, move: bool) -> AbstractContextManager[Path]:
-        """The folder to scan and `put_folder`: `folder` or a private copy; `move` may empty `folder`."""
+        """Return what to scan and `put_folder`: `folder` or a private copy; `move` may empty `folder`."""
         ...
 
     def put_folder(self, prefix: str, folder: Path, manifest: Manifest, *, force: bool) -> None:
-        """Make `prefix` hold exactly the manifest's files; what is there and sound is kept unless `force`."""
+        """Make `prefix` hold exactly the manifest's files; sound files that are there stay unless `force`."""
         ...
 
     def folder(self, prefix: str) -> Path | None:
-        """The local folder behind `prefix`, or None where content must be downloaded."""
+        """Return the local folder behind `prefix`, or None where content must be downloaded."""
         ...
 
     def matches(self, key: str, entry: FileEntry) -> bool:
@@ -69,11 +90,11 @@ class Driver(Protocol):
         ...
 
     def get_bytes(self, key: str) -> bytes | None:
-        """The object's bytes, or None."""
+        """Return the object's bytes, or None."""
         ...
 
     def read_versioned(self, key: str) -> Versioned | None:
-        """The object's bytes with token and age, or None."""
+        """Return the object's bytes with token and age, or None."""
         ...
 
     def replace_if(self, key: str, data: bytes, token: str) -> bool:
@@ -81,23 +102,23 @@ class Driver(Protocol):
         ...
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Pieces of the bytes from `start`; FileNotFoundError when there is no such object."""
+        """Yield the bytes from `start` in pieces; FileNotFoundError when there is no such object."""
         ...
 
-    def head(self, key: str) -> Head | None:
-        """Size and checksum, or None."""
+    def head(self, key: str) -> int | None:
+        """Return the size of an object, or None where there is none; reads no content."""
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that begin with `prefix`, sorted."""
+        """Yield the keys that begin with `prefix`, sorted."""
         ...
 
     def entries(self, prefix: str) -> Iterator[Listed]:
-        """Objects whose keys begin with `prefix`, in no order."""
+        """Yield the objects whose keys begin with `prefix`, in no order."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; nothing happens when it is not there."""
+        """Remove an object, if it is there."""
         ...
 
     def delete_all(self, keys: Iterable[str]) -> None:
@@ -109,9 +130,24 @@ class Driver(Protocol):
         ...
 
     def uri(self, key: str) -> str:
-        """Address of `key` for other tools."""
+        """Return the address of `key` for other tools."""
         ...
 
     def ensure_writable(self) -> None:
         """Raise BadInput or Transient with one clear sentence when nothing could be published here."""
         ...
+
+
+def driver_class(uri: str | None, problem: str = "infra.store.uri is '{uri}'") -> type[Driver]:
+    """Return the driver of an address, of a folder where there is none; BadInput for an unknown scheme."""
+    scheme = urlsplit(uri or "").scheme
+    if scheme not in DRIVERS and "://" in (uri or ""):
+        known = " or ".join(example for _, example in DRIVERS.values())
+        raise BadInput(f"{problem.format(uri=uri)}; give {known}")
+    module, _, name = DRIVERS.get(scheme, DRIVERS["file"])[0].partition(":")
+    return cast("type[Driver]", getattr(import_module(module), name))
+
+
+def open_driver(config: StoreConfig, problem: str = "infra.store.uri is '{uri}'") -> Driver:
+    """Open the place at `config.uri`; BadInput that begins with `problem` for an unknown scheme."""
+    return driver_class(config.uri, problem).from_config(config)

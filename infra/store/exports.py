@@ -1,4 +1,4 @@
-"""Exports by their weights: bytes that come back under another name, from any place, are known again."""
+"""An index of exports by their weights: bytes that come back under another name are recognised."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WEIGHTS = ".safetensors"
 
 
 def note(store: ArtifactStore, digest: str) -> None:
-    """Make the weights in each folder of an exported artifact known."""
+    """Write a note on the weights in each folder of an exported artifact."""
     for name, folder in names(store.manifest(digest).files).items():
         # Another export may hold the same weights beside another tokenizer; one of them will do.
         if not store.driver.put_if_absent(name, noted(digest, folder)):
@@ -24,7 +24,7 @@ def note(store: ArtifactStore, digest: str) -> None:
 
 
 def names(files: Sequence[FileEntry]) -> dict[str, str]:
-    """The keys of the notes on an artifact's weights, with the folder of each."""
+    """Return the keys of the notes on an artifact's weights, with the folder of each."""
     found = {}
     for folder in sorted({entry.path.partition("/")[0] for entry in files}):
         name = _name(entry for entry in files if entry.path.startswith(f"{folder}/"))
@@ -34,23 +34,23 @@ def names(files: Sequence[FileEntry]) -> dict[str, str]:
 
 
 def noted(digest: str, folder: str) -> bytes:
-    """The note that leads to a folder of an artifact."""
+    """Return a note that leads to a folder of an artifact."""
     return canonical_json({"digest": digest, "folder": folder})
 
 
 def holder(store: ArtifactStore, digest: str) -> str | None:
-    """Digest of an export that has the same weight files as this artifact; None where there is none."""
+    """Return the digest of an export with the same weight files as this artifact, or None."""
     name = _name(store.manifest(digest).files)
     found = store.driver.get_bytes(name) if name is not None else None
     return None if found is None else str(json.loads(found)["digest"])
 
 
 def problems(store: ArtifactStore, digest: str) -> Iterator[str]:
-    """What is wrong with the notes on the weights of an exported artifact."""
+    """Yield what is wrong with the notes on the weights of an exported artifact."""
     try:
         files = store.manifest(digest).files
     except (BadInput, VerificationFailed):
-        # Hashing the artifact tells of it.
+        # Hashing the artifact reports it.
         return
     for name in names(files):
         data = store.driver.get_bytes(name)
@@ -71,6 +71,6 @@ def _leads_back(store: ArtifactStore, name: str, data: bytes) -> bool:
 
 
 def _name(files: Iterable[FileEntry]) -> str | None:
-    """Key of the note on these weights, whatever the files are called; None where there are none."""
+    """Return the key of the note on these weights, whatever their files' names; None where there are none."""
     hashes = sorted(entry.sha256 for entry in files if entry.path.endswith(WEIGHTS))
     return f"exports/{sha256_hex(canonical_json(hashes))}.json" if hashes else None

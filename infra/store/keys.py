@@ -1,4 +1,4 @@
-"""What the keys of a store look like, and which objects in its rooms are none of its own."""
+"""The form of a store's keys, by which objects that no store wrote are told apart."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SHAPES = {
     "pins": f"{ID}/[^/]+",
     "gc": ID,
 }
-"""By room what follows it in a key."""
+"""By room the form of the rest of its keys."""
 PATTERNS = {room: re.compile(shape, re.DOTALL) for room, shape in SHAPES.items()}
 
 
 def is_stray(key: str) -> bool:
-    """Whether a key in one of the rooms has not the form of that room's keys: no store wrote it."""
+    """Whether a key has not the form of its room's keys, so that no store wrote it."""
     room, _, rest = key.partition("/")
     return room in PATTERNS and not PATTERNS[room].fullmatch(rest)
 
 
 def own(driver: Driver, room: str, under: str = "") -> Iterator[tuple[str, ...]]:
-    """The parts of each key of a room, without the room and the ending .json; strays are passed over.
+    """Yield the parts of each key of a room, without the room and the ending .json; strays are skipped.
 
     With `under` only of the keys that begin with it there.
     """
@@ -45,6 +45,6 @@ def own(driver: Driver, room: str, under: str = "") -> Iterator[tuple[str, ...]]
 
 
 def strays(driver: Driver, rooms: Iterable[str] = tuple(PATTERNS)) -> list[str]:
-    """Keys of the objects in these rooms, else in all, that no store wrote."""
+    """Return the keys in these rooms, else in all, that no store wrote."""
     listed = chain.from_iterable(driver.list(f"{room}/") for room in rooms)
     return [key for key in listed if is_stray(key)]

@@ -1,8 +1,9 @@
-"""Locks for Prefect's transactions: leases in the store that outlive no process by more than their term."""
+"""Locks across machines: leases in the store that outlive no process by more than their term, and claims."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -10,14 +11,15 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import psutil
 from prefect.locking.protocol import LockManager
 
 from resprout.configs.errors import ResproutError, StageFailed
-from resprout.infra.store import process
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.driver import Driver, Versioned
 
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 # Places report the age of an object in whole seconds.
 CLOCK_STEP_SECONDS = 1.0
 SILENT_SECONDS = 3.0
-"""A wait that is longer is told."""
+"""A wait that is longer is reported."""
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Goes on while the machine sleeps, as the store's clock does."""
 
@@ -54,7 +56,7 @@ class LeaseLockManager(LockManager):
     Each lock is an object under `locks/` that is only written conditionally. Its age is taken from the
     store's clock, so the clocks of the machines need not agree. A released lock stays as a small object,
     which keeps `fence` growing. `waiting` is called with the key, once in a wait that takes long; `stop` at
-    every look, and what it raises ends the wait.
+    each try, and what it raises ends the wait.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class LeaseLockManager(LockManager):
         self._term = term_seconds
         self._poll = poll_seconds
         self._waiting = waiting
-        self._ask = stop
+        self._stop_wait = stop
         self._held: dict[str, Lease] = {}
         self._mutex = threading.RLock()
         self._stop = threading.Event()
@@ -82,15 +84,11 @@ class LeaseLockManager(LockManager):
         acquire_timeout: float | None = None,
         hold_timeout: float | None = None,
     ) -> bool:
-        began, told = time.monotonic(), False
-        end = None if acquire_timeout is None else began + acquire_timeout
-        while not self._try(key, holder, hold_timeout):
-            if end is not None and time.monotonic() >= end:
-                return False
-            self._ask()
-            told = told or self._tell(key, began)
-            time.sleep(self._poll)
-        return True
+        for pause in self._pauses(key, acquire_timeout):
+            time.sleep(pause)
+            if self._try(key, holder, hold_timeout):
+                return True
+        return False
 
     async def aacquire_lock(
         self,
@@ -99,30 +97,41 @@ class LeaseLockManager(LockManager):
         acquire_timeout: float | None = None,
         hold_timeout: float | None = None,
     ) -> bool:
-        began, told = time.monotonic(), False
-        end = None if acquire_timeout is None else began + acquire_timeout
-        while not await asyncio.to_thread(self._try, key, holder, hold_timeout):
-            if end is not None and time.monotonic() >= end:
-                return False
-            self._ask()
-            told = told or self._tell(key, began)
-            await asyncio.sleep(self._poll)
-        return True
+        for pause in self._pauses(key, acquire_timeout):
+            await asyncio.sleep(pause)
+            if await asyncio.to_thread(self._try, key, holder, hold_timeout):
+                return True
+        return False
 
-    def _tell(self, key: str, began: float) -> bool:
-        """Whether the wait since `began` was long enough to be told."""
-        long = time.monotonic() - began >= SILENT_SECONDS
-        if long:
-            self._waiting(key)
-        return long
+    def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        for pause in self._pauses(key, timeout):
+            time.sleep(pause)
+            if not self.is_locked(key):
+                return True
+        return False
+
+    async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        for pause in self._pauses(key, timeout):
+            await asyncio.sleep(pause)
+            if not await asyncio.to_thread(self.is_locked, key):
+                return True
+        return False
+
+    def _pauses(self, key: str, timeout: float | None) -> Iterator[float]:
+        """Yield the seconds before each try of a wait: none before the first, until `timeout` is over."""
+        began, silent = time.monotonic(), True
+        yield 0.0
+        while timeout is None or time.monotonic() < began + timeout:
+            self._stop_wait()
+            if silent and time.monotonic() - began >= SILENT_SECONDS:
+                silent = False
+                self._waiting(key)
+            yield self._poll
 
     def release_lock(self, key: str, holder: str) -> None:
         """Free the key for the next holder; ValueError when `holder` never had it from this process."""
         with self._mutex:
-            lease = self._held.get(key)
-            if lease is None or lease.holder != holder:
-                raise ValueError(f"'{holder}' holds no lock on '{key}'")
-            del self._held[key]
+            lease = self._give_up(key, holder)
             body = {"key": key, "fence": lease.fence, "nonce": lease.nonce, "released": True}
             data = canonical_json(body)
             if lease.lost or not (
@@ -134,12 +143,14 @@ class LeaseLockManager(LockManager):
     def retire(self, key: str, holder: str) -> None:
         """Free a key that nobody will ask for again, and leave no object behind."""
         with self._mutex:
-            lease = self._held.get(key)
-            if lease is None or lease.holder != holder:
-                raise ValueError(f"'{holder}' holds no lock on '{key}'")
-            del self._held[key]
-            if not lease.lost:
+            if not self._give_up(key, holder).lost:
                 self._driver.delete(_name(key))
+
+    def _give_up(self, key: str, holder: str) -> Lease:
+        lease = self._held.get(key)
+        if lease is None or lease.holder != holder:
+            raise ValueError(f"'{holder}' holds no lock on '{key}'")
+        return self._held.pop(key)
 
     def is_locked(self, key: str) -> bool:
         current = self._driver.read_versioned(_name(key))
@@ -152,24 +163,6 @@ class LeaseLockManager(LockManager):
                 return lease.holder == holder and not lease.lost and _now() < lease.good_until
         current = self._driver.read_versioned(_name(key))
         return current is not None and not _is_free(current) and _body(current).get("holder") == holder
-
-    def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
-        end = None if timeout is None else time.monotonic() + timeout
-        while self.is_locked(key):
-            if end is not None and time.monotonic() >= end:
-                return False
-            self._ask()
-            time.sleep(self._poll)
-        return True
-
-    async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
-        end = None if timeout is None else time.monotonic() + timeout
-        while await asyncio.to_thread(self.is_locked, key):
-            if end is not None and time.monotonic() >= end:
-                return False
-            self._ask()
-            await asyncio.sleep(self._poll)
-        return True
 
     def renew(self, key: str) -> bool:
         """Make a lease that may have run out good for another term; False where another took it over."""
@@ -246,8 +239,8 @@ class LeaseLockManager(LockManager):
                 "holder": lease.holder,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
-                "system": process.system(),
-                "born": process.born(os.getpid()),
+                "system": _system(),
+                "born": _start_time(os.getpid()),
                 "fence": lease.fence,
                 "nonce": lease.nonce,
                 "renewals": lease.renewals,
@@ -339,6 +332,41 @@ def _is_free(current: Versioned) -> bool:
     body = _body(current)
     if body.get("released", True):
         return True
-    if process.has_died(body.get("system", ""), int(body.get("pid", 0)), float(body.get("born") or 0.0)):
+    if _has_died(body.get("system", ""), int(body.get("pid", 0)), float(body.get("born") or 0.0)):
         return True
     return current.age_seconds > float(body.get("term_seconds", 0.0)) + CLOCK_STEP_SECONDS
+
+
+@functools.cache
+def _system() -> str:
+    """Boot and PID namespace of this process: equal only where process ids mean the same; '' if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> float | None:
+    """When the process with this id began, in seconds since the epoch; None when there is none."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def _has_died(where: str, pid: int, began: float) -> bool:
+    """Whether a process is certainly dead that wrote its `_system()` and `_start_time()` into a lease."""
+    if not where or where != _system():
+        return False
+    now = _start_time(pid)
+    return now is None or abs(now - began) > 1.0
+
+
+def claim(driver: Driver, key: str, owner: str) -> str:
+    """Claim `key`, once for all time; return who has it: the first owner that asked, which may ask again."""
+    name = f"claims/{sha256_hex(key.encode())}.json"
+    if driver.put_if_absent(name, canonical_json({"key": key, "owner": owner})):
+        return owner
+    held = driver.get_bytes(name)
+    return owner if held is None else str(json.loads(held)["owner"])

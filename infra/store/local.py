@@ -9,23 +9,41 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
+from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.infra.store import flock
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.canonical import sha256_hex
-from resprout.infra.store.driver import Head, Listed, Versioned
-from resprout.infra.store.faults import disk
+from resprout.infra.store.driver import Listed, Versioned
+from resprout.infra.store.filesystem import (
+    disk_errors,
+    exclusive_lock,
+    plain_status,
+    private_folder,
+    require_no_links,
+    require_safe,
+    walk,
+)
 from resprout.infra.store.manifest import PIECE_BYTES, FileEntry, Manifest, scan
-from resprout.infra.store.paths import plain_status, require_no_links, require_safe, walk
-from resprout.infra.store.workdir import private_folder
 
 
 class LocalDriver:
     """Objects are files under `root`; directories appear as they are needed."""
 
+    remote: ClassVar[bool] = False
+
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+
+    @classmethod
+    def from_config(cls, config: StoreConfig) -> LocalDriver:
+        parts = urlsplit(config.uri or "")
+        return cls(Path(unquote(parts.path) if parts.scheme == "file" else config.uri or "").expanduser())
+
+    @classmethod
+    def mlflow_variables(cls, config: StoreConfig) -> tuple[dict[str, str], dict[str, str]]:
+        return {}, {}
 
     def _path(self, key: str) -> Path:
         """The file of an object; VerificationFailed where a folder on the way to it is a link."""
@@ -43,7 +61,7 @@ class LocalDriver:
         found = list(walk(folder))
         with private_folder(self.root / "tmp") as private:
             content = private / "content"
-            with disk(self.root, sum(path.stat().st_size for _, path in found)):
+            with disk_errors(self.root, sum(path.stat().st_size for _, path in found)):
                 for relative, path in found:
                     target = content / relative
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +70,10 @@ class LocalDriver:
 
     def put_folder(self, prefix: str, folder: Path, manifest: Manifest, *, force: bool) -> None:
         destination = self._path(prefix)
-        with disk(self.root):
+        with disk_errors(self.root):
             _seal(folder)
             # Short exclusion: the slow part, copying and hashing, is over unless something is there already.
-            with flock.exclusive(self.root / "tmp" / f"{sha256_hex(prefix.encode())}.publish"):
+            with exclusive_lock(self.root / "tmp" / f"{sha256_hex(prefix.encode())}.publish"):
                 if os.path.lexists(destination):
                     if not force and _holds(destination, manifest):
                         return
@@ -70,11 +88,10 @@ class LocalDriver:
 
     def matches(self, key: str, entry: FileEntry) -> bool:
         try:
-            head = self.head(key)
+            return self.head(key) == entry.size
         except VerificationFailed:
             # What is no plain file holds nothing that was published.
             return False
-        return head is not None and head.size == entry.size
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         with self._writing():
@@ -88,7 +105,7 @@ class LocalDriver:
             self._write(key, data)
 
     def get_bytes(self, key: str) -> bytes | None:
-        with disk(self.root):
+        with disk_errors(self.root):
             try:
                 with self._open(key) as file:
                     return file.read()
@@ -96,7 +113,7 @@ class LocalDriver:
                 return None
 
     def read_versioned(self, key: str) -> Versioned | None:
-        with disk(self.root):
+        with disk_errors(self.root):
             try:
                 with self._open(key) as file:
                     data = file.read()
@@ -114,17 +131,17 @@ class LocalDriver:
             return True
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        with disk(self.root), self._open(key) as file:
+        with disk_errors(self.root), self._open(key) as file:
             file.seek(start)
             left = length if length is not None else os.fstat(file.fileno()).st_size
             while left > 0 and (piece := file.read(min(PIECE_BYTES, left))):
                 left -= len(piece)
                 yield piece
 
-    def head(self, key: str) -> Head | None:
-        with disk(self.root):
+    def head(self, key: str) -> int | None:
+        with disk_errors(self.root):
             try:
-                return Head(plain_status(self.root, require_safe(key)).st_size, None)
+                return plain_status(self.root, require_safe(key)).st_size
             except FileNotFoundError:
                 return None
 
@@ -135,7 +152,7 @@ class LocalDriver:
         now = time.time()
         folder = prefix.rpartition("/")[0]
         require_no_links(self.root, folder)
-        with disk(self.root):
+        with disk_errors(self.root):
             for path, status in _files(self.root / folder):
                 key = path[len(str(self.root)) + 1 :]
                 if key.startswith(prefix):
@@ -157,9 +174,9 @@ class LocalDriver:
 
     def delete_folder(self, prefix: str) -> None:
         folder = self._path(prefix)
-        with private_folder(self.root / "tmp") as private, disk(self.root):
+        with private_folder(self.root / "tmp") as private, disk_errors(self.root):
             lock = self.root / "tmp" / f"{sha256_hex(prefix.encode())}.publish"
-            with flock.exclusive(lock), suppress(FileNotFoundError):
+            with exclusive_lock(lock), suppress(FileNotFoundError):
                 os.rename(folder, private / "gone")
                 _sync(folder.parent)
 
@@ -176,7 +193,7 @@ class LocalDriver:
     def ensure_writable(self) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise BadInput(f"infra.store.uri is {self.root}, which is a file; give a folder")
-        with disk(self.root):
+        with disk_errors(self.root):
             probe = self.root / "tmp" / f"probe-{uuid.uuid4().hex}"
             probe.parent.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"probe")
@@ -184,7 +201,7 @@ class LocalDriver:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with disk(self.root), flock.exclusive(self.root / "tmp" / "objects.lock"):
+        with disk_errors(self.root), exclusive_lock(self.root / "tmp" / "objects.lock"):
             yield
 
     def _write(self, key: str, data: bytes) -> None:
@@ -233,7 +250,7 @@ def _bring(path: Path, target: Path, move: bool) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Files read-only against accidents, and everything on the disk before the rename that shows it."""
+    """Make files read-only against accidents, and sync everything before the rename that shows it."""
     for parent, _, names in os.walk(folder):
         for name in names:
             file = Path(parent) / name

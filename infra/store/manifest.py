@@ -1,4 +1,4 @@
-"""What is in an artifact: files with their sizes and hashes, and the digest over them."""
+"""The manifest of an artifact: its files with their sizes and hashes, and the digest over them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
-from resprout.infra.store.paths import unsafe, walk
+from resprout.infra.store.filesystem import unsafe, walk
 
 CHUNK_BYTES = 16 * 1024 * 1024
 """Size of a chunk with a hash of its own, and of a part of a multipart upload."""
@@ -74,7 +74,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def loads(cls, data: bytes, digest: str) -> Manifest:
-        """The manifest of `digest` from its JSON; VerificationFailed when it is damaged or another's."""
+        """Read the manifest of `digest`; VerificationFailed when it is damaged or another's."""
         try:
             manifest = cls.model_validate_json(data)
         except ValidationError as error:
@@ -86,12 +86,12 @@ class Manifest(BaseModel):
 
 
 def content_digest(files: Iterable[FileEntry]) -> str:
-    """SHA-256 over the sorted (path, size, SHA-256) of `files`."""
+    """Return the SHA-256 over the sorted (path, size, SHA-256) of `files`."""
     return sha256_hex(canonical_json(sorted([entry.path, entry.size, entry.sha256] for entry in files)))
 
 
 def hash_file(path: Path, name: str) -> FileEntry:
-    """The entry of one file under `name`; reads the file once, a megabyte at a time."""
+    """Return the entry of one file under `name`; reads the file once, in pieces."""
     whole = hashlib.sha256()
     chunks: list[str] = []
     size = 0
@@ -112,7 +112,7 @@ def hash_file(path: Path, name: str) -> FileEntry:
 
 
 def scan(folder: Path, threads: int = 4) -> Manifest:
-    """The manifest of the files under `folder`; BadInput for an empty folder, links or unsafe names."""
+    """Hash the files under `folder`; BadInput for an empty folder, links or unsafe names."""
     found = sorted(walk(folder))
     if not found:
         raise BadInput(f"{folder} holds no file; an artifact needs at least one")

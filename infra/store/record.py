@@ -1,4 +1,4 @@
-"""How content came to be: one immutable record for each execution of a stage."""
+"""Records of how content came to be, one for each execution of a stage, and references to results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SINCE = {"manifest": 2, "keyed": 3}
 
 
 def stage_key(parts: Mapping[str, Any]) -> str:
-    """The cache key that these parts make: the stage's name and the SHA-256 over all of them."""
+    """Return the cache key of these parts: the stage's name and the SHA-256 over all of them."""
     text = json.dumps(parts, sort_keys=True)
     return f"{parts['stage']}-{sha256_hex(text.encode())}"
 
@@ -59,7 +59,7 @@ class Record(BaseModel):
     origin: dict[str, Any] | None = None
     licence: str | None = None
     keyed: dict[str, Any] | None = None
-    """What the key covers beside the other fields: by role the digest of each input and the path in it; the
+    """Parts of the key beside the other fields: by role the digest of each input and the path in it; the
     hardware."""
 
     def dumps(self) -> bytes:
@@ -68,14 +68,14 @@ class Record(BaseModel):
         return canonical_json(self.model_dump(mode="json", exclude=later))
 
     def with_key_of(self, parts: Mapping[str, Any]) -> Record:
-        """The record with what `parts` of its key say beyond its own fields, and the key that they make."""
+        """Return the record with its key, and with the parts of that key that are no fields of the record."""
         own = self._key_parts()
         keyed = {name: value for name, value in parts.items() if name not in own}
         return self.model_copy(update={"key": stage_key(parts), "keyed": keyed})
 
     @property
     def own_key(self) -> str | None:
-        """The key that what the record says makes; None where it does not say enough, as before version 3."""
+        """Compute the key from the record; None where it does not hold enough, as before version 3."""
         given = {parent.role: parent.digest for parent in self.parents}
         keyed = self.keyed or {}
         inputs = keyed.get("parents")
@@ -89,7 +89,7 @@ class Record(BaseModel):
         return stage_key({**own, **keyed})
 
     def _key_parts(self) -> dict[str, Any]:
-        """The parts of the key that are fields of their own."""
+        """Return the parts of the key that are fields of the record."""
         parts: dict[str, Any] = {
             "stage": self.stage,
             "config": self.config,
@@ -109,7 +109,7 @@ class Record(BaseModel):
 
     @classmethod
     def loads(cls, data: bytes, record_id: str) -> Record:
-        """The record with this id; VerificationFailed when its bytes are not those of the id."""
+        """Read the record with this id; VerificationFailed when its bytes are not those of the id."""
         if sha256_hex(data) != record_id:
             raise VerificationFailed(f"record {record_id} was changed after it was written")
         try:
@@ -122,3 +122,16 @@ class Record(BaseModel):
             return cls.model_validate_json(data)
         except (ValidationError, json.JSONDecodeError) as error:
             raise VerificationFailed(f"record {record_id} is not a resprout record") from error
+
+
+class ArtifactRef(BaseModel):
+    """A stage's result by reference: content `digest`, the stage's `key`, and the id of its `record`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    digest: str
+    key: str
+    record: str
+    uri: str
+    bytes: int

@@ -15,17 +15,17 @@ from prefect.serializers import JSONSerializer
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
-from resprout.infra.patience import patiently
+from resprout.infra.retry import retry_while_down
 from resprout.infra.store.canonical import canonical_json
-from resprout.infra.store.paths import require_safe
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.filesystem import require_safe
+from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 
 DIGEST = r"^[0-9a-f]{64}$"
 
 
 class Pointer(BaseModel):
-    """What is kept of a stage's result."""
+    """The part of a stage's result that is kept: digest and record."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class Pointer(BaseModel):
 
 
 class ArtifactResults(WritableFileSystem):
-    """Results under `results/` of a store; one whose content or record is gone reads as absent.
+    """Results under `results/` of a store; one whose content or record is missing reads as absent.
 
     Only the address is a field, so nothing secret reaches Prefect's server.
     """
@@ -48,13 +48,13 @@ class ArtifactResults(WritableFileSystem):
 
     @classmethod
     def of(cls, store: ArtifactStore, outage_seconds: float = 0.0) -> ArtifactResults:
-        """Results beside the artifacts of `store`, which are kept even if it is down for a while."""
+        """Keep results beside the artifacts of `store`, also when it is down for up to `outage_seconds`."""
         results = cls(uri=store.root_uri)
         results._store, results._outage_seconds = store, outage_seconds
         return results
 
     def read_path(self, path: str, _sync: bool | None = None) -> bytes:  # type: ignore[override]
-        """The stored result; FileNotFoundError when it, its content or its record is not there.
+        """Return the stored result; FileNotFoundError when it, its content or its record is not there.
 
         Nothing but a pointer is read: in Prefect's own form the bytes say with which code they are decoded.
         """
@@ -70,7 +70,7 @@ class ArtifactResults(WritableFileSystem):
         return ResultRecord(result=result, metadata=metadata).serialize()
 
     def find(self, key: str) -> ArtifactRef | None:
-        """The artifact kept under a stage's key, None where a run would make it anew."""
+        """Return the artifact kept under a stage's key, None where a run would compute it again."""
         try:
             data = self.read_path(key)
         except FileNotFoundError:
@@ -81,10 +81,10 @@ class ArtifactResults(WritableFileSystem):
         driver = self._required().driver
         kept = _kept(content)
         if kept is not None:
-            patiently(lambda: driver.put_bytes(_key(path), kept), self._outage_seconds)
+            retry_while_down(lambda: driver.put_bytes(_key(path), kept), self._outage_seconds)
 
     def _reference(self, path: str, pointer: Pointer) -> ArtifactRef:
-        """What the pointer leads to; FileNotFoundError where that is no artifact of this key that counts."""
+        """Follow a pointer; FileNotFoundError where it leads to no artifact of this key that counts."""
         store = self._required()
         store.rely_on(pointer.digest)
         try:
@@ -132,7 +132,7 @@ def _key(path: str) -> str:
 
 
 def _kept(content: bytes) -> bytes | None:
-    """The byte form that is kept of what Prefect wants to write; None for what is no artifact."""
+    """Return the bytes to keep of what Prefect wants to write; None for what is no artifact."""
     result = ResultRecord[Any].deserialize(content).result
     try:
         ref = ArtifactRef.model_validate(result)

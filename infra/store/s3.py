@@ -1,4 +1,4 @@
-"""Artifacts in S3 or a server that speaks it: checksummed parts, conditional manifests."""
+"""Artifacts in S3 or a server that speaks it: checksummed parts, conditional writes, errors in words."""
 
 from __future__ import annotations
 
@@ -9,20 +9,43 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import boto3
+from botocore.compat import get_current_datetime
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    InvalidConfigError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    TokenRetrievalError,
+)
 from pydantic import SecretStr
 
-from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.errors import (
+    BadInput,
+    ResproutError,
+    StageFailed,
+    Transient,
+    Unreachable,
+    VerificationFailed,
+)
 from resprout.configs.schema import StoreConfig
-from resprout.infra.store.driver import Head, Listed, Versioned
+from resprout.infra.store.driver import Listed, Versioned
+from resprout.infra.store.filesystem import require_safe
 from resprout.infra.store.manifest import CHUNK_BYTES, PIECE_BYTES, FileEntry, Manifest
-from resprout.infra.store.paths import require_safe
-from resprout.infra.store.s3faults import code_of, s3_faults
 
 THREADS = 4
 MAX_PARTS = 10_000
@@ -32,7 +55,7 @@ AT_ONCE = 1000
 
 
 def s3_client(config: StoreConfig) -> Any:
-    """A boto3 client for the store: endpoint, credentials (else boto3's own chain), timeouts, retries."""
+    """Make a boto3 client for the store, with its endpoint, credentials (else boto3's chain) and retries."""
     return boto3.session.Session().client(
         "s3",
         endpoint_url=config.endpoint_url,
@@ -55,6 +78,8 @@ def s3_client(config: StoreConfig) -> Any:
 class S3Driver:
     """Objects under s3://bucket/prefix; files over 16 MB go up in parts, the chunks of the manifest."""
 
+    remote: ClassVar[bool] = True
+
     def __init__(self, client: Any, bucket: str, prefix: str) -> None:
         self.client = client
         self.bucket = bucket
@@ -69,6 +94,17 @@ class S3Driver:
             require_safe(parts.path.strip("/"))
         with s3_faults(f"s3://{parts.netloc}", config.endpoint_url):
             return cls(s3_client(config), parts.netloc, parts.path)
+
+    @classmethod
+    def mlflow_variables(cls, config: StoreConfig) -> tuple[dict[str, str], dict[str, str]]:
+        plain = {"MLFLOW_S3_ENDPOINT_URL": config.endpoint_url, "AWS_DEFAULT_REGION": config.region}
+        secret: dict[str, str] = {}
+        if config.access_key_id is not None and config.secret_access_key is not None:
+            secret = {
+                "AWS_ACCESS_KEY_ID": config.access_key_id.get_secret_value(),
+                "AWS_SECRET_ACCESS_KEY": config.secret_access_key.get_secret_value(),
+            }
+        return {name: value for name, value in plain.items() if value is not None}, secret
 
     @contextmanager
     def staged(self, folder: Path, *, move: bool) -> Iterator[Path]:
@@ -141,9 +177,9 @@ class S3Driver:
                 raise
             yield from found["Body"].iter_chunks(PIECE_BYTES)
 
-    def head(self, key: str) -> Head | None:
+    def head(self, key: str) -> int | None:
         found = self._head(key)
-        return found and Head(found["ContentLength"], found.get("Metadata", {}).get("sha256"))
+        return None if found is None else int(found["ContentLength"])
 
     def list(self, prefix: str) -> Iterator[str]:
         return (entry.key for entry in self.entries(prefix))
@@ -285,7 +321,7 @@ class S3Driver:
 
 
 def _all(jobs: list[Future[Any]], pool: ThreadPoolExecutor) -> list[Any]:
-    """Results in order; the first error cancels what has not begun."""
+    """Return results in order; the first error cancels what has not begun."""
     try:
         return [job.result() for job in jobs]
     except BaseException:
@@ -294,7 +330,7 @@ def _all(jobs: list[Future[Any]], pool: ThreadPoolExecutor) -> list[Any]:
 
 
 def _stored_checksum(entry: FileEntry) -> str:
-    """What S3 keeps: the SHA-256, or for a multipart object the SHA-256 over those of its parts."""
+    """Return the checksum that S3 keeps: the SHA-256, for a multipart object that over those of its parts."""
     if entry.size <= CHUNK_BYTES:
         return _base64(bytes.fromhex(entry.sha256))
     parts = b"".join(bytes.fromhex(chunk) for chunk in entry.chunks)
@@ -307,3 +343,139 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+SKEWED = "RequestTimeTooSkewed"
+ERRORS: tuple[tuple[set[str], type[ResproutError], str], ...] = (
+    (
+        {"NoSuchBucket"},
+        BadInput,
+        "there is no bucket {where}; create it or give another infra.store.uri",
+    ),
+    (
+        {
+            "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "InvalidToken",
+            "ExpiredToken", "TokenRefreshRequired", "401",
+        },
+        BadInput,
+        "{where} does not accept the credentials ({code}); check infra.store.access_key_id and "
+        "secret_access_key, or the AWS_* variables",
+    ),
+    (
+        {SKEWED},
+        Unreachable,
+        "{where} refuses requests because this machine's clock {clock}; set the clock (NTP), then go on",
+    ),
+    (
+        {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"},
+        BadInput,
+        "{where} does not allow {operation} with these credentials ({code}); they need to read, write and "
+        "list this bucket",
+    ),
+    (
+        {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"},
+        BadInput,
+        "{where} is in another region ({code}); set infra.store.region to the bucket's",
+    ),
+    (
+        {"InvalidBucketName", "301", "400"},
+        BadInput,
+        "{where} is no usable address ({code}); check infra.store.uri, endpoint_url and region",
+    ),
+    (
+        {"XMinioStorageFull", "QuotaExceeded", "InsufficientCapacity", "InsufficientStorage", "status 507"},
+        StageFailed,
+        "{where} has no room left ({code}); free space there or give another infra.store.uri",
+    ),
+    (
+        {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"},
+        VerificationFailed,
+        "what arrived at {where} is not what was sent ({code}); files changed during the upload, or the link "
+        "damages data: run again",
+    ),
+    (
+        {
+            "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling",
+            "ThrottlingException", "TooManyRequests", "OperationAborted", "ConditionalRequestConflict",
+            "status 408", "status 429", "status 5xx",
+        },
+        Transient,
+        "{where} is busy or failing ({code}); trying again later may help",
+    ),
+)  # fmt: skip
+"""By the server's error codes, or HTTP statuses, the kind of failure and what to tell the user."""
+NO_SETUP = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+    InvalidConfigError,
+)
+NETWORK = (
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    FlexibleChecksumError,
+)
+
+
+def code_of(error: ClientError) -> str:
+    """Return the server's error code, or its HTTP status where a HEAD brings no body."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def s3_faults(place: str, endpoint: str | None) -> Iterator[None]:
+    """Turn boto3's errors at `place` (s3://bucket) into ours; no message holds a secret."""
+    where = f"{place} at {endpoint or 'AWS'}"
+    try:
+        yield
+    except ResproutError:
+        raise
+    except ClientError as error:
+        raise _translate(error, where) from error
+    except NO_SETUP as error:
+        raise BadInput(
+            f"there are no usable credentials for {where} ({type(error).__name__}); set "
+            "infra.store.access_key_id and secret_access_key, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except NoRegionError as error:
+        raise BadInput(f"no region is set for {where}; give infra.store.region") from error
+    except ParamValidationError as error:
+        raise BadInput(f"{where} is not a valid address: {_line(error)}") from error
+    except NETWORK as error:
+        raise Transient(f"{where} cannot be reached: {_line(error)}") from error
+    except BotoCoreError as error:
+        raise StageFailed(f"{where} refused the request: {_line(error)}") from error
+    except ValueError as error:
+        if "endpoint" in str(error).lower():
+            raise BadInput(f"infra.store.endpoint_url is no address: {_line(error)}") from error
+        raise
+
+
+def _translate(error: ClientError, where: str) -> Exception:
+    code = code_of(error)
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    given = {code, f"status {status}", "status 5xx" if status >= 500 else code}
+    for codes, kind, sentence in ERRORS:
+        if given & codes:
+            clock = _off(error) if code == SKEWED else ""
+            return kind(
+                sentence.format(where=where, code=code or status, operation=error.operation_name, clock=clock)
+            )
+    return StageFailed(f"{where} refused {error.operation_name} ({code or status}): {_line(error)}")
+
+
+def _off(error: ClientError) -> str:
+    """Say how far the clock is off, by the date of the server's answer."""
+    date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    if date is None:
+        return "is off"
+    seconds = (get_current_datetime(False) - parsedate_to_datetime(date)).total_seconds()
+    return f"is {abs(seconds) / 60:.0f} minutes {'fast' if seconds > 0 else 'slow'}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

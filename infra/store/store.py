@@ -8,24 +8,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import ProofConfig, StoreConfig
 from resprout.infra.proof.signing import RECORD, UNSIGNED, Signer
 from resprout.infra.store import keys, tombstones
-from resprout.infra.store.cache import LocalCache
+from resprout.infra.store.cache import LocalCache, NotesKey, VerifiedFiles, download, stamps
 from resprout.infra.store.canonical import check_digest, sha256_hex
-from resprout.infra.store.download import download
-from resprout.infra.store.driver import Driver
-from resprout.infra.store.faults import free_bytes
-from resprout.infra.store.local import LocalDriver
+from resprout.infra.store.driver import Driver, open_driver
+from resprout.infra.store.filesystem import free_bytes, private_folder
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.manifest import FileEntry, Manifest, scan
-from resprout.infra.store.pins import Pins
 from resprout.infra.store.record import Record
 from resprout.infra.store.tombstones import Tombstone
-from resprout.infra.store.verified import NotesKey, VerifiedFiles, stamps
-from resprout.infra.store.workdir import private_folder
 
 THREADS = 8
 
@@ -43,8 +38,8 @@ class ArtifactStore:
         notes = NotesKey(self.home / "verified", signer)
         self._cache = LocalCache(self.home / "cache" / place, cache_bytes, notes)
         self._verified = VerifiedFiles(self.home / "verified" / place, notes)
-        self.pins: Pins | None = None
-        """What the run of this process relies on, where one is at work."""
+        self.in_use: InUseReferences | None = None
+        """References to what the run of this process relies on, where one is at work."""
 
     @classmethod
     def from_config(cls, config: StoreConfig, home: Path, proof: ProofConfig | None = None) -> ArtifactStore:
@@ -53,18 +48,19 @@ class ArtifactStore:
         `home` takes caches and, without a uri, the store itself.
         """
         signer = UNSIGNED if proof is None else Signer.from_config(proof)
-        return cls(_driver(config, home), home, int(config.cache_gb * 1e9), signer)
+        place = config if config.uri is not None else config.model_copy(update={"uri": str(home / "store")})
+        return cls(open_driver(place), home, int(config.cache_gb * 1e9), signer)
 
     @property
     def root_uri(self) -> str:
         return self.driver.uri("content").removesuffix("/content")
 
     def uri(self, digest: str) -> str:
-        """Address of the artifact's folder, file:// or s3://."""
+        """Return the address of the artifact's folder."""
         return self.driver.uri(_content(digest))
 
     def workdir(self) -> AbstractContextManager[Path]:
-        """A private folder where publishing with `move` costs a rename; removed afterwards."""
+        """Make a private folder where publishing with `move` costs a rename; removed afterwards."""
         return private_folder(self._scratch())
 
     def publish(
@@ -108,20 +104,20 @@ class ArtifactStore:
             return manifest
 
     def rely_on(self, digest: str) -> None:
-        """Keep `gc` from deleting an artifact while the run of this process is at work; no run, no pin.
+        """Keep `gc` from deleting an artifact while the run of this process is at work; else do nothing.
 
-        To be called before it is looked whether the artifact is there (see `pins`).
+        To be called before it is looked whether the artifact is there (see `in_use`).
         """
-        if self.pins is not None:
-            self.pins.hold(digest)
+        if self.in_use is not None:
+            self.in_use.hold(digest)
 
     def confirm(self) -> None:
         """StageFailed where the run was paused so long that what it relies on was deleted."""
-        if self.pins is not None:
-            self.pins.confirm(self.check)
+        if self.in_use is not None:
+            self.in_use.confirm(self.check)
 
     def manifest(self, digest: str) -> Manifest:
-        """The manifest of an artifact; BadInput when there is none, VerificationFailed when damaged."""
+        """Read the manifest of an artifact; BadInput when there is none, VerificationFailed when damaged."""
         data = self.driver.get_bytes(_manifest(digest))
         if data is None:
             raise BadInput(
@@ -145,7 +141,7 @@ class ArtifactStore:
 
     @contextmanager
     def open(self, digest: str) -> Iterator[Path]:
-        """A local folder with the artifact's files, hashed in full when they are first used on this machine.
+        """Open a local folder with the artifact's files, hashed in full on first use on this machine.
 
         Raises:
             VerificationFailed: bytes are not those that were published; the artifact is set aside, so that
@@ -167,7 +163,7 @@ class ArtifactStore:
         yield content
 
     def read(self, digest: str, path: str) -> bytes:
-        """One small file of the artifact, its SHA-256 checked; nothing else is brought here."""
+        """Read one small file of the artifact and check its SHA-256; nothing else is downloaded."""
         entry = next((one for one in self.manifest(digest).files if one.path == path), None)
         if entry is None:
             raise BadInput(f"artifact {digest} has no file {path}; see its manifest for what it has")
@@ -179,7 +175,7 @@ class ArtifactStore:
         return data
 
     def verify(self, digest: str, share: float = 1.0, draw: random.Random | None = None) -> list[str]:
-        """What is wrong with the artifact after hashing every stored byte; empty when nothing is.
+        """Hash every stored byte of the artifact and return what is wrong; empty when nothing is.
 
         With a `share` under 1 only so many of its files are hashed, drawn with `draw`; of the others size
         and stored checksum count. A file that was erased on request is as it should be when it is missing.
@@ -192,12 +188,19 @@ class ArtifactStore:
         hashed = {entry.path for entry in manifest.files if share >= 1.0 or draw.random() < share}
 
         def problem(entry: FileEntry) -> str | None:
+            key = f"{prefix}/{entry.path}"
             try:
                 if entry.path in erased:
-                    return self._not_erased(f"{prefix}/{entry.path}", entry, erased[entry.path])
-                return self._problem(prefix, entry) if entry.path in hashed else self._lacking(prefix, entry)
+                    return self._erasure_problem(key, entry, erased[entry.path])
+                if entry.path in hashed:
+                    return self._content_problem(key, entry)
             except VerificationFailed as error:
                 return str(error)
+            if self.driver.matches(key, entry):
+                return None
+            return (
+                f"{self.driver.uri(key)} is missing, or has another size or checksum than its manifest says"
+            )
 
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(problem, manifest.files))
@@ -210,7 +213,7 @@ class ArtifactStore:
         return problems + [f"{self.driver.uri(key)} was added" for key in added]
 
     def tombstone(self, digest: str) -> Tombstone | None:
-        """What was erased of the artifact on request; None where nothing was."""
+        """Return the tombstone of the artifact; None where nothing was erased."""
         return tombstones.of(self.driver, self.signer, digest)
 
     def put_record(self, record: Record) -> str:
@@ -233,22 +236,22 @@ class ArtifactStore:
             self.driver.put_bytes(f"signatures/{record_id}/{self.signer.own_id}", signature)
 
     def records_of(self, digest: str) -> list[str]:
-        """Ids of the records that made this content, without reading them."""
+        """Return the ids of the records that made this content, without reading them."""
         return self._second("made", check_digest(digest))
 
     def children(self, record_id: str) -> list[str]:
-        """Ids of the records that have this one as a parent, without reading them."""
+        """Return the ids of the records that have this one as a parent, without reading them."""
         return self._second("used", check_digest(record_id, "record id"))
 
     def signatures_of(self, record_id: str) -> list[str]:
-        """Ids of all keys, known or not, of which there is a signature on the record."""
+        """Return the ids of all keys, known or not, that signed the record."""
         return self._second("signatures", check_digest(record_id, "record id"))
 
     def _second(self, room: str, first: str) -> list[str]:
         return [second for _, second in keys.own(self.driver, room, f"{first}/")]
 
     def signed_by(self, record_id: str, data: bytes) -> tuple[str, ...]:
-        """Ids of the known keys whose signature on the record's bytes holds."""
+        """Return the ids of the known keys whose signature on the record's bytes holds."""
         check_digest(record_id, "record id")
 
         def holds(key_id: str) -> bool:
@@ -258,7 +261,7 @@ class ArtifactStore:
         return tuple(key_id for key_id in self.signer.key_ids if holds(key_id))
 
     def get_record(self, record_id: str) -> Record:
-        """The record; BadInput when there is none, VerificationFailed when it was changed."""
+        """Read a record; BadInput when there is none, VerificationFailed when it was changed."""
         data = self.driver.get_bytes(_record(record_id))
         if data is None:
             raise BadInput(f"there is no record {record_id} in {self.root_uri}; see `lineage`")
@@ -269,13 +272,13 @@ class ArtifactStore:
         return self.driver.head(_record(record_id)) is not None
 
     def records(self) -> Iterator[tuple[str, Record]]:
-        """All records with their ids, in the order of the ids."""
+        """Yield all records with their ids, in the order of the ids."""
         ids = [key.removeprefix("records/").removesuffix(".json") for key in self.driver.list("records/")]
         with ThreadPoolExecutor(THREADS) as pool:
             yield from zip(ids, pool.map(self.get_record, ids), strict=True)
 
     def forget(self, digest: str) -> None:
-        """Remove what this machine keeps of an artifact that is no longer in the store."""
+        """Remove this machine's copies of an artifact that is no longer in the store."""
         self._verified.forget(digest)
         self._cache.forget(digest)
 
@@ -284,15 +287,14 @@ class ArtifactStore:
         self.driver.ensure_writable()
 
     def free_bytes(self) -> int:
-        """Free bytes of the local disk where artifacts are written or cached."""
+        """Return the free bytes of the local disk where artifacts are written or cached."""
         return free_bytes(self._scratch())
 
     def _scratch(self) -> Path:
         content = self.driver.folder("content")
         return content.parent / "tmp" if content is not None else self.home / "tmp"
 
-    def _problem(self, prefix: str, entry: FileEntry) -> str | None:
-        key = f"{prefix}/{entry.path}"
+    def _content_problem(self, key: str, entry: FileEntry) -> str | None:
         try:
             size, sha256 = _hash(self.driver.read(key))
         except FileNotFoundError:
@@ -303,18 +305,12 @@ class ArtifactStore:
             return f"{self.driver.uri(key)} was changed: its SHA-256 is {sha256} instead of {entry.sha256}"
         return None
 
-    def _not_erased(self, key: str, entry: FileEntry, sha256: str) -> str | None:
+    def _erasure_problem(self, key: str, entry: FileEntry, sha256: str) -> str | None:
         if sha256 != entry.sha256:
             return f"the tombstone of {self.driver.uri(key)} names the SHA-256 {sha256}, not {entry.sha256}"
         if self.driver.head(key) is not None:
             return f"{self.driver.uri(key)} is there, but a tombstone says that it was erased"
         return None
-
-    def _lacking(self, prefix: str, entry: FileEntry) -> str | None:
-        key = f"{prefix}/{entry.path}"
-        if self.driver.matches(key, entry):
-            return None
-        return f"{self.driver.uri(key)} is missing, or has another size or checksum than its manifest says"
 
     def _fetch(self, manifest: Manifest, folder: Path) -> None:
         try:
@@ -324,9 +320,9 @@ class ArtifactStore:
             raise self._set_aside(manifest.digest, error) from error
 
     def _set_aside(self, digest: str, problem: object) -> VerificationFailed:
-        """Make a damaged artifact invisible, so that no cache hit returns it; its bytes stay.
+        """Make a damaged artifact invisible, so that no cache hit returns it, and return the error to raise.
 
-        The error to raise; a store that is only read is left as it is.
+        Its bytes stay; a store that is only read is left as it is.
         """
         if self.read_only:
             return VerificationFailed(f"artifact {digest} is damaged ({problem}); `verify` says more")
@@ -341,25 +337,9 @@ class ArtifactStore:
 
 
 def index_keys(record_id: str, record: Record) -> list[str]:
-    """Keys of the empty objects that find a record from its content and from its parents."""
+    """Return the keys of the empty objects that find a record from its content and from its parents."""
     parents = sorted({parent.record for parent in record.parents})
     return [f"made/{record.content}/{record_id}", *(f"used/{parent}/{record_id}" for parent in parents)]
-
-
-def _driver(config: StoreConfig, home: Path) -> Driver:
-    uri = config.uri
-    if uri is None:
-        return LocalDriver(home / "store")
-    parts = urlsplit(uri)
-    if parts.scheme == "s3":
-        from resprout.infra.store.s3 import S3Driver
-
-        return S3Driver.from_config(config)
-    if parts.scheme == "file":
-        return LocalDriver(Path(unquote(parts.path)))
-    if "://" in uri:
-        raise BadInput(f"infra.store.uri is '{uri}'; give a folder or s3://bucket/prefix")
-    return LocalDriver(Path(uri).expanduser())
 
 
 def _hash(pieces: Iterator[bytes]) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from resprout.infra.notes import code, link, plain
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 
 if TYPE_CHECKING:
     from resprout.infra.store.store import ArtifactStore

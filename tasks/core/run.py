@@ -29,9 +29,8 @@ from resprout.configs.errors import ResproutError, StageFailed, Transient, Unrea
 from resprout.configs.result import ArtifactResult, StageResult
 from resprout.infra import identity
 from resprout.infra.notes import NOTE, run_page
-from resprout.infra.patience import patiently
-from resprout.infra.store.record import Parent, Record
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.retry import retry_while_down
+from resprout.infra.store.record import ArtifactRef, Parent, Record
 from resprout.tasks.core.data_scan import Scan
 from resprout.tasks.core.job import SHARD_ROLE, Job, Progress, Share
 from resprout.tasks.core.mlflow_log import DATA, flat, log_artifact, log_scan, profile, stage_note
@@ -132,7 +131,7 @@ class Run:
 
     def keep(self, write: Callable[[], T]) -> T:
         """Return what `write` returns, which writes finished work to the store; wait through an outage."""
-        return patiently(write, self.outage_seconds, stop=self.stop_if_cancelled)
+        return retry_while_down(write, self.outage_seconds, stop=self.stop_if_cancelled)
 
     def make(
         self, stage: Stage[Any], job: Job[Any], inputs: Mapping[str, Input], role: str = ""

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from resprout.infra import identity
-from resprout.infra.store.record import stage_key
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef, stage_key
 from resprout.tasks.core.cache_key import code_hash
 from resprout.tasks.core.job import WHOLE, Job, Progress
 

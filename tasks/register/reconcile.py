@@ -18,7 +18,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.result import RegisteredResult
 from resprout.configs.schema import RegisterConfig
 from resprout.infra.proof.registering import Registrar
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.run import Run
 
@@ -73,7 +73,7 @@ def own_uri(store: ArtifactStore, digest: str, folder: str) -> str:
 
 def is_copy(store: ArtifactStore, tracker: Tracker) -> bool:
     """Whether versions point at a copy of the export among a run's artifacts, not into the store itself."""
-    return tracker.is_server and not store.root_uri.startswith("s3://")
+    return tracker.is_server and not store.driver.remote
 
 
 def is_here(run: Run, registrar: Registrar, digest: str, folder: str, source: str, owner: str | None) -> bool:

@@ -21,7 +21,7 @@ import yaml
 
 from one_machine import Machine, running, until
 from resprout.configs.schema import StoreConfig
-from resprout.infra.store.claims import claim
+from resprout.infra.store.lease import claim
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import key_of
 from resprout.infra.triggers.registry import Version

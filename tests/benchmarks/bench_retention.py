@@ -28,9 +28,8 @@ def peak_megabytes() -> float:
 def measure(home: Path) -> None:
     """Print seconds, megabytes and artifacts to free of a plan over the store below `home`."""
     from resprout.configs.schema import MlflowConfig, StoreConfig
-    from resprout.infra.retention.inventory import take
-    from resprout.infra.retention.needs import Look
-    from resprout.infra.retention.plan import plan
+    from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+    from resprout.infra.retention.gc_roots import RootFinder
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
@@ -39,7 +38,9 @@ def measure(home: Path) -> None:
     tracker.connect()
     before = peak_megabytes()
     began = time.perf_counter()
-    planned = plan(take(store), Look(store, tracker, LeaseLockManager(store.driver), 30).needs(), 0.0)
+    planned = plan_collection(
+        take_inventory(store), RootFinder(store, tracker, LeaseLockManager(store.driver), 30).find(), 0.0
+    )
     seconds = time.perf_counter() - began
     sys.stdout.write(f"{seconds} {peak_megabytes() - before} {len(planned.freed)}\n")
 

@@ -30,7 +30,7 @@ os.environ.update(
 from resprout.configs.load import Loaded, load
 from resprout.configs.schema import EvaluateConfig
 from resprout.infra.store.driver import Driver
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from tiny_run import words, write_run
 from toys import Knobs, whole

@@ -31,8 +31,8 @@ def measure(home: Path) -> None:
     from resprout.configs.load import load_infra
     from resprout.flows.session import NoDisplay
     from resprout.infra.environment import prepare
+    from resprout.infra.store.in_use import InUseReferences
     from resprout.infra.store.lease import LeaseLockManager
-    from resprout.infra.store.pins import Pins
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
@@ -51,14 +51,14 @@ def measure(home: Path) -> None:
     def chain() -> list[float]:
         run_id = tracker.start("bench", {})
         locks = LeaseLockManager(store.driver)
-        store.pins = Pins(store.driver, locks)
+        store.in_use = InUseReferences(store.driver, locks)
         run = Run(store, tracker, locks, ArtifactResults.of(store), NoDisplay(), home, run_id)
         spent, inputs = [], {}
         for index in range(STAGES):
             began = time.perf_counter()
             inputs = {"before": toy(run, Job(Knobs(text=str(index)), 1), inputs, role=f"{index}")}
             spent.append(time.perf_counter() - began)
-        store.pins.close()
+        store.in_use.close()
         locks.close()
         return spent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -47,10 +48,10 @@ STAGES: dict[str, tuple[Any, Any]] = {
 DATA = "configs.section configs.sources configs.infrastructure"
 PRUNING = f"prune models configs.prune configs.presets configs.target configs.stages {DATA}"
 ROOMS = {
-    "acquire_model": f"acquire models configs.stages {DATA} infra.licences infra.store.paths",
-    "acquire_rows": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.paths",
-    "acquire_text": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.paths",
-    "acquire_task": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.paths",
+    "acquire_model": f"acquire models configs.stages {DATA} infra.licences infra.store.filesystem",
+    "acquire_rows": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
+    "acquire_text": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
+    "acquire_task": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "calibrate": f"calibrate data models configs.stages {DATA}",
     "score": PRUNING,
     "score-shard": PRUNING,
@@ -232,7 +233,7 @@ def test_orchestration_is_there_and_is_not_followed() -> None:
         assert reason
         path = code.module_path(module)
         assert path is not None
-        assert not wanted or f"class {wanted}" in path.read_text()
+        assert not wanted or re.search(rf"^(class|def) {wanted}\b", path.read_text(), re.M)
 
 
 @pytest.mark.parametrize(

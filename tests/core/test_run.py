@@ -13,9 +13,9 @@ import pytest
 from safetensors import SafetensorError
 
 from resprout.configs.errors import BadInput, StageFailed, Transient
-from resprout.infra import identity, patience
+from resprout.infra import identity, retry
 from resprout.infra.notes import NOTE
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.stage import Part, stage
 from toys import Knobs, write_text
@@ -315,7 +315,7 @@ def test_a_swallowed_interrupt_stops_the_stage_before_it_publishes(
 def test_finished_work_waits_for_a_store_that_is_away_and_is_not_done_again(
     home: Path, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "FIRST_SECONDS", 0.01)
     worked: list[int] = []
 
     def body(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:

@@ -15,10 +15,10 @@ from resprout.configs.schema import StoreConfig
 from resprout.infra.proof.collected import collected_key
 from resprout.infra.proof.seal import seal_key
 from resprout.infra.proof.timestamp import token_key
-from resprout.infra.retention.collect import Collector
-from resprout.infra.retention.inventory import take
-from resprout.infra.retention.plan import Needs, plan
-from resprout.infra.store import pins
+from resprout.infra.retention.gc import Collector
+from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc_roots import Roots
+from resprout.infra.store import in_use
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 
@@ -140,13 +140,13 @@ def test_gc_deletes_nothing_that_retention_may_not_delete(tmp_path: Path) -> Non
     store = ArtifactStore.from_config(StoreConfig(), tmp_path)
     for key in (f"signatures/{made[0].record}/key", seal_key(run), token_key(run)):
         store.driver.put_bytes(key, b"{}")
-    pins.mark(store.driver, made[0].digest, "gc-dead")
-    store.driver.put_bytes(f"{pins.pins_on(made[0].digest)}writer-dead", b"")
+    in_use.mark(store.driver, made[0].digest, "gc-dead")
+    store.driver.put_bytes(f"{in_use.references_to(made[0].digest)}writer-dead", b"")
     before = set(store.driver.list(""))
-    locks, inventory = LeaseLockManager(store.driver), take(store)
+    locks, inventory = LeaseLockManager(store.driver), take_inventory(store)
     sealed = {run: [one.record for one in made]}
-    collector = Collector(store, locks, inventory, Needs, sealed=sealed)
-    collector.run(plan(inventory, Needs(), 0.0))
+    collector = Collector(store, locks, inventory, Roots, sealed=sealed)
+    collector.run(plan_collection(inventory, Roots(), 0.0))
     locks.close()
     after = set(store.driver.list(""))
     assert len(collector.deleted) == len(made)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ExportConfig, PruneConfig
 from resprout.infra.licences import Credit
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.core.stage import CardLine
 from resprout.tasks.export import probe as script

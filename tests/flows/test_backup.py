@@ -14,10 +14,10 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.infra.retention import bundle
+from resprout.infra.retention import backup
 from resprout.infra.retention.backup import Backup
-from resprout.infra.retention.database import Database
-from resprout.infra.retention.erase import carry_out, find
+from resprout.infra.retention.erase import execute_erasure, plan_erasure
+from resprout.infra.retention.mlflow_data import Database
 from resprout.infra.retention.restore import Restore
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
@@ -82,7 +82,7 @@ def test_on_an_empty_machine_a_backup_comes_back_and_verify_holds(
     shutil.move(copied, tmp_path / "gone")
     done = resprout("restore", place, home=new)
     assert done.code == 0, done.err
-    assert "every object has its SHA-256, every row its values; signed by no known key" in done.out
+    assert "`verify --all` holds, and every row has its values; signed by no known key" in done.out
     looked = resprout("verify", "--all", "--json", home=new)
     assert looked.code == 0, looked.err
     assert looked.result["problems"] == []
@@ -118,8 +118,8 @@ def test_an_erased_artifact_is_backed_up_without_its_bytes(
     back_up(copied, target)
     assert target.head(f"store/content/{pool}/rows.jsonl") is not None
     store, tracker, _ = opened(copied)
-    erased = find(store, tracker, copied, pool, None)
-    carry_out(store, tracker, LeaseLockManager(store.driver), erased, "asked")
+    erased = plan_erasure(store, tracker, copied, pool, None)
+    execute_erasure(store, tracker, LeaseLockManager(store.driver), erased, "asked")
     back_up(copied, target)
     assert target.head(f"store/content/{pool}/rows.jsonl") is None
     restore(target, tmp_path / "new")
@@ -174,13 +174,13 @@ def test_a_backup_that_leads_elsewhere_is_refused(copied: Path, tmp_path: Path, 
     place = LocalDriver(tmp_path / "backup")
     store = ArtifactStore.from_config(StoreConfig(), copied)
     back_up(copied, place)
-    said = bundle.described(place, store.signer).said
-    line = bundle.entry_of("store/x", b"evil").model_dump_json().replace('"store/x"', json.dumps(key))
+    said = backup.read_statement(place, store.signer).said
+    line = backup.entry_of("store/x", b"evil").model_dump_json().replace('"store/x"', json.dumps(key))
     data = (place.get_bytes("objects.jsonl") or b"") + line.encode() + b"\n"
     place.put_bytes("objects.jsonl", data)
     changed = {**said, "list": hashlib.sha256(data).hexdigest(), "objects": said["objects"] + 1}
     changed.pop("key")
-    bundle.describe(place, store.signer, changed)
+    backup.write_statement(place, store.signer, changed)
     with pytest.raises(VerificationFailed):
         restore(place, tmp_path / "new")
     assert not list(tmp_path.rglob("evil"))

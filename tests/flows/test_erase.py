@@ -13,10 +13,9 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.infra.retention.copies import Copies
-from resprout.infra.retention.erase import carry_out, find
-from resprout.infra.retention.hold import hold
-from resprout.infra.retention.rows import Signs
+from resprout.infra.retention.erase import CopySearch, copies_in_run, execute_erasure, plan_erasure
+from resprout.infra.retention.gc_roots import set_hold
+from resprout.infra.retention.row_search import Fingerprints
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
@@ -84,8 +83,8 @@ def test_a_row_is_gone_wherever_it_came_and_verify_says_erased(
     assert any(f"artifact {pool} were erased on" in note for note in looked.result["notes"])
     # Once more is no fault, and changes nothing.
     stone = store.tombstone(pool)
-    again = find(store, tracker, copied, pool, row["id"])
-    carry_out(store, tracker, LeaseLockManager(store.driver), again, REASON)
+    again = plan_erasure(store, tracker, copied, pool, row["id"])
+    execute_erasure(store, tracker, LeaseLockManager(store.driver), again, REASON)
     assert store.tombstone(pool) == stone
     assert stone.reason == REASON
 
@@ -95,13 +94,13 @@ def test_what_is_missing_without_a_tombstone_or_there_in_spite_of_one_is_a_probl
 ) -> None:
     model = digest_of(finished, "acquire model")
     shutil.copytree(copied / "store" / "content" / model, tmp_path / "kept")
-    locks, wanted = LeaseLockManager(store.driver), find(store, tracker, copied, model, None)
-    hold(tracker, VERSION, "case 7")
+    locks, wanted = LeaseLockManager(store.driver), plan_erasure(store, tracker, copied, model, None)
+    set_hold(tracker, VERSION, "case 7")
     with pytest.raises(BadInput, match=f"artifact {model} is under a legal hold"):
-        carry_out(store, tracker, locks, wanted, REASON)
+        execute_erasure(store, tracker, locks, wanted, REASON)
     assert store.check(model)
-    hold(tracker, VERSION, None)
-    carry_out(store, tracker, locks, wanted, REASON)
+    set_hold(tracker, VERSION, None)
+    execute_erasure(store, tracker, locks, wanted, REASON)
     assert store.verify(model) == []
     assert list(store.driver.list(f"content/{model}/")) == []
 
@@ -129,9 +128,9 @@ def test_a_row_that_is_not_there_is_refused(
     copied: Path, store: ArtifactStore, tracker: Tracker, finished: Any, resprout: Callable[..., Any]
 ) -> None:
     with pytest.raises(BadInput, match="has the row 'nobody knows this'"):
-        find(store, tracker, copied, digest_of(finished, "acquire pool"), "nobody knows this")
+        plan_erasure(store, tracker, copied, digest_of(finished, "acquire pool"), "nobody knows this")
     with pytest.raises(BadInput, match="there is no artifact"):
-        find(store, tracker, copied, "0" * 64, None)
+        plan_erasure(store, tracker, copied, "0" * 64, None)
     assert resprout("erase", "../x", "--reason", REASON, home=copied).code == 2
 
 
@@ -146,13 +145,13 @@ def test_with_a_whole_data_set_go_its_rows_wherever_they_came(
     (twin / "copy.jsonl").write_bytes(store.read(pool, "rows.jsonl"))
     (twin / "notes.md").write_text("of another owner")
     other = store.publish(twin).digest
-    whole = find(store, tracker, copied, pool, None)
+    whole = plan_erasure(store, tracker, copied, pool, None)
     assert whole.files[other].keys() == {"copy.jsonl"}
     assert digest_of(finished, "select") in whole.files
     assert any("safetensors" in path for path in whole.not_searched)
     assert not any(path.startswith(pool) for path in whole.not_searched)
     assert whole.breaks == {}
-    carry_out(store, tracker, LeaseLockManager(store.driver), whole, REASON)
+    execute_erasure(store, tracker, LeaseLockManager(store.driver), whole, REASON)
     assert everywhere(copied, row["instruction"]) == []
     assert store.read(other, "notes.md") == b"of another owner"
 
@@ -161,11 +160,11 @@ def test_a_source_leaves_its_copies_behind_and_says_so_and_what_would_break(
     copied: Path, store: ArtifactStore, tracker: Tracker, finished: Any
 ) -> None:
     model, exported = digest_of(finished, "acquire model"), digest_of(finished, "export")
-    found = find(store, tracker, copied, model, None)
+    found = plan_erasure(store, tracker, copied, model, None)
     assert list(found.files) == [model]
     assert any(path.startswith(exported) and "tokenizer" in path for path in found.left_behind)
     assert found.breaks == {}
-    gone = find(store, tracker, copied, exported, None)
+    gone = plan_erasure(store, tracker, copied, exported, None)
     assert any("tokenizer" in path for path in gone.breaks[VERSION])
 
 
@@ -185,10 +184,10 @@ def test_an_erasure_that_was_cut_off_goes_on(
 
     monkeypatch.setattr(store.driver, "delete_all", cut_off)
     with pytest.raises(InterruptedError):
-        carry_out(store, tracker, locks, find(store, tracker, copied, pool, row["id"]), REASON)
+        execute_erasure(store, tracker, locks, plan_erasure(store, tracker, copied, pool, row["id"]), REASON)
     monkeypatch.undo()
     assert everywhere(copied, row["instruction"])
-    carry_out(store, tracker, locks, find(store, tracker, copied, pool, row["id"]), REASON)
+    execute_erasure(store, tracker, locks, plan_erasure(store, tracker, copied, pool, row["id"]), REASON)
     assert everywhere(copied, row["instruction"]) == []
 
 
@@ -205,6 +204,7 @@ def test_files_of_runs_are_looked_at_one_at_a_time(tmp_path: Path) -> None:
             return str(Path(folder) / path)
 
     tracker: Any = type("Tracker", (), {"client": Client(), "shown_uri": "here"})
-    hits = Copies(tracker, {hashlib.sha256(b"b.bin").hexdigest()}, Signs())._run("run")
+    search = CopySearch(tracker, {hashlib.sha256(b"b.bin").hexdigest()}, Fingerprints())
+    hits = copies_in_run(tracker, "run", search.match)
     assert list(hits) == ["run/b.bin"]
     assert kept == [0, 0, 0]

@@ -18,12 +18,10 @@ from resprout.flows.examine import Examined, examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra import searches
 from resprout.infra.proof.collected import collected_key
-from resprout.infra.retention.collect import Collector
-from resprout.infra.retention.erase import carry_out, find
-from resprout.infra.retention.hold import hold
-from resprout.infra.retention.inventory import take
-from resprout.infra.retention.needs import HELD, LATE, REGISTERED, Look
-from resprout.infra.retention.plan import plan
+from resprout.infra.retention.erase import execute_erasure, plan_erasure
+from resprout.infra.retention.gc import Collector
+from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc_roots import HELD, RECENT, REGISTERED, RootFinder, set_hold
 from resprout.infra.store import tombstones
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
@@ -43,7 +41,11 @@ def store(copied: Path) -> ArtifactStore:
 
 
 def planned(store: ArtifactStore, tracker: Tracker, keep_days: float = 0.0) -> Any:
-    return plan(take(store), Look(store, tracker, LeaseLockManager(store.driver), keep_days).needs(), 0.0)
+    return plan_collection(
+        take_inventory(store),
+        RootFinder(store, tracker, LeaseLockManager(store.driver), keep_days).find(),
+        0.0,
+    )
 
 
 def unregister(tracker: Tracker) -> None:
@@ -77,7 +79,7 @@ def test_without_the_version_only_what_else_holds_it(
     everything = {stage["artifact"]["digest"] for stage in finished.result["stages"]}
     unregister(tracker)
     assert set(planned(store, tracker).freed) == everything
-    assert planned(store, tracker, keep_days=1).kept == {LATE: len(everything)}
+    assert planned(store, tracker, keep_days=1).kept == {RECENT: len(everything)}
     parent = parent_of(tracker)
     tracker.client.set_tag(parent, HOLD, "case 7")
     assert planned(store, tracker).kept == {HELD: len(everything)}
@@ -95,7 +97,7 @@ def test_without_the_version_only_what_else_holds_it(
     for status in ("RUNNING", "FAILED", "KILLED", "FINISHED"):
         # How it ended, and that no seal tells of it, takes nothing from a run of late.
         tracker.client.update_run(parent, status)
-        assert planned(store, tracker, keep_days=1).kept == {LATE: len(everything)}
+        assert planned(store, tracker, keep_days=1).kept == {RECENT: len(everything)}
     assert set(planned(store, tracker).freed) == everything
 
 
@@ -132,12 +134,12 @@ def test_a_version_that_was_removed_from_the_registry_is_told_of(
     store: ArtifactStore, tracker: Tracker
 ) -> None:
     record = tracker.version("models:/tiny-pruned/1").tags["resprout.record"]
-    look = Look(store, tracker, LeaseLockManager(store.driver), 0.0)
-    look.needs()
-    assert look.removed == {}
+    finder = RootFinder(store, tracker, LeaseLockManager(store.driver), 0.0)
+    finder.find()
+    assert finder.removed == {}
     unregister(tracker)
-    look.needs()
-    assert record in look.removed["models:/tiny-pruned/1"]
+    finder.find()
+    assert record in finder.removed["models:/tiny-pruned/1"]
 
 
 @pytest.mark.parametrize("place", ["version", "model"])
@@ -199,11 +201,11 @@ def test_what_gc_left_of_a_run_is_still_looked_at(
 ) -> None:
     unregister(tracker)
     exported = next(searches.runs(tracker, "tags.`resprout.stage` = 'export'"))
-    hold(tracker, exported.info.run_id, "case 7")
-    locks, inventory = LeaseLockManager(store.driver), take(store)
-    look = Look(store, tracker, locks, 0.0)
-    Collector(store, locks, inventory, look.needs, sealed=look.sealed()).run(
-        plan(inventory, look.needs(), 0.0)
+    set_hold(tracker, exported.info.run_id, "case 7")
+    locks, inventory = LeaseLockManager(store.driver), take_inventory(store)
+    finder = RootFinder(store, tracker, locks, 0.0)
+    Collector(store, locks, inventory, finder.find, sealed=finder.sealed()).run(
+        plan_collection(inventory, finder.find(), 0.0)
     )
     # The hold is on a stage's run, so the seal of the run around it says nothing else.
     assert besides_the_removal(examine_all(Place(store, tracker, copied, None))) == []
@@ -219,12 +221,12 @@ def test_what_was_erased_is_explained_after_gc_took_what_it_was_made_from(
     unregister(tracker)
     selected = next(one for one in finished.result["stages"] if one["name"] == "select")["artifact"]["digest"]
     locks = LeaseLockManager(store.driver)
-    carry_out(store, tracker, locks, find(store, tracker, copied, selected, None), "request 17")
-    inventory, look = take(store), Look(store, tracker, locks, 0.0)
-    Collector(store, locks, inventory, look.needs, sealed=look.sealed()).run(
-        plan(inventory, look.needs(), 0.0)
+    execute_erasure(store, tracker, locks, plan_erasure(store, tracker, copied, selected, None), "request 17")
+    inventory, finder = take_inventory(store), RootFinder(store, tracker, locks, 0.0)
+    Collector(store, locks, inventory, finder.find, sealed=finder.sealed()).run(
+        plan_collection(inventory, finder.find(), 0.0)
     )
-    assert "acquire_model" in {store.get_record(record).stage for record in take(store).ages}
+    assert "acquire_model" in {store.get_record(record).stage for record in take_inventory(store).ages}
     left = {key.split("/")[1] for key in store.driver.list("content/")}
     assert left <= set(tombstones.erased(store.driver))
     place = Place(store, tracker, copied, None)
@@ -239,17 +241,17 @@ def test_a_hold_is_set_and_lifted_and_is_no_change_to_what_was_sealed(
     copied: Path, store: ArtifactStore, tracker: Tracker
 ) -> None:
     for reference in ("models:/tiny-pruned/1", "models:/tiny-pruned@candidate", "models:/tiny-pruned"):
-        hold(tracker, reference, "case 7")
+        set_hold(tracker, reference, "case 7")
         assert planned(store, tracker).kept.keys() == {HELD}
-        hold(tracker, reference, None)
+        set_hold(tracker, reference, None)
         assert planned(store, tracker).kept.keys() == {REGISTERED}
     parent = parent_of(tracker)
-    hold(tracker, parent, "case 7")
+    set_hold(tracker, parent, "case 7")
     assert tracker.run(parent).data.tags[HOLD] == "case 7"
     assert examine_all(Place(store, tracker, copied, None)).problems == []
     for unknown in ("models:/nobody", "models:/nobody/3", "0" * 32, "word"):
         with pytest.raises(BadInput):
-            hold(tracker, unknown, "case 7")
+            set_hold(tracker, unknown, "case 7")
 
 
 def test_a_registry_that_does_not_answer_is_no_missing_model(
@@ -260,7 +262,7 @@ def test_a_registry_that_does_not_answer_is_no_missing_model(
 
     monkeypatch.setattr(tracker.client, "get_registered_model", down)
     with pytest.raises(Transient):
-        hold(tracker, "models:/tiny-pruned", "case 7")
+        set_hold(tracker, "models:/tiny-pruned", "case 7")
 
 
 def test_the_verb_says_what_it_did(copied: Path, tracker: Tracker, resprout: Callable[..., Any]) -> None:

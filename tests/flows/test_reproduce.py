@@ -331,7 +331,9 @@ def test_what_cannot_work_is_refused_in_a_sentence(forged: Forged, tmp_path: Pat
     assert "--trust-remote-code" in refusal(trusting)
     refuse_impossible(trusting, store, tmp_path, trust_remote_code=True)
     rows = forged.digests["acquire pool"]
-    stone = Tombstone(rows, {}, {}, "somebody asked", "me", "2026-01-02T00:00:00+00:00")
+    stone = Tombstone(
+        digest=rows, files={}, tracked={}, reason="somebody asked", who="me", when="2026-01-02T00:00:00+00:00"
+    )
     tombstones.put(store.driver, store.signer, stone)
     said = f"the pool of this run (artifact {rows}) was erased on 2026-01-02: somebody asked; without it"
     assert said in refusal(run)

@@ -238,9 +238,9 @@ def test_no_secret_is_in_a_backup(
     served: Served, s3: Any, mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from resprout.configs.load import load_infra
-    from resprout.infra.retention import bundle
+    from resprout.infra.retention import backup
     from resprout.infra.retention.backup import Backup
-    from resprout.infra.retention.database import Database
+    from resprout.infra.retention.mlflow_data import Database
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.local import LocalDriver
     from resprout.infra.store.store import ArtifactStore
@@ -261,7 +261,7 @@ def test_no_secret_is_in_a_backup(
     locks.close()
     database.close()
     assert counted.copied == counted.objects > 100
-    assert bundle.described(target, store.signer).signed_by == (store.signer.own_id,)
+    assert backup.read_statement(target, store.signer).signed_by == (store.signer.own_id,)
     kept = files(target.root)
     for room in (
         "store/signatures",

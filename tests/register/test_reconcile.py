@@ -13,7 +13,7 @@ from resprout.infra.proof.registering import Registrar
 from resprout.infra.proof.seal import Sealed
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from one_machine import Machine, running, until
-from resprout.infra.stack.leftovers import mark, of_stack
-from resprout.infra.stack.runs import run_ids
+from resprout.infra.stack.flow_runs import run_ids
+from resprout.infra.stack.launch import stack_mark, stack_processes
 from tiny_run import write_run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
@@ -31,7 +31,7 @@ def kill(*processes: psutil.Process) -> None:
 
 
 def worker_and_runs(machine: Machine) -> list[psutil.Process]:
-    return [process for process, part in of_stack(mark(machine.home)) if part == "worker"]
+    return [process for process, part in stack_processes(stack_mark(machine.home)) if part == "worker"]
 
 
 def tasks(machine: Machine, run: str, *states: str) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def test_after_a_kill_of_everything_up_goes_on(stack: Machine) -> None:
 
 def test_up_takes_over_from_parts_that_outlived_their_supervisor(stack: Machine) -> None:
     before = stack.parts()
-    kill(*(process for process, part in of_stack(mark(stack.home)) if not part))
+    kill(*(process for process, part in stack_processes(stack_mark(stack.home)) if not part))
     until(lambda: stack("up", "--status").returncode == 1, 10)
     assert psutil.pid_exists(before["prefect"]["pid"])
     done = stack("up")

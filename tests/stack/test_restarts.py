@@ -14,8 +14,8 @@ import pytest
 
 from one_machine import Machine, running, until
 from resprout.infra.prefect.automations import SETTLED_SECONDS
-from resprout.infra.stack.leftovers import mark, of_stack
-from resprout.infra.stack.runs import run_ids
+from resprout.infra.stack.flow_runs import run_ids
+from resprout.infra.stack.launch import stack_mark, stack_processes
 from resprout.infra.stack.supervisor import Supervisor
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(500)]
@@ -42,7 +42,7 @@ with get_client(sync_client=True) as client:
 """
 
 IMPATIENT = """
-from resprout.infra.prefect import automations
+from resprout.infra import automations
 automations.SETTLED_SECONDS = 10.0
 automations.MOST_RESTARTS = 2
 automations.ensure_automations()
@@ -70,7 +70,7 @@ def call(machine: Machine, code: str, *arguments: str) -> str:
 
 
 def living(machine: Machine, run: str) -> list[int]:
-    found = (process for process, part in of_stack(mark(machine.home)) if part == "worker")
+    found = (process for process, part in stack_processes(stack_mark(machine.home)) if part == "worker")
     return [process.pid for process in found if run_ids([process]) == [run]]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.infra.store.canonical import canonical_json, sha256_hex
-from resprout.infra.store.paths import unsafe
+from resprout.infra.store.filesystem import unsafe
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.hub_faults import TIMEOUT_SECONDS, hub_faults
 from resprout.tasks.acquire.source import Context, Pinned, PinnedFile, Wanted

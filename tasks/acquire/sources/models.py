@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from resprout.configs.errors import BadInput, ResproutError, Transient
 from resprout.configs.schema import without_credentials
 from resprout.infra.store.canonical import canonical_json, sha256_hex
-from resprout.infra.store.paths import unsafe
+from resprout.infra.store.filesystem import unsafe
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.source import Context, Pinned, PinnedFile, Wanted
 from resprout.tasks.acquire.sources.local import Local, pin_path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.infra.store.paths import unsafe
+from resprout.infra.store.filesystem import unsafe
 from resprout.tasks.acquire.source import Context, Pinned, Wanted
 from resprout.tasks.acquire.sources.local import Local, pin_path
 

@@ -10,10 +10,8 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.infra.store.faults import disk
-from resprout.infra.store.paths import unsafe
-from resprout.infra.store.s3 import s3_client
-from resprout.infra.store.s3faults import code_of, s3_faults
+from resprout.infra.store.filesystem import disk_errors, unsafe
+from resprout.infra.store.s3 import code_of, s3_client, s3_faults
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.licence import CARD_BYTES, card_licence
 from resprout.tasks.acquire.source import Context, Pinned, PinnedFile, Wanted, files_digest
@@ -33,7 +31,7 @@ class Bucket:
         for file in pinned.files:
             target = scratch / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            with disk(scratch, pinned.total_bytes):
+            with disk_errors(scratch, pinned.total_bytes):
                 _download(file, context, target)
             found[file.path] = target
         return found

@@ -10,11 +10,11 @@ import pytest
 
 from resprout.configs.schema import StoreConfig
 from resprout.infra.lineage import tree
-from resprout.infra.retention.collect import Collector
-from resprout.infra.retention.inventory import take
-from resprout.infra.retention.plan import Needs, plan
+from resprout.infra.retention.gc import Collector
+from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc_roots import Roots
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
 
@@ -26,10 +26,10 @@ def keep_collecting(store: ArtifactStore, stop: threading.Event, draw: random.Ra
     """One gc after the other that holds nothing for needed but what living writers name."""
     while not stop.is_set():
         locks = LeaseLockManager(store.driver)
-        inventory = take(store)
-        planned = plan(inventory, Needs(), 0.0)
+        inventory = take_inventory(store)
+        planned = plan_collection(inventory, Roots(), 0.0)
         time.sleep(draw.random() * 0.01)
-        Collector(store, locks, inventory, Needs).run(planned)
+        Collector(store, locks, inventory, Roots).run(planned)
         locks.close()
 
 
@@ -108,7 +108,7 @@ def play(tmp_path, pinned: bool, rounds: int, config: StoreConfig = PLAIN) -> in
     writer = Writer(store, random.Random(seed), tmp_path)
     for _ in range(rounds):
         locks = LeaseLockManager(store.driver)
-        store.pins = Pins(store.driver, locks, poll_seconds=0.002) if pinned else None
+        store.in_use = InUseReferences(store.driver, locks, poll_seconds=0.002) if pinned else None
         try:
             first = writer.stage("first", [])
             second = writer.stage("second", [first])
@@ -117,8 +117,8 @@ def play(tmp_path, pinned: bool, rounds: int, config: StoreConfig = PLAIN) -> in
             print(error)
             whole = False
         broken += not whole
-        if store.pins is not None:
-            store.pins.close()
+        if store.in_use is not None:
+            store.in_use.close()
         locks.close()
     stop.set()
     gc.join()

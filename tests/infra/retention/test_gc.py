@@ -9,26 +9,31 @@ import pytest
 
 from many import artifact, build, chain
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.infra.retention.collect import Collector
-from resprout.infra.retention.inventory import take
-from resprout.infra.retention.plan import ERASED, Needs, plan
-from resprout.infra.store import exports, pins
+from resprout.infra.retention.gc import Collector
+from resprout.infra.retention.gc_plan import ERASED, plan_collection, take_inventory
+from resprout.infra.retention.gc_roots import Roots
+from resprout.infra.store import exports, in_use
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
 from resprout.infra.store.record import Parent
 
-NOBODY = Needs
+NOBODY = Roots
+
+
+def writers_of(store, digest):
+    """The writers that have a reference to a digest, dead or alive."""
+    return [key.rpartition("/")[2] for key in store.driver.list(in_use.references_to(digest))]
 
 
 def freed(store, needs=NOBODY, grace=0.0):
-    return set(plan(take(store), needs(), grace).freed)
+    return set(plan_collection(take_inventory(store), needs(), grace).freed)
 
 
 def collected(store, locks, needs=NOBODY, later=None):
     """Digests that a gc deletes whose second looks see `later`."""
-    inventory = take(store)
+    inventory = take_inventory(store)
     collector = Collector(store, locks, inventory, later or needs)
-    collector.run(plan(inventory, needs(), 0.0))
+    collector.run(plan_collection(inventory, needs(), 0.0))
     return collector.deleted
 
 
@@ -66,7 +71,7 @@ def test_the_whole_lineage_of_what_is_needed_stays(store, root, locks):
     needed, other = chain(root, "needed"), chain(root, "other")
 
     def needs():
-        found = Needs()
+        found = Roots()
         found.add_records([needed[-2].record], "test")
         return found
 
@@ -77,7 +82,7 @@ def test_the_whole_lineage_of_what_is_needed_stays(store, root, locks):
         assert store.check(one.digest)
         assert store.get_record(one.record)
         assert store.driver.get_bytes(f"results/{store.get_record(one.record).key}") is not None
-    assert take(store).ages.keys() == {one.record for one in needed[:-1]}
+    assert take_inventory(store).ages.keys() == {one.record for one in needed[:-1]}
     assert store.children(needed[-2].record) == []
 
 
@@ -99,7 +104,7 @@ def test_an_unneeded_record_of_needed_content_goes_with_its_result(store, root, 
     assert again.digest == kept.digest
 
     def needs():
-        found = Needs()
+        found = Roots()
         found.add_records([kept.record], "test")
         return found
 
@@ -117,11 +122,11 @@ def test_an_unneeded_record_of_needed_content_goes_with_its_result(store, root, 
 def test_what_a_living_writer_named_stays_with_all_behind_it(store, root, locks):
     made = chain(root, "run")
     others = LeaseLockManager(store.driver)
-    writer = Pins(store.driver, others)
-    inventory = take(store)
-    planned = plan(inventory, Needs(), 0.0)
+    writer = InUseReferences(store.driver, others)
+    inventory = take_inventory(store)
+    planned = plan_collection(inventory, Roots(), 0.0)
     writer.hold(made[4].digest)
-    collector = Collector(store, locks, inventory, Needs)
+    collector = Collector(store, locks, inventory, Roots)
     collector.run(planned)
     assert set(collector.deleted) == {one.digest for one in made[5:]}
     assert all(store.check(one.digest) for one in made[:5])
@@ -134,14 +139,14 @@ def test_what_a_living_writer_named_stays_with_all_behind_it(store, root, locks)
 def test_the_pins_of_a_dead_writer_count_for_nothing_and_it_knows(store, root, locks):
     made = chain(root, "run")
     others = LeaseLockManager(store.driver, term_seconds=0.3)
-    writer = Pins(store.driver, others)
+    writer = InUseReferences(store.driver, others)
     writer.hold(made[0].digest)
     name = writer.writer
     # As if the process were stopped: no heartbeat, and the lease runs out by the store's clock.
     others._stop.set()
     time.sleep(1.6)
     assert len(collected(store, locks)) == 10
-    assert list(pins.writers_of(store.driver, made[0].digest)) == []
+    assert writers_of(store, made[0].digest) == []
     assert not others.still_held(name)
     with pytest.raises(StageFailed, match="removed meanwhile"):
         writer.confirm(store.check)
@@ -152,7 +157,7 @@ def test_what_is_registered_after_the_plan_is_seen(store, root, locks):
     made = chain(root, "run")
 
     def later():
-        found = Needs()
+        found = Roots()
         found.add_records([made[-1].record], "registered meanwhile")
         return found
 
@@ -162,10 +167,10 @@ def test_what_is_registered_after_the_plan_is_seen(store, root, locks):
 
 def test_a_record_that_came_after_the_plan_is_seen(store, root, locks):
     made = chain(root, "run")
-    inventory = take(store)
-    planned = plan(inventory, Needs(), 0.0)
+    inventory = take_inventory(store)
+    planned = plan_collection(inventory, Roots(), 0.0)
     artifact(root, "other", "run export", (Parent(role="x", digest=made[3].digest, record=made[3].record),))
-    collector = Collector(store, locks, inventory, Needs)
+    collector = Collector(store, locks, inventory, Roots)
     collector.run(planned)
     # The same bytes were made once more, from another parent.
     assert made[-2].digest not in collector.deleted
@@ -185,23 +190,23 @@ def test_two_gcs_do_not_work_at_once(store, root, locks):
 def test_a_gc_that_lost_its_lease_deletes_nothing_more(store, root, locks):
     made = chain(root, "run")
     others = LeaseLockManager(store.driver)
-    inventory = take(store)
+    inventory = take_inventory(store)
 
     def taken_over():
         # A writer that finds the mark of a gc whose lease ran out.
         locks._held[collector.name].lost = True
-        return Needs()
+        return Roots()
 
     collector = Collector(store, locks, inventory, taken_over)
     with pytest.raises(StageFailed, match="run it again"):
-        collector.run(plan(inventory, Needs(), 0.0))
+        collector.run(plan_collection(inventory, Roots(), 0.0))
     assert all(store.check(one.digest) for one in made)
     others.close()
 
 
 def test_marks_of_a_dead_gc_are_cleared_by_the_next(store, root, locks):
     made = chain(root, "run")
-    pins.mark(store.driver, made[0].digest, "gc-dead")
+    in_use.mark(store.driver, made[0].digest, "gc-dead")
     assert len(collected(store, locks)) == 10
     assert list(store.driver.list("gc/")) == []
 
@@ -233,7 +238,7 @@ def test_the_note_on_weights_leads_to_an_export_that_stays_or_goes(store, root, 
     kept = two if first == one.digest else one
 
     def needs():
-        found = Needs()
+        found = Roots()
         found.add_records([kept.record], "test")
         return found
 
@@ -262,7 +267,7 @@ def test_a_result_goes_over_to_a_kept_record_of_its_key_that_made_something_else
     other = artifact(root, "prune", "other", parents)
 
     def needs():
-        found = Needs()
+        found = Roots()
         found.add_records([kept.record], "test")
         return found
 
@@ -275,22 +280,22 @@ def test_a_result_goes_over_to_a_kept_record_of_its_key_that_made_something_else
 
 def test_of_what_an_erased_artifact_was_made_from_only_the_records_stay(store, root, locks):
     made = chain(root, "run")
-    erased = Needs(erased={made[4].digest})
+    erased = Roots(erased={made[4].digest})
     others = {one.digest for one in made} - {made[4].digest}
     assert freed(store, lambda: erased) == others
-    assert plan(take(store), erased, 0.0).kept == {ERASED: 1}
+    assert plan_collection(take_inventory(store), erased, 0.0).kept == {ERASED: 1}
     assert set(collected(store, locks, lambda: erased)) == others
     assert store.check(made[4].digest)
-    assert take(store).ages.keys() == {one.record for one in made[:5]}
+    assert take_inventory(store).ages.keys() == {one.record for one in made[:5]}
     assert [key for one in others for key in store.driver.list(f"content/{one}/")] == []
     assert freed(store, lambda: erased) == set()
     # A registered version still needs the bytes.
     again = chain(root, "other")
-    needed = Needs(records={again[4].record: "test"}, erased={again[2].digest})
+    needed = Roots(records={again[4].record: "test"}, erased={again[2].digest})
     assert freed(store, lambda: needed).isdisjoint(one.digest for one in again[:5])
 
 
 def test_what_is_erased_after_the_plan_keeps_its_records(store, root, locks):
     made = chain(root, "run")
-    collected(store, locks, later=lambda: Needs(erased={made[4].digest}))
-    assert take(store).ages.keys() == {one.record for one in made[:5]}
+    collected(store, locks, later=lambda: Roots(erased={made[4].digest}))
+    assert take_inventory(store).ages.keys() == {one.record for one in made[:5]}

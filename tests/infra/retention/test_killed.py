@@ -11,19 +11,20 @@ import time
 import pytest
 
 from many import build
-from resprout.infra.retention.collect import Collector
-from resprout.infra.retention.inventory import take
-from resprout.infra.retention.plan import Needs, plan
+from resprout.infra.retention.gc import Collector
+from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc_roots import Roots
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
 
 KILLED = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
     from resprout.configs.schema import StoreConfig
-    from resprout.infra.retention.collect import Collector
-    from resprout.infra.retention.inventory import take
-    from resprout.infra.retention.plan import Needs, plan
+    from resprout.infra.retention.gc import Collector
+    from resprout.infra.retention.gc_plan import take_inventory
+    from resprout.infra.retention.gc_roots import Roots
+    from resprout.infra.retention.gc_plan import plan_collection
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore
     store, left = ArtifactStore.from_config(StoreConfig(), Path(sys.argv[1])), int(sys.argv[2])
@@ -35,8 +36,9 @@ KILLED = textwrap.dedent("""
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(keys)
         setattr(store.driver, name, counted)
-    inventory = take(store)
-    Collector(store, LeaseLockManager(store.driver), inventory, Needs).run(plan(inventory, Needs(), 0.0))
+    inventory = take_inventory(store)
+    planned = plan_collection(inventory, Roots(), 0.0)
+    Collector(store, LeaseLockManager(store.driver), inventory, Roots).run(planned)
 """)
 
 
@@ -51,7 +53,7 @@ def test_after_a_kill_a_writer_goes_on_at_once_and_the_next_gc_ends_the_work(
     marks = list(store.driver.list("gc/"))
     assert marks
     # The artifact that it was at, and one that it had marked only.
-    store.pins = Pins(store.driver, locks)
+    store.in_use = InUseReferences(store.driver, locks)
     began = time.monotonic()
     for made in (runs[0][-1], runs[0][0]):
         work = home / made.stage
@@ -63,13 +65,13 @@ def test_after_a_kill_a_writer_goes_on_at_once_and_the_next_gc_ends_the_work(
     assert time.monotonic() - began < 5
     assert len(list(store.driver.list("gc/"))) == len(marks) - 2
     others = LeaseLockManager(store.driver)
-    inventory = take(store)
-    collector = Collector(store, others, inventory, Needs)
-    collector.run(plan(inventory, Needs(), 0.0))
+    inventory = take_inventory(store)
+    collector = Collector(store, others, inventory, Roots)
+    collector.run(plan_collection(inventory, Roots(), 0.0))
     others.close()
     assert all(store.check(made.digest) for made in (runs[0][-1], runs[0][0]))
-    store.pins.close()
-    inventory = take(store)
-    Collector(store, locks, inventory, Needs).run(plan(inventory, Needs(), 0.0))
+    store.in_use.close()
+    inventory = take_inventory(store)
+    Collector(store, locks, inventory, Roots).run(plan_collection(inventory, Roots(), 0.0))
     left = {key for key in store.driver.list("") if not key.startswith("tmp/")}
     assert left == set()

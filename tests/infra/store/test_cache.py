@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from resprout.infra.store.cache import LocalCache
+from resprout.infra.store.filesystem import private_folder
 from resprout.infra.store.manifest import scan
-from resprout.infra.store.workdir import private_folder
 
 SIZE = 1000
 
@@ -141,7 +141,8 @@ def test_a_failed_fetch_leaves_nothing(cache, source):
 
 def test_what_a_killed_process_left_is_swept(tmp_path):
     program = (
-        "import sys, os; from pathlib import Path; from resprout.infra.store.workdir import private_folder\n"
+        "import sys, os; from pathlib import Path\n"
+        "from resprout.infra.store.filesystem import private_folder\n"
         "with private_folder(Path(sys.argv[1])) as f: (f / 'x').touch(); os.kill(os.getpid(), 9)"
     )
     with private_folder(tmp_path) as alive:

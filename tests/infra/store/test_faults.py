@@ -85,7 +85,7 @@ class TestWrongSetup:
             return real(remove_tzinfo) + datetime.timedelta(hours=hours)
 
         monkeypatch.setattr("botocore.auth.get_current_datetime", off)
-        monkeypatch.setattr("resprout.infra.store.s3faults.get_current_datetime", off)
+        monkeypatch.setattr("resprout.infra.store.s3.get_current_datetime", off)
         with pytest.raises(Unreachable, match=f"this machine's clock is {sentence}; set the clock"):
             ArtifactStore.from_config(s3_config, home).ensure_writable()
 
@@ -260,7 +260,7 @@ class TestFullDisk:
     def test_no_room_for_a_download(self, s3_config, home, folder, monkeypatch):
         store = ArtifactStore.from_config(s3_config, home)
         digest = store.publish(folder).digest
-        monkeypatch.setattr("resprout.infra.store.download.free_bytes", lambda _: 100)
+        monkeypatch.setattr("resprout.infra.store.cache.free_bytes", lambda _: 100)
         with pytest.raises(StageFailed, match="is full"), store.open(digest):
             pass
         monkeypatch.undo()

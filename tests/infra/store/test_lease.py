@@ -16,18 +16,18 @@ import pytest
 
 from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.infra.store.canonical import sha256_hex
-from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.lease import LeaseLockManager, claim
 from resprout.infra.store.store import ArtifactStore
 
 HOLDER = textwrap.dedent("""
     import json, sys, time
     from pathlib import Path
     from resprout.configs.schema import StoreConfig
-    from resprout.infra.store import process
+    from resprout.infra.store import lease
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore
     if sys.argv[3] == "elsewhere":
-        process.system = lambda: "another machine"
+        lease._system = lambda: "another machine"
     store = ArtifactStore.from_config(StoreConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]))
     locks = LeaseLockManager(store.driver, term_seconds=float(sys.argv[4]))
     assert locks.acquire_lock("key", "other")
@@ -299,3 +299,21 @@ def test_ctrl_c_ends_every_wait(locks, config, tmp_path):
         timer.join()
     assert waiter.acquire_lock("free", "you"), "who need not wait is not asked"
     waiter.close()
+
+
+def test_one_of_many_gets_a_claim_and_keeps_it(store) -> None:
+    said: dict[str, str] = {}
+
+    def ask(owner: str) -> None:
+        said[owner] = claim(store.driver, "rule chat model-7", owner)
+
+    threads = [threading.Thread(target=ask, args=(f"run-{index}",)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 8
+    (winner,) = set(said.values())
+    assert winner in said
+    assert claim(store.driver, "rule chat model-7", winner) == winner
+    assert claim(store.driver, "rule chat model-8", "run-9") == "run-9"

@@ -26,8 +26,7 @@ from resprout.configs.errors import StageFailed
 from resprout.configs.schema import ProofConfig, StoreConfig
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.record import Record
-from resprout.infra.store.reference import ArtifactRef
+from resprout.infra.store.record import ArtifactRef, Record
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 

@@ -20,7 +20,8 @@ WHEN = "2026-01-02T03:04:05+00:00"
 
 def erase(store, digest, paths):
     files = {entry.path: entry.sha256 for entry in store.manifest(digest).files if entry.path in paths}
-    tombstones.put(store.driver, store.signer, Tombstone(digest, files, {}, "request 17", "me", WHEN))
+    stone = Tombstone(digest=digest, files=files, tracked={}, reason="request 17", who="me", when=WHEN)
+    tombstones.put(store.driver, store.signer, stone)
     store.driver.delete_all(f"content/{digest}/{path}" for path in paths)
     store.forget(digest)
 

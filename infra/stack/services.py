@@ -1,44 +1,74 @@
-"""The parts of the stack and what each is told: commands, addresses, environment."""
+"""The services of the stack: the command, address and environment of each."""
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from resprout.configs.rules import load_rules
 from resprout.configs.schema import InfraConfig
 from resprout.infra.environment import ARTIFACTS, QUIET
-from resprout.infra.stack.databases import mlflow_database, prefect_database
-from resprout.infra.stack.part import WORKER, Part
+from resprout.infra.stack.launch import WORKER
 from resprout.infra.stack.settings import (
     LOOPBACK,
-    bucket_variables,
     in_the_stack,
+    mlflow_database,
     mlflow_url,
+    prefect_database,
     prefect_url,
     relay_url,
     variables,
 )
 from resprout.infra.store.canonical import sha256_hex
+from resprout.infra.store.driver import driver_class
 
 TO_LOOPBACK = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
-"""MLflow delivers to a private address without TLS, as the relay's is, only when told so."""
+"""MLflow delivers to a private address without TLS, as the relay's is, only when allowed."""
 RULES = "_RESPROUT_RULES"
 RUNS = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-"""How soon the worker sees a run."""
+"""Seconds until the worker sees a run."""
 
 
-def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[Part], dict[str, str]]:
-    """The parts in the order in which they start, and all secrets as variables.
+@dataclass(frozen=True)
+class Service:
+    """A process that the supervisor starts; everything here is written to a JSON file for `launch`."""
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    health: str
+    """Address that answers 200 once the service works; for the worker Prefect's list of workers."""
+    url: str = ""
+    port: int | None = None
+    after: tuple[str, ...] = ()
+    """Addresses that must answer before the service starts."""
+    without: tuple[str, ...] = ()
+    """Variables with secrets of other services."""
+    keeps: tuple[str, ...] = ()
+    """Variables with its own secrets."""
+    pool: str = ""
+    """The worker's pool."""
+
+    def text(self) -> str:
+        """Return the service as JSON."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def build_services(
+    infra: InfraConfig, home: Path, relay: tuple[str, ...]
+) -> tuple[list[Service], dict[str, str]]:
+    """Return the services in the order in which they start, and all secrets as variables.
 
     `relay` is the command of the webhook relay, which runs where there are rules.
     """
     inside = in_the_stack(infra)
     settings, secrets = variables(inside, home)
-    bucket, bucket_secrets = bucket_variables(infra)
+    bucket, bucket_secrets = driver_class(infra.store.uri).mlflow_variables(infra.store)
     webhook_key = {"MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": _kept_key(home / "stack" / "webhook.key")}
     databases = {"MLFLOW_BACKEND_STORE_URI": mlflow_database(infra.stack, home)}
     prefect_secrets = {}
@@ -53,8 +83,8 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
     client = {**common, **settings, "PREFECT_API_URL": f"{prefect}/api"}
     ports = infra.stack
     hosts = [f"{host}:{ports.mlflow_port}" for host in (LOOPBACK, "localhost")]
-    parts = [
-        Part(
+    services = [
+        Service(
             "prefect",
             "Prefect server",
             (
@@ -72,7 +102,7 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
             port=ports.prefect_port,
             keeps=tuple(prefect_secrets),
         ),
-        Part(
+        Service(
             "mlflow",
             "MLflow server",
             (
@@ -95,7 +125,7 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
             port=ports.mlflow_port,
             keeps=(*databases, *webhook_key, *bucket_secrets),
         ),
-        Part(
+        Service(
             WORKER,
             "Prefect worker",
             (
@@ -111,8 +141,8 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
     ]  # fmt: skip
     if inside.relay.rules is not None:
         url = relay_url(infra)
-        parts.append(
-            Part(
+        services.append(
+            Service(
                 "relay",
                 "webhook relay",
                 relay,
@@ -125,31 +155,30 @@ def build(infra: InfraConfig, home: Path, relay: tuple[str, ...]) -> tuple[list[
             )
         )
 
-    def others(part: Part) -> tuple[str, ...]:
-        return tuple(sorted(set(everything) - set(part.keeps)))
-
-    return [replace(part, without=others(part)) for part in parts], everything
+    return [
+        replace(one, without=tuple(sorted(set(everything) - set(one.keeps)))) for one in services
+    ], everything
 
 
 def _rules(path: Path) -> str:
-    """Changes with the rules and with the run configs that they name: then the relay starts again."""
+    """Return a hash of the rules and of the run configs that they name: with another the relay restarts."""
     files = [path, *(ready.path for ready in load_rules(path))]
     return sha256_hex(b"".join(sha256_hex(file.read_bytes()).encode() for file in files))
 
 
 def _artifacts(infra: InfraConfig, home: Path) -> str:
-    """Where MLflow keeps the small files of runs: in the bucket of the artifact store, else below home.
+    """Return where MLflow keeps files of runs: in the bucket of the artifact store, else below home.
 
     Clients write there themselves, as they do without the stack, so that either way of running finds them.
     """
     uri = infra.store.uri
-    if uri is not None and uri.startswith("s3://"):
+    if uri is not None and driver_class(uri).remote:
         return f"{uri.rstrip('/')}/mlflow"
     return (home / ARTIFACTS).resolve().as_uri()
 
 
 def _kept_key(path: Path) -> str:
-    """The key that MLflow encrypts webhook secrets with in its database, made once."""
+    """Return the key with which MLflow encrypts webhook secrets in its database; made once."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -1,26 +1,26 @@
-"""What living writers rely on: `resprout gc` deletes none of it, and neither side holds the other up.
+"""In-use references: what living writers rely on, so that `resprout gc` deletes none of it.
 
 A writer is a run. It names each digest before it looks whether the artifact is there:
 
-1. it writes the pin `pins/<digest>/<writer>`; `<writer>` is a lease that it holds (`lease.py`);
+1. it writes the reference `pins/<digest>/<writer>`; `<writer>` is a lease that it holds (`lease.py`);
 2. it looks for the mark `gc/<digest>`, and waits until there is none;
 3. only then it looks at the manifest, and either relies on the artifact or publishes it.
 
-gc goes the other way round for each digest that nobody needs: it writes the mark, looks for living pins (and
-for records and versions that came since it planned), and only then deletes: manifest first, content, records,
-and the mark last. Where it finds a pin it takes the mark away and leaves the artifact.
+gc goes the other way round for each digest that nobody needs: it writes the mark, looks for living references
+(and for records and versions that came since it planned), and only then deletes: manifest first, content,
+records, and the mark last. Where it finds a reference it removes the mark and leaves the artifact.
 
 This is Dekker's argument: each side writes before it looks, and the store answers a read that begins after a
 write with that write. So of two that come at once at least one sees the other. Where only gc sees, it leaves
 the artifact; where only the writer sees, it waits and then finds the artifact gone, and makes it; where both
 see, gc leaves it and the writer waits for no longer than that.
 
-Death on either side: a pin counts while its writer's lease is alive, a mark while gc's is. Whoever disregards
-a dead one first takes its lease over. That is a conditional write, which the heartbeat of the other finds if
-it was only paused: it has lost then, and knows.
+Death on either side: a reference counts while its writer's lease is alive, a mark while gc's is. Whoever
+disregards a dead one first takes its lease over. That is a conditional write, which the other heartbeat
+finds if it was only paused: it has lost then, and knows.
 
 - A writer asks at the end of each publication whether it still has its lease (`confirm`). If that was taken
-  over while it was paused, it takes it anew, names everything again and looks whether all is still there.
+  over while it was paused, it takes it again, names everything again and looks whether all is still there.
 - gc asks the store for its lease right before each delete. What remains is a gc that is stopped between that
   answer and the delete, for longer than a lease lasts, and then goes on. A store has no delete that depends
   on a lease, so this is not excluded but bounded: at most the objects of one artifact go, the one that was
@@ -34,7 +34,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from resprout.configs.errors import ResproutError, StageFailed, Transient
@@ -51,7 +51,7 @@ WAIT_SECONDS = 600.0
 NOBODY = "gc-nobody"
 
 
-class Pins:
+class InUseReferences:
     """The digests that one run relies on; its lease begins with the first of them.
 
     A worker elsewhere that makes a part of the run is given its `writer`, and so has no lease of its own.
@@ -79,7 +79,7 @@ class Pins:
 
     @property
     def writer(self) -> str:
-        """The lease under which the pins count."""
+        """The lease under which the references count."""
         with self._mutex:
             if not self._writer:
                 self._writer = f"writer-{uuid.uuid4().hex}"
@@ -94,14 +94,14 @@ class Pins:
         """
         if digest in self._held:
             return
-        pin = f"{pins_on(digest)}{self.writer}"
-        self._written.add(pin)
-        self._driver.put_bytes(pin, b"")
+        reference = f"{references_to(digest)}{self.writer}"
+        self._written.add(reference)
+        self._driver.put_bytes(reference, b"")
         self._pass_mark(digest)
         self._held.add(digest)
 
     def confirm(self, is_whole: Callable[[str], bool]) -> None:
-        """Make sure that the pins have counted all the time; asks no server while the lease is good.
+        """Check that the references have counted all the time; asks no server while the lease is good.
 
         Raises:
             StageFailed: the process was paused for longer than its lease, and what it relies on is gone.
@@ -114,7 +114,7 @@ class Pins:
                 f"the run that this work is for no longer holds its lease {writer}, so nothing keeps gc from "
                 "what is made here; run again"
             )
-        # Who disregards a pin takes the lease over first. While nobody has, all pins have counted.
+        # Who disregards a reference takes the lease over first. While nobody has, all have counted.
         if self._locks.renew(writer):
             return
         logger.warning("this process was away for longer than its lease; it looks whether all is still there")
@@ -131,7 +131,7 @@ class Pins:
             )
 
     def close(self) -> None:
-        """Take all pins away and end the lease; what cannot be reached is left for gc."""
+        """Remove all references and end the lease; what cannot be reached is left for gc."""
         with self._mutex:
             written, self._written, self._held = sorted(self._written), set(), set()
             writer, self._writer = self._writer, ""
@@ -141,11 +141,11 @@ class Pins:
             self._driver.delete_all(written)
             self._locks.retire(writer, writer)
         except ResproutError as error:
-            logger.warning("the pins of this run are left for gc: %s", error)
+            logger.warning("the references of this run are left for gc: %s", error)
 
     def _pass_mark(self, digest: str) -> None:
         end = time.monotonic() + self._wait
-        while (owner := marked_by(self._driver, digest)) is not None:
+        while (owner := mark_owner(self._driver, digest)) is not None:
             if clear_dead_mark(self._driver, self._locks, digest, owner):
                 continue
             if time.monotonic() >= end:
@@ -157,19 +157,19 @@ class Pins:
             time.sleep(self._poll)
 
 
-def pins_on(digest: str) -> str:
-    """Prefix of the pins on a digest."""
+def references_to(digest: str) -> str:
+    """Return the prefix of the references to a digest."""
     return f"pins/{check_digest(digest)}/"
 
 
-def mark_on(digest: str) -> str:
-    """Key of gc's mark on a digest."""
+def mark_key(digest: str) -> str:
+    """Return the key of gc's mark on a digest."""
     return f"gc/{check_digest(digest)}"
 
 
-def marked_by(driver: Driver, digest: str) -> str | None:
-    """The lease of the gc that is deleting a digest, None where there is none."""
-    data = driver.get_bytes(mark_on(digest))
+def mark_owner(driver: Driver, digest: str) -> str | None:
+    """Return the lease of the gc that is deleting a digest, None where there is none."""
+    data = driver.get_bytes(mark_key(digest))
     try:
         return None if data is None else str(json.loads(data)["gc"])
     except (ValueError, KeyError, TypeError):
@@ -179,11 +179,11 @@ def marked_by(driver: Driver, digest: str) -> str | None:
 
 def mark(driver: Driver, digest: str, owner: str) -> bool:
     """Write the mark; False where another gc has marked the digest."""
-    return driver.put_if_absent(mark_on(digest), canonical_json({"gc": owner}))
+    return driver.put_if_absent(mark_key(digest), canonical_json({"gc": owner}))
 
 
 def clear_dead_mark(driver: Driver, locks: LeaseLockManager, digest: str, owner: str) -> bool:
-    """Take away the mark of a gc that died; False while it lives.
+    """Remove the mark of a gc that died; False while it lives.
 
     Its lease is taken over first, so that it deletes nothing more should it only have been paused.
     """
@@ -192,14 +192,8 @@ def clear_dead_mark(driver: Driver, locks: LeaseLockManager, digest: str, owner:
         return False
     try:
         # Another writer may have been faster, and another gc may have marked it again.
-        if marked_by(driver, digest) == owner and locks.still_held(owner):
-            driver.delete(mark_on(digest))
+        if mark_owner(driver, digest) == owner and locks.still_held(owner):
+            driver.delete(mark_key(digest))
     finally:
         locks.retire(owner, me)
     return True
-
-
-def writers_of(driver: Driver, digest: str) -> Iterator[str]:
-    """The writers that have a pin on a digest, dead or alive."""
-    prefix = pins_on(digest)
-    return (key.removeprefix(prefix) for key in driver.list(prefix))

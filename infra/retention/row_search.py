@@ -1,4 +1,4 @@
-"""Finds rows of a data set again in the text files that were made from it."""
+"""Search for rows of a data set in the text files that were made from it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ROWS = ".jsonl"
 TEXT = {ROWS, ".json", ".md", ".html", ".yaml", ".yml", ".txt", ".csv", ".tsv", ".patch", ".log"}
 """Endings of the files that are searched. Weights, tokens and scores hold no text."""
 LEAST_CHARS = 12
-"""A shorter value of a row is no sign of it."""
+"""A shorter value of a row does not identify it."""
 MOST_CHARS = 100
 """Reports show the beginning of a longer one."""
 Files = Callable[[], Iterable[tuple[str, Iterable[bytes]]]]
-"""Opens some files anew: the path of each, and its lines."""
+"""Opens some files: the path of each, and its lines."""
 
 
-class Signs:
-    """What tells of rows: texts, which may stand inside others, and ids, which are whole JSON values.
+class Fingerprints:
+    """Texts and ids that identify rows: texts may be part of longer ones, ids are whole JSON values.
 
     A short id counts only under a key that says that it is one: any number or word may look like it.
     """
@@ -40,23 +40,23 @@ class Signs:
     def __bool__(self) -> bool:
         return bool(self.texts or self.ids)
 
-    def stand_in(self, path: str, lines: Iterable[bytes]) -> bool:
-        """Whether any of them stands in a file, whatever its line breaks and escapes."""
+    def match(self, path: str, lines: Iterable[bytes]) -> bool:
+        """Whether any of them is in a file, whatever its line breaks and escapes."""
         if path.endswith((".json", ROWS)):
-            return any(self._tell(*one) for value in _parsed(path, lines) for one in _values(value))
+            return any(self._matches(*one) for value in _parsed(path, lines) for one in _values(value))
         return self._within(_plain(html.unescape(b"".join(lines).decode(errors="replace"))))
 
-    def _tell(self, text: str, is_id: bool) -> bool:
+    def _matches(self, text: str, is_id: bool) -> bool:
         text = _plain(text)
         return (text in self.ids and (is_id or len(text) >= LEAST_CHARS)) or self._within(text)
 
     def _within(self, text: str) -> bool:
-        """One walk over the text, however many signs there are."""
+        """Walk over the text once, however many texts are searched for."""
         if not self._begin:
             return False
         for start in range(len(text) - LEAST_CHARS + 1):
-            for sign in self._begin.get(text[start : start + LEAST_CHARS], ()):
-                if text.startswith(sign, start):
+            for one in self._begin.get(text[start : start + LEAST_CHARS], ()):
+                if text.startswith(one, start):
                     return True
         return False
 
@@ -66,8 +66,8 @@ def is_text(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in TEXT
 
 
-def split(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines, with their ends, of a file that comes in pieces."""
+def split_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines, with their ends, of a file that comes in pieces."""
     rest = b""
     for piece in pieces:
         *whole, rest = (rest + piece).split(b"\n")
@@ -76,8 +76,8 @@ def split(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def signs(files: Files, row: str | None) -> Signs:
-    """What to look for: of the row with this id, or of those with this text, or of all rows (None).
+def fingerprints(files: Files, row: str | None) -> Fingerprints:
+    """Collect the fingerprints of the row with this id, or of those with this text, or of all rows (None).
 
     Of a row that is its id, and each text that no other row has, by its beginning where that is its alone.
 
@@ -99,11 +99,11 @@ def signs(files: Files, row: str | None) -> Signs:
     ids = {str(one["id"]) for one in chosen.values() if one.get("id") is not None}
     if row is not None and row not in ids:
         found.add(_plain(row))
-    return Signs(found, ids)
+    return Fingerprints(found, ids)
 
 
 def _chosen(files: Files, row: str | None) -> dict[str, dict[str, Any]]:
-    """The rows that are meant, by their hash."""
+    """Return the rows that are meant, by their hash."""
     if row is None:
         return dict(_rows(files))
     named = {identity: one for identity, one in _rows(files) if str(one.get("id")) == row}
@@ -123,7 +123,7 @@ def _chosen(files: Files, row: str | None) -> dict[str, dict[str, Any]]:
 
 
 def _rows(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row once, however many files have it, with its hash."""
+    """Yield each row once, however many files have it, with its hash."""
     seen: set[str] = set()
     for path, lines in files():
         if path.endswith(ROWS):
@@ -141,12 +141,12 @@ def _bytes(row: dict[str, Any]) -> bytes:
 
 
 def _long(row: dict[str, Any]) -> Iterator[str]:
-    """The texts of a row that may be a sign of it."""
+    """Yield the texts of a row that may identify it."""
     return (text for value, _ in _values(row, keys=False) if len(text := _plain(value)) >= LEAST_CHARS)
 
 
 def _parsed(path: str, lines: Iterable[bytes]) -> Iterator[Any]:
-    """Each line of a JSONL file, or the whole of a JSON file; as text where it is neither."""
+    """Yield each line of a JSONL file, or the whole of a JSON file; as text where it is neither."""
     for piece in lines if path.endswith(ROWS) else [b"".join(lines)]:
         if piece.strip():
             try:
@@ -156,7 +156,7 @@ def _parsed(path: str, lines: Iterable[bytes]) -> Iterator[Any]:
 
 
 def _values(value: Any, key: str = "", *, keys: bool = True) -> Iterator[tuple[str, bool]]:
-    """All texts and whole numbers, keys too, and whether the key of each says that it is an id."""
+    """Yield all texts and whole numbers, keys too, and whether the key of each says that it is an id."""
     if isinstance(value, dict):
         for name, one in value.items():
             if keys:

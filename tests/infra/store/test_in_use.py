@@ -1,4 +1,4 @@
-"""A living writer's digests are named in the store; the pins and marks of the dead stand in nobody's way."""
+"""A living writer's digests are named in the store; references and marks of dead ones block nobody."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import time
 import pytest
 
 from resprout.configs.errors import StageFailed, Transient
-from resprout.infra.store import pins
+from resprout.infra.store import in_use
+from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.pins import Pins
 from resprout.infra.store.store import ArtifactStore
+
+
+def writers_of(store, digest):
+    """The writers that have a reference to a digest, dead or alive."""
+    return [key.rpartition("/")[2] for key in store.driver.list(in_use.references_to(digest))]
 
 
 @pytest.fixture
@@ -23,9 +28,9 @@ def locks(store):
 
 @pytest.fixture
 def writer(store, locks):
-    store.pins = Pins(store.driver, locks, wait_seconds=0.5, poll_seconds=0.02)
-    yield store.pins
-    store.pins.close()
+    store.in_use = InUseReferences(store.driver, locks, wait_seconds=0.5, poll_seconds=0.02)
+    yield store.in_use
+    store.in_use.close()
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def gc_locks(config, tmp_path):
 
 def test_what_is_published_is_named_until_the_run_ends(store, writer, folder):
     digest = store.publish(folder).digest
-    assert list(pins.writers_of(store.driver, digest)) == [writer.writer]
+    assert writers_of(store, digest) == [writer.writer]
     writer.close()
     assert list(store.driver.list("pins/")) == []
     assert list(store.driver.list("locks/")) == []
@@ -60,8 +65,8 @@ def test_a_second_look_at_a_digest_asks_nothing(store, writer, folder, monkeypat
 def test_a_writer_waits_for_a_living_gc(store, writer, gc_locks, folder):
     digest = "1" * 64
     gc_locks.acquire_lock("gc-1", "gc-1")
-    assert pins.mark(store.driver, digest, "gc-1")
-    threading.Timer(0.2, lambda: store.driver.delete(pins.mark_on(digest))).start()
+    assert in_use.mark(store.driver, digest, "gc-1")
+    threading.Timer(0.2, lambda: store.driver.delete(in_use.mark_key(digest))).start()
     began = time.monotonic()
     store.rely_on(digest)
     assert time.monotonic() - began > 0.15
@@ -69,42 +74,42 @@ def test_a_writer_waits_for_a_living_gc(store, writer, gc_locks, folder):
 
 def test_a_gc_that_does_not_get_through_is_named(store, writer, gc_locks):
     gc_locks.acquire_lock("gc-1", "gc-1")
-    pins.mark(store.driver, "1" * 64, "gc-1")
+    in_use.mark(store.driver, "1" * 64, "gc-1")
     with pytest.raises(Transient, match="see to the process of `resprout gc`"):
         store.rely_on("1" * 64)
 
 
 def test_the_mark_of_a_dead_gc_is_taken_away_and_its_lease_with_it(store, writer, gc_locks):
     gc_locks.acquire_lock("gc-1", "gc-1", hold_timeout=0.2)
-    pins.mark(store.driver, "1" * 64, "gc-1")
+    in_use.mark(store.driver, "1" * 64, "gc-1")
     # Expired by the store's clock, in whole seconds; the heartbeat ends with the hold time.
     time.sleep(2.5)
     store.rely_on("1" * 64)
-    assert pins.marked_by(store.driver, "1" * 64) is None
+    assert in_use.mark_owner(store.driver, "1" * 64) is None
     assert not gc_locks.still_held("gc-1")
 
 
 def test_a_mark_of_nobody_is_taken_away(store, writer):
-    pins.mark(store.driver, "1" * 64, "gc-1")
+    in_use.mark(store.driver, "1" * 64, "gc-1")
     store.rely_on("1" * 64)
     assert list(store.driver.list("gc/")) == []
 
 
 def test_a_second_gc_does_not_mark_what_is_marked(store):
-    assert pins.mark(store.driver, "1" * 64, "gc-1")
-    assert not pins.mark(store.driver, "1" * 64, "gc-2")
+    assert in_use.mark(store.driver, "1" * 64, "gc-1")
+    assert not in_use.mark(store.driver, "1" * 64, "gc-2")
 
 
 def test_who_lost_its_lease_names_all_again_and_says_what_is_gone(store, writer, locks, folder):
     digest = store.publish(folder).digest
     for _ in range(2):
-        # What gc does with a writer that it holds for dead: its lease, then its pins.
+        # What gc does with a writer that it holds for dead: its lease, then its references.
         store.driver.delete_all([*store.driver.list("locks/"), *store.driver.list("pins/")])
         assert not locks.still_held(writer.writer)
         locks._held[writer.writer].good_until = 0.0
         store.confirm()
         assert locks.still_held(writer.writer)
-        assert list(pins.writers_of(store.driver, digest)) == [writer.writer]
+        assert writers_of(store, digest) == [writer.writer]
     store.driver.delete_all([*store.driver.list("locks/"), f"manifests/{digest}.json"])
     locks._held[writer.writer].good_until = 0.0
     with pytest.raises(StageFailed, match="1 artifacts that it relies on were removed"):
@@ -121,9 +126,9 @@ def test_a_lease_that_ran_out_and_that_nobody_took_is_good_again(store, writer, 
 
 def test_a_worker_writes_under_the_runs_lease(store, writer, config, tmp_path, folder, gc_locks):
     elsewhere = ArtifactStore.from_config(config, tmp_path / "worker")
-    elsewhere.pins = Pins(elsewhere.driver, gc_locks, writer=writer.writer)
+    elsewhere.in_use = InUseReferences(elsewhere.driver, gc_locks, writer=writer.writer)
     digest = elsewhere.publish(folder).digest
-    assert list(pins.writers_of(store.driver, digest)) == [writer.writer]
+    assert writers_of(store, digest) == [writer.writer]
     writer.close()
     with pytest.raises(StageFailed, match="the run that this work is for"):
         elsewhere.confirm()

@@ -1,4 +1,4 @@
-"""Runs whose process ends with the stack, or is gone: how they are marked, so that they go on.
+"""Flow runs whose process died or ends with the stack: they are marked so that they go on.
 
 A worker that was killed together with its runs, or a whole stack that was, leaves runs that the server takes
 for running. The next worker marks them as Crashed and schedules them again before it takes up work; those
@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from resprout.infra.prefect.flow_runs import FLOW, MOST_RESTARTS, NEVER_BEGINS, RESTARTING, in_a_row
-from resprout.infra.stack.ask import get, post
+from resprout.infra.stack.http import get, post
 
 RUN_ID = "PREFECT__FLOW_RUN_ID"
 UNFINISHED = ("RUNNING", "PENDING")
@@ -31,10 +31,10 @@ PAGE = 200
 """The most that the server gives at once."""
 
 
-def mark_dead(api: str, pool: str) -> list[str]:
-    """Ids of the runs of `pool` that were marked as Crashed at the server `api` and scheduled again.
+def restart_dead_runs(api: str, pool: str) -> list[str]:
+    """Mark the dead runs of `pool` at the server `api` as Crashed and schedule them again; return their ids.
 
-    Those that crashed lately are scheduled too: the server may have ended before its automation came.
+    Runs that crashed recently are scheduled too: the server may have ended before its automation ran.
     """
     alive = run_ids(psutil.process_iter())
     own = {"work_pools": {"name": {"any_": [pool]}}, "flows": {"name": {"any_": [FLOW]}}}
@@ -51,8 +51,8 @@ def mark_dead(api: str, pool: str) -> list[str]:
     return dead
 
 
-def resume_later(api: str, runs: list[str]) -> None:
-    """Schedule those of the runs that did not finish: a person stopped them, so it counts as no restart."""
+def schedule_resume(api: str, runs: list[str]) -> None:
+    """Schedule the runs that did not finish: a person stopped them, so it does not count as a restart."""
     if not runs:
         return
     these = {"flow_runs": {"id": {"any_": runs}}}
@@ -63,7 +63,7 @@ def resume_later(api: str, runs: list[str]) -> None:
 
 
 def run_ids(processes: Iterable[psutil.Process]) -> list[str]:
-    """Ids of the runs that live among the processes."""
+    """Return the ids of the runs that live among the processes."""
     found = []
     for process in processes:
         with suppress(psutil.Error, OSError):

@@ -13,9 +13,10 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.infra.retention import moment
+from resprout.infra import searches
+from resprout.infra.retention import backup
 from resprout.infra.retention.backup import Backup
-from resprout.infra.retention.database import Database
+from resprout.infra.retention.mlflow_data import Database
 from resprout.infra.retention.restore import MARK, Restore
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
@@ -47,6 +48,9 @@ class World:
         self.tracker = Tracker(MlflowConfig(), self.home)
         self.tracker.connect()
         self.database = Database(self.tracker.uri)
+
+    def runs(self, having: str = "") -> list[str]:
+        return sorted(run.info.run_id for run in searches.runs(self.tracker, having))
 
     def sql(self, text: str, *values: Any) -> list[Any]:
         with sqlite3.connect(self.home / "mlflow.db") as connection:
@@ -123,7 +127,7 @@ def test_files_never_go_back_to_a_bucket_outside_the_store(
     world.back_up()
     # As if MLflow had kept them in a bucket: a name that no folder of this machine is.
     production = (tmp_path / "production").as_uri()
-    kept = world.sql("select artifact_location from experiments where name != 'Default'")[0][0]
+    kept = world.tracker.client.get_experiment(world.tracker.experiment_id).artifact_location
     for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
         changed = f"update {table} set {column} = replace({column}, ?, 's3://production/mlflow')"
         world.sql(changed, kept)
@@ -149,10 +153,10 @@ def test_files_never_go_back_to_a_bucket_outside_the_store(
 
 def monkeypatched(monkeypatch: pytest.MonkeyPatch, places: dict[str, str]) -> list[str]:
     """Folders instead of buckets; the addresses that were asked for."""
-    from resprout.infra.retention import run_files
+    from resprout.infra.retention import mlflow_data
 
     reached: list[str] = []
-    real = run_files._repository
+    real = mlflow_data._repository
 
     def stand_in(tracker: Tracker, uri: str) -> Any:
         reached.append(uri)
@@ -160,11 +164,11 @@ def monkeypatched(monkeypatch: pytest.MonkeyPatch, places: dict[str, str]) -> li
             uri = uri.replace(bucket, folder)
         return real(tracker, uri)
 
-    monkeypatch.setattr(run_files, "_repository", stand_in)
+    monkeypatch.setattr(mlflow_data, "_repository", stand_in)
     return reached
 
 
-@pytest.mark.parametrize("at", ["_content", "_files", "_verify"])
+@pytest.mark.parametrize("at", ["_content", "_object", "_files"])
 def test_a_restore_that_was_cut_off_goes_on(world: World, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     world.back_up()
     new = world.elsewhere("new")
@@ -186,7 +190,7 @@ def test_a_restore_that_was_cut_off_goes_on(world: World, at: str, monkeypatch: 
     assert used.tracker.run(run).info.run_name == "of somebody"
     new.restore()
     assert new.store.driver.get_bytes(MARK) is None
-    assert new.sql("select run_uuid from runs") == world.sql("select run_uuid from runs")
+    assert new.runs() == world.runs() != []
     with pytest.raises(BadInput, match="is not empty"):
         new.restore()
 
@@ -223,22 +227,22 @@ def test_an_unchanged_backup_asks_for_listings_and_little_else(world: World) -> 
 
 
 def test_files_of_an_ended_run_are_fetched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resprout.infra.retention import run_files
+    from resprout.infra.retention import mlflow_data
 
     fetched = []
-    real = run_files.bring
+    real = mlflow_data.download_files
 
     def bring(tracker: Tracker, uri: str, target: Path) -> bool:
         fetched.append(uri)
         return real(tracker, uri, target)
 
-    monkeypatch.setattr(run_files, "bring", bring)
+    monkeypatch.setattr(mlflow_data, "download_files", bring)
     running = world.tracker.start("running", {})
     world.tracker.log_text(running, "so far", "log.txt")
     world.back_up()
     assert len(fetched) == 2
     fetched.clear()
-    ended = world.sql("select run_uuid from runs where end_time is not null")[0][0]
+    (ended,) = world.runs("attributes.status = 'FINISHED'")
     assert world.back_up().copied == 0
     assert [uri.split("/")[-2] for uri in fetched] == [running]
     fetched.clear()
@@ -283,7 +287,7 @@ def test_a_run_that_ends_after_the_dump_is_left_to_the_next_backup(
 def test_a_dump_between_a_version_and_its_ledger_entry_is_taken_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moment, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(backup, "PAUSE_SECONDS", 0.0)
     run = world.run("registers")
     registering = LeaseLockManager(world.store.driver)
     registering.acquire_lock("register m", run)
@@ -312,8 +316,18 @@ def test_a_row_that_arrives_changed_is_found(world: World, monkeypatch: pytest.M
 
     def loaded(self: Database, *arguments: Any) -> None:
         load(self, *arguments)
-        new.sql("update runs set name = 'another'")
+        new.tracker.client.update_run(new.runs()[0], name="another")
 
     monkeypatch.setattr(Database, "load", loaded)
     with pytest.raises(VerificationFailed, match="has other rows than the backup"):
         new.restore()
+
+
+def test_a_restore_counts_only_once_it_was_verified(world: World) -> None:
+    world.back_up()
+    new = world.elsewhere("new")
+    with pytest.raises(VerificationFailed, match=r"brought back, but: models:/m/1 was changed"):
+        new.restore(verify=lambda: ["models:/m/1 was changed"])
+    assert new.store.driver.get_bytes(MARK) is not None
+    new.restore()
+    assert new.store.driver.get_bytes(MARK) is None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from relaying import rule, write_rules
 from resprout.configs.schema import InfraConfig
-from resprout.infra.stack.part import allowed
-from resprout.infra.stack.parts import build
+from resprout.infra.stack.launch import without_foreign_secrets
+from resprout.infra.stack.services import build_services
 
 
 def test_a_part_sees_no_secret_of_others_under_any_name() -> None:
@@ -22,13 +22,13 @@ def test_a_part_sees_no_secret_of_others_under_any_name() -> None:
         "MY_DATABASE": "postgresql://me:pw@host/prefect",
         "NOT_SET": "",
     }
-    seen = allowed(shell, ("THEIRS", "DATABASE", "NOT_SET", "MISSING"), ("OWN",))
+    seen = without_foreign_secrets(shell, ("THEIRS", "DATABASE", "NOT_SET", "MISSING"), ("OWN",))
     assert set(seen) == {"PATH", "EMPTY", "OWN", "MY_OWN"}
 
 
 def test_a_secret_that_serves_twice_stays_with_the_part_that_needs_it() -> None:
     shell = {"OWN": "same", "MY_OWN": "same", "THEIRS": "same"}
-    assert set(allowed(shell, ("THEIRS",), ("OWN",))) == {"OWN", "MY_OWN"}
+    assert set(without_foreign_secrets(shell, ("THEIRS",), ("OWN",))) == {"OWN", "MY_OWN"}
 
 
 def test_another_run_config_of_a_rule_starts_the_relay_again_and_nothing_else(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_another_run_config_of_a_rule_starts_the_relay_again_and_nothing_else(tm
     infra = InfraConfig.model_validate({"relay": relay})
 
     def texts() -> dict[str, str]:
-        return {part.name: part.text() for part in build(infra, tmp_path / "home", ("relay",))[0]}
+        return {part.name: part.text() for part in build_services(infra, tmp_path / "home", ("relay",))[0]}
 
     before = texts()
     assert texts() == before

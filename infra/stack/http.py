@@ -1,4 +1,4 @@
-"""Requests to the stack's own servers, without their libraries, whose imports take seconds."""
+"""HTTP requests to servers on this machine, without their libraries, whose imports take seconds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, None)
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def answers(url: str, seconds: float = 2.0) -> bool:
-    """Whether a server says that it is well."""
+def is_healthy(url: str, seconds: float = 2.0) -> bool:
+    """Whether a server answers 200."""
     try:
         with _OPENER.open(url, timeout=seconds) as answer:
             return bool(answer.status == 200)
@@ -24,12 +24,12 @@ def answers(url: str, seconds: float = 2.0) -> bool:
 
 
 def get(url: str) -> Any:
-    """The JSON that a server answers; OSError where it does not."""
+    """Return the JSON that a server answers; OSError where it does not."""
     return _answer(urllib.request.Request(url))
 
 
 def post(url: str, body: dict[str, Any]) -> Any:
-    """The JSON that a server answers to JSON; OSError where it does not."""
+    """Return the JSON that a server answers to JSON; OSError where it does not."""
     headers = {"Content-Type": "application/json"}
     return _answer(urllib.request.Request(url, json.dumps(body).encode(), headers))
 

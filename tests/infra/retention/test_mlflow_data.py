@@ -15,8 +15,8 @@ from mlflow.entities import Metric
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import MlflowConfig
-from resprout.infra.retention import run_files
-from resprout.infra.retention.database import Database
+from resprout.infra.retention import mlflow_data
+from resprout.infra.retention.mlflow_data import Database
 from resprout.infra.tracking import Tracker
 
 
@@ -144,13 +144,13 @@ def test_files_of_runs_through_a_server(tmp_path: Path) -> None:
         run = tracker.start("x", {})
         where = tracker.run(run).info.artifact_uri
         assert where.startswith("mlflow-artifacts:")
-        assert not run_files.bring(tracker, where, tmp_path / "none")
+        assert not mlflow_data.download_files(tracker, where, tmp_path / "none")
         (tmp_path / "made" / "sub").mkdir(parents=True)
         (tmp_path / "made" / "a.txt").write_text("a")
         (tmp_path / "made" / "sub" / "b.txt").write_text("b")
-        run_files.put(tracker, where, tmp_path / "made")
-        assert run_files.bring(tracker, where, tmp_path / "here")
+        mlflow_data.upload_files(tracker, where, tmp_path / "made")
+        assert mlflow_data.download_files(tracker, where, tmp_path / "here")
         assert (tmp_path / "here" / "sub" / "b.txt").read_text() == "b"
-        run_files.remove(tracker, where, "sub/b.txt")
-        assert run_files.bring(tracker, where, tmp_path / "again")
+        mlflow_data.delete_file(tracker, where, "sub/b.txt")
+        assert mlflow_data.download_files(tracker, where, tmp_path / "again")
         assert [path.name for path in (tmp_path / "again").rglob("*") if path.is_file()] == ["a.txt"]

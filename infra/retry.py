@@ -1,4 +1,4 @@
-"""Waiting for servers: a run that nobody watches sleeps through an outage and goes on from where it was."""
+"""Retries while a server is down: an unattended run waits through an outage and continues where it was."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ WORKED_SECONDS = 1500.0
 """No call to a server that is down lasts as long, with all tries of the libraries underneath."""
 
 
-def patiently(
+def retry_while_down(
     work: Callable[[], T],
     seconds: float,
-    got_on: Callable[[], bool] = lambda: False,
+    progressed: Callable[[], bool] = lambda: False,
     stop: Callable[[], None] = lambda: None,
 ) -> T:
-    """What `work` returns; while a server is down it is called again, for `seconds` since the first fault.
+    """Return what `work` returns; while a server is down, call it again for `seconds` since the first fault.
 
-    A call that got anything done (`got_on`), or that lasted long enough to have, was no part of an outage: a
-    fault at its end begins another. The pause grows from 5 s to a minute; `stop` is asked before each and may
-    raise. Raises the last Transient or Unreachable, and any other error at once.
+    A call that made progress (`progressed`), or that lasted long enough to have, was no part of an outage: a
+    failure at its end begins another. The pause grows from 5 s to a minute; `stop` is called before each and
+    may raise. Raises the last Transient or Unreachable, and any other error at once.
     """
     since: float | None = None
     pause = FIRST_SECONDS
@@ -38,7 +38,7 @@ def patiently(
             return work()
         except (Transient, Unreachable) as error:
             now = time.monotonic()
-            if since is None or got_on() or now - began > WORKED_SECONDS:
+            if since is None or progressed() or now - began > WORKED_SECONDS:
                 since, pause = now, FIRST_SECONDS
             left = since + seconds - now
             if left <= 0:
