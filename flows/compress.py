@@ -32,6 +32,7 @@ from resprout.flows.stages import STAGES, Artifacts, Steps
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
 from resprout.infra.licences import check_licences
+from resprout.infra.mlflow.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
 from resprout.infra.prefect.flow_runs import FLOW
 from resprout.infra.proof.ledger import Ledger
 from resprout.infra.retry import retry_while_down
@@ -40,7 +41,6 @@ from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
 from resprout.tasks.core.data_scan import load_scan
 from resprout.tasks.core.run import Run
 from resprout.tasks.models.shape import Shape, shape_of

@@ -25,10 +25,10 @@ from resprout.flows.stages import Artifacts, Step, Steps, job_of
 from resprout.infra.environment import prepare
 from resprout.infra.identity import machine
 from resprout.infra.licences import check_licences
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.record import Record
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 from resprout.tasks.core.job import SHARD_ROLE
 from resprout.tasks.core.mlflow_log import flat
 from resprout.tasks.export.format import own_classes

@@ -13,6 +13,7 @@ from resprout.flows.pages import Pages
 from resprout.flows.place import RUN_ID, Found, Place, find, parts
 from resprout.infra import identity
 from resprout.infra.lineage import Node, trees
+from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.proof.collected import collected
 from resprout.infra.proof.ledger import ledgers
 from resprout.infra.proof.misplaced import misplaced
@@ -22,7 +23,6 @@ from resprout.infra.proof.shown import Shown
 from resprout.infra.proof.stored import Stored
 from resprout.infra.proof.told import told_wrongly
 from resprout.infra.store import keys
-from resprout.infra.tracking import RECORD
 
 
 @dataclass

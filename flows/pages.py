@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.place import Place
-from resprout.infra import searches
+from resprout.infra.mlflow import search
 from resprout.infra.proof.seal import read_seal
 from resprout.infra.store import keys
 from resprout.infra.store.filesystem import plain_status, unsafe
@@ -70,7 +70,7 @@ class Pages:
 
     def _of_mlflow(self, name: str) -> list[str]:
         """A run that was killed before its seal had put its page there already."""
-        found = searches.runs(self.place.tracker, "tags.`resprout.report` LIKE '%'")
+        found = search.runs(self.place.tracker, "tags.`resprout.report` LIKE '%'")
         return [run.data.tags["resprout.report"] for run in found if run.info.run_name == name]
 
 

@@ -12,13 +12,13 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.load import load_infra
 from resprout.infra.environment import prepare
 from resprout.infra.lineage import record_of_digest
+from resprout.infra.mlflow.tracking import REPORT_RECORD
 from resprout.infra.proof.timestamp import Authority
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import REPORT_RECORD
 
 if TYPE_CHECKING:
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
 DIGEST = re.compile(r"^[0-9a-f]{64}$")
 RUN_ID = re.compile(r"^[0-9a-f]{32}$")
@@ -66,7 +66,7 @@ def open_place(config: Path | None, reference: str, read_only: bool = False) -> 
     authority = Authority.from_config(infra.proof)
     prepare(infra, home, read_only=read_only)
     # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     tracker = Tracker(infra.mlflow, home)
     tracker.connect(read_only)

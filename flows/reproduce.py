@@ -17,11 +17,11 @@ from resprout.flows.conclude import Conclusion
 from resprout.flows.recorded_run import RecordedRun
 from resprout.flows.session import Session
 from resprout.flows.stages import Artifacts
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 from resprout.tasks.core.run import Run
 
 CONFIG = "record.json"

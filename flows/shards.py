@@ -216,11 +216,11 @@ def _opened(place: str) -> Run:
     home = Path(infra.home or ".")
     prepare(infra, home)
     # MLflow reads its environment when it is imported, so the tracker comes after `prepare`.
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.in_use import InUseReferences
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
-    from resprout.infra.tracking import Tracker
 
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()

@@ -27,7 +27,7 @@ from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import Session
 from resprout.flows.sweep_session import SweepSession, prepared, unsplit
 from resprout.infra.environment import prepare
-from resprout.infra.tracking import VARIANT
+from resprout.infra.mlflow.tracking import VARIANT
 
 if TYPE_CHECKING:
     from resprout.flows.dry_run import Forecast
@@ -174,8 +174,8 @@ def forecasts(session: SweepSession) -> list[tuple[Variant, list[Forecast]]]:
     from resprout.flows.dry_run import look_up
     from resprout.flows.inputs import Sources
     from resprout.flows.stages import Steps
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.store import ArtifactStore
-    from resprout.infra.tracking import Tracker
 
     tracker = Tracker(first.config.infra.mlflow, first.home)
     store = ArtifactStore.from_config(first.config.infra.store, first.home)

@@ -14,12 +14,12 @@ from resprout.flows.dry_run import look_up
 from resprout.flows.inputs import Sources
 from resprout.flows.stages import MODELS, Steps, job_of
 from resprout.flows.sweep_session import SweepSession
+from resprout.infra.mlflow.tracking import WRITER, Tracker
 from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import WRITER, Tracker
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.core.stage import Input, Part, ref_of

@@ -20,8 +20,8 @@ from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, RowSource, SelectConfig, TextSource, ZeroShotTask
 from resprout.flows.inputs import context, data_sources, is_elsewhere, model_files, named_sources
 from resprout.infra.environment import set_variables
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items
 from resprout.tasks.acquire.source import Context, Wanted, locate, pin, scheme_of
 from resprout.tasks.acquire.sources.local import files_at

@@ -100,7 +100,7 @@ class Quiet:
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database; making one takes seconds, copying it none."""
     from resprout.configs.schema import MlflowConfig
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     folder = tmp_path_factory.mktemp("mlflow")
     Tracker(MlflowConfig(experiment="template"), folder).connect()
@@ -116,11 +116,11 @@ def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
     from prefect import flow
 
     from resprout.configs.schema import MlflowConfig, StoreConfig
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.in_use import InUseReferences
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
-    from resprout.infra.tracking import Tracker
     from resprout.tasks.core.run import Run
 
     def start(home: Path, steps: Callable[[Any], Any], store: Any = None, **options: Any) -> Any:

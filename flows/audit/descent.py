@@ -14,12 +14,12 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.audit.printable import printable
 from resprout.flows.audit.reuse import origin_record
 from resprout.flows.place import DIGEST, RUN_ID, Place, find
-from resprout.infra import searches
 from resprout.infra.lineage import sources
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.store import keys
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import RECORD
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -80,7 +80,7 @@ def derive(place: Place, reference: str) -> Derived:
     """
     held: dict[str, list[str]] = defaultdict(list)
     made: dict[str, str] = {}
-    for version in searches.versions(place.tracker):
+    for version in search.versions(place.tracker):
         if record := version.tags.get(RECORD):
             held[record].append(f"{version.name} version {version.version}")
             made[f"models:/{version.name}/{version.version}"] = record

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from resprout.configs.errors import VerificationFailed
 from resprout.flows.place import Place
-from resprout.infra import searches
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.tracking import RECORD, REPORT_RECORD
 from resprout.infra.proof.ledger import Expected, Ledger, folded, ledgers
 from resprout.infra.proof.snapshot import placed, places
-from resprout.infra.tracking import RECORD, REPORT_RECORD
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -43,10 +43,10 @@ def registered(place: Place, runs: Container[str], problems: list[str]) -> list[
     A damaged ledger is a problem of no version, so it goes to `problems`.
     """
     stated = _stated(place, problems)
-    aliases = {model.name: dict(model.aliases) for model in searches.models(place.tracker)}
+    aliases = {model.name: dict(model.aliases) for model in search.models(place.tracker)}
     store = f"{place.store.root_uri}/"
     found: dict[tuple[str, str], Registered] = {}
-    for one in searches.versions(place.tracker):
+    for one in search.versions(place.tracker):
         is_stated = one.name in stated and str(one.version) in stated[one.name].versions
         is_tagged = any(tag.startswith(OWN) for tag in one.tags)
         if is_stated or is_tagged or (one.source or "").startswith(store) or one.run_id in runs:

@@ -8,9 +8,9 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.flows.place import DIGEST, Place
 from resprout.infra.lineage import Node, record_of_digest, tree
+from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import RECORD
 
 ROLE = "version"
 """What the export is to the record that acquired it again."""

@@ -8,11 +8,11 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.flows.audit.reuse import ROLE, by_registry, linked
 from resprout.flows.place import RUN_ID, STAGE, Found, Place, find, report_of
-from resprout.infra import searches
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node, Source, sources_behind, tree, trees
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import RECORD
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _of_run(place: Place, reference: str, tags: dict[str, str]) -> Story:
     if report is not None:
         return _over(place, reference, f"run {named}", report, run=reference)
     experiment = place.tracker.run(reference).info.experiment_id
-    nested = searches.runs(place.tracker, f"tags.`mlflow.parentRunId` = '{reference}'", [experiment])
+    nested = search.runs(place.tracker, f"tags.`mlflow.parentRunId` = '{reference}'", [experiment])
     records = sorted({one.data.tags[RECORD] for one in nested if RECORD in one.data.tags})
     if not records:
         raise BadInput(

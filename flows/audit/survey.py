@@ -21,11 +21,11 @@ from resprout.flows.place import DIGEST, Place
 from resprout.flows.stages import tagged
 from resprout.infra.licences import UNKNOWN, Credit, findings
 from resprout.infra.lineage import Source, as_stated, credits_of, sources
+from resprout.infra.mlflow.tracking import REPORT_RECORD
 from resprout.infra.proof.collected import Collected, collected
 from resprout.infra.store import keys
 from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import REPORT_RECORD
 
 THREADS = 16
 INDEXES = ("made", "used", "signatures")

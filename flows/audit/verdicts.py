@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from resprout.flows.place import Place
-from resprout.infra import searches
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.tracking import GATE, REPORT_RECORD
 from resprout.infra.proof.seal import seal_key
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import GATE, REPORT_RECORD
 
 THREADS = 8
 
@@ -51,7 +51,7 @@ def ended(place: Place, seals: Iterable[str]) -> dict[str, Ended]:
     word goes before MLflow's, which everybody can edit who may write there.
     """
     found = {}
-    for run in searches.runs(place.tracker, f"tags.`{GATE}` LIKE '%'"):
+    for run in search.runs(place.tracker, f"tags.`{GATE}` LIKE '%'"):
         tags, info = run.data.tags, run.info
         found[info.run_id] = one = Ended(
             info.run_id, str(info.run_name), tags[GATE], int(info.start_time), tags.get(REPORT_RECORD, "")

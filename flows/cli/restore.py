@@ -56,7 +56,7 @@ def restore(
     # MLflow reads its environment when it is imported, so these come after `prepare`.
     from resprout.flows.examine import examine_all
     from resprout.flows.place import Place
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from resprout.infra import searches
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.tracking import MAX_TAG_CHARS, REGISTRATION, Tracker
 from resprout.infra.proof.ledger import Expected, Ledger, folded
 from resprout.infra.proof.seal import Sealed, read_seal, write_seal
 from resprout.infra.proof.snapshot import model_state, placed, places, version_state
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import MAX_TAG_CHARS, REGISTRATION, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -72,7 +72,7 @@ class Registrar:
         """Whether the registered model is another than the one of which the ledger tells, or is gone."""
         if not expected.model:
             return False
-        if not searches.is_registered(self.tracker, self.name):
+        if not search.is_registered(self.tracker, self.name):
             return True
         shown = model_state(self.tracker, self.name)[0]
         return bool(shown.get("creationTimestamp") != expected.model.get("creationTimestamp"))

@@ -12,6 +12,7 @@ from pydantic import field_validator
 from resprout.configs.errors import VerificationFailed
 from resprout.infra import identity
 from resprout.infra.lineage import trees
+from resprout.infra.mlflow.tracking import RECORD, Tracker
 from resprout.infra.proof.ledger import Form, PlacesForm, predicate_of, statement
 from resprout.infra.proof.provenance import provenance_key
 from resprout.infra.proof.signing import ADOPT, Opened, signed_only_by
@@ -21,7 +22,6 @@ from resprout.infra.proof.told import told_wrongly
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import RECORD, Tracker
 
 PREDICATE = "urn:resprout:seal:v1"
 THREADS = 8

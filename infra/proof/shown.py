@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from resprout.configs.errors import BadInput, StageFailed, Transient, VerificationFailed
+from resprout.infra.mlflow.search import named
+from resprout.infra.mlflow.tracking import HOLD, REGISTRATION, Tracker
 from resprout.infra.proof.ledger import Expected, Ledger, folded, require_signed
 from resprout.infra.proof.seal import COPY, Seal, read_seal
 from resprout.infra.proof.snapshot import (
@@ -19,10 +21,8 @@ from resprout.infra.proof.snapshot import (
     version_state,
 )
 from resprout.infra.proof.timestamp import Authority, token_key
-from resprout.infra.searches import named
 from resprout.infra.store import tombstones
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import HOLD, REGISTRATION, Tracker
 
 LATE = timedelta(hours=1)
 """A timestamp follows its seal at once; more apart, the seal was written anew or a clock was wrong."""

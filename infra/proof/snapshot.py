@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
 
-from resprout.infra.answers import answers, legible
+from resprout.infra.mlflow.errors import answers, legible
+from resprout.infra.mlflow.tracking import ANNOUNCED, Tracker
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.filesystem import plain_status
 from resprout.infra.store.manifest import hash_file
-from resprout.infra.tracking import ANNOUNCED, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import RECORD
 
 METRICS = "metrics.json"
 FINISHED = "FINISHED"

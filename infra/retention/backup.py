@@ -35,6 +35,7 @@ from pydantic import ValidationError
 from resprout.configs.errors import BadInput, Transient, VerificationFailed
 from resprout.configs.infrastructure import StoreConfig
 from resprout.infra import identity
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.ledger import predicate_of, statement
 from resprout.infra.proof.signing import Signer
 from resprout.infra.retention import mlflow_data
@@ -46,7 +47,6 @@ from resprout.infra.store.driver import Driver, Listed, open_driver
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.manifest import CHUNK_BYTES, FileEntry, Manifest, content_digest, scan
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 
 PREDICATE = "urn:resprout:backup:v1"
 STATEMENT, LIST, SEEN = "backup.json", "objects.jsonl", "seen.jsonl"

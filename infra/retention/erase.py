@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.infra import identity, searches
-from resprout.infra.answers import answers
+from resprout.infra import identity
 from resprout.infra.lineage import trees
+from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.tracking import HOLD, Tracker
 from resprout.infra.proof.seal import COPY
 from resprout.infra.proof.snapshot import file_paths
 from resprout.infra.retention.gc_roots import IN_SOURCE, RootFinder
@@ -26,7 +27,6 @@ from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.manifest import FileEntry, hash_file
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.store.tombstones import Tombstone
-from resprout.infra.tracking import HOLD, Tracker
 
 THREADS = 8
 
@@ -238,7 +238,7 @@ class CopySearch:
     def in_runs(self, digest: str) -> dict[str, str]:
         """Return by "<run id>/<path>" the SHA-256 of copies in an artifact's runs and their parents."""
         runs: set[str] = set()
-        for run in searches.runs(self.tracker, f"tags.`resprout.digest` = '{digest}'"):
+        for run in search.runs(self.tracker, f"tags.`resprout.digest` = '{digest}'"):
             runs |= {run.info.run_id, run.data.tags.get("mlflow.parentRunId", run.info.run_id)}
         for run_id in runs - self._of_run.keys():
             self._of_run[run_id] = copies_in_run(self.tracker, run_id, self.match)

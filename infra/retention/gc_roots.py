@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.infra import searches
-from resprout.infra.answers import answers
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.tracking import HOLD, MAX_TAG_CHARS, RECORD, Tracker
 from resprout.infra.proof.ledger import Ledger
 from resprout.infra.proof.seal import read_seal
 from resprout.infra.store import keys, tombstones
 from resprout.infra.store.canonical import DIGEST, sha256_hex
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import HOLD, MAX_TAG_CHARS, RECORD, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -132,7 +132,7 @@ class RootFinder:
     def _registered(self) -> list[Any]:
         """Return all versions that the registry has; the ledgers are read before it is asked."""
         self._read_ledgers()
-        return list(searches.versions(self.tracker))
+        return list(search.versions(self.tracker))
 
     def _removed(self, versions: Iterable[Any]) -> dict[str, set[str]]:
         there = {(one.name, str(one.version)) for one in versions}
@@ -144,8 +144,8 @@ class RootFinder:
         }
 
     def _of_held(self, versions: Iterable[Any]) -> set[str]:
-        models = {one.name for one in searches.models(self.tracker) if HOLD in one.tags}
-        runs = self._of_runs(searches.runs(self.tracker, f"tags.`{HOLD}` LIKE '%'"))
+        models = {one.name for one in search.models(self.tracker) if HOLD in one.tags}
+        runs = self._of_runs(search.runs(self.tracker, f"tags.`{HOLD}` LIKE '%'"))
         return runs | self._of_versions(one for one in versions if HOLD in one.tags or one.name in models)
 
     def _of_versions(self, versions: Iterable[Any]) -> set[str]:
@@ -185,7 +185,7 @@ class RootFinder:
         records: set[str] = set()
         for run in runs:
             identity = run.info.run_id
-            nested = searches.runs(
+            nested = search.runs(
                 self.tracker, f"tags.`mlflow.parentRunId` = '{identity}'", [run.info.experiment_id]
             )
             for one in (run, *nested):
@@ -196,7 +196,7 @@ class RootFinder:
     def _of_recent(self, begun: str) -> set[str]:
         """Return the records of recent runs, however they ended; nested ones began later than theirs."""
         records, parents = set(), set()
-        for run in searches.runs(self.tracker, begun):
+        for run in search.runs(self.tracker, begun):
             records |= self._of_tags(run.data.tags)
             if "mlflow.parentRunId" not in run.data.tags:
                 parents.add(run.info.run_id)

@@ -25,9 +25,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import InfraConfig, without_credentials
-from resprout.infra.answers import answers
+from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.stack.settings import mlflow_database, mlflow_url
-from resprout.infra.tracking import Tracker
 
 REVISION = "alembic_version"
 """Table with the revision of the schema."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.infra.answers import answers
 from resprout.infra.environment import ARTIFACTS
+from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.retention import mlflow_data
 from resprout.infra.retention.backup import (
     PASSING,
@@ -34,7 +35,6 @@ from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.driver import Driver
 from resprout.infra.store.manifest import FileEntry, Manifest, scan
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 
 THREADS = 8
 CONTENT = f"{STORE}content/"

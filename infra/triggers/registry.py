@@ -54,7 +54,7 @@ class Registry:
 
     def __init__(self, config: MlflowConfig, home: Path) -> None:
         # MLflow reads its environment when it is imported.
-        from resprout.infra.tracking import Tracker
+        from resprout.infra.mlflow.tracking import Tracker
 
         self._tracker = Tracker(config, home)
         name, word = (one.get_secret_value() if one else "" for one in (config.username, config.password))

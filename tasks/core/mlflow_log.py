@@ -10,8 +10,8 @@ from resprout.infra.notes import code, link, plain
 from resprout.infra.store.record import ArtifactRef
 
 if TYPE_CHECKING:
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.store import ArtifactStore
-    from resprout.infra.tracking import Tracker
     from resprout.tasks.core.data_scan import Scan
 
 DATA = ("rows", "text", "task-data")

@@ -40,10 +40,10 @@ from resprout.tasks.core.stage import Input, Part, Stage, ref_of
 if TYPE_CHECKING:
     from prefect import Task
 
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
-    from resprout.infra.tracking import Tracker
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.run import Run
 
 if TYPE_CHECKING:
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
 COPY = "model"
 """Folder of a run's artifacts that holds a copy of the export."""

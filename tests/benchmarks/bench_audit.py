@@ -26,13 +26,13 @@ from resprout.flows.audit.facts import gather
 from resprout.flows.audit.story import tell
 from resprout.flows.audit.survey import survey
 from resprout.flows.place import Place
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.ledger import Ledger, statement
 from resprout.infra.proof.seal import PREDICATE, seal_key
 from resprout.infra.proof.signing import UNSIGNED
 from resprout.infra.proof.snapshot import places
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 
 RUNS, ROUNDS = 1000, 3
 ADDRESS = "hf://acme/all"

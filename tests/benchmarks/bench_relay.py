@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from relaying import add_version, event, relay_process, signed, until, write_rules
 from resprout.configs.schema import MlflowConfig, RelayConfig
-from resprout.infra.tracking import Tracker
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.triggers.state import WAITING, TriggerState
 
 BOUND_SECONDS = 0.1

@@ -28,11 +28,11 @@ def peak_megabytes() -> float:
 def measure(home: Path) -> None:
     """Print seconds, megabytes and artifacts to free of a plan over the store below `home`."""
     from resprout.configs.schema import MlflowConfig, StoreConfig
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.retention.gc_plan import plan_collection, take_inventory
     from resprout.infra.retention.gc_roots import RootFinder
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore
-    from resprout.infra.tracking import Tracker
 
     store, tracker = ArtifactStore.from_config(StoreConfig(), home), Tracker(MlflowConfig(), home)
     tracker.connect()
@@ -50,7 +50,7 @@ def main() -> int:
         measure(Path(sys.argv[1]))
         return 0
     from resprout.configs.schema import MlflowConfig
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     over = 0
     for artifacts in (ARTIFACTS // 10, ARTIFACTS):

@@ -67,10 +67,10 @@ def measured(loaded: Loaded, steps: Callable[[Any], Any]) -> tuple[Any, Counter[
 
     from resprout.flows.session import NoDisplay
     from resprout.flows.shards import FanOut
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
-    from resprout.infra.tracking import Tracker
     from resprout.tasks.core.run import Run
 
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home)

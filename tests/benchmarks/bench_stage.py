@@ -31,11 +31,11 @@ def measure(home: Path) -> None:
     from resprout.configs.load import load_infra
     from resprout.flows.session import NoDisplay
     from resprout.infra.environment import prepare
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.in_use import InUseReferences
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
-    from resprout.infra.tracking import Tracker
     from resprout.tasks.core.job import Job
     from resprout.tasks.core.run import Run
     from resprout.tasks.core.stage import stage

@@ -64,7 +64,7 @@ def sealed(signer: Signer, run: str, name: str, verdict: str, report: str) -> by
 
 def furnish(home: Path, store: ArtifactStore, own: Signer) -> tuple[Place, Writer]:
     """Two versions of one run's export, and a run whose gate failed, all sealed."""
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     store.signer = own
     writer = write_lineage(store, home / "scratch")
@@ -106,7 +106,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) ->
 
 @pytest.fixture
 def world(template: tuple[Path, Writer, Signer], tmp_path: Path) -> World:
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     home, writer, own = template
     shutil.copytree(home, tmp_path / "home")
@@ -286,7 +286,7 @@ def test_a_damaged_ledger_is_at_odds_as_are_strays_in_the_store(world: World) ->
 
 
 def test_verdicts_are_found_under_any_experiment(world: World) -> None:
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     tracker = Tracker(MlflowConfig(experiment="other"), world.place.home)
     tracker.connect()

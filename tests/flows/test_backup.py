@@ -14,6 +14,7 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.retention import backup
 from resprout.infra.retention.backup import Backup
 from resprout.infra.retention.erase import execute_erasure, plan_erasure
@@ -23,7 +24,6 @@ from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.s3 import S3Driver
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 
 template = Path()
 

@@ -36,7 +36,7 @@ COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model, data, config and an empty MLflow database; tests change copies and overrides, never these."""
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     root = tmp_path_factory.mktemp("ground")
     write_run(root, measure=None)

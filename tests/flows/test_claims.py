@@ -11,8 +11,8 @@ import pytest
 from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.examine import Examiner
 from resprout.flows.place import Found, Place, find
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 
 VERSION = "models:/tiny-pruned/1"
 TAGS = [

@@ -13,12 +13,12 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.retention.erase import CopySearch, copies_in_run, execute_erasure, plan_erasure
 from resprout.infra.retention.gc_roots import set_hold
 from resprout.infra.retention.row_search import Fingerprints
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 
 REASON = "request 17 of its owner"
 VERSION = "models:/tiny-pruned/1"

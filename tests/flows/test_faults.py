@@ -22,8 +22,8 @@ import pytest
 from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.examine import examine
 from resprout.flows.place import Place
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 from servers import free_port, mlflow_server
 from tiny_run import config as tiny_config
 from tiny_run import write_run
@@ -110,7 +110,7 @@ if fault["kind"].startswith("503"):
     wrap(URLLib3Session, "send", send)
 if fault["kind"] in ("before alias", "slow version"):
     import resprout.flows.compress
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
     wrap(Tracker, "point_alias", point_alias)
     wrap(Tracker, "make_version", make_version)
 

@@ -19,12 +19,12 @@ from resprout.configs.errors import ResproutError, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.examine import examine, examine_all
 from resprout.flows.place import Place
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.ledger import PREDICATE, statement
 from resprout.infra.proof.signing import UNSIGNED
 from resprout.infra.store.manifest import Manifest
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 from tiny_run import write_run
 
 VERSION = "models:/tiny-pruned/1"

@@ -16,7 +16,8 @@ from resprout.configs.errors import BadInput, Transient
 from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.examine import Examined, examine, examine_all
 from resprout.flows.place import Place
-from resprout.infra import searches
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.tracking import HOLD, Tracker
 from resprout.infra.proof.collected import collected_key
 from resprout.infra.retention.erase import execute_erasure, plan_erasure
 from resprout.infra.retention.gc import Collector
@@ -25,7 +26,6 @@ from resprout.infra.retention.gc_roots import HELD, RECENT, REGISTERED, RootFind
 from resprout.infra.store import tombstones
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import HOLD, Tracker
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def besides_the_removal(looked: Examined) -> list[str]:
 
 
 def parent_of(tracker: Tracker) -> str:
-    return next(searches.runs(tracker, "tags.`resprout.gate` = 'passed'")).info.run_id
+    return next(search.runs(tracker, "tags.`resprout.gate` = 'passed'")).info.run_id
 
 
 def test_a_registered_version_keeps_all_that_its_run_made(
@@ -84,7 +84,7 @@ def test_without_the_version_only_what_else_holds_it(
     tracker.client.set_tag(parent, HOLD, "case 7")
     assert planned(store, tracker).kept == {HELD: len(everything)}
     tracker.client.delete_tag(parent, HOLD)
-    exported = next(searches.runs(tracker, "tags.`resprout.stage` = 'export'"))
+    exported = next(search.runs(tracker, "tags.`resprout.stage` = 'export'"))
     tracker.client.set_tag(exported.info.run_id, HOLD, "case 7")
     kept = planned(store, tracker)
     assert kept.freed.keys() < everything
@@ -200,7 +200,7 @@ def test_what_gc_left_of_a_run_is_still_looked_at(
     copied: Path, store: ArtifactStore, tracker: Tracker
 ) -> None:
     unregister(tracker)
-    exported = next(searches.runs(tracker, "tags.`resprout.stage` = 'export'"))
+    exported = next(search.runs(tracker, "tags.`resprout.stage` = 'export'"))
     set_hold(tracker, exported.info.run_id, "case 7")
     locks, inventory = LeaseLockManager(store.driver), take_inventory(store)
     finder = RootFinder(store, tracker, locks, 0.0)

@@ -34,7 +34,7 @@ def known(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> tu
     """A store with one run, of which MLflow has a version, the whole run and a stage's run."""
     import shutil
 
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     home = tmp_path_factory.mktemp("known")
     shutil.copy(mlflow_template, home / "mlflow.db")

@@ -19,9 +19,9 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, ProofConfig, StoreConfig
 from resprout.flows.examine import examine, examine_all
 from resprout.flows.place import Place
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 from tiny_run import write_run
 
 VERSION = "models:/tiny-pruned/1"

@@ -23,7 +23,7 @@ from resprout.infra.store.store import ArtifactStore
 @pytest.fixture
 def here(tmp_path: Path, mlflow_template: Path) -> tuple[Place, Writer]:
     """A run whose export is version 1 of small."""
-    from resprout.infra.tracking import Tracker
+    from resprout.infra.mlflow.tracking import Tracker
 
     home = tmp_path / "home"
     home.mkdir()

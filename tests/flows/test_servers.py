@@ -238,13 +238,13 @@ def test_no_secret_is_in_a_backup(
     served: Served, s3: Any, mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from resprout.configs.load import load_infra
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.retention import backup
     from resprout.infra.retention.backup import Backup
     from resprout.infra.retention.mlflow_data import Database
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.local import LocalDriver
     from resprout.infra.store.store import ArtifactStore
-    from resprout.infra.tracking import Tracker
 
     for name, value in served.env.items():
         monkeypatch.setenv(name, value)

@@ -275,8 +275,8 @@ def test_ctrl_c_ends_variants_that_wait_for_another_run(folder: Path, home: Path
     from resprout.flows.dry_run import look_up
     from resprout.flows.inputs import Sources
     from resprout.flows.stages import Steps
+    from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.lease import LeaseLockManager
-    from resprout.infra.tracking import Tracker
 
     path = write_sweep(folder, grid={"seed": [1, 2]})
     loaded = load_sweep(path, [f"infra.home={home}"])[1][0].loaded

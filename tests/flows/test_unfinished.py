@@ -19,7 +19,7 @@ from resprout.flows import conclude
 from resprout.flows.cli.main import main
 from resprout.infra.proof.registering import Registrar
 from resprout.infra.store.local import LocalDriver
-from resprout.infra.tracking import Tracker
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.tasks.core.stage import Stage
 steps = {
     "version": (Tracker, "point_alias"), "alias": (Registrar, "enter"), "run": (conclude, "write_seal"),
@@ -117,11 +117,11 @@ EDIT = """
 import sys
 from resprout.flows.cli.main import main
 from resprout.flows.conclude import Conclusion
-from resprout.infra import searches
+from resprout.infra.mlflow import search
 seal = Conclusion.seal
 def edited(self):
     tracker = self.run.tracker
-    below = searches.runs(tracker, f"tags.`mlflow.parentRunId` = '{self.run.mlflow_run_id}'")
+    below = search.runs(tracker, f"tags.`mlflow.parentRunId` = '{self.run.mlflow_run_id}'")
     (run,) = [one for one in below if one.info.run_name == "evaluate pruned"]
     tracker.client.log_metric(run.info.run_id, "own_acc", 0.99)
     seal(self)

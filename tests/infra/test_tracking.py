@@ -13,7 +13,7 @@ import pytest
 
 from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable
 from resprout.configs.schema import MlflowConfig
-from resprout.infra.tracking import FLOW_RUN, VARIANT, Tracker
+from resprout.infra.mlflow.tracking import FLOW_RUN, VARIANT, Tracker
 
 
 @pytest.fixture(scope="module")

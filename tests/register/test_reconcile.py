@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from resprout.configs.schema import MlflowConfig, RegisterConfig
 from resprout.flows.session import NoDisplay
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.registering import Registrar
 from resprout.infra.proof.seal import Sealed
 from resprout.infra.store.lease import LeaseLockManager
@@ -16,7 +17,6 @@ from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 from resprout.tasks.core.run import Run
 from resprout.tasks.register.reconcile import register
 

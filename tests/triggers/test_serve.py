@@ -38,7 +38,7 @@ from relaying import (
     write_rules,
 )
 from resprout.configs.schema import MlflowConfig, RelayConfig
-from resprout.infra.tracking import Tracker
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.triggers.state import STARTED, TriggerState
 from resprout.infra.triggers.webhook import EVENTS, HOOK_NAME, register_webhook
 

@@ -13,6 +13,7 @@ from securesystemslib.signer import CryptoSigner
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.ledger import PREDICATE, Expected, Ledger, folded, require_signed, statement
 from resprout.infra.proof.registering import Registrar
 from resprout.infra.proof.seal import Sealed, read_seal, seal_key, write_seal
@@ -20,7 +21,6 @@ from resprout.infra.proof.shown import Shown
 from resprout.infra.proof.signing import Signer
 from resprout.infra.proof.snapshot import Places, differences, placed
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 
 HERE = Places("file:///home/store", "file:///home/mlartifacts")
 

@@ -9,9 +9,9 @@ import pytest
 
 from lineages import Writer
 from resprout.configs.schema import StoreConfig
+from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.proof.told import told_wrongly
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import RECORD
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.infra import searches
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.retention import backup
 from resprout.infra.retention.backup import Backup
 from resprout.infra.retention.mlflow_data import Database
@@ -21,7 +22,6 @@ from resprout.infra.retention.restore import MARK, Restore
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.tracking import Tracker
 
 ARTIFACTS = 6
 REQUESTS = {
@@ -50,7 +50,7 @@ class World:
         self.database = Database(self.tracker.uri)
 
     def runs(self, having: str = "") -> list[str]:
-        return sorted(run.info.run_id for run in searches.runs(self.tracker, having))
+        return sorted(run.info.run_id for run in search.runs(self.tracker, having))
 
     def sql(self, text: str, *values: Any) -> list[Any]:
         with sqlite3.connect(self.home / "mlflow.db") as connection:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput
-from resprout.infra.home_files import HomeFiles
+from resprout.infra.environment import ARTIFACTS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,3 +60,23 @@ def kin_of(client: MlflowClient, name: str) -> list[Experiment]:
     return [
         one for one in client.search_experiments() if one.name == name or one.name.startswith(f"{name}{IN}")
     ]
+
+
+class HomeFiles:
+    """The folder below `home` that holds them, where MLflow's database is the home's `own`."""
+
+    def __init__(self, home: Path, own: bool) -> None:
+        self.own = own
+        self.address = (home / ARTIFACTS).resolve().as_uri()
+
+    def here(self, address: str) -> str:
+        """An address of files of runs, where the home is now; others as they are."""
+        old, found, rest = address.rpartition(f"/{ARTIFACTS}")
+        if not self.own or not found or not old.startswith("file:") or rest[:1] not in ("", "/"):
+            return address
+        return f"{self.address}{rest}"
+
+    def folder(self, address: str) -> Path | None:
+        """The local folder behind such an address; None where MLflow keeps the files elsewhere."""
+        here = self.here(address)
+        return Path(unquote(urlsplit(here).path)) if here.startswith(f"{self.address}/") else None

@@ -1,25 +1,31 @@
-"""What searches of MLflow find, a page at a time: memory holds one page, and no later page is left out."""
+"""Searches of MLflow, a page at a time: memory holds one page, and no later page is left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from resprout.infra.answers import answers
+from resprout.infra.mlflow.errors import answers
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-
-    from resprout.infra.tracking import Tracker
 
 PAGE = 1000
 EXPERIMENTS = 100
 """Experiments that one search asks for."""
 
 
-def versions(tracker: Tracker, having: str = "") -> Iterator[ModelVersion]:
+class Connection(Protocol):
+    """A client of MLflow."""
+
+    @property
+    def client(self) -> MlflowClient: ...
+
+
+def versions(tracker: Connection, having: str = "") -> Iterator[ModelVersion]:
     """All versions in the registry, or those that a filter names, without their aliases."""
     return _pages(tracker, partial(tracker.client.search_model_versions, having))
 
@@ -30,17 +36,17 @@ def named(name: str) -> str:
 
 
 @answers
-def is_registered(tracker: Tracker, name: str) -> bool:
+def is_registered(tracker: Connection, name: str) -> bool:
     """Whether there is a registered model of this name."""
     return bool(tracker.client.search_registered_models(filter_string=named(name), max_results=1))
 
 
-def models(tracker: Tracker) -> Iterator[RegisteredModel]:
+def models(tracker: Connection) -> Iterator[RegisteredModel]:
     """All registered models with their aliases."""
     return _pages(tracker, tracker.client.search_registered_models)
 
 
-def runs(tracker: Tracker, having: str, experiments: list[str] | None = None) -> Iterator[Run]:
+def runs(tracker: Connection, having: str, experiments: list[str] | None = None) -> Iterator[Run]:
     """Runs of these or of all experiments that a filter names, deleted runs and experiments among them."""
     from mlflow.entities import ViewType
 
@@ -53,7 +59,7 @@ def runs(tracker: Tracker, having: str, experiments: list[str] | None = None) ->
         yield from _pages(tracker, partial(client.search_runs, some, having, ViewType.ALL))
 
 
-def _pages(tracker: Tracker, find: Callable[..., Any]) -> Iterator[Any]:
+def _pages(tracker: Connection, find: Callable[..., Any]) -> Iterator[Any]:
     token: str | None = None
     while True:
         page = _page(tracker, find, token)
@@ -64,5 +70,5 @@ def _pages(tracker: Tracker, find: Callable[..., Any]) -> Iterator[Any]:
 
 
 @answers
-def _page(tracker: Tracker, find: Callable[..., Any], token: str | None) -> Any:
+def _page(tracker: Connection, find: Callable[..., Any], token: str | None) -> Any:
     return find(max_results=PAGE, page_token=token)

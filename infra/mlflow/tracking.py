@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.schema import MlflowConfig, without_credentials
-from resprout.infra import searches
-from resprout.infra.answers import answers, knock, legible, one_line, will_not_pass
-from resprout.infra.experiments import PAGE_OF_TRAINING, experiment_of, kin_of
-from resprout.infra.home_files import HomeFiles
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.errors import answers, knock, legible, one_line, will_not_pass
+from resprout.infra.mlflow.experiments import PAGE_OF_TRAINING, HomeFiles, experiment_of, kin_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -171,7 +170,7 @@ class Tracker:
     def concluded(self) -> list[Run]:
         """The runs of this experiment and its kin that came to a verdict and are finished."""
         wanted = f"attributes.status = 'FINISHED' and tags.`{GATE}` LIKE '%'"
-        found = searches.runs(self, wanted, self.experiments())
+        found = search.runs(self, wanted, self.experiments())
         return [run for run in found if run.info.lifecycle_stage == "active"]
 
     @answers
@@ -315,7 +314,7 @@ class Tracker:
     @answers
     def holding(self, name: str, digest: str) -> list[ModelVersion]:
         """The versions of `name` whose tag says that they hold this digest, the newest first."""
-        found = sorted(self.versions(searches.named(name)), key=lambda one: -int(one.version))
+        found = sorted(self.versions(search.named(name)), key=lambda one: -int(one.version))
         return [one for one in found if one.tags.get("resprout.digest") == digest]
 
     @answers
@@ -366,7 +365,7 @@ class Tracker:
 
     def versions(self, having: str = "") -> list[ModelVersion]:
         """All versions in the registry, or those that a filter names."""
-        return list(searches.versions(self, having))
+        return list(search.versions(self, having))
 
     @legible
     def version(self, reference: str) -> ModelVersion:
