@@ -15,6 +15,7 @@ from typing import Any
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra import identity
 from resprout.infra.lineage import trees
+from resprout.infra.mlflow import search
 from resprout.infra.mlflow.errors import answers
 from resprout.infra.mlflow.tracking import HOLD, Tracker
 from resprout.infra.proof.seal import COPY
