@@ -15,8 +15,8 @@ from resprout.configs.schema import InfraConfig, RunConfig
 from resprout.flows.inputs import missing, source_shape
 from resprout.flows.stages import STAGES
 from resprout.infra.extras import install_command
-from resprout.infra.proof.signing import Signer
 from resprout.infra.store.driver import driver_class
+from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.export.format import FORMATS
 from resprout.tasks.models.shape import Shape

@@ -15,7 +15,7 @@ from resprout.infra import identity
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.compare.artifacts import Difference, compare, relative
-from resprout.tasks.measure.hardware import fingerprint
+from resprout.tasks.core.hardware import fingerprint
 
 KL = "_kl_to_dense"
 """Part of the names of scores that are a Kullback-Leibler divergence, in nats."""

@@ -30,7 +30,7 @@ def sign(
       resprout sign --adopt --config configs/quickstart.yaml
     """
     from resprout.configs.errors import BadInput, VerificationFailed
-    from resprout.flows.examine import examine_unsigned
+    from resprout.flows.audit.verify import examine_unsigned
     from resprout.flows.place import open_place
     from resprout.infra.proof.adoption import adopt as sign_all
     from resprout.infra.proof.adoption import unsigned

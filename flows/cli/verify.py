@@ -51,7 +51,7 @@ def verify(
     share = _share(sample)
     what = reference or "everything"
     place = open_place(config, what, read_only=True)
-    from resprout.flows.examine import examine, examine_all
+    from resprout.flows.audit.verify import examine, examine_all
 
     found = examine(place, reference, share, head) if reference else examine_all(place, share)
     if as_json:

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.infra import identity
-from resprout.infra.proof.signing import ADOPT, Opened
 from resprout.infra.proof.snapshot import Places, State, placed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
+from resprout.infra.store.signing import ADOPT, Opened
 from resprout.infra.store.store import ArtifactStore
 
 PREDICATE = "urn:resprout:registry-entry:v1"

@@ -15,12 +15,12 @@ from resprout.infra.lineage import trees
 from resprout.infra.mlflow.tracking import RECORD, Tracker
 from resprout.infra.proof.ledger import Form, PlacesForm, predicate_of, statement
 from resprout.infra.proof.provenance import provenance_key
-from resprout.infra.proof.signing import ADOPT, Opened, signed_only_by
 from resprout.infra.proof.snapshot import placed, places, run_states
 from resprout.infra.proof.timestamp import Authority, token_key
 from resprout.infra.proof.told import told_wrongly
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.record import Record
+from resprout.infra.store.signing import ADOPT, Opened, signed_only_by
 from resprout.infra.store.store import ArtifactStore
 
 PREDICATE = "urn:resprout:seal:v1"

@@ -12,10 +12,10 @@ from functools import cached_property
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.lineage import Node
 from resprout.infra.proof.seal import read_seal
-from resprout.infra.proof.signing import ADOPT
 from resprout.infra.store import exports, keys
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.record import Record
+from resprout.infra.store.signing import ADOPT
 from resprout.infra.store.store import ArtifactStore, index_keys
 
 THREADS = 8

@@ -37,7 +37,6 @@ from resprout.configs.infrastructure import StoreConfig
 from resprout.infra import identity
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.ledger import predicate_of, statement
-from resprout.infra.proof.signing import Signer
 from resprout.infra.retention import mlflow_data
 from resprout.infra.retention.gc import LEASE
 from resprout.infra.retention.mlflow_data import Database, FileFolder, file_folders, rows_of
@@ -46,6 +45,7 @@ from resprout.infra.store.canonical import DIGEST
 from resprout.infra.store.driver import Driver, Listed, open_driver
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.manifest import CHUNK_BYTES, FileEntry, Manifest, content_digest, scan
+from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
 PREDICATE = "urn:resprout:backup:v1"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import Transient, VerificationFailed
-from resprout.infra.proof.signing import UNSIGNED, Signer
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.driver import Driver
 from resprout.infra.store.filesystem import (
@@ -31,6 +30,7 @@ from resprout.infra.store.filesystem import (
     try_exclusive_lock,
 )
 from resprout.infra.store.manifest import CHUNK_BYTES, PIECE_BYTES, FileEntry, Manifest, hash_file
+from resprout.infra.store.signing import UNSIGNED, Signer
 
 THREADS = 4
 TRIES = 3

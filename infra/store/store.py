@@ -11,7 +11,6 @@ from pathlib import Path
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import ProofConfig, StoreConfig
-from resprout.infra.proof.signing import RECORD, UNSIGNED, Signer
 from resprout.infra.store import keys, tombstones
 from resprout.infra.store.cache import LocalCache, NotesKey, VerifiedFiles, download, stamps
 from resprout.infra.store.canonical import check_digest, sha256_hex
@@ -20,6 +19,7 @@ from resprout.infra.store.filesystem import free_bytes, private_folder
 from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.manifest import FileEntry, Manifest, scan
 from resprout.infra.store.record import Record
+from resprout.infra.store.signing import RECORD, UNSIGNED, Signer
 from resprout.infra.store.tombstones import Tombstone
 
 THREADS = 8

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.infra.proof.signing import Signer
 from resprout.infra.store import keys
 from resprout.infra.store.canonical import canonical_json, check_digest, sha256_hex
 from resprout.infra.store.driver import Driver
+from resprout.infra.store.signing import Signer
 
 PREDICATE = "urn:resprout:tombstone:v1"
 

@@ -209,7 +209,7 @@ class Stage(Declaration, Generic[C]):
         if self.computes:
             parts["dtype"], parts["device"] = job.dtype, job.device
         if self.hardware:
-            from resprout.tasks.measure.hardware import fingerprint
+            from resprout.tasks.core.hardware import fingerprint
 
             parts["hardware"] = fingerprint()
         return parts

@@ -16,9 +16,9 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import MeasureConfig
+from resprout.tasks.core.hardware import fingerprint, free_memory
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, stage
-from resprout.tasks.measure.hardware import fingerprint, free_memory
 from resprout.tasks.measure.ratio import coverage, ratio_of
 from resprout.tasks.measure.rounds import Answer, in_turn, together
 from resprout.tasks.measure.worker import Request

@@ -43,7 +43,7 @@ def plan_settings(config: PruneConfig) -> dict[str, Any]:
     Criterion and repair are among them because plan.json names them; the machine is where it is timed. A
     schedule shows in the target and in the inputs of each round.
     """
-    from resprout.tasks.measure.hardware import fingerprint
+    from resprout.tasks.core.hardware import fingerprint
 
     unused = ("method", "ridge", "memory", "general", "schedule", "schedule_settings")
     section = {name: value for name, value in config.key_data().items() if name not in unused}

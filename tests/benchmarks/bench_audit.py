@@ -29,9 +29,9 @@ from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.ledger import Ledger, statement
 from resprout.infra.proof.seal import PREDICATE, seal_key
-from resprout.infra.proof.signing import UNSIGNED
 from resprout.infra.proof.snapshot import places
 from resprout.infra.store.record import Parent, Record
+from resprout.infra.store.signing import UNSIGNED
 from resprout.infra.store.store import ArtifactStore
 
 RUNS, ROUNDS = 1000, 3

@@ -27,8 +27,8 @@ from resprout.flows.place import Place
 from resprout.infra.proof.collected import collected_key, state_collected
 from resprout.infra.proof.ledger import Ledger, statement
 from resprout.infra.proof.seal import PREDICATE, seal_key
-from resprout.infra.proof.signing import Signer
 from resprout.infra.proof.snapshot import places, version_state
+from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
 NO_RULES = LicencesConfig()

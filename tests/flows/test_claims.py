@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.flows.examine import Examiner
+from resprout.flows.audit.verify import Examiner
 from resprout.flows.place import Found, Place, find
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore

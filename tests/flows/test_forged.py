@@ -17,13 +17,13 @@ from attacks import Forger, brought_back, kept
 
 from resprout.configs.errors import ResproutError, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.flows.examine import examine, examine_all
+from resprout.flows.audit.verify import examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.ledger import PREDICATE, statement
-from resprout.infra.proof.signing import UNSIGNED
 from resprout.infra.store.manifest import Manifest
 from resprout.infra.store.results import ArtifactResults
+from resprout.infra.store.signing import UNSIGNED
 from resprout.infra.store.store import ArtifactStore
 from tiny_run import write_run
 

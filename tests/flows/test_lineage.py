@@ -25,7 +25,7 @@ from resprout.flows.audit.story import Story, tell
 from resprout.flows.place import Place
 from resprout.infra.lineage import tree
 from resprout.infra.proof.provenance import provenance_key, provenance_problems, state_provenance
-from resprout.infra.proof.signing import UNSIGNED, Signer
+from resprout.infra.store.signing import UNSIGNED, Signer
 from resprout.infra.store.store import ArtifactStore
 
 

@@ -93,7 +93,7 @@ def test_an_unsigned_ledger_in_the_place_of_a_signed_one_is_not_gone_on_with(sig
         said = {**statement["predicate"], "key": None}
         from resprout.infra.proof.ledger import PREDICATE
         from resprout.infra.proof.ledger import statement as stated
-        from resprout.infra.proof.signing import UNSIGNED
+        from resprout.infra.store.signing import UNSIGNED
 
         path.chmod(0o644)
         path.write_bytes(UNSIGNED.envelope(stated("models:/tiny-pruned", PREDICATE, said)))

@@ -20,10 +20,10 @@ import pytest
 from one_machine import until
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import MeasureConfig
+from resprout.tasks.core.hardware import fingerprint
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.measure import rounds
 from resprout.tasks.measure.child import Child, starter
-from resprout.tasks.measure.hardware import fingerprint
 from resprout.tasks.measure.ratio import Ratio, coverage, metrics_of, ratio_in, ratio_of
 from resprout.tasks.measure.rounds import Answer, in_turn, together
 from resprout.tasks.measure.stage import measure, summary

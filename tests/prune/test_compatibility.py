@@ -213,7 +213,7 @@ def test_all_else_makes_the_plan_anew(values):
 def test_a_latency_is_that_of_the_machine(monkeypatch):
     timed = {"units": ["ffn"], "allocator": "dynamic_programming", "target": {"latency_ms": 5.0}}
     before = keys(**timed), keys()
-    monkeypatch.setattr("resprout.tasks.measure.hardware.fingerprint", lambda: {"cpu": "another"})
+    monkeypatch.setattr("resprout.tasks.core.hardware.fingerprint", lambda: {"cpu": "another"})
     assert keys(**timed)[0] != before[0][0]
     assert keys() == before[1]
 

@@ -18,8 +18,8 @@ from resprout.infra.proof.ledger import PREDICATE, Expected, Ledger, folded, req
 from resprout.infra.proof.registering import Registrar
 from resprout.infra.proof.seal import Sealed, read_seal, seal_key, write_seal
 from resprout.infra.proof.shown import Shown
-from resprout.infra.proof.signing import Signer
 from resprout.infra.proof.snapshot import Places, differences, placed
+from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
 HERE = Places("file:///home/store", "file:///home/mlartifacts")

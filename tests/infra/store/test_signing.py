@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import ProofConfig
-from resprout.infra.proof.signing import RECORD, Signer, public_key_text
 from resprout.infra.store.canonical import canonical_json
+from resprout.infra.store.signing import RECORD, Signer, public_key_text
 
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
 PUBLIC = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"

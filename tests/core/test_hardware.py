@@ -61,6 +61,6 @@ def test_free_memory_is_that_of_machine_container_and_gpu(tmp_path, monkeypatch)
 
 
 def test_hardware_needs_no_torch():
-    code = "import sys, resprout.tasks.measure.hardware; print('torch' in sys.modules)"
+    code = "import sys, resprout.tasks.core.hardware; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
