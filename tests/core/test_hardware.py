@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from resprout.tasks.measure import hardware
+from resprout.tasks.core import hardware
 
 
 def test_fingerprint_is_stable_plain_data():
