@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 
 class ResproutError(Exception):
     """Base of all errors that are shown without a traceback; `exit_code` is the command's exit status."""
@@ -53,3 +55,23 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
         self.exit_code = 128 + number
+
+
+Fault = tuple[str, str]
+
+
+def faults_in(key: str, step: Callable[[], object]) -> list[Fault]:
+    """The fault that `step` raises; none where it ends."""
+    try:
+        step()
+    except ResproutError as error:
+        return [(key, str(error))]
+    return []
+
+
+def sentences(faults: Iterable[Fault]) -> str:
+    """All faults in one text, each once: what one file has wrong is one fault, however many keys name it."""
+    keys: dict[str, dict[str, None]] = {}
+    for key, sentence in faults:
+        keys.setdefault(sentence, {})[key] = None
+    return "; ".join(f"{', '.join(names)}: {sentence}" for sentence, names in keys.items())

@@ -119,3 +119,10 @@ class PruneConfig(Section):
                 "attention or FFN; give layout: per_layer, or units: [layers]"
             )
         return self
+
+
+class PruneRound(PruneConfig):
+    """One round of a pruning schedule before the last."""
+
+    done: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """How far it goes from the dense size to the target."""

@@ -25,9 +25,13 @@ class ArtifactResult(Plain):
 
 
 class StageResult(Plain):
-    """One stage of the run."""
+    """One call of a stage in the run."""
 
     name: str
+    """What people read: the stage, and which call of it this is."""
+    stage: str
+    role: str
+    """Names the call where a run calls the stage more than once."""
     cached: bool
     seconds: float
     """Wall time of the stage's own work; of the look-up where cached."""
@@ -62,20 +66,6 @@ class ModelResult(Plain):
     metrics: dict[str, float]
     speeds: dict[str, SpeedResult] = {}
     """By the name of each speed among the metrics its ratio to the dense model's; empty of the dense one."""
-
-
-class ModelResults(Plain):
-    """The models of a run; recovered and sparsified are null where the config has no such section."""
-
-    dense: ModelResult
-    pruned: ModelResult
-    recovered: ModelResult | None
-    sparsified: ModelResult | None = None
-
-    def there(self) -> dict[str, ModelResult]:
-        """The models that there are by name, in the order in which they are made."""
-        every = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: one for name, one in every.items() if one is not None}
 
 
 class GateCheck(Plain):
@@ -135,7 +125,8 @@ class RunResult(Plain):
     """Name of the pruning method in force; where not all of it is the paper's it says so."""
     warnings: list[str] = []
     """Warnings of the plan: a target that rounding missed, or one that leaves too little of each layer."""
-    models: ModelResults | None = None
+    models: dict[str, ModelResult | None] | None = None
+    """The models by name, in the order in which they are made; null where the config has no such section."""
     gate: GateResult | None = None
     exports: list[ExportResult] = []
     registered: RegisteredResult | None = None
@@ -147,6 +138,10 @@ class RunResult(Plain):
     """Path of the HTML report."""
     seconds: float = 0.0
     overhead: Overhead | None = None
+
+    def made_models(self) -> dict[str, ModelResult]:
+        """The models that there are, by name."""
+        return {name: one for name, one in (self.models or {}).items() if one is not None}
 
     def fail(self, error: BaseException) -> None:
         """Say that and why the run did not get through."""

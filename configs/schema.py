@@ -137,11 +137,6 @@ class RunConfig(Section):
                 f"sparsify.pattern takes weights in groups of {group}, which prune.round_to "
                 f"{self.prune.round_to} does not keep whole; give a multiple of {group}"
             )
-        if self.prune.layout == "per_layer" and "hf" in self.export.formats:
-            raise ValueError(
-                "export.formats holds hf, which stock classes load with one width for all layers, but "
-                "prune.layout is per_layer; give layout: uniform, or formats: [hf_layouts]"
-            )
         if self.registration is not None and not self.export.formats:
             raise ValueError(
                 "register needs an export, but export.formats is empty; set register: null or name a format"

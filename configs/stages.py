@@ -290,9 +290,8 @@ class GateConfig(Section):
 class ExportConfig(Section):
     """Formats to write; each is loaded again by its stock tool before it counts."""
 
-    formats: tuple[Literal["hf", "hf_layouts"], ...] = ("hf",)
-    """hf: safetensors folder for stock transformers; hf_layouts: the same with a width for each layer, for
-    transformers with resprout's classes (`register_layouts`). Left out: what prune.layout can hold."""
+    formats: tuple[str, ...] = ("hf",)
+    """Formats to write (`resprout methods`). Left out: hf, and where prune.layout is per_layer hf_layouts."""
     prompts: Annotated[tuple[str, ...], Field(min_length=5)] = (
         "The capital of France is",
         "Water boils at a temperature of",

@@ -9,15 +9,16 @@ from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import Layout, Preset
-from resprout.tasks.registry import Entry, Registry, Setting
+from resprout.tasks.core.methods import Entry, Registry, Setting
 
 
 def registries() -> dict[str, Registry[Any]]:
     """The registries by the section of the config that names their methods."""
-    from resprout.tasks.calibrate.registry import METHODS as CALIBRATE
+    from resprout.tasks.calibrate.stage import METHODS as CALIBRATE
+    from resprout.tasks.export.format import FORMATS
     from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS, SCHEDULES
-    from resprout.tasks.recover.registry import METHODS as RECOVER
-    from resprout.tasks.select.registry import METHODS as SELECT
+    from resprout.tasks.recover.stage import METHODS as RECOVER
+    from resprout.tasks.select.stage import METHODS as SELECT
     from resprout.tasks.sparsify.registry import METHODS as SPARSIFY
 
     return {
@@ -29,6 +30,7 @@ def registries() -> dict[str, Registry[Any]]:
         "select.method": SELECT,
         "recover.method": RECOVER,
         "sparsify.method": SPARSIFY,
+        "export.formats": FORMATS,
     }
 
 

@@ -9,20 +9,17 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from resprout.configs.errors import BadInput, DoesNotFit
+from resprout.configs.errors import BadInput, DoesNotFit, Fault, faults_in, sentences
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import InfraConfig, RunConfig
-from resprout.configs.stages import SparsifyConfig
-from resprout.flows.catalog import registries
-from resprout.flows.faults import Fault, faults_in, sentences
-from resprout.flows.sources import missing, source_shape
+from resprout.flows.inputs import missing, source_shape
+from resprout.flows.stages import STAGES
 from resprout.infra.extras import install_command
 from resprout.infra.proof.signing import Signer
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.evaluate.task_files import read_task
+from resprout.tasks.export.format import FORMATS
 from resprout.tasks.models.shape import Shape
-from resprout.tasks.prune.compatibility import resolve
-from resprout.tasks.prune.rounds import schedule_of
+from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.target import implied_shape
 from resprout.tasks.sparsify.pattern import check_sparsity
 
@@ -44,19 +41,14 @@ def check(loaded: Loaded, more: Callable[[Loaded], Iterable[Fault]] = lambda loa
 
 def _faults(loaded: Loaded) -> list[Fault]:
     """Faults of each section by itself, and of the sources on this machine."""
-    config, known = loaded.config, registries()
+    config = loaded.config
     steps: list[tuple[str, Callable[[], object]]] = [
-        ("calibrate.method", lambda: known["calibrate.method"].entry(config.calibrate.method)),
-        ("prune", lambda: _prune(config)),
+        (key, partial(step, getattr(config, stage.section), loaded.base))
+        for stage in STAGES
+        for key, step in stage.checks.items()
+        if getattr(config, stage.section) is not None
     ]
-    if (select := config.select) is not None:
-        steps.append(("select.method", lambda: known["select.method"].entry(select.method)))
-    if (recover := config.recover) is not None:
-        steps.append(("recover.method", lambda: known["recover.method"].entry(recover.method)))
-    if (sparse := config.sparsify) is not None:
-        steps.append(("sparsify", lambda: _sparsify(sparse)))
-    for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
-        steps.append(("evaluate.zero_shot", partial(read_task, one.task, loaded.base)))
+    steps += [("prune", lambda: _trains(config)), ("export.formats", lambda: _formats(config))]
     steps += [
         ("infra.store.uri", lambda: _store_folder(loaded)),
         ("infra.proof", lambda: Signer.from_config(config.infra.proof).require_own_key()),
@@ -102,31 +94,26 @@ def _unfit(config: RunConfig, shape: Shape) -> list[str]:
     return faults
 
 
-def _prune(config: RunConfig) -> None:
-    """BadInput where parts of the section do not fit together, or a setting is out of bounds.
-
-    Methods are imported only where a setting of theirs is given.
-    """
-    names, known = resolve(config.prune), registries()
-    for part in ("criterion", "allocator", "repair"):
-        if getattr(config.prune, f"{part}_settings"):
-            method = known[f"prune.{part}"].get(getattr(names, part))
-            method(**getattr(names, f"{part}_settings"))
-    schedule_of(config.prune)
+def _trains(config: RunConfig) -> None:
+    """BadInput where a schedule prunes while the model trains, and nothing trains it."""
     name = config.prune.schedule
-    if config.recover is None and known["prune.schedule"].entry(name).declared["trains"]:
+    if config.recover is None and name in SCHEDULES and SCHEDULES.entry(name).declared["trains"]:
         raise BadInput(
             f"prune.schedule is {name}, which prunes while the model trains, but recover is left out; give "
             "select and recover, or schedule: one_shot"
         )
 
 
-def _sparsify(section: SparsifyConfig) -> None:
-    """BadInput where the method or a setting is unknown or out of bounds."""
-    known = registries()["sparsify.method"]
-    settings = known.settings(section.method, section.settings)
-    if section.settings:
-        known.get(section.method)(**settings)
+def _formats(config: RunConfig) -> None:
+    """BadInput for a format that is not there, or cannot hold the layout."""
+    layout = config.prune.layout
+    for name in config.export.formats:
+        if layout not in FORMATS.entry(name).declared["layouts"]:
+            fitting = [one.name for one in FORMATS if layout in one.declared["layouts"]]
+            raise BadInput(
+                f"export.formats holds {name}, which stock classes load with one width for all layers, but "
+                f"prune.layout is {layout}; give layout: uniform, or formats: [{', '.join(fitting)}]"
+            )
 
 
 def _store_folder(loaded: Loaded) -> None:
@@ -141,17 +128,10 @@ def _store_folder(loaded: Loaded) -> None:
 
 
 def _too_long(config: RunConfig, shape: Shape) -> list[str]:
-    asked = {
-        "calibrate.seq_len_tokens": config.calibrate.seq_len_tokens,
-        "evaluate.perplexity.window_tokens": config.evaluate.perplexity.window_tokens
-        + config.evaluate.perplexity.bos,
-    }
-    if config.select is not None:
-        asked["select.max_len_tokens"] = config.select.max_len_tokens
-    if config.measure is not None:
-        asked["measure.prefill_tokens + decode_tokens"] = (
-            config.measure.prefill_tokens + config.measure.decode_tokens
-        )
+    asked: dict[str, int] = {}
+    for stage in STAGES:
+        if (section := getattr(config, stage.section)) is not None:
+            asked |= stage.lengths(section)
     over = [
         f"{name} is {length}"
         for name, length in asked.items()

@@ -1,4 +1,4 @@
-"""The flow: acquire, calibrate, prune, select, recover, sparsify, judge, gate, export, report, register."""
+"""The flow of a run: check, acquire, walk through the stages, conclude."""
 
 from __future__ import annotations
 
@@ -19,22 +19,19 @@ from resprout.configs.load import Loaded, load, load_data
 from resprout.configs.result import Overhead
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
-from resprout.flows.acquisition import acquire, shape_in_store
-from resprout.flows.again import command, config_digest, public_overrides
-from resprout.flows.check import check
-from resprout.flows.compared import compared
+from resprout.flows.check import check, check_fits
 from resprout.flows.conclude import Conclusion
-from resprout.flows.fan_out import FanOut
-from resprout.flows.ghosts import end_dead_runs
-from resprout.flows.licences import check_licences
-from resprout.flows.look_up import look_up
+from resprout.flows.dry_run import look_up, to_make
+from resprout.flows.inputs import Sources
 from resprout.flows.overdue import newer_due
+from resprout.flows.rerun import command, config_digest, public_overrides
 from resprout.flows.restarts import refuse_endless
 from resprout.flows.session import Session, current, using
-from resprout.flows.sources import Sources
-from resprout.flows.steps import Steps
+from resprout.flows.shards import FanOut
+from resprout.flows.stages import STAGES, Artifacts, Steps
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
+from resprout.infra.licences import check_licences
 from resprout.infra.patience import patiently
 from resprout.infra.proof.ledger import Ledger
 from resprout.infra.restarts import FLOW
@@ -44,10 +41,10 @@ from resprout.infra.store.pins import Pins
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
-from resprout.tasks.models.shape import Shape
+from resprout.tasks.core.data_scan import load_scan
+from resprout.tasks.core.run import Run
+from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.compatibility import resolve
-from resprout.tasks.run import Forecast, Run
-from resprout.tasks.scan import load_scan
 
 logger = logging.getLogger(__name__)
 
@@ -123,26 +120,21 @@ def _compress(
     sources = Sources(loaded, tracker.uri)
     session.remarks = [
         *check_licences(loaded.config.infra.licences, sources.credits),
-        *preflight.slow_dtype(loaded.config.model),
+        *preflight.slow_dtype(loaded.config),
     ]
     for remark in session.remarks:
         logger.warning("%s", remark)
 
-    def forecasts() -> list[Forecast]:
-        return look_up(loaded.config, store, tracker, sources, loaded.home)[1]
+    steps = Steps(loaded.config, sources.sections, sources.credits)
+
+    def missing() -> list[bool]:
+        return to_make(look_up(steps, store)[1])
 
     def check_room(shape: Shape) -> None:
-        preflight.check(
-            loaded.config.model,
-            shape,
-            loaded.home,
-            store.free_bytes(),
-            forecasts,
-            preflight.models_of(loaded.config),
-            loaded.config.recover,
-        )
+        models = sum(step.writes_model for step in steps)
+        preflight.check_room(loaded.config, shape, loaded.home, store.free_bytes(), models, missing)
 
-    preflight.check_device(loaded.config.model.device, forecasts)
+    preflight.check_device(loaded.config.model.device, lambda: not missing())
     if sources.shape is not None:
         check_room(sources.shape)
     digest = config_digest(loaded)
@@ -178,7 +170,7 @@ def _compress(
         store.pins = Pins(store.driver, run.locks, stop=session.stop_if_interrupted)
         at_end.callback(store.pins.close)
         tracker.log(run_id, params=params, tags={WRITER: store.pins.writer})
-        end_dead_runs(tracker, run.locks, run_id)
+        _end_dead_runs(tracker, run.locks, run_id)
         if run.shards > 1:
             run.fan_out = fan_out = FanOut(loaded, run)
             at_end.callback(fan_out.close)
@@ -188,15 +180,19 @@ def _compress(
         tracker.log_text(run_id, public, "config.json")
         if identity.dirty_patch():
             tracker.log_text(run_id, identity.dirty_patch(), "uncommitted.patch")
-        acquired = acquire(loaded.config, run, sources)
+        artifacts = Artifacts(steps)
+        artifacts.make(run, steps[: steps.acquisitions])
+        dense = artifacts.of("source")
         if sources.shape is None:
-            check_room(shape_in_store(run, acquired.dense))
-        if claim is not None and not own and (export := exports.holder(store, acquired.dense.digest)):
+            shape = shape_of(json.loads(store.read(dense.digest, "config.json")))
+            check_fits(loaded.config, shape)
+            check_room(shape)
+        if claim is not None and not own and (export := exports.holder(store, dense.digest)):
             logger.info("%s is the export %s, which is not compressed again", claim, export)
             tracker.end(run_id)
             return Completed(name="OwnVersion", message=f"{claim}: its model is the export {export}")
-        made = Steps(loaded.config, run, acquired).all()
-        conclusion = Conclusion(loaded, run, made, session, command(loaded, overrides))
+        artifacts.make(run, steps[steps.acquisitions :])
+        conclusion = Conclusion(loaded, run, artifacts, session, command(loaded, overrides))
         conclusion.all()
         tracker.end(run_id)
         conclusion.seal()
@@ -210,6 +206,32 @@ def _compress(
         # Under a name of its own, so that an automation can tell somebody.
         return Failed(name="GateNotPassed", message=result.message, data=result.model_dump(mode="json"))
     return result.model_dump(mode="json")
+
+
+def compared(config: RunConfig, model: str) -> dict[str, Any]:
+    """Settings by which people compare runs, as params in MLflow; `model`: what all machines call the source.
+
+    They follow from config and source alone, so that a run that goes on has those with which it began.
+    """
+    found: dict[str, Any] = {"model": model, "dtype": config.model.dtype, "seed": config.seed}
+    for stage in STAGES:
+        if (section := getattr(config, stage.section)) is not None:
+            found |= stage.params(section)
+    return found
+
+
+def _end_dead_runs(tracker: Tracker, locks: LeaseLockManager, own: str) -> None:
+    """End as KILLED what dead processes left running, and what an earlier attempt of this run did."""
+    _end_nested(tracker, own)
+    for run in tracker.running_of(f"tags.`{WRITER}` LIKE 'writer-%'"):
+        if run.info.run_id != own and not locks.is_locked(run.data.tags[WRITER]):
+            _end_nested(tracker, run.info.run_id)
+            tracker.end(run.info.run_id, "KILLED")
+
+
+def _end_nested(tracker: Tracker, parent: str) -> None:
+    for run in tracker.running_of(f"tags.`mlflow.parentRunId` = '{parent}'"):
+        tracker.end(run.info.run_id, "KILLED")
 
 
 def _load(config: Any, overrides: list[str]) -> Loaded:

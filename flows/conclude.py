@@ -1,22 +1,24 @@
-"""What follows the stages: the verdict, the report, the registration, the result."""
+"""The end of a run, after its stages: verdict, report, registration, result, what MLflow and Prefect show."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
 from resprout.configs.load import Loaded
-from resprout.configs.result import ExportResult, GateResult, ModelResult, ModelResults
+from resprout.configs.result import ExportResult, GateResult, ModelResult, RunResult, SpeedResult
 from resprout.configs.schema import RegisterConfig
-from resprout.flows.again import standalone
-from resprout.flows.announce import announce
-from resprout.flows.describe import PLAN, describe_model, describe_run, describe_version
-from resprout.flows.describe import Place as Described
+from resprout.flows.mlflow_pages import PLAN, REPORT, describe_model, describe_run, describe_version
+from resprout.flows.mlflow_pages import Place as Described
+from resprout.flows.rerun import standalone
 from resprout.flows.session import Session
-from resprout.flows.speeds import speeds_to_dense
-from resprout.flows.steps import Made
+from resprout.flows.stages import SCORES, STAGES, Artifacts, models
 from resprout.infra import identity
 from resprout.infra.lineage import tree
 from resprout.infra.notes import NOTE
@@ -26,15 +28,14 @@ from resprout.infra.proof.seal import write_seal
 from resprout.infra.proof.timestamp import Authority
 from resprout.infra.store import exports
 from resprout.infra.store.reference import ArtifactRef
-from resprout.tasks.job import Job
-from resprout.tasks.measure.ratio import metrics_of
+from resprout.tasks.core.job import Job
+from resprout.tasks.core.run import Run
+from resprout.tasks.measure.ratio import metrics_of, ratio_in
 from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
-from resprout.tasks.run import Run
-from resprout.tasks.stage import Input
 
-SELECTED = ("selected_rows", "pool_rows")
-"""Metrics of the selection that the parent run shows as well."""
+logger = logging.getLogger(__name__)
+
 PROVENANCE = "provenance.intoto.json"
 """File of the run's artifacts in MLflow."""
 
@@ -42,10 +43,12 @@ PROVENANCE = "provenance.intoto.json"
 class Conclusion:
     """The end of one run; `session.result` is filled step by step."""
 
-    def __init__(self, loaded: Loaded, run: Run, made: Made, session: Session, command: str) -> None:
+    def __init__(
+        self, loaded: Loaded, run: Run, artifacts: Artifacts, session: Session, command: str
+    ) -> None:
         self.loaded = loaded
         self.run = run
-        self.made = made
+        self.artifacts = artifacts
         self.session = session
         self.result = session.result
         self.command = command
@@ -63,9 +66,12 @@ class Conclusion:
         reported = self.write_report()
         self.reported = reported
         summary = self.run.store.read(reported.digest, "summary.md").decode()
-        announce(self.loaded.config.name, self.result, summary, self.run.tracker)
+        page = self.run.tracker.page(self.run.mlflow_run_id)
+        show_in_prefect(self.loaded.config.name, self.result, summary, page)
         self.state_provenance()
-        self.verdict = "none" if self.made.gate is None else "passed" if verdict.passed else "failed"
+        self.verdict = (
+            "none" if self.artifacts.named("gate") is None else "passed" if verdict.passed else "failed"
+        )
         self.run.tracker.log(self.run.mlflow_run_id, tags={"resprout.gate": self.verdict})
         if not verdict.passed:
             outside = [one for one in verdict.checks if not one.passed]
@@ -98,14 +104,15 @@ class Conclusion:
 
     def fill_models(self) -> None:
         """Sizes and metrics of the models into the result, and into the parent run as <model>.<metric>."""
-        found, speeds = {}, self.made.speeds
+        speeds = self.artifacts.named("speeds")
         measured = self.read(speeds, "metrics.json") if speeds is not None else {}
-        for name, scores in self.made.scores.items():
+        found = {}
+        for name, scores in self.artifacts.group(SCORES).items():
             metrics = self.read(scores, "metrics.json")
             own = metrics_of(name, measured)
             metrics.update(own)
-            if name == "sparsified" and self.made.sparsified is not None:
-                metrics.update(self.read(self.made.sparsified, "metrics.json"))
+            if (measured_by := self.own_metrics()[name]) is not None:
+                metrics.update(self.read(self.artifacts.of(measured_by), "metrics.json"))
             found[name] = ModelResult(
                 params=int(metrics["params"]),
                 non_embedding_params=int(metrics["non_embedding_params"]),
@@ -113,27 +120,28 @@ class Conclusion:
                 metrics=metrics,
                 speeds=speeds_to_dense(own),
             )
-        self.result.models = ModelResults(
-            dense=found["dense"],
-            pruned=found["pruned"],
-            recovered=found.get("recovered"),
-            sparsified=found.get("sparsified"),
-        )
-        plan = self.read(self.made.plan, PLAN)
+        self.result.models = {name: found.get(name) for name in models()}
+        plan = self.read(self.artifacts.of("plan"), PLAN)
         self.result.method, self.result.warnings = plan.get("method"), plan.get("warnings", [])
-        self.session.averaged = averaged(self.read(self.made.scores["dense"], "details.json"))
-        source = self.read(self.made.dense, "source.json")
+        self.session.averaged = averaged(self.read(self.artifacts.group(SCORES)["dense"], "details.json"))
+        source = self.read(self.artifacts.of("source"), "source.json")
         self.session.source_bytes = source["source_bytes"]
         self.session.source_format = source["source_format"]
         flat = {f"{name}.{key}": value for name, one in found.items() for key, value in one.metrics.items()}
-        if self.made.selection is not None:
-            selected = self.read(self.made.selection, "metrics.json")
-            flat |= {name: selected[name] for name in SELECTED}
+        for stage in STAGES:
+            if stage.metrics and (made := self.artifacts.named(stage.gives)) is not None:
+                metrics = self.read(made, "metrics.json")
+                flat |= {name: metrics[name] for name in stage.metrics}
         self.run.tracker.log(self.run.mlflow_run_id, metrics=flat)
+
+    def own_metrics(self) -> dict[str, str | None]:
+        """The models, each with the artifact whose metrics are its own beside its scores."""
+        left = ((step.gives, step.leaves) for step in self.artifacts.steps)
+        return {model.name: name if model.metrics else None for name, model in left if model is not None}
 
     def fill_gate(self) -> GateResult:
         """The gate's verdict into the result; passed without checks where the config has none."""
-        held = self.made.gate
+        held = self.artifacts.named("gate")
         verdict = (
             GateResult.model_validate(self.read(held, "gate.json"))
             if held
@@ -144,7 +152,7 @@ class Conclusion:
 
     def fill_exports(self) -> None:
         """The exported formats into the result, and their weights among those that are known again."""
-        exported = self.made.export
+        exported = self.artifacts.of("export")
         exports.note(self.run.store, exported.digest)
         self.result.exports = [
             ExportResult(
@@ -172,43 +180,30 @@ class Conclusion:
 
     def make_report(self, brought: dict[str, str]) -> tuple[ArtifactRef, ReportConfig]:
         """The report as an artifact, and what was given to it."""
-        made, config = self.made, self.loaded.config
-        given = {
-            "source": made.dense,
-            "plan": made.plan,
-            "export": made.export,
-            "gate": made.gate,
-            "selection": made.selection,
-            "recovery": made.recovery,
-            "sparsity": made.sparsified,
-            **made.scores,
-            "speeds": made.speeds,
-            **{f"recovery_{number}": part for number, part in enumerate(made.trainings, 1)},
-        }
-        inputs: dict[str, Input] = {role: ref for role, ref in given.items() if ref is not None}
+        config = self.loaded.config
         settings = ReportConfig(
             name=config.name,
             config={key: value for key, value in config.public().items() if key != "infra"},
             command=self.command,
             digests={**brought, **{stage.name: stage.artifact.digest for stage in self.result.stages}},
+            models=self.own_metrics(),
         )
-        return report(self.run, Job(settings, config.seed), inputs), settings
+        return report(self.run, Job(settings, config.seed), self.artifacts.reported()), settings
 
     def state_provenance(self) -> None:
         """The signed statement of how the export was built, in the store and in MLflow."""
-        run, made, report = self.run, self.made.export.record, self.reported.record
+        run, made, report = self.run, self.artifacts.of("export").record, self.reported.record
         stated = run.keep(lambda: state_provenance(run.store, made, report))
         run.tracker.log_text(run.mlflow_run_id, stated.decode(), PROVENANCE)
 
     def register(self, wanted: RegisterConfig, reported: ArtifactRef, summary: str) -> None:
         """The model version with its lineage in tags and the report's `summary` as description."""
-        made, run, config = self.made, self.run, self.loaded.config
+        artifacts, run, config = self.artifacts, self.run, self.loaded.config
         code = identity.code_identity()
         tags = {
             "resprout.source": config.model.source,
-            "resprout.source_digest": made.dense.digest,
+            "resprout.source_digest": artifacts.of("source").digest,
             "resprout.config_digest": self.result.config_digest or "",
-            "resprout.plan": made.plan.digest,
             "resprout.method": self.result.method or "unknown",
             "resprout.report": reported.digest,
             "resprout.report_record": reported.record,
@@ -216,10 +211,9 @@ class Conclusion:
             "resprout.version": code["resprout"],
             "resprout.run": run.mlflow_run_id,
         }
-        later = {"selection": made.selection, "recovery": made.recovery, "sparsity": made.sparsified}
-        for role, ref in later.items():
-            if ref is not None:
-                tags[f"resprout.{role}"] = ref.digest
+        for stage in STAGES:
+            if stage.tagged and (made := artifacts.named(stage.gives)) is not None:
+                tags[f"resprout.{stage.gives}"] = made.digest
         folder = self.result.exports[0].uri.rpartition("/")[2]
         run.store.confirm()
         # Of two runs at once the second must find the first's version. The run's end frees the lock.
@@ -227,7 +221,14 @@ class Conclusion:
         said = describe_version(self.here, config.name, summary)
         self.registrar = Registrar(run.store, run.tracker, wanted.name, run.mlflow_run_id)
         self.result.registered = register(
-            run, wanted, made.export, folder, tags, said, self.registrar, describe_model(wanted.name)
+            run,
+            wanted,
+            artifacts.of("export"),
+            folder,
+            tags,
+            said,
+            self.registrar,
+            describe_model(wanted.name),
         )
         version = f"models:/{self.result.registered.name}/{self.result.registered.version}"
         run.tracker.log(run.mlflow_run_id, tags={"resprout.registered": version})
@@ -239,7 +240,7 @@ class Conclusion:
     def describe(self) -> None:
         """Plan and description of the run, for an auditor who has MLflow's page only."""
         run, result = self.run, self.result
-        plan = run.store.read(self.made.plan.digest, PLAN).decode()
+        plan = run.store.read(self.artifacts.of("plan").digest, PLAN).decode()
         run.tracker.log_text(run.mlflow_run_id, plan, PLAN)
         said = describe_run(
             self.here,
@@ -266,7 +267,7 @@ class Conclusion:
                 config_digest=result.config_digest,
                 verdict=self.verdict,
                 report=self.reported.record,
-                export=self.made.export.record,
+                export=self.artifacts.of("export").record,
                 registered=version,
             )
         )
@@ -289,3 +290,37 @@ def place_report(folder: Path, loaded: Loaded, settings: ReportConfig) -> Path:
     text = config_text(settings.command, standalone(loaded, settings.config))
     (target / "config.yaml").write_text(text, encoding="utf-8")
     return target / "report.html"
+
+
+def speeds_to_dense(metrics: Mapping[str, float]) -> dict[str, SpeedResult]:
+    """By the name of each speed among `metrics` its ratio to the dense model's; nothing of the dense one."""
+    found = {name: ratio for name in metrics if (ratio := ratio_in(metrics, name)) is not None}
+    return {
+        name: SpeedResult(ratio=one.median, low=one.low, high=one.high, different=one.different)
+        for name, one in found.items()
+    }
+
+
+def show_in_prefect(name: str, result: RunResult, summary: str, page: str | None) -> None:
+    """Make the Prefect artifacts of a run called `name`: summary, table of models, links to MLflow's `page`.
+
+    A server that does not take them ends no run.
+    """
+    key = "".join(char if char.isalnum() else "-" for char in name.lower()).strip("-") or "run"
+    table = [
+        {"model": model, "params": one.params, "bytes": one.bytes, **dict(sorted(one.metrics.items()))}
+        for model, one in result.made_models().items()
+    ]
+    _try(create_markdown_artifact, markdown=summary, key=f"{key}-summary", description=f"Report of {name}")
+    _try(create_table_artifact, table=table, key=f"{key}-result", description=f"Models of {name}")
+    if page is not None:
+        _try(create_link_artifact, link=page, link_text=f"{name} in MLflow", key=f"{key}-mlflow")
+        report = f"{page}/artifacts/{REPORT}"
+        _try(create_link_artifact, link=report, link_text=f"Report of {name}", key=f"{key}-report")
+
+
+def _try(make: Callable[..., Any], **given: Any) -> None:
+    try:
+        make(**given)
+    except Exception as error:
+        logger.warning("Prefect did not take the artifact %s: %s", given["key"], " ".join(str(error).split()))

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import ModelConfig, RecoverConfig, RunConfig
+from resprout.configs.schema import RunConfig
 from resprout.infra.identity import library_version
 from resprout.tasks.models.shape import BYTES, Shape
-from resprout.tasks.prune.rounds import schedule_of
-from resprout.tasks.run import Forecast
 
-MODEL_STAGES = ("acquire model", "prune", "recover", "sparsify", "export")
-"""Labels of the stages that each leave a model of the dense one's size, at most, on the disk."""
-USUAL = len(MODEL_STAGES) - 1
-"""Models of a run in one shot whose final model gets no pattern of zeros."""
-BETWEEN = ("mask", "recover")
-"""Stages that leave such a model in each round of a schedule."""
 MODELS_IN_MEMORY = 2
 """Selection, distillation and divergence hold two models at once."""
 FULL_TRAINING = 16
@@ -44,24 +36,25 @@ def device(asked: str) -> str:
     return "cuda" if has_cuda_build and has_gpu and visible not in ("", "-1") else "cpu"
 
 
-def check_device(asked: str, forecasts: Callable[[], list[Forecast]]) -> None:
+def check_device(asked: str, all_cached: Callable[[], bool]) -> None:
     """BadInput where CUDA is asked for by name and is not there, unless the store has all stages."""
-    if device("auto") != "cuda" == asked and not all(one.cached for one in forecasts()):
+    if device("auto") != "cuda" == asked and not all_cached():
         raise BadInput(
             "model.device is cuda, which this machine or its torch does not have; give cpu, or auto for "
             "whichever is there"
         )
 
 
-def slow_dtype(config: ModelConfig) -> list[str]:
+def slow_dtype(config: RunConfig) -> list[str]:
     """A sentence where the dtype is of 16 bits and the processor has instructions for 32 only."""
-    if device(config.device) != "cpu" or config.dtype == "float32" or not CPUINFO.exists():
+    model = config.model
+    if device(model.device) != "cpu" or model.dtype == "float32" or not CPUINFO.exists():
         return []
     flags = next((line.split() for line in CPUINFO.read_text().splitlines() if line.startswith("flags")), [])
     if not flags or any(flag.startswith(WIDE) for flag in flags):
         return []
     return [
-        f"model.dtype is {config.dtype}, for which this processor has no instructions (AVX-512 or AMX): it "
+        f"model.dtype is {model.dtype}, for which this processor has no instructions (AVX-512 or AMX): it "
         "computes several times slower than in float32; give model.dtype: float32, in twice the memory"
     ]
 
@@ -74,63 +67,45 @@ class Needs:
     memory: int
 
 
-def needs(params: int, dtype: str, models: int = USUAL, recover: RecoverConfig | None = None) -> Needs:
-    """Estimate for `models` models to be made, each of `params` parameters held in `dtype`."""
-    size = params * BYTES[dtype]
+def needs(config: RunConfig, shape: Shape, models: int) -> Needs:
+    """Estimate for a run that writes `models` models, each with at most the parameters of `shape`."""
+    size, recover = shape.params * BYTES[config.model.dtype], config.recover
     memory = MODELS_IN_MEMORY * size
     if recover is not None and recover.method == "full":
-        memory = max(memory, FULL_TRAINING * params + size * (recover.distill_weight > 0))
+        memory = max(memory, FULL_TRAINING * shape.params + size * (recover.distill_weight > 0))
     # The one in the making is there twice for a moment.
     disk = (models + 1) * size if models else 0
     return Needs(disk, memory + WORKING_BYTES)
 
 
-def models_to_make(forecasts: Iterable[Forecast]) -> int:
-    """How many models a run would add to the store."""
-    return sum((one.label in MODEL_STAGES or one.stage in BETWEEN) and not one.cached for one in forecasts)
-
-
-def models_of(config: RunConfig) -> int:
-    """How many models a whole run makes at most: a round before the last leaves a masked and a trained one.
-
-    One is masked for the selection, and the dense one may be trained before the first round.
-    """
-    rounds = len(schedule_of(config.prune))
-    return USUAL + (config.sparsify is not None) + (2 * rounds if rounds > 1 else 0)
-
-
-def check(
-    model: ModelConfig,
-    shape: Shape,
-    home: Path,
-    free: int,
-    forecasts: Callable[[], list[Forecast]],
-    models: int = USUAL,
-    recover: RecoverConfig | None = None,
+def check_room(
+    config: RunConfig, shape: Shape, home: Path, free: int, models: int, to_make: Callable[[], Sequence[bool]]
 ) -> None:
-    """BadInput where the `free` bytes of the home's disk, or the memory, cannot hold models of `shape`.
+    """BadInput where the `free` bytes of the home's disk, or the memory, cannot hold the run's models.
 
-    `forecasts` are the run's stages as the store has them, `models` what a whole run makes. They are asked
-    for only where that would not fit: what is in the store needs no room, and a run that finds everything
-    there needs nothing.
+    `models` are written by a whole run. `to_make` looks into the store: for each step that is still to run,
+    whether it writes a model. It is asked only where the whole run would not fit: what is in the store needs
+    no room, and a run that finds everything there needs nothing.
     """
-    needed = needs(shape.params, model.dtype, models, recover)
+    needed = needs(config, shape, models)
     total = psutil.virtual_memory().total
-    too_little_memory = device(model.device) == "cpu" and total < needed.memory
+    too_little_memory = device(config.model.device) == "cpu" and total < needed.memory
     if free >= needed.disk and not too_little_memory:
         return
-    stages = forecasts()
-    if all(one.cached for one in stages):
+    writes = to_make()
+    if not writes:
         return
-    disk = needs(shape.params, model.dtype, models_to_make(stages)).disk
+    disk = needs(config, shape, sum(writes)).disk
     if free < disk:
         raise BadInput(
             f"the disk of {home} has {_gb(free)} GB free, and this run needs about {_gb(disk)} GB for the "
             "models it will make; free space there or set RESPROUT_HOME to a larger disk"
         )
     if too_little_memory:
-        full = recover is not None and recover.method == "full"
-        what = "to train all of its weights" if full else f"for two copies of the model in {model.dtype}"
+        full = config.recover is not None and config.recover.method == "full"
+        what = (
+            "to train all of its weights" if full else f"for two copies of the model in {config.model.dtype}"
+        )
         remedy = "recover.method: lora" if full else "a smaller dtype"
         raise BadInput(
             f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed.memory)} GB "

@@ -13,23 +13,22 @@ from prefect import flow
 from resprout.configs.errors import VerificationFailed
 from resprout.configs.load import Loaded
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.flows.acquisition import Acquired
 from resprout.flows.conclude import Conclusion
-from resprout.flows.original import Original
+from resprout.flows.recorded_run import RecordedRun
 from resprout.flows.session import Session
-from resprout.flows.steps import Steps
+from resprout.flows.stages import Artifacts
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
-from resprout.tasks.run import Run
+from resprout.tasks.core.run import Run
 
 CONFIG = "record.json"
 """What the config is called that was read from a record."""
 
 
-def run_again(run: Original, before: ArtifactStore, folder: Path, session: Session) -> ArtifactStore:
+def run_again(run: RecordedRun, before: ArtifactStore, folder: Path, session: Session) -> ArtifactStore:
     """The store under `folder` with all that the run made anew; `session.result` tells of its stages."""
     now = ArtifactStore.from_config(StoreConfig(), folder)
     tracker = Tracker(MlflowConfig(), folder)
@@ -39,7 +38,8 @@ def run_again(run: Original, before: ArtifactStore, folder: Path, session: Sessi
 
     @flow(name="resprout-reproduce", validate_parameters=False)
     def reproduce(record: str) -> None:
-        acquired = _copied(run.acquired, before, now)
+        brought = {step: _copy(ref, before, now) for step, ref in run.inputs(before).items()}
+        artifacts = Artifacts(run.steps, {step.id: ref for step, ref in brought.items()})
         tags = {**session.tags, "resprout.reproduces": record}
         run_id = tracker.start(f"{config.name} reproduced", tags)
         session.result.mlflow_run_id = run_id
@@ -56,32 +56,14 @@ def run_again(run: Original, before: ArtifactStore, folder: Path, session: Sessi
                 cancelled=lambda: session.interrupted,
             )
             try:
-                made = Steps(config, again, acquired).all()
-                brought = {f"acquire {role}": ref.digest for role, ref in run.inputs.items()}
-                Conclusion(loaded, again, made, session, f"resprout reproduce {record}").again(brought)
+                artifacts.make(again, run.steps)
+                conclusion = Conclusion(loaded, again, artifacts, session, f"resprout reproduce {record}")
+                conclusion.again({step.label: ref.digest for step, ref in brought.items()})
             finally:
                 again.locks.close()
 
     reproduce(run.record_id)
     return now
-
-
-def _copied(acquired: Acquired, before: ArtifactStore, now: ArtifactStore) -> Acquired:
-    """The same artifacts in another store."""
-
-    def maybe(ref: ArtifactRef | None) -> ArtifactRef | None:
-        return None if ref is None else _copy(ref, before, now)
-
-    return Acquired(
-        dense=_copy(acquired.dense, before, now),
-        rows=maybe(acquired.rows),
-        text=maybe(acquired.text),
-        calibration_text=maybe(acquired.calibration_text),
-        general_text=maybe(acquired.general_text),
-        encoder=maybe(acquired.encoder),
-        tasks={role: _copy(ref, before, now) for role, ref in acquired.tasks.items()},
-        credits=acquired.credits,
-    )
 
 
 def _copy(ref: ArtifactRef, before: ArtifactStore, now: ArtifactStore) -> ArtifactRef:

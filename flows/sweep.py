@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import Task, flow
 from prefect.cache_policies import NO_CACHE
@@ -22,13 +22,15 @@ from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, arrived, load, travelling
 from resprout.configs.result import RunResult
 from resprout.configs.sweep import SweepResult, Variant, VariantResult, load_sweep
-from resprout.flows.again import config_digest, public_overrides
+from resprout.flows.rerun import config_digest, public_overrides
 from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import Session
 from resprout.flows.sweep_session import SweepSession, prepared, unsplit
 from resprout.infra.environment import prepare
 from resprout.infra.tracking import VARIANT
-from resprout.tasks.run import Forecast
+
+if TYPE_CHECKING:
+    from resprout.flows.dry_run import Forecast
 
 _current: ContextVar[SweepSession | None] = ContextVar("sweep", default=None)
 _HERE: dict[str, SweepSession] = {}
@@ -169,14 +171,17 @@ def forecasts(session: SweepSession) -> list[tuple[Variant, list[Forecast]]]:
     """For each variant what its stages would do; runs none of them."""
     first = session.variants[0].loaded
     prepare(first.config.infra, first.home)
-    from resprout.flows.look_up import look_up
-    from resprout.flows.sources import Sources
+    from resprout.flows.dry_run import look_up
+    from resprout.flows.inputs import Sources
+    from resprout.flows.stages import Steps
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
 
     tracker = Tracker(first.config.infra.mlflow, first.home)
     store = ArtifactStore.from_config(first.config.infra.store, first.home)
-    return [
-        (one, look_up(one.loaded.config, store, tracker, Sources(one.loaded, tracker.uri), first.home)[1])
-        for one in session.to_run
-    ]
+    found = []
+    for one in session.to_run:
+        sources = Sources(one.loaded, tracker.uri)
+        steps = Steps(one.loaded.config, sources.sections, sources.credits)
+        found.append((one, look_up(steps, store)[1]))
+    return found

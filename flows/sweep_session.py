@@ -14,7 +14,7 @@ from resprout.configs.schema import InfraConfig
 from resprout.configs.sweep import SweepConfig, SweepResult, Variant, VariantResult
 from resprout.flows.check import check
 from resprout.flows.session import NoDisplay, Session
-from resprout.tasks.run import Display
+from resprout.tasks.core.run import Display
 
 
 def _no_display(name: str) -> Display:

@@ -6,12 +6,13 @@ import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from resprout.configs.result import ModelResults
+from resprout.configs.result import ModelResult
 from resprout.configs.schema import MeasureConfig
-from resprout.flows.acquisition import job_of
-from resprout.flows.look_up import look_up
-from resprout.flows.sources import Sources
-from resprout.flows.speeds import speeds_to_dense
+from resprout.flows import preflight
+from resprout.flows.conclude import speeds_to_dense
+from resprout.flows.dry_run import look_up
+from resprout.flows.inputs import Sources
+from resprout.flows.stages import MODELS, Steps, job_of
 from resprout.flows.sweep_session import SweepSession
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.pins import Pins
@@ -19,11 +20,11 @@ from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import WRITER, Tracker
-from resprout.tasks.job import Job
+from resprout.tasks.core.job import Job
+from resprout.tasks.core.run import Run
+from resprout.tasks.core.stage import Input, Part, ref_of
 from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.measure.stage import DENSE, measure
-from resprout.tasks.run import Run
-from resprout.tasks.stage import Input, Part, ref_of
 
 
 @dataclass
@@ -33,10 +34,10 @@ class Group:
     job: Job[MeasureConfig]
     dense: ArtifactRef
     models: dict[str, Input] = field(default_factory=dict)
-    results: list[tuple[str, ModelResults]] = field(default_factory=list)
+    results: list[tuple[str, dict[str, ModelResult]]] = field(default_factory=list)
     """Name among `models`, and the variant's models."""
 
-    def add(self, name: str, model: Input, models: ModelResults) -> None:
+    def add(self, name: str, model: Input, models: dict[str, ModelResult]) -> None:
         """Take a variant's last model in, where it is not another's as well."""
         same = (one for one, other in self.models.items() if _place(other) == _place(model))
         known = next(same, name)
@@ -78,8 +79,8 @@ def measure_variants(session: SweepSession) -> None:
         at_end.callback(store.pins.close)
         tracker.log(run_id, tags={WRITER: store.pins.writer})
         for number, group in enumerate(groups, 1):
-            label = measure.name if number == 1 else f"{measure.name} {number}"
-            made = measure(run, group.job, {DENSE: group.dense, **group.models}, label)
+            role = "" if number == 1 else str(number)
+            made = measure(run, group.job, {DENSE: group.dense, **group.models}, role)
             _fill(group, json.loads(store.read(made.digest, "metrics.json")))
 
 
@@ -87,15 +88,19 @@ def _groups(session: SweepSession, store: ArtifactStore, tracker: Tracker) -> li
     variants = {one.name: one for one in session.variants}
     found: dict[tuple[str, str], Group] = {}
     for ended in session.result.variants:
-        variant, models = variants[ended.name], ended.result.models
-        if variant.measure is None or models is None:
+        variant, models = variants[ended.name], ended.result.made_models()
+        if variant.measure is None or not models:
             continue
-        loaded = variant.loaded
-        made, _ = look_up(loaded.config, store, tracker, Sources(loaded, tracker.uri), loaded.home)
-        job = job_of(loaded.config, variant.measure)
+        config, sources = variant.loaded.config, Sources(variant.loaded, tracker.uri)
+        steps = Steps(config, sources.sections, sources.credits)
+        artifacts, _ = look_up(steps, store)
+        job, dense = (
+            job_of(config, variant.measure, preflight.device(config.model.device)),
+            artifacts.of("source"),
+        )
         # Without inputs the key is of settings, dtype and device.
-        group = found.setdefault((made.dense.digest, measure.key(job, {})), Group(job, made.dense))
-        group.add(ended.name, [*made.models.values()][-1], models)
+        group = found.setdefault((dense.digest, measure.key(job, {})), Group(job, dense))
+        group.add(ended.name, artifacts.input([*steps.groups[MODELS].values()][-1]), models)
     return [*found.values()]
 
 
@@ -106,7 +111,7 @@ def _place(model: Input) -> tuple[str, str]:
 def _fill(group: Group, measured: dict[str, float]) -> None:
     for name, models in group.results:
         own = metrics_of(name, measured)
-        last = [*models.there().values()][-1]
+        last = [*models.values()][-1]
         last.metrics.update(own)
         last.speeds = speeds_to_dense(own)
-        models.dense.metrics.update(metrics_of(DENSE, measured))
+        models[DENSE].metrics.update(metrics_of(DENSE, measured))

@@ -13,7 +13,7 @@ from resprout.configs.errors import BadInput, Transient
 from resprout.configs.load import document, load
 from resprout.configs.rules import Ready
 from resprout.configs.schema import InfraConfig
-from resprout.flows.again import standalone
+from resprout.flows.rerun import standalone
 from resprout.infra.relay.decide import Decision, deaf, decide
 from resprout.infra.relay.delivery import Refused, read
 from resprout.infra.relay.outbox import Outbox

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import LicencesConfig
 
 UNKNOWN = "unknown"
@@ -49,6 +50,18 @@ class Finding:
             f"{credit.role} {credit.name} has {licence}, which infra.licences.{self.rule} names "
             f"('{self.pattern}')"
         )
+
+
+def check_licences(policy: LicencesConfig, credits: Iterable[Credit]) -> list[str]:
+    """Return a sentence for each source that the policy warns of; BadInput names all that it denies."""
+    found = findings(policy, credits)
+    denied = [str(one) for one in found if one.rule == "deny"]
+    if denied:
+        raise BadInput(
+            f"{'; '.join(denied)}: give another source, state its licence by `licence:` beside the source "
+            "where the files do not name it, or change infra.licences"
+        )
+    return [str(one) for one in found]
 
 
 def findings(policy: LicencesConfig, credits: Iterable[Credit]) -> list[Finding]:

@@ -85,7 +85,7 @@ class Quiet:
     """A display that only counts."""
 
     def started(self, label: str) -> Any:
-        from resprout.tasks.job import silent
+        from resprout.tasks.core.job import silent
 
         return silent
 
@@ -121,7 +121,7 @@ def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
-    from resprout.tasks.run import Run
+    from resprout.tasks.core.run import Run
 
     def start(home: Path, steps: Callable[[Any], Any], store: Any = None, **options: Any) -> Any:
         home.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.prune.stage import plan, prune, score
 
 

@@ -13,8 +13,8 @@ import yaml
 from resprout.configs.errors import BadInput
 from resprout.configs.load import read_yaml
 from resprout.configs.schema import ModelConfig
+from resprout.tasks.core.job import Job
 from resprout.tasks.evaluate.task_files import read_task
-from resprout.tasks.job import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [

@@ -18,9 +18,9 @@ from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.manifest import FileEntry, Manifest
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.acquire import address
-from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted
-from resprout.tasks.acquire.sources.hub import Hub
+from resprout.tasks.acquire import source
+from resprout.tasks.acquire.source import Context, Pinned, PinnedFile, Wanted
+from resprout.tasks.acquire.sources.hf import Hub
 from resprout.tasks.acquire.sources.package import Package
 from tiny_run import config as tiny_config
 
@@ -79,7 +79,7 @@ def package_module(name: str, folder: Path) -> None:
 
 def model_version(name: str, folder: Path) -> None:
     context = Context(folder, folder, tracking_uri=f"sqlite:///{folder}/none.db")
-    address.pin(f"models:/{name}@x/../..", Wanted("model"), context)
+    source.pin(f"models:/{name}@x/../..", Wanted("model"), context)
 
 
 PLACES: list[tuple[Callable[[str, Path], None], list[str]]] = [
@@ -124,7 +124,7 @@ def test_a_hub_that_lists_paths_that_lead_elsewhere_is_refused(
     info = SimpleNamespace(siblings=files, sha="0" * 40, card_data=None)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *given, **more: info)
     with pytest.raises(BadInput, match="no safe path"):
-        address.pin("hf://org/name", Wanted(purpose), Context(tmp_path, tmp_path))
+        source.pin("hf://org/name", Wanted(purpose), Context(tmp_path, tmp_path))
 
 
 @pytest.mark.parametrize("name", UP)
@@ -136,4 +136,4 @@ def test_no_source_gets_a_file_past_its_folder(
 
     monkeypatch.setattr(Hub, "pin", pin)
     with pytest.raises(BadInput, match="no safe path"):
-        address.pin("hf://org/name", Wanted("data"), Context(tmp_path, tmp_path))
+        source.pin("hf://org/name", Wanted("data"), Context(tmp_path, tmp_path))

@@ -13,9 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.share import shards_in
-from resprout.tasks.stage import stage
+from resprout.tasks.core.job import Job, Progress, shards_in
+from resprout.tasks.core.stage import stage
 
 DOOR = "resprout.tasks.gate.stage"
 """The code hash follows in-project modules only, so the toys stand in for one of them."""
@@ -74,5 +73,5 @@ def write_whole(job: Job[Knobs], inputs: Mapping[str, Path], workdir: Path, prog
 for body in (write_text, write_part, write_whole):
     body.__module__ = DOOR
 
-part = replace(stage("toy-shard", kind="toy", computes=False)(write_part), target="toys:part")
+part = replace(stage("toy-shard", kind="toy", title="toy", computes=False)(write_part), target="toys:part")
 whole = stage("toy", kind="toy", computes=False, shard=part)(write_whole)

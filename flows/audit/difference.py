@@ -10,8 +10,8 @@ from resprout.flows.audit.facts import Facts
 from resprout.flows.audit.printable import printable
 from resprout.flows.audit.story import Story
 from resprout.infra.lineage import Node
+from resprout.tasks.core.mlflow_log import flat
 from resprout.tasks.measure.ratio import SUFFIXES, ratio_in
-from resprout.tasks.track import flat
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,8 +7,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.flows.audit.reuse import ROLE, by_registry, linked
-from resprout.flows.place import RUN_ID, Found, Place, find
-from resprout.flows.reports import STAGE, report_of
+from resprout.flows.place import RUN_ID, STAGE, Found, Place, find, report_of
 from resprout.infra import searches
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node, Source, sources_behind, tree, trees

@@ -18,6 +18,7 @@ from resprout.configs.schema import LicencesConfig
 from resprout.flows.audit.registry import registered
 from resprout.flows.audit.verdicts import Ended, ended
 from resprout.flows.place import DIGEST, Place
+from resprout.flows.stages import tagged
 from resprout.infra.licences import UNKNOWN, Credit, findings
 from resprout.infra.lineage import Source, as_stated, credits_of, sources
 from resprout.infra.proof.collected import Collected, collected
@@ -29,8 +30,6 @@ from resprout.infra.tracking import REPORT_RECORD
 THREADS = 16
 INDEXES = ("made", "used", "signatures")
 """Rooms of the store in which a stray object would mislead whoever goes by them."""
-STAGE_TAGS = {"resprout.source_digest": "acquire_model", "resprout.plan": "plan"}
-"""Tags of a version that name what a stage made."""
 
 
 @dataclass
@@ -240,7 +239,8 @@ def _tags(stored: _Stored, tags: dict[str, str], record: str, behind: list[str])
         yield (
             f"tag resprout.digest says {tags.get('resprout.digest')}, but record {record} made {slim.content}"
         )
-    for tag, stage in STAGE_TAGS.items():
+    for name, stage in tagged().items():
+        tag = f"resprout.{name}"
         made = {one.content for one in _slims(stored, behind) if one.stage == stage}
         if tags.get(tag) is not None and tags[tag] not in made:
             yield f"tag {tag} says {tags[tag]}, which no record behind {record} made"

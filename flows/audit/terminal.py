@@ -13,7 +13,7 @@ from resprout.flows.audit.story import Story
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node
 from resprout.infra.store.record import Record
-from resprout.tasks.track import flat
+from resprout.tasks.core.mlflow_log import flat
 
 if TYPE_CHECKING:
     from rich.tree import Tree

@@ -33,7 +33,7 @@ def backup(
       resprout backup s3://copy/x --endpoint-url https://minio.example:9000 --json
     """
     from resprout.configs.load import load_infra
-    from resprout.flows.cli.bar import bar
+    from resprout.flows.cli.display import bar
     from resprout.flows.place import open_place
     from resprout.infra.retention.backup import Backup
     from resprout.infra.retention.database import Database

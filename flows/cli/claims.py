@@ -9,21 +9,13 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.flows.again import digest_of_config
 from resprout.flows.place import Found, Place
+from resprout.flows.rerun import digest_of_config
+from resprout.flows.stages import tagged
 from resprout.infra.lineage import Node
 from resprout.infra.proof.snapshot import Places, placed, places
 from resprout.infra.store.manifest import FileEntry, scan
 from resprout.tasks.register.reconcile import COPY, is_copy, own_uri
-
-STAGES = {
-    "source_digest": "acquire_model",
-    "plan": "plan",
-    "selection": "select",
-    "recovery": "recover",
-    "sparsity": "sparsify",
-}
-"""Tags that name what a stage made."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ def claims_of(
 
 
 def _by_records(top: Node) -> Iterator[Claim]:
-    for name, stage in STAGES.items():
+    for name, stage in tagged().items():
         made = frozenset(
             node.record.content
             for node in top.walk()

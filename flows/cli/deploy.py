@@ -99,8 +99,8 @@ def _deploy(
 
     check(loaded)
     _prepare(loaded)
-    from resprout.flows.again import standalone
     from resprout.flows.reach import refuse_out_of_reach
+    from resprout.flows.rerun import standalone
     from resprout.infra import deployments
     from resprout.infra.automations import ensure_automations
 

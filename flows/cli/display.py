@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -16,11 +16,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from resprout.flows.log_display import LogDisplay
+from resprout.flows.session import LogDisplay
 from resprout.infra import logs
-from resprout.tasks.job import Progress as Callback
-from resprout.tasks.job import silent
-from resprout.tasks.run import Display
+from resprout.tasks.core.job import Progress as Callback
+from resprout.tasks.core.job import silent
+from resprout.tasks.core.run import Display
 
 LINE_SECONDS = 10.0
 
@@ -137,3 +137,15 @@ def display_for(console: Console, form: str) -> Iterator[Display]:
             yield shown
         finally:
             shown.bars.stop()
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that draws while the block lasts."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with Progress(console=console, transient=True) as drawn:
+        task = drawn.add_task(title, total=None)
+        yield lambda done, total: drawn.update(task, completed=done, total=total)

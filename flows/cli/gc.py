@@ -34,7 +34,7 @@ def gc(
       resprout gc --delete --config configs/quickstart.yaml
     """
     from resprout.configs.load import load_infra
-    from resprout.flows.cli.bar import bar
+    from resprout.flows.cli.display import bar
     from resprout.flows.place import open_place
     from resprout.infra.retention.collect import Collector
     from resprout.infra.retention.inventory import take

@@ -36,7 +36,7 @@ def plan(
 
     loaded = load(config, overrides or ())
     check(loaded)
-    from resprout.flows.forecast import forecast
+    from resprout.flows.dry_run import forecast
 
     found = forecast(loaded)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from resprout.configs.errors import BadInput
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from resprout.flows.original import Original
+    from resprout.flows.compare_runs import Change, Verdict
     from resprout.flows.place import Place
-    from resprout.flows.reproduction import Verdict
+    from resprout.flows.recorded_run import RecordedRun
     from resprout.flows.session import Session
-    from resprout.flows.surroundings import Change
     from resprout.infra.store.store import ArtifactStore
 
 SERVER = ("PREFECT_API_URL", "PREFECT_HOME")
@@ -73,18 +75,16 @@ def reproduce(
     from resprout.flows.place import open_place
 
     place = open_place(config, reference, read_only=True)
-    from resprout.flows.original import hardware, original
-    from resprout.flows.surroundings import changes
+    from resprout.flows.compare_runs import changes, judge
+    from resprout.flows.recorded_run import hardware, recorded_run
 
-    run = original(place, reference, device)
+    run = recorded_run(place, reference, device)
     elsewhere = changes(run.records, run.device, hardware(place.store, run))
     for line in _surroundings(elsewhere):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     # Prefect and its database are those of this command's own environment, not those of the original.
     _restore(outside)
     session, now, folder = _again(run, place, into, trust_remote_code, console, debug)
-    from resprout.flows.reproduction import judge
-
     verdict = judge(run, session.result.stages, place.store, now, elsewhere, tolerance)
     if as_json:
         from resprout.flows.audit.printable import json_line
@@ -106,12 +106,12 @@ def reproduce(
 
 
 def _again(
-    run: Original, place: Place, into: Path | None, code: bool, console: Console, debug: bool
+    run: RecordedRun, place: Place, into: Path | None, code: bool, console: Console, debug: bool
 ) -> tuple[Session, ArtifactStore, Path]:
     """The run made again: its session, its store, and the folder of both."""
     from resprout.configs.schema import InfraConfig
-    from resprout.flows.folders import beside, new_folder
-    from resprout.flows.original import refuse_impossible
+    from resprout.flows.cli.reproduce import beside, new_folder
+    from resprout.flows.recorded_run import refuse_impossible
     from resprout.infra.environment import prepare
 
     refuse_impossible(run, place.store, beside(into, place.home), code)
@@ -164,3 +164,30 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.outcome == "within_tolerance":
         return f"reproduced within the tolerance, not byte by byte: {scores}, {bound}; {first} ({left})"
     return f"not reproduced: {first}; {scores}, {bound}"
+
+
+def beside(into: Path | None, home: Path) -> Path:
+    """An existing folder on the disk on which `new_folder` will lie."""
+    wanted = into.expanduser().absolute() if into else home.resolve().parent
+    return next(place for place in (wanted, *wanted.parents) if place.is_dir())
+
+
+def new_folder(into: Path | None, home: Path) -> Path:
+    """The empty folder to work in: `into`, else a new one beside the data folder."""
+    if into is None:
+        beside = home.resolve().parent
+        try:
+            return Path(tempfile.mkdtemp(prefix=f"{home.name.lstrip('.')}-reproduced-", dir=beside))
+        except OSError as error:
+            raise BadInput(
+                f"no folder can be made in {beside} ({error.strerror}); give one with --into FOLDER"
+            ) from None
+    folder = into.expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be used ({error.strerror}); give an empty folder") from None
+    if taken:
+        raise BadInput(f"{folder} is not empty; give a new or an empty one, so that nothing is found there")
+    return folder

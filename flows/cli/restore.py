@@ -37,7 +37,7 @@ def restore(
       resprout restore s3://copy/x --artifacts-to s3://new-bucket/mlflow --json
     """
     from resprout.configs.load import load_infra
-    from resprout.flows.cli.bar import bar
+    from resprout.flows.cli.display import bar
     from resprout.infra.environment import prepare
     from resprout.infra.retention import bundle
     from resprout.infra.retention.database import Database

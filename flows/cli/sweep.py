@@ -100,7 +100,7 @@ def _forecast(session: SweepSession, as_json: bool) -> None:
             {
                 "name": variant.name,
                 "settings": variant.settings,
-                "stages": [{"name": one.label, "cached": one.cached} for one in stages],
+                "stages": [{"name": one.step.label, "cached": one.cached} for one in stages],
             }
             for variant, stages in found
         ]
@@ -112,6 +112,6 @@ def _forecast(session: SweepSession, as_json: bool) -> None:
         return
     for variant, stages in found:
         told = " ".join(f"{key}={json.dumps(value)}" for key, value in variant.settings.items())
-        missing = [one.label for one in stages if not one.cached]
+        missing = [one.step.label for one in stages if not one.cached]
         would = f"would run {', '.join(missing)}" if missing else "all cached"
         typer.echo(f"{variant.name}: {told}; {len(stages) - len(missing)} of {len(stages)} cached; {would}")

@@ -46,8 +46,7 @@ def table(variants: Sequence[Variant], result: SweepResult) -> Table:
 
 
 def _cells(variant: Variant, result: RunResult) -> list[str]:
-    models = result.models
-    last = [*models.there().values()][-1] if models is not None else None
+    last = next(reversed(result.made_models().values()), None)
     metrics = last.metrics if last is not None else {}
     text = variant.loaded.config.evaluate.perplexity
     speed = f"{run_names(variant.measure)[1]}_tokens_per_s" if variant.measure is not None else ""

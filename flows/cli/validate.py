@@ -42,7 +42,7 @@ def validate(
     if offline:
         check(loaded)
     else:
-        from resprout.flows.probe import probe
+        from resprout.flows.validate import probe
 
         check(loaded, probe)
     if as_json:
@@ -55,7 +55,7 @@ def validate(
 
 def _unopened(loaded: Loaded, offline: bool) -> list[str]:
     """Sources that were not opened: data that is elsewhere; offline all data, and the store."""
-    from resprout.flows.sources import is_elsewhere, named_sources
+    from resprout.flows.inputs import is_elsewhere, named_sources
 
     named = {address: wanted.purpose for _, address, wanted in named_sources(loaded.config)}
     data = [address for address, purpose in named.items() if purpose == "data"]

@@ -1,4 +1,4 @@
-"""What MLflow was told of a run's artifacts, held against what these hold.
+"""Check a run's tags and metrics in MLflow against its records and artifacts.
 
 A seal states what MLflow showed when a run ended; what somebody wrote there while the run was at work would
 be sealed with it, but not borne out by the artifacts.
@@ -12,18 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import RECORD
 
 METRICS = "metrics.json"
 FINISHED = "FINISHED"
-SHOWN_ABOVE = ("evaluate ", "measure ")
-"""Stage runs whose metrics their parent run shows as well, under the name that follows.
-
-There was a stage run for each model's speeds before one measured them all.
-"""
-SPEEDS = "measure"
-"""The stage run whose metrics begin with their model's name already."""
+SHOWN_ABOVE = ("scores", "measurement")
+"""Kinds of artifacts whose metrics the whole run shows as well."""
 
 
 def told_wrongly(store: ArtifactStore, run_id: str, states: Mapping[str, Any]) -> Iterator[str]:
@@ -45,7 +41,7 @@ def told_wrongly(store: ArtifactStore, run_id: str, states: Mapping[str, Any]) -
         for tag, said in (("digest", record.content), ("key", record.key), ("stage", record.stage)):
             if tags.get(f"resprout.{tag}") != said:
                 yield f"{what}: tag resprout.{tag} is not that of record {tags[RECORD]}"
-        above = _above(name)
+        above = _prefix(record, tags, name) if record.kind in SHOWN_ABOVE else None
         # An outage ended this run before all metrics were logged; a later run of the stage has them.
         cut_off = state["info"].get("status", FINISHED) != FINISHED
         for key, value in held.items():
@@ -58,11 +54,11 @@ def told_wrongly(store: ArtifactStore, run_id: str, states: Mapping[str, Any]) -
                 yield f"MLflow run {run_id}: metric {above}{key} is not that of artifact {record.content}"
 
 
-def _above(name: str) -> str | None:
-    """What the parent run puts before a stage run's metrics; None where it shows none of them."""
-    if name == SPEEDS:
-        return ""
-    return next((f"{name.removeprefix(start)}." for start in SHOWN_ABOVE if name.startswith(start)), None)
+def _prefix(record: Record, tags: Mapping[str, str], name: str) -> str:
+    """What the whole run puts before the metrics of a stage's run: the model, where they do not name it."""
+    # Runs of earlier versions name their role in the run's name only.
+    role = tags.get("resprout.role", name.removeprefix(record.stage).strip())
+    return f"{role}." if role else ""
 
 
 def metrics_of(store: ArtifactStore, digest: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.acquire.pinned import Wanted
+from resprout.tasks.acquire.source import Wanted
 
 Format = Literal["safetensors", "gguf", "pickle"]
 

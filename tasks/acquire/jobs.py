@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from resprout.configs.schema import DataSource, ModelConfig
 from resprout.infra.licences import Credit
-from resprout.tasks.acquire.address import pin
 from resprout.tasks.acquire.choose import ENDINGS
-from resprout.tasks.acquire.pinned import Context, Pinned, Wanted
+from resprout.tasks.acquire.source import Context, Pinned, Wanted, pin
 
 
 @dataclass(frozen=True)

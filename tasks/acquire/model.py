@@ -16,8 +16,8 @@ from typing import Any
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.tasks.acquire import unpickle
 from resprout.tasks.acquire.choose import INDEX, Chosen
-from resprout.tasks.acquire.pinned import Pinned
-from resprout.tasks.job import Progress
+from resprout.tasks.acquire.source import Pinned
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.gguf_header import read_header, refuse_part
 
 PIECE_BYTES = 1024 * 1024

@@ -8,18 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from resprout.infra.store.workdir import private_folder
-from resprout.tasks.acquire.address import fetch
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
-from resprout.tasks.acquire.pinned import Wanted
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.acquire.source import Wanted, fetch
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Model, stage
 from resprout.tasks.models.shape import read_config, shape_of
-from resprout.tasks.stage import stage
 
 
-@stage("acquire_model", kind="model", libraries=("transformers",), computes=False)
+@stage(
+    "acquire_model",
+    kind="model",
+    title="acquire",
+    gives="source",
+    leaves=Model("dense"),
+    reported=True,
+    libraries=("transformers",),
+    computes=False,
+)
 def acquire_model(
     job: Job[AcquireModel], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
@@ -45,7 +53,7 @@ def acquire_model(
         check_weights(workdir, config.source, config.trust_remote_code)
 
 
-@stage("acquire_rows", kind="rows", seeded=True, computes=False)
+@stage("acquire_rows", kind="rows", title="acquire", seeded=True, computes=False)
 def acquire_rows(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
@@ -53,7 +61,7 @@ def acquire_rows(
     _write(job.config, job.seed, workdir / "rows.jsonl", instruction_items, progress, unique=True)
 
 
-@stage("acquire_text", kind="text", seeded=True, computes=False)
+@stage("acquire_text", kind="text", title="acquire", seeded=True, computes=False)
 def acquire_text(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
@@ -61,7 +69,7 @@ def acquire_text(
     _write(job.config, job.seed, workdir / "text.jsonl", text_items, progress, unique=True)
 
 
-@stage("acquire_task", kind="task-data", seeded=True, computes=False)
+@stage("acquire_task", kind="task-data", title="acquire", seeded=True, computes=False)
 def acquire_task(
     job: Job[AcquireTask], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:

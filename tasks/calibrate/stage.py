@@ -7,21 +7,62 @@ self_generated does not read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import CalibrateConfig
-from resprout.tasks.calibrate.registry import METHODS, modules
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.stage import stage
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.methods import Registry
+from resprout.tasks.core.stage import Reads, stage
+
+if TYPE_CHECKING:
+    from resprout.tasks.calibrate.samples import Samples
+
+METHODS: Registry[Callable[[Job[CalibrateConfig], Mapping[str, Path], Progress], Samples]] = Registry(
+    "calibration method", "resprout.tasks.calibrate.methods", function="draw"
+)
+
+
+def modules(config: CalibrateConfig) -> list[str]:
+    """The module of the method that the section selects."""
+    return [METHODS.entry(config.method).module]
+
+
+def params(config: CalibrateConfig) -> dict[str, Any]:
+    """Settings by which people compare runs."""
+    return {
+        "calibration": config.method,
+        "calibration_samples": config.samples,
+        "calibration_seq_len_tokens": config.seq_len_tokens,
+    }
+
+
+def lengths(config: CalibrateConfig) -> dict[str, int]:
+    """Sequences that the model must take."""
+    return {"calibrate.seq_len_tokens": config.seq_len_tokens}
+
+
+def check(config: CalibrateConfig, base: Path) -> None:
+    """BadInput for a method that is not there."""
+    METHODS.entry(config.method)
 
 
 @stage(
     "calibrate",
     kind="calibration",
+    section="calibrate",
+    reads={
+        "model": Reads("model", of="source"),
+        "text": Reads("data", of="calibration_text", optional=True),
+    },
+    gives="calibration",
     libraries=("torch", "transformers", "tokenizers", "scikit-learn", "numpy"),
     methods=modules,
     seeded=True,
+    params=params,
+    lengths=lengths,
+    checks={"calibrate.method": check},
 )
 def calibrate(
     job: Job[CalibrateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress

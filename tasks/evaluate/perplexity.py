@@ -18,9 +18,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from resprout.tasks.core.job import WHOLE, Progress, Share
 from resprout.tasks.data.response import head
-from resprout.tasks.job import Progress
-from resprout.tasks.share import WHOLE, Share
 
 BATCH_TOKENS = 2048
 CHUNK_ROWS = 128

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from resprout.configs.schema import EvaluateConfig
+from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.evaluate import perplexity, zero_shot
 from resprout.tasks.evaluate.held_out import held_out
 from resprout.tasks.evaluate.perplexity import Chunk
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.evaluate.zero_shot import Answers
-from resprout.tasks.job import Job, Progress
 from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.models.shape import count
 

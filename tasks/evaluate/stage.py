@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.schema import EvaluateConfig, PerplexityConfig
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.share import shards_in
-from resprout.tasks.stage import stage
+from resprout.tasks.core.job import Job, Progress, shards_in
+from resprout.tasks.core.stage import Reads, stage
+from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")
 
@@ -31,13 +31,25 @@ def kl_metric(config: PerplexityConfig) -> str:
     return config.name + "_kl_to_dense" + _protocol(config)
 
 
+def lengths(config: EvaluateConfig) -> dict[str, int]:
+    """Sequences that the model must take."""
+    judged = config.perplexity
+    return {"evaluate.perplexity.window_tokens": judged.window_tokens + judged.bos}
+
+
+def check(config: EvaluateConfig, base: Path) -> None:
+    """BadInput for a zero-shot task that cannot be scored."""
+    for one in config.zero_shot.tasks if config.zero_shot else ():
+        read_task(one.task, base)
+
+
 def _protocol(config: PerplexityConfig) -> str:
     stride = config.stride_tokens
     overlap = f"_stride{stride}" if stride not in (None, config.window_tokens) else ""
     return f"_seq{config.window_tokens}{overlap}{'_bos' if config.bos else ''}"
 
 
-@stage("evaluate-shard", kind="scores-shard", libraries=LIBRARIES, seeded=True)
+@stage("evaluate-shard", kind="scores-shard", title="evaluate", libraries=LIBRARIES, seeded=True)
 def evaluate_shard(
     job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
@@ -47,7 +59,23 @@ def evaluate_shard(
     pieces.write(pieces.make(job, inputs, progress), workdir)
 
 
-@stage("evaluate", kind="scores", libraries=LIBRARIES, seeded=True, shard=evaluate_shard)
+@stage(
+    "evaluate",
+    kind="scores",
+    section="evaluate",
+    reads={
+        "model": Reads("model"),
+        "dense": Reads("model", of="source"),
+        "text": Reads("data", optional=True),
+        "tasks": Reads("data", group=True),
+    },
+    reported=True,
+    libraries=LIBRARIES,
+    seeded=True,
+    shard=evaluate_shard,
+    lengths=lengths,
+    checks={"evaluate.zero_shot": check},
+)
 def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the scores of `inputs["model"]`."""
     from resprout.tasks.evaluate import perplexity, pieces, zero_shot
@@ -78,3 +106,36 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
         details["zero_shot"] = {"tasks": about, "averaged": averaged, "limit": job.config.zero_shot.limit}
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     (workdir / "details.json").write_text(json.dumps(details, indent=1, sort_keys=True))
+
+
+@stage(
+    "evaluation_data",
+    kind="evaluation-data",
+    title="evaluation data",
+    section="evaluate",
+    reads={
+        "dense": Reads("model", of="source"),
+        "text": Reads("data", optional=True),
+        "tasks": Reads("data", group=True),
+    },
+    libraries=("transformers", "tokenizers", "lm_eval"),
+    computes=False,
+)
+def evaluation_data(
+    job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write how many tokens and items there are; BadInput where text or a task cannot be scored."""
+    from resprout.tasks.evaluate.held_out import held_out
+    from resprout.tasks.models.load import load_tokenizer
+
+    ids, _ = held_out(
+        inputs["text"], load_tokenizer(inputs["dense"], job.trust_remote_code), job.config.perplexity
+    )
+    metrics = {"evaluation_tokens": len(ids)}
+    if job.config.zero_shot is not None:
+        from resprout.tasks.evaluate.zero_shot import count_items
+
+        zero = job.config.zero_shot
+        for one in zero.tasks:
+            metrics[f"{one.name}_items"] = count_items(one.name, inputs[TASK_ROLE + one.name], zero.limit)
+    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))

@@ -13,8 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.job import Progress
-from resprout.tasks.share import Share
+from resprout.tasks.core.job import Progress, Share
 
 REPORTED = ("acc", "acc_norm")
 SPLIT = "validation"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 
 from resprout.infra.licences import UNKNOWN, Credit
 from resprout.infra.notes import plain
+from resprout.tasks.core.stage import CardLine
 from resprout.tasks.prune.plan import Plan
 
 CARD = "README.md"
@@ -38,26 +39,23 @@ def carry_licences(source: Path, folder: Path) -> list[str]:
 def card(
     credits: Iterable[Credit],
     plan: Plan,
-    recovery: str | None,
+    lines: Sequence[CardLine],
     licence_files: list[str],
-    schedule: str | None = None,
-    sparsity: str | None = None,
     own_classes: bool = False,
 ) -> str:
     """The text of README.md; equal facts give equal bytes.
 
-    `own_classes`: stock classes cannot load the model.
+    `lines`: of the stages that made the model. `own_classes`: stock classes cannot load the model.
     """
     listed = list(credits)
-    front = yaml.safe_dump(
-        front_matter(listed, plan, recovery, licence_files), sort_keys=True, allow_unicode=True
-    )
-    told = (schedule, sparsity, own_classes)
-    return f"---\n{front}---\n\n" + "\n".join(_body(listed, plan, recovery, licence_files, *told)) + "\n"
+    front = front_matter(listed, plan, lines, licence_files)
+    text = yaml.safe_dump(front, sort_keys=True, allow_unicode=True)
+    body = _body(listed, plan, lines, licence_files, own_classes)
+    return f"---\n{text}---\n\n" + "\n".join(body) + "\n"
 
 
 def front_matter(
-    credits: list[Credit], plan: Plan, recovery: str | None, licence_files: list[str]
+    credits: list[Credit], plan: Plan, lines: Sequence[CardLine], licence_files: list[str]
 ) -> dict[str, Any]:
     """Keys as the hub documents them (huggingface.co/docs/hub/model-cards).
 
@@ -68,7 +66,7 @@ def front_matter(
     front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["resprout", "pruned", plan.criterion, *([recovery] if recovery else [])],
+        "tags": ["resprout", "pruned", plan.criterion, *(line.tag for line in lines if line.tag)],
         **_licence(model.licence if model else None, licence_files),
     }
     if model is not None and (base := HUB.match(model.name)):
@@ -95,13 +93,7 @@ def _inert(text: str) -> str:
 
 
 def _body(
-    credits: list[Credit],
-    plan: Plan,
-    recovery: str | None,
-    files: list[str],
-    schedule: str | None,
-    sparsity: str | None,
-    own_classes: bool,
+    credits: list[Credit], plan: Plan, lines: Sequence[CardLine], files: list[str], own_classes: bool
 ) -> Iterator[str]:
     model = next((credit for credit in credits if credit.role == SOURCE), None)
     kept = 100 * plan.reached.params / plan.dense.params
@@ -114,9 +106,7 @@ def _body(
     yield (
         f"Structured pruning by resprout: {method}criterion {plan.criterion}, allocator {plan.allocator}"
         f"{settings}, repair {plan.repair}, units {', '.join(plan.units)}, layout {plan.layout}"
-        f"{f', in rounds by schedule {schedule}' if schedule else ''}"
-        f"{f'; then recovery by {recovery}' if recovery else ''}"
-        f"{f'; then zeros in the pattern {sparsity}' if sparsity else ''}."
+        f"{''.join(line.text for line in lines)}."
     )
     yield ""
     yield "| | parameters | outside embeddings | bytes |"

@@ -10,31 +10,24 @@ from typing import Any
 
 from resprout.configs.schema import ExportConfig
 from resprout.infra.licences import Credit
-from resprout.tasks.export.registry import FORMATS
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.stage import stage
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import CardLine, Reads, stage
+from resprout.tasks.export.format import FORMATS
 
 
 @dataclass(frozen=True)
 class Export:
-    """The section, and what the model card tells beside it: sources with licences, recovery, sparsity.
-
-    `schedule` is that of the pruning where it had several rounds.
-    """
+    """The section, and what the model card says besides: sources with licences, and a line of each stage."""
 
     config: ExportConfig
     credits: tuple[Credit, ...]
-    recovery: str | None = None
-    schedule: str | None = None
-    sparsity: str | None = None
+    lines: tuple[CardLine, ...] = ()
 
     def key_data(self) -> dict[str, Any]:
         return {
             **self.config.key_data(),
             "credits": [asdict(credit) for credit in self.credits],
-            "recovery": self.recovery,
-            "schedule": self.schedule,
-            "sparsity": self.sparsity,
+            "lines": [list(line) for line in self.lines],
         }
 
 
@@ -43,7 +36,16 @@ def export_methods(wanted: Export) -> list[str]:
     return [FORMATS.entry(name).module for name in wanted.config.formats]
 
 
-@stage("export", kind="export", libraries=("torch", "transformers"), methods=export_methods)
+@stage(
+    "export",
+    kind="export",
+    section="export",
+    reads={"model": Reads("model"), "plan": Reads("plan"), "source": Reads("model")},
+    weights=True,
+    reported=True,
+    libraries=("torch", "transformers"),
+    methods=export_methods,
+)
 def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `<format>/` with README.md, exports.json and metrics.json from `model`.
 
@@ -54,8 +56,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
     import torch
 
     from resprout.tasks.export.card import CARD, card, carry_licences
+    from resprout.tasks.export.format import largest_difference
     from resprout.tasks.export.probe import Question, probe
-    from resprout.tasks.export.verify import largest_difference
     from resprout.tasks.models.layouts import layout_of
     from resprout.tasks.models.load import load_model, load_tokenizer
     from resprout.tasks.prune.plan import read_plan
@@ -74,9 +76,9 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         folder = workdir / name
         folder.mkdir()
         written.write(model, inputs["model"], folder)
-        told, files = job.config, carry_licences(inputs["source"], folder)
+        files = carry_licences(inputs["source"], folder)
         own = layout_of(model.config) is not None
-        text = card(told.credits, plan, told.recovery, files, told.schedule, told.sparsity, own)
+        text = card(job.config.credits, plan, job.config.lines, files, own_classes=own)
         (folder / CARD).write_text(text, encoding="utf-8")
         worst = largest_difference(name, expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

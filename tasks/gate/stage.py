@@ -14,8 +14,8 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.configs.result import GateCheck, GateResult
 from resprout.configs.schema import GateConfig
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.stage import stage
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Reads, stage
 
 Scores = dict[str, float]
 
@@ -45,7 +45,14 @@ def check(bounds: GateConfig, dense: Scores, final: Scores, protocol: Mapping[st
     return GateResult(passed=all(one.passed for one in checks), checks=checks)
 
 
-@stage("gate", kind="gate", computes=False)
+@stage(
+    "gate",
+    kind="gate",
+    section="gate",
+    reads={"dense": Reads("scores"), "final": Reads("scores")},
+    reported=True,
+    computes=False,
+)
 def gate(job: Job[GateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the verdict and, as metrics, each value that was held against a bound."""
 

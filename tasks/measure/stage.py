@@ -16,13 +16,13 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import MeasureConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Reads, stage
 from resprout.tasks.measure.hardware import fingerprint, free_memory
 from resprout.tasks.measure.ratio import coverage, ratio_of
 from resprout.tasks.measure.rounds import Answer, in_turn, together
 from resprout.tasks.measure.worker import Request
 from resprout.tasks.models.shape import BYTES, Shape, shape_of
-from resprout.tasks.stage import stage
 
 DENSE = "dense"
 PROCESS_BYTES = 1_000_000_000
@@ -35,7 +35,23 @@ def settings(config: MeasureConfig) -> dict[str, Any]:
     return {**config.key_data(), "threads": str(threads)}
 
 
-@stage("measure", kind="measurement", libraries=("torch", "transformers"), hardware=True, settings=settings)
+def lengths(config: MeasureConfig) -> dict[str, int]:
+    """Sequences that the model must take."""
+    return {"measure.prefill_tokens + decode_tokens": config.prefill_tokens + config.decode_tokens}
+
+
+@stage(
+    "measure",
+    kind="measurement",
+    section="measure",
+    reads={"models": Reads("model", group=True)},
+    gives="speeds",
+    reported=True,
+    libraries=("torch", "transformers"),
+    hardware=True,
+    settings=settings,
+    lengths=lengths,
+)
 def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write metrics.json (<model>.<metric>) and details.json (every round, spread, threads, hardware).
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from resprout.tasks.cost import peak_memory
+from resprout.tasks.core.resources import peak_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Reads, stage
 from resprout.tasks.prune.stage import SCORES, sizes
-from resprout.tasks.stage import stage
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,14 @@ class Masking:
         return asdict(self)
 
 
-@stage("regrow", kind="plan", libraries=("torch",), computes=False)
+@stage(
+    "regrow",
+    kind="plan",
+    reads={"plan": Reads("plan"), "scores": Reads("scores"), "growth": Reads("scores")},
+    gives="plan",
+    libraries=("torch",),
+    computes=False,
+)
 def regrow(job: Job[Regrowth], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write plan.json and metrics.json: `plan` with its lowest units by `scores` given to others.
 
@@ -62,7 +69,13 @@ def regrow(job: Job[Regrowth], inputs: Mapping[str, Path], workdir: Path, progre
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
 
 
-@stage("mask", kind="model", libraries=("torch", "transformers"))
+@stage(
+    "mask",
+    kind="model",
+    reads={"model": Reads("model"), "plan": Reads("plan")},
+    weights=True,
+    libraries=("torch", "transformers"),
+)
 def mask(job: Job[Masking], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `model` with its shape, but without what reads the units that `plan` removes, and masked.json."""
     from resprout.tasks.models.load import load_model, save_model

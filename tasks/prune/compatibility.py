@@ -13,8 +13,8 @@ from resprout.configs.errors import BadInput
 from resprout.configs.presets import REDEFINED, Preset, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import DEPTH, Unit
+from resprout.tasks.core.methods import Entry, Registry
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.registry import Entry, Registry
 
 LAYERWISE = ("weights", "inputs")
 """Needs of criteria that look at one layer at a time."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, runtime_
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.shape import Model, Shape
 
 if TYPE_CHECKING:

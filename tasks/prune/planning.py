@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.shape import BYTES, Shape, shape_of
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.interfaces import Bench, Costs, LayerScores, Model, Request, Scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resprout.tasks.registry import Registry
+from resprout.tasks.core.methods import Registry
 
 if TYPE_CHECKING:
     from resprout.tasks.prune.interfaces import Allocator, Criterion, Repair, Schedule

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer
 from resprout.tasks.models.families.family import is_norm
 from resprout.tasks.models.forward import LayerStep, run_layerwise

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import WHOLE, Progress, Share, silent
 from resprout.tasks.models.anatomy import Layer, anatomy, is_offloaded
 from resprout.tasks.models.forward import BATCH_TOKENS, call_layer, run_batches, run_layerwise, watch
 from resprout.tasks.prune.interfaces import (
@@ -31,7 +31,6 @@ from resprout.tasks.prune.interfaces import (
     Model,
     Needs,
 )
-from resprout.tasks.share import WHOLE, Share
 
 if TYPE_CHECKING:
     Engine = Callable[[Model, Any, Kinds, Tensor, Progress, range], Iterator[dict[Unit, Tensor]]]

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.ablation import BATCH_TOKENS, Ablation
 from resprout.tasks.models.anatomy import Part
 from resprout.tasks.models.shape import DepthUnit, depth_units, shape_of

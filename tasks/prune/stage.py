@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import StageFailed
-from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, Progress
+from resprout.configs.prune import PruneConfig, PruneRound
+from resprout.tasks.core.job import Job, Progress, shards_in
+from resprout.tasks.core.stage import CardLine, Model, Reads, stage
 from resprout.tasks.prune.compatibility import needs_general, resolve, tries_model
-from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA
-from resprout.tasks.share import shards_in
-from resprout.tasks.stage import stage
+from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
+from resprout.tasks.prune.rounds import schedule_of, target_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,9 +68,45 @@ def score_settings(config: PruneConfig) -> dict[str, Any]:
     return {"criterion": names.criterion, "criterion_settings": settings, "units": list(config.units)}
 
 
+def params(config: PruneConfig) -> dict[str, Any]:
+    """Settings by which people compare runs."""
+    names = resolve(config)
+    ((kind, value),) = config.target.model_dump(exclude_none=True).items()
+    return {
+        "method": names.method,
+        "criterion": names.criterion,
+        "allocator": names.allocator,
+        "repair": names.repair,
+        "schedule": config.schedule,
+        "units": ", ".join(config.units),
+        "layout": config.layout,
+        "target": f"{kind}={value}",
+        "round_to": config.round_to,
+    }
+
+
+def card(config: PruneConfig) -> CardLine:
+    """The schedule, where it has rounds; the plan says the rest."""
+    rounds = len(schedule_of(config)) > 1
+    return CardLine(f", in rounds by schedule {config.schedule}" if rounds else "")
+
+
+def check(config: PruneConfig, base: Path) -> None:
+    """BadInput where parts of the section do not fit together, or a setting is out of bounds.
+
+    Methods are imported only where a setting of theirs is given.
+    """
+    names = resolve(config)
+    for part, known in (("criterion", CRITERIA), ("allocator", ALLOCATORS), ("repair", REPAIRS)):
+        if getattr(config, f"{part}_settings"):
+            known.get(getattr(names, part))(**getattr(names, f"{part}_settings"))
+    schedule_of(config)
+
+
 @stage(
     "score-shard",
     kind="scores-shard",
+    title="score",
     libraries=("torch", "transformers"),
     methods=score_methods,
     settings=score_settings,
@@ -83,6 +119,13 @@ def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path
 @stage(
     "score",
     kind="unit-scores",
+    section="prune",
+    reads={
+        "model": Reads("model"),
+        "calibration": Reads("data"),
+        "general": Reads("data", optional=True),
+    },
+    gives="scores",
     libraries=("torch", "transformers"),
     methods=score_methods,
     settings=score_settings,
@@ -124,9 +167,21 @@ def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, pro
 @stage(
     "plan",
     kind="plan",
+    section="prune",
+    reads={
+        "model": Reads("model"),
+        "calibration": Reads("data"),
+        "scores": Reads("scores"),
+        "before": Reads("plan", optional=True),
+    },
+    reported=True,
+    tagged=True,
     libraries=("torch", "transformers"),
     methods=plan_methods,
     settings=plan_settings,
+    params=params,
+    card=card,
+    checks={"prune": check},
 )
 def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write plan.json and metrics.json from `model`, `calibration` and `scores`.
@@ -143,13 +198,17 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     from resprout.tasks.prune.planning import plan_from
     from resprout.tasks.prune.scoring import from_tensors
 
-    scores = from_tensors(load_file(inputs["scores"] / SCORES), job.config.units)
+    config, shape = job.config, shape_of(inputs["model"])
+    if isinstance(config, PruneRound):
+        target = target_at(config.target, config.done, shape, job.dtype)
+        config = config.model_copy(update={"target": target})
+    scores = from_tensors(load_file(inputs["scores"] / SCORES), config.units)
     bench = None
-    if tries_model(job.config, resolve(job.config).allocator):
+    if tries_model(config, resolve(config).allocator):
         model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
         bench = Bench(model, _input_ids(inputs["calibration"]), progress=progress)
     before = read_plan(inputs["before"]) if "before" in inputs else None
-    made = plan_from(scores, shape_of(inputs["model"]), job.dtype, job.config, bench, before)
+    made = plan_from(scores, shape, job.dtype, config, bench, before)
     made = made.model_copy(update={"model_digest": job.digests.get("model")})
     write_plan(made, workdir)
     metrics = sizes(made)
@@ -173,7 +232,14 @@ def sizes(made: Plan) -> dict[str, float]:
 
 
 @stage(
-    "prune", kind="model", libraries=("torch", "transformers"), methods=prune_methods, settings=prune_settings
+    "prune",
+    kind="model",
+    section="prune",
+    reads={"model": Reads("model"), "calibration": Reads("data"), "plan": Reads("plan")},
+    leaves=Model("pruned"),
+    libraries=("torch", "transformers"),
+    methods=prune_methods,
+    settings=prune_settings,
 )
 def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pruned model's folder from `model`, `calibration` and `plan`."""

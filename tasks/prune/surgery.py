@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from resprout.configs.stages import Unit
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, Units, anatomy, cut
 from resprout.tasks.models.families.family import Tensors, is_norm
 from resprout.tasks.models.forward import LayerStep, call_layer, run_layerwise, watch

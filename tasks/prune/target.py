@@ -19,11 +19,11 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, TargetConfig
 from resprout.configs.stages import DEPTH, Unit
+from resprout.tasks.core.methods import Entry, Registry
 from resprout.tasks.models.shape import BYTES, Shape, check_numbers, depth_units, without
 from resprout.tasks.prune.compatibility import Resolved, resolve
 from resprout.tasks.prune.interfaces import Allocator, Bench, Kinds, Request, Scores
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
-from resprout.tasks.registry import Entry, Registry
 
 FINENESS: Kinds = ("experts", "kv_groups", "heads", "hidden", "ffn")
 """Kinds of units from the coarsest to the finest."""

@@ -8,22 +8,77 @@ Content: `model/` (a plain model folder), history.jsonl (one line a step), metri
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import RecoverConfig
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.recover.registry import METHODS, modules
-from resprout.tasks.stage import stage
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.methods import Registry
+from resprout.tasks.core.stage import CardLine, Model, Reads, stage
+
+if TYPE_CHECKING:
+    from resprout.tasks.recover.lessons import Lessons, Recovered
+
+METHODS: Registry[Callable[[Job[RecoverConfig], Mapping[str, Path], Lessons, Progress], Recovered]] = (
+    Registry("recovery method", "resprout.tasks.recover.methods", function="train")
+)
+
+
+def modules(config: RecoverConfig) -> list[str]:
+    """The module of the method that the section selects."""
+    return [METHODS.entry(config.method).module]
+
+
+def distils(config: RecoverConfig) -> bool:
+    """Whether training looks at the dense model."""
+    return config.distill_weight > 0
+
+
+def params(config: RecoverConfig) -> dict[str, Any]:
+    """Settings by which people compare runs."""
+    adapters = {"rank": config.rank, "alpha": config.alpha} if config.method == "lora" else {}
+    return {
+        "recovery": config.method,
+        **adapters,
+        "learning_rate": config.learning_rate,
+        "epochs": config.epochs,
+        "batch_tokens": config.batch_tokens,
+        "distill_weight": config.distill_weight,
+    }
+
+
+def card(config: RecoverConfig) -> CardLine:
+    """The method, which hubs find by a tag too."""
+    return CardLine(f"; then recovery by {config.method}", tag=config.method)
+
+
+def check(config: RecoverConfig, base: Path) -> None:
+    """BadInput for a method that is not there."""
+    METHODS.entry(config.method)
 
 
 @stage(
     "recover",
     kind="recovery",
+    section="recover",
+    reads={
+        "pruned": Reads("model", of="model"),
+        "selection": Reads("data"),
+        "dense": Reads("model", of="source", where=distils),
+    },
+    gives="recovery",
+    leaves=Model("recovered", folder="model"),
+    weights=True,
+    reported=True,
+    tagged=True,
     libraries=("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy"),
     methods=modules,
     seeded=True,
+    params=params,
+    card=card,
+    checks={"recover.method": check},
 )
 def recover(job: Job[RecoverConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the recovered model and how training went."""

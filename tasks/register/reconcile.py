@@ -20,7 +20,7 @@ from resprout.configs.schema import RegisterConfig
 from resprout.infra.proof.registering import Registrar
 from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.run import Run
+from resprout.tasks.core.run import Run
 
 if TYPE_CHECKING:
     from resprout.infra.tracking import Tracker

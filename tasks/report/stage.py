@@ -18,15 +18,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from resprout.infra.notes import code, fenced, plain
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import stage
 from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report.table import comparison, recovery_sentence
-from resprout.tasks.stage import stage
 
 RELATIVE = "relative sources begin at the folder of the config that was run"
 TRAINING = re.compile(r"recovery(_\d+)?$")
-NAMES = ("dense", "pruned", "recovered", "sparsified")
 
 
 class ReportConfig(BaseModel):
@@ -38,14 +37,17 @@ class ReportConfig(BaseModel):
     config: dict[str, Any]
     command: str
     digests: dict[str, str]
+    """Of each stage's artifact, by the stage's label."""
+    models: dict[str, str | None]
+    """Models in the order in which they were made, each with the input whose metrics are its own too."""
 
 
-@stage("report", kind="report", libraries=("jinja2",), computes=False)
+@stage("report", kind="report", timed=True, libraries=("jinja2",), computes=False)
 def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the report of a run."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    facts = gather(job.config, inputs)
+    facts = gather(job.config, inputs, job.digests)
     here = Environment(
         loader=PackageLoader("resprout.tasks.report", "."),
         undefined=StrictUndefined,
@@ -66,19 +68,20 @@ def config_text(command: str, config: dict[str, Any]) -> str:
     return f"# {command}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
-def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """All that the templates show, read from the inputs."""
+def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> dict[str, Any]:
+    """All that the templates show, read from the inputs, whose artifacts have these `digests` by role."""
     from resprout.tasks.models.shape import shape_of
-    from resprout.tasks.report.curve import bars, line
+    from resprout.tasks.report.table import bars, line
 
     timed = _json(inputs["speeds"] / "metrics.json") if "speeds" in inputs else {}
     models = {
-        name: {**_json(inputs[name] / "metrics.json"), **metrics_of(name, timed)}
-        for name in NAMES
-        if name in inputs
+        name: {
+            **_json(inputs[name] / "metrics.json"),
+            **metrics_of(name, timed),
+            **(_json(inputs[own] / "metrics.json") if own else {}),
+        }
+        for name, own in config.models.items()
     }
-    if "sparsity" in inputs:
-        models["sparsified"].update(_json(inputs["sparsity"] / "metrics.json"))
     origin = _json(inputs["source"] / "source.json") if (inputs["source"] / "source.json").is_file() else {}
     plan = _json(inputs["plan"] / "plan.json")
     schedule = config.config.get("prune", {}).get("schedule", "one_shot")
@@ -101,7 +104,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         ),
         "measured": measured(_json(inputs["speeds"] / "details.json")) if "speeds" in inputs else "",
         "source": config.config["model"]["source"],
-        "source_digest": config.digests["acquire model"],
+        "source_digest": digests["source"],
         "recovery": recovery_sentence(models["pruned"], models["recovered"], earlier, len(steps))
         if "recovered" in models
         else "",

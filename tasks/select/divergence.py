@@ -15,11 +15,10 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from resprout.configs.errors import BadInput, StageFailed
+from resprout.tasks.core.job import WHOLE, Progress, Share
 from resprout.tasks.data.batches import by_area
 from resprout.tasks.data.response import Batch, collate, head, hidden_states
 from resprout.tasks.data.template import Encoded
-from resprout.tasks.job import Progress
-from resprout.tasks.share import WHOLE, Share
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Padded tokens of one forward pass."""

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.core.job import Progress
 from resprout.tasks.data.batches import by_area
-from resprout.tasks.job import Progress
 from resprout.tasks.models.load import code_refused, require_all
 
 SVD_WIDTH = 128

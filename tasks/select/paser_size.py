@@ -10,7 +10,9 @@ MOST_ROWS = 4000
 
 
 def check_size(select: SelectConfig, rows: int) -> None:
-    """Raise BadInput where a pool of `rows` rows does not suit PASER; looks at no model."""
+    """Raise BadInput where a pool of `rows` rows does not suit the method; looks at no model."""
+    if select.method != "paser":
+        return
     config = select.paser
     if rows > MOST_ROWS:
         raise BadInput(

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
+from resprout.tasks.core.job import Job
 from resprout.tasks.data.read import read_rows
 from resprout.tasks.data.template import Encoded, encode_rows
-from resprout.tasks.job import Job
 from resprout.tasks.models.load import load_tokenizer
 
 

@@ -1,23 +1,24 @@
-"""Stage `select`: the rows that recovery trains on, and for every row of the pool why it was taken or not.
+"""The stages of selection: `pool` holds the pool against its budget, `select` chooses rows for recovery.
 
-Inputs: `rows` (rows.jsonl), `dense` (its tokenizer always), for paser also the weights of `dense` and
-`pruned`, and for `embedder: minilm` the encoder's folder `embedder`.
+Inputs of `select`: `rows` (rows.jsonl), `dense` (its tokenizer always), for paser also the weights of
+`dense` and `pruned`, and for `embedder: minilm` the encoder's folder `embedder`. Content: selected.jsonl,
+summary.json, metrics.json, and decisions.jsonl, which says of every row why it was taken or not.
 
-Content: selected.jsonl, decisions.jsonl, summary.json, metrics.json.
+`divergence-shard` computes the divergence of the pruned from the dense model on a share of the pool's rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import SelectConfig
-from resprout.tasks.job import Job, Progress
-from resprout.tasks.select.registry import METHODS, modules
-from resprout.tasks.select.shard_stage import divergence_shard
-from resprout.tasks.stage import stage
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.methods import Registry
+from resprout.tasks.core.stage import Reads, stage
+from resprout.tasks.select.paser_size import check_size
 
 if TYPE_CHECKING:
     from resprout.tasks.select.pool import Choice, Pool
@@ -26,19 +27,118 @@ FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
 """What a row's decision says where the method does not look at it."""
 
 
+METHODS: Registry[Callable[[Job[SelectConfig], Mapping[str, Path], Pool, Progress], Choice]] = Registry(
+    "selection method", "resprout.tasks.select.methods", function="choose"
+)
+
+
+def modules(config: SelectConfig) -> list[str]:
+    """The module of the method that the section selects."""
+    return [METHODS.entry(config.method).module]
+
+
 def compares_models(config: SelectConfig) -> bool:
     """Whether the method looks at the divergence, which is what takes time."""
     return config.method == "paser"
 
 
+def params(config: SelectConfig) -> dict[str, Any]:
+    """Settings by which people compare runs."""
+    budget = config.model_dump(include={"budget_tokens", "budget_ratio"}, exclude_none=True)
+    return {
+        "selection": config.method,
+        "selection_budget": ", ".join(f"{key}={value}" for key, value in budget.items()),
+        "selection_max_len_tokens": config.max_len_tokens,
+    }
+
+
+def lengths(config: SelectConfig) -> dict[str, int]:
+    """Sequences that the model must take."""
+    return {"select.max_len_tokens": config.max_len_tokens}
+
+
+def check(config: SelectConfig, base: Path) -> None:
+    """BadInput for a method that is not there."""
+    METHODS.entry(config.method)
+
+
+@stage(
+    "pool",
+    kind="pool",
+    section="select",
+    reads={"rows": Reads("data"), "dense": Reads("model", of="source")},
+    libraries=("transformers", "tokenizers"),
+    methods=modules,
+    computes=False,
+)
+def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write the pool's size and the budget; BadInput where the one does not hold the other."""
+    from resprout.tasks.select.pool import read_pool
+
+    found = read_pool(job, inputs)
+    check_size(job.config, len(found.rows))
+    metrics = {
+        "pool_rows": len(found.rows),
+        "pool_tokens": int(found.tokens.sum()),
+        "left_out_rows": len(found.left_out),
+        "budget_tokens": found.budget,
+    }
+    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
+
+
+def divergence_settings(config: SelectConfig) -> dict[str, Any]:
+    """What decides the divergence: neither budget nor clusters."""
+    return {
+        "template": config.template,
+        "max_len_tokens": config.max_len_tokens,
+        "temperature": config.paser.temperature,
+        "prompt_states": config.paser.embedder == "hidden",
+    }
+
+
+@stage(
+    "divergence-shard",
+    kind="divergence-shard",
+    title="select",
+    libraries=("torch", "transformers", "tokenizers", "numpy"),
+    settings=divergence_settings,
+)
+def divergence_shard(
+    job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write the divergence on the rows of the share's batches."""
+    from resprout.tasks.select.divergence import FILE, batches_of, write_rows
+    from resprout.tasks.select.methods.paser import measure_rows
+    from resprout.tasks.select.pool import read_pool
+
+    pool = read_pool(job, inputs)
+    found = measure_rows(job, inputs, pool, progress)
+    rows = [row for batch in batches_of(pool.encoded, job.device, job.share) for row in batch]
+    write_rows(found, rows, workdir / FILE)
+
+
 @stage(
     "select",
     kind="selection",
+    section="select",
+    reads={
+        "rows": Reads("data"),
+        "dense": Reads("model", of="source"),
+        "pruned": Reads("model", of="model"),
+        "embedder": Reads("model", of="encoder", optional=True),
+    },
+    gives="selection",
+    reported=True,
+    tagged=True,
     libraries=("torch", "transformers", "tokenizers", "scikit-learn", "scipy", "numpy"),
     methods=modules,
     seeded=True,
     shard=divergence_shard,
     splits=compares_models,
+    params=params,
+    metrics=("selected_rows", "pool_rows"),
+    lengths=lengths,
+    checks={"select.method": check},
 )
 def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the chosen rows and the decisions; tokens chosen never exceed the budget."""

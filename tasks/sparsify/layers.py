@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resprout.tasks.job import Progress, silent
+from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.forward import run_layerwise, watch
 from resprout.tasks.models.shape import Model, count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from resprout.tasks.registry import Registry
+from resprout.tasks.core.methods import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor

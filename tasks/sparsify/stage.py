@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.schema import SparsifyConfig
-from resprout.tasks.job import Job, Progress
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import CardLine, Model, Reads, stage
 from resprout.tasks.sparsify.registry import METHODS
-from resprout.tasks.stage import stage
 
 
 def modules(config: SparsifyConfig) -> list[str]:
@@ -26,7 +26,39 @@ def settings(config: SparsifyConfig) -> dict[str, Any]:
     return {**config.key_data(), "settings": METHODS.settings(config.method, config.settings)}
 
 
-@stage("sparsify", kind="sparsified", libraries=("torch", "transformers"), methods=modules, settings=settings)
+def params(config: SparsifyConfig) -> dict[str, Any]:
+    """Settings by which people compare runs."""
+    return {"sparsity": config.method, "sparsity_pattern": config.pattern}
+
+
+def card(config: SparsifyConfig) -> CardLine:
+    """Pattern and method."""
+    return CardLine(f"; then zeros in the pattern {config.pattern} by {config.method}")
+
+
+def check(config: SparsifyConfig, base: Path) -> None:
+    """BadInput where the method or a setting is unknown or out of bounds."""
+    known = METHODS.settings(config.method, config.settings)
+    if config.settings:
+        METHODS.get(config.method)(**known)
+
+
+@stage(
+    "sparsify",
+    kind="sparsified",
+    section="sparsify",
+    reads={"model": Reads("model"), "calibration": Reads("data")},
+    gives="sparsity",
+    leaves=Model("sparsified", folder="model", metrics=True),
+    reported=True,
+    tagged=True,
+    libraries=("torch", "transformers"),
+    methods=modules,
+    settings=settings,
+    params=params,
+    card=card,
+    checks={"sparsify": check},
+)
 def sparsify(job: Job[SparsifyConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the sparse model and the shares of its zeros."""
     from safetensors.torch import load_file

@@ -7,9 +7,9 @@ import pytest
 
 from resprout.configs.schema import ModelConfig, StoreConfig
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
-from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.source import Context
 from resprout.tasks.acquire.stage import acquire_model, acquire_task
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from tiny_models import write_tiny_folder
 
 

@@ -8,9 +8,9 @@ from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.configs.schema import ModelConfig, RowSource, StoreConfig
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.acquire.jobs import AcquireModel
-from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.source import Context
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.schema import ModelConfig
 from resprout.tasks.acquire.jobs import AcquireModel
-from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.source import Context
 from resprout.tasks.models.load import load_model, load_tokenizer
 
 

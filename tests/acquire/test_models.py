@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ModelConfig
 from resprout.tasks.acquire.jobs import AcquireModel
-from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.source import Context
 from resprout.tasks.models.load import load_model, load_tokenizer
 
 
@@ -99,7 +99,7 @@ class TestLocal:
 
     def test_a_file_that_changes_between_pin_and_use_is_refused(self, folder, context, tmp_path):
         from resprout.tasks.acquire.stage import acquire_model
-        from resprout.tasks.job import Job, silent
+        from resprout.tasks.core.job import Job, silent
 
         job = AcquireModel.pin(ModelConfig(source=str(folder)), context)
         (folder / "config.json").write_text("{}")

@@ -8,7 +8,7 @@ import pytest
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import DataSource, RowSource, TextSource
 from resprout.tasks.acquire.jobs import AcquireData
-from resprout.tasks.acquire.pinned import Context
+from resprout.tasks.acquire.source import Context
 from resprout.tasks.acquire.stage import acquire_rows, acquire_task, acquire_text
 
 

@@ -19,7 +19,7 @@ import time
 import torch
 from benchmarks_model import RANDOM_LLAMA
 
-from resprout.tasks.cost import peak_memory
+from resprout.tasks.core.resources import peak_memory
 from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.models.heap import keep_freed_memory
 from tiny_models import tiny_model

@@ -31,7 +31,7 @@ from resprout.configs.load import Loaded, load
 from resprout.configs.schema import EvaluateConfig
 from resprout.infra.store.driver import Driver
 from resprout.infra.store.reference import ArtifactRef
-from resprout.tasks.job import Job
+from resprout.tasks.core.job import Job
 from tiny_run import words, write_run
 from toys import Knobs, whole
 
@@ -65,13 +65,13 @@ def measured(loaded: Loaded, steps: Callable[[Any], Any]) -> tuple[Any, Counter[
     """What `steps(run)` returns in a flow of its own, and the driver's calls."""
     from prefect import flow
 
-    from resprout.flows.fan_out import FanOut
     from resprout.flows.session import NoDisplay
+    from resprout.flows.shards import FanOut
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
-    from resprout.tasks.run import Run
+    from resprout.tasks.core.run import Run
 
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home)
     store.driver = counting = Counting(store.driver)  # type: ignore[assignment]
@@ -104,10 +104,10 @@ def trivial(config: Path, home: Path, shards: int, *options: str) -> tuple[float
     loaded = load(config, [f"infra.home={home}", f"infra.shards={shards}", *options])
 
     def steps(run: Any) -> float:
-        whole(replace(run, shards=4), Job(Knobs(text="warm")), label="warm")
+        whole(replace(run, shards=4), Job(Knobs(text="warm")), role="warm")
         run.store.driver.calls.clear()
         began = time.perf_counter()
-        whole(run, Job(Knobs(text="x" * shards)), label=f"{shards}")
+        whole(run, Job(Knobs(text="x" * shards)), role=f"{shards}")
         return time.perf_counter() - began
 
     seconds, calls = measured(loaded, steps)
@@ -120,9 +120,9 @@ def waiting(config: Path, home: Path, workers: int) -> float:
     loaded = load(config, [f"infra.home={home}", *options])
 
     def steps(run: Any) -> float:
-        whole(run, Job(Knobs(text="warm")), label="warm")
+        whole(run, Job(Knobs(text="warm")), role="warm")
         began = time.perf_counter()
-        whole(run, Job(Knobs(text="x" * 8, seconds=1.0)), label="wait")
+        whole(run, Job(Knobs(text="x" * 8, seconds=1.0)), role="wait")
         return time.perf_counter() - began
 
     return measured(loaded, steps)[0]

@@ -36,9 +36,9 @@ def measure(home: Path) -> None:
     from resprout.infra.store.results import ArtifactResults
     from resprout.infra.store.store import ArtifactStore
     from resprout.infra.tracking import Tracker
-    from resprout.tasks.job import Job
-    from resprout.tasks.run import Run
-    from resprout.tasks.stage import stage
+    from resprout.tasks.core.job import Job
+    from resprout.tasks.core.run import Run
+    from resprout.tasks.core.stage import stage
     from toys import Knobs, write_text
 
     infra, _ = load_infra(None)
@@ -56,7 +56,7 @@ def measure(home: Path) -> None:
         spent, inputs = [], {}
         for index in range(STAGES):
             began = time.perf_counter()
-            inputs = {"before": toy(run, Job(Knobs(text=str(index)), 1), inputs, label=f"toy {index}")}
+            inputs = {"before": toy(run, Job(Knobs(text=str(index)), 1), inputs, role=f"{index}")}
             spent.append(time.perf_counter() - began)
         store.pins.close()
         locks.close()

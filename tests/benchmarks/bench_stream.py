@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save_file
 
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.cost import peak_memory
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
+from resprout.tasks.core.resources import peak_memory
 from resprout.tasks.models.offload import SafetensorsWriter
 from resprout.tasks.models.shape import shape_of
 from resprout.tasks.prune.stage import plan, prune, score

@@ -13,12 +13,11 @@ from safetensors.torch import load_file
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import CalibrateConfig, TextSource
-from resprout.tasks.calibrate.cola import activation_features, representatives
-from resprout.tasks.calibrate.registry import METHODS
+from resprout.tasks.calibrate.methods.cola import activation_features, representatives
+from resprout.tasks.calibrate.methods.self_generated import first_tokens, generate
 from resprout.tasks.calibrate.samples import cut
-from resprout.tasks.calibrate.self_generated import first_tokens, generate
-from resprout.tasks.calibrate.stage import calibrate
-from resprout.tasks.job import Job, silent
+from resprout.tasks.calibrate.stage import METHODS, calibrate
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
 
 TextFolder = Callable[[list[str]], Path]

@@ -65,7 +65,6 @@ def test_a_list_is_reached_by_index(write) -> None:
         ("calibrate.seq_len_tokens=0", "greater than or equal to 8"),
         ("evaluate.perplexity.stride_tokens=1024", "exceeds window_tokens"),
         ("gate.min_accuracy_kept=0.9", "give evaluate.zero_shot"),
-        ("export.formats=[hf]", "give layout: uniform"),
         (
             "prune.target={bytes: much}",
             "target.bytes: no size of at least one byte; give a whole number",

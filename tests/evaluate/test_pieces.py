@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from resprout.configs.schema import EvaluateConfig
+from resprout.tasks.core.job import Job, Share, silent
 from resprout.tasks.evaluate import perplexity, zero_shot
 from resprout.tasks.evaluate.stage import evaluate, evaluate_shard
-from resprout.tasks.job import Job, silent
-from resprout.tasks.share import Share
 from tiny_models import write_tiny_folder
 from tiny_run import TWO_CHOICES, words
 

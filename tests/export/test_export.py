@@ -16,13 +16,14 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ExportConfig, PruneConfig
 from resprout.infra.licences import Credit
 from resprout.infra.store.reference import ArtifactRef
+from resprout.tasks.core.job import Job, silent
+from resprout.tasks.core.stage import CardLine
 from resprout.tasks.export import probe as script
 from resprout.tasks.export.card import card, carry_licences
+from resprout.tasks.export.format import largest_difference
 from resprout.tasks.export.formats.hf import HuggingFace
 from resprout.tasks.export.probe import Probed
 from resprout.tasks.export.stage import Export, export
-from resprout.tasks.export.verify import largest_difference
-from resprout.tasks.job import Job, silent
 from resprout.tasks.models.load import load_model, save_model
 from resprout.tasks.prune.plan import Plan, read_plan
 from resprout.tasks.prune.planning import make_plan
@@ -32,6 +33,7 @@ from tiny_models import tiny_model, write_tiny_folder
 CONFIG = ExportConfig(prompts=("w5 w6", "w7", "w8 w9 w10", "w11 w12", "w200 w201"), greedy_tokens=5)
 
 
+LORA = CardLine("; then recovery by lora", tag="lora")
 CREDITS = (
     Credit("source model", "hf://acme/tiny@" + "1" * 40, "Apache-2.0"),
     Credit("calibration text", "hf-dataset://acme/words@2#train", None),
@@ -56,7 +58,7 @@ def run(model: Path, workdir: Path, config=CONFIG, credits=CREDITS):
     workdir.mkdir()
     plan = write_plan(workdir.parent / "plan")
     inputs = {"model": model, "plan": plan, "source": model}
-    export.body(Job(Export(config, credits, "lora")), inputs, workdir, silent)
+    export.body(Job(Export(config, credits, (LORA,))), inputs, workdir, silent)
 
 
 def digests(workdir):
@@ -81,7 +83,7 @@ def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_pat
     assert digests(out).keys() == files | {"tokenizer_config.json"} | beside
     again = tmp_path / "second" / "hf"
     HuggingFace().write(load_model(model, "bfloat16", "cpu"), model, again)
-    text = card(CREDITS, read_plan(write_plan(tmp_path)), "lora", carry_licences(model, again))
+    text = card(CREDITS, read_plan(write_plan(tmp_path)), [LORA], carry_licences(model, again))
     (again / "README.md").write_text(text, encoding="utf-8")
     assert digests(out) == digests(tmp_path / "second")
     size = sum(p.stat().st_size for p in (out / "hf").iterdir())
@@ -118,8 +120,8 @@ def test_nothing_that_came_from_outside_is_markdown_in_the_card(tmp_path):
     hostile = "![x](http://evil/p.png) [y](http://evil) `z` <img src=q>"
     hub = f"hf-dataset://{hostile.replace('/', '')}/{hostile.replace('/', '')}"
     credits = [Credit("source model", hostile, hostile), Credit("recovery rows", hostile, hostile)]
-    assert "<" not in card([Credit("recovery rows", hub, None)], read_plan(write_plan(tmp_path)), None, [])
-    text = card(credits, read_plan(write_plan(tmp_path)), None, [hostile])
+    assert "<" not in card([Credit("recovery rows", hub, None)], read_plan(write_plan(tmp_path)), [], [])
+    text = card(credits, read_plan(write_plan(tmp_path)), [], [hostile])
     assert "<" not in text.split("---\n")[1], "HTML in the front matter"
     read = MarkdownIt("commonmark").enable("table").parse(text.split("---\n")[2])
     inside = [child for token in read for child in token.children or ()]
@@ -139,7 +141,7 @@ def test_the_front_matter_names_the_licence_as_hubs_do(licence, front, tmp_path)
     import yaml
 
     plan = read_plan(write_plan(tmp_path))
-    text = card([Credit("source model", "model", licence)], plan, None, ["LICENSE"])
+    text = card([Credit("source model", "model", licence)], plan, [], ["LICENSE"])
     found = yaml.safe_load(text.split("---")[1])
     assert {key: value for key, value in found.items() if key.startswith("license")} == front
     assert "base_model" not in found
@@ -147,16 +149,15 @@ def test_the_front_matter_names_the_licence_as_hubs_do(licence, front, tmp_path)
 
 
 def test_licences_enter_the_key_and_machines_do_not():
-    def key(credit, recovery=None):
+    def key(credit, *lines):
         ref = ArtifactRef(kind="model", digest="a" * 64, key="k", record="b" * 64, uri="u", bytes=1)
-        told = Export(CONFIG, (credit,), recovery)
-        return export.key(Job(told), {"model": ref, "plan": ref, "source": ref})
+        return export.key(Job(Export(CONFIG, (credit,), lines)), {"model": ref, "plan": ref, "source": ref})
 
     base = Credit("source model", "m", "mit")
     assert key(base) == key(Credit("source model", "m", "mit"))
     assert key(base) != key(Credit("source model", "m", "apache-2.0"))
     assert key(base) != key(Credit("source model", "m", None))
-    assert key(base) != key(base, "lora")
+    assert key(base) != key(base, LORA)
 
 
 def tamper_weight(folder):

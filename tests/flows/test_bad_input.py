@@ -21,11 +21,12 @@ import pytest
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.load import load
-from resprout.configs.schema import MlflowConfig, ModelConfig, RecoverConfig
+from resprout.configs.schema import MlflowConfig, RunConfig
 from resprout.flows import preflight
 from resprout.flows.check import check
-from resprout.tasks.models.shape import shape_of
-from resprout.tasks.run import Forecast
+from resprout.flows.dry_run import Forecast, to_make
+from resprout.flows.stages import Steps
+from resprout.tasks.models.shape import Shape, shape_of
 from tiny_run import write_run
 
 CHEAP = ("acquire", "pool", "evaluation data")
@@ -194,6 +195,14 @@ def always(*overrides: str) -> Callable[[Path, Path], list[str]]:
         pytest.param(cut_weights, "no complete safetensors file .*fetch it again", id="truncated weights"),
         pytest.param(
             always("prune.target.params_ratio=0.1"), r"reaches \d+ .* at best; raise the target", id="target"
+        ),
+        pytest.param(
+            always("prune.layout=per_layer", "export.formats=[hf]"),
+            "export.formats: export.formats holds hf, .*give layout: uniform, or formats: .hf_layouts.",
+            id="format that cannot hold the layout",
+        ),
+        pytest.param(
+            always("export.formats=[hff]"), "unknown export format 'hff'; did you mean 'hf'", id="format"
         ),
         pytest.param(
             always("prune.target={params: 99999999}"), "but the model has .*smaller target", id="large target"
@@ -396,72 +405,67 @@ def test_a_gpu_that_is_not_there(
     found = run_here("model.device=cuda")
     refused(found, "model.device is cuda, which this machine .* does not have; give cpu, or auto", ready)
     assert found.result["stages"] == []
-    preflight.check_device("cuda", lambda: some(True, True))
+    preflight.check_device("cuda", lambda: True)
     preflight.check_device("auto", lambda: pytest.fail("no need to look"))
 
 
-def some(dense: bool, later: bool) -> list[Forecast]:
-    labels = {"acquire model": dense, "plan": dense, "prune": later, "recover": later, "export": later}
-    return [Forecast(label, label, cached) for label, cached in labels.items()]
+def given(ground: Path, *overrides: str) -> tuple[RunConfig, Shape, Steps]:
+    config = load(ground / "run.yaml", ["model.dtype=float32", *overrides]).config
+    return config, shape_of(ground / "model"), Steps(config)
+
+
+def not_asked() -> list[bool]:
+    pytest.fail("no need to look")
 
 
 @pytest.mark.parametrize(
-    ("dense", "later", "needed"),
-    [(False, False, 5), (True, False, 4), (True, True, 0)],
+    ("there", "needed"),
+    [(set(), 5), ({"source", "plan"}, 4), (None, 0)],
     ids=["nothing is there", "the dense model is there", "all is there"],
 )
-def test_models_in_the_store_need_no_room(ground: Path, dense: bool, later: bool, needed: int) -> None:
-    model, shape = ModelConfig(source="model", dtype="float32"), shape_of(ground / "model")
+def test_models_in_the_store_need_no_room(ground: Path, there: set[str] | None, needed: int) -> None:
+    """Dense, pruned and recovered model and the export, and one of them twice while it is made."""
+    config, shape, steps = given(ground)
     room = needed * 4 * shape.params
-    asked: list[int] = []
-
-    def forecasts() -> list[Forecast]:
-        asked.append(1)
-        return some(dense, later)
-
-    preflight.check(model, shape, ground, room, forecasts)
-    preflight.check(model, shape, ground, 5 * 4 * shape.params, lambda: pytest.fail("no need to look"))
+    forecasts = [Forecast(step, there is None or step.gives in there) for step in steps]
+    models = sum(step.writes_model for step in steps)
+    assert models == 4
+    preflight.check_room(config, shape, ground, room, models, lambda: to_make(forecasts))
+    preflight.check_room(config, shape, ground, 5 * 4 * shape.params, models, not_asked)
     if needed:
         with pytest.raises(BadInput, match="free, and this run needs about"):
-            preflight.check(model, shape, ground, room - 1, forecasts)
+            preflight.check_room(config, shape, ground, room - 1, models, lambda: to_make(forecasts))
 
 
 def test_rounds_of_a_schedule_need_room_for_their_models(ground: Path) -> None:
     """Of three: four models as ever, one masked for the selection, two masked, three trained; one twice."""
-    model, shape = ModelConfig(source="model", dtype="float32"), shape_of(ground / "model")
-    labels = ("mask for selection", *("mask round 1", "mask round 2"))
-    trained = ("recover dense", "recover round 1", "recover round 2")
-    stages = [*some(False, False), *(Forecast(label, label.split()[0], False) for label in labels + trained)]
-    config = load(
-        ground / "run.yaml",
-        ["prune.schedule=cubic", "prune.schedule_settings={rounds: 3}", "prune.repair=none"],
-    ).config
+    schedule = ("prune.schedule=cubic", "prune.schedule_settings={rounds: 3}", "prune.repair=none")
+    config, shape, steps = given(ground, *schedule)
+    writes = [step.writes_model for step in steps]
     room = 11 * 4 * shape.params
-    preflight.check(model, shape, ground, room, lambda: pytest.fail("no need to look"), models=10)
-    assert preflight.models_to_make(stages) == preflight.models_of(config) == 10
+    assert sum(writes) == 10
+    preflight.check_room(config, shape, ground, room, 10, not_asked)
     with pytest.raises(BadInput, match="free, and this run needs about"):
-        preflight.check(model, shape, ground, room - 1, lambda: stages, models=10)
+        preflight.check_room(config, shape, ground, room - 1, 10, lambda: writes)
 
 
 def test_training_all_weights_needs_sixteen_bytes_for_each(
     monkeypatch: pytest.MonkeyPatch, ground: Path
 ) -> None:
-    model, shape = ModelConfig(source="model", dtype="bfloat16"), shape_of(ground / "model")
+    config, shape, _ = given(ground, "model.dtype=bfloat16", "recover.distill_weight=0")
     need = 16 * shape.params + 1_000_000_000
     monkeypatch.setattr(
         "resprout.flows.preflight.psutil.virtual_memory", lambda: SimpleNamespace(total=need - 1)
     )
-    given = (model, shape, ground, 10**12, lambda: some(False, False), 4)
-    preflight.check(*given, RecoverConfig())
+    preflight.check_room(config, shape, ground, 10**12, 4, lambda: [True])
+    full, _, _ = given(ground, "model.dtype=bfloat16", "recover.distill_weight=0", "recover.method=full")
     with pytest.raises(BadInput, match="to train all of its weights; use recover"):
-        preflight.check(*given, RecoverConfig(method="full"))
+        preflight.check_room(full, shape, ground, 10**12, 4, lambda: [True])
 
 
 def test_a_pattern_of_zeros_is_one_more_model(ground: Path) -> None:
-    config = load(ground / "run.yaml", ["sparsify={pattern: '2:4', method: magnitude}"]).config
-    assert preflight.models_of(config) == preflight.models_of(load(ground / "run.yaml", []).config) + 1 == 5
-    made = Forecast("sparsify", "sparsify", cached=False)
-    assert preflight.models_to_make([*some(False, False), made]) == 5
+    _, _, steps = given(ground, "sparsify={pattern: '2:4', method: magnitude}")
+    assert sum(step.writes_model for step in steps) == 5
 
 
 def test_a_run_that_finds_everything_is_not_refused(

@@ -100,7 +100,7 @@ def send(real, self, request):
     body.stream = lambda *_, **__: iter([body.getvalue()])
     return AWSResponse(request.url, 503, {"content-type": "application/xml"}, body)
 
-from resprout.tasks.stage import Stage
+from resprout.tasks.core.stage import Stage
 wrap(Stage, "_produce", note)
 wrap(Stage, "_track", track)
 from resprout.infra.store.local import LocalDriver

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.schema import StoreConfig
-from resprout.flows.durations import History, Work
+from resprout.flows.dry_run import History, Work
 from resprout.infra.identity import machine
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,10 +18,10 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.result import ArtifactResult, StageResult
 from resprout.configs.schema import StoreConfig
 from resprout.flows.audit.printable import json_line
-from resprout.flows.original import Original, original, refuse_impossible
+from resprout.flows.compare_runs import Change, Verdict, changes, judge
 from resprout.flows.place import Place
-from resprout.flows.reproduction import Verdict, judge
-from resprout.flows.surroundings import Change, changes
+from resprout.flows.recorded_run import RecordedRun, recorded_run, refuse_impossible
+from resprout.flows.stages import Steps
 from resprout.infra.store import tombstones
 from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
@@ -133,6 +134,8 @@ def stages(outcome: Any) -> list[StageResult]:
     return [
         StageResult(
             name=one["stage"],
+            stage="",
+            role="",
             cached=False,
             seconds=1.0,
             artifact=ArtifactResult(kind="x", digest=one["made"], uri=""),
@@ -144,7 +147,7 @@ def stages(outcome: Any) -> list[StageResult]:
 def judged(
     forged: Forged, again: tuple[Any, Path], elsewhere: list[Change] | None = None, tolerance: float = 0.01
 ) -> Verdict:
-    run = original(forged.place, forged.report)
+    run = recorded_run(forged.place, forged.report)
     now = ArtifactStore.from_config(StoreConfig(), again[1])
     return judge(run, stages(again[0]), forged.place.store, now, elsewhere or [], tolerance)
 
@@ -237,7 +240,7 @@ def test_another_verdict_of_the_gate_is_no_reproduction(forged: Forged, again: t
 
 def test_content_that_was_freed_still_differs(forged: Forged, again: tuple[Any, Path]) -> None:
     forged.replace("gate", "gate", edit_json("gate.json", lambda gate: gate.update(passed=False)))
-    other = original(forged.place, forged.report).digests["gate"]
+    other = recorded_run(forged.place, forged.report).digests["gate"]
     forged.place.store.driver.delete(f"manifests/{other}.json")
     found = judged(forged, again)
     assert (found.outcome, found.first) == ("different", "gate")
@@ -284,7 +287,7 @@ def test_the_command_ends_with_4_and_names_the_stage(
 ) -> None:
     from resprout.flows.cli.reproduce import reproduce
 
-    def instead(run: Original, before: Any, folder: Path, session: Any) -> ArtifactStore:
+    def instead(run: RecordedRun, before: Any, folder: Path, session: Any) -> ArtifactStore:
         assert before.read_only
         session.result.stages.extend(stages(again[0]))
         return ArtifactStore.from_config(StoreConfig(), again[1])
@@ -305,25 +308,26 @@ def test_the_command_ends_with_4_and_names_the_stage(
 
 
 def test_an_export_and_a_report_lead_to_the_run_and_other_digests_do_not(forged: Forged) -> None:
-    by_report = original(forged.place, forged.report)
-    assert original(forged.place, forged.digests["report"]) == by_report
-    assert original(forged.place, forged.digests["export"]) == by_report
+    by_report = recorded_run(forged.place, forged.report)
+    for name in ("report", "export"):
+        found = recorded_run(forged.place, forged.digests[name])
+        assert (found.record_id, found.nodes) == (by_report.record_id, by_report.nodes)
     with pytest.raises(BadInput, match="only those can be reproduced"):
-        original(forged.place, forged.digests["calibrate"])
+        recorded_run(forged.place, forged.digests["calibrate"])
 
 
 def test_what_cannot_work_is_refused_in_a_sentence(forged: Forged, tmp_path: Path) -> None:
-    run, store = original(forged.place, forged.report), forged.place.store
+    run, store = recorded_run(forged.place, forged.report), forged.place.store
 
-    def refusal(run: Original) -> str:
+    def refusal(run: RecordedRun) -> str:
         with pytest.raises(BadInput) as error:
             refuse_impossible(run, store, tmp_path, trust_remote_code=False)
         return str(error.value)
 
     refuse_impossible(run, store, tmp_path, trust_remote_code=False)
-    assert "--device cpu" in refusal(Original(**{**vars(run), "device": "cuda"}))
+    assert "--device cpu" in refusal(replace(run, device="cuda"))
     model = run.config.model.model_copy(update={"trust_remote_code": True})
-    trusting = Original(**{**vars(run), "config": run.config.model_copy(update={"model": model})})
+    trusting = replace(run, steps=Steps(run.config.model_copy(update={"model": model})))
     assert "--trust-remote-code" in refusal(trusting)
     refuse_impossible(trusting, store, tmp_path, trust_remote_code=True)
     rows = forged.digests["acquire pool"]

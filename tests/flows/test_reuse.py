@@ -15,8 +15,8 @@ from resprout.flows.audit.events import lines
 from resprout.flows.audit.facts import gather
 from resprout.flows.audit.page import page
 from resprout.flows.audit.story import tell
-from resprout.flows.original import _report
 from resprout.flows.place import Place
+from resprout.flows.recorded_run import _report
 from resprout.infra.store.store import ArtifactStore
 
 

@@ -45,8 +45,8 @@ def test_the_result_says_all_that_happened(finished: Any) -> None:
     assert [stage.name for stage in result.stages] == STAGES
     assert not any(stage.cached for stage in result.stages)
     assert result.models is not None
-    assert result.models.recovered is not None
-    dense, pruned, recovered = result.models.dense, result.models.pruned, result.models.recovered
+    assert list(result.models) == ["dense", "pruned", "recovered", "sparsified"]
+    dense, pruned, recovered = result.made_models().values()
     assert pruned.params == recovered.params < 0.85 * dense.params
     assert dense.metrics["words_ppl_seq32"] > 1
     assert "words_kl_to_dense_seq32" in recovered.metrics

@@ -25,8 +25,7 @@ from resprout.flows.check import require_extra
 from resprout.flows.runners import lost
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.job import Job
-from resprout.tasks.share import Share
+from resprout.tasks.core.job import Job, Share
 from servers import free_port
 from tiny_run import write_run
 from toys import Knobs, whole
@@ -71,7 +70,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
 @pytest.fixture
 def fan(make_run: Callable[..., Any], loaded: Callable[..., Loaded]) -> Callable[..., Any]:
     """Run `steps(run)` where the toy stage is shared out as the overrides say."""
-    from resprout.flows.fan_out import FanOut
+    from resprout.flows.shards import FanOut
 
     def call(home: Path, steps: Callable[[Any], Any], *overrides: str) -> Any:
         config = loaded(*overrides, home=home)
@@ -107,7 +106,7 @@ def test_shards_of_a_toy_give_the_bytes_of_one_piece(
     home: Path, fan: Callable[..., Any], runner: str
 ) -> None:
     def steps(run: Any) -> Any:
-        made = whole(run, Job(Knobs(text="abcdefghij")), label="toy")
+        made = whole(run, Job(Knobs(text="abcdefghij")))
         return made, run.store.get_record(made.record), [stage.name for stage in run.stages]
 
     one, _, _ = fan(home.parent / "one", steps)
@@ -323,7 +322,7 @@ def test_a_killed_dask_worker_costs_its_shard_only(
 def test_one_shard_starts_no_cluster(
     home: Path, fan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resprout.flows.fan_out.started", lambda infra: pytest.fail("started"))
+    monkeypatch.setattr("resprout.flows.shards.started", lambda infra: pytest.fail("started"))
     fan(home, lambda run: whole(run, Job(Knobs())), "infra.task_runner=dask", "infra.workers=2")
     # Nor is one started where the stage is found.
     found = fan(home, lambda run: (whole(run, Job(Knobs())), run.stages[0].cached), "infra.shards=4")
@@ -411,8 +410,8 @@ def test_what_prefect_sends_with_a_task_holds_no_secret(
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
     from prefect.task_runners import TaskRunner
 
-    from resprout.flows.fan_out import MAKE
     from resprout.flows.runners import submit
+    from resprout.flows.shards import MAKE
 
     sent: list[bytes] = []
 

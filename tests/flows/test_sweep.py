@@ -224,7 +224,7 @@ def test_a_variant_that_begins_again_goes_on_in_its_mlflow_run(
 ) -> None:
     """Dask gives a variant to another worker where one is lost: another flow run, but the same variant."""
     from resprout.configs.load import travelling
-    from resprout.flows.again import config_digest
+    from resprout.flows.rerun import config_digest
     from resprout.flows.sweep import RUN
 
     def fail(*stage: Any) -> None:
@@ -272,8 +272,9 @@ def test_a_variant_is_told_when_it_ends_and_listed_in_its_place(
 
 
 def test_ctrl_c_ends_variants_that_wait_for_another_run(folder: Path, home: Path, api_url: str) -> None:
-    from resprout.flows.look_up import look_up
-    from resprout.flows.sources import Sources
+    from resprout.flows.dry_run import look_up
+    from resprout.flows.inputs import Sources
+    from resprout.flows.stages import Steps
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.tracking import Tracker
 
@@ -281,9 +282,10 @@ def test_ctrl_c_ends_variants_that_wait_for_another_run(folder: Path, home: Path
     loaded = load_sweep(path, [f"infra.home={home}"])[1][0].loaded
     store = ArtifactStore.from_config(StoreConfig(), home)
     tracker = Tracker(loaded.config.infra.mlflow, home)
-    made, _ = look_up(loaded.config, store, tracker, Sources(loaded, tracker.uri), home)
+    _, forecasts = look_up(Steps(loaded.config, Sources(loaded, tracker.uri).sections), store)
+    (dense,) = (one for one in forecasts if one.step.label == "acquire model")
     another = LeaseLockManager(store.driver)
-    assert another.acquire_lock(made.dense.key, "another run")
+    assert another.acquire_lock(dense.step.stage.key_of(dense.parts), "another run")
     process = subprocess.Popen(
         [*COMMAND, "sweep", str(path), "infra.workers=2"],
         stderr=subprocess.PIPE,

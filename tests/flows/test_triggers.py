@@ -14,9 +14,9 @@ import pytest
 from relaying import add_deployment, add_version, event, flow_runs, rule, write_rules
 from resprout.configs.load import document, load
 from resprout.configs.schema import MlflowConfig, RelayConfig
-from resprout.flows.again import standalone
 from resprout.flows.compress import compress
-from resprout.flows.steps import Steps
+from resprout.flows.rerun import standalone
+from resprout.flows.stages import Artifacts
 from resprout.infra.relay.delivery import Delivery
 from resprout.infra.relay.outbox import FAILED, WAITING, Outbox
 from resprout.infra.relay.registry import Version
@@ -61,10 +61,14 @@ def test_an_export_that_comes_back_without_tags_is_not_compressed_again(finished
 
 
 def test_a_rule_for_own_versions_goes_on(finished: Any, moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(_: Steps) -> None:
-        raise KeyError("went on")
+    make = Artifacts.make
 
-    monkeypatch.setattr(Steps, "all", stop)
+    def stop(artifacts: Artifacts, run: Any, steps: Any) -> None:
+        if artifacts:
+            raise KeyError("went on")
+        make(artifacts, run, steps)
+
+    monkeypatch.setattr(Artifacts, "make", stop)
     state = triggered(finished, moved, "rule chat-mine 1", own=True)
     assert state.is_failed()
     assert "went on" in state.message

@@ -20,7 +20,7 @@ from resprout.flows.cli.main import main
 from resprout.infra.proof.registering import Registrar
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.tracking import Tracker
-from resprout.tasks.stage import Stage
+from resprout.tasks.core.stage import Stage
 steps = {
     "version": (Tracker, "point_alias"), "alias": (Registrar, "enter"), "run": (conclude, "write_seal"),
     "index": (LocalDriver, "put_if_absent"), "record": (Stage, "_track"),

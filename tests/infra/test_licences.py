@@ -6,8 +6,7 @@ import pytest
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import LicencesConfig
-from resprout.flows.licences import check_licences
-from resprout.infra.licences import Credit, findings
+from resprout.infra.licences import Credit, check_licences, findings
 
 
 @pytest.mark.parametrize(

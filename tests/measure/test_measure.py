@@ -20,7 +20,7 @@ import pytest
 from one_machine import until
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import MeasureConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.measure import rounds
 from resprout.tasks.measure.child import Child, starter
 from resprout.tasks.measure.hardware import fingerprint

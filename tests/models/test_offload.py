@@ -8,7 +8,7 @@ import torch
 from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job
+from resprout.tasks.core.job import Job
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.offload import ActivationOffload, SafetensorsWriter, open_model

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.load import load_model
 from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.allocators.adaptive import Adaptive

@@ -12,7 +12,7 @@ from resprout.configs.load import load
 from resprout.configs.presets import FOLDER, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.flows.catalog import catalog
-from resprout.tasks.job import Job
+from resprout.tasks.core.job import Job
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.stage import plan, prune, score

@@ -16,7 +16,7 @@ import torch
 from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import silent
+from resprout.tasks.core.job import silent
 from resprout.tasks.models.ablation import Ablation
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model

@@ -8,13 +8,13 @@ import torch
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.core.job import Share
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.prune.compatibility import needs_general, resolve
 from resprout.tasks.prune.criteria.domain_dual import DomainDual, freedom, regularised
 from resprout.tasks.prune.criteria.taylor import Taylor
 from resprout.tasks.prune.scoring import score_units
 from resprout.tasks.prune.statistics import Gram
-from resprout.tasks.share import Share
 from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (3, 16), generator=torch.Generator().manual_seed(7))

@@ -14,7 +14,7 @@ from torch import nn
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import silent
+from resprout.tasks.core.job import silent
 from resprout.tasks.models.shape import count, shape_of
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.planning import make_plan

@@ -19,7 +19,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.presets import load_preset, preset_names
 from resprout.configs.schema import PruneConfig
 from resprout.configs.stages import DEPTH
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
 from resprout.tasks.models.shape import count, shape_of

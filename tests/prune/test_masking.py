@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, RecoverConfig, TargetConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
@@ -32,8 +32,8 @@ from resprout.tasks.prune.stage import plan as plan_stage
 from resprout.tasks.prune.stage import prune as prune_stage
 from resprout.tasks.prune.stage import score as score_stage
 from resprout.tasks.prune.surgery import apply
-from resprout.tasks.recover.lora import merge, with_adapters
 from resprout.tasks.recover.masked import hold_masked, leave_masked
+from resprout.tasks.recover.methods.lora import merge, with_adapters
 from tiny_models import half_of, layout_for, read_units, tiny_model, write_tiny_folder
 
 IDS = torch.randint(4, 256, (4, 14), generator=torch.Generator().manual_seed(6))

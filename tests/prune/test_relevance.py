@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resprout.tasks.job import silent
+from resprout.tasks.core.job import silent
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.criteria.relevance import Relevance, explained, logits_of_what_follows

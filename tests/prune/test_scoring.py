@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import silent
+from resprout.tasks.core.job import Share, silent
 from resprout.tasks.models.anatomy import Part, Slices, Units, anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune import scoring as engine
@@ -20,7 +20,6 @@ from resprout.tasks.prune.criteria.taylor import Taylor
 from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.scoring import score_units
 from resprout.tasks.prune.surgery import apply
-from resprout.tasks.share import Share
 from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (5, 12), generator=torch.Generator().manual_seed(5))

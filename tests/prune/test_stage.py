@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resprout.configs.schema import PruneConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, Share, silent
 from resprout.tasks.prune.stage import score, score_shard
-from resprout.tasks.share import Share
 from tiny_models import read_units, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 24), generator=torch.Generator().manual_seed(2))

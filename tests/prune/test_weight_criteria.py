@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.core.job import Share
 from resprout.tasks.models.anatomy import Part, Slices, Units, anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.random import Random
 from resprout.tasks.prune.scoring import score_units
-from resprout.tasks.share import Share
 from tiny_models import tiny_model
 
 IDS = torch.randint(4, 256, (2, 8), generator=torch.Generator().manual_seed(5))

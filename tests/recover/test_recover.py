@@ -13,13 +13,12 @@ import torch
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import RecoverConfig
 from resprout.configs.stages import PartOfRecovery
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.load import load_model, own_generator
-from resprout.tasks.recover.full import cast, masters
 from resprout.tasks.recover.lessons import Lessons, prepare
-from resprout.tasks.recover.lora import merge, with_adapters
-from resprout.tasks.recover.registry import METHODS
-from resprout.tasks.recover.stage import recover
+from resprout.tasks.recover.methods.full import cast, masters
+from resprout.tasks.recover.methods.lora import merge, with_adapters
+from resprout.tasks.recover.stage import METHODS, recover
 from resprout.tasks.recover.training import fit
 from tiny_models import tiny_model
 

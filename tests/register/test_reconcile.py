@@ -17,8 +17,8 @@ from resprout.infra.store.reference import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.tracking import Tracker
+from resprout.tasks.core.run import Run
 from resprout.tasks.register.reconcile import register
-from resprout.tasks.run import Run
 
 DIGEST = "ab" * 32
 

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.shape import Shape
-from resprout.tasks.report.curve import bars, line
 from resprout.tasks.report.stage import ReportConfig, kept_widths, measured, report
-from resprout.tasks.report.table import comparison, recovery_sentence
+from resprout.tasks.report.table import bars, comparison, line, recovery_sentence
 
 DENSE = {
     "params": 200.0, "non_embedding_params": 100.0, "bytes": 4e6, "w_ppl_seq8": 20.0, "t_acc": 0.5,
@@ -172,13 +171,15 @@ SETTINGS = ReportConfig(
     },
     command="resprout run tiny.yaml",
     digests={"acquire model": "cd" * 32, "plan": "ab" * 32},
+    models={"dense": None, "pruned": None, "recovered": None},
 )
+JOB = Job(SETTINGS, digests={"source": "cd" * 32})
 
 
 def test_both_forms_hold_the_same_table(inputs: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    report.body(Job(SETTINGS), inputs, out, silent)
+    report.body(JOB, inputs, out, silent)
     html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
     parser = Cells()
     parser.feed(html)
@@ -213,7 +214,7 @@ def test_the_budget_of_a_search_stands_beside_its_result(inputs: dict[str, Path]
     (inputs["plan"] / "plan.json").write_text(json.dumps(plan))
     out = tmp_path / "out"
     out.mkdir()
-    report.body(Job(SETTINGS), inputs, out, silent)
+    report.body(JOB, inputs, out, silent)
     for page in ("report.html", "report.md"):
         assert "evolutionary (children 16, generations 12), repair" in (out / page).read_text()
 
@@ -224,7 +225,8 @@ def test_what_a_config_leaves_out_is_absent(inputs: dict[str, Path], tmp_path: P
     few = {
         role: path for role, path in inputs.items() if role in ("source", "dense", "pruned", "plan", "export")
     }
-    report.body(Job(SETTINGS), few, out, silent)
+    few_models = SETTINGS.model_copy(update={"models": {"dense": None, "pruned": None}})
+    report.body(Job(few_models, digests=JOB.digests), few, out, silent)
     html = (out / "report.html").read_text()
     assert "Recovery data" not in html
     assert "No gate was set" in html
@@ -233,7 +235,7 @@ def test_what_a_config_leaves_out_is_absent(inputs: dict[str, Path], tmp_path: P
 def test_the_same_inputs_give_the_same_bytes(inputs: dict[str, Path], tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        report.body(Job(SETTINGS), inputs, tmp_path / name, silent)
+        report.body(JOB, inputs, tmp_path / name, silent)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 

@@ -6,14 +6,15 @@ from sklearn.metrics import adjusted_rand_score
 
 from resprout.tasks.select.cluster import (
     CLUSTERERS,
+    choose_count,
     diffusion_nmf,
     distances,
+    elbow,
     nmf,
     numbered_by_size,
     similarity,
     spectrum,
 )
-from resprout.tasks.select.cluster_count import choose_count, elbow
 from resprout.tasks.select.embed import hidden, tfidf, unit_rows
 
 RNG = np.random.default_rng(0)

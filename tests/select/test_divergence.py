@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from resprout.configs.errors import BadInput, StageFailed
+from resprout.tasks.core.job import silent
 from resprout.tasks.data.template import Encoded
-from resprout.tasks.job import silent
 from resprout.tasks.models.load import load_model
 from resprout.tasks.select import divergence
 from resprout.tasks.select.divergence import jsd_of_logits, measure

@@ -10,12 +10,23 @@ import numpy as np
 import pytest
 
 from resprout.tasks.select import duplicates
-from resprout.tasks.select.budget import capability_degradation, floor_budget, full_budget
-from resprout.tasks.select.concepts import literal_concepts, phrases, top_concepts
+from resprout.tasks.select.budget import (
+    capability_degradation,
+    floor_budget,
+    full_budget,
+    instruction_efficiency,
+    ranked,
+)
 from resprout.tasks.select.duplicates import conflicting, lexical_vectors, near_equal
-from resprout.tasks.select.graph import ConsistencyGraph, choose_consistent, readmit
+from resprout.tasks.select.graph import (
+    ConsistencyGraph,
+    choose_consistent,
+    literal_concepts,
+    phrases,
+    readmit,
+    top_concepts,
+)
 from resprout.tasks.select.pool import fill
-from resprout.tasks.select.rank import instruction_efficiency, ranked
 
 
 def row(instruction: str, output: str, given: str = "") -> dict[str, str]:

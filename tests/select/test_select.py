@@ -18,15 +18,11 @@ from safetensors.numpy import load_file
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, Share, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.select import divergence, paser_size
-from resprout.tasks.select.concepts import phrases
-from resprout.tasks.select.pool_stage import pool
-from resprout.tasks.select.registry import METHODS
-from resprout.tasks.select.shard_stage import divergence_shard
-from resprout.tasks.select.stage import compares_models, select
-from resprout.tasks.share import Share
+from resprout.tasks.select.graph import phrases
+from resprout.tasks.select.stage import METHODS, compares_models, divergence_shard, pool, select
 
 Rows = list[dict[str, Any]]
 Write = Callable[..., Path]

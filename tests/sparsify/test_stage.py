@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig, SparsifyConfig
-from resprout.tasks.job import Job, silent
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.forward import watch

@@ -11,7 +11,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.hashes import FileHashes
 from resprout.tasks.acquire.licence import local_licence
-from resprout.tasks.acquire.pinned import Context, Pinned, PinnedFile, Wanted, files_digest
+from resprout.tasks.acquire.source import Context, Pinned, PinnedFile, Wanted, files_digest
 
 HIDDEN = "."
 

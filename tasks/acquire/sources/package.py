@@ -10,7 +10,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.infra.store.paths import unsafe
-from resprout.tasks.acquire.pinned import Context, Pinned, Wanted
+from resprout.tasks.acquire.source import Context, Pinned, Wanted
 from resprout.tasks.acquire.sources.local import Local, pin_path
 
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -1,1 +1,1 @@
-"""Export formats, one a module; all keep the contract of tasks/export/contracts.py."""
+"""Export formats, one a module; all keep the contract of tasks/export/format.py."""

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class HuggingFace:
-    """config.json, safetensors, tokenizer; checked by transformers in a child process."""
+    """A safetensors folder for stock transformers, no code of ours; checked in a child process."""
 
+    layouts: ClassVar[tuple[str, ...]] = ("uniform",)
     own_classes: ClassVar[bool] = False
-    """Whether the folder may need resprout's classes."""
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Save the model; layers of different widths, which stock classes cannot build, raise BadInput."""

@@ -8,9 +8,12 @@ from resprout.tasks.export.formats.hf import HuggingFace
 
 
 class HuggingFaceLayouts(HuggingFace):
-    """As `hf`, for models whose widths stock classes cannot state; no code lies in the folder.
+    """The same with a width for each layer, for transformers with resprout's classes (register_layouts).
+
+    For models whose widths stock classes cannot state; no code lies in the folder.
 
     Who loads it calls `resprout.tasks.models.auto.register_layouts()` first, and so does the check.
     """
 
+    layouts: ClassVar[tuple[str, ...]] = ("uniform", "per_layer")
     own_classes: ClassVar[bool] = True

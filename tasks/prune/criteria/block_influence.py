@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.forward import LayerStep, run_layerwise, watch
 from resprout.tasks.models.layouts import first_output
 from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import StageFailed
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Units
 from resprout.tasks.models.forward import run_layerwise, watch
 from resprout.tasks.prune.interfaces import Kinds, Model, Needs, require

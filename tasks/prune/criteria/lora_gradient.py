@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, Units, anatomy
 from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs, Unit, require
 from resprout.tasks.prune.scoring import (

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs, require
 from resprout.tasks.prune.search import last_stream, removal_ranks
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs
 from resprout.tasks.prune.residual_stream import principal_directions

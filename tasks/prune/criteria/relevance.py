@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.forward import LayerStack
 from resprout.tasks.models.layouts import Sublayers, build_layer, write_shape

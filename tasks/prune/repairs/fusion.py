@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.forward import BATCH_TOKENS, LayerStack
 from resprout.tasks.prune.interfaces import Kinds, Model, require
 from resprout.tasks.prune.plan import Plan

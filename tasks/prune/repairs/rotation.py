@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from resprout.tasks.job import Progress
+from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families.family import Tensors, is_norm
 from resprout.tasks.models.shape import Shape, shape_of

@@ -1,0 +1,225 @@
+"""The inputs of a run by name: the model, an encoder and all data, and the sources that they come from.
+
+A source is resolved before anything runs: an alias, branch or path becomes a digest or a version. A new
+source of data for a stage is a line in `DATA`, and a line in what the stage reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.errors import BadInput, Fault, ResproutError
+from resprout.configs.load import Loaded
+from resprout.configs.schema import DataSource, ModelConfig, RunConfig
+from resprout.infra.licences import Credit
+from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
+from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
+from resprout.tasks.acquire.source import Context, Wanted, locate, scheme_of
+from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
+from resprout.tasks.core.stage import Stage
+from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
+from resprout.tasks.models.gguf_header import gguf_shape
+from resprout.tasks.models.shape import Shape, read_config, shape_of
+from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
+from resprout.tasks.prune.compatibility import needs_general
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
+SOURCE, TASKS = "source", "tasks"
+"""Name of the source model among a run's artifacts, and of the group of its zero-shot tasks' data."""
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """Data that a run config may name: stages read it as `name`, its sources stand at `key`.
+
+    `role` is what people read; `credit` the same among credits.
+    """
+
+    name: str
+    stage: Stage[Any]
+    role: str
+    key: str
+    credit: str
+    read: Callable[[RunConfig], bool] = lambda config: True
+
+    def sources(self, config: RunConfig) -> Sequence[DataSource]:
+        """Its sources in the config; none where a section is absent."""
+        found: Any = config
+        for part in self.key.split("."):
+            found = getattr(found, part, ())
+        return found or ()
+
+
+DATA = (
+    DataInput("calibration_text", acquire_text, "calibration text", "calibrate.text", "calibration text"),
+    DataInput(
+        "general_text",
+        acquire_text,
+        "general text",
+        "prune.general",
+        "general text",
+        lambda config: needs_general(config.prune),
+    ),
+    DataInput("text", acquire_text, "evaluation text", "evaluate.perplexity.text", "evaluation text"),
+    DataInput("rows", acquire_rows, "pool", "select.pool", "recovery rows"),
+)
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """One call of an acquire stage: the `name` of what it brings, in a `group` where there are several."""
+
+    name: str
+    stage: Stage[Any]
+    role: str
+    group: str = ""
+
+
+def acquisitions(config: RunConfig) -> Iterator[Acquisition]:
+    """All that a run of this config begins with, in the order in which it is brought here."""
+    for data in DATA:
+        if data.sources(config) and data.read(config):
+            yield Acquisition(data.name, data.stage, data.role)
+    for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
+        yield Acquisition(f"{TASK_ROLE}{one.name}", acquire_task, f"task {one.name}", TASKS)
+    yield Acquisition(SOURCE, acquire_model, "model")
+    if encoder_source(config):
+        yield Acquisition("encoder", acquire_model, "encoder")
+
+
+class Sources:
+    """The sections of the acquire stages by the name of what they bring, every source resolved.
+
+    Making them resolves the sources, so that a bad one fails first. `credits` are all that the model is made
+    from or judged by, with the licences that config or files name.
+    """
+
+    def __init__(self, loaded: Loaded, tracking_uri: str) -> None:
+        config = loaded.config
+        here = context(loaded, tracking_uri)
+        self.sections: dict[str, Any] = {}
+        credits: list[Credit] = []
+        self.model = AcquireModel.pin(config.model, here)
+        self.sections[SOURCE] = self.model
+        credits += self.model.credits("source model")
+        if encoder := encoder_source(config):
+            pinned = AcquireModel.pin(ModelConfig(source=encoder), here, role="encoder")
+            self.sections["encoder"] = pinned
+            credits += pinned.credits("encoder")
+        for data in DATA:
+            if (sources := data.sources(config)) and data.read(config):
+                self.sections[data.name] = found = AcquireData.pin(sources, here)
+                credits += found.credits(data.credit)
+        tasks = config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()
+        for one in sorted(tasks, key=lambda task: task.name):
+            rows = AcquireData.pin((one.data,), here)
+            self.sections[f"{TASK_ROLE}{one.name}"] = AcquireTask(rows, read_task(one.task, loaded.base))
+            credits += rows.credits(f"task {one.name}")
+        self.credits = tuple(credits)
+        self.shape = source_shape(loaded)
+
+
+def encoder_source(config: RunConfig) -> str | None:
+    """Source of the sentence encoder that the selection loads, None where it loads none."""
+    if config.select is None or config.select.method != "paser" or config.select.paser.embedder != "minilm":
+        return None
+    return config.select.paser.embedder_source
+
+
+def context(loaded: Loaded, tracking_uri: str | None = None) -> Context:
+    """Where sources are looked for: beside the config, in installed packages, in <home>/packages."""
+    return Context(
+        home=loaded.home,
+        base=loaded.base,
+        package_roots=(loaded.home / "packages",),
+        store=loaded.config.infra.store,
+        tracking_uri=tracking_uri,
+    )
+
+
+def missing(loaded: Loaded) -> list[Fault]:
+    """Key and sentence for each source on this machine that is not there, or is no model with a tokenizer.
+
+    Sources elsewhere are not asked.
+    """
+    here, faults = context(loaded), []
+    for name, address, wanted in named_sources(loaded.config):
+        try:
+            found = locate(address, here)
+            if found is not None and wanted.purpose != "data":
+                files = model_files(address, found, wanted)
+                if not next(iter(files)).endswith(".gguf") and not has_tokenizer(files):
+                    raise BadInput(f"{address} {NO_TOKENIZER}")
+        except ResproutError as error:
+            hint = _hub_name(address, loaded) if name == "model.source" else ""
+            faults.append((name, f"{error}{hint}"))
+    return faults
+
+
+def model_files(address: str, place: Path, wanted: Wanted) -> dict[str, Path]:
+    """The files of the model at a local place, by their names in a model folder; reads none of them.
+
+    Raises:
+        BadInput: what lies there, which the config calls `address`, is no model.
+    """
+    if place.is_file():
+        found = {place.name: place}
+    else:
+        # Folders below count in MLflow's layout only, and a wrong path may hold millions of files.
+        folders = [place, *(place / part for part in MLFLOW_PARTS if (place / "MLmodel").is_file())]
+        files = [one for folder in folders if folder.is_dir() for one in folder.iterdir() if one.is_file()]
+        found = {one.relative_to(place).as_posix(): one for one in files}
+    chosen = choose(found, wanted, address)
+    return {name: found[at] for name, at in chosen.files.items()}
+
+
+def _hub_name(address: str, loaded: Loaded) -> str:
+    """A question, where the path that is not there looks like the name of a model on the hub."""
+    organisation = address.partition("/")[0]
+    is_name = HUB_NAME.fullmatch(address) and not (loaded.base / organisation).exists()
+    return f"; did you mean hf://{address}?" if is_name else ""
+
+
+def source_shape(loaded: Loaded) -> Shape | None:
+    """The source model's shape where its header lies on this machine, else None; reads no weights."""
+    found = locate(loaded.config.model.source, context(loaded))
+    if found is None:
+        return None
+    if found.is_file() and found.suffix == ".gguf":
+        return gguf_shape(found)
+    if (found / "config.json").is_file():
+        return shape_of(read_config(found, loaded.config.model.source))
+    files = sorted(found.glob("*.gguf")) if found.is_dir() else []
+    return gguf_shape(files[0]) if len(files) == 1 else None
+
+
+def named_sources(config: RunConfig) -> Iterator[tuple[str, str, Wanted]]:
+    """Key, address and kind of each source that the config names."""
+    model = config.model
+    yield "model.source", model.source, Wanted("model", model.allow_pickle, model.trust_remote_code)
+    for name, source in data_sources(config):
+        yield f"{name}.source", source.source, Wanted("data")
+    encoder = encoder_source(config)
+    if encoder is not None:
+        yield "select.paser.embedder_source", encoder, Wanted("encoder")
+
+
+def is_elsewhere(address: str) -> bool:
+    """Whether a source has to be asked for by a network or a registry."""
+    try:
+        return scheme_of(address) not in ("local", "package")
+    except BadInput:
+        return False
+
+
+def data_sources(config: RunConfig) -> Iterator[tuple[str, DataSource]]:
+    """Key and section of each source of data."""
+    for data in DATA:
+        for index, source in enumerate(data.sources(config)):
+            yield f"{data.key}.{index}", source
+    for index, task in enumerate(config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()):
+        yield f"evaluate.zero_shot.tasks.{index}.data", task.data

@@ -1,0 +1,320 @@
+"""The stages of a run in their order, and the steps that a config makes of them.
+
+A run is a list of steps, made from the config alone: each is one call of a stage, with its section and, for
+each role that the stage declares, the earlier step whose artifact it reads. A run makes the steps, `plan`
+looks them up in the store, `reproduce` makes them from a record.
+
+All that can be found out cheaply comes first: the pool is held against its budget, and text and tasks of the
+evaluation are tried before a weight is loaded. Each model is evaluated as soon as it exists; the dense
+scores are shared by all runs on that model, because their key is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from resprout.configs.prune import PruneRound
+from resprout.configs.schema import RunConfig
+from resprout.configs.stages import PartOfRecovery
+from resprout.flows import preflight
+from resprout.flows.inputs import SOURCE, acquisitions
+from resprout.infra.licences import Credit
+from resprout.infra.store.reference import ArtifactRef
+from resprout.tasks.acquire.stage import acquire_model
+from resprout.tasks.calibrate.stage import calibrate
+from resprout.tasks.core.job import Job
+from resprout.tasks.core.run import Run
+from resprout.tasks.core.stage import Input, Model, Part, Stage, StepId
+from resprout.tasks.evaluate.stage import evaluate, evaluation_data
+from resprout.tasks.export.card import SHAPING
+from resprout.tasks.export.stage import Export, export
+from resprout.tasks.gate.stage import gate
+from resprout.tasks.measure.stage import measure
+from resprout.tasks.prune.between import Masking, Regrowth, mask, regrow
+from resprout.tasks.prune.rounds import Round, schedule_of
+from resprout.tasks.prune.stage import plan, prune, score
+from resprout.tasks.recover.stage import recover
+from resprout.tasks.select.stage import pool, select
+from resprout.tasks.sparsify.stage import sparsify
+
+MODEL, DENSE, FINAL = "model", "dense", "final"
+"""Names of the model that steps go on with, of the dense model's scores, and of the last model's."""
+MODELS, SCORES = "models", "scores"
+"""Groups of all models, and of their scores, by the models' names."""
+GROWTH = {"criterion": "gradient", "criterion_settings": {}}
+"""What values removed units, in place of the section's own criterion."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The artifact of a step, or a folder in it."""
+
+    step: StepId
+    folder: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One call of a stage: `inputs` by the roles that the stage declares."""
+
+    stage: Stage[Any]
+    role: str
+    section: Any
+    inputs: Mapping[str, Slot]
+    leaves: Model | None
+    gives: str
+
+    @property
+    def id(self) -> StepId:
+        return StepId(self.stage.name, self.role)
+
+    @property
+    def label(self) -> str:
+        return self.stage.label(self.role)
+
+    @property
+    def writes_model(self) -> bool:
+        """Whether its artifact holds weights of at most the dense model's size."""
+        return self.stage.weights or self.leaves is not None
+
+
+class Steps(Sequence[Step]):
+    """The steps of a run, and what later ones may read: artifacts by name, and by name in groups.
+
+    `sections` are those of the acquire stages; a run whose inputs are here already needs none.
+    """
+
+    def __init__(
+        self, config: RunConfig, sections: Mapping[str, Any] | None = None, credits: Sequence[Credit] = ()
+    ) -> None:
+        self.config, self.credits = config, credits
+        self.steps: list[Step] = []
+        self.names: dict[str, Slot] = {}
+        self.groups: dict[str, dict[str, Slot]] = defaultdict(dict)
+        self.trained = 0.0
+        """Share of all training that the steps so far do."""
+        for one in acquisitions(config):
+            leaves = one.stage.leaves if one.name == SOURCE else None
+            step = Step(one.stage, one.role, (sections or {}).get(one.name), {}, leaves, one.name)
+            self.steps.append(step)
+            known = self.groups[one.group] if one.group else self.names
+            known[one.name] = Slot(step.id)
+        self.acquisitions = len(self.steps)
+        self.names[MODEL] = self.names[SOURCE]
+        for stage in STAGES:
+            for extra in BEFORE.get(stage, ()):
+                extra(self)
+            made = any(step.id == StepId(stage.name) for step in self.steps)
+            if not made and self.section(stage) is not None:
+                self.add(stage)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.steps[index]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def section(self, stage: Stage[Any]) -> Any:
+        """The stage's section; None where the config leaves it out."""
+        found = getattr(self.config, stage.section)
+        return SECTIONS[stage](self) if found is not None and stage in SECTIONS else found
+
+    def add(
+        self,
+        stage: Stage[Any],
+        section: Any = None,
+        role: str = "",
+        gives: str = "",
+        leaves: bool = True,
+        **inputs: str | Slot | None,
+    ) -> Slot:
+        """Add a call of the stage, whose artifact later ones read as `gives`.
+
+        `inputs` replace the names under which roles are read; None: the role is not read.
+        """
+        section = self.section(stage) if section is None else section
+        found: dict[str, Slot] = {}
+        for name, reads in stage.reads.items():
+            of = inputs.get(name, reads.of or name)
+            if isinstance(of, Slot):
+                found[name] = of
+            elif of is not None and reads.group:
+                found |= self.groups[of]
+            elif of is not None and reads.where(section) and (of in self.names or not reads.optional):
+                found[name] = self.names[of]
+        step = Step(stage, role, section, found, stage.leaves if leaves else None, gives or stage.gives)
+        self.steps.append(step)
+        self.names[step.gives] = slot = Slot(step.id)
+        if step.leaves is not None:
+            self.names[MODEL] = replace(slot, folder=step.leaves.folder)
+            self.evaluate(step.leaves.name, self.names[MODEL])
+        return slot
+
+    def evaluate(self, name: str, model: Slot) -> None:
+        """Score a model; all but the first, the dense one, are compared with that."""
+        self.groups[MODELS][name] = model
+        dense = self.names[SOURCE] if self.groups[SCORES] else None
+        scores = self.add(evaluate, role=name, gives=name, model=model, dense=dense)
+        self.names[FINAL] = self.groups[SCORES][name] = scores
+
+
+def _calibrate_general(steps: Steps) -> None:
+    """Random windows of open-domain text, as many as of calibration, where the criterion looks at it."""
+    if "general_text" in steps.names:
+        changes = {"method": "random", "text": steps.config.prune.general}
+        section = steps.config.calibrate.model_copy(update=changes)
+        steps.add(calibrate, section, "general", gives="general", text="general_text")
+
+
+def _prune_in_rounds(steps: Steps) -> None:
+    """The rounds of a pruning schedule but the last, which is the run's own `score`, `plan` and `prune`.
+
+    Each round ends in an artifact of the dense shape, so that every plan is for the dense model. Training
+    between rounds is the recover stage's, each with its share of the steps, one after another through the
+    same batches and one schedule of the learning rate. The rows that it trains on are selected once, on the
+    model masked at once to the whole target before any training.
+    """
+    rounds = schedule_of(steps.config.prune)
+    trains = steps.config.recover is not None and len(rounds) > 1
+    if trains:
+        steps.add(score, role="for selection")
+        steps.add(plan, role="for selection")
+        steps.add(mask, Masking(), "for selection", gives="masked")
+        steps.add(select, pruned="masked")
+    trainings = 0
+    for number, one in enumerate(rounds, 1):
+        if trains and one.train > steps.trained:
+            trainings += 1
+            section = PartOfRecovery(**_values(steps.config.recover), begin=steps.trained, end=one.train)
+            role = f"round {number - 1}" if number > 1 else "dense"
+            trained = steps.add(recover, section, role, gives=f"recovery_{trainings}", leaves=False)
+            steps.names[MODEL] = replace(trained, folder=recover.leaves.folder if recover.leaves else "")
+        steps.trained = one.train
+        if number < len(rounds):
+            _prune_round(steps, one, f"round {number}")
+
+
+def _prune_round(steps: Steps, one: Round, role: str) -> None:
+    """A round that masks or shrinks; units that are masked stay removed."""
+    section = PruneRound(**_values(steps.config.prune), done=one.done)
+    steps.add(score, section, role)
+    steps.add(plan, section, role)
+    if one.regrow:
+        scored = steps.names["scores"]
+        growth = section.model_copy(update=GROWTH)
+        steps.add(score, growth, f"growth {role}", gives="growth", general=None)
+        steps.add(regrow, Regrowth(section.units, one.regrow), role, scores=scored)
+    steps.add(mask, Masking(0.0 if one.shrink is None else 1 - one.shrink), role, gives=MODEL)
+    if one.shrink is None:
+        steps.names["before"] = steps.names["plan"]
+
+
+def _values(section: Any) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in type(section).model_fields}
+
+
+def _evaluate_dense(steps: Steps) -> None:
+    """Not before the plan, which may find that the target cannot be reached."""
+    steps.evaluate(DENSE, steps.names[SOURCE])
+
+
+def _rest_of_recovery(steps: Steps) -> Any:
+    """What the rounds of a schedule leave of the training."""
+    section = steps.config.recover
+    return PartOfRecovery(**_values(section), begin=steps.trained) if steps.trained else section
+
+
+def _export_section(steps: Steps) -> Export:
+    """With what the model card says of the sources and of each stage."""
+    credits = tuple(credit for credit in steps.credits if credit.role in SHAPING)
+    given = ((stage, steps.section(stage)) for stage in STAGES if stage.card is not None)
+    lines = [stage.card(section) for stage, section in given if stage.card and section is not None]
+    return Export(steps.config.export, credits, tuple(line for line in lines if any(line)))
+
+
+STAGES: tuple[Stage[Any], ...] = (
+    pool,
+    evaluation_data,
+    calibrate,
+    score,
+    plan,
+    prune,
+    select,
+    recover,
+    sparsify,
+    gate,
+    export,
+    # Once and last: speeds compare only where they are measured together.
+    measure,
+)
+"""The stages of a run in their order; one whose section the config leaves out is left out."""
+BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {
+    score: (_calibrate_general, _prune_in_rounds),
+    prune: (_evaluate_dense,),
+}
+"""Further steps before the first call of a stage."""
+SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {recover: _rest_of_recovery, export: _export_section}
+"""Sections that hold more than the config's, or less."""
+
+
+def tagged() -> dict[str, str]:
+    """The tags of a registered version that name an artifact, each with the stage that makes it."""
+    return {"source_digest": acquire_model.name, **{one.gives: one.name for one in STAGES if one.tagged}}
+
+
+def models() -> list[str]:
+    """Names of all models that a run may make, in their order."""
+    return [stage.leaves.name for stage in (acquire_model, *STAGES) if stage.leaves is not None]
+
+
+class Artifacts(dict[StepId, ArtifactRef]):
+    """The artifacts of a run's steps."""
+
+    def __init__(self, steps: Steps, known: Mapping[StepId, ArtifactRef] | None = None) -> None:
+        super().__init__(known or {})
+        self.steps = steps
+
+    def make(self, run: Run, steps: Iterable[Step]) -> None:
+        """Run those of the steps whose artifacts are not here yet, in their order."""
+        config = self.steps.config
+        device = preflight.device(config.model.device)
+        for step in steps:
+            if step.id not in self:
+                job = job_of(config, step.section, device)
+                self[step.id] = run.make(step.stage, job, self.inputs(step), step.role)
+
+    def input(self, slot: Slot) -> Input:
+        """The artifact, or the folder in it, that a step reads."""
+        ref = self[slot.step]
+        return Part(ref, slot.folder) if slot.folder else ref
+
+    def of(self, name: str) -> ArtifactRef:
+        """The artifact of this name; KeyError where the run has none."""
+        return self[self.steps.names[name].step]
+
+    def named(self, name: str) -> ArtifactRef | None:
+        """The artifact of this name; None where the run has none, or not yet."""
+        slot = self.steps.names.get(name)
+        return self.get(slot.step) if slot else None
+
+    def group(self, name: str) -> dict[str, ArtifactRef]:
+        """The artifacts of a group by their names."""
+        return {one: self[slot.step] for one, slot in self.steps.groups[name].items() if slot.step in self}
+
+    def inputs(self, step: Step) -> dict[str, Input]:
+        """The inputs of a step by role, of those that are there."""
+        return {role: self.input(slot) for role, slot in step.inputs.items() if slot.step in self}
+
+    def reported(self) -> dict[str, ArtifactRef]:
+        """The artifacts that the report reads, by name; the last where several steps give one name."""
+        last = {step.gives: step for step in self.steps if step.stage.reported}
+        return {name: self[step.id] for name, step in last.items() if step.id in self}
+
+
+def job_of(config: RunConfig, section: Any, device: str) -> Job[Any]:
+    """A job of the run that `config` describes."""
+    model = config.model
+    return Job(section, config.seed, device, model.dtype, model.trust_remote_code)

@@ -1,0 +1,260 @@
+"""Open what a config names: rows of its data, the model's tokenizer, sources elsewhere, the store.
+
+What `check` finds is in the config and in headers; this takes seconds and may use the network. No weights are
+read and nothing is kept, but for the probe that every run writes into a bucket.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, TemplateSyntaxError, meta
+
+from resprout.configs.errors import BadInput, Fault, ResproutError, faults_in
+from resprout.configs.load import Loaded
+from resprout.configs.schema import DataSource, RowSource, SelectConfig, TextSource, ZeroShotTask
+from resprout.flows.inputs import context, data_sources, is_elsewhere, model_files, named_sources
+from resprout.infra.environment import set_variables
+from resprout.infra.store.store import ArtifactStore
+from resprout.infra.tracking import Tracker
+from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items
+from resprout.tasks.acquire.source import Context, Wanted, locate, pin, scheme_of
+from resprout.tasks.acquire.sources.local import files_at
+from resprout.tasks.data.chat import NO_TEMPLATE, rendered
+from resprout.tasks.data.read import Numbered, read_rows
+from resprout.tasks.evaluate.task_files import read_task
+from resprout.tasks.models.gguf_header import read_header
+from resprout.tasks.models.tokenizer_files import (
+    NO_TOKENIZER,
+    ChatTemplate,
+    chat_template,
+    gguf_chat_template,
+    gguf_has_tokenizer,
+    has_tokenizer,
+)
+from resprout.tasks.select.paser_size import check_size
+
+
+def probe(loaded: Loaded) -> Iterator[Fault]:
+    """Each fault in what the config names; that a source is not there is for `check` to say."""
+    set_variables(loaded.config.infra, loaded.home)
+    select = loaded.config.select
+    here = context(loaded, Tracker(loaded.config.infra.mlflow, loaded.home).uri)
+    yield from _store(loaded)
+    chat: ChatTemplate | None = None
+    for key, address, wanted in named_sources(loaded.config):
+        if is_elsewhere(address):
+            yield from faults_in(key, partial(_resolve, address, wanted, here, loaded))
+        elif wanted.purpose != "data":
+            files, metadata = _held(address, wanted, here)
+            if metadata is not None and not gguf_has_tokenizer(metadata):
+                yield key, f"{address} {NO_TOKENIZER}"
+            elif files and key == "model.source" and select is not None and select.template == "chat":
+                try:
+                    chat = chat_template(files) if metadata is None else gguf_chat_template(metadata)
+                    if chat is None:
+                        yield "select.template", f"{NO_TEMPLATE} ({address})"
+                except BadInput as error:
+                    yield "select.template", f"{address}: {error}"
+    yield from row_faults(loaded, here, chat)
+
+
+def _store(loaded: Loaded) -> Iterator[Fault]:
+    store = loaded.config.infra.store
+    yield from faults_in("RESPROUT_HOME", partial(_try_to_write, loaded.home))
+    if store.uri is None:
+        return
+    opened: list[ArtifactStore] = []
+    yield from faults_in("infra.store", lambda: opened.append(ArtifactStore.from_config(store, loaded.home)))
+    for one in opened:
+        folder = one.driver.folder("content")
+        write = one.ensure_writable if folder is None else partial(_try_to_write, folder.parent)
+        yield from faults_in("infra.store", write)
+
+
+def _try_to_write(folder: Path) -> None:
+    """BadInput where nothing can be written to a folder, or to the one in which it would be made."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"probe")
+    except OSError as error:
+        raise BadInput(
+            f"{there} cannot be written ({error.strerror}); make it writable with room on its disk, or give "
+            "another folder"
+        ) from None
+
+
+def _resolve(address: str, wanted: Wanted, here: Context, loaded: Loaded) -> None:
+    """Raise what is wrong with a source elsewhere: it cannot be reached, or is not what is wanted."""
+    own = loaded.home / "mlflow.db"
+    if (
+        scheme_of(address) == "models"
+        and loaded.config.infra.mlflow.tracking_uri is None
+        and not own.is_file()
+    ):
+        raise BadInput(
+            f"there is no {address}: nothing is registered in {own} yet; set infra.mlflow.tracking_uri to "
+            "the server that holds it"
+        )
+    names = [file.path for file in pin(address, wanted, here).files]
+    if wanted.purpose != "data" and not has_tokenizer(names) and not names[0].endswith(".gguf"):
+        raise BadInput(f"{address} {NO_TOKENIZER}")
+
+
+def _held(address: str, wanted: Wanted, here: Context) -> tuple[dict[str, Path], Mapping[str, Any] | None]:
+    """A model's files on this machine, and a GGUF file's metadata; nothing of what cannot be read."""
+    try:
+        place = locate(address, here)
+        files = model_files(address, place, wanted) if place is not None else {}
+        name, path = next(iter(files.items()))
+        return files, read_header(path)[0] if name.endswith(".gguf") else None
+    except ResproutError:
+        return {}, None
+
+
+ROWS = 1000
+"""How many rows of each file are looked at."""
+CHATS = 100
+"""How many rows go through a chat template."""
+SAMPLES = "calibrate.samples times seq_len_tokens"
+WINDOW = "evaluate.perplexity.window_tokens"
+TEMPLATES = ("doc_to_text", "doc_to_choice", "doc_to_target")
+"""Settings of an lm-eval task that may be Jinja templates over a row."""
+
+
+class FirstRows:
+    """Reads the first rows of each file; `cut` says whether one has more."""
+
+    def __init__(self) -> None:
+        self.cut = False
+
+    def __call__(self, path: Path, form: str) -> Numbered:
+        rows = read_rows(path, form)
+        yield from islice(rows, ROWS)
+        self.cut = self.cut or next(rows, None) is not None
+
+
+def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) -> Iterator[Fault]:
+    """Faults of rows, of the pool's size, of too little text, and of rows through the chat template.
+
+    A source that lies elsewhere, or is not there, has none.
+    """
+    config = loaded.config
+    found: dict[str, list[Item]] = {}
+    cut: set[str] = set()
+
+    def look(key: str, source: DataSource, files: dict[str, Path]) -> None:
+        read = FirstRows()
+        items = list(_items(source, files, read))
+        if read.cut:
+            cut.add(key)
+        found[key] = items if read.cut else taken(items, source, config.seed, unique=_is_unique(source))
+
+    for key, source in data_sources(config):
+        if files := _files(source.source, here):
+            yield from faults_in(key, partial(look, key, source, files))
+    for index, task in enumerate(config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()):
+        rows = found.get(f"evaluate.zero_shot.tasks.{index}.data", [])
+        yield from faults_in("evaluate.zero_shot", partial(_check_columns, task, loaded.base, rows))
+
+    def whole(section: str, sources: Sequence[DataSource]) -> set[str] | None:
+        """Texts of all sources of a section; None where not all was seen."""
+        keys = [f"{section}.{index}" for index in range(len(sources))]
+        known = keys and all(key in found and key not in cut for key in keys)
+        return {item.text for key in keys for item in found[key]} if known else None
+
+    calibrate = config.calibrate
+    if calibrate.method != "self_generated" and (texts := whole("calibrate.text", calibrate.text)):
+        wanted = calibrate.samples * calibrate.seq_len_tokens
+        yield from faults_in("calibrate.text", partial(_check_length, texts, wanted, SAMPLES))
+    judged = config.evaluate.perplexity
+    if texts := whole("evaluate.perplexity.text", judged.text):
+        yield from faults_in(
+            "evaluate.perplexity.text", partial(_check_length, texts, judged.window_tokens, WINDOW)
+        )
+    if config.select is None:
+        return
+    if texts := whole("select.pool", config.select.pool):
+        yield from faults_in("select.pool", partial(_check_size, config.select, len(texts)))
+    pool = [item.row for key, items in found.items() if key.startswith("select.pool.") for item in items]
+    if chat is not None and pool:
+        yield from faults_in(
+            "select.template", partial(rendered, chat.text, chat.special_tokens, pool[:CHATS])
+        )
+
+
+def _files(address: str, here: Context) -> dict[str, Path]:
+    """The files of a source on this machine; none where it lies elsewhere or is not there."""
+    try:
+        place = locate(address, here)
+    except ResproutError:
+        return {}
+    return files_at(place) if place is not None else {}
+
+
+def _items(source: DataSource, files: dict[str, Path], read: FirstRows) -> Iterator[Item]:
+    if isinstance(source, RowSource):
+        return instruction_items(source, source.source, files, read)
+    if isinstance(source, TextSource):
+        return text_items(source, source.source, files, read)
+    return raw_items(source, source.source, files, read)
+
+
+def _is_unique(source: DataSource) -> bool:
+    """Whether repeats count once: rows of a benchmark stay."""
+    return isinstance(source, RowSource | TextSource)
+
+
+def _check_columns(task: ZeroShotTask, base: Path, rows: list[Item]) -> None:
+    """BadInput where a template of an lm-eval task asks for a column that a row does not have."""
+    settings = read_task(task.task, base)
+    for key in TEMPLATES:
+        asked = _variables(settings.get(key))
+        for number, item in enumerate(rows, 1):
+            if lacking := sorted(asked - item.row.keys()):
+                raise BadInput(
+                    f"{key} of task {task.name} uses {', '.join(lacking)}, which row {number} of "
+                    f"{task.data.source} does not have; its columns are {', '.join(sorted(item.row))}"
+                )
+
+
+def _variables(template: Any) -> set[str]:
+    """Names that a Jinja template takes from a row; none where it is no template, or lm-eval's to judge."""
+    if not isinstance(template, str) or "{" not in template:
+        return set()
+    environment = Environment(autoescape=False)
+    try:
+        return meta.find_undeclared_variables(environment.parse(template)) - environment.globals.keys()
+    except TemplateSyntaxError:
+        return set()
+
+
+def _check_length(texts: set[str], tokens: int, asked: str) -> None:
+    """BadInput where texts cannot have so many tokens, whatever the tokenizer: none is less than a byte."""
+    # What stands between two texts, and the blank that some tokenizers put before one, count as well.
+    most = sum(len(text.encode("utf-8", "surrogatepass")) + 3 for text in texts)
+    if most < tokens:
+        raise BadInput(
+            f"the text has at most {most} tokens, its bytes, but {asked} is {tokens}; add text, or ask for "
+            "fewer"
+        )
+
+
+def _check_size(select: SelectConfig, rows: int) -> None:
+    """BadInput where a pool of so many rows cannot give what the selection asks, however long they are."""
+    check_size(select, rows)
+    most = rows * select.max_len_tokens
+    if select.budget_tokens is not None and select.budget_tokens > most:
+        raise BadInput(
+            f"select.budget_tokens is {select.budget_tokens} but the pool holds at most {most} tokens: "
+            f"{rows} rows of max_len_tokens {select.max_len_tokens}; add rows to select.pool, or set "
+            "budget_ratio"
+        )

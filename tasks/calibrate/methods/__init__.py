@@ -1,0 +1,1 @@
+"""Calibration methods, one a module: `draw(job, inputs, progress) -> Samples`."""

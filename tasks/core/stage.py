@@ -1,0 +1,231 @@
+"""The declaration of a stage: all that flow, report and audit need to know of it, beside its function.
+
+A stage is a pure function `(job, inputs, workdir, progress) -> None`, which writes files into `workdir`, and
+what `@stage` says of it: its name and kind, the inputs that it reads by role, the section of the run config
+that asks for it, what its cache key is made of, the model that it leaves, and what it gives to the other
+stages, to MLflow, to the report and to the model card. Nobody else knows a stage by its name. How a stage is
+run stands in `tasks.core.run`; of what its key consists, in `tasks.core.cache_key`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+from resprout.infra import identity
+from resprout.infra.store.record import stage_key
+from resprout.infra.store.reference import ArtifactRef
+from resprout.tasks.core.cache_key import code_hash
+from resprout.tasks.core.job import WHOLE, Job, Progress
+
+C = TypeVar("C")
+Body = Callable[[Job[C], Mapping[str, Path], Path, Progress], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder inside an artifact, given to a stage as its input."""
+
+    ref: ArtifactRef
+    path: str
+
+
+Input = ArtifactRef | Part
+
+
+def ref_of(given: Input) -> ArtifactRef:
+    """The artifact of an input."""
+    return given.ref if isinstance(given, Part) else given
+
+
+def config_data(config: Any) -> Any:
+    """A section as plain data for key and record: its own `key_data()`, else its dump."""
+    if hasattr(config, "key_data"):
+        return config.key_data()
+    if hasattr(config, "model_dump"):
+        return config.model_dump(mode="json")
+    return config
+
+
+def always(config: Any) -> bool:
+    """Whatever the config says."""
+    return True
+
+
+def nothing(config: Any) -> Any:
+    """An empty mapping, whatever the config says."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """One input of a stage, or with `group` one for each artifact of that group, by their names as roles.
+
+    `of` is the name under which the run knows the artifact, the role itself by default. An `optional` input
+    is left out where the run has none, every input where `where(section)` is false.
+    """
+
+    kind: Literal["model", "data", "scores", "plan"]
+    of: str = ""
+    optional: bool = False
+    group: bool = False
+    where: Callable[[Any], bool] = always
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that a stage leaves: its `name` in result and report, its `folder` inside the artifact.
+
+    With `metrics` the stage's own metrics count among the model's, beside its scores.
+    """
+
+    name: str
+    folder: str = ""
+    metrics: bool = False
+
+
+class CardLine(NamedTuple):
+    """A stage on the model card: the end of the sentence on how the model was made, and a tag for the hub."""
+
+    text: str = ""
+    tag: str = ""
+
+
+class StepId(NamedTuple):
+    """One call of a stage in a run: `role` names the call where a run calls the stage more than once."""
+
+    stage: str
+    role: str = ""
+
+
+class Runner(Protocol):
+    """Runs stages: a `Run`."""
+
+    def make(
+        self, stage: Stage[Any], job: Job[Any], inputs: Mapping[str, Input], role: str = ""
+    ) -> ArtifactRef:
+        """The stage's artifact, found or made."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Declaration:
+    """All that is declared of a stage. Its name and kind of artifact, and each with its use:"""
+
+    name: str
+    kind: str
+    title: str = ""
+    """What people read instead of the name."""
+    section: str = ""
+    """Key of the run config that the stage is given, and without which it is left out."""
+    reads: Mapping[str, Reads] = field(default_factory=dict)
+    """Its inputs by role."""
+    gives: str = ""
+    """Name under which later stages read its artifact, where that is not the stage's."""
+    leaves: Model | None = None
+    """The model that it makes, which is evaluated at once and is what later stages go on with."""
+    weights: bool = False
+    """Its artifact holds weights of at most the dense model's size, also in a call that leaves no model."""
+    libraries: tuple[str, ...] = ()
+    """Distributions whose versions enter the key."""
+    methods: Callable[[Any], list[str]] = nothing
+    """Modules of the methods that the section selects: the code behind them enters the key."""
+    seeded: bool = False
+    """It draws, so the seed enters the key."""
+    computes: bool = True
+    """Its bytes depend on dtype and device, which enter the key."""
+    hardware: bool = False
+    """It measures the machine, which enters the key."""
+    settings: Callable[[Any], Any] = config_data
+    """What of the section enters the key, as plain data, where that is not all of it."""
+    shard: Stage[Any] | None = None
+    """The stage that makes one share of the work; its artifacts become inputs."""
+    splits: Callable[[Any], bool] = always
+    """Whether work by this section can be shared out."""
+    params: Callable[[Any], Mapping[str, Any]] = nothing
+    """Settings by which people compare runs in MLflow."""
+    metrics: tuple[str, ...] = ()
+    """Names of its metrics that the whole run shows too."""
+    reported: bool = False
+    """The report reads its artifact."""
+    tagged: bool = False
+    """A registered version names its artifact in a tag."""
+    timed: bool = False
+    """Its bytes show timings, which no two runs share; so they do where it measures the machine."""
+    card: Callable[[Any], CardLine] | None = None
+    """Its line of the model card."""
+    lengths: Callable[[Any], Mapping[str, int]] = nothing
+    """Sequence lengths that the model must take, by their keys."""
+    checks: Mapping[str, Callable[[Any, Path], None]] = field(default_factory=dict)
+    """By a key of the config a function of the section and the config's folder, which raises BadInput for
+    what the schema cannot know."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage(Declaration, Generic[C]):
+    """A pure function and what is declared of it; `target` is where another process finds it."""
+
+    body: Body[C]
+    target: str
+
+    @property
+    def writes_model(self) -> bool:
+        return self.weights or self.leaves is not None
+
+    @property
+    def shows_time(self) -> bool:
+        return self.timed or self.hardware
+
+    def label(self, role: str = "") -> str:
+        """What people read: the title, and which call of the stage it is."""
+        return f"{self.title} {role}".rstrip()
+
+    def key(self, job: Job[C], inputs: Mapping[str, Input]) -> str:
+        """The cache key: sha256 of everything that decides the stage's bytes."""
+        return self.key_of(self.key_parts(job, inputs))
+
+    def key_of(self, parts: Mapping[str, Any]) -> str:
+        """The key that these parts make."""
+        return stage_key(parts)
+
+    def key_parts(self, job: Job[C], inputs: Mapping[str, Input]) -> dict[str, Any]:
+        """The parts of the key by name (see `tasks.core.cache_key`), readable, to explain a miss."""
+        config = self.settings(job.config)
+        if job.share != WHOLE:
+            config = {"share": [job.share.index, job.share.count], **config}
+        parts: dict[str, Any] = {
+            "stage": self.name,
+            "config": config,
+            "parents": {
+                role: [ref_of(given).digest, given.path if isinstance(given, Part) else ""]
+                for role, given in sorted(inputs.items())
+            },
+            "libraries": {name: identity.library_version(name) for name in self.libraries},
+            "code": code_hash([f"{self.body.__module__}:{self.body.__name__}", *self.methods(job.config)]),
+        }
+        if self.seeded:
+            parts["seed"] = job.seed
+        if self.computes:
+            parts["dtype"], parts["device"] = job.dtype, job.device
+        if self.hardware:
+            from resprout.tasks.measure.hardware import fingerprint
+
+            parts["hardware"] = fingerprint()
+        return parts
+
+    def __call__(
+        self, run: Runner, job: Job[C], inputs: Mapping[str, Input] | None = None, role: str = ""
+    ) -> ArtifactRef:
+        """The stage's artifact, found or made."""
+        return run.make(self, job, inputs or {}, role)
+
+
+class stage(Declaration):
+    """Turn a pure function into a stage: `@stage("prune", kind="model", ...)`."""
+
+    def __call__(self, body: Body[C]) -> Stage[C]:
+        named = {"title": self.title or self.name, "gives": self.gives or self.name}
+        target = f"{body.__module__}:{body.__qualname__}"
+        return Stage(**{**vars(self), **named}, body=body, target=target)

@@ -1,0 +1,79 @@
+"""Export formats: what each must do, which there are, and how an export is compared with its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from resprout.configs.errors import StageFailed
+from resprout.tasks.core.methods import Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from resprout.tasks.export.probe import Probed, Question
+
+
+class Format(Protocol):
+    """A way to write a model so that a stock tool loads it."""
+
+    layouts: ClassVar[tuple[str, ...]]
+    """Values of prune.layout whose models it can hold."""
+    own_classes: ClassVar[bool]
+    """Whether the model is loaded with resprout's classes."""
+
+    def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
+        """Write `model`, which was loaded from `source`, into the empty `folder`."""
+        ...
+
+    def probe(self, folder: Path, question: Question) -> Probed:
+        """The stock tool's answer to the question, in a process that cannot import resprout.
+
+        A tool that cannot load or run what was written raises StageFailed.
+        """
+        ...
+
+
+FORMATS: Registry[type[Format]] = Registry("export format", "resprout.tasks.export.formats")
+
+
+def own_classes(formats: Iterable[str]) -> str | None:
+    """How exports that stock transformers does not load are loaded, as a sentence; None: all are stock."""
+    found = [name for name in formats if FORMATS.entry(name).declared["own_classes"]]
+    if not found:
+        return None
+    return (
+        f"stock transformers does not load {' and '.join(found)}: call resprout.tasks.models.auto."
+        "register_layouts() before from_pretrained, or prune with layout: uniform"
+    )
+
+
+def largest_difference(name: str, expected: Probed, found: Probed, bound: float) -> float:
+    """The largest absolute difference of a logit over all prompts and positions.
+
+    Other prompt ids, other greedy text, another vocabulary, or a difference that is not within `bound` (a
+    NaN is not) raises StageFailed.
+    """
+    if expected.input_ids != found.input_ids:
+        raise StageFailed(
+            f"the {name} export tokenizes the prompts differently; its tokenizer is not the model's"
+        )
+    shapes = [tuple(logits.shape) for logits in expected.logits], [tuple(x.shape) for x in found.logits]
+    if shapes[0] != shapes[1]:
+        raise StageFailed(
+            f"the {name} export answers with logits of shapes {shapes[1]}, the model {shapes[0]}"
+        )
+    worst = max((a - b).abs().max().item() for a, b in zip(expected.logits, found.logits, strict=True))
+    if not worst <= bound:
+        raise StageFailed(
+            f"logits of the {name} export differ by up to {worst:.6g} from the model's, where "
+            f"export.max_abs_logit_diff allows {bound:g}; the export is discarded"
+        )
+    for prompt, (ours, theirs) in enumerate(zip(expected.greedy_ids, found.greedy_ids, strict=True)):
+        if ours != theirs:
+            raise StageFailed(
+                f"the {name} export continues prompt {prompt} otherwise than the model under greedy "
+                "decoding; the export is discarded"
+            )
+    return worst

@@ -1,0 +1,1 @@
+"""Recovery methods, one a module: `train(job, inputs, batches, progress) -> Recovered`."""

@@ -1,0 +1,83 @@
+"""Recovery by low-rank adapters (Hu et al., arXiv 2106.09685), as in the line of PASER and LLM-Pruner.
+
+Adapters are float32 masters on a base in the storage dtype; products run in the storage dtype. Afterwards
+they are merged in float32 and cast once, so that the result is a plain model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resprout.configs.schema import RecoverConfig
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.prune.masking import read_masked
+from resprout.tasks.recover.lessons import Lessons, Recovered
+from resprout.tasks.recover.masked import leave_masked
+from resprout.tasks.recover.training import numbers, trained
+
+
+def train(
+    job: Job[RecoverConfig], inputs: Mapping[str, Path], lessons: Lessons, progress: Progress
+) -> Recovered:
+    """Low-rank adapters on all linear layers of attention and FFN, merged back; what is masked stays zero.
+
+    Raises:
+        BadInput: dtype float16 on a CPU.
+        StageFailed: a loss or a weight that is not finite.
+    """
+
+    def student(model: Any) -> Any:
+        adapted = with_adapters(model, job.config)
+        leave_masked(adapted, read_masked(inputs["pruned"]))
+        return adapted
+
+    adapted, history = trained(job, inputs, lessons, progress, student)
+    count = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+    return Recovered(merge(adapted), history, numbers(history, lessons, adapter_params=count))
+
+
+def with_adapters(model: Any, config: RecoverConfig) -> Any:
+    """The model with fresh adapters on every linear layer but the language head; only they are trained.
+
+    B starts at zero, so the adapted model equals the given one. Experts whose weights are fused in one tensor
+    get none: peft would wrap the tensor, without dropout and so that `merge` does not find it.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    ]
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=linear,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+@torch.no_grad()
+def merge(adapted: Any) -> Any:
+    """The base model with W + (alpha / r) B A, summed in float32 and cast to W's dtype once."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            dtype = weight.dtype
+            weight.data = weight.data.float()
+            module.merge()
+            weight.data = weight.data.to(dtype)
+    model = adapted.base_model.unload()
+    return model.requires_grad_(False).eval()

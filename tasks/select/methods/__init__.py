@@ -1,0 +1,1 @@
+"""Selection methods, one a module: `choose(job, inputs, pool, progress) -> Choice`."""

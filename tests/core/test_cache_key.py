@@ -1,0 +1,328 @@
+"""The code hash: what an edit re-runs and what it does not, on a copy of the real modules."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resprout.configs.schema import PruneConfig, RunConfig
+from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
+from resprout.tasks.calibrate.stage import calibrate
+from resprout.tasks.core import cache_key as code
+from resprout.tasks.core.job import Job
+from resprout.tasks.evaluate.stage import evaluate, evaluate_shard, evaluation_data
+from resprout.tasks.export.stage import Export, export
+from resprout.tasks.gate.stage import gate
+from resprout.tasks.measure.stage import measure
+from resprout.tasks.prune.stage import plan, prune, score, score_shard
+from resprout.tasks.recover.stage import recover
+from resprout.tasks.report.stage import report
+from resprout.tasks.select.stage import divergence_shard, pool, select
+from resprout.tasks.sparsify.stage import sparsify
+from tiny_run import config
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = RunConfig.model_validate(config(sparsify={"method": "wanda"}))
+STAGES: dict[str, tuple[Any, Any]] = {
+    one.name: (one, section)
+    for section, stages in (
+        ({}, (acquire_model, acquire_rows, acquire_task, acquire_text, report)),
+        (RUN.calibrate, (calibrate,)),
+        (RUN.prune, (score, score_shard, plan, prune)),
+        (RUN.select, (pool, select, divergence_shard)),
+        (RUN.recover, (recover,)),
+        (RUN.evaluate, (evaluation_data, evaluate, evaluate_shard)),
+        (RUN.measure, (measure,)),
+        (RUN.sparsify, (sparsify,)),
+        (RUN.gate, (gate,)),
+        (Export(RUN.export, ()), (export,)),
+    )
+    for one in stages
+}
+"""Every stage with its section of the tiny run."""
+DATA = "configs.section configs.sources configs.infrastructure"
+PRUNING = f"prune models configs.prune configs.presets configs.target configs.stages {DATA}"
+ROOMS = {
+    "acquire_model": f"acquire models configs.stages {DATA} infra.licences infra.store.paths",
+    "acquire_rows": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.paths",
+    "acquire_text": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.paths",
+    "acquire_task": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.paths",
+    "calibrate": f"calibrate data models configs.stages {DATA}",
+    "score": PRUNING,
+    "score-shard": PRUNING,
+    "plan": PRUNING,
+    "prune": PRUNING,
+    "pool": f"select data models configs.stages {DATA}",
+    "select": f"select data models configs.stages {DATA}",
+    "divergence-shard": f"select data models configs.stages {DATA}",
+    "recover": "recover data models prune configs.stages configs.section",
+    "evaluation_data": f"evaluate models configs.stages {DATA}",
+    "evaluate": f"evaluate data models configs.stages {DATA}",
+    "evaluate-shard": f"evaluate data models configs.stages {DATA}",
+    "measure": "measure models configs.stages configs.section",
+    "sparsify": "sparsify prune models configs.stages configs.section",
+    "gate": "gate configs.result configs.stages configs.section",
+    "export": "export prune models configs.stages configs.section infra.notes infra.licences",
+    "report": "report models configs.stages infra.notes measure",
+}
+"""Rooms of tasks, and modules of the others, that each stage reaches beside core."""
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose files stand in for the real ones, where `copied` put any."""
+    real = code.module_path
+
+    def stands_in(module: str) -> Path | None:
+        base = tmp_path.joinpath(*module.split(".")[1:])
+        files = (base.with_suffix(".py"), base / "__init__.py")
+        return next((path for path in files if path.is_file()), real(module))
+
+    monkeypatch.setattr(code, "module_path", stands_in)
+    return tmp_path
+
+
+def copied(copy: Path, file: str) -> Path:
+    """A file of the copy, with its folder, since a stage may find what lies beside it."""
+    path = copy / file
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for beside in (ROOT / file).parent.glob("*.*"):
+            shutil.copy(beside, path.parent)
+    return path
+
+
+def hashes() -> dict[str, str]:
+    found = {}
+    for method in ("flap", "wanda_sp", "magnitude"):
+        config = PruneConfig.model_validate(
+            {"method": method, "layout": "uniform", "target": {"params_ratio": 0.9}}
+        )
+        for one in (score, plan, prune):
+            found[f"{one.name} {method}"] = one.key_parts(Job(config), {})["code"]
+    return found
+
+
+def codes() -> dict[str, str]:
+    """The code part of every stage's key."""
+    return {name: one.key_parts(Job(section), {})["code"] for name, (one, section) in STAGES.items()}
+
+
+def moved(copy: Path, file: str, old: str, new: str) -> set[str]:
+    """Stages whose keys another text in a file moves."""
+    before, path = codes(), copied(copy, file)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    after = codes()
+    return {name for name in before if before[name] != after[name]}
+
+
+def changed(copy: Path, file: str, edit: Callable[[str], str]) -> set[str]:
+    before = hashes()
+    path = copied(copy, f"tasks/{file}")
+    path.write_text(edit(path.read_text()))
+    after = hashes()
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_an_edit_in_flap_reruns_the_scores_of_flap_alone(copy: Path) -> None:
+    assert changed(copy, "prune/criteria/flap.py", lambda text: text + "\nEXTRA = 1\n") == {"score flap"}
+
+
+def test_a_comment_a_docstring_or_a_blank_line_reruns_nothing(copy: Path) -> None:
+    def edit(text: str) -> str:
+        assert text.startswith('"""')
+        return text.replace('"""', '"""Other words. ', 1) + "\n\n# a comment\n"
+
+    assert changed(copy, "prune/criteria/flap.py", edit) == set()
+
+
+def test_an_edit_in_a_shared_module_reruns_all(copy: Path) -> None:
+    def edit(text: str) -> str:
+        return text.replace("class Anatomy:", "class Anatomy:\n    extra = 1\n", 1)
+
+    assert changed(copy, "models/anatomy.py", edit) == set(hashes())
+
+
+def test_a_new_entry_in_a_registry_reruns_nothing(copy: Path) -> None:
+    def edit(text: str) -> str:
+        return text + '\nREPAIRS.add("new", "resprout.tasks.prune.repairs.none:NoRepair", "again")\n'
+
+    assert changed(copy, "prune/registry.py", edit) == set()
+
+
+def test_an_edit_elsewhere_reruns_nothing(copy: Path) -> None:
+    assert changed(copy, "evaluate/stage.py", lambda text: text + "\nEXTRA = 1\n") == set()
+    assert changed(copy, "core/stage.py", lambda text: text + "\nEXTRA = 1\n") == set()
+
+
+def test_imports_inside_functions_are_followed(copy: Path) -> None:
+    scored = "tasks/evaluate/perplexity.py"
+    assert moved(copy, scored, "def chunks(", "def chunks(  # other\n    *_: int,\n") >= {"evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stages"),
+    [
+        # Text from outside is written by these into the card and the report.
+        ("infra/notes.py", "MAX_CHARS = 300", "MAX_CHARS = 301", {"export", "report"}),
+        ("infra/notes.py", 'fence = "`" * max(3,', 'fence = "`" * max(4,', {"report"}),
+        ("infra/licences.py", "return self.licence or UNKNOWN", "return self.licence or 'none'", {"export"}),
+        ("configs/result.py", "    passed: bool\n    checks:", "    met: bool = True\n    checks:", {"gate"}),
+        ("configs/section.py", "def _key_value(", "def _key_value(*_: int,", None),
+        # Nobody renders with these: links and licence rules are for pages that nobody caches.
+        ("infra/notes.py", 'return f"#/models/', 'return f"#/model/', set()),
+        ("infra/licences.py", "DEEPEST = 50", "DEEPEST = 51", set()),
+        (
+            "configs/result.py",
+            "class ExportResult(Plain):",
+            "class ExportResult(Plain):\n    more: int = 0\n",
+            set(),
+        ),
+    ],
+)
+def test_what_another_room_defines_moves_the_keys_of_the_stages_that_write_with_it(
+    copy: Path, file: str, old: str, new: str, stages: set[str] | None
+) -> None:
+    found = moved(copy, file, old, new)
+    if file == "infra/licences.py" and stages:
+        # What is acquired states its licence by the same class.
+        found -= {name for name in found if name.startswith("acquire")}
+    if stages is None:
+        assert {"calibrate", "score", "select", "recover", "evaluate", "export", "gate"} <= found
+    else:
+        assert found == stages
+
+
+def test_a_helper_two_rooms_away_moves_the_keys_of_all_that_reach_it(copy: Path) -> None:
+    """export -> export/card.py -> infra/notes.py -> its private helper of another module."""
+    notes = copied(copy, "infra/notes.py")
+    helper = copy / "infra" / "canonical_line.py"
+    helper.write_text("def joined(text: object) -> str:\n    return ' '.join(str(text).split())\n")
+    inside = "    from resprout.infra.canonical_line import joined\n\n    line = joined(text)\n"
+    notes.write_text(notes.read_text().replace('    line = " ".join(str(text).split())\n', inside))
+    assert "joined" in notes.read_text()
+    assert moved(copy, "infra/canonical_line.py", "' '.join", "'  '.join") == {"export", "report"}
+
+
+def test_a_comment_or_docstring_in_another_room_moves_no_key(copy: Path) -> None:
+    words = '"""The text in a code span, on one line'
+    assert moved(copy, "infra/notes.py", words, f"{words} (other words)") == set()
+    assert moved(copy, "infra/notes.py", "MAX_CHARS = 300", "MAX_CHARS = 300  # characters") == set()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_rooms_that_a_stage_reaches(name: str) -> None:
+    one, section = STAGES[name]
+    found = code.reached([f"{one.body.__module__}:{one.body.__name__}", *one.methods(section)])
+    modules = {name.partition(":")[0].removeprefix("resprout.") for name in found if ":" in name}
+    rooms = {one.split(".")[1] if one.startswith("tasks.") else one for one in modules}
+    assert rooms == {"core", *ROOMS[name].split()}
+
+
+def test_orchestration_is_there_and_is_not_followed() -> None:
+    """An entry of what was renamed would let its new name into every key."""
+    for name, reason in code.ORCHESTRATION.items():
+        module, _, wanted = name.partition(":")
+        assert reason
+        path = code.module_path(module)
+        assert path is not None
+        assert not wanted or f"class {wanted}" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        (
+            "configs/schema.py",
+            "class RunConfig(Section):",
+            "class RunConfig(Section):\n    new: ProofConfig | None = None\n",
+        ),
+        (
+            "configs/infrastructure.py",
+            "class StoreConfig(Section):",
+            "class StoreConfig(Section):\n    more: int = 0\n",
+        ),
+        (
+            "configs/infrastructure.py",
+            "class ProofConfig(Section):",
+            "class ProofConfig(Section):\n    more: int = 0\n",
+        ),
+        (
+            "configs/stages.py",
+            "class RegisterConfig(Section):",
+            "class RegisterConfig(Section):\n    more: int = 0\n",
+        ),
+    ],
+)
+def test_a_section_that_no_stage_reads_moves_no_key(copy: Path, file: str, old: str, new: str) -> None:
+    assert moved(copy, file, old, new) == set()
+
+
+def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
+    new = "class GateConfig(Section):\n    more: int = 0\n"
+    assert moved(copy, "configs/stages.py", "class GateConfig(Section):", new) == {"gate"}
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("tasks/acquire/unpickle.py", {"acquire_model"}),
+        ("tasks/data/chat_child.py", {"pool", "select", "divergence-shard", "recover"}),
+        ("tasks/export/probe.py", {"export"}),
+        ("tasks/measure/worker.py", {"measure"}),
+    ],
+)
+def test_what_a_child_process_runs_moves_the_key_of_the_stage_that_starts_it(
+    copy: Path, file: str, stages: set[str]
+) -> None:
+    begin = 'if __name__ == "__main__":\n'
+    assert moved(copy, file, begin, f"{begin}    sys.stdout.flush()\n") == stages
+
+
+def test_a_family_that_is_found_by_its_folder_moves_the_keys_of_what_reads_models(copy: Path) -> None:
+    found = moved(copy, "tasks/models/families/llama.py", "FAMILY =", "FAMILY: Family =")
+    assert {
+        "acquire_model",
+        "score",
+        "plan",
+        "prune",
+        "recover",
+        "evaluate",
+        "measure",
+        "export",
+    } - found == set()
+    assert found & {"gate", "acquire_text", "acquire_task"} == set()
+
+
+def test_an_edit_of_one_stage_leaves_the_others_of_its_file(copy: Path) -> None:
+    new = "def acquire_text(\n    *_: int,\n"
+    assert moved(copy, "tasks/acquire/stage.py", "def acquire_text(", new) == {"acquire_text"}
+
+
+@pytest.mark.parametrize("door", ["prune.stage", "select.stage", "evaluate.stage"])
+def test_another_partition_of_the_work_makes_other_shards(copy: Path, door: str) -> None:
+    """Shards that lie in a store must not be put together with ones that begin elsewhere."""
+    before = code.code_hash([f"resprout.tasks.{door}"])
+    path = copied(copy, "tasks/core/job.py")
+    path.write_text(path.read_text().replace("items * self.index // self.count", "self.index"))
+    assert code.code_hash([f"resprout.tasks.{door}"]) != before
+
+
+@pytest.mark.parametrize("template", ["report.html.j2", "report.md.j2", "summary.md.j2"])
+def test_an_edit_in_a_template_reruns_the_report_alone(copy: Path, template: str) -> None:
+    report, before = code.code_hash(["resprout.tasks.report.stage"]), hashes()
+    path = copied(copy, f"tasks/report/{template}")
+    path.write_text(path.read_text() + "more\n")
+    assert code.code_hash(["resprout.tasks.report.stage"]) != report
+    assert hashes() == before
+
+
+def test_an_unknown_module_is_an_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"resprout\.tasks\.nowhere"):
+        code.code_hash(["resprout.tasks.nowhere"])
