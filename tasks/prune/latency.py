@@ -128,7 +128,7 @@ Job = Callable[[], Callable[[], Any]]
 
 
 def _layer(model: Model, step: LayerStep, shape: Shape) -> Job:
-    """One layer of a shape over the first batch of a walk."""
+    """One layer of a shape over the first batch of a layerwise pass."""
     hidden, kind = step.hidden[0], type(step.layer.module)
 
     def ready() -> Callable[[], Any]:

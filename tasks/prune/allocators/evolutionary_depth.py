@@ -7,7 +7,7 @@ candidates; a child takes a unit back and lets another of its kind go, up to thr
 compared by the KL divergence of their logits from the uncut model's. Scores are not looked at.
 
 The defaults are the budget of the authors' script (scripts/run_drop_search.sh, IST-DASLab/EvoPress at
-50888a0). Attention by which caches measure their length never goes (tasks/models/depth.py).
+50888a0). Attention by which caches measure their length never goes (tasks/models/shape.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Sublayers differ in size, so the last one to go may save more than was needed: of those removed the
 best-scored that still fit come back. One layer always stays, and so does the attention by which caches
-measure their length (tasks/models/depth.py).
+measure their length (tasks/models/shape.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Errors of layers add up to no loss of the model: where one feature makes up most of a layer's output, an error
 of a hundredth may matter more than one of a tenth elsewhere. So each kind of unit in each layer has a weight
-by which its losses are multiplied before the dynamic programme (tasks/prune/options.py) adds them up (SPDY,
+by which its losses are multiplied before the dynamic programme (tasks/prune/budget.py) adds them up (SPDY,
 Frantar and Alistarh, arXiv 2201.13096, which ZipLM takes over, Kurtic et al., arXiv 2302.04089). What weights
 are worth is the next-token loss, over calibration tokens, of the model at the widths that they lead to.
 

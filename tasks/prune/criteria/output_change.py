@@ -2,13 +2,13 @@
 
 In every round each sublayer (or layer) that is still there is left out by itself, the logits are compared
 with those of the uncut model, and the one whose removal changes them least is removed; the next round starts
-from what is left. That order is the score (tasks/prune/greedy.py).
+from what is left. That order is the score (tasks/prune/search.py).
 
 Defaults are those of the authors' code (YaNgZhAnG-V5/llm_dissect): Jensen-Shannon divergence at every token,
 and nothing of the first 40 % of the layers before 40 % of the units are gone. It differs in that its JSD has
 the arguments of both divergences the other way round, its Euclidean distance is of a whole sample's logits,
 its angle stops at a right one, it removes a share of the sublayers instead of parameters, and it may remove
-attention that caches need (tasks/models/depth.py).
+attention that caches need (tasks/models/shape.py).
 """
 
 from __future__ import annotations
