@@ -106,13 +106,15 @@ class RulesFile:
     def __init__(self, path: Path) -> None:
         self.path, self.fault = path.expanduser(), ""
         # Read before the rules are, so that a change in between is found.
-        self._contents = self._read(())
+        self._contents = self._latest = self._read(())
         self.rules = load_rules(self.path)
 
     def reload(self) -> bool:
         """Whether there are other rules now; a file with a `fault` leaves those that are in force."""
         contents = self._read(self.rules)
-        if contents == self._contents and not self.fault:
+        # What is not yet as it was at the last call may still be being written.
+        settled, self._latest = contents == self._latest, contents
+        if not settled or (contents == self._contents and not self.fault):
             return False
         try:
             rules = load_rules(self.path)

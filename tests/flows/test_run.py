@@ -17,7 +17,7 @@ from resprout.configs.result import RunResult
 from tiny_run import write_run
 
 STAGES = [
-    "acquire calibration text", "acquire evaluation text", "acquire task own", "acquire pool",
+    "acquire calibration text", "acquire evaluation text", "acquire pool", "acquire task own",
     "acquire model", "pool", "evaluation data", "calibrate", "score", "plan",
     "evaluate dense", "prune", "evaluate pruned", "select", "recover", "evaluate recovered",
     "gate", "export", "measure", "report",
