@@ -19,7 +19,7 @@ def registries() -> dict[str, Registry[Any]]:
     from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS, SCHEDULES
     from resprout.tasks.recover.stage import METHODS as RECOVER
     from resprout.tasks.select.stage import METHODS as SELECT
-    from resprout.tasks.sparsify.registry import METHODS as SPARSIFY
+    from resprout.tasks.sparsify.pattern import METHODS as SPARSIFY
 
     return {
         "calibrate.method": CALIBRATE,

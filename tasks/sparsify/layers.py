@@ -18,8 +18,7 @@ from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.forward import run_layerwise, watch
 from resprout.tasks.models.shape import Model, count
-from resprout.tasks.sparsify.pattern import Pattern, sparse_weights
-from resprout.tasks.sparsify.registry import Method
+from resprout.tasks.sparsify.pattern import Method, Pattern, sparse_weights
 
 
 def best_mask(scores: Tensor, pattern: Pattern) -> Tensor:

@@ -1,15 +1,15 @@
-"""Patterns of semi-structured sparsity, and which weights of a model keep to them; imports no torch."""
+"""Patterns of semi-structured sparsity, the methods by name, and the weights that keep a pattern."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from resprout.configs.errors import BadInput
 from resprout.configs.stages import SparsifyConfig
+from resprout.tasks.core.methods import Registry
 from resprout.tasks.models.shape import ROTATIONS, Shape
-from resprout.tasks.sparsify.registry import METHODS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,3 +70,21 @@ def check_sparsity(shape: Shape, config: SparsifyConfig) -> None:
                     f"sparsify.pattern {config.pattern} needs inputs in groups of {group}, but {name} of "
                     f"layer {layer} has {inputs}; give a prune.round_to that {group} divides, or no sparsify"
                 )
+
+
+class Method(Protocol):
+    """A method that sets weights of one matrix to zero."""
+
+    needs: ClassVar[str]
+    """weights, or inputs: those of the module over the calibration data as well."""
+
+    def statistic(self, features: int) -> Any:
+        """An empty collector of the inputs, with `update`; None where the method needs none."""
+        ...
+
+    def sparse(self, weight: Tensor, inputs: Any, pattern: Pattern) -> Tensor:
+        """The weight [outputs, inputs] with the pattern's zeros, in its own dtype."""
+        ...
+
+
+METHODS: Registry[type[Method]] = Registry("sparsity method", "resprout.tasks.sparsify.methods")

@@ -13,7 +13,7 @@ from typing import Any
 from resprout.configs.schema import SparsifyConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import CardLine, Model, Reads, stage
-from resprout.tasks.sparsify.registry import METHODS
+from resprout.tasks.sparsify.pattern import METHODS
 
 
 def modules(config: SparsifyConfig) -> list[str]:

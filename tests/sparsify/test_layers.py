@@ -12,8 +12,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.prune.statistics import Gram, Moments
 from resprout.tasks.sparsify.layers import best_mask, keeps_to
 from resprout.tasks.sparsify.methods.sparsegpt import solve
-from resprout.tasks.sparsify.pattern import Pattern
-from resprout.tasks.sparsify.registry import METHODS
+from resprout.tasks.sparsify.pattern import METHODS, Pattern
 
 TWO, FOUR = Pattern.of("2:4"), Pattern.of("4:8")
 

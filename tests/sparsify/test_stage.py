@@ -21,8 +21,7 @@ from resprout.tasks.models.shape import count, shape_of
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.sparsify.layers import keeps_to, make_sparse
-from resprout.tasks.sparsify.pattern import Pattern, check_sparsity, sparse_weights
-from resprout.tasks.sparsify.registry import METHODS
+from resprout.tasks.sparsify.pattern import METHODS, Pattern, check_sparsity, sparse_weights
 from resprout.tasks.sparsify.stage import sparsify
 from tiny_models import tiny_model, write_tiny_folder
 
