@@ -1,4 +1,4 @@
-"""Doors of the rounds before the last: `regrow` changes a plan, `mask` carries it out on the dense shape."""
+"""Stages of the rounds before the last: `regrow` changes a plan, `mask` applies it on the dense shape."""
 
 from __future__ import annotations
 
