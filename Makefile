@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 SUPPLY := $(VENV)-supply
 export RESPROUT_HOME
 
-.PHONY: setup dev quickstart test test-faults test-faults-servers test-faults-runs image-test lint types bench sbom
-.PHONY: audit-dependencies clean
+.PHONY: setup dev quickstart test test-random test-faults test-faults-servers test-faults-runs image-test lint types
+.PHONY: bench sbom audit-dependencies clean
 
 # The project with the versions of constraints.txt. On a CPU machine whose pip would fetch the CUDA build of torch, see
 # README, "The CPU build of torch".
@@ -37,6 +37,10 @@ quickstart: $(VENV)/.resprout $(RESPROUT_HOME)/packages/.quickstart
 test: dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults and not gpu and not image"
 
+# Tests that draw what they do, with a new seed, which is printed; TEST_SEED=... gives one again.
+test-random: dev
+	TEST_SEED=$(or $(TEST_SEED),random) $(BIN)/python -m pytest -m random
+
 # Mostly waiting, so the two halves can run beside each other: make -j2 test-faults
 test-faults: test-faults-servers test-faults-runs
 
@@ -59,20 +63,20 @@ types: dev
 	$(BIN)/mypy -p resprout.flows -p resprout.tasks -p resprout.infra -p resprout.configs
 
 bench: dev
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_heap.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_prune.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_criteria.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_latency.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_stream.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_run.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_events.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_stage.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_store.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_verify.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_audit.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_retention.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_shards.py
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_relay.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_heap.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_prune.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_criteria.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_latency.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_stream.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_run.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_events.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_stage.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_store.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_verify.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_audit.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_retention.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_shards.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_relay.py
 
 # What ships, and known holes in it. The tools have an environment of their own, so that they do not list themselves.
 $(SUPPLY)/.ready: constraints.txt

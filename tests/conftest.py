@@ -59,9 +59,13 @@ SHARED_S3 = "S3_OF_ALL_WORKERS"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Start one S3 server before the workers, if there are any: a machine holds only one."""
+    """Show the seed, and start one S3 server before the workers, if any: a machine holds only one."""
+    from seeds import VARIABLE, first_seed
     from servers import s3_server, weed
 
+    # Written here, as -q leaves out the header.
+    if terminal := session.config.pluginmanager.get_plugin("terminalreporter"):
+        terminal.write_line(f"random seed: {VARIABLE}={first_seed()} (make test-random draws another)")
     if not session.config.getoption("numprocesses", None) or SHARED_S3 in os.environ or not weed():
         return
     running = ExitStack()

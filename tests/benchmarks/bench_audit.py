@@ -1,6 +1,6 @@
 """Lineage both ways and the audit over a store of 10,000 artifacts in 1,000 registered runs.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_audit.py
+    PYTHONPATH=tests/support python tests/benchmarks/bench_audit.py
 
 All runs are made from one source, so that the way down from it leads to everything. Bounds: lineage of one
 version, and what one artifact of it led to, in under 1 s; everything that came from the source of all in

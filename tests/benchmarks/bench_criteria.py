@@ -1,6 +1,6 @@
 """Seconds of every criterion beside plain passes over the same calibration tokens; exits 1 above a bound.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_criteria.py [--tokens 8192] [--repeats 5] [--only flap ...]
+    PYTHONPATH=tests/support python tests/benchmarks/bench_criteria.py [--tokens 8192] [--only flap ...]
 
 Medians over pairs, a plain pass and the criterion one right after the other, on a random Llama of 12 layers
 in bfloat16 and samples of 2,048 tokens, units ffn and kv_groups:
@@ -23,9 +23,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks_model import RANDOM_LLAMA
 from torch import Tensor
 
+from benchmarks_model import RANDOM_LLAMA
 from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.models.heap import keep_freed_memory
 from resprout.tasks.models.shape import count

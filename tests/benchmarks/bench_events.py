@@ -1,6 +1,6 @@
 """Seconds from a version in the registry to the flow's own code on the one-machine stack: median of ten.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_events.py
+    PYTHONPATH=tests/support python tests/benchmarks/bench_events.py
 
 Each version is created by MLflow's client, as a person does; MLflow's webhook wakes the relay, the relay
 compares the registry and creates the run, and the worker starts its process. The runs' claims are taken at

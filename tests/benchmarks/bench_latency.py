@@ -1,6 +1,6 @@
 """What a table of layers says a pruned model takes, beside what it takes; exits 1 where they lie apart.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_latency.py [--ratios 0.8 0.6] [--repeats 9]
+    PYTHONPATH=tests/support python tests/benchmarks/bench_latency.py [--ratios 0.8 0.6] [--repeats 9]
 
 A random Llama of 12 layers in float32 is planned for shares of its latency (tasks/prune/latency.py, method
 ziplm, ffn and kv_groups), cut, and its forward pass over the table's batch is timed in turns with the dense
@@ -17,8 +17,8 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from benchmarks_model import RANDOM_LLAMA
 
+from benchmarks_model import RANDOM_LLAMA
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.models.heap import keep_freed_memory

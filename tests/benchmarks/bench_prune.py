@@ -1,6 +1,6 @@
 """Time of pruning beside a plain forward pass over the same calibration tokens; exits 1 above its bounds.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_prune.py [--model FOLDER] [--tokens 16384] [--repeats 3]
+    PYTHONPATH=tests/support python tests/benchmarks/bench_prune.py [--model FOLDER] [--tokens 16384]
 
 Three ratios, medians of runs that take turns in one process:
   prune     score, allocate and apply without repair (FLAP)             at most 1.3 forward passes
@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 import torch
-from benchmarks_model import RANDOM_LLAMA
 
+from benchmarks_model import RANDOM_LLAMA
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.models.heap import keep_freed_memory

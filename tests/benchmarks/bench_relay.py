@@ -1,6 +1,6 @@
 """The relay under load: signed deliveries at a steady rate, over HTTP, to a real process that looks beside.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_relay.py [--seconds 60] [--rate 200]
+    PYTHONPATH=tests/support python tests/benchmarks/bench_relay.py [--seconds 60] [--rate 200]
 
 Deliveries leave at their times whether or not earlier ones were answered, and each is timed from when it
 should have left. They are about 15 versions of five models, which are registered meanwhile and each start a

@@ -1,6 +1,6 @@
 """The plan of a gc over a store of 10,000 artifacts with a registry of 500 versions, and its memory.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_retention.py
+    PYTHONPATH=tests/support python tests/benchmarks/bench_retention.py
 
 Bounds: 30 s, and 200 MB more than the process had with all its libraries loaded. A second store of a tenth of
 the size shows how both grow. Exits 1 where one is over.

@@ -1,6 +1,6 @@
 """Orchestration of a whole run, first and cached: wall time outside the stages' own work, on a tiny model.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_run.py
+    PYTHONPATH=tests/support python tests/benchmarks/bench_run.py
 
 Bound: 5 s or 2 % of the run, whichever is larger; imports and the start of Prefect's embedded server are
 apart. Exits 1 where a run is over it.

@@ -1,6 +1,6 @@
 """What sharing out costs and gains: seconds and store requests of a trivial shard, two workers beside one.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_shards.py [--shards 10 100] [--dask-shards 40]
+    PYTHONPATH=tests/support python tests/benchmarks/bench_shards.py [--shards 10 100] [--dask-shards 40]
 
   shards    seconds a shard through threads and through two Dask workers, and calls of the store's driver.
             Bound: each of the largest number makes no more calls than each of the smallest, and takes at most

@@ -1,6 +1,6 @@
 """What a stage costs beside its own work: key, look-up, lease, record, MLflow run; made and found.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_stage.py
+    PYTHONPATH=tests/support python tests/benchmarks/bench_stage.py
 
 Median over ten stages that do next to nothing, each on the artifact of the one before. Bounds: 0.5 s on the
 embedded default (folder, SQLite, Prefect's embedded server), 1.5 s with a bucket, MLflow and Prefect over

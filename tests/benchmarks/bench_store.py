@@ -1,6 +1,6 @@
 """The S3 driver against raw boto3: a 500 MB file up and down, on one real server, in turn.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_store.py
+    PYTHONPATH=tests/support python tests/benchmarks/bench_store.py
 
 Raw is boto3's own multipart transfer of the same file with as many threads and parts of the same size. The
 driver hashes every byte besides. Bound: at least 0.8 of raw throughput each way (medians). Exits 1 below.

@@ -1,6 +1,6 @@
 """Peak memory of pruning a model that is read one layer at a time, beside the size of its files.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_stream.py [--gigabytes 6] [--methods flap ...]
+    PYTHONPATH=tests/support python tests/benchmarks/bench_stream.py [--gigabytes 6] [--methods flap ...]
 
 Writes a Llama of random bfloat16 weights to a temporary folder (give --folder for one with room), then runs
 score, plan and prune with `prune.memory: stream`, each method in a process of its own. The bound is 0.25 of

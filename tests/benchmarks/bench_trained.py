@@ -1,6 +1,6 @@
 """What the weights are worth that pruning keeps (arXiv 1810.05270), on a model trained to the end.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_trained.py [--packages FOLDER] [key=value ...]
+    PYTHONPATH=tests/support python tests/benchmarks/bench_trained.py [--packages FOLDER] [key=value ...]
 
 Makes a small Llama with fresh weights and a tokenizer of the text that the quickstart's package ships, trains
 it by configs/trained_base.yaml at each learning rate, and gives the best to configs/compare_trained.yaml.

@@ -1,6 +1,6 @@
 """`verify` against sha256sum on the same files, in turn: one large weight file, some middling, many small.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_verify.py
+    PYTHONPATH=tests/support python tests/benchmarks/bench_verify.py
 
 Bound: at least 0.8 of sha256sum's speed (medians). Exits 1 below.
 """

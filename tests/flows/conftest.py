@@ -17,6 +17,7 @@ import pytest
 
 from forked import forks
 from tiny_run import write_run
+from warm_python import warm_python
 
 COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
 
@@ -45,16 +46,16 @@ def api_url(prefect_server: None) -> str:
 
 @pytest.fixture(scope="session")
 def resprout(api_url: str) -> Iterator[Callable[..., Outcome]]:
-    """Run `resprout ...` in a process of its own; with `env`, which libraries may read, from its start."""
+    """Run `resprout ...` in a process of its own, started anew where `env` holds what libraries may read."""
     usual = {**os.environ, "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
-    with forks(usual) as forked:
+    with warm_python(usual) as python, forks(usual, python) as forked:
 
         def call(
             *arguments: str | Path, home: Path, env: dict[str, str] | None = None, timeout: float = 300
         ) -> Outcome:
             words = [str(argument) for argument in arguments]
             settings = {**usual, "RESPROUT_HOME": str(home), **(env or {})}
-            if env:
+            if not all(name.startswith("RESPROUT_") for name in env or ()):
                 done = subprocess.run(
                     [*COMMAND, *words],
                     capture_output=True,

@@ -24,6 +24,7 @@ from resprout.flows.audit.verify import examine
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore
+from seeds import seed_of
 from servers import free_port, mlflow_server
 from tiny_run import config as tiny_config
 from tiny_run import write_run
@@ -183,13 +184,12 @@ def versions(home: Path) -> list[Any]:
         return database.execute("select name, version from model_versions").fetchall()
 
 
+@pytest.mark.random
 @pytest.mark.timeout(900)
 def test_killed_in_every_stage_a_run_ends_with_the_same_bytes(
     finished: Any, drive: Callable[..., Any], tmp_path: Path
 ) -> None:
-    seed = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))
-    print(f"FAULTS_SEED={seed}")
-    draw = random.Random(seed)
+    draw = random.Random(seed_of("kills"))
     order = [(stage["name"], stage["seconds"]) for stage in finished.result["stages"]]
     steps: list[dict[str, Any]] = []
     for name, seconds in order:

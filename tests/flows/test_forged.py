@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks import Forger, brought_back, kept
 
+from attacks import Forger, brought_back, kept
 from resprout.configs.errors import ResproutError, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.audit.verify import examine, examine_all

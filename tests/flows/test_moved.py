@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks import versions
 from mlflow import MlflowClient
+
+from attacks import versions
 
 VERSION = "models:/tiny-pruned/1"
 

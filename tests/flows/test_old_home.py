@@ -1,4 +1,4 @@
-"""Homes that an earlier version wrote go on: tests/old_home.py made the one that is unpacked here."""
+"""Homes that an earlier version wrote go on: tests/support/old_home.py made the one that is unpacked here."""
 
 from __future__ import annotations
 

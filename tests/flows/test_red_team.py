@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
+from seeds import first_seed, seed_of
 from tiny_run import write_run
 
 VERSION = "models:/tiny-pruned/1"
@@ -78,14 +78,14 @@ def problems_of(place: Place) -> list[str]:
         return [str(error)]
 
 
+@pytest.mark.random
 def test_fifty_changes_are_found_and_named(home: Path, found: Callable[[], list[str]]) -> None:
-    seed = random.SystemRandom().randrange(10**9)
-    print(f"seed {seed}")
-    team = RedTeam(home, seed)
-    assert missed(team, found, CHANGES) == [], f"seed {seed}"
+    team = RedTeam(home, seed_of("fifty changes"))
+    assert missed(team, found, CHANGES) == [], first_seed()
     print(f"{team.unseen} changes were drawn again: MLflow serves them to nobody")
 
 
+@pytest.mark.random
 def test_after_gc_backup_and_restore_all_is_as_it_was_and_changes_are_found(
     home: Path, found: Callable[[], list[str]], resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -102,9 +102,8 @@ def test_after_gc_backup_and_restore_all_is_as_it_was_and_changes_are_found(
     assert back.code == 0, back.err
     place = opened(tmp_path / "new", home.parent / "key.pem")
     assert examine(place, VERSION).problems == []
-    seed = random.SystemRandom().randrange(10**9)
-    team = RedTeam(tmp_path / "new", seed)
-    assert missed(team, lambda: examine_all(place).problems, 10) == [], f"seed {seed}"
+    team = RedTeam(tmp_path / "new", seed_of("ten changes"))
+    assert missed(team, lambda: examine_all(place).problems, 10) == [], first_seed()
 
 
 KINDS = [
@@ -184,7 +183,7 @@ def test_an_alias_moved_with_the_command_is_stated(
 def test_a_tag_and_a_metric_edited_in_mlflow(place: Place, found: Callable[[], list[str]]) -> None:
     client = place.tracker.client
     run_id = client.get_model_version("tiny-pruned", "1").run_id
-    with RedTeam(place.home, 0).kept_database():
+    with RedTeam(place.home, "0").kept_database():
         client.set_model_version_tag("tiny-pruned", "1", "reviewed", "yes")
         client.log_metric(run_id, "recovered.own_acc", 0.99)
         client.set_tag(run_id, "resprout.gate", "failed")
@@ -267,7 +266,7 @@ def test_the_command(home: Path, resprout: Callable[..., Any]) -> None:
 
 def test_a_version_and_a_run_taken_out_of_the_registry(place: Place, found: Callable[[], list[str]]) -> None:
     run_id = place.tracker.version(VERSION).run_id
-    with RedTeam(place.home, 0).kept_database():
+    with RedTeam(place.home, "0").kept_database():
         place.tracker.client.delete_model_version("tiny-pruned", "1")
         assert found() == [f"{VERSION} was removed from the registry: the ledger knows it as version 1"]
         alias = examine(place, "models:/tiny-pruned@candidate").problems
@@ -277,13 +276,13 @@ def test_a_version_and_a_run_taken_out_of_the_registry(place: Place, found: Call
         assert found()[0] in examine_all(place).problems
         with pytest.raises(BadInput, match="no model version"):
             examine(place, "models:/tiny-pruned/7")
-    with RedTeam(place.home, 0).kept_database():
+    with RedTeam(place.home, "0").kept_database():
         place.tracker.client.delete_model_version_tag("tiny-pruned", "1", "resprout.record")
         assert any("no resprout.record or resprout.digest tag" in one for one in examine_all(place).problems)
-    with RedTeam(place.home, 0).kept_database():
+    with RedTeam(place.home, "0").kept_database():
         place.tracker.client.delete_registered_model("tiny-pruned")
         assert found()[0] in examine_all(place).problems
-    with RedTeam(place.home, 0).kept_database(), sqlite3.connect(place.home / "mlflow.db") as database:
+    with RedTeam(place.home, "0").kept_database(), sqlite3.connect(place.home / "mlflow.db") as database:
         database.execute("delete from runs where run_uuid = ?", (run_id,))
         database.commit()
         assert any(f"MLflow run {run_id} cannot be read: no run {run_id}" in one for one in found())

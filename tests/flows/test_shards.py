@@ -93,7 +93,7 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Each task runner whose packages are here; its workers find the toys."""
     if request.param != "threads":
         pytest.importorskip(f"prefect_{request.param}", reason=f"pip install -e '.[{request.param}]'")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *python_path()]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(toys.__file__).parent), *python_path()]))
     return str(request.param)
 
 
@@ -174,7 +174,7 @@ def test_workers_reach_a_bucket_with_secrets_of_their_own(
 ) -> None:
     """Nothing lies on a disk that both see but the code, and the keys come from the environment."""
     pytest.importorskip("prefect_dask", reason="pip install -e '.[dask]'")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *python_path()]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(toys.__file__).parent), *python_path()]))
     options = ["infra.shards=2", "infra.task_runner=dask"]
     for name, value in s3.settings("shards").items():
         if name.endswith(("key", "key_id")):
@@ -309,7 +309,7 @@ def test_a_killed_dask_worker_costs_its_shard_only(
     home: Path, fan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("prefect_dask", reason="pip install -e '.[dask]'")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *python_path()]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(toys.__file__).parent), *python_path()]))
     log = tmp_path / "log"
     job = Job(Knobs(text="abcdefghijkl", log=str(log), die=4))
     options = ("infra.shards=6", "infra.workers=2", "infra.task_runner=dask")

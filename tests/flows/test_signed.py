@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks import Forger, brought_back, kept, versions
 
+from attacks import Forger, brought_back, kept, versions
 from resprout.infra.store.canonical import canonical_json
 from tiny_run import write_run
 

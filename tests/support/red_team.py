@@ -41,7 +41,7 @@ class Change:
 class RedTeam:
     """Draws changes to the home of a finished run; each is undone at the end of its block."""
 
-    def __init__(self, home: Path, seed: int) -> None:
+    def __init__(self, home: Path, seed: str) -> None:
         self.home = home
         self.draw = random.Random(seed)
         self.database = home / "mlflow.db"

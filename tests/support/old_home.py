@@ -1,6 +1,6 @@
 """Make the home of an earlier version: its code runs two tiny configs, and what they leave is packed.
 
-    python tests/old_home.py COMMIT tests/flows/old_home.tar.xz
+    python tests/support/old_home.py COMMIT tests/flows/old_home.tar.xz
 
 takes the code of COMMIT from this checkout's history, so it needs a full clone; tests read the packed file.
 Nothing in it is from elsewhere: model and data are random and of this project.
@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PLACE = Path("/tmp/old-home")
 """Where the run is made: its addresses stay in MLflow's database and in ledgers."""
 WIDTHS = {"hidden_size": 16, "intermediate_size": 32, "head_dim": 4}
@@ -73,5 +73,5 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 if __name__ == "__main__":
-    with patch.object(sys, "path", [*sys.path, str(ROOT / "tests")]):
+    with patch.object(sys, "path", [*sys.path, str(ROOT / "tests" / "support")]):
         make(sys.argv[1], Path(sys.argv[2]).resolve())

@@ -1,0 +1,230 @@
+"""Commands in processes forked out of one that has imported the libraries and the rooms, which takes seconds.
+
+That a command imports no more than it needs is for those tests that start one as a user does
+(tests/flows/test_cli.py). Prefect, which reads its settings when it is imported, reads them again where a
+command sets them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import SimpleNamespace
+from typing import Any
+
+LIBRARIES = (
+    "boto3",
+    "lm_eval.evaluator",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "pandas",
+    "peft",
+    "prefect",
+    "resprout.flows.compress",
+    "resprout.flows.sweep",
+    "resprout.flows.reproduce",
+    "sklearn.cluster",
+    "torch",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
+)
+"""None of them but Prefect reads a setting when it is imported that a test changes."""
+IMPORTED_WITH: dict[str, str] = {}
+"""Prefect's variables when it was imported."""
+PYTHON: list[str] = []
+"""The python for children, if any."""
+LARGEST = 1 << 17
+"""Bytes of a command with its environment."""
+
+
+class Forks:
+    """The process with the libraries, as those see it that have it run commands."""
+
+    def __init__(self, asking: socket.socket) -> None:
+        self._asking = asking
+
+    def run(
+        self, arguments: Sequence[str], env: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """As subprocess.run of `resprout`, its output captured; TimeoutExpired kills it."""
+        ours, theirs = socket.socketpair()
+        command = ["resprout", *arguments]
+        asked = json.dumps({"command": command, "env": dict(env), "cwd": str(Path.cwd())}).encode()
+        with TemporaryFile() as out, TemporaryFile() as err, ours:
+            with theirs:
+                socket.send_fds(self._asking, [asked], [theirs.fileno(), out.fileno(), err.fileno()])
+            ours.settimeout(timeout)
+            with ours.makefile("r") as answers:
+                pid = int(answers.readline())
+                try:
+                    code = int(answers.readline())
+                except TimeoutError:
+                    os.kill(pid, signal.SIGKILL)
+                    raise subprocess.TimeoutExpired(command, timeout) from None
+            texts = [file.seek(0) or file.read().decode() for file in (out, err)]
+        return subprocess.CompletedProcess(command, code, *texts)
+
+
+@contextmanager
+def forks(env: Mapping[str, str], *given: Path) -> Iterator[Forks]:
+    """The process with the libraries, imported in this environment, for as long as the block.
+
+    A python that is `given` runs the commands' children for models (tests/support/warm_python.py).
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, __file__, *map(str, given)], stdin=theirs.fileno(), env=env
+            )
+        try:
+            yield Forks(ours)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    """Fork for each command that comes over standard input."""
+    PYTHON.extend(sys.argv[1:])
+    # Beside this file lie modules whose names are not for a command to find.
+    sys.path.pop(0)
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    IMPORTED_WITH.update({name: value for name, value in os.environ.items() if name.startswith("PREFECT_")})
+    main_module = importlib.import_module("resprout.flows.cli.main")
+    for verb in main_module.VERBS:
+        importlib.import_module(f"resprout.flows.cli.{verb}")
+    # Syntax trees of the code that stages reach, which cache keys hold; each is known by its file's stamp.
+    _warm_cache_keys()
+    assert threading.active_count() == 1, "a thread would be lost in a fork"
+    # What is there stays where it is, so that a fork need not copy it when it looks for garbage.
+    gc.collect()
+    gc.freeze()
+    # A process that waited for a command is nobody's to wait for.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    asking = socket.socket(fileno=os.dup(0))
+    while True:
+        asked, files, _, _ = socket.recv_fds(asking, LARGEST, 3)
+        if not asked:
+            return
+        if not os.fork():
+            asking.close()
+            break
+        for file in files:
+            os.close(file)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if child:
+        os.write(files[0], b"%d\n" % child)
+        os.write(files[0], b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        os._exit(0)
+    _become(json.loads(asked), files)
+
+
+def _warm_cache_keys() -> None:
+    from resprout.tasks.core.cache_key import PROJECT, code_hash
+
+    for path in (PROJECT / "tasks").rglob("[a-z]*.py"):
+        code_hash([".".join(("resprout", *path.relative_to(PROJECT).with_suffix("").parts))])
+
+
+def _become(asked: dict[str, object], files: list[int]) -> None:
+    """Run a command, and end as it ends."""
+    answers, out, err = files
+    os.close(answers)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for file, number in ((nothing, 0), (out, 1), (err, 2)):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    os.chdir(asked["cwd"])
+    sys.argv = asked["command"]
+    random.seed()
+    _read_prefects_settings_late()
+    if PYTHON:
+        _start_children_with(PYTHON[0])
+    os._exit(_code_of(importlib.import_module("resprout.flows.cli.main").main))
+
+
+def _start_children_with(python: str) -> None:
+    from resprout.tasks.export.formats import hf
+    from resprout.tasks.measure import child
+
+    hf.sys = SimpleNamespace(executable=python)
+    child.COMMAND[0] = python
+
+
+def _code_of(main: Callable[[], None]) -> int:
+    """Exit code of a command that has run to its end, short of the time that it takes to free its memory."""
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+        if isinstance(code, str):
+            sys.stderr.write(f"{code}\n")
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code if isinstance(code, int) else int(code is not None)
+
+
+def _read_prefects_settings_late() -> None:
+    """As if Prefect were imported after a command has set its variables."""
+    from prefect import context
+    from prefect.logging import configuration
+
+    from resprout.infra import environment
+
+    def variables() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+
+    known, setting, get = [IMPORTED_WITH], environment.set_variables, context.SettingsContext.get
+
+    def set_variables(*given: Any, **named: Any) -> None:
+        setting(*given, **named)
+        context.SettingsContext.get = late
+
+    def late() -> Any:
+        # Asked for the first time since they were set.
+        context.SettingsContext.get = get
+        before, now = known[-1], variables()
+        if before != now:
+            known.append(now)
+            context.GLOBAL_SETTINGS_CONTEXT = context.root_settings_context()
+            if any(
+                before.get(name) != now.get(name)
+                for name in before.keys() | now.keys()
+                if "_LOGGING_" in name
+            ):
+                configuration.PROCESS_LOGGING_CONFIG.clear()
+                configuration.setup_logging()
+        return get()
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "set_variables", None) is setting:
+            module.set_variables = set_variables
+    context.SettingsContext.get = late
+
+
+if __name__ == "__main__":
+    main()
