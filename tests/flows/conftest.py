@@ -46,16 +46,23 @@ def api_url(prefect_server: None) -> str:
 
 @pytest.fixture(scope="session")
 def resprout(api_url: str) -> Iterator[Callable[..., Outcome]]:
-    """Run `resprout ...` in a process of its own, started anew where `env` holds what libraries may read."""
+    """Run `resprout ...` in a process of its own, started anew where `env` holds what libraries may read.
+
+    A `script` runs in its place, which changes something and calls the command line.
+    """
     usual = {**os.environ, "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
     with warm_python(usual) as python, forks(usual, python) as forked:
 
         def call(
-            *arguments: str | Path, home: Path, env: dict[str, str] | None = None, timeout: float = 300
+            *arguments: str | Path,
+            home: Path,
+            env: dict[str, str] | None = None,
+            timeout: float = 300,
+            script: str = "",
         ) -> Outcome:
             words = [str(argument) for argument in arguments]
             settings = {**usual, "RESPROUT_HOME": str(home), **(env or {})}
-            if not all(name.startswith("RESPROUT_") for name in env or ()):
+            if not script and not all(name.startswith("RESPROUT_") for name in env or ()):
                 done = subprocess.run(
                     [*COMMAND, *words],
                     capture_output=True,
@@ -65,7 +72,7 @@ def resprout(api_url: str) -> Iterator[Callable[..., Outcome]]:
                     check=False,
                 )
             else:
-                done = forked.run(words, settings, timeout)
+                done = forked.run(words, settings, timeout, script)
             return Outcome(done.returncode, done.stdout, done.stderr)
 
         yield call

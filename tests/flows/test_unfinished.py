@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,18 +47,16 @@ def home(finished: Any, tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def killed(after: str, config: Path, home: Path, api_url: str, *overrides: str) -> int:
-    env = {**os.environ, "RESPROUT_HOME": str(home), "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILL, after, "run", str(config), *overrides]
-    return subprocess.run(command, env=env, capture_output=True, timeout=200, check=False).returncode
+def killed(resprout: Callable[..., Any], after: str, config: Path, home: Path, *overrides: str) -> int:
+    return resprout(after, "run", config, *overrides, home=home, script=KILL).code
 
 
 def test_killed_while_it_registers_a_run_leaves_what_verify_calls_unfinished(
-    finished: Any, home: Path, resprout: Callable[..., Any], api_url: str
+    finished: Any, home: Path, resprout: Callable[..., Any]
 ) -> None:
     for after in ("version", "alias", "run"):
         name = f"register.name=killed-{after}"
-        assert killed(after, finished.config, home, api_url, name) == 9
+        assert killed(resprout, after, finished.config, home, name) == 9
         looked = resprout("verify", "--all", home=home)
         assert looked.code == 0, f"{after}: {looked.err}"
         assert f"models:/killed-{after}/1 is unfinished" in looked.out
@@ -74,10 +69,10 @@ def test_killed_while_it_registers_a_run_leaves_what_verify_calls_unfinished(
 
 
 def test_killed_between_a_move_of_an_alias_and_its_entry(
-    finished: Any, home: Path, resprout: Callable[..., Any], api_url: str
+    finished: Any, home: Path, resprout: Callable[..., Any]
 ) -> None:
     env = ("register.alias=champion", "register.tags={team: a}")
-    assert killed("alias", finished.config, home, api_url, *env) == 9
+    assert killed(resprout, "alias", finished.config, home, *env) == 9
     looked = resprout("verify", "models:/tiny-pruned/1", home=home)
     assert looked.code == 0, looked.err
     assert "alias champion of tiny-pruned was announced and moved, and not stated" in looked.out
@@ -132,26 +127,22 @@ main()
 
 
 def test_a_seal_does_not_vouch_for_what_contradicts_the_artifacts(
-    finished: Any, home: Path, api_url: str
+    finished: Any, home: Path, resprout: Callable[..., Any]
 ) -> None:
     before = sorted((home / "store" / "seals").iterdir())
-    env = {**os.environ, "RESPROUT_HOME": str(home), "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", EDIT, "run", str(finished.config)],
-        env=env, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 4, done.stderr
-    assert "is not sealed" in done.stderr
-    assert "own_acc is not that of artifact" in done.stderr
+    done = resprout("run", finished.config, home=home, script=EDIT)
+    assert done.code == 4, done.err
+    assert "is not sealed" in done.err
+    assert "own_acc is not that of artifact" in done.err
     assert sorted((home / "store" / "seals").iterdir()) == before
 
 
 @pytest.mark.parametrize("after", ["index:prune", "record:prune"])
 def test_killed_while_it_writes_a_record_a_run_leaves_what_verify_calls_unfinished(
-    finished: Any, home: Path, resprout: Callable[..., Any], api_url: str, after: str
+    finished: Any, home: Path, resprout: Callable[..., Any], after: str
 ) -> None:
     changed = "prune.round_to=4"
-    assert killed(after, finished.config, home, api_url, changed) == 9
+    assert killed(resprout, after, finished.config, home, changed) == 9
     looked = resprout("verify", "--all", home=home)
     assert looked.code == 0, looked.err
     again = resprout("run", finished.config, changed, "--json", home=home)

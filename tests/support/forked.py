@@ -8,11 +8,13 @@ command sets them.
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import importlib
 import json
 import os
 import random
+import runpy
 import signal
 import socket
 import subprocess
@@ -21,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryFile
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,15 +59,23 @@ class Forks:
         self._asking = asking
 
     def run(
-        self, arguments: Sequence[str], env: Mapping[str, str], timeout: float
+        self, arguments: Sequence[str], env: Mapping[str, str], timeout: float, script: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """As subprocess.run of `resprout`, its output captured; TimeoutExpired kills it."""
+        """As subprocess.run of `resprout`, its output captured; TimeoutExpired kills it.
+
+        A `script` is run instead with these arguments, which calls the command line itself.
+        """
         ours, theirs = socket.socketpair()
         command = ["resprout", *arguments]
-        asked = json.dumps({"command": command, "env": dict(env), "cwd": str(Path.cwd())}).encode()
-        with TemporaryFile() as out, TemporaryFile() as err, ours:
+        asked = {"command": command, "env": dict(env), "cwd": str(Path.cwd()), "script": ""}
+        with TemporaryFile() as out, TemporaryFile() as err, NamedTemporaryFile(suffix=".py") as code, ours:
+            if script:
+                Path(code.name).write_text(script)
+                asked["script"] = code.name
             with theirs:
-                socket.send_fds(self._asking, [asked], [theirs.fileno(), out.fileno(), err.fileno()])
+                socket.send_fds(
+                    self._asking, [json.dumps(asked).encode()], [theirs.fileno(), out.fileno(), err.fileno()]
+                )
             ours.settimeout(timeout)
             with ours.makefile("r") as answers:
                 pid = int(answers.readline())
@@ -158,7 +168,10 @@ def _become(asked: dict[str, object], files: list[int]) -> None:
     _read_prefects_settings_late()
     if PYTHON:
         _start_children_with(PYTHON[0])
-    os._exit(_code_of(importlib.import_module("resprout.flows.cli.main").main))
+    main = importlib.import_module("resprout.flows.cli.main").main
+    if script := str(asked["script"]):
+        main = functools.partial(runpy.run_path, script, run_name="__main__")
+    os._exit(_code_of(main))
 
 
 def _start_children_with(python: str) -> None:
@@ -169,7 +182,7 @@ def _start_children_with(python: str) -> None:
     child.COMMAND[0] = python
 
 
-def _code_of(main: Callable[[], None]) -> int:
+def _code_of(main: Callable[[], Any]) -> int:
     """Exit code of a command that has run to its end, short of the time that it takes to free its memory."""
     code: Any = 0
     try:
