@@ -103,12 +103,11 @@ class Quiet:
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database; making one takes seconds, copying it none."""
-    from resprout.configs.schema import MlflowConfig
-    from resprout.infra.mlflow.tracking import Tracker
+    from mlflow import MlflowClient
 
-    folder = tmp_path_factory.mktemp("mlflow")
-    Tracker(MlflowConfig(experiment="template"), folder).connect()
-    return folder / "mlflow.db"
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
 
 
 @pytest.fixture

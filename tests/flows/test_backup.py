@@ -39,9 +39,6 @@ def opened(home: Path, config: StoreConfig | None = None) -> tuple[ArtifactStore
     home.mkdir(exist_ok=True)
     if not (home / "mlflow.db").exists():
         shutil.copy(template, home / "mlflow.db")
-        with sqlite3.connect(home / "mlflow.db") as connection:
-            connection.execute("delete from experiment_tags")
-            connection.execute("delete from experiments where name = 'template'")
     store, tracker = ArtifactStore.from_config(config or StoreConfig(), home), Tracker(MlflowConfig(), home)
     tracker.connect()
     return store, tracker, Database(tracker.uri)

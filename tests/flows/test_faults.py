@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from commands import mlflow_of, versions_in
 from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.audit.verify import examine
 from resprout.flows.place import Place
@@ -179,11 +179,6 @@ def store_at(home: Path) -> ArtifactStore:
     return ArtifactStore.from_config(StoreConfig(), home)
 
 
-def versions(home: Path) -> list[Any]:
-    with sqlite3.connect(home / "mlflow.db") as database:
-        return database.execute("select name, version from model_versions").fetchall()
-
-
 @pytest.mark.random
 @pytest.mark.timeout(900)
 def test_killed_in_every_stage_a_run_ends_with_the_same_bytes(
@@ -221,7 +216,7 @@ def test_killed_in_every_stage_a_run_ends_with_the_same_bytes(
         finish.update(reached)
         if step["kind"] == "before mlflow":
             finish.add(step["stage"])
-    assert versions(home) == [("tiny-pruned", 1)], "the last kill came between version and alias"
+    assert versions_in(home) == [("tiny-pruned", "1")], "the last kill came between version and alias"
 
     process = drive(finished.config, home, kind="none")
     out, err = process.communicate(timeout=200)
@@ -230,12 +225,13 @@ def test_killed_in_every_stage_a_run_ends_with_the_same_bytes(
     assert all(stage["cached"] for stage in result["stages"])
     assert digests(result) == digests(finished.result)
     assert result["registered"] == finished.result["registered"]
-    assert versions(home) == [("tiny-pruned", 1)]
+    assert versions_in(home) == [("tiny-pruned", "1")]
     assert graph(store_at(home)) == graph(store_at(finished.home))
     looked = examine(place_at(home), "models:/tiny-pruned/1")
     assert (looked.problems, looked.artifacts) == ([], len(result["stages"]))
-    with sqlite3.connect(home / "mlflow.db") as database:
-        ghosts = database.execute("select name from runs where status = 'RUNNING'").fetchall()
+    client = mlflow_of(home)
+    kinds = [one.experiment_id for one in client.search_experiments()]
+    ghosts = client.search_runs(kinds, "attributes.status = 'RUNNING'")
     assert ghosts == [], "a run whose process was killed still says that it is running"
     left = [path for place in (home / "store" / "tmp", home / "tmp") for path in place.glob("work-*")]
     assert left == [], "a killed process left a work folder that nobody removed"
@@ -263,7 +259,7 @@ def test_two_runs_at_once_do_the_work_of_one(drive: Callable[..., Any], tmp_path
     store = store_at(home)
     kinds = [record.stage for _, record in store.records() if record.stage != "report"]
     assert len(kinds) == len(first["stages"]) - 1, "each stage has one record"
-    assert versions(home) == [("tiny-pruned", 1)]
+    assert versions_in(home) == [("tiny-pruned", "1")]
     assert first["registered"] == second["registered"]
 
 

@@ -20,7 +20,7 @@ VERSION = "models:/tiny-pruned/1"
 @pytest.fixture
 def moved(finished: Any, tmp_path: Path) -> Path:
     """A copy of the finished run's home, as `cp -a` makes it; the home itself is still where it was."""
-    shutil.copytree(finished.home.parent / "untouched", tmp_path / "new" / "home", symlinks=True)
+    shutil.copytree(finished.untouched, tmp_path / "new" / "home", symlinks=True)
     return tmp_path / "new" / "home"
 
 

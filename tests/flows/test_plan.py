@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from commands import finish
 from resprout.configs.schema import StoreConfig
 from resprout.flows.dry_run import History, Work
 from resprout.infra.identity import machine
@@ -19,6 +22,12 @@ SECONDS = 60.0
 """What a larger model takes longer in each stage that computes with it."""
 READ = ("measure", "acquire_rows")
 """Stages whose artifacts the prediction reads, beside the model's."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., Any]) -> Any:
+    """A run that took the seconds of a user's: the start of each of its processes is among them."""
+    return finish(tmp_path_factory.mktemp("anew"), resprout, anew=True)
 
 
 def write_larger(finished: Any, home: Path) -> None:

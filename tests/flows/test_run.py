@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from commands import mlflow_of, versions_in
 from resprout.configs.result import RunResult
 from tiny_run import write_run
 
@@ -32,11 +32,8 @@ def digests(result: Any, *but: str) -> dict[str, str]:
     }
 
 
-def gate_tags(home: Path, result: Any) -> list[str]:
-    rows = sqlite3.connect(home / "mlflow.db").execute(
-        "select value from tags where key = 'resprout.gate' and run_uuid = ?", (result["mlflow_run_id"],)
-    )
-    return [value for (value,) in rows]
+def gate_tag(home: Path, result: Any) -> str:
+    return mlflow_of(home).get_run(result["mlflow_run_id"]).data.tags["resprout.gate"]
 
 
 def test_the_result_says_all_that_happened(finished: Any) -> None:
@@ -205,8 +202,7 @@ def test_a_deleted_mlflow_database_ends_with_the_model_registered_again(
     assert again.code == 0, again.err
     assert all(stage["cached"] for stage in again.result["stages"])
     assert again.result["registered"] == {"name": "tiny-pruned", "version": "1", "alias": "candidate"}
-    rows = sqlite3.connect(home / "mlflow.db").execute("select name, version from model_versions").fetchall()
-    assert rows == [("tiny-pruned", 1)]
+    assert versions_in(home) == [("tiny-pruned", "1")]
 
 
 def test_the_gate_fails_with_exit_code_three_and_registers_nothing(
@@ -227,9 +223,8 @@ def test_the_gate_fails_with_exit_code_three_and_registers_nothing(
     assert found.result["registered"] is None
     assert [check["passed"] for check in found.result["gate"]["checks"]] == [True, False]
     assert "not passed, nothing registered" in found.err
-    database = sqlite3.connect(home / "mlflow.db")
-    assert not database.execute("select * from registered_models where name = 'never'").fetchall()
-    assert gate_tags(home, found.result) == ["failed"], "the run is kept and tagged"
+    assert not mlflow_of(home).search_registered_models("name = 'never'")
+    assert gate_tag(home, found.result) == "failed", "the run is kept and tagged"
 
 
 def test_mlflow_holds_the_whole_run(finished: Any) -> None:
@@ -429,4 +424,4 @@ def test_a_run_without_recovery_and_gate_exports_the_pruned_model(
     assert found.result["exports"][0]["verified"]
     assert "no gate was set" in found.err
     assert "gate: passed" not in found.err
-    assert gate_tags(tmp_path / "home", found.result) == ["none"]
+    assert gate_tag(tmp_path / "home", found.result) == "none"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from commands import mlflow_of
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.result import RunResult
 from resprout.configs.schema import StoreConfig
@@ -150,9 +150,10 @@ def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
         "bad_input",
     ):
         assert part in found.err
-    with sqlite3.connect(home / "mlflow.db") as database:
-        tagged = database.execute("select count(*) from tags where key = 'resprout.sweep'").fetchone()
-    assert tagged == (4,), "each variant is a run of its own"
+    client = mlflow_of(home)
+    kinds = [one.experiment_id for one in client.search_experiments()]
+    tagged = client.search_runs(kinds, "tags.`resprout.sweep` LIKE '%'")
+    assert len(tagged) == 4, "each variant is a run of its own"
 
     # The same command goes on from there: mended, it makes what is missing, here on two Dask workers.
     pytest.importorskip("prefect_dask", reason="pip install -e '.[dask]'")

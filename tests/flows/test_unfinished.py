@@ -43,7 +43,7 @@ stage, after the entries of its record in the index, or after the record."""
 
 @pytest.fixture
 def home(finished: Any, tmp_path: Path) -> Path:
-    shutil.copytree(finished.home.parent / "untouched", tmp_path / "home", symlinks=True)
+    shutil.copytree(finished.untouched, tmp_path / "home", symlinks=True)
     return tmp_path / "home"
 
 
