@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from hand_units import read_by
 from resprout.configs.errors import StageFailed
-from resprout.tasks.models.anatomy import Part, Units
 from resprout.tasks.prune.criteria.apoz import Apoz
 from resprout.tasks.prune.criteria.flap import Flap
 from resprout.tasks.prune.criteria.magnitude import Magnitude
@@ -20,10 +20,7 @@ from tiny_models import READERS, read_units, readers_of, tiny_model
 IDS = torch.randint(4, 256, (6, 16), generator=torch.Generator().manual_seed(5))
 
 
-def hand_units(features_per_unit=1):
-    """A reader with weight [[1, -2], [2, 0]]: two features."""
-    part = Part("ffn", 2 // features_per_unit, (), "reader", features_per_unit)
-    return Units(part, {"reader.weight": torch.tensor([[1.0, -2.0], [2.0, 0.0]])})
+READER = [[1.0, -2.0], [2.0, 0.0]]
 
 
 def hand_inputs(statistic):
@@ -54,8 +51,10 @@ def test_moments_by_hand():
 )
 def test_criteria_by_hand(criterion, expected):
     inputs = [hand_inputs(criterion.statistic(2))] if criterion.needs == "inputs" else []
-    torch.testing.assert_close(criterion.score(hand_units(), *inputs), torch.tensor(expected).reshape(2, 1))
-    assert criterion.score(hand_units(features_per_unit=2), *inputs).shape == (1, 2)
+    torch.testing.assert_close(
+        criterion.score(read_by(READER), *inputs), torch.tensor(expected).reshape(2, 1)
+    )
+    assert criterion.score(read_by(READER, features_per_unit=2), *inputs).shape == (1, 2)
 
 
 def reference(name, weight, inputs):

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from hand_units import made_and_read_by
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.core.job import Share, silent
-from resprout.tasks.models.anatomy import Part, Slices, Units, anatomy
+from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune import scoring as engine
 from resprout.tasks.prune.criteria.taylor import Taylor
@@ -251,18 +252,6 @@ def test_vector_form_equals_finite_differences(family, kind):
             assert scores[index][kind][unit].item() == pytest.approx(expected, rel=1e-3, abs=1e-7)
 
 
-def hand_units():
-    """One unit: weights [1, 2] make it, with a bias; weight [3] reads it."""
-    each = torch.zeros(1, 1, dtype=torch.long)
-    slices = (Slices("up.weight", 0, each), Slices("up.bias", 0, each), Slices("reader.weight", 1, each))
-    tensors = {
-        "up.weight": torch.tensor([[1.0, 2.0]]),
-        "up.bias": torch.tensor([9.0]),
-        "reader.weight": torch.tensor([[3.0]]),
-    }
-    return Units(Part("ffn", 1, slices, "reader"), tensors)
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -283,7 +272,8 @@ def hand_units():
     ],
 )  # fmt: skip
 def test_taylor_by_hand(settings, expected):
-    criterion, units = Taylor(**settings), hand_units()
+    """One unit: weights [1, 2] make it, with a bias; weight [3] reads it."""
+    criterion, units = Taylor(**settings), made_and_read_by(up=[[1.0, 2.0]], bias=[9.0], reader=[[3.0]])
     sums = criterion.gradients(units)
     assert sums.names == ("up.weight", "reader.weight"), "biases are left out"
     for up, reader in (([[2.0, 0.0]], [[1.0]]), ([[0.0, -1.0]], [[-3.0]])):

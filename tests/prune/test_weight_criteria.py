@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from hand_units import made_and_read_by
 from resprout.configs.errors import BadInput
 from resprout.tasks.core.job import Share
-from resprout.tasks.models.anatomy import Part, Slices, Units, anatomy
+from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.criteria.magnitude import Magnitude
 from resprout.tasks.prune.criteria.random import Random
@@ -18,16 +19,7 @@ from tiny_models import tiny_model
 IDS = torch.randint(4, 256, (2, 8), generator=torch.Generator().manual_seed(5))
 
 
-def hand_units():
-    """Two channels: rows [3, 4], [0, -1] make them, with biases 12, 2; columns [0], [2] read them."""
-    each = torch.arange(2).view(2, 1)
-    slices = (Slices("up.weight", 0, each), Slices("up.bias", 0, each), Slices("reader.weight", 1, each))
-    tensors = {
-        "up.weight": torch.tensor([[3.0, 4.0], [0.0, -1.0]]),
-        "up.bias": torch.tensor([12.0, 2.0]),
-        "reader.weight": torch.tensor([[0.0, 2.0]]),
-    }
-    return Units(Part("ffn", 2, slices, "reader"), tensors)
+UNITS = made_and_read_by(up=[[3.0, 4.0], [0.0, -1.0]], bias=[12.0, 2.0], reader=[[0.0, 2.0]])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +30,7 @@ def hand_units():
     ],
 )
 def test_magnitude_by_hand(norm, expected):
-    assert Magnitude(norm=norm).score(hand_units()).tolist() == [[value] for value in expected]
+    assert Magnitude(norm=norm).score(UNITS).tolist() == [[value] for value in expected]
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
