@@ -115,23 +115,21 @@ def test_a_pointer_to_a_forged_record_is_found_and_one_of_another_config_is_not_
 
 
 @pytest.mark.parametrize("at", ["content", "records", "registry", "seals", "results"])
-def test_a_pipe_where_a_file_belongs_holds_nobody_up(home: Path, at: str) -> None:
+def test_a_pipe_where_a_file_belongs_holds_nobody_up(
+    home: Path, resprout: Callable[..., Any], at: str
+) -> None:
     path = next(one for one in sorted((home / "store" / at).rglob("*")) if one.is_file())
     if at == "content":
         path = export_folder(home) / "hf" / "config.json"
     path.unlink()
     os.mkfifo(path)
-    command = [sys.executable, "-m", "resprout.flows.cli.main", "verify", VERSION]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=False,
-            env={**os.environ, "RESPROUT_HOME": str(home)},
-        )  # fmt: skip
+        done = resprout("verify", VERSION, home=home, timeout=60)
     except subprocess.TimeoutExpired:
         done = None
     assert done is not None, "verify waits for somebody at the other end of the pipe"
-    assert done.returncode == 4, done.stderr
-    assert path.name in done.stderr
+    assert done.code == 4, done.err
+    assert path.name in done.err
 
 
 @pytest.mark.parametrize("at", ["record", "records", "registry", "seals", "manifests"])

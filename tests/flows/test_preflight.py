@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +53,14 @@ def test_a_dtype_that_the_processor_is_slow_in(
     assert all("give model.dtype: float32" in one for one in found)
 
 
-def test_plan_says_so(finished: Any, tmp_path: Path, api_url: str) -> None:
+def test_plan_says_so(finished: Any, tmp_path: Path, resprout: Callable[..., Any]) -> None:
     (tmp_path / "cpuinfo").write_text(AVX2)
 
     def plan(dtype: str) -> str:
-        command = [sys.executable, "-c", PLAN, str(tmp_path / "cpuinfo"), "plan", str(finished.config)]
-        env = {**os.environ, "RESPROUT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": api_url}
-        done = subprocess.run(
-            [*command, f"model.dtype={dtype}"],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        words = (tmp_path / "cpuinfo", "plan", finished.config, f"model.dtype={dtype}")
+        done = resprout(*words, home=tmp_path / "home", script=PLAN)
+        assert done.code == 0, done.err
+        return str(done.out)
 
     assert SAID in " ".join(plan("bfloat16").split())
     assert "has no instructions" not in plan("float32")
