@@ -15,6 +15,9 @@ from forked import forks
 from resprout.infra.retention.mlflow_data import Database
 from warm_python import warm_python
 
+OURS = ("RESPROUT_", "BUCKET_", "MY_")
+"""How variables begin that no library reads."""
+
 
 @pytest.fixture(scope="session")
 def api_url(prefect_server: None) -> str:
@@ -44,7 +47,7 @@ def resprout(api_url: str) -> Iterator[Callable[..., Outcome]]:
         ) -> Outcome:
             words = [str(argument) for argument in arguments]
             settings = {**usual, "RESPROUT_HOME": str(home), **(env or {})}
-            if anew or not (script or all(name.startswith("RESPROUT_") for name in env or ())):
+            if anew or not (script or all(name.startswith(OURS) for name in env or ())):
                 done = subprocess.run(
                     [*COMMAND, *words],
                     capture_output=True,

@@ -104,19 +104,19 @@ def served(
             "access_key_id": "${BUCKET_KEY}",
             "secret_access_key": "${BUCKET_SECRET}",
         },
-        "mlflow": {"tracking_uri": mlflow_server.uri, "username": "${MLFLOW_USER}"},
+        "mlflow": {"tracking_uri": mlflow_server.uri, "username": "${MY_MLFLOW_USER}"},
         "prefect": {"api_url": api_url},
     }
     path.write_text(yaml.safe_dump({**tiny_config(), "infra": infra}))
     env = {
         "BUCKET_KEY": s3.access_key_id,
         "BUCKET_SECRET": s3.secret_access_key,
-        "MLFLOW_USER": "someone",
+        "MY_MLFLOW_USER": "someone",
         "RESPROUT_INFRA__MLFLOW__PASSWORD": MLFLOW_PASSWORD,
         "RESPROUT_INFRA__PROOF__SIGNING_KEY": signing_key(),
         **{f"RESPROUT_INFRA__{key.upper().replace('.', '__')}": value for key, value in OTHERS.items()},
     }
-    outcome = resprout("run", path, "--json", home=root / "home", env=env)
+    outcome = resprout("run", path, "--json", home=root / "home", env=env, anew=True)
     assert outcome.code == 0, outcome.err
     return Served(path, root / "home", env, prefix, outcome)
 
