@@ -35,7 +35,7 @@ quickstart: $(VENV)/.resprout $(RESPROUT_HOME)/packages/.quickstart
 	$(BIN)/resprout run configs/quickstart.yaml
 
 test: dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults and not gpu and not image"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults and not gpu and not image"
 
 # Tests that draw what they do, with a new seed, which is printed; TEST_SEED=... gives one again.
 test-random: dev

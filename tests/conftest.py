@@ -54,6 +54,20 @@ def home(tmp_path: Path) -> Path:
     return folder
 
 
+LONGEST = (
+    "proof", "bad_input", "shards", "servers", "schedules", "signals", "old_home", "sweep", "forged", "run",
+    "unfinished", "red_team", "up", "claims", "reproduce", "signed", "backup", "outages", "plan", "triggers",
+    "deploy", "cli", "validate", "audit",
+)  # fmt: skip
+"""Test files that take longest: they begin first, so that no worker is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the order within a file stays."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 SHARED_S3 = "S3_OF_ALL_WORKERS"
 """Where workers of pytest-xdist find the S3 server that the process above them started."""
 
