@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from commands import COMMAND, Finished, Outcome, finish
-from forked import forks
+from forked import Forks, forks
 from resprout.infra.retention.mlflow_data import Database
 from warm_python import warm_python
 
@@ -28,39 +28,46 @@ def api_url(prefect_server: None) -> str:
 
 
 @pytest.fixture(scope="session")
-def resprout(api_url: str) -> Iterator[Callable[..., Outcome]]:
+def forked() -> Iterator[Forks]:
+    """A process out of which commands are forked, and their children for models out of another."""
+    usual = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with warm_python(usual) as python, forks(usual, python) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def resprout(api_url: str, forked: Forks) -> Callable[..., Outcome]:
     """Run `resprout ...` in a process of its own, forked out of one that has imported the libraries.
 
     It is started `anew` where that is asked, or where `env` holds what libraries may read. A `script`, which
     changes something and calls the command line, runs in its place.
     """
     usual = {**os.environ, "PREFECT_API_URL": api_url, "OMP_NUM_THREADS": "1"}
-    with warm_python(usual) as python, forks(usual, python) as forked:
 
-        def call(
-            *arguments: str | Path,
-            home: Path,
-            env: dict[str, str] | None = None,
-            timeout: float = 300,
-            script: str = "",
-            anew: bool = False,
-        ) -> Outcome:
-            words = [str(argument) for argument in arguments]
-            settings = {**usual, "RESPROUT_HOME": str(home), **(env or {})}
-            if anew or not (script or all(name.startswith(OURS) for name in env or ())):
-                done = subprocess.run(
-                    [*COMMAND, *words],
-                    capture_output=True,
-                    text=True,
-                    env=settings,
-                    timeout=timeout,
-                    check=False,
-                )
-            else:
-                done = forked.run(words, settings, timeout, script)
-            return Outcome(done.returncode, done.stdout, done.stderr)
+    def call(
+        *arguments: str | Path,
+        home: Path,
+        env: dict[str, str] | None = None,
+        timeout: float = 300,
+        script: str = "",
+        anew: bool = False,
+    ) -> Outcome:
+        words = [str(argument) for argument in arguments]
+        settings = {**usual, "RESPROUT_HOME": str(home), **(env or {})}
+        if anew or not (script or all(name.startswith(OURS) for name in env or ())):
+            done = subprocess.run(
+                [*COMMAND, *words],
+                capture_output=True,
+                text=True,
+                env=settings,
+                timeout=timeout,
+                check=False,
+            )
+        else:
+            done = forked.run(words, settings, timeout, script)
+        return Outcome(done.returncode, done.stdout, done.stderr)
 
-        yield call
+    return call
 
 
 @pytest.fixture(scope="session")

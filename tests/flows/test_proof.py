@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
+from forked import Forks
 from servers import PostgresServer, free_port, postgres_server
 from tiny_models import write_tiny_folder
 from tiny_run import config as tiny_config
@@ -44,13 +45,18 @@ class Stack:
     mlflow: str
     prefect: str
     relay: str
+    forked: Forks
 
     def call(
         self, *arguments: str, seconds: float = 200, **variables: str
     ) -> subprocess.CompletedProcess[str]:
+        return self.forked.run(arguments, {**self.env, **variables}, seconds, cwd=self.root)
+
+    def start(self, *arguments: str, seconds: float = 200) -> subprocess.CompletedProcess[str]:
+        """Run a command in a process of its own from its start, as `up` is."""
         return subprocess.run(
             [*COMMAND, *arguments],
-            cwd=self.root, env={**self.env, **variables}, timeout=seconds,
+            cwd=self.root, env=self.env, timeout=seconds,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
@@ -107,7 +113,7 @@ def write_files(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def stack(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(s3: Any, forked: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     root, prefix = tmp_path_factory.mktemp("proof"), uuid.uuid4().hex
     write_files(root)
     with postgres_server() as postgres:
@@ -154,15 +160,15 @@ def stack(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         }
         env.pop("PREFECT_API_URL", None)
         found = Stack(
-            root, env, s3, prefix, postgres, address["mlflow"], address["prefect"], address["relay"]
+            root, env, s3, prefix, postgres, address["mlflow"], address["prefect"], address["relay"], forked
         )
         try:
-            done = found.call("up", "settings.yaml")
+            done = found.start("up", "settings.yaml")
             assert done.returncode == 0, done.stderr
             assert "names slack-webhook/on-call, but the Prefect server has no such block" in done.stderr
             yield found
         finally:
-            found.call("up", "settings.yaml", "--down")
+            found.start("up", "settings.yaml", "--down")
 
 
 def wait_for(what: str, look: Callable[[], Any], seconds: float = 150) -> Any:

@@ -59,7 +59,12 @@ class Forks:
         self._asking = asking
 
     def run(
-        self, arguments: Sequence[str], env: Mapping[str, str], timeout: float, script: str = ""
+        self,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        timeout: float,
+        script: str = "",
+        cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """As subprocess.run of `resprout`, its output captured; TimeoutExpired kills it.
 
@@ -67,7 +72,7 @@ class Forks:
         """
         ours, theirs = socket.socketpair()
         command = ["resprout", *arguments]
-        asked = {"command": command, "env": dict(env), "cwd": str(Path.cwd()), "script": ""}
+        asked = {"command": command, "env": dict(env), "cwd": str(cwd or Path.cwd()), "script": ""}
         with TemporaryFile() as out, TemporaryFile() as err, NamedTemporaryFile(suffix=".py") as code, ours:
             if script:
                 Path(code.name).write_text(script)
