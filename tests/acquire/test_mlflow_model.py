@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -19,6 +14,7 @@ from resprout.configs.schema import ModelConfig
 from resprout.tasks.acquire.jobs import AcquireModel
 from resprout.tasks.acquire.source import Context
 from resprout.tasks.models.load import load_model, load_tokenizer
+from servers import free_port, mlflow_server
 
 
 @pytest.fixture(scope="session")
@@ -193,44 +189,15 @@ def test_errors_hold_no_credentials(acquire, tmp_path, monkeypatch, uri, code):
 
 def test_a_server_that_serves_artifacts(acquire, client, tiny_folder, tracking_uri, tmp_path):
     """Behind a real server, versions are listed and brought over HTTP."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1",
-            "--artifacts-destination", str(tmp_path / "served"), "--host", "127.0.0.1", "--port", str(port),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=tmp_path,
-    )  # fmt: skip
-    try:
-        uri = f"http://127.0.0.1:{port}"
-        wait_for(f"{uri}/health", server)
-        remote = MlflowClient(uri)
+    with mlflow_server(tmp_path / "served", free_port(), database=tracking_uri) as server:
+        remote = MlflowClient(server.uri)
         run = remote.create_run(remote.create_experiment("served"))
         remote.log_artifacts(run.info.run_id, str(tiny_folder), "model")
         remote.create_model_version("tiny", f"{run.info.artifact_uri}/model", run.info.run_id)
-        context = Context(tmp_path / "home", tmp_path, tracking_uri=uri)
+        context = Context(tmp_path / "home", tmp_path, tracking_uri=server.uri)
         content, job = acquire("models:/tiny/1", context)
         assert (content / "model.safetensors").read_bytes() == (
             tiny_folder / "model.safetensors"
         ).read_bytes()
         again = AcquireModel.pin(ModelConfig(source="models:/tiny/1"), context)
         assert again.key_data() == job.key_data()
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def wait_for(url, server):
-    end = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except OSError:
-            assert server.poll() is None, "the MLflow server ended"
-            assert time.monotonic() < end, "the MLflow server is not ready after 60 s"
-            time.sleep(0.2)
