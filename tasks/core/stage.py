@@ -92,6 +92,24 @@ class CardLine(NamedTuple):
     tag: str = ""
 
 
+class Volume(NamedTuple):
+    """Sizes behind a call of a stage that are known before it runs; None where one is not known yet."""
+
+    inputs: int
+    calibration_tokens: float | None = None
+    rows_bytes: int | None = None
+
+
+def unknown(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """None: the time does not depend on data, or nobody has said how."""
+    return None
+
+
+def calibration_tokens(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """All tokens of calibration."""
+    return volume.calibration_tokens
+
+
 class StepId(NamedTuple):
     """One call of a stage in a run: `role` names the call where a run calls the stage more than once."""
 
@@ -137,6 +155,10 @@ class Declaration:
     """Its bytes depend on dtype and device, which enter the key."""
     hardware: bool = False
     """It measures the machine, which enters the key."""
+    starts: bool = False
+    """It starts processes of its own, which load the libraries anew."""
+    tokens: Callable[[Mapping[str, Any], Volume], float | None] = unknown
+    """Tokens that a call goes through, or what grows with them, by the config in its key; predicts time."""
     settings: Callable[[Any], Any] = config_data
     """What of the section enters the key, as plain data, where that is not all of it."""
     shard: Stage[Any] | None = None
@@ -151,6 +173,8 @@ class Declaration:
     """The report reads its artifact."""
     tagged: bool = False
     """A registered version names its artifact in a tag."""
+    brings: str = ""
+    """What it brings from outside, for those who read MLflow's pages."""
     timed: bool = False
     """Its bytes show timings, which no two runs share; so they do where it measures the machine."""
     card: Callable[[Any], CardLine] | None = None

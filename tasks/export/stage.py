@@ -45,6 +45,7 @@ def export_methods(wanted: Export) -> list[str]:
     reported=True,
     libraries=("torch", "transformers"),
     methods=export_methods,
+    starts=True,
 )
 def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `<format>/` with README.md, exports.json and metrics.json from `model`.

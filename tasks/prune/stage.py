@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import StageFailed
 from resprout.configs.prune import PruneConfig, PruneRound
 from resprout.tasks.core.job import Job, Progress, shards_in
-from resprout.tasks.core.stage import CardLine, Model, Reads, stage
+from resprout.tasks.core.stage import CardLine, Model, Reads, calibration_tokens, stage
 from resprout.tasks.prune.compatibility import needs_general, resolve, tries_model
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.rounds import schedule_of, target_at
@@ -110,6 +110,7 @@ def check(config: PruneConfig, base: Path) -> None:
     libraries=("torch", "transformers"),
     methods=score_methods,
     settings=score_settings,
+    tokens=calibration_tokens,
 )
 def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the scores of the share's layers."""
@@ -130,6 +131,7 @@ def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path
     methods=score_methods,
     settings=score_settings,
     shard=score_shard,
+    tokens=calibration_tokens,
 )
 def score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write scores.safetensors, what each unit of `model` is worth on `calibration`.
@@ -182,6 +184,7 @@ def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, pro
     params=params,
     card=card,
     checks={"prune": check},
+    tokens=calibration_tokens,
 )
 def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write plan.json and metrics.json from `model`, `calibration` and `scores`.
@@ -240,6 +243,7 @@ def sizes(made: Plan) -> dict[str, float]:
     libraries=("torch", "transformers"),
     methods=prune_methods,
     settings=prune_settings,
+    tokens=calibration_tokens,
 )
 def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pruned model's folder from `model`, `calibration` and `plan`."""

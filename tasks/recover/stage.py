@@ -16,7 +16,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.core.stage import CardLine, Model, Reads, stage
+from resprout.tasks.core.stage import CardLine, Model, Reads, Volume, stage
 
 if TYPE_CHECKING:
     from resprout.tasks.recover.lessons import Lessons, Recovered
@@ -59,6 +59,11 @@ def check(config: RecoverConfig, base: Path) -> None:
     METHODS.entry(config.method)
 
 
+def tokens(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """Bytes of the rows, with which their tokens grow, in all epochs."""
+    return config["epochs"] * volume.rows_bytes if volume.rows_bytes else None
+
+
 @stage(
     "recover",
     kind="recovery",
@@ -79,6 +84,7 @@ def check(config: RecoverConfig, base: Path) -> None:
     params=params,
     card=card,
     checks={"recover.method": check},
+    tokens=tokens,
 )
 def recover(job: Job[RecoverConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the recovered model and how training went."""
