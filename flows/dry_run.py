@@ -1,4 +1,4 @@
-"""What a run would do, before a weight is loaded: found or computed, why, how long, shapes, sizes, memory.
+"""Dry run: which steps are cached, which would run, why, how long; shapes, sizes, memory. Loads no weights.
 
 The steps of the run are looked up in the store one after another. A step whose inputs are all there has a
 key; one that reads what is still to be made has none, and would run.
@@ -49,12 +49,12 @@ NEAR = 1.1
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a step would do: nothing, where its artifact is in the store already."""
+    """One step: whether it is cached, and what its key is made of."""
 
     step: Step
     cached: bool
     parts: Mapping[str, Any] = field(default_factory=dict)
-    """What its key is made of, as far as its inputs are there."""
+    """The parts of its key, as far as its inputs are there."""
     waits_for: tuple[str, ...] = ()
     """Roles of the inputs that are still to be made, without which there is no key."""
     bytes: int | None = None
@@ -267,7 +267,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage's time depends on; None where it is not known or does not matter."""
+    """Parameters and tokens on which a stage's time depends; None where unknown or irrelevant."""
 
     params: int | None
     tokens: float | None
@@ -385,7 +385,7 @@ def scales(stage: Stage[Any]) -> bool:
 
 
 def volume(inputs: int, calibration: Mapping[str, Any] | None, rows: int | None) -> Volume:
-    """What is known before a call, with the config of the calibration behind it."""
+    """Sizes known before a call, with the config of the calibration behind it."""
     seen = Volume(inputs, rows_bytes=rows)
     tokens = None if calibration is None else calibrate.tokens(calibration, seen)
     return seen._replace(calibration_tokens=tokens)

@@ -1,4 +1,4 @@
-"""What MLflow's own pages say: of a run what it was and where to look, of a version where it came from."""
+"""Descriptions of runs, versions and models on MLflow's pages, in Markdown, with links between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resprout.tasks.core.run import Nested
 PLAN, CONFIG, PATCH, REPORT = "plan.json", "config.json", "uncommitted.patch", "report/report.html"
 """Files of a run that its description leads to."""
 MAX_CHARS = 5000
-"""What MLflow keeps of a description."""
+"""Longest description that MLflow keeps."""
 SHORT = 12
 
 

@@ -1,4 +1,4 @@
-"""What one call of the flow fills in: the result, the times that are not the stages' own, and who watches."""
+"""State of one call of the flow: loaded config, result, times outside of stages, progress display."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Session:
     interrupted: bool = False
     """Ctrl-C was pressed, or another signal ends the process."""
     remarks: list[str] = field(default_factory=list)
-    """What ended nothing but should be known, say licences that the policy warns of."""
+    """Warnings that do not end the run, say of licences that the policy warns of."""
     tags: dict[str, str] = field(default_factory=dict)
     """Further tags of the run in MLflow."""
 

@@ -101,7 +101,7 @@ class Volume(NamedTuple):
 
 
 def unknown(config: Mapping[str, Any], volume: Volume) -> float | None:
-    """None: the time does not depend on data, or nobody has said how."""
+    """None: the time does not depend on data, or in no known way."""
     return None
 
 
@@ -134,7 +134,7 @@ class Declaration:
     name: str
     kind: str
     title: str = ""
-    """What people read instead of the name."""
+    """Name that people read, where that is another."""
     section: str = ""
     """Key of the run config that the stage is given, and without which it is left out."""
     reads: Mapping[str, Reads] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class Declaration:
     tokens: Callable[[Mapping[str, Any], Volume], float | None] = unknown
     """Tokens that a call goes through, or what grows with them, by the config in its key; predicts time."""
     settings: Callable[[Any], Any] = config_data
-    """What of the section enters the key, as plain data, where that is not all of it."""
+    """The part of the section that enters the key, as plain data, where that is not all of it."""
     shard: Stage[Any] | None = None
     """The stage that makes one share of the work; its artifacts become inputs."""
     splits: Callable[[Any], bool] = always
@@ -174,7 +174,7 @@ class Declaration:
     tagged: bool = False
     """A registered version names its artifact in a tag."""
     brings: str = ""
-    """What it brings from outside, for those who read MLflow's pages."""
+    """Name of its data on MLflow's pages, for a stage that acquires some."""
     timed: bool = False
     """Its bytes show timings, which no two runs share; so they do where it measures the machine."""
     card: Callable[[Any], CardLine] | None = None
@@ -202,7 +202,7 @@ class Stage(Declaration, Generic[C]):
         return self.timed or self.hardware
 
     def label(self, role: str = "") -> str:
-        """What people read: the title, and which call of the stage it is."""
+        """Name of a call for people: the title and the role."""
         return f"{self.title} {role}".rstrip()
 
     def key(self, job: Job[C], inputs: Mapping[str, Input]) -> str:

@@ -50,7 +50,7 @@ def export_methods(wanted: Export) -> list[str]:
 def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `<format>/` with README.md, exports.json and metrics.json from `model`.
 
-    `plan` tells what was cut, `source` (the acquired model) has the licence files that go along.
+    `plan` lists the removed units, `source` (the acquired model) has the licence files that go along.
 
     An export that its stock tool cannot load, or that computes something else, raises StageFailed.
     """

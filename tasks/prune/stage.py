@@ -38,7 +38,7 @@ def prune_methods(config: PruneConfig) -> list[str]:
 
 
 def plan_settings(config: PruneConfig) -> dict[str, Any]:
-    """What decides the plan beside the scores: the section with what a preset stands for, without `ridge`.
+    """The settings that decide the plan: the section with its preset spelled out, without `ridge`.
 
     Criterion and repair are among them because plan.json names them; the machine is where it is timed. A
     schedule shows in the target and in the inputs of each round.
@@ -52,7 +52,7 @@ def plan_settings(config: PruneConfig) -> dict[str, Any]:
 
 
 def prune_settings(config: PruneConfig) -> dict[str, Any]:
-    """What decides the pruned weights: the settings of the plan, and `ridge`."""
+    """The settings that decide the pruned weights: those of the plan, and `ridge`."""
     return {**plan_settings(config), "ridge": config.ridge}
 
 
@@ -62,7 +62,7 @@ def score_methods(config: PruneConfig) -> list[str]:
 
 
 def score_settings(config: PruneConfig) -> dict[str, Any]:
-    """What decides the scores: neither the target nor how it is spent."""
+    """The settings that decide the scores: neither the target nor the allocator."""
     names = resolve(config)
     settings = dict(names.criterion_settings)
     return {"criterion": names.criterion, "criterion_settings": settings, "units": list(config.units)}
@@ -190,7 +190,7 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     """Write plan.json and metrics.json from `model`, `calibration` and `scores`.
 
     The model's weights are read only where it is tried: by the allocator, or for its latency. What the plan
-    `before`, where there is one, removed stays gone.
+    `before`, where there is one, removed stays removed.
     """
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""What a recovery method is given and what it returns."""
+"""Training batches of a recovery method, and the trained model that it returns."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resprout.tasks.select.pool import Choice, Pool
 
 FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
-"""What a row's decision says where the method does not look at it."""
+"""Decision on a row that the method does not look at."""
 
 
 METHODS: Registry[Callable[[Job[SelectConfig], Mapping[str, Path], Pool, Progress], Choice]] = Registry(
@@ -93,7 +93,7 @@ def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
 
 
 def divergence_settings(config: SelectConfig) -> dict[str, Any]:
-    """What decides the divergence: neither budget nor clusters."""
+    """The settings that decide the divergence: neither budget nor clusters."""
     return {
         "template": config.template,
         "max_len_tokens": config.max_len_tokens,
