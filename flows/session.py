@@ -113,12 +113,20 @@ class LogDisplay:
         return update
 
     def waiting(self, stage: str) -> None:
-        """Log that another run is at work on it."""
-        logger.info("%s: waiting for another run that is making it", stage, extra={"stage": stage})
+        """Log that another run computes it."""
+        logger.info("%s", waiting(stage), extra={"stage": stage})
 
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """Log how the stage ended."""
-        how = "found in the cache" if cached else f"done in {seconds:.1f} s"
-        logger.info(
-            "%s: %s", label, how, extra={"stage": label, "cached": cached, "seconds": round(seconds, 3)}
-        )
+        more = {"stage": label, "cached": cached, "seconds": round(seconds, 3)}
+        logger.info("%s", finished(label, cached, seconds), extra=more)
+
+
+def waiting(stage: str) -> str:
+    """The line for a stage that another run computes."""
+    return f"{stage}: waiting: another run is computing this stage"
+
+
+def finished(label: str, cached: bool, seconds: float) -> str:
+    """The line for a stage that ended."""
+    return f"{label}: found in the cache" if cached else f"{label}: done in {seconds:.1f} s"
