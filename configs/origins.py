@@ -1,4 +1,4 @@
-"""Where a model version comes from, held against the prefixes that a rule accepts."""
+"""Check the source of a model version against the prefixes that a rule accepts."""
 
 from __future__ import annotations
 

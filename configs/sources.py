@@ -21,7 +21,7 @@ def _without_password(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_without_password)]
-"""Where something lies; holds no password."""
+"""Address of a source; holds no password."""
 
 
 class ModelConfig(Section):
@@ -33,7 +33,7 @@ class ModelConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Dtype of weights and activations in every stage, and of the export."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where stages compute; auto takes CUDA where the installed torch and the machine both have it."""
+    """Device on which stages compute; auto takes CUDA where the installed torch and the machine have it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; leave off unless you read that code."""
     allow_pickle: bool = False

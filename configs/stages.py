@@ -26,7 +26,7 @@ class CalibrateConfig(Section):
     method: str = "cola"
     """random, cola or self_generated (`resprout methods`)."""
     text: tuple[TextSource, ...] = ()
-    """Where the samples come from; may be empty for self_generated."""
+    """Sources of the samples; may be empty for self_generated."""
     samples: Annotated[int, Field(ge=1, le=65536)] = 64
     """Number of samples."""
     seq_len_tokens: Annotated[int, Field(ge=8)] = 256
@@ -87,7 +87,7 @@ class SelectConfig(Section):
     method: str = "paser"
     """paser or random (`resprout methods`)."""
     pool: tuple[RowSource, ...]
-    """Where rows come from."""
+    """Sources of rows."""
     budget_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens (prompt and response) to select."""
     budget_ratio: Ratio | None = None
@@ -160,7 +160,7 @@ class SparsifyConfig(Section):
 
 
 class PartOfRecovery(RecoverConfig):
-    """What trains between two rounds of a pruning schedule: a share of a recovery's steps."""
+    """The training between two rounds of a pruning schedule: a share of a recovery's steps."""
 
     begin: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the steps that came before."""
@@ -188,7 +188,7 @@ class PerplexityConfig(Section):
     bos: bool = False
     """Put the BOS token in front of each window."""
     join: str = "\n\n"
-    """What stands between documents."""
+    """Separator of documents."""
     kl_tokens: Annotated[int, Field(ge=8)] | None = None
     """KL divergence from the dense model on the first this many scored tokens; default: all of them."""
 

@@ -1,1 +1,1 @@
-"""What the flows stand on: artifact store, tracking, lineage."""
+"""Artifact store, MLflow, Prefect, provenance and retention, on which the flows stand."""

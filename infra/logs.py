@@ -29,7 +29,7 @@ def fields(**values: str) -> Iterator[None]:
 
 
 def known() -> Mapping[str, str]:
-    """What lines that are logged here are given, to be handed to a thread that begins without it."""
+    """Fields of log lines of this thread, to be handed to a thread that begins without them."""
     return _fields.get()
 
 
