@@ -17,13 +17,14 @@ import random
 import runpy
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory, TemporaryFile
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,6 +124,7 @@ def main() -> None:
     main_module = importlib.import_module("resprout.flows.cli.main")
     for verb in main_module.VERBS:
         importlib.import_module(f"resprout.flows.cli.{verb}")
+    _copy_mlflows_tables()
     # Syntax trees of the code that stages reach, which cache keys hold; each is known by its file's stamp.
     _warm_cache_keys()
     assert threading.active_count() == 1, "a thread would be lost in a fork"
@@ -155,6 +157,30 @@ def _warm_cache_keys() -> None:
 
     for path in (PROJECT / "tasks").rglob("[a-z]*.py"):
         code_hash([".".join(("resprout", *path.relative_to(PROJECT).with_suffix("").parts))])
+
+
+def _copy_mlflows_tables() -> None:
+    """Let commands copy the tables of a new MLflow database, which takes a second to migrate to."""
+    from mlflow.store.db import utils
+    from sqlalchemy import create_engine
+
+    migrate = utils._initialize_tables
+    tables = sqlite3.connect(":memory:", check_same_thread=False)
+    with TemporaryDirectory() as folder:
+        engine = create_engine(f"sqlite:///{folder}/mlflow.db")
+        migrate(engine)
+        engine.dispose()
+        with closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
+            database.backup(tables)
+
+    def initialize(engine: Any) -> None:
+        if engine.dialect.name != "sqlite":
+            migrate(engine)
+            return
+        with engine.connect() as connection:
+            tables.backup(connection.connection.driver_connection)
+
+    utils._initialize_tables = initialize
 
 
 def _become(asked: dict[str, object], files: list[int]) -> None:
