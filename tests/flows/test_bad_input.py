@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from commands import COMMAND
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.load import load
 from resprout.configs.schema import MlflowConfig, RunConfig
@@ -30,7 +31,6 @@ from resprout.tasks.models.shape import Shape, shape_of
 from tiny_run import write_run
 
 CHEAP = ("acquire", "pool", "evaluation data")
-COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import time
 import urllib.request
 import uuid
@@ -22,13 +21,13 @@ from typing import Any
 import pytest
 import yaml
 
+from commands import COMMAND
 from forked import Forks
 from servers import PostgresServer, free_port, postgres_server
 from tiny_models import write_tiny_folder
 from tiny_run import config as tiny_config
 from tiny_run import write_data
 
-COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
 PAGE = Path(__file__).resolve().parents[2] / "flows" / "README.md"
 OPERATE = "## Schedule, trigger, scale out"
 

@@ -6,7 +6,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from commands import COMMAND
 from tiny_run import write_run
-
-COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
 
 LONG = ("calibrate.method=self_generated", "calibrate.samples=1024", "calibrate.seq_len_tokens=128")
 """Overrides with which calibrate takes many seconds on the tiny model: a signal comes in its middle."""

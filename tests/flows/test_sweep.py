@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from commands import mlflow_of
+from commands import COMMAND, mlflow_of
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.result import RunResult
 from resprout.configs.schema import StoreConfig
@@ -24,8 +23,6 @@ from resprout.configs.sweep import SweepConfig, load_sweep
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.measure.ratio import ratio_in
 from tiny_run import write_run
-
-COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
 
 
 def write_sweep(root: Path, **given: Any) -> Path:

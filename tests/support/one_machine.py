@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,11 +15,10 @@ from typing import Any
 
 import psutil
 
+from commands import COMMAND
 from resprout.infra.stack.http import post
 from resprout.infra.stack.launch import stack_mark, stack_processes
 from servers import free_port
-
-CLI = [sys.executable, "-m", "resprout.flows.cli.main"]
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Machine:
             **(env or {}),
         }
         return subprocess.run(
-            [*CLI, *map(str, arguments)],
+            [*COMMAND, *map(str, arguments)],
             capture_output=True,
             text=True,
             env=settings,
