@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from resprout.configs.errors import Terminated
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
 from resprout.tasks.core.job import Progress, silent
@@ -130,3 +132,19 @@ def waiting(stage: str) -> str:
 def finished(label: str, cached: bool, seconds: float) -> str:
     """The line for a stage that ended."""
     return f"{label}: found in the cache" if cached else f"{label}: done in {seconds:.1f} s"
+
+
+def end_on_signals(noted: Callable[[], None]) -> None:
+    """Raise KeyboardInterrupt on Ctrl-C, Terminated on the others, after `noted`: libraries swallow some.
+
+    A signal that the caller ignores (nohup) stays ignored. While a flow runs, Prefect has its own handler
+    for SIGTERM, which hands on to this one at its end.
+    """
+
+    def end(number: int, frame: object) -> None:
+        noted()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)

@@ -121,8 +121,7 @@ def _again(
     if not debug:
         warnings.simplefilter("ignore")
     from resprout.flows.cli.display import display_for
-    from resprout.flows.cli.signals import end_on_signals
-    from resprout.flows.session import Session
+    from resprout.flows.session import Session, end_on_signals
     from resprout.infra.home_server import home_server
 
     session = Session()

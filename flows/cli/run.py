@@ -68,7 +68,7 @@ def _run(
     from resprout.configs.load import load
     from resprout.configs.result import RunResult
     from resprout.flows.check import check
-    from resprout.flows.cli.signals import end_on_signals
+    from resprout.flows.session import end_on_signals
 
     loaded: Loaded | None = None
     partial = RunResult(status="failed", exit_code=1)

@@ -3,7 +3,7 @@
 A process that was killed cannot say so; the server knows it by its silence: a run sends a heartbeat
 every 30 seconds, and one that was silent for `SILENT_SECONDS` is marked Crashed. A run that crashed, by that
 or by its own word (SIGTERM, out of memory), is scheduled again in the state `RESTARTING`; it goes on from its
-finished stages, and counts its restarts itself (flows/restarts.py).
+finished stages, and counts its restarts itself (flows/flow_run.py).
 
 Silence may also be the server's own: after it was down it takes every run for dead. So it waits for one more
 heartbeat before a second process begins; a run that is heard again stays Crashed until it ends as it will. A

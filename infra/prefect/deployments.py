@@ -2,7 +2,7 @@
 
 Overlap: of a deployment at most `concurrency` runs go at once; another one waits (`enqueue`), or is cancelled
 (`cancel-new`). Catch-up: Prefect hands out late what was scheduled while no worker was there; of several such
-runs only the newest does something (flows/overdue.py).
+runs only the newest does something (flows/flow_run.py).
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from resprout.tasks.core.syntax import parse
+
 PROJECT = Path(__file__).resolve().parents[2]
 MODULE = re.compile(r"resprout(\.\w+)+")
 ORCHESTRATION = {
@@ -162,7 +164,7 @@ def _has(module: str, name: str) -> bool:
 def _parse(module: str, path: Path, _stamp: tuple[int, ...]) -> Source:
     definitions: dict[str, list[ast.stmt]] = {}
     imports: dict[str, str] = {}
-    for statement in ast.parse(path.read_bytes()).body:
+    for statement in parse(path).body:
         if isinstance(statement, ast.FunctionDef):
             statement.decorator_list = [one for one in statement.decorator_list if not _declares(one)]
         if not isinstance(statement, ast.FunctionDef | ast.ClassDef):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeGuard, TypeVar, cast
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.core.syntax import parse
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ class Registry(Generic[T]):
         for folder in (spec.submodule_search_locations if spec else None) or ():
             for path in sorted(Path(folder).glob("[a-z]*.py")):
                 module = f"{package}.{path.stem}"
-                tree = ast.parse(path.read_text(encoding="utf-8"))
+                tree = parse(path)
                 (found,) = (node for node in tree.body if _is_method(node, function))
                 papers = dict.fromkeys(PAPER.findall(ast.get_docstring(tree) or ""))
                 summary = (ast.get_docstring(found) or "").partition("\n")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Door of evaluate: one evaluator for all models of a run.
+"""Stage evaluate: one evaluator for all models of a run.
 
 Lifecycle: load the model (and, for divergence, the dense one) once; size; perplexity and KL on the held-out
 text; zero-shot accuracies on the model in memory. Content: metrics.json, and details.json with the protocol.

@@ -1,4 +1,4 @@
-"""Door of export: write each format with its card, load it by its stock tool, compare, only then count it."""
+"""Stage export: write each format with its card, load it by its stock tool, compare, only then count it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Door of gate: hold the final model's scores against the dense model's. Content: gate.json.
+"""Stage gate: hold the final model's scores against the dense model's. Content: gate.json.
 
 Inputs: `dense` and `final`, both scores of the same evaluator in the same flow.
 """

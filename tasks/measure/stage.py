@@ -1,4 +1,4 @@
-"""Door of measuring: speed and memory of the models of a run, each in a process of its own, timed together.
+"""Stage measure: speed and memory of the models of a run, each in a process of its own, timed together.
 
 A machine's speed changes while it works, so a model is never compared with what another was at another time:
 all are measured anew where one of them is, in rounds in which each has its turn. A measurement is no claim of
@@ -19,8 +19,8 @@ from resprout.configs.schema import MeasureConfig
 from resprout.tasks.core.hardware import fingerprint, free_memory
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, Volume, stage
+from resprout.tasks.measure.processes import Answer, in_turn, together
 from resprout.tasks.measure.ratio import coverage, ratio_of
-from resprout.tasks.measure.rounds import Answer, in_turn, together
 from resprout.tasks.measure.worker import Request
 from resprout.tasks.models.shape import BYTES, Shape, shape_of
 

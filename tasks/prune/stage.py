@@ -1,4 +1,4 @@
-"""Doors of pruning: `score` values the units, `plan` spends the budget, `prune` applies a plan and repairs.
+"""Stages of pruning: `score` values the units, `plan` spends the budget, `prune` applies a plan and repairs.
 
 Scores are an artifact of their own: another target, allocator or rounding plans anew without a forward pass.
 """

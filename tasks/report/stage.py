@@ -1,4 +1,4 @@
-"""Door of report: tables, loss curve, widths per layer, the chosen data, and the command that makes it again.
+"""Stage report: tables, loss curve, widths per layer, selected data, and the command that repeats the run.
 
 Content: report.html (self-contained), report.md, summary.md (the model version's description), config.yaml.
 Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered`, `sparsified` (scores), `speeds`

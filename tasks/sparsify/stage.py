@@ -1,4 +1,4 @@
-"""Door of sparsify: the final model with n of every m consecutive weights of its matrices.
+"""Stage sparsify: the final model with n of every m consecutive weights of its matrices.
 
 Inputs: `model`, `calibration`. Content: `model/` (a plain model folder) and metrics.json.
 """

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from resprout.flows.overdue import newer_due
+from resprout.flows.flow_run import newer_due
 from resprout.infra.prefect.flow_runs import in_a_row
 from servers import free_port
 from tiny_run import write_run
@@ -303,7 +303,7 @@ def test_of_the_times_that_were_missed_only_the_newest_is_made_up_for(
 
     def seen_by(own: Any) -> str | None:
         context = SimpleNamespace(get=lambda: SimpleNamespace(flow_run=own))
-        monkeypatch.setattr("resprout.flows.overdue.FlowRunContext", context)
+        monkeypatch.setattr("resprout.flows.flow_run.FlowRunContext", context)
         return newer_due()
 
     with get_client(sync_client=True) as client:

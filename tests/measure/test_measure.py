@@ -22,10 +22,9 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import MeasureConfig
 from resprout.tasks.core.hardware import fingerprint
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.measure import rounds
-from resprout.tasks.measure.child import Child, starter
+from resprout.tasks.measure import processes
+from resprout.tasks.measure.processes import Answer, Child, in_turn, starter, together
 from resprout.tasks.measure.ratio import Ratio, coverage, metrics_of, ratio_in, ratio_of
-from resprout.tasks.measure.rounds import Answer, in_turn, together
 from resprout.tasks.measure.stage import measure, summary
 from resprout.tasks.measure.worker import Ready, Request, Times
 from tiny_models import write_tiny_folder
@@ -91,7 +90,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Iterator[float]) -> None:
         self.seconds, self.asked, self.alive, self.most = seconds, list[str](), 0, 0
-        monkeypatch.setattr(rounds, "starter", lambda: nullcontext(self.started))
+        monkeypatch.setattr(processes, "starter", lambda: nullcontext(self.started))
 
     @contextmanager
     def started(self, request: Request) -> Iterator[Machine]:
@@ -199,7 +198,7 @@ def test_a_child_that_fails_says_why_and_leaves_no_process(tmp_path):
         together({"dense": request}, 3, silent)
 
 
-def processes() -> tuple[psutil.Process, psutil.Process]:
+def both() -> tuple[psutil.Process, psutil.Process]:
     """The process that reads the libraries, and the one that it forked."""
     first = max(psutil.Process().children(), key=lambda one: one.create_time())
     until(lambda: first.children(), 60)
@@ -210,7 +209,7 @@ def processes() -> tuple[psutil.Process, psutil.Process]:
 def killed(request: Request) -> None:
     with starter() as start, start(request) as child:
         child.load()
-        processes()[1].kill()
+        both()[1].kill()
         child.times(1)
 
 
@@ -218,7 +217,9 @@ def test_a_child_that_is_killed_or_finds_no_library_is_told_of(tmp_path, monkeyp
     folder = write_tiny_folder(tmp_path / "model")
     with pytest.raises(StageFailed, match=r"stopped \(it was killed\); if it ran out of memory"):
         killed(replace(REQUEST, folder=str(folder)))
-    monkeypatch.setattr("resprout.tasks.measure.child.COMMAND", [sys.executable, "-c", "import none_such"])
+    monkeypatch.setattr(
+        "resprout.tasks.measure.processes.COMMAND", [sys.executable, "-c", "import none_such"]
+    )
     with pytest.raises(StageFailed, match=r"stopped \(.*No module named 'none_such'"):
         together({"dense": REQUEST}, 3, silent)
 
@@ -237,7 +238,7 @@ def test_a_process_that_computes_ends_at_once(tmp_path, key):
     def interrupted() -> None:
         with starter() as start, start(replace(REQUEST, folder=str(folder), warmup=10**6)) as child:
             threading.Thread(target=load, args=[child], daemon=True).start()
-            seen.extend(processes())
+            seen.extend(both())
             until(lambda: seen[1].cpu_times().user > 0.5, 60)
             if key:
                 seen[0].send_signal(signal.SIGINT)

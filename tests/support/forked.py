@@ -207,10 +207,10 @@ def _become(asked: dict[str, object], files: list[int]) -> None:
 
 def _start_children_with(python: str) -> None:
     from resprout.tasks.export.formats import hf
-    from resprout.tasks.measure import child
+    from resprout.tasks.measure import processes
 
     hf.sys = SimpleNamespace(executable=python)
-    child.COMMAND[0] = python
+    processes.COMMAND[0] = python
 
 
 def _code_of(main: Callable[[], Any]) -> int:

@@ -1,8 +1,9 @@
-"""Catch-up after downtime: of several missed runs of a schedule only the newest executes.
+"""Whether this flow run executes: catch-up after downtime, and the limit of restarts.
 
 Prefect makes a schedule's runs beforehand, and hands out late what nobody took in its time: after a week
 without a worker an hourly schedule would run 168 times. So a scheduled run does nothing when the next one of
-its deployment with the same parameters is due as well.
+its deployment with the same parameters is due as well. A run whose process died too often ends: automations
+cannot count, so the run does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
+from prefect.runtime import deployment, flow_run
+
+from resprout.configs.errors import StageFailed
+from resprout.infra.prefect.flow_runs import in_a_row
 
 
 def newer_due() -> str | None:
@@ -49,3 +54,19 @@ def newer_due() -> str | None:
         and run.parameters == own.parameters
     ]
     return newer[-1].name if newer else None
+
+
+def refuse_endless(most: int) -> None:
+    """StageFailed where this run begins again by itself for more than the `most`-th time in a row."""
+    if not deployment.id:
+        return
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(flow_run.id)
+    count = in_a_row(
+        (state.type.value, state.name or "") for state in sorted(states, key=lambda one: one.timestamp)
+    )
+    if count > most:
+        raise StageFailed(
+            f"the process of this run died {count} times in a row, and infra.prefect.restarts is {most}; "
+            "look for what kills it (memory?), then retry the run: it goes on from its finished stages"
+        )
