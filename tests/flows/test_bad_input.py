@@ -580,7 +580,8 @@ def test_ctrl_c_in_the_middle_of_a_stage(
     assert stages == {**dict.fromkeys(done, True), **dict.fromkeys(made, False)}
     whole(ready / "store")
     planned = resprout("plan", ground / "run.yaml", *LONG, "--json", home=ready).result["stages"]
-    assert [stage["name"] for stage in planned if stage["cached"]] == list(stages), "what was made is kept"
+    kept = {stage["name"] for stage in planned if stage["cached"]}
+    assert stages.keys() <= kept, "what the result lists is kept"
 
 
 def test_a_fault_of_the_prune_section_is_told_once(ground: Path) -> None:
