@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import InfraConfig, RunConfig, without_credentials
+from resprout.configs.infrastructure import InfraConfig, without_credentials
+from resprout.configs.schema import RunConfig
 
 PREFIX = "RESPROUT_"
 RESERVED = {"RESPROUT_HOME"}

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, explain, load, read_yaml
 from resprout.configs.result import Plain, RunResult
+from resprout.configs.schema import MeasureConfig
 from resprout.configs.section import Name, Section
-from resprout.configs.stages import MeasureConfig
 
 MOST_VARIANTS = 1000
 DENSE = "dense"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from resprout.configs.errors import BadInput, Unreachable
-from resprout.configs.schema import InfraConfig
+from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.stack.http import is_healthy
 from resprout.infra.store.filesystem import (
     exclusive_lock,

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import LicencesConfig
+from resprout.configs.infrastructure import LicencesConfig
 
 UNKNOWN = "unknown"
 """What a missing licence is called, in patterns as well."""

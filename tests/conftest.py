@@ -99,7 +99,7 @@ class Quiet:
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database; making one takes seconds, copying it none."""
-    from resprout.configs.schema import MlflowConfig
+    from resprout.configs.infrastructure import MlflowConfig
     from resprout.infra.mlflow.tracking import Tracker
 
     folder = tmp_path_factory.mktemp("mlflow")
@@ -115,7 +115,7 @@ def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
 
     from prefect import flow
 
-    from resprout.configs.schema import MlflowConfig, StoreConfig
+    from resprout.configs.infrastructure import MlflowConfig, StoreConfig
     from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.in_use import InUseReferences
     from resprout.infra.store.lease import LeaseLockManager

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from resprout.configs.infrastructure import without_credentials
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
-from resprout.configs.schema import without_credentials
 from resprout.flows.session import Session
 from resprout.tasks.export.format import own_classes
 

@@ -13,7 +13,7 @@ import typer
 from resprout.configs.errors import BadInput, StageFailed
 
 if TYPE_CHECKING:
-    from resprout.configs.schema import InfraConfig
+    from resprout.configs.infrastructure import InfraConfig
     from resprout.infra.stack.stack import ServiceStatus
 
 COMMAND = "resprout up"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from resprout.configs.errors import ResproutError, StageFailed, Transient, VerificationFailed
-from resprout.configs.schema import without_credentials
+from resprout.configs.infrastructure import without_credentials
 
 P = ParamSpec("P")
 R = TypeVar("R")

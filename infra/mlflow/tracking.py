@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
-from resprout.configs.schema import MlflowConfig, without_credentials
+from resprout.configs.infrastructure import MlflowConfig, without_credentials
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.errors import answers, knock, legible, one_line, will_not_pass
 from resprout.infra.mlflow.experiments import PAGE_OF_TRAINING, HomeFiles, experiment_of, kin_of

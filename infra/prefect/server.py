@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from resprout.configs.errors import BadInput
-from resprout.configs.infrastructure import without_credentials
-from resprout.configs.schema import InfraConfig
+from resprout.configs.infrastructure import InfraConfig, without_credentials
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.exc import SQLAlchemyError
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import InfraConfig, without_credentials
+from resprout.configs.infrastructure import InfraConfig, without_credentials
 from resprout.infra.mlflow.errors import answers
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.stack.settings import mlflow_database, mlflow_url

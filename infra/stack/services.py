@@ -9,8 +9,8 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.rules import load_rules
-from resprout.configs.schema import InfraConfig
 from resprout.infra.environment import ARTIFACTS, QUIET
 from resprout.infra.stack.launch import WORKER
 from resprout.infra.stack.settings import (

@@ -11,9 +11,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from resprout.configs.errors import BadInput
-from resprout.configs.infrastructure import StackConfig, without_credentials
+from resprout.configs.infrastructure import InfraConfig, StackConfig, without_credentials
 from resprout.configs.load import PREFIX
-from resprout.configs.schema import InfraConfig
 from resprout.infra.extras import install_command
 
 LOOPBACK = "127.0.0.1"

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import InfraConfig
+from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.identity import library_version
 from resprout.infra.ports import port_holder
 from resprout.infra.stack.http import is_healthy, post

@@ -42,7 +42,7 @@ from resprout.configs.errors import (
     Unreachable,
     VerificationFailed,
 )
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.driver import Listed, Versioned
 from resprout.infra.store.filesystem import require_safe
 from resprout.infra.store.manifest import CHUNK_BYTES, PIECE_BYTES, FileEntry, Manifest

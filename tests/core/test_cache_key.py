@@ -45,30 +45,30 @@ STAGES: dict[str, tuple[Any, Any]] = {
     for one in stages
 }
 """Every stage with its section of the tiny run."""
-DATA = "configs.section configs.sources configs.infrastructure"
-PRUNING = f"prune models configs.prune configs.presets configs.target configs.stages {DATA}"
+DATA = "configs.schema configs.section configs.infrastructure"
+PRUNING = f"prune models configs.presets {DATA}"
 ROOMS = {
-    "acquire_model": f"acquire models configs.stages {DATA} infra.licences infra.store.filesystem",
+    "acquire_model": f"acquire models {DATA} configs.presets infra.licences infra.store.filesystem",
     "acquire_rows": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "acquire_text": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "acquire_task": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
-    "calibrate": f"calibrate data models configs.stages {DATA}",
+    "calibrate": f"calibrate data models {DATA} configs.presets",
     "score": PRUNING,
     "score-shard": PRUNING,
     "plan": PRUNING,
     "prune": PRUNING,
-    "pool": f"select data models configs.stages {DATA}",
-    "select": f"select data models configs.stages {DATA}",
-    "divergence-shard": f"select data models configs.stages {DATA}",
-    "recover": "recover data models prune configs.stages configs.section",
-    "evaluation_data": f"evaluate models configs.stages {DATA}",
-    "evaluate": f"evaluate data models configs.stages {DATA}",
-    "evaluate-shard": f"evaluate data models configs.stages {DATA}",
-    "measure": "measure models configs.stages configs.section",
-    "sparsify": "sparsify prune models configs.stages configs.section",
-    "gate": "gate configs.result configs.stages configs.section",
-    "export": "export prune models configs.stages configs.section infra.notes infra.licences",
-    "report": "report models configs.stages infra.notes measure",
+    "pool": f"select data models {DATA} configs.presets",
+    "select": f"select data models {DATA} configs.presets",
+    "divergence-shard": f"select data models {DATA} configs.presets",
+    "recover": "recover data models prune configs.schema configs.section configs.presets",
+    "evaluation_data": f"evaluate models {DATA}",
+    "evaluate": f"evaluate data models {DATA} configs.presets",
+    "evaluate-shard": f"evaluate data models {DATA} configs.presets",
+    "measure": "measure models configs.schema configs.section configs.presets",
+    "sparsify": "sparsify prune models configs.schema configs.section configs.presets",
+    "gate": "gate configs.result configs.schema configs.section",
+    "export": "export prune models configs.schema configs.section configs.presets infra.notes infra.licences",
+    "report": "report models configs.presets infra.notes measure",
 }
 """Rooms of tasks, and modules of the others, that each stage reaches beside core."""
 
@@ -255,7 +255,7 @@ def test_orchestration_is_there_and_is_not_followed() -> None:
             "class ProofConfig(Section):\n    more: int = 0\n",
         ),
         (
-            "configs/stages.py",
+            "configs/schema.py",
             "class RegisterConfig(Section):",
             "class RegisterConfig(Section):\n    more: int = 0\n",
         ),
@@ -267,7 +267,7 @@ def test_a_section_that_no_stage_reads_moves_no_key(copy: Path, file: str, old: 
 
 def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
     new = "class GateConfig(Section):\n    more: int = 0\n"
-    assert moved(copy, "configs/stages.py", "class GateConfig(Section):", new) == {"gate"}
+    assert moved(copy, "configs/schema.py", "class GateConfig(Section):", new) == {"gate"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from many import chain
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.proof.collected import collected_key
 from resprout.infra.proof.seal import seal_key
 from resprout.infra.proof.timestamp import token_key

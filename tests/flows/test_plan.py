@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.flows.dry_run import History, Work
 from resprout.infra.identity import machine
 from resprout.infra.store.record import Parent, Record

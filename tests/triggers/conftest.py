@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from relaying import client_of, write_rules
-from resprout.configs.schema import MlflowConfig, PrefectConfig, RelayConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, PrefectConfig, RelayConfig, StoreConfig
 from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.reconciler import Reconciler, RulesFile

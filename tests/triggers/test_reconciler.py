@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from relaying import add_deployment, add_version, claims, flow_runs, rule, until, write_rules
 from resprout.configs.errors import Transient
-from resprout.configs.schema import MlflowConfig, PrefectConfig, RelayConfig
+from resprout.configs.infrastructure import MlflowConfig, PrefectConfig, RelayConfig
 from resprout.infra.prefect.flow_runs import FlowRuns, NoDeployment
 from resprout.infra.triggers.reconciler import Reconciler, RulesFile
 from resprout.infra.triggers.registry import PAGE, Registry

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.lineage import tree
 from resprout.infra.retention.gc import Collector
 from resprout.infra.retention.gc_plan import plan_collection, take_inventory

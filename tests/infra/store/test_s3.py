@@ -15,7 +15,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError
 
 from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable, VerificationFailed
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.store import ArtifactStore
 
 SECRET = "a-very-secret-value"

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import SecretStr
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import ProofConfig
+from resprout.configs.infrastructure import ProofConfig
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.signing import RECORD, Signer, public_key_text
 
