@@ -24,7 +24,7 @@ import psutil
 
 from resprout.configs.errors import BadInput, Unreachable
 from resprout.configs.infrastructure import InfraConfig
-from resprout.infra.stack.http import is_healthy
+from resprout.infra.network import is_healthy
 from resprout.infra.store.filesystem import (
     exclusive_lock,
     free_bytes,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from resprout.configs.errors import ResproutError, StageFailed, Transient, VerificationFailed
-from resprout.configs.infrastructure import without_credentials
+from resprout.configs.infrastructure import one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,7 +33,7 @@ def answers(method: Callable[P, R]) -> Callable[P, R]:
             if _no_access(error):
                 raise StageFailed(
                     f"MLflow at {tracker.shown_uri} keeps the files of runs in a bucket that this process "
-                    f"cannot use ({one_line(error, 200)}); give infra.store with its credentials, or "
+                    f"cannot use ({one_line(error)}); give infra.store with its credentials, or "
                     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and MLFLOW_S3_ENDPOINT_URL"
                 ) from error
             what = one_line(error, 300)
@@ -58,7 +58,7 @@ def legible(method: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             named = " ".join(str(one) for one in args[1:])
             raise VerificationFailed(
-                f"what MLflow keeps of {named} cannot be read: {type(error).__name__}: {one_line(error, 200)}"
+                f"what MLflow keeps of {named} cannot be read: {type(error).__name__}: {one_line(error)}"
             ) from error
 
     return call
@@ -84,11 +84,6 @@ def _no_access(error: Exception) -> bool:
     return status in (401, 403) or isinstance(error, NoCredentialsError | PartialCredentialsError)
 
 
-def one_line(error: Exception, length: int) -> str:
-    """The error's text on one line, without the credentials that an address in it may hold."""
-    return without_credentials(" ".join(str(error).split()))[:length]
-
-
 def knock(uri: str) -> None:
     """Ask a tracking server or database once, without MLflow's own retries; OSError where nothing answers."""
     if not uri.startswith(("http://", "https://")):
@@ -111,6 +106,6 @@ def _knock_at_database(uri: str) -> None:
     try:
         engine.connect().close()
     except OperationalError as error:
-        raise ConnectionError(one_line(error, 200)) from None
+        raise ConnectionError(one_line(error)) from None
     finally:
         engine.dispose()

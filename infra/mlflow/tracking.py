@@ -7,6 +7,7 @@ imported where it is used: its import takes as long as all others that a run nee
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -14,15 +15,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
-from resprout.configs.infrastructure import MlflowConfig, without_credentials
+from resprout.configs.infrastructure import MlflowConfig, one_line, without_credentials
+from resprout.infra.environment import ARTIFACTS
 from resprout.infra.mlflow import search
-from resprout.infra.mlflow.errors import answers, knock, legible, one_line, will_not_pass
-from resprout.infra.mlflow.experiments import PAGE_OF_TRAINING, HomeFiles, experiment_of, kin_of
+from resprout.infra.mlflow.errors import answers, knock, legible, will_not_pass
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
     from mlflow.entities.model_registry import ModelVersion
 
 MAX_PARAM_CHARS = 6000
@@ -48,6 +50,32 @@ WRITER = "resprout.writer"
 """Tag of a parent run that names the lease which it holds as long as its process lives."""
 VARIANT = "resprout.variant"
 """Tag of a parent run that names the flow run of its sweep, and the variant."""
+IN = " in "
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's own tag and its value for experiments that train models."""
+PAGE_OF_TRAINING = "workflowType=machine_learning"
+"""Query of a page. MLflow 3.17 shows an experiment in the mode that the browser had last, at first GenAI,
+whatever its kind is, where the page has a switch between both."""
+
+
+class HomeFiles:
+    """The folder below `home` that holds them, where MLflow's database is the home's `own`."""
+
+    def __init__(self, home: Path, own: bool) -> None:
+        self.own = own
+        self.address = (home / ARTIFACTS).resolve().as_uri()
+
+    def here(self, address: str) -> str:
+        """An address of files of runs, where the home is now; others as they are."""
+        old, found, rest = address.rpartition(f"/{ARTIFACTS}")
+        if not self.own or not found or not old.startswith("file:") or rest[:1] not in ("", "/"):
+            return address
+        return f"{self.address}{rest}"
+
+    def folder(self, address: str) -> Path | None:
+        """The local folder behind such an address; None where MLflow keeps the files elsewhere."""
+        here = self.here(address)
+        return Path(unquote(urlsplit(here).path)) if here.startswith(f"{self.address}/") else None
 
 
 class Tracker:
@@ -83,18 +111,11 @@ class Tracker:
             try:
                 knock(self.uri)
                 self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-                self.experiment_id = experiment_of(
-                    self.client,
-                    self.config.experiment,
-                    self.files,
-                    self.home.resolve().parent.name,
-                    self.is_server,
-                    read_only,
-                )
+                self.experiment_id = self._experiment(read_only)
             except BadInput:
                 raise
             except (MlflowException, OSError, ImportError, ArgumentError) as error:
-                what = one_line(error, 200)
+                what = one_line(error)
                 if will_not_pass(error):
                     raise BadInput(
                         f"MLflow at {self.shown_uri} refuses ({what}); check infra.mlflow: tracking_uri, "
@@ -105,10 +126,46 @@ class Tracker:
                     "infra.mlflow.tracking_uri to one that answers"
                 ) from error
 
+    def _experiment(self, read_only: bool) -> str:
+        """Id of the active experiment of the config's name, which is made where there is none.
+
+        MLflow never changes where an experiment's artifacts lie. In a home that was moved or copied the
+        experiment still points at the old folder, so new runs go to one that is named after the home's
+        project as well. With `read_only` none is made for that.
+        """
+        client, name = self.client, self.config.experiment
+        own = None if self.is_server else self.files.address
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return str(client.create_experiment(name, artifact_location=own, tags=KIND))
+        if found.lifecycle_stage != "active":
+            raise BadInput(
+                f"the MLflow experiment '{name}' is deleted; restore it or set infra.mlflow.experiment to "
+                "another name"
+            )
+        if self.files.here(found.artifact_location) != found.artifact_location:
+            kin = self._kin()
+            here = [one for one in kin if one.artifact_location == own]
+            if not here and not read_only:
+                first = f"{name}{IN}{self.home.resolve().parent.name}"
+                names = itertools.chain([first], (f"{first} {number}" for number in itertools.count(2)))
+                new = next(one for one in names if one not in {taken.name for taken in kin})
+                return str(client.create_experiment(new, artifact_location=own, tags=KIND))
+            found = here[0] if here else found
+        if not read_only and not KIND.keys() & found.tags.keys():
+            for key, value in KIND.items():
+                client.set_experiment_tag(found.experiment_id, key, value)
+        return str(found.experiment_id)
+
+    def _kin(self) -> list[Experiment]:
+        """The active experiment, and those that stood for it while the home was elsewhere."""
+        name = self.config.experiment
+        found = self.client.search_experiments()
+        return [one for one in found if one.name == name or one.name.startswith(f"{name}{IN}")]
+
     def experiments(self) -> list[str]:
         """Ids of the experiment and of those that stood for it while the home was elsewhere."""
-        own = self.config.tracking_uri is None
-        kin = kin_of(self.client, self.config.experiment) if own else ()
+        kin = self._kin() if self.config.tracking_uri is None else ()
         return sorted({self.experiment_id, *(one.experiment_id for one in kin)})
 
     @answers

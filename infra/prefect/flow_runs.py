@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from resprout.configs.errors import BadInput, Transient
-from resprout.configs.infrastructure import PrefectConfig, without_credentials
+from resprout.configs.infrastructure import PrefectConfig, one_line, without_credentials
 
 T = TypeVar("T")
 FLOW = "compress"
@@ -124,7 +124,7 @@ class FlowRuns:
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
             if status in (400, 409, 422):
-                text = without_credentials(" ".join(error.response.text.split()))[:300]
+                text = one_line(error.response.text, 300)
                 raise BadInput(f"Prefect does not take the run's parameters ({status}: {text})") from None
             # At a right address a proxy says this too, while the server behind it starts.
             if status == 404 and not self.url.rstrip("/").endswith("/api"):

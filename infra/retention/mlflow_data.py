@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.exc import SQLAlchemyError
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.infrastructure import InfraConfig, without_credentials
+from resprout.configs.infrastructure import InfraConfig, one_line, without_credentials
 from resprout.infra.mlflow.errors import answers
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.stack.settings import mlflow_database, mlflow_url
@@ -55,7 +55,7 @@ class Database:
         try:
             self.engine: Engine = sqlalchemy.create_engine(address)
         except (SQLAlchemyError, ImportError) as error:
-            raise BadInput(f"the MLflow database {self.shown} cannot be used ({_line(error)})") from None
+            raise BadInput(f"the MLflow database {self.shown} cannot be used ({one_line(error)})") from None
 
     def dump(self, folder: Path) -> dict[str, int]:
         """Write <table>.jsonl for each table, all at one moment; return the number of rows of each."""
@@ -152,7 +152,7 @@ class Database:
             with self.engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise StageFailed(f"the MLflow database {self.shown} failed ({_line(error)})") from error
+            raise StageFailed(f"the MLflow database {self.shown} failed ({one_line(error)})") from error
 
 
 def _tables(connection: Connection) -> MetaData:
@@ -229,10 +229,6 @@ def _restored(value: Any, moved: Callable[[str], str]) -> Any:
         if kind == "$decimal":
             return decimal.Decimal(inside)
     return value
-
-
-def _line(error: Exception) -> str:
-    return without_credentials(" ".join(str(error).split()))[:200]
 
 
 def database_address(infra: InfraConfig, tracker: Tracker, home: Path) -> str:

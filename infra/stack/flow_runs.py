@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
+from resprout.infra.network import get, post
 from resprout.infra.prefect.flow_runs import FLOW, MOST_RESTARTS, NEVER_BEGINS, RESTARTING, in_a_row
-from resprout.infra.stack.http import get, post
 
 RUN_ID = "PREFECT__FLOW_RUN_ID"
 UNFINISHED = ("RUNNING", "PENDING")

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from resprout.infra.network import is_healthy
 from resprout.infra.stack.flow_runs import restart_dead_runs
-from resprout.infra.stack.http import is_healthy
 
 STACK = "_RESPROUT_STACK"
 SERVICE = "_RESPROUT_PART"

@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from resprout.configs.errors import BadInput
-from resprout.configs.infrastructure import InfraConfig, StackConfig, without_credentials
+from resprout.configs.infrastructure import InfraConfig, StackConfig, one_line, without_credentials
 from resprout.configs.load import PREFIX
-from resprout.infra.extras import install_command
+from resprout.infra.identity import install_command
 
 LOOPBACK = "127.0.0.1"
 OLDEST = 14
@@ -150,7 +150,7 @@ async def _version(key: str, address: str) -> int:
         finally:
             await connection.close()
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-        what = without_credentials(" ".join(str(error).split()))[:200] or type(error).__name__
+        what = one_line(error) or type(error).__name__
         raise BadInput(
             f"{key}: the database at {without_credentials(address)} cannot be reached ({what}); start the "
             "server, make the database, or correct the address"

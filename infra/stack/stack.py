@@ -17,8 +17,7 @@ from filelock import FileLock, Timeout
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.identity import library_version
-from resprout.infra.ports import port_holder
-from resprout.infra.stack.http import is_healthy, post
+from resprout.infra.network import is_healthy, port_holder, post
 from resprout.infra.stack.launch import WORKER, stack_mark, stack_processes, terminate
 from resprout.infra.stack.services import Service, build_services
 from resprout.infra.stack.settings import check_databases

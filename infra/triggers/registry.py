@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import ResproutError, Transient
-from resprout.configs.infrastructure import MlflowConfig, without_credentials
+from resprout.configs.infrastructure import MlflowConfig, one_line
 
 PAGE = 200
 KNOCK_SECONDS = 5.0
@@ -138,10 +138,10 @@ class Registry:
             return getattr(self._client, method)(*arguments)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):
-                raise NotRegistered(_line(error)) from None
-            raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
+                raise NotRegistered(one_line(error)) from None
+            raise Transient(f"MLflow at {self.shown_uri} does not answer: {one_line(error)}") from None
         except (requests.RequestException, SQLAlchemyError, OSError, ResproutError) as error:
-            raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
+            raise Transient(f"MLflow at {self.shown_uri} does not answer: {one_line(error)}") from None
 
 
 def _model(found: Any) -> Model:
@@ -160,7 +160,3 @@ def _version(found: Any, aliases: Iterable[str]) -> Version:
         status=str(found.status),
         created=int(found.creation_timestamp or 0),
     )
-
-
-def _line(error: Exception) -> str:
-    return without_credentials(" ".join(str(error).split()))[:200]

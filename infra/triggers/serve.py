@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import InfraConfig
-from resprout.infra.ports import listen
+from resprout.infra.network import listen
 from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.reconciler import Reconciler, RulesFile

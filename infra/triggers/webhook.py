@@ -27,7 +27,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.infrastructure import RelayConfig, without_credentials
+from resprout.configs.infrastructure import RelayConfig, one_line, without_credentials
 from resprout.infra.triggers.reconciler import Reconciler
 
 PATH = "/webhooks/mlflow"
@@ -247,7 +247,7 @@ def register_webhook(tracking_uri: str, url: str, secret: str) -> str:
             return str(client.update_webhook(found[0].webhook_id, **settings).webhook_id)
         return str(client.create_webhook(**settings).webhook_id)
     except (MlflowException, requests.RequestException) as error:
-        text = without_credentials(" ".join(str(error).split())).replace(secret, "…")[:300]
+        text = one_line(error, None).replace(secret, "…")[:300]
         if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
             raise BadInput(
                 f"MLflow takes no webhook to {without_credentials(url)} ({text}); give https:// with a "

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.infra import identity, retry
-from resprout.infra.notes import NOTE
+from resprout.infra.markdown import NOTE
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.stage import Part, stage

@@ -18,7 +18,7 @@ from resprout.flows.compress import compress
 from resprout.flows.rerun import standalone
 from resprout.flows.stages import Steps
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.stack.http import post
+from resprout.infra.network import post
 from resprout.infra.triggers.state import FAILED, STARTED, WAITING, Entry, TriggerState
 from tiny_run import write_data
 

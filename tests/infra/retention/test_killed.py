@@ -20,7 +20,7 @@ from resprout.infra.store.lease import LeaseLockManager
 KILLED = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
-    from resprout.configs.schema import StoreConfig
+    from resprout.configs.infrastructure import StoreConfig
     from resprout.infra.retention.gc import Collector
     from resprout.infra.retention.gc_plan import take_inventory
     from resprout.infra.retention.gc_roots import Roots

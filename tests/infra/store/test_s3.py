@@ -280,7 +280,7 @@ def test_memory_does_not_grow_with_the_file(s3_config, tmp_path):
     program = textwrap.dedent("""
         import json, resource, sys
         from pathlib import Path
-        from resprout.configs.schema import StoreConfig
+        from resprout.configs.infrastructure import StoreConfig
         from resprout.infra.store.store import ArtifactStore
         config, made, home = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
         store = ArtifactStore.from_config(StoreConfig(**config), home)
