@@ -24,9 +24,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from resprout.infra.store.cache import download
 from resprout.infra.store.canonical import DIGEST
 from resprout.infra.store.driver import Driver, Listed, open_driver
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.manifest import CHUNK_BYTES, FileEntry, Manifest, content_digest, scan
+from resprout.infra.store.manifest import FileEntry, Manifest, content_digest, hash_stream, scan
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
@@ -74,23 +75,16 @@ class Counted:
     copied_bytes: int = 0
 
 
+@dataclass
 class Backup:
     """One backup of `store`, and of the MLflow behind `tracker`, whose tables are in `database`."""
 
-    def __init__(
-        self,
-        store: ArtifactStore,
-        tracker: Tracker,
-        database: Database,
-        target: Driver,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
-        self.store = store
-        self.tracker = tracker
-        self.database = database
-        self.target = target
-        self.progress = progress
-        self._listed: dict[str, Listed] = {}
+    store: ArtifactStore
+    tracker: Tracker
+    database: Database
+    target: Driver
+    progress: Callable[[int, int], None] = lambda done, total: None
+    _listed: dict[str, Listed] = field(default_factory=dict, init=False)
 
     def run(self, locks: LeaseLockManager) -> Counted:
         """Bring the backup up to date; no gc deletes meanwhile, runs may go on.
@@ -219,8 +213,10 @@ class Mirror:
 
     def __init__(self, target: Driver) -> None:
         self.target = target
-        self.before = _listed_before(target)
+        self.before: dict[str, FileEntry] = {}
         """Entries that an earlier backup has, by path."""
+        with suppress(VerificationFailed):
+            self.before = {entry.path: entry for entry in read_list(target)}
         self.entries: dict[str, FileEntry] = {}
         self._copied: set[str] = set()
         self._stamps: dict[str, str] = {}
@@ -257,7 +253,7 @@ class Mirror:
 
     def put_bytes(self, path: str, data: bytes, stamp: str | None) -> None:
         """Write a small object, unless it is there."""
-        entry = entry_of(path, data)
+        entry = hash_stream(BytesIO(data), path)
         there = self.has(entry)
         if not there:
             self.target.put_bytes(path, data)
@@ -358,16 +354,6 @@ def read_list(source: Driver, sha256: str | None = None) -> Iterator[FileEntry]:
         raise VerificationFailed(f"{where} was changed: it is not the list that {STATEMENT} names")
 
 
-def entry_of(path: str, data: bytes) -> FileEntry:
-    """Return the entry of a small object."""
-    chunks = [
-        hashlib.sha256(data[start : start + CHUNK_BYTES]).hexdigest()
-        for start in range(0, len(data), CHUNK_BYTES)
-    ]
-    sha256 = hashlib.sha256(data).hexdigest()
-    return FileEntry(path=path, size=len(data), sha256=sha256, chunks=tuple(chunks))
-
-
 def folder_manifest(prefix: str, entries: Iterable[FileEntry]) -> Manifest:
     """Return entries below a prefix as the manifest of that folder."""
     cut = [entry.model_copy(update={"path": entry.path.removeprefix(prefix)}) for entry in entries]
@@ -431,13 +417,6 @@ def _below(prefix: str, manifest: Manifest) -> list[FileEntry]:
 def _stamp(listed: Listed) -> str | None:
     """Return how a listing shows an object, which changes with it; None where it shows too little."""
     return f"{listed.size} {listed.token}" if listed.token else None
-
-
-def _listed_before(target: Driver) -> dict[str, FileEntry]:
-    try:
-        return {entry.path: entry for entry in read_list(target)}
-    except VerificationFailed:
-        return {}
 
 
 def _seen(target: Driver) -> tuple[dict[str, str], dict[str, str]]:

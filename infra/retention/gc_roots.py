@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from resprout.infra.proof.ledger import Ledger
 from resprout.infra.proof.seal import read_seal
 from resprout.infra.store import keys, tombstones
 from resprout.infra.store.canonical import DIGEST, sha256_hex
+from resprout.infra.store.in_use import references
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 
@@ -105,7 +106,8 @@ class RootFinder:
             if entry.age_seconds < self.keep_seconds and not keys.is_stray(entry.key)
         ]
         found.add_records(self._of_seals(recent_seals), RECENT)
-        found.digests = dict.fromkeys(self._in_use(), IN_USE)
+        in_use, _ = references(self.store.driver, self.locks.is_locked)
+        found.digests = dict.fromkeys(in_use, IN_USE)
         found.erased.update(tombstones.erased(self.store.driver))
         self.removed = self._removed(versions)
         return found
@@ -119,15 +121,6 @@ class RootFinder:
         runs = [run for (run,) in keys.own(self.store.driver, "seals")]
         self._of_seals(runs)
         return {run: self._sealed[run] for run in runs if run in self._sealed}
-
-    def _in_use(self) -> Iterator[str]:
-        """Yield the digests that a run in progress relies on."""
-        alive: dict[str, bool] = {}
-        for digest, writer in keys.own(self.store.driver, "pins"):
-            if writer not in alive:
-                alive[writer] = self.locks.is_locked(writer)
-            if alive[writer]:
-                yield digest
 
     def _registered(self) -> list[Any]:
         """Return all versions that the registry has; the ledgers are read before it is asked."""
@@ -266,36 +259,33 @@ def set_hold(tracker: Tracker, reference: str, reason: str | None) -> None:
     Raises:
         BadInput: there is no such version, model or run.
     """
-    client = tracker.client
-    value = (reason or "")[:MAX_TAG_CHARS]
-    rest = reference.removeprefix("models:/")
+    client, rest = tracker.client, reference.removeprefix("models:/")
+    at: tuple[str, ...]
+    put: Any
+    drop: Any
     if RUN_ID.match(reference):
-        run = tracker.run(reference)
-        if reason is not None:
-            client.set_tag(reference, HOLD, value)
-        elif HOLD in run.data.tags:
-            client.delete_tag(reference, HOLD)
+        tags, at = tracker.run(reference).data.tags, (reference,)
+        put, drop = client.set_tag, client.delete_tag
     elif reference.startswith("models:/") and ("@" in rest or "/" in rest):
         version = tracker.version(reference)
-        if reason is not None:
-            client.set_model_version_tag(version.name, version.version, HOLD, value)
-        elif HOLD in version.tags:
-            client.delete_model_version_tag(version.name, version.version, HOLD)
+        tags, at = version.tags, (version.name, version.version)
+        put, drop = client.set_model_version_tag, client.delete_model_version_tag
     elif reference.startswith("models:/"):
         from mlflow.exceptions import MlflowException
 
         try:
-            model = client.get_registered_model(rest)
+            tags, at = client.get_registered_model(rest).tags, (rest,)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise BadInput(f"no registered model {rest} in {tracker.shown_uri}; give models:/name") from None
-        if reason is not None:
-            client.set_registered_model_tag(rest, HOLD, value)
-        elif HOLD in model.tags:
-            client.delete_registered_model_tag(rest, HOLD)
+        put, drop = client.set_registered_model_tag, client.delete_registered_model_tag
     else:
         raise BadInput(
             f"'{reference}' cannot be held; give models:/name/3, models:/name@alias, models:/name, or the id "
             "of an MLflow run"
         )
+    if reason is not None:
+        put(*at, HOLD, reason[:MAX_TAG_CHARS])
+    elif HOLD in tags:
+        drop(*at, HOLD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,31 +43,21 @@ MARK = "tmp/restoring"
 """Object of the store that says which backup is being restored there, until it is there and verified."""
 
 
+@dataclass
 class Restore:
     """One restore into `store` and the MLflow behind `tracker`, whose tables are in `database`.
 
     `verify` returns what is wrong with both once everything is there.
     """
 
-    def __init__(
-        self,
-        source: Driver,
-        store: ArtifactStore,
-        tracker: Tracker,
-        database: Database,
-        home: Path,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-        artifacts_to: str | None = None,
-        verify: Callable[[], Sequence[str]] = lambda: (),
-    ) -> None:
-        self.source = source
-        self.store = store
-        self.tracker = tracker
-        self.database = database
-        self.home = home
-        self.progress = progress
-        self.artifacts_to = artifacts_to
-        self.verify = verify
+    source: Driver
+    store: ArtifactStore
+    tracker: Tracker
+    database: Database
+    home: Path
+    progress: Callable[[int, int], None] = lambda done, total: None
+    artifacts_to: str | None = None
+    verify: Callable[[], Sequence[str]] = lambda: ()
 
     def run(self) -> Statement:
         """Restore and verify everything; what an interrupted restore of the same backup left is used.

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -91,23 +92,28 @@ def content_digest(files: Iterable[FileEntry]) -> str:
 
 
 def hash_file(path: Path, name: str) -> FileEntry:
-    """Return the entry of one file under `name`; reads the file once, in pieces."""
+    """Return the entry of one file under `name`."""
+    with path.open("rb") as file:
+        return hash_stream(file, name)
+
+
+def hash_stream(file: BinaryIO, name: str) -> FileEntry:
+    """Return the entry of what a file holds under `name`; reads it once, in pieces."""
     whole = hashlib.sha256()
     chunks: list[str] = []
     size = 0
-    with path.open("rb") as file:
-        while True:
-            chunk = hashlib.sha256()
-            filled = 0
-            while filled < CHUNK_BYTES and (piece := file.read(min(PIECE_BYTES, CHUNK_BYTES - filled))):
-                whole.update(piece)
-                chunk.update(piece)
-                filled += len(piece)
-            if filled:
-                size += filled
-                chunks.append(chunk.hexdigest())
-            if filled < CHUNK_BYTES:
-                break
+    while True:
+        chunk = hashlib.sha256()
+        filled = 0
+        while filled < CHUNK_BYTES and (piece := file.read(min(PIECE_BYTES, CHUNK_BYTES - filled))):
+            whole.update(piece)
+            chunk.update(piece)
+            filled += len(piece)
+        if filled:
+            size += filled
+            chunks.append(chunk.hexdigest())
+        if filled < CHUNK_BYTES:
+            break
     return FileEntry(path=name, size=size, sha256=whole.hexdigest(), chunks=tuple(chunks))
 
 

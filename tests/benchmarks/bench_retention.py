@@ -29,7 +29,7 @@ def measure(home: Path) -> None:
     """Print seconds, megabytes and artifacts to free of a plan over the store below `home`."""
     from resprout.configs.infrastructure import MlflowConfig, StoreConfig
     from resprout.infra.mlflow.tracking import Tracker
-    from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+    from resprout.infra.retention.gc import plan_collection, take_inventory
     from resprout.infra.retention.gc_roots import RootFinder
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore

@@ -15,8 +15,7 @@ from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.proof.collected import collected_key
 from resprout.infra.proof.seal import seal_key
 from resprout.infra.proof.timestamp import token_key
-from resprout.infra.retention.gc import Collector
-from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store import in_use
 from resprout.infra.store.lease import LeaseLockManager

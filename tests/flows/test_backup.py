@@ -7,6 +7,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from resprout.infra.retention.mlflow_data import Database
 from resprout.infra.retention.restore import Restore
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
+from resprout.infra.store.manifest import hash_stream
 from resprout.infra.store.s3 import S3Driver
 from resprout.infra.store.store import ArtifactStore
 
@@ -175,7 +177,7 @@ def test_a_backup_that_leads_elsewhere_is_refused(copied: Path, tmp_path: Path, 
     store = ArtifactStore.from_config(StoreConfig(), copied)
     back_up(copied, place)
     said = backup.read_statement(place, store.signer).said
-    line = backup.entry_of("store/x", b"evil").model_dump_json().replace('"store/x"', json.dumps(key))
+    line = hash_stream(BytesIO(b"evil"), "store/x").model_dump_json().replace('"store/x"', json.dumps(key))
     data = (place.get_bytes("objects.jsonl") or b"") + line.encode() + b"\n"
     place.put_bytes("objects.jsonl", data)
     changed = {**said, "list": hashlib.sha256(data).hexdigest(), "objects": said["objects"] + 1}

@@ -20,8 +20,7 @@ from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import HOLD, Tracker
 from resprout.infra.proof.collected import collected_key
 from resprout.infra.retention.erase import execute_erasure, plan_erasure
-from resprout.infra.retention.gc import Collector
-from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import HELD, RECENT, REGISTERED, RootFinder, set_hold
 from resprout.infra.store import tombstones
 from resprout.infra.store.lease import LeaseLockManager

@@ -9,8 +9,7 @@ import pytest
 
 from many import artifact, build, chain
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.infra.retention.gc import Collector
-from resprout.infra.retention.gc_plan import ERASED, plan_collection, take_inventory
+from resprout.infra.retention.gc import ERASED, Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store import exports, in_use
 from resprout.infra.store.in_use import InUseReferences
