@@ -19,12 +19,8 @@ OLDEST_SERVER = (3, 9)
 
 def api_of(infra: InfraConfig) -> str:
     """Address of the server's API: infra.prefect.api_url, PREFECT_API_URL, else the one-machine stack's."""
-    return infra.prefect.api_url or os.environ.get("PREFECT_API_URL") or own_api(infra)
-
-
-def own_api(infra: InfraConfig) -> str:
-    """Address of the one-machine stack's API."""
-    return f"http://127.0.0.1:{infra.stack.prefect_port}/api"
+    own = f"http://127.0.0.1:{infra.stack.prefect_port}/api"
+    return infra.prefect.api_url or os.environ.get("PREFECT_API_URL") or own
 
 
 @contextmanager

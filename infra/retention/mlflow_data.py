@@ -27,7 +27,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.infrastructure import InfraConfig, one_line, without_credentials
 from resprout.infra.mlflow.errors import answers
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.stack.settings import mlflow_database, mlflow_url
+from resprout.infra.stack.services import mlflow_database, mlflow_url
 
 REVISION = "alembic_version"
 """Table with the revision of the schema."""

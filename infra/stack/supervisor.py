@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -22,11 +21,11 @@ from typing import Any
 import psutil
 
 from resprout.configs.errors import StageFailed
+from resprout.infra.logs import last_line
 from resprout.infra.stack.flow_runs import run_ids, schedule_resume
 from resprout.infra.stack.launch import SERVICE, STACK, WORKER, service_processes, stack_mark, terminate
 from resprout.infra.stack.services import Service
 
-ERROR = re.compile(r"^\S*(Error|Exception)\b|\b(error|ERROR):")
 LONGEST_SOCKET_PATH = 100
 """A Unix socket's address holds little more."""
 GIVEN_UP = ("STOPPED", "EXITED", "FATAL")
@@ -234,18 +233,3 @@ class Supervisor:
         if held.st_uid != os.getuid() or held.st_mode & 0o077:
             raise StageFailed(f"{folder} belongs to another user or is open to others; remove it")
         return folder / "supervisor.sock"
-
-
-def last_line(path: Path) -> str:
-    """Return the last line of a log that names an error, else the last, without credentials; '' for none."""
-    from resprout.configs.infrastructure import without_credentials
-
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    said = [line.strip() for line in lines if any(letter.isalnum() for letter in line)]
-    errors = [line for line in said[-40:] if ERROR.search(line)]
-    return without_credentials((errors or said)[-1])[:300] if said else ""

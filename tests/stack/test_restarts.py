@@ -42,7 +42,7 @@ with get_client(sync_client=True) as client:
 """
 
 IMPATIENT = """
-from resprout.infra import automations
+from resprout.infra.prefect import automations
 automations.SETTLED_SECONDS = 10.0
 automations.MOST_RESTARTS = 2
 automations.ensure_automations()
