@@ -139,7 +139,7 @@ def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> t
 
 
 def travelling(loaded: Loaded) -> dict[str, Any]:
-    """What of the infrastructure a worker needs, as plain data without secrets; folders are absolute.
+    """Return the infrastructure that a worker needs, as plain data without secrets; folders are absolute.
 
     Nothing for threads, which have it all.
 
@@ -267,8 +267,8 @@ def explain(
                 shown = f" (given: {without_credentials(repr(given))})"
         # A key that may have several types has a fault for each of them.
         faults.setdefault((".".join(map(str, location)) or "config", shown), {})[message] = None
-    said = "; ".join(f"{key}: {', or '.join(one)}{shown}" for (key, shown), one in faults.items())
-    return f"{where}: {said}"
+    sentences = "; ".join(f"{key}: {', or '.join(one)}{shown}" for (key, shown), one in faults.items())
+    return f"{where}: {sentences}"
 
 
 def _value(text: str, shown: str) -> Any:

@@ -1,4 +1,4 @@
-"""What `resprout run --json` prints as its last line."""
+"""The result of a run, as `resprout run --json` prints it in its last line."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class SweepConfig(Section):
     @field_validator("variants")
     @classmethod
     def _say_something(cls, variants: tuple[Values, ...] | None) -> tuple[Values, ...] | None:
-        told = [json.dumps(one, sort_keys=True) for one in variants or ()]
-        if len(set(told)) < len(told):
+        shown = [json.dumps(one, sort_keys=True) for one in variants or ()]
+        if len(set(shown)) < len(shown):
             raise ValueError("two variants are the same; leave one out")
         return variants
 
@@ -63,7 +63,7 @@ class SweepConfig(Section):
         return self
 
     def settings(self) -> list[Values]:
-        """What each variant sets, in the order of the variants."""
+        """Return the settings of each variant, in order."""
         if self.variants is not None:
             return list(self.variants)
         grid = self.grid or {}

@@ -1,1 +1,1 @@
-"""What the flows stand on: artifact store, tracking, lineage."""
+"""Infrastructure: artifact store, tracking, lineage, servers."""

@@ -1,4 +1,4 @@
-"""The licence policy: which source stands under a licence that is refused or told of."""
+"""The licence policy: refuse a source by its licence, or warn of it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_licences(policy: LicencesConfig, credits: Iterable[Credit]) -> list[st
 
 
 def findings(policy: LicencesConfig, credits: Iterable[Credit]) -> list[Finding]:
-    """What the policy says of the credits, each at most once: `deny` goes before `warn`.
+    """Return the credits whose licence a rule of the policy names, each once: `deny` goes before `warn`.
 
     Licences may be SPDX expressions (spdx.github.io/spdx-spec, annex D). Of what AND, WITH, a comma or a
     semicolon join each part counts; of alternatives, joined by OR, one that no pattern names is enough.

@@ -33,7 +33,7 @@ def fields(**values: str) -> Iterator[None]:
 
 
 def known() -> Mapping[str, str]:
-    """What lines that are logged here are given, to be handed to a thread that begins without it."""
+    """Return the fields of lines that are logged here, for a thread that begins without them."""
     return _fields.get()
 
 
@@ -102,6 +102,6 @@ def last_line(path: Path) -> str:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    said = [line.strip() for line in lines if any(letter.isalnum() for letter in line)]
-    errors = [line for line in said[-40:] if ERROR.search(line)]
-    return without_credentials((errors or said)[-1])[:300] if said else ""
+    words = [line.strip() for line in lines if any(letter.isalnum() for letter in line)]
+    errors = [line for line in words[-40:] if ERROR.search(line)]
+    return without_credentials((errors or words)[-1])[:300] if words else ""

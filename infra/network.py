@@ -17,15 +17,16 @@ import psutil
 from resprout.configs.errors import BadInput
 
 BUSY = 503
+HEALTH_SECONDS, ANSWER_SECONDS = 2.0, 10.0
 PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, None)
 # A proxy of the machine knows nothing of its loopback interface.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def is_healthy(url: str, seconds: float = 2.0) -> bool:
+def is_healthy(url: str) -> bool:
     """Whether a server answers 200."""
     try:
-        with _OPENER.open(url, timeout=seconds) as answer:
+        with _OPENER.open(url, timeout=HEALTH_SECONDS) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -42,10 +43,10 @@ def post(url: str, body: dict[str, Any]) -> Any:
     return _answer(urllib.request.Request(url, json.dumps(body).encode(), headers))
 
 
-def _answer(ask: urllib.request.Request, seconds: float = 10.0) -> Any:
+def _answer(ask: urllib.request.Request) -> Any:
     for pause in PAUSES_SECONDS:
         try:
-            with _OPENER.open(ask, timeout=seconds) as answer:
+            with _OPENER.open(ask, timeout=ANSWER_SECONDS) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             # What Prefect says while something else writes to its SQLite file.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from resprout.infra.retention.gc import Inventory, Plan
+    from resprout.infra.retention.gc import CollectionPlan, Inventory
 
 
 def gc(
@@ -64,7 +64,7 @@ def gc(
 
 
 def _told(
-    planned: Plan,
+    planned: CollectionPlan,
     inventory: Inventory,
     removed: Mapping[str, set[str]],
     freed: Mapping[str, int],

@@ -1,4 +1,4 @@
-"""What MLflow answers when something is wrong, as one sentence of the right kind."""
+"""Errors of MLflow's client as one sentence of the right kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 KNOCK_SECONDS = 5.0
 
 
-def answers(method: Callable[P, R]) -> Callable[P, R]:
+def mlflow_errors(method: Callable[P, R]) -> Callable[P, R]:
     """Turn a fault of the tracking server, or of the bucket that it keeps files in, into one sentence."""
 
     @functools.wraps(method)

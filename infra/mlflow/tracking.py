@@ -21,7 +21,7 @@ from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.infrastructure import MlflowConfig, one_line, without_credentials
 from resprout.infra.environment import ARTIFACTS
 from resprout.infra.mlflow import search
-from resprout.infra.mlflow.errors import answers, knock, legible, will_not_pass
+from resprout.infra.mlflow.errors import knock, legible, mlflow_errors, will_not_pass
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -168,7 +168,7 @@ class Tracker:
         kin = self._kin() if self.config.tracking_uri is None else ()
         return sorted({self.experiment_id, *(one.experiment_id for one in kin)})
 
-    @answers
+    @mlflow_errors
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Id of a new run, nested where `parent` is given."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
@@ -179,7 +179,7 @@ class Tracker:
         )
         return run.info.run_id
 
-    @answers
+    @mlflow_errors
     def resume(self, mark: str, value: str, params: Mapping[str, Any] | None = None) -> str | None:
         """Id of the run that began before under this tag and did not get through, open again; None: none.
 
@@ -192,7 +192,7 @@ class Tracker:
         self.client.update_run(found[0].info.run_id, "RUNNING")
         return found[0].info.run_id
 
-    @answers
+    @mlflow_errors
     def tracked(self, run_id: str) -> set[tuple[str, str]]:
         """Name and key of each nested run that ended well under a run that began before."""
         finished = self.client.search_runs(
@@ -202,12 +202,12 @@ class Tracker:
         )
         return {(run.info.run_name, run.data.tags.get("resprout.key", "")) for run in finished}
 
-    @answers
+    @mlflow_errors
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
-    @answers
+    @mlflow_errors
     def running_of(self, having: str) -> list[Run]:
         """The runs of this experiment that a filter selects and that say that they are running."""
         wanted = f"attributes.status = 'RUNNING' and {having}"
@@ -223,14 +223,14 @@ class Tracker:
             return False
         return True
 
-    @answers
+    @mlflow_errors
     def concluded(self) -> list[Run]:
         """The runs of this experiment and its kin that came to a verdict and are finished."""
         wanted = f"attributes.status = 'FINISHED' and tags.`{GATE}` LIKE '%'"
         found = search.runs(self, wanted, self.experiments())
         return [run for run in found if run.info.lifecycle_stage == "active"]
 
-    @answers
+    @mlflow_errors
     def log(
         self,
         run_id: str,
@@ -263,7 +263,7 @@ class Tracker:
         for start in range(100, len(shown), 100):
             self.client.log_batch(run_id, params=shown[start : start + 100])
 
-    @answers
+    @mlflow_errors
     def log_dataset(self, run_id: str, role: str, digest: str, origin: Any, profile: str) -> None:
         """Add a data set, by digest and origin, to a run's inputs; MLflow shows its `profile`."""
         source = json.dumps(origin, sort_keys=True)
@@ -272,12 +272,12 @@ class Tracker:
         data = Dataset(role, digest[:DATASET_DIGEST_CHARS], "resprout", source, profile=profile)
         self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", role)])])
 
-    @answers
+    @mlflow_errors
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Write a small text file into a run's artifacts."""
         self.client.log_text(run_id, text, path)
 
-    @answers
+    @mlflow_errors
     def log_folder(self, run_id: str, folder: Path, path: str) -> None:
         """Copy a folder into a run's artifacts."""
         self.client.log_artifacts(run_id, str(folder), path)
@@ -294,12 +294,12 @@ class Tracker:
             else None
         )
 
-    @answers
+    @mlflow_errors
     def artifact_root(self) -> str:
         """Address below which the files of this experiment's runs lie."""
         return self.files.here(self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/"))
 
-    @answers
+    @mlflow_errors
     def run(self, run_id: str) -> Run:
         """A run; BadInput where MLflow has none with this id."""
         from mlflow.exceptions import MlflowException
@@ -334,7 +334,7 @@ class Tracker:
                 error.add_note(str(lost))
             raise
 
-    @answers
+    @mlflow_errors
     def producer(self, record: str) -> Run | None:
         """The run that wrote this record, None where MLflow does not know it (say, a new database)."""
         found = self.client.search_runs(
@@ -344,12 +344,12 @@ class Tracker:
         )
         return found[0] if found else None
 
-    @answers
+    @mlflow_errors
     def announce(self, run_id: str, what: str) -> None:
         """State that a run is about to write this record, or to register."""
         self.client.set_tag(run_id, f"{ANNOUNCED}{what}", "true")
 
-    @answers
+    @mlflow_errors
     def has_done(self, run_id: str, what: str) -> None:
         """Take back what was announced, if it was."""
         from mlflow.exceptions import MlflowException
@@ -360,7 +360,7 @@ class Tracker:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
 
-    @answers
+    @mlflow_errors
     def announced(self, what: str, run_id: str | None = None) -> bool:
         """Whether any run, or this one, announced that and has not done it."""
         having = f"tags.`{ANNOUNCED}{what}` = 'true'"
@@ -368,13 +368,13 @@ class Tracker:
             having += f" and attributes.run_id = '{run_id}'"
         return bool(self.client.search_runs(self.experiments(), having, max_results=1))
 
-    @answers
+    @mlflow_errors
     def holding(self, name: str, digest: str) -> list[ModelVersion]:
         """The versions of `name` whose tag says that they hold this digest, the newest first."""
         found = sorted(self.versions(search.named(name)), key=lambda one: -int(one.version))
         return [one for one in found if one.tags.get("resprout.digest") == digest]
 
-    @answers
+    @mlflow_errors
     def make_version(
         self,
         name: str,
@@ -400,13 +400,13 @@ class Tracker:
             description=description,
         )
 
-    @answers
+    @mlflow_errors
     def point_alias(self, name: str, alias: str, version: str) -> None:
         """Move the alias, unless it is there already: setting it again would fire webhooks again."""
         if str(self.client.get_registered_model(name).aliases.get(alias, "")) != str(version):
             self.client.set_registered_model_alias(name, alias, version)
 
-    @answers
+    @mlflow_errors
     def drop_alias(self, name: str, alias: str, version: str) -> None:
         """Take the alias away; BadInput where it does not point at this version."""
         at = self.client.get_registered_model(name).aliases.get(alias)
@@ -414,7 +414,7 @@ class Tracker:
             raise BadInput(f"alias {alias} of {name} points at version {at}; name that instead of {version}")
         self.client.delete_registered_model_alias(name, alias)
 
-    @answers
+    @mlflow_errors
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Set tags of a model version."""
         for key, value in sorted(tags.items()):

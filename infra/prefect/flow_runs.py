@@ -82,12 +82,12 @@ class FlowRuns:
             )
             return str(run.id)
 
-        return self._ask(create)
+        return self._call(create)
 
     def server_version(self) -> str:
         """The server's version; raises BadInput where what answers is no Prefect server."""
         try:
-            return self._ask(lambda client: str(client.api_version()))
+            return self._call(lambda client: str(client.api_version()))
         except NoPrefect as fault:
             raise BadInput(f"{fault}; infra.prefect.api_url ends in /api") from None
 
@@ -101,7 +101,7 @@ class FlowRuns:
             }
             return int(client.request("POST", "/flow_runs/count", json=wanted).json())
 
-        return self._ask(lambda client: {state.lower(): count(client, state) for state in STATES})
+        return self._call(lambda client: {state.lower(): count(client, state) for state in STATES})
 
     def emit(self, event: str, resource: str, payload: Mapping[str, Any]) -> None:
         """Emit an event, for display and for the user's own automations; nothing depends on it."""
@@ -109,7 +109,7 @@ class FlowRuns:
 
         emit_event(event, resource={"prefect.resource.id": resource}, payload=dict(payload))
 
-    def _ask(self, question: Callable[[Any], T]) -> T:
+    def _call(self, question: Callable[[Any], T]) -> T:
         import httpx
         from prefect.client.orchestration import SyncPrefectClient
         from prefect.exceptions import ObjectNotFound

@@ -284,7 +284,7 @@ class Mirror:
         lines = [f"{self.entries[path].model_dump_json()}\n" for path in sorted(self.entries)]
         data = "".join(lines).encode()
         self.target.put_bytes(LIST, data)
-        said = {
+        predicate = {
             "list": hashlib.sha256(data).hexdigest(),
             "objects": len(self.entries),
             **about,
@@ -293,7 +293,7 @@ class Mirror:
             "who": identity.who(),
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_statement(self.target, signer, said)
+        write_statement(self.target, signer, predicate)
         listed = [one for top in (STORE, "mlflow/") for one in self.target.entries(top)]
         self.target.delete_all([one.key for one in listed if one.key not in self.entries])
         kept = sorted((one for one in listed if one.key in self.entries), key=lambda one: one.key)
@@ -308,14 +308,14 @@ class Mirror:
 class Statement:
     """The statement of a backup, and the known keys that signed it."""
 
-    said: dict[str, Any]
+    predicate: dict[str, Any]
     signed_by: tuple[str, ...]
 
 
-def write_statement(target: Driver, signer: Signer, said: dict[str, Any]) -> None:
+def write_statement(target: Driver, signer: Signer, predicate: dict[str, Any]) -> None:
     """Write the statement, which makes the backup count."""
-    predicate = {**said, "key": signer.own_id}
-    target.put_bytes(STATEMENT, signer.envelope(statement("resprout backup", PREDICATE, predicate)))
+    signed = {**predicate, "key": signer.own_id}
+    target.put_bytes(STATEMENT, signer.envelope(statement("resprout backup", PREDICATE, signed)))
 
 
 def read_statement(source: Driver, signer: Signer) -> Statement:
@@ -330,10 +330,10 @@ def read_statement(source: Driver, signer: Signer) -> Statement:
     if data is None:
         raise BadInput(f"there is no finished backup at {where}; give its place, or run the backup again")
     opened = signer.open(data, f"statement {where}")
-    said = predicate_of(opened, PREDICATE, f"statement {where}")
+    predicate = predicate_of(opened, PREDICATE, f"statement {where}")
     if signer.required and not opened.signed_by:
         raise VerificationFailed(f"the statement {where} has no signature that counts")
-    return Statement(said, opened.signed_by)
+    return Statement(predicate, opened.signed_by)
 
 
 def read_list(source: Driver, sha256: str | None = None) -> Iterator[FileEntry]:

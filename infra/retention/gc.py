@@ -122,7 +122,7 @@ def take_inventory(store: ArtifactStore) -> Inventory:
 
 
 @dataclass(frozen=True)
-class Step:
+class Deletion:
     """One deletion: a record that nobody needs, and with the last one of an artifact its content.
 
     Without a record it is content alone, of which there are no records, or they stay to tell of an erasure.
@@ -134,10 +134,10 @@ class Step:
 
 
 @dataclass
-class Plan:
+class CollectionPlan:
     """Steps in the order in which they may be taken: what was made from something goes before it."""
 
-    steps: list[Step]
+    steps: list[Deletion]
     freed: dict[str, int]
     """Bytes of each artifact whose content goes."""
     kept: Mapping[str, int]
@@ -150,8 +150,8 @@ class Plan:
         return sum(self.freed.values())
 
 
-def plan_collection(inventory: Inventory, roots: Roots, grace_seconds: float) -> Plan:
-    """Plan to keep the roots, what is young, and all ancestors of both, and to delete the rest."""
+def plan_collection(inventory: Inventory, roots: Roots, grace_seconds: float) -> CollectionPlan:
+    """CollectionPlan to keep the roots, what is young, and all ancestors of both, and to delete the rest."""
     made = inventory.made()
     why = _reasons(inventory, roots, made, grace_seconds)
     kept: dict[str, str] = {}
@@ -176,15 +176,17 @@ def plan_collection(inventory: Inventory, roots: Roots, grace_seconds: float) ->
     for record in dead:
         digest = inventory.content[record]
         left[digest] -= 1
-        steps.append(Step(digest, record, left[digest] == 0 and digest not in kept and digest not in emptied))
+        last = left[digest] == 0 and digest not in kept and digest not in emptied
+        steps.append(Deletion(digest, record, last))
     orphans = inventory.artifacts.keys() - kept.keys() - made.keys()
-    steps += [Step(digest, None, True) for digest in sorted(orphans | emptied & inventory.artifacts.keys())]
+    alone = orphans | emptied & inventory.artifacts.keys()
+    steps += [Deletion(digest, None, True) for digest in sorted(alone)]
     freed = {
         step.digest: inventory.artifacts.get(step.digest, Artifact()).size
         for step in steps
         if step.with_content
     }
-    return Plan(steps, freed, Counter(kept.values()), frozenset(stays))
+    return CollectionPlan(steps, freed, Counter(kept.values()), frozenset(stays))
 
 
 def _reasons(
@@ -263,7 +265,7 @@ class Collector:
         self.records: list[str] = []
         """Records that were deleted."""
 
-    def run(self, plan: Plan) -> None:
+    def run(self, plan: CollectionPlan) -> None:
         """Delete what the plan frees.
 
         Raises:
@@ -292,7 +294,7 @@ class Collector:
                 except (ResproutError, ValueError) as error:
                     logger.warning("the lease of this gc was not given back and will expire: %s", error)
 
-    def _batch(self, steps: list[Step]) -> None:
+    def _batch(self, steps: list[Deletion]) -> None:
         marked = [digest for digest in sorted({step.digest for step in steps}) if self._mark(digest)]
         try:
             self._look_again(marked)
@@ -311,7 +313,7 @@ class Collector:
                 if in_use.mark_owner(self.driver, digest) == self.name:
                     self.driver.delete(in_use.mark_key(digest))
 
-    def _state(self, steps: list[Step]) -> None:
+    def _state(self, steps: list[Deletion]) -> None:
         """State beside the seals which of their records are deleted, so that `verify` can explain it."""
         made = self.inventory.made()
         going: dict[str, set[str]] = {}
@@ -366,7 +368,7 @@ class Collector:
         self.locks.retire(writer, self.name)
         return False
 
-    def _delete(self, step: Step) -> None:
+    def _delete(self, step: Deletion) -> None:
         store, driver, digest = self.store, self.driver, step.digest
         with_content = step.with_content and digest not in self._holding
         self._require_lease()
@@ -442,8 +444,8 @@ class Redirects:
         if heir is None:
             self.store.driver.delete(name)
         else:
-            said = {"digest": self.store.get_record(heir).content, "record": heir}
-            self.store.driver.put_bytes(name, canonical_json(said))
+            pointer = {"digest": self.store.get_record(heir).content, "record": heir}
+            self.store.driver.put_bytes(name, canonical_json(pointer))
 
     def redirect_export(self, digest: str) -> None:
         """Point the notes on an export's weights to another export with the same, or remove them."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.mlflow import search
-from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.errors import mlflow_errors
 from resprout.infra.mlflow.tracking import HOLD, MAX_TAG_CHARS, RECORD, Tracker
 from resprout.infra.proof.ledger import Ledger
 from resprout.infra.proof.seal import read_seal
@@ -71,22 +71,20 @@ class LedgerRoots:
     versions: dict[str, VersionRoots]
 
 
+@dataclass
 class RootFinder:
     """Finds the roots as often as it is asked; a seal is read once, a ledger again only when it has grown."""
 
-    def __init__(
-        self, store: ArtifactStore, tracker: Tracker, locks: LeaseLockManager, keep_days: float
-    ) -> None:
-        self.store = store
-        self.tracker = tracker
-        self.locks = locks
-        self.keep_seconds = keep_days * DAY_SECONDS
-        self.removed: dict[str, set[str]] = {}
-        """By reference the records of versions that a ledger knows and the registry no longer has."""
-        self._ledgers: dict[str, LedgerRoots] = {}
-        self._sealed: dict[str, tuple[str, ...]] = {}
-        self._strangers: set[str] = set()
-        """Runs of versions that resprout did not make."""
+    store: ArtifactStore
+    tracker: Tracker
+    locks: LeaseLockManager
+    keep_days: float
+    removed: dict[str, set[str]] = field(default_factory=dict, init=False)
+    """By reference the records of versions that a ledger knows and the registry no longer has."""
+    _ledgers: dict[str, LedgerRoots] = field(default_factory=dict, init=False)
+    _sealed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+    _strangers: set[str] = field(default_factory=set, init=False)
+    """Runs of versions that resprout did not make."""
 
     def find(self) -> Roots:
         """Return all roots at this moment.
@@ -98,12 +96,13 @@ class RootFinder:
         versions = self._registered()
         found.add_records(self._of_held(versions), HELD)
         found.add_records(self._of_versions(versions), REGISTERED)
-        begun = int((time.time() - self.keep_seconds) * 1000)
+        keep_seconds = self.keep_days * DAY_SECONDS
+        begun = int((time.time() - keep_seconds) * 1000)
         found.add_records(self._of_recent(f"attributes.start_time > {begun}"), RECENT)
         recent_seals = [
             entry.key.removeprefix("seals/").removesuffix(".json")
             for entry in self.store.driver.entries("seals/")
-            if entry.age_seconds < self.keep_seconds and not keys.is_stray(entry.key)
+            if entry.age_seconds < keep_seconds and not keys.is_stray(entry.key)
         ]
         found.add_records(self._of_seals(recent_seals), RECENT)
         in_use, _ = references(self.store.driver, self.locks.is_locked)
@@ -245,14 +244,14 @@ class RootFinder:
         for entry in Ledger(self.store, name).entries():
             for number, state in (entry.said.get("versions") or {}).items():
                 # Every state counts that it ever had, so no entry takes away what an earlier one needs.
-                told = self._of_state(state.get("tags", {}), state.get("source", ""), state.get("runId", ""))
+                found = self._of_state(state.get("tags", {}), state.get("source", ""), state.get("runId", ""))
                 roots = versions.setdefault(number, VersionRoots())
-                roots.records |= told.records
-                roots.runs |= told.runs
+                roots.records |= found.records
+                roots.runs |= found.runs
         return LedgerRoots(name, listed, versions)
 
 
-@answers
+@mlflow_errors
 def set_hold(tracker: Tracker, reference: str, reason: str | None) -> None:
     """Put a legal hold, a tag in MLflow, on a version, a registered model or a run; without a reason lift it.
 

@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.infrastructure import InfraConfig, one_line, without_credentials
-from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.errors import mlflow_errors
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.stack.services import mlflow_database, mlflow_url
 
@@ -282,7 +282,7 @@ def is_behind_server(uri: str) -> bool:
     return urlsplit(uri).scheme == "mlflow-artifacts"
 
 
-@answers
+@mlflow_errors
 def file_sizes(tracker: Tracker, uri: str) -> dict[str, int]:
     """Return path and size of each file of a folder."""
     repository = _repository(tracker, uri)
@@ -297,7 +297,7 @@ def file_sizes(tracker: Tracker, uri: str) -> dict[str, int]:
     return found
 
 
-@answers
+@mlflow_errors
 def download_files(tracker: Tracker, uri: str, target: Path) -> bool:
     """Copy all files of a folder to the new folder `target`; False where there are none."""
     repository = _repository(tracker, uri)
@@ -308,13 +308,13 @@ def download_files(tracker: Tracker, uri: str, target: Path) -> bool:
     return True
 
 
-@answers
+@mlflow_errors
 def upload_files(tracker: Tracker, uri: str, folder: Path) -> None:
     """Copy a local folder's files to MLflow's folder."""
     _repository(tracker, uri).log_artifacts(str(folder))
 
 
-@answers
+@mlflow_errors
 def delete_file(tracker: Tracker, uri: str, path: str) -> None:
     """Delete a file of a folder."""
     _repository(tracker, uri).delete_artifacts(path)

@@ -136,11 +136,11 @@ class Supervisor:
         """Start it in the background with all services; secrets are in its environment only."""
         with suppress(FileNotFoundError):
             self.socket.unlink()
-        said = self.logs / "start.log"
+        start_log = self.logs / "start.log"
         # Settings of resprout are handed on by the services' own files.
         own = ("RESPROUT_", STACK, SERVICE)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-        with said.open("wb") as sink:
+        with start_log.open("wb") as sink:
             done = subprocess.run(
                 [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)],
                 env={**inherited, **secrets, STACK: stack_mark(self.home)},
@@ -153,7 +153,7 @@ class Supervisor:
         until = time.monotonic() + START_SECONDS
         while self.identity() is None:
             if done.returncode or time.monotonic() > until:
-                why = last_line(said) or last_line(self.logs / "supervisor.log")
+                why = last_line(start_log) or last_line(self.logs / "supervisor.log")
                 raise StageFailed(f"the supervisor did not start: {why}")
             time.sleep(0.05)
 

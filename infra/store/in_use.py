@@ -72,7 +72,7 @@ class InUseReferences:
         self._locks = locks
         self._wait = wait_seconds
         self._poll = poll_seconds
-        self._ask = stop
+        self._stop = stop
         self._mutex = threading.Lock()
         self._own = not writer
         self._writer = writer
@@ -155,7 +155,7 @@ class InUseReferences:
                     f"gc has been at artifact {digest} for {self._wait:.0f} s, and this run needs it; see to "
                     "the process of `resprout gc`, or end it: its mark goes with it"
                 )
-            self._ask()
+            self._stop()
             time.sleep(self._poll)
 
 

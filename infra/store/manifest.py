@@ -18,6 +18,7 @@ CHUNK_BYTES = 16 * 1024 * 1024
 """Size of a chunk with a hash of its own, and of a part of a multipart upload."""
 
 PIECE_BYTES = 2**18
+THREADS = 4
 SCHEMA_VERSION = 1
 
 
@@ -117,11 +118,11 @@ def hash_stream(file: BinaryIO, name: str) -> FileEntry:
     return FileEntry(path=name, size=size, sha256=whole.hexdigest(), chunks=tuple(chunks))
 
 
-def scan(folder: Path, threads: int = 4) -> Manifest:
+def scan(folder: Path) -> Manifest:
     """Hash the files under `folder`; BadInput for an empty folder, links or unsafe names."""
     found = sorted(walk(folder))
     if not found:
         raise BadInput(f"{folder} holds no file; an artifact needs at least one")
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         files = tuple(pool.map(lambda item: hash_file(item[1], item[0]), found))
     return Manifest(digest=content_digest(files), files=files)

@@ -201,8 +201,8 @@ class S3Driver(Driver):
         with self._faults():
             for start in range(0, len(whole), AT_ONCE):
                 batch = {"Objects": whole[start : start + AT_ONCE], "Quiet": True}
-                said = self.client.delete_objects(Bucket=self.bucket, Delete=batch)
-                for refused in said.get("Errors", ()):
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete=batch)
+                for refused in answer.get("Errors", ()):
                     raise StageFailed(
                         f"s3://{self.bucket}/{refused['Key']} cannot be deleted ({refused.get('Code')}); "
                         "give this user s3:DeleteObject there"

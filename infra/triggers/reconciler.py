@@ -100,7 +100,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class RulesFile:
+class WatchedRules:
     """The rules in a file, read again when it or a run config that it names changes."""
 
     def __init__(self, path: Path) -> None:
@@ -142,7 +142,7 @@ class Reconciler:
 
     def __init__(
         self,
-        rules: RulesFile,
+        rules: WatchedRules,
         state: TriggerState,
         registry: Registry,
         runs: FlowRuns,

@@ -21,7 +21,7 @@ from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.network import listen
 from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.triggers.reconciler import Reconciler, RulesFile
+from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
 from resprout.infra.triggers.registry import Registry
 from resprout.infra.triggers.state import TriggerState
 from resprout.infra.triggers.webhook import Webhook
@@ -59,7 +59,7 @@ def serve(infra: InfraConfig, home: Path) -> None:
             "infra.relay.webhook_secret is not set, so anyone could start runs; give it the secret of the "
             "webhook in MLflow, in YAML as ${VARIABLE}"
         )
-    rules, runs = RulesFile(rules_path(infra)), FlowRuns(infra.prefect, prefect_url(infra))
+    rules, runs = WatchedRules(rules_path(infra)), FlowRuns(infra.prefect, prefect_url(infra))
     registry = Registry(infra.mlflow, home)
     check_servers(registry, runs)
     socket = listen(infra.relay.host, infra.relay.port, "infra.relay.port")

@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.infrastructure import RelayConfig, one_line, without_credentials
+from resprout.infra.mlflow.search import pages
 from resprout.infra.triggers.reconciler import Reconciler
 
 PATH = "/webhooks/mlflow"
@@ -240,7 +241,8 @@ def register_webhook(tracking_uri: str, url: str, secret: str) -> str:
         "status": "ACTIVE",
     }
     try:
-        found = [hook for hook in _webhooks(client) if hook.name == HOOK_NAME]
+        hooks = pages(lambda token: client.list_webhooks(page_token=token))
+        found = [hook for hook in hooks if hook.name == HOOK_NAME]
         for more in found[1:]:
             client.delete_webhook(more.webhook_id)
         if found:
@@ -255,13 +257,3 @@ def register_webhook(tracking_uri: str, url: str, secret: str) -> str:
                 "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS"
             ) from None
         raise StageFailed(f"MLflow at {without_credentials(tracking_uri)} took no webhook: {text}") from None
-
-
-def _webhooks(client: Any) -> list[Any]:
-    hooks, token = [], None
-    while True:
-        page = client.list_webhooks(page_token=token)
-        hooks += page
-        token = page.token
-        if not token:
-            return hooks

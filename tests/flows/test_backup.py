@@ -176,7 +176,7 @@ def test_a_backup_that_leads_elsewhere_is_refused(copied: Path, tmp_path: Path, 
     place = LocalDriver(tmp_path / "backup")
     store = ArtifactStore.from_config(StoreConfig(), copied)
     back_up(copied, place)
-    said = backup.read_statement(place, store.signer).said
+    said = backup.read_statement(place, store.signer).predicate
     line = hash_stream(BytesIO(b"evil"), "store/x").model_dump_json().replace('"store/x"', json.dumps(key))
     data = (place.get_bytes("objects.jsonl") or b"") + line.encode() + b"\n"
     place.put_bytes("objects.jsonl", data)
