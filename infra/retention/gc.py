@@ -226,44 +226,38 @@ def _heights(inventory: Inventory) -> dict[str, int]:
     return heights
 
 
+@dataclass
 class Collector:
     """One garbage collection; `find_roots` is called again before each batch.
 
     `sealed` names the records of each sealed run: what is deleted of them is stated before, and seals stay.
     """
 
-    def __init__(
-        self,
-        store: ArtifactStore,
-        locks: LeaseLockManager,
-        inventory: Inventory,
-        find_roots: Callable[[], Roots],
-        progress: Callable[[int, int], None] = lambda done, total: None,
-        sealed: Mapping[str, Iterable[str]] | None = None,
-    ) -> None:
-        self.store = store
-        self.driver = store.driver
-        self.locks = locks
-        self.inventory = inventory
-        self.find_roots = find_roots
-        self.progress = progress
+    store: ArtifactStore
+    locks: LeaseLockManager
+    inventory: Inventory
+    find_roots: Callable[[], Roots]
+    progress: Callable[[int, int], None] = lambda done, total: None
+    sealed: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list, init=False)
+    """Digests whose content was deleted."""
+    records: list[str] = field(default_factory=list, init=False)
+    """Records that were deleted."""
+    _spared: set[str] = field(default_factory=set, init=False)
+    """Records that are needed after all, and digests of which all records are."""
+    _explaining: set[str] = field(default_factory=set, init=False)
+    """Records that explain an erasure: they stay, what they made may go."""
+    _holding: set[str] = field(default_factory=set, init=False)
+    """Digests whose content a needed record holds."""
+
+    def __post_init__(self) -> None:
+        self.driver = self.store.driver
         self.name = f"gc-{uuid.uuid4().hex}"
-        self._redirects = Redirects(store, inventory, ())
-        self._spared: set[str] = set()
-        """Records that are needed after all, and digests of which all records are."""
-        self._explaining: set[str] = set()
-        """Records that explain an erasure: they stay, what they made may go."""
-        self._holding: set[str] = set()
-        """Digests whose content a needed record holds."""
         self._runs: dict[str, list[str]] = {}
         """By record the sealed runs that name it."""
-        for run, records in (sealed or {}).items():
+        for run, records in self.sealed.items():
             for record in records:
                 self._runs.setdefault(record, []).append(run)
-        self.deleted: list[str] = []
-        """Digests whose content was deleted."""
-        self.records: list[str] = []
-        """Records that were deleted."""
 
     def run(self, plan: CollectionPlan) -> None:
         """Delete what the plan frees.
