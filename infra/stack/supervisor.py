@@ -22,8 +22,16 @@ import psutil
 
 from resprout.configs.errors import StageFailed
 from resprout.infra.logs import last_line
-from resprout.infra.stack.flow_runs import run_ids, schedule_resume
-from resprout.infra.stack.launch import SERVICE, STACK, WORKER, service_processes, stack_mark, terminate
+from resprout.infra.stack.launch import (
+    SERVICE,
+    STACK,
+    WORKER,
+    run_ids,
+    schedule_resume,
+    service_processes,
+    stack_mark,
+    terminate,
+)
 from resprout.infra.stack.services import Service
 
 LONGEST_SOCKET_PATH = 100

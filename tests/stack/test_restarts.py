@@ -14,8 +14,7 @@ import pytest
 
 from one_machine import Machine, running, until
 from resprout.infra.prefect.automations import SETTLED_SECONDS
-from resprout.infra.stack.flow_runs import run_ids
-from resprout.infra.stack.launch import stack_mark, stack_processes
+from resprout.infra.stack.launch import run_ids, stack_mark, stack_processes
 from resprout.infra.stack.supervisor import Supervisor
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(500)]
