@@ -123,7 +123,7 @@ def _again(
     from resprout.flows.cli.display import display_for
     from resprout.flows.cli.signals import end_on_signals
     from resprout.flows.session import Session
-    from resprout.infra.home_server import home_server
+    from resprout.infra.prefect.home_server import home_server
 
     session = Session()
     end_on_signals(session.interrupt)

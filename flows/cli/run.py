@@ -76,7 +76,7 @@ def _run(
         loaded = load(config, overrides)
         check(loaded)
         from resprout.infra.environment import prepare
-        from resprout.infra.home_server import home_server
+        from resprout.infra.prefect.home_server import home_server
 
         prepare(loaded.config.infra, loaded.home, debug)
         if not debug:

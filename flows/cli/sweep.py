@@ -58,7 +58,7 @@ def sweep(
         _forecast(session, as_json)
         return
     from resprout.flows.cli.signals import end_on_signals
-    from resprout.infra.home_server import home_server
+    from resprout.infra.prefect.home_server import home_server
 
     end_on_signals(session.interrupt)
     with home_server(variants[0].loaded.config.infra):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
 from resprout.configs.errors import ResproutError, StageFailed, Transient, VerificationFailed
@@ -62,6 +62,18 @@ def legible(method: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return call
+
+
+@contextmanager
+def allowing(*codes: str) -> Iterator[None]:
+    """Let a block end where MLflow refuses with one of these codes."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise
 
 
 def will_not_pass(error: Exception) -> bool:

@@ -21,7 +21,7 @@ from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.infrastructure import MlflowConfig, one_line, without_credentials
 from resprout.infra.environment import ARTIFACTS
 from resprout.infra.mlflow import search
-from resprout.infra.mlflow.errors import knock, legible, mlflow_errors, will_not_pass
+from resprout.infra.mlflow.errors import allowing, knock, legible, mlflow_errors, will_not_pass
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -302,17 +302,12 @@ class Tracker:
     @mlflow_errors
     def run(self, run_id: str) -> Run:
         """A run; BadInput where MLflow has none with this id."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with allowing("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise BadInput(
-                f"no run {run_id} in MLflow at {self.shown_uri}; give the id of a run that it shows, or set "
-                "infra.mlflow.tracking_uri to the one that holds it"
-            ) from None
+        raise BadInput(
+            f"no run {run_id} in MLflow at {self.shown_uri}; give the id of a run that it shows, or set "
+            "infra.mlflow.tracking_uri to the one that holds it"
+        )
 
     @contextmanager
     def running(self, run_id: str) -> Iterator[None]:
@@ -352,13 +347,8 @@ class Tracker:
     @mlflow_errors
     def has_done(self, run_id: str, what: str) -> None:
         """Take back what was announced, if it was."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with allowing("RESOURCE_DOES_NOT_EXIST"):
             self.client.delete_tag(run_id, f"{ANNOUNCED}{what}")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
 
     @mlflow_errors
     def announced(self, what: str, run_id: str | None = None) -> bool:
@@ -385,13 +375,8 @@ class Tracker:
         of_the_model: str = "",
     ) -> ModelVersion:
         """A new version of `name`, which is registered, and described, where it is not yet."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with allowing("RESOURCE_ALREADY_EXISTS"):
             self.client.create_registered_model(name, description=of_the_model)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
         return self.client.create_model_version(
             name,
             source,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.mlflow import search
-from resprout.infra.mlflow.errors import mlflow_errors
+from resprout.infra.mlflow.errors import allowing, mlflow_errors
 from resprout.infra.mlflow.tracking import HOLD, MAX_TAG_CHARS, RECORD, Tracker
 from resprout.infra.proof.ledger import Ledger
 from resprout.infra.proof.seal import read_seal
@@ -270,14 +270,12 @@ def set_hold(tracker: Tracker, reference: str, reason: str | None) -> None:
         tags, at = version.tags, (version.name, version.version)
         put, drop = client.set_model_version_tag, client.delete_model_version_tag
     elif reference.startswith("models:/"):
-        from mlflow.exceptions import MlflowException
-
-        try:
-            tags, at = client.get_registered_model(rest).tags, (rest,)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise BadInput(f"no registered model {rest} in {tracker.shown_uri}; give models:/name") from None
+        model = None
+        with allowing("RESOURCE_DOES_NOT_EXIST"):
+            model = client.get_registered_model(rest)
+        if model is None:
+            raise BadInput(f"no registered model {rest} in {tracker.shown_uri}; give models:/name")
+        tags, at = model.tags, (rest,)
         put, drop = client.set_registered_model_tag, client.delete_registered_model_tag
     else:
         raise BadInput(
