@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -70,18 +69,13 @@ def findings(policy: LicencesConfig, credits: Iterable[Credit]) -> list[Finding]
     Licences may be SPDX expressions (spdx.github.io/spdx-spec, annex D). Of what AND, WITH, a comma or a
     semicolon join each part counts; of alternatives, joined by OR, one that no pattern names is enough.
     """
-    rules: tuple[tuple[Literal["deny", "warn"], tuple[str, ...]], ...] = (
-        ("deny", policy.deny),
-        ("warn", policy.warn),
-    )
     found: list[Finding] = []
     for credit in credits:
-        hits = (
-            Finding(rule, pattern, credit)
-            for rule, patterns in rules
-            if (pattern := _naming(credit.licence or "", patterns)) is not None
-        )
-        found += itertools.islice(hits, 1)
+        licence = credit.licence or ""
+        if (pattern := _naming(licence, policy.deny)) is not None:
+            found.append(Finding("deny", pattern, credit))
+        elif (pattern := _naming(licence, policy.warn)) is not None:
+            found.append(Finding("warn", pattern, credit))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -56,12 +57,14 @@ def server(infra: InfraConfig) -> Iterator[SyncPrefectClient]:
         ) from None
 
 
+def release(version: str) -> tuple[int, int]:
+    """Return major and minor of a server's version; zeros where it is none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def _check(version: str, shown: str) -> None:
-    try:
-        major, minor = (int(part) for part in version.split(".")[:2])
-    except ValueError:
-        major, minor = 0, 0
-    if major != OLDEST_SERVER[0] or (major, minor) < OLDEST_SERVER:
+    if release(version)[0] != OLDEST_SERVER[0] or release(version) < OLDEST_SERVER:
         oldest = ".".join(map(str, OLDEST_SERVER))
         raise BadInput(
             f"the Prefect server at {shown} is of version {version}, but this client needs {oldest} or a "
