@@ -31,8 +31,8 @@ def versions(tracker: Connection, having: str = "") -> Iterator[ModelVersion]:
 
 
 def named(name: str) -> str:
-    """The filter for the versions of one registered model."""
-    return "name = '" + name.replace("'", "\\'") + "'"
+    """The filter for the versions of one registered model; MLflow knows no escape inside quotes."""
+    return f'name = "{name}"' if "'" in name else f"name = '{name}'"
 
 
 @mlflow_errors
