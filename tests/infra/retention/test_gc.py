@@ -21,7 +21,7 @@ NOBODY = Roots
 
 def writers_of(store, digest):
     """The writers that have a reference to a digest, dead or alive."""
-    return [key.rpartition("/")[2] for key in store.driver.list(in_use.references_to(digest))]
+    return [key.rpartition("/")[2] for key in store.driver.list(f"pins/{digest}/")]
 
 
 def freed(store, needs=NOBODY, grace=0.0):
