@@ -97,7 +97,11 @@ class LeaseLockManager(LockManager):
         acquire_timeout: float | None = None,
         hold_timeout: float | None = None,
     ) -> bool:
-        return await asyncio.to_thread(self.acquire_lock, key, holder, acquire_timeout, hold_timeout)
+        for pause in self._pauses(key, acquire_timeout):
+            await asyncio.sleep(pause)
+            if await asyncio.to_thread(self._try, key, holder, hold_timeout):
+                return True
+        return False
 
     def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
         for pause in self._pauses(key, timeout):
@@ -107,7 +111,11 @@ class LeaseLockManager(LockManager):
         return False
 
     async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
-        return await asyncio.to_thread(self.wait_for_lock, key, timeout)
+        for pause in self._pauses(key, timeout):
+            await asyncio.sleep(pause)
+            if not await asyncio.to_thread(self.is_locked, key):
+                return True
+        return False
 
     def _pauses(self, key: str, timeout: float | None) -> Iterator[float]:
         """Yield the seconds before each try of a wait: none before the first, until `timeout` is over."""
