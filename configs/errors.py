@@ -12,7 +12,7 @@ class ResproutError(Exception):
 
 
 class BadInput(ResproutError, ValueError):
-    """What the user gave cannot be used; the message says what was given, what is allowed, what to do."""
+    """Input of the user cannot be used; the message says what was given, what is allowed, what to do."""
 
     exit_code = 2
 

@@ -63,7 +63,7 @@ class Preset(Section):
     allocator: LayoutAllocators
     """How the budget is spent over the layers."""
     repair: str
-    """What makes good for the removed units."""
+    """The repair, which compensates for the removed units."""
     units: Annotated[tuple[Unit, ...], Field(min_length=1)]
     """Units that the paper prunes; the default of `prune.units`. Of methods that zero single weights, the
     structures that hold these weights."""
@@ -73,11 +73,11 @@ class Preset(Section):
     """The method that is left where another allocator spends the budget, which is then refused; None:
     something of the paper is left, say its criterion or its repair."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """What the method sets of its criterion."""
+    """Settings of the criterion."""
     allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """What the method sets of its allocator."""
+    """Settings of the allocator."""
     repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """What the method sets of its repair."""
+    """Settings of the repair."""
     spared_front: float = 0
     """Layers at the front whose widths stay: a number, or a share of the depth below 1."""
     spared_back: float = 0

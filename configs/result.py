@@ -1,4 +1,4 @@
-"""The result of a run, as `resprout run --json` prints it in its last line."""
+"""Result of a run, which `resprout run --json` prints as its last line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StageResult(Plain):
     """One call of a stage in the run."""
 
     name: str
-    """What people read: the stage, and which call of it this is."""
+    """Name for people: the stage, and which call of it this is."""
     stage: str
     role: str
     """Names the call where a run calls the stage more than once."""

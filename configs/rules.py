@@ -191,7 +191,7 @@ class Rule(Section):
     models: Annotated[tuple[Glob, ...], Field(min_length=1)]
     """Patterns (*, ?, [ab]) of model names, one of which must fit."""
     on: Annotated[tuple[Happening, ...], Field(min_length=1)] = ("created",)
-    """What starts it: a new version, an alias that was set, a tag that was set."""
+    """Events that start it: a new version, an alias that was set, a tag that was set."""
     aliases: tuple[Glob, ...] = ()
     """Patterns of aliases, one of which the version must have; needs `alias` in `on`. Each alias that fits
     starts a run of its own."""
@@ -200,7 +200,7 @@ class Rule(Section):
     config: Glob
     """Run config (from the rules file), or a pattern that one file fits."""
     sources: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Where versions may come from, say s3://models/ or mlflow-artifacts:/; others are refused."""
+    """Prefixes of allowed sources of versions, say s3://models/ or mlflow-artifacts:/; others are refused."""
     overrides: dict[str, Any] = Field(default={})
     """Keys of the run config with values; text may hold Jinja over name, version, alias, aliases, tags,
     description."""

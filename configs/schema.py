@@ -37,7 +37,7 @@ def _without_password(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_without_password)]
-"""Where something lies; holds no password."""
+"""Address of a source; holds no password."""
 
 
 class ModelConfig(Section):
@@ -49,7 +49,7 @@ class ModelConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Dtype of weights and activations in every stage, and of the export."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where stages compute; auto takes CUDA where the installed torch and the machine both have it."""
+    """Device on which stages compute; auto takes CUDA where the installed torch and the machine have it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; leave off unless you read that code."""
     allow_pickle: bool = False
@@ -114,7 +114,7 @@ class CalibrateConfig(Section):
     method: str = "cola"
     """random, cola or self_generated (`resprout methods`)."""
     text: tuple[TextSource, ...] = ()
-    """Where the samples come from; may be empty for self_generated."""
+    """Sources of the samples; may be empty for self_generated."""
     samples: Annotated[int, Field(ge=1, le=65536)] = 64
     """Number of samples."""
     seq_len_tokens: Annotated[int, Field(ge=8)] = 256
@@ -340,7 +340,7 @@ class SelectConfig(Section):
     method: str = "paser"
     """paser or random (`resprout methods`)."""
     pool: tuple[RowSource, ...]
-    """Where rows come from."""
+    """Sources of rows."""
     budget_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens (prompt and response) to select."""
     budget_ratio: Ratio | None = None
@@ -413,7 +413,7 @@ class SparsifyConfig(Section):
 
 
 class PartOfRecovery(RecoverConfig):
-    """What trains between two rounds of a pruning schedule: a share of a recovery's steps."""
+    """The training between two rounds of a pruning schedule: a share of a recovery's steps."""
 
     begin: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the steps that came before."""
@@ -441,7 +441,7 @@ class PerplexityConfig(Section):
     bos: bool = False
     """Put the BOS token in front of each window."""
     join: str = "\n\n"
-    """What stands between documents."""
+    """Separator of documents."""
     kl_tokens: Annotated[int, Field(ge=8)] | None = None
     """KL divergence from the dense model on the first this many scored tokens; default: all of them."""
 

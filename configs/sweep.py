@@ -63,7 +63,7 @@ class SweepConfig(Section):
         return self
 
     def settings(self) -> list[Values]:
-        """Return the settings of each variant, in order."""
+        """Settings of each variant, in order."""
         if self.variants is not None:
             return list(self.variants)
         grid = self.grid or {}
@@ -106,7 +106,7 @@ class SweepResult(Plain):
     status: Literal["done", "gate_not_passed", "failed"]
     exit_code: int
     message: str = ""
-    """Why speeds could not be measured, which makes the sweep fail; else empty."""
+    """Reason why speeds could not be measured, which makes the sweep fail; else empty."""
     name: str
     variants: list[VariantResult]
     seconds: float = 0.0

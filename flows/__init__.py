@@ -1,1 +1,1 @@
-"""What runs: flows and the command line."""
+"""Prefect flows and the command line."""

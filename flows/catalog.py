@@ -40,7 +40,7 @@ COSTS = {
     "gradients": "a forward and a backward pass",
     "model": "passes of its own",
 }
-"""What a criterion costs by what it needs, where it does not say more itself."""
+"""Cost of a criterion by its engine, where it does not say more itself."""
 
 
 def catalog() -> dict[str, list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What the schema cannot know: names of methods, files, and the model's own limits.
+"""Check a run config beyond its schema: names of methods, files, and the model's own limits.
 
 Imports torch only for a method whose settings are given.
 """

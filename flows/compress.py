@@ -49,7 +49,7 @@ from resprout.tasks.prune.compatibility import resolve
 logger = logging.getLogger(__name__)
 
 INLINE = "config.yaml"
-"""What a config that came with the run is called: the report's folder holds it under this name."""
+"""File name of a config that came with the run; the report's folder holds it under this name."""
 
 
 def compress_here(loaded: Loaded, overrides: list[str], session: Session) -> None:
@@ -115,7 +115,7 @@ def _compress(
     tracker = Tracker(loaded.config.infra.mlflow, loaded.home)
     tracker.connect()
     if loaded.config.registration is not None:
-        # Before anything expensive: a signed ledger is not gone on with unsigned.
+        # Before anything expensive: no unsigned entry is appended to a signed ledger.
         Ledger(store, loaded.config.registration.name).writable()
     sources = Sources(loaded, tracker.uri)
     session.remarks = [

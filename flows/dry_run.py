@@ -1,4 +1,4 @@
-"""What a run would do, before a weight is loaded: found or computed, why, how long, shapes, sizes, memory.
+"""Dry run: which steps are cached, which would run, why, how long; shapes, sizes, memory. Loads no weights.
 
 The steps of the run are looked up in the store one after another. A step whose inputs are all there has a
 key; one that reads what is still to be made has none, and would run.
@@ -29,8 +29,11 @@ from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.record import Record
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.acquire.stage import acquire_rows
+from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core.job import SHARD_ROLE
 from resprout.tasks.core.mlflow_log import flat
+from resprout.tasks.core.stage import Stage, Volume
 from resprout.tasks.export.format import own_classes
 from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.compatibility import resolve
@@ -40,23 +43,18 @@ from resprout.tasks.prune.target import implied_shape, request, warnings_for
 MOST_DIFFERENCES = 3
 """Differences from the nearest record that are named."""
 LONG = 24
-ACQUIRED, CALIBRATED, MEASURED, ROWS = "acquire_model", "calibrate", "measure", "acquire_rows"
-STARTING = {MEASURED, "export"}
-"""Stages that start a process of their own."""
-ITEM_TOKENS = 64
-"""Of a zero-shot question with its answers; only the ratio between two numbers of questions counts."""
 NEAR = 1.1
 """Work that differs by less is the same: then the time is that of the record."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a step would do: nothing, where its artifact is in the store already."""
+    """One step: whether it is cached, and what its key is made of."""
 
     step: Step
     cached: bool
     parts: Mapping[str, Any] = field(default_factory=dict)
-    """What its key is made of, as far as its inputs are there."""
+    """The parts of its key, as far as its inputs are there."""
     waits_for: tuple[str, ...] = ()
     """Roles of the inputs that are still to be made, without which there is no key."""
     bytes: int | None = None
@@ -269,7 +267,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage's time depends on; None where it is not known or does not matter."""
+    """Parameters and tokens on which a stage's time depends; None where unknown or irrelevant."""
 
     params: int | None
     tokens: float | None
@@ -292,12 +290,12 @@ class History:
         self._here = [one for one in here if one.machine.get("host") == host]
         self.start = self._start()
 
-    def seconds(self, stage: str, section: Mapping[str, Any], work: Work) -> float | None:
+    def seconds(self, stage: Stage[Any], section: Mapping[str, Any], work: Work) -> float | None:
         """Predicted seconds, from the record nearest in methods, then in work, then in time; None without.
 
         `section` is the stage's config: what it names in words, say an allocator, decides more than sizes do.
         """
-        known = [(one, self.work(one)) for one in self._here if one.stage == stage]
+        known = [(one, self.work(stage, one)) for one in self._here if one.stage == stage.name]
         if not known:
             return None
 
@@ -308,20 +306,18 @@ class History:
         times = work.times(done)
         if max(times, 1 / times) < NEAR:
             return nearest.seconds
-        start = self.start if stage in STARTING else 0.0
+        start = self.start if stage.starts else 0.0
         return start + max(nearest.seconds - start, 0.0) * times
 
-    def work(self, record: Record) -> Work:
-        """The work behind a record."""
+    def work(self, stage: Stage[Any], record: Record) -> Work:
+        """The work behind a record of the stage."""
         behind = [record, *self._ancestors(record)]
-        model = next((one for one in behind if one.stage == ACQUIRED and one.config["role"] == "model"), None)
-        calibration = next((tokens_of(one.config) for one in behind if one.stage == CALIBRATED), None)
-        rows = next((self._size(one.content) for one in behind if one.stage == ROWS), None)
-        scales = record.dtype is not None or record.stage == ACQUIRED
-        roles = [parent.role for parent in record.parents]
+        model = next((one for one in behind if one.kind == "model" and not one.parents), None)
+        calibration = next((one.config for one in behind if one.stage == calibrate.name), None)
+        rows = next((self._size(one.content) for one in behind if one.stage == acquire_rows.name), None)
         return Work(
-            params=self._params_of(model.content) if scales and model is not None else None,
-            tokens=amount(record.config, roles, calibration, rows),
+            params=self._params_of(model.content) if scales(stage) and model is not None else None,
+            tokens=stage.tokens(record.config, volume(len(record.parents), calibration, rows)),
         )
 
     def _ancestors(self, record: Record) -> Iterable[Record]:
@@ -350,7 +346,7 @@ class History:
     def _start(self) -> float:
         """Seconds until a process with a model's libraries can work, as the last measurement found."""
         for record in reversed(self._here):
-            if record.stage == MEASURED:
+            if record.kind == "measurement":
                 try:
                     details = json.loads(self._store.read(record.content, "details.json"))
                 except ResproutError:
@@ -366,52 +362,34 @@ def predicted(forecasts: Sequence[Forecast], history: History, params: int | Non
     The first stage that computes also waits for the libraries. `params` are the dense model's, None where
     they are not known yet.
     """
-    calibration = next(
-        (tokens_of(one.parts["config"]) for one in forecasts if one.step.stage.name == CALIBRATED), None
-    )
-    rows = next((one.bytes for one in forecasts if one.step.stage.name == ROWS), None)
+    calibration = next((one.parts["config"] for one in forecasts if one.step.stage is calibrate), None)
+    rows = next((one.bytes for one in forecasts if one.step.stage is acquire_rows), None)
     found: list[float | None] = []
     waiting = history.start
     for one in forecasts:
         if one.cached:
             found.append(0.0)
             continue
-        scales = "dtype" in one.parts or one.step.stage.name == ACQUIRED
-        tokens = amount(one.parts["config"], one.roles, calibration, rows)
-        work = Work(params if scales else None, tokens)
-        seconds = history.seconds(one.step.stage.name, one.parts["config"], work)
-        if seconds is not None and scales:
+        stage, section = one.step.stage, one.parts["config"]
+        tokens = stage.tokens(section, volume(len(one.roles), calibration, rows))
+        seconds = history.seconds(stage, section, Work(params if scales(stage) else None, tokens))
+        if seconds is not None and scales(stage):
             seconds, waiting = max(seconds, waiting), 0.0
         found.append(seconds)
     return found
 
 
+def scales(stage: Stage[Any]) -> bool:
+    """Whether its time grows with the model."""
+    return stage.computes or stage.writes_model
+
+
+def volume(inputs: int, calibration: Mapping[str, Any] | None, rows: int | None) -> Volume:
+    """Sizes known before a call, with the config of the calibration behind it."""
+    seen = Volume(inputs, rows_bytes=rows)
+    tokens = None if calibration is None else calibrate.tokens(calibration, seen)
+    return seen._replace(calibration_tokens=tokens)
+
+
 def _named(section: Mapping[str, Any]) -> set[tuple[str, str]]:
     return {(key, value) for key, value in flat(section).items() if isinstance(value, str)}
-
-
-def tokens_of(calibration: Mapping[str, Any]) -> float:
-    """Tokens of calibration."""
-    return float(calibration["samples"] * calibration["seq_len_tokens"])
-
-
-def amount(
-    section: Mapping[str, Any], roles: Sequence[str], calibration: float | None, rows: int | None
-) -> float | None:
-    """Tokens that a stage goes through, or what grows with them; None where that is not known before."""
-    if "seq_len_tokens" in section:
-        return tokens_of(section)
-    if "prefill_tokens" in section:
-        each = section["prefill_tokens"] + section["decode_tokens"]
-        return float(len(roles) * section["repeats"] * section["batch_size"] * each)
-    if "perplexity" in section:
-        asked = section.get("zero_shot") or {"limit": 0, "tasks": ()}
-        limits = (section["perplexity"]["limit_tokens"], asked["limit"])
-        if None in limits:
-            return None
-        return float(limits[0] + ITEM_TOKENS * limits[1] * len(asked["tasks"]))
-    if "epochs" in section:
-        return section["epochs"] * rows if rows else None
-    if "budget_ratio" in section:
-        return rows
-    return calibration if "calibration" in roles else None

@@ -1,4 +1,4 @@
-"""What MLflow's own pages say: of a run what it was and where to look, of a version where it came from."""
+"""Descriptions of runs, versions and models on MLflow's pages, in Markdown, with links between them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ from resprout.configs.result import GateResult, RegisteredResult, StageResult
 from resprout.infra.lineage import Node
 from resprout.infra.markdown import code, link, model_page, plain, run_page
 from resprout.infra.store.record import Record
+from resprout.tasks.acquire.stage import ACQUIRING
 from resprout.tasks.core.run import Nested
 
 PLAN, CONFIG, PATCH, REPORT = "plan.json", "config.json", "uncommitted.patch", "report/report.html"
 """Files of a run that its description leads to."""
 MAX_CHARS = 5000
-"""What MLflow keeps of a description."""
+"""Longest description that MLflow keeps."""
 SHORT = 12
-ACQUIRED = {
-    "acquire_model": "Source model",
-    "acquire_rows": "Recovery data",
-    "acquire_task": "Task data",
-    "acquire_text": "Running text",
-}
 
 
 @dataclass(frozen=True)
@@ -105,11 +100,13 @@ def fitting(lines: Sequence[str], limit: int = MAX_CHARS) -> str:
 
 
 def _sources(lineage: Node) -> Iterator[str]:
-    found = [node.record for node in lineage.walk() if node.record.stage.startswith("acquire_")]
-    for record in sorted(found, key=lambda one: (one.stage != "acquire_model", one.stage, one.content)):
+    """A line for each source, the models before the data."""
+    brings = {stage.name: stage.brings for stage in ACQUIRING}
+    found = [node.record for node in lineage.walk() if node.record.stage in brings]
+    for record in sorted(found, key=lambda one: (one.kind != "model", one.stage, one.content)):
         for given, licence in _given(record):
             encoder = record.config.get("role") == "encoder"
-            what = "Sentence encoder" if encoder else ACQUIRED[record.stage]
+            what = "Sentence encoder" if encoder else brings[record.stage]
             yield (
                 f"- {what} {code(given)}, licence {code(licence)}, artifact {code(record.content[:SHORT])}"
             )

@@ -1,4 +1,4 @@
-"""Which of the runs that a schedule missed is made up for: the newest alone.
+"""Catch-up after downtime: of several missed runs of a schedule only the newest executes.
 
 Prefect makes a schedule's runs beforehand, and hands out late what nobody took in its time: after a week
 without a worker an hourly schedule would run 168 times. So a scheduled run does nothing when the next one of

@@ -36,7 +36,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """What a reference names: its record, and tags, source and run of the model version where it is one."""
+    """Target of a reference: its record, and tags, source and run of the model version where it is one."""
 
     record: str
     digest: str

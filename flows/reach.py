@@ -1,4 +1,4 @@
-"""What a Prefect server is told before it is given a deployment, and what its runs would not find."""
+"""Check that a deployment's runs can reach its files, and make the server's automations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refuse_out_of_reach(infra: InfraConfig, data: dict[str, Any], pool: str) -> 
 
 
 def automate(infra: InfraConfig, command: str) -> None:
-    """Make the server's automations, and say so where nobody can be told of bad ends.
+    """Make the server's automations; print a line where failures cannot be notified.
 
     A block to tell somebody can only be saved on a server that is up, so its lack ends nothing.
     """

@@ -61,8 +61,10 @@ def recorded_run(place: Place, reference: str, device: str | None = None) -> Rec
     """
     top = tree(place.store, _report(place, reference))
     given, parents = top.record.config["config"], dict(top.parents)
-    computed = device or parents["plan"].record.device or given["model"]["device"]
-    credits = [Credit(**one) for one in parents["export"].record.config.get("credits", ())]
+    behind = [node.record for node in parents.values()]
+    recorded = next((record.device for record in behind if record.device is not None), None)
+    computed = device or recorded or given["model"]["device"]
+    credits = [Credit(**one) for record in behind for one in record.config.get("credits", ())]
     steps = Steps(_config(given, computed, top), credits=credits)
     return RecordedRun(top.record_id, steps, _nodes(steps, top), dict(top.record.config["digests"]), computed)
 

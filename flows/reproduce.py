@@ -1,4 +1,4 @@
-"""A run once more from its record alone: in a folder of its own, with what the store holds of its sources.
+"""Run a recorded run once more, in a folder of its own, with its sources from the store.
 
 Nothing is fetched from where it first came from, nothing is registered, and the store that holds the original
 is only read. The stages are the flow's own, so locks, retries and nested MLflow runs are those of any run.
@@ -25,11 +25,11 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.run import Run
 
 CONFIG = "record.json"
-"""What the config is called that was read from a record."""
+"""File name for the config that was read from a record."""
 
 
 def run_again(run: RecordedRun, before: ArtifactStore, folder: Path, session: Session) -> ArtifactStore:
-    """The store under `folder` with all that the run made anew; `session.result` tells of its stages."""
+    """The store under `folder` with all artifacts of the second run; `session.result` lists its stages."""
     now = ArtifactStore.from_config(StoreConfig(), folder)
     tracker = Tracker(MlflowConfig(), folder)
     tracker.connect()

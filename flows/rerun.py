@@ -1,4 +1,4 @@
-"""What makes a run again: the command that is recorded, and the config as it lies beside the report.
+"""The command that repeats a run, and its config as it lies beside the report.
 
 Neither names servers, credentials or, where it can be avoided, folders of this machine: they decide no bytes.
 """

@@ -1,4 +1,4 @@
-"""The end of a run whose process died too often: automations cannot count, so the run does."""
+"""Refuse to restart a run whose process died too often: automations cannot count, so the run does."""
 
 from __future__ import annotations
 

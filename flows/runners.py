@@ -1,6 +1,6 @@
 """Prefect's task runners as `infra.task_runner` names them, and tasks handed to them without secrets.
 
-What a cluster does wrong, be it out of reach or lost on the way, is told in a sentence here.
+Faults of a cluster, out of reach or lost on the way, become one sentence here.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def submit(runner: TaskRunner[Any], task: Task[Any, Any], parameters: dict[str, 
 
 
 def apart(make: Callable[[], R]) -> R:
-    """What `make` returns, called outside of the transaction of the task around it.
+    """Return what `make` returns, called outside of the transaction of the task around it.
 
     Prefect commits what is done in a transaction when that ends: stages in a task would be found by others
     only once the task is over, and their leases would be kept until then.
@@ -179,7 +179,7 @@ class _AddressOnly(SettingsContext):
     """Prefect's settings, of which only the server's address travels; a worker has its own for the rest."""
 
     def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
-        """What a worker is sent."""
+        """The call that a worker is sent."""
         url = self.settings.api.url
         if url is None:
             from prefect.server.api.server import SubprocessASGIServer

@@ -1,4 +1,4 @@
-"""What one call of the flow fills in: the result, the times that are not the stages' own, and who watches."""
+"""State of one call of the flow: loaded config, result, times outside of stages, progress display."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Session:
     interrupted: bool = False
     """Ctrl-C was pressed, or another signal ends the process."""
     remarks: list[str] = field(default_factory=list)
-    """What ended nothing but should be known, say licences that the policy warns of."""
+    """Warnings that do not end the run, say of licences that the policy warns of."""
     tags: dict[str, str] = field(default_factory=dict)
     """Further tags of the run in MLflow."""
 
@@ -113,12 +113,20 @@ class LogDisplay:
         return update
 
     def waiting(self, stage: str) -> None:
-        """Log that another run is at work on it."""
-        logger.info("%s: waiting for another run that is making it", stage, extra={"stage": stage})
+        """Log that another run computes it."""
+        logger.info("%s", waiting(stage), extra={"stage": stage})
 
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """Log how the stage ended."""
-        how = "found in the cache" if cached else f"done in {seconds:.1f} s"
-        logger.info(
-            "%s: %s", label, how, extra={"stage": label, "cached": cached, "seconds": round(seconds, 3)}
-        )
+        more = {"stage": label, "cached": cached, "seconds": round(seconds, 3)}
+        logger.info("%s", finished(label, cached, seconds), extra=more)
+
+
+def waiting(stage: str) -> str:
+    """The line for a stage that another run computes."""
+    return f"{stage}: waiting: another run is computing this stage"
+
+
+def finished(label: str, cached: bool, seconds: float) -> str:
+    """The line for a stage that ended."""
+    return f"{label}: found in the cache" if cached else f"{label}: done in {seconds:.1f} s"

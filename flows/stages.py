@@ -43,7 +43,7 @@ MODEL, DENSE, FINAL = "model", "dense", "final"
 MODELS, SCORES = "models", "scores"
 """Groups of all models, and of their scores, by the models' names."""
 GROWTH = {"criterion": "gradient", "criterion_settings": {}}
-"""What values removed units, in place of the section's own criterion."""
+"""Criterion for removed units, in place of the section's own."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _evaluate_dense(steps: Steps) -> None:
 
 
 def _rest_of_recovery(steps: Steps) -> Any:
-    """What the rounds of a schedule leave of the training."""
+    """The rest of the training after the rounds of a schedule."""
     section = steps.config.recover
     return PartOfRecovery(**_values(section), begin=steps.trained) if steps.trained else section
 

@@ -23,7 +23,7 @@ def _no_display(name: str) -> Display:
 
 @dataclass
 class SweepSession:
-    """What one call of the sweep fills in, and who watches."""
+    """State of one call of a sweep: variants, result, progress display."""
 
     config: SweepConfig
     variants: list[Variant]

@@ -1,1 +1,1 @@
-"""Infrastructure: artifact store, tracking, lineage, servers."""
+"""Artifact store, MLflow, Prefect, provenance and retention, on which the flows stand."""

@@ -12,7 +12,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import LicencesConfig
 
 UNKNOWN = "unknown"
-"""What a missing licence is called, in patterns as well."""
+"""Name of a missing licence, in patterns as well."""
 OPERATORS = ("and", "or", "with")
 DEEPEST = 50
 """Brackets in an expression; what has more is none."""

@@ -101,7 +101,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Name on the model card: the address, or the own name of a file or folder."""
+        """Name on the model card: its address, or the name of its file or folder."""
         return unquote(self.uri).rpartition("/")[2] if self.uri.startswith("file:") else self.uri
 
 
@@ -138,7 +138,7 @@ def as_stated(found: Iterable[Source], credits: Iterable[Credit]) -> list[Source
 
 
 def credits_of(record: Record) -> list[Credit]:
-    """The sources that an export credits; none for other records."""
+    """Sources that an export credits; nothing for other records."""
     listed = record.config.get("credits", ()) if record.stage == "export" else ()
     return [Credit(**credit) for credit in listed]
 

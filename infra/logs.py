@@ -33,7 +33,7 @@ def fields(**values: str) -> Iterator[None]:
 
 
 def known() -> Mapping[str, str]:
-    """Return the fields of lines that are logged here, for a thread that begins without them."""
+    """Fields of log lines of this thread, to be handed to a thread that begins without them."""
     return _fields.get()
 
 

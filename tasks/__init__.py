@@ -1,1 +1,1 @@
-"""What is done: one room a stage."""
+"""The stages of a run, one room each, and the science behind them."""

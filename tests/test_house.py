@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -92,8 +93,8 @@ def test_every_pruning_method_is_compared() -> None:
     assert compared | {"random_init", "evopress"} == set(preset_names())
 
 
-def test_the_readme_says_what_each_preset_scores_and_in_which_layout() -> None:
-    page = (ROOT / "README.md").read_text()
+def test_the_page_of_methods_says_what_each_preset_scores_and_in_which_layout() -> None:
+    page = (ROOT / "tasks" / "README.md").read_text()
     for preset in catalog()["prune.method"]:
         units = [f"**{unit}**" if unit in preset["own_units"] else unit for unit in preset["units"]]
         layouts = [
@@ -108,3 +109,19 @@ def test_the_page_of_a_room_names_every_file(room: str) -> None:
     page = (ROOT / "tasks" / room / "README.md").read_text()
     files = {path.name for path in (ROOT / "tasks" / room).glob("*.py")} - {"__init__.py"}
     assert {name for name in files if f"`{name}`" not in page} == set()
+
+
+PAGES = sorted(path for path in ROOT.rglob("README.md") if not {".venv", "build"} & set(path.parts))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("room", ["flows", "tasks", "infra", "configs"])
+def test_the_page_of_a_folder_names_ten_files_to_read_first(room: str) -> None:
+    page = (ROOT / room / "README.md").read_text()
+    section = page.partition("\n## The files to read first\n")[2].partition("\n## ")[0]
+    assert [int(number) for number in re.findall(r"^(\d+)\. ", section, re.M)] == [*range(1, 11)]

@@ -1,4 +1,4 @@
-"""`resprout diff`: what two model versions have otherwise."""
+"""`resprout diff`: compare two model versions: inputs, settings, code, libraries, metrics."""
 
 from __future__ import annotations
 

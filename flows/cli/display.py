@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from resprout.flows.session import LogDisplay
+from resprout.flows.session import LogDisplay, finished, waiting
 from resprout.infra import logs
 from resprout.tasks.core.job import Progress as Callback
 from resprout.tasks.core.job import silent
@@ -54,26 +54,32 @@ class TerminalDisplay:
         return update
 
     def waiting(self, stage: str) -> None:
-        """Print that another run is at work on it."""
-        self.console.print(f"{stage}: waiting for another run that is making it", highlight=False)
+        """Print that another run computes it."""
+        self.console.print(waiting(stage), highlight=False)
 
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """Replace the bar by a line that stays."""
         self.bars.stop()
         for old in list(self.bars.task_ids):
             self.bars.remove_task(old)
-        self.console.print(_line(label, cached, seconds), highlight=False)
+        self.console.print(finished(label, cached, seconds), highlight=False)
 
 
 class LineDisplay:
-    """Plain lines, one every ten seconds at most for a running stage."""
+    """Plain lines, one every ten seconds at most for a running stage.
 
-    def __init__(self, console: Console) -> None:
+    With a `name` those of one of several runs, behind its name, and none of running stages.
+    """
+
+    def __init__(self, console: Console, name: str = "") -> None:
         self.console = console
+        self.name = name
 
     def started(self, label: str) -> Callback:
         """Print that the stage began and, as it goes, how far it is."""
-        self.console.print(f"{label}: started", highlight=False)
+        if self.name:
+            return silent
+        self._print(f"{label}: started")
         last = time.monotonic()
 
         def update(done: int, total: int, what: str) -> None:
@@ -81,43 +87,20 @@ class LineDisplay:
             now = time.monotonic()
             if now - last >= LINE_SECONDS:
                 last = now
-                self.console.print(f"{label}: {done} of {total} {what}", highlight=False)
+                self._print(f"{label}: {done} of {total} {what}")
 
         return update
 
     def waiting(self, stage: str) -> None:
-        """Print that another run is at work on it."""
-        self.console.print(f"{stage}: waiting for another run that is making it", highlight=False)
+        """Print that another run computes it."""
+        self._print(waiting(stage))
 
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """Print how the stage ended."""
-        self.console.print(_line(label, cached, seconds), highlight=False)
+        self._print(finished(label, cached, seconds))
 
-
-class NamedDisplay:
-    """Plain lines of one of several runs: how its stages ended, behind its name."""
-
-    def __init__(self, console: Console, name: str) -> None:
-        self.console = console
-        self.name = name
-
-    def started(self, label: str) -> Callback:
-        """Progress that is not shown: lines of several runs would tell nothing."""
-        return silent
-
-    def waiting(self, stage: str) -> None:
-        """Print that another run is at work on it."""
-        self.console.print(
-            f"{self.name}: {stage}: waiting for another run that is making it", highlight=False
-        )
-
-    def finished(self, label: str, cached: bool, seconds: float) -> None:
-        """Print how the stage ended."""
-        self.console.print(f"{self.name}: {_line(label, cached, seconds)}", highlight=False)
-
-
-def _line(label: str, cached: bool, seconds: float) -> str:
-    return f"{label}: found in the cache" if cached else f"{label}: done in {seconds:.1f} s"
+    def _print(self, line: str) -> None:
+        self.console.print(f"{self.name}: {line}" if self.name else line, highlight=False)
 
 
 @contextmanager

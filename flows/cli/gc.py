@@ -70,7 +70,7 @@ def _told(
     freed: Mapping[str, int],
     records: Collection[str],
 ) -> dict[str, Any]:
-    """What goes, or went, and what stays."""
+    """Artifacts and records that are kept, and those that are freed."""
     there = {ref: named & inventory.ages.keys() for ref, named in removed.items()}
     return {
         "deleted": False,

@@ -73,13 +73,13 @@ def sweep(
 def _sweep(config: Path, overrides: list[str], session: SweepSession) -> SweepResult:
     from rich.console import Console
 
-    from resprout.flows.cli.display import NamedDisplay
+    from resprout.flows.cli.display import LineDisplay
     from resprout.flows.cli.sweep_table import ended_line, table
 
     console = Console(stderr=True)
     if not console.is_terminal:
         console = Console(stderr=True, width=240)
-    session.display = lambda name: NamedDisplay(console, name)
+    session.display = lambda name: LineDisplay(console, name)
     session.ended = lambda result: console.print(ended_line(result), highlight=False, soft_wrap=True)
     from resprout.flows.sweep import sweep_here
 

@@ -1,4 +1,4 @@
-"""What a person reads of a sweep: a line as each variant ends, and one table of all."""
+"""Terminal output of a sweep: a line as each variant ends, and one table of all."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def up(
 
 
 def _settle(infra: InfraConfig, home: Path) -> None:
-    """What lives in the servers: the work pool's limit, automations, and the triggers of the rules."""
+    """Set the work pool's limit, the automations and the triggers of the rules on the servers."""
     import os
     import subprocess
 

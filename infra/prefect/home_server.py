@@ -49,7 +49,7 @@ HUNG_SECONDS = 30.0
 LOOK_SECONDS = 0.5
 """How often the server looks whether a run is left."""
 EPHEMERAL = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-"""Prefect's own settings of an embedded server: no pages, and only the services that one needs."""
+"""Prefect's settings for an embedded server: no pages, and only the services that one needs."""
 
 
 @contextmanager

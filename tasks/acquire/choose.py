@@ -112,7 +112,7 @@ def _loadable(names: list[str], indexed: bool) -> list[str]:
 
 
 def _no_config(whole: list[str], split: list[str], place: str) -> str:
-    """Why a place without config.json, and with none or several GGUF files, is no model."""
+    """The fault of a place that is no model: without config.json, and with none or several GGUF files."""
     if whole:
         return f"{place} holds several GGUF files; name one of them: {', '.join(whole[:5])}"
     if split:

@@ -1,4 +1,4 @@
-"""What the Hugging Face client's exceptions mean to a user."""
+"""Translate exceptions of the Hugging Face client into sentences for a user."""
 
 from __future__ import annotations
 

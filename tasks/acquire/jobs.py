@@ -121,7 +121,7 @@ def _wanted(config: ModelConfig, role: Literal["model", "encoder"]) -> Wanted:
 
 
 def _name(pinned: Pinned) -> str:
-    """What the source is called on every machine: its address, or the own name of a file or folder."""
+    """Name of the source on every machine: its address, or the name of its file or folder."""
     return pinned.label if pinned.uri.startswith("file:") else pinned.uri
 
 

@@ -18,7 +18,7 @@ def card_licence(text: str) -> str | None:
 
 
 def local_licence(files: dict[str, Path]) -> str | None:
-    """What README.md's front matter or a GGUF's metadata says; None where neither does."""
+    """The licence in README.md's front matter or a GGUF file's metadata; None where neither names one."""
     card = files.get("README.md")
     if card is not None:
         with card.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a source is pinned to: exact files with what decides their bytes, before anything is brought here."""
+"""Resolve a source to exact files, each with its version or checksum, before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Purpose = Literal["model", "encoder", "data"]
 
 @dataclass(frozen=True)
 class Context:
-    """Where sources are looked for. None of it enters a cache key.
+    """The places in which sources are looked for. None of it enters a cache key.
 
     `home` keeps the hashes of local files; `base` is where relative paths begin; `package_roots` are folders
     that `pip install --target` filled; `store` gives s3:// its endpoint and credentials; `tracking_uri` finds
@@ -35,7 +35,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a source is asked for: `purpose`, and whether pickled weights and Python code may come along."""
+    """Files asked of a source: their `purpose`, and whether pickles and Python code are allowed."""
 
     purpose: Purpose = "data"
     allow_pickle: bool = False
@@ -129,7 +129,7 @@ def pin(address: str, wanted: Wanted, context: Context) -> Pinned:
 
 
 def locate(address: str, context: Context) -> Path | None:
-    """Where the source lies on this machine, None where it lies elsewhere; hashes and fetches nothing.
+    """The path of the source on this machine, None where it lies elsewhere; hashes and fetches nothing.
 
     Raises:
         BadInput: the address is of this machine, and there is no such thing.
@@ -148,4 +148,4 @@ def _source(scheme: str) -> Source:
 
 
 SOURCES: Registry[type[Source]] = Registry("source scheme", "resprout.tasks.acquire.sources", separator="-")
-"""Where models and data can come from, by the scheme of their address."""
+"""Kinds of sources of models and data, by the scheme of their address."""

@@ -27,6 +27,7 @@ from resprout.tasks.models.shape import read_config, shape_of
     reported=True,
     libraries=("transformers",),
     computes=False,
+    brings="Source model",
 )
 def acquire_model(
     job: Job[AcquireModel], inputs: Mapping[str, Path], workdir: Path, progress: Progress
@@ -53,7 +54,7 @@ def acquire_model(
         check_weights(workdir, config.source, config.trust_remote_code)
 
 
-@stage("acquire_rows", kind="rows", title="acquire", seeded=True, computes=False)
+@stage("acquire_rows", kind="rows", title="acquire", seeded=True, computes=False, brings="Recovery data")
 def acquire_rows(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
@@ -61,7 +62,7 @@ def acquire_rows(
     _write(job.config, job.seed, workdir / "rows.jsonl", instruction_items, progress, unique=True)
 
 
-@stage("acquire_text", kind="text", title="acquire", seeded=True, computes=False)
+@stage("acquire_text", kind="text", title="acquire", seeded=True, computes=False, brings="Running text")
 def acquire_text(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
@@ -69,7 +70,7 @@ def acquire_text(
     _write(job.config, job.seed, workdir / "text.jsonl", text_items, progress, unique=True)
 
 
-@stage("acquire_task", kind="task-data", title="acquire", seeded=True, computes=False)
+@stage("acquire_task", kind="task-data", title="acquire", seeded=True, computes=False, brings="Task data")
 def acquire_task(
     job: Job[AcquireTask], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
@@ -80,6 +81,10 @@ def acquire_task(
     _write(job.config.data, job.seed, workdir / "rows.jsonl", raw_items, progress, unique=False)
     settings = json.dumps(job.config.settings, sort_keys=True, indent=1)
     (workdir / "task.json").write_text(settings + "\n", encoding="utf-8")
+
+
+ACQUIRING = (acquire_model, acquire_rows, acquire_text, acquire_task)
+"""The stages that bring something here from outside."""
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""What a calibration method returns, and the windows of text that two of them choose from."""
+"""Calibration samples, as methods return them, and the windows of text that two methods choose from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resprout.tasks.data.read import read_rows
 from resprout.tasks.models.load import load_tokenizer
 
 JOIN = "\n\n"
-"""What stands between documents, as in the usual perplexity protocol."""
+"""Separator of documents, as in the usual perplexity protocol."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Windows:
     sources: list[str]
 
     def note(self, window: int) -> dict[str, Any]:
-        """Where a window is from."""
+        """The source of a window."""
         document = int(self.documents[window])
         return {"window": window, "row": document, "source": self.sources[document]}
 

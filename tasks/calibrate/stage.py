@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.schema import CalibrateConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.core.stage import Reads, stage
+from resprout.tasks.core.stage import Reads, Volume, stage
 
 if TYPE_CHECKING:
     from resprout.tasks.calibrate.samples import Samples
@@ -48,6 +48,11 @@ def check(config: CalibrateConfig, base: Path) -> None:
     METHODS.entry(config.method)
 
 
+def tokens(config: Mapping[str, Any], volume: Volume) -> float:
+    """All tokens of the samples."""
+    return float(config["samples"] * config["seq_len_tokens"])
+
+
 @stage(
     "calibrate",
     kind="calibration",
@@ -63,6 +68,7 @@ def check(config: CalibrateConfig, base: Path) -> None:
     params=params,
     lengths=lengths,
     checks={"calibrate.method": check},
+    tokens=tokens,
 )
 def calibrate(
     job: Job[CalibrateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress

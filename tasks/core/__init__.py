@@ -1,1 +1,1 @@
-"""What every stage is built from: declaration, cache key, job, run, methods, costs, its log in MLflow."""
+"""Building blocks of all stages: declaration, cache key, job, run, methods, cost, MLflow log."""

@@ -92,7 +92,7 @@ def module_path(module: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Definition:
-    """What counts of a definition: its syntax tree's hash, what it refers to, whether it names a template."""
+    """A definition: its syntax tree's hash, the names that it refers to, whether it names a template."""
 
     sha256: str
     follows: frozenset[str]
@@ -107,7 +107,7 @@ class Source:
     path: Path
     definitions: Mapping[str, list[ast.stmt]]
     imports: Mapping[str, str]
-    """What imported names stand for: a module, or "module:name"."""
+    """Targets of imported names: a module, or "module:name"."""
     _known: dict[str, Definition] = field(default_factory=dict)
 
     def definition(self, name: str) -> Definition:
@@ -197,7 +197,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def _names(statement: ast.stmt) -> list[str]:
-    """What a statement at the top of a module defines."""
+    """Names that a statement at the top of a module defines."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]

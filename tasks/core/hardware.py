@@ -1,4 +1,4 @@
-"""What a timing depends on beside the model: processor, cores, memory, accelerators; imports no torch."""
+"""Fingerprint of the hardware behind a timing: processor, cores, memory, GPUs; imports no torch."""
 
 from __future__ import annotations
 

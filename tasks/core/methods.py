@@ -21,13 +21,13 @@ PAPER = re.compile(r"arXiv \d{4}\.\d{4,5}")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method may be told: its default, and the values that it takes where its type lists them."""
+    """A setting of a method: its default, and the values that it takes where its type lists them."""
 
     default: Any
     allowed: tuple[Any, ...] = ()
 
     def fault(self, value: Any) -> str:
-        """What is expected instead of `value`; empty where it fits."""
+        """The expected values where `value` is none of them; empty where it fits."""
         if self.allowed:
             return "" if value in self.allowed else f"one of {', '.join(map(str, self.allowed))}"
         wanted = type(self.default)
@@ -140,7 +140,7 @@ def _is_method(node: ast.stmt, function: str) -> TypeGuard[ast.ClassDef | ast.Fu
 
 
 def _literals(found: ast.ClassDef) -> tuple[dict[str, Any], dict[str, Setting]]:
-    """What a class sets to literals by name: for all its instances (ClassVar), and as defaults of fields."""
+    """Literals of a class by name: class variables, and defaults of fields."""
     declared: dict[str, Any] = {}
     settings: dict[str, Setting] = {}
     for node in found.body:

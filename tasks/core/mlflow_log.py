@@ -64,7 +64,7 @@ def log_scan(store: ArtifactStore, tracker: Tracker, run_id: str, ref: ArtifactR
 
 
 def stage_note(label: str, whole: str, digest: str, cached: bool, maker: str | None) -> str:
-    """What MLflow's page of a stage's run says: of which run it is a part, and which made the artifact."""
+    """Description of a stage's run in MLflow: the run it is a part of, and the one that made the artifact."""
     made = "It was made in this run."
     if cached:
         where = f", where {link('another run', maker)} put it" if maker else ""
@@ -74,7 +74,7 @@ def stage_note(label: str, whole: str, digest: str, cached: bool, maker: str | N
 
 
 def profile(origin: Mapping[str, Any]) -> str:
-    """Where data came from and under which licences, in the words that MLflow's page of a data set shows."""
+    """Origin and licences of data, as MLflow's page of a data set shows them."""
     sources = origin.get("sources", ())
     return "; ".join(f"{one['given']}, licence {one.get('licence') or 'unknown'}" for one in sources)
 

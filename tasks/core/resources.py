@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds on the clock and of the processor, and the most memory that it held."""
+"""Cost of a piece of work: wall-clock and processor seconds, and peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 _open: list[Cost] = []
 _shared: set[int] = set()
 RESET_PEAK = "5"
-"""What Linux takes in clear_refs to let VmHWM begin again at what the process holds now."""
+"""Value for Linux's clear_refs that resets VmHWM to the process's present memory."""
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class Cost:
 
 
 def total(spent: Sequence[Cost]) -> Cost | None:
-    """What all tries took together; None where nothing was done."""
+    """The cost of all tries together; None where nothing was done."""
     if not spent:
         return None
     peaks = [cost.peak_memory_bytes for cost in spent if cost.peak_memory_bytes is not None]
@@ -51,7 +51,7 @@ def total(spent: Sequence[Cost]) -> Cost | None:
 
 @contextmanager
 def metered(device: str) -> Iterator[Cost]:
-    """What the work inside costs, filled in at its end, however it ends.
+    """The cost of the work inside, filled in at its end, however it ends.
 
     Peaks and processor seconds are the process's: a peak that another meter reset meanwhile is None.
     """

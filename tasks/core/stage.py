@@ -92,6 +92,24 @@ class CardLine(NamedTuple):
     tag: str = ""
 
 
+class Volume(NamedTuple):
+    """Sizes behind a call of a stage that are known before it runs; None where one is not known yet."""
+
+    inputs: int
+    calibration_tokens: float | None = None
+    rows_bytes: int | None = None
+
+
+def unknown(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """None: the time does not depend on data, or in no known way."""
+    return None
+
+
+def calibration_tokens(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """All tokens of calibration."""
+    return volume.calibration_tokens
+
+
 class StepId(NamedTuple):
     """One call of a stage in a run: `role` names the call where a run calls the stage more than once."""
 
@@ -116,7 +134,7 @@ class Declaration:
     name: str
     kind: str
     title: str = ""
-    """What people read instead of the name."""
+    """Name that people read, where that is another."""
     section: str = ""
     """Key of the run config that the stage is given, and without which it is left out."""
     reads: Mapping[str, Reads] = field(default_factory=dict)
@@ -137,8 +155,12 @@ class Declaration:
     """Its bytes depend on dtype and device, which enter the key."""
     hardware: bool = False
     """It measures the machine, which enters the key."""
+    starts: bool = False
+    """It starts processes of its own, which load the libraries anew."""
+    tokens: Callable[[Mapping[str, Any], Volume], float | None] = unknown
+    """Tokens that a call goes through, or what grows with them, by the config in its key; predicts time."""
     settings: Callable[[Any], Any] = config_data
-    """What of the section enters the key, as plain data, where that is not all of it."""
+    """The part of the section that enters the key, as plain data, where that is not all of it."""
     shard: Stage[Any] | None = None
     """The stage that makes one share of the work; its artifacts become inputs."""
     splits: Callable[[Any], bool] = always
@@ -151,6 +173,8 @@ class Declaration:
     """The report reads its artifact."""
     tagged: bool = False
     """A registered version names its artifact in a tag."""
+    brings: str = ""
+    """Name of its data on MLflow's pages, for a stage that acquires some."""
     timed: bool = False
     """Its bytes show timings, which no two runs share; so they do where it measures the machine."""
     card: Callable[[Any], CardLine] | None = None
@@ -178,7 +202,7 @@ class Stage(Declaration, Generic[C]):
         return self.timed or self.hardware
 
     def label(self, role: str = "") -> str:
-        """What people read: the title, and which call of the stage it is."""
+        """Name of a call for people: the title and the role."""
         return f"{self.title} {role}".rstrip()
 
     def key(self, job: Job[C], inputs: Mapping[str, Input]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from resprout.configs.schema import EvaluateConfig, PerplexityConfig
 from resprout.tasks.core.job import Job, Progress, shards_in
-from resprout.tasks.core.stage import Reads, stage
+from resprout.tasks.core.stage import Reads, Volume, stage
 from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")
@@ -37,6 +37,10 @@ def lengths(config: EvaluateConfig) -> dict[str, int]:
     return {"evaluate.perplexity.window_tokens": judged.window_tokens + judged.bos}
 
 
+ITEM_TOKENS = 64
+"""Of a zero-shot question with its answers; only the ratio between two numbers of questions counts."""
+
+
 def check(config: EvaluateConfig, base: Path) -> None:
     """BadInput for a zero-shot task that cannot be scored."""
     for one in config.zero_shot.tasks if config.zero_shot else ():
@@ -49,7 +53,23 @@ def _protocol(config: PerplexityConfig) -> str:
     return f"_seq{config.window_tokens}{overlap}{'_bos' if config.bos else ''}"
 
 
-@stage("evaluate-shard", kind="scores-shard", title="evaluate", libraries=LIBRARIES, seeded=True)
+def tokens(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """Tokens of the text and, roughly, of the questions; None where all are scored, however many."""
+    asked = config.get("zero_shot") or {"limit": 0, "tasks": ()}
+    limits = (config["perplexity"]["limit_tokens"], asked["limit"])
+    if None in limits:
+        return None
+    return float(limits[0] + ITEM_TOKENS * limits[1] * len(asked["tasks"]))
+
+
+@stage(
+    "evaluate-shard",
+    kind="scores-shard",
+    title="evaluate",
+    libraries=LIBRARIES,
+    seeded=True,
+    tokens=tokens,
+)
 def evaluate_shard(
     job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
@@ -75,6 +95,7 @@ def evaluate_shard(
     shard=evaluate_shard,
     lengths=lengths,
     checks={"evaluate.zero_shot": check},
+    tokens=tokens,
 )
 def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the scores of `inputs["model"]`."""
@@ -120,6 +141,7 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
     },
     libraries=("transformers", "tokenizers", "lm_eval"),
     computes=False,
+    tokens=tokens,
 )
 def evaluation_data(
     job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress

@@ -21,7 +21,7 @@ SOURCE = "source model"
 DATA = ("calibration text", "general text", "recovery rows")
 """Roles of the data that shaped the model."""
 SHAPING = (SOURCE, "encoder", *DATA)
-"""What the card credits. What a model is only judged by changes none of its bytes, so not its card either."""
+"""Roles that the card credits. Evaluation data changes none of the model's bytes, so it is not credited."""
 HUB = re.compile(r"^hf(?:-dataset)?://([\w.-]+/[\w.-]+)(?=[/@#]|$)")
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 

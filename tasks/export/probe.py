@@ -1,4 +1,4 @@
-"""What a model answers to a few prompts: logits at every position and greedy text.
+"""Answers of a model to a few prompts: logits at every position and greedy text.
 
 The parent imports this module; the clean child process runs it as a script, `python -I probe.py REQUEST
 OUT`, by its path. So it imports nothing of resprout, and as a script it first makes sure that nobody can,
@@ -56,13 +56,13 @@ def probe(model: Any, tokenizer: Any, question: Question) -> Probed:
 
 
 def write_request(path: Path, folder: Path, question: Question, own_classes: bool = False) -> None:
-    """What the child reads."""
+    """The file of questions that the child process reads."""
     asked = {"folder": str(folder.resolve()), "question": asdict(question), "own_classes": own_classes}
     path.write_text(json.dumps(asked))
 
 
 def read_answer(out: Path) -> Probed:
-    """What the child wrote."""
+    """The file of answers that the child process writes."""
     from safetensors.torch import load_file
 
     answer = json.loads((out / "answer.json").read_text())

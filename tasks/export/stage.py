@@ -45,11 +45,12 @@ def export_methods(wanted: Export) -> list[str]:
     reported=True,
     libraries=("torch", "transformers"),
     methods=export_methods,
+    starts=True,
 )
 def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `<format>/` with README.md, exports.json and metrics.json from `model`.
 
-    `plan` tells what was cut, `source` (the acquired model) has the licence files that go along.
+    `plan` lists the removed units, `source` (the acquired model) has the licence files that go along.
 
     An export that its stock tool cannot load, or that computes something else, raises StageFailed.
     """

@@ -18,7 +18,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import MeasureConfig
 from resprout.tasks.core.hardware import fingerprint, free_memory
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.core.stage import Reads, stage
+from resprout.tasks.core.stage import Reads, Volume, stage
 from resprout.tasks.measure.ratio import coverage, ratio_of
 from resprout.tasks.measure.rounds import Answer, in_turn, together
 from resprout.tasks.measure.worker import Request
@@ -40,6 +40,12 @@ def lengths(config: MeasureConfig) -> dict[str, int]:
     return {"measure.prefill_tokens + decode_tokens": config.prefill_tokens + config.decode_tokens}
 
 
+def tokens(config: Mapping[str, Any], volume: Volume) -> float:
+    """Tokens that all models read and write in all rounds."""
+    each = config["prefill_tokens"] + config["decode_tokens"]
+    return float(volume.inputs * config["repeats"] * config["batch_size"] * each)
+
+
 @stage(
     "measure",
     kind="measurement",
@@ -49,6 +55,8 @@ def lengths(config: MeasureConfig) -> dict[str, int]:
     reported=True,
     libraries=("torch", "transformers"),
     hardware=True,
+    starts=True,
+    tokens=tokens,
     settings=settings,
     lengths=lengths,
 )

@@ -27,7 +27,7 @@ class Regrowth:
 
 @dataclass(frozen=True)
 class Masking:
-    """What is kept of the columns that read a removed unit; 0: it is masked."""
+    """Factor on the columns that read a removed unit; 0: it is masked."""
 
     keep: float = 0.0
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig, PruneRound
 from resprout.tasks.core.job import Job, Progress, shards_in
-from resprout.tasks.core.stage import CardLine, Model, Reads, stage
+from resprout.tasks.core.stage import CardLine, Model, Reads, calibration_tokens, stage
 from resprout.tasks.prune.compatibility import needs_general, resolve, tries_model
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.rounds import schedule_of, target_at
@@ -38,7 +38,7 @@ def prune_methods(config: PruneConfig) -> list[str]:
 
 
 def plan_settings(config: PruneConfig) -> dict[str, Any]:
-    """What decides the plan beside the scores: the section with what a preset stands for, without `ridge`.
+    """The settings that decide the plan: the section with its preset spelled out, without `ridge`.
 
     Criterion and repair are among them because plan.json names them; the machine is where it is timed. A
     schedule shows in the target and in the inputs of each round.
@@ -52,7 +52,7 @@ def plan_settings(config: PruneConfig) -> dict[str, Any]:
 
 
 def prune_settings(config: PruneConfig) -> dict[str, Any]:
-    """What decides the pruned weights: the settings of the plan, and `ridge`."""
+    """The settings that decide the pruned weights: those of the plan, and `ridge`."""
     return {**plan_settings(config), "ridge": config.ridge}
 
 
@@ -62,7 +62,7 @@ def score_methods(config: PruneConfig) -> list[str]:
 
 
 def score_settings(config: PruneConfig) -> dict[str, Any]:
-    """What decides the scores: neither the target nor how it is spent."""
+    """The settings that decide the scores: neither the target nor the allocator."""
     names = resolve(config)
     settings = dict(names.criterion_settings)
     return {"criterion": names.criterion, "criterion_settings": settings, "units": list(config.units)}
@@ -110,6 +110,7 @@ def check(config: PruneConfig, base: Path) -> None:
     libraries=("torch", "transformers"),
     methods=score_methods,
     settings=score_settings,
+    tokens=calibration_tokens,
 )
 def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the scores of the share's layers."""
@@ -130,6 +131,7 @@ def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path
     methods=score_methods,
     settings=score_settings,
     shard=score_shard,
+    tokens=calibration_tokens,
 )
 def score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write scores.safetensors, what each unit of `model` is worth on `calibration`.
@@ -182,12 +184,13 @@ def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, pro
     params=params,
     card=card,
     checks={"prune": check},
+    tokens=calibration_tokens,
 )
 def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write plan.json and metrics.json from `model`, `calibration` and `scores`.
 
     The model's weights are read only where it is tried: by the allocator, or for its latency. What the plan
-    `before`, where there is one, removed stays gone.
+    `before`, where there is one, removed stays removed.
     """
     from safetensors.torch import load_file
 
@@ -240,6 +243,7 @@ def sizes(made: Plan) -> dict[str, float]:
     libraries=("torch", "transformers"),
     methods=prune_methods,
     settings=prune_settings,
+    tokens=calibration_tokens,
 )
 def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pruned model's folder from `model`, `calibration` and `plan`."""

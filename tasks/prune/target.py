@@ -458,7 +458,7 @@ def warnings_for(
 
 
 def _missed(dense: Shape, wanted: Request, reached: Shape, alike: bool) -> list[str]:
-    """Where the target lies more than MISS of the model above what was reached, the sizes next to it."""
+    """The reachable sizes next to the target, where rounding misses it by more than MISS of the model."""
     apart = wanted.embedding_params is not None
 
     def share(shape: Shape) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from resprout.tasks.prune.masking import Columns
 
 PREFIX = "base_model.model."
-"""What peft puts in front of the names of a model's modules."""
+"""Prefix that peft adds to the names of a model's modules."""
 
 
 @torch.no_grad()

@@ -16,12 +16,12 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.core.stage import CardLine, Model, Reads, stage
+from resprout.tasks.core.stage import CardLine, Model, Reads, Volume, stage
 
 if TYPE_CHECKING:
-    from resprout.tasks.recover.lessons import Lessons, Recovered
+    from resprout.tasks.recover.training_data import Recovered, TrainingData
 
-METHODS: Registry[Callable[[Job[RecoverConfig], Mapping[str, Path], Lessons, Progress], Recovered]] = (
+METHODS: Registry[Callable[[Job[RecoverConfig], Mapping[str, Path], TrainingData, Progress], Recovered]] = (
     Registry("recovery method", "resprout.tasks.recover.methods", function="train")
 )
 
@@ -59,6 +59,11 @@ def check(config: RecoverConfig, base: Path) -> None:
     METHODS.entry(config.method)
 
 
+def tokens(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """Bytes of the rows, with which their tokens grow, in all epochs."""
+    return config["epochs"] * volume.rows_bytes if volume.rows_bytes else None
+
+
 @stage(
     "recover",
     kind="recovery",
@@ -79,19 +84,20 @@ def check(config: RecoverConfig, base: Path) -> None:
     params=params,
     card=card,
     checks={"recover.method": check},
+    tokens=tokens,
 )
 def recover(job: Job[RecoverConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the recovered model and how training went."""
     from resprout.tasks.models.load import save_model
-    from resprout.tasks.recover.lessons import prepare
+    from resprout.tasks.recover.training_data import prepare
 
     if job.config.distill_weight > 0 and "dense" not in inputs:
         raise BadInput(
             f"recover.distill_weight is {job.config.distill_weight} but there is no dense model to distil "
             "from; give the stage `dense`, or set distill_weight: 0"
         )
-    lessons = prepare(job.config, inputs, job.seed, job.trust_remote_code)
-    recovered = METHODS.get(job.config.method)(job, inputs, lessons, progress)
+    data = prepare(job.config, inputs, job.seed, job.trust_remote_code)
+    recovered = METHODS.get(job.config.method)(job, inputs, data, progress)
     save_model(recovered.model, workdir / "model", tokenizer_from=inputs["pruned"])
     with (workdir / "history.jsonl").open("w", encoding="utf-8") as file:
         for entry in recovered.history:

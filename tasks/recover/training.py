@@ -27,13 +27,13 @@ from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.data.response import Batch, collate, head, response_states
 from resprout.tasks.models.load import load_model, own_generator
-from resprout.tasks.recover.lessons import Lessons
+from resprout.tasks.recover.training_data import TrainingData
 
 
 def trained(
     job: Job[RecoverConfig],
     inputs: Mapping[str, Path],
-    lessons: Lessons,
+    data: TrainingData,
     progress: Progress,
     student: Callable[[Any], Any],
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -51,17 +51,17 @@ def trained(
         dense = load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
     with own_generator(job.seed, job.device):
         made = student(model)
-        return made, fit(made, dense, job, lessons, progress)
+        return made, fit(made, dense, job, data, progress)
 
 
-def numbers(history: list[dict[str, float]], lessons: Lessons, **more: float) -> dict[str, float]:
+def numbers(history: list[dict[str, float]], data: TrainingData, **more: float) -> dict[str, float]:
     """Metrics of a training, and `more`."""
     tail = history[-max(1, len(history) // 10) :]
     return {
         "recovery_steps": len(history),
-        "recovery_tokens": lessons.tokens,
-        "recovery_rows": len(lessons.rows),
-        "padding_share": lessons.padding,
+        "recovery_tokens": data.tokens,
+        "recovery_rows": len(data.rows),
+        "padding_share": data.padding,
         "loss_first": history[0]["loss"],
         "loss_last_tenth": sum(entry["loss"] for entry in tail) / len(tail),
         **more,
@@ -69,7 +69,7 @@ def numbers(history: list[dict[str, float]], lessons: Lessons, **more: float) ->
 
 
 def fit(
-    student: Any, dense: Any, job: Job[RecoverConfig], lessons: Lessons, progress: Progress
+    student: Any, dense: Any, job: Job[RecoverConfig], data: TrainingData, progress: Progress
 ) -> list[dict[str, float]]:
     """Train the parameters of `student` that require gradients; one history entry a step.
 
@@ -82,28 +82,28 @@ def fit(
     Raises:
         StageFailed: a loss that is not finite, with its step.
     """
-    steps = len(lessons.batches)
+    steps = len(data.batches)
     batches = [
-        {"parts": [collate([lessons.rows[index] for index in part])._asdict() for part in step]}
-        for step in lessons.batches
+        {"parts": [collate([data.rows[index] for index in part])._asdict() for part in step]}
+        for step in data.batches
     ]
-    told = _History(progress, steps, lessons.before)
+    history = _History(progress, steps, data.before)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _ResponseTrainer(
             model=student,
             args=_arguments(job, steps, folder),
             train_dataset=batches,
             data_collator=_only,
-            callbacks=[told],
+            callbacks=[history],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.teach(dense, job, lessons, told)
+        trainer.teach(dense, job, data, history)
         # Under autocast peft's own cast of each input to the adapters' float32 would be undone at once.
         with disable_input_dtype_casting(student, active=job.dtype != "float32"):
             trainer.train()
     if not all(torch.isfinite(each).all() for each in student.parameters() if each.requires_grad):
-        raise StageFailed(_not_finite("a trained weight", lessons.before + steps, job.config))
-    return told.entries
+        raise StageFailed(_not_finite("a trained weight", data.before + steps, job.config))
+    return history.entries
 
 
 def _arguments(job: Job[RecoverConfig], steps: int, folder: str) -> TrainingArguments:
@@ -146,12 +146,12 @@ def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
 class _ResponseTrainer(Trainer):
     """Trainer whose loss is that of response tokens, with the dense model as teacher."""
 
-    def teach(self, dense: Any, job: Job[RecoverConfig], lessons: Lessons, told: _History) -> None:
-        self.dense, self.job, self.lessons, self.told = dense, job, lessons, told
+    def teach(self, dense: Any, job: Job[RecoverConfig], data: TrainingData, history: _History) -> None:
+        self.dense, self.job, self.data, self.history = dense, job, data, history
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The whole recovery's schedule, from where this part of it begins."""
-        before, whole = self.lessons.before, self.lessons.whole
+        before, whole = self.data.before, self.data.whole
         used = optimizer or self.optimizer
         for group in used.param_groups:
             group["initial_lr"] = group["lr"]
@@ -176,10 +176,8 @@ class _ResponseTrainer(Trainer):
                 student, parts, self.dense, config.distill_weight, config.distill_temperature
             )
         if not torch.isfinite(loss.total):
-            raise StageFailed(
-                _not_finite("the loss", self.lessons.before + self.state.global_step + 1, config)
-            )
-        self.told.losses = {
+            raise StageFailed(_not_finite("the loss", self.data.before + self.state.global_step + 1, config))
+        self.history.losses = {
             "loss": loss.total.item(),
             "cross_entropy": loss.cross_entropy.item(),
             "distillation": loss.distillation.item(),

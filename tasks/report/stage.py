@@ -29,7 +29,7 @@ TRAINING = re.compile(r"recovery(_\d+)?$")
 
 
 class ReportConfig(BaseModel):
-    """What the report says beside its inputs: the run's config without secrets and infrastructure."""
+    """Content of the report beside its inputs: the run's config without secrets and infrastructure."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -125,7 +125,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
 
 
 def kept_widths(layers: Sequence[Mapping[str, Any]], shape: Shape) -> list[dict[str, tuple[int, int]]]:
-    """What each layer of the source model had and keeps, by name: a layer that is gone keeps nothing."""
+    """Units of each layer of the source model before and after, by name; a removed layer keeps nothing."""
     kept = {place if one.get("index") is None else one["index"]: one for place, one in enumerate(layers)}
     rows = []
     for index in range(shape.layers):
@@ -156,7 +156,7 @@ def measured(details: Mapping[str, Any]) -> str:
         f"Speeds: medians of {details['rounds']} rounds, {how}, on {place}, {hardware['cores']} cores, "
         f"{details['threads']} threads; times of one model lay up to {100 * max(spreads):.0f} % apart. A "
         "ratio is the median of the rounds' ratios to dense, with its interval of "
-        f"{100 * details['coverage']:.0f} %; where that holds 1, nothing tells the two apart."
+        f"{100 * details['coverage']:.0f} %; where that holds 1, there is no measurable difference."
     )
 
 

@@ -24,7 +24,7 @@ PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Padded tokens of one forward pass."""
 
 FILE = "divergence.safetensors"
-"""Where a shard keeps the divergence of its rows."""
+"""File in which a shard keeps the divergence of its rows."""
 
 HEAD_ELEMENTS = 2**24
 """Logits (tokens * vocabulary) held at a time; some five float32 arrays of this size are in use at once."""

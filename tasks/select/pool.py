@@ -35,7 +35,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a method decided.
+    """The rows that a method selected, with its decision on each.
 
     `accepted` are indices into the pool; `facts` holds for each pool row what decided (cluster, jsd, ies,
     concepts, reason); `summary` and `metrics` are added to what every method reports.

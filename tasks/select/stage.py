@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.core.stage import Reads, stage
+from resprout.tasks.core.stage import Reads, Volume, stage
 from resprout.tasks.select.paser_size import check_size
 
 if TYPE_CHECKING:
     from resprout.tasks.select.pool import Choice, Pool
 
 FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
-"""What a row's decision says where the method does not look at it."""
+"""Decision on a row that the method does not look at."""
 
 
 METHODS: Registry[Callable[[Job[SelectConfig], Mapping[str, Path], Pool, Progress], Choice]] = Registry(
@@ -62,6 +62,11 @@ def check(config: SelectConfig, base: Path) -> None:
     METHODS.entry(config.method)
 
 
+def rows_bytes(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """Bytes of all rows, with which their tokens grow."""
+    return volume.rows_bytes
+
+
 @stage(
     "pool",
     kind="pool",
@@ -70,6 +75,7 @@ def check(config: SelectConfig, base: Path) -> None:
     libraries=("transformers", "tokenizers"),
     methods=modules,
     computes=False,
+    tokens=rows_bytes,
 )
 def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pool's size and the budget; BadInput where the one does not hold the other."""
@@ -87,7 +93,7 @@ def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
 
 
 def divergence_settings(config: SelectConfig) -> dict[str, Any]:
-    """What decides the divergence: neither budget nor clusters."""
+    """The settings that decide the divergence: neither budget nor clusters."""
     return {
         "template": config.template,
         "max_len_tokens": config.max_len_tokens,
@@ -139,6 +145,7 @@ def divergence_shard(
     metrics=("selected_rows", "pool_rows"),
     lengths=lengths,
     checks={"select.method": check},
+    tokens=rows_bytes,
 )
 def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the chosen rows and the decisions; tokens chosen never exceed the budget."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from resprout.configs.schema import SparsifyConfig
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.core.stage import CardLine, Model, Reads, stage
+from resprout.tasks.core.stage import CardLine, Model, Reads, calibration_tokens, stage
 from resprout.tasks.sparsify.pattern import METHODS
 
 
@@ -58,6 +58,7 @@ def check(config: SparsifyConfig, base: Path) -> None:
     params=params,
     card=card,
     checks={"sparsify": check},
+    tokens=calibration_tokens,
 )
 def sparsify(job: Job[SparsifyConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the sparse model and the shares of its zeros."""

@@ -1,4 +1,4 @@
-"""Every command of README's "## Audit" does what it says, on a finished run."""
+"""Every command of infra/README.md's "## Audit" does what it says, on a finished run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from resprout.flows.cli.main import build
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "infra" / "README.md"
 
 
 def commands() -> list[list[str]]:
     """The commands of the section, without the long one, which tests/flows/test_reproduce.py runs."""
-    section = README.read_text().partition("\n## Audit\n")[2].partition("\n## ")[0]
+    section = PAGE.read_text().partition("\n## Audit\n")[2].partition("\n## ")[0]
     block = re.search(r"```\n(.*?)```", section, re.DOTALL)
     assert block is not None
     lines = [shlex.split(line, comments=True) for line in block[1].splitlines()]
@@ -24,7 +24,7 @@ def commands() -> list[list[str]]:
     return [line[1:] for line in lines if line[1] != "reproduce"]
 
 
-def test_the_commands_of_the_readme(
+def test_the_commands_of_the_page(
     copied: Path, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("RESPROUT_HOME", str(copied))

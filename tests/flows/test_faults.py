@@ -47,8 +47,8 @@ def wrap(owner, name, around):
 inside = threading.local()
 tries = {"open": 0, "begun": 0}
 
-def note(real, self, run, job, inputs, parts, label):
-    inside.label = label
+def note(real, self, stage, job, inputs, parts, role):
+    label = inside.label = stage.label(role)
     faulty = label == fault.get("stage")
     tries["begun"] += faulty
     tries["open"] += faulty
@@ -56,10 +56,10 @@ def note(real, self, run, job, inputs, parts, label):
         bomb = threading.Timer(fault["seconds"], die)
         bomb.daemon = True
         bomb.start()
-        real(self, run, job, inputs, parts, label)
+        real(self, stage, job, inputs, parts, role)
         die()
     try:
-        return real(self, run, job, inputs, parts, label)
+        return real(self, stage, job, inputs, parts, role)
     finally:
         inside.label = None
         tries["open"] -= faulty
@@ -69,10 +69,10 @@ def put_folder(real, self, *given, **named):
     if fault["kind"] == "before manifest" and getattr(inside, "label", None) == fault["stage"]:
         die()
 
-def track(real, self, run, job, inputs, ref, label, *rest):
-    if fault["kind"] == "before mlflow" and label == fault["stage"]:
+def track(real, self, stage, job, inputs, ref, role, cost):
+    if fault["kind"] == "before mlflow" and stage.label(role) == fault["stage"]:
         die()
-    return real(self, run, job, inputs, ref, label, *rest)
+    return real(self, stage, job, inputs, ref, role, cost)
 
 def point_alias(real, *given):
     if fault["kind"] == "before alias":
@@ -100,9 +100,9 @@ def send(real, self, request):
     body.stream = lambda *_, **__: iter([body.getvalue()])
     return AWSResponse(request.url, 503, {"content-type": "application/xml"}, body)
 
-from resprout.tasks.core.stage import Stage
-wrap(Stage, "_produce", note)
-wrap(Stage, "_track", track)
+from resprout.tasks.core.run import Run
+wrap(Run, "_produce", note)
+wrap(Run, "_track", track)
 from resprout.infra.store.local import LocalDriver
 wrap(LocalDriver, "put_folder", put_folder)
 if fault["kind"].startswith("503"):

@@ -14,6 +14,7 @@ from resprout.flows.dry_run import History, Work
 from resprout.infra.identity import machine
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.prune.stage import plan, prune
 
 SECONDS = 60.0
 """What a larger model takes longer in each stage that computes with it."""
@@ -103,6 +104,6 @@ def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> 
     records = [("1", record("uniform", 2.0, 1)), ("2", record("evolutionary", 7200.0, 2))]
     history = History(ArtifactStore.from_config(StoreConfig(), tmp_path), records)
     work = Work(params=None, tokens=None)
-    assert history.seconds("plan", {"allocator": "uniform"}, work) == 2.0
-    assert history.seconds("plan", {"allocator": "evolutionary"}, work) == 7200.0
-    assert history.seconds("prune", {"allocator": "uniform"}, work) is None
+    assert history.seconds(plan, {"allocator": "uniform"}, work) == 2.0
+    assert history.seconds(plan, {"allocator": "evolutionary"}, work) == 7200.0
+    assert history.seconds(prune, {"allocator": "uniform"}, work) is None

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from resprout.configs.schema import ModelConfig
+from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
+from tiny_run import config
 
 AVX2 = "processor\t: 0\nflags\t\t: fpu sse2 avx avx2 fma\n"
 AVX512 = "processor\t: 0\nflags\t\t: fpu sse2 avx avx2 fma avx512f avx512bw\n"
@@ -50,7 +51,8 @@ def test_a_dtype_that_the_processor_is_slow_in(
     monkeypatch.setattr(preflight, "CPUINFO", tmp_path / "cpuinfo")
     if processor is not None:
         (tmp_path / "cpuinfo").write_text(processor)
-    found = preflight.slow_dtype(ModelConfig(source="model", dtype=dtype, device=device))
+    run = config(model={"source": "model", "dtype": dtype, "device": device})
+    found = preflight.slow_dtype(RunConfig.model_validate(run))
     assert bool(found) == said
     assert all("give model.dtype: float32" in one for one in found)
 

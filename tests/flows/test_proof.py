@@ -28,7 +28,7 @@ from tiny_run import config as tiny_config
 from tiny_run import write_data
 
 COMMAND = [sys.executable, "-m", "resprout.flows.cli.main"]
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "flows" / "README.md"
 OPERATE = "## Schedule, trigger, scale out"
 
 
@@ -80,7 +80,7 @@ class Stack:
 
 
 def write_files(root: Path) -> None:
-    """What the README names, small: run configs and a sweep with their data, rules, and a delivery."""
+    """Write small run configs, a sweep, rules and a delivery, as the page names them."""
     write_data(root / "configs")
     evaluate = {"perplexity": tiny_config()["evaluate"]["perplexity"]}
     parts = dict.fromkeys(("select", "recover", "measure"))
@@ -269,8 +269,8 @@ def test_a_restart_of_postgresql_in_the_middle_of_a_run(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(480)
-def test_every_command_of_the_readme_works(stack: Stack) -> None:
-    text = README.read_text(encoding="utf-8")
+def test_every_command_of_the_page_works(stack: Stack) -> None:
+    text = PAGE.read_text(encoding="utf-8")
     section = text[text.index(OPERATE) :]
     section = section[: section.index("\n## ", 5)]
     commands = [

@@ -230,7 +230,7 @@ def test_a_variant_that_begins_again_goes_on_in_its_mlflow_run(
     def fail(*stage: Any) -> None:
         raise StageFailed("the worker is lost")
 
-    monkeypatch.setattr("resprout.flows.compress.acquire", fail)
+    monkeypatch.setattr("resprout.flows.stages.Artifacts.make", fail)
     path = write_sweep(folder, grid={"seed": [1, 2]})
     _, variants = load_sweep(path, [f"infra.home={home}", "infra.task_runner=dask"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from resprout.configs.infrastructure import MlflowConfig, RelayConfig
 from resprout.configs.load import document, load
 from resprout.flows.compress import compress
 from resprout.flows.rerun import standalone
-from resprout.flows.stages import Steps
+from resprout.flows.stages import Artifacts, Step
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.network import post
 from resprout.infra.triggers.state import FAILED, STARTED, WAITING, Entry, TriggerState
+from resprout.tasks.core.run import Run
 from tiny_run import write_data
 
 Resprout = Callable[..., Any]
@@ -59,10 +60,15 @@ def test_an_export_that_comes_back_without_tags_is_not_compressed_again(finished
 
 
 def test_a_rule_for_own_versions_goes_on(finished: Any, moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(_: Steps) -> None:
-        raise KeyError("went on")
+    make = Artifacts.make
 
-    monkeypatch.setattr(Steps, "all", stop)
+    def stop(self: Artifacts, run: Run, steps: Iterable[Step]) -> None:
+        wanted = list(steps)
+        if wanted[0].inputs:
+            raise KeyError("went on")
+        make(self, run, wanted)
+
+    monkeypatch.setattr(Artifacts, "make", stop)
     state = triggered(finished, moved, "rule chat-mine 1", own=True)
     assert state.is_failed()
     assert "went on" in state.message

@@ -20,24 +20,25 @@ from resprout.flows.cli.main import main
 from resprout.infra.proof.registering import Registrar
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.tasks.core.stage import Stage
+from resprout.tasks.core.run import Run
 steps = {
     "version": (Tracker, "point_alias"), "alias": (Registrar, "enter"), "run": (conclude, "write_seal"),
-    "index": (LocalDriver, "put_if_absent"), "record": (Stage, "_track"),
+    "index": (LocalDriver, "put_if_absent"), "record": (Run, "_track"),
 }
 after, stage = (sys.argv.pop(1) + ":").split(":")[:2]
 place, name = steps[after]
 real, at = getattr(place, name), []
 def die(*given, **named):
-    if not stage or stage in given or (stage in at and given[1].startswith("records/")):
+    tracked = name == "_track" and given[1].label(given[5]) == stage
+    if not stage or tracked or (stage in at and given[1].startswith("records/")):
         os._exit(9)
     return real(*given, **named)
 setattr(place, name, die)
-produce = Stage._produce
-def _produce(self, run, job, inputs, parts, label):
-    at.append(label)
-    return produce(self, run, job, inputs, parts, label)
-Stage._produce = _produce
+produce = Run._produce
+def _produce(self, one, job, inputs, parts, role):
+    at.append(one.label(role))
+    return produce(self, one, job, inputs, parts, role)
+Run._produce = _produce
 main()
 """
 """The command line in a process that is killed right after the version, the alias, the run's end, or, in a

@@ -14,11 +14,11 @@ from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.load import load_model, own_generator, save_model
 from resprout.tasks.prune.masking import read_masked, write_masked
-from resprout.tasks.recover.lessons import prepare
 from resprout.tasks.recover.masked import leave_masked
 from resprout.tasks.recover.methods.lora import merge, with_adapters
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.recover.training import fit
+from resprout.tasks.recover.training_data import prepare
 
 Write = Callable[..., Path]
 CONFIG = RecoverConfig(batch_tokens=600, learning_rate=5e-2, rank=4, epochs=3)

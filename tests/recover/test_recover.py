@@ -14,11 +14,11 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PartOfRecovery, RecoverConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.load import load_model, own_generator
-from resprout.tasks.recover.lessons import Lessons, prepare
 from resprout.tasks.recover.methods.full import cast, masters
 from resprout.tasks.recover.methods.lora import merge, with_adapters
 from resprout.tasks.recover.stage import METHODS, recover
 from resprout.tasks.recover.training import fit
+from resprout.tasks.recover.training_data import TrainingData, prepare
 from tiny_models import tiny_model
 
 Write = Callable[..., Path]
@@ -135,21 +135,21 @@ def test_steps_by_hand(
 ) -> None:
     """ceil(epochs * requested / 600)."""
     inputs = {"pruned": models_folder / "pruned", "selection": write_selection(requested=requested)}
-    lessons = prepare(settings(epochs=epochs), inputs, 17)
-    assert len(lessons.batches) == steps
-    sizes = [sum(len(lessons.rows[index]) for part in step for index in part) for step in lessons.batches]
+    data = prepare(settings(epochs=epochs), inputs, 17)
+    assert len(data.batches) == steps
+    sizes = [sum(len(data.rows[index]) for part in step for index in part) for step in data.batches]
     assert max(sizes) < 600 + 200
-    assert lessons.tokens == sum(sizes)
-    assert 0 <= lessons.padding < 0.2
+    assert data.tokens == sum(sizes)
+    assert 0 <= data.padding < 0.2
 
 
 def test_parts_of_a_step(models_folder: Path, write_selection: Write) -> None:
     """4,000 tokens a step: parts of up to 2,000 positions, together the step's rows, of like length."""
     inputs = {"pruned": models_folder / "pruned", "selection": write_selection(count=60, requested=8000)}
-    lessons = prepare(settings(batch_tokens=4000), inputs, 17)
-    lengths = [len(row) for row in lessons.rows]
-    assert len(lessons.batches) == 2
-    for step in lessons.batches:
+    data = prepare(settings(batch_tokens=4000), inputs, 17)
+    lengths = [len(row) for row in data.rows]
+    assert len(data.batches) == 2
+    for step in data.batches:
         assert all(len(part) * max(lengths[index] for index in part) <= 2000 for part in step)
         assert len(step) <= 3
         assert 3600 < sum(lengths[index] for part in step for index in part) < 4400
@@ -157,7 +157,7 @@ def test_parts_of_a_step(models_folder: Path, write_selection: Write) -> None:
         assert max(spread) < max(lengths) - min(lengths)
 
 
-def lessons_of(models_folder: Path, selection: Path) -> Lessons:
+def training_data(models_folder: Path, selection: Path) -> TrainingData:
     return prepare(settings(), {"pruned": models_folder / "pruned", "selection": selection}, 17)
 
 
@@ -167,7 +167,7 @@ def test_only_adapters_move(models_folder: Path, write_selection: Write) -> None
     job = Job(settings(), dtype="bfloat16")
     with own_generator(0, "cpu"):
         adapted = with_adapters(model, job.config)
-        fit(adapted, None, job, lessons_of(models_folder, write_selection()), silent)
+        fit(adapted, None, job, training_data(models_folder, write_selection()), silent)
     trained = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
     assert len(trained) == 2 * 2 * 7  # A and B of q, k, v, o, gate, up, down in two layers
     assert all("lora_" in name and each.dtype == torch.float32 for name, each in trained.items())
@@ -183,7 +183,7 @@ def test_small_steps_add_up_in_all_weights(models_folder: Path, write_selection:
     model: Any = masters(load_model(models_folder / "pruned", "bfloat16", "cpu"))
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
     job = Job(settings(method="full", learning_rate=1e-5), dtype="bfloat16")
-    fit(model, None, job, lessons_of(models_folder, write_selection()), silent)
+    fit(model, None, job, training_data(models_folder, write_selection()), silent)
     after = {name: each.detach().clone() for name, each in model.named_parameters()}
     for name, each in after.items():
         assert each.dtype == torch.float32

@@ -42,7 +42,7 @@ class Apoz:
     units: ClassVar[Kinds] = ("ffn",)
 
     threshold: float = 0.1
-    """What counts as zero, as a share of the token's root mean square over the channels."""
+    """Threshold of zero, as a share of the token's root mean square over the channels."""
 
     def __post_init__(self) -> None:
         require("apoz", 0.0, threshold=self.threshold)

@@ -15,13 +15,13 @@ import torch
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.prune.masking import read_masked
-from resprout.tasks.recover.lessons import Lessons, Recovered
 from resprout.tasks.recover.masked import hold_masked
 from resprout.tasks.recover.training import numbers, trained
+from resprout.tasks.recover.training_data import Recovered, TrainingData
 
 
 def train(
-    job: Job[RecoverConfig], inputs: Mapping[str, Path], lessons: Lessons, progress: Progress
+    job: Job[RecoverConfig], inputs: Mapping[str, Path], data: TrainingData, progress: Progress
 ) -> Recovered:
     """All weights, float32 while they are trained, 16 bytes a parameter; masked columns stay zero.
 
@@ -35,9 +35,9 @@ def train(
         hold_masked(made, read_masked(inputs["pruned"]))
         return made
 
-    model, history = trained(job, inputs, lessons, progress, student)
+    model, history = trained(job, inputs, data, progress, student)
     count = sum(each.numel() for each in model.parameters())
-    return Recovered(cast(model, job.dtype), history, numbers(history, lessons, trained_params=count))
+    return Recovered(cast(model, job.dtype), history, numbers(history, data, trained_params=count))
 
 
 def masters(model: Any) -> Any:

@@ -15,13 +15,13 @@ import torch
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.prune.masking import read_masked
-from resprout.tasks.recover.lessons import Lessons, Recovered
 from resprout.tasks.recover.masked import leave_masked
 from resprout.tasks.recover.training import numbers, trained
+from resprout.tasks.recover.training_data import Recovered, TrainingData
 
 
 def train(
-    job: Job[RecoverConfig], inputs: Mapping[str, Path], lessons: Lessons, progress: Progress
+    job: Job[RecoverConfig], inputs: Mapping[str, Path], data: TrainingData, progress: Progress
 ) -> Recovered:
     """Low-rank adapters on all linear layers of attention and FFN, merged back; what is masked stays zero.
 
@@ -35,9 +35,9 @@ def train(
         leave_masked(adapted, read_masked(inputs["pruned"]))
         return adapted
 
-    adapted, history = trained(job, inputs, lessons, progress, student)
+    adapted, history = trained(job, inputs, data, progress, student)
     count = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
-    return Recovered(merge(adapted), history, numbers(history, lessons, adapter_params=count))
+    return Recovered(merge(adapted), history, numbers(history, data, adapter_params=count))
 
 
 def with_adapters(model: Any, config: RecoverConfig) -> Any:

@@ -1,4 +1,4 @@
-"""What a recovery method is given and what it returns."""
+"""Training batches of a recovery method, and the trained model that it returns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = 2
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingData:
     """Rows as tokens and the batches of all steps.
 
     `batches[s]` are the parts of step s, each a list of rows of like length that are computed side by
@@ -57,7 +57,7 @@ class Recovered:
 
 def prepare(
     config: RecoverConfig, inputs: Mapping[str, Path], seed: int, trust_remote_code: bool = False
-) -> Lessons:
+) -> TrainingData:
     """The selected rows in the tokens that they were selected by, in batches for all steps.
 
     Steps = ceil(epochs * requested tokens / batch_tokens): the budget that was asked for decides, not what
@@ -80,7 +80,7 @@ def prepare(
     begin = min(begin, steps - 1)
     batches = batches[begin : max(end, begin + 1)]
     parts = [_parts(batch, lengths, config.batch_tokens) for batch in batches]
-    return Lessons(encoded, parts, begin, steps)
+    return TrainingData(encoded, parts, begin, steps)
 
 
 def _parts(batch: list[int], lengths: list[int], batch_tokens: int) -> list[list[int]]:
