@@ -226,3 +226,8 @@ SECRET_PARAMETER = re.compile(
 def without_credentials(text: str) -> str:
     """The text without the user:password@ of addresses in it, and with *** for their secret parameters."""
     return SECRET_PARAMETER.sub(r"\1***", re.sub(r"://[^/\s'\"]*@", "://", text))
+
+
+def one_line(error: object, length: int | None = 200) -> str:
+    """The error's text on one line, at most so long, without the credentials of addresses in it."""
+    return without_credentials(" ".join(str(error).split()))[:length]

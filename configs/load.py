@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import InfraConfig, RunConfig, without_credentials
+from resprout.configs.infrastructure import InfraConfig, without_credentials
+from resprout.configs.schema import RunConfig
 
 PREFIX = "RESPROUT_"
 RESERVED = {"RESPROUT_HOME"}
@@ -75,9 +76,7 @@ def load_data(
     if "base" in data and {"grid", "list"} & data.keys():
         raise BadInput(f"{path} is a sweep of run configs; give it to `resprout sweep`, or its base here")
     _refuse_plain_secrets(data)
-    for name, text in sorted(environ.items()):
-        if name.startswith(PREFIX) and name not in RESERVED:
-            _assign_variable(data, name, text)
+    _assign_variables(data, environ)
     _override(data, overrides)
     infra = copy.deepcopy(data.get("infra") or {})
     _fill_variables(data, environ)
@@ -125,9 +124,7 @@ def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> t
         loaded = load_data(data, path.expanduser(), (), environ)
         return loaded.config.infra, loaded.home
     _refuse_plain_secrets(data)
-    for name, text in sorted(environ.items()):
-        if name.startswith(f"{PREFIX}INFRA__"):
-            _assign_variable(data, name, text)
+    _assign_variables(data, environ, f"{PREFIX}INFRA__")
     _fill_variables(data, environ)
     try:
         infra = InfraConfig.model_validate(data.get("infra") or {})
@@ -138,7 +135,7 @@ def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> t
 
 
 def travelling(loaded: Loaded) -> dict[str, Any]:
-    """What of the infrastructure a worker needs, as plain data without secrets; folders are absolute.
+    """Return the infrastructure that a worker needs, as plain data without secrets; folders are absolute.
 
     Nothing for threads, which have it all.
 
@@ -173,9 +170,7 @@ def arrived(data: dict[str, Any], environ: Mapping[str, str] | None = None) -> I
     """The infrastructure that `travelling` described, its secrets and what it leaves out from `environ`."""
     environ = os.environ if environ is None else environ
     own: dict[str, Any] = {}
-    for name, text in sorted(environ.items()):
-        if name.startswith(f"{PREFIX}INFRA__"):
-            _assign_variable(own, name, text)
+    _assign_variables(own, environ, f"{PREFIX}INFRA__")
     for path, _, _, value in _values(data):
         _assign(own, ["infra", *path], value, ".".join(path))
     _fill_variables(own, environ)
@@ -266,8 +261,8 @@ def explain(
                 shown = f" (given: {without_credentials(repr(given))})"
         # A key that may have several types has a fault for each of them.
         faults.setdefault((".".join(map(str, location)) or "config", shown), {})[message] = None
-    said = "; ".join(f"{key}: {', or '.join(one)}{shown}" for (key, shown), one in faults.items())
-    return f"{where}: {said}"
+    sentences = "; ".join(f"{key}: {', or '.join(one)}{shown}" for (key, shown), one in faults.items())
+    return f"{where}: {sentences}"
 
 
 def _value(text: str, shown: str) -> Any:
@@ -291,18 +286,21 @@ def _unshared(data: Any, counted: Iterator[int]) -> Any:
     return [_unshared(value, counted) for value in data] if isinstance(data, list) else data
 
 
-def _assign_variable(data: dict[str, Any], name: str, text: str) -> None:
-    """Set what a RESPROUT_* variable names, read as YAML; of a secret only the variable's name is noted."""
-    keys = name[len(PREFIX) :].lower().split("__")
+def _assign_variables(data: dict[str, Any], environ: Mapping[str, str], prefix: str = PREFIX) -> None:
+    """Set what RESPROUT_* variables name, read as YAML; of a secret only the variable's name is noted."""
     sections = _known_keys([])
-    if keys[0] not in sections:
-        near = difflib.get_close_matches(keys[0], sections, n=1)
-        hint = f"did you mean {PREFIX}{near[0].upper()}? " if near else ""
-        raise BadInput(
-            f"the environment variable {name} sets no key of a run config; {hint}unset it, or name one of "
-            f"{', '.join(sections)}"
-        )
-    _assign(data, keys, f"${{{name}}}" if _is_secret(keys) else _value(text, name), name)
+    for name, text in sorted(environ.items()):
+        if not name.startswith(prefix) or name in RESERVED:
+            continue
+        keys = name[len(PREFIX) :].lower().split("__")
+        if keys[0] not in sections:
+            near = difflib.get_close_matches(keys[0], sections, n=1)
+            hint = f"did you mean {PREFIX}{near[0].upper()}? " if near else ""
+            raise BadInput(
+                f"the environment variable {name} sets no key of a run config; {hint}unset it, or name one "
+                f"of {', '.join(sections)}"
+            )
+        _assign(data, keys, f"${{{name}}}" if _is_secret(keys) else _value(text, name), name)
 
 
 def _assign(data: dict[str, Any], keys: list[str], value: Any, shown: str) -> None:
@@ -352,9 +350,7 @@ def _known_keys(location: list[Any], root: type[BaseModel] = RunConfig) -> list[
 def _is_secret(path: Sequence[Any]) -> bool:
     section: type[BaseModel] | None = RunConfig
     for part in path:
-        if section is None:
-            return False
-        field = section.model_fields.get(part)
+        field = section.model_fields.get(part) if section is not None else None
         if field is None:
             return False
         if SecretStr in (field.annotation, *get_args(field.annotation)):

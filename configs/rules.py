@@ -1,20 +1,183 @@
-"""The rules of the relay: which versions in the model registry start which run config."""
+"""The rules of the relay: which versions in the model registry start which run config, and how.
+
+What a version's author wrote (tags, description) reaches a run config only as the value of a key that the
+rule names: values are quoted, so that no line break or brace in them makes another key.
+"""
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
+import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from resprout.configs.errors import BadInput
+from resprout.configs.infrastructure import SECRETS
 from resprout.configs.load import VARIABLE, document, explain, load_data, read_yaml
-from resprout.configs.origins import Origin
 from resprout.configs.section import Name, Section
-from resprout.configs.templates import check_override, is_template, written
+
+SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(.*)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An address in parts: scheme (none for a folder), host or bucket, and the segments of its path."""
+
+    scheme: str
+    host: str
+    path: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, address: str) -> Origin:
+        """The parts of an address in normal form; ValueError for one that has several readings."""
+        if "\\" in address or any(ord(char) < 32 for char in address):
+            raise ValueError("holds a backslash or a control character")
+        found = SCHEME.match(address)
+        scheme, rest = (found[1].lower(), found[2]) if found else ("", address)
+        host = ""
+        if scheme and rest.startswith("//"):
+            host, _, rest = rest[2:].partition("/")
+        elif not scheme and not rest.startswith("/"):
+            raise ValueError("is relative")
+        path = tuple(part for part in rest.split("/") if part not in ("", "."))
+        # Some servers decode an address once more than others.
+        decoded = unquote(unquote(rest)).replace("\\", "/").split("/")
+        if ".." in path or ".." in decoded:
+            raise ValueError("leads upwards ('..')")
+        return cls(scheme, host, path)
+
+    @classmethod
+    def accepted(cls, prefix: str) -> Origin:
+        """The same of a prefix in a rule; ValueError says what is wrong with it."""
+        try:
+            found = cls.parse(prefix)
+        except ValueError as error:
+            raise ValueError(
+                f"the source '{prefix}' {error}; give a scheme and prefix such as s3://models/, "
+                "mlflow-artifacts:/ or models:/, or an absolute folder"
+            ) from None
+        if any(char in prefix for char in "*?"):
+            raise ValueError(f"the source '{prefix}' is a pattern; give a prefix, which holds all below it")
+        return found
+
+    def holds(self, address: str) -> bool:
+        """Whether `address` is this one or lies below it; a prefix of a scheme alone holds all of it."""
+        try:
+            other = Origin.parse(address)
+        except ValueError:
+            return False
+        if self.scheme != other.scheme:
+            return False
+        if self.scheme and not self.host and not self.path:
+            return True
+        return self.host == other.host and other.path[: len(self.path)] == self.path
+
+
+VARIABLES = ("name", "version", "alias", "aliases", "tags", "description")
+KEY = re.compile(r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$")
+NEVER = {"trust_remote_code", "allow_pickle", *SECRETS}
+"""Keys that no rule sets, wherever they stand."""
+
+
+def check_override(key: str, value: Any) -> None:
+    """Raise ValueError where a rule must not set `key` to `value`, or where a template in it is wrong."""
+    if not KEY.match(key):
+        raise ValueError(f"'{key[:80]}' is no key of a run config; write for example prune.round_to")
+    for path in _paths(value, tuple(key.split("."))):
+        dotted = ".".join(path)
+        if path[0] == "infra" or path[-1] in NEVER:
+            raise ValueError(f"{dotted} cannot be set by a rule; set it in the run config itself")
+        if path[:2] == ("model", "source"):
+            raise ValueError("model.source is the version that starts the run; leave it out")
+    for text in _texts(value):
+        _check_template(text)
+
+
+def is_template(value: Any) -> bool:
+    """Whether some text in `value` is rendered for each version."""
+    return any("{{" in text or "{%" in text for text in _texts(value))
+
+
+def rendered(value: Any, about: Mapping[str, Any]) -> Any:
+    """`value` with each text in it rendered over `about`; BadInput where one asks for what is not there."""
+    import jinja2
+
+    if isinstance(value, dict):
+        return {key: rendered(inner, about) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rendered(inner, about) for inner in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return _environment().from_string(value).render(**about)
+    except jinja2.TemplateError as error:
+        raise BadInput(f"the template '{value[:80]}' cannot be filled: {error}") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise BadInput(f"the template '{value[:80]}' cannot be filled: {type(error).__name__}") from None
+
+
+def written(key: str, value: Any) -> str:
+    """key=value for `load`; text is quoted, whatever it looks like."""
+    flow = yaml.dump(value, Dumper=_Quoting, default_flow_style=True, width=float("inf"), sort_keys=False)
+    return f"{key}={flow.strip().removesuffix('...').strip()}"
+
+
+class _Quoting(yaml.SafeDumper):
+    """Writes every text in double quotes, on one line."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Quoting.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, '"')
+)
+
+
+def _paths(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The path of `value` and of all in it."""
+    yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield from _paths(inner, (*path, str(key)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
+
+
+def _check_template(text: str) -> None:
+    import jinja2
+    from jinja2 import meta
+
+    try:
+        unknown = meta.find_undeclared_variables(_environment().parse(text)) - set(VARIABLES)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"the template '{text[:80]}' is no Jinja ({error})") from None
+    if unknown:
+        raise ValueError(
+            f"the template '{text[:80]}' asks for {sorted(unknown)[0]}; it may use {', '.join(VARIABLES)}"
+        )
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
 
 Glob = Annotated[str, Field(min_length=1)]
 Happening = Literal["created", "alias", "tag"]

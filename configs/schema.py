@@ -1,77 +1,588 @@
-"""The one model of a whole run; strict, frozen, with the unit of each quantity in its name."""
+"""The config of a whole run, a section a stage: strict, frozen, with the unit of a quantity in its name."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import re
+from pathlib import PurePath
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ByteSize,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from resprout.configs.infrastructure import (
     SECRETS,
     InfraConfig,
-    LicencesConfig,
-    MlflowConfig,
-    PrefectConfig,
-    ProofConfig,
-    RelayConfig,
-    RetentionConfig,
-    StackConfig,
-    StoreConfig,
     without_credentials,
 )
-from resprout.configs.prune import PruneConfig
-from resprout.configs.section import Name, Section
-from resprout.configs.sources import DataSource, ModelConfig, RowSource, TextSource
-from resprout.configs.stages import (
-    CalibrateConfig,
-    EvaluateConfig,
-    ExportConfig,
-    GateConfig,
-    MeasureConfig,
-    PaserConfig,
-    PerplexityConfig,
-    RecoverConfig,
-    RegisterConfig,
-    SelectConfig,
-    SparsifyConfig,
-    ZeroShotConfig,
-    ZeroShotTask,
-)
-from resprout.configs.target import TargetConfig
+from resprout.configs.presets import DEPTH, Layout, Preset, Unit, load_preset, preset_names
+from resprout.configs.section import Name, Percent, Ratio, Section
 
-__all__ = [
-    "CalibrateConfig",
-    "DataSource",
-    "EvaluateConfig",
-    "ExportConfig",
-    "GateConfig",
-    "InfraConfig",
-    "LicencesConfig",
-    "MeasureConfig",
-    "MlflowConfig",
-    "ModelConfig",
-    "PaserConfig",
-    "PerplexityConfig",
-    "PrefectConfig",
-    "ProofConfig",
-    "PruneConfig",
-    "RecoverConfig",
-    "RegisterConfig",
-    "RelayConfig",
-    "RetentionConfig",
-    "RowSource",
-    "RunConfig",
-    "Section",
-    "SelectConfig",
-    "SparsifyConfig",
-    "StackConfig",
-    "StoreConfig",
-    "TargetConfig",
-    "TextSource",
-    "ZeroShotConfig",
-    "ZeroShotTask",
-    "without_credentials",
-]
+
+def _without_password(address: str) -> str:
+    """Addresses are printed, and kept in records, in MLflow and in Prefect's database."""
+    if without_credentials(address) != address:
+        raise ValueError(
+            "a password or key in the address would be printed and kept; leave it out, and give the keys of "
+            "a bucket as infra.store.access_key_id and secret_access_key, or in the environment"
+        )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_without_password)]
+"""Address of a source; holds no password."""
+
+
+class ModelConfig(Section):
+    """The model to compress and how it is held in memory."""
+
+    source: Address
+    """Folder, package://module/path, hf://org/name@revision, s3://bucket/prefix, models:/name/3 or
+    name@alias."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Dtype of weights and activations in every stage, and of the export."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device on which stages compute; auto takes CUDA where the installed torch and the machine have it."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; leave off unless you read that code."""
+    allow_pickle: bool = False
+    """Convert pickled weights by transformers' weights-only loader, in a child process."""
+    licence: str | None = None
+    """Licence of the source model, recorded in its lineage; read from the model's own files where absent."""
+
+
+class DataSource(Section):
+    """A file or data set, and which of its rows are taken."""
+
+    enters_key: ClassVar[bool] = False
+
+    source: Address
+    """Local path, package://module/path, s3://bucket/key, or hf-dataset://org/name[/config][@revision]#split."""
+    format: Literal["auto", "jsonl", "json", "parquet", "csv", "text", "arrow"] = "auto"
+    """File format; auto goes by the name's ending (.gz allowed)."""
+    where: str | None = None
+    """Jinja expression over the row's columns; rows for which it is false are left out."""
+    hash_percent: tuple[Percent, Percent] = (0, 100)
+    """Keep rows whose sha256 of `hash_of` modulo 100 lies in [low, high): a split that no order changes."""
+    hash_of: str | None = None
+    """Jinja template of what is hashed; default: the text, or instruction, input and output together."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """At most this many rows, drawn with the run's seed."""
+    licence: str | None = None
+    """Licence of the data, recorded in the lineage."""
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> DataSource:
+        low, high = self.hash_percent
+        if low >= high:
+            raise ValueError(
+                f"hash_percent is [{low}, {high}), which holds no row; give low < high, e.g. [0, 40]"
+            )
+        return self
+
+
+class TextSource(DataSource):
+    """Running text: calibration or perplexity."""
+
+    text: str = "{{ text }}"
+    """Jinja template over the row's columns that renders one document."""
+
+
+class RowSource(DataSource):
+    """Instruction rows in Alpaca form, rendered from any columns by Jinja templates."""
+
+    instruction: str = "{{ instruction }}"
+    """Template of the task that the row sets."""
+    input: str = "{{ input | default('') }}"
+    """Template of the material that the task is about; may be empty."""
+    output: str = "{{ output }}"
+    """Template of the answer that the model learns."""
+    category: str = "{{ category | default('') }}"
+    """Template of a label that reports group by; never used for choosing."""
+
+
+class CalibrateConfig(Section):
+    """The samples that pruning looks at."""
+
+    method: str = "cola"
+    """random, cola or self_generated (`resprout methods`)."""
+    text: tuple[TextSource, ...] = ()
+    """Sources of the samples; may be empty for self_generated."""
+    samples: Annotated[int, Field(ge=1, le=65536)] = 64
+    """Number of samples."""
+    seq_len_tokens: Annotated[int, Field(ge=8)] = 256
+    """Tokens in each sample."""
+    candidates_per_sample: Annotated[int, Field(ge=4)] = 4
+    """COLA chooses among samples * this many candidates."""
+    projection_dim: Annotated[int, Field(ge=2)] = 64
+    """COLA: width of each layer's random projection."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """self_generated: sampling temperature."""
+
+
+class TargetConfig(Section):
+    """How large the pruned model may be; exactly one form."""
+
+    params_ratio: Ratio | None = None
+    """Kept share of all unique parameters, a tied tensor counted once."""
+    non_embedding_ratio: Ratio | None = None
+    """Kept share of the parameters outside token embeddings and an untied head."""
+    params: Annotated[int, Field(ge=1)] | None = None
+    """Number of unique parameters."""
+    non_embedding_params: Annotated[int, Field(ge=1)] | None = None
+    """Number of parameters outside token embeddings and an untied head."""
+    bytes: Annotated[ByteSize, Field(ge=1)] | None = None
+    """Bytes of all unique weights in model.dtype; a number, or one with a unit such as "250 MB"."""
+    latency_ratio: Ratio | None = None
+    """Kept share of the time of a forward pass over a batch of calibration tokens, measured on this machine;
+    allocator spdy or dynamic_programming."""
+    latency_ms: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """Milliseconds of that forward pass, likewise."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is to go."""
+        return 1.0 in (self.params_ratio, self.non_embedding_ratio)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the target is a time."""
+        return self.latency_ratio is not None or self.latency_ms is not None
+
+    @field_validator("bytes", mode="wrap")
+    @classmethod
+    def _is_a_size(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            raise ValueError(
+                "no size of at least one byte; give a whole number of bytes, or a number with a unit such as "
+                "250 MB"
+            ) from None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> TargetConfig:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            forms = ", ".join(type(self).model_fields)
+            raise ValueError(f"the target names {', '.join(given) or 'nothing'}; give exactly one of {forms}")
+        return self
+
+
+LEFT_OUT: Any = None
+"""Stands for what the preset gives until it is validated."""
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """The default depends on the method."""
+    del schema["default"]
+
+
+def _preset(info: ValidationInfo) -> Preset:
+    """The section's preset; any where its name is at fault, which is reported."""
+    return load_preset(info.data.get("method", preset_names()[0]))
+
+
+class PruneConfig(Section):
+    """Score, allocate, plan, apply, repair."""
+
+    method: str = "recommended"
+    """A preset of configs/methods: it names criterion, allocator and repair. Left out: `recommended`."""
+    criterion: str | None = None
+    """Overrides the preset's criterion."""
+    allocator: str | None = None
+    """Overrides the preset's allocator."""
+    repair: str | None = None
+    """Overrides the preset's repair of what the removed channels contributed."""
+    units: tuple[Unit, ...] = Field(default=LEFT_OUT, json_schema_extra=_without_default)
+    """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
+    group), experts, hidden (channels of the residual stream, in the whole model); or layers alone, or
+    sublayers (attention and FFN, each by itself) alone. Left out: what the method's paper prunes."""
+    target: TargetConfig
+    """Size to reach."""
+    round_to: Annotated[int, Field(ge=1)] = 128
+    """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
+    layout: Layout = Field(default=LEFT_OUT, json_schema_extra=_without_default)
+    """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer. Left
+    out: the method's own (`resprout methods`)."""
+    spared_front: int | float | None = None
+    """Layers at the front whose widths stay, whatever the allocator: a number, or a share of the depth below
+    1, rounded down. Left out: the method's own."""
+    spared_back: int | float | None = None
+    """The same at the back; a share is rounded up."""
+    min_kept_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of its units of each kind that every layer keeps, whatever the allocator."""
+    criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The criterion's own settings (`resprout methods` lists them), put over the preset's."""
+    allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The allocator's own settings, likewise."""
+    repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The repair's own settings, likewise."""
+    general: tuple[TextSource, ...] = ()
+    """Open-domain text beside calibrate.text, for criteria that weigh a domain against it (domain_dual)."""
+    schedule: str = "one_shot"
+    """When units go: one_shot, or in rounds with training between them (`resprout methods`)."""
+    schedule_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The schedule's own settings, likewise."""
+    memory: Literal["whole", "stream"] = "whole"
+    """whole: the model in memory; stream: one layer at a time, for models that do not fit. The same bytes."""
+    ridge: Annotated[float, Field(ge=0.0)] = 0.01
+    """least_squares: damping as a share of the mean diagonal of the Gram matrix."""
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        load_preset(method)
+        return method
+
+    @field_validator("units", mode="before")
+    @classmethod
+    def _own_units(cls, given: Any, info: ValidationInfo) -> Any:
+        return _preset(info).units if given is None else given
+
+    @field_validator("layout", mode="before")
+    @classmethod
+    def _own_layout(cls, given: Any, info: ValidationInfo) -> Any:
+        preset = _preset(info)
+        return preset.own_layout(info.data.get("units", preset.units)) if given is None else given
+
+    @field_validator("spared_front", "spared_back", mode="before")
+    @classmethod
+    def _number_or_share(cls, given: Any, info: ValidationInfo) -> Any:
+        number = isinstance(given, int) and not isinstance(given, bool) and given >= 0
+        if given is None or number or (isinstance(given, float) and 0 <= given < 1):
+            return given
+        raise ValueError(
+            f"{info.field_name} is {given!r}; give a number of layers, or a share below 1 of the depth"
+        )
+
+    @field_validator("units")
+    @classmethod
+    def _some_units(cls, units: tuple[str, ...]) -> tuple[str, ...]:
+        if not units or len(set(units)) != len(units):
+            raise ValueError(f"units is {list(units)}; name some of {', '.join(get_args(Unit))}, each once")
+        if len(units) > 1 and (depth := [unit for unit in units if unit in DEPTH]):
+            raise ValueError(
+                f"units names {' and '.join(units)}, but {depth[0]} are pruned alone; give units: "
+                f"[{depth[0]}] and prune widths in another run"
+            )
+        return units
+
+    @model_validator(mode="after")
+    def _sublayers_need_a_layout(self) -> PruneConfig:
+        if "sublayers" in self.units and self.layout == "uniform":
+            raise ValueError(
+                "units is [sublayers], but layout is uniform, and stock classes load no layer that lacks "
+                "attention or FFN; give layout: per_layer, or units: [layers]"
+            )
+        return self
+
+
+class PruneRound(PruneConfig):
+    """One round of a pruning schedule before the last."""
+
+    done: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """How far it goes from the dense size to the target."""
+
+
+class PaserConfig(Section):
+    """PASER's own settings (arXiv 2502.12594)."""
+
+    mode: Literal["faithful", "auto"] = "auto"
+    """faithful follows the paper and its code; auto adds the measured corrections."""
+    clusterer: Literal["diffusion_nmf", "kmeans"] = "diffusion_nmf"
+    """How rows are grouped by capability."""
+    clusters: Annotated[int, Field(ge=2, le=256)] | Literal["auto"] = 10
+    """Number of clusters; auto searches 4 to 32."""
+    embedder: Literal["minilm", "hidden", "tfidf"] = "tfidf"
+    """minilm: a sentence encoder in `embedder_source`; hidden: the dense model's mean hidden state; tfidf:
+    TF-IDF + SVD."""
+    embedder_source: Address | None = None
+    """Folder or package:// of the sentence encoder that `minilm` loads."""
+    graph: Literal["literal", "top3"] = "top3"
+    """Concepts in the consistency graph: all RAKE phrases, or the three best of each row."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Softmax temperature of the divergence."""
+    duplicate_cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """auto: instructions this similar with different answers are reduced to one."""
+
+    @model_validator(mode="after")
+    def _faithful_is_the_paper(self) -> PaserConfig:
+        for name, given in (("clusterer", self.clusterer), ("clusters", self.clusters)):
+            if self.mode == "faithful" and given in ("kmeans", "auto"):
+                raise ValueError(
+                    f"mode is faithful but {name} is {given}, which the paper does not have; set mode: auto, "
+                    "or clusterer: diffusion_nmf and a number of clusters (the code's is 10)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _minilm_has_a_source(self) -> PaserConfig:
+        if self.embedder == "minilm" and not self.embedder_source:
+            raise ValueError("embedder is minilm but embedder_source is empty; give the encoder's folder")
+        return self
+
+    def key_data(self) -> dict[str, Any]:
+        """Without the encoder's address: its content enters the key as an input."""
+        return {name: value for name, value in super().key_data().items() if name != "embedder_source"}
+
+
+class SelectConfig(Section):
+    """The rows that recovery trains on."""
+
+    method: str = "paser"
+    """paser or random (`resprout methods`)."""
+    pool: tuple[RowSource, ...]
+    """Sources of rows."""
+    budget_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens (prompt and response) to select."""
+    budget_ratio: Ratio | None = None
+    """The same as a share of the pool's tokens."""
+    template: Literal["alpaca", "chat"] = "alpaca"
+    """Prompt form that divergence, training and token counts all use; chat is the tokenizer's own."""
+    max_len_tokens: Annotated[int, Field(ge=16)] = 256
+    """Longer rows are cut at the end of the response."""
+    paser: PaserConfig = PaserConfig()
+    """Settings of `method: paser`."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> SelectConfig:
+        if (self.budget_tokens is None) == (self.budget_ratio is None):
+            raise ValueError(
+                "select needs exactly one of budget_tokens and budget_ratio, e.g. budget_ratio: 0.2"
+            )
+        return self
+
+
+class RecoverConfig(Section):
+    """Training after pruning."""
+
+    method: str = "lora"
+    """lora, or full: all weights (`resprout methods`)."""
+    rank: Annotated[int, Field(ge=1)] = 8
+    """lora: rank of the adapters."""
+    alpha: Annotated[float, Field(gt=0.0)] = 16.0
+    """lora: their scale; the update is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """lora: dropout in front of the adapters."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    """Peak learning rate."""
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the steps in which the rate rises; then it falls to zero along a cosine."""
+    epochs: Annotated[float, Field(gt=0.0)] = 1.0
+    """Passes over the token budget; steps = epochs * budget / batch_tokens for every selection method."""
+    batch_tokens: Annotated[int, Field(ge=64)] = 2048
+    """Tokens in a step, padding not counted."""
+    distill_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the loss that is KL to the dense model's distribution; the rest is cross-entropy."""
+    distill_temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Softmax temperature of the distillation loss."""
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Gradients are clipped to this norm."""
+
+    @property
+    def part(self) -> tuple[float, float]:
+        """The shares of all steps at which training begins and ends."""
+        return 0.0, 1.0
+
+
+class SparsifyConfig(Section):
+    """Semi-structured sparsity of the final model: of `group` consecutive weights of a row, `kept` stay.
+
+    After recovery, or after pruning where there is none. Zeros are stored like other values, so that files on
+    disk do not shrink, nor does memory. NVIDIA GPUs from Ampere on multiply 2:4 matrices faster where a
+    runtime packs them first (cuSPARSELt, TensorRT-LLM); for 4:8 they have nothing. Without other pruning:
+
+        prune: {method: magnitude, target: {non_embedding_ratio: 1.0}}
+        sparsify: {pattern: "2:4", method: sparsegpt}
+    """
+
+    pattern: Literal["2:4", "4:8"] = "2:4"
+    """kept:group."""
+    method: str = "wanda"
+    """magnitude, wanda or sparsegpt (`resprout methods`)."""
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The method's own settings (`resprout methods --json` lists them)."""
+
+
+class PartOfRecovery(RecoverConfig):
+    """The training between two rounds of a pruning schedule: a share of a recovery's steps."""
+
+    begin: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the steps that came before."""
+    end: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """Share of the steps that are done afterwards."""
+
+    @property
+    def part(self) -> tuple[float, float]:
+        return self.begin, self.end
+
+
+class PerplexityConfig(Section):
+    """Perplexity in a stated protocol."""
+
+    name: Name = "text"
+    """Corpus name in the metric's name."""
+    text: Annotated[tuple[TextSource, ...], Field(min_length=1)]
+    """Held-out text."""
+    window_tokens: Annotated[int, Field(ge=8)] = 512
+    """Tokens of a window."""
+    stride_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Step between windows; each token counts once. Default: window_tokens, no overlap."""
+    limit_tokens: Annotated[int, Field(ge=8)] | None = None
+    """At most this many tokens from the start of the joined text."""
+    bos: bool = False
+    """Put the BOS token in front of each window."""
+    join: str = "\n\n"
+    """Separator of documents."""
+    kl_tokens: Annotated[int, Field(ge=8)] | None = None
+    """KL divergence from the dense model on the first this many scored tokens; default: all of them."""
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> PerplexityConfig:
+        if self.stride_tokens is not None and self.stride_tokens > self.window_tokens:
+            raise ValueError(
+                f"stride_tokens {self.stride_tokens} exceeds window_tokens {self.window_tokens}, so tokens "
+                "would be skipped; give a stride of at most the window"
+            )
+        return self
+
+
+class ZeroShotTask(Section):
+    """One lm-eval task on a local file."""
+
+    task: str
+    """A YAML of configs/evaluation without its ending (`resprout methods`), or the path of your own lm-eval
+    YAML."""
+    data: DataSource
+    """The rows; columns as the task's templates name them."""
+
+    @property
+    def name(self) -> str:
+        """Name in metrics: the YAML's, without folder and ending."""
+        return PurePath(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task
+
+    def key_data(self) -> dict[str, Any]:
+        """The name alone: settings and rows enter the key by their digest."""
+        return {"name": self.name}
+
+
+class ZeroShotConfig(Section):
+    """Multiple-choice tasks through lm-eval."""
+
+    tasks: Annotated[tuple[ZeroShotTask, ...], Field(min_length=1)]
+    """Which tasks, on which files."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """At most this many items of each task."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Requests in a batch."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> ZeroShotConfig:
+        names = [one.name for one in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the task {twice[0]} is given twice; rename one of the YAML files")
+        return self
+
+
+class EvaluateConfig(Section):
+    """Scores of dense, pruned and recovered by the same evaluator."""
+
+    perplexity: PerplexityConfig
+    """Perplexity and divergence from the dense model."""
+    zero_shot: ZeroShotConfig | None = None
+    """Accuracies; left out where absent."""
+
+
+class MeasureConfig(Section):
+    """Speed and memory of all models of a run, each in a child process of its own, timed in rounds."""
+
+    prefill_tokens: Annotated[int, Field(ge=8)] = 512
+    """Length of the prompt."""
+    decode_tokens: Annotated[int, Field(ge=2)] = 32
+    """Tokens generated greedily after it."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Sequences at a time."""
+    repeats: Annotated[int, Field(ge=3)] = 9
+    """Rounds in which each model is timed once. Medians count; ratios have intervals of 95 % from 6 on."""
+    warmup: Annotated[int, Field(ge=1)] = 2
+    """Runs before timing starts."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; default: torch's own choice."""
+
+
+class GateConfig(Section):
+    """Bounds relative to the dense model, measured in the same run."""
+
+    max_perplexity_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    """Recovered perplexity / dense perplexity."""
+    max_kl_nats: Annotated[float, Field(gt=0.0)] | None = None
+    """Mean KL(dense || recovered) in nats a token."""
+    min_accuracy_kept: Annotated[float, Field(gt=0.0)] | None = None
+    """Mean recovered accuracy / mean dense accuracy over the zero-shot tasks."""
+    max_params_ratio: Ratio | None = None
+    """Recovered parameters / dense parameters."""
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> GateConfig:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError(
+                f"the gate has no bound; give at least one of {', '.join(type(self).model_fields)}"
+            )
+        return self
+
+
+class ExportConfig(Section):
+    """Formats to write; each is loaded again by its stock tool before it counts."""
+
+    formats: tuple[str, ...] = ("hf",)
+    """Formats to write (`resprout methods`). Left out: hf, and where prune.layout is per_layer hf_layouts."""
+    prompts: Annotated[tuple[str, ...], Field(min_length=5)] = (
+        "The capital of France is",
+        "Water boils at a temperature of",
+        "def fibonacci(n):",
+        "In 1969, the first humans",
+        "To make a cup of tea, first",
+    )
+    """Prompts on which logits and greedy text are compared."""
+    greedy_tokens: Annotated[int, Field(ge=1)] = 16
+    """Tokens of greedy text compared for each prompt."""
+    max_abs_logit_diff: Annotated[float, Field(ge=0.0)] = 0.0
+    """Largest allowed difference of a logit; the same dtype on the same machine gives 0."""
+
+
+class RegisterConfig(Section):
+    """The model version that a passed gate makes."""
+
+    name: Name
+    """Registered model's name."""
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")] | None = "candidate"
+    """Alias that is moved to the version."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Further tags of the version; resprout.* are its own."""
+
+    @field_validator("alias")
+    @classmethod
+    def _alias_is_free(cls, alias: str | None) -> str | None:
+        if alias is not None and (alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)):
+            raise ValueError("latest and v1, v2, ... are MLflow's own; give another alias")
+        return alias
+
+    @field_validator("tags")
+    @classmethod
+    def _leave_our_own(cls, tags: dict[str, str]) -> dict[str, str]:
+        own = sorted(name for name in tags if name.startswith("resprout."))
+        if own:
+            raise ValueError(f"{own[0]} is written by resprout itself; give the tag a name without resprout.")
+        return tags
 
 
 class RunConfig(Section):

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, explain, load, read_yaml
 from resprout.configs.result import Plain, RunResult
+from resprout.configs.schema import MeasureConfig
 from resprout.configs.section import Name, Section
-from resprout.configs.stages import MeasureConfig
 
 MOST_VARIANTS = 1000
 DENSE = "dense"
@@ -43,8 +43,8 @@ class SweepConfig(Section):
     @field_validator("variants")
     @classmethod
     def _say_something(cls, variants: tuple[Values, ...] | None) -> tuple[Values, ...] | None:
-        told = [json.dumps(one, sort_keys=True) for one in variants or ()]
-        if len(set(told)) < len(told):
+        shown = [json.dumps(one, sort_keys=True) for one in variants or ()]
+        if len(set(shown)) < len(shown):
             raise ValueError("two variants are the same; leave one out")
         return variants
 

@@ -89,7 +89,7 @@ def _preset(name: str, preset: Preset) -> dict[str, Any]:
 
 def _layouts(name: str, preset: Preset) -> dict[str, str]:
     """The name of a preset in each layout that it can have, its own first."""
-    from resprout.configs.prune import PruneConfig
+    from resprout.configs.schema import PruneConfig
     from resprout.tasks.prune.compatibility import resolve
 
     given = {"method": name, "target": {"params_ratio": 0.5}, "general": [{"source": "any.jsonl"}]}

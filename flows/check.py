@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from resprout.configs.errors import BadInput, DoesNotFit, Fault, faults_in, sentences
+from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded, travelling
-from resprout.configs.schema import InfraConfig, RunConfig
+from resprout.configs.schema import RunConfig
 from resprout.flows.inputs import missing, source_shape
 from resprout.flows.stages import STAGES
-from resprout.infra.extras import install_command
+from resprout.infra.identity import install_command
 from resprout.infra.store.driver import driver_class
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore

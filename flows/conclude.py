@@ -21,7 +21,7 @@ from resprout.flows.session import Session
 from resprout.flows.stages import SCORES, STAGES, Artifacts, models
 from resprout.infra import identity
 from resprout.infra.lineage import tree
-from resprout.infra.notes import NOTE
+from resprout.infra.markdown import NOTE
 from resprout.infra.proof.provenance import state_provenance
 from resprout.infra.proof.registering import Registrar
 from resprout.infra.proof.seal import write_seal

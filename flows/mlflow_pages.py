@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from resprout.configs.result import GateResult, RegisteredResult, StageResult
 from resprout.infra.lineage import Node
-from resprout.infra.notes import code, link, model_page, plain, run_page
+from resprout.infra.markdown import code, link, model_page, plain, run_page
 from resprout.infra.store.record import Record
 from resprout.tasks.acquire.stage import ACQUIRING
 from resprout.tasks.core.run import Nested

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import InfraConfig
+from resprout.configs.infrastructure import InfraConfig
 from resprout.flows.rerun import local_places
 
 EVERYWHERE = "process"

@@ -11,8 +11,8 @@ from pathlib import Path
 from prefect import flow
 
 from resprout.configs.errors import VerificationFailed
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.configs.load import Loaded
-from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.flows.conclude import Conclusion
 from resprout.flows.recorded_run import RecordedRun
 from resprout.flows.session import Session

@@ -20,7 +20,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.transactions import Transaction
 
 from resprout.configs.errors import ResproutError, StageFailed, Transient, Unreachable
-from resprout.configs.schema import InfraConfig, without_credentials
+from resprout.configs.infrastructure import InfraConfig, without_credentials
 from resprout.flows.check import require_extra
 from resprout.infra import logs
 

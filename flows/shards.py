@@ -24,8 +24,8 @@ from pydantic import BaseModel
 
 from resprout.configs import errors
 from resprout.configs.errors import StageFailed, Transient
+from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded, arrived, travelling
-from resprout.configs.schema import InfraConfig
 from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import NoDisplay
 from resprout.infra.environment import prepare

@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resprout.configs.prune import PruneRound
-from resprout.configs.schema import RunConfig
-from resprout.configs.stages import PartOfRecovery
+from resprout.configs.schema import PartOfRecovery, PruneRound, RunConfig
 from resprout.flows import preflight
 from resprout.flows.inputs import SOURCE, acquisitions
 from resprout.infra.licences import Credit

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from resprout.configs.errors import BadInput, DoesNotFit, ResproutError
+from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded, travelling
-from resprout.configs.schema import InfraConfig
 from resprout.configs.sweep import SweepConfig, SweepResult, Variant, VariantResult
 from resprout.flows.check import check
 from resprout.flows.session import NoDisplay, Session

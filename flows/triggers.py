@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import BadInput, Transient
+from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import document, load
 from resprout.configs.rules import LoadedRule
-from resprout.configs.schema import InfraConfig
 from resprout.flows.rerun import standalone
 from resprout.infra.prefect.flow_runs import FLOW, FlowRuns, NoDeployment
 from resprout.infra.store.store import ArtifactStore

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import InfraConfig, StoreConfig
+from resprout.configs.infrastructure import InfraConfig, StoreConfig
 from resprout.infra.store.driver import driver_class
 
 ARTIFACTS = "mlartifacts"

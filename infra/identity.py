@@ -1,10 +1,11 @@
-"""Who and what ran: code version and commit, library versions, machine, user."""
+"""Who and what ran: code version and commit, library versions, machine, user; and what can be installed."""
 
 from __future__ import annotations
 
 import functools
 import getpass
 import platform
+import shlex
 import socket
 import subprocess
 from importlib import metadata
@@ -20,6 +21,17 @@ def library_version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "absent"
+
+
+def install_command(extra: str) -> str:
+    """The pip command that installs the packages of an extra into this environment.
+
+    It names the packages and not the extra of resprout, which no index has.
+    """
+    marked = f'extra == "{extra}"'
+    stated = metadata.requires("resprout") or ()
+    packages = [one.partition(";")[0].strip() for one in stated if one.partition(";")[2].strip() == marked]
+    return shlex.join(["pip", "install", *packages])
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,8 +1,7 @@
-"""The licence policy: which source stands under a licence that is refused or told of."""
+"""The licence policy: refuse a source by its licence, or warn of it."""
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import LicencesConfig
+from resprout.configs.infrastructure import LicencesConfig
 
 UNKNOWN = "unknown"
 """Name of a missing licence, in patterns as well."""
@@ -65,23 +64,18 @@ def check_licences(policy: LicencesConfig, credits: Iterable[Credit]) -> list[st
 
 
 def findings(policy: LicencesConfig, credits: Iterable[Credit]) -> list[Finding]:
-    """What the policy says of the credits, each at most once: `deny` goes before `warn`.
+    """Return the credits whose licence a rule of the policy names, each once: `deny` goes before `warn`.
 
     Licences may be SPDX expressions (spdx.github.io/spdx-spec, annex D). Of what AND, WITH, a comma or a
     semicolon join each part counts; of alternatives, joined by OR, one that no pattern names is enough.
     """
-    rules: tuple[tuple[Literal["deny", "warn"], tuple[str, ...]], ...] = (
-        ("deny", policy.deny),
-        ("warn", policy.warn),
-    )
     found: list[Finding] = []
     for credit in credits:
-        hits = (
-            Finding(rule, pattern, credit)
-            for rule, patterns in rules
-            if (pattern := _naming(credit.licence or "", patterns)) is not None
-        )
-        found += itertools.islice(hits, 1)
+        licence = credit.licence or ""
+        if (pattern := _naming(licence, policy.deny)) is not None:
+            found.append(Finding("deny", pattern, credit))
+        elif (pattern := _naming(licence, policy.warn)) is not None:
+            found.append(Finding("warn", pattern, credit))
     return found
 
 

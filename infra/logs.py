@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from types import MappingProxyType
 from typing import TextIO
 
+from resprout.configs.infrastructure import without_credentials
 from resprout.infra.identity import library_version
 
 NAME = "resprout"
+ERROR = re.compile(r"^\S*(Error|Exception)\b|\b(error|ERROR):")
 TEXT = "%(asctime)s %(levelname)s %(name)s%(where)s: %(message)s"
 
 _fields: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default=MappingProxyType({}))
@@ -88,3 +92,16 @@ def _add_fields(record: logging.LogRecord) -> bool:
     record.__dict__.update(known)
     record.where = "".join(f" {name}={value}" for name, value in known.items())
     return True
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log that names an error, else the last, without credentials; '' for none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16_384))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    words = [line.strip() for line in lines if any(letter.isalnum() for letter in line)]
+    errors = [line for line in words[-40:] if ERROR.search(line)]
+    return without_credentials((errors or words)[-1])[:300] if words else ""

@@ -132,7 +132,7 @@ def make_run(prefect_server: None, mlflow_template: Path) -> Callable[..., Any]:
 
     from prefect import flow
 
-    from resprout.configs.schema import MlflowConfig, StoreConfig
+    from resprout.configs.infrastructure import MlflowConfig, StoreConfig
     from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.in_use import InUseReferences
     from resprout.infra.store.lease import LeaseLockManager

@@ -12,8 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import RunConfig
-from resprout.configs.stages import RegisterConfig
+from resprout.configs.schema import RegisterConfig, RunConfig
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.manifest import FileEntry, Manifest
 from resprout.infra.store.results import ArtifactResults

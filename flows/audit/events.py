@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from resprout.configs.errors import BadInput
 from resprout.flows.audit.story import Story
-from resprout.infra.extras import install_command
+from resprout.infra.identity import install_command
 from resprout.infra.lineage import Node, Source, sources
 from resprout.infra.store.record import Record
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import LicencesConfig
+from resprout.configs.infrastructure import LicencesConfig
 from resprout.flows.audit.registry import registered
 from resprout.flows.audit.verdicts import Ended, ended
 from resprout.flows.place import DIGEST, Place

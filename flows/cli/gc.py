@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from resprout.infra.retention.gc_plan import Inventory, Plan
+    from resprout.infra.retention.gc import CollectionPlan, Inventory
 
 
 def gc(
@@ -35,8 +35,7 @@ def gc(
     from resprout.configs.load import load_infra
     from resprout.flows.cli.display import bar
     from resprout.flows.place import open_place
-    from resprout.infra.retention.gc import Collector
-    from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+    from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
     from resprout.infra.retention.gc_roots import RootFinder
     from resprout.infra.store.lease import LeaseLockManager
 
@@ -65,7 +64,7 @@ def gc(
 
 
 def _told(
-    planned: Plan,
+    planned: CollectionPlan,
     inventory: Inventory,
     removed: Mapping[str, set[str]],
     freed: Mapping[str, int],

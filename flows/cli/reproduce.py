@@ -109,7 +109,7 @@ def _again(
     run: RecordedRun, place: Place, into: Path | None, code: bool, console: Console, debug: bool
 ) -> tuple[Session, ArtifactStore, Path]:
     """The run made again: its session, its store, and the folder of both."""
-    from resprout.configs.schema import InfraConfig
+    from resprout.configs.infrastructure import InfraConfig
     from resprout.flows.cli.reproduce import beside, new_folder
     from resprout.flows.recorded_run import refuse_impossible
     from resprout.infra.environment import prepare
@@ -122,7 +122,7 @@ def _again(
         warnings.simplefilter("ignore")
     from resprout.flows.cli.display import display_for
     from resprout.flows.session import Session, end_on_signals
-    from resprout.infra.home_server import home_server
+    from resprout.infra.prefect.home_server import home_server
 
     session = Session()
     end_on_signals(session.interrupt)

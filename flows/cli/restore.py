@@ -65,7 +65,7 @@ def restore(
     restored = Place(store, tracker, home, Authority.from_config(infra.proof))
     try:
         with bar("restore") as progress:
-            said = Restore(
+            statement = Restore(
                 source,
                 store,
                 tracker,
@@ -77,11 +77,12 @@ def restore(
             ).run()
     finally:
         database.close()
-    signed = f"signed by {', '.join(said.signed_by)}" if said.signed_by else "signed by no known key"
+    about, by = statement.predicate, statement.signed_by
+    signed = f"signed by {', '.join(by)}" if by else "signed by no known key"
     if as_json:
-        typer.echo(json.dumps({**said.said, "signed_by": said.signed_by}))
+        typer.echo(json.dumps({**about, "signed_by": by}))
         return
-    objects, rows, made = said.said["objects"], sum(said.said["rows"].values()), said.said["made"]
+    objects, rows, made = about["objects"], sum(about["rows"].values()), about["made"]
     typer.echo(
         f"{objects} objects and {rows} rows of {made} are here again: `verify --all` holds, and every row "
         f"has its values; {signed}"

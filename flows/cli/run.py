@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from resprout.configs.infrastructure import without_credentials
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
-from resprout.configs.schema import without_credentials
 from resprout.flows.session import Session
 from resprout.tasks.export.format import own_classes
 
@@ -76,7 +76,7 @@ def _run(
         loaded = load(config, overrides)
         check(loaded)
         from resprout.infra.environment import prepare
-        from resprout.infra.home_server import home_server
+        from resprout.infra.prefect.home_server import home_server
 
         prepare(loaded.config.infra, loaded.home, debug)
         if not debug:

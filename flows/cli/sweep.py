@@ -65,7 +65,7 @@ def sweep(
         _forecast(session, as_json)
         return
     from resprout.flows.session import end_on_signals
-    from resprout.infra.home_server import home_server
+    from resprout.infra.prefect.home_server import home_server
 
     end_on_signals(session.interrupt)
     with home_server(variants[0].loaded.config.infra):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from resprout.configs.infrastructure import InfraConfig
     from resprout.configs.rules import LoadedRule
-    from resprout.configs.schema import InfraConfig
     from resprout.infra.triggers.state import TriggerState
 
 HELP = {"help_option_names": ["-h", "--help"]}

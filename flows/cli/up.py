@@ -13,7 +13,7 @@ import typer
 from resprout.configs.errors import BadInput, StageFailed
 
 if TYPE_CHECKING:
-    from resprout.configs.schema import InfraConfig
+    from resprout.configs.infrastructure import InfraConfig
     from resprout.infra.stack.stack import ServiceStatus
 
 COMMAND = "resprout up"
@@ -66,7 +66,7 @@ def _settle(infra: InfraConfig, home: Path) -> None:
     import subprocess
 
     from resprout.infra.environment import prepare
-    from resprout.infra.stack.settings import in_the_stack, relay_url, variables
+    from resprout.infra.stack.services import in_the_stack, relay_url, variables
 
     inside = in_the_stack(infra)
     prepare(inside, home)
@@ -95,7 +95,7 @@ def _say_whom_to_tell(infra: InfraConfig, home: Path) -> None:
     if infra.prefect.notify is None:
         return
     from resprout.infra.environment import prepare
-    from resprout.infra.stack.settings import in_the_stack
+    from resprout.infra.stack.services import in_the_stack
 
     prepare(in_the_stack(infra), home)
     from resprout.flows.reach import automate

@@ -1,1 +1,1 @@
-"""What is asked of MLflow: runs, experiments, the registry, and what its errors mean."""
+"""MLflow: runs, experiments, the model registry, searches, errors."""

@@ -1,21 +1,21 @@
-"""What MLflow answers when something is wrong, as one sentence of the right kind."""
+"""Errors of MLflow's client as one sentence of the right kind."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
 from resprout.configs.errors import ResproutError, StageFailed, Transient, VerificationFailed
-from resprout.configs.schema import without_credentials
+from resprout.configs.infrastructure import one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
 KNOCK_SECONDS = 5.0
 
 
-def answers(method: Callable[P, R]) -> Callable[P, R]:
+def mlflow_errors(method: Callable[P, R]) -> Callable[P, R]:
     """Turn a fault of the tracking server, or of the bucket that it keeps files in, into one sentence."""
 
     @functools.wraps(method)
@@ -33,7 +33,7 @@ def answers(method: Callable[P, R]) -> Callable[P, R]:
             if _no_access(error):
                 raise StageFailed(
                     f"MLflow at {tracker.shown_uri} keeps the files of runs in a bucket that this process "
-                    f"cannot use ({one_line(error, 200)}); give infra.store with its credentials, or "
+                    f"cannot use ({one_line(error)}); give infra.store with its credentials, or "
                     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and MLFLOW_S3_ENDPOINT_URL"
                 ) from error
             what = one_line(error, 300)
@@ -58,10 +58,22 @@ def legible(method: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             named = " ".join(str(one) for one in args[1:])
             raise VerificationFailed(
-                f"what MLflow keeps of {named} cannot be read: {type(error).__name__}: {one_line(error, 200)}"
+                f"what MLflow keeps of {named} cannot be read: {type(error).__name__}: {one_line(error)}"
             ) from error
 
     return call
+
+
+@contextmanager
+def allowing(*codes: str) -> Iterator[None]:
+    """Let a block end where MLflow refuses with one of these codes."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise
 
 
 def will_not_pass(error: Exception) -> bool:
@@ -82,11 +94,6 @@ def _no_access(error: Exception) -> bool:
 
     status = error.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(error, ClientError) else 0
     return status in (401, 403) or isinstance(error, NoCredentialsError | PartialCredentialsError)
-
-
-def one_line(error: Exception, length: int) -> str:
-    """The error's text on one line, without the credentials that an address in it may hold."""
-    return without_credentials(" ".join(str(error).split()))[:length]
 
 
 def knock(uri: str) -> None:
@@ -111,6 +118,6 @@ def _knock_at_database(uri: str) -> None:
     try:
         engine.connect().close()
     except OperationalError as error:
-        raise ConnectionError(one_line(error, 200)) from None
+        raise ConnectionError(one_line(error)) from None
     finally:
         engine.dispose()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.errors import mlflow_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,11 +31,11 @@ def versions(tracker: Connection, having: str = "") -> Iterator[ModelVersion]:
 
 
 def named(name: str) -> str:
-    """The filter for the versions of one registered model."""
-    return "name = '" + name.replace("'", "\\'") + "'"
+    """The filter for the versions of one registered model; MLflow knows no escape inside quotes."""
+    return f'name = "{name}"' if "'" in name else f"name = '{name}'"
 
 
-@answers
+@mlflow_errors
 def is_registered(tracker: Connection, name: str) -> bool:
     """Whether there is a registered model of this name."""
     return bool(tracker.client.search_registered_models(filter_string=named(name), max_results=1))
@@ -60,15 +60,20 @@ def runs(tracker: Connection, having: str, experiments: list[str] | None = None)
 
 
 def _pages(tracker: Connection, find: Callable[..., Any]) -> Iterator[Any]:
+    return pages(lambda token: _page(tracker, find, token))
+
+
+def pages(find: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield what all pages hold; `find` returns the page that begins at a token."""
     token: str | None = None
     while True:
-        page = _page(tracker, find, token)
+        page = find(token)
         yield from page
         token = page.token
         if not token:
             return
 
 
-@answers
+@mlflow_errors
 def _page(tracker: Connection, find: Callable[..., Any], token: str | None) -> Any:
     return find(max_results=PAGE, page_token=token)

@@ -7,6 +7,7 @@ imported where it is used: its import takes as long as all others that a run nee
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -14,15 +15,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
-from resprout.configs.schema import MlflowConfig, without_credentials
+from resprout.configs.infrastructure import MlflowConfig, one_line, without_credentials
+from resprout.infra.environment import ARTIFACTS
 from resprout.infra.mlflow import search
-from resprout.infra.mlflow.errors import answers, knock, legible, one_line, will_not_pass
-from resprout.infra.mlflow.experiments import PAGE_OF_TRAINING, HomeFiles, experiment_of, kin_of
+from resprout.infra.mlflow.errors import allowing, knock, legible, mlflow_errors, will_not_pass
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
     from mlflow.entities.model_registry import ModelVersion
 
 MAX_PARAM_CHARS = 6000
@@ -48,6 +50,32 @@ WRITER = "resprout.writer"
 """Tag of a parent run that names the lease which it holds as long as its process lives."""
 VARIANT = "resprout.variant"
 """Tag of a parent run that names the flow run of its sweep, and the variant."""
+IN = " in "
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's own tag and its value for experiments that train models."""
+PAGE_OF_TRAINING = "workflowType=machine_learning"
+"""Query of a page. MLflow 3.17 shows an experiment in the mode that the browser had last, at first GenAI,
+whatever its kind is, where the page has a switch between both."""
+
+
+class HomeFiles:
+    """The folder below `home` that holds them, where MLflow's database is the home's `own`."""
+
+    def __init__(self, home: Path, own: bool) -> None:
+        self.own = own
+        self.address = (home / ARTIFACTS).resolve().as_uri()
+
+    def here(self, address: str) -> str:
+        """An address of files of runs, where the home is now; others as they are."""
+        old, found, rest = address.rpartition(f"/{ARTIFACTS}")
+        if not self.own or not found or not old.startswith("file:") or rest[:1] not in ("", "/"):
+            return address
+        return f"{self.address}{rest}"
+
+    def folder(self, address: str) -> Path | None:
+        """The local folder behind such an address; None where MLflow keeps the files elsewhere."""
+        here = self.here(address)
+        return Path(unquote(urlsplit(here).path)) if here.startswith(f"{self.address}/") else None
 
 
 class Tracker:
@@ -83,18 +111,11 @@ class Tracker:
             try:
                 knock(self.uri)
                 self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-                self.experiment_id = experiment_of(
-                    self.client,
-                    self.config.experiment,
-                    self.files,
-                    self.home.resolve().parent.name,
-                    self.is_server,
-                    read_only,
-                )
+                self.experiment_id = self._experiment(read_only)
             except BadInput:
                 raise
             except (MlflowException, OSError, ImportError, ArgumentError) as error:
-                what = one_line(error, 200)
+                what = one_line(error)
                 if will_not_pass(error):
                     raise BadInput(
                         f"MLflow at {self.shown_uri} refuses ({what}); check infra.mlflow: tracking_uri, "
@@ -105,13 +126,49 @@ class Tracker:
                     "infra.mlflow.tracking_uri to one that answers"
                 ) from error
 
+    def _experiment(self, read_only: bool) -> str:
+        """Id of the active experiment of the config's name, which is made where there is none.
+
+        MLflow never changes where an experiment's artifacts lie. In a home that was moved or copied the
+        experiment still points at the old folder, so new runs go to one that is named after the home's
+        project as well. With `read_only` none is made for that.
+        """
+        client, name = self.client, self.config.experiment
+        own = None if self.is_server else self.files.address
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return str(client.create_experiment(name, artifact_location=own, tags=KIND))
+        if found.lifecycle_stage != "active":
+            raise BadInput(
+                f"the MLflow experiment '{name}' is deleted; restore it or set infra.mlflow.experiment to "
+                "another name"
+            )
+        if self.files.here(found.artifact_location) != found.artifact_location:
+            kin = self._kin()
+            here = [one for one in kin if one.artifact_location == own]
+            if not here and not read_only:
+                first = f"{name}{IN}{self.home.resolve().parent.name}"
+                names = itertools.chain([first], (f"{first} {number}" for number in itertools.count(2)))
+                new = next(one for one in names if one not in {taken.name for taken in kin})
+                return str(client.create_experiment(new, artifact_location=own, tags=KIND))
+            found = here[0] if here else found
+        if not read_only and not KIND.keys() & found.tags.keys():
+            for key, value in KIND.items():
+                client.set_experiment_tag(found.experiment_id, key, value)
+        return str(found.experiment_id)
+
+    def _kin(self) -> list[Experiment]:
+        """The active experiment, and those that stood for it while the home was elsewhere."""
+        name = self.config.experiment
+        found = self.client.search_experiments()
+        return [one for one in found if one.name == name or one.name.startswith(f"{name}{IN}")]
+
     def experiments(self) -> list[str]:
         """Ids of the experiment and of those that stood for it while the home was elsewhere."""
-        own = self.config.tracking_uri is None
-        kin = kin_of(self.client, self.config.experiment) if own else ()
+        kin = self._kin() if self.config.tracking_uri is None else ()
         return sorted({self.experiment_id, *(one.experiment_id for one in kin)})
 
-    @answers
+    @mlflow_errors
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Id of a new run, nested where `parent` is given."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
@@ -122,7 +179,7 @@ class Tracker:
         )
         return run.info.run_id
 
-    @answers
+    @mlflow_errors
     def resume(self, mark: str, value: str, params: Mapping[str, Any] | None = None) -> str | None:
         """Id of the run that began before under this tag and did not get through, open again; None: none.
 
@@ -135,7 +192,7 @@ class Tracker:
         self.client.update_run(found[0].info.run_id, "RUNNING")
         return found[0].info.run_id
 
-    @answers
+    @mlflow_errors
     def tracked(self, run_id: str) -> set[tuple[str, str]]:
         """Name and key of each nested run that ended well under a run that began before."""
         finished = self.client.search_runs(
@@ -145,12 +202,12 @@ class Tracker:
         )
         return {(run.info.run_name, run.data.tags.get("resprout.key", "")) for run in finished}
 
-    @answers
+    @mlflow_errors
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
-    @answers
+    @mlflow_errors
     def running_of(self, having: str) -> list[Run]:
         """The runs of this experiment that a filter selects and that say that they are running."""
         wanted = f"attributes.status = 'RUNNING' and {having}"
@@ -166,14 +223,14 @@ class Tracker:
             return False
         return True
 
-    @answers
+    @mlflow_errors
     def concluded(self) -> list[Run]:
         """The runs of this experiment and its kin that came to a verdict and are finished."""
         wanted = f"attributes.status = 'FINISHED' and tags.`{GATE}` LIKE '%'"
         found = search.runs(self, wanted, self.experiments())
         return [run for run in found if run.info.lifecycle_stage == "active"]
 
-    @answers
+    @mlflow_errors
     def log(
         self,
         run_id: str,
@@ -206,7 +263,7 @@ class Tracker:
         for start in range(100, len(shown), 100):
             self.client.log_batch(run_id, params=shown[start : start + 100])
 
-    @answers
+    @mlflow_errors
     def log_dataset(self, run_id: str, role: str, digest: str, origin: Any, profile: str) -> None:
         """Add a data set, by digest and origin, to a run's inputs; MLflow shows its `profile`."""
         source = json.dumps(origin, sort_keys=True)
@@ -215,12 +272,12 @@ class Tracker:
         data = Dataset(role, digest[:DATASET_DIGEST_CHARS], "resprout", source, profile=profile)
         self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", role)])])
 
-    @answers
+    @mlflow_errors
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Write a small text file into a run's artifacts."""
         self.client.log_text(run_id, text, path)
 
-    @answers
+    @mlflow_errors
     def log_folder(self, run_id: str, folder: Path, path: str) -> None:
         """Copy a folder into a run's artifacts."""
         self.client.log_artifacts(run_id, str(folder), path)
@@ -237,25 +294,20 @@ class Tracker:
             else None
         )
 
-    @answers
+    @mlflow_errors
     def artifact_root(self) -> str:
         """Address below which the files of this experiment's runs lie."""
         return self.files.here(self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/"))
 
-    @answers
+    @mlflow_errors
     def run(self, run_id: str) -> Run:
         """A run; BadInput where MLflow has none with this id."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with allowing("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise BadInput(
-                f"no run {run_id} in MLflow at {self.shown_uri}; give the id of a run that it shows, or set "
-                "infra.mlflow.tracking_uri to the one that holds it"
-            ) from None
+        raise BadInput(
+            f"no run {run_id} in MLflow at {self.shown_uri}; give the id of a run that it shows, or set "
+            "infra.mlflow.tracking_uri to the one that holds it"
+        )
 
     @contextmanager
     def running(self, run_id: str) -> Iterator[None]:
@@ -277,7 +329,7 @@ class Tracker:
                 error.add_note(str(lost))
             raise
 
-    @answers
+    @mlflow_errors
     def producer(self, record: str) -> Run | None:
         """The run that wrote this record, None where MLflow does not know it (say, a new database)."""
         found = self.client.search_runs(
@@ -287,23 +339,18 @@ class Tracker:
         )
         return found[0] if found else None
 
-    @answers
+    @mlflow_errors
     def announce(self, run_id: str, what: str) -> None:
         """State that a run is about to write this record, or to register."""
         self.client.set_tag(run_id, f"{ANNOUNCED}{what}", "true")
 
-    @answers
+    @mlflow_errors
     def has_done(self, run_id: str, what: str) -> None:
         """Take back what was announced, if it was."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with allowing("RESOURCE_DOES_NOT_EXIST"):
             self.client.delete_tag(run_id, f"{ANNOUNCED}{what}")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
 
-    @answers
+    @mlflow_errors
     def announced(self, what: str, run_id: str | None = None) -> bool:
         """Whether any run, or this one, announced that and has not done it."""
         having = f"tags.`{ANNOUNCED}{what}` = 'true'"
@@ -311,13 +358,13 @@ class Tracker:
             having += f" and attributes.run_id = '{run_id}'"
         return bool(self.client.search_runs(self.experiments(), having, max_results=1))
 
-    @answers
+    @mlflow_errors
     def holding(self, name: str, digest: str) -> list[ModelVersion]:
         """The versions of `name` whose tag says that they hold this digest, the newest first."""
         found = sorted(self.versions(search.named(name)), key=lambda one: -int(one.version))
         return [one for one in found if one.tags.get("resprout.digest") == digest]
 
-    @answers
+    @mlflow_errors
     def make_version(
         self,
         name: str,
@@ -328,13 +375,8 @@ class Tracker:
         of_the_model: str = "",
     ) -> ModelVersion:
         """A new version of `name`, which is registered, and described, where it is not yet."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with allowing("RESOURCE_ALREADY_EXISTS"):
             self.client.create_registered_model(name, description=of_the_model)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
         return self.client.create_model_version(
             name,
             source,
@@ -343,13 +385,13 @@ class Tracker:
             description=description,
         )
 
-    @answers
+    @mlflow_errors
     def point_alias(self, name: str, alias: str, version: str) -> None:
         """Move the alias, unless it is there already: setting it again would fire webhooks again."""
         if str(self.client.get_registered_model(name).aliases.get(alias, "")) != str(version):
             self.client.set_registered_model_alias(name, alias, version)
 
-    @answers
+    @mlflow_errors
     def drop_alias(self, name: str, alias: str, version: str) -> None:
         """Take the alias away; BadInput where it does not point at this version."""
         at = self.client.get_registered_model(name).aliases.get(alias)
@@ -357,7 +399,7 @@ class Tracker:
             raise BadInput(f"alias {alias} of {name} points at version {at}; name that instead of {version}")
         self.client.delete_registered_model_alias(name, alias)
 
-    @answers
+    @mlflow_errors
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Set tags of a model version."""
         for key, value in sorted(tags.items()):

@@ -51,72 +51,58 @@ def ensure_automations(notify: str | None = None) -> None:
 
     Raises BadInput where there is no such block, when all else is made: a new server has none yet.
     """
-    wanted = [
-        silent_run_crashed(),
-        unstarted_run_failed(),
-        crashed_run_again(),
-        endless_run_failed(),
-    ]
     with get_client(sync_client=True) as client:
-        for automation in wanted:
+        for automation in run_automations().values():
             keep(client, automation)
         if notify is not None:
             ensure_notice(client, notify)
 
 
-def silent_run_crashed() -> AutomationCore:
-    """Crashed, for a run whose heartbeats stopped."""
-    return _automation(
-        "resprout: mark a run whose process died",
-        Posture.Proactive,
-        {HEARTBEAT, "prefect.flow-run.Running"},
-        ENDS | {HEARTBEAT},
-        SILENT_SECONDS,
-        _change(StateType.CRASHED, "Crashed", "its process sent no sign of life any more"),
-    )
-
-
-def unstarted_run_failed() -> AutomationCore:
-    """Failed, for a run that a worker took and that never ran; an image may have to be fetched first."""
-    return _automation(
-        "resprout: mark a run that never began",
-        Posture.Proactive,
-        {"prefect.flow-run.Pending"},
-        ENDS | {HEARTBEAT, "prefect.flow-run.Running"},
-        UNSTARTED_SECONDS,
-        _change(
-            StateType.FAILED,
-            "Failed",
-            f"a worker took it, but it did not begin in {UNSTARTED_SECONDS / 60:.0f} minutes; look at the "
-            "worker's log (image, quota, a lost machine?), then retry the run",
+def run_automations() -> dict[str, AutomationCore]:
+    """Return by name what the server does about runs whose own process cannot."""
+    made = (
+        _automation(
+            "resprout: mark a run whose process died",
+            Posture.Proactive,
+            {HEARTBEAT, "prefect.flow-run.Running"},
+            ENDS | {HEARTBEAT},
+            SILENT_SECONDS,
+            _change(StateType.CRASHED, "Crashed", "its process sent no sign of life any more"),
+        ),
+        # An image may have to be fetched first.
+        _automation(
+            "resprout: mark a run that never began",
+            Posture.Proactive,
+            {"prefect.flow-run.Pending"},
+            ENDS | {HEARTBEAT, "prefect.flow-run.Running"},
+            UNSTARTED_SECONDS,
+            _change(
+                StateType.FAILED,
+                "Failed",
+                f"a worker took it, but it did not begin in {UNSTARTED_SECONDS / 60:.0f} minutes; look at "
+                "the worker's log (image, quota, a lost machine?), then retry the run",
+            ),
+        ),
+        _automation(
+            "resprout: begin a crashed run again",
+            Posture.Proactive,
+            {CRASHED},
+            STARTS | {HEARTBEAT} | ENDS - {CRASHED},
+            SETTLED_SECONDS,
+            _change(StateType.SCHEDULED, RESTARTING, "its process died; it goes on from its finished stages"),
+        ),
+        _automation(
+            "resprout: give up a run that never begins",
+            Posture.Reactive,
+            {CRASHED},
+            {CRASHED},
+            ENDLESS_HOURS * 3600,
+            _change(StateType.FAILED, "Failed", NEVER_BEGINS),
+            # An event that is in `after` and `expect` opens the count and is not in it.
+            MOST_RESTARTS,
         ),
     )
-
-
-def crashed_run_again() -> AutomationCore:
-    """Scheduled again, for a run that crashed, stayed so, and sends no heartbeat."""
-    return _automation(
-        "resprout: begin a crashed run again",
-        Posture.Proactive,
-        {CRASHED},
-        STARTS | {HEARTBEAT} | ENDS - {CRASHED},
-        SETTLED_SECONDS,
-        _change(StateType.SCHEDULED, RESTARTING, "its process died; it goes on from its finished stages"),
-    )
-
-
-def endless_run_failed() -> AutomationCore:
-    """Failed, for a run that dies again and again before the flow's own code can count its restarts."""
-    return _automation(
-        "resprout: give up a run that never begins",
-        Posture.Reactive,
-        {CRASHED},
-        {CRASHED},
-        ENDLESS_HOURS * 3600,
-        _change(StateType.FAILED, "Failed", NEVER_BEGINS),
-        # An event that is in `after` and `expect` opens the count and is not in it.
-        MOST_RESTARTS,
-    )
+    return {one.name: one for one in made}
 
 
 def ensure_notice(client: SyncPrefectClient, block: str) -> None:
@@ -140,26 +126,13 @@ def ensure_notice(client: SyncPrefectClient, block: str) -> None:
             f"{', '.join(known) or 'none'}); save a notification block on its page or by `prefect block "
             "create`, and give type/name"
         ) from None
-    automation = AutomationCore(
-        name=f"resprout: tell {block}",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            expect={f"prefect.flow-run.{state}" for state in BAD_ENDS},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=[OF_THE_FLOW],
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=timedelta(0),
-        ),
-        actions=[
-            SendNotification(
-                block_document_id=document.id,
-                subject="resprout: {{ flow_run.state.name }} ({{ flow_run.name }})",
-                body=BODY,
-            )
-        ],
+    message = SendNotification(
+        block_document_id=document.id,
+        subject="resprout: {{ flow_run.state.name }} ({{ flow_run.name }})",
+        body=BODY,
     )
-    keep(client, automation)
+    ends = {f"prefect.flow-run.{state}" for state in BAD_ENDS}
+    keep(client, _automation(f"resprout: tell {block}", Posture.Reactive, set(), ends, 0.0, message))
 
 
 def keep(client: SyncPrefectClient, automation: AutomationCore) -> None:
@@ -188,7 +161,7 @@ def _automation(
     after: set[str],
     expect: set[str],
     seconds: float,
-    action: ChangeFlowRunState,
+    action: ChangeFlowRunState | SendNotification,
     threshold: int = 1,
 ) -> AutomationCore:
     """`action` on a run of which so many of `expect` came within the time `after` an event.

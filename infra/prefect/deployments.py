@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from cronsim import CronSim, CronSimError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import InfraConfig
+from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.prefect.flow_runs import FLOW
 from resprout.infra.prefect.server import pool_type, server
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from resprout.configs.errors import BadInput, Transient
-from resprout.configs.infrastructure import PrefectConfig, without_credentials
+from resprout.configs.infrastructure import PrefectConfig, one_line, without_credentials
 
 T = TypeVar("T")
 FLOW = "compress"
@@ -82,12 +82,12 @@ class FlowRuns:
             )
             return str(run.id)
 
-        return self._ask(create)
+        return self._call(create)
 
     def server_version(self) -> str:
         """The server's version; raises BadInput where what answers is no Prefect server."""
         try:
-            return self._ask(lambda client: str(client.api_version()))
+            return self._call(lambda client: str(client.api_version()))
         except NoPrefect as fault:
             raise BadInput(f"{fault}; infra.prefect.api_url ends in /api") from None
 
@@ -101,7 +101,7 @@ class FlowRuns:
             }
             return int(client.request("POST", "/flow_runs/count", json=wanted).json())
 
-        return self._ask(lambda client: {state.lower(): count(client, state) for state in STATES})
+        return self._call(lambda client: {state.lower(): count(client, state) for state in STATES})
 
     def emit(self, event: str, resource: str, payload: Mapping[str, Any]) -> None:
         """Emit an event, for display and for the user's own automations; nothing depends on it."""
@@ -109,7 +109,7 @@ class FlowRuns:
 
         emit_event(event, resource={"prefect.resource.id": resource}, payload=dict(payload))
 
-    def _ask(self, question: Callable[[Any], T]) -> T:
+    def _call(self, question: Callable[[Any], T]) -> T:
         import httpx
         from prefect.client.orchestration import SyncPrefectClient
         from prefect.exceptions import ObjectNotFound
@@ -124,7 +124,7 @@ class FlowRuns:
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
             if status in (400, 409, 422):
-                text = without_credentials(" ".join(error.response.text.split()))[:300]
+                text = one_line(error.response.text, 300)
                 raise BadInput(f"Prefect does not take the run's parameters ({status}: {text})") from None
             # At a right address a proxy says this too, while the server behind it starts.
             if status == 404 and not self.url.rstrip("/").endswith("/api"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from resprout.configs.errors import BadInput
-from resprout.configs.infrastructure import without_credentials
-from resprout.configs.schema import InfraConfig
+from resprout.configs.infrastructure import InfraConfig, without_credentials
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -20,12 +20,8 @@ OLDEST_SERVER = (3, 9)
 
 def api_of(infra: InfraConfig) -> str:
     """Address of the server's API: infra.prefect.api_url, PREFECT_API_URL, else the one-machine stack's."""
-    return infra.prefect.api_url or os.environ.get("PREFECT_API_URL") or own_api(infra)
-
-
-def own_api(infra: InfraConfig) -> str:
-    """Address of the one-machine stack's API."""
-    return f"http://127.0.0.1:{infra.stack.prefect_port}/api"
+    own = f"http://127.0.0.1:{infra.stack.prefect_port}/api"
+    return infra.prefect.api_url or os.environ.get("PREFECT_API_URL") or own
 
 
 @contextmanager
@@ -61,12 +57,14 @@ def server(infra: InfraConfig) -> Iterator[SyncPrefectClient]:
         ) from None
 
 
+def release(version: str) -> tuple[int, int]:
+    """Return major and minor of a server's version; zeros where it is none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def _check(version: str, shown: str) -> None:
-    try:
-        major, minor = (int(part) for part in version.split(".")[:2])
-    except ValueError:
-        major, minor = 0, 0
-    if major != OLDEST_SERVER[0] or (major, minor) < OLDEST_SERVER:
+    if release(version)[0] != OLDEST_SERVER[0] or release(version) < OLDEST_SERVER:
         oldest = ".".join(map(str, OLDEST_SERVER))
         raise BadInput(
             f"the Prefect server at {shown} is of version {version}, but this client needs {oldest} or a "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
 
-from resprout.infra.mlflow.errors import answers, legible
+from resprout.infra.mlflow.errors import legible, mlflow_errors
 from resprout.infra.mlflow.tracking import ANNOUNCED, Tracker
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.filesystem import plain_status
@@ -46,7 +46,7 @@ def places(tracker: Tracker, store_uri: str) -> Places:
 
 
 @legible
-@answers
+@mlflow_errors
 def run_states(tracker: Tracker, run_id: str, own_copy: str | None = None) -> dict[str, State]:
     """By run id what MLflow says about a run and the runs nested in it.
 
@@ -143,7 +143,7 @@ def file_paths(tracker: Tracker, run_id: str, folder: str | None = None) -> Iter
 
 
 @legible
-@answers
+@mlflow_errors
 def version_state(tracker: Tracker, name: str, version: str) -> State:
     """What the registry says about a model version, without the aliases, which are the model's."""
     found = MessageToDict(tracker.client.get_model_version(name, version).to_proto())
@@ -154,7 +154,7 @@ def version_state(tracker: Tracker, name: str, version: str) -> State:
 
 
 @legible
-@answers
+@mlflow_errors
 def model_state(tracker: Tracker, name: str) -> tuple[State, dict[str, str]]:
     """What the registry says about a registered model itself, and its aliases."""
     model = tracker.client.get_registered_model(name)

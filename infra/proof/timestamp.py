@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import ProofConfig
-from resprout.infra.extras import install_command
+from resprout.infra.identity import install_command
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate

@@ -24,9 +24,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from resprout.infra.store.cache import download
 from resprout.infra.store.canonical import DIGEST
 from resprout.infra.store.driver import Driver, Listed, open_driver
 from resprout.infra.store.lease import LeaseLockManager
-from resprout.infra.store.manifest import CHUNK_BYTES, FileEntry, Manifest, content_digest, scan
+from resprout.infra.store.manifest import FileEntry, Manifest, content_digest, hash_stream, scan
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
@@ -74,23 +75,16 @@ class Counted:
     copied_bytes: int = 0
 
 
+@dataclass
 class Backup:
     """One backup of `store`, and of the MLflow behind `tracker`, whose tables are in `database`."""
 
-    def __init__(
-        self,
-        store: ArtifactStore,
-        tracker: Tracker,
-        database: Database,
-        target: Driver,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
-        self.store = store
-        self.tracker = tracker
-        self.database = database
-        self.target = target
-        self.progress = progress
-        self._listed: dict[str, Listed] = {}
+    store: ArtifactStore
+    tracker: Tracker
+    database: Database
+    target: Driver
+    progress: Callable[[int, int], None] = lambda done, total: None
+    _listed: dict[str, Listed] = field(default_factory=dict, init=False)
 
     def run(self, locks: LeaseLockManager) -> Counted:
         """Bring the backup up to date; no gc deletes meanwhile, runs may go on.
@@ -219,8 +213,10 @@ class Mirror:
 
     def __init__(self, target: Driver) -> None:
         self.target = target
-        self.before = _listed_before(target)
+        self.before: dict[str, FileEntry] = {}
         """Entries that an earlier backup has, by path."""
+        with suppress(VerificationFailed):
+            self.before = {entry.path: entry for entry in read_list(target)}
         self.entries: dict[str, FileEntry] = {}
         self._copied: set[str] = set()
         self._stamps: dict[str, str] = {}
@@ -257,7 +253,7 @@ class Mirror:
 
     def put_bytes(self, path: str, data: bytes, stamp: str | None) -> None:
         """Write a small object, unless it is there."""
-        entry = entry_of(path, data)
+        entry = hash_stream(BytesIO(data), path)
         there = self.has(entry)
         if not there:
             self.target.put_bytes(path, data)
@@ -288,7 +284,7 @@ class Mirror:
         lines = [f"{self.entries[path].model_dump_json()}\n" for path in sorted(self.entries)]
         data = "".join(lines).encode()
         self.target.put_bytes(LIST, data)
-        said = {
+        predicate = {
             "list": hashlib.sha256(data).hexdigest(),
             "objects": len(self.entries),
             **about,
@@ -297,7 +293,7 @@ class Mirror:
             "who": identity.who(),
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_statement(self.target, signer, said)
+        write_statement(self.target, signer, predicate)
         listed = [one for top in (STORE, "mlflow/") for one in self.target.entries(top)]
         self.target.delete_all([one.key for one in listed if one.key not in self.entries])
         kept = sorted((one for one in listed if one.key in self.entries), key=lambda one: one.key)
@@ -312,14 +308,14 @@ class Mirror:
 class Statement:
     """The statement of a backup, and the known keys that signed it."""
 
-    said: dict[str, Any]
+    predicate: dict[str, Any]
     signed_by: tuple[str, ...]
 
 
-def write_statement(target: Driver, signer: Signer, said: dict[str, Any]) -> None:
+def write_statement(target: Driver, signer: Signer, predicate: dict[str, Any]) -> None:
     """Write the statement, which makes the backup count."""
-    predicate = {**said, "key": signer.own_id}
-    target.put_bytes(STATEMENT, signer.envelope(statement("resprout backup", PREDICATE, predicate)))
+    signed = {**predicate, "key": signer.own_id}
+    target.put_bytes(STATEMENT, signer.envelope(statement("resprout backup", PREDICATE, signed)))
 
 
 def read_statement(source: Driver, signer: Signer) -> Statement:
@@ -334,10 +330,10 @@ def read_statement(source: Driver, signer: Signer) -> Statement:
     if data is None:
         raise BadInput(f"there is no finished backup at {where}; give its place, or run the backup again")
     opened = signer.open(data, f"statement {where}")
-    said = predicate_of(opened, PREDICATE, f"statement {where}")
+    predicate = predicate_of(opened, PREDICATE, f"statement {where}")
     if signer.required and not opened.signed_by:
         raise VerificationFailed(f"the statement {where} has no signature that counts")
-    return Statement(said, opened.signed_by)
+    return Statement(predicate, opened.signed_by)
 
 
 def read_list(source: Driver, sha256: str | None = None) -> Iterator[FileEntry]:
@@ -356,16 +352,6 @@ def read_list(source: Driver, sha256: str | None = None) -> Iterator[FileEntry]:
         raise VerificationFailed(f"{where} is damaged: {error.errors()[0]['msg']}") from error
     if left or (sha256 is not None and found.hexdigest() != sha256):
         raise VerificationFailed(f"{where} was changed: it is not the list that {STATEMENT} names")
-
-
-def entry_of(path: str, data: bytes) -> FileEntry:
-    """Return the entry of a small object."""
-    chunks = [
-        hashlib.sha256(data[start : start + CHUNK_BYTES]).hexdigest()
-        for start in range(0, len(data), CHUNK_BYTES)
-    ]
-    sha256 = hashlib.sha256(data).hexdigest()
-    return FileEntry(path=path, size=len(data), sha256=sha256, chunks=tuple(chunks))
 
 
 def folder_manifest(prefix: str, entries: Iterable[FileEntry]) -> Manifest:
@@ -431,13 +417,6 @@ def _below(prefix: str, manifest: Manifest) -> list[FileEntry]:
 def _stamp(listed: Listed) -> str | None:
     """Return how a listing shows an object, which changes with it; None where it shows too little."""
     return f"{listed.size} {listed.token}" if listed.token else None
-
-
-def _listed_before(target: Driver) -> dict[str, FileEntry]:
-    try:
-        return {entry.path: entry for entry in read_list(target)}
-    except VerificationFailed:
-        return {}
 
 
 def _seen(target: Driver) -> tuple[dict[str, str], dict[str, str]]:

@@ -16,7 +16,7 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra import identity
 from resprout.infra.lineage import trees
 from resprout.infra.mlflow import search
-from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.errors import mlflow_errors
 from resprout.infra.mlflow.tracking import HOLD, Tracker
 from resprout.infra.proof.seal import COPY
 from resprout.infra.proof.snapshot import file_paths
@@ -103,8 +103,8 @@ def plan_erasure(store: ArtifactStore, tracker: Tracker, home: Path, digest: str
         if row is not None or (wanted and one != digest):
             others = [entry.path for entry in store.manifest(one).files if not is_text(entry.path)]
             found.not_searched += [f"{one}/{path}" for path in others]
-    gone = {f"{one}/{path}" for one, paths in found.files.items() for path in paths}
-    found.left_behind = [path for path in found.left_behind if path not in gone]
+    leaving_paths = {f"{one}/{path}" for one, paths in found.files.items() for path in paths}
+    found.left_behind = [path for path in found.left_behind if path not in leaving_paths]
     _add_copies(found, store, tracker, home, wanted)
     return found
 
@@ -131,12 +131,12 @@ def _add_copies(
     found.tracked = {one: copies.in_runs(one) for one in found.files}
     reports = (path for path in sorted((home / "reports").rglob("*")) if path.is_file())
     found.local = [path for path in reports if copies.match(path, path.name) is not None]
-    gone = {path for paths in found.tracked.values() for path in paths}
+    leaving_paths = {path for paths in found.tracked.values() for path in paths}
     for version in tracker.versions():
-        told = {version.tags.get("resprout.digest", ""), *IN_SOURCE.findall(version.source or "")}
-        paths = {path for one in told for path in found.files.get(one, ())}
+        named = {version.tags.get("resprout.digest", ""), *IN_SOURCE.findall(version.source or "")}
+        paths = {path for one in named for path in found.files.get(one, ())}
         own = f"{version.run_id}/{COPY}/"
-        paths |= {path.removeprefix(own) for path in gone if path.startswith(own)}
+        paths |= {path.removeprefix(own) for path in leaving_paths if path.startswith(own)}
         if paths:
             found.breaks[f"models:/{version.name}/{version.version}"] = sorted(paths)
 
@@ -163,9 +163,9 @@ def execute_erasure(
         files = {**(before.files if before else {}), **paths}
         tracked = {**(before.tracked if before else {}), **found.tracked[digest]}
         if before is None or (dict(before.files), dict(before.tracked)) != (files, tracked):
-            said = reason if before is None or before.reason == reason else f"{before.reason}; {reason}"
+            whole = reason if before is None or before.reason == reason else f"{before.reason}; {reason}"
             stone = Tombstone(
-                digest=digest, files=files, tracked=tracked, reason=said, who=identity.who(), when=when
+                digest=digest, files=files, tracked=tracked, reason=whole, who=identity.who(), when=when
             )
             tombstones.put(store.driver, store.signer, stone)
         going[digest] = files
@@ -256,7 +256,7 @@ class CopySearch:
         return None
 
 
-@answers
+@mlflow_errors
 def _delete_from_run(tracker: Tracker, tracked: str) -> None:
     """Delete a file of a run, if it is still there."""
     run_id, _, path = tracked.partition("/")
@@ -264,7 +264,7 @@ def _delete_from_run(tracker: Tracker, tracked: str) -> None:
         delete_file(tracker, tracker.run(run_id).info.artifact_uri, path)
 
 
-@answers
+@mlflow_errors
 def copies_in_run(tracker: Tracker, run_id: str, match: Callable[[Path, str], str | None]) -> dict[str, str]:
     """Return the copies among a run's files; one at a time is brought here, and none is kept."""
     found = {}

@@ -1,20 +1,26 @@
-"""Garbage collection: delete what a plan frees, after another look at each artifact (`store/in_use.py`)."""
+"""Garbage collection: plan what a store frees, then delete it after another look at each artifact.
+
+The inventory comes from listings, by ids alone. The bodies of records are read only where a record is older
+than the indexes. How a deletion stays out of the way of running writers is in `store/in_use.py`.
+"""
 
 from __future__ import annotations
 
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from resprout.configs.errors import BadInput, ResproutError, StageFailed, VerificationFailed
 from resprout.infra.proof.collected import state_collected
 from resprout.infra.proof.provenance import provenance_key
-from resprout.infra.retention.gc_plan import Inventory, Plan, Step
 from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store import exports, in_use, keys
-from resprout.infra.store.canonical import canonical_json
+from resprout.infra.store.canonical import DIGEST, canonical_json
+from resprout.infra.store.exports import WEIGHTS
 from resprout.infra.store.filesystem import unsafe
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
@@ -26,48 +32,234 @@ BATCH = 100
 THREADS = 8
 LEASE = "gc"
 """Lease of the one gc, or backup, that may be at work on a store."""
+YOUNG = "the grace period"
+ERASED = "an erasure on record"
 
 
+@dataclass
+class Artifact:
+    """An artifact's stored bytes and the seconds since the last of its objects was written."""
+
+    size: int = 0
+    age_seconds: float = float("inf")
+    has_weights: bool = False
+    """Whether there are weights in a folder of it, as in an export."""
+
+
+@dataclass
+class Inventory:
+    """Artifacts by digest, records by id; `parents` goes from a record to those that it was made from."""
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    ages: dict[str, float] = field(default_factory=dict)
+    """Seconds since each record was written."""
+    content: dict[str, str] = field(default_factory=dict)
+    """Digest of what each record made."""
+    parents: dict[str, list[str]] = field(default_factory=dict)
+    strays: list[str] = field(default_factory=list)
+    """Keys of objects that no store wrote; they are left alone."""
+
+    def made(self) -> dict[str, list[str]]:
+        """Return the records that made each content."""
+        found: dict[str, list[str]] = {}
+        for record, digest in self.content.items():
+            found.setdefault(digest, []).append(record)
+        return found
+
+    def lineage(self, records: Iterable[str]) -> set[str]:
+        """Return the records and all their ancestors."""
+        seen: set[str] = set()
+        todo = list(records)
+        while todo:
+            record = todo.pop()
+            if record not in seen:
+                seen.add(record)
+                todo.extend(self.parents.get(record, ()))
+        return seen
+
+    def learn(self, store: ArtifactStore, record_id: str) -> None:
+        """Add a record that came after the listing, or before there were indexes, with all its ancestors."""
+        todo = [record_id]
+        while todo:
+            one = todo.pop()
+            if one in self.content:
+                continue
+            try:
+                record = store.get_record(one)
+            except BadInput:
+                continue
+            self.content[one] = record.content
+            self.parents[one] = sorted({parent.record for parent in record.parents})
+            self.ages.setdefault(one, 0.0)
+            todo.extend(self.parents[one])
+
+
+def take_inventory(store: ArtifactStore) -> Inventory:
+    """List what is in a store now."""
+    driver, found = store.driver, Inventory()
+    for room in ("content", "manifests", "quarantine"):
+        for entry in driver.entries(f"{room}/"):
+            digest, _, path = entry.key.removeprefix(f"{room}/").removesuffix(".json").partition("/")
+            if DIGEST.fullmatch(digest):
+                artifact = found.artifacts.setdefault(digest, Artifact())
+                artifact.size += entry.size
+                artifact.age_seconds = min(artifact.age_seconds, entry.age_seconds)
+                artifact.has_weights |= "/" in path and path.endswith(WEIGHTS)
+    for entry in driver.entries("records/"):
+        record = entry.key.removeprefix("records/").removesuffix(".json")
+        if DIGEST.fullmatch(record):
+            found.ages[record] = entry.age_seconds
+    for digest, record in keys.own(driver, "made"):
+        if record in found.ages:
+            found.content[record] = digest
+    for parent, child in keys.own(driver, "used"):
+        if child in found.ages:
+            found.parents.setdefault(child, []).append(parent)
+    found.strays = keys.strays(driver)
+    for record in found.ages.keys() - found.content.keys():
+        found.learn(store, record)
+    return found
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """One deletion: a record that nobody needs, and with the last one of an artifact its content.
+
+    Without a record it is content alone, of which there are no records, or they stay to tell of an erasure.
+    """
+
+    digest: str
+    record: str | None
+    with_content: bool
+
+
+@dataclass
+class CollectionPlan:
+    """Steps in the order in which they may be taken: what was made from something goes before it."""
+
+    steps: list[Deletion]
+    freed: dict[str, int]
+    """Bytes of each artifact whose content goes."""
+    kept: Mapping[str, int]
+    """Artifacts that stay, by reason."""
+    records: frozenset[str]
+    """Records that stay."""
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(self.freed.values())
+
+
+def plan_collection(inventory: Inventory, roots: Roots, grace_seconds: float) -> CollectionPlan:
+    """CollectionPlan to keep the roots, what is young, and all ancestors of both, and to delete the rest."""
+    made = inventory.made()
+    why = _reasons(inventory, roots, made, grace_seconds)
+    kept: dict[str, str] = {}
+    for record, reason in why.items():
+        if record in inventory.content:
+            kept.setdefault(inventory.content[record], reason)
+    for digest, artifact in inventory.artifacts.items():
+        if digest in roots.digests:
+            kept.setdefault(digest, roots.digests[digest])
+        elif artifact.age_seconds < grace_seconds:
+            kept.setdefault(digest, YOUNG)
+    for digest in roots.erased & inventory.artifacts.keys():
+        kept.setdefault(digest, ERASED)
+    # Records that explain an erasure stay, what they made may go.
+    explain = inventory.lineage(one for digest in roots.erased for one in made.get(digest, ())) - why.keys()
+    stays = explain | why.keys()
+    order = _heights(inventory)
+    dead = sorted((record for record in inventory.content if record not in stays), key=lambda one: order[one])
+    left = Counter(inventory.content[record] for record in dead)
+    emptied = {inventory.content[one] for one in explain & inventory.content.keys()} - kept.keys()
+    steps = []
+    for record in dead:
+        digest = inventory.content[record]
+        left[digest] -= 1
+        last = left[digest] == 0 and digest not in kept and digest not in emptied
+        steps.append(Deletion(digest, record, last))
+    orphans = inventory.artifacts.keys() - kept.keys() - made.keys()
+    alone = orphans | emptied & inventory.artifacts.keys()
+    steps += [Deletion(digest, None, True) for digest in sorted(alone)]
+    freed = {
+        step.digest: inventory.artifacts.get(step.digest, Artifact()).size
+        for step in steps
+        if step.with_content
+    }
+    return CollectionPlan(steps, freed, Counter(kept.values()), frozenset(stays))
+
+
+def _reasons(
+    inventory: Inventory, roots: Roots, made: Mapping[str, list[str]], grace_seconds: float
+) -> dict[str, str]:
+    """Return every record that stays, with the reason of the root that needs it."""
+    needed = dict(roots.records)
+    for digest, reason in roots.digests.items():
+        for record in made.get(digest, ()):
+            needed.setdefault(record, reason)
+    for record, age in inventory.ages.items():
+        artifact = inventory.artifacts.get(inventory.content.get(record, ""), Artifact())
+        if min(age, artifact.age_seconds) < grace_seconds:
+            needed.setdefault(record, YOUNG)
+    why: dict[str, str] = {}
+    by_reason: dict[str, list[str]] = {}
+    for record, reason in needed.items():
+        by_reason.setdefault(reason, []).append(record)
+    for reason, records in by_reason.items():
+        for record in inventory.lineage(records):
+            why.setdefault(record, reason)
+    return why
+
+
+def _heights(inventory: Inventory) -> dict[str, int]:
+    """Return for each record the longest path to one made from it, so that children sort before parents."""
+    waiting = Counter(parent for parents in inventory.parents.values() for parent in parents)
+    heights = dict.fromkeys(inventory.content, 0)
+    ready = [record for record in heights if not waiting[record]]
+    while ready:
+        record = ready.pop()
+        for parent in inventory.parents.get(record, ()):
+            heights[parent] = max(heights.get(parent, 0), heights[record] + 1)
+            waiting[parent] -= 1
+            if not waiting[parent]:
+                ready.append(parent)
+    return heights
+
+
+@dataclass
 class Collector:
     """One garbage collection; `find_roots` is called again before each batch.
 
     `sealed` names the records of each sealed run: what is deleted of them is stated before, and seals stay.
     """
 
-    def __init__(
-        self,
-        store: ArtifactStore,
-        locks: LeaseLockManager,
-        inventory: Inventory,
-        find_roots: Callable[[], Roots],
-        progress: Callable[[int, int], None] = lambda done, total: None,
-        sealed: Mapping[str, Iterable[str]] | None = None,
-    ) -> None:
-        self.store = store
-        self.driver = store.driver
-        self.locks = locks
-        self.inventory = inventory
-        self.find_roots = find_roots
-        self.progress = progress
+    store: ArtifactStore
+    locks: LeaseLockManager
+    inventory: Inventory
+    find_roots: Callable[[], Roots]
+    progress: Callable[[int, int], None] = lambda done, total: None
+    sealed: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list, init=False)
+    """Digests whose content was deleted."""
+    records: list[str] = field(default_factory=list, init=False)
+    """Records that were deleted."""
+    _spared: set[str] = field(default_factory=set, init=False)
+    """Records that are needed after all, and digests of which all records are."""
+    _explaining: set[str] = field(default_factory=set, init=False)
+    """Records that explain an erasure: they stay, what they made may go."""
+    _holding: set[str] = field(default_factory=set, init=False)
+    """Digests whose content a needed record holds."""
+
+    def __post_init__(self) -> None:
+        self.driver = self.store.driver
         self.name = f"gc-{uuid.uuid4().hex}"
-        self._redirects = Redirects(store, inventory, ())
-        self._spared: set[str] = set()
-        """Records that are needed after all, and digests of which all records are."""
-        self._explaining: set[str] = set()
-        """Records that explain an erasure: they stay, what they made may go."""
-        self._holding: set[str] = set()
-        """Digests whose content a needed record holds."""
         self._runs: dict[str, list[str]] = {}
         """By record the sealed runs that name it."""
-        for run, records in (sealed or {}).items():
+        for run, records in self.sealed.items():
             for record in records:
                 self._runs.setdefault(record, []).append(run)
-        self.deleted: list[str] = []
-        """Digests whose content was deleted."""
-        self.records: list[str] = []
-        """Records that were deleted."""
 
-    def run(self, plan: Plan) -> None:
+    def run(self, plan: CollectionPlan) -> None:
         """Delete what the plan frees.
 
         Raises:
@@ -96,7 +288,7 @@ class Collector:
                 except (ResproutError, ValueError) as error:
                     logger.warning("the lease of this gc was not given back and will expire: %s", error)
 
-    def _batch(self, steps: list[Step]) -> None:
+    def _batch(self, steps: list[Deletion]) -> None:
         marked = [digest for digest in sorted({step.digest for step in steps}) if self._mark(digest)]
         try:
             self._look_again(marked)
@@ -115,7 +307,7 @@ class Collector:
                 if in_use.mark_owner(self.driver, digest) == self.name:
                     self.driver.delete(in_use.mark_key(digest))
 
-    def _state(self, steps: list[Step]) -> None:
+    def _state(self, steps: list[Deletion]) -> None:
         """State beside the seals which of their records are deleted, so that `verify` can explain it."""
         made = self.inventory.made()
         going: dict[str, set[str]] = {}
@@ -159,26 +351,18 @@ class Collector:
 
     def _in_use(self) -> set[str]:
         """Return the digests that a living writer relies on; the references of dead ones are removed."""
-        alive: dict[str, bool] = {}
-        living, dead = set(), []
-        for digest, writer in keys.own(self.driver, "pins"):
-            if writer not in alive:
-                alive[writer] = not self._is_dead(writer)
-            if alive[writer]:
-                living.add(digest)
-            else:
-                dead.append(f"{in_use.references_to(digest)}{writer}")
+        living, dead = in_use.references(self.driver, self._is_alive)
         self.driver.delete_all(dead)
         return living
 
-    def _is_dead(self, writer: str) -> bool:
-        """Whether a writer is dead; its lease is then taken over, which it notices should it wake up."""
+    def _is_alive(self, writer: str) -> bool:
+        """Whether a writer lives; a dead one loses its lease, which it notices should it wake up."""
         if not self.locks.acquire_lock(writer, self.name, acquire_timeout=0):
-            return False
+            return True
         self.locks.retire(writer, self.name)
-        return True
+        return False
 
-    def _delete(self, step: Step) -> None:
+    def _delete(self, step: Deletion) -> None:
         store, driver, digest = self.store, self.driver, step.digest
         with_content = step.with_content and digest not in self._holding
         self._require_lease()
@@ -254,8 +438,8 @@ class Redirects:
         if heir is None:
             self.store.driver.delete(name)
         else:
-            said = {"digest": self.store.get_record(heir).content, "record": heir}
-            self.store.driver.put_bytes(name, canonical_json(said))
+            pointer = {"digest": self.store.get_record(heir).content, "record": heir}
+            self.store.driver.put_bytes(name, canonical_json(pointer))
 
     def redirect_export(self, digest: str) -> None:
         """Point the notes on an export's weights to another export with the same, or remove them."""

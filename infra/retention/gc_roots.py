@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.mlflow import search
-from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.errors import allowing, mlflow_errors
 from resprout.infra.mlflow.tracking import HOLD, MAX_TAG_CHARS, RECORD, Tracker
 from resprout.infra.proof.ledger import Ledger
 from resprout.infra.proof.seal import read_seal
 from resprout.infra.store import keys, tombstones
 from resprout.infra.store.canonical import DIGEST, sha256_hex
+from resprout.infra.store.in_use import references
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 
@@ -70,22 +71,20 @@ class LedgerRoots:
     versions: dict[str, VersionRoots]
 
 
+@dataclass
 class RootFinder:
     """Finds the roots as often as it is asked; a seal is read once, a ledger again only when it has grown."""
 
-    def __init__(
-        self, store: ArtifactStore, tracker: Tracker, locks: LeaseLockManager, keep_days: float
-    ) -> None:
-        self.store = store
-        self.tracker = tracker
-        self.locks = locks
-        self.keep_seconds = keep_days * DAY_SECONDS
-        self.removed: dict[str, set[str]] = {}
-        """By reference the records of versions that a ledger knows and the registry no longer has."""
-        self._ledgers: dict[str, LedgerRoots] = {}
-        self._sealed: dict[str, tuple[str, ...]] = {}
-        self._strangers: set[str] = set()
-        """Runs of versions that resprout did not make."""
+    store: ArtifactStore
+    tracker: Tracker
+    locks: LeaseLockManager
+    keep_days: float
+    removed: dict[str, set[str]] = field(default_factory=dict, init=False)
+    """By reference the records of versions that a ledger knows and the registry no longer has."""
+    _ledgers: dict[str, LedgerRoots] = field(default_factory=dict, init=False)
+    _sealed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+    _strangers: set[str] = field(default_factory=set, init=False)
+    """Runs of versions that resprout did not make."""
 
     def find(self) -> Roots:
         """Return all roots at this moment.
@@ -97,15 +96,17 @@ class RootFinder:
         versions = self._registered()
         found.add_records(self._of_held(versions), HELD)
         found.add_records(self._of_versions(versions), REGISTERED)
-        begun = int((time.time() - self.keep_seconds) * 1000)
+        keep_seconds = self.keep_days * DAY_SECONDS
+        begun = int((time.time() - keep_seconds) * 1000)
         found.add_records(self._of_recent(f"attributes.start_time > {begun}"), RECENT)
         recent_seals = [
             entry.key.removeprefix("seals/").removesuffix(".json")
             for entry in self.store.driver.entries("seals/")
-            if entry.age_seconds < self.keep_seconds and not keys.is_stray(entry.key)
+            if entry.age_seconds < keep_seconds and not keys.is_stray(entry.key)
         ]
         found.add_records(self._of_seals(recent_seals), RECENT)
-        found.digests = dict.fromkeys(self._in_use(), IN_USE)
+        in_use, _ = references(self.store.driver, self.locks.is_locked)
+        found.digests = dict.fromkeys(in_use, IN_USE)
         found.erased.update(tombstones.erased(self.store.driver))
         self.removed = self._removed(versions)
         return found
@@ -119,15 +120,6 @@ class RootFinder:
         runs = [run for (run,) in keys.own(self.store.driver, "seals")]
         self._of_seals(runs)
         return {run: self._sealed[run] for run in runs if run in self._sealed}
-
-    def _in_use(self) -> Iterator[str]:
-        """Yield the digests that a run in progress relies on."""
-        alive: dict[str, bool] = {}
-        for digest, writer in keys.own(self.store.driver, "pins"):
-            if writer not in alive:
-                alive[writer] = self.locks.is_locked(writer)
-            if alive[writer]:
-                yield digest
 
     def _registered(self) -> list[Any]:
         """Return all versions that the registry has; the ledgers are read before it is asked."""
@@ -252,50 +244,45 @@ class RootFinder:
         for entry in Ledger(self.store, name).entries():
             for number, state in (entry.said.get("versions") or {}).items():
                 # Every state counts that it ever had, so no entry takes away what an earlier one needs.
-                told = self._of_state(state.get("tags", {}), state.get("source", ""), state.get("runId", ""))
+                found = self._of_state(state.get("tags", {}), state.get("source", ""), state.get("runId", ""))
                 roots = versions.setdefault(number, VersionRoots())
-                roots.records |= told.records
-                roots.runs |= told.runs
+                roots.records |= found.records
+                roots.runs |= found.runs
         return LedgerRoots(name, listed, versions)
 
 
-@answers
+@mlflow_errors
 def set_hold(tracker: Tracker, reference: str, reason: str | None) -> None:
     """Put a legal hold, a tag in MLflow, on a version, a registered model or a run; without a reason lift it.
 
     Raises:
         BadInput: there is no such version, model or run.
     """
-    client = tracker.client
-    value = (reason or "")[:MAX_TAG_CHARS]
-    rest = reference.removeprefix("models:/")
+    client, rest = tracker.client, reference.removeprefix("models:/")
+    at: tuple[str, ...]
+    put: Any
+    drop: Any
     if RUN_ID.match(reference):
-        run = tracker.run(reference)
-        if reason is not None:
-            client.set_tag(reference, HOLD, value)
-        elif HOLD in run.data.tags:
-            client.delete_tag(reference, HOLD)
+        tags, at = tracker.run(reference).data.tags, (reference,)
+        put, drop = client.set_tag, client.delete_tag
     elif reference.startswith("models:/") and ("@" in rest or "/" in rest):
         version = tracker.version(reference)
-        if reason is not None:
-            client.set_model_version_tag(version.name, version.version, HOLD, value)
-        elif HOLD in version.tags:
-            client.delete_model_version_tag(version.name, version.version, HOLD)
+        tags, at = version.tags, (version.name, version.version)
+        put, drop = client.set_model_version_tag, client.delete_model_version_tag
     elif reference.startswith("models:/"):
-        from mlflow.exceptions import MlflowException
-
-        try:
+        model = None
+        with allowing("RESOURCE_DOES_NOT_EXIST"):
             model = client.get_registered_model(rest)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise BadInput(f"no registered model {rest} in {tracker.shown_uri}; give models:/name") from None
-        if reason is not None:
-            client.set_registered_model_tag(rest, HOLD, value)
-        elif HOLD in model.tags:
-            client.delete_registered_model_tag(rest, HOLD)
+        if model is None:
+            raise BadInput(f"no registered model {rest} in {tracker.shown_uri}; give models:/name")
+        tags, at = model.tags, (rest,)
+        put, drop = client.set_registered_model_tag, client.delete_registered_model_tag
     else:
         raise BadInput(
             f"'{reference}' cannot be held; give models:/name/3, models:/name@alias, models:/name, or the id "
             "of an MLflow run"
         )
+    if reason is not None:
+        put(*at, HOLD, reason[:MAX_TAG_CHARS])
+    elif HOLD in tags:
+        drop(*at, HOLD)

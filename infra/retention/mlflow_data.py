@@ -24,10 +24,10 @@ from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.exc import SQLAlchemyError
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import InfraConfig, without_credentials
-from resprout.infra.mlflow.errors import answers
+from resprout.configs.infrastructure import InfraConfig, one_line, without_credentials
+from resprout.infra.mlflow.errors import mlflow_errors
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.stack.settings import mlflow_database, mlflow_url
+from resprout.infra.stack.services import mlflow_database, mlflow_url
 
 REVISION = "alembic_version"
 """Table with the revision of the schema."""
@@ -55,7 +55,7 @@ class Database:
         try:
             self.engine: Engine = sqlalchemy.create_engine(address)
         except (SQLAlchemyError, ImportError) as error:
-            raise BadInput(f"the MLflow database {self.shown} cannot be used ({_line(error)})") from None
+            raise BadInput(f"the MLflow database {self.shown} cannot be used ({one_line(error)})") from None
 
     def dump(self, folder: Path) -> dict[str, int]:
         """Write <table>.jsonl for each table, all at one moment; return the number of rows of each."""
@@ -152,7 +152,7 @@ class Database:
             with self.engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise StageFailed(f"the MLflow database {self.shown} failed ({_line(error)})") from error
+            raise StageFailed(f"the MLflow database {self.shown} failed ({one_line(error)})") from error
 
 
 def _tables(connection: Connection) -> MetaData:
@@ -231,10 +231,6 @@ def _restored(value: Any, moved: Callable[[str], str]) -> Any:
     return value
 
 
-def _line(error: Exception) -> str:
-    return without_credentials(" ".join(str(error).split()))[:200]
-
-
 def database_address(infra: InfraConfig, tracker: Tracker, home: Path) -> str:
     """Return the SQLAlchemy address of MLflow's database.
 
@@ -286,7 +282,7 @@ def is_behind_server(uri: str) -> bool:
     return urlsplit(uri).scheme == "mlflow-artifacts"
 
 
-@answers
+@mlflow_errors
 def file_sizes(tracker: Tracker, uri: str) -> dict[str, int]:
     """Return path and size of each file of a folder."""
     repository = _repository(tracker, uri)
@@ -301,7 +297,7 @@ def file_sizes(tracker: Tracker, uri: str) -> dict[str, int]:
     return found
 
 
-@answers
+@mlflow_errors
 def download_files(tracker: Tracker, uri: str, target: Path) -> bool:
     """Copy all files of a folder to the new folder `target`; False where there are none."""
     repository = _repository(tracker, uri)
@@ -312,13 +308,13 @@ def download_files(tracker: Tracker, uri: str, target: Path) -> bool:
     return True
 
 
-@answers
+@mlflow_errors
 def upload_files(tracker: Tracker, uri: str, folder: Path) -> None:
     """Copy a local folder's files to MLflow's folder."""
     _repository(tracker, uri).log_artifacts(str(folder))
 
 
-@answers
+@mlflow_errors
 def delete_file(tracker: Tracker, uri: str, path: str) -> None:
     """Delete a file of a folder."""
     _repository(tracker, uri).delete_artifacts(path)

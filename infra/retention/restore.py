@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.environment import ARTIFACTS
-from resprout.infra.mlflow.errors import answers
+from resprout.infra.mlflow.errors import mlflow_errors
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.retention import mlflow_data
 from resprout.infra.retention.backup import (
@@ -42,31 +43,21 @@ MARK = "tmp/restoring"
 """Object of the store that says which backup is being restored there, until it is there and verified."""
 
 
+@dataclass
 class Restore:
     """One restore into `store` and the MLflow behind `tracker`, whose tables are in `database`.
 
     `verify` returns what is wrong with both once everything is there.
     """
 
-    def __init__(
-        self,
-        source: Driver,
-        store: ArtifactStore,
-        tracker: Tracker,
-        database: Database,
-        home: Path,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-        artifacts_to: str | None = None,
-        verify: Callable[[], Sequence[str]] = lambda: (),
-    ) -> None:
-        self.source = source
-        self.store = store
-        self.tracker = tracker
-        self.database = database
-        self.home = home
-        self.progress = progress
-        self.artifacts_to = artifacts_to
-        self.verify = verify
+    source: Driver
+    store: ArtifactStore
+    tracker: Tracker
+    database: Database
+    home: Path
+    progress: Callable[[int, int], None] = lambda done, total: None
+    artifacts_to: str | None = None
+    verify: Callable[[], Sequence[str]] = lambda: ()
 
     def run(self) -> Statement:
         """Restore and verify everything; what an interrupted restore of the same backup left is used.
@@ -77,11 +68,11 @@ class Restore:
             VerificationFailed: a byte of the backup, or one that was brought back, is not as the backup says.
         """
         backup = read_statement(self.source, self.store.signer)
-        entries = sorted(read_list(self.source, backup.said["list"]), key=lambda one: one.path)
-        if len(entries) != backup.said["objects"]:
+        entries = sorted(read_list(self.source, backup.predicate["list"]), key=lambda one: one.path)
+        if len(entries) != backup.predicate["objects"]:
             raise VerificationFailed("the backup lists another number of objects than its statement says")
         folders, small = _sorted(entries)
-        mark = backup.said["list"].encode()
+        mark = backup.predicate["list"].encode()
         resumed = self.store.driver.get_bytes(MARK) == mark
         self._require_room(backup, {entry.path for entry in entries} if resumed else set())
         with self.store.workdir() as scratch:
@@ -122,10 +113,10 @@ class Restore:
                     "another infra.store.uri or infra.home; or empty this one and "
                     "its database where another restore was cut off"
                 )
-        revision, version = self.database.revision(), backup.said["mlflow"]
-        if revision != backup.said["revision"]:
+        revision, version = self.database.revision(), backup.predicate["mlflow"]
+        if revision != backup.predicate["revision"]:
             raise BadInput(
-                f"the backup has the schema {backup.said['revision']} of MLflow {version}, and "
+                f"the backup has the schema {backup.predicate['revision']} of MLflow {version}, and "
                 f"{self.database.shown} has {revision}; install mlflow=={version}, restore, then upgrade "
                 "with `mlflow db upgrade`"
             )
@@ -186,7 +177,7 @@ class Restore:
 
     def _roots(self, backup: Statement) -> dict[str, str]:
         """Return by each old place, of the store and of experiments, the place that replaces it."""
-        places = backup.said["located"]
+        places = backup.predicate["located"]
         roots = {places["store"]: self.store.root_uri}
         for identity, location in places["experiments"].items():
             if location.startswith(f"{places['store']}/") or is_behind_server(location):
@@ -237,7 +228,7 @@ def _require_same(found: Manifest, wanted: Manifest, where: str) -> None:
         raise VerificationFailed(f"{where} of the backup was changed ({path}); use another backup")
 
 
-@answers
+@mlflow_errors
 def _own_experiment(tracker: Tracker) -> str:
     """Return the name of the experiment that new runs go to, which connecting makes."""
     return str(tracker.client.get_experiment(tracker.experiment_id).name)

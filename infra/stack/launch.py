@@ -2,8 +2,11 @@
 
 Run as a module with the path of a service's JSON file, it ends what an earlier life of the service has left
 behind (a server's child that outlived a kill -9 holds the port), waits for the servers that it needs, and
-becomes the service's command. A worker first restarts its dead runs. Secrets come through the environment
-only, and a service keeps only its own.
+becomes the service's command. Secrets come through the environment only, and a service keeps only its own.
+
+A worker that was killed together with its runs, or a whole stack that was, leaves runs that the server takes
+for running. The next worker marks them as Crashed and schedules them again before it takes up work; those
+that a person was cancelling are cancelled.
 """
 
 from __future__ import annotations
@@ -15,17 +18,31 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from resprout.infra.stack.flow_runs import restart_dead_runs
-from resprout.infra.stack.http import is_healthy
+from resprout.infra.network import get, is_healthy, post
+from resprout.infra.prefect.flow_runs import FLOW, MOST_RESTARTS, NEVER_BEGINS, RESTARTING, in_a_row
 
 STACK = "_RESPROUT_STACK"
 SERVICE = "_RESPROUT_PART"
 WORKER = "worker"
 GRACE_SECONDS = 10.0
+RUN_ID = "PREFECT__FLOW_RUN_ID"
+UNFINISHED = ("RUNNING", "PENDING")
+CANCELLED = {"type": "CANCELLED", "name": "Cancelled", "message": "its process ended while it was cancelled"}
+CRASHED = {"type": "CRASHED", "name": "Crashed", "message": "its process was gone when the worker started"}
+AGAIN = {"type": "SCHEDULED", "name": RESTARTING, "message": "its process died; a new worker goes on"}
+"""As the server's automation does; the run counts these (flows/restarts.py)."""
+GIVEN_UP = {"type": "FAILED", "name": "Failed", "message": NEVER_BEGINS}
+RESUMING = {"type": "SCHEDULED", "name": "Resuming", "message": "the stack was stopped; the next one goes on"}
+RECENT = timedelta(days=1)
+"""A run that crashed before is left to people."""
+PAGE = 200
+"""The most that the server gives at once."""
 
 
 def stack_mark(home: Path) -> str:
@@ -109,6 +126,67 @@ def without_foreign_secrets(
 def _bare(secret: str) -> str:
     """A database's address is handed on with the name of a driver before it."""
     return secret.rpartition("://")[2]
+
+
+def restart_dead_runs(api: str, pool: str) -> list[str]:
+    """Mark the dead runs of `pool` at the server `api` as Crashed and schedule them again; return their ids.
+
+    Runs that crashed recently are scheduled too: the server may have ended before its automation ran.
+    """
+    alive = run_ids(psutil.process_iter())
+    own = {"work_pools": {"name": {"any_": [pool]}}, "flows": {"name": {"any_": [FLOW]}}}
+    for run in _ids(api, own, "CANCELLING"):
+        if run not in alive:
+            _set(api, run, CANCELLED)
+    dead = [run for run in _ids(api, own, *UNFINISHED) if run not in alive]
+    for run in dead:
+        _set(api, run, CRASHED)
+    since = {"end_time": {"after_": (datetime.now(UTC) - RECENT).isoformat()}}
+    for run in _ids(api, {**own, "flow_runs": since}, "CRASHED"):
+        if run not in alive:
+            _set(api, run, GIVEN_UP if _restarts(api, run) >= MOST_RESTARTS else AGAIN)
+    return dead
+
+
+def schedule_resume(api: str, runs: list[str]) -> None:
+    """Schedule the runs that did not finish: a person stopped them, so it does not count as a restart."""
+    if not runs:
+        return
+    these = {"flow_runs": {"id": {"any_": runs}}}
+    for run in _ids(api, these, "CANCELLING"):
+        _set(api, run, CANCELLED)
+    for run in _ids(api, these, *UNFINISHED, "CRASHED"):
+        _set(api, run, RESUMING)
+
+
+def run_ids(processes: Iterable[psutil.Process]) -> list[str]:
+    """Return the ids of the runs that live among the processes."""
+    found = []
+    for process in processes:
+        with suppress(psutil.Error, OSError):
+            if (run := process.environ().get(RUN_ID)) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(run)
+    return sorted(set(found))
+
+
+def _ids(api: str, query: dict[str, Any], *states: str) -> list[str]:
+    runs = {**query.get("flow_runs", {}), "state": {"type": {"any_": states}}}
+    found: list[str] = []
+    while True:
+        page = {"limit": PAGE, "offset": len(found), "sort": "ID_DESC"}
+        answer = post(f"{api}/flow_runs/filter", {**query, "flow_runs": runs, **page})
+        found += [run["id"] for run in answer]
+        if len(answer) < PAGE:
+            return found
+
+
+def _restarts(api: str, run: str) -> int:
+    states = get(f"{api}/flow_run_states/?flow_run_id={run}")
+    return in_a_row((one["type"], one["name"]) for one in sorted(states, key=lambda one: one["timestamp"]))
+
+
+def _set(api: str, run: str, state: dict[str, str]) -> None:
+    post(f"{api}/flow_runs/{run}/set_state", {"state": state, "force": True})
 
 
 if __name__ == "__main__":

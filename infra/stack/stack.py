@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import InfraConfig
+from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.identity import library_version
-from resprout.infra.ports import port_holder
-from resprout.infra.stack.http import is_healthy, post
+from resprout.infra.logs import last_line
+from resprout.infra.network import is_healthy, port_holder, post
 from resprout.infra.stack.launch import WORKER, stack_mark, stack_processes, terminate
-from resprout.infra.stack.services import Service, build_services
-from resprout.infra.stack.settings import check_databases
-from resprout.infra.stack.supervisor import ProcessState, Supervisor, last_line
+from resprout.infra.stack.services import Service, build_services, check_databases
+from resprout.infra.stack.supervisor import ProcessState, Supervisor
+from resprout.infra.store.filesystem import try_exclusive_lock
 
 HEALTHY_WITHIN_SECONDS = 150.0
 FAILED_TWICE = 2
@@ -189,10 +189,7 @@ def _stop_all(supervisor: Supervisor) -> bool:
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    try:
-        with FileLock(str(home / "stack" / "lock"), timeout=0):
-            yield
-    except Timeout:
-        raise BadInput(
-            f"another `resprout up` is at work on {home}; wait for it to end, then try again"
-        ) from None
+    with try_exclusive_lock(home / "stack" / "lock") as free:
+        if not free:
+            raise BadInput(f"another `resprout up` is at work on {home}; wait for it to end, then try again")
+        yield

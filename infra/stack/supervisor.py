@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -22,11 +21,19 @@ from typing import Any
 import psutil
 
 from resprout.configs.errors import StageFailed
-from resprout.infra.stack.flow_runs import run_ids, schedule_resume
-from resprout.infra.stack.launch import SERVICE, STACK, WORKER, service_processes, stack_mark, terminate
+from resprout.infra.logs import last_line
+from resprout.infra.stack.launch import (
+    SERVICE,
+    STACK,
+    WORKER,
+    run_ids,
+    schedule_resume,
+    service_processes,
+    stack_mark,
+    terminate,
+)
 from resprout.infra.stack.services import Service
 
-ERROR = re.compile(r"^\S*(Error|Exception)\b|\b(error|ERROR):")
 LONGEST_SOCKET_PATH = 100
 """A Unix socket's address holds little more."""
 GIVEN_UP = ("STOPPED", "EXITED", "FATAL")
@@ -137,11 +144,11 @@ class Supervisor:
         """Start it in the background with all services; secrets are in its environment only."""
         with suppress(FileNotFoundError):
             self.socket.unlink()
-        said = self.logs / "start.log"
+        start_log = self.logs / "start.log"
         # Settings of resprout are handed on by the services' own files.
         own = ("RESPROUT_", STACK, SERVICE)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-        with said.open("wb") as sink:
+        with start_log.open("wb") as sink:
             done = subprocess.run(
                 [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)],
                 env={**inherited, **secrets, STACK: stack_mark(self.home)},
@@ -154,7 +161,7 @@ class Supervisor:
         until = time.monotonic() + START_SECONDS
         while self.identity() is None:
             if done.returncode or time.monotonic() > until:
-                why = last_line(said) or last_line(self.logs / "supervisor.log")
+                why = last_line(start_log) or last_line(self.logs / "supervisor.log")
                 raise StageFailed(f"the supervisor did not start: {why}")
             time.sleep(0.05)
 
@@ -234,18 +241,3 @@ class Supervisor:
         if held.st_uid != os.getuid() or held.st_mode & 0o077:
             raise StageFailed(f"{folder} belongs to another user or is open to others; remove it")
         return folder / "supervisor.sock"
-
-
-def last_line(path: Path) -> str:
-    """Return the last line of a log that names an error, else the last, without credentials; '' for none."""
-    from resprout.configs.infrastructure import without_credentials
-
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    said = [line.strip() for line in lines if any(letter.isalnum() for letter in line)]
-    errors = [line for line in said[-40:] if ERROR.search(line)]
-    return without_credentials((errors or said)[-1])[:300] if said else ""

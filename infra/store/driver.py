@@ -91,7 +91,8 @@ class Driver(Protocol):
 
     def get_bytes(self, key: str) -> bytes | None:
         """Return the object's bytes, or None."""
-        ...
+        found = self.read_versioned(key)
+        return None if found is None else found.data
 
     def read_versioned(self, key: str) -> Versioned | None:
         """Return the object's bytes with token and age, or None."""
@@ -119,7 +120,7 @@ class Driver(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object, if it is there."""
-        ...
+        self.delete_all([key])
 
     def delete_all(self, keys: Iterable[str]) -> None:
         """Remove many objects, in as few requests as the place allows."""

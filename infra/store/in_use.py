@@ -29,6 +29,7 @@ finds if it was only paused: it has lost then, and knows.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import threading
@@ -38,6 +39,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from resprout.configs.errors import ResproutError, StageFailed, Transient
+from resprout.infra.store import keys
 from resprout.infra.store.canonical import canonical_json, check_digest
 from resprout.infra.store.driver import Driver
 
@@ -70,7 +72,7 @@ class InUseReferences:
         self._locks = locks
         self._wait = wait_seconds
         self._poll = poll_seconds
-        self._ask = stop
+        self._stop = stop
         self._mutex = threading.Lock()
         self._own = not writer
         self._writer = writer
@@ -94,7 +96,7 @@ class InUseReferences:
         """
         if digest in self._held:
             return
-        reference = f"{references_to(digest)}{self.writer}"
+        reference = _reference(digest, self.writer)
         self._written.add(reference)
         self._driver.put_bytes(reference, b"")
         self._pass_mark(digest)
@@ -153,13 +155,24 @@ class InUseReferences:
                     f"gc has been at artifact {digest} for {self._wait:.0f} s, and this run needs it; see to "
                     "the process of `resprout gc`, or end it: its mark goes with it"
                 )
-            self._ask()
+            self._stop()
             time.sleep(self._poll)
 
 
-def references_to(digest: str) -> str:
-    """Return the prefix of the references to a digest."""
-    return f"pins/{check_digest(digest)}/"
+def references(driver: Driver, is_alive: Callable[[str], bool]) -> tuple[set[str], list[str]]:
+    """Return the digests that living writers rely on, and the keys of the references of dead ones."""
+    alive = functools.cache(is_alive)
+    living, dead = set(), []
+    for digest, writer in keys.own(driver, "pins"):
+        if alive(writer):
+            living.add(digest)
+        else:
+            dead.append(_reference(digest, writer))
+    return living, dead
+
+
+def _reference(digest: str, writer: str) -> str:
+    return f"pins/{check_digest(digest)}/{writer}"
 
 
 def mark_key(digest: str) -> str:

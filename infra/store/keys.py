@@ -1,4 +1,4 @@
-"""The form of a store's keys, by which objects that no store wrote are told apart."""
+"""The form of a store's keys, which distinguishes objects that no store wrote."""
 
 from __future__ import annotations
 

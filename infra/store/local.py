@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.canonical import sha256_hex
-from resprout.infra.store.driver import Listed, Versioned
+from resprout.infra.store.driver import Driver, Listed, Versioned
 from resprout.infra.store.filesystem import (
     disk_errors,
     exclusive_lock,
@@ -28,7 +28,7 @@ from resprout.infra.store.filesystem import (
 from resprout.infra.store.manifest import PIECE_BYTES, FileEntry, Manifest, scan
 
 
-class LocalDriver:
+class LocalDriver(Driver):
     """Objects are files under `root`; directories appear as they are needed."""
 
     remote: ClassVar[bool] = False
@@ -65,7 +65,7 @@ class LocalDriver:
                 for relative, path in found:
                     target = content / relative
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    _bring(path, target, move)
+                    (shutil.move if move else shutil.copyfile)(path, target)
             yield content
 
     def put_folder(self, prefix: str, folder: Path, manifest: Manifest, *, force: bool) -> None:
@@ -103,14 +103,6 @@ class LocalDriver:
     def put_bytes(self, key: str, data: bytes) -> None:
         with self._writing():
             self._write(key, data)
-
-    def get_bytes(self, key: str) -> bytes | None:
-        with disk_errors(self.root):
-            try:
-                with self._open(key) as file:
-                    return file.read()
-            except FileNotFoundError:
-                return None
 
     def read_versioned(self, key: str) -> Versioned | None:
         with disk_errors(self.root):
@@ -160,9 +152,6 @@ class LocalDriver:
                     age = now - max(status.st_mtime, status.st_ctime)
                     token = f"{status.st_ino}-{status.st_mtime_ns}"
                     yield Listed(key, status.st_size, max(0.0, age), token)
-
-    def delete(self, key: str) -> None:
-        self.delete_all([key])
 
     def delete_all(self, keys: Iterable[str]) -> None:
         with self._writing():
@@ -236,17 +225,6 @@ def _files(folder: Path | str) -> Iterator[tuple[str, os.stat_result]]:
 
 def _open_plain(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _bring(path: Path, target: Path, move: bool) -> None:
-    if move:
-        try:
-            os.rename(path, target)
-            return
-        except OSError:
-            # Another file system: what cannot be renamed is copied.
-            pass
-    shutil.copyfile(path, target)
 
 
 def _seal(folder: Path) -> None:

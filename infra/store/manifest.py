@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -17,6 +18,7 @@ CHUNK_BYTES = 16 * 1024 * 1024
 """Size of a chunk with a hash of its own, and of a part of a multipart upload."""
 
 PIECE_BYTES = 2**18
+THREADS = 4
 SCHEMA_VERSION = 1
 
 
@@ -91,31 +93,36 @@ def content_digest(files: Iterable[FileEntry]) -> str:
 
 
 def hash_file(path: Path, name: str) -> FileEntry:
-    """Return the entry of one file under `name`; reads the file once, in pieces."""
+    """Return the entry of one file under `name`."""
+    with path.open("rb") as file:
+        return hash_stream(file, name)
+
+
+def hash_stream(file: BinaryIO, name: str) -> FileEntry:
+    """Return the entry of what a file holds under `name`; reads it once, in pieces."""
     whole = hashlib.sha256()
     chunks: list[str] = []
     size = 0
-    with path.open("rb") as file:
-        while True:
-            chunk = hashlib.sha256()
-            filled = 0
-            while filled < CHUNK_BYTES and (piece := file.read(min(PIECE_BYTES, CHUNK_BYTES - filled))):
-                whole.update(piece)
-                chunk.update(piece)
-                filled += len(piece)
-            if filled:
-                size += filled
-                chunks.append(chunk.hexdigest())
-            if filled < CHUNK_BYTES:
-                break
+    while True:
+        chunk = hashlib.sha256()
+        filled = 0
+        while filled < CHUNK_BYTES and (piece := file.read(min(PIECE_BYTES, CHUNK_BYTES - filled))):
+            whole.update(piece)
+            chunk.update(piece)
+            filled += len(piece)
+        if filled:
+            size += filled
+            chunks.append(chunk.hexdigest())
+        if filled < CHUNK_BYTES:
+            break
     return FileEntry(path=name, size=size, sha256=whole.hexdigest(), chunks=tuple(chunks))
 
 
-def scan(folder: Path, threads: int = 4) -> Manifest:
+def scan(folder: Path) -> Manifest:
     """Hash the files under `folder`; BadInput for an empty folder, links or unsafe names."""
     found = sorted(walk(folder))
     if not found:
         raise BadInput(f"{folder} holds no file; an artifact needs at least one")
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         files = tuple(pool.map(lambda item: hash_file(item[1], item[0]), found))
     return Manifest(digest=content_digest(files), files=files)

@@ -42,8 +42,8 @@ from resprout.configs.errors import (
     Unreachable,
     VerificationFailed,
 )
-from resprout.configs.schema import StoreConfig
-from resprout.infra.store.driver import Listed, Versioned
+from resprout.configs.infrastructure import StoreConfig, one_line
+from resprout.infra.store.driver import Driver, Listed, Versioned
 from resprout.infra.store.filesystem import require_safe
 from resprout.infra.store.manifest import CHUNK_BYTES, PIECE_BYTES, FileEntry, Manifest
 
@@ -75,7 +75,7 @@ def s3_client(config: StoreConfig) -> Any:
     )
 
 
-class S3Driver:
+class S3Driver(Driver):
     """Objects under s3://bucket/prefix; files over 16 MB go up in parts, the chunks of the manifest."""
 
     remote: ClassVar[bool] = True
@@ -143,10 +143,6 @@ class S3Driver:
         with self._faults():
             self._put(key, data)
 
-    def get_bytes(self, key: str) -> bytes | None:
-        found = self.read_versioned(key)
-        return None if found is None else found.data
-
     def read_versioned(self, key: str) -> Versioned | None:
         with self._faults():
             try:
@@ -205,8 +201,8 @@ class S3Driver:
         with self._faults():
             for start in range(0, len(whole), AT_ONCE):
                 batch = {"Objects": whole[start : start + AT_ONCE], "Quiet": True}
-                said = self.client.delete_objects(Bucket=self.bucket, Delete=batch)
-                for refused in said.get("Errors", ()):
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete=batch)
+                for refused in answer.get("Errors", ()):
                     raise StageFailed(
                         f"s3://{self.bucket}/{refused['Key']} cannot be deleted ({refused.get('Code')}); "
                         "give this user s3:DeleteObject there"
@@ -444,14 +440,14 @@ def s3_faults(place: str, endpoint: str | None) -> Iterator[None]:
     except NoRegionError as error:
         raise BadInput(f"no region is set for {where}; give infra.store.region") from error
     except ParamValidationError as error:
-        raise BadInput(f"{where} is not a valid address: {_line(error)}") from error
+        raise BadInput(f"{where} is not a valid address: {one_line(error, 300)}") from error
     except NETWORK as error:
-        raise Transient(f"{where} cannot be reached: {_line(error)}") from error
+        raise Transient(f"{where} cannot be reached: {one_line(error, 300)}") from error
     except BotoCoreError as error:
-        raise StageFailed(f"{where} refused the request: {_line(error)}") from error
+        raise StageFailed(f"{where} refused the request: {one_line(error, 300)}") from error
     except ValueError as error:
         if "endpoint" in str(error).lower():
-            raise BadInput(f"infra.store.endpoint_url is no address: {_line(error)}") from error
+            raise BadInput(f"infra.store.endpoint_url is no address: {one_line(error, 300)}") from error
         raise
 
 
@@ -465,7 +461,7 @@ def _translate(error: ClientError, where: str) -> Exception:
             return kind(
                 sentence.format(where=where, code=code or status, operation=error.operation_name, clock=clock)
             )
-    return StageFailed(f"{where} refused {error.operation_name} ({code or status}): {_line(error)}")
+    return StageFailed(f"{where} refused {error.operation_name} ({code or status}): {one_line(error, 300)}")
 
 
 def _off(error: ClientError) -> str:
@@ -475,7 +471,3 @@ def _off(error: ClientError) -> str:
         return "is off"
     seconds = (get_current_datetime(False) - parsedate_to_datetime(date)).total_seconds()
     return f"is {abs(seconds) / 60:.0f} minutes {'fast' if seconds > 0 else 'slow'}"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -16,7 +16,6 @@ from resprout.configs.infrastructure import ProofConfig
 from resprout.infra.store.canonical import canonical_json
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from securesystemslib.signer import CryptoSigner, Key
 
 STATEMENT = "application/vnd.in-toto+json"
@@ -175,11 +174,6 @@ def signed_only_by(data: bytes, key_id: str | None) -> bytes:
     for other in {*envelope.signatures} - {key_id}:
         del envelope.signatures[other]
     return canonical_json(envelope.to_dict())
-
-
-def public_key_text(public: Ed25519PublicKey) -> str:
-    """A public key as `verification_keys` takes it: ed25519: and 64 hexadecimal digits."""
-    return f"ed25519:{public.public_bytes_raw().hex()}"
 
 
 def _own(config: ProofConfig) -> CryptoSigner | None:

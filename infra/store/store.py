@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import ProofConfig, StoreConfig
+from resprout.configs.infrastructure import ProofConfig, StoreConfig
 from resprout.infra.store import keys, tombstones
 from resprout.infra.store.cache import LocalCache, NotesKey, VerifiedFiles, download, stamps
 from resprout.infra.store.canonical import check_digest, sha256_hex

@@ -55,11 +55,11 @@ def of(driver: Driver, signer: Signer, digest: str) -> Tombstone | None:
         return None
     what = f"tombstone {driver.uri(tombstone_key(digest))}"
     opened = signer.open(data, what)
-    said = opened.statement.get("predicate")
-    if not isinstance(said, dict) or said.get("digest") != digest or opened.statement != _statement(said):
+    body = opened.statement.get("predicate")
+    if not isinstance(body, dict) or body.get("digest") != digest or opened.statement != _statement(body):
         raise VerificationFailed(f"the {what} is that of another artifact, or none")
     try:
-        stone = Tombstone.model_validate(said)
+        stone = Tombstone.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
         raise VerificationFailed(
@@ -74,8 +74,8 @@ def of(driver: Driver, signer: Signer, digest: str) -> Tombstone | None:
 
 def put(driver: Driver, signer: Signer, stone: Tombstone) -> None:
     """Write a tombstone, signed where there is a key; it replaces an earlier one."""
-    said = {**stone.model_dump(), "key": signer.own_id}
-    driver.put_bytes(tombstone_key(stone.digest), signer.envelope(_statement(said)))
+    body = {**stone.model_dump(), "key": signer.own_id}
+    driver.put_bytes(tombstone_key(stone.digest), signer.envelope(_statement(body)))
 
 
 def erased(driver: Driver) -> Iterator[str]:
@@ -103,12 +103,12 @@ def tombstone_key(digest: str) -> str:
     return f"tombstones/{check_digest(digest)}.json"
 
 
-def _statement(said: dict[str, Any]) -> dict[str, Any]:
+def _statement(body: dict[str, Any]) -> dict[str, Any]:
     """Return an in-toto statement whose subject is the tombstone, by its hash."""
-    subject = {"name": f"artifact:{said['digest']}", "digest": {"sha256": sha256_hex(canonical_json(said))}}
+    subject = {"name": f"artifact:{body['digest']}", "digest": {"sha256": sha256_hex(canonical_json(body))}}
     return {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [subject],
         "predicateType": PREDICATE,
-        "predicate": said,
+        "predicate": body,
     }

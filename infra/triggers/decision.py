@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from resprout.configs.errors import BadInput
-from resprout.configs.rules import LoadedRule, Rule
-from resprout.configs.templates import rendered, written
+from resprout.configs.rules import LoadedRule, Rule, rendered, written
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.registry import VERSION_URI, Registry, Version
 

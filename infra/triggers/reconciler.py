@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 
 from resprout.configs.errors import BadInput, Transient
-from resprout.configs.infrastructure import without_credentials
+from resprout.configs.infrastructure import one_line
 from resprout.configs.rules import LoadedRule, Rule, load_rules
 from resprout.infra.prefect.flow_runs import FLOW, FlowRuns, NoAnswer, NoDeployment
 from resprout.infra.store.store import ArtifactStore
@@ -100,7 +100,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class RulesFile:
+class WatchedRules:
     """The rules in a file, read again when it or a run config that it names changes."""
 
     def __init__(self, path: Path) -> None:
@@ -142,7 +142,7 @@ class Reconciler:
 
     def __init__(
         self,
-        rules: RulesFile,
+        rules: WatchedRules,
         state: TriggerState,
         registry: Registry,
         runs: FlowRuns,
@@ -236,7 +236,7 @@ class Reconciler:
         if isinstance(error, SQLAlchemyError):
             sentence = f"the relay's database does not answer ({database_fault(error)})"
         else:
-            sentence = without_credentials(" ".join(str(error).split()))[:300]
+            sentence = one_line(error, 300)
         if first:
             kind = "" if known else f"{type(error).__name__}: "
             log.error("%s%s; what is in the registry is compared and started once it does", kind, sentence)
@@ -435,7 +435,7 @@ class Reconciler:
             raise
         except Exception as error:
             # A fault of ours with one version must not hold up all others.
-            text = f"{type(error).__name__}: {without_credentials(' '.join(str(error).split()))[:300]}"
+            text = f"{type(error).__name__}: {one_line(error, 300)}"
             log.error("%s version %s could not be handled (%s)", *of, text)
             self.metrics.failures.labels("unexpected").inc()
             return self._wait(entry, text)

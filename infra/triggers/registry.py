@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import ResproutError, Transient
-from resprout.configs.infrastructure import MlflowConfig, without_credentials
+from resprout.configs.infrastructure import MlflowConfig, one_line
+from resprout.infra.mlflow.search import named, pages
 
 PAGE = 200
 KNOCK_SECONDS = 5.0
@@ -78,7 +79,7 @@ class Registry:
 
     def version(self, name: str, number: str) -> Version:
         """The version; raises NotRegistered where there is none."""
-        found = self._ask("get_model_version", name, number)
+        found = self._call("get_model_version", name, number)
         return _version(found, found.aliases)
 
     def trail(self, version: Version) -> tuple[Version, ...]:
@@ -91,38 +92,31 @@ class Registry:
     def run_tags(self, run_id: str) -> Mapping[str, str]:
         """Tags of a run, none where there is no such run."""
         try:
-            return self._ask("get_run", run_id).data.tags
+            return self._call("get_run", run_id).data.tags
         except NotRegistered:
             return {}
 
     def models(self) -> list[Model]:
         """All registered models."""
-        return [_model(found) for found in self._pages("search_registered_models", None)]
+        return [_model(found) for found in self._search("search_registered_models", None)]
 
     def model(self, name: str) -> Model:
         """The model; raises NotRegistered where there is none."""
-        return _model(self._ask("get_registered_model", name))
+        return _model(self._call("get_registered_model", name))
 
     def versions(self, model: Model) -> list[Version]:
         """All versions of a model by number."""
-        escaped = model.name.replace("'", "\\'")
         # A version that is registered between two pages moves others to the next, where they come again.
-        found = {int(one.version): one for one in self._pages("search_model_versions", f"name = '{escaped}'")}
+        found = {int(one.version): one for one in self._search("search_model_versions", named(model.name))}
         aliases: dict[str, list[str]] = {}
         for alias, number in model.aliases.items():
             aliases.setdefault(str(number), []).append(alias)
         return [_version(found[number], aliases.get(str(number), ())) for number in sorted(found)]
 
-    def _pages(self, search: str, text: str | None) -> Iterator[Any]:
-        token: str | None = None
-        while True:
-            page = self._ask(search, text, PAGE, None, token)
-            yield from page
-            token = page.token
-            if not token:
-                return
+    def _search(self, method: str, having: str | None) -> Iterator[Any]:
+        return pages(lambda token: self._call(method, having, PAGE, None, token))
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
         """The answer of a method of MLflow's client."""
         import requests
         from mlflow import MlflowClient
@@ -138,10 +132,10 @@ class Registry:
             return getattr(self._client, method)(*arguments)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):
-                raise NotRegistered(_line(error)) from None
-            raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
+                raise NotRegistered(one_line(error)) from None
+            raise Transient(f"MLflow at {self.shown_uri} does not answer: {one_line(error)}") from None
         except (requests.RequestException, SQLAlchemyError, OSError, ResproutError) as error:
-            raise Transient(f"MLflow at {self.shown_uri} does not answer: {_line(error)}") from None
+            raise Transient(f"MLflow at {self.shown_uri} does not answer: {one_line(error)}") from None
 
 
 def _model(found: Any) -> Model:
@@ -160,7 +154,3 @@ def _version(found: Any, aliases: Iterable[str]) -> Version:
         status=str(found.status),
         created=int(found.creation_timestamp or 0),
     )
-
-
-def _line(error: Exception) -> str:
-    return without_credentials(" ".join(str(error).split()))[:200]

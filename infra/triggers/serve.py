@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,15 +17,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import InfraConfig
-from resprout.infra.ports import listen
+from resprout.infra.network import listen
 from resprout.infra.prefect.flow_runs import FlowRuns
+from resprout.infra.prefect.server import OLDEST_SERVER, release
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.triggers.reconciler import Reconciler, RulesFile
+from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
 from resprout.infra.triggers.registry import Registry
 from resprout.infra.triggers.state import TriggerState
 from resprout.infra.triggers.webhook import Webhook
 
-OLDEST = {"MLflow": (3, 17), "Prefect": (3, 9)}
+OLDEST = {"MLflow": (3, 17), "Prefect": OLDEST_SERVER}
 """Servers before these are not known to work."""
 GRACE_SECONDS = 10
 HEAD_SECONDS = 10.0
@@ -59,7 +59,7 @@ def serve(infra: InfraConfig, home: Path) -> None:
             "infra.relay.webhook_secret is not set, so anyone could start runs; give it the secret of the "
             "webhook in MLflow, in YAML as ${VARIABLE}"
         )
-    rules, runs = RulesFile(rules_path(infra)), FlowRuns(infra.prefect, prefect_url(infra))
+    rules, runs = WatchedRules(rules_path(infra)), FlowRuns(infra.prefect, prefect_url(infra))
     registry = Registry(infra.mlflow, home)
     check_servers(registry, runs)
     socket = listen(infra.relay.host, infra.relay.port, "infra.relay.port")
@@ -85,8 +85,7 @@ def check_servers(registry: Registry, runs: FlowRuns) -> None:
         except Transient as fault:
             log.warning("%s; the relay starts, and waits for it", fault)
             continue
-        found = re.match(r"^(\d+)\.(\d+)", given)
-        if found is None or (int(found[1]), int(found[2])) < OLDEST[name]:
+        if release(given) < OLDEST[name]:
             oldest = ".".join(map(str, OLDEST[name]))
             raise BadInput(f"the {name} server has version {given[:20]}; the relay needs {oldest} or later")
 

@@ -41,9 +41,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.infrastructure import RelayConfig, without_credentials
+from resprout.configs.infrastructure import RelayConfig, one_line
 from resprout.configs.rules import Rule
-from resprout.infra.extras import install_command
+from resprout.infra.identity import install_command
 from resprout.infra.triggers.registry import Model, Version
 
 PAST, SEEN, WAITING, STARTED, FAILED = "past", "seen", "waiting", "started", "failed"
@@ -340,5 +340,4 @@ def _open_sqlite(home: Path) -> Engine:
 
 def database_fault(error: Exception) -> str:
     """A fault of the database in one line, without statement, values and credentials."""
-    words = str(getattr(error, "orig", None) or error).split()
-    return without_credentials(" ".join(words))[:200]
+    return one_line(getattr(error, "orig", None) or error)

@@ -27,7 +27,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.infrastructure import RelayConfig, without_credentials
+from resprout.configs.infrastructure import RelayConfig, one_line, without_credentials
+from resprout.infra.mlflow.search import pages
 from resprout.infra.triggers.reconciler import Reconciler
 
 PATH = "/webhooks/mlflow"
@@ -240,14 +241,15 @@ def register_webhook(tracking_uri: str, url: str, secret: str) -> str:
         "status": "ACTIVE",
     }
     try:
-        found = [hook for hook in _webhooks(client) if hook.name == HOOK_NAME]
+        hooks = pages(lambda token: client.list_webhooks(page_token=token))
+        found = [hook for hook in hooks if hook.name == HOOK_NAME]
         for more in found[1:]:
             client.delete_webhook(more.webhook_id)
         if found:
             return str(client.update_webhook(found[0].webhook_id, **settings).webhook_id)
         return str(client.create_webhook(**settings).webhook_id)
     except (MlflowException, requests.RequestException) as error:
-        text = without_credentials(" ".join(str(error).split())).replace(secret, "…")[:300]
+        text = one_line(error, None).replace(secret, "…")[:300]
         if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
             raise BadInput(
                 f"MLflow takes no webhook to {without_credentials(url)} ({text}); give https:// with a "
@@ -255,13 +257,3 @@ def register_webhook(tracking_uri: str, url: str, secret: str) -> str:
                 "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS"
             ) from None
         raise StageFailed(f"MLflow at {without_credentials(tracking_uri)} took no webhook: {text}") from None
-
-
-def _webhooks(client: Any) -> list[Any]:
-    hooks, token = [], None
-    while True:
-        page = client.list_webhooks(page_token=token)
-        hooks += page
-        token = page.token
-        if not token:
-            return hooks

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.filesystem import unsafe
 from resprout.tasks.core.methods import Registry

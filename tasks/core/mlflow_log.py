@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from resprout.infra.notes import code, link, plain
+from resprout.infra.markdown import code, link, plain
 from resprout.infra.store.record import ArtifactRef
 
 if TYPE_CHECKING:

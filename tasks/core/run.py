@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from resprout.configs.errors import ResproutError, StageFailed, Transient, Unreachable
 from resprout.configs.result import ArtifactResult, StageResult
 from resprout.infra import identity
-from resprout.infra.notes import NOTE, run_page
+from resprout.infra.markdown import NOTE, run_page
 from resprout.infra.retry import retry_while_down
 from resprout.infra.store.record import ArtifactRef, Parent, Record
 from resprout.tasks.core.data_scan import Scan

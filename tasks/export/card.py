@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from resprout.infra.licences import UNKNOWN, Credit
-from resprout.infra.notes import plain
+from resprout.infra.markdown import plain
 from resprout.tasks.core.stage import CardLine
 from resprout.tasks.prune.plan import Plan
 

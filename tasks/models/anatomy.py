@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from resprout.configs.errors import BadInput
-from resprout.configs.stages import DEPTH, Unit
+from resprout.configs.presets import DEPTH, Unit
 from resprout.tasks.models.families.family import Axes, Family
 from resprout.tasks.models.shape import SUBLAYERS, Model, Shape, Widths, shape_of
 

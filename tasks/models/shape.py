@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from resprout.configs.errors import BadInput
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.models.families import FAMILIES, LAYOUT_KEY, check_family
 from resprout.tasks.models.families.family import Axes, Family, Tensors
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.interfaces import Bench, Costs, Request, Scores
 from resprout.tasks.prune.target import block_sizes, least, removable_params

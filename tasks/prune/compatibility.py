@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.configs.presets import REDEFINED, Preset, load_preset, preset_names
+from resprout.configs.presets import DEPTH, REDEFINED, Preset, Unit, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
-from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.core.methods import Entry, Registry
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from resprout.configs.errors import BadInput
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.shape import Model, Shape
 

@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.forward import BATCH_TOKENS, LayerStep, call_layer, layers_replaced, run_layerwise
 from resprout.tasks.models.layouts import build_layer

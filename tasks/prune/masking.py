@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.shape import SUBLAYERS, Sublayer, shape_of
 from resprout.tasks.prune.interfaces import Model

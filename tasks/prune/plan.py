@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resprout.configs.errors import BadInput
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.models.shape import Shape, Sizes, Widths, caches_work, check_numbers, cut_types
 
 PLAN_FILE = "plan.json"

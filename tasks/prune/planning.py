@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resprout.configs.errors import BadInput
+from resprout.configs.presets import Unit
 from resprout.configs.schema import PruneConfig, TargetConfig
-from resprout.configs.stages import Unit
 from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.shape import BYTES, Shape, shape_of
 from resprout.tasks.prune.compatibility import resolve

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, stage
 from resprout.tasks.prune.stage import SCORES, sizes

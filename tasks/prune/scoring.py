@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.core.job import WHOLE, Progress, Share, silent
 from resprout.tasks.models.anatomy import Layer, anatomy, is_offloaded
 from resprout.tasks.models.forward import BATCH_TOKENS, call_layer, run_batches, run_layerwise, watch

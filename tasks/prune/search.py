@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from resprout.configs.errors import BadInput
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.ablation import BATCH_TOKENS, Ablation
 from resprout.tasks.models.anatomy import Part

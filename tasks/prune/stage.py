@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import StageFailed
-from resprout.configs.prune import PruneConfig, PruneRound
+from resprout.configs.schema import PruneConfig, PruneRound
 from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.core.stage import CardLine, Model, Reads, calibration_tokens, stage
 from resprout.tasks.prune.compatibility import needs_general, resolve, tries_model

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, Units, anatomy, cut
 from resprout.tasks.models.families.family import Tensors, is_norm

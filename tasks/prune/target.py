@@ -17,8 +17,8 @@ from itertools import product
 from typing import Any
 
 from resprout.configs.errors import BadInput
+from resprout.configs.presets import DEPTH, Unit
 from resprout.configs.schema import PruneConfig, TargetConfig
-from resprout.configs.stages import DEPTH, Unit
 from resprout.tasks.core.methods import Entry, Registry
 from resprout.tasks.models.shape import BYTES, Shape, check_numbers, depth_units, without
 from resprout.tasks.prune.compatibility import Resolved, resolve

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from resprout.infra.notes import code, fenced, plain
+from resprout.infra.markdown import code, fenced, plain
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import stage
 from resprout.tasks.measure.ratio import metrics_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from resprout.configs.errors import BadInput
-from resprout.configs.stages import SparsifyConfig
+from resprout.configs.schema import SparsifyConfig
 from resprout.tasks.core.methods import Registry
 from resprout.tasks.models.shape import ROTATIONS, Shape
 

@@ -5,7 +5,8 @@ import uuid
 
 import pytest
 
-from resprout.configs.schema import ModelConfig, StoreConfig
+from resprout.configs.infrastructure import StoreConfig
+from resprout.configs.schema import ModelConfig
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.source import Context
 from resprout.tasks.acquire.stage import acquire_model, acquire_task

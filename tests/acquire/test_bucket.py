@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from resprout.configs.errors import BadInput, StageFailed, Transient
-from resprout.configs.schema import ModelConfig, RowSource, StoreConfig
+from resprout.configs.infrastructure import StoreConfig
+from resprout.configs.schema import ModelConfig, RowSource
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.acquire.jobs import AcquireModel
 from resprout.tasks.acquire.source import Context

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import many
-from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import LicencesConfig, MlflowConfig, StoreConfig
 from resprout.flows.audit import descent
 from resprout.flows.audit.facts import gather
 from resprout.flows.audit.story import tell

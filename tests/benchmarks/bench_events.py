@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 from one_machine import Machine, running, until
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.lease import claim
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import key_of

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from relaying import add_version, event, relay_process, signed, until, write_rules
-from resprout.configs.schema import MlflowConfig, RelayConfig
+from resprout.configs.infrastructure import MlflowConfig, RelayConfig
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.triggers.state import WAITING, TriggerState
 

@@ -27,9 +27,9 @@ def peak_megabytes() -> float:
 
 def measure(home: Path) -> None:
     """Print seconds, megabytes and artifacts to free of a plan over the store below `home`."""
-    from resprout.configs.schema import MlflowConfig, StoreConfig
+    from resprout.configs.infrastructure import MlflowConfig, StoreConfig
     from resprout.infra.mlflow.tracking import Tracker
-    from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+    from resprout.infra.retention.gc import plan_collection, take_inventory
     from resprout.infra.retention.gc_roots import RootFinder
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore
@@ -49,7 +49,7 @@ def main() -> int:
     if len(sys.argv) > 1:
         measure(Path(sys.argv[1]))
         return 0
-    from resprout.configs.schema import MlflowConfig
+    from resprout.configs.infrastructure import MlflowConfig
     from resprout.infra.mlflow.tracking import Tracker
 
     over = 0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from boto3.s3.transfer import TransferConfig
 
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.cache import THREADS, download
 from resprout.infra.store.manifest import CHUNK_BYTES, scan
 from resprout.infra.store.s3 import S3Driver

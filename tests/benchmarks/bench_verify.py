@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.store import ArtifactStore
 
 SIZES = [400_000_000, *[20_000_000] * 10, *[50_000] * 200]

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from resprout.configs.errors import BadInput
+from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import home_of, load, load_infra
-from resprout.configs.schema import InfraConfig
 
 BOMB = (
     "[&a [x, x, x, x, x, x, x, x, x, x], "

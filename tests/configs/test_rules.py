@@ -11,9 +11,7 @@ import yaml
 
 from resprout.configs.errors import BadInput
 from resprout.configs.load import load_data
-from resprout.configs.origins import Origin
-from resprout.configs.rules import load_rules
-from resprout.configs.templates import rendered, written
+from resprout.configs.rules import Origin, load_rules, rendered, written
 from tiny_run import config
 
 RULE: dict[str, Any] = {

@@ -45,30 +45,31 @@ STAGES: dict[str, tuple[Any, Any]] = {
     for one in stages
 }
 """Every stage with its section of the tiny run."""
-DATA = "configs.section configs.sources configs.infrastructure"
-PRUNING = f"prune models configs.prune configs.presets configs.target configs.stages {DATA}"
+DATA = "configs.schema configs.section configs.infrastructure"
+PRUNING = f"prune models configs.presets {DATA}"
 ROOMS = {
-    "acquire_model": f"acquire models configs.stages {DATA} infra.licences infra.store.filesystem",
+    "acquire_model": f"acquire models {DATA} configs.presets infra.licences infra.store.filesystem",
     "acquire_rows": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "acquire_text": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "acquire_task": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
-    "calibrate": f"calibrate data models configs.stages {DATA}",
+    "calibrate": f"calibrate data models {DATA} configs.presets",
     "score": PRUNING,
     "score-shard": PRUNING,
     "plan": PRUNING,
     "prune": PRUNING,
-    "pool": f"select data models configs.stages {DATA}",
-    "select": f"select data models configs.stages {DATA}",
-    "divergence-shard": f"select data models configs.stages {DATA}",
-    "recover": "recover data models prune configs.stages configs.section",
-    "evaluation_data": f"evaluate models configs.stages {DATA}",
-    "evaluate": f"evaluate data models configs.stages {DATA}",
-    "evaluate-shard": f"evaluate data models configs.stages {DATA}",
-    "measure": "measure models configs.stages configs.section",
-    "sparsify": "sparsify prune models configs.stages configs.section",
-    "gate": "gate configs.result configs.stages configs.section",
-    "export": "export prune models configs.stages configs.section infra.notes infra.licences",
-    "report": "report models configs.stages infra.notes measure",
+    "pool": f"select data models {DATA} configs.presets",
+    "select": f"select data models {DATA} configs.presets",
+    "divergence-shard": f"select data models {DATA} configs.presets",
+    "recover": "recover data models prune configs.schema configs.section configs.presets",
+    "evaluation_data": f"evaluate models {DATA}",
+    "evaluate": f"evaluate data models {DATA} configs.presets",
+    "evaluate-shard": f"evaluate data models {DATA} configs.presets",
+    "measure": "measure models configs.schema configs.section configs.presets",
+    "sparsify": "sparsify prune models configs.schema configs.section configs.presets",
+    "gate": "gate configs.result configs.schema configs.section",
+    "export": "export prune models configs.schema configs.section configs.presets "
+    "infra.markdown infra.licences",
+    "report": "report models configs.presets infra.markdown measure",
 }
 """Rooms of tasks, and modules of the others, that each stage reaches beside core."""
 
@@ -171,13 +172,13 @@ def test_imports_inside_functions_are_followed(copy: Path) -> None:
     ("file", "old", "new", "stages"),
     [
         # Text from outside is written by these into the card and the report.
-        ("infra/notes.py", "MAX_CHARS = 300", "MAX_CHARS = 301", {"export", "report"}),
-        ("infra/notes.py", 'fence = "`" * max(3,', 'fence = "`" * max(4,', {"report"}),
+        ("infra/markdown.py", "MAX_CHARS = 300", "MAX_CHARS = 301", {"export", "report"}),
+        ("infra/markdown.py", 'fence = "`" * max(3,', 'fence = "`" * max(4,', {"report"}),
         ("infra/licences.py", "return self.licence or UNKNOWN", "return self.licence or 'none'", {"export"}),
         ("configs/result.py", "    passed: bool\n    checks:", "    met: bool = True\n    checks:", {"gate"}),
         ("configs/section.py", "def _key_value(", "def _key_value(*_: int,", None),
         # Nobody renders with these: links and licence rules are for pages that nobody caches.
-        ("infra/notes.py", 'return f"#/models/', 'return f"#/model/', set()),
+        ("infra/markdown.py", 'return f"#/models/', 'return f"#/model/', set()),
         ("infra/licences.py", "DEEPEST = 50", "DEEPEST = 51", set()),
         (
             "configs/result.py",
@@ -201,8 +202,8 @@ def test_what_another_room_defines_moves_the_keys_of_the_stages_that_write_with_
 
 
 def test_a_helper_two_rooms_away_moves_the_keys_of_all_that_reach_it(copy: Path) -> None:
-    """export -> export/card.py -> infra/notes.py -> its private helper of another module."""
-    notes = copied(copy, "infra/notes.py")
+    """export -> export/card.py -> infra/markdown.py -> its private helper of another module."""
+    notes = copied(copy, "infra/markdown.py")
     helper = copy / "infra" / "canonical_line.py"
     helper.write_text("def joined(text: object) -> str:\n    return ' '.join(str(text).split())\n")
     inside = "    from resprout.infra.canonical_line import joined\n\n    line = joined(text)\n"
@@ -213,8 +214,8 @@ def test_a_helper_two_rooms_away_moves_the_keys_of_all_that_reach_it(copy: Path)
 
 def test_a_comment_or_docstring_in_another_room_moves_no_key(copy: Path) -> None:
     words = '"""The text in a code span, on one line'
-    assert moved(copy, "infra/notes.py", words, f"{words} (other words)") == set()
-    assert moved(copy, "infra/notes.py", "MAX_CHARS = 300", "MAX_CHARS = 300  # characters") == set()
+    assert moved(copy, "infra/markdown.py", words, f"{words} (other words)") == set()
+    assert moved(copy, "infra/markdown.py", "MAX_CHARS = 300", "MAX_CHARS = 300  # characters") == set()
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -255,7 +256,7 @@ def test_orchestration_is_there_and_is_not_followed() -> None:
             "class ProofConfig(Section):\n    more: int = 0\n",
         ),
         (
-            "configs/stages.py",
+            "configs/schema.py",
             "class RegisterConfig(Section):",
             "class RegisterConfig(Section):\n    more: int = 0\n",
         ),
@@ -267,7 +268,7 @@ def test_a_section_that_no_stage_reads_moves_no_key(copy: Path, file: str, old: 
 
 def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
     new = "class GateConfig(Section):\n    more: int = 0\n"
-    assert moved(copy, "configs/stages.py", "class GateConfig(Section):", new) == {"gate"}
+    assert moved(copy, "configs/schema.py", "class GateConfig(Section):", new) == {"gate"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.infra import identity, retry
-from resprout.infra.notes import NOTE
+from resprout.infra.markdown import NOTE
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.stage import Part, stage
@@ -194,7 +194,7 @@ def test_a_lost_artifact_is_made_again(home: Path, make_run: Callable[..., Any])
 def test_another_home_with_the_same_store_finds_the_cache(
     tmp_path: Path, make_run: Callable[..., Any]
 ) -> None:
-    from resprout.configs.schema import StoreConfig
+    from resprout.configs.infrastructure import StoreConfig
 
     shared = StoreConfig(uri=str(tmp_path / "shared"))
 

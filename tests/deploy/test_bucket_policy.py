@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from many import chain
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.proof.collected import collected_key
 from resprout.infra.proof.seal import seal_key
 from resprout.infra.proof.timestamp import token_key
-from resprout.infra.retention.gc import Collector
-from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store import in_use
 from resprout.infra.store.lease import LeaseLockManager
@@ -141,7 +140,7 @@ def test_gc_deletes_nothing_that_retention_may_not_delete(tmp_path: Path) -> Non
     for key in (f"signatures/{made[0].record}/key", seal_key(run), token_key(run)):
         store.driver.put_bytes(key, b"{}")
     in_use.mark(store.driver, made[0].digest, "gc-dead")
-    store.driver.put_bytes(f"{in_use.references_to(made[0].digest)}writer-dead", b"")
+    store.driver.put_bytes(f"pins/{made[0].digest}/writer-dead", b"")
     before = set(store.driver.list(""))
     locks, inventory = LeaseLockManager(store.driver), take_inventory(store)
     sealed = {run: [one.record for one in made]}

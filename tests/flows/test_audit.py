@@ -19,7 +19,7 @@ from securesystemslib.signer import CryptoSigner
 
 from lineages import Writer, write_lineage
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import LicencesConfig, MlflowConfig, StoreConfig
 from resprout.flows.audit.descent import derive
 from resprout.flows.audit.survey import Row, survey
 from resprout.flows.cli import audit as verb

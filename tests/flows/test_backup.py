@@ -7,13 +7,14 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.retention import backup
 from resprout.infra.retention.backup import Backup
@@ -22,6 +23,7 @@ from resprout.infra.retention.mlflow_data import Database
 from resprout.infra.retention.restore import Restore
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
+from resprout.infra.store.manifest import hash_stream
 from resprout.infra.store.s3 import S3Driver
 from resprout.infra.store.store import ArtifactStore
 
@@ -171,8 +173,8 @@ def test_a_backup_that_leads_elsewhere_is_refused(copied: Path, tmp_path: Path, 
     place = LocalDriver(tmp_path / "backup")
     store = ArtifactStore.from_config(StoreConfig(), copied)
     back_up(copied, place)
-    said = backup.read_statement(place, store.signer).said
-    line = backup.entry_of("store/x", b"evil").model_dump_json().replace('"store/x"', json.dumps(key))
+    said = backup.read_statement(place, store.signer).predicate
+    line = hash_stream(BytesIO(b"evil"), "store/x").model_dump_json().replace('"store/x"', json.dumps(key))
     data = (place.get_bytes("objects.jsonl") or b"") + line.encode() + b"\n"
     place.put_bytes("objects.jsonl", data)
     changed = {**said, "list": hashlib.sha256(data).hexdigest(), "objects": said["objects"] + 1}

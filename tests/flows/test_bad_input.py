@@ -21,8 +21,9 @@ import pytest
 
 from commands import COMMAND
 from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.infrastructure import MlflowConfig
 from resprout.configs.load import load
-from resprout.configs.schema import MlflowConfig, RunConfig
+from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
 from resprout.flows.check import check
 from resprout.flows.dry_run import Forecast, to_make

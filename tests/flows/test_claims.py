@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit.verify import Examiner
 from resprout.flows.place import Found, Place, find
 from resprout.infra.mlflow.tracking import Tracker

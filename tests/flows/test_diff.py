@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lineages import Writer, nodes, write_lineage
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.flows.audit.difference import Side, differences, side, tables
 from resprout.flows.audit.facts import gather
 from resprout.flows.audit.story import Story

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.retention.erase import CopySearch, copies_in_run, execute_erasure, plan_erasure
 from resprout.infra.retention.gc_roots import set_hold

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from commands import mlflow_of, versions_in
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit.verify import examine
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker

@@ -16,7 +16,7 @@ import pytest
 
 from attacks import Forger, brought_back, kept
 from resprout.configs.errors import ResproutError, VerificationFailed
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit.verify import examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker

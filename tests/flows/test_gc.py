@@ -13,15 +13,14 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
 from many import chain
 from resprout.configs.errors import BadInput, Transient
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit.verify import Examined, examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import HOLD, Tracker
 from resprout.infra.proof.collected import collected_key
 from resprout.infra.retention.erase import execute_erasure, plan_erasure
-from resprout.infra.retention.gc import Collector
-from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import HELD, RECENT, REGISTERED, RootFinder, set_hold
 from resprout.infra.store import tombstones
 from resprout.infra.store.lease import LeaseLockManager

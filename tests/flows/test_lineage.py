@@ -16,7 +16,7 @@ import pytest
 
 from lineages import Writer, nodes, write_lineage
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit import descent, events, terminal
 from resprout.flows.audit.facts import gather
 from resprout.flows.audit.page import HEIGHT, WIDTH, page, place

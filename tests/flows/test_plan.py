@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from commands import finish
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.flows.dry_run import History, Work
 from resprout.infra.identity import machine
 from resprout.infra.store.record import Parent, Record

@@ -15,8 +15,8 @@ from unittest import mock
 import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
+from resprout.configs.infrastructure import StoreConfig
 from resprout.configs.result import ArtifactResult, StageResult
-from resprout.configs.schema import StoreConfig
 from resprout.flows.audit.printable import json_line
 from resprout.flows.compare_runs import Change, Verdict, changes, judge
 from resprout.flows.place import Place

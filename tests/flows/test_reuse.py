@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lineages import Writer, write_lineage
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit import descent
 from resprout.flows.audit.events import lines
 from resprout.flows.audit.facts import gather

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from planted import files, forms, leaks
-from resprout.configs.schema import without_credentials
+from resprout.configs.infrastructure import without_credentials
 from tiny_run import write_run
 
 PASSWORD = "planted pass+word/4711"

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 
 import servers
 from planted import files, leaks
-from resprout.configs.schema import SECRETS
+from resprout.configs.infrastructure import SECRETS
 from servers import MlflowServer
 from tiny_run import config as tiny_config
 from tiny_run import write_run

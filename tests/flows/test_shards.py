@@ -19,8 +19,8 @@ import pytest
 
 import toys
 from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable
+from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded, arrived, load, travelling
-from resprout.configs.schema import InfraConfig
 from resprout.flows.check import require_extra
 from resprout.flows.runners import lost
 from resprout.infra.store.record import Record

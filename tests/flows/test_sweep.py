@@ -17,8 +17,8 @@ import yaml
 
 from commands import COMMAND, mlflow_of
 from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.infrastructure import StoreConfig
 from resprout.configs.result import RunResult
-from resprout.configs.schema import StoreConfig
 from resprout.configs.sweep import SweepConfig, load_sweep
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.measure.ratio import ratio_in

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from relaying import add_deployment, add_version, event, flow_runs, rule, write_rules
+from resprout.configs.infrastructure import MlflowConfig, RelayConfig
 from resprout.configs.load import document, load
-from resprout.configs.schema import MlflowConfig, RelayConfig
 from resprout.flows.compress import compress
 from resprout.flows.rerun import standalone
 from resprout.flows.stages import Artifacts, Step
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.stack.http import post
+from resprout.infra.network import post
 from resprout.infra.triggers.state import FAILED, STARTED, WAITING, Entry, TriggerState
 from resprout.tasks.core.run import Run
 from tiny_run import write_data
@@ -260,7 +260,7 @@ def test_apply_makes_the_deployment_of_every_rule_and_a_trigger_starts_it(
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
-    from resprout.configs.schema import PrefectConfig
+    from resprout.configs.infrastructure import PrefectConfig
     from resprout.infra.prefect.flow_runs import FlowRuns
 
     write_data(rules.parent)

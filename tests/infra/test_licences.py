@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import LicencesConfig
+from resprout.configs.infrastructure import LicencesConfig
 from resprout.infra.licences import Credit, check_licences, findings
 
 

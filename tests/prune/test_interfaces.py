@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from doors import through_the_doors, write_calibration
 from masked_channels import without_channels
 from resprout.configs.errors import BadInput
-from resprout.configs.presets import load_preset, preset_names
+from resprout.configs.presets import DEPTH, load_preset, preset_names
 from resprout.configs.schema import PruneConfig
-from resprout.configs.stages import DEPTH
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model

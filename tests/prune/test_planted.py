@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from resprout.configs.stages import DEPTH
+from resprout.configs.presets import DEPTH
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.prune.registry import CRITERIA

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import RecoverConfig
-from resprout.configs.stages import PartOfRecovery
+from resprout.configs.schema import PartOfRecovery, RecoverConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.load import load_model, own_generator
 from resprout.tasks.recover.methods.full import cast, masters

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from resprout.configs.schema import MlflowConfig, RegisterConfig
+from resprout.configs.infrastructure import MlflowConfig
+from resprout.configs.schema import RegisterConfig
 from resprout.flows.session import NoDisplay
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.registering import Registrar

@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from one_machine import Machine, running, until
-from resprout.infra.stack.flow_runs import run_ids
-from resprout.infra.stack.launch import stack_mark, stack_processes
+from resprout.infra.stack.launch import run_ids, stack_mark, stack_processes
 from tiny_run import write_run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]

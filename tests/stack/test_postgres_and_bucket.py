@@ -15,17 +15,17 @@ from pydantic import SecretStr
 from one_machine import Machine, running
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import StackConfig
-from resprout.infra.stack import settings
+from resprout.infra.stack import services
 from servers import postgres_server
 from tiny_run import write_run
 
 
 def test_a_server_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "OLDEST", 99)
+    monkeypatch.setattr(services, "OLDEST", 99)
     with postgres_server() as postgres:
         given = StackConfig(prefect_database_url=SecretStr(postgres.url("postgres")))
         with pytest.raises(BadInput, match=r"the server is PostgreSQL \d+; give one of version 99"):
-            settings.check_databases(given)
+            services.check_databases(given)
 
 
 @pytest.mark.timeout(400)

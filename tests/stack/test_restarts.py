@@ -14,8 +14,7 @@ import pytest
 
 from one_machine import Machine, running, until
 from resprout.infra.prefect.automations import SETTLED_SECONDS
-from resprout.infra.stack.flow_runs import run_ids
-from resprout.infra.stack.launch import stack_mark, stack_processes
+from resprout.infra.stack.launch import run_ids, stack_mark, stack_processes
 from resprout.infra.stack.supervisor import Supervisor
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(500)]
@@ -42,7 +41,7 @@ with get_client(sync_client=True) as client:
 """
 
 IMPATIENT = """
-from resprout.infra import automations
+from resprout.infra.prefect import automations
 automations.SETTLED_SECONDS = 10.0
 automations.MOST_RESTARTS = 2
 automations.ensure_automations()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from relaying import rule, write_rules
-from resprout.configs.schema import InfraConfig
+from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.stack.launch import without_foreign_secrets
 from resprout.infra.stack.services import build_services
 

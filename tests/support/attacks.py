@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore

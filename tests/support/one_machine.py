@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from commands import COMMAND
-from resprout.infra.stack.http import post
+from resprout.infra.network import post
 from resprout.infra.stack.launch import stack_mark, stack_processes
 from servers import free_port
 

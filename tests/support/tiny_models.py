@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resprout.configs.stages import DEPTH
+from resprout.configs.presets import DEPTH
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import save_model
 from resprout.tasks.models.shape import depth_units, shape_of, without

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from relaying import client_of, write_rules
-from resprout.configs.schema import MlflowConfig, PrefectConfig, RelayConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, PrefectConfig, RelayConfig, StoreConfig
 from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.triggers.reconciler import Reconciler, RulesFile
+from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
 from resprout.infra.triggers.registry import Registry
 from resprout.infra.triggers.state import TriggerState
 
@@ -71,7 +71,7 @@ def make(state: TriggerState, registry: Registry, store: ArtifactStore, api_url:
 
     def reconciler(*rules: dict[str, Any], **parts: Any) -> Reconciler:
         usual: dict[str, Any] = {
-            "rules": RulesFile(write_rules(tmp_path / "rules", *rules)),
+            "rules": WatchedRules(write_rules(tmp_path / "rules", *rules)),
             "state": state,
             "registry": registry,
             "runs": FlowRuns(PrefectConfig(), api_url),

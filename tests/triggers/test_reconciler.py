@@ -16,9 +16,9 @@ from pydantic import SecretStr
 
 from relaying import add_deployment, add_version, claims, flow_runs, rule, until, write_rules
 from resprout.configs.errors import Transient
-from resprout.configs.schema import MlflowConfig, PrefectConfig, RelayConfig
+from resprout.configs.infrastructure import MlflowConfig, PrefectConfig, RelayConfig
 from resprout.infra.prefect.flow_runs import FlowRuns, NoDeployment
-from resprout.infra.triggers.reconciler import Reconciler, RulesFile
+from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
 from resprout.infra.triggers.registry import PAGE, Registry
 from resprout.infra.triggers.state import FAILED, STARTED, WAITING, Entry, TriggerState
 
@@ -794,7 +794,7 @@ def test_rules_are_read_again_when_their_file_changes(
 
 def test_a_run_config_of_a_rule_is_read_again_too(tmp_path: Path) -> None:
     path = write_rules(tmp_path / "rules")
-    rules = RulesFile(path)
+    rules = WatchedRules(path)
 
     def reload() -> bool:
         # A file that is being written is left until it stays as it is.

@@ -37,7 +37,7 @@ from relaying import (
     until,
     write_rules,
 )
-from resprout.configs.schema import MlflowConfig, RelayConfig
+from resprout.configs.infrastructure import MlflowConfig, RelayConfig
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.triggers.state import STARTED, TriggerState
 from resprout.infra.triggers.webhook import EVENTS, HOOK_NAME, register_webhook

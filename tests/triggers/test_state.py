@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from relaying import add_deployment, add_version, claims, client_of, rule
 from resprout.configs.errors import BadInput, Transient
-from resprout.configs.schema import PrefectConfig, RelayConfig
+from resprout.configs.infrastructure import PrefectConfig, RelayConfig
 from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.triggers.reconciler import Reconciler
 from resprout.infra.triggers.registry import Model, Version

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from relaying import SECRET, event, signed, until
-from resprout.configs.schema import RelayConfig
+from resprout.configs.infrastructure import RelayConfig
 from resprout.infra.triggers.reconciler import Reconciler
 from resprout.infra.triggers.webhook import PATH, TokenBucket, Webhook
 

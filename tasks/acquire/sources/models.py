@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, ResproutError, Transient
-from resprout.configs.schema import without_credentials
+from resprout.configs.infrastructure import without_credentials
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.filesystem import unsafe
 from resprout.tasks.acquire.choose import choose

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from resprout.configs.stages import Unit
+from resprout.configs.presets import Unit
 
 Config = Mapping[str, Any]
 """A config.json."""

@@ -26,7 +26,7 @@ from resprout.tasks.prune.target import kept_share
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resprout.configs.stages import Unit
+    from resprout.configs.presets import Unit
 
 
 @dataclass(frozen=True)

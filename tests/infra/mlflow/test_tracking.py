@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable
-from resprout.configs.schema import MlflowConfig
+from resprout.configs.infrastructure import MlflowConfig
 from resprout.infra.mlflow.tracking import FLOW_RUN, VARIANT, Tracker
 
 

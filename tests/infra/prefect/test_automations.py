@@ -11,8 +11,7 @@ from resprout.infra.prefect.automations import (
     ENDS,
     HEARTBEAT,
     SETTLED_SECONDS,
-    crashed_run_again,
-    endless_run_failed,
+    run_automations,
 )
 
 FLOWS = Path(__file__).resolve().parents[3] / "flows"
@@ -28,10 +27,10 @@ def test_every_state_that_the_flow_ends_in_stops_the_watch_on_its_heartbeat() ->
 def test_a_run_that_lives_is_heard_before_a_second_process_begins() -> None:
     heartbeat = float(QUIET["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
     assert heartbeat * 1.5 <= SETTLED_SECONDS
-    assert HEARTBEAT in crashed_run_again().trigger.expect
+    assert HEARTBEAT in run_automations()["resprout: begin a crashed run again"].trigger.expect
 
 
 def test_the_server_gives_up_no_run_that_may_count_its_restarts_itself() -> None:
     (most,) = (limit.le for limit in PrefectConfig.model_fields["restarts"].metadata if hasattr(limit, "le"))
-    deaths = 1 + endless_run_failed().trigger.threshold
+    deaths = 1 + run_automations()["resprout: give up a run that never begins"].trigger.threshold
     assert deaths > most + 1

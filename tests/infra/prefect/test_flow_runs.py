@@ -11,7 +11,7 @@ import pytest
 
 from relaying import add_deployment, flow_runs
 from resprout.configs.errors import Transient
-from resprout.configs.schema import PrefectConfig
+from resprout.configs.infrastructure import PrefectConfig
 from resprout.infra.prefect.flow_runs import FlowRuns, NoDeployment
 
 

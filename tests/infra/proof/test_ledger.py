@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.proof.ledger import PREDICATE, Expected, Ledger, folded, require_signed, statement
 from resprout.infra.proof.registering import Registrar

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import ProofConfig
+from resprout.configs.infrastructure import ProofConfig
 from resprout.infra.proof.timestamp import Authority
 
 SETTINGS = """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lineages import Writer
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.proof.told import told_wrongly
 from resprout.infra.store.store import ArtifactStore

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import MlflowConfig, StoreConfig
+from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.retention import backup

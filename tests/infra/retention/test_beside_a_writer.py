@@ -8,10 +8,9 @@ import time
 
 import pytest
 
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.lineage import tree
-from resprout.infra.retention.gc import Collector
-from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager

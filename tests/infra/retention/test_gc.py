@@ -9,8 +9,7 @@ import pytest
 
 from many import artifact, build, chain
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.infra.retention.gc import Collector
-from resprout.infra.retention.gc_plan import ERASED, plan_collection, take_inventory
+from resprout.infra.retention.gc import ERASED, Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store import exports, in_use
 from resprout.infra.store.in_use import InUseReferences
@@ -22,7 +21,7 @@ NOBODY = Roots
 
 def writers_of(store, digest):
     """The writers that have a reference to a digest, dead or alive."""
-    return [key.rpartition("/")[2] for key in store.driver.list(in_use.references_to(digest))]
+    return [key.rpartition("/")[2] for key in store.driver.list(f"pins/{digest}/")]
 
 
 def freed(store, needs=NOBODY, grace=0.0):

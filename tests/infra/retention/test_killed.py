@@ -11,8 +11,7 @@ import time
 import pytest
 
 from many import build
-from resprout.infra.retention.gc import Collector
-from resprout.infra.retention.gc_plan import plan_collection, take_inventory
+from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
@@ -20,11 +19,11 @@ from resprout.infra.store.lease import LeaseLockManager
 KILLED = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
-    from resprout.configs.schema import StoreConfig
+    from resprout.configs.infrastructure import StoreConfig
     from resprout.infra.retention.gc import Collector
-    from resprout.infra.retention.gc_plan import take_inventory
+    from resprout.infra.retention.gc import take_inventory
     from resprout.infra.retention.gc_roots import Roots
-    from resprout.infra.retention.gc_plan import plan_collection
+    from resprout.infra.retention.gc import plan_collection
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore
     store, left = ArtifactStore.from_config(StoreConfig(), Path(sys.argv[1])), int(sys.argv[2])

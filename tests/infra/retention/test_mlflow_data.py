@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import MlflowConfig
+from resprout.configs.infrastructure import MlflowConfig
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.retention import mlflow_data
 from resprout.infra.retention.mlflow_data import Database

@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.store import ArtifactStore
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store import driver
 from resprout.infra.store.driver import driver_class, open_driver
 from resprout.infra.store.local import LocalDriver

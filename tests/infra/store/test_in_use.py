@@ -16,7 +16,7 @@ from resprout.infra.store.store import ArtifactStore
 
 def writers_of(store, digest):
     """The writers that have a reference to a digest, dead or alive."""
-    return [key.rpartition("/")[2] for key in store.driver.list(in_use.references_to(digest))]
+    return [key.rpartition("/")[2] for key in store.driver.list(f"pins/{digest}/")]
 
 
 @pytest.fixture

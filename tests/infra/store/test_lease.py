@@ -22,7 +22,7 @@ from resprout.infra.store.store import ArtifactStore
 HOLDER = textwrap.dedent("""
     import json, sys, time
     from pathlib import Path
-    from resprout.configs.schema import StoreConfig
+    from resprout.configs.infrastructure import StoreConfig
     from resprout.infra.store import lease
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore

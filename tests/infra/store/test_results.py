@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from lineages import keyed
 from resprout.configs.errors import StageFailed
-from resprout.configs.schema import ProofConfig, StoreConfig
+from resprout.configs.infrastructure import ProofConfig, StoreConfig
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.record import ArtifactRef, Record

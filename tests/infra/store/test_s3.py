@@ -15,7 +15,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError
 
 from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable, VerificationFailed
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.store import ArtifactStore
 
 SECRET = "a-very-secret-value"
@@ -280,7 +280,7 @@ def test_memory_does_not_grow_with_the_file(s3_config, tmp_path):
     program = textwrap.dedent("""
         import json, resource, sys
         from pathlib import Path
-        from resprout.configs.schema import StoreConfig
+        from resprout.configs.infrastructure import StoreConfig
         from resprout.infra.store.store import ArtifactStore
         config, made, home = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
         store = ArtifactStore.from_config(StoreConfig(**config), home)

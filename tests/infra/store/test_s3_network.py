@@ -13,7 +13,7 @@ import pytest
 
 from proxy import Proxy, proxy
 from resprout.configs.errors import Transient
-from resprout.configs.schema import StoreConfig
+from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store import s3 as s3_module
 from resprout.infra.store.store import ArtifactStore
 

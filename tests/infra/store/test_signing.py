@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import SecretStr
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import ProofConfig
+from resprout.configs.infrastructure import ProofConfig
 from resprout.infra.store.canonical import canonical_json
-from resprout.infra.store.signing import RECORD, Signer, public_key_text
+from resprout.infra.store.signing import RECORD, Signer
 
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
 PUBLIC = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
@@ -39,7 +39,7 @@ def key() -> Ed25519PrivateKey:
 
 
 def test_the_key_of_the_standard_has_its_public_half(key: Ed25519PrivateKey) -> None:
-    assert public_key_text(key.public_key()) == f"ed25519:{PUBLIC}"
+    assert key.public_key().public_bytes_raw().hex() == PUBLIC
 
 
 def test_what_is_signed_is_the_pre_authentication_encoding_of_dsse(key: Ed25519PrivateKey) -> None:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import SecretStr
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.configs.schema import ProofConfig
+from resprout.configs.infrastructure import ProofConfig
 from resprout.infra.store import tombstones
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.store.tombstones import Tombstone

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from resprout.infra.prefect.flow_runs import MOST_RESTARTS
-from resprout.infra.stack import flow_runs
+from resprout.infra.stack import launch
 
 
 class Server:
@@ -45,8 +45,8 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     found = Server()
-    monkeypatch.setattr(flow_runs, "post", found.post)
-    monkeypatch.setattr(flow_runs, "get", found.get)
+    monkeypatch.setattr(launch, "post", found.post)
+    monkeypatch.setattr(launch, "get", found.get)
     return found
 
 
@@ -61,18 +61,18 @@ def test_each_run_gets_the_state_that_is_its_due(server: Server) -> None:
     }
     server.ended = {"lately": datetime.now(UTC), "long-ago": datetime.now(UTC) - timedelta(days=2)}
     server.restarts = {"endless": MOST_RESTARTS, "lately": MOST_RESTARTS - 1}
-    assert flow_runs.restart_dead_runs("http://prefect/api", "resprout") == ["ran"]
+    assert launch.restart_dead_runs("http://prefect/api", "resprout") == ["ran"]
     again = {"ran": "Restarting", "lately": "Restarting"}
     assert server.told == {**again, "stopped": "Cancelled", "endless": "Failed"}
 
 
 def test_a_stack_that_stops_leaves_a_cancelled_run_cancelled(server: Server) -> None:
     server.state = {"ran": "RUNNING", "stopped": "CANCELLING"}
-    flow_runs.schedule_resume("http://prefect/api", ["ran", "stopped"])
+    launch.schedule_resume("http://prefect/api", ["ran", "stopped"])
     assert server.told == {"ran": "Resuming", "stopped": "Cancelled"}
 
 
 def test_more_runs_than_the_server_gives_at_once_are_all_seen(server: Server) -> None:
-    server.state = {f"run-{index}": "PENDING" for index in range(2 * flow_runs.PAGE + 7)}
-    assert len(flow_runs.restart_dead_runs("http://prefect/api", "resprout")) == 2 * flow_runs.PAGE + 7
+    server.state = {f"run-{index}": "PENDING" for index in range(2 * launch.PAGE + 7)}
+    assert len(launch.restart_dead_runs("http://prefect/api", "resprout")) == 2 * launch.PAGE + 7
     assert set(server.told.values()) == {"Restarting"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import InfraConfig
+from resprout.configs.infrastructure import InfraConfig
 from resprout.flows.check import require_extra
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,15 +1,60 @@
-"""Ports of this machine: who listens on one, and how to be the one who does."""
+"""Servers on this machine: requests to them without their libraries, whose imports take seconds; ports."""
 
 from __future__ import annotations
 
 import errno
+import json
 import socket
+import time
+import urllib.error
+import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
 from resprout.configs.errors import BadInput
+
+BUSY = 503
+HEALTH_SECONDS, ANSWER_SECONDS = 2.0, 10.0
+PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, None)
+# A proxy of the machine knows nothing of its loopback interface.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def is_healthy(url: str) -> bool:
+    """Whether a server answers 200."""
+    try:
+        with _OPENER.open(url, timeout=HEALTH_SECONDS) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def get(url: str) -> Any:
+    """Return the JSON that a server answers; OSError where it does not."""
+    return _answer(urllib.request.Request(url))
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    """Return the JSON that a server answers to JSON; OSError where it does not."""
+    headers = {"Content-Type": "application/json"}
+    return _answer(urllib.request.Request(url, json.dumps(body).encode(), headers))
+
+
+def _answer(ask: urllib.request.Request) -> Any:
+    for pause in PAUSES_SECONDS:
+        try:
+            with _OPENER.open(ask, timeout=ANSWER_SECONDS) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            # What Prefect says while something else writes to its SQLite file.
+            if error.code != BUSY or pause is None:
+                raise
+            time.sleep(pause)
+    return None
+
 
 BACKLOG = 2048
 

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 import psutil
 
 from resprout.configs.errors import BadInput, Unreachable
-from resprout.configs.schema import InfraConfig
-from resprout.infra.stack.http import is_healthy
+from resprout.configs.infrastructure import InfraConfig
+from resprout.infra.logs import last_line
+from resprout.infra.network import is_healthy
 from resprout.infra.store.filesystem import (
     exclusive_lock,
     free_bytes,
@@ -138,7 +139,7 @@ def _started(folder: Path) -> str:
             if process.poll() is not None:
                 raise Unreachable(
                     f"the Prefect server of {folder.parent} ended with code {process.returncode} as it "
-                    f"started{_last_line(log)}; {log} has all of it"
+                    f"started{_words(log)}; {log} has all of it"
                 )
             time.sleep(0.1)
     except BaseException:
@@ -146,15 +147,13 @@ def _started(folder: Path) -> str:
         raise
     process.kill()
     raise Unreachable(
-        f"the Prefect server of {folder.parent} did not answer within {seconds:.0f} s{_last_line(log)}; try "
+        f"the Prefect server of {folder.parent} did not answer within {seconds:.0f} s{_words(log)}; try "
         f"again on a less busy machine, or set {START_SECONDS}; {log} has all that it wrote"
     )
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    written = [line.strip() for line in lines if line.strip()]
-    return f" ({written[-1][:300]})" if written else ""
+def _words(log: Path) -> str:
+    return f" ({words})" if (words := last_line(log)) else ""
 
 
 def serve(folder: Path) -> None:

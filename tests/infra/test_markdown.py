@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resprout.infra.notes import code, link, model_page, plain, run_page
+from resprout.infra.markdown import code, link, model_page, plain, run_page
 
 HOSTILE = [
     "<img src=https://evil/x.png>",
