@@ -13,7 +13,7 @@ from resprout.flows.place import Found, Place
 from resprout.flows.rerun import digest_of_config
 from resprout.flows.stages import tagged
 from resprout.infra.lineage import Node
-from resprout.infra.proof.snapshot import Places, placed, places
+from resprout.infra.provenance.mlflow_state import Locations, locations, mask_locations
 from resprout.infra.store.manifest import FileEntry, scan
 from resprout.tasks.register.reconcile import COPY, is_copy, own_uri
 
@@ -38,7 +38,7 @@ class Claim:
 
 
 def claims_of(
-    place: Place, found: Found, top: Node, report: Node | None, known: Sequence[Places] = ()
+    place: Place, found: Found, top: Node, report: Node | None, known: Sequence[Locations] = ()
 ) -> list[str]:
     """What the tags and the source of a version say otherwise than its records and its run do.
 
@@ -104,7 +104,7 @@ def _by_run(place: Place, found: Found) -> Iterator[Claim]:
         yield Claim(name, frozenset({tags[f"resprout.{key}"]} if f"resprout.{key}" in tags else ()), witness)
 
 
-def _source(place: Place, found: Found, top: Node, known: Sequence[Places]) -> list[str]:
+def _source(place: Place, found: Found, top: Node, known: Sequence[Locations]) -> list[str]:
     """What is wrong with the place that the version points at: the store's own, or a copy that a run owns."""
     try:
         entries = place.store.manifest(top.record.content).files
@@ -133,9 +133,9 @@ def _source(place: Place, found: Found, top: Node, known: Sequence[Places]) -> l
     return min(one_of, key=len)
 
 
-def stands_for(place: Place, address: str, known: Sequence[Places] = ()) -> str:
+def stands_for(place: Place, address: str, known: Sequence[Locations] = ()) -> str:
     """An address with {store} for where the store is, or was by the ledger."""
-    return str(placed(address, places(place.tracker, place.store.root_uri), *known))
+    return str(mask_locations(address, locations(place.tracker, place.store.root_uri), *known))
 
 
 def _differences(

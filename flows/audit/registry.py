@@ -10,8 +10,8 @@ from resprout.configs.errors import VerificationFailed
 from resprout.flows.place import Place
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import RECORD, REPORT_RECORD
-from resprout.infra.proof.ledger import Expected, Ledger, folded, ledgers
-from resprout.infra.proof.snapshot import placed, places
+from resprout.infra.provenance.ledger import Ledger, RegistryState, ledgers, replay
+from resprout.infra.provenance.mlflow_state import locations, mask_locations
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -61,24 +61,24 @@ def registered(place: Place, runs: Container[str], problems: list[str]) -> list[
     return list(found.values())
 
 
-def _stated(place: Place, problems: list[str]) -> dict[str, Expected]:
+def _stated(place: Place, problems: list[str]) -> dict[str, RegistryState]:
     """By model name what its ledger says; whether the signatures count is `verify`'s to say."""
     found = {}
     for name in ledgers(place.store, problems):
         try:
-            found[name] = folded(list(Ledger(place.store, name).entries()))
+            found[name] = replay(list(Ledger(place.store, name).entries()))
         except VerificationFailed as error:
             problems.append(str(error))
     return found
 
 
-def _shown(place: Place, one: ModelVersion, expected: Expected | None) -> Registered:
+def _shown(place: Place, one: ModelVersion, expected: RegistryState | None) -> Registered:
     number, tags, problems = str(one.version), dict(one.tags), []
     state = expected.versions.get(number) if expected is not None else None
     source = one.source or ""
     if expected is not None and state is not None and "source" in state:
-        now = places(place.tracker, place.store.root_uri)
-        if placed(source, now, *expected.places) != state["source"]:
+        now = locations(place.tracker, place.store.root_uri)
+        if mask_locations(source, now, *expected.locations) != state["source"]:
             problems.append(f"its source is {source}, but by the ledger it is {state['source']}")
     if state is None:
         problems.append("no ledger knows it: it was not registered by resprout, or its entry was removed")
@@ -97,7 +97,7 @@ def _shown(place: Place, one: ModelVersion, expected: Expected | None) -> Regist
     )
 
 
-def _deleted(name: str, number: str, expected: Expected) -> Registered:
+def _deleted(name: str, number: str, expected: RegistryState) -> Registered:
     state = expected.versions[number]
     tags = dict(state.get("tags", {}))
     return Registered(
@@ -113,7 +113,7 @@ def _deleted(name: str, number: str, expected: Expected) -> Registered:
 
 
 def _compare_aliases(
-    name: str, expected: Expected, here: dict[str, str], found: dict[tuple[str, str], Registered]
+    name: str, expected: RegistryState, here: dict[str, str], found: dict[tuple[str, str], Registered]
 ) -> None:
     for alias in sorted({*expected.aliases, *here}):
         then, now = expected.aliases.get(alias), str(here.get(alias, "")) or None

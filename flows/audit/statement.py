@@ -6,7 +6,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.flows.audit.story import Story
-from resprout.infra.proof.provenance import provenance, provenance_key
+from resprout.infra.provenance.statement import provenance, provenance_key
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.signing import UNSIGNED
 from resprout.infra.store.store import ArtifactStore

@@ -22,7 +22,7 @@ from resprout.flows.stages import tagged
 from resprout.infra.licences import UNKNOWN, Credit, findings
 from resprout.infra.lineage import Source, as_stated, credits_of, sources
 from resprout.infra.mlflow.tracking import REPORT_RECORD
-from resprout.infra.proof.collected import Collected, collected
+from resprout.infra.provenance.seal import CollectionStatement, read_collection
 from resprout.infra.store import keys
 from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
@@ -200,10 +200,10 @@ def _look(
         (row.problems if finding.rule == "deny" else row.remarks).append(str(finding))
 
 
-def _collected(store: ArtifactStore, run: str) -> Collected | None:
+def _collected(store: ArtifactStore, run: str) -> CollectionStatement | None:
     """What gc stated of a run; None where nothing, or where nobody can tell."""
     with suppress(VerificationFailed):
-        return collected(store, run)
+        return read_collection(store, run)
     return None
 
 

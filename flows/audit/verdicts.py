@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from resprout.flows.place import Place
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import GATE, REPORT_RECORD
-from resprout.infra.proof.seal import seal_key
+from resprout.infra.provenance.seal import seal_key
 from resprout.infra.store.store import ArtifactStore
 
 THREADS = 8

@@ -15,14 +15,13 @@ from resprout.infra import identity
 from resprout.infra.lineage import Node, trees
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import RECORD
-from resprout.infra.proof.collected import collected
-from resprout.infra.proof.ledger import ledgers
-from resprout.infra.proof.misplaced import misplaced
-from resprout.infra.proof.provenance import provenance_problems
-from resprout.infra.proof.seal import Seal, read_seal
-from resprout.infra.proof.shown import Shown
-from resprout.infra.proof.stored import Stored
-from resprout.infra.proof.told import told_wrongly
+from resprout.infra.provenance.ledger import ledgers
+from resprout.infra.provenance.misplaced import misplaced
+from resprout.infra.provenance.mlflow_state import stage_run_problems
+from resprout.infra.provenance.seal import Seal, read_collection, read_seal
+from resprout.infra.provenance.shown import Shown
+from resprout.infra.provenance.statement import provenance_problems
+from resprout.infra.provenance.stored import Stored
 from resprout.infra.store import keys
 from resprout.infra.store.filesystem import plain_status, unsafe
 from resprout.infra.store.manifest import hash_file
@@ -119,7 +118,7 @@ class Examiner:
         what, known = f"models:/{found.name}/{found.number}", []
         # A damaged ledger was told of with the version.
         with suppress(VerificationFailed):
-            known = self.shown.model(found.name or "").places
+            known = self.shown.model(found.name or "").locations
         self._problems += [f"{what}: {one}" for one in claims_of(self.place, found, top, report, known)]
         if stands_for(self.place, found.source or "", known) != stands_for(self.place, found.source or ""):
             self._moved.append(
@@ -185,7 +184,7 @@ class Examiner:
         )
 
     def _sealed(self, seal: Seal) -> None:
-        said = seal.said
+        said = seal.predicate
         gone = self._collected(said["run"])
         left = [record for record in said["records"] if record not in gone]
         if gone and not left:
@@ -202,7 +201,7 @@ class Examiner:
                 rebuild=said["resprout"] == identity.library_version("resprout"),
             )
         self._problems += self.pages.problems(said.get("name"), said.get("report"))
-        self._problems += told_wrongly(self.place.store, said["run"], said["runs"])
+        self._problems += stage_run_problems(self.place.store, said["run"], said["runs"])
         self._look(self._tree(left, f"the seal of run {said['run']}") or (), seal, gone)
         if not seal.opened.signed_by:
             self._unsigned.append(f"the seal of run {said['run']}")
@@ -216,7 +215,7 @@ class Examiner:
         gone: set[str] = set()
         for run_id in runs:
             try:
-                stated = collected(self.place.store, run_id)
+                stated = read_collection(self.place.store, run_id)
             except VerificationFailed as error:
                 self._problems.append(str(error))
                 continue
@@ -236,7 +235,7 @@ class Examiner:
     def _look(self, nodes: Iterable[Node], seal: Seal | None, gone: Collection[str] = ()) -> None:
         there = [node for node in nodes if node.record_id not in gone]
         signed = (
-            {record: [*keys, *seal.adopted_by] for record, keys in seal.said["records"].items()}
+            {record: [*keys, *seal.adopted_by] for record, keys in seal.predicate["records"].items()}
             if seal
             else {}
         )
@@ -277,7 +276,7 @@ class Examiner:
 
 def _of_version(seal: Seal, found: Found) -> Iterable[str]:
     """Whether the seal of a version's run is about this version and this export."""
-    said, version = seal.said, f"models:/{found.name}/{found.number}"
+    said, version = seal.predicate, f"models:/{found.name}/{found.number}"
     if said.get("registered") != version:
         yield f"the seal of run {said['run']} is about {said.get('registered')}, not {version}"
     if "sealed_by" not in said and said.get("export") != found.record:
@@ -388,8 +387,8 @@ class Pages:
             except VerificationFailed:
                 # Said where its run is looked at.
                 continue
-            if seal is not None and seal.said.get("name") == name:
-                files = seal.said["runs"].get(run, {}).get("files", {})
+            if seal is not None and seal.predicate.get("name") == name:
+                files = seal.predicate["runs"].get(run, {}).get("files", {})
                 yield {
                     path.removeprefix(LOGGED): entry["sha256"]
                     for path, entry in files.items()

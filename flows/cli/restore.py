@@ -40,7 +40,7 @@ def restore(
     from resprout.configs.load import load_infra
     from resprout.flows.cli.display import bar
     from resprout.infra.environment import prepare
-    from resprout.infra.proof.timestamp import Authority
+    from resprout.infra.provenance.timestamp import Authority
     from resprout.infra.retention.backup import open_backup, read_statement, require_apart
     from resprout.infra.retention.mlflow_data import Database, database_address
     from resprout.infra.retention.restore import Restore

@@ -27,9 +27,10 @@ from resprout.flows.audit.story import tell
 from resprout.flows.audit.survey import survey
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.proof.ledger import Ledger, statement
-from resprout.infra.proof.seal import PREDICATE, seal_key
-from resprout.infra.proof.snapshot import places
+from resprout.infra.provenance.ledger import Ledger
+from resprout.infra.provenance.mlflow_state import locations
+from resprout.infra.provenance.seal import PREDICATE, seal_key
+from resprout.infra.provenance.statement import statement
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.signing import UNSIGNED
 from resprout.infra.store.store import ArtifactStore
@@ -94,7 +95,7 @@ def main() -> int:
         runs = build(store, home / "store", home / "scratch")
         many.register(tracker.uri, "many", runs, tracker.experiment_id)
         states = {str(one.version): {"tags": dict(one.tags)} for one in tracker.versions()}
-        Ledger(store, "many").append(None, places(tracker, store.root_uri), versions=states)
+        Ledger(store, "many").append(None, locations(tracker, store.root_uri), versions=states)
         place = Place(store, tracker, home)
         middle = runs[RUNS // 2]
         low = 0

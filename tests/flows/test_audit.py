@@ -24,10 +24,10 @@ from resprout.flows.audit.descent import derive
 from resprout.flows.audit.survey import Row, survey
 from resprout.flows.cli import audit as verb
 from resprout.flows.place import Place
-from resprout.infra.proof.collected import collected_key, state_collected
-from resprout.infra.proof.ledger import Ledger, statement
-from resprout.infra.proof.seal import PREDICATE, seal_key
-from resprout.infra.proof.snapshot import places, version_state
+from resprout.infra.provenance.ledger import Ledger
+from resprout.infra.provenance.mlflow_state import locations, version_state
+from resprout.infra.provenance.seal import PREDICATE, collection_key, seal_key, write_collection
+from resprout.infra.provenance.statement import statement
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
@@ -93,7 +93,7 @@ def state_in_ledger(
     store: ArtifactStore, tracker: Any, name: str, versions: Iterable[str], aliases: dict[str, str | None]
 ) -> None:
     states = {version: version_state(tracker, name, version) for version in versions}
-    Ledger(store, name).append(None, places(tracker, store.root_uri), versions=states, aliases=aliases)
+    Ledger(store, name).append(None, locations(tracker, store.root_uri), versions=states, aliases=aliases)
 
 
 @pytest.fixture(scope="module")
@@ -309,14 +309,14 @@ def test_a_failed_run_of_which_gc_left_nothing_is_told_of_without_alarm(world: W
     refused, report = world.rows()[2], world.writer.made["report"][1]
     world.path(f"records/{report}.json").unlink()
     assert world.rows()[2].problems == [f"record {report} is missing"]
-    state_collected(world.place.store, refused.run, [report])
+    write_collection(world.place.store, refused.run, [report])
     row = world.rows()[2]
     assert (row.verdict, row.problems) == ("failed", [])
     assert row.remarks[0].startswith(f"gc collected 1 records of run {refused.run} on 20")
     # Here signatures are required, and anybody can write a statement without one.
-    world.place.store.driver.delete(collected_key(refused.run))
+    world.place.store.driver.delete(collection_key(refused.run))
     world.place.store.signer = signer(required=False)
-    state_collected(world.place.store, refused.run, [report])
+    write_collection(world.place.store, refused.run, [report])
     world.place.store.signer = world.signer
     assert world.rows()[2].problems == [f"record {report} is missing"]
 
@@ -352,9 +352,8 @@ def test_licences_are_held_against_the_policy(world: World) -> None:
 def test_csv_and_json_hold_every_row_and_strict_fails(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import resprout.flows.place as places
 
-    monkeypatch.setattr(places, "open_place", lambda *_, **__: world.place)
+    monkeypatch.setattr("resprout.flows.place.open_place", lambda *_, **__: world.place)
     monkeypatch.setenv("RESPROUT_HOME", str(world.place.home))
     verb.audit(as_csv=True)
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

@@ -24,7 +24,7 @@ from resprout.flows.audit.statement import envelope_of
 from resprout.flows.audit.story import Story, tell
 from resprout.flows.place import Place
 from resprout.infra.lineage import tree
-from resprout.infra.proof.provenance import provenance_key, provenance_problems, state_provenance
+from resprout.infra.provenance.statement import provenance_key, provenance_problems, write_provenance
 from resprout.infra.store.signing import UNSIGNED, Signer
 from resprout.infra.store.store import ArtifactStore
 
@@ -258,7 +258,7 @@ def test_the_statement_comes_signed_from_the_store_or_is_built_unsigned(tmp_path
     assert json.loads(built)["signatures"] == []
     statement = json.loads(base64.b64decode(json.loads(built)["payload"]))
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
-    assert state_provenance(store, made.record_id, report.record_id) == signer.envelope(statement)
+    assert write_provenance(store, made.record_id, report.record_id) == signer.envelope(statement)
     kept, remark = envelope_of(store, story)
     assert (signer.open(kept).signed_by, remark) == ((signer.own_id,), "")
     store.driver.put_bytes(provenance_key(report.record_id), signer.envelope({**statement, "more": 1}))
@@ -276,7 +276,7 @@ def test_a_statement_is_signed_again_where_keys_were_rotated(tmp_path: Path) -> 
     made, report = nodes(writer)
     signers = [Signer(CryptoSigner(Ed25519PrivateKey.generate()), ()) for _ in range(2)]
     for store.signer in (UNSIGNED, *signers, signers[0]):
-        data = state_provenance(store, made.record_id, report.record_id)
+        data = write_provenance(store, made.record_id, report.record_id)
     assert [one["keyid"] for one in json.loads(data)["signatures"]] == [one.own_id for one in signers]
     identities = (made.record_id, report.record_id)
     assert list(provenance_problems(store, *identities, [one.own_id or "" for one in signers])) == []

@@ -1,4 +1,4 @@
-"""All that MLflow says about a run or a model version, in one plain form, so that two looks can be compared.
+"""The state of runs, versions and models in MLflow in one plain form that can be sealed and compared.
 
 Nothing is picked: whatever the entities hold enters as they serialise themselves, so a column that a later
 MLflow adds is covered as well.
@@ -6,6 +6,8 @@ MLflow adds is covered as well.
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
 
+from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.mlflow.errors import answers, legible
-from resprout.infra.mlflow.tracking import ANNOUNCED, Tracker
+from resprout.infra.mlflow.tracking import ANNOUNCED, RECORD, Tracker
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.filesystem import plain_status
 from resprout.infra.store.manifest import hash_file
+from resprout.infra.store.record import Record
+from resprout.infra.store.store import ArtifactStore
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -27,11 +32,15 @@ if TYPE_CHECKING:
 THREADS = 8
 PAGE = 1000
 State = dict[str, Any]
+METRICS = "metrics.json"
+FINISHED = "FINISHED"
+SHOWN_ABOVE = ("scores", "measurement")
+"""Kinds of artifacts whose metrics the whole run shows as well."""
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where store and run files are; a home that moves or a backup that comes back changes no fact."""
+class Locations:
+    """Addresses of store and run files, which move with a home or a restored backup."""
 
     store: str
     artifacts: str
@@ -40,15 +49,15 @@ class Places:
         return {"store": self.store, "artifacts": self.artifacts}
 
 
-def places(tracker: Tracker, store_uri: str) -> Places:
-    """Where store and run files are now."""
-    return Places(store_uri, tracker.artifact_root())
+def locations(tracker: Tracker, store_uri: str) -> Locations:
+    """Return the addresses of store and run files now."""
+    return Locations(store_uri, tracker.artifact_root())
 
 
 @legible
 @answers
 def run_states(tracker: Tracker, run_id: str, own_copy: str | None = None) -> dict[str, State]:
-    """By run id what MLflow says about a run and the runs nested in it.
+    """Return the states of a run and of the runs nested in it, by run id.
 
     Files below `own_copy`, the copy of an export, are left out: the export's manifest has their hashes. So
     are tags that announce what a run is about to do, which go once it is done.
@@ -145,38 +154,38 @@ def file_paths(tracker: Tracker, run_id: str, folder: str | None = None) -> Iter
 @legible
 @answers
 def version_state(tracker: Tracker, name: str, version: str) -> State:
-    """What the registry says about a model version, without the aliases, which are the model's."""
+    """Return the state of a model version without the aliases, which are the model's."""
     found = MessageToDict(tracker.client.get_model_version(name, version).to_proto())
     found.pop("aliases", None)
     # What MLflow loads is at this address, which need not be the source that it shows.
     found["download"] = tracker.client.get_model_version_download_uri(name, version)
-    return {**_said(found), "tags": {one["key"]: one.get("value", "") for one in found.get("tags", ())}}
+    return {**_filled(found), "tags": {one["key"]: one.get("value", "") for one in found.get("tags", ())}}
 
 
 @legible
 @answers
 def model_state(tracker: Tracker, name: str) -> tuple[State, dict[str, str]]:
-    """What the registry says about a registered model itself, and its aliases."""
+    """Return the state of a registered model itself, and its aliases."""
     model = tracker.client.get_registered_model(name)
     found = MessageToDict(model.to_proto())
     # Versions and aliases stand for themselves, and with each the time moves.
     for key in ("latestVersions", "aliases", "lastUpdatedTimestamp"):
         found.pop(key, None)
-    state = {**_said(found), "tags": {one["key"]: one.get("value", "") for one in found.get("tags", ())}}
+    state = {**_filled(found), "tags": {one["key"]: one.get("value", "") for one in found.get("tags", ())}}
     return state, {alias: str(version) for alias, version in model.aliases.items()}
 
 
-def _said(found: State) -> State:
-    """Without empty fields, which a server answers and a database does not."""
+def _filled(found: State) -> State:
+    """Leave out empty fields, which a server answers and a database does not."""
     return {key: value for key, value in found.items() if value != ""}
 
 
-def placed(state: Any, *known: Places) -> Any:
-    """The state with {store} and {artifacts} instead of the addresses of any of the known places."""
+def mask_locations(state: Any, *known: Locations) -> Any:
+    """Return the state with {store} and {artifacts} in place of any of the known addresses."""
     if isinstance(state, dict):
-        return {key: placed(value, *known) for key, value in state.items()}
+        return {key: mask_locations(value, *known) for key, value in state.items()}
     if isinstance(state, list):
-        return [placed(value, *known) for value in state]
+        return [mask_locations(value, *known) for value in state]
     if isinstance(state, str):
         # What looks like a placeholder is none, and an address counts at the start of a text only.
         state = f"\\{state}" if state.startswith(("{", "\\")) else state
@@ -188,7 +197,7 @@ def placed(state: Any, *known: Places) -> Any:
 
 
 def differences(sealed: Mapping[str, Any], now: Mapping[str, Any], what: str = "") -> Iterator[str]:
-    """A sentence for each fact that was changed, removed or added."""
+    """Yield a sentence for each fact that was changed, removed or added."""
     for key in sorted({*sealed, *now}):
         name = f"{what} {key}".strip()
         if key not in now:
@@ -204,3 +213,60 @@ def differences(sealed: Mapping[str, Any], now: Mapping[str, Any], what: str = "
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else canonical_json(value).decode()
     return f"'{text}'" if len(text) <= 80 else f"'{text[:77]}...' ({len(text)} characters)"
+
+
+def stage_run_problems(store: ArtifactStore, run_id: str, states: Mapping[str, Any]) -> Iterator[str]:
+    """Yield tags and metrics of a run and its nested runs that are not those of their records and artifacts.
+
+    A seal states what MLflow showed when a run ended; what somebody wrote there while the run was at work
+    would be sealed with it, but not borne out by the artifacts.
+    """
+    for identity, state in states.items():
+        tags, name = state["tags"], state["info"].get("runName", "")
+        if RECORD not in tags:
+            continue
+        try:
+            record = store.get_record(tags[RECORD])
+            held = metrics_of(store, record.content)
+        except (BadInput, VerificationFailed):
+            # Looking at the artifact itself tells of it.
+            continue
+        except (ValueError, TypeError):
+            yield f"{METRICS} of artifact {record.content} holds no metrics"
+            continue
+        what = f"MLflow run {identity} ({name})"
+        for tag, said in (("digest", record.content), ("key", record.key), ("stage", record.stage)):
+            if tags.get(f"resprout.{tag}") != said:
+                yield f"{what}: tag resprout.{tag} is not that of record {tags[RECORD]}"
+        above = _prefix(record, tags, name) if record.kind in SHOWN_ABOVE else None
+        # An outage ended this run before all metrics were logged; a later run of the stage has them.
+        cut_off = state["info"].get("status", FINISHED) != FINISHED
+        for key, value in held.items():
+            logged = state["metrics"].get(key)
+            missing = cut_off and logged is None
+            if not missing and not _same(logged, value):
+                yield f"{what}: metric {key} is not that of artifact {record.content}, which says {value}"
+            shown = states[run_id]["metrics"].get(f"{above}{key}")
+            if above is not None and shown is not None and not _same(shown, value):
+                yield f"MLflow run {run_id}: metric {above}{key} is not that of artifact {record.content}"
+
+
+def _prefix(record: Record, tags: Mapping[str, str], name: str) -> str:
+    """Return the prefix of a stage's metrics on the parent run: the model, where they do not name it."""
+    # Runs of earlier versions name their role in the run's name only.
+    role = tags.get("resprout.role", name.removeprefix(record.stage).strip())
+    return f"{role}." if role else ""
+
+
+def metrics_of(store: ArtifactStore, digest: str) -> dict[str, float]:
+    """Return the metrics that an artifact holds; none where it has no such file, or it was erased."""
+    if all(entry.path != METRICS for entry in store.manifest(digest).files):
+        return {}
+    return {key: float(value) for key, value in dict(json.loads(store.read(digest, METRICS))).items()}
+
+
+def _same(shown: Mapping[str, Any] | None, value: float) -> bool:
+    if shown is None:
+        return False
+    # What is no number is written as a word.
+    return shown.get("value", 0.0) == value or not math.isfinite(value)

@@ -14,7 +14,7 @@ import pytest
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import ProofConfig
-from resprout.infra.proof.timestamp import Authority
+from resprout.infra.provenance.timestamp import Authority
 
 SETTINGS = """
 [tsa]

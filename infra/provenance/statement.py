@@ -1,7 +1,7 @@
-"""How an artifact was built: an in-toto statement with provenance as SLSA v1 defines it.
+"""In-toto statements, and the one on how an artifact was built: provenance as SLSA v1 defines it.
 
-Everything in it comes from records and one manifest, so whoever holds those builds the same statement again:
-no clock is asked, nothing is looked up, and the order of all lists is fixed.
+Everything in a provenance statement comes from records and one manifest, so whoever holds those builds the
+same statement again: no clock is asked, nothing is looked up, and the order of all lists is fixed.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node, sources_behind, tree
 from resprout.infra.store.canonical import canonical_json, check_digest, sha256_hex
 from resprout.infra.store.manifest import FileEntry
 from resprout.infra.store.record import Record
+from resprout.infra.store.signing import Opened
 from resprout.infra.store.store import ArtifactStore
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -28,8 +31,60 @@ ARTIFACT = "resproutArtifact"
 BYPRODUCTS = ("plan", "gate", "report")
 
 
+class Form(BaseModel):
+    """Types of the fields that a statement must have; others are free."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class PlacesForm(Form):
+    """Where store and run files were."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    store: str
+    artifacts: str
+
+
+def statement(subject: str, predicate_type: str, predicate: dict[str, Any]) -> dict[str, Any]:
+    """Return an in-toto Statement v1 about something that is no file: its digest is that of the predicate."""
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": subject, "digest": {"sha256": sha256_hex(canonical_json(predicate))}}],
+        "predicateType": predicate_type,
+        "predicate": predicate,
+    }
+
+
+def predicate_of(
+    opened: Opened, predicate_type: str, what: str, form: type[BaseModel] = Form
+) -> dict[str, Any]:
+    """Return a statement's predicate; VerificationFailed where it is of another kind, or lacks its `form`."""
+    predicate = opened.statement.get("predicate")
+    subject = opened.statement.get("subject")
+    name = subject[0].get("name") if isinstance(subject, list) and len(subject) == 1 else None
+    if not isinstance(predicate, dict) or opened.statement != statement(str(name), predicate_type, predicate):
+        raise VerificationFailed(f"the {what} is no statement of the kind {predicate_type}")
+    require_form(predicate, what, form)
+    if predicate.get("key") is not None and not (opened.signed_by or opened.unknown):
+        raise VerificationFailed(f"the {what} had a signature of key {predicate['key']}, which was removed")
+    return predicate
+
+
+def require_form(said: dict[str, Any], what: str, form: type[BaseModel]) -> None:
+    """VerificationFailed where a statement lacks a field of its kind, or has one of another type."""
+    try:
+        form.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise VerificationFailed(
+            f"the {what} lacks what such a statement says ({where}: {first['msg']})"
+        ) from error
+
+
 def provenance(made: Node, files: Iterable[FileEntry], report: Node | None = None) -> dict[str, Any]:
-    """The statement on the artifact of `made`, whose manifest lists `files`.
+    """Return the statement on the artifact of `made`, whose manifest lists `files`.
 
     `report` is the record of the run's report, which holds the run's config and leads to plan, scores and
     gate; without it the statement tells of what `made` alone was built from.
@@ -78,12 +133,12 @@ def provenance_key(report: str) -> str:
     return f"provenance/{check_digest(report, 'record id')}.json"
 
 
-def state_provenance(store: ArtifactStore, made: str, report: str) -> bytes:
-    """The statement on the artifact of record `made`, kept in its envelope; returns the envelope.
+def write_provenance(store: ArtifactStore, made: str, report: str) -> bytes:
+    """Keep the statement on the artifact of record `made`, and return its envelope.
 
     A run that finds all of an earlier one says the same, and signs beside it where keys were rotated.
     """
-    statement = rebuilt(store, made, report)
+    statement = rebuild_provenance(store, made, report)
     key = provenance_key(report)
     kept = store.driver.get_bytes(key)
     data = store.signer.envelope(statement)
@@ -99,8 +154,8 @@ def state_provenance(store: ArtifactStore, made: str, report: str) -> bytes:
     return data
 
 
-def rebuilt(store: ArtifactStore, made: str, report: str) -> dict[str, Any]:
-    """The statement as the records make it."""
+def rebuild_provenance(store: ArtifactStore, made: str, report: str) -> dict[str, Any]:
+    """Build the statement from the records."""
     top = tree(store, made)
     return provenance(top, store.manifest(top.record.content).files, tree(store, report))
 
@@ -113,7 +168,7 @@ def provenance_problems(
     sealed: str | None = None,
     rebuild: bool = True,
 ) -> Iterator[str]:
-    """What is wrong with the kept statement: `signed` are the keys that had signed it when it was sealed.
+    """Yield what is wrong with the kept statement, which the keys `signed` had signed when it was sealed.
 
     `sealed` is its hash then. With `rebuild` the records must still make the same statement, which another
     version of this code may put otherwise.
@@ -128,7 +183,7 @@ def provenance_problems(
         opened = store.signer.open(data, what)
         if sealed is not None and sha256_hex(canonical_json(opened.statement)) != sealed:
             yield f"the {what} was changed: the seal names another"
-        elif rebuild and opened.statement != rebuilt(store, made, report):
+        elif rebuild and opened.statement != rebuild_provenance(store, made, report):
             yield f"the {what} was changed: the records say otherwise"
     except (BadInput, VerificationFailed) as error:
         yield str(error)
@@ -155,7 +210,7 @@ def _artifact(name: str, record: Record, identity: str, **more: Any) -> dict[str
 
 
 def _stage(identity: str, record: Record) -> dict[str, Any]:
-    """What decided the bytes of one stage beside its inputs, who ran it, and where."""
+    """Return what decided the bytes of one stage beside its inputs, who ran it, and where."""
     return {
         "record": identity,
         "stage": record.stage,

@@ -9,18 +9,18 @@ from typing import Any
 from resprout.configs.errors import BadInput, StageFailed, Transient, VerificationFailed
 from resprout.infra.mlflow.search import named
 from resprout.infra.mlflow.tracking import HOLD, REGISTRATION, Tracker
-from resprout.infra.proof.ledger import Expected, Ledger, folded, require_signed
-from resprout.infra.proof.seal import COPY, Seal, read_seal
-from resprout.infra.proof.snapshot import (
-    Places,
+from resprout.infra.provenance.ledger import Ledger, RegistryState, replay, require_signed
+from resprout.infra.provenance.mlflow_state import (
+    Locations,
     differences,
+    locations,
+    mask_locations,
     model_state,
-    placed,
-    places,
     run_states,
     version_state,
 )
-from resprout.infra.proof.timestamp import Authority, token_key
+from resprout.infra.provenance.seal import COPY, Seal, read_seal
+from resprout.infra.provenance.timestamp import Authority, token_key
 from resprout.infra.store import tombstones
 from resprout.infra.store.store import ArtifactStore
 
@@ -38,8 +38,8 @@ class Shown:
         """Versions of the models that were looked at which no ledger knows."""
         self.store = store
         self.tracker = tracker
-        self.now = places(tracker, store.root_uri)
-        self._expected: dict[str, Expected] = {}
+        self.now = locations(tracker, store.root_uri)
+        self._expected: dict[str, RegistryState] = {}
         self._done: set[str] = set()
         self._gone: dict[str, str] | None = None
         self.unfinished: dict[str, str] = {}
@@ -67,13 +67,13 @@ class Shown:
 
     def run(self, seal: Seal) -> Iterator[str]:
         """What MLflow shows of a sealed run and its nested runs otherwise than when it ended."""
-        run_id = seal.said["run"]
+        run_id = seal.predicate["run"]
         if run_id in self._done:
             return
         self._done.add(run_id)
-        then = Places(**seal.said["places"])
+        then = Locations(**seal.predicate["places"])
         try:
-            states = placed(run_states(self.tracker, run_id, COPY), self.now, then)
+            states = mask_locations(run_states(self.tracker, run_id, COPY), self.now, then)
         except (BadInput, StageFailed, VerificationFailed, Transient) as error:
             if isinstance(error, Transient) and not self.tracker.is_up():
                 raise
@@ -84,8 +84,8 @@ class Shown:
             yield f"the seal of run {run_id} has no signature that counts"
         yield from self._registered_there(seal)
         yield from self._erased()
-        for one in sorted({*seal.said["runs"], *states}):
-            sealed, shown = seal.said["runs"].get(one), states.get(one)
+        for one in sorted({*seal.predicate["runs"], *states}):
+            sealed, shown = seal.predicate["runs"].get(one), states.get(one)
             name = (sealed or shown)["info"].get("runName", "")
             what = f"MLflow run {one} ({name})"
             if sealed is None or shown is None:
@@ -100,13 +100,13 @@ class Shown:
 
     def _registered_there(self, seal: Seal) -> Iterator[str]:
         """Whether the version that a seal names is in the ledger of its model."""
-        name, _, number = str(seal.said.get("registered") or "").removeprefix("models:/").rpartition("/")
+        name, _, number = str(seal.predicate.get("registered") or "").removeprefix("models:/").rpartition("/")
         try:
             expected = self.model(name) if name else None
-            known = expected is None or number in expected.versions.keys() | expected.former
+            known = expected is None or number in expected.versions.keys() | expected.former_versions
             if expected is not None and not known and not self._is_announced(name, number, expected):
                 what = f"models:/{name}/{number}"
-                yield f"the seal of run {seal.said['run']} names {what}, which no ledger knows"
+                yield f"the seal of run {seal.predicate['run']} names {what}, which no ledger knows"
         except (StageFailed, VerificationFailed) as error:
             yield str(error)
 
@@ -123,12 +123,12 @@ class Shown:
                 continue
             self._gone |= stone.tracked if stone is not None else {}
 
-    def model(self, name: str) -> Expected:
+    def model(self, name: str) -> RegistryState:
         """What the ledger expects of a registered model; VerificationFailed where the chain is damaged."""
         if name not in self._expected:
             entries = list(Ledger(self.store, name).entries())
             require_signed(name, entries, self.store.signer.required)
-            self._expected[name] = folded(entries)
+            self._expected[name] = replay(entries)
             if entries:
                 self.heads[name] = f"{len(entries)} entries, the last with SHA-256 {entries[-1].sha256}"
         return self._expected[name]
@@ -158,23 +158,27 @@ class Shown:
         except (StageFailed, VerificationFailed) as error:
             yield f"models:/{name}/{version} cannot be read: {error}"
 
-    def _registered(self, name: str, version: str, expected: Expected) -> Iterator[str]:
+    def _registered(self, name: str, version: str, expected: RegistryState) -> Iterator[str]:
         what = f"models:/{name}/{version}"
-        state = _without_hold(placed(version_state(self.tracker, name, version), self.now, *expected.places))
-        meant = expected.meant_tags.get(version, {})
+        state = _without_hold(
+            mask_locations(version_state(self.tracker, name, version), self.now, *expected.locations)
+        )
+        meant = expected.announced_tags.get(version, {})
         set_already = {key: value for key, value in meant.items() if state["tags"].get(key) == value}
         stated = _without_hold(expected.versions[version])
-        if not self._is_at_work(expected.meant_by.get(version)):
+        if not self._is_at_work(expected.announced_by.get(version)):
             set_already = {}
         if {*set_already.items()} - {*stated["tags"].items()}:
             self.unfinished[f"tags of {what}"] = f"{what}: tags were announced and set, and not stated as set"
         stated["tags"] = {**stated["tags"], **set_already}
         yield from differences(stated, state, f"{what}:")
 
-    def _is_announced(self, name: str, version: str, expected: Expected) -> bool:
+    def _is_announced(self, name: str, version: str, expected: RegistryState) -> bool:
         """Whether a version is as its run announced it, and that run has not said that it entered it."""
-        state = _without_hold(placed(version_state(self.tracker, name, version), self.now, *expected.places))
-        meant = expected.meant_tags.get(version, {})
+        state = _without_hold(
+            mask_locations(version_state(self.tracker, name, version), self.now, *expected.locations)
+        )
+        meant = expected.announced_tags.get(version, {})
 
         def fits(intent: dict[str, Any]) -> bool:
             tags = _without_hold(intent)["tags"]
@@ -193,7 +197,7 @@ class Shown:
         """
         return not runs or any(self.tracker.announced(REGISTRATION, run) for run in runs)
 
-    def _model(self, name: str, expected: Expected) -> Iterator[str]:
+    def _model(self, name: str, expected: RegistryState) -> Iterator[str]:
         """What the registry shows of a model and its aliases otherwise than expected."""
         if name in self._done:
             return
@@ -204,15 +208,15 @@ class Shown:
             for other in there - {*expected.versions}
             if not self._is_announced(name, other, expected)
         )
-        self.anew += expected.anew
-        self.adopted += expected.adopted
+        self.anew += expected.restarts
+        self.adopted += expected.adoptions
         model, aliases = model_state(self.tracker, name)
         # An alias is on its way where the run that announced the move has not said that it is done.
         moved = {
             alias: aliases.get(alias)
-            for alias, meant in expected.meant_aliases.items()
+            for alias, meant in expected.announced_aliases.items()
             if aliases.get(alias) in meant and aliases.get(alias) != expected.aliases.get(alias)
-            if self._is_at_work(expected.meant_by.get(f"alias:{alias}"))
+            if self._is_at_work(expected.announced_by.get(f"alias:{alias}"))
         }
         for alias in moved:
             self.unfinished[f"alias {alias} of {name}"] = (
@@ -223,7 +227,7 @@ class Shown:
         wanted = {alias: at for alias, at in wanted.items() if moved.get(alias, at) is not None}
         sealed, shown = (
             _without_hold(expected.model),
-            _without_hold(placed(model, self.now, *expected.places)),
+            _without_hold(mask_locations(model, self.now, *expected.locations)),
         )
         # Before its first version is entered nothing is stated of the model.
         yield from differences(sealed, shown if expected.model else sealed, f"registered model {name}:")
@@ -231,7 +235,7 @@ class Shown:
 
     def named_seal(self, name: str, seal: Seal) -> Iterator[str]:
         """Whether the ledger names these bytes as the seal of the run that registered."""
-        run_id = seal.said["run"]
+        run_id = seal.predicate["run"]
         try:
             expected = self.model(name)
         except VerificationFailed:
@@ -244,15 +248,18 @@ class Shown:
 
     def _timestamp(self, seal: Seal) -> Iterator[str]:
         """Whether the timestamp on a seal, where there is one, is the authority's word on these bytes."""
-        key = token_key(seal.said["run"])
+        key = token_key(seal.predicate["run"])
         token = self.store.driver.get_bytes(key)
         if token is None or self.authority is None:
             return
         try:
             when = self.authority.dated(seal.data, token)
-            self.dated[seal.said["run"]] = when
-            if abs(when - datetime.fromisoformat(seal.said["sealed"])) > LATE:
-                yield f"the seal of run {seal.said['run']} says {seal.said['sealed']}, but was dated {when}"
+            self.dated[seal.predicate["run"]] = when
+            if abs(when - datetime.fromisoformat(seal.predicate["sealed"])) > LATE:
+                yield (
+                    f"the seal of run {seal.predicate['run']} says {seal.predicate['sealed']}, but was dated "
+                    f"{when}"
+                )
         except VerificationFailed as error:
             yield f"{self.store.driver.uri(key)}: {error}"
 

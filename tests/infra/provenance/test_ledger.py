@@ -14,15 +14,22 @@ from securesystemslib.signer import CryptoSigner
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.proof.ledger import PREDICATE, Expected, Ledger, folded, require_signed, statement
-from resprout.infra.proof.registering import Registrar
-from resprout.infra.proof.seal import Sealed, read_seal, seal_key, write_seal
-from resprout.infra.proof.shown import Shown
-from resprout.infra.proof.snapshot import Places, differences, placed
+from resprout.infra.provenance.ledger import (
+    PREDICATE,
+    Ledger,
+    Registrar,
+    RegistryState,
+    replay,
+    require_signed,
+    statement,
+)
+from resprout.infra.provenance.mlflow_state import Locations
+from resprout.infra.provenance.seal import SealHashes, read_seal, seal_key, write_seal
+from resprout.infra.provenance.shown import Shown
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
-HERE = Places("file:///home/store", "file:///home/mlartifacts")
+HERE = Locations("file:///home/store", "file:///home/mlartifacts")
 
 
 @pytest.fixture
@@ -38,8 +45,8 @@ def tracker(home: Path, mlflow_template: Path) -> Tracker:
     return tracker
 
 
-def expected(store: ArtifactStore, name: str = "m") -> Expected:
-    return folded(list(Ledger(store, name).entries()))
+def expected(store: ArtifactStore, name: str = "m") -> RegistryState:
+    return replay(list(Ledger(store, name).entries()))
 
 
 def keys(store: ArtifactStore) -> list[str]:
@@ -61,7 +68,7 @@ def test_the_entries_fold_to_what_was_said_last(store: ArtifactStore) -> None:
     assert found.versions == {"1": {"source": "a"}, "2": {"source": "b"}}
     assert found.aliases == {"candidate": "2"}
     assert found.seals == {"r1": "s1", "r2": "s2"}
-    assert expected(store, "another") == Expected()
+    assert expected(store, "another") == RegistryState()
 
 
 def test_an_entry_that_is_removed_moved_or_exchanged_breaks_the_chain(store: ArtifactStore) -> None:
@@ -114,19 +121,19 @@ def test_a_change_by_hand_never_becomes_what_is_expected(store: ArtifactStore, t
     tracker.tag_version("m", "1", {"verdict": "passed"})
     tracker.client.set_registered_model_alias("m", "champion", "1")
     later = Registrar(store, tracker, "m", "a later run")
-    later.enter("1", Sealed("x", None), {"team": "a"}, "candidate")
+    later.enter("1", SealHashes("x", None), {"team": "a"}, "candidate")
     assert len(keys(store)) == 1, "nothing new was done, so nothing is said"
     found = list(Shown(store, tracker).version("m", "1"))
     assert found == ["models:/m/1: tags verdict was added", "alias of m champion was added"]
     tracker.tag_version("m", "1", {"team": "b"})
-    later.enter("1", Sealed("x", None), {"team": "b"}, "candidate")
+    later.enter("1", SealHashes("x", None), {"team": "b"}, "candidate")
     assert expected(store).versions["1"]["tags"] == {"team": "b"}
 
 
 def test_what_mlflow_loads_is_held_as_well(store: ArtifactStore, tracker: Tracker, home: Path) -> None:
     run_id = tracker.start("run", {})
     tracker.make_version("m", "file:///x", run_id, {}, "")
-    Registrar(store, tracker, "m", run_id).enter("1", Sealed("x", None), {}, None)
+    Registrar(store, tracker, "m", run_id).enter("1", SealHashes("x", None), {}, None)
     with sqlite3.connect(home / "mlflow.db") as database:
         database.execute("update model_versions set storage_location = 's3://elsewhere/model'")
     (problem,) = Shown(store, tracker).version("m", "1")
@@ -138,7 +145,7 @@ def test_a_row_that_mlflow_cannot_read_is_a_finding(
 ) -> None:
     run_id = tracker.start("run", {})
     tracker.make_version("m", "file:///x", run_id, {}, "")
-    Registrar(store, tracker, "m", run_id).enter("1", Sealed("x", None), {}, None)
+    Registrar(store, tracker, "m", run_id).enter("1", SealHashes("x", None), {}, None)
     with sqlite3.connect(home / "mlflow.db") as database:
         database.execute("update model_versions set status = 'WELL'")
     (problem,) = Shown(store, tracker).version("m", "1")
@@ -153,10 +160,10 @@ def test_a_run_that_died_after_it_registered_is_sealed_by_the_next(
     version = tracker.make_version("m", "file:///x", died, {"resprout.digest": "d"}, "")
     following = Registrar(store, tracker, "m", "next")
     assert following.takes(version)
-    following.enter("1", Sealed("x", None), {}, None)
+    following.enter("1", SealHashes("x", None), {}, None)
     seal = read_seal(store, died)
     assert seal is not None
-    assert seal.said["sealed_by"] == "next"
+    assert seal.predicate["sealed_by"] == "next"
     assert tracker.run(died).info.status == "KILLED"
     assert list(Shown(store, tracker).run(seal)) == []
     forged = tracker.make_version("m", "file:///x", died, {"resprout.digest": "d", "approved": "yes"}, "")
@@ -175,7 +182,7 @@ def test_what_a_run_did_in_the_registry_is_unfinished_until_it_says_so_and_a_fau
     tracker.make_version("m", "file:///x", first, {}, "")
     assert said()[0] == []
     assert [*said()[1]] == ["models:/m/1"]
-    Registrar(store, tracker, "m", first).enter("1", Sealed("x", None), {}, None)
+    Registrar(store, tracker, "m", first).enter("1", SealHashes("x", None), {}, None)
     assert said() == ([], {})
     following = Registrar(store, tracker, "m", second)
     following.announce_change("1", {"team": "a"}, "champion")
@@ -183,7 +190,7 @@ def test_what_a_run_did_in_the_registry_is_unfinished_until_it_says_so_and_a_fau
     tracker.point_alias("m", "champion", "1")
     assert said()[0] == []
     assert [*said()[1]] == ["tags of models:/m/1", "alias champion of m"]
-    following.enter("1", Sealed("y", None), {"team": "a"}, "champion")
+    following.enter("1", SealHashes("y", None), {"team": "a"}, "champion")
     assert said() == ([], {})
     *_, last = Ledger(store, "m").entries()
     store.driver.delete(last.key)
@@ -199,7 +206,7 @@ def test_a_seal_that_the_ledger_names_is_not_written_anew(store: ArtifactStore, 
     tracker.end(run_id)
     Registrar(store, tracker, "m", run_id).enter("1", write_seal(store, tracker, run_id), {}, None)
     store.driver.delete(seal_key(run_id))
-    Registrar(store, tracker, "m", "next").enter("1", Sealed("x", None), {}, "candidate")
+    Registrar(store, tracker, "m", "next").enter("1", SealHashes("x", None), {}, "candidate")
     assert read_seal(store, run_id) is None
 
 
@@ -237,7 +244,7 @@ def test_a_signed_ledger_is_not_gone_on_with_unsigned(store: ArtifactStore) -> N
     for key in keys(store):
         bare.driver.put_bytes(key, store.driver.get_bytes(key) or b"")
     entries = list(Ledger(bare, "m").entries())
-    predicate = {**entries[0].said, "sequence": 2, "previous": entries[1].sha256, "key": None}
+    predicate = {**entries[0].predicate, "sequence": 2, "previous": entries[1].sha256, "key": None}
     forged = bare.signer.envelope(statement("models:/m", PREDICATE, predicate))
     store.driver.put_bytes(f"{Ledger(store, 'm').prefix}00000002.json", forged)
     with pytest.raises(VerificationFailed, match="of m has no signature that counts"):
@@ -249,24 +256,3 @@ class _ShownOf(Shown):
 
     def __init__(self, store: ArtifactStore) -> None:
         self.store, self._expected, self.heads = store, {}, {}
-
-
-def test_a_place_that_moved_changes_no_fact() -> None:
-    there = Places("s3://bucket/team", "s3://bucket/runs")
-    here = {"uri": "file:///home/store/content/x", "files": ["file:///home/mlartifacts/1"]}
-    moved = {"uri": "s3://bucket/team/content/x", "files": ["s3://bucket/runs/1"]}
-    assert placed(here, HERE) == {"uri": "{store}/content/x", "files": ["{artifacts}/1"]}
-    assert placed(moved, there) == placed(here, HERE)
-    assert placed("file:///home/store-of-others/x", HERE) == "file:///home/store-of-others/x"
-    assert placed("{store}/content/x", HERE) != placed("file:///home/store/content/x", HERE)
-    assert placed("s3://evil/file:///home/store/x", HERE) == "s3://evil/file:///home/store/x"
-
-
-def test_differences_name_each_fact() -> None:
-    then = {"a": {"b": "1", "c": "2"}, "gone": 1}
-    assert list(differences(then, {"a": {"b": "1", "c": "3"}, "new": 2}, "run")) == [
-        "run a c was changed: it was '2' and is '3'",
-        "run gone was removed",
-        "run new was added",
-    ]
-    assert list(differences(then, then)) == []

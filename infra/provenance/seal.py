@@ -1,9 +1,14 @@
-"""The seal of a run: all that MLflow holds about it and all that it made, stated and signed at its end."""
+"""The seal of a run: all that MLflow holds about it and all that it made, stated and signed at its end.
+
+A seal stays when gc frees what the run made; a second statement beside it then explains the gap.
+"""
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +18,22 @@ from resprout.configs.errors import VerificationFailed
 from resprout.infra import identity
 from resprout.infra.lineage import trees
 from resprout.infra.mlflow.tracking import RECORD, Tracker
-from resprout.infra.proof.ledger import Form, PlacesForm, predicate_of, statement
-from resprout.infra.proof.provenance import provenance_key
-from resprout.infra.proof.snapshot import placed, places, run_states
-from resprout.infra.proof.timestamp import Authority, token_key
-from resprout.infra.proof.told import told_wrongly
+from resprout.infra.provenance.mlflow_state import (
+    locations,
+    mask_locations,
+    run_states,
+    stage_run_problems,
+)
+from resprout.infra.provenance.statement import Form, PlacesForm, predicate_of, provenance_key, statement
+from resprout.infra.provenance.timestamp import Authority, token_key
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.record import Record
 from resprout.infra.store.signing import ADOPT, Opened, signed_only_by
 from resprout.infra.store.store import ArtifactStore
 
 PREDICATE = "urn:resprout:seal:v1"
+COLLECTION = "urn:resprout:collected:v1"
+"""Predicate type of the statement on what gc freed of a run."""
 THREADS = 8
 COPY = "model"
 """Folder of a run's files that holds a copy of the export, where versions cannot point into the store."""
@@ -46,7 +56,7 @@ class RunForm(Form):
 
 
 class SealForm(Form):
-    """Types of what a seal says."""
+    """Types of a seal."""
 
     run: str
     key: str | None
@@ -73,7 +83,7 @@ class SealForm(Form):
 
 @dataclass(frozen=True)
 class Seal:
-    """A seal as read: the bytes that its run wrote and their hash, its statement's signatures, what it says.
+    """A seal as read: the bytes that its run wrote, their hash, the signatures, and the predicate.
 
     Signatures that `resprout sign` put beside the run's own later are no part of these bytes, which ledgers
     and timestamps name.
@@ -82,12 +92,14 @@ class Seal:
     data: bytes
     sha256: str
     opened: Opened
-    said: dict[str, Any]
+    predicate: dict[str, Any]
 
     @property
     def adopted_by(self) -> tuple[str, ...]:
         """Ids of the keys that signed it later, which signed the records that it names as well."""
-        return tuple(key for key in (*self.opened.signed_by, *self.opened.unknown) if key != self.said["key"])
+        return tuple(
+            key for key in (*self.opened.signed_by, *self.opened.unknown) if key != self.predicate["key"]
+        )
 
 
 def seal_key(run_id: str) -> str:
@@ -96,7 +108,7 @@ def seal_key(run_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Sealed:
+class SealHashes:
     """Hashes of a seal that was written, and of the timestamp on it where there is one."""
 
     seal: str
@@ -105,8 +117,8 @@ class Sealed:
 
 def write_seal(
     store: ArtifactStore, tracker: Tracker, run_id: str, authority: Authority | None = None, **about: Any
-) -> Sealed:
-    """State and sign what MLflow holds about an ended run, and have it dated by the authority.
+) -> SealHashes:
+    """Write the signed seal of an ended run, and have it dated by the authority.
 
     `about` says more: report, verdict, registered version.
 
@@ -114,10 +126,10 @@ def write_seal(
         VerificationFailed: a record behind it carries no signature that counts, and one is required; or
             MLflow shows a metric or a tag of a stage that is not its artifact's.
     """
-    now = places(tracker, store.root_uri)
+    now = locations(tracker, store.root_uri)
     states = run_states(tracker, run_id, COPY)
     # Somebody may have written there since a stage's run ended, and the seal would vouch for it.
-    if wrong := next(told_wrongly(store, run_id, states), None):
+    if wrong := next(stage_run_problems(store, run_id, states), None):
         raise VerificationFailed(f"run {run_id} is not sealed: {wrong}; run again")
     named = sorted({state["tags"][RECORD] for state in states.values() if RECORD in state["tags"]})
     behind = {node.record_id: node.record for node in trees(store, named)}
@@ -136,7 +148,7 @@ def write_seal(
         "key": store.signer.own_id,
         "places": now.as_dict(),
         "records": signed,
-        "runs": placed(states, now),
+        "runs": mask_locations(states, now),
     }
     data = store.signer.envelope(statement(f"mlflow-run:{run_id}", PREDICATE, predicate))
     # A run that was sealed and begun again by its scheduler ends anew, and so does its seal.
@@ -144,7 +156,7 @@ def write_seal(
     token = authority.stamp(data) if authority else None
     if token is not None:
         store.driver.put_bytes(token_key(run_id), token)
-    return Sealed(sha256_hex(data), sha256_hex(token) if token is not None else None)
+    return SealHashes(sha256_hex(data), sha256_hex(token) if token is not None else None)
 
 
 def _signatures(store: ArtifactStore, identity: str, record: Record) -> list[str]:
@@ -173,3 +185,72 @@ def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
         raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
     own = signed_only_by(data, said["key"])
     return Seal(own, sha256_hex(own), opened, said)
+
+
+class CollectionForm(Form):
+    """Types of a collection statement."""
+
+    run: str
+    records: list[str]
+    who: str
+    when: str
+    key: str | None
+
+
+@dataclass(frozen=True)
+class CollectionStatement:
+    """The records of a sealed run that gc freed, or whose bytes it freed; when last, and by whom."""
+
+    run: str
+    records: frozenset[str]
+    who: str
+    when: str
+
+    @property
+    def sentence(self) -> str:
+        """Explanation for somebody who misses them."""
+        return f"gc collected {len(self.records)} records of run {self.run} on {self.when[:10]} ({self.who})"
+
+
+def read_collection(store: ArtifactStore, run_id: str) -> CollectionStatement | None:
+    """Return the statement on what gc freed of a sealed run; None where there is none.
+
+    Raises:
+        VerificationFailed: the statement is damaged, or unsigned where signatures are required.
+    """
+    key = collection_key(run_id)
+    data = store.driver.get_bytes(key)
+    if data is None:
+        return None
+    what = f"statement {store.driver.uri(key)}"
+    opened = store.signer.open(data, what)
+    said = predicate_of(opened, COLLECTION, what, CollectionForm)
+    if said.get("run") != run_id:
+        raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
+    if not store.signer.excuses(opened):
+        raise VerificationFailed(f"the {what} has no signature that counts")
+    return CollectionStatement(run_id, frozenset(said["records"]), said["who"], said["when"])
+
+
+def write_collection(store: ArtifactStore, run_id: str, records: Collection[str]) -> None:
+    """State that these records are collected too; to be called before they are."""
+    before = None
+    # What does not count is not vouched for, and holds nobody up.
+    with suppress(VerificationFailed):
+        before = read_collection(store, run_id)
+    if before is not None and before.records.issuperset(records):
+        return
+    said = {
+        "run": run_id,
+        "records": sorted({*records, *(before.records if before is not None else ())}),
+        "who": identity.who(),
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "key": store.signer.own_id,
+    }
+    data = store.signer.envelope(statement(f"mlflow-run:{run_id}", COLLECTION, said))
+    store.driver.put_bytes(collection_key(run_id), data)
+
+
+def collection_key(run_id: str) -> str:
+    """Key of the object that holds the statement about a run."""
+    return f"collected/{run_id}.json"

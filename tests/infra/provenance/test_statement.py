@@ -14,7 +14,7 @@ from in_toto_attestation.v1.statement import Statement
 
 from lineages import CONFIG, Writer, nodes, write_lineage
 from resprout.configs.schema import StoreConfig
-from resprout.infra.proof.provenance import ARTIFACT, provenance
+from resprout.infra.provenance.statement import ARTIFACT, provenance
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.store import ArtifactStore
 

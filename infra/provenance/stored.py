@@ -11,7 +11,7 @@ from functools import cached_property
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.lineage import Node
-from resprout.infra.proof.seal import read_seal
+from resprout.infra.provenance.seal import read_seal
 from resprout.infra.store import exports, keys
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.record import Record
@@ -209,7 +209,7 @@ class Stored:
             # What is wrong with a seal is said where its run is looked at.
             with suppress(VerificationFailed):
                 if (seal := read_seal(self.store, run)) is not None:
-                    found.update(seal.said["records"])
+                    found.update(seal.predicate["records"])
         return frozenset(found)
 
     def _is_named(self, identity: str) -> bool:
