@@ -53,7 +53,7 @@ def audit(
     """
     from resprout.configs.errors import BadInput, VerificationFailed
     from resprout.configs.load import load_infra
-    from resprout.flows.audit.printable import json_line
+    from resprout.flows.audit.render import json_line
     from resprout.flows.audit.survey import survey
     from resprout.flows.place import open_place
 
@@ -105,7 +105,7 @@ def _show(rows: list[Row], odd: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from resprout.flows.audit.printable import printable
+    from resprout.flows.audit.render import printable
 
     console = Console()
     if not console.is_terminal:

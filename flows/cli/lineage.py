@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from resprout.flows.audit.story import Story
+    from resprout.flows.audit.lineage import Lineage
     from resprout.flows.place import Place
 
 
@@ -72,11 +72,11 @@ def lineage(
     if derived:
         _show_derived(place, reference, as_json)
         return
-    from resprout.flows.audit.story import tell
+    from resprout.flows.audit.lineage import lineage_of
 
-    story = tell(place, reference)
+    story = lineage_of(place, reference)
     if openlineage:
-        from resprout.flows.audit.events import lines
+        from resprout.flows.audit.export import lines
 
         for line in lines(story, place.store.root_uri):
             typer.echo(line)
@@ -86,18 +86,18 @@ def lineage(
         _show(place, story, full, as_json, html)
 
 
-def _show(place: Place, story: Story, full: bool, as_json: bool, html: Path | None) -> None:
+def _show(place: Place, story: Lineage, full: bool, as_json: bool, html: Path | None) -> None:
     from resprout.configs.errors import BadInput
-    from resprout.flows.audit.facts import gather
-    from resprout.flows.audit.terminal import draw
+    from resprout.flows.audit.lineage import read_results
+    from resprout.flows.audit.render import draw
 
-    facts = gather(place.store, story)
+    facts = read_results(place.store, story)
     if as_json:
-        from resprout.flows.audit.printable import json_line
+        from resprout.flows.audit.render import json_line
 
         typer.echo(json_line({**story.as_dict(), **facts.as_dict()}))
     elif html is not None:
-        from resprout.flows.audit.page import page
+        from resprout.flows.audit.render import page
 
         try:
             html.write_text(page(story, facts), encoding="utf-8")
@@ -112,13 +112,13 @@ def _show(place: Place, story: Story, full: bool, as_json: bool, html: Path | No
 
 
 def _print(shown: object) -> None:
-    from resprout.flows.audit.printable import console
+    from resprout.flows.audit.render import console
 
     console().print(shown, highlight=False)
 
 
-def _show_statement(place: Place, story: Story) -> None:
-    from resprout.flows.audit.statement import envelope_of
+def _show_statement(place: Place, story: Lineage) -> None:
+    from resprout.flows.audit.export import envelope_of
 
     found, remark = envelope_of(place.store, story)
     if remark:
@@ -127,11 +127,11 @@ def _show_statement(place: Place, story: Story) -> None:
 
 
 def _show_derived(place: Place, reference: str, as_json: bool) -> None:
-    from resprout.flows.audit.descent import derive, draw
+    from resprout.flows.audit.descendants import descendants_of, draw
 
-    found = derive(place, reference)
+    found = descendants_of(place, reference)
     if as_json:
-        from resprout.flows.audit.printable import json_line
+        from resprout.flows.audit.render import json_line
 
         typer.echo(json_line(found.as_dict()))
     else:

@@ -21,9 +21,8 @@ from typing import Any
 
 import many
 from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
-from resprout.flows.audit import descent
-from resprout.flows.audit.facts import gather
-from resprout.flows.audit.story import tell
+from resprout.flows.audit import descendants
+from resprout.flows.audit.lineage import lineage_of, read_results
 from resprout.flows.audit.survey import survey
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
@@ -101,22 +100,22 @@ def main() -> int:
         low = 0
 
         def up() -> int:
-            story = tell(place, f"models:/many/{RUNS // 2}")
-            gather(store, story)
+            story = lineage_of(place, f"models:/many/{RUNS // 2}")
+            read_results(store, story)
             return len(story.nodes())
 
         def down() -> int:
-            found = descent.derive(place, middle[0].digest)
-            descent.draw(found)
+            found = descendants.descendants_of(place, middle[0].digest)
+            descendants.draw(found)
             return len(found.order)
 
         def all_down() -> int:
-            found = descent.derive(place, ADDRESS)
-            descent.draw(found)
+            found = descendants.descendants_of(place, ADDRESS)
+            descendants.draw(found)
             return len(found.order)
 
         def all_down_json() -> int:
-            return len(descent.derive(place, ADDRESS).as_dict()["records"])
+            return len(descendants.descendants_of(place, ADDRESS).as_dict()["records"])
 
         before = peak()
         seconds, rows = timed(lambda: survey(place, LicencesConfig(deny=("gpl*",)), None))

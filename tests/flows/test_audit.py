@@ -20,7 +20,7 @@ from securesystemslib.signer import CryptoSigner
 from lineages import Writer, write_lineage
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
-from resprout.flows.audit.descent import derive
+from resprout.flows.audit.descendants import descendants_of
 from resprout.flows.audit.survey import Row, survey
 from resprout.flows.cli import audit as verb
 from resprout.flows.place import Place
@@ -282,7 +282,7 @@ def test_a_damaged_ledger_is_at_odds_as_are_strays_in_the_store(world: World) ->
     assert (whole.kind, whole.name) == ("store", world.place.store.root_uri)
     for key in ("signatures/stray", "used/a/b/c", "notes.txt", "registry/stray", "00000001.json"):
         assert sum(key in problem for problem in whole.problems) == 1, (key, whole.problems)
-    assert len(derive(world.place, "s3://data/b").order) == 5
+    assert len(descendants_of(world.place, "s3://data/b").order) == 5
 
 
 def test_verdicts_are_found_under_any_experiment(world: World) -> None:
@@ -407,7 +407,7 @@ def test_a_bucket_is_listed_as_a_folder_is(s3: Any, tmp_path: Path, mlflow_templ
     rows = survey(place, NO_RULES, None)
     assert [row.problems for row in rows] == [[], [], []]
     assert {row.signed for row in rows} == {"yes"}
-    found = derive(place, "s3://data/b")
+    found = descendants_of(place, "s3://data/b")
     assert found.roots == [writer.made["text"][1]]
     assert len(found.order) == 5
     place.store.driver.delete(f"manifests/{writer.made['text'][0]}.json")

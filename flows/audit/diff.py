@@ -1,4 +1,4 @@
-"""What two stories have otherwise: config, data, plan, artifacts, metrics, code, libraries, machine."""
+"""Compare the lineage of two model versions: inputs, settings, code, libraries, machine, metrics."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resprout.flows.audit.facts import Facts
-from resprout.flows.audit.printable import printable
-from resprout.flows.audit.story import Story
+from resprout.flows.audit.lineage import Lineage, Results
+from resprout.flows.audit.render import printable
 from resprout.infra.lineage import Node
 from resprout.tasks.core.mlflow_log import flat
 from resprout.tasks.measure.ratio import SUFFIXES, ratio_in
@@ -23,40 +22,40 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: what it is called, and by section what it says."""
+    """One side of a comparison: its title, and the compared values by section."""
 
     title: str
-    says: dict[str, Values]
+    values: dict[str, Values]
 
 
-def side(story: Story, facts: Facts) -> Side:
-    """All that is compared of a story."""
-    labels = _labels(story)
+def side(lineage: Lineage, results: Results) -> Side:
+    """All that is compared of a lineage."""
+    labels = _labels(lineage)
     return Side(
-        story.title,
+        lineage.title,
         {
-            "config": {key: value for key, value in flat(story.config()).items() if key != "config"},
-            "data": dict(_data(story, labels)),
-            "plan": _plan(facts.plan),
-            "artifacts": _artifacts(story, labels),
+            "config": {key: value for key, value in flat(lineage.config()).items() if key != "config"},
+            "data": dict(_data(lineage, labels)),
+            "plan": _plan(results.plan),
+            "artifacts": _artifacts(lineage, labels),
             "metrics": {
                 f"{labels[identity]}.{name}": value
-                for identity, found in facts.metrics.items()
+                for identity, found in results.metrics.items()
                 if identity in labels
                 for name, value in _comparable(found).items()
             },
-            "code": dict(_code(story, labels)),
-            "libraries": _versions(story),
-            "machine": _machine(story),
+            "code": dict(_code(lineage, labels)),
+            "libraries": _versions(lineage),
+            "machine": _machine(lineage),
         },
     )
 
 
 def differences(one: Side, other: Side) -> dict[str, dict[str, list[Any]]]:
-    """By section what is not equal, with both values; None where a side has no such thing."""
+    """Return what differs by section, with both values; None where a side has no such value."""
     found: dict[str, dict[str, list[Any]]] = {}
     for section in SECTIONS:
-        a, b = one.says[section], other.says[section]
+        a, b = one.values[section], other.values[section]
         found[section] = {
             key: [a.get(key), b.get(key)] for key in sorted({*a, *b}) if a.get(key) != b.get(key)
         }
@@ -64,7 +63,7 @@ def differences(one: Side, other: Side) -> dict[str, dict[str, list[Any]]]:
 
 
 def tables(one: Side, other: Side) -> Iterator[Table | str]:
-    """A table for each section in which the two differ, a line for each in which they do not."""
+    """Yield a table for each section in which the two differ, a line for each in which they do not."""
     from rich.table import Table
 
     for section, rows in differences(one, other).items():
@@ -81,19 +80,11 @@ def tables(one: Side, other: Side) -> Iterator[Table | str]:
         yield table
 
 
-def _labels(story: Story) -> dict[str, str]:
-    """For each record what it is in any run; of several that are the same the one nearest to the top."""
+def _labels(lineage: Lineage) -> dict[str, str]:
+    """Return a label for each record that names it alike in any run; of equal ones for the topmost only."""
     found: dict[str, str] = {}
-    seen: set[str] = set()
-    level: list[tuple[str, str, Node]] = [(role, "", node) for role, node in story.tops]
-    while level:
-        below = []
-        for role, user, node in level:
-            if node.record_id not in seen:
-                seen.add(node.record_id)
-                found.setdefault(_label(role, user, node), node.record_id)
-                below += [(behind, node.record.stage, parent) for behind, parent in node.parents]
-        level = below
+    for role, user, node in lineage.downwards():
+        found.setdefault(_label(role, user, node), node.record_id)
     return {identity: label for label, identity in found.items()}
 
 
@@ -123,10 +114,10 @@ def _comparable(metrics: dict[str, float]) -> Values:
     return {**others, **shown}
 
 
-def _data(story: Story, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
-    nodes, licences = story.nodes(), story.licences()
+def _data(lineage: Lineage, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
+    nodes, licences = lineage.nodes(), lineage.licences()
     addresses: dict[str, list[str]] = {}
-    for identity, source in story.sources():
+    for identity, source in lineage.sources():
         addresses.setdefault(identity, []).append(source.uri)
     for identity, label in labels.items():
         if identity in addresses:
@@ -135,9 +126,9 @@ def _data(story: Story, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield f"{label}: source", ", ".join(addresses[identity])
 
 
-def _artifacts(story: Story, labels: dict[str, str]) -> Values:
+def _artifacts(lineage: Lineage, labels: dict[str, str]) -> Values:
     """By stage the digest of what it made; what was brought here stands with the data."""
-    nodes = story.nodes()
+    nodes = lineage.nodes()
     return {
         label: nodes[identity].record.content
         for identity, label in labels.items()
@@ -157,8 +148,8 @@ def _plan(plan: dict[str, Any] | None) -> Values:
     return {**flat({key: value for key, value in plan.items() if key != "layers"}), **layers}
 
 
-def _code(story: Story, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
-    nodes = story.nodes()
+def _code(lineage: Lineage, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
+    nodes = lineage.nodes()
     for identity, label in labels.items():
         code = nodes[identity].record.code
         if "reached" in code:
@@ -167,17 +158,17 @@ def _code(story: Story, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
         yield f"{label}: version", f"{state}{' dirty' if code.get('dirty') == 'true' else ''}"
 
 
-def _versions(story: Story) -> Values:
+def _versions(lineage: Lineage) -> Values:
     found: dict[str, set[str]] = {}
-    for node in story.nodes().values():
+    for node in lineage.nodes().values():
         for name, version in node.record.libraries.items():
             found.setdefault(name, set()).add(version)
     return {name: ", ".join(sorted(versions)) for name, versions in found.items()}
 
 
-def _machine(story: Story) -> Values:
+def _machine(lineage: Lineage) -> Values:
     found: dict[str, set[str]] = {}
-    for node in story.nodes().values():
+    for node in lineage.nodes().values():
         facts = {**node.record.machine, "who": node.record.who, "dtype": node.record.dtype}
         for name, value in {**facts, "device": node.record.device}.items():
             if value is not None:

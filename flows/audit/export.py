@@ -1,4 +1,7 @@
-"""A story as OpenLineage run events (openlineage.io): one COMPLETE event for each record, oldest first."""
+"""A lineage in the formats of others: OpenLineage run events, and an in-toto statement in its envelope.
+
+OpenLineage (openlineage.io) gets one COMPLETE event for each record, the oldest first.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from resprout.configs.errors import BadInput
-from resprout.flows.audit.story import Story
+from resprout.flows.audit.lineage import Lineage
 from resprout.infra.extras import install_command
 from resprout.infra.lineage import Node, Source, sources
+from resprout.infra.provenance.statement import provenance, provenance_key
+from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.record import Record
+from resprout.infra.store.signing import UNSIGNED
+from resprout.infra.store.store import ArtifactStore
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
@@ -24,7 +31,7 @@ JOBS = "resprout"
 RUNS = uuid.uuid5(uuid.NAMESPACE_URL, "urn:resprout:record")
 
 
-def lines(story: Story, store_uri: str) -> Iterator[str]:
+def lines(lineage: Lineage, store_uri: str) -> Iterator[str]:
     """The events as JSON lines; `store_uri` is the namespace of the artifacts, whose names are digests.
 
     Raises:
@@ -37,7 +44,7 @@ def lines(story: Story, store_uri: str) -> Iterator[str]:
             "--openlineage needs the OpenLineage client, which is not installed; run "
             + install_command("openlineage")
         ) from None
-    nodes = sorted(story.nodes().values(), key=lambda node: (node.record.started, node.record_id))
+    nodes = sorted(lineage.nodes().values(), key=lambda node: (node.record.started, node.record_id))
     for node in nodes:
         yield Serde.to_json(event(node, store_uri))
 
@@ -142,3 +149,31 @@ def _licence_facet(licence: str | None) -> dict[str, DatasetFacet]:
         return {}
     tag = tags_dataset.TagsDatasetFacetFields(key="licence", value=licence, source="RESPROUT")
     return {"tags": tags_dataset.TagsDatasetFacet([tag])}
+
+
+def statement_of(store: ArtifactStore, lineage: Lineage) -> dict[str, Any]:
+    """The statement that the records behind the story make; BadInput where nothing came of the run."""
+    if lineage.made is None:
+        raise BadInput(
+            f"{lineage.reference} came to no artifact that a statement could be on; give a stage's digest, "
+            "or a run that came to an export"
+        )
+    files = store.manifest(lineage.made.record.content).files
+    return provenance(lineage.made, files, lineage.report)
+
+
+def envelope_of(store: ArtifactStore, lineage: Lineage) -> tuple[bytes, str]:
+    """The envelope, and a remark where it is not the signed one of the store."""
+    statement = statement_of(store, lineage)
+    kept = store.driver.get_bytes(provenance_key(lineage.report.record_id)) if lineage.report else None
+    if kept is None:
+        return UNSIGNED.envelope(statement), (
+            "the store holds no statement on it; this one was built now and is unsigned"
+        )
+    opened = store.signer.open(kept, "stored provenance statement")
+    if canonical_json(opened.statement) == canonical_json(statement):
+        return kept, "" if opened.signed_by else "no signature by a known key is under it"
+    return UNSIGNED.envelope(statement), (
+        "the stored statement says otherwise than the records (`resprout verify` tells more); this one was "
+        "built now and is unsigned"
+    )

@@ -10,9 +10,8 @@ import pytest
 
 from lineages import Writer, nodes, write_lineage
 from resprout.configs.schema import StoreConfig
-from resprout.flows.audit.difference import Side, differences, side, tables
-from resprout.flows.audit.facts import gather
-from resprout.flows.audit.story import Story
+from resprout.flows.audit.diff import Side, differences, side, tables
+from resprout.flows.audit.lineage import Lineage, read_results
 from resprout.infra.store.store import ArtifactStore
 
 OTHER = {
@@ -28,8 +27,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
 
 def of(writer: Writer) -> Side:
     made, report = nodes(writer)
-    story = Story("x", "x", (("report", report),), made, report)
-    return side(story, gather(writer.store, story))
+    story = Lineage("x", "x", (("report", report),), made, report)
+    return side(story, read_results(writer.store, story))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_of_speeds_only_the_ratios_to_dense_are_compared(store: ArtifactStore, t
 def test_the_table_shows_how_far_a_metric_moved(pair: tuple[Side, Side]) -> None:
     from rich.console import Console
 
-    says = {name: dict(values) for name, values in pair[0].says.items()}
+    says = {name: dict(values) for name, values in pair[0].values.items()}
     says["metrics"]["evaluate pruned.perplexity"] = 12.0
     says["plan"]["layer 000: ffn"] = list(range(20))
     console = Console(width=300, file=io.StringIO())

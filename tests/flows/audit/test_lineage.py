@@ -17,11 +17,10 @@ import pytest
 from lineages import Writer, nodes, write_lineage
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.flows.audit import descent, events, terminal
-from resprout.flows.audit.facts import gather
-from resprout.flows.audit.page import HEIGHT, WIDTH, page, place
-from resprout.flows.audit.statement import envelope_of
-from resprout.flows.audit.story import Story, tell
+from resprout.flows.audit import descendants, export, render
+from resprout.flows.audit.export import envelope_of
+from resprout.flows.audit.lineage import Lineage, lineage_of, read_results
+from resprout.flows.audit.render import HEIGHT, WIDTH, page, place
 from resprout.flows.place import Place
 from resprout.infra.lineage import tree
 from resprout.infra.provenance.statement import provenance_key, provenance_problems, write_provenance
@@ -71,7 +70,7 @@ def test_every_reference_to_the_export_leads_to_the_report_and_back(known: tuple
     digest, record = writer.made["export"]
     references = ("models:/small@candidate", "models:/small/1", digest, record, run_of(here, "small"))
     for reference in (*references, *writer.made["report"]):
-        story = tell(here, reference)
+        story = lineage_of(here, reference)
         assert {node.record.stage for node in story.nodes().values()} == {
             "acquire_model", "acquire_text", "plan", "prune", "evaluate", "gate", "export", "report",
         }  # fmt: skip
@@ -79,7 +78,7 @@ def test_every_reference_to_the_export_leads_to_the_report_and_back(known: tuple
         assert story.made.record_id == record
         assert story.report is not None
         assert story.report.record_id == writer.made["report"][1]
-    version = tell(here, "models:/small/1").version
+    version = lineage_of(here, "models:/small/1").version
     assert version is not None
     assert version["aliases"] == ["candidate"]
 
@@ -87,7 +86,7 @@ def test_every_reference_to_the_export_leads_to_the_report_and_back(known: tuple
 def test_a_stage_is_shown_with_what_is_behind_it_alone(known: tuple[Place, Writer]) -> None:
     here, writer = known
     for reference in (run_of(here, "gate"), *writer.made["gate"]):
-        story = tell(here, reference)
+        story = lineage_of(here, reference)
         assert [role for role, _ in story.tops] == ["gate"]
         assert "export" not in {node.record.stage for node in story.nodes().values()}
 
@@ -96,10 +95,10 @@ def test_a_run_that_came_to_no_report_shows_the_ends_it_came_to(known: tuple[Pla
     here, writer = known
     run = here.tracker.start("broken", {})
     with pytest.raises(BadInput, match="has made nothing that is kept"):
-        tell(here, run)
+        lineage_of(here, run)
     for name in ("model", "pruned", "text"):
         here.tracker.start(name, {"resprout.record": writer.made[name][1]}, parent=run)
-    story = tell(here, run)
+    story = lineage_of(here, run)
     assert [node.record.stage for _, node in story.tops] == ["acquire_text", "prune"]
     with pytest.raises(BadInput, match="came to no artifact"):
         envelope_of(here.store, story)
@@ -107,16 +106,16 @@ def test_a_run_that_came_to_no_report_shows_the_ends_it_came_to(known: tuple[Pla
 
 def test_the_tree_says_who_when_code_licence_and_verdict_once(known: tuple[Place, Writer]) -> None:
     here, writer = known
-    story = tell(here, "models:/small@candidate")
-    facts = gather(here.store, story)
-    short = text_of(terminal.draw(story, facts))
+    story = lineage_of(here, "models:/small@candidate")
+    facts = read_results(here.store, story)
+    short = text_of(render.draw(story, facts))
     assert "gate passed: perplexity_ratio 1.25 (bound 2)" in short
     assert "by ada on box, resprout 0.1.0 c0ffee000000" in short
     assert "licences of model and data: apache-2.0, cc-by-4.0, unknown" in short
     assert "licence cc-by-4.0, unknown" in short
     assert short.count("by ada") == 1
     assert "torch" not in short
-    full = text_of(terminal.draw(story, facts, full=True))
+    full = text_of(render.draw(story, facts, full=True))
     assert "libraries: torch 2.13.0+cpu" in full
     assert "metrics: params 1000, perplexity 12.5" in full
     assert "machine: host box, python 3.11.7" in full
@@ -134,8 +133,8 @@ def test_what_one_stage_has_otherwise_is_told_there(tmp_path: Path) -> None:
                config={"name": "late", "config": {}, "command": "", "digests": {}})  # fmt: skip
     made, _ = nodes(writer)
     late = tree(store, writer.made["late"][1])
-    story = Story("x", "x", (("report", late),), made, late)
-    shown = text_of(terminal.draw(story, gather(store, story)))
+    story = Lineage("x", "x", (("report", late),), made, late)
+    shown = text_of(render.draw(story, read_results(store, story)))
     assert "code resprout 0.2.0 dddddddddddd (dirty)" in shown
 
 
@@ -156,8 +155,8 @@ class Page(HTMLParser):
 
 def test_the_page_stands_alone_and_holds_every_record(known: tuple[Place, Writer]) -> None:
     here, writer = known
-    story = tell(here, "models:/small@candidate")
-    text = page(story, gather(here.store, story))
+    story = lineage_of(here, "models:/small@candidate")
+    text = page(story, read_results(here.store, story))
     read = Page()
     read.feed(text)
     tags = {tag for tag, _ in read.elements}
@@ -176,7 +175,7 @@ def test_the_page_stands_alone_and_holds_every_record(known: tuple[Place, Writer
 
 def test_inputs_lie_left_of_what_was_made_of_them_and_no_box_on_another(known: tuple[Place, Writer]) -> None:
     here, _ = known
-    boxes = place(tell(here, "models:/small@candidate"))
+    boxes = place(lineage_of(here, "models:/small@candidate"))
     for box in boxes.values():
         assert all(boxes[parent.record_id].x + WIDTH < box.x for _, parent in box.node.parents)
     at = sorted((box.x, box.y) for box in boxes.values())
@@ -189,17 +188,17 @@ def test_the_page_escapes_what_a_name_may_hold(tmp_path: Path) -> None:
     writer = write_lineage(store, tmp_path / "scratch", {"model": {"source": bad}, "prune": {"method": bad}})
     made, report = nodes(writer)
     version = {"name": bad, "version": bad, "aliases": [bad], "tags": {bad: bad}, "source": bad, "run": bad}
-    story = Story(bad, bad, (("report", report),), made, report, version)
-    text = page(story, gather(store, story))
+    story = Lineage(bad, bad, (("report", report),), made, report, version)
+    text = page(story, read_results(store, story))
     assert "<script" not in text
     assert "&lt;script&gt;" in text
 
 
 def test_openlineage_events_are_read_back_and_always_the_same(known: tuple[Place, Writer]) -> None:
     here, writer = known
-    story = tell(here, "models:/small@candidate")
-    lines = list(events.lines(story, here.store.root_uri))
-    assert lines == list(events.lines(story, here.store.root_uri))
+    story = lineage_of(here, "models:/small@candidate")
+    lines = list(export.lines(story, here.store.root_uri))
+    assert lines == list(export.lines(story, here.store.root_uri))
     found = {one["outputs"][0]["name"]: one for one in map(json.loads, lines)}
     assert set(found) == {digest for digest, _ in writer.made.values()}
     for one in found.values():
@@ -229,7 +228,7 @@ def test_openlineage_events_are_read_back_and_always_the_same(known: tuple[Place
     ],
 )
 def test_sources_have_one_namespace_and_name(uri: str, named: tuple[str, str]) -> None:
-    assert events.address(uri) == named
+    assert export.address(uri) == named
 
 
 def test_openlineage_says_what_to_install(
@@ -240,7 +239,7 @@ def test_openlineage_says_what_to_install(
     here, writer = known
     monkeypatch.setitem(sys.modules, "openlineage.client.serde", None)
     with pytest.raises(BadInput, match=r"pip install .*openlineage-python"):
-        list(events.lines(tell(here, writer.made["export"][1]), ""))
+        list(export.lines(lineage_of(here, writer.made["export"][1]), ""))
 
 
 def test_the_statement_comes_signed_from_the_store_or_is_built_unsigned(tmp_path: Path) -> None:
@@ -252,7 +251,7 @@ def test_the_statement_comes_signed_from_the_store_or_is_built_unsigned(tmp_path
     store.signer = signer
     writer = write_lineage(store, tmp_path / "scratch")
     made, report = nodes(writer)
-    story = Story("x", "x", (("report", report),), made, report)
+    story = Lineage("x", "x", (("report", report),), made, report)
     built, remark = envelope_of(store, story)
     assert "is unsigned" in remark
     assert json.loads(built)["signatures"] == []
@@ -306,31 +305,31 @@ def test_everything_that_came_from_a_source(known: tuple[Place, Writer], tmp_pat
         ("models:/small@candidate", "export"),
         (writer.made["report"][0], "report"),
     ):
-        found = descent.derive(here, reference)
+        found = descendants.descendants_of(here, reference)
         assert found.roots == [writer.made[name][1]], reference
         assert len(found.order) - 1 == below[name], reference
         data = found.as_dict()
         assert data["versions"] == ([] if name in ("text", "report") else ["small version 1"])
         assert data["records"][found.roots[0]]["digest"] == writer.made[name][0]
-    shown = text_of(descent.draw(descent.derive(here, "hf://acme/tiny")))
+    shown = text_of(descendants.draw(descendants.descendants_of(here, "hf://acme/tiny")))
     assert "made from hf://acme/tiny: 7 artifacts" in shown
     assert "= small version 1" in shown
     with pytest.raises(BadInput, match="nothing here was made from 'hf://acme/other'"):
-        descent.derive(here, "hf://acme/other")
+        descendants.descendants_of(here, "hf://acme/other")
 
 
 def test_a_long_descent_is_cut_and_says_so(
     known: tuple[Place, Writer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, _ = known
-    monkeypatch.setattr(descent, "MOST_SHOWN", 3)
-    shown = text_of(descent.draw(descent.derive(here, "hf://acme/tiny")))
+    monkeypatch.setattr(descendants, "MOST_SHOWN", 3)
+    shown = text_of(descendants.draw(descendants.descendants_of(here, "hf://acme/tiny")))
     assert "and 5 more; --json has them all" in shown
 
 
 def test_the_way_down_keeps_to_what_was_made_of_it(known: tuple[Place, Writer]) -> None:
     here, writer = known
-    found = descent.derive(here, writer.made["model"][1])
+    found = descendants.descendants_of(here, writer.made["model"][1])
     made = {name: record for name, (_, record) in writer.made.items()}
     assert found.order[0] == made["model"]
     assert sorted(found.order) == sorted(record for name, record in made.items() if name != "text")
@@ -344,10 +343,10 @@ def test_a_version_whose_report_has_no_record_is_shown_without_and_says_so(
     digest, record = writer.made["export"]
     tags = {"resprout.record": record, "resprout.digest": digest, "resprout.report": "0" * 64}
     here.tracker.make_version("old", "file:///nowhere", run_of(here, "small"), tags, "")
-    story = tell(here, "models:/old/1")
+    story = lineage_of(here, "models:/old/1")
     assert [node.record_id for _, node in story.tops] == [record]
     assert "the record of its report is not in the store" in text_of(
-        terminal.draw(story, gather(here.store, story))
+        render.draw(story, read_results(here.store, story))
     )
 
 
@@ -356,7 +355,7 @@ def test_what_a_terminal_would_obey_is_made_visible(tmp_path: Path) -> None:
     bad = "hf://a/b\x1b]0;owned\x07[bold]"
     writer = write_lineage(store, tmp_path / "scratch", {"model": {"source": bad}})
     made, report = nodes(writer)
-    story = Story(bad, bad, (("report", report),), made, report)
-    shown = text_of(terminal.draw(story, gather(store, story), full=True))
+    story = Lineage(bad, bad, (("report", report),), made, report)
+    shown = text_of(render.draw(story, read_results(store, story), full=True))
     assert "\x1b" not in shown
     assert "\\x1b]0;owned\\x07[bold]" in shown

@@ -11,7 +11,7 @@ import pytest
 
 from resprout.flows.cli.main import build
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 
 
 def commands() -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The way from a source, a data set or an artifact to everything that was made from it."""
+"""Descendants of a source, a data set or an artifact: all records and versions made from it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.flows.audit.printable import printable
-from resprout.flows.audit.reuse import origin_record
+from resprout.flows.audit.lineage import origin_record
+from resprout.flows.audit.render import printable
 from resprout.flows.place import DIGEST, RUN_ID, Place, find
 from resprout.infra.lineage import sources
 from resprout.infra.mlflow import search
@@ -31,7 +31,7 @@ MOST_SHOWN = 100
 
 
 @dataclass(frozen=True)
-class Derived:
+class Descendants:
     """What was made from a reference: `order` has the records nearest first, its own before all."""
 
     reference: str
@@ -67,7 +67,7 @@ class Derived:
         }
 
 
-def derive(place: Place, reference: str) -> Derived:
+def descendants_of(place: Place, reference: str) -> Descendants:
     """All records that have what the reference names among their ancestors, and the model versions of them.
 
     A version that was acquired as the source of another run counts as an ancestor of that run.
@@ -96,12 +96,12 @@ def derive(place: Place, reference: str) -> Derived:
         level = [one for one in found if one not in seen]
         seen.update(level)
         order += level
-    return Derived(
+    return Descendants(
         reference, roots, children, order, {one: held[one] for one in order if one in held}, place.store
     )
 
 
-def draw(found: Derived) -> Tree:
+def draw(found: Descendants) -> Tree:
     """The versions, then a tree of the nearest records."""
     from rich.tree import Tree
 
