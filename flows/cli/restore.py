@@ -54,7 +54,7 @@ def restore(
     require_apart(store, source)
     prepare(infra, home)
     # MLflow reads its environment when it is imported, so these come after `prepare`.
-    from resprout.flows.audit.verify import examine_all
+    from resprout.flows.audit.verification import examine_all
     from resprout.flows.place import Place
     from resprout.infra.mlflow.tracking import Tracker
 

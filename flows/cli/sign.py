@@ -30,7 +30,7 @@ def sign(
       resprout sign --adopt --config configs/quickstart.yaml
     """
     from resprout.configs.errors import BadInput, VerificationFailed
-    from resprout.flows.audit.verify import examine_unsigned
+    from resprout.flows.audit.verification import examine_unsigned
     from resprout.flows.place import open_place
     from resprout.infra.provenance.adoption import adopt as sign_all
     from resprout.infra.provenance.adoption import find_unsigned

@@ -28,6 +28,7 @@ from resprout.infra.store.store import ArtifactStore
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 THREADS = 8
 PAGE = 1000
@@ -153,13 +154,16 @@ def file_paths(tracker: Tracker, run_id: str, folder: str | None = None) -> Iter
 
 @legible
 @answers
-def version_state(tracker: Tracker, name: str, version: str) -> State:
-    """Return the state of a model version without the aliases, which are the model's."""
-    found = MessageToDict(tracker.client.get_model_version(name, version).to_proto())
-    found.pop("aliases", None)
+def version_state(tracker: Tracker, name: str, version: str, found: ModelVersion | None = None) -> State:
+    """Return the state of a model version without the aliases, which are the model's.
+
+    `found` is what a search of MLflow answered, where one was made.
+    """
+    shown = MessageToDict((found or tracker.client.get_model_version(name, version)).to_proto())
+    shown.pop("aliases", None)
     # What MLflow loads is at this address, which need not be the source that it shows.
-    found["download"] = tracker.client.get_model_version_download_uri(name, version)
-    return {**_filled(found), "tags": {one["key"]: one.get("value", "") for one in found.get("tags", ())}}
+    shown["download"] = tracker.client.get_model_version_download_uri(name, version)
+    return {**_filled(shown), "tags": {one["key"]: one.get("value", "") for one in shown.get("tags", ())}}
 
 
 @legible

@@ -23,7 +23,7 @@ import many
 from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
 from resprout.flows.audit import descendants
 from resprout.flows.audit.lineage import lineage_of, read_results
-from resprout.flows.audit.survey import survey
+from resprout.flows.audit.table import audit_rows
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.provenance.ledger import Ledger
@@ -118,7 +118,7 @@ def main() -> int:
             return len(descendants.descendants_of(place, ADDRESS).as_dict()["records"])
 
         before = peak()
-        seconds, rows = timed(lambda: survey(place, LicencesConfig(deny=("gpl*",)), None))
+        seconds, rows = timed(lambda: audit_rows(place, LicencesConfig(deny=("gpl*",)), None))
         more = peak() - before
         assert len(rows) == RUNS
         assert {tuple(row.problems) for row in rows} == {()}

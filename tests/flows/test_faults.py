@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.flows.audit.verify import examine
+from resprout.flows.audit.verification import examine
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore

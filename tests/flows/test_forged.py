@@ -17,7 +17,7 @@ from attacks import Forger, brought_back, kept
 
 from resprout.configs.errors import ResproutError, VerificationFailed
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.flows.audit.verify import examine, examine_all
+from resprout.flows.audit.verification import examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.provenance.ledger import PREDICATE

@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from many import chain
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.schema import MlflowConfig, StoreConfig
-from resprout.flows.audit.verify import Examined, examine, examine_all
+from resprout.flows.audit.verification import Examined, examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import HOLD, Tracker
