@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from resprout.infra.provenance.ledger import (
 )
 from resprout.infra.provenance.mlflow_state import Locations
 from resprout.infra.provenance.seal import SealHashes, read_seal, seal_key, write_seal
-from resprout.infra.provenance.shown import Shown
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
@@ -110,96 +108,6 @@ def test_writers_at_once_lose_no_entry(store: ArtifactStore) -> None:
     assert expected(store).aliases == {f"a{number}": "1" for number in range(12)}
 
 
-def test_a_change_by_hand_never_becomes_what_is_expected(store: ArtifactStore, tracker: Tracker) -> None:
-    run_id = tracker.start("run", {})
-    version = tracker.make_version("m", "file:///x", run_id, {"team": "a"}, "text")
-    tracker.point_alias("m", "candidate", str(version.version))
-    tracker.end(run_id)
-    sealed = write_seal(store, tracker, run_id)
-    Registrar(store, tracker, "m", run_id).enter("1", sealed, {"team": "a"}, "candidate")
-    assert list(Shown(store, tracker).version("m", "1")) == []
-    tracker.tag_version("m", "1", {"verdict": "passed"})
-    tracker.client.set_registered_model_alias("m", "champion", "1")
-    later = Registrar(store, tracker, "m", "a later run")
-    later.enter("1", SealHashes("x", None), {"team": "a"}, "candidate")
-    assert len(keys(store)) == 1, "nothing new was done, so nothing is said"
-    found = list(Shown(store, tracker).version("m", "1"))
-    assert found == ["models:/m/1: tags verdict was added", "alias of m champion was added"]
-    tracker.tag_version("m", "1", {"team": "b"})
-    later.enter("1", SealHashes("x", None), {"team": "b"}, "candidate")
-    assert expected(store).versions["1"]["tags"] == {"team": "b"}
-
-
-def test_what_mlflow_loads_is_held_as_well(store: ArtifactStore, tracker: Tracker, home: Path) -> None:
-    run_id = tracker.start("run", {})
-    tracker.make_version("m", "file:///x", run_id, {}, "")
-    Registrar(store, tracker, "m", run_id).enter("1", SealHashes("x", None), {}, None)
-    with sqlite3.connect(home / "mlflow.db") as database:
-        database.execute("update model_versions set storage_location = 's3://elsewhere/model'")
-    (problem,) = Shown(store, tracker).version("m", "1")
-    assert problem == "models:/m/1: download was changed: it was 'file:///x' and is 's3://elsewhere/model'"
-
-
-def test_a_row_that_mlflow_cannot_read_is_a_finding(
-    store: ArtifactStore, tracker: Tracker, home: Path
-) -> None:
-    run_id = tracker.start("run", {})
-    tracker.make_version("m", "file:///x", run_id, {}, "")
-    Registrar(store, tracker, "m", run_id).enter("1", SealHashes("x", None), {}, None)
-    with sqlite3.connect(home / "mlflow.db") as database:
-        database.execute("update model_versions set status = 'WELL'")
-    (problem,) = Shown(store, tracker).version("m", "1")
-    assert problem.startswith("models:/m/1 cannot be read: what MLflow keeps of m 1 cannot be read")
-
-
-def test_a_run_that_died_after_it_registered_is_sealed_by_the_next(
-    store: ArtifactStore, tracker: Tracker
-) -> None:
-    died = tracker.start("died", {})
-    Registrar(store, tracker, "m", died).announce("file:///x", {"resprout.digest": "d"}, "")
-    version = tracker.make_version("m", "file:///x", died, {"resprout.digest": "d"}, "")
-    following = Registrar(store, tracker, "m", "next")
-    assert following.takes(version)
-    following.enter("1", SealHashes("x", None), {}, None)
-    seal = read_seal(store, died)
-    assert seal is not None
-    assert seal.predicate["sealed_by"] == "next"
-    assert tracker.run(died).info.status == "KILLED"
-    assert list(Shown(store, tracker).run(seal)) == []
-    forged = tracker.make_version("m", "file:///x", died, {"resprout.digest": "d", "approved": "yes"}, "")
-    assert not following.takes(forged)
-
-
-def test_what_a_run_did_in_the_registry_is_unfinished_until_it_says_so_and_a_fault_from_then_on(
-    store: ArtifactStore, tracker: Tracker
-) -> None:
-    def said() -> tuple[list[str], dict[str, str]]:
-        shown = Shown(store, tracker)
-        return list(shown.version("m", "1")), shown.unfinished
-
-    first, second = tracker.start("first", {}), tracker.start("second", {})
-    Registrar(store, tracker, "m", first).announce("file:///x", {}, "")
-    tracker.make_version("m", "file:///x", first, {}, "")
-    assert said()[0] == []
-    assert [*said()[1]] == ["models:/m/1"]
-    Registrar(store, tracker, "m", first).enter("1", SealHashes("x", None), {}, None)
-    assert said() == ([], {})
-    following = Registrar(store, tracker, "m", second)
-    following.announce_change("1", {"team": "a"}, "champion")
-    tracker.tag_version("m", "1", {"team": "a"})
-    tracker.point_alias("m", "champion", "1")
-    assert said()[0] == []
-    assert [*said()[1]] == ["tags of models:/m/1", "alias champion of m"]
-    following.enter("1", SealHashes("y", None), {"team": "a"}, "champion")
-    assert said() == ([], {})
-    *_, last = Ledger(store, "m").entries()
-    store.driver.delete(last.key)
-    (tag, alias), unfinished = said()
-    assert tag == "models:/m/1: tags team was added"
-    assert alias == "alias of m champion was added"
-    assert unfinished == {}
-
-
 def test_a_seal_that_the_ledger_names_is_not_written_anew(store: ArtifactStore, tracker: Tracker) -> None:
     run_id = tracker.start("run", {})
     tracker.make_version("m", "file:///x", run_id, {}, "")
@@ -248,11 +156,4 @@ def test_a_signed_ledger_is_not_gone_on_with_unsigned(store: ArtifactStore) -> N
     forged = bare.signer.envelope(statement("models:/m", PREDICATE, predicate))
     store.driver.put_bytes(f"{Ledger(store, 'm').prefix}00000002.json", forged)
     with pytest.raises(VerificationFailed, match="of m has no signature that counts"):
-        Shown.model(_ShownOf(signed), "m")
-
-
-class _ShownOf(Shown):
-    """Looks at ledgers alone, without an MLflow."""
-
-    def __init__(self, store: ArtifactStore) -> None:
-        self.store, self._expected, self.heads = store, {}, {}
+        require_signed("m", list(Ledger(signed, "m").entries()), required=False)
