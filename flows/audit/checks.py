@@ -33,6 +33,7 @@ from resprout.infra.provenance.mlflow_state import (
     mask_locations,
     run_states,
     stage_run_problems,
+    version_state,
 )
 from resprout.infra.provenance.seal import COPY, read_collection
 from resprout.infra.provenance.statement import provenance_problems
@@ -115,6 +116,7 @@ def version_state_as_stated(evidence: Evidence, version: Version) -> Problems:
 def _version_differences(evidence: Evidence, version: Version, expected: RegistryState) -> Problems:
     state = evidence.masked(version, evidence.state(version))
     stated = without_hold(expected.versions[version.number])
+    stated.pop("download", None)
     # Tags are on their way where the run that announced them has not said that it is done.
     announced = expected.announced_tags.get(version.number, {})
     set_already = {key: value for key, value in announced.items() if state["tags"].get(key) == value}
@@ -247,22 +249,15 @@ def _claims_of_run(evidence: Evidence, version: Version) -> Iterator[Claim]:
 
 
 def version_source(evidence: Evidence, version: Version) -> Problems:
-    """MLflow loads the version from the store's own folder, or from a copy that its run owns."""
+    """The version's source is the store's own folder, or a copy that its run owns."""
     held = _exported(evidence, version)
     if held is None:
         return
     made, _, folders = held
     what, source, store = version.uri, version.source, evidence.store
-    try:
-        loaded = evidence.state(version).get("download", "")
-    except (StageFailed, VerificationFailed):
-        # Holding it against the ledger reports it.
-        return
     own = [own_uri(store, made.content, folder) for folder in folders]
     masked = evidence.masked(version, source)
-    if loaded != source:
-        yield f"{what}: the version's source is {source}, but MLflow loads it from {loaded}"
-    elif masked in [evidence.masked(version, one) for one in own]:
+    if masked in [evidence.masked(version, one) for one in own]:
         if masked != mask_locations(source, evidence.here):
             evidence.remarks.append(
                 f"{what}: MLflow loads it from {source}, where the store was; its bytes are at "
@@ -272,6 +267,24 @@ def version_source(evidence: Evidence, version: Version) -> Problems:
         yield f"{what}: the version's source is {source}, but its artifact is at {' or '.join(own)}"
     elif source != _copy_uri(evidence, version):
         yield (f"{what}: the version's source is {source}, which is no copy among the artifacts of its run")
+
+
+def version_download(evidence: Evidence, version: Version) -> Problems:
+    """MLflow loads the version from its source, which need not be where it shows it."""
+    if version.entity is None:
+        return
+    try:
+        loaded = version_state(evidence.tracker, version.name, version.number)["download"]
+    except (StageFailed, VerificationFailed) as error:
+        yield f"{version.uri} cannot be read: {error}"
+        return
+    expected = evidence.ledger_or_none(version.name)
+    stated = expected.versions.get(version.number, {}).get("download") if expected else None
+    if stated is not None:
+        shown = {"download": evidence.masked(version, loaded)}
+        yield from differences({"download": stated}, shown, f"{version.uri}:")
+    if loaded != version.source:
+        yield f"{version.uri}: the version's source is {version.source}, but MLflow loads it from {loaded}"
 
 
 def version_copy(evidence: Evidence, version: Version) -> Problems:
@@ -807,6 +820,7 @@ CHECKS: Sequence[Check] = (
     Check("aliases", "version", "shallow", aliases_as_stated),
     Check("tags", "version", "shallow", version_tags),
     Check("source", "version", "shallow", version_source),
+    Check("download", "version", "deep", version_download),
     Check("copy", "version", "deep", version_copy),
     Check("version of the seal", "version", "shallow", version_seal),
     Check("licences", "version", "shallow", version_licences),

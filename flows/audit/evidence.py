@@ -197,7 +197,7 @@ class Evidence:
         return Version(name, number, tags, stated.get("source", ""), stated.get("runId", ""), at)
 
     def state(self, version: Version) -> State:
-        """Return what the registry shows of a version, and under "download" where MLflow loads it from."""
+        """Return what the registry shows of a version, but for where MLflow loads it from."""
         if version.uri not in self._states:
             found = version_state(self.tracker, version.name, version.number, version.entity)
             self._states[version.uri] = without_hold(found)

@@ -157,12 +157,13 @@ def file_paths(tracker: Tracker, run_id: str, folder: str | None = None) -> Iter
 def version_state(tracker: Tracker, name: str, version: str, found: ModelVersion | None = None) -> State:
     """Return the state of a model version without the aliases, which are the model's.
 
-    `found` is what a search of MLflow answered, where one was made.
+    With `found`, what a search of MLflow answered, nothing more is asked, and "download" is left out.
     """
     shown = MessageToDict((found or tracker.client.get_model_version(name, version)).to_proto())
     shown.pop("aliases", None)
-    # What MLflow loads is at this address, which need not be the source that it shows.
-    shown["download"] = tracker.client.get_model_version_download_uri(name, version)
+    if found is None:
+        # What MLflow loads is at this address, which need not be the source that it shows.
+        shown["download"] = tracker.client.get_model_version_download_uri(name, version)
     return {**_filled(shown), "tags": {one["key"]: one.get("value", "") for one in shown.get("tags", ())}}
 
 

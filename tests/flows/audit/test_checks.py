@@ -13,7 +13,12 @@ import pytest
 
 from resprout.configs.schema import LicencesConfig, MlflowConfig, StoreConfig
 from resprout.flows.audit import verification
-from resprout.flows.audit.checks import aliases_as_stated, run_state, version_state_as_stated
+from resprout.flows.audit.checks import (
+    aliases_as_stated,
+    run_state,
+    version_download,
+    version_state_as_stated,
+)
 from resprout.flows.audit.evidence import Evidence, Version
 from resprout.flows.audit.verification import Verification
 from resprout.flows.place import Place
@@ -113,7 +118,8 @@ def in_registry(store: ArtifactStore, tracker: Tracker) -> tuple[list[str], dict
     """What the registry shows of version 1 of m otherwise than its ledger, and what is unfinished."""
     evidence = Evidence(Place(store, tracker, store.home), LicencesConfig())
     version = evidence.version("models:/m/1")
-    found = [*version_state_as_stated(evidence, version), *aliases_as_stated(evidence, version)]
+    checks = (version_state_as_stated, version_download, aliases_as_stated)
+    found = [problem for check in checks for problem in check(evidence, version)]
     return found, evidence.unfinished
 
 
@@ -143,8 +149,9 @@ def test_what_mlflow_loads_is_held_as_well(store: ArtifactStore, tracker: Tracke
     Registrar(store, tracker, "m", run_id).enter("1", SealHashes("x", None), {}, None)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("update model_versions set storage_location = 's3://elsewhere/model'")
-    (problem,) = in_registry(store, tracker)[0]
-    assert problem == "models:/m/1: download was changed: it was 'file:///x' and is 's3://elsewhere/model'"
+    changed, elsewhere = in_registry(store, tracker)[0]
+    assert changed == "models:/m/1: download was changed: it was 'file:///x' and is 's3://elsewhere/model'"
+    assert elsewhere.endswith("source is file:///x, but MLflow loads it from s3://elsewhere/model")
 
 
 def test_a_row_that_mlflow_cannot_read_is_a_finding(

@@ -107,10 +107,10 @@ def test_audit_and_verify_report_the_same_versions(world: World, name: str) -> N
 
 
 def test_verify_of_one_version_says_what_verify_of_all_says_of_it(world: World) -> None:
-    world.place.tracker.tag_version("small", "2", {"resprout.source": "hf://other"})
+    world.place.tracker.tag_version("small", "2", {"resprout.method": "other"})
     (one, other) = examine(world.place, SECOND).problems
-    assert one.startswith(f"{SECOND}: tags resprout.source was changed")
-    assert other.startswith(f"{SECOND}: tag resprout.source says hf://other, but")
+    assert one.startswith(f"{SECOND}: tags resprout.method was changed")
+    assert other.startswith(f"{SECOND}: tag resprout.method says other, but")
     assert examine(world.place, "models:/small/1").problems == []
     assert examine_all(world.place).problems == [one, other]
 
