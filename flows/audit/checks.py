@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -55,7 +54,6 @@ LATE = timedelta(hours=1)
 """A timestamp follows its seal at once; more apart, the seal was written anew or a clock was wrong."""
 KEYED = 3
 """Version of records since which they say all that their key is made of."""
-THREADS = 8
 REPORTS = "reports"
 LOGGED = "report/"
 """Folder of a run's files in MLflow that holds its report."""
@@ -776,9 +774,8 @@ def _strays(evidence: Evidence, rooms: Iterable[str]) -> Problems:
 def store_entries(evidence: Evidence, _: str) -> Problems:
     """Each index entry and each signature leads to a record that says so; what is set aside is gone."""
     driver = evidence.store.driver
-    with ThreadPoolExecutor(THREADS) as pool:
-        ids = sorted(evidence.record_ids)
-        read = dict(zip(ids, pool.map(evidence.record, ids), strict=True))
+    ids = sorted(evidence.record_ids)
+    read = dict(zip(ids, evidence.pool.map(evidence.record, ids), strict=True))
     yield from (record for record in read.values() if isinstance(record, str))
     intact = {one: record for one, record in read.items() if isinstance(record, Record)}
     wanted = {key for one, record in intact.items() for key in index_keys(one, record)}

@@ -139,6 +139,8 @@ class Evidence:
         """Sentences on what is allowed and should be known."""
         self.report_pages: set[str] = set()
         """Names of the runs whose page was looked at."""
+        self.pool = ThreadPoolExecutor(THREADS)
+        """Threads for reading; what runs in them must not wait for others of them."""
         self._ledgers: dict[str, RegistryState | str] = {}
         self._models: dict[str, tuple[State, dict[str, str]]] = {}
         self._states: dict[str, State] = {}
@@ -330,13 +332,12 @@ class Evidence:
         """Return the ids of these records and of all behind them, read a level at a time."""
         level = list(dict.fromkeys(one for one in roots if one))
         order = dict.fromkeys(level)
-        with ThreadPoolExecutor(THREADS) as pool:
-            while level:
-                new = [one for one in level if one not in self.records]
-                self.records.update(zip(new, pool.map(self._read, new), strict=True))
-                parents = [one.record for record in self.intact(level) for one in record.parents]
-                level = list(dict.fromkeys(one for one in parents if one not in order))
-                order |= dict.fromkeys(level)
+        while level:
+            new = [one for one in level if one not in self.records]
+            self.records.update(zip(new, self.pool.map(self._read, new), strict=True))
+            parents = [one.record for record in self.intact(level) for one in record.parents]
+            level = list(dict.fromkeys(one for one in parents if one not in order))
+            order |= dict.fromkeys(level)
         return list(order)
 
     def intact(self, identities: Iterable[str]) -> Iterator[Record]:

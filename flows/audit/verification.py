@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.schema import LicencesConfig
-from resprout.flows.audit.checks import CHECKS, THREADS, Depth
+from resprout.flows.audit.checks import CHECKS, Depth
 from resprout.flows.audit.evidence import Evidence, RunEvidence, Version
 from resprout.flows.place import RUN_ID, Place, find, parts
 from resprout.infra.mlflow.tracking import RECORD
@@ -148,8 +147,8 @@ class Verification:
         records = [one for one in evidence.behind(roots) if one not in gone]
         new = [one for one in records if ("record", one) not in self._found]
         evidence.seen.update(one for one in new if not isinstance(evidence.record(one), str))
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda one: self._check("record", one, one), new))
+        if self.depth == "deep":
+            list(evidence.pool.map(lambda one: self._check("record", one, one), new))
         artifacts = dict.fromkeys(record.content for record in evidence.intact(records))
         return [
             *(finding for one in records for finding in self._check("record", one, one)),
