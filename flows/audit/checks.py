@@ -772,7 +772,7 @@ def _strays(evidence: Evidence, rooms: Iterable[str]) -> Problems:
 
 
 def store_entries(evidence: Evidence, _: str) -> Problems:
-    """Each index entry and each signature leads to a record that says so; what is set aside is gone."""
+    """Each index entry and each signature leads to a record that says so; what is set aside is not there."""
     driver = evidence.store.driver
     ids = sorted(evidence.record_ids)
     read = dict(zip(ids, evidence.pool.map(evidence.record, ids), strict=True))
@@ -782,7 +782,7 @@ def store_entries(evidence: Evidence, _: str) -> Problems:
     for room in ("made", "used"):
         for parts in keys.own(driver, room):
             key = "/".join((room, *parts))
-            # What is wrong with a record is said once.
+            # A record that cannot be read is reported once.
             if key not in wanted and (parts[-1] in intact or parts[-1] not in read):
                 problem = f"index entry {driver.uri(key)} leads to no record that says so"
                 yield from [problem] if parts[-1] in read else evidence.left_behind(parts[-1], problem)

@@ -176,7 +176,7 @@ class _Children:
 
     @cached_property
     def _unknown(self) -> dict[str, frozenset[str]]:
-        """Of the other acquired models the hashes of all files, where their origin tells these."""
+        """Hashes of all files of the other acquired models, where their origin names these."""
         known = {identity for ones in self._again.values() for identity in ones}
         return {
             identity: frozenset(source.sha256.values())
@@ -193,7 +193,7 @@ class _Children:
                 yield one, [identity for identity, given in self._unknown.items() if given <= files]
 
     def _files(self, identity: str) -> frozenset[str]:
-        """The hashes of an export's files; none of another artifact, or of one that is gone."""
+        """Return the hashes of an export's files; none of another artifact, or of one that was removed."""
         record = self.store.get_record(identity)
         if record.stage != "export":
             return frozenset()

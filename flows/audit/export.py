@@ -152,7 +152,7 @@ def _licence_facet(licence: str | None) -> dict[str, DatasetFacet]:
 
 
 def statement_of(store: ArtifactStore, lineage: Lineage) -> dict[str, Any]:
-    """The statement that the records behind the story make; BadInput where nothing came of the run."""
+    """The statement that the records of a lineage make; BadInput where nothing came of the run."""
     if lineage.made is None:
         raise BadInput(
             f"{lineage.reference} came to no artifact that a statement could be on; give a stage's digest, "

@@ -126,7 +126,7 @@ def origin_lines(origin: dict[str, Any] | None) -> list[str]:
 
 
 def usual_of(lineage: Lineage) -> dict[str, str]:
-    """What most records have in common, so that the tree shows only what is otherwise."""
+    """Return who, where and which code most records share, so that the tree shows only what differs."""
     records = [node.record for node in lineage.nodes().values()]
     seen = [
         {"who": one.who, "machine": str(one.machine.get("host")), "code": code_of(one)} for one in records

@@ -70,7 +70,7 @@ def _row(evidence: Evidence, version: Version | None, run: RunEvidence, found: S
         digest = next((one.content for one in evidence.intact(roots[:1] if roots[0] else [])), "")
         row = Row("run", run.name, "", _time(run.at), verdict, run.id, digest, sealed=seal)
         if gone.issuperset(roots) and not found:
-            # What no version needs is collected in time; seal and MLflow go on telling of the run.
+            # What no version needs is collected in time; seal and MLflow still show the run.
             row.remarks = [one for one in evidence.remarks if f" of run {run.id} " in one]
             return row
     behind = evidence.behind(roots)

@@ -76,7 +76,7 @@ class Verification:
         sealed = run.seal.predicate["records"] if run.seal else ()
         gone = self.evidence.collected(run_id) if run_id else frozenset()
         if gone and gone.issuperset([*sealed, *([run.report] if run.report else [])]):
-            # MLflow's run may be gone as well; the seal stays as what was.
+            # MLflow's run may be removed as well; the seal stays as a record of it.
             return []
         found = [*self._check("run", run_id, run), *self._behind([*sealed, run.report], gone)]
         return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""`resprout diff`: what two model versions have otherwise."""
+"""`resprout diff`: compare two model versions."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def diff(
     from resprout.flows.place import open_place
 
     place = open_place(config, one, read_only=True)
-    stories = [lineage_of(place, reference) for reference in (one, other)]
-    a, b = (side(story, read_results(place.store, story)) for story in stories)
+    lineages = [lineage_of(place, reference) for reference in (one, other)]
+    a, b = (side(lineage, read_results(place.store, lineage)) for lineage in lineages)
     if as_json:
         found = {"a": one, "b": other, "differences": differences(a, b)}
         typer.echo(json_line(found))

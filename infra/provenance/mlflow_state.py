@@ -234,7 +234,7 @@ def stage_run_problems(store: ArtifactStore, run_id: str, states: Mapping[str, A
             record = store.get_record(tags[RECORD])
             held = metrics_of(store, record.content)
         except (BadInput, VerificationFailed):
-            # Looking at the artifact itself tells of it.
+            # Checking the artifact itself reports it.
             continue
         except (ValueError, TypeError):
             yield f"{METRICS} of artifact {record.content} holds no metrics"

@@ -147,7 +147,7 @@ def write_provenance(store: ArtifactStore, made: str, report: str) -> bytes:
             if store.signer.open(kept, "provenance statement").statement == statement:
                 data = store.signer.countersigned(kept)
         except VerificationFailed:
-            # What is damaged is written anew; `verify` told of it until now.
+            # A damaged statement is rewritten; until now `verify` reported it.
             pass
     if data != kept:
         store.driver.put_bytes(key, data)
