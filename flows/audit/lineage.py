@@ -280,5 +280,5 @@ def _read(store: ArtifactStore, node: Node, path: str) -> dict[str, Any] | None:
             return None
         return dict(json.loads(store.read(node.record.content, path)))
     except (BadInput, VerificationFailed):
-        # Erased, collected or damaged: the record still has its description, and `verify` reports what became of it.
+        # Erased, collected or damaged: the record still describes it, and `verify` reports what became of it.
         return None

@@ -363,7 +363,7 @@ class Registrar:
             self._ledger.append(self.run_id, self._here, change=change)
 
     def _was_recreated(self, expected: RegistryState) -> bool:
-        """Whether the registered model is not the one in the ledger: it was deleted, and created again or not."""
+        """Whether the registered model in the ledger was deleted, and perhaps created again."""
         if not expected.model:
             return False
         if not search.is_registered(self.tracker, self.name):
