@@ -302,7 +302,7 @@ def version_copy(evidence: Evidence, version: Version) -> Problems:
             return
     one_of = [_changed_files(folder, entries, copied) for folder in folders]
     for path, how in min(one_of, key=len).items():
-        yield f"{version.uri}: {source}/{path} was {how}: it is not as the export holds it"
+        yield f"{version.uri}: {source}/{path} {how}: it is not as the export holds it"
 
 
 def _exported(evidence: Evidence, version: Version) -> tuple[Record, tuple[FileEntry, ...], list[str]] | None:
@@ -332,7 +332,7 @@ def _changed_files(
     wanted = {entry.path.removeprefix(f"{folder}/"): (entry.size, entry.sha256) for entry in inside}
     given = {entry.path: (entry.size, entry.sha256) for entry in copied}
     return {
-        path: "removed" if path not in given else "added" if path not in wanted else "changed"
+        path: "is missing" if path not in given else "was added" if path not in wanted else "was changed"
         for path in sorted({*wanted, *given})
         if wanted.get(path) != given.get(path)
     }
