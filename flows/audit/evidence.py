@@ -201,7 +201,7 @@ class Evidence:
     def state(self, version: Version) -> State:
         """Return what the registry shows of a version, but for where MLflow loads it from."""
         if version.uri not in self._states:
-            found = version_state(self.tracker, version.name, version.number, version.entity)
+            found = version_state(self.tracker, version.name, version.number, found=version.entity)
             self._states[version.uri] = without_hold(found)
         return self._states[version.uri]
 
