@@ -602,6 +602,8 @@ def record_links(evidence: Evidence, record_id: str) -> Problems:
 
 def record_signed(evidence: Evidence, record_id: str) -> Problems:
     """A known key signed the record, where that is required."""
+    if isinstance(evidence.record(record_id), str):
+        return
     there, known = {*evidence.signatures(record_id)}, {*evidence.store.signer.key_ids}
     evidence.signers |= there & known
     evidence.strangers |= there - known
@@ -613,6 +615,8 @@ def record_signed(evidence: Evidence, record_id: str) -> Problems:
 
 def record_signatures(evidence: Evidence, record_id: str) -> Problems:
     """The signatures on the record hold."""
+    if isinstance(evidence.record(record_id), str):
+        return
     store, there = evidence.store, evidence.signatures(record_id)
     good = store.signed_by(record_id, store.driver.get_bytes(f"records/{record_id}.json") or b"")
     for key in sorted({*there} - {*good}):
@@ -670,6 +674,8 @@ def record_result(evidence: Evidence, record_id: str) -> Problems:
 
 def record_index(evidence: Evidence, record_id: str) -> Problems:
     """The record has its index entries, and those that lead from it lead to records."""
+    if isinstance(evidence.record(record_id), str):
+        return
     store = evidence.store
     for record in evidence.intact([record_id]):
         for key in index_keys(record_id, record):
