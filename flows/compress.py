@@ -33,7 +33,7 @@ from resprout.infra.environment import prepare
 from resprout.infra.licences import check_licences
 from resprout.infra.mlflow.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
 from resprout.infra.prefect.flow_runs import FLOW
-from resprout.infra.proof.ledger import Ledger
+from resprout.infra.provenance.ledger import Ledger
 from resprout.infra.retry import retry_while_down
 from resprout.infra.store import exports, lease
 from resprout.infra.store.in_use import InUseReferences

@@ -22,10 +22,10 @@ from resprout.flows.stages import SCORES, STAGES, Artifacts, models
 from resprout.infra import identity
 from resprout.infra.lineage import tree
 from resprout.infra.markdown import NOTE
-from resprout.infra.proof.provenance import state_provenance
-from resprout.infra.proof.registering import Registrar
-from resprout.infra.proof.seal import write_seal
-from resprout.infra.proof.timestamp import Authority
+from resprout.infra.provenance.ledger import Registrar
+from resprout.infra.provenance.seal import write_seal
+from resprout.infra.provenance.statement import write_provenance
+from resprout.infra.provenance.timestamp import Authority
 from resprout.infra.store import exports
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
@@ -68,7 +68,7 @@ class Conclusion:
         summary = self.run.store.read(reported.digest, "summary.md").decode()
         page = self.run.tracker.page(self.run.mlflow_run_id)
         show_in_prefect(self.loaded.config.name, self.result, summary, page)
-        self.state_provenance()
+        self.write_provenance()
         self.verdict = (
             "none" if self.artifacts.named("gate") is None else "passed" if verdict.passed else "failed"
         )
@@ -190,10 +190,10 @@ class Conclusion:
         )
         return report(self.run, Job(settings, config.seed), self.artifacts.reported()), settings
 
-    def state_provenance(self) -> None:
+    def write_provenance(self) -> None:
         """The signed statement of how the export was built, in the store and in MLflow."""
         run, made, report = self.run, self.artifacts.of("export").record, self.reported.record
-        stated = run.keep(lambda: state_provenance(run.store, made, report))
+        stated = run.keep(lambda: write_provenance(run.store, made, report))
         run.tracker.log_text(run.mlflow_run_id, stated.decode(), PROVENANCE)
 
     def register(self, wanted: RegisterConfig, reported: ArtifactRef, summary: str) -> None:

@@ -13,7 +13,7 @@ from resprout.configs.load import load_infra
 from resprout.infra.environment import prepare
 from resprout.infra.lineage import record_of_digest
 from resprout.infra.mlflow.tracking import REPORT_RECORD
-from resprout.infra.proof.timestamp import Authority
+from resprout.infra.provenance.timestamp import Authority
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 

@@ -1,1 +1,1 @@
-"""What an auditor asks: where a model came from, what came from a source, what differs, what is at odds."""
+"""Audit: lineage of a model, descendants of a source, comparison, and checks of all that is registered."""

@@ -27,8 +27,8 @@ def alias(
     """
     from resprout.configs.errors import BadInput
     from resprout.flows.place import find, open_place, parts
-    from resprout.infra.proof.ledger import Ledger, folded
-    from resprout.infra.proof.snapshot import places
+    from resprout.infra.provenance.ledger import Ledger, replay
+    from resprout.infra.provenance.mlflow_state import locations
     from resprout.infra.store.lease import LeaseLockManager
 
     if not reference.startswith("models:/"):
@@ -40,7 +40,7 @@ def alias(
     # As a run does while it registers: what is done and what is said of it belong together.
     locks.acquire_lock(f"register {model}", f"alias {name}")
     try:
-        expected = folded(ledger.writable())
+        expected = replay(ledger.writable())
         asked = parts(reference)[1]
         if asked and expected.aliases.get(asked) != number:
             stated = expected.aliases.get(asked)
@@ -54,13 +54,13 @@ def alias(
                 "its config again, or set the alias in MLflow"
             )
         change: dict[str, Any] = {"version": None if remove else number, "tags": {}, "alias": name}
-        ledger.append(None, places(place.tracker, place.store.root_uri), change=change)
+        ledger.append(None, locations(place.tracker, place.store.root_uri), change=change)
         if remove:
             place.tracker.drop_alias(model, name, number)
         else:
             place.tracker.point_alias(model, name, number)
         said = {name: None if remove else number}
-        ledger.append(None, places(place.tracker, place.store.root_uri), aliases=said)
+        ledger.append(None, locations(place.tracker, place.store.root_uri), aliases=said)
     finally:
         locks.close()
     done = "no longer points" if remove else "points"

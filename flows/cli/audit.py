@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from resprout.flows.audit.survey import Row
+    from resprout.flows.audit.table import Row
 
 WIDE = 200
 COLUMNS = (
@@ -53,15 +53,15 @@ def audit(
     """
     from resprout.configs.errors import BadInput, VerificationFailed
     from resprout.configs.load import load_infra
-    from resprout.flows.audit.printable import json_line
-    from resprout.flows.audit.survey import survey
+    from resprout.flows.audit.render import json_line
+    from resprout.flows.audit.table import audit_rows
     from resprout.flows.place import open_place
 
     if as_csv and as_json:
         raise BadInput("--csv and --json are given together; ask for one form at a time")
     began = _moment(since)
     place = open_place(config, "the registry", read_only=True)
-    rows = survey(place, load_infra(config)[0].licences, began)
+    rows = audit_rows(place, load_infra(config)[0].licences, began)
     odd = sum(bool(row.problems) for row in rows)
     if as_json:
         found = {"since": since, "rows": [row.as_dict() for row in rows], "at_odds": odd}
@@ -105,7 +105,7 @@ def _show(rows: list[Row], odd: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from resprout.flows.audit.printable import printable
+    from resprout.flows.audit.render import printable
 
     console = Console()
     if not console.is_terminal:

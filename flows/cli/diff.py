@@ -29,15 +29,14 @@ def diff(
       resprout diff models:/smollm2-135m-resprout/1 models:/smollm2-135m-resprout@candidate
       resprout diff models:/smollm2-135m-resprout/1 models:/smollm2-135m-resprout/2 --json
     """
-    from resprout.flows.audit.difference import differences, side, tables
-    from resprout.flows.audit.facts import gather
-    from resprout.flows.audit.printable import console, json_line
-    from resprout.flows.audit.story import tell
+    from resprout.flows.audit.diff import differences, side, tables
+    from resprout.flows.audit.lineage import lineage_of, read_results
+    from resprout.flows.audit.render import console, json_line
     from resprout.flows.place import open_place
 
     place = open_place(config, one, read_only=True)
-    stories = [tell(place, reference) for reference in (one, other)]
-    a, b = (side(story, gather(place.store, story)) for story in stories)
+    lineages = [lineage_of(place, reference) for reference in (one, other)]
+    a, b = (side(lineage, read_results(place.store, lineage)) for lineage in lineages)
     if as_json:
         found = {"a": one, "b": other, "differences": differences(a, b)}
         typer.echo(json_line(found))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from resprout.flows.audit.story import Story
+    from resprout.flows.audit.lineage import Lineage
     from resprout.flows.place import Place
 
 
@@ -72,35 +72,35 @@ def lineage(
     if derived:
         _show_derived(place, reference, as_json)
         return
-    from resprout.flows.audit.story import tell
+    from resprout.flows.audit.lineage import lineage_of
 
-    story = tell(place, reference)
+    found = lineage_of(place, reference)
     if openlineage:
-        from resprout.flows.audit.events import lines
+        from resprout.flows.audit.export import lines
 
-        for line in lines(story, place.store.root_uri):
+        for line in lines(found, place.store.root_uri):
             typer.echo(line)
     elif in_toto:
-        _show_statement(place, story)
+        _show_statement(place, found)
     else:
-        _show(place, story, full, as_json, html)
+        _show(place, found, full, as_json, html)
 
 
-def _show(place: Place, story: Story, full: bool, as_json: bool, html: Path | None) -> None:
+def _show(place: Place, found: Lineage, full: bool, as_json: bool, html: Path | None) -> None:
     from resprout.configs.errors import BadInput
-    from resprout.flows.audit.facts import gather
-    from resprout.flows.audit.terminal import draw
+    from resprout.flows.audit.lineage import read_results
+    from resprout.flows.audit.render import draw
 
-    facts = gather(place.store, story)
+    results = read_results(place.store, found)
     if as_json:
-        from resprout.flows.audit.printable import json_line
+        from resprout.flows.audit.render import json_line
 
-        typer.echo(json_line({**story.as_dict(), **facts.as_dict()}))
+        typer.echo(json_line({**found.as_dict(), **results.as_dict()}))
     elif html is not None:
-        from resprout.flows.audit.page import page
+        from resprout.flows.audit.render import page
 
         try:
-            html.write_text(page(story, facts), encoding="utf-8")
+            html.write_text(page(found, results), encoding="utf-8")
         except OSError as error:
             raise BadInput(
                 f"the page cannot be written to {html} ({error.strerror}); give a file in a folder that "
@@ -108,30 +108,30 @@ def _show(place: Place, story: Story, full: bool, as_json: bool, html: Path | No
             ) from None
         typer.echo(str(html))
     else:
-        _print(draw(story, facts, full))
+        _print(draw(found, results, full))
 
 
 def _print(shown: object) -> None:
-    from resprout.flows.audit.printable import console
+    from resprout.flows.audit.render import console
 
     console().print(shown, highlight=False)
 
 
-def _show_statement(place: Place, story: Story) -> None:
-    from resprout.flows.audit.statement import envelope_of
+def _show_statement(place: Place, found: Lineage) -> None:
+    from resprout.flows.audit.export import envelope_of
 
-    found, remark = envelope_of(place.store, story)
+    envelope, remark = envelope_of(place.store, found)
     if remark:
         typer.echo(remark, err=True)
-    typer.echo(found.decode())
+    typer.echo(envelope.decode())
 
 
 def _show_derived(place: Place, reference: str, as_json: bool) -> None:
-    from resprout.flows.audit.descent import derive, draw
+    from resprout.flows.audit.descendants import descendants_of, draw
 
-    found = derive(place, reference)
+    found = descendants_of(place, reference)
     if as_json:
-        from resprout.flows.audit.printable import json_line
+        from resprout.flows.audit.render import json_line
 
         typer.echo(json_line(found.as_dict()))
     else:

@@ -87,7 +87,7 @@ def reproduce(
     session, now, folder = _again(run, place, into, trust_remote_code, console, debug)
     verdict = judge(run, session.result.stages, place.store, now, elsewhere, tolerance)
     if as_json:
-        from resprout.flows.audit.printable import json_line
+        from resprout.flows.audit.render import json_line
 
         found = {
             "reference": reference,

@@ -40,7 +40,7 @@ def restore(
     from resprout.configs.load import load_infra
     from resprout.flows.cli.display import bar
     from resprout.infra.environment import prepare
-    from resprout.infra.proof.timestamp import Authority
+    from resprout.infra.provenance.timestamp import Authority
     from resprout.infra.retention.backup import open_backup, read_statement, require_apart
     from resprout.infra.retention.mlflow_data import Database, database_address
     from resprout.infra.retention.restore import Restore
@@ -54,7 +54,7 @@ def restore(
     require_apart(store, source)
     prepare(infra, home)
     # MLflow reads its environment when it is imported, so these come after `prepare`.
-    from resprout.flows.audit.verify import examine_all
+    from resprout.flows.audit.verification import examine_all
     from resprout.flows.place import Place
     from resprout.infra.mlflow.tracking import Tracker
 

@@ -30,11 +30,11 @@ def sign(
       resprout sign --adopt --config configs/quickstart.yaml
     """
     from resprout.configs.errors import BadInput, VerificationFailed
-    from resprout.flows.audit.verify import examine_unsigned
+    from resprout.flows.audit.verification import examine_unsigned
     from resprout.flows.place import open_place
-    from resprout.infra.proof.adoption import adopt as sign_all
-    from resprout.infra.proof.adoption import unsigned
-    from resprout.infra.proof.snapshot import places
+    from resprout.infra.provenance.adoption import adopt as sign_all
+    from resprout.infra.provenance.adoption import find_unsigned
+    from resprout.infra.provenance.mlflow_state import locations
 
     place = open_place(config, "what sign looks for")
     store = place.store
@@ -43,9 +43,9 @@ def sign(
     found, records = examine_unsigned(place)
     if found.problems:
         raise VerificationFailed(f"nothing was signed: {'; '.join(found.problems)}")
-    what = unsigned(store, records)
+    what = find_unsigned(store, records)
     if adopt and what:
-        sign_all(store, what, places(place.tracker, store.root_uri))
+        sign_all(store, what, locations(place.tracker, store.root_uri))
     if as_json:
         typer.echo(json.dumps({"key": store.signer.own_id, "signed": adopt, **dataclasses.asdict(what)}))
         return

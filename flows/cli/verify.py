@@ -42,6 +42,7 @@ def verify(
       resprout verify --all --sample 5%
     """
     from resprout.configs.errors import BadInput, VerificationFailed
+    from resprout.configs.load import load_infra
     from resprout.flows.place import open_place
 
     if (reference is None) is not everything:
@@ -51,9 +52,10 @@ def verify(
     share = _share(sample)
     what = reference or "everything"
     place = open_place(config, what, read_only=True)
-    from resprout.flows.audit.verify import examine, examine_all
+    from resprout.flows.audit.verification import examine, examine_all
 
-    found = examine(place, reference, share, head) if reference else examine_all(place, share)
+    policy = load_infra(config)[0].licences
+    found = examine(place, reference, share, head, policy) if reference else examine_all(place, share, policy)
     if as_json:
         typer.echo(json.dumps({"reference": what, **dataclasses.asdict(found)}))
     if found.problems:

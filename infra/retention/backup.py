@@ -37,7 +37,7 @@ from resprout.configs.errors import BadInput, Transient, VerificationFailed
 from resprout.configs.infrastructure import StoreConfig
 from resprout.infra import identity
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.proof.ledger import predicate_of, statement
+from resprout.infra.provenance.statement import predicate_of, statement
 from resprout.infra.retention import mlflow_data
 from resprout.infra.retention.gc import LEASE
 from resprout.infra.retention.mlflow_data import Database, FileFolder, file_folders, rows_of

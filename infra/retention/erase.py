@@ -18,8 +18,8 @@ from resprout.infra.lineage import trees
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.errors import mlflow_errors
 from resprout.infra.mlflow.tracking import HOLD, Tracker
-from resprout.infra.proof.seal import COPY
-from resprout.infra.proof.snapshot import file_paths
+from resprout.infra.provenance.mlflow_state import file_paths
+from resprout.infra.provenance.seal import COPY
 from resprout.infra.retention.gc_roots import IN_SOURCE, RootFinder
 from resprout.infra.retention.mlflow_data import delete_file
 from resprout.infra.retention.row_search import ROWS, Fingerprints, fingerprints, is_text, split_lines

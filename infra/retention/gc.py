@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from resprout.configs.errors import BadInput, ResproutError, StageFailed, VerificationFailed
-from resprout.infra.proof.collected import state_collected
-from resprout.infra.proof.provenance import provenance_key
+from resprout.infra.provenance.seal import write_collection
+from resprout.infra.provenance.statement import provenance_key
 from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store import exports, in_use, keys
 from resprout.infra.store.canonical import DIGEST, canonical_json
@@ -318,7 +318,7 @@ class Collector:
                     going.setdefault(run, set()).add(record)
         self._require_lease()
         for run, records in sorted(going.items()):
-            state_collected(self.store, run, records)
+            write_collection(self.store, run, records)
 
     def _mark(self, digest: str) -> bool:
         if in_use.mark(self.driver, digest, self.name):

@@ -13,8 +13,8 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.errors import allowing, mlflow_errors
 from resprout.infra.mlflow.tracking import HOLD, MAX_TAG_CHARS, RECORD, Tracker
-from resprout.infra.proof.ledger import Ledger
-from resprout.infra.proof.seal import read_seal
+from resprout.infra.provenance.ledger import Ledger
+from resprout.infra.provenance.seal import read_seal
 from resprout.infra.store import keys, tombstones
 from resprout.infra.store.canonical import DIGEST, sha256_hex
 from resprout.infra.store.in_use import references
@@ -202,8 +202,8 @@ class RootFinder:
                 unread, pool.map(lambda run: read_seal(self.store, run), unread), strict=True
             ):
                 # A run that has no seal yet may get one.
-                if seal is not None and seal.said["records"]:
-                    self._sealed[run] = tuple(seal.said["records"])
+                if seal is not None and seal.predicate["records"]:
+                    self._sealed[run] = tuple(seal.predicate["records"])
         return {record for run in wanted for record in self._sealed.get(run, ())}
 
     def _of_tags(self, tags: Mapping[str, str]) -> set[str]:
@@ -242,7 +242,7 @@ class RootFinder:
             raise VerificationFailed(f"the {what} is that of another model, {name}")
         versions: dict[str, VersionRoots] = {}
         for entry in Ledger(self.store, name).entries():
-            for number, state in (entry.said.get("versions") or {}).items():
+            for number, state in (entry.predicate.get("versions") or {}).items():
                 # Every state counts that it ever had, so no entry takes away what an earlier one needs.
                 found = self._of_state(state.get("tags", {}), state.get("source", ""), state.get("runId", ""))
                 roots = versions.setdefault(number, VersionRoots())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from resprout.configs.errors import BadInput
 from resprout.configs.result import RegisteredResult
 from resprout.configs.schema import RegisterConfig
-from resprout.infra.proof.registering import Registrar
+from resprout.infra.provenance.ledger import Registrar
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.run import Run

@@ -20,22 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import many
+from lineages import keyed
 from resprout.configs.infrastructure import LicencesConfig, MlflowConfig, StoreConfig
-from resprout.flows.audit import descent
-from resprout.flows.audit.facts import gather
-from resprout.flows.audit.story import tell
-from resprout.flows.audit.survey import survey
+from resprout.flows.audit import descendants
+from resprout.flows.audit.lineage import lineage_of, read_results
+from resprout.flows.audit.table import audit_rows
 from resprout.flows.place import Place
+from resprout.flows.rerun import digest_of_config
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.proof.ledger import Ledger, statement
-from resprout.infra.proof.seal import PREDICATE, seal_key
-from resprout.infra.proof.snapshot import places
+from resprout.infra.provenance.ledger import Ledger
+from resprout.infra.provenance.mlflow_state import locations, version_state
+from resprout.infra.provenance.seal import PREDICATE, seal_key
+from resprout.infra.provenance.statement import statement
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.signing import UNSIGNED
 from resprout.infra.store.store import ArtifactStore
 
 RUNS, ROUNDS = 1000, 3
 ADDRESS = "hf://acme/all"
+CONFIG = {"model": {"source": ADDRESS}}
 BYTES = 100_000_000
 
 
@@ -50,24 +53,33 @@ def build(store: ArtifactStore, root: Path, scratch: Path) -> list[list[many.Mad
         started="2026-01-01T00:00:00+00:00", seconds=0.1,
         origin={"sources": [{"given": ADDRESS, "uri": f"{ADDRESS}@{'1' * 40}", "licence": "mit"}]},
     )  # fmt: skip
-    source = many.Made("acquire_text", manifest.digest, store.put_record(record))
+    source = many.Made("acquire_text", manifest.digest, store.put_record(keyed(record)))
     runs = []
     for number in range(RUNS):
         made = [source]
         for stage in many.STAGES:
-            parent = Parent(role="input", digest=made[-1].digest, record=made[-1].record)
-            made.append(many.artifact(root, stage, f"{number} {stage}", (parent,)))
-        # The report is on the export, as it is in a run.
+            # The report is on the export, as it is in a run.
+            role = "export" if stage == "report" else "input"
+            parent = Parent(role=role, digest=made[-1].digest, record=made[-1].record)
+            config = {"config": CONFIG} if stage == "report" else None
+            files = {"hf/out.txt": f"{number}"} if stage == "export" else None
+            text = f"{number} {stage}"
+            made.append(many.artifact(root, stage, text, (parent,), files, config=config))
         runs.append(made[1:])
-        report = made[-1].record
-        seal(store, root, f"{number + 1:032x}", report)
+        seal(root, number + 1, *made[-2:])
     return runs
 
 
-def seal(store: ArtifactStore, root: Path, run: str, report: str) -> None:
+def seal(root: Path, number: int, export: many.Made, report: many.Made) -> None:
     """A seal as large as those of whole runs, which list all that MLflow shows."""
-    said = {"run": run, "name": run, "verdict": "passed", "report": report, "key": None}
-    said |= {"sealed": "2026-01-01T00:00:00+00:00", "runs": {"shown": "x" * 75_000}}
+    run = f"{number:032x}"
+    shown = {"info": {"shown": "x" * 75_000}, "tags": {}, "metrics": {}, "files": {}}
+    said = {
+        "run": run, "name": run, "verdict": "passed", "report": report.record, "key": None,
+        "export": export.record, "registered": f"models:/many/{number}", "records": {}, "runs": {run: shown},
+        "provenance": [], "statement": None, "resprout": "0", "sealed": "2026-01-01T00:00:00+00:00",
+        "places": {"store": "file:///s", "artifacts": "file:///a"},
+    }  # fmt: skip
     many.write(root, seal_key(run), UNSIGNED.envelope(statement(f"mlflow-run:{run}", PREDICATE, said)))
 
 
@@ -92,33 +104,35 @@ def main() -> int:
         tracker = Tracker(MlflowConfig(), home)
         tracker.connect()
         runs = build(store, home / "store", home / "scratch")
-        many.register(tracker.uri, "many", runs, tracker.experiment_id)
-        states = {str(one.version): {"tags": dict(one.tags)} for one in tracker.versions()}
-        Ledger(store, "many").append(None, places(tracker, store.root_uri), versions=states)
+        said = {"resprout.source": ADDRESS, "resprout.config_digest": digest_of_config(CONFIG)}
+        many.register(tracker.uri, "many", runs, tracker.experiment_id, store.root_uri, said)
+        numbers = [str(one.version) for one in tracker.versions()]
+        states = {number: version_state(tracker, "many", number) for number in numbers}
+        Ledger(store, "many").append(None, locations(tracker, store.root_uri), versions=states)
         place = Place(store, tracker, home)
         middle = runs[RUNS // 2]
         low = 0
 
         def up() -> int:
-            story = tell(place, f"models:/many/{RUNS // 2}")
-            gather(store, story)
+            story = lineage_of(place, f"models:/many/{RUNS // 2}")
+            read_results(store, story)
             return len(story.nodes())
 
         def down() -> int:
-            found = descent.derive(place, middle[0].digest)
-            descent.draw(found)
+            found = descendants.descendants_of(place, middle[0].digest)
+            descendants.draw(found)
             return len(found.order)
 
         def all_down() -> int:
-            found = descent.derive(place, ADDRESS)
-            descent.draw(found)
+            found = descendants.descendants_of(place, ADDRESS)
+            descendants.draw(found)
             return len(found.order)
 
         def all_down_json() -> int:
-            return len(descent.derive(place, ADDRESS).as_dict()["records"])
+            return len(descendants.descendants_of(place, ADDRESS).as_dict()["records"])
 
         before = peak()
-        seconds, rows = timed(lambda: survey(place, LicencesConfig(deny=("gpl*",)), None))
+        seconds, rows = timed(lambda: audit_rows(place, LicencesConfig(deny=("gpl*",)), None))
         more = peak() - before
         assert len(rows) == RUNS
         assert {tuple(row.problems) for row in rows} == {()}

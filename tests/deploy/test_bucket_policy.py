@@ -12,9 +12,8 @@ import pytest
 
 from many import chain
 from resprout.configs.infrastructure import StoreConfig
-from resprout.infra.proof.collected import collected_key
-from resprout.infra.proof.seal import seal_key
-from resprout.infra.proof.timestamp import token_key
+from resprout.infra.provenance.seal import collection_key, seal_key
+from resprout.infra.provenance.timestamp import token_key
 from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import Roots
 from resprout.infra.store import in_use
@@ -154,7 +153,7 @@ def test_gc_deletes_nothing_that_retention_may_not_delete(tmp_path: Path) -> Non
         assert allowed("TEAM-retention", "s3:DeleteObject", f"TEAM/{key}"), key
     for key in after - before:
         assert allowed("TEAM-retention", "s3:PutObject", f"TEAM/{key}"), key
-    assert {seal_key(run), token_key(run), collected_key(run)} <= after
+    assert {seal_key(run), token_key(run), collection_key(run)} <= after
 
 
 @pytest.mark.parametrize("role", ["TEAM-runner", "TEAM-auditor", "TEAM-retention"])

@@ -219,7 +219,7 @@ def test_to_a_bucket_and_from_it_into_another(copied: Path, tmp_path: Path, s3: 
     assert back_up(copied, bucket).copied == 0
     config = StoreConfig(**s3.settings(f"{name}/store"))
     restore(bucket, tmp_path / "new", config)
-    from resprout.flows.audit.verify import examine_all
+    from resprout.flows.audit.verification import examine_all
     from resprout.flows.place import Place
 
     store, tracker, _ = opened(tmp_path / "new", config)

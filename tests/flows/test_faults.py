@@ -20,7 +20,7 @@ import pytest
 
 from commands import mlflow_of, versions_in
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
-from resprout.flows.audit.verify import examine
+from resprout.flows.audit.verification import examine
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore

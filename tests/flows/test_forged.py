@@ -17,10 +17,11 @@ import pytest
 from attacks import Forger, brought_back, kept
 from resprout.configs.errors import ResproutError, VerificationFailed
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
-from resprout.flows.audit.verify import examine, examine_all
+from resprout.flows.audit.verification import examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.proof.ledger import PREDICATE, statement
+from resprout.infra.provenance.ledger import PREDICATE
+from resprout.infra.provenance.statement import statement
 from resprout.infra.store.manifest import Manifest
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.signing import UNSIGNED

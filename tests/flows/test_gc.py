@@ -14,11 +14,11 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from many import chain
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
-from resprout.flows.audit.verify import Examined, examine, examine_all
+from resprout.flows.audit.verification import Examined, examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import HOLD, Tracker
-from resprout.infra.proof.collected import collected_key
+from resprout.infra.provenance.seal import collection_key
 from resprout.infra.retention.erase import execute_erasure, plan_erasure
 from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import HELD, RECENT, REGISTERED, RootFinder, set_hold
@@ -191,7 +191,7 @@ def test_of_an_old_run_the_seal_and_a_statement_of_what_went_stay(
     looked = examine_all(Place(store, tracker, copied, None))
     assert besides_the_removal(looked) == []
     assert any(f"records of run {run}" in note for note in looked.notes)
-    store.driver.delete(collected_key(run))
+    store.driver.delete(collection_key(run))
     assert besides_the_removal(examine_all(Place(store, tracker, copied, None)))
 
 

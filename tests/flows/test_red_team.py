@@ -16,7 +16,7 @@ import pytest
 from red_team import RedTeam, replaced, write
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import MlflowConfig, ProofConfig, StoreConfig
-from resprout.flows.audit.verify import examine, examine_all
+from resprout.flows.audit.verification import examine, examine_all
 from resprout.flows.place import Place
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.results import ArtifactResults

@@ -17,7 +17,7 @@ import pytest
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import StoreConfig
 from resprout.configs.result import ArtifactResult, StageResult
-from resprout.flows.audit.printable import json_line
+from resprout.flows.audit.render import json_line
 from resprout.flows.compare_runs import Change, Verdict, changes, judge
 from resprout.flows.place import Place
 from resprout.flows.recorded_run import RecordedRun, recorded_run, refuse_impossible

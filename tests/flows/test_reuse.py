@@ -10,11 +10,10 @@ import pytest
 
 from lineages import Writer, write_lineage
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
-from resprout.flows.audit import descent
-from resprout.flows.audit.events import lines
-from resprout.flows.audit.facts import gather
-from resprout.flows.audit.page import page
-from resprout.flows.audit.story import tell
+from resprout.flows.audit import descendants
+from resprout.flows.audit.export import lines
+from resprout.flows.audit.lineage import lineage_of, read_results
+from resprout.flows.audit.render import page
 from resprout.flows.place import Place
 from resprout.flows.recorded_run import _report
 from resprout.infra.store.store import ArtifactStore
@@ -64,13 +63,13 @@ def test_the_way_down_goes_on_from_a_version_to_what_acquired_it(here: tuple[Pla
     compress_again(writer, "third", uri="models:/small/2")
     register(place, writer, "third-export")
     for reference in ("hf://acme/tiny", "models:/small/1", writer.made["pruned"][0]):
-        found = descent.derive(place, reference)
+        found = descendants.descendants_of(place, reference)
         reached = {name for name, (_, identity) in writer.made.items() if identity in found.order}
         again = {"tagged", "named", "placed", "copied", "third"}
         assert reached >= again | {f"{name}-export" for name in again}, reference
         assert not reached & {"partly", "partly-export"}
         assert found.as_dict()["versions"] == [f"small version {number}" for number in (1, 2, 3)]
-    assert set(descent.derive(place, "models:/small/3").order) == {writer.made["third-export"][1]}
+    assert set(descendants.descendants_of(place, "models:/small/3").order) == {writer.made["third-export"][1]}
 
 
 def test_the_way_up_leads_through_versions_to_the_first_source(here: tuple[Place, Writer]) -> None:
@@ -78,7 +77,7 @@ def test_the_way_up_leads_through_versions_to_the_first_source(here: tuple[Place
     compress_again(writer, "named", uri="models:/small/1", licence="mit")
     register(place, writer, "named-export")
     compress_again(writer, "third", uri="models:/small/2")
-    story = tell(place, writer.made["third-export"][0])
+    story = lineage_of(place, writer.made["third-export"][0])
     stages = {writer.made[name][1] for name in ("model", "pruned", "export", "named-export")}
     assert stages <= set(story.nodes())
     data = story.as_dict()
@@ -88,7 +87,7 @@ def test_the_way_up_leads_through_versions_to_the_first_source(here: tuple[Place
     }
     assert data["records"][writer.made["third"][1]]["parents"] == []
     assert "apache-2.0" in {source.licence for _, source in story.sources()}
-    facts = gather(place.store, story)
+    facts = read_results(place.store, story)
     assert all(f"r-{identity}" in page(story, facts) for identity in stages)
     assert len(list(lines(story, place.store.root_uri))) == len(story.nodes())
     assert story.made is not None
@@ -99,10 +98,10 @@ def test_a_tag_that_was_moved_to_what_was_made_of_it_leads_nowhere(here: tuple[P
     place, writer = here
     compress_again(writer, "named", uri="models:/small/1")
     place.tracker.tag_version("small", "1", {"resprout.record": writer.made["named-export"][1]})
-    story = tell(place, writer.made["named-export"][0])
+    story = lineage_of(place, writer.made["named-export"][0])
     assert set(story.nodes()) == {writer.made[name][1] for name in ("named", "named-export")}
-    assert page(story, gather(place.store, story))
-    assert writer.made["named"][1] in descent.derive(place, writer.made["named"][1]).order
+    assert page(story, read_results(place.store, story))
+    assert writer.made["named"][1] in descendants.descendants_of(place, writer.made["named"][1]).order
 
 
 def test_of_several_reports_on_an_export_lineage_and_reproduce_take_the_newest(
@@ -117,7 +116,7 @@ def test_of_several_reports_on_an_export_lineage_and_reproduce_take_the_newest(
     for tags in ({}, {"resprout.report": writer.made["last"][0]}):
         place.tracker.tag_version("small", "1", tags)
         for reference in (digest, record, "models:/small/1"):
-            story = tell(place, reference)
+            story = lineage_of(place, reference)
             assert story.report is not None
             assert story.report.record_id == _report(place, reference) == last
     assert first != last

@@ -340,7 +340,7 @@ def test_lineage_goes_back_to_source_and_data(finished: Any, resprout: Callable[
     ],
 )
 def test_lineage_names_what_a_source_was_pinned_to(origin: dict[str, Any], line: str) -> None:
-    from resprout.flows.audit.terminal import origin_lines
+    from resprout.flows.audit.render import origin_lines
 
     assert origin_lines({"uri": "u", **origin}) == [line]
     assert origin_lines({"sources": [{"uri": "u", **origin}]}) == [line]

@@ -91,8 +91,8 @@ def test_an_unsigned_ledger_in_the_place_of_a_signed_one_is_not_gone_on_with(sig
         envelope = json.loads(path.read_bytes())
         statement = json.loads(base64.b64decode(envelope["payload"]))
         said = {**statement["predicate"], "key": None}
-        from resprout.infra.proof.ledger import PREDICATE
-        from resprout.infra.proof.ledger import statement as stated
+        from resprout.infra.provenance.ledger import PREDICATE
+        from resprout.infra.provenance.statement import statement as stated
         from resprout.infra.store.signing import UNSIGNED
 
         path.chmod(0o644)

@@ -14,7 +14,7 @@ KILL = """
 import os, sys
 from resprout.flows import conclude
 from resprout.flows.cli.main import main
-from resprout.infra.proof.registering import Registrar
+from resprout.infra.provenance.ledger import Registrar
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.tasks.core.run import Run

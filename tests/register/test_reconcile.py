@@ -11,8 +11,8 @@ from resprout.configs.infrastructure import MlflowConfig
 from resprout.configs.schema import RegisterConfig
 from resprout.flows.session import NoDisplay
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.proof.registering import Registrar
-from resprout.infra.proof.seal import Sealed
+from resprout.infra.provenance.ledger import Registrar
+from resprout.infra.provenance.seal import SealHashes
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.record import ArtifactRef
@@ -63,7 +63,7 @@ def test_changed_tags_are_set_on_the_version_that_is_there(tracker: Tracker, tmp
     ref = exported(run.store.uri(DIGEST))
     ours = registrar(run, "tagged")
     register(run, RegisterConfig(name="tagged", tags={"team": "a", "kept": "x"}), ref, "hf", {}, "", ours)
-    ours.enter("1", Sealed("x", None), {}, None)
+    ours.enter("1", SealHashes("x", None), {}, None)
     changed = RegisterConfig(name="tagged", tags={"team": "b", "new": "y"})
     again = register(run, changed, ref, "hf", {}, "", ours)
     assert again.version == "1"

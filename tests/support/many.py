@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lineages import keyed
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.manifest import FileEntry, Manifest, content_digest
 from resprout.infra.store.record import Parent, Record
@@ -53,19 +54,19 @@ def artifact(
     parents: tuple[Parent, ...],
     files: Mapping[str, str] | None = None,
     key: str = "",
+    config: Mapping[str, Any] | None = None,
 ) -> Made:
     """Write an artifact of one file, or of `files`, with all around it into the store at `root`."""
     given = {path: one.encode() for path, one in (files or {"out.txt": text}).items()}
     entries = tuple(_entry(path, data) for path, data in sorted(given.items()))
     manifest = Manifest(digest=content_digest(entries), files=entries)
-    key = key or f"{stage}-{hashlib.sha256(text.encode()).hexdigest()}"
     record = Record(
         stage=stage,
         key=key,
         kind="text",
         content=manifest.digest,
         manifest=manifest.sha256,
-        config={"text": text},
+        config=dict(config or {"text": text}),
         parents=parents,
         code={"resprout": "0"},
         libraries={},
@@ -75,13 +76,15 @@ def artifact(
         seconds=0.1,
         licence="apache-2.0",
     )
+    if not key:
+        record = keyed(record, text)
     for path, data in given.items():
         write(root, f"content/{manifest.digest}/{path}", data)
     write(root, f"manifests/{manifest.digest}.json", manifest.dumps())
     write(root, f"records/{record.id}.json", record.dumps())
     for index in index_keys(record.id, record):
         write(root, index, b"")
-    write(root, f"results/{key}", canonical_json({"digest": manifest.digest, "record": record.id}))
+    write(root, f"results/{record.key}", canonical_json({"digest": manifest.digest, "record": record.id}))
     return Made(stage, manifest.digest, record.id)
 
 
@@ -108,12 +111,22 @@ def build(root: Path, artifacts: int) -> list[list[Made]]:
     return [chain(root, f"run {index}") for index in range(artifacts // len(STAGES))]
 
 
-def register(database: str, name: str, runs: list[list[Made]], experiment: str = "0") -> None:
+def register(
+    database: str,
+    name: str,
+    runs: list[list[Made]],
+    experiment: str = "0",
+    store: str = "file:///nowhere",
+    said: Mapping[str, str] | None = None,
+) -> None:
     """One MLflow run and one version of `name` for each of the runs, all at once into MLflow's own tables.
 
-    `database` is the address of a migrated MLflow database.
+    `database` is the address of a migrated MLflow database, `store` that of the store; `said` are more tags
+    of both.
     """
     import sqlalchemy
+
+    from resprout.flows.stages import tagged
 
     engine = sqlalchemy.create_engine(database)
     tables = sqlalchemy.MetaData()
@@ -130,12 +143,16 @@ def register(database: str, name: str, runs: list[list[Made]], experiment: str =
     }
     for number, made in enumerate(runs, 1):
         run_id, exported, report = f"{number:032x}", made[-2], made[-1]
+        digests = {one.stage: one.digest for one in made}
         tags = {
             "resprout.digest": exported.digest,
             "resprout.record": exported.record,
             "resprout.report": report.digest,
             "resprout.report_record": report.record,
             "resprout.run": run_id,
+            "resprout.commit": "none",
+            **(said or {}),
+            **{f"resprout.{tag}": digests[stage] for tag, stage in tagged().items() if stage in digests},
         }
         rows["runs"].append(
             {
@@ -151,7 +168,10 @@ def register(database: str, name: str, runs: list[list[Made]], experiment: str =
                 "source_type": "LOCAL",
             }
         )
-        rows["tags"].append({"run_uuid": run_id, "key": "resprout.gate", "value": "passed"})
+        named = {"resprout.gate": "passed", "resprout.model_source": tags.get("resprout.source", "")}
+        named |= {key: tags[key] for key in ("resprout.report", "resprout.report_record")}
+        named |= {key: value for key, value in (said or {}).items() if key != "resprout.source"}
+        rows["tags"] += [{"run_uuid": run_id, "key": key, "value": value} for key, value in named.items()]
         rows["model_versions"].append(
             {
                 "name": name,
@@ -159,7 +179,7 @@ def register(database: str, name: str, runs: list[list[Made]], experiment: str =
                 "creation_time": now,
                 "last_updated_time": now,
                 "current_stage": "None",
-                "source": f"file:///nowhere/content/{exported.digest}/hf",
+                "source": f"{store}/content/{exported.digest}/hf",
                 "run_id": run_id,
                 "status": "READY",
                 "workspace": "default",

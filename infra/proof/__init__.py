@@ -1,1 +1,0 @@
-"""What does not rest on trust: signatures, seals, the ledger of the registry, provenance."""
