@@ -14,8 +14,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from resprout.configs.load import Loaded
 from resprout.configs.result import ExportResult, GateResult, ModelResult, RunResult, SpeedResult
 from resprout.configs.schema import RegisterConfig
-from resprout.flows.mlflow_pages import PLAN, REPORT, describe_model, describe_run, describe_version
-from resprout.flows.mlflow_pages import Place as Described
+from resprout.flows.mlflow_pages import PLAN, REPORT, RunPage, describe_model, describe_run, describe_version
 from resprout.flows.rerun import standalone
 from resprout.flows.session import Session
 from resprout.flows.stages import SCORES, STAGES, Artifacts, models
@@ -234,8 +233,8 @@ class Conclusion:
         run.tracker.log(run.mlflow_run_id, tags={"resprout.registered": version})
 
     @property
-    def here(self) -> Described:
-        return Described(self.run.tracker.experiment_id, self.run.mlflow_run_id)
+    def here(self) -> RunPage:
+        return RunPage(self.run.tracker.experiment_id, self.run.mlflow_run_id)
 
     def describe(self) -> None:
         """Plan and description of the run, for an auditor who has MLflow's page only."""

@@ -20,7 +20,7 @@ SHORT = 12
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPage:
     """The run that is described, and its experiment."""
 
     experiment_id: str
@@ -32,7 +32,7 @@ class Place:
 
 
 def describe_run(
-    here: Place,
+    here: RunPage,
     lineage: Node,
     code_identity: Mapping[str, str],
     gate: GateResult,
@@ -69,7 +69,7 @@ def describe_run(
     return fitting(lines)
 
 
-def describe_version(here: Place, name: str, summary: str) -> str:
+def describe_version(here: RunPage, name: str, summary: str) -> str:
     """Markdown: the run behind a version and its report and plan, then the `summary` of the report."""
     leads = (
         f"Made by the run {link(name, here.page())}: see its {link('report', here.page(REPORT))}, its "
@@ -120,7 +120,7 @@ def _given(record: Record) -> Iterator[tuple[str, str]]:
         yield str(one.get("given") or one.get("uri")), str(one.get("licence") or "unknown")
 
 
-def _stages(here: Place, stages: Sequence[StageResult], nested: Mapping[str, Nested]) -> Iterator[str]:
+def _stages(here: RunPage, stages: Sequence[StageResult], nested: Mapping[str, Nested]) -> Iterator[str]:
     for stage in stages:
         own = nested.get(stage.name)
         name = link(stage.name, run_page(here.experiment_id, own.run_id)) if own else plain(stage.name)

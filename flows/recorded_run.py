@@ -15,8 +15,8 @@ from resprout.configs.errors import BadInput
 from resprout.configs.load import explain
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
-from resprout.flows.place import RUN_ID, STAGE, Place, find, report_of
 from resprout.flows.stages import Step, Steps
+from resprout.flows.workspace import RUN_ID, STAGE, Workspace, find, report_of
 from resprout.infra.licences import Credit
 from resprout.infra.lineage import Node, tree
 from resprout.infra.store import tombstones
@@ -52,14 +52,14 @@ class RecordedRun:
         return {step: _ref(store, self.nodes[step.id]) for step in began if step.id in self.nodes}
 
 
-def recorded_run(place: Place, reference: str, device: str | None = None) -> RecordedRun:
+def recorded_run(workspace: Workspace, reference: str, device: str | None = None) -> RecordedRun:
     """The run behind a version, an export, a report, or the id of a run; `device` replaces the recorded one.
 
     Raises:
         BadInput: `reference` is of something else, or the record's config is of another version.
         VerificationFailed: a record or a link was changed, or has another schema.
     """
-    top = tree(place.store, _report(place, reference))
+    top = tree(workspace.store, _report(workspace, reference))
     given, parents = top.record.config["config"], dict(top.parents)
     behind = [node.record for node in parents.values()]
     recorded = next((record.device for record in behind if record.device is not None), None)
@@ -126,14 +126,14 @@ def hardware(store: ArtifactStore, run: RecordedRun) -> dict[str, Any]:
     return dict(json.loads(store.read(measured, "details.json"))["hardware"])
 
 
-def _report(place: Place, reference: str) -> str:
+def _report(workspace: Workspace, reference: str) -> str:
     """Record id of the report that a reference leads to."""
-    if reference.startswith("models:/") or not _is_parent_run(place, reference):
-        found = find(place, reference)
+    if reference.startswith("models:/") or not _is_parent_run(workspace, reference):
+        found = find(workspace, reference)
         tags, made = found.tags or {}, found.record
     else:
-        tags, made = place.tracker.run(reference).data.tags, ""
-    store = place.store
+        tags, made = workspace.tracker.run(reference).data.tags, ""
+    store = workspace.store
     record = store.get_record(made) if made else None
     if record is not None and record.stage == STAGE:
         return made
@@ -146,8 +146,8 @@ def _report(place: Place, reference: str) -> str:
     return report
 
 
-def _is_parent_run(place: Place, reference: str) -> bool:
-    return bool(RUN_ID.match(reference)) and "resprout.report" in place.tracker.run(reference).data.tags
+def _is_parent_run(workspace: Workspace, reference: str) -> bool:
+    return bool(RUN_ID.match(reference)) and "resprout.report" in workspace.tracker.run(reference).data.tags
 
 
 def _config(given: dict[str, Any], device: str, top: Node) -> RunConfig:

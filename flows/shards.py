@@ -37,7 +37,7 @@ from resprout.tasks.core.stage import Input, Part, Stage
 logger = logging.getLogger(__name__)
 
 
-class Place(BaseModel):
+class RunLocation(BaseModel):
     """Where a worker finds the store and the tracker of a run."""
 
     infra: dict[str, Any]
@@ -56,7 +56,7 @@ class Given(BaseModel):
 class Call(BaseModel):
     """One shard to make; `stage` and `section` are "module:attribute"."""
 
-    place: Place
+    place: RunLocation
     stage: str
     section: str
     config: dict[str, Any]
@@ -104,7 +104,7 @@ class FanOut:
     def __init__(self, loaded: Loaded, run: Run) -> None:
         self._infra = loaded.config.infra
         self._store = run.store
-        self._place = Place(
+        self._place = RunLocation(
             infra=travelling(loaded),
             mlflow_run_id=run.mlflow_run_id,
             writer=run.store.in_use.writer if run.store.in_use is not None else "",
@@ -211,7 +211,7 @@ class FanOut:
 @functools.lru_cache(maxsize=4)
 def _opened(place: str) -> Run:
     """Store and tracker as they are seen from this process."""
-    asked = Place.model_validate_json(place)
+    asked = RunLocation.model_validate_json(place)
     infra: InfraConfig = arrived(asked.infra)
     home = Path(infra.home or ".")
     prepare(infra, home)

@@ -501,7 +501,7 @@ def run_provenance(evidence: Evidence, run: RunEvidence) -> Problems:
 
 def run_timestamp(evidence: Evidence, run: RunEvidence) -> Problems:
     """The timestamp on the seal, where there is one, is the authority's word on these bytes."""
-    key, authority = token_key(run.id), evidence.place.authority
+    key, authority = token_key(run.id), evidence.workspace.authority
     if run.seal is None or authority is None:
         return
     token = evidence.store.driver.get_bytes(key)
@@ -539,7 +539,7 @@ def run_report_page(evidence: Evidence, run: RunEvidence) -> Problems:
     if not name or not run.report or name in evidence.report_pages or unsafe(name):
         return
     evidence.report_pages.add(name)
-    folder = evidence.place.home / REPORTS / name
+    folder = evidence.workspace.home / REPORTS / name
     found = dict(_page_files(folder)) if folder.is_dir() else {}
     # A later run of the same name put its own there.
     if found and not any(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.audit.lineage import origin_record
 from resprout.flows.audit.render import printable
-from resprout.flows.place import DIGEST, RUN_ID, Place, find
+from resprout.flows.workspace import DIGEST, RUN_ID, Workspace, find
 from resprout.infra.lineage import sources
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import RECORD
@@ -67,7 +67,7 @@ class Descendants:
         }
 
 
-def descendants_of(place: Place, reference: str) -> Descendants:
+def descendants_of(workspace: Workspace, reference: str) -> Descendants:
     """All records that have what the reference names among their ancestors, and the model versions of them.
 
     A version that was acquired as the source of another run counts as an ancestor of that run.
@@ -80,12 +80,12 @@ def descendants_of(place: Place, reference: str) -> Descendants:
     """
     held: dict[str, list[str]] = defaultdict(list)
     made: dict[str, str] = {}
-    for version in search.versions(place.tracker):
+    for version in search.versions(workspace.tracker):
         if record := version.tags.get(RECORD):
             held[record].append(f"{version.name} version {version.version}")
             made[f"models:/{version.name}/{version.version}"] = record
-    index = _Children(place.store, made)
-    roots = _roots(place, reference, index)
+    index = _Children(workspace.store, made)
+    roots = _roots(workspace, reference, index)
     order, seen = list(roots), set(roots)
     children: dict[str, list[str]] = {}
     level = list(roots)
@@ -97,7 +97,7 @@ def descendants_of(place: Place, reference: str) -> Descendants:
         seen.update(level)
         order += level
     return Descendants(
-        reference, roots, children, order, {one: held[one] for one in order if one in held}, place.store
+        reference, roots, children, order, {one: held[one] for one in order if one in held}, workspace.store
     )
 
 
@@ -212,17 +212,17 @@ class _Children:
         return found
 
 
-def _roots(place: Place, reference: str, index: _Children) -> list[str]:
+def _roots(workspace: Workspace, reference: str, index: _Children) -> list[str]:
     """The records that the reference itself names."""
-    store = place.store
+    store = workspace.store
     if DIGEST.match(reference):
         known = [reference] if store.has_record(reference) else store.records_of(reference)
         if known:
             return known
     elif RUN_ID.match(reference):
-        return [find(place, reference).record]
+        return [find(workspace, reference).record]
     elif reference.startswith("models:/"):
-        version = place.tracker.version(reference)
+        version = workspace.tracker.version(reference)
         if record := version.tags.get(RECORD):
             return [record]
         reference = f"models:/{version.name}/{version.version}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.configs.infrastructure import LicencesConfig
-from resprout.flows.place import DIGEST, Place
+from resprout.flows.workspace import DIGEST, Workspace
 from resprout.infra.licences import UNKNOWN, Credit, Finding, findings
 from resprout.infra.lineage import as_stated, credits_of, sources
 from resprout.infra.mlflow import search
@@ -114,12 +114,16 @@ class Evidence:
     """
 
     def __init__(
-        self, place: Place, policy: LicencesConfig, share: float = 1.0, draw: random.Random | None = None
+        self,
+        workspace: Workspace,
+        policy: LicencesConfig,
+        share: float = 1.0,
+        draw: random.Random | None = None,
     ) -> None:
-        self.place, self.policy = place, policy
-        self.store, self.tracker = place.store, place.tracker
+        self.workspace, self.policy = workspace, policy
+        self.store, self.tracker = workspace.store, workspace.tracker
         self.share, self.draw = share, draw or random.Random(0)
-        self.here = locations(place.tracker, place.store.root_uri)
+        self.here = locations(workspace.tracker, workspace.store.root_uri)
         self.records: dict[str, Record | str] = {}
         """Records by id; a sentence where one cannot be read."""
         self.seen: set[str] = set()

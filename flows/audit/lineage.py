@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resprout.configs.errors import BadInput, VerificationFailed
-from resprout.flows.place import DIGEST, RUN_ID, STAGE, Found, Place, find, report_of
+from resprout.flows.workspace import DIGEST, RUN_ID, STAGE, Found, Workspace, find, report_of
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node, Source, record_of_digest, sources_behind, tree, trees
 from resprout.infra.mlflow import search
@@ -104,7 +104,7 @@ class Lineage:
         return {identity: ", ".join(sorted(set(named))) for identity, named in found.items()}
 
 
-def lineage_of(place: Place, reference: str) -> Lineage:
+def lineage_of(workspace: Workspace, reference: str) -> Lineage:
     """Return the lineage of models:/name/3, models:/name@alias, a digest, a record id, or any run's id.
 
     Raises:
@@ -113,21 +113,21 @@ def lineage_of(place: Place, reference: str) -> Lineage:
     """
     run = None
     if RUN_ID.match(reference):
-        tags = place.tracker.run(reference).data.tags
+        tags = workspace.tracker.run(reference).data.tags
         if RECORD not in tags:
-            return _of_run(place, reference, tags)
+            return _of_run(workspace, reference, tags)
         run = reference
-    found = find(place, reference)
-    made = tree(place.store, found.record)
+    found = find(workspace, reference)
+    made = tree(workspace.store, found.record)
     if found.version is not None:
-        return _of_version(place, reference, found, made)
+        return _of_version(workspace, reference, found, made)
     if made.record.stage == STAGE:
-        return _below_report(place, reference, reference, made, run=run)
-    return _below_report(place, reference, reference, _report(place.store, {}, made), made, run=run)
+        return _below_report(workspace, reference, reference, made, run=run)
+    return _below_report(workspace, reference, reference, _report(workspace.store, {}, made), made, run=run)
 
 
-def _of_version(place: Place, reference: str, found: Found, made: Node) -> Lineage:
-    version = place.tracker.version(reference)
+def _of_version(workspace: Workspace, reference: str, found: Found, made: Node) -> Lineage:
+    version = workspace.tracker.version(reference)
     tags = dict(version.tags)
     state = {
         "name": version.name,
@@ -137,34 +137,34 @@ def _of_version(place: Place, reference: str, found: Found, made: Node) -> Linea
         "source": version.source,
         "run": version.run_id,
     }
-    report, title = _report(place.store, tags, made), found.version or reference
-    return _below_report(place, reference, title, report, made, version=state, run=version.run_id)
+    report, title = _report(workspace.store, tags, made), found.version or reference
+    return _below_report(workspace, reference, title, report, made, version=state, run=version.run_id)
 
 
-def _of_run(place: Place, reference: str, tags: dict[str, str]) -> Lineage:
+def _of_run(workspace: Workspace, reference: str, tags: dict[str, str]) -> Lineage:
     """Return the lineage of a whole run: its report if it came that far, else the ends of what it made."""
     named = tags.get("mlflow.runName", reference)
-    report = _report(place.store, tags, None)
+    report = _report(workspace.store, tags, None)
     if report is not None:
-        return _below_report(place, reference, f"run {named}", report, run=reference)
-    experiment = place.tracker.run(reference).info.experiment_id
-    nested = search.runs(place.tracker, f"tags.`mlflow.parentRunId` = '{reference}'", [experiment])
+        return _below_report(workspace, reference, f"run {named}", report, run=reference)
+    experiment = workspace.tracker.run(reference).info.experiment_id
+    nested = search.runs(workspace.tracker, f"tags.`mlflow.parentRunId` = '{reference}'", [experiment])
     records = sorted({one.data.tags[RECORD] for one in nested if RECORD in one.data.tags})
     if not records:
         raise BadInput(
             f"run {reference} has made nothing that is kept; give the id of another run, models:/name@alias, "
             "or a digest"
         )
-    nodes = trees(place.store, records)
+    nodes = trees(workspace.store, records)
     behind = {parent.record_id for node in nodes for _, parent in node.parents}
     tops = [(node.record.stage, node) for node in nodes if node.record_id not in behind]
     tops.sort(key=lambda top: (top[1].record.started, top[1].record_id))
     title = f"run {named}, which came to no report"
-    return Lineage(reference, title, _with_versions(place, tops), None, run=reference)
+    return Lineage(reference, title, _with_versions(workspace, tops), None, run=reference)
 
 
 def _below_report(
-    place: Place,
+    workspace: Workspace,
     reference: str,
     title: str,
     report: Node | None,
@@ -178,7 +178,7 @@ def _below_report(
     tops = [("report", report)] if report else []
     if made is not None and (report is None or all(made.record_id != one.record_id for one in report.walk())):
         tops.append(("model" if made.record.stage == "export" else made.record.stage, made))
-    return Lineage(reference, title, _with_versions(place, tops), made, report, version, run)
+    return Lineage(reference, title, _with_versions(workspace, tops), made, report, version, run)
 
 
 def _report(store: ArtifactStore, tags: dict[str, str], made: Node | None) -> Node | None:
@@ -211,13 +211,13 @@ def origin_record(store: ArtifactStore, record: Record, record_of: RecordOfVersi
         return None
 
 
-def _with_versions(place: Place, tops: list[tuple[str, Node]]) -> tuple[tuple[str, Node], ...]:
+def _with_versions(workspace: Workspace, tops: list[tuple[str, Node]]) -> tuple[tuple[str, Node], ...]:
     """Return the nodes with what is behind every acquired version of this store added as its input."""
-    store = place.store
+    store = workspace.store
 
     def record_of(address: str) -> str | None:
         try:
-            return place.tracker.version(address).tags.get(RECORD)
+            return workspace.tracker.version(address).tags.get(RECORD)
         except BadInput:
             return None
 

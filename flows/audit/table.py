@@ -10,7 +10,7 @@ from typing import Any
 from resprout.configs.infrastructure import LicencesConfig
 from resprout.flows.audit.evidence import Evidence, RunEvidence, Version
 from resprout.flows.audit.verification import Finding, Verification
-from resprout.flows.place import Place
+from resprout.flows.workspace import Workspace
 from resprout.infra.licences import UNKNOWN
 
 
@@ -39,12 +39,12 @@ class Row:
         return asdict(self)
 
 
-def audit_rows(place: Place, policy: LicencesConfig, since: datetime.datetime | None) -> list[Row]:
+def audit_rows(workspace: Workspace, policy: LicencesConfig, since: datetime.datetime | None) -> list[Row]:
     """Return a row for each version and each failed gate since then, the oldest first.
 
     What is wrong with the store itself, before all and whenever it was, makes a row of its own.
     """
-    verification = Verification(place, "shallow", policy)
+    verification = Verification(workspace, "shallow", policy)
     rows = [
         _row(verification.evidence, version, run, found)
         for version, run, found in verification.everything(
@@ -54,7 +54,7 @@ def audit_rows(place: Place, policy: LicencesConfig, since: datetime.datetime | 
     ]
     rows.sort(key=lambda row: (row.at, row.kind == "run", row.name, int(row.version or 0)))
     problems = [one.message for one in verification.store()]
-    whole = Row("store", place.store.root_uri, "", "", "", "", "", problems=problems)
+    whole = Row("store", workspace.store.root_uri, "", "", "", "", "", problems=problems)
     return [whole] * bool(problems) + rows
 
 

@@ -12,7 +12,7 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import LicencesConfig
 from resprout.flows.audit.checks import CHECKS, Depth
 from resprout.flows.audit.evidence import Evidence, RunEvidence, Version
-from resprout.flows.place import RUN_ID, Place, find, parts
+from resprout.flows.workspace import RUN_ID, Workspace, find, parts
 from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.store import keys
 
@@ -46,13 +46,13 @@ class Verification:
 
     def __init__(
         self,
-        place: Place,
+        workspace: Workspace,
         depth: Depth = "deep",
         policy: LicencesConfig | None = None,
         share: float = 1.0,
     ) -> None:
-        self.place, self.depth = place, depth
-        self.evidence = Evidence(place, policy or LicencesConfig(), share, random.SystemRandom())
+        self.workspace, self.depth = workspace, depth
+        self.evidence = Evidence(workspace, policy or LicencesConfig(), share, random.SystemRandom())
         self.problems: list[str] = []
         """Sentences that no check found: references that lead nowhere."""
         self.at_odds: list[str] = []
@@ -87,12 +87,12 @@ class Verification:
         behind = evidence.intact(evidence.behind([record_id]))
         # What came before an erased artifact may have been collected, and its records stay.
         lost = not all(evidence.has_artifact(one.content) for one in behind)
-        runs = [run for (run,) in keys.own(self.place.store.driver, "collected")] if lost else []
+        runs = [run for (run,) in keys.own(self.workspace.store.driver, "collected")] if lost else []
         return self._behind([record_id], frozenset[str]().union(*map(evidence.collected, runs)))
 
     def store(self) -> list[Finding]:
         """Check the store as a whole by listings."""
-        return self._check("store", self.place.store.root_uri, self.place.store.root_uri)
+        return self._check("store", self.workspace.store.root_uri, self.workspace.store.root_uri)
 
     def everything(
         self, wanted: Callable[[int], bool] = lambda at: True
@@ -194,7 +194,7 @@ class Verification:
 
 
 def examine(
-    place: Place,
+    workspace: Workspace,
     reference: str,
     share: float = 1.0,
     head: str | None = None,
@@ -207,15 +207,15 @@ def examine(
     Raises:
         BadInput: neither MLflow, nor a ledger, nor the store knows the reference.
     """
-    verification = Verification(place, policy=policy, share=share)
+    verification = Verification(workspace, policy=policy, share=share)
     evidence, (name, alias, number) = verification.evidence, parts(reference)
     if RUN_ID.match(reference):
-        tags = place.tracker.run(reference).data.tags
+        tags = workspace.tracker.run(reference).data.tags
         verification.run(tags.get("mlflow.parentRunId") or reference)
         if RECORD in tags:
             verification.record(tags[RECORD])
     elif not name:
-        verification.record(find(place, reference).record)
+        verification.record(find(workspace, reference).record)
     else:
         try:
             verification.version(evidence.version(reference))
@@ -248,20 +248,20 @@ def _removed(evidence: Evidence, reference: str, name: str, alias: str, number: 
     return f"{reference} was removed from the registry: the ledger knows it as version {known}"
 
 
-def examine_all(place: Place, share: float = 1.0, policy: LicencesConfig | None = None) -> Examined:
+def examine_all(workspace: Workspace, share: float = 1.0, policy: LicencesConfig | None = None) -> Examined:
     """Verify every version that resprout registered, every ledger, every sealed run, and the store."""
-    verification = Verification(place, policy=policy, share=share)
+    verification = Verification(workspace, policy=policy, share=share)
     deque(verification.everything(), maxlen=0)
     return verification.result()
 
 
-def examine_unsigned(place: Place) -> tuple[Examined, set[str]]:
+def examine_unsigned(workspace: Workspace) -> tuple[Examined, set[str]]:
     """Verify everything but for missing signatures, and return the records that are to be signed as well.
 
     Signatures that are there must hold. From now on the store takes what nobody signed as it is.
     """
-    place.store.signer.adopts()
-    verification = Verification(place)
+    workspace.store.signer.adopts()
+    verification = Verification(workspace)
     deque(verification.everything(), maxlen=0)
     if not verification.result().problems:
         verification.beside()

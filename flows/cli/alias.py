@@ -26,17 +26,17 @@ def alias(
       resprout alias models:/smollm2-135m-resprout/1 champion --remove
     """
     from resprout.configs.errors import BadInput
-    from resprout.flows.place import find, open_place, parts
+    from resprout.flows.workspace import find, open_workspace, parts
     from resprout.infra.provenance.ledger import Ledger, replay
     from resprout.infra.provenance.mlflow_state import locations
     from resprout.infra.store.lease import LeaseLockManager
 
     if not reference.startswith("models:/"):
         raise BadInput(f"'{reference}' is no model version; give models:/name/3 or models:/name@alias")
-    place = open_place(config, reference)
-    found = find(place, reference)
+    workspace = open_workspace(config, reference)
+    found = find(workspace, reference)
     model, number = found.name or "", found.number or ""
-    ledger, locks = Ledger(place.store, model), LeaseLockManager(place.store.driver)
+    ledger, locks = Ledger(workspace.store, model), LeaseLockManager(workspace.store.driver)
     # As a run does while it registers: what is done and what is said of it belong together.
     locks.acquire_lock(f"register {model}", f"alias {name}")
     try:
@@ -54,13 +54,13 @@ def alias(
                 "its config again, or set the alias in MLflow"
             )
         change: dict[str, Any] = {"version": None if remove else number, "tags": {}, "alias": name}
-        ledger.append(None, locations(place.tracker, place.store.root_uri), change=change)
+        ledger.append(None, locations(workspace.tracker, workspace.store.root_uri), change=change)
         if remove:
-            place.tracker.drop_alias(model, name, number)
+            workspace.tracker.drop_alias(model, name, number)
         else:
-            place.tracker.point_alias(model, name, number)
+            workspace.tracker.point_alias(model, name, number)
         said = {name: None if remove else number}
-        ledger.append(None, locations(place.tracker, place.store.root_uri), aliases=said)
+        ledger.append(None, locations(workspace.tracker, workspace.store.root_uri), aliases=said)
     finally:
         locks.close()
     done = "no longer points" if remove else "points"

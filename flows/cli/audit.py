@@ -55,13 +55,13 @@ def audit(
     from resprout.configs.load import load_infra
     from resprout.flows.audit.render import json_line
     from resprout.flows.audit.table import audit_rows
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
 
     if as_csv and as_json:
         raise BadInput("--csv and --json are given together; ask for one form at a time")
     began = _moment(since)
-    place = open_place(config, "the registry", read_only=True)
-    rows = audit_rows(place, load_infra(config)[0].licences, began)
+    workspace = open_workspace(config, "the registry", read_only=True)
+    rows = audit_rows(workspace, load_infra(config)[0].licences, began)
     odd = sum(bool(row.problems) for row in rows)
     if as_json:
         found = {"since": since, "rows": [row.as_dict() for row in rows], "at_odds": odd}

@@ -34,12 +34,12 @@ def backup(
     """
     from resprout.configs.load import load_infra
     from resprout.flows.cli.display import bar
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
     from resprout.infra.retention.backup import Backup, open_backup, require_apart
     from resprout.infra.retention.mlflow_data import Database, database_address
     from resprout.infra.store.lease import LeaseLockManager
 
-    here = open_place(config, "what to back up")
+    here = open_workspace(config, "what to back up")
     infra, home = load_infra(config)
     database = Database(database_address(infra, here.tracker, home))
     target = open_backup(place, infra.store, endpoint_url)

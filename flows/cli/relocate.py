@@ -25,12 +25,12 @@ def relocate(
       resprout relocate --config settings.yaml
     """
     from resprout.configs.errors import BadInput
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
     from resprout.infra.environment import ARTIFACTS
     from resprout.infra.retention.mlflow_data import Database
 
-    place = open_place(config, "a moved home", read_only=True)
-    tracker, store = place.tracker, place.store
+    workspace = open_workspace(config, "a moved home", read_only=True)
+    tracker, store = workspace.tracker, workspace.store
     if tracker.config.tracking_uri is not None:
         raise BadInput(
             f"MLflow at {tracker.shown_uri} is not the home's own database, and it has no call that changes "
@@ -47,7 +47,7 @@ def relocate(
             if in_home:
                 roots[old.removesuffix(f"/{ARTIFACTS}") + "/store"] = store.root_uri
     if not roots:
-        typer.echo(f"{place.home} lies where MLflow's database says; nothing is to be changed")
+        typer.echo(f"{workspace.home} lies where MLflow's database says; nothing is to be changed")
         return
     database = Database(tracker.uri)
     try:

@@ -30,20 +30,20 @@ def report(
       resprout report models:/smollm2-135m-resprout/1 --output /tmp/report
     """
     from resprout.configs.errors import BadInput
-    from resprout.flows.place import RUN_ID, open_place
+    from resprout.flows.workspace import RUN_ID, open_workspace
 
-    place = open_place(config, reference, read_only=True)
+    workspace = open_workspace(config, reference, read_only=True)
     if reference.startswith("models:/"):
-        digest = place.tracker.version(reference).tags.get("resprout.report")
+        digest = workspace.tracker.version(reference).tags.get("resprout.report")
     elif RUN_ID.match(reference):
-        digest = place.tracker.run(reference).data.tags.get("resprout.report")
+        digest = workspace.tracker.run(reference).data.tags.get("resprout.report")
     else:
         raise BadInput(
             f"'{reference}' is no reference; give models:/name/3, models:/name@alias, or an MLflow run id"
         )
     if digest is None:
         raise BadInput(f"{reference} has no report; give a version or a run that `resprout run` made")
-    with place.store.open(digest) as folder:
+    with workspace.store.open(digest) as folder:
         try:
             output.mkdir(parents=True, exist_ok=True)
             for file in sorted(folder.iterdir()):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from resprout.flows.compare_runs import Change, Verdict
-    from resprout.flows.place import Place
     from resprout.flows.recorded_run import RecordedRun
     from resprout.flows.session import Session
+    from resprout.flows.workspace import Workspace
     from resprout.infra.store.store import ArtifactStore
 
 SERVER = ("PREFECT_API_URL", "PREFECT_HOME")
@@ -72,20 +72,20 @@ def reproduce(
     if not console.is_terminal:
         console = Console(stderr=True, width=WIDTH)
     outside = {name: os.environ.get(name) for name in SERVER}
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
 
-    place = open_place(config, reference, read_only=True)
+    workspace = open_workspace(config, reference, read_only=True)
     from resprout.flows.compare_runs import changes, judge
     from resprout.flows.recorded_run import hardware, recorded_run
 
-    run = recorded_run(place, reference, device)
-    elsewhere = changes(run.records, run.device, hardware(place.store, run))
+    run = recorded_run(workspace, reference, device)
+    elsewhere = changes(run.records, run.device, hardware(workspace.store, run))
     for line in _surroundings(elsewhere):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     # Prefect and its database are those of this command's own environment, not those of the original.
     _restore(outside)
-    session, now, folder = _again(run, place, into, trust_remote_code, console, debug)
-    verdict = judge(run, session.result.stages, place.store, now, elsewhere, tolerance)
+    session, now, folder = _again(run, workspace, into, trust_remote_code, console, debug)
+    verdict = judge(run, session.result.stages, workspace.store, now, elsewhere, tolerance)
     if as_json:
         from resprout.flows.audit.render import json_line
 
@@ -106,7 +106,7 @@ def reproduce(
 
 
 def _again(
-    run: RecordedRun, place: Place, into: Path | None, code: bool, console: Console, debug: bool
+    run: RecordedRun, workspace: Workspace, into: Path | None, code: bool, console: Console, debug: bool
 ) -> tuple[Session, ArtifactStore, Path]:
     """The run made again: its session, its store, and the folder of both."""
     from resprout.configs.infrastructure import InfraConfig
@@ -114,8 +114,8 @@ def _again(
     from resprout.flows.recorded_run import refuse_impossible
     from resprout.infra.environment import prepare
 
-    refuse_impossible(run, place.store, beside(into, place.home), code)
-    folder = new_folder(into, place.home)
+    refuse_impossible(run, workspace.store, beside(into, workspace.home), code)
+    folder = new_folder(into, workspace.home)
     console.print(f"working in {folder}", highlight=False, markup=False, soft_wrap=True)
     prepare(InfraConfig(), folder, debug)
     if not debug:
@@ -129,7 +129,7 @@ def _again(
     with home_server(InfraConfig()), display_for(console, "text") as session.display:
         from resprout.flows.reproduce import run_again
 
-        return session, run_again(run, place.store, folder, session), folder
+        return session, run_again(run, workspace.store, folder, session), folder
 
 
 def _restore(variables: dict[str, str | None]) -> None:

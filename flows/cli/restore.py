@@ -55,14 +55,14 @@ def restore(
     prepare(infra, home)
     # MLflow reads its environment when it is imported, so these come after `prepare`.
     from resprout.flows.audit.verification import examine_all
-    from resprout.flows.place import Place
+    from resprout.flows.workspace import Workspace
     from resprout.infra.mlflow.tracking import Tracker
 
     tracker = Tracker(infra.mlflow, home)
     tracker.connect()
     store.ensure_writable()
     database = Database(database_address(infra, tracker, home))
-    restored = Place(store, tracker, home, Authority.from_config(infra.proof))
+    restored = Workspace(store, tracker, home, Authority.from_config(infra.proof))
     try:
         with bar("restore") as progress:
             statement = Restore(

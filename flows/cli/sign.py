@@ -31,21 +31,21 @@ def sign(
     """
     from resprout.configs.errors import BadInput, VerificationFailed
     from resprout.flows.audit.verification import examine_unsigned
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
     from resprout.infra.provenance.adoption import adopt as sign_all
     from resprout.infra.provenance.adoption import find_unsigned
     from resprout.infra.provenance.mlflow_state import locations
 
-    place = open_place(config, "what sign looks for")
-    store = place.store
+    workspace = open_workspace(config, "what sign looks for")
+    store = workspace.store
     if not store.signer.signs:
         raise BadInput("sign needs a key; give infra.proof.signing_key or infra.proof.signing_key_file")
-    found, records = examine_unsigned(place)
+    found, records = examine_unsigned(workspace)
     if found.problems:
         raise VerificationFailed(f"nothing was signed: {'; '.join(found.problems)}")
     what = find_unsigned(store, records)
     if adopt and what:
-        sign_all(store, what, locations(place.tracker, store.root_uri))
+        sign_all(store, what, locations(workspace.tracker, store.root_uri))
     if as_json:
         typer.echo(json.dumps({"key": store.signer.own_id, "signed": adopt, **dataclasses.asdict(what)}))
         return

@@ -43,7 +43,7 @@ def verify(
     """
     from resprout.configs.errors import BadInput, VerificationFailed
     from resprout.configs.load import load_infra
-    from resprout.flows.place import open_place
+    from resprout.flows.workspace import open_workspace
 
     if (reference is None) is not everything:
         raise BadInput("verify takes one reference, or --all and none; give models:/name@alias, or --all")
@@ -51,11 +51,15 @@ def verify(
         raise BadInput("--head is a hash in the ledger of one model; give models:/name@alias with it")
     share = _share(sample)
     what = reference or "everything"
-    place = open_place(config, what, read_only=True)
+    workspace = open_workspace(config, what, read_only=True)
     from resprout.flows.audit.verification import examine, examine_all
 
     policy = load_infra(config)[0].licences
-    found = examine(place, reference, share, head, policy) if reference else examine_all(place, share, policy)
+    found = (
+        examine(workspace, reference, share, head, policy)
+        if reference
+        else examine_all(workspace, share, policy)
+    )
     if as_json:
         typer.echo(json.dumps({"reference": what, **dataclasses.asdict(found)}))
     if found.problems:

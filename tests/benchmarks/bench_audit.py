@@ -25,8 +25,8 @@ from resprout.configs.infrastructure import LicencesConfig, MlflowConfig, StoreC
 from resprout.flows.audit import descendants
 from resprout.flows.audit.lineage import lineage_of, read_results
 from resprout.flows.audit.table import audit_rows
-from resprout.flows.place import Place
 from resprout.flows.rerun import digest_of_config
+from resprout.flows.workspace import Workspace
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.provenance.ledger import Ledger
 from resprout.infra.provenance.mlflow_state import locations, version_state
@@ -109,7 +109,7 @@ def main() -> int:
         numbers = [str(one.version) for one in tracker.versions()]
         states = {number: version_state(tracker, "many", number) for number in numbers}
         Ledger(store, "many").append(None, locations(tracker, store.root_uri), versions=states)
-        place = Place(store, tracker, home)
+        place = Workspace(store, tracker, home)
         middle = runs[RUNS // 2]
         low = 0
 

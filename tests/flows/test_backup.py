@@ -220,9 +220,9 @@ def test_to_a_bucket_and_from_it_into_another(copied: Path, tmp_path: Path, s3: 
     config = StoreConfig(**s3.settings(f"{name}/store"))
     restore(bucket, tmp_path / "new", config)
     from resprout.flows.audit.verification import examine_all
-    from resprout.flows.place import Place
+    from resprout.flows.workspace import Workspace
 
     store, tracker, _ = opened(tmp_path / "new", config)
-    looked = examine_all(Place(store, tracker, tmp_path / "new", None))
+    looked = examine_all(Workspace(store, tracker, tmp_path / "new", None))
     assert looked.problems == []
     assert looked.artifacts > 10

@@ -21,7 +21,7 @@ import pytest
 from commands import mlflow_of, versions_in
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit.verification import examine
-from resprout.flows.place import Place
+from resprout.flows.workspace import Workspace
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore
 from seeds import seed_of
@@ -169,10 +169,10 @@ def graph(store: ArtifactStore) -> set[Any]:
     }
 
 
-def place_at(home: Path) -> Place:
+def place_at(home: Path) -> Workspace:
     tracker = Tracker(MlflowConfig(), home)
     tracker.connect()
-    return Place(store_at(home), tracker, home)
+    return Workspace(store_at(home), tracker, home)
 
 
 def store_at(home: Path) -> ArtifactStore:

@@ -18,7 +18,7 @@ from attacks import Forger, brought_back, kept
 from resprout.configs.errors import ResproutError, VerificationFailed
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit.verification import examine, examine_all
-from resprout.flows.place import Place
+from resprout.flows.workspace import Workspace
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.provenance.ledger import PREDICATE
 from resprout.infra.provenance.statement import statement
@@ -48,10 +48,10 @@ def home(root: Path) -> Iterator[Path]:
     brought_back(root / "home", root / "aside")
 
 
-def opened(home: Path) -> Place:
+def opened(home: Path) -> Workspace:
     tracker = Tracker(MlflowConfig(), home)
     tracker.connect()
-    return Place(ArtifactStore.from_config(StoreConfig(), home), tracker, home)
+    return Workspace(ArtifactStore.from_config(StoreConfig(), home), tracker, home)
 
 
 def looked(home: Path, everything: bool = False) -> list[str]:

@@ -15,7 +15,7 @@ from many import chain
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit.verification import Examined, examine, examine_all
-from resprout.flows.place import Place
+from resprout.flows.workspace import Workspace
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import HOLD, Tracker
 from resprout.infra.provenance.seal import collection_key
@@ -163,7 +163,7 @@ def test_the_command_deletes_only_when_told_and_verify_finds_nothing_afterwards(
     assert "freed: 10 artifacts" in done.out
     assert "kept for a registered version" in done.out
     assert not any(store.check(one.digest) for one in made)
-    assert examine_all(Place(store, tracker, copied, None)).problems == []
+    assert examine_all(Workspace(store, tracker, copied, None)).problems == []
     assert planned(store, tracker).freed == {}
 
 
@@ -188,11 +188,11 @@ def test_of_an_old_run_the_seal_and_a_statement_of_what_went_stay(
     assert left == {"registry", "seals", "collected"}
     (run,) = (key[6:-5] for key in store.driver.list("seals/"))
     assert run == parent_of(tracker)
-    looked = examine_all(Place(store, tracker, copied, None))
+    looked = examine_all(Workspace(store, tracker, copied, None))
     assert besides_the_removal(looked) == []
     assert any(f"records of run {run}" in note for note in looked.notes)
     store.driver.delete(collection_key(run))
-    assert besides_the_removal(examine_all(Place(store, tracker, copied, None)))
+    assert besides_the_removal(examine_all(Workspace(store, tracker, copied, None)))
 
 
 def test_what_gc_left_of_a_run_is_still_looked_at(
@@ -207,10 +207,10 @@ def test_what_gc_left_of_a_run_is_still_looked_at(
         plan_collection(inventory, finder.find(), 0.0)
     )
     # The hold is on a stage's run, so the seal of the run around it says nothing else.
-    assert besides_the_removal(examine_all(Place(store, tracker, copied, None))) == []
+    assert besides_the_removal(examine_all(Workspace(store, tracker, copied, None))) == []
     digest = exported.data.tags["resprout.digest"]
     store.driver.delete(next(store.driver.list(f"content/{digest}/")))
-    (problem,) = besides_the_removal(examine_all(Place(store, tracker, copied, None)))
+    (problem,) = besides_the_removal(examine_all(Workspace(store, tracker, copied, None)))
     assert "is missing" in problem
 
 
@@ -228,7 +228,7 @@ def test_what_was_erased_is_explained_after_gc_took_what_it_was_made_from(
     assert "acquire_model" in {store.get_record(record).stage for record in take_inventory(store).ages}
     left = {key.split("/")[1] for key in store.driver.list("content/")}
     assert left <= set(tombstones.erased(store.driver))
-    place = Place(store, tracker, copied, None)
+    place = Workspace(store, tracker, copied, None)
     all_of_it, one = examine_all(place), examine(place, selected)
     assert besides_the_removal(all_of_it) == one.problems == []
     for looked in (all_of_it, one):
@@ -247,7 +247,7 @@ def test_a_hold_is_set_and_lifted_and_is_no_change_to_what_was_sealed(
     parent = parent_of(tracker)
     set_hold(tracker, parent, "case 7")
     assert tracker.run(parent).data.tags[HOLD] == "case 7"
-    assert examine_all(Place(store, tracker, copied, None)).problems == []
+    assert examine_all(Workspace(store, tracker, copied, None)).problems == []
     for unknown in ("models:/nobody", "models:/nobody/3", "0" * 32, "word"):
         with pytest.raises(BadInput):
             set_hold(tracker, unknown, "case 7")

@@ -11,12 +11,12 @@ from resprout.configs.result import (
     RegisteredResult,
     StageResult,
 )
-from resprout.flows.mlflow_pages import MAX_CHARS, Place, describe_run, describe_version, fitting
+from resprout.flows.mlflow_pages import MAX_CHARS, RunPage, describe_run, describe_version, fitting
 from resprout.infra.lineage import Node
 from resprout.infra.store.record import Record
 from resprout.tasks.core.run import Nested
 
-HERE = Place("7", "r" * 32)
+HERE = RunPage("7", "r" * 32)
 EVIL = "<img src=https://evil>` [x](https://evil)"
 
 

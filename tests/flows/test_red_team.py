@@ -17,7 +17,7 @@ from red_team import RedTeam, replaced, write
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import MlflowConfig, ProofConfig, StoreConfig
 from resprout.flows.audit.verification import examine, examine_all
-from resprout.flows.place import Place
+from resprout.flows.workspace import Workspace
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
@@ -41,15 +41,15 @@ def home(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., Any])
 
 
 @pytest.fixture(scope="module")
-def place(home: Path) -> Place:
+def place(home: Path) -> Workspace:
     return opened(home, home.parent / "key.pem")
 
 
-def opened(home: Path, key: Path) -> Place:
+def opened(home: Path, key: Path) -> Workspace:
     tracker = Tracker(MlflowConfig(), home)
     tracker.connect()
     proof = ProofConfig(signing_key_file=str(key), require_signatures=True)
-    return Place(ArtifactStore.from_config(StoreConfig(), home, proof), tracker, home)
+    return Workspace(ArtifactStore.from_config(StoreConfig(), home, proof), tracker, home)
 
 
 def missed(team: RedTeam, look: Callable[[], list[str]], changes: int) -> list[str]:
@@ -64,14 +64,14 @@ def missed(team: RedTeam, look: Callable[[], list[str]], changes: int) -> list[s
 
 
 @pytest.fixture
-def found(place: Place) -> Iterator[Callable[[], list[str]]]:
+def found(place: Workspace) -> Iterator[Callable[[], list[str]]]:
     """What `verify` finds now; at the end everything must be as it was."""
 
     yield lambda: problems_of(place)
     assert problems_of(place) == []
 
 
-def problems_of(place: Place) -> list[str]:
+def problems_of(place: Workspace) -> list[str]:
     try:
         return examine(place, VERSION).problems
     except VerificationFailed as error:
@@ -149,7 +149,7 @@ def test_an_artifact_that_was_deleted(home: Path, found: Callable[[], list[str]]
 
 
 def test_an_alias_moved_by_hand_one_added_and_one_taken_away(
-    place: Place, found: Callable[[], list[str]]
+    place: Workspace, found: Callable[[], list[str]]
 ) -> None:
     client = place.tracker.client
     other = client.create_model_version("tiny-pruned", "file:///elsewhere")
@@ -167,7 +167,7 @@ def test_an_alias_moved_by_hand_one_added_and_one_taken_away(
 
 
 def test_an_alias_moved_with_the_command_is_stated(
-    place: Place, home: Path, found: Callable[[], list[str]], resprout: Callable[..., Any]
+    place: Workspace, home: Path, found: Callable[[], list[str]], resprout: Callable[..., Any]
 ) -> None:
     env = {"RESPROUT_INFRA__PROOF__SIGNING_KEY_FILE": str(home.parent / "key.pem")}
     moved = resprout("alias", VERSION, "champion", home=home, env=env)
@@ -180,7 +180,7 @@ def test_an_alias_moved_with_the_command_is_stated(
     assert set(place.tracker.client.get_registered_model("tiny-pruned").aliases) == {"candidate"}
 
 
-def test_a_tag_and_a_metric_edited_in_mlflow(place: Place, found: Callable[[], list[str]]) -> None:
+def test_a_tag_and_a_metric_edited_in_mlflow(place: Workspace, found: Callable[[], list[str]]) -> None:
     client = place.tracker.client
     run_id = client.get_model_version("tiny-pruned", "1").run_id
     with RedTeam(place.home, "0").kept_database():
@@ -195,16 +195,16 @@ def test_a_tag_and_a_metric_edited_in_mlflow(place: Place, found: Callable[[], l
     assert any(one.startswith(f"{run} histories recovered.own_acc values was changed") for one in problems)
 
 
-def test_a_legal_hold_is_no_fault(place: Place, found: Callable[[], list[str]]) -> None:
+def test_a_legal_hold_is_no_fault(place: Workspace, found: Callable[[], list[str]]) -> None:
     place.tracker.client.set_model_version_tag("tiny-pruned", "1", "resprout.hold", "case 7")
     held = found()
     place.tracker.client.delete_model_version_tag("tiny-pruned", "1", "resprout.hold")
     assert held == []
 
 
-def test_a_signature_by_an_unknown_key_counts_for_nothing(home: Path, place: Place) -> None:
+def test_a_signature_by_an_unknown_key_counts_for_nothing(home: Path, place: Workspace) -> None:
     stranger = ProofConfig(verification_keys=(f"ed25519:{STRANGER}",), require_signatures=True)
-    elsewhere = Place(ArtifactStore.from_config(StoreConfig(), home, stranger), place.tracker, home)
+    elsewhere = Workspace(ArtifactStore.from_config(StoreConfig(), home, stranger), place.tracker, home)
     text = "\n".join(examine(elsewhere, VERSION).problems)
     records = [path.stem for path in (home / "store" / "records").iterdir()]
     assert [one for one in records if f"record {one} has no signature that counts" not in text] == []
@@ -212,14 +212,14 @@ def test_a_signature_by_an_unknown_key_counts_for_nothing(home: Path, place: Pla
     assert "00000000.json of tiny-pruned has no signature that counts" in text
 
 
-def test_without_a_key_it_says_whose_signatures_it_cannot_check(home: Path, place: Place) -> None:
-    plain = Place(ArtifactStore.from_config(StoreConfig(), home), place.tracker, home)
+def test_without_a_key_it_says_whose_signatures_it_cannot_check(home: Path, place: Workspace) -> None:
+    plain = Workspace(ArtifactStore.from_config(StoreConfig(), home), place.tracker, home)
     looked = examine(plain, VERSION)
     assert looked.problems == []
     assert any("signed by keys that are not known here" in note for note in looked.notes)
 
 
-def test_where_signatures_are_required_a_foreign_record_is_no_cache_hit(home: Path, place: Place) -> None:
+def test_where_signatures_are_required_a_foreign_record_is_no_cache_hit(home: Path, place: Workspace) -> None:
     pointer = sorted((home / "store" / "results").iterdir())[0]
     assert ArtifactResults.of(place.store).find(pointer.name) is not None
     stranger = ProofConfig(verification_keys=(f"ed25519:{STRANGER}",), require_signatures=True)
@@ -233,7 +233,7 @@ def test_where_signatures_are_required_a_foreign_record_is_no_cache_hit(home: Pa
     assert ArtifactResults.of(place.store).find(pointer.name) is not None
 
 
-def test_a_sample_looks_at_each_file_and_hashes_some(home: Path, place: Place) -> None:
+def test_a_sample_looks_at_each_file_and_hashes_some(home: Path, place: Workspace) -> None:
     looked = examine(place, VERSION, share=0.05)
     assert looked.problems == []
     assert "a sample: 5% of the files were hashed, the others only looked up" in looked.notes
@@ -243,7 +243,7 @@ def test_a_sample_looks_at_each_file_and_hashes_some(home: Path, place: Place) -
         assert any(gone.name in problem for problem in examine(place, VERSION, share=0.05).problems)
 
 
-def test_everything_in_the_registry_at_once(place: Place) -> None:
+def test_everything_in_the_registry_at_once(place: Workspace) -> None:
     looked = examine_all(place)
     assert (looked.problems, looked.artifacts) == ([], examine(place, VERSION).artifacts)
 
@@ -264,7 +264,9 @@ def test_the_command(home: Path, resprout: Callable[..., Any]) -> None:
         assert resprout("verify", *wrong, home=home, env=env).code == 2
 
 
-def test_a_version_and_a_run_taken_out_of_the_registry(place: Place, found: Callable[[], list[str]]) -> None:
+def test_a_version_and_a_run_taken_out_of_the_registry(
+    place: Workspace, found: Callable[[], list[str]]
+) -> None:
     run_id = place.tracker.version(VERSION).run_id
     with RedTeam(place.home, "0").kept_database():
         place.tracker.client.delete_model_version("tiny-pruned", "1")
@@ -289,7 +291,7 @@ def test_a_version_and_a_run_taken_out_of_the_registry(place: Place, found: Call
 
 
 def test_a_ledger_whose_end_was_cut_off_does_not_hold_the_head_that_was_noted(
-    place: Place, home: Path, found: Callable[[], list[str]]
+    place: Workspace, home: Path, found: Callable[[], list[str]]
 ) -> None:
     ledger = sorted((home / "store" / "registry").rglob("*.json"))
     head = hashlib.sha256(ledger[-1].read_bytes()).hexdigest()

@@ -19,9 +19,9 @@ from resprout.configs.infrastructure import StoreConfig
 from resprout.configs.result import ArtifactResult, StageResult
 from resprout.flows.audit.render import json_line
 from resprout.flows.compare_runs import Change, Verdict, changes, judge
-from resprout.flows.place import Place
 from resprout.flows.recorded_run import RecordedRun, recorded_run, refuse_impossible
 from resprout.flows.stages import Steps
+from resprout.flows.workspace import Workspace
 from resprout.infra.store import tombstones
 from resprout.infra.store.record import Parent
 from resprout.infra.store.store import ArtifactStore
@@ -99,7 +99,7 @@ class Forged:
 
     def __init__(self, finished: Any, folder: Path) -> None:
         shutil.copytree(finished.home / "store", folder / "store")
-        self.place = Place(ArtifactStore.from_config(StoreConfig(), folder), mock.Mock(), folder)
+        self.place = Workspace(ArtifactStore.from_config(StoreConfig(), folder), mock.Mock(), folder)
         self.digests = {one["name"]: one["artifact"]["digest"] for one in finished.result["stages"]}
         (self.report,) = self.place.store.records_of(self.digests["report"])
 

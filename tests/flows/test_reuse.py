@@ -14,13 +14,13 @@ from resprout.flows.audit import descendants
 from resprout.flows.audit.export import lines
 from resprout.flows.audit.lineage import lineage_of, read_results
 from resprout.flows.audit.render import page
-from resprout.flows.place import Place
 from resprout.flows.recorded_run import _report
+from resprout.flows.workspace import Workspace
 from resprout.infra.store.store import ArtifactStore
 
 
 @pytest.fixture
-def here(tmp_path: Path, mlflow_template: Path) -> tuple[Place, Writer]:
+def here(tmp_path: Path, mlflow_template: Path) -> tuple[Workspace, Writer]:
     """A run whose export is version 1 of small."""
     from resprout.infra.mlflow.tracking import Tracker
 
@@ -30,12 +30,12 @@ def here(tmp_path: Path, mlflow_template: Path) -> tuple[Place, Writer]:
     store = ArtifactStore.from_config(StoreConfig(), home)
     tracker = Tracker(MlflowConfig(), home)
     tracker.connect()
-    place, writer = Place(store, tracker, home), write_lineage(store, tmp_path / "scratch")
+    place, writer = Workspace(store, tracker, home), write_lineage(store, tmp_path / "scratch")
     register(place, writer, "export")
     return place, writer
 
 
-def register(place: Place, writer: Writer, name: str) -> None:
+def register(place: Workspace, writer: Writer, name: str) -> None:
     digest, record = writer.made[name]
     tags = {"resprout.record": record, "resprout.digest": digest}
     run = place.tracker.start(name, {})
@@ -49,7 +49,7 @@ def compress_again(writer: Writer, name: str, **origin: Any) -> None:
     writer.add(f"{name}-export", "export", "export", {"hf/weights": f"{name} again"}, {"model": name})
 
 
-def test_the_way_down_goes_on_from_a_version_to_what_acquired_it(here: tuple[Place, Writer]) -> None:
+def test_the_way_down_goes_on_from_a_version_to_what_acquired_it(here: tuple[Workspace, Writer]) -> None:
     place, writer = here
     digest, record = writer.made["export"]
     files = {entry.path.removeprefix("hf/"): entry.sha256 for entry in place.store.manifest(digest).files}
@@ -72,7 +72,7 @@ def test_the_way_down_goes_on_from_a_version_to_what_acquired_it(here: tuple[Pla
     assert set(descendants.descendants_of(place, "models:/small/3").order) == {writer.made["third-export"][1]}
 
 
-def test_the_way_up_leads_through_versions_to_the_first_source(here: tuple[Place, Writer]) -> None:
+def test_the_way_up_leads_through_versions_to_the_first_source(here: tuple[Workspace, Writer]) -> None:
     place, writer = here
     compress_again(writer, "named", uri="models:/small/1", licence="mit")
     register(place, writer, "named-export")
@@ -94,7 +94,7 @@ def test_the_way_up_leads_through_versions_to_the_first_source(here: tuple[Place
     assert len(list(story.made.walk())) == 2
 
 
-def test_a_tag_that_was_moved_to_what_was_made_of_it_leads_nowhere(here: tuple[Place, Writer]) -> None:
+def test_a_tag_that_was_moved_to_what_was_made_of_it_leads_nowhere(here: tuple[Workspace, Writer]) -> None:
     place, writer = here
     compress_again(writer, "named", uri="models:/small/1")
     place.tracker.tag_version("small", "1", {"resprout.record": writer.made["named-export"][1]})
@@ -105,7 +105,7 @@ def test_a_tag_that_was_moved_to_what_was_made_of_it_leads_nowhere(here: tuple[P
 
 
 def test_of_several_reports_on_an_export_lineage_and_reproduce_take_the_newest(
-    here: tuple[Place, Writer],
+    here: tuple[Workspace, Writer],
 ) -> None:
     place, writer = here
     digest, record = writer.made["export"]

@@ -13,8 +13,8 @@ from securesystemslib.signer import CryptoSigner
 from lineages import COMMIT, CONFIG, Writer, write_lineage
 from resprout.configs.infrastructure import LicencesConfig, MlflowConfig
 from resprout.flows.audit.table import Row, audit_rows
-from resprout.flows.place import Place
 from resprout.flows.rerun import digest_of_config
+from resprout.flows.workspace import Workspace
 from resprout.infra.provenance.ledger import Ledger
 from resprout.infra.provenance.mlflow_state import locations, version_state
 from resprout.infra.provenance.seal import PREDICATE, write_seal
@@ -31,7 +31,7 @@ NO_RULES = LicencesConfig()
 class World:
     """A store with a version, a second one, and a run whose gate failed."""
 
-    place: Place
+    place: Workspace
     writer: Writer
     signer: Signer
 
@@ -66,7 +66,7 @@ def sealed(signer: Signer, run: str, name: str, verdict: str, report: str) -> by
     return signer.envelope(statement(f"mlflow-run:{run}", PREDICATE, said))
 
 
-def furnish(home: Path, store: ArtifactStore, own: Signer) -> tuple[Place, Writer]:
+def furnish(home: Path, store: ArtifactStore, own: Signer) -> tuple[Workspace, Writer]:
     """Two versions of one run's export, and a run whose gate failed, all sealed."""
     from resprout.infra.mlflow.tracking import Tracker
 
@@ -112,7 +112,7 @@ def furnish(home: Path, store: ArtifactStore, own: Signer) -> tuple[Place, Write
     states = {number: version_state(tracker, "small", number) for number in ("1", "2")}
     here, aliases = locations(tracker, store.root_uri), {"candidate": "2"}
     Ledger(store, "small").append(None, here, versions=states, aliases=aliases)
-    return Place(store, tracker, home), writer
+    return Workspace(store, tracker, home), writer
 
 
 def track_stages(tracker: Any, store: ArtifactStore, writer: Writer, parent: str) -> None:

@@ -10,7 +10,7 @@ from audited import World, furnish, signer
 
 from lineages import Writer
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
-from resprout.flows.place import Place
+from resprout.flows.workspace import Workspace
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
 
@@ -33,4 +33,4 @@ def world(template: tuple[Path, Writer, Signer], tmp_path: Path) -> World:
     store.signer = own
     tracker = Tracker(MlflowConfig(), tmp_path / "home")
     tracker.connect()
-    return World(Place(store, tracker, tmp_path / "home"), writer, own)
+    return World(Workspace(store, tracker, tmp_path / "home"), writer, own)

@@ -21,7 +21,7 @@ from resprout.flows.audit.checks import (
 )
 from resprout.flows.audit.evidence import Evidence, Version
 from resprout.flows.audit.verification import Verification
-from resprout.flows.place import Place
+from resprout.flows.workspace import Workspace
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.provenance.ledger import Ledger, Registrar, replay
 from resprout.infra.provenance.seal import SealHashes, read_seal, write_seal
@@ -35,14 +35,14 @@ TAGS = [
 
 
 @pytest.fixture(scope="module")
-def place(finished: Any) -> Place:
+def place(finished: Any) -> Workspace:
     tracker = Tracker(MlflowConfig(), finished.home)
     tracker.connect()
-    return Place(ArtifactStore.from_config(StoreConfig(), finished.home), tracker, finished.home)
+    return Workspace(ArtifactStore.from_config(StoreConfig(), finished.home), tracker, finished.home)
 
 
 @pytest.fixture(scope="module")
-def version(place: Place) -> Version:
+def version(place: Workspace) -> Version:
     return Verification(place).evidence.version(VERSION)
 
 
@@ -51,14 +51,14 @@ def retagged(version: Version, name: str, value: str | None) -> Version:
     return dataclasses.replace(version, tags=tags | ({f"resprout.{name}": value} if value else {}))
 
 
-def examine(place: Place, version: Version) -> tuple[int, list[str]]:
+def examine(place: Workspace, version: Version) -> tuple[int, list[str]]:
     one = Verification(place)
     one.version(version)
     result = one.result()
     return result.artifacts, result.problems
 
 
-def test_a_version_as_registered_has_no_problem(place: Place, version: Version, finished: Any) -> None:
+def test_a_version_as_registered_has_no_problem(place: Workspace, version: Version, finished: Any) -> None:
     artifacts, problems = examine(place, version)
     assert problems == []
     assert sorted(version.tags) == [f"resprout.{name}" for name in TAGS]
@@ -67,7 +67,7 @@ def test_a_version_as_registered_has_no_problem(place: Place, version: Version, 
 
 
 @pytest.mark.parametrize("name", TAGS)
-def test_a_forged_tag_is_named(place: Place, version: Version, finished: Any, name: str) -> None:
+def test_a_forged_tag_is_named(place: Workspace, version: Version, finished: Any, name: str) -> None:
     real = [stage["artifact"]["digest"] for stage in finished.result["stages"]]
     other = next(digest for digest in real if digest not in version.tags.values())
     for value in ("0" * 64, other, "nonsense"):
@@ -76,19 +76,19 @@ def test_a_forged_tag_is_named(place: Place, version: Version, finished: Any, na
 
 
 @pytest.mark.parametrize("name", [name for name in TAGS if name not in ("digest", "record")])
-def test_a_removed_tag_is_named(place: Place, version: Version, name: str) -> None:
+def test_a_removed_tag_is_named(place: Workspace, version: Version, name: str) -> None:
     _, problems = examine(place, retagged(version, name, None))
     assert any(f"tag resprout.{name} is missing" in problem for problem in problems)
 
 
-def test_a_version_that_points_elsewhere_is_found(place: Place, version: Version) -> None:
+def test_a_version_that_points_elsewhere_is_found(place: Workspace, version: Version) -> None:
     _, problems = examine(place, dataclasses.replace(version, source="file:///elsewhere/hf"))
     assert len(problems) == 1
     assert "the version's source is file:///elsewhere/hf" in problems[0]
 
 
 def test_the_command_ends_with_four_and_names_the_tag(
-    place: Place, version: Version, finished: Any, resprout: Callable[..., Any]
+    place: Workspace, version: Version, finished: Any, resprout: Callable[..., Any]
 ) -> None:
     real = version.tags["resprout.source"]
     place.tracker.tag_version("tiny-pruned", "1", {"resprout.source": "hf://other/model"})
@@ -116,7 +116,7 @@ def tracker(tmp_path: Path, mlflow_template: Path) -> Tracker:
 
 def in_registry(store: ArtifactStore, tracker: Tracker) -> tuple[list[str], dict[str, str]]:
     """What the registry shows of version 1 of m otherwise than its ledger, and what is unfinished."""
-    evidence = Evidence(Place(store, tracker, store.home), LicencesConfig())
+    evidence = Evidence(Workspace(store, tracker, store.home), LicencesConfig())
     version = evidence.version("models:/m/1")
     checks = (version_state_as_stated, version_download, aliases_as_stated)
     found = [problem for check in checks for problem in check(evidence, version)]
@@ -165,7 +165,7 @@ def test_a_row_that_mlflow_cannot_read_is_a_finding(
     problem, *others = in_registry(store, tracker)[0]
     assert problem.startswith("models:/m/1 cannot be read: what MLflow keeps of m 1 cannot be read"), problem
     assert all("cannot be read: what MLflow keeps of m" in other for other in others), others
-    assert problem in verification.examine(Place(store, tracker, tmp_path), "models:/m/1").problems
+    assert problem in verification.examine(Workspace(store, tracker, tmp_path), "models:/m/1").problems
 
 
 def test_a_run_that_died_after_it_registered_is_sealed_by_the_next(
@@ -181,7 +181,7 @@ def test_a_run_that_died_after_it_registered_is_sealed_by_the_next(
     assert seal is not None
     assert seal.predicate["sealed_by"] == "next"
     assert tracker.run(died).info.status == "KILLED"
-    evidence = Evidence(Place(store, tracker, store.home), LicencesConfig())
+    evidence = Evidence(Workspace(store, tracker, store.home), LicencesConfig())
     assert list(run_state(evidence, evidence.run(died))) == []
     forged = tracker.make_version("m", "file:///x", died, {"resprout.digest": "d", "approved": "yes"}, "")
     assert not following.takes(forged)

@@ -21,7 +21,7 @@ from resprout.flows.audit import descendants, export, render
 from resprout.flows.audit.export import envelope_of
 from resprout.flows.audit.lineage import Lineage, lineage_of, read_results
 from resprout.flows.audit.render import HEIGHT, WIDTH, page, place
-from resprout.flows.place import Place
+from resprout.flows.workspace import Workspace
 from resprout.infra.lineage import tree
 from resprout.infra.provenance.statement import provenance_key, provenance_problems, write_provenance
 from resprout.infra.store.signing import UNSIGNED, Signer
@@ -29,7 +29,7 @@ from resprout.infra.store.store import ArtifactStore
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> tuple[Place, Writer]:
+def known(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> tuple[Workspace, Writer]:
     """A store with one run, of which MLflow has a version, the whole run and a stage's run."""
     import shutil
 
@@ -49,10 +49,10 @@ def known(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> tu
     tags = {"resprout.record": record, "resprout.digest": digest, "resprout.report": writer.made["report"][0]}
     tracker.make_version("small", "file:///nowhere", run, tags, "")
     tracker.point_alias("small", "candidate", "1")
-    return Place(store, tracker, home), writer
+    return Workspace(store, tracker, home), writer
 
 
-def run_of(place: Place, name: str) -> str:
+def run_of(place: Workspace, name: str) -> str:
     found = place.tracker.client.search_runs([place.tracker.experiment_id], f"attributes.run_name = '{name}'")
     return str(found[0].info.run_id)
 
@@ -65,7 +65,7 @@ def text_of(shown: Any) -> str:
     return written.getvalue()
 
 
-def test_every_reference_to_the_export_leads_to_the_report_and_back(known: tuple[Place, Writer]) -> None:
+def test_every_reference_to_the_export_leads_to_the_report_and_back(known: tuple[Workspace, Writer]) -> None:
     here, writer = known
     digest, record = writer.made["export"]
     references = ("models:/small@candidate", "models:/small/1", digest, record, run_of(here, "small"))
@@ -83,7 +83,7 @@ def test_every_reference_to_the_export_leads_to_the_report_and_back(known: tuple
     assert version["aliases"] == ["candidate"]
 
 
-def test_a_stage_is_shown_with_what_is_behind_it_alone(known: tuple[Place, Writer]) -> None:
+def test_a_stage_is_shown_with_what_is_behind_it_alone(known: tuple[Workspace, Writer]) -> None:
     here, writer = known
     for reference in (run_of(here, "gate"), *writer.made["gate"]):
         story = lineage_of(here, reference)
@@ -91,7 +91,7 @@ def test_a_stage_is_shown_with_what_is_behind_it_alone(known: tuple[Place, Write
         assert "export" not in {node.record.stage for node in story.nodes().values()}
 
 
-def test_a_run_that_came_to_no_report_shows_the_ends_it_came_to(known: tuple[Place, Writer]) -> None:
+def test_a_run_that_came_to_no_report_shows_the_ends_it_came_to(known: tuple[Workspace, Writer]) -> None:
     here, writer = known
     run = here.tracker.start("broken", {})
     with pytest.raises(BadInput, match="has made nothing that is kept"):
@@ -104,7 +104,7 @@ def test_a_run_that_came_to_no_report_shows_the_ends_it_came_to(known: tuple[Pla
         envelope_of(here.store, story)
 
 
-def test_the_tree_says_who_when_code_licence_and_verdict_once(known: tuple[Place, Writer]) -> None:
+def test_the_tree_says_who_when_code_licence_and_verdict_once(known: tuple[Workspace, Writer]) -> None:
     here, writer = known
     story = lineage_of(here, "models:/small@candidate")
     facts = read_results(here.store, story)
@@ -153,7 +153,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_stands_alone_and_holds_every_record(known: tuple[Place, Writer]) -> None:
+def test_the_page_stands_alone_and_holds_every_record(known: tuple[Workspace, Writer]) -> None:
     here, writer = known
     story = lineage_of(here, "models:/small@candidate")
     text = page(story, read_results(here.store, story))
@@ -173,7 +173,9 @@ def test_the_page_stands_alone_and_holds_every_record(known: tuple[Place, Writer
     assert "resprout.digest" in read.text
 
 
-def test_inputs_lie_left_of_what_was_made_of_them_and_no_box_on_another(known: tuple[Place, Writer]) -> None:
+def test_inputs_lie_left_of_what_was_made_of_them_and_no_box_on_another(
+    known: tuple[Workspace, Writer],
+) -> None:
     here, _ = known
     boxes = place(lineage_of(here, "models:/small@candidate"))
     for box in boxes.values():
@@ -194,7 +196,7 @@ def test_the_page_escapes_what_a_name_may_hold(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in text
 
 
-def test_openlineage_events_are_read_back_and_always_the_same(known: tuple[Place, Writer]) -> None:
+def test_openlineage_events_are_read_back_and_always_the_same(known: tuple[Workspace, Writer]) -> None:
     here, writer = known
     story = lineage_of(here, "models:/small@candidate")
     lines = list(export.lines(story, here.store.root_uri))
@@ -232,7 +234,7 @@ def test_sources_have_one_namespace_and_name(uri: str, named: tuple[str, str]) -
 
 
 def test_openlineage_says_what_to_install(
-    known: tuple[Place, Writer], monkeypatch: pytest.MonkeyPatch
+    known: tuple[Workspace, Writer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
 
@@ -291,7 +293,7 @@ def payload(envelope: bytes) -> bytes:
     return base64.b64decode(json.loads(envelope)["payload"])
 
 
-def test_everything_that_came_from_a_source(known: tuple[Place, Writer], tmp_path: Path) -> None:
+def test_everything_that_came_from_a_source(known: tuple[Workspace, Writer], tmp_path: Path) -> None:
     here, writer = known
     below = {"model": 7, "text": 4, "export": 1, "report": 0}
     for reference, name in (
@@ -319,7 +321,7 @@ def test_everything_that_came_from_a_source(known: tuple[Place, Writer], tmp_pat
 
 
 def test_a_long_descent_is_cut_and_says_so(
-    known: tuple[Place, Writer], monkeypatch: pytest.MonkeyPatch
+    known: tuple[Workspace, Writer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, _ = known
     monkeypatch.setattr(descendants, "MOST_SHOWN", 3)
@@ -327,7 +329,7 @@ def test_a_long_descent_is_cut_and_says_so(
     assert "and 5 more; --json has them all" in shown
 
 
-def test_the_way_down_keeps_to_what_was_made_of_it(known: tuple[Place, Writer]) -> None:
+def test_the_way_down_keeps_to_what_was_made_of_it(known: tuple[Workspace, Writer]) -> None:
     here, writer = known
     found = descendants.descendants_of(here, writer.made["model"][1])
     made = {name: record for name, (_, record) in writer.made.items()}
@@ -337,7 +339,7 @@ def test_the_way_down_keeps_to_what_was_made_of_it(known: tuple[Place, Writer]) 
 
 
 def test_a_version_whose_report_has_no_record_is_shown_without_and_says_so(
-    known: tuple[Place, Writer],
+    known: tuple[Workspace, Writer],
 ) -> None:
     here, writer = known
     digest, record = writer.made["export"]

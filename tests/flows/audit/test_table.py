@@ -20,7 +20,7 @@ from resprout.configs.infrastructure import LicencesConfig, MlflowConfig, StoreC
 from resprout.flows.audit.descendants import descendants_of
 from resprout.flows.audit.table import Row, audit_rows
 from resprout.flows.cli import audit as verb
-from resprout.flows.place import Place
+from resprout.flows.workspace import Workspace
 from resprout.infra.provenance.ledger import Ledger
 from resprout.infra.provenance.seal import collection_key, seal_key, write_collection
 from resprout.infra.store import tombstones
@@ -214,7 +214,7 @@ def test_verdicts_are_found_under_any_experiment(world: World) -> None:
     tracker = Tracker(MlflowConfig(experiment="other"), world.place.home)
     tracker.connect()
     world.place.tracker.client.delete_experiment(world.place.tracker.experiment_id)
-    place = Place(world.place.store, tracker, world.place.home)
+    place = Workspace(world.place.store, tracker, world.place.home)
     rows = audit_rows(place, NO_RULES, None)
     assert [row.verdict for row in rows] == ["passed", "none", "failed"]
     assert all("shows no verdict" not in problem for row in rows for problem in row.problems)
@@ -281,7 +281,7 @@ def test_csv_and_json_hold_every_row_and_strict_fails(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
 
-    monkeypatch.setattr("resprout.flows.place.open_place", lambda *_, **__: world.place)
+    monkeypatch.setattr("resprout.flows.workspace.open_workspace", lambda *_, **__: world.place)
     monkeypatch.setenv("RESPROUT_HOME", str(world.place.home))
     verb.audit(as_csv=True)
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

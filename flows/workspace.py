@@ -25,7 +25,7 @@ RUN_ID = re.compile(r"^[0-9a-f]{32}$")
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """An open store and a connected tracker."""
 
     store: ArtifactStore
@@ -48,7 +48,7 @@ class Found:
     run: str | None = None
 
 
-def open_place(config: Path | None, reference: str, read_only: bool = False) -> Place:
+def open_workspace(config: Path | None, reference: str, read_only: bool = False) -> Workspace:
     """Store and tracker of a run config, or of the environment where none is given.
 
     With `read_only` the store stays as it is, also where it turns out to be damaged.
@@ -72,7 +72,7 @@ def open_place(config: Path | None, reference: str, read_only: bool = False) -> 
     tracker.connect(read_only)
     store = ArtifactStore.from_config(infra.store, home, infra.proof)
     store.read_only = read_only
-    return Place(store, tracker, home, authority)
+    return Workspace(store, tracker, home, authority)
 
 
 def parts(reference: str) -> tuple[str, str, str]:
@@ -87,10 +87,10 @@ def parts(reference: str) -> tuple[str, str, str]:
     return name, alias, ""
 
 
-def find(place: Place, reference: str) -> Found:
+def find(workspace: Workspace, reference: str) -> Found:
     """The record behind models:/name/3, models:/name@alias, an artifact digest, a record id, or a run id."""
     if reference.startswith("models:/"):
-        version = place.tracker.version(reference)
+        version = workspace.tracker.version(reference)
         tags = dict(version.tags)
         if "resprout.record" not in tags or "resprout.digest" not in tags:
             raise VerificationFailed(
@@ -109,11 +109,11 @@ def find(place: Place, reference: str) -> Found:
             run=version.run_id,
         )
     if DIGEST.match(reference):
-        if place.store.has_record(reference):
-            return Found(reference, place.store.get_record(reference).content)
-        return Found(record_of_digest(place.store, reference), reference)
+        if workspace.store.has_record(reference):
+            return Found(reference, workspace.store.get_record(reference).content)
+        return Found(record_of_digest(workspace.store, reference), reference)
     if RUN_ID.match(reference):
-        tags = place.tracker.run(reference).data.tags
+        tags = workspace.tracker.run(reference).data.tags
         if "resprout.record" in tags:
             return Found(tags["resprout.record"], tags["resprout.digest"], tags=dict(tags))
         raise BadInput(
