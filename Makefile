@@ -63,7 +63,7 @@ types: dev
 	$(BIN)/mypy -p resprout.flows -p resprout.tasks -p resprout.infra -p resprout.configs
 
 bench: dev
-	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_heap.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_malloc.py
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_prune.py
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_criteria.py
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_latency.py

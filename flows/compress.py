@@ -24,7 +24,7 @@ from resprout.flows.conclude import Conclusion
 from resprout.flows.dry_run import look_up, to_make
 from resprout.flows.flow_run import newer_due, refuse_endless
 from resprout.flows.inputs import Sources
-from resprout.flows.rerun import command, config_digest, public_overrides
+from resprout.flows.rerun_command import command, config_digest, public_overrides
 from resprout.flows.session import Session, current, using
 from resprout.flows.shards import FanOut
 from resprout.flows.stages import STAGES, Artifacts, Steps

@@ -1,4 +1,4 @@
-"""The end of a run, after its stages: verdict, report, registration, result, what MLflow and Prefect show."""
+"""Finish a run: gate verdict, report, registration, result, and its pages in MLflow and Prefect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resprout.configs.load import Loaded
 from resprout.configs.result import ExportResult, GateResult, ModelResult, RunResult, SpeedResult
 from resprout.configs.schema import RegisterConfig
 from resprout.flows.mlflow_pages import PLAN, REPORT, RunPage, describe_model, describe_run, describe_version
-from resprout.flows.rerun import standalone
+from resprout.flows.rerun_command import standalone
 from resprout.flows.session import Session
 from resprout.flows.stages import SCORES, STAGES, Artifacts, models
 from resprout.infra import identity

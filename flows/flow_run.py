@@ -1,4 +1,4 @@
-"""Whether this flow run executes: catch-up after downtime, and the limit of restarts.
+"""Decide whether a scheduled flow run executes: skip missed runs, limit restarts.
 
 Prefect makes a schedule's runs beforehand, and hands out late what nobody took in its time: after a week
 without a worker an hourly schedule would run 168 times. So a scheduled run does nothing when the next one of

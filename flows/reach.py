@@ -7,7 +7,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import InfraConfig
-from resprout.flows.rerun import local_places
+from resprout.flows.rerun_command import local_places
 
 EVERYWHERE = "process"
 """Pool type whose runs see this machine's folders."""

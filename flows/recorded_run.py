@@ -1,4 +1,4 @@
-"""A finished run as its records have it: its config, its steps, the record of each, and the device."""
+"""A finished run read back from the store: its config, steps, the record of each, and device."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from resprout.tasks.export.card import SHAPING
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.measure.stage import measure
-from resprout.tasks.prune.round_stages import Masking, Regrowth, mask, regrow
+from resprout.tasks.prune.mask_and_regrow import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of
 from resprout.tasks.prune.stage import plan, prune, score
 from resprout.tasks.recover.stage import recover

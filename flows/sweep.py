@@ -22,7 +22,7 @@ from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, arrived, load, travelling
 from resprout.configs.result import RunResult
 from resprout.configs.sweep import SweepResult, Variant, VariantResult, load_sweep
-from resprout.flows.rerun import config_digest, public_overrides
+from resprout.flows.rerun_command import config_digest, public_overrides
 from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import Session
 from resprout.flows.sweep_session import SweepSession, prepared, unsplit

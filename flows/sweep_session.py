@@ -1,4 +1,4 @@
-"""One call of a sweep: its variants, checked before anything starts, its result, and who watches.
+"""State of one sweep: its variants (checked before any starts), result and progress display.
 
 Apart from the flow, since importing that imports Prefect, which must know its server by then.
 """

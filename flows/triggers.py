@@ -14,11 +14,11 @@ from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import document, load
 from resprout.configs.rules import LoadedRule
-from resprout.flows.rerun import standalone
+from resprout.flows.rerun_command import standalone
 from resprout.infra.prefect.flow_runs import FLOW, FlowRuns, NoDeployment
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import Decision, aliases_for, decide, key_of, mismatch, own_export
-from resprout.infra.triggers.registry import NotRegistered, Registry, Version
+from resprout.infra.triggers.model_registry import NotRegistered, Registry, Version
 from resprout.infra.triggers.serve import prefect_url
 from resprout.infra.triggers.state import STARTED, Entry, TriggerState
 from resprout.infra.triggers.webhook import EVENTS, Refused, parse

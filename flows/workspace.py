@@ -1,4 +1,4 @@
-"""The store and the tracker that a command works on."""
+"""Open the artifact store and MLflow for a command, and find what a reference names."""
 
 from __future__ import annotations
 

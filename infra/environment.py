@@ -1,4 +1,4 @@
-"""Environment of the libraries underneath, set before their import: homes, servers, quiet, offline."""
+"""Set environment variables of MLflow, Prefect and Hugging Face before they are imported."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from resprout.configs.errors import BadInput, StageFailed, Transient, VerificationFailed
 from resprout.flows.audit.evidence import Evidence, RunEvidence, Version, without_hold
-from resprout.flows.rerun import digest_of_config
+from resprout.flows.rerun_command import digest_of_config
 from resprout.flows.stages import tagged
 from resprout.infra import identity
 from resprout.infra.mlflow import search

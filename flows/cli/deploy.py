@@ -100,7 +100,7 @@ def _deploy(
     check(loaded)
     _prepare(loaded)
     from resprout.flows.reach import refuse_out_of_reach
-    from resprout.flows.rerun import standalone
+    from resprout.flows.rerun_command import standalone
     from resprout.infra.prefect import deployments
     from resprout.infra.prefect.automations import ensure_automations
 

@@ -1,4 +1,4 @@
-"""Signing of unsigned history: what a store holds from before there was a key, once it was verified."""
+"""Find and sign records and statements that were written before a signing key was set."""
 
 from __future__ import annotations
 

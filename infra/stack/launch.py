@@ -1,4 +1,4 @@
-"""Processes of the stack: a mark in their environment, which children inherit, and how a service begins.
+"""Start a service of the stack, end its leftover processes, and reschedule runs that died.
 
 Run as a module with the path of a service's JSON file, it ends what an earlier life of the service has left
 behind (a server's child that outlived a kill -9 holds the port), waits for the servers that it needs, and

@@ -1,4 +1,4 @@
-"""One byte form of JSON data, so that equal data has an equal hash."""
+"""Canonical JSON: equal data gives equal bytes, and so an equal hash."""
 
 from __future__ import annotations
 

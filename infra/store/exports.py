@@ -1,4 +1,4 @@
-"""An index of exports by their weights: bytes that come back under another name are recognised."""
+"""Index of exported weights by hash: our own export is recognised under any name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form of a store's keys, which distinguishes objects that no store wrote."""
+"""Patterns of valid store keys; a key that matches none was not written by resprout."""
 
 from __future__ import annotations
 

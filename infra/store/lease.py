@@ -1,4 +1,4 @@
-"""Locks across machines: leases in the store that outlive no process by more than their term, and claims."""
+"""Locks across machines: leases in the store that expire soon after their process dies; claims."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from resprout.configs.errors import BadInput
 from resprout.configs.rules import LoadedRule, Rule, rendered, written
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.triggers.registry import VERSION_URI, Registry, Version
+from resprout.infra.triggers.model_registry import VERSION_URI, Registry, Version
 
 BACKFILL = "backfill"
 """The change of a version that was registered before the rule was for its model."""

@@ -29,7 +29,7 @@ from resprout.configs.rules import LoadedRule, Rule, load_rules
 from resprout.infra.prefect.flow_runs import FLOW, FlowRuns, NoAnswer, NoDeployment
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import BACKFILL, aliases_for, decide, key_of, mismatch, own_export
-from resprout.infra.triggers.registry import Model, NotRegistered, Registry, Version
+from resprout.infra.triggers.model_registry import Model, NotRegistered, Registry, Version
 from resprout.infra.triggers.state import (
     FAILED,
     PAST,

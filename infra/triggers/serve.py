@@ -1,4 +1,4 @@
-"""The relay as a process: refuse to start on what would make it useless, serve, and end in good order."""
+"""Run the relay: check its settings at the start, serve webhooks, shut down cleanly."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from resprout.infra.network import listen
 from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.prefect.server import OLDEST_SERVER, release
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.triggers.model_registry import Registry
 from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
-from resprout.infra.triggers.registry import Registry
 from resprout.infra.triggers.state import TriggerState
 from resprout.infra.triggers.webhook import Webhook
 

@@ -44,7 +44,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import RelayConfig, one_line
 from resprout.configs.rules import Rule
 from resprout.infra.identity import install_command
-from resprout.infra.triggers.registry import Model, Version
+from resprout.infra.triggers.model_registry import Model, Version
 
 PAST, SEEN, WAITING, STARTED, FAILED = "past", "seen", "waiting", "started", "failed"
 """There before the rule was; started nothing, for a reason; could not be started yet; has a flow run; starts

@@ -1,4 +1,4 @@
-"""MLflow's webhook: registered there, and taken here; a proven delivery wakes the reconciler, and no more.
+"""MLflow's webhook: register it and receive it; a signed delivery only wakes the reconciler.
 
 Signature: "v1," + base64(HMAC-SHA256(secret, "<delivery id>.<timestamp>.<body>")), after Standard Webhooks.
 It proves the server that sent it, not who registered the version, so nothing of a delivery is believed but

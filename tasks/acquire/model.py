@@ -1,4 +1,4 @@
-"""A pinned model's files to a clean folder: safetensors copied, GGUF dequantised, pickles converted aside."""
+"""Copy or convert a pinned model to safetensors; GGUF is dequantised, pickles load in a child process."""
 
 from __future__ import annotations
 

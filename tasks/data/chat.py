@@ -1,4 +1,4 @@
-"""Rows through a tokenizer's chat template, which comes with the model: in a child process with limits.
+"""Render rows with the model's own chat template, in a child process with limits.
 
 A template is a program. Jinja's sandbox keeps it from files and attributes, not from a loop without end or a
 text without bounds; the child has a limit of processor time, memory and output.

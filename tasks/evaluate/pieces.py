@@ -1,4 +1,4 @@
-"""Partial scores of a model, which add up to all of them: sums over tokens and answers to items, in order.
+"""Partial scores of shards; put together in order they equal the scores of one process exactly.
 
 A share of the work gives a part of the pieces. The scores are made of all of them in their order, whether one
 process made them or many, so that they are equal to the last bit.

@@ -12,8 +12,8 @@ import torch
 
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.tasks.models.families import LAYOUT_KEY
-from resprout.tasks.models.heap import keep_freed_memory
 from resprout.tasks.models.layouts import cut_class
+from resprout.tasks.models.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.shape import read_config
 from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 

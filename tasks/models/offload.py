@@ -1,4 +1,4 @@
-"""Weights and activations out of memory: layers read from files when they run, hidden states kept on disk."""
+"""Offloading: a layer's weights are read from files when it runs, hidden states kept on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masking: a plan carried out on a model that keeps its shape; what reads removed units is zero, or shrinks.
+"""Masking: apply a plan but keep all shapes; columns that read removed units become 0 or shrink.
 
 A unit shows in the residual stream only through the columns that read it (o_proj, down_proj), so with those
 at zero the model computes what the cut one does. What makes the unit stays as it is, and it may come back.

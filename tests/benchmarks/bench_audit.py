@@ -25,7 +25,7 @@ from resprout.configs.infrastructure import LicencesConfig, MlflowConfig, StoreC
 from resprout.flows.audit import descendants
 from resprout.flows.audit.lineage import lineage_of, read_results
 from resprout.flows.audit.table import audit_rows
-from resprout.flows.rerun import digest_of_config
+from resprout.flows.rerun_command import digest_of_config
 from resprout.flows.workspace import Workspace
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.provenance.ledger import Ledger

@@ -24,7 +24,7 @@ from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.lease import claim
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import key_of
-from resprout.infra.triggers.registry import Version
+from resprout.infra.triggers.model_registry import Version
 from servers import free_port
 from tiny_run import write_run
 

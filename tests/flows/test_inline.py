@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import (
 from resprout.configs.errors import BadInput
 from resprout.configs.load import document, load, load_data
 from resprout.flows.compress import compress
-from resprout.flows.rerun import standalone
+from resprout.flows.rerun_command import standalone
 from tiny_run import write_run
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from resprout.configs.load import document, load
-from resprout.flows.rerun import standalone
+from resprout.flows.rerun_command import standalone
 from servers import free_port, prefect_server
 from tiny_run import config as tiny_config
 from tiny_run import write_run

@@ -19,7 +19,7 @@ import pytest
 
 from proxy import proxy
 from resprout.configs.load import document, load
-from resprout.flows.rerun import standalone
+from resprout.flows.rerun_command import standalone
 from servers import free_port, mlflow_server, prefect_server
 from tiny_run import config as tiny_config
 from tiny_run import write_run

@@ -222,7 +222,7 @@ def test_a_variant_that_begins_again_goes_on_in_its_mlflow_run(
 ) -> None:
     """Dask gives a variant to another worker where one is lost: another flow run, but the same variant."""
     from resprout.configs.load import travelling
-    from resprout.flows.rerun import config_digest
+    from resprout.flows.rerun_command import config_digest
     from resprout.flows.sweep import RUN
 
     def fail(*stage: Any) -> None:

@@ -15,7 +15,7 @@ from relaying import add_deployment, add_version, event, flow_runs, rule, write_
 from resprout.configs.infrastructure import MlflowConfig, RelayConfig
 from resprout.configs.load import document, load
 from resprout.flows.compress import compress
-from resprout.flows.rerun import standalone
+from resprout.flows.rerun_command import standalone
 from resprout.flows.stages import Artifacts, Step
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.network import post

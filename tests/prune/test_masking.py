@@ -19,13 +19,13 @@ from resprout.tasks.models.load import load_model
 from resprout.tasks.models.shape import shape_of
 from resprout.tasks.prune.criteria.gradient import Gradient
 from resprout.tasks.prune.interfaces import Bench
+from resprout.tasks.prune.mask_and_regrow import Masking, Regrowth
+from resprout.tasks.prune.mask_and_regrow import mask as mask_stage
+from resprout.tasks.prune.mask_and_regrow import regrow as regrow_stage
 from resprout.tasks.prune.masking import MASKED, mask, read_masked
 from resprout.tasks.prune.plan import read_plan, write_plan
 from resprout.tasks.prune.planning import make_plan, plan_from, regrow_units
 from resprout.tasks.prune.registry import SCHEDULES
-from resprout.tasks.prune.round_stages import Masking, Regrowth
-from resprout.tasks.prune.round_stages import mask as mask_stage
-from resprout.tasks.prune.round_stages import regrow as regrow_stage
 from resprout.tasks.prune.rounds import target_at
 from resprout.tasks.prune.scoring import as_tensors, score_units
 from resprout.tasks.prune.stage import plan as plan_stage

@@ -17,8 +17,7 @@ from resprout.tasks.select.budget import (
     instruction_efficiency,
     ranked,
 )
-from resprout.tasks.select.duplicates import conflicting, lexical_vectors, near_equal
-from resprout.tasks.select.graph import (
+from resprout.tasks.select.concept_graph import (
     ConsistencyGraph,
     choose_consistent,
     literal_concepts,
@@ -26,6 +25,7 @@ from resprout.tasks.select.graph import (
     readmit,
     top_concepts,
 )
+from resprout.tasks.select.duplicates import conflicting, lexical_vectors, near_equal
 from resprout.tasks.select.pool import fill
 
 

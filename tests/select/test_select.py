@@ -21,7 +21,7 @@ from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
 from resprout.tasks.core.job import Job, Share, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.select import divergence, paser_size
-from resprout.tasks.select.graph import phrases
+from resprout.tasks.select.concept_graph import phrases
 from resprout.tasks.select.stage import METHODS, compares_models, divergence_shard, pool, select
 
 Rows = list[dict[str, Any]]

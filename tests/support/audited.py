@@ -13,7 +13,7 @@ from securesystemslib.signer import CryptoSigner
 from lineages import COMMIT, CONFIG, Writer, write_lineage
 from resprout.configs.infrastructure import LicencesConfig, MlflowConfig
 from resprout.flows.audit.table import Row, audit_rows
-from resprout.flows.rerun import digest_of_config
+from resprout.flows.rerun_command import digest_of_config
 from resprout.flows.workspace import Workspace
 from resprout.infra.provenance.ledger import Ledger
 from resprout.infra.provenance.mlflow_state import locations, version_state

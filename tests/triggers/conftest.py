@@ -13,8 +13,8 @@ from relaying import client_of, write_rules
 from resprout.configs.infrastructure import MlflowConfig, PrefectConfig, RelayConfig, StoreConfig
 from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.store.store import ArtifactStore
+from resprout.infra.triggers.model_registry import Registry
 from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
-from resprout.infra.triggers.registry import Registry
 from resprout.infra.triggers.state import TriggerState
 
 Make = Callable[..., Reconciler]

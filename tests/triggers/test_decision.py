@@ -13,7 +13,7 @@ from resprout.configs.rules import LoadedRule, load_rules
 from resprout.infra.store import exports
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import aliases_for, decide, key_of, mismatch, own_export
-from resprout.infra.triggers.registry import Registry, Version
+from resprout.infra.triggers.model_registry import Registry, Version
 
 One = Callable[..., LoadedRule]
 

@@ -18,8 +18,8 @@ from relaying import add_deployment, add_version, claims, flow_runs, rule, until
 from resprout.configs.errors import Transient
 from resprout.configs.infrastructure import MlflowConfig, PrefectConfig, RelayConfig
 from resprout.infra.prefect.flow_runs import FlowRuns, NoDeployment
+from resprout.infra.triggers.model_registry import PAGE, Registry
 from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
-from resprout.infra.triggers.registry import PAGE, Registry
 from resprout.infra.triggers.state import FAILED, STARTED, WAITING, Entry, TriggerState
 
 Make = Callable[..., Reconciler]

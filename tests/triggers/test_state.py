@@ -19,8 +19,8 @@ from relaying import add_deployment, add_version, claims, client_of, rule
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import PrefectConfig, RelayConfig
 from resprout.infra.prefect.flow_runs import FlowRuns
+from resprout.infra.triggers.model_registry import Model, Version
 from resprout.infra.triggers.reconciler import Reconciler
-from resprout.infra.triggers.registry import Model, Version
 from resprout.infra.triggers.state import FAILED, PAST, SEEN, STARTED, WAITING, Entry, TriggerState
 
 Open = Callable[[], TriggerState]

@@ -1,4 +1,4 @@
-"""The least total loss, with weights of the layers' losses that are found by trying the model (SPDY).
+"""SPDY: minimise the weighted sum of layer losses; weights are found by running the model.
 
 Errors of layers add up to no loss of the model: where one feature makes up most of a layer's output, an error
 of a hundredth may matter more than one of a tenth elsewhere. So each kind of unit in each layer has a weight

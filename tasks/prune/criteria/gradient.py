@@ -1,4 +1,4 @@
-"""Gradient: the norm of the loss's gradient of what reads a unit (GraNet, 2021, arXiv 2106.10404).
+"""Gradient: norm of dLoss/dW over the columns that read a unit (GraNet, 2021, arXiv 2106.10404).
 
 The paper regrows the weights with the largest |dL/dW|. Of a unit it is the L2 norm over the columns of
 down_proj or o_proj that read it. It does not look at those columns themselves, so that units whose columns

@@ -24,8 +24,14 @@ from resprout.tasks.models.load import load_model
 from resprout.tasks.select import budget, duplicates, embed
 from resprout.tasks.select.budget import instruction_efficiency, ranked
 from resprout.tasks.select.cluster import CLUSTERERS, Matrix, choose_count
+from resprout.tasks.select.concept_graph import (
+    Outcome,
+    choose_consistent,
+    literal_concepts,
+    readmit,
+    top_concepts,
+)
 from resprout.tasks.select.divergence import FILE, Divergence, measure, read_rows
-from resprout.tasks.select.graph import Outcome, choose_consistent, literal_concepts, readmit, top_concepts
 from resprout.tasks.select.paser_size import check_size
 from resprout.tasks.select.pool import Choice, Pool
 

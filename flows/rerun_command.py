@@ -1,4 +1,4 @@
-"""The command that repeats a run, and its config as it lies beside the report.
+"""Build the command line and a portable config that repeat a run; hash a run config.
 
 Neither names servers, credentials or, where it can be avoided, folders of this machine: they decide no bytes.
 """

@@ -1,4 +1,4 @@
-"""Models and versions as MLflow's registry has them now."""
+"""Read-only client of the MLflow model registry: models, versions and aliases as they are now."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from prefect import get_client
 from prefect.client.schemas.sorting import FlowRunSort
 
 from resprout.configs.load import load
-from resprout.flows.rerun import command, public_overrides, standalone
+from resprout.flows.rerun_command import command, public_overrides, standalone
 from tiny_run import config as tiny_config
 from tiny_run import write_run
 

@@ -1,4 +1,4 @@
-"""Rows without contradictions: the concept consistency graph (PASER, section 3.3)."""
+"""Concept consistency graph: choose rows whose concepts do not conflict (PASER, section 3.3)."""
 
 from __future__ import annotations
 

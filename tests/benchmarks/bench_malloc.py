@@ -1,6 +1,6 @@
-"""A forward pass with freed memory kept (tasks/models/heap.py), beside one as glibc does it by itself.
+"""A forward pass with freed memory kept (tasks/models/malloc_tuning.py), beside one as glibc does it.
 
-    PYTHONPATH=tests/support python tests/benchmarks/bench_heap.py [--tokens 8192] [--repeats 5]
+    PYTHONPATH=tests/support python tests/benchmarks/bench_malloc.py [--tokens 8192] [--repeats 5]
 
 A random Llama of 12 layers in float32, each way in a process of its own, in turns; prints seconds, page
 faults and the largest resident set. Exits with 1 where keeping is slower.
@@ -21,7 +21,7 @@ import torch
 from benchmarks_model import RANDOM_LLAMA
 from resprout.tasks.core.resources import peak_memory
 from resprout.tasks.models.forward import BATCH_TOKENS
-from resprout.tasks.models.heap import keep_freed_memory
+from resprout.tasks.models.malloc_tuning import keep_freed_memory
 from tiny_models import tiny_model
 
 ROUNDS = 3
