@@ -23,7 +23,6 @@ from resprout.tasks.export.format import FORMATS
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.target import implied_shape
-from resprout.tasks.sparsify.pattern import check_sparsity
 
 EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
 """The package behind each task runner that is an extra."""
@@ -88,11 +87,12 @@ def _unfit(config: RunConfig, shape: Shape) -> list[str]:
             "export.formats holds hf, but stock classes cannot state the widths that this model has been "
             "given; give formats: [hf_layouts]"
         )
-    if config.sparsify is not None:
-        try:
-            check_sparsity(cut, config.sparsify)
-        except BadInput as error:
-            faults.append(str(error))
+    for stage in STAGES:
+        if (section := getattr(config, stage.section)) is not None:
+            try:
+                stage.fits(section, cut)
+            except BadInput as error:
+                faults.append(str(error))
     return faults
 
 

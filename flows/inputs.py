@@ -1,7 +1,7 @@
-"""The inputs of a run by name: the model, an encoder and all data, and the sources that they come from.
+"""The inputs of a run by name: all models and data, and the sources that they come from.
 
-A source is resolved before anything runs: an alias, branch or path becomes a digest or a version. A new
-source of data for a stage is a line in `DATA`, and a line in what the stage reads.
+A source is resolved before anything runs: an alias, branch or path becomes a digest or a version. Another
+model for a stage is an entry in `MODELS`, another source of data one in `DATA`, and a line in what it reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, ModelConfig, RunConfig
 from resprout.infra.licences import Credit
 from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
-from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
+from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask, wanted_of
 from resprout.tasks.acquire.source import Context, Wanted, locate, scheme_of
 from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
 from resprout.tasks.core.stage import Stage
@@ -33,10 +33,40 @@ SOURCE, TASKS = "source", "tasks"
 
 
 @dataclass(frozen=True)
+class ModelInput:
+    """A model that a run config may name: stages read it as `name`, its source stands at `key`.
+
+    `role` is what people read; `credit` the same among credits, which the model card names. `config` gives
+    its section, None where a run needs no such model.
+    """
+
+    name: str
+    role: str
+    key: str
+    credit: str
+    config: Callable[[RunConfig], ModelConfig | None]
+
+
+def _encoder(config: RunConfig) -> ModelConfig | None:
+    """The sentence encoder that the selection loads."""
+    if config.select is None or config.select.method != "paser" or config.select.paser.embedder != "minilm":
+        return None
+    source = config.select.paser.embedder_source
+    return None if source is None else ModelConfig(source=source)
+
+
+MODELS = (
+    ModelInput(SOURCE, "model", "model.source", "source model", lambda config: config.model),
+    ModelInput("encoder", "encoder", "select.paser.embedder_source", "encoder", _encoder),
+)
+
+
+@dataclass(frozen=True)
 class DataInput:
     """Data that a run config may name: stages read it as `name`, its sources stand at `key`.
 
-    `role` is what people read; `credit` the same among credits.
+    `role` is what people read; `credit` the same among credits, which the model card names where the data
+    `shapes` the model.
     """
 
     name: str
@@ -45,6 +75,7 @@ class DataInput:
     key: str
     credit: str
     read: Callable[[RunConfig], bool] = lambda config: True
+    shapes: bool = True
 
     def sources(self, config: RunConfig) -> Sequence[DataSource]:
         """Its sources in the config; none where a section is absent."""
@@ -64,9 +95,20 @@ DATA = (
         "general text",
         lambda config: needs_general(config.prune),
     ),
-    DataInput("text", acquire_text, "evaluation text", "evaluate.perplexity.text", "evaluation text"),
+    DataInput(
+        "text",
+        acquire_text,
+        "evaluation text",
+        "evaluate.perplexity.text",
+        "evaluation text",
+        shapes=False,
+    ),
     DataInput("rows", acquire_rows, "pool", "select.pool", "recovery rows"),
 )
+
+
+SHAPING = {one.credit for one in MODELS} | {one.credit for one in DATA if one.shapes}
+"""Credits that the model card names: evaluation data changes none of the model's bytes."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +128,9 @@ def acquisitions(config: RunConfig) -> Iterator[Acquisition]:
             yield Acquisition(data.name, data.stage, data.role)
     for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
         yield Acquisition(f"{TASK_ROLE}{one.name}", acquire_task, f"task {one.name}", TASKS)
-    yield Acquisition(SOURCE, acquire_model, "model")
-    if encoder_source(config):
-        yield Acquisition("encoder", acquire_model, "encoder")
+    for model in MODELS:
+        if model.config(config) is not None:
+            yield Acquisition(model.name, acquire_model, model.role)
 
 
 class Sources:
@@ -103,13 +145,11 @@ class Sources:
         here = context(loaded, tracking_uri)
         self.sections: dict[str, Any] = {}
         credits: list[Credit] = []
-        self.model = AcquireModel.pin(config.model, here)
-        self.sections[SOURCE] = self.model
-        credits += self.model.credits("source model")
-        if encoder := encoder_source(config):
-            pinned = AcquireModel.pin(ModelConfig(source=encoder), here, role="encoder")
-            self.sections["encoder"] = pinned
-            credits += pinned.credits("encoder")
+        for model in MODELS:
+            if (section := model.config(config)) is not None:
+                self.sections[model.name] = pinned = AcquireModel.pin(section, here, model.role)
+                credits += pinned.credits(model.credit)
+        self.model: AcquireModel = self.sections[SOURCE]
         for data in DATA:
             if (sources := data.sources(config)) and data.read(config):
                 self.sections[data.name] = found = AcquireData.pin(sources, here)
@@ -121,13 +161,6 @@ class Sources:
             credits += rows.credits(f"task {one.name}")
         self.credits = tuple(credits)
         self.shape = source_shape(loaded)
-
-
-def encoder_source(config: RunConfig) -> str | None:
-    """Source of the sentence encoder that the selection loads, None where it loads none."""
-    if config.select is None or config.select.method != "paser" or config.select.paser.embedder != "minilm":
-        return None
-    return config.select.paser.embedder_source
 
 
 def context(loaded: Loaded, tracking_uri: str | None = None) -> Context:
@@ -155,7 +188,7 @@ def missing(loaded: Loaded) -> list[Fault]:
                 if not next(iter(files)).endswith(".gguf") and not has_tokenizer(files):
                     raise BadInput(f"{address} {NO_TOKENIZER}")
         except ResproutError as error:
-            hint = _hub_name(address, loaded) if name == "model.source" else ""
+            hint = _hub_name(address, loaded) if wanted.purpose == "model" else ""
             faults.append((name, f"{error}{hint}"))
     return faults
 
@@ -199,13 +232,11 @@ def source_shape(loaded: Loaded) -> Shape | None:
 
 def named_sources(config: RunConfig) -> Iterator[tuple[str, str, Wanted]]:
     """Key, address and kind of each source that the config names."""
-    model = config.model
-    yield "model.source", model.source, Wanted("model", model.allow_pickle, model.trust_remote_code)
+    for model in MODELS:
+        if (section := model.config(config)) is not None:
+            yield model.key, section.source, wanted_of(section, model.role)
     for name, source in data_sources(config):
         yield f"{name}.source", source.source, Wanted("data")
-    encoder = encoder_source(config)
-    if encoder is not None:
-        yield "select.paser.embedder_source", encoder, Wanted("encoder")
 
 
 def is_elsewhere(address: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from resprout.configs.schema import PartOfRecovery, PruneRound, RunConfig
 from resprout.flows import preflight
-from resprout.flows.inputs import SOURCE, acquisitions
+from resprout.flows.inputs import SHAPING, SOURCE, acquisitions
 from resprout.infra.licences import Credit
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.acquire.stage import acquire_model
@@ -27,7 +27,6 @@ from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.core.stage import Input, Model, Part, Stage, StepId
 from resprout.tasks.evaluate.stage import evaluate, evaluation_data
-from resprout.tasks.export.card import SHAPING
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.measure.stage import measure
@@ -142,6 +141,11 @@ class Steps(Sequence[Step]):
             elif of is not None and reads.group:
                 found |= self.groups[of]
             elif of is not None and reads.where(section) and (of in self.names or not reads.optional):
+                if of not in self.names:
+                    raise ValueError(
+                        f"stage {stage.name} reads '{of}', which no stage before it and no entry of MODELS "
+                        f"or DATA gives; known are {', '.join(sorted(self.names))}"
+                    )
                 found[name] = self.names[of]
         step = Step(stage, role, section, found, stage.leaves if leaves else None, gives or stage.gives)
         self.steps.append(step)

@@ -143,16 +143,21 @@ def credits_of(record: Record) -> list[Credit]:
     return [Credit(**credit) for credit in listed]
 
 
+def model_role(record: Record) -> str:
+    """Name for people of an acquired model: the source model, or the role in which another one is needed."""
+    role = str(record.config.get("role", "model"))
+    return "source model" if role == "model" else role
+
+
 def sources(record: Record) -> list[Source]:
     """The sources that a record's origin names; none for what was made here."""
     origin = record.origin or {}
     listed = origin.get("sources")
     entries = listed if isinstance(listed, list) else [origin] if origin else []
     is_model = record.kind == "model"
-    role = "encoder" if record.config.get("role") == "encoder" else "source model"
     return [
         Source(
-            what=role if is_model else "data",
+            what=model_role(record) if is_model else "data",
             uri=str(entry.get("uri", "")),
             given=str(entry.get("given", "")),
             licence=record.licence if is_model else entry.get("licence"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.flows.audit.lineage import Lineage, Results
 from resprout.flows.audit.render import printable
-from resprout.infra.lineage import Node
+from resprout.infra.lineage import Node, model_role
 from resprout.tasks.core.mlflow_log import flat
 from resprout.tasks.measure.ratio import SUFFIXES, ratio_in
 
@@ -91,7 +91,7 @@ def _labels(lineage: Lineage) -> dict[str, str]:
 def _label(role: str, user: str, node: Node) -> str:
     stage = node.record.stage
     if stage == "acquire_model":
-        return "encoder" if node.record.config.get("role") == "encoder" else "source model"
+        return model_role(node.record)
     if node.record.origin:
         return f"{role} for {user}"
     return f"{stage} {role}" if stage in ("evaluate", "measure") else stage

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from resprout.flows.audit.lineage import Lineage, Results
+from resprout.flows.stages import models
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node
 from resprout.infra.store.record import Record
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 SHORT = 12
-FIRST = ("export", "gate", "sparsified", "recovered", "pruned", "dense", "model", "plan", "calibration")
+FIRST = ("export", "gate", *reversed(models()), "model", "plan", "calibration")
 """Roles in the order of a reader's questions: the model itself, why it passed, what it was held against."""
 WIDTH, HEIGHT = 190, 62
 """Size of a box, in pixels."""

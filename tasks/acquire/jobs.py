@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from resprout.configs.schema import DataSource, ModelConfig
 from resprout.infra.licences import Credit
 from resprout.tasks.acquire.choose import ENDINGS
-from resprout.tasks.acquire.source import Context, Pinned, Wanted, pin
+from resprout.tasks.acquire.source import Context, Pinned, Purpose, Wanted, pin
 
 
 @dataclass(frozen=True)
 class AcquireModel:
-    """A model and its exact source; `key_data` holds what decides the bytes, no places, no users."""
+    """A model and its exact source; `key_data` holds what decides the bytes, no places, no users.
+
+    `role` is what the run needs it for; an "encoder" needs no head, so its weights are not checked for one.
+    """
 
     config: ModelConfig
     pinned: Pinned
     context: Context
-    role: Literal["model", "encoder"] = "model"
+    role: str = "model"
 
     @classmethod
-    def pin(
-        cls, config: ModelConfig, context: Context, role: Literal["model", "encoder"] = "model"
-    ) -> AcquireModel:
+    def pin(cls, config: ModelConfig, context: Context, role: str = "model") -> AcquireModel:
         """Resolve `config.source` now; BadInput or Transient where that fails."""
-        return cls(config, pin(config.source, _wanted(config, role), context), context, role)
+        return cls(config, pin(config.source, wanted_of(config, role), context), context, role)
+
+    @property
+    def wanted(self) -> Wanted:
+        """The files asked of the source."""
+        return wanted_of(self.config, self.role)
 
     @property
     def converts(self) -> bool:
@@ -116,8 +122,10 @@ class AcquireTask:
         return self.data.licence_note()
 
 
-def _wanted(config: ModelConfig, role: Literal["model", "encoder"]) -> Wanted:
-    return Wanted(role, config.allow_pickle, config.trust_remote_code)
+def wanted_of(config: ModelConfig, role: str) -> Wanted:
+    """The files asked of the source of a model with this role."""
+    purpose: Purpose = "encoder" if role == "encoder" else "model"
+    return Wanted(purpose, config.allow_pickle, config.trust_remote_code)
 
 
 def _name(pinned: Pinned) -> str:

@@ -12,7 +12,7 @@ from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
-from resprout.tasks.acquire.source import Wanted, fetch
+from resprout.tasks.acquire.source import fetch
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Model, stage
 from resprout.tasks.models.shape import read_config, shape_of
@@ -27,7 +27,7 @@ from resprout.tasks.models.shape import read_config, shape_of
     reported=True,
     libraries=("transformers",),
     computes=False,
-    brings="Source model",
+    brings="Model",
 )
 def acquire_model(
     job: Job[AcquireModel], inputs: Mapping[str, Path], workdir: Path, progress: Progress
@@ -37,17 +37,16 @@ def acquire_model(
     Safetensors are copied in the dtype they have; GGUF and pickles are converted to `config.dtype`.
     """
     config = job.config.config
-    wanted = Wanted(job.config.role, config.allow_pickle, config.trust_remote_code)
     with private_folder(job.config.context.home / "tmp") as scratch:
         files = fetch(job.config.pinned, job.config.context, scratch)
-        chosen = choose(files, wanted, config.source)
+        chosen = choose(files, job.config.wanted, config.source)
         if chosen.format == "safetensors":
             copy_model(chosen, files, job.config.pinned, workdir, progress)
         elif chosen.format == "gguf":
             dequantise(chosen, files, workdir, scratch, config.dtype, progress)
         else:
             convert_pickle(chosen, files, workdir, scratch, config.dtype, progress)
-    if job.config.role == "model":
+    if job.config.wanted.purpose == "model":
         from resprout.tasks.models.load import check_weights
 
         shape_of(read_config(workdir, config.source))

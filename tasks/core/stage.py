@@ -92,6 +92,10 @@ class CardLine(NamedTuple):
     tag: str = ""
 
 
+def anything(config: Any, shape: Any) -> None:
+    """Every model goes with the section."""
+
+
 class Volume(NamedTuple):
     """Sizes behind a call of a stage that are known before it runs; None where one is not known yet."""
 
@@ -184,6 +188,13 @@ class Declaration:
     checks: Mapping[str, Callable[[Any, Path], None]] = field(default_factory=dict)
     """By a key of the config a function of the section and the config's folder, which raises BadInput for
     what the schema cannot know."""
+    fits: Callable[[Any, Any], None] = anything
+    """A function of the section and the `Shape` of the model that pruning leaves, which raises BadInput where
+    the two do not go together; called before a run where that shape follows from the config."""
+
+    def __post_init__(self) -> None:
+        if self.leaves is not None and self.leaves.metrics and not self.reported:
+            raise ValueError(f"stage {self.name} leaves a model with metrics of its own; set reported=True")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

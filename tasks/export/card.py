@@ -20,8 +20,6 @@ LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 SOURCE = "source model"
 DATA = ("calibration text", "general text", "recovery rows")
 """Roles of the data that shaped the model."""
-SHAPING = (SOURCE, "encoder", *DATA)
-"""Roles that the card credits. Evaluation data changes none of the model's bytes, so it is not credited."""
 HUB = re.compile(r"^hf(?:-dataset)?://([\w.-]+/[\w.-]+)(?=[/@#]|$)")
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 

@@ -52,7 +52,7 @@ def sparse_weights(shape: Shape, layer: int) -> Iterator[tuple[str, int]]:
             yield name, shape.axis(inputs, shape.widths(layer))
 
 
-def check_sparsity(shape: Shape, config: SparsifyConfig) -> None:
+def check_sparsity(config: SparsifyConfig, shape: Shape) -> None:
     """Raise BadInput where the method or the pattern does not fit a model of this shape."""
     needs = METHODS.entry(config.method).declared["needs"]
     if shape.experts and needs != "weights":

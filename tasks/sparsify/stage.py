@@ -13,7 +13,7 @@ from typing import Any
 from resprout.configs.schema import SparsifyConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import CardLine, Model, Reads, calibration_tokens, stage
-from resprout.tasks.sparsify.pattern import METHODS
+from resprout.tasks.sparsify.pattern import METHODS, check_sparsity
 
 
 def modules(config: SparsifyConfig) -> list[str]:
@@ -59,6 +59,7 @@ def check(config: SparsifyConfig, base: Path) -> None:
     card=card,
     checks={"sparsify": check},
     tokens=calibration_tokens,
+    fits=check_sparsity,
 )
 def sparsify(job: Job[SparsifyConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the sparse model and the shares of its zeros."""
@@ -67,10 +68,10 @@ def sparsify(job: Job[SparsifyConfig], inputs: Mapping[str, Path], workdir: Path
     from resprout.tasks.models.load import load_model, save_model
     from resprout.tasks.models.shape import shape_of
     from resprout.tasks.sparsify.layers import make_sparse
-    from resprout.tasks.sparsify.pattern import Pattern, check_sparsity
+    from resprout.tasks.sparsify.pattern import Pattern
 
     config = job.config
-    check_sparsity(shape_of(inputs["model"]), config)
+    check_sparsity(config, shape_of(inputs["model"]))
     method = METHODS.get(config.method)(**METHODS.settings(config.method, config.settings))
     input_ids = load_file(inputs["calibration"] / "calibration.safetensors")["input_ids"].long()
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)

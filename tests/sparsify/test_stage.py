@@ -146,7 +146,7 @@ def test_settings_and_method_decide_the_key():
 def test_what_does_not_fit_is_told_before_a_weight_is_read(family, widths, changes, says):
     shape = shape_of(tiny_model(family, **widths).config.to_dict())
     with pytest.raises(BadInput, match=says):
-        check_sparsity(shape, SparsifyConfig.model_validate(changes))
+        check_sparsity(SparsifyConfig.model_validate(changes), shape)
 
 
 @pytest.mark.parametrize("method", ["flap", "magnitude", "ziplm"])
