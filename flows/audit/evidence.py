@@ -102,9 +102,12 @@ class RunEvidence:
 
     @property
     def report(self) -> str:
-        """Id of the record of its report; empty where nothing names one."""
-        shown = self.shown.data.tags.get(REPORT_RECORD) if self.shown else None
-        return str((self.seal.predicate.get("report") if self.seal else shown) or "")
+        """Id of the record of its report, by the seal, else by MLflow; empty where nothing names one.
+
+        The seal of a run that died after it registered, which another run wrote, names none.
+        """
+        sealed = self.seal.predicate.get("report") if self.seal else None
+        return str(sealed or (self.shown.data.tags.get(REPORT_RECORD) if self.shown else None) or "")
 
 
 class Evidence:

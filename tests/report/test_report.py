@@ -249,8 +249,8 @@ def test_speeds_say_how_and_where_they_were_measured_and_how_far_times_lay_apart
     details = {"models": models, "rounds": 9, "coverage": 0.961, "threads": 1, "hardware": hardware}
     rest = (
         ", on A CPU, 2 cores, 1 threads; times of one model lay up to 50 % apart. A ratio is the median of "
-        "the rounds' ratios to dense, with its interval of 96 %; where that holds 1, nothing tells the two "
-        "apart."
+        "the rounds' ratios to dense, with its interval of 96 %; where that holds 1, there is no "
+        "measurable difference."
     )
     alike = "Speeds: medians of 9 rounds, all models in each"
     assert measured({**details, "order": "together"}) == alike + rest

@@ -83,8 +83,9 @@ def test_a_removed_tag_is_named(place: Workspace, version: Version, name: str) -
 
 def test_a_version_that_points_elsewhere_is_found(place: Workspace, version: Version) -> None:
     _, problems = examine(place, dataclasses.replace(version, source="file:///elsewhere/hf"))
-    assert len(problems) == 1
-    assert "the version's source is file:///elsewhere/hf" in problems[0]
+    source, loaded = problems
+    assert "the version's source is file:///elsewhere/hf, but its artifact is at" in source
+    assert "the version's source is file:///elsewhere/hf, but MLflow loads it from" in loaded
 
 
 def test_the_command_ends_with_four_and_names_the_tag(
