@@ -45,14 +45,14 @@ test-random: dev
 test-faults: test-faults-servers test-faults-runs
 
 test-faults-servers: dev
-	$(BIN)/python -m pytest -m faults tests/stack tests/triggers
+	$(BIN)/python -m pytest -m faults tests/infra/stack tests/infra/triggers
 
 test-faults-runs: dev
-	$(BIN)/python -m pytest -m faults --ignore=tests/stack --ignore=tests/triggers
+	$(BIN)/python -m pytest -m faults --ignore=tests/infra/stack --ignore=tests/infra/triggers
 
 # Builds the image and runs it, without a container engine's daemon; takes root, buildah and some minutes.
 image-test: dev
-	$(BIN)/python -m pytest -m image tests/deploy -rs -s
+	$(BIN)/python -m pytest -m image tests/infra/deploy -rs -s
 
 lint: dev
 	$(BIN)/ruff check .

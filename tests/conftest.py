@@ -56,8 +56,8 @@ def home(tmp_path: Path) -> Path:
 
 LONGEST = (
     "proof", "bad_input", "shards", "servers", "schedules", "signals", "old_home", "sweep", "forged", "run",
-    "unfinished", "red_team", "up", "claims", "reproduce", "signed", "backup", "outages", "plan", "triggers",
-    "deploy", "cli", "validate", "audit",
+    "unfinished", "red_team", "up", "checks", "reproduce", "signed", "backup", "outages", "plan", "triggers",
+    "deploy", "main", "validate", "verification", "table",
 )  # fmt: skip
 """Test files that take longest: they begin first, so that no worker is left with one at the end."""
 

@@ -1,8 +1,8 @@
 """Commands in processes forked out of one that has imported the libraries and the rooms, which takes seconds.
 
 That a command imports no more than it needs is for those tests that start one as a user does
-(tests/flows/test_cli.py). Prefect, which reads its settings when it is imported, reads them again where a
-command sets them.
+(tests/flows/cli/test_main.py). Prefect, which reads its settings when it is imported, reads them again where
+a command sets them.
 """
 
 from __future__ import annotations

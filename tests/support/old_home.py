@@ -1,6 +1,6 @@
 """Make the home of an earlier version: its code runs two tiny configs, and what they leave is packed.
 
-    python tests/support/old_home.py COMMIT tests/flows/old_home.tar.xz
+    python tests/support/old_home.py COMMIT tests/flows/whole/old_home.tar.xz
 
 takes the code of COMMIT from this checkout's history, so it needs a full clone; tests read the packed file.
 Nothing in it is from elsewhere: model and data are random and of this project.

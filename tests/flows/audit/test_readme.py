@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[3] / "infra" / "README.md"
 
 
 def commands() -> list[list[str]]:
-    """The commands of the section, without the long one, which tests/flows/test_reproduce.py runs."""
+    """The commands of the section, without the long one, which tests/flows/cli/test_reproduce.py runs."""
     section = PAGE.read_text().partition("\n## Audit\n")[2].partition("\n## ")[0]
     block = re.search(r"```\n(.*?)```", section, re.DOTALL)
     assert block is not None

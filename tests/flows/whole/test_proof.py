@@ -28,7 +28,7 @@ from tiny_models import write_tiny_folder
 from tiny_run import config as tiny_config
 from tiny_run import write_data
 
-PAGE = Path(__file__).resolve().parents[2] / "flows" / "README.md"
+PAGE = Path(__file__).resolve().parents[3] / "flows" / "README.md"
 OPERATE = "## Schedule, trigger, scale out"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-DEPLOY = Path(__file__).resolve().parents[2] / "infra" / "deploy"
+DEPLOY = Path(__file__).resolve().parents[3] / "infra" / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 VERSION = "1.37"
 SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|DATABASE_(CONNECTION_)?URL|STORE_URI$|ENCRYPTION_KEY")

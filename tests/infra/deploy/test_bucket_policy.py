@@ -20,7 +20,7 @@ from resprout.infra.store import in_use
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "infra" / "deploy"
 POLICY = json.loads((DEPLOY / "bucket_policy.json").read_text())
 ACTIONS = {

@@ -23,7 +23,7 @@ from resprout.infra.prefect.flow_runs import in_a_row
 from servers import free_port
 from tiny_run import write_run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

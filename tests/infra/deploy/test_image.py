@@ -23,7 +23,7 @@ from servers import free_port
 from tiny_run import write_run
 
 pytestmark = pytest.mark.image
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BASE = "docker.io/library/python:3.11-slim"
 IMAGE = "localhost/resprout"
 LIBRARIES = (
