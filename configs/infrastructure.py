@@ -147,12 +147,12 @@ class ProofConfig(Section):
 
 
 class RetentionConfig(Section):
-    """What `resprout gc` keeps beside what registered versions, holds and running flows need."""
+    """Retention: `gc` keeps more than registered versions, holds and running flows need."""
 
     keep_days: Annotated[float, Field(ge=0.0)] = 30.0
-    """What a run of the last days made or used stays, registered or not."""
+    """Artifacts that a run of the last days made or used stay, registered or not."""
     grace_hours: Annotated[float, Field(ge=0.0)] = 24.0
-    """What is younger stays, whoever wrote it."""
+    """Younger artifacts stay, whoever wrote them."""
 
 
 class LicencesConfig(Section):
@@ -185,7 +185,7 @@ class InfraConfig(Section):
     proof: ProofConfig = ProofConfig()
     """Signatures."""
     retention: RetentionConfig = RetentionConfig()
-    """What is kept."""
+    """Retention of artifacts."""
     licences: LicencesConfig = LicencesConfig()
     """Which licences are allowed."""
     data_scan: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
@@ -194,8 +194,8 @@ class InfraConfig(Section):
     logs: Literal["text", "json"] = "text"
     """Form of the log lines of deployed runs, relay and stack."""
     task_runner: Literal["threads", "dask", "ray"] = "threads"
-    """What carries shards and the variants of a sweep. threads: this process, which computes one thing at a
-    time; dask and ray: processes, on this machine or a cluster."""
+    """Task runner of shards and of the variants of a sweep. threads: this process, which does one thing at
+    a time; dask and ray: processes, on this machine or a cluster."""
     workers: Annotated[int, Field(ge=1)] = 1
     """How many shards or variants are on their way at once."""
     shards: Annotated[int, Field(ge=1, le=100_000)] = 1

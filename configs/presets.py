@@ -15,9 +15,9 @@ from resprout.configs.section import Section
 FOLDER = Path(__file__).parent / "methods"
 
 Unit = Literal["ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers"]
-"""What a pruning method removes: FFN channels, KV groups with their query heads, query heads inside each
-group (keys and values stay), experts with their router rows, hidden channels of the whole model, whole
-layers, attention and FFN sublayers."""
+"""Units of pruning: FFN channels, KV groups with their query heads, query heads inside each group (keys and
+values stay), experts with their router rows, hidden channels of the whole model, whole layers, attention and
+FFN sublayers."""
 
 DEPTH: tuple[Unit, ...] = ("layers", "sublayers")
 """Units that are pruned alone: each is a whole part of the decoder and has no width."""

@@ -202,7 +202,7 @@ class PruneConfig(Section):
     repair: str | None = None
     """Overrides the preset's repair of what the removed channels contributed."""
     units: tuple[Unit, ...] = Field(default=LEFT_OUT, json_schema_extra=_without_default)
-    """What is removed: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
+    """Units to remove: ffn (channels), kv_groups (with their query heads), heads (query heads inside each
     group), experts, hidden (channels of the residual stream, in the whole model); or layers alone, or
     sublayers (attention and FFN, each by itself) alone. Left out: what the method's paper prunes."""
     target: TargetConfig

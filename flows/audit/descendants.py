@@ -32,7 +32,7 @@ MOST_SHOWN = 100
 
 @dataclass(frozen=True)
 class Descendants:
-    """What was made from a reference: `order` has the records nearest first, its own before all."""
+    """Everything made from a reference: `order` has the records nearest first, its own before all."""
 
     reference: str
     roots: list[str]

@@ -52,7 +52,7 @@ class Version:
     at: int
     """When it was made, in milliseconds."""
     entity: ModelVersion | None = None
-    """What MLflow answers; None where the version was removed."""
+    """MLflow's answer; None where the version was removed."""
     stated: Mapping[str, str] = field(default_factory=dict)
     """Its tags by the ledger."""
 

@@ -240,7 +240,7 @@ def _with_versions(workspace: Workspace, tops: list[tuple[str, Node]]) -> tuple[
 
 @dataclass(frozen=True)
 class Results:
-    """What the artifacts of a lineage hold: metrics by record id, the gate's verdict, and the plan."""
+    """Results in the artifacts of a lineage: metrics by record id, the gate's verdict, and the plan."""
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     gate: dict[str, Any] | None = None

@@ -155,7 +155,7 @@ def _plain(value: Any) -> str:
 
 
 def _identity(entry: dict[str, Any]) -> str:
-    """What a source was pinned to, in brackets: distribution, commit or version, and hashes of its files."""
+    """The pinned form of a source, in brackets: distribution, commit or version, and hashes of its files."""
     parts = []
     if entry.get("distribution"):
         parts.append(f"{entry['distribution']} {entry.get('version')}")

@@ -31,9 +31,9 @@ class Row:
     sealed: bool = False
     licences: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """What is at odds."""
+    """Problems."""
     remarks: list[str] = field(default_factory=list)
-    """What should be known and is allowed."""
+    """Remarks: allowed, but worth knowing."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

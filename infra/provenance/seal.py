@@ -47,7 +47,7 @@ class FileForm(Form):
 
 
 class RunForm(Form):
-    """What MLflow held about a run."""
+    """The state of a run in MLflow."""
 
     info: dict[str, Any]
     tags: dict[str, str]

@@ -23,7 +23,7 @@ STATEMENT = "application/vnd.in-toto+json"
 RECORD = "application/vnd.resprout.record+json"
 """Payload type under which records are signed, beside their bytes."""
 ADOPT = "where it is older than the key, `resprout sign --adopt` signs it after a full verification"
-"""What to do about what nobody signed."""
+"""Advice where a signature is missing."""
 HEX_KEY = re.compile(r"^ed25519:([0-9a-f]{64})$")
 
 

@@ -37,7 +37,7 @@ def trained(
     progress: Progress,
     student: Callable[[Any], Any],
 ) -> tuple[Any, list[dict[str, float]]]:
-    """What `student` makes of the pruned model, trained, and one history entry a step.
+    """The trained form of what `student` makes of the pruned model, and one history entry a step.
 
     Raises:
         BadInput: dtype float16 on a CPU.
