@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from resprout.configs.result import GateResult, RegisteredResult, StageResult
-from resprout.infra.lineage import Node, model_role
+from resprout.infra.lineage import Node
 from resprout.infra.markdown import code, link, model_page, plain, run_page
 from resprout.infra.store.record import Record
 from resprout.tasks.acquire.stage import ACQUIRING
@@ -105,7 +105,8 @@ def _sources(lineage: Node) -> Iterator[str]:
     found = [node.record for node in lineage.walk() if node.record.stage in brings]
     for record in sorted(found, key=lambda one: (one.kind != "model", one.stage, one.content)):
         for given, licence in _given(record):
-            what = model_role(record).capitalize() if record.kind == "model" else brings[record.stage]
+            role = str(record.config.get("role", "model"))
+            what = brings[record.stage] if role == "model" else role.capitalize()
             yield (
                 f"- {what} {code(given)}, licence {code(licence)}, artifact {code(record.content[:SHORT])}"
             )

@@ -106,8 +106,9 @@ class RunEvidence:
 
         The seal of a run that died after it registered, which another run wrote, names none.
         """
-        sealed = self.seal.predicate.get("report") if self.seal else None
-        return str(sealed or (self.shown.data.tags.get(REPORT_RECORD) if self.shown else None) or "")
+        if self.seal is not None and "sealed_by" not in self.seal.predicate:
+            return str(self.seal.predicate.get("report") or "")
+        return str((self.shown.data.tags.get(REPORT_RECORD) if self.shown else None) or "")
 
 
 class Evidence:

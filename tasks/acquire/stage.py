@@ -27,7 +27,7 @@ from resprout.tasks.models.shape import read_config, shape_of
     reported=True,
     libraries=("transformers",),
     computes=False,
-    brings="Model",
+    brings="Source model",
 )
 def acquire_model(
     job: Job[AcquireModel], inputs: Mapping[str, Path], workdir: Path, progress: Progress

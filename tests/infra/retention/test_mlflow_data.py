@@ -90,7 +90,9 @@ def test_one_row_of_any_table_is_use(
     table: str, statement: str, mlflow_template: Path, tmp_path: Path
 ) -> None:
     shutil.copy(mlflow_template, tmp_path / "used.db")
-    database = Database(f"sqlite:///{tmp_path / 'used.db'}")
+    address = f"sqlite:///{tmp_path / 'used.db'}"
+    MlflowClient(address, address).create_experiment("template")
+    database = Database(address)
     with pytest.raises(BadInput, match=r"is not empty \(experiments\)"):
         database.require_empty("another")
     database.require_empty("template")
