@@ -312,7 +312,9 @@ class History:
     def work(self, stage: Stage[Any], record: Record) -> Work:
         """The work behind a record of the stage."""
         behind = [record, *self._ancestors(record)]
-        model = next((one for one in behind if one.kind == "model" and not one.parents), None)
+        models = (one for one in behind if one.kind == "model" and not one.parents)
+        # Beside the source there may be an encoder, whose size says nothing of the work.
+        model = next((one for one in models if one.config.get("role") == "model"), None)
         calibration = next((one.config for one in behind if one.stage == calibrate.name), None)
         rows = next((self._size(one.content) for one in behind if one.stage == acquire_rows.name), None)
         return Work(

@@ -51,7 +51,7 @@ Problems = Iterator[str]
 INDEXES = ("made", "used", "signatures")
 """Rooms of the store in which a stray object would mislead whoever goes by them."""
 LATE = timedelta(hours=1)
-"""A timestamp follows its seal at once; more apart, the seal was written anew or a clock was wrong."""
+"""Most seconds from a seal to its timestamp; beyond that the seal was rewritten or a clock was wrong."""
 KEYED = 3
 """Version of records since which they say all that their key is made of."""
 REPORTS = "reports"

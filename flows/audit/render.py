@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHORT = 12
 FIRST = ("export", "gate", *reversed(models()), "model", "plan", "calibration")
-"""Roles in the order of a reader's questions: the model itself, why it passed, what it was held against."""
+"""Order of roles in the tree: the export, the gate's verdict, then the models it was compared with."""
 WIDTH, HEIGHT = 190, 62
 """Size of a box, in pixels."""
 ACROSS, DOWN = 232, 84

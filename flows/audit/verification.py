@@ -189,7 +189,7 @@ class Verification:
         if evidence.unsigned_records:
             yield (
                 f"{len(evidence.unsigned_records)} of {len(evidence.seen)} records are unsigned: whoever can "
-                "write store and MLflow could have written all of it anew"
+                "write store and MLflow could have rewritten all of it"
             )
 
 
@@ -229,7 +229,7 @@ def examine(
         try:
             if head not in evidence.ledger(name).hashes:
                 verification.problems.append(
-                    f"the ledger of {name} has no entry {head}: its end was cut off, or it was written anew"
+                    f"the ledger of {name} has no entry {head}: its end was cut off, or it was rewritten"
                 )
         except VerificationFailed as error:
             verification.problems.append(f"the ledger of {name} does not hold: {error}")

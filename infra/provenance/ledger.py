@@ -185,8 +185,8 @@ class Ledger:
         """Add an entry that says `intent`, `change`, `model`, `versions`, `aliases` (None: removed), `seal`.
 
         `adopted` states that what was unsigned until then is signed.
-        `restated` are versions as earlier entries have them, with placeholders in their addresses already.
-        With `anew` it begins a new chain of statements, for a registered model that was made again.
+        `restated` are versions copied from earlier entries, whose addresses are already masked.
+        With `anew` it begins a new chain of entries, for a registered model that was deleted and recreated.
 
         Raises:
             BadInput: the ledger is signed, and there is no key here.

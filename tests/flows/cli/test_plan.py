@@ -18,6 +18,7 @@ from resprout.infra.identity import machine
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.prune.stage import plan, prune
+from resprout.tasks.select.stage import select
 
 SECONDS = 60.0
 """What a larger model takes longer in each stage that computes with it."""
@@ -116,3 +117,24 @@ def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> 
     assert history.seconds(plan, {"allocator": "uniform"}, work) == 2.0
     assert history.seconds(plan, {"allocator": "evolutionary"}, work) == 7200.0
     assert history.seconds(prune, {"allocator": "uniform"}, work) is None
+
+
+def test_work_is_measured_by_the_source_model_and_not_by_an_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(stage: str, kind: str, content: str, config: dict[str, Any], *parents: str) -> Record:
+        return Record(
+            stage=stage, key="k", kind=kind, content=content * 64, config=config, code={}, libraries={},
+            machine=machine(), who="ada", seconds=1.0, started="2026-01-02T01:00:00+00:00",
+            parents=tuple(Parent(role=one, digest="0" * 64, record=one) for one in parents),
+        )  # fmt: skip
+
+    made = record("select", "selection", "c", {}, "encoder", "dense")
+    records = [
+        ("encoder", record("acquire_model", "model", "a", {"role": "encoder"})),
+        ("dense", record("acquire_model", "model", "b", {"role": "model"})),
+        ("selection", made),
+    ]
+    history = History(ArtifactStore.from_config(StoreConfig(), tmp_path), records)
+    monkeypatch.setattr(history, "_params_of", {"a" * 64: 1, "b" * 64: 2}.get)
+    assert history.work(select, made).params == 2
