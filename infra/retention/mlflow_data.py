@@ -204,7 +204,9 @@ def _continue_sequences(connection: Connection, tables: MetaData) -> None:
             if sequence is not None:
                 highest = connection.execute(sqlalchemy.select(sqlalchemy.func.max(column))).scalar()
                 if highest is not None:
-                    connection.execute(sqlalchemy.select(sqlalchemy.func.setval(sequence, highest)))
+                    # The next number, not the last: MLflow's first experiment is 0, which no sequence holds.
+                    continued = sqlalchemy.func.setval(sequence, highest + 1, False)
+                    connection.execute(sqlalchemy.select(continued))
 
 
 def _plain(value: Any) -> Any:
