@@ -91,7 +91,7 @@ class RelayConfig(Section):
     max_body_kb: Annotated[int, Field(ge=1, le=10_000)] = 256
     """Larger deliveries are refused."""
     rate_per_second: Annotated[float, Field(gt=0.0)] = 500.0
-    """More deliveries than this are told to come again."""
+    """More deliveries than this are answered with 429."""
     window_seconds: Annotated[int, Field(ge=1)] = 300
     """How far the time of a delivery may lie from this machine's clock."""
     poll_seconds: Annotated[float, Field(gt=0.0)] = 60.0
@@ -164,7 +164,7 @@ class LicencesConfig(Section):
     deny: tuple[str, ...] = ()
     """A source under one of these stops the run before it begins."""
     warn: tuple[str, ...] = ()
-    """A source under one of these is told in log, result and audit."""
+    """A source under one of these is noted in log, result and audit."""
 
 
 class InfraConfig(Section):

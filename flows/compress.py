@@ -108,9 +108,9 @@ def _compress(
     store = ArtifactStore.from_config(loaded.config.infra.store, loaded.home, loaded.config.infra.proof)
     store.ensure_writable()
     if claim is not None and (owner := lease.claim(store.driver, claim, flow_run.id)) != flow_run.id:
-        said = f"{claim} is the claim of flow run {owner}, which was first; this one does nothing"
-        logger.info("%s", said)
-        return Completed(name="AlreadyClaimed", message=said)
+        message = f"{claim} is the claim of flow run {owner}, which was first; this one does nothing"
+        logger.info("%s", message)
+        return Completed(name="AlreadyClaimed", message=message)
     tracker = Tracker(loaded.config.infra.mlflow, loaded.home)
     tracker.connect()
     if loaded.config.registration is not None:

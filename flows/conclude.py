@@ -76,8 +76,8 @@ class Conclusion:
             outside = [one for one in verdict.checks if not one.passed]
             values = ", ".join(f"{one.name} {one.value:.4f} (bound {one.bound:g})" for one in outside)
             self.result.status, self.result.exit_code = "gate_not_passed", 3
-            said = [f"the gate is not passed: {values}; nothing was registered", *self.session.remarks]
-            self.result.message = "; ".join(said)
+            reasons = [f"the gate is not passed: {values}; nothing was registered", *self.session.remarks]
+            self.result.message = "; ".join(reasons)
             return
         wanted = self.loaded.config.registration
         if wanted is not None and self.result.exports:
@@ -86,9 +86,9 @@ class Conclusion:
         self.result.message = "; ".join(self.session.remarks)
 
     def again(self, brought: dict[str, str]) -> None:
-        """Models, gate, exports and report of a run that was made again; nothing is told or registered.
+        """Models, gate, exports and report of a run that was made again; nothing is shown or registered.
 
-        `brought` are digests of what was not acquired anew, by the label under which it first was.
+        `brought` are digests of what was not acquired again, by the label under which it first was.
         """
         self.fill_models()
         self.fill_gate()
@@ -217,7 +217,7 @@ class Conclusion:
         run.store.confirm()
         # Of two runs at once the second must find the first's version. The run's end frees the lock.
         run.locks.acquire_lock(f"register {wanted.name}", run.mlflow_run_id)
-        said = describe_version(self.here, config.name, summary)
+        description = describe_version(self.here, config.name, summary)
         self.registrar = Registrar(run.store, run.tracker, wanted.name, run.mlflow_run_id)
         self.result.registered = register(
             run,
@@ -225,7 +225,7 @@ class Conclusion:
             artifacts.of("export"),
             folder,
             tags,
-            said,
+            description,
             self.registrar,
             describe_model(wanted.name),
         )
@@ -241,7 +241,7 @@ class Conclusion:
         run, result = self.run, self.result
         plan = run.store.read(self.artifacts.of("plan").digest, PLAN).decode()
         run.tracker.log_text(run.mlflow_run_id, plan, PLAN)
-        said = describe_run(
+        note = describe_run(
             self.here,
             tree(run.store, self.reported.record),
             identity.code_identity(),
@@ -250,7 +250,7 @@ class Conclusion:
             result.stages,
             run.nested,
         )
-        run.tracker.log(run.mlflow_run_id, tags={NOTE: said})
+        run.tracker.log(run.mlflow_run_id, tags={NOTE: note})
 
     def seal(self) -> None:
         """State and sign what the run left behind, after it ended, and enter its version into the ledger."""

@@ -36,4 +36,4 @@ def automate(infra: InfraConfig, command: str) -> None:
     try:
         ensure_automations(infra.prefect.notify)
     except BadInput as error:
-        sys.stderr.write(f"nobody is told of runs that fail: {error}, and call `{command}` again\n")
+        sys.stderr.write(f"no notice is sent of runs that fail: {error}, and call `{command}` again\n")

@@ -139,11 +139,11 @@ def submit(runner: TaskRunner[Any], task: Task[Any, Any], parameters: dict[str, 
     To another process goes no secret: a worker takes Prefect's keys from its own environment. Nor does the
     flow itself, its parameters, or a task around this call, which may hold open files and connections.
     """
-    around, settings, said = FlowRunContext.get(), SettingsContext.get(), logs.known()
+    around, settings, context = FlowRunContext.get(), SettingsContext.get(), logs.known()
 
     def inside() -> PrefectFuture[Any]:
         with ExitStack() as entered:
-            entered.enter_context(logs.fields(**said))
+            entered.enter_context(logs.fields(**context))
             if settings is not None:
                 entered.enter_context(_AddressOnly(profile=settings.profile, settings=settings.settings))
             if around is not None and around.flow_run is not None:

@@ -133,14 +133,14 @@ class FanOut:
         except Exception as error:
             self._stop()
             raise lost(error, f"the shards of {label}") from error
-        made, faults, gone = list[ArtifactRef](), list[Exception](), False
+        made, faults, is_lost = list[ArtifactRef](), list[Exception](), False
         for done, (parts, future) in enumerate(zip(asked, futures, strict=True), 1):
             what = f"shard {done} of {len(jobs)} of {label}"
             try:
                 found = future.result()
             except Exception as error:
                 fault = lost(error, what)
-                gone = gone or isinstance(fault, Transient)
+                is_lost = is_lost or isinstance(fault, Transient)
                 faults.append(fault)
             else:
                 try:
@@ -148,7 +148,7 @@ class FanOut:
                 except Exception as error:
                     faults.append(error)
             progress(done, len(jobs), "shards")
-        if gone:
+        if is_lost:
             # The stage is tried again, which must not meet the dead connection.
             self._stop()
         if faults:

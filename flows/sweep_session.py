@@ -33,7 +33,7 @@ class SweepSession:
     display: Callable[[str], Display] = _no_display
     """The display of a variant by its name, where the variant runs in this process."""
     ended: Callable[[VariantResult], None] = lambda result: None
-    """Told of each variant that ended."""
+    """Called with each variant that ended."""
     running: list[Session] = field(default_factory=list)
     interrupted: bool = False
     """Ctrl-C was pressed, or another signal ends the process."""

@@ -115,7 +115,7 @@ def _version_differences(evidence: Evidence, version: Version, expected: Registr
     state = evidence.masked(version, evidence.state(version))
     stated = without_hold(expected.versions[version.number])
     stated.pop("download", None)
-    # Tags are on their way where the run that announced them has not said that it is done.
+    # Tags are on their way where the run that announced them has not recorded that it is done.
     announced = expected.announced_tags.get(version.number, {})
     set_already = {key: value for key, value in announced.items() if state["tags"].get(key) == value}
     is_new = bool({*set_already.items()} - {*stated["tags"].items()})
@@ -522,10 +522,10 @@ def run_signatures(evidence: Evidence, run: RunEvidence) -> Problems:
     """The records that a seal names are signed by the keys that had signed them then, and by no stranger."""
     if run.seal is None:
         return
-    gone, store = evidence.collected(run.id), evidence.store
+    collected, store = evidence.collected(run.id), evidence.store
     for record, named in sorted(run.seal.predicate["records"].items()):
         signed, there = {*named, *run.seal.adopted_by}, {*evidence.signatures(record)}
-        if record in gone:
+        if record in collected:
             continue
         for key in sorted(signed - there):
             yield f"the signature of key {key} on record {record} was removed"

@@ -60,7 +60,7 @@ def audit_rows(workspace: Workspace, policy: LicencesConfig, since: datetime.dat
 
 def _row(evidence: Evidence, version: Version | None, run: RunEvidence, found: Sequence[Finding]) -> Row:
     roots = [version.record, version.report] if version else [run.report]
-    gone = evidence.collected(run.id) if run.id else frozenset()
+    collected = evidence.collected(run.id) if run.id else frozenset()
     verdict, seal = run.verdict or UNKNOWN, run.seal is not None or run.damage is not None
     if version is not None:
         digest, at = version.tags.get("resprout.digest", ""), _time(version.at)
@@ -69,7 +69,7 @@ def _row(evidence: Evidence, version: Version | None, run: RunEvidence, found: S
     else:
         digest = next((one.content for one in evidence.intact(roots[:1] if roots[0] else [])), "")
         row = Row("run", run.name, "", _time(run.at), verdict, run.id, digest, sealed=seal)
-        if gone.issuperset(roots) and not found:
+        if collected.issuperset(roots) and not found:
             # What no version needs is collected in time; seal and MLflow still show the run.
             row.remarks = [one for one in evidence.remarks if f" of run {run.id} " in one]
             return row

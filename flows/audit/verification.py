@@ -74,11 +74,11 @@ class Verification:
         """Check a run and all records that its seal names; nothing where gc freed all of them."""
         run = self.evidence.run(run_id)
         sealed = run.seal.predicate["records"] if run.seal else ()
-        gone = self.evidence.collected(run_id) if run_id else frozenset()
-        if gone and gone.issuperset([*sealed, *([run.report] if run.report else [])]):
+        collected = self.evidence.collected(run_id) if run_id else frozenset()
+        if collected and collected.issuperset([*sealed, *([run.report] if run.report else [])]):
             # MLflow's run may be removed as well; the seal stays as a record of it.
             return []
-        found = [*self._check("run", run_id, run), *self._behind([*sealed, run.report], gone)]
+        found = [*self._check("run", run_id, run), *self._behind([*sealed, run.report], collected)]
         return list(dict.fromkeys(found))
 
     def record(self, record_id: str) -> list[Finding]:
@@ -141,10 +141,10 @@ class Verification:
             versions=self.at_odds,
         )
 
-    def _behind(self, roots: Iterable[str], gone: Collection[str]) -> list[Finding]:
+    def _behind(self, roots: Iterable[str], collected: Collection[str]) -> list[Finding]:
         """Check these records and all behind them, but for those that gc freed."""
         evidence = self.evidence
-        records = [one for one in evidence.behind(roots) if one not in gone]
+        records = [one for one in evidence.behind(roots) if one not in collected]
         new = [one for one in records if ("record", one) not in self._found]
         evidence.seen.update(one for one in new if not isinstance(evidence.record(one), str))
         if self.depth == "deep":

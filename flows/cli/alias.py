@@ -37,7 +37,7 @@ def alias(
     found = find(workspace, reference)
     model, number = found.name or "", found.number or ""
     ledger, locks = Ledger(workspace.store, model), LeaseLockManager(workspace.store.driver)
-    # As a run does while it registers: what is done and what is said of it belong together.
+    # As a run does while it registers: an act and its record belong together.
     locks.acquire_lock(f"register {model}", f"alias {name}")
     try:
         expected = replay(ledger.writable())
@@ -59,8 +59,8 @@ def alias(
             workspace.tracker.drop_alias(model, name, number)
         else:
             workspace.tracker.point_alias(model, name, number)
-        said = {name: None if remove else number}
-        ledger.append(None, locations(workspace.tracker, workspace.store.root_uri), aliases=said)
+        aliases = {name: None if remove else number}
+        ledger.append(None, locations(workspace.tracker, workspace.store.root_uri), aliases=aliases)
     finally:
         locks.close()
     done = "no longer points" if remove else "points"

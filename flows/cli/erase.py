@@ -51,23 +51,23 @@ def erase(
     if yes:
         locks = LeaseLockManager(workspace.store.driver)
         execute_erasure(workspace.store, workspace.tracker, locks, found, reason)
-    said = found.as_dict()
+    report = found.as_dict()
     if as_json:
-        typer.echo(json.dumps({"erased": yes, **said}))
+        typer.echo(json.dumps({"erased": yes, **report}))
         return
-    for one, paths in said["artifacts"].items():
+    for one, paths in report["artifacts"].items():
         for path in paths:
             typer.echo(f"artifact {one}: {path}")
-    for path in said["mlflow"]:
+    for path in report["mlflow"]:
         typer.echo(f"MLflow run {path}")
-    for path in said["local"]:
+    for path in report["local"]:
         typer.echo(path)
-    if said["not_searched"]:
-        typer.echo(f"not searched, because they are no text: {len(said['not_searched'])} files (--json)")
-    others = sorted({path.partition("/")[0] for path in said["left_behind"]})
+    if report["not_searched"]:
+        typer.echo(f"not searched, because they are no text: {len(report['not_searched'])} files (--json)")
+    others = sorted({path.partition("/")[0] for path in report["left_behind"]})
     for one in others:
         typer.echo(f"left behind, with the same bytes: files of {one}; `resprout erase {one}` erases it")
-    for version, paths in said["breaks"].items():
+    for version, paths in report["breaks"].items():
         typer.echo(f"{version} loses {', '.join(paths)}, and may not load any more")
-    count = sum(map(len, said["artifacts"].values())) + len(said["mlflow"]) + len(said["local"])
+    count = sum(map(len, report["artifacts"].values())) + len(report["mlflow"]) + len(report["local"])
     typer.echo(f"{count} files {'erased' if yes else 'would be erased (--yes does it)'}")

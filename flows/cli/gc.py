@@ -48,22 +48,22 @@ def gc(
         planned = plan_collection(inventory, finder.find(), kept.grace_hours * 3600)
         going = sorted(step.record for step in planned.steps if step.record is not None)
         if not delete:
-            _say(_told(planned, inventory, finder.removed, planned.freed, going), as_json)
+            _say(_summary(planned, inventory, finder.removed, planned.freed, going), as_json)
             return
         with bar("gc") as progress:
             collector = Collector(workspace.store, locks, inventory, finder.find, progress, finder.sealed())
             try:
                 collector.run(planned)
             finally:
-                # Also where it was stopped half way: what is gone is gone.
-                gone = {digest: planned.freed[digest] for digest in collector.deleted}
-                told = _told(planned, inventory, finder.removed, gone, collector.records)
-                _say({**told, "deleted": True}, as_json)
+                # Also where it was stopped half way: what was deleted stays deleted.
+                deleted = {digest: planned.freed[digest] for digest in collector.deleted}
+                summary = _summary(planned, inventory, finder.removed, deleted, collector.records)
+                _say({**summary, "deleted": True}, as_json)
     finally:
         locks.close()
 
 
-def _told(
+def _summary(
     planned: CollectionPlan,
     inventory: Inventory,
     removed: Mapping[str, set[str]],
@@ -88,17 +88,17 @@ def _told(
     }
 
 
-def _say(told: dict[str, Any], as_json: bool) -> None:
+def _say(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(summary))
         return
-    for reason, count in sorted(told["kept"].items(), key=lambda item: -item[1]):
+    for reason, count in sorted(summary["kept"].items(), key=lambda item: -item[1]):
         typer.echo(f"kept for {reason}: {count} artifacts")
-    if told["spared"]:
-        typer.echo(f"kept, because they were needed again or gc was stopped: {told['spared']} artifacts")
-    for reference, fate in told["removed"].items():
+    if summary["spared"]:
+        typer.echo(f"kept, because they were needed again or gc was stopped: {summary['spared']} artifacts")
+    for reference, fate in summary["removed"].items():
         typer.echo(f"removed from the registry: {reference}, {fate}")
-    if strays := told["strays"]:
+    if strays := summary["strays"]:
         typer.echo(f"left alone, because no store wrote them: {len(strays)} objects, such as {strays[0]}")
-    verb = "freed" if told["deleted"] else "would be freed (--delete does it)"
-    typer.echo(f"{verb}: {len(told['artifacts'])} artifacts, {told['freed_bytes'] / 1e6:,.1f} MB")
+    verb = "freed" if summary["deleted"] else "would be freed (--delete does it)"
+    typer.echo(f"{verb}: {len(summary['artifacts'])} artifacts, {summary['freed_bytes'] / 1e6:,.1f} MB")

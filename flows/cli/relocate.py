@@ -54,5 +54,5 @@ def relocate(
         changed = database.move(roots)
     finally:
         database.close()
-    said = ", ".join(old for old in roots if old.endswith(f"/{ARTIFACTS}"))
-    typer.echo(f"{changed} addresses in {tracker.shown_uri} that began with {said} lead to {here} now")
+    moved = ", ".join(old for old in roots if old.endswith(f"/{ARTIFACTS}"))
+    typer.echo(f"{changed} addresses in {tracker.shown_uri} that began with {moved} lead to {here} now")

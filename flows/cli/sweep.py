@@ -117,20 +117,22 @@ def _forecast(session: SweepSession, as_json: bool) -> None:
         )
         return
     for variant, stages in found:
-        told = " ".join(f"{key}={json.dumps(value)}" for key, value in variant.settings.items())
+        changes = " ".join(f"{key}={json.dumps(value)}" for key, value in variant.settings.items())
         missing = [one.step.label for one in stages if not one.cached]
         would = f"would run {', '.join(missing)}" if missing else "all cached"
-        typer.echo(f"{variant.name}: {told}; {len(stages) - len(missing)} of {len(stages)} cached; {would}")
+        typer.echo(
+            f"{variant.name}: {changes}; {len(stages) - len(missing)} of {len(stages)} cached; {would}"
+        )
 
 
 def ended_line(ended: VariantResult) -> str:
     """How a variant ended."""
     result = ended.result
-    said = f": {result.message}" if result.message else ""
+    detail = f": {result.message}" if result.message else ""
     cached = sum(stage.cached for stage in result.stages)
     return (
         f"{ended.name}: {result.status} after {result.seconds:.1f} s, {cached} of {len(result.stages)} "
-        f"stages from the cache{said}"
+        f"stages from the cache{detail}"
     )
 
 

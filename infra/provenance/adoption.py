@@ -50,8 +50,8 @@ def adopt(store: ArtifactStore, history: UnsignedHistory, here: Locations) -> No
         data = store.driver.get_bytes(key) or b""
         store.driver.put_bytes(key, store.signer.countersigned(data, store.driver.uri(key)))
     for name in history.models:
-        said = {"key": store.signer.own_id, "records": len(history.records), "seals": len(history.seals)}
-        Ledger(store, name).append(None, here, adopted=said)
+        adopted = {"key": store.signer.own_id, "records": len(history.records), "seals": len(history.seals)}
+        Ledger(store, name).append(None, here, adopted=adopted)
 
 
 def _statements(store: ArtifactStore, runs: Iterable[str]) -> Iterator[str]:

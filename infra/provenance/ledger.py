@@ -153,10 +153,10 @@ class Ledger:
         for sequence, (key, data) in enumerate(zip(keys, read, strict=True)):
             what = f"ledger entry {self.store.driver.uri(key)}"
             opened = self.store.signer.open(data or b"", what)
-            said = predicate_of(opened, PREDICATE, what, EntryForm)
-            if key != f"{self.prefix}{sequence:08d}.json" or said["sequence"] != sequence:
+            predicate = predicate_of(opened, PREDICATE, what, EntryForm)
+            if key != f"{self.prefix}{sequence:08d}.json" or predicate["sequence"] != sequence:
                 raise VerificationFailed(f"the {what} is not number {sequence}: one was removed or added")
-            if said["name"] != self.name or said["previous"] != before:
+            if predicate["name"] != self.name or predicate["previous"] != before:
                 raise VerificationFailed(f"the {what} does not follow the one before it")
             before = sha256_hex(data or b"")
             yield Entry(key, before, opened)
@@ -180,7 +180,7 @@ class Ledger:
         return entries
 
     def append(
-        self, run: str | None, places: Locations, restated: Mapping[str, State] | None = None, **said: Any
+        self, run: str | None, places: Locations, restated: Mapping[str, State] | None = None, **changes: Any
     ) -> None:
         """Add an entry that says `intent`, `change`, `model`, `versions`, `aliases` (None: removed), `seal`.
 
@@ -196,7 +196,7 @@ class Ledger:
         for _ in range(TRIES):
             entries = self.writable()
             predicate = {
-                **mask_locations(said, places),
+                **mask_locations(changes, places),
                 **({"versions": dict(restated)} if restated else {}),
                 "name": self.name,
                 "sequence": len(entries),
@@ -252,48 +252,48 @@ def replay(entries: list[Entry]) -> RegistryState:
     """Return the state of the registry after all these entries."""
     expected = RegistryState()
     for entry in entries:
-        said = entry.predicate
+        predicate = entry.predicate
         expected.hashes.add(entry.sha256)
-        if said.get("anew"):
-            _restart(expected, said)
-        if (adopted := said.get("adopted")) is not None:
+        if predicate.get("anew"):
+            _restart(expected, predicate)
+        if (adopted := predicate.get("adopted")) is not None:
             expected.adoptions.append(
-                f"ledger of {said['name']}: key {adopted['key']} signed {adopted['records']} records and "
-                f"{adopted['seals']} seals that were unsigned, after a full verification on "
-                f"{str(said.get('at'))[:10]} ({said.get('who')})"
+                f"ledger of {predicate['name']}: key {adopted['key']} signed {adopted['records']} records "
+                f"and {adopted['seals']} seals that were unsigned, after a full verification on "
+                f"{str(predicate.get('at'))[:10]} ({predicate.get('who')})"
             )
-        expected.model = said.get("model") or expected.model
-        if (then := Locations(**said["places"])) not in expected.locations:
+        expected.model = predicate.get("model") or expected.model
+        if (then := Locations(**predicate["places"])) not in expected.locations:
             expected.locations.append(then)
-        if said.get("intent") is not None:
-            expected.intents.append(said["intent"])
-        if (change := said.get("change")) is not None:
-            by = {said["run"]} - {None}
+        if predicate.get("intent") is not None:
+            expected.intents.append(predicate["intent"])
+        if (change := predicate.get("change")) is not None:
+            by = {predicate["run"]} - {None}
             if change["version"] is not None:
                 expected.announced_tags.setdefault(change["version"], {}).update(change["tags"])
                 expected.announced_by.setdefault(change["version"], set()).update(by)
             if change["alias"] is not None:
                 expected.announced_aliases.setdefault(change["alias"], []).append(change["version"])
                 expected.announced_by.setdefault(f"alias:{change['alias']}", set()).update(by)
-        expected.versions.update(said.get("versions") or {})
-        for version in said.get("versions") or {}:
+        expected.versions.update(predicate.get("versions") or {})
+        for version in predicate.get("versions") or {}:
             expected.announced_tags.pop(version, None)
             expected.announced_by.pop(version, None)
-        for alias, version in (said.get("aliases") or {}).items():
+        for alias, version in (predicate.get("aliases") or {}).items():
             expected.announced_aliases.pop(alias, None)
             expected.announced_by.pop(f"alias:{alias}", None)
             if version is None:
                 expected.aliases.pop(alias, None)
             else:
                 expected.aliases[alias] = version
-        if said.get("seal") is not None and said["run"] is not None:
-            expected.seals[said["run"]] = said["seal"]
-            if said.get("timestamp") is not None:
-                expected.timestamps[said["run"]] = said["timestamp"]
+        if predicate.get("seal") is not None and predicate["run"] is not None:
+            expected.seals[predicate["run"]] = predicate["seal"]
+            if predicate.get("timestamp") is not None:
+                expected.timestamps[predicate["run"]] = predicate["timestamp"]
     return expected
 
 
-def _restart(expected: RegistryState, said: dict[str, Any]) -> None:
+def _restart(expected: RegistryState, predicate: dict[str, Any]) -> None:
     """Reset the state: the registered model was deleted and created again."""
     expected.former_versions |= {*expected.versions}
     expected.model = {}
@@ -303,8 +303,8 @@ def _restart(expected: RegistryState, said: dict[str, Any]) -> None:
         meant.clear()
     expected.intents.clear()
     expected.restarts.append(
-        f"registered model {said['name']} was deleted and made again: run {said['run']} began anew in its "
-        f"ledger on {str(said.get('at'))[:10]}"
+        f"registered model {predicate['name']} was deleted and made again: run {predicate['run']} began "
+        f"anew in its ledger on {str(predicate.get('at'))[:10]}"
     )
 
 
@@ -332,8 +332,8 @@ class Registrar:
             return known.get("creationTimestamp", str(version.creation_timestamp)) == str(
                 version.creation_timestamp
             )
-        said = self._intent(version.source or "", version.tags, version.description or "", version.run_id)
-        return known is None and mask_locations(said, self._here, *expected.locations) in expected.intents
+        intent = self._intent(version.source or "", version.tags, version.description or "", version.run_id)
+        return known is None and mask_locations(intent, self._here, *expected.locations) in expected.intents
 
     def is_at(self, source: str, here: str) -> bool:
         """Whether an address is `here`, or was that by the ledger before the store moved."""
@@ -374,16 +374,16 @@ class Registrar:
     def enter(self, version: str, sealed: SealHashes, tags: Mapping[str, str], alias: str | None) -> None:
         """State what was done: a version that is new to the ledger, `tags` that were set, the alias."""
         expected = self._state()
-        said: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
         if self._was_recreated(expected):
-            # As runs of an earlier resprout left it, which made the model again and did not say so.
-            said["anew"], expected = True, RegistryState(seals=expected.seals)
+            # As runs of an earlier resprout left it, which made the model again and did not record it.
+            changes["anew"], expected = True, RegistryState(seals=expected.seals)
         known = expected.versions.get(version)
         shown = version_state(self.tracker, self.name, version)
         owner = shown.get("runId", "")
         # A model that was deleted and made again begins with version 1 again.
         if known is None or (known.get("runId") != owner and owner == self.run_id):
-            said["versions"] = {version: shown}
+            changes["versions"] = {version: shown}
             if owner != self.run_id and owner not in expected.seals and read_seal(self.store, owner) is None:
                 # It died after it registered; this run found its version as it was announced.
                 self.tracker.end(owner, "KILLED")
@@ -391,15 +391,15 @@ class Registrar:
                 write_seal(self.store, self.tracker, owner, sealed_by=self.run_id, registered=made)
         elif any(known.get("tags", {}).get(key) != value for key, value in tags.items()):
             set_now = mask_locations(dict(tags), self._here)
-            said["restated"] = {version: {**known, "tags": {**known.get("tags", {}), **set_now}}}
+            changes["restated"] = {version: {**known, "tags": {**known.get("tags", {}), **set_now}}}
         if owner == self.run_id and expected.seals.get(owner) != sealed.seal:
-            said["seal"], said["timestamp"] = sealed.seal, sealed.timestamp
+            changes["seal"], changes["timestamp"] = sealed.seal, sealed.timestamp
         if not expected.model:
-            said["model"] = model_state(self.tracker, self.name)[0]
+            changes["model"] = model_state(self.tracker, self.name)[0]
         if alias is not None and expected.aliases.get(alias) != version:
-            said["aliases"] = {alias: version}
-        if said:
-            self._ledger.append(self.run_id, self._here, **said)
+            changes["aliases"] = {alias: version}
+        if changes:
+            self._ledger.append(self.run_id, self._here, **changes)
         # From now on a ledger without this entry is one whose end was cut off.
         others = expected.announced_by.get(version, set()) | expected.announced_by.get(
             f"alias:{alias}", set()

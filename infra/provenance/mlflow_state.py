@@ -240,8 +240,8 @@ def stage_run_problems(store: ArtifactStore, run_id: str, states: Mapping[str, A
             yield f"{METRICS} of artifact {record.content} holds no metrics"
             continue
         what = f"MLflow run {identity} ({name})"
-        for tag, said in (("digest", record.content), ("key", record.key), ("stage", record.stage)):
-            if tags.get(f"resprout.{tag}") != said:
+        for tag, recorded in (("digest", record.content), ("key", record.key), ("stage", record.stage)):
+            if tags.get(f"resprout.{tag}") != recorded:
                 yield f"{what}: tag resprout.{tag} is not that of record {tags[RECORD]}"
         above = _prefix(record, tags, name) if record.kind in SHOWN_ABOVE else None
         # An outage ended this run before all metrics were logged; a later run of the stage has them.

@@ -180,11 +180,11 @@ def read_seal(store: ArtifactStore, run_id: str) -> Seal | None:
         return None
     what = f"seal {store.driver.uri(seal_key(run_id))}"
     opened = store.signer.open(data, what)
-    said = predicate_of(opened, PREDICATE, what, SealForm)
-    if said.get("run") != run_id:
-        raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
-    own = signed_only_by(data, said["key"])
-    return Seal(own, sha256_hex(own), opened, said)
+    predicate = predicate_of(opened, PREDICATE, what, SealForm)
+    if predicate.get("run") != run_id:
+        raise VerificationFailed(f"the {what} is that of run {predicate.get('run')}")
+    own = signed_only_by(data, predicate["key"])
+    return Seal(own, sha256_hex(own), opened, predicate)
 
 
 class CollectionForm(Form):
@@ -224,12 +224,12 @@ def read_collection(store: ArtifactStore, run_id: str) -> CollectionStatement | 
         return None
     what = f"statement {store.driver.uri(key)}"
     opened = store.signer.open(data, what)
-    said = predicate_of(opened, COLLECTION, what, CollectionForm)
-    if said.get("run") != run_id:
-        raise VerificationFailed(f"the {what} is that of run {said.get('run')}")
+    predicate = predicate_of(opened, COLLECTION, what, CollectionForm)
+    if predicate.get("run") != run_id:
+        raise VerificationFailed(f"the {what} is that of run {predicate.get('run')}")
     if not store.signer.excuses(opened):
         raise VerificationFailed(f"the {what} has no signature that counts")
-    return CollectionStatement(run_id, frozenset(said["records"]), said["who"], said["when"])
+    return CollectionStatement(run_id, frozenset(predicate["records"]), predicate["who"], predicate["when"])
 
 
 def write_collection(store: ArtifactStore, run_id: str, records: Collection[str]) -> None:
@@ -240,14 +240,14 @@ def write_collection(store: ArtifactStore, run_id: str, records: Collection[str]
         before = read_collection(store, run_id)
     if before is not None and before.records.issuperset(records):
         return
-    said = {
+    predicate = {
         "run": run_id,
         "records": sorted({*records, *(before.records if before is not None else ())}),
         "who": identity.who(),
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "key": store.signer.own_id,
     }
-    data = store.signer.envelope(statement(f"mlflow-run:{run_id}", COLLECTION, said))
+    data = store.signer.envelope(statement(f"mlflow-run:{run_id}", COLLECTION, predicate))
     store.driver.put_bytes(collection_key(run_id), data)
 
 

@@ -71,10 +71,10 @@ def predicate_of(
     return predicate
 
 
-def require_form(said: dict[str, Any], what: str, form: type[BaseModel]) -> None:
+def require_form(predicate: dict[str, Any], what: str, form: type[BaseModel]) -> None:
     """VerificationFailed where a statement lacks a field of its kind, or has one of another type."""
     try:
-        form.model_validate(said)
+        form.model_validate(predicate)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

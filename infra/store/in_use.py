@@ -12,8 +12,8 @@ records, and the mark last. Where it finds a reference it removes the mark and l
 
 This is Dekker's argument: each side writes before it looks, and the store answers a read that begins after a
 write with that write. So of two that come at once at least one sees the other. Where only gc sees, it leaves
-the artifact; where only the writer sees, it waits and then finds the artifact gone, and makes it; where both
-see, gc leaves it and the writer waits for no longer than that.
+the artifact; where only the writer sees, it waits and then finds the artifact removed, and makes it; where
+both see, gc leaves it and the writer waits for no longer than that.
 
 Death on either side: a reference counts while its writer's lease is alive, a mark while gc's is. Whoever
 disregards a dead one first takes its lease over. That is a conditional write, which the other heartbeat
@@ -106,7 +106,7 @@ class InUseReferences:
         """Check that the references have counted all the time; asks no server while the lease is good.
 
         Raises:
-            StageFailed: the process was paused for longer than its lease, and what it relies on is gone.
+            StageFailed: the process was paused for longer than its lease, and what it relies on was removed.
         """
         writer = self._writer
         if not writer or self._locks.is_lock_holder(writer, writer):
@@ -125,11 +125,11 @@ class InUseReferences:
         relied, self._held = sorted(self._held), set()
         for digest in relied:
             self.hold(digest)
-        gone = [digest for digest in relied if not is_whole(digest)]
-        if gone:
+        removed = [digest for digest in relied if not is_whole(digest)]
+        if removed:
             raise StageFailed(
-                f"this process was paused for longer than its lease, and {len(gone)} artifacts that it "
-                f"relies on were removed meanwhile ({gone[0]}); run again: they are made anew"
+                f"this process was paused for longer than its lease, and {len(removed)} artifacts that it "
+                f"relies on were removed meanwhile ({removed[0]}); run again: they are made again"
             )
 
     def close(self) -> None:

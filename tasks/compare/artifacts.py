@@ -95,12 +95,12 @@ def _values(first: Any, second: Any) -> str:
         for name in apart
         if _is_number(ours.get(name)) and _is_number(theirs.get(name))
     }
-    said = f"{len(apart)} of {len({*ours, *theirs})} values differ"
+    summary = f"{len(apart)} of {len({*ours, *theirs})} values differ"
     if not numbers:
-        return f"{said}, the first is {apart[0]}" if apart else "the same values in another form"
+        return f"{summary}, the first is {apart[0]}" if apart else "the same values in another form"
     worst = max(numbers, key=lambda name: numbers[name])
     return (
-        f"{said}, at most by {100 * numbers[worst]:.3g} % ({worst}: {ours[worst]:.6g} then, "
+        f"{summary}, at most by {100 * numbers[worst]:.3g} % ({worst}: {ours[worst]:.6g} then, "
         f"{theirs[worst]:.6g} now)"
     )
 

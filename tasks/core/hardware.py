@@ -37,9 +37,9 @@ def free_memory(device: str) -> int:
     if not device.startswith("cuda"):
         return free
     # Which of several GPUs is meant, only torch knows.
-    told = _gpus("memory.free")
-    mib = [int(line.split()[0]) for line in told if line.split()[:1] and line.split()[0].isdigit()]
-    return min([free, *(1024**2 * one for one in mib)]) if mib and len(mib) == len(told) else 0
+    lines = _gpus("memory.free")
+    mib = [int(line.split()[0]) for line in lines if line.split()[:1] and line.split()[0].isdigit()]
+    return min([free, *(1024**2 * one for one in mib)]) if mib and len(mib) == len(lines) else 0
 
 
 def _container(cgroup: Path) -> list[int]:

@@ -85,7 +85,7 @@ def peak_memory(device: str) -> int:
 
 
 def _reset_peak(device: str) -> bool:
-    """Let `peak_memory` begin anew; False where it cannot."""
+    """Let `peak_memory` begin again; False where it cannot."""
     if device.startswith("cuda"):
         torch = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_available():

@@ -160,7 +160,7 @@ class Declaration:
     hardware: bool = False
     """It measures the machine, which enters the key."""
     starts: bool = False
-    """It starts processes of its own, which load the libraries anew."""
+    """It starts processes of its own, which load the libraries again."""
     tokens: Callable[[Mapping[str, Any], Volume], float | None] = unknown
     """Tokens that a call goes through, or what grows with them, by the config in its key; predicts time."""
     settings: Callable[[Any], Any] = config_data

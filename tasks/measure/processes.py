@@ -22,10 +22,10 @@ Start = Callable[[Request], AbstractContextManager["Child"]]
 
 
 class Child:
-    """A process for one model; what goes wrong in it raises StageFailed with the last words in `said`."""
+    """A process for one model; what goes wrong in it raises StageFailed with the last words in `output`."""
 
-    def __init__(self, channel: socket.socket, said: IO[bytes], request: Request) -> None:
-        self._channel, self._said, self._request = channel, said, request
+    def __init__(self, channel: socket.socket, output: IO[bytes], request: Request) -> None:
+        self._channel, self._output, self._request = channel, output, request
         self._answers = channel.makefile("rb")
 
     def load(self) -> Ready:
@@ -49,8 +49,8 @@ class Child:
         with suppress(ConnectionError):
             answer = self._answers.readline()
         if not answer:
-            self._said.seek(0)
-            words = self._said.read().decode(errors="replace").strip().splitlines()
+            self._output.seek(0)
+            words = self._output.read().decode(errors="replace").strip().splitlines()
             raise StageFailed(
                 f"the measuring process stopped ({(words or ['it was killed'])[-1]}); if it ran out of "
                 "memory, lower measure.prefill_tokens or measure.batch_size, or set measure: null"
@@ -62,9 +62,9 @@ class Child:
 def starter() -> Iterator[Start]:
     """Starts measuring processes out of one that has read the libraries, and kills all with it."""
     ours, theirs = socket.socketpair()
-    with TemporaryFile() as said, ours:
+    with TemporaryFile() as output, ours:
         with theirs:
-            process = subprocess.Popen(COMMAND, stdin=theirs.fileno(), stdout=said, stderr=said)
+            process = subprocess.Popen(COMMAND, stdin=theirs.fileno(), stdout=output, stderr=output)
 
         @contextmanager
         def start(request: Request) -> Iterator[Child]:
@@ -72,7 +72,7 @@ def starter() -> Iterator[Start]:
             with channel:
                 with its_end, suppress(ConnectionError):
                     socket.send_fds(ours, [b"."], [its_end.fileno()])
-                child = Child(channel, said, request)
+                child = Child(channel, output, request)
                 yield child
                 child.end()
 

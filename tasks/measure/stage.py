@@ -1,8 +1,8 @@
 """Stage measure: speed and memory of the models of a run, each in a process of its own, timed together.
 
 A machine's speed changes while it works, so a model is never compared with what another was at another time:
-all are measured anew where one of them is, in rounds in which each has its turn. A measurement is no claim of
-equal bytes: the hardware's fingerprint is part of its key, and its content holds times.
+all are measured again where one of them is, in rounds in which each has its turn. A measurement is no claim
+of equal bytes: the hardware's fingerprint is part of its key, and its content holds times.
 """
 
 from __future__ import annotations

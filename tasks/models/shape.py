@@ -448,14 +448,14 @@ def depth_units(shape: Shape, kind: Unit) -> Iterator[DepthUnit]:
 
 def without(shape: Shape, removed: Iterable[DepthUnit]) -> Shape:
     """The shape with widths of 0 where these units were."""
-    gone = {(unit.layer, one) for unit in removed for one in unit.sublayers}
+    without = {(unit.layer, one) for unit in removed for one in unit.sublayers}
 
     def left(layer: int) -> Widths:
         widths = shape.widths(layer)
         return replace(
             widths,
-            ffn=0 if (layer, "ffn") in gone else widths.ffn,
-            kv_heads=0 if (layer, "attention") in gone else widths.kv_heads,
+            ffn=0 if (layer, "ffn") in without else widths.ffn,
+            kv_heads=0 if (layer, "attention") in without else widths.kv_heads,
         )
 
     return shape.with_widths(left(layer) for layer in range(shape.layers))

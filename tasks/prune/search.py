@@ -77,7 +77,7 @@ def removal_ranks(
     round measured of them; what may never be removed ranks behind all others.
 
     The first layers, up to the share `spared` of them, are no candidates until that share of the units is
-    gone; where they never become so they rank behind the others, the first of them last.
+    removed; where they never become so they rank behind the others, the first of them last.
     """
     shape = shape_of(model.config.to_dict())
     left = list(depth_units(shape, kind))

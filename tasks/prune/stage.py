@@ -1,6 +1,6 @@
 """Stages of pruning: `score` values the units, `plan` spends the budget, `prune` applies a plan and repairs.
 
-Scores are an artifact of their own: another target, allocator or rounding plans anew without a forward pass.
+Scores are an artifact of their own: another target, allocator or rounding needs a new plan, no forward pass.
 """
 
 from __future__ import annotations

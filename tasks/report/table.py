@@ -84,7 +84,7 @@ def _row(
 
 
 def speed_cell(metrics: Metrics, name: str) -> str:
-    """A speed, and its ratio to the dense model's with an interval, or that it cannot be told from 1."""
+    """A speed, and its ratio to the dense model's with an interval, or that it does not differ from 1."""
     if name not in metrics:
         return NONE
     ratio = ratio_in(metrics, name)
@@ -118,7 +118,7 @@ def recovery_sentence(pruned: Metrics, recovered: Metrics, earlier: int = 0, ste
         return helped
     return (
         f"{helped} This is of the last {steps - earlier} of {steps} training steps: the pruned model had "
-        "gone through the others between rounds of its schedule."
+        "passed through the others between rounds of its schedule."
     )
 
 

@@ -136,8 +136,8 @@ def choose_count(embeddings: Matrix, clusterer: str, seed: int) -> tuple[int, di
             found = [nmf(near, count, seed + shift, init="random")[0] for shift in range(SEEDS)]
         stability[count] = float(np.mean([adjusted_rand_score(a, b) for a, b in combinations(found, 2)]))
     best = max(proposals, key=lambda count: (stability[count], -count))
-    told = {f"stability_at_{count}": round(value, 4) for count, value in stability.items()}
-    return best, {"elbow": elbow(counts, errors), "eigengap": gap, **told}
+    figures = {f"stability_at_{count}": round(value, 4) for count, value in stability.items()}
+    return best, {"elbow": elbow(counts, errors), "eigengap": gap, **figures}
 
 
 def elbow(counts: list[int], errors: list[float]) -> int:

@@ -183,15 +183,15 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
 
 def _decisions(pool: Pool, choice: Choice) -> Iterable[dict[str, Any]]:
     chosen = set(choice.accepted)
-    told = [
+    decisions = [
         {**FACTS, **choice.facts[index], "id": row["id"], "tokens": int(tokens), "accepted": index in chosen}
         for index, (row, tokens) in enumerate(zip(pool.rows, pool.tokens, strict=True))
     ]
-    told += [
+    decisions += [
         {**FACTS, "id": row["id"], "tokens": tokens, "accepted": False, "reason": reason}
         for row, tokens, reason in pool.left_out
     ]
-    return sorted(told, key=lambda decision: str(decision["id"]))
+    return sorted(decisions, key=lambda decision: str(decision["id"]))
 
 
 def _write(path: Path, data: Any) -> None:

@@ -99,7 +99,7 @@ def _pin_object(client: Any, bucket: str, key: str, path: str) -> PinnedFile:
     head = client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
     etag = head["ETag"].strip('"')
     version = head.get("VersionId") or ""
-    # What this project wrote carries its own SHA-256; anything else is told apart by its ETag.
+    # What this project wrote carries its own SHA-256; anything else is recognised by its ETag.
     sha256 = head.get("Metadata", {}).get("sha256")
     location = f"s3://{bucket}/{key}#etag={etag}&version={version}"
     return PinnedFile(path, head["ContentLength"], location, sha256 or etag, sha256)

@@ -55,7 +55,7 @@ def activation_features(
         input_ids: int64 [sequences, tokens].
         projection_dim: Width of each layer's Gaussian projection.
         seed: Seed of the projections.
-        progress: Told about sequences.
+        progress: Called with the number of sequences.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)

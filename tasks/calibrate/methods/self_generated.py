@@ -34,17 +34,17 @@ def draw(job: Job[CalibrateConfig], inputs: Mapping[str, Path], progress: Progre
     length, total = config.seq_len_tokens, config.samples
     for start in range(0, total, BATCH_ROWS):
         batch = first[start : start + BATCH_ROWS]
-        told = _continued(progress, start * length, total * length)
-        parts.append(generate(model, batch, length, config.temperature, generator, told))
+        continued = _continued(progress, start * length, total * length)
+        parts.append(generate(model, batch, length, config.temperature, generator, continued))
     notes = [{"reason": "written by the dense model", "first_token": int(token)} for token in first]
     return Samples(torch.cat(parts), notes)
 
 
 def _continued(progress: Progress, before: int, whole: int) -> Progress:
-    def told(done: int, total: int, what: str) -> None:
+    def continued(done: int, total: int, what: str) -> None:
         progress(before + done, whole, what)
 
-    return told
+    return continued
 
 
 def first_tokens(tokenizer: Any, count: int, generator: torch.Generator) -> Tensor:

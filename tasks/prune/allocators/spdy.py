@@ -6,12 +6,12 @@ by which its losses are multiplied before the dynamic programme (tasks/prune/bud
 Frantar and Alistarh, arXiv 2201.13096, which ZipLM takes over, Kurtic et al., arXiv 2302.04089). What weights
 are worth is the next-token loss, over calibration tokens, of the model at the widths that they lead to.
 
-Both papers draw weights anew from [0, 1] hundreds of times. Weights of a language model differ by orders of
+Both papers draw new weights from [0, 1] hundreds of times. Weights of a language model differ by orders of
 magnitude, so here they begin as measured: what narrowing one place alone does to the loss, over the error it
 has there. Half the blocks tell of small cuts but may be lost in noise, the fewest tell of large ones; both
 are measured, for a forward pass a place, and whichever leads to the least loss is taken. Then as many `steps`
 change one weight in ten of the best so far (as ZipLM does, a thousand times), each by a factor. A candidate
-is tried by zeros in the input features of the readers, where ZipLM solves the weights anew, as repairs come
+is tried by zeros in the input features of the readers, where ZipLM solves the weights again, as repairs come
 after allocation; and a block of each part always stays, where ZipLM may drop the part.
 """
 

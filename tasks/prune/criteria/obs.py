@@ -19,8 +19,8 @@ as thin panels and brought into the matrices by one product for every PANEL colu
 matrix products, where updating both matrices after each removal would spend its time on memory. Nothing
 is inverted again.
 
-A structure's score is the error once it and all that left before it are gone, as a share of the error
-once all are gone, tr(W H W^T): 1 for the last to leave, what ZipLM's search adds up over the layers.
+A structure's score is the error once it and all that left before it are removed, as a share of the error
+once all are removed, tr(W H W^T): 1 for the last to leave, what ZipLM's search adds up over the layers.
 It rises along the order of removal, strictly (equal neighbours are set one float32 apart), so that the
 best n scores are what the elimination left when n were left, for any n. Of query heads each group loses
 one in turn, as plans do.
@@ -63,7 +63,7 @@ class Obs:
     statistic = Gram
 
     def score(self, units: Units, inputs: Gram) -> Tensor:
-        """Error once the unit and all before it are gone, over that of removing all: float32 [units, 1].
+        """Error once the unit and all before it are removed, over that of removing all: float32 [units, 1].
 
         Solved in float64, as elimination subtracts what is nearly equal. Fewer tokens than features
         without damping, or a singular Hessian, raise StageFailed.
@@ -132,7 +132,7 @@ class _State:
 
     def _start(self) -> None:
         count, size = len(self.units), self.size
-        self.gone = torch.zeros(count, dtype=torch.bool, device=self.units.device)
+        self.removed = torch.zeros(count, dtype=torch.bool, device=self.units.device)
         self.inverse_blocks = _diagonal_blocks(self.inverse, count, size)
         self.weight_blocks = _diagonal_blocks(self.weights, count, size)
         self.columns = 0
@@ -141,14 +141,14 @@ class _State:
         self.right = self.inverse.new_zeros(count * size, room)
 
     def costs(self) -> Tensor:
-        """e(S) of each structure: [structures], infinite for those gone."""
+        """e(S) of each structure: [structures], infinite for removed ones."""
         if self.size == 1:
             costs = self.weight_blocks.view(-1) / self.inverse_blocks.view(-1)
         else:
             factor = torch.linalg.cholesky_ex(self.inverse_blocks).L
             solved = torch.cholesky_solve(self.weight_blocks, factor)
             costs = solved.diagonal(dim1=1, dim2=2).sum(dim=1)
-        return costs.masked_fill(self.gone, torch.inf)
+        return costs.masked_fill(self.removed, torch.inf)
 
     def remove(self, place: Tensor) -> None:
         """Take out the structure at `place` of those listed in `units`."""
@@ -169,14 +169,14 @@ class _State:
         self.inverse_blocks -= by_unit @ by_unit.mT
         cross = by_unit @ other.mT
         self.weight_blocks -= cross + cross.mT
-        self.gone[place] = True
+        self.removed[place] = True
         self.columns += size
         if self.columns + size > self.left.shape[1]:
             self._join()
 
     def _join(self) -> None:
-        """Bring the panels into the matrices, without the structures that are gone."""
-        stay = ~self.gone
+        """Bring the panels into the matrices, without the structures that are removed."""
+        stay = ~self.removed
         rows = stay.repeat_interleave(self.size).nonzero().squeeze(1)
         left, right = self.left[rows][:, : self.columns], self.right[rows][:, : self.columns]
         cross = left @ right.T

@@ -5,10 +5,10 @@ with those of the uncut model, and the one whose removal changes them least is r
 from what is left. That order is the score (tasks/prune/search.py).
 
 Defaults are those of the authors' code (YaNgZhAnG-V5/llm_dissect): Jensen-Shannon divergence at every token,
-and nothing of the first 40 % of the layers before 40 % of the units are gone. It differs in that its JSD has
-the arguments of both divergences the other way round, its Euclidean distance is of a whole sample's logits,
-its angle stops at a right one, it removes a share of the sublayers instead of parameters, and it may remove
-attention that caches need (tasks/models/shape.py).
+and nothing of the first 40 % of the layers before 40 % of the units are removed. It differs in that its
+JSD has the arguments of both divergences the other way round, its Euclidean distance is of a whole sample's
+logits, its angle stops at a right one, it removes a share of the sublayers instead of parameters, and it may
+remove attention that caches need (tasks/models/shape.py).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class OutputChange:
     removed_ratio: float = 0.5
     """Share of the units that are removed one at a time."""
     spared_front: float = 0.4
-    """Share of the layers, the first, that stay until as large a share of the units is gone."""
+    """Share of the layers, the first, that stay until as large a share of the units is removed."""
     calibration_tokens: int = 2048
     """About this many calibration tokens are looked at: whole samples from the first, at least one."""
 

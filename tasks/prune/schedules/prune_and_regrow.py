@@ -21,7 +21,7 @@ from resprout.tasks.prune.rounds import gradual
 
 @dataclass(frozen=True)
 class PruneAndRegrow:
-    """Units go along a cubic, and each round some of the kept give way to gone ones with large gradients."""
+    """Units go along a cubic; each round some of the kept give way to removed ones with large gradients."""
 
     trains: ClassVar[bool] = True
     units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads")

@@ -89,7 +89,7 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
         "divergence": "every row",
         "cluster_search": search,
     }
-    told = _clusters(clusters, cds, held, grants, outcome)
+    summaries = _clusters(clusters, cds, held, grants, outcome)
     rejected = sum(outcome.rejected) / max(1, sum(outcome.considered))
     metrics = {
         "clusters": len(clusters),
@@ -102,7 +102,7 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
         accepted,
         facts,
         sum(grants),
-        {"path": path, "clusters": told},
+        {"path": path, "clusters": summaries},
         metrics,
         _warnings(config, cds, outcome),
     )

@@ -72,11 +72,11 @@ def _solve_block(left: Tensor, factor: Tensor, pattern: Pattern) -> Tensor:
         if column % pattern.group == 0:
             group = slice(column, column + pattern.group)
             stay = best_mask((left[:, group] / diagonal[group]).square(), pattern)
-        gone = ~stay[:, column % pattern.group]
-        errors[:, column] = left[:, column] / diagonal[column] * gone
+        pruned = ~stay[:, column % pattern.group]
+        errors[:, column] = left[:, column] / diagonal[column] * pruned
         left[:, column:] -= torch.outer(errors[:, column], factor[column, column:])
         # Exactly 0, which the subtraction gives but for rounding.
-        left[gone, column] = 0.0
+        left[pruned, column] = 0.0
     return errors
 
 

@@ -277,7 +277,7 @@ def test_apply_makes_the_deployment_of_every_rule_and_a_trigger_starts_it(
     nobody = {**env, "RESPROUT_INFRA__PREFECT__NOTIFY": "slack-webhook/nobody"}
     found = resprout("triggers", "apply", "--rules", rules, home=home, env=nobody)
     assert found.code == 0, found.err
-    assert "nobody is told of runs that fail: infra.prefect.notify names slack-webhook/nobody" in found.err
+    assert "no notice is sent of runs that fail: infra.prefect.notify names slack-webhook/nobody" in found.err
     assert triggers_of(api_url) == made, "with another trigger the server forgets which runs it watches"
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="pods", type="kubernetes"), overwrite=True)
