@@ -6,15 +6,15 @@ Imports torch only for a method whose settings are given.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from resprout.configs.errors import BadInput, DoesNotFit, Fault, faults_in, sentences
 from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import RunConfig
-from resprout.flows.inputs import missing, source_shape
-from resprout.flows.stages import STAGES
+from resprout.flows.inputs import SOURCE, missing, shapes_here
+from resprout.flows.stages import MODEL, STAGES
 from resprout.infra.identity import install_command
 from resprout.infra.store.driver import driver_class
 from resprout.infra.store.signing import Signer
@@ -35,8 +35,8 @@ def check(loaded: Loaded, more: Callable[[Loaded], Iterable[Fault]] = lambda loa
     """
     if faults := [*_faults(loaded), *more(loaded)]:
         raise BadInput(f"{loaded.path}: {sentences(faults)}")
-    shape = source_shape(loaded)
-    if shape is not None and (unfit := _unfit(loaded.config, shape)):
+    shapes = shapes_here(loaded)
+    if SOURCE in shapes and (unfit := _unfit(loaded.config, shapes)):
         raise DoesNotFit(f"{loaded.path}: " + "; ".join(unfit))
 
 
@@ -70,19 +70,20 @@ def require_extra(infra: InfraConfig) -> None:
         )
 
 
-def check_fits(config: RunConfig, shape: Shape) -> None:
-    """BadInput where sequences or target do not fit a model whose shape shows only once it is here."""
-    if faults := _unfit(config, shape):
+def check_fits(config: RunConfig, shapes: Mapping[str, Shape]) -> None:
+    """BadInput where sequences, target or a stage do not fit models whose shapes are known only now."""
+    if faults := _unfit(config, shapes):
         raise DoesNotFit(f"{config.model.source}: " + "; ".join(faults))
 
 
-def _unfit(config: RunConfig, shape: Shape) -> list[str]:
-    faults = _too_long(config, shape)
+def _unfit(config: RunConfig, shapes: Mapping[str, Shape]) -> list[str]:
+    dense = shapes[SOURCE]
+    faults = _too_long(config, dense)
     try:
-        cut = implied_shape(shape, config.prune, config.model.dtype) or shape
+        cut = implied_shape(dense, config.prune, config.model.dtype)
     except BadInput as error:
         return [*faults, f"prune.target: {error}"]
-    if "hf" in config.export.formats and not cut.stock:
+    if "hf" in config.export.formats and not (cut or dense).stock:
         faults.append(
             "export.formats holds hf, but stock classes cannot state the widths that this model has been "
             "given; give formats: [hf_layouts]"
@@ -90,7 +91,7 @@ def _unfit(config: RunConfig, shape: Shape) -> list[str]:
     for stage in STAGES:
         if (section := getattr(config, stage.section)) is not None:
             try:
-                stage.fits(section, cut)
+                stage.fits(section, shapes if cut is None else {**shapes, MODEL: cut})
             except BadInput as error:
                 faults.append(str(error))
     return faults

@@ -23,7 +23,7 @@ from resprout.flows.check import check, check_fits
 from resprout.flows.conclude import Conclusion
 from resprout.flows.dry_run import look_up, to_make
 from resprout.flows.flow_run import newer_due, refuse_endless
-from resprout.flows.inputs import Sources
+from resprout.flows.inputs import SOURCE, Sources, decoders
 from resprout.flows.rerun_command import command, config_digest, public_overrides
 from resprout.flows.session import Session, current, using
 from resprout.flows.shards import FanOut
@@ -38,6 +38,7 @@ from resprout.infra.retry import retry_while_down
 from resprout.infra.store import exports, lease
 from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.data_scan import load_scan
@@ -181,11 +182,12 @@ def _compress(
             tracker.log_text(run_id, identity.dirty_patch(), "uncommitted.patch")
         artifacts = Artifacts(steps)
         artifacts.make(run, steps[: steps.acquisitions])
-        dense = artifacts.of("source")
-        if sources.shape is None:
-            shape = shape_of(json.loads(store.read(dense.digest, "config.json")))
-            check_fits(loaded.config, shape)
-            check_room(shape)
+        dense = artifacts.of(SOURCE)
+        if unseen := decoders(loaded.config).keys() - sources.shapes.keys():
+            brought = {name: _shape_of(store, artifacts.of(name)) for name in unseen}
+            check_fits(loaded.config, {**sources.shapes, **brought})
+            if SOURCE in brought:
+                check_room(brought[SOURCE])
         if claim is not None and not own and (export := exports.holder(store, dense.digest)):
             logger.info("%s is the export %s, which is not compressed again", claim, export)
             tracker.end(run_id)
@@ -205,6 +207,10 @@ def _compress(
         # Under a name of its own, so that an automation can tell somebody.
         return Failed(name="GateNotPassed", message=result.message, data=result.model_dump(mode="json"))
     return result.model_dump(mode="json")
+
+
+def _shape_of(store: ArtifactStore, model: ArtifactRef) -> Shape:
+    return shape_of(json.loads(store.read(model.digest, "config.json")))
 
 
 def compared(config: RunConfig, model: str) -> dict[str, Any]:

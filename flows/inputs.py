@@ -34,10 +34,11 @@ SOURCE, TASKS = "source", "tasks"
 
 @dataclass(frozen=True)
 class ModelInput:
-    """A model that a run config may name: stages read it as `name`, its source stands at `key`.
+    """A model that a run config may name.
 
-    `role` is what people read; `credit` the same among credits, which the model card names. `config` gives
-    its section, None where a run needs no such model.
+    Stages read it as `name`. Its address stands at `key`, whose last part is `source` or ends with `_source`.
+    `role` is what steps and lineage call it ("acquire encoder"), `credit` what licences and the model card
+    do. `config` makes its section, None where a run needs no such model. Of a `decoder` the shape is known.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelInput:
     key: str
     credit: str
     config: Callable[[RunConfig], ModelConfig | None]
+    decoder: bool = True
 
 
 def _encoder(config: RunConfig) -> ModelConfig | None:
@@ -57,16 +59,17 @@ def _encoder(config: RunConfig) -> ModelConfig | None:
 
 MODELS = (
     ModelInput(SOURCE, "model", "model.source", "source model", lambda config: config.model),
-    ModelInput("encoder", "encoder", "select.paser.embedder_source", "encoder", _encoder),
+    ModelInput("encoder", "encoder", "select.paser.embedder_source", "encoder", _encoder, decoder=False),
 )
 
 
 @dataclass(frozen=True)
 class DataInput:
-    """Data that a run config may name: stages read it as `name`, its sources stand at `key`.
+    """Data that a run config may name.
 
-    `role` is what people read; `credit` the same among credits, which the model card names where the data
-    `shapes` the model.
+    Stages read it as `name`. Its sources stand at `key`, and `stage` brings them here where `read` says so.
+    `role` is what steps and lineage call it ("acquire pool"), `credit` what licences do, and the model card
+    where the data `shapes` the model.
     """
 
     name: str
@@ -160,7 +163,8 @@ class Sources:
             self.sections[f"{TASK_ROLE}{one.name}"] = AcquireTask(rows, read_task(one.task, loaded.base))
             credits += rows.credits(f"task {one.name}")
         self.credits = tuple(credits)
-        self.shape = source_shape(loaded)
+        self.shapes = shapes_here(loaded)
+        self.shape = self.shapes.get(SOURCE)
 
 
 def context(loaded: Loaded, tracking_uri: str | None = None) -> Context:
@@ -217,15 +221,26 @@ def _hub_name(address: str, loaded: Loaded) -> str:
     return f"; did you mean hf://{address}?" if is_name else ""
 
 
-def source_shape(loaded: Loaded) -> Shape | None:
-    """The source model's shape where its header lies on this machine, else None; reads no weights."""
-    found = locate(loaded.config.model.source, context(loaded))
+def decoders(config: RunConfig) -> dict[str, ModelConfig]:
+    """By name the sections of the models whose shape is known."""
+    named = {one.name: one.config(config) for one in MODELS if one.decoder}
+    return {name: section for name, section in named.items() if section is not None}
+
+
+def shapes_here(loaded: Loaded) -> dict[str, Shape]:
+    """By name the shapes of the models whose headers lie on this machine; reads no weights."""
+    found = {name: _shape(section.source, loaded) for name, section in decoders(loaded.config).items()}
+    return {name: shape for name, shape in found.items() if shape is not None}
+
+
+def _shape(source: str, loaded: Loaded) -> Shape | None:
+    found = locate(source, context(loaded))
     if found is None:
         return None
     if found.is_file() and found.suffix == ".gguf":
         return gguf_shape(found)
     if (found / "config.json").is_file():
-        return shape_of(read_config(found, loaded.config.model.source))
+        return shape_of(read_config(found, source))
     files = sorted(found.glob("*.gguf")) if found.is_dir() else []
     return gguf_shape(files[0]) if len(files) == 1 else None
 

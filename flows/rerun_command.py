@@ -45,7 +45,7 @@ def standalone(loaded: Loaded, data: dict[str, Any]) -> dict[str, Any]:
             return {name: resolved(name, inner) for name, inner in value.items()}
         if isinstance(value, list):
             return [resolved(key, inner) for inner in value]
-        if key in ("source", "embedder_source") and isinstance(value, str) and scheme_of(value) == "local":
+        if _names_source(key) and isinstance(value, str) and scheme_of(value) == "local":
             return value if value.startswith("file:") else str(loaded.base / Path(value).expanduser())
         if key == "task" and isinstance(value, str):
             file = task_file(value, loaded.base)
@@ -63,12 +63,16 @@ def local_places(data: Any) -> list[str]:
         return []
     found = []
     for key, value in data.items():
-        if key in ("source", "embedder_source", "task") and isinstance(value, str):
+        if (key == "task" or _names_source(key)) and isinstance(value, str):
             is_path = scheme_of(value) == "local" if key != "task" else value.endswith((".yaml", ".yml"))
             found += [value] if is_path else []
         else:
             found += local_places(value)
     return found
+
+
+def _names_source(key: str) -> bool:
+    return key == "source" or key.endswith("_source")
 
 
 def config_digest(loaded: Loaded) -> str:

@@ -24,6 +24,7 @@ from resprout.tasks.models.shape import read_config, shape_of
     title="acquire",
     gives="source",
     leaves=Model("dense"),
+    weights=True,
     reported=True,
     libraries=("transformers",),
     computes=False,

@@ -92,8 +92,8 @@ class CardLine(NamedTuple):
     tag: str = ""
 
 
-def anything(config: Any, shape: Any) -> None:
-    """Every model goes with the section."""
+def anything(config: Any, shapes: Mapping[str, Any]) -> None:
+    """All models go with the section."""
 
 
 class Volume(NamedTuple):
@@ -188,9 +188,10 @@ class Declaration:
     checks: Mapping[str, Callable[[Any, Path], None]] = field(default_factory=dict)
     """By a key of the config a function of the section and the config's folder, which raises BadInput for
     what the schema cannot know."""
-    fits: Callable[[Any, Any], None] = anything
-    """A function of the section and the `Shape` of the model that pruning leaves, which raises BadInput where
-    the two do not go together; called before a run where that shape follows from the config."""
+    fits: Callable[[Any, Mapping[str, Any]], None] = anything
+    """A function of the section and the shapes of the run's models by name, which raises BadInput where they
+    do not go together: `source`, `model` (what pruning leaves; absent where that depends on scores), and each
+    other that is known. It is called before a run, and again when all models are here."""
 
     def __post_init__(self) -> None:
         if self.leaves is not None and self.leaves.metrics and not self.reported:

@@ -18,9 +18,8 @@ from resprout.tasks.prune.plan import Plan
 CARD = "README.md"
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 SOURCE = "source model"
-DATA = ("calibration text", "general text", "recovery rows")
-"""Roles of the data that shaped the model."""
-HUB = re.compile(r"^hf(?:-dataset)?://([\w.-]+/[\w.-]+)(?=[/@#]|$)")
+HUB = re.compile(r"^hf://([\w.-]+/[\w.-]+)(?=[/@]|$)")
+HUB_DATASET = re.compile(r"^hf-dataset://([\w.-]+/[\w.-]+)(?=[/@#]|$)")
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -69,7 +68,7 @@ def front_matter(
     }
     if model is not None and (base := HUB.match(model.name)):
         front["base_model"] = base[1]
-    data = {found[1] for one in credits if one.role in DATA and (found := HUB.match(one.name))}
+    data = {found[1] for one in credits if (found := HUB_DATASET.match(one.name))}
     if data:
         front["datasets"] = sorted(data)
     return front
@@ -133,8 +132,8 @@ def _body(
         yield f"| {plain(credit.role)} | {plain(credit.name)} | {plain(credit.shown_licence)} |"
     yield ""
     yield (
-        "This model is derived from its source model, so that model's licence binds it; the licences of the "
-        "data bind what they say they bind."
+        "This model is derived from its source model, so that model's licence binds it; the other licences "
+        "bind what they say they bind."
     )
     if files:
         yield f"The source model's own terms lie beside this card: {', '.join(map(plain, files))}."

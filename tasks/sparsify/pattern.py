@@ -54,14 +54,7 @@ def sparse_weights(shape: Shape, layer: int) -> Iterator[tuple[str, int]]:
 
 def check_sparsity(config: SparsifyConfig, shape: Shape) -> None:
     """Raise BadInput where the method or the pattern does not fit a model of this shape."""
-    needs = METHODS.entry(config.method).declared["needs"]
-    if shape.experts and needs != "weights":
-        fitting = [entry.name for entry in METHODS if entry.declared["needs"] == "weights"]
-        raise BadInput(
-            f"sparsify.method '{config.method}' looks at what each matrix is given, which in a "
-            f"{shape.model_type} model, inside experts, no module shows; give sparsify.method: "
-            f"{' or '.join(fitting)}"
-        )
+    check_method(config, shape)
     group = Pattern.of(config.pattern).group
     for layer in range(shape.layers):
         for name, inputs in sparse_weights(shape, layer):
@@ -70,6 +63,18 @@ def check_sparsity(config: SparsifyConfig, shape: Shape) -> None:
                     f"sparsify.pattern {config.pattern} needs inputs in groups of {group}, but {name} of "
                     f"layer {layer} has {inputs}; give a prune.round_to that {group} divides, or no sparsify"
                 )
+
+
+def check_method(config: SparsifyConfig, shape: Shape) -> None:
+    """Raise BadInput where the method cannot look into a model of this family."""
+    needs = METHODS.entry(config.method).declared["needs"]
+    if shape.experts and needs != "weights":
+        fitting = [entry.name for entry in METHODS if entry.declared["needs"] == "weights"]
+        raise BadInput(
+            f"sparsify.method '{config.method}' looks at what each matrix is given, which in a "
+            f"{shape.model_type} model, inside experts, no module shows; give sparsify.method: "
+            f"{' or '.join(fitting)}"
+        )
 
 
 class Method(Protocol):

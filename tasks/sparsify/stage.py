@@ -13,7 +13,8 @@ from typing import Any
 from resprout.configs.schema import SparsifyConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import CardLine, Model, Reads, calibration_tokens, stage
-from resprout.tasks.sparsify.pattern import METHODS, check_sparsity
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.sparsify.pattern import METHODS, check_method, check_sparsity
 
 
 def modules(config: SparsifyConfig) -> list[str]:
@@ -43,6 +44,14 @@ def check(config: SparsifyConfig, base: Path) -> None:
         METHODS.get(config.method)(**known)
 
 
+def fits(config: SparsifyConfig, shapes: Mapping[str, Shape]) -> None:
+    """BadInput where the method does not suit the family, or the pattern the widths that pruning leaves."""
+    if "model" in shapes:
+        check_sparsity(config, shapes["model"])
+    else:
+        check_method(config, shapes["source"])
+
+
 @stage(
     "sparsify",
     kind="sparsified",
@@ -59,7 +68,7 @@ def check(config: SparsifyConfig, base: Path) -> None:
     card=card,
     checks={"sparsify": check},
     tokens=calibration_tokens,
-    fits=check_sparsity,
+    fits=fits,
 )
 def sparsify(job: Job[SparsifyConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the sparse model and the shares of its zeros."""

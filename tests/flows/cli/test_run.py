@@ -14,6 +14,7 @@ import pytest
 
 from commands import mlflow_of, versions_in
 from resprout.configs.result import RunResult
+from resprout.flows.stages import models
 from tiny_run import write_run
 
 STAGES = [
@@ -42,7 +43,7 @@ def test_the_result_says_all_that_happened(finished: Any) -> None:
     assert [stage.name for stage in result.stages] == STAGES
     assert not any(stage.cached for stage in result.stages)
     assert result.models is not None
-    assert list(result.models) == ["dense", "pruned", "recovered", "sparsified"]
+    assert list(result.models) == models()
     dense, pruned, recovered = result.made_models().values()
     assert pruned.params == recovered.params < 0.85 * dense.params
     assert dense.metrics["words_ppl_seq32"] > 1
