@@ -66,7 +66,7 @@ def changes(records: Iterable[Record], device: str, hardware: Mapping[str, Any])
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StageComparison:
     """A stage's digest in the record (None: the record names none) and the one that was made now."""
 
     label: str
@@ -85,7 +85,7 @@ class Verdict:
     """`outcome`, the stages, how the first that differs does so, and the metrics that lie furthest apart."""
 
     outcome: Outcome
-    stages: list[Comparison]
+    stages: list[StageComparison]
     not_compared: list[str]
     first: str | None = None
     differences: list[Difference] = field(default_factory=list)
@@ -126,7 +126,9 @@ def judge(
     ran = {step.label: step for step in run.steps[run.steps.acquisitions :]}
     labels = [label for label in dict.fromkeys([*found, *run.digests]) if label not in _acquired(run)]
     compared = [
-        Comparison(label, ran[label].stage.kind, ran[label].role, run.digests.get(label), found.get(label))
+        StageComparison(
+            label, ran[label].stage.kind, ran[label].role, run.digests.get(label), found.get(label)
+        )
         for label in labels
         if label in ran and not ran[label].stage.shows_time
     ]
@@ -156,7 +158,7 @@ def _acquired(run: RecordedRun) -> set[str]:
     return {step.label for step in run.steps[: run.steps.acquisitions]}
 
 
-def _differences(stage: Comparison, before: ArtifactStore, now: ArtifactStore) -> list[Difference]:
+def _differences(stage: StageComparison, before: ArtifactStore, now: ArtifactStore) -> list[Difference]:
     if stage.recorded is None or stage.made is None:
         when = "now" if stage.recorded is None else "then"
         return [Difference("", f"the stage ran {when} only")]
@@ -169,7 +171,7 @@ def _differences(stage: Comparison, before: ArtifactStore, now: ArtifactStore) -
 
 
 def _metrics(
-    compared: Sequence[Comparison], before: ArtifactStore, now: ArtifactStore
+    compared: Sequence[StageComparison], before: ArtifactStore, now: ArtifactStore
 ) -> dict[str, float] | None:
     """How far each score of each model lies apart; None where one cannot be compared."""
     found: dict[str, float] = {}
@@ -202,7 +204,7 @@ def _apart(name: str, ours: float, theirs: float) -> float:
     return relative(ours, theirs)
 
 
-def _same_verdict(stage: Comparison, before: ArtifactStore, now: ArtifactStore) -> bool:
+def _same_verdict(stage: StageComparison, before: ArtifactStore, now: ArtifactStore) -> bool:
     """Whether the gate passed both times, or neither time."""
     if stage.same:
         return True

@@ -32,7 +32,7 @@ from resprout.infra.environment import prepare
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job, Progress, Share
 from resprout.tasks.core.run import Run
-from resprout.tasks.core.stage import Input, Part, Stage
+from resprout.tasks.core.stage import Input, Stage, Subfolder
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ def _called(call: str) -> ArtifactRef:
     section = _named(asked.section).model_validate(asked.config)
     job = Job(section, **{**asked.job, "share": Share(**asked.job["share"])})
     inputs: dict[str, Input] = {
-        role: one.ref if one.path is None else Part(one.ref, one.path) for role, one in asked.inputs.items()
+        role: one.ref if one.path is None else Subfolder(one.ref, one.path)
+        for role, one in asked.inputs.items()
     }
     place = asked.place.model_dump_json()
     run = _HERE.get(place) or _opened(place)
@@ -246,7 +247,7 @@ def _named(target: str) -> Any:
 
 
 def _given(one: Input) -> Given:
-    return Given(ref=one.ref, path=one.path) if isinstance(one, Part) else Given(ref=one)
+    return Given(ref=one.ref, path=one.path) if isinstance(one, Subfolder) else Given(ref=one)
 
 
 def _as_raised(found: dict[str, Any]) -> Exception:

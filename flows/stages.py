@@ -25,7 +25,7 @@ from resprout.tasks.acquire.stage import acquire_model
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
-from resprout.tasks.core.stage import Input, Model, Part, Stage, StepId
+from resprout.tasks.core.stage import Input, Model, Stage, StepId, Subfolder
 from resprout.tasks.evaluate.stage import evaluate, evaluation_data
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
@@ -291,7 +291,7 @@ class Artifacts(dict[StepId, ArtifactRef]):
     def input(self, slot: Slot) -> Input:
         """The artifact, or the folder in it, that a step reads."""
         ref = self[slot.step]
-        return Part(ref, slot.folder) if slot.folder else ref
+        return Subfolder(ref, slot.folder) if slot.folder else ref
 
     def of(self, name: str) -> ArtifactRef:
         """The artifact of this name; KeyError where the run has none."""

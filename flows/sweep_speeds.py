@@ -22,7 +22,7 @@ from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
-from resprout.tasks.core.stage import Input, Part, ref_of
+from resprout.tasks.core.stage import Input, Subfolder, ref_of
 from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.measure.stage import DENSE, measure
 
@@ -105,7 +105,7 @@ def _groups(session: SweepSession, store: ArtifactStore, tracker: Tracker) -> li
 
 
 def _place(model: Input) -> tuple[str, str]:
-    return ref_of(model).digest, model.path if isinstance(model, Part) else ""
+    return ref_of(model).digest, model.path if isinstance(model, Subfolder) else ""
 
 
 def _fill(group: Group, measured: dict[str, float]) -> None:

@@ -18,24 +18,24 @@ from resprout.flows.rerun_command import standalone
 from resprout.infra.prefect.flow_runs import FLOW, FlowRuns, NoDeployment
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import Decision, aliases_for, decide, key_of, mismatch, own_export
-from resprout.infra.triggers.model_registry import NotRegistered, Registry, Version
+from resprout.infra.triggers.model_registry import ModelRegistry, NotRegistered, RegisteredVersion
 from resprout.infra.triggers.serve import prefect_url
-from resprout.infra.triggers.state import STARTED, Entry, TriggerState
+from resprout.infra.triggers.state import STARTED, LastSeen, TriggerState
 from resprout.infra.triggers.webhook import EVENTS, Refused, parse
 
 ANY_VERSION = "model.source=models:/any/1"
 
 
 @dataclass(frozen=True)
-class Answer:
+class RuleDecisions:
     """The decisions of all rules on an event, and where the version's facts are from."""
 
-    version: Version
+    version: RegisteredVersion
     facts: str
     decisions: tuple[tuple[LoadedRule, Decision], ...]
 
 
-def would_start(event: Path, rules: tuple[LoadedRule, ...], infra: InfraConfig, home: Path) -> Answer:
+def would_start(event: Path, rules: tuple[LoadedRule, ...], infra: InfraConfig, home: Path) -> RuleDecisions:
     """Each rule's decision on a delivery's body in a file; nothing is started or kept.
 
     The version is read from the registry, as the relay does; where that has none, the event itself must do.
@@ -54,9 +54,9 @@ def would_start(event: Path, rules: tuple[LoadedRule, ...], infra: InfraConfig, 
     if delivery is None:
         raise BadInput(f"{event} is of a kind that starts nothing; give one of {', '.join(EVENTS)}")
     version = _event_version(json.loads(body)["data"], delivery.name, delivery.version)
-    registry, store = Registry(infra.mlflow, home), ArtifactStore.from_config(infra.store, home)
+    registry, store = ModelRegistry(infra.mlflow, home), ArtifactStore.from_config(infra.store, home)
     facts = "the event alone"
-    trail: tuple[Version, ...] = (version,)
+    trail: tuple[RegisteredVersion, ...] = (version,)
     tagged = "the event has the tag resprout.digest" if "resprout.digest" in version.tags else None
     own: Callable[[], str | None] = lambda: tagged  # noqa: E731
     if infra.mlflow.tracking_uri is not None or (home / "mlflow.db").is_file():
@@ -74,7 +74,7 @@ def would_start(event: Path, rules: tuple[LoadedRule, ...], infra: InfraConfig, 
         alias = next(iter(aliases_for(loaded.rule, version)), "")
         return Decision(why=why) if why else decide(loaded, version, alias, trail, own)
 
-    return Answer(version, facts, tuple((loaded, decision(loaded)) for loaded in rules))
+    return RuleDecisions(version, facts, tuple((loaded, decision(loaded)) for loaded in rules))
 
 
 def start_again(
@@ -87,7 +87,7 @@ def start_again(
     found = {loaded.rule.name: loaded for loaded in rules}
     if rule not in found:
         raise BadInput(f"no rule is called {rule}; give one of {', '.join(found)}")
-    loaded, registry, uri = found[rule], Registry(infra.mlflow, home), f"models:/{name}/{number}"
+    loaded, registry, uri = found[rule], ModelRegistry(infra.mlflow, home), f"models:/{name}/{number}"
     store, runs = ArtifactStore.from_config(infra.store, home), FlowRuns(infra.prefect, prefect_url(infra))
     try:
         version = registry.version(name, number)
@@ -107,7 +107,7 @@ def start_again(
             raise BadInput(
                 f"Prefect has no deployment {FLOW}/{rule}; run `resprout triggers apply`"
             ) from None
-        entry = Entry(rule, name, number, version.created, alias, attempt, state=STARTED, flow_run_id=run)
+        entry = LastSeen(rule, name, number, version.created, alias, attempt, state=STARTED, flow_run_id=run)
         state.note_start(entry)
     return run
 
@@ -140,13 +140,13 @@ def deploy_rules(rules: tuple[LoadedRule, ...], infra: InfraConfig) -> list[str]
     return [f"{FLOW}/{rule}" for _, rule, _ in wanted]
 
 
-def _event_version(data: Mapping[str, Any], name: str, version: str) -> Version:
+def _event_version(data: Mapping[str, Any], name: str, version: str) -> RegisteredVersion:
     """The version that an event is about, as far as the event says."""
     tags = dict(data.get("tags") or {})
     if "key" in data:
         tags[str(data["key"])] = str(data.get("value", ""))
     aliases = (str(data["alias"]),) if data.get("alias") else tuple(data.get("aliases") or ())
-    return Version(
+    return RegisteredVersion(
         name,
         version,
         source=str(data.get("source") or ""),

@@ -35,7 +35,7 @@ class Credit:
 
 
 @dataclass(frozen=True)
-class Finding:
+class PolicyFinding:
     """A credit whose licence a rule of the policy names."""
 
     rule: Literal["deny", "warn"]
@@ -63,19 +63,19 @@ def check_licences(policy: LicencesConfig, credits: Iterable[Credit]) -> list[st
     return [str(one) for one in found]
 
 
-def findings(policy: LicencesConfig, credits: Iterable[Credit]) -> list[Finding]:
+def findings(policy: LicencesConfig, credits: Iterable[Credit]) -> list[PolicyFinding]:
     """Return the credits whose licence a rule of the policy names, each once: `deny` goes before `warn`.
 
     Licences may be SPDX expressions (spdx.github.io/spdx-spec, annex D). Of what AND, WITH, a comma or a
     semicolon join each part counts; of alternatives, joined by OR, one that no pattern names is enough.
     """
-    found: list[Finding] = []
+    found: list[PolicyFinding] = []
     for credit in credits:
         licence = credit.licence or ""
         if (pattern := _naming(licence, policy.deny)) is not None:
-            found.append(Finding("deny", pattern, credit))
+            found.append(PolicyFinding("deny", pattern, credit))
         elif (pattern := _naming(licence, policy.warn)) is not None:
-            found.append(Finding("warn", pattern, credit))
+            found.append(PolicyFinding("warn", pattern, credit))
     return found
 
 

@@ -86,7 +86,7 @@ def record_of_digest(store: ArtifactStore, digest: str) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordedSource:
     """One source of an acquired artifact: its address, what it was pinned to, and its licence."""
 
     what: str
@@ -105,7 +105,7 @@ class Source:
         return unquote(self.uri).rpartition("/")[2] if self.uri.startswith("file:") else self.uri
 
 
-def sources_behind(nodes: Mapping[str, Node]) -> list[tuple[str, Source]]:
+def sources_behind(nodes: Mapping[str, Node]) -> list[tuple[str, RecordedSource]]:
     """Source model, encoder and data with the ids of the records that brought them, sorted."""
     found = [
         (source.what != "source model", source.uri, identity, index, source)
@@ -119,7 +119,7 @@ def sources_behind(nodes: Mapping[str, Node]) -> list[tuple[str, Source]]:
     return [(identity, source) for (_, _, identity, _, _), source in zip(found, stated, strict=True)]
 
 
-def as_stated(found: Iterable[Source], credits: Iterable[Credit]) -> list[Source]:
+def as_stated(found: Iterable[RecordedSource], credits: Iterable[Credit]) -> list[RecordedSource]:
     """The sources with their licences as the export states them.
 
     A licence that a config states later than the source was brought here stands with the export, which
@@ -129,7 +129,7 @@ def as_stated(found: Iterable[Source], credits: Iterable[Credit]) -> list[Source
     for credit in credits:
         stated.setdefault(credit.name, set()).add(credit.licence)
 
-    def licence_of(source: Source) -> str | None:
+    def licence_of(source: RecordedSource) -> str | None:
         # Two files of one name may stand under different licences; then only the records tell which.
         named = stated.get(source.name, set())
         return next(iter(named)) or source.licence if len(named) == 1 else source.licence
@@ -149,14 +149,14 @@ def model_role(record: Record) -> str:
     return "source model" if role == "model" else role
 
 
-def sources(record: Record) -> list[Source]:
+def sources(record: Record) -> list[RecordedSource]:
     """The sources that a record's origin names; none for what was made here."""
     origin = record.origin or {}
     listed = origin.get("sources")
     entries = listed if isinstance(listed, list) else [origin] if origin else []
     is_model = record.kind == "model"
     return [
-        Source(
+        RecordedSource(
             what=model_role(record) if is_model else "data",
             uri=str(entry.get("uri", "")),
             given=str(entry.get("given", "")),

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from mlflow.exceptions import MlflowException
 
 from resprout.configs.errors import BadInput, StageFailed, Transient, VerificationFailed
-from resprout.flows.audit.evidence import Evidence, RunEvidence, Version, without_hold
+from resprout.flows.audit.evidence import Evidence, RunEvidence, VersionEvidence, without_hold
 from resprout.flows.rerun_command import digest_of_config
 from resprout.flows.stages import tagged
 from resprout.infra import identity
@@ -64,7 +64,7 @@ CONFIG = "config.yaml"
 # Model versions
 
 
-def version_marks(evidence: Evidence, version: Version) -> Problems:
+def version_marks(evidence: Evidence, version: VersionEvidence) -> Problems:
     """The version is in the registry, and has the tags by which its record is found."""
     if version.entity is None:
         yield (
@@ -77,7 +77,7 @@ def version_marks(evidence: Evidence, version: Version) -> Problems:
         )
 
 
-def version_state_as_stated(evidence: Evidence, version: Version) -> Problems:
+def version_state_as_stated(evidence: Evidence, version: VersionEvidence) -> Problems:
     """The registry shows of the version and its model what the ledger states."""
     name, what = version.name, version.uri
     try:
@@ -111,7 +111,7 @@ def version_state_as_stated(evidence: Evidence, version: Version) -> Problems:
         yield f"{what} cannot be read: {error}"
 
 
-def _version_differences(evidence: Evidence, version: Version, expected: RegistryState) -> Problems:
+def _version_differences(evidence: Evidence, version: VersionEvidence, expected: RegistryState) -> Problems:
     state = evidence.masked(version, evidence.state(version))
     stated = without_hold(expected.versions[version.number])
     stated.pop("download", None)
@@ -127,7 +127,7 @@ def _version_differences(evidence: Evidence, version: Version, expected: Registr
     yield from differences(stated, state, f"{version.uri}:")
 
 
-def aliases_as_stated(evidence: Evidence, version: Version) -> Problems:
+def aliases_as_stated(evidence: Evidence, version: VersionEvidence) -> Problems:
     """Aliases that point at the version, or by the ledger should, are where the ledger has them."""
     name, expected = version.name, evidence.ledger_or_none(version.name)
     if expected is None or (version.entity is None and not search.is_registered(evidence.tracker, name)):
@@ -162,7 +162,7 @@ class Claim:
     allowed: frozenset[str]
     witness: str
 
-    def problem(self, version: Version) -> str | None:
+    def problem(self, version: VersionEvidence) -> str | None:
         """Return a sentence where the version's tag has another value."""
         given = version.tags.get(f"resprout.{self.name}")
         if given in self.allowed or (given is None and not self.allowed):
@@ -174,7 +174,7 @@ class Claim:
         )
 
 
-def version_tags(evidence: Evidence, version: Version) -> Problems:
+def version_tags(evidence: Evidence, version: VersionEvidence) -> Problems:
     """The version's tags say what its records and its run do."""
     if version.entity is None or not version.record:
         return
@@ -216,7 +216,7 @@ def _config_of(report: Record, made: Record) -> dict[str, Any] | None:
     return config if report.stage == "report" and on == [made.content] and sound else None
 
 
-def _claims_of_records(evidence: Evidence, version: Version) -> Iterator[Claim]:
+def _claims_of_records(evidence: Evidence, version: VersionEvidence) -> Iterator[Claim]:
     behind = [evidence.record(one) for one in evidence.behind([version.record])]
     records = [one for one in behind if isinstance(one, Record)]
     # Of a lineage with a gap nobody can tell what is missing in it; the gap itself is reported.
@@ -226,7 +226,7 @@ def _claims_of_records(evidence: Evidence, version: Version) -> Iterator[Claim]:
         yield Claim(name, frozenset(one.content for one in made), witness)
 
 
-def _claims_of_run(evidence: Evidence, version: Version) -> Iterator[Claim]:
+def _claims_of_run(evidence: Evidence, version: VersionEvidence) -> Iterator[Claim]:
     """The tags that the run which registered the version wrote about itself."""
     shown, witness = evidence.run(version.run).shown, f"the version's run {version.run}"
     yield Claim("run", frozenset({version.run}), "the registry")
@@ -246,7 +246,7 @@ def _claims_of_run(evidence: Evidence, version: Version) -> Iterator[Claim]:
         yield Claim(name, frozenset({tags[f"resprout.{key}"]} if f"resprout.{key}" in tags else ()), witness)
 
 
-def version_source(evidence: Evidence, version: Version) -> Problems:
+def version_source(evidence: Evidence, version: VersionEvidence) -> Problems:
     """The version's source is the store's own folder, or a copy that its run owns."""
     held = _exported(evidence, version)
     if held is None:
@@ -267,7 +267,7 @@ def version_source(evidence: Evidence, version: Version) -> Problems:
         yield (f"{what}: the version's source is {source}, which is no copy among the artifacts of its run")
 
 
-def version_download(evidence: Evidence, version: Version) -> Problems:
+def version_download(evidence: Evidence, version: VersionEvidence) -> Problems:
     """MLflow loads the version from its source, which need not be where it shows it."""
     if version.entity is None:
         return
@@ -285,7 +285,7 @@ def version_download(evidence: Evidence, version: Version) -> Problems:
         yield f"{version.uri}: the version's source is {version.source}, but MLflow loads it from {loaded}"
 
 
-def version_copy(evidence: Evidence, version: Version) -> Problems:
+def version_copy(evidence: Evidence, version: VersionEvidence) -> Problems:
     """The copy that a version points at has the bytes of the export."""
     held = _exported(evidence, version)
     source, tracker = version.source, evidence.tracker
@@ -305,7 +305,9 @@ def version_copy(evidence: Evidence, version: Version) -> Problems:
         yield f"{version.uri}: {source}/{path} {how}: it is not as the export holds it"
 
 
-def _exported(evidence: Evidence, version: Version) -> tuple[Record, tuple[FileEntry, ...], list[str]] | None:
+def _exported(
+    evidence: Evidence, version: VersionEvidence
+) -> tuple[Record, tuple[FileEntry, ...], list[str]] | None:
     """Return the export's record, its files and their folders; None where they cannot be read."""
     made = evidence.record(version.record) if version.entity is not None and version.record else ""
     if isinstance(made, str):
@@ -318,7 +320,7 @@ def _exported(evidence: Evidence, version: Version) -> tuple[Record, tuple[FileE
     return made, entries, sorted({entry.path.partition("/")[0] for entry in entries})
 
 
-def _copy_uri(evidence: Evidence, version: Version) -> str | None:
+def _copy_uri(evidence: Evidence, version: VersionEvidence) -> str | None:
     try:
         return evidence.tracker.artifact_uri(version.run, COPY)
     except BadInput:
@@ -338,7 +340,7 @@ def _changed_files(
     }
 
 
-def version_seal(evidence: Evidence, version: Version) -> Problems:
+def version_seal(evidence: Evidence, version: VersionEvidence) -> Problems:
     """The seal of the version's run is the one that the ledger names, and is about this version."""
     run = evidence.run(version.run)
     if run.verdict == "failed":
@@ -361,7 +363,7 @@ def version_seal(evidence: Evidence, version: Version) -> Problems:
         )
 
 
-def version_licences(evidence: Evidence, version: Version) -> Problems:
+def version_licences(evidence: Evidence, version: VersionEvidence) -> Problems:
     """No licence behind the version is one that infra.licences.deny names."""
     for found in evidence.licences([version.record, version.report])[1]:
         if found.rule == "deny":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
 from resprout.configs.infrastructure import LicencesConfig
 from resprout.flows.workspace import DIGEST, Workspace
-from resprout.infra.licences import UNKNOWN, Credit, Finding, findings
+from resprout.infra.licences import UNKNOWN, Credit, PolicyFinding, findings
 from resprout.infra.lineage import as_stated, credits_of, sources
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import GATE, HOLD, RECORD, REGISTRATION, REPORT_RECORD
@@ -41,7 +41,7 @@ OWN = "resprout."
 
 
 @dataclass(frozen=True)
-class Version:
+class VersionEvidence:
     """A model version as the registry shows it; as its ledger does where it was removed from there."""
 
     name: str
@@ -173,7 +173,7 @@ class Evidence:
         """Return the ids of the runs of this experiment that came to a verdict and ended well."""
         return {run.info.run_id for run in self.tracker.concluded()}
 
-    def versions(self, runs: Iterable[str]) -> list[Version]:
+    def versions(self, runs: Iterable[str]) -> list[VersionEvidence]:
         """Return all versions with a tag of resprout, a source in the store, or one of these runs, and all
         that a ledger has.
         """
@@ -190,30 +190,30 @@ class Evidence:
                 found.setdefault(f"models:/{name}/{number}", self._removed(name, number, state))
         return sorted(found.values(), key=lambda one: (one.at, one.name, int(one.number)))
 
-    def version(self, reference: str) -> Version:
+    def version(self, reference: str) -> VersionEvidence:
         """Return what models:/name/3 or models:/name@alias names; BadInput where there is none."""
         return self._version(self.tracker.version(reference))
 
-    def _version(self, one: ModelVersion) -> Version:
+    def _version(self, one: ModelVersion) -> VersionEvidence:
         number, state = str(one.version), self.ledger_or_none(one.name)
         stated = state.versions.get(number, {}).get("tags", {}) if state else {}
         at, source, run = int(one.creation_timestamp), one.source or "", one.run_id or ""
-        return Version(one.name, number, dict(one.tags), source, run, at, one, stated)
+        return VersionEvidence(one.name, number, dict(one.tags), source, run, at, one, stated)
 
     @staticmethod
-    def _removed(name: str, number: str, state: RegistryState) -> Version:
+    def _removed(name: str, number: str, state: RegistryState) -> VersionEvidence:
         stated = state.versions[number]
         at, tags = int(stated.get("creationTimestamp", 0)), dict(stated.get("tags", {}))
-        return Version(name, number, tags, stated.get("source", ""), stated.get("runId", ""), at)
+        return VersionEvidence(name, number, tags, stated.get("source", ""), stated.get("runId", ""), at)
 
-    def state(self, version: Version) -> State:
+    def state(self, version: VersionEvidence) -> State:
         """Return what the registry shows of a version, but for where MLflow loads it from."""
         if version.uri not in self._states:
             found = version_state(self.tracker, version.name, version.number, found=version.entity)
             self._states[version.uri] = without_hold(found)
         return self._states[version.uri]
 
-    def masked(self, version: Version, state: Any) -> Any:
+    def masked(self, version: VersionEvidence, state: Any) -> Any:
         """Return the state, or an address in it, without the addresses that the ledger of the model knows."""
         expected = self.ledger_or_none(version.name)
         return mask_locations(state, self.here, *(expected.locations if expected is not None else ()))
@@ -248,7 +248,7 @@ class Evidence:
         except VerificationFailed:
             return None
 
-    def aliases(self, version: Version) -> list[str]:
+    def aliases(self, version: VersionEvidence) -> list[str]:
         """Return the aliases that point at a version now."""
         if version.entity is None:
             return []
@@ -271,7 +271,7 @@ class Evidence:
         """
         return not runs or any(self.tracker.announced(REGISTRATION, run) for run in runs)
 
-    def is_announced(self, version: Version) -> bool:
+    def is_announced(self, version: VersionEvidence) -> bool:
         """Whether a version that the ledger lacks is as its run announced it, and the run is not done."""
         expected = self.ledger_or_none(version.name)
         if version.entity is None or expected is None or version.number in expected.versions:
@@ -369,7 +369,7 @@ class Evidence:
             return self._signatures.get(record, [])
         return self.store.signatures_of(record)
 
-    def licences(self, roots: Iterable[str]) -> tuple[list[str], list[Finding]]:
+    def licences(self, roots: Iterable[str]) -> tuple[list[str], list[PolicyFinding]]:
         """Return the licences of all sources behind these records, and what the policy says of them."""
         records = list(self.intact(self.behind(roots)))
         credits = [credit for one in records for credit in credits_of(one)]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from resprout.configs.errors import BadInput
 from resprout.flows.audit.lineage import Lineage
 from resprout.infra.identity import install_command
-from resprout.infra.lineage import Node, Source, sources
+from resprout.infra.lineage import Node, RecordedSource, sources
 from resprout.infra.provenance.statement import provenance, provenance_key
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.record import Record
@@ -128,7 +128,7 @@ def _artifact_facets(record: Record, role: str) -> dict[str, DatasetFacet]:
     }
 
 
-def _source_facets(source: Source) -> dict[str, DatasetFacet]:
+def _source_facets(source: RecordedSource) -> dict[str, DatasetFacet]:
     from openlineage.client.facet_v2 import dataset_version_dataset, documentation_dataset
 
     hashes = source.sha256

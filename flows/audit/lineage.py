@@ -11,7 +11,7 @@ from typing import Any
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.flows.workspace import DIGEST, RUN_ID, STAGE, Found, Workspace, find, report_of
 from resprout.infra.licences import UNKNOWN
-from resprout.infra.lineage import Node, Source, record_of_digest, sources_behind, tree, trees
+from resprout.infra.lineage import Node, RecordedSource, record_of_digest, sources_behind, tree, trees
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.store.record import Record
@@ -92,7 +92,7 @@ class Lineage:
             return dict(own.get("config", own))
         return dict(self.made.record.config) if self.made else {}
 
-    def sources(self) -> list[tuple[str, Source]]:
+    def sources(self) -> list[tuple[str, RecordedSource]]:
         """Return source model, encoder and data with the ids of the records that brought them."""
         return sources_behind(self.nodes())
 

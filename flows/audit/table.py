@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from resprout.configs.infrastructure import LicencesConfig
-from resprout.flows.audit.evidence import Evidence, RunEvidence, Version
+from resprout.flows.audit.evidence import Evidence, RunEvidence, VersionEvidence
 from resprout.flows.audit.verification import Finding, Verification
 from resprout.flows.workspace import Workspace
 from resprout.infra.licences import UNKNOWN
 
 
 @dataclass
-class Row:
+class AuditRow:
     """A version, a run whose gate failed or with findings, or the store itself where it has some."""
 
     kind: str
@@ -39,7 +39,9 @@ class Row:
         return asdict(self)
 
 
-def audit_rows(workspace: Workspace, policy: LicencesConfig, since: datetime.datetime | None) -> list[Row]:
+def audit_rows(
+    workspace: Workspace, policy: LicencesConfig, since: datetime.datetime | None
+) -> list[AuditRow]:
     """Return a row for each version and each failed gate since then, the oldest first.
 
     What is wrong with the store itself, before all and whenever it was, makes a row of its own.
@@ -54,21 +56,23 @@ def audit_rows(workspace: Workspace, policy: LicencesConfig, since: datetime.dat
     ]
     rows.sort(key=lambda row: (row.at, row.kind == "run", row.name, int(row.version or 0)))
     problems = [one.message for one in verification.store()]
-    whole = Row("store", workspace.store.root_uri, "", "", "", "", "", problems=problems)
+    whole = AuditRow("store", workspace.store.root_uri, "", "", "", "", "", problems=problems)
     return [whole] * bool(problems) + rows
 
 
-def _row(evidence: Evidence, version: Version | None, run: RunEvidence, found: Sequence[Finding]) -> Row:
+def _row(
+    evidence: Evidence, version: VersionEvidence | None, run: RunEvidence, found: Sequence[Finding]
+) -> AuditRow:
     roots = [version.record, version.report] if version else [run.report]
     collected = evidence.collected(run.id) if run.id else frozenset()
     verdict, seal = run.verdict or UNKNOWN, run.seal is not None or run.damage is not None
     if version is not None:
         digest, at = version.tags.get("resprout.digest", ""), _time(version.at)
-        row = Row("version", version.name, version.number, at, verdict, version.run, digest, sealed=seal)
+        row = AuditRow("version", version.name, version.number, at, verdict, version.run, digest, sealed=seal)
         row.aliases = evidence.aliases(version)
     else:
         digest = next((one.content for one in evidence.intact(roots[:1] if roots[0] else [])), "")
-        row = Row("run", run.name, "", _time(run.at), verdict, run.id, digest, sealed=seal)
+        row = AuditRow("run", run.name, "", _time(run.at), verdict, run.id, digest, sealed=seal)
         if collected.issuperset(roots) and not found:
             # What no version needs is collected in time; seal and MLflow still show the run.
             row.remarks = [one for one in evidence.remarks if f" of run {run.id} " in one]
@@ -87,7 +91,7 @@ def _row(evidence: Evidence, version: Version | None, run: RunEvidence, found: S
     return row
 
 
-def _sign(evidence: Evidence, row: Row, behind: list[str]) -> None:
+def _sign(evidence: Evidence, row: AuditRow, behind: list[str]) -> None:
     """Fill in how many records are signed by known keys; whether the signatures hold is `verify`'s to say."""
     known = {*evidence.store.signer.key_ids}
     signers = [{*evidence.signatures(one)} for one in behind]

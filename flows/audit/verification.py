@@ -11,7 +11,7 @@ from typing import Any
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import LicencesConfig
 from resprout.flows.audit.checks import CHECKS, Depth
-from resprout.flows.audit.evidence import Evidence, RunEvidence, Version
+from resprout.flows.audit.evidence import Evidence, RunEvidence, VersionEvidence
 from resprout.flows.workspace import RUN_ID, Workspace, find, parts
 from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.store import keys
@@ -58,7 +58,7 @@ class Verification:
         self.at_odds: list[str] = []
         self._found: dict[tuple[str, str], list[Finding]] = {}
 
-    def version(self, version: Version) -> list[Finding]:
+    def version(self, version: VersionEvidence) -> list[Finding]:
         """Check a model version, its run, and all records behind it."""
         evidence = self.evidence
         found = list(self._check("version", version.uri, version))
@@ -96,7 +96,7 @@ class Verification:
 
     def everything(
         self, wanted: Callable[[int], bool] = lambda at: True
-    ) -> Iterator[tuple[Version | None, RunEvidence, list[Finding]]]:
+    ) -> Iterator[tuple[VersionEvidence | None, RunEvidence, list[Finding]]]:
         """Check every version of resprout's, every run that must be sealed or is, and the store.
 
         Yields each version with its run and what was found, then the runs that registered none of them;

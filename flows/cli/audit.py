@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from resprout.flows.audit.table import Row
+    from resprout.flows.audit.table import AuditRow
 
 WIDE = 200
 COLUMNS = (
@@ -92,7 +92,7 @@ def _moment(text: str | None) -> datetime.datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: AuditRow) -> list[str]:
     """The row as CSV holds it: lists joined, and nothing that a spreadsheet takes for a formula."""
     found = row.as_dict()
     cells = [
@@ -101,7 +101,7 @@ def _cells(row: Row) -> list[str]:
     return [f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in cells]
 
 
-def _show(rows: list[Row], odd: int) -> None:
+def _show(rows: list[AuditRow], odd: int) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -86,7 +86,7 @@ class EntryForm(Form):
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One entry with the key of its object, the hash of its bytes and who signed it."""
 
     key: str
@@ -144,7 +144,7 @@ class Ledger:
     def uri(self) -> str:
         return self.store.driver.uri(self.prefix.rstrip("/"))
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[LedgerEntry]:
         """Yield all entries in order; VerificationFailed at the first that is damaged or does not follow."""
         keys = list(self.store.driver.list(self.prefix))
         with ThreadPoolExecutor(THREADS) as pool:
@@ -159,9 +159,9 @@ class Ledger:
             if predicate["name"] != self.name or predicate["previous"] != before:
                 raise VerificationFailed(f"the {what} does not follow the one before it")
             before = sha256_hex(data or b"")
-            yield Entry(key, before, opened)
+            yield LedgerEntry(key, before, opened)
 
-    def writable(self) -> list[Entry]:
+    def writable(self) -> list[LedgerEntry]:
         """Return the entries; refuse where this process must not add one, as unsigned to a signed ledger.
 
         Raises:
@@ -213,7 +213,7 @@ class Ledger:
         raise StageFailed(f"{TRIES} times another writer was first in the ledger of {self.name}; run again")
 
 
-def require_signed(name: str, entries: list[Entry], required: bool) -> None:
+def require_signed(name: str, entries: list[LedgerEntry], required: bool) -> None:
     """Raise VerificationFailed where a chain with signed entries ends with some that no known key signed.
 
     An entry vouches for all before it, so what was written before there was a key is covered by what came
@@ -248,7 +248,7 @@ def ledgers(store: ArtifactStore, problems: list[str]) -> Iterator[str]:
         yield name
 
 
-def replay(entries: list[Entry]) -> RegistryState:
+def replay(entries: list[LedgerEntry]) -> RegistryState:
     """Return the state of the registry after all these entries."""
     expected = RegistryState()
     for entry in entries:

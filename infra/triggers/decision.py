@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from resprout.configs.errors import BadInput
 from resprout.configs.rules import LoadedRule, Rule, rendered, written
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.triggers.model_registry import VERSION_URI, Registry, Version
+from resprout.infra.triggers.model_registry import VERSION_URI, ModelRegistry, RegisteredVersion
 
 BACKFILL = "backfill"
 """The change of a version that was registered before the rule was for its model."""
@@ -36,7 +36,7 @@ def mismatch(rule: Rule, changes: Set[str], name: str) -> str:
     return ""
 
 
-def key_of(rule: str, version: Version, alias: str = "", attempt: int = 0) -> str:
+def key_of(rule: str, version: RegisteredVersion, alias: str = "", attempt: int = 0) -> str:
     """Name of what one run is for: Prefect's idempotency key and the flow's claim in the store.
 
     A model that is deleted and made again counts its versions from 1 again, hence the time.
@@ -51,16 +51,16 @@ def key_of(rule: str, version: Version, alias: str = "", attempt: int = 0) -> st
     return " ".join(parts)
 
 
-def aliases_for(rule: Rule, version: Version) -> list[str]:
+def aliases_for(rule: Rule, version: RegisteredVersion) -> list[str]:
     """The version's aliases that the rule is for, each of which starts a run; [""] where it names none."""
     return [alias for alias in version.aliases if rule.names(alias)] if rule.aliases else [""]
 
 
 def decide(
     loaded: LoadedRule,
-    version: Version,
+    version: RegisteredVersion,
     alias: str,
-    trail: Sequence[Version],
+    trail: Sequence[RegisteredVersion],
     own: Callable[[], str | None],
 ) -> Decision:
     """Whether a rule starts a run for one of `aliases_for` a version.
@@ -96,7 +96,7 @@ def decide(
     return Decision(tuple(overrides))
 
 
-def _unwanted(rule: Rule, version: Version, alias: str) -> str:
+def _unwanted(rule: Rule, version: RegisteredVersion, alias: str) -> str:
     """Why the version is none that the rule is for; empty where it is."""
     if set(rule.on) == {"alias"} and not rule.aliases and not version.aliases:
         return "it has no alias any more"
@@ -112,7 +112,9 @@ def _unwanted(rule: Rule, version: Version, alias: str) -> str:
     return ""
 
 
-def own_export(trail: Sequence[Version], registry: Registry, store: ArtifactStore) -> str | None:
+def own_export(
+    trail: Sequence[RegisteredVersion], registry: ModelRegistry, store: ArtifactStore
+) -> str | None:
     """Why the version is resprout's own, by itself or by what it is a copy of; None where it is not.
 
     What a run registers must not start the next run. A tag can be lost, so the artifact's digest counts: in

@@ -23,7 +23,7 @@ class NotRegistered(Exception):
 
 
 @dataclass(frozen=True)
-class Version:
+class RegisteredVersion:
     """A model version; `status` is MLflow's, `created` in milliseconds since the epoch, 0 where unknown."""
 
     name: str
@@ -42,15 +42,15 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A registered model; `created` as in Version, `aliases` with the number of the version that has each."""
+class RegisteredModel:
+    """A registered model: `created` as of a version, `aliases` each with its version's number."""
 
     name: str
     created: int
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
-class Registry:
+class ModelRegistry:
     """One MLflow registry. Every method raises Transient where it does not answer."""
 
     def __init__(self, config: MlflowConfig, home: Path) -> None:
@@ -77,12 +77,12 @@ class Registry:
             raise Transient(f"MLflow at {self.shown_uri} does not answer ({type(error).__name__})") from None
         return found.text.strip()
 
-    def version(self, name: str, number: str) -> Version:
+    def version(self, name: str, number: str) -> RegisteredVersion:
         """The version; raises NotRegistered where there is none."""
         found = self._call("get_model_version", name, number)
         return _version(found, found.aliases)
 
-    def trail(self, version: Version) -> tuple[Version, ...]:
+    def trail(self, version: RegisteredVersion) -> tuple[RegisteredVersion, ...]:
         """The version, what it is a copy of (source models:/name/number), and what that is a copy of."""
         hops = [version]
         while (found := VERSION_URI.match(hops[-1].source)) and len(hops) < MOST_HOPS:
@@ -96,15 +96,15 @@ class Registry:
         except NotRegistered:
             return {}
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[RegisteredModel]:
         """All registered models."""
         return [_model(found) for found in self._search("search_registered_models", None)]
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str) -> RegisteredModel:
         """The model; raises NotRegistered where there is none."""
         return _model(self._call("get_registered_model", name))
 
-    def versions(self, model: Model) -> list[Version]:
+    def versions(self, model: RegisteredModel) -> list[RegisteredVersion]:
         """All versions of a model by number."""
         # A version that is registered between two pages moves others to the next, where they come again.
         found = {int(one.version): one for one in self._search("search_model_versions", named(model.name))}
@@ -138,12 +138,12 @@ class Registry:
             raise Transient(f"MLflow at {self.shown_uri} does not answer: {one_line(error)}") from None
 
 
-def _model(found: Any) -> Model:
-    return Model(found.name, int(found.creation_timestamp or 0), dict(found.aliases))
+def _model(found: Any) -> RegisteredModel:
+    return RegisteredModel(found.name, int(found.creation_timestamp or 0), dict(found.aliases))
 
 
-def _version(found: Any, aliases: Iterable[str]) -> Version:
-    return Version(
+def _version(found: Any, aliases: Iterable[str]) -> RegisteredVersion:
+    return RegisteredVersion(
         name=found.name,
         version=str(found.version),
         source=found.source or "",

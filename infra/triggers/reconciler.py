@@ -29,14 +29,19 @@ from resprout.configs.rules import LoadedRule, Rule, load_rules
 from resprout.infra.prefect.flow_runs import FLOW, FlowRuns, NoAnswer, NoDeployment
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import BACKFILL, aliases_for, decide, key_of, mismatch, own_export
-from resprout.infra.triggers.model_registry import Model, NotRegistered, Registry, Version
+from resprout.infra.triggers.model_registry import (
+    ModelRegistry,
+    NotRegistered,
+    RegisteredModel,
+    RegisteredVersion,
+)
 from resprout.infra.triggers.state import (
     FAILED,
     PAST,
     SEEN,
     STARTED,
     WAITING,
-    Entry,
+    LastSeen,
     TriggerState,
     database_fault,
     tags_of,
@@ -144,7 +149,7 @@ class Reconciler:
         self,
         rules: WatchedRules,
         state: TriggerState,
-        registry: Registry,
+        registry: ModelRegistry,
         runs: FlowRuns,
         store: ArtifactStore,
         poll_seconds: float = 60.0,
@@ -285,7 +290,7 @@ class Reconciler:
                 noted = self._woken.pop(name)
             self._look_at(name, noted)
 
-    def _begin(self, models: list[Model]) -> None:
+    def _begin(self, models: list[RegisteredModel]) -> None:
         """Note which rules there are, and for each that is new or wider the models that were there before."""
         registry = self.registry.shown_uri
         rules = [loaded.rule for loaded in self.rules.rules]
@@ -309,8 +314,8 @@ class Reconciler:
 
     def _look_at(self, name: str, noted: float) -> None:
         """Handle all versions of a model by all rules that are for it."""
-        kept: list[Entry] = []
-        removed: list[Entry] = []
+        kept: list[LastSeen] = []
+        removed: list[LastSeen] = []
         try:
             try:
                 self._compare(name, kept, removed)
@@ -322,13 +327,13 @@ class Reconciler:
             self._postponed[name] = noted
             raise
 
-    def _compare(self, name: str, kept: list[Entry], removed: list[Entry]) -> None:
+    def _compare(self, name: str, kept: list[LastSeen], removed: list[LastSeen]) -> None:
         """Handle a model; lists the entries that are to be kept, and those of what is not there any more."""
         created, versions = self._read(name)
         entries, rules = self.state.entries(name), self._rules_for(name)
         marks = [entry for entry in entries if not entry.version]
         past = {entry.rule for entry in marks if entry.created == created}
-        known: dict[tuple[str, str, int], dict[str, Entry]] = {}
+        known: dict[tuple[str, str, int], dict[str, LastSeen]] = {}
         for entry in entries:
             if entry.version and not entry.attempt:
                 known.setdefault((entry.rule, entry.version, entry.created), {})[entry.alias] = entry
@@ -347,7 +352,7 @@ class Reconciler:
             self._emit(changed, version)
         removed += marks
 
-    def _read(self, name: str) -> tuple[int, list[Version]]:
+    def _read(self, name: str) -> tuple[int, list[RegisteredVersion]]:
         """When a model was made, and its versions; none where there is no such model."""
         try:
             model = self.registry.model(name)
@@ -360,7 +365,7 @@ class Reconciler:
         self._failing.discard((name,))
         return model.created, versions
 
-    def _abandoned(self, entries: list[Entry], versions: list[Version]) -> list[Entry]:
+    def _abandoned(self, entries: list[LastSeen], versions: list[RegisteredVersion]) -> list[LastSeen]:
         """Entries that wait no longer, because no rule is for them any more or their version was deleted."""
         there = {(version.version, version.created) for version in versions}
         rules = {loaded.rule.name: loaded.rule for loaded in self.rules.rules}
@@ -376,14 +381,16 @@ class Reconciler:
         return found
 
     def _handle(
-        self, loaded: LoadedRule, version: Version, before: Mapping[str, Entry], past: bool
-    ) -> tuple[dict[str, Entry], set[str]]:
+        self, loaded: LoadedRule, version: RegisteredVersion, before: Mapping[str, LastSeen], past: bool
+    ) -> tuple[dict[str, LastSeen], set[str]]:
         """By alias, the entries of a rule for a version, its runs started; and the changes that it is for."""
         rule = loaded.rule
         if version.status == "PENDING_REGISTRATION" and not past and not before:
             return {}, set()
         changes = _changes(before, version, past)
-        first = Entry(rule.name, version.name, version.version, version.created, state=PAST if past else SEEN)
+        first = LastSeen(
+            rule.name, version.name, version.version, version.created, state=PAST if past else SEEN
+        )
         now = {alias: before.get(alias) or replace(first, alias=alias) for alias in ("", *version.aliases)}
         state = SEEN if rule.backfill and now[""].state == PAST else now[""].state
         now[""] = replace(now[""], tags=tags_of(version), state=state)
@@ -391,7 +398,7 @@ class Reconciler:
             now[alias] = self._start(loaded, version, now[alias])
         return now, changes & {*rule.on, *([BACKFILL] if rule.backfill else [])}
 
-    def _start(self, loaded: LoadedRule, version: Version, entry: Entry) -> Entry:
+    def _start(self, loaded: LoadedRule, version: RegisteredVersion, entry: LastSeen) -> LastSeen:
         """Start the run that an entry stands for, or say why not; returns the entry as it is to be kept."""
         rule, of = loaded.rule, (version.name, version.version)
         if reason := self._blocked.get("") or self._blocked.get(rule.name):
@@ -445,21 +452,21 @@ class Reconciler:
             log.info("rule %s: %s version %s starts flow run %s", rule.name, *of, run)
         return started
 
-    def _wait(self, entry: Entry, reason: str) -> Entry:
+    def _wait(self, entry: LastSeen, reason: str) -> LastSeen:
         waiting = _outcome(entry, WAITING, reason)
         if "" in self._blocked:
             # The next pass comes sooner than the next look at everything.
             self._postponed.setdefault(entry.name, waiting.at)
         return waiting
 
-    def _fail(self, entry: Entry, reason: str) -> Entry:
+    def _fail(self, entry: LastSeen, reason: str) -> LastSeen:
         log.warning(
             "%s version %s starts nothing: rule %s: %s", entry.name, entry.version, entry.rule, reason
         )
         self.metrics.failures.labels("version").inc()
         return _outcome(entry, FAILED, reason)
 
-    def _emit(self, changes: set[str], version: Version) -> None:
+    def _emit(self, changes: set[str], version: RegisteredVersion) -> None:
         """Emit an event for each change that a rule is for."""
         about = {
             "name": version.name,
@@ -489,12 +496,12 @@ def _fits(patterns: Iterable[str], name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _outcome(entry: Entry, state: str, reason: str) -> Entry:
+def _outcome(entry: LastSeen, state: str, reason: str) -> LastSeen:
     """The entry in a state, since when it is in it."""
     return replace(entry, state=state, reason=reason, at=entry.at if entry.state == state else time.time())
 
 
-def _changes(before: Mapping[str, Entry], version: Version, past: bool) -> set[str]:
+def _changes(before: Mapping[str, LastSeen], version: RegisteredVersion, past: bool) -> set[str]:
     """Changes of a version since a rule saw it: created, alias, tag; BACKFILL for one of before the rule."""
     seen = before.get("")
     old = {BACKFILL} if seen is None or seen.state == PAST else set()
@@ -509,7 +516,9 @@ def _changes(before: Mapping[str, Entry], version: Version, past: bool) -> set[s
     return found
 
 
-def _due(rule: Rule, version: Version, before: Mapping[str, Entry], changes: set[str]) -> list[str]:
+def _due(
+    rule: Rule, version: RegisteredVersion, before: Mapping[str, LastSeen], changes: set[str]
+) -> list[str]:
     """The aliases for which a rule is to start a run now; "" for the version itself."""
     states = {alias: entry.state for alias, entry in before.items()}
     by_other = not mismatch(rule, changes - {"alias"}, version.name)

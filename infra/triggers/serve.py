@@ -21,7 +21,7 @@ from resprout.infra.network import listen
 from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.prefect.server import OLDEST_SERVER, release
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.triggers.model_registry import Registry
+from resprout.infra.triggers.model_registry import ModelRegistry
 from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
 from resprout.infra.triggers.state import TriggerState
 from resprout.infra.triggers.webhook import Webhook
@@ -60,7 +60,7 @@ def serve(infra: InfraConfig, home: Path) -> None:
             "webhook in MLflow, in YAML as ${VARIABLE}"
         )
     rules, runs = WatchedRules(rules_path(infra)), FlowRuns(infra.prefect, prefect_url(infra))
-    registry = Registry(infra.mlflow, home)
+    registry = ModelRegistry(infra.mlflow, home)
     check_servers(registry, runs)
     socket = listen(infra.relay.host, infra.relay.port, "infra.relay.port")
     state, store = TriggerState.open(infra.relay, home), ArtifactStore.from_config(infra.store, home)
@@ -77,7 +77,7 @@ def serve(infra: InfraConfig, home: Path) -> None:
     log.info("the relay has stopped; what it has not started is started when it is there again")
 
 
-def check_servers(registry: Registry, runs: FlowRuns) -> None:
+def check_servers(registry: ModelRegistry, runs: FlowRuns) -> None:
     """BadInput where a server is too old; for one that does not answer yet the relay waits."""
     for name, ask in (("MLflow", registry.server_version), ("Prefect", runs.server_version)):
         try:

@@ -44,7 +44,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import RelayConfig, one_line
 from resprout.configs.rules import Rule
 from resprout.infra.identity import install_command
-from resprout.infra.triggers.model_registry import Model, Version
+from resprout.infra.triggers.model_registry import RegisteredModel, RegisteredVersion
 
 PAST, SEEN, WAITING, STARTED, FAILED = "past", "seen", "waiting", "started", "failed"
 """There before the rule was; started nothing, for a reason; could not be started yet; has a flow run; starts
@@ -85,7 +85,7 @@ STATES = Table(
 
 
 @dataclass(frozen=True)
-class Entry:
+class LastSeen:
     """A version, or with `alias` an alias of it, as a rule last saw it, and what the rule did about it.
 
     `tags` are the version's, as JSON; `attempt` counts what `triggers again` started; `at` is in seconds
@@ -106,8 +106,8 @@ class Entry:
     id: int = field(default=0, compare=False)
 
 
-def tags_of(version: Version) -> str:
-    """The version's tags as `Entry` keeps them."""
+def tags_of(version: RegisteredVersion) -> str:
+    """The version's tags as `LastSeen` keeps them."""
     return json.dumps(dict(version.tags), sort_keys=True)
 
 
@@ -139,12 +139,12 @@ class TriggerState:
         rule: str,
         before: tuple[str, ...] | None,
         now: tuple[str, ...],
-        past: Iterable[Model] = (),
+        past: Iterable[RegisteredModel] = (),
     ) -> None:
         """Keep a rule's patterns and the models that are new to it, unless another relay has done so."""
         row = {"registry": registry, "rule": rule, "models": json.dumps(now)}
         chosen = (RULES.c.registry == registry) & (RULES.c.rule == rule)
-        marks = [_row(Entry(rule, model.name, "", model.created, state=PAST)) for model in past]
+        marks = [_row(LastSeen(rule, model.name, "", model.created, state=PAST)) for model in past]
         with self.engine.begin() as connection:
             if before is None:
                 put: Any = self._insert(RULES).values(**row).on_conflict_do_nothing()
@@ -153,22 +153,22 @@ class TriggerState:
             if connection.execute(put).rowcount and marks:
                 connection.execute(self._put(), marks)
 
-    def entries(self, name: str) -> list[Entry]:
+    def entries(self, name: str) -> list[LastSeen]:
         """All that is known of a model."""
         return self._select(STATES.c.name == name)
 
-    def put(self, entries: Sequence[Entry]) -> None:
+    def put(self, entries: Sequence[LastSeen]) -> None:
         """Keep entries, over what was kept of the same. What is STARTED stays so."""
         if entries:
             with self.engine.begin() as connection:
                 connection.execute(self._put(), [_row(entry) for entry in entries])
 
-    def note_start(self, entry: Entry) -> bool:
+    def note_start(self, entry: LastSeen) -> bool:
         """Keep that a run was started; False where another relay noted it first."""
         with self.engine.begin() as connection:
             return connection.execute(self._put(), _row(entry)).rowcount == 1
 
-    def drop(self, entries: Sequence[Entry]) -> None:
+    def drop(self, entries: Sequence[LastSeen]) -> None:
         """Forget what is not there any more: a mark of the past, an alias that was taken away."""
         ids = [entry.id for entry in entries if entry.state != STARTED]
         if ids:
@@ -176,12 +176,12 @@ class TriggerState:
                 # Another relay may have started it since it was read.
                 connection.execute(delete(STATES).where(STATES.c.id.in_(ids), STATES.c.state != STARTED))
 
-    def newest(self, state: str, limit: int | None = 50) -> list[Entry]:
+    def newest(self, state: str, limit: int | None = 50) -> list[LastSeen]:
         """The newest entries in a state, of those that wait the oldest."""
         order = STATES.c.at if state == WAITING else STATES.c.at.desc()
         return self._select(STATES.c.state == state, order, limit)
 
-    def starts(self, rule: str, version: Version, alias: str) -> list[Entry]:
+    def starts(self, rule: str, version: RegisteredVersion, alias: str) -> list[LastSeen]:
         """Runs that a rule started for a version or its alias, by attempt."""
         values = (rule, version.name, version.version, version.created)
         chosen = (STATES.c.state == STARTED) & STATES.c.alias.in_(("", alias))
@@ -234,7 +234,7 @@ class TriggerState:
         waiting = {
             (row["name"], row["version"], row["kind"]) for row in deliveries if row["state"] == WAITING
         }
-        found: dict[tuple[Any, ...], Entry] = {}
+        found: dict[tuple[Any, ...], LastSeen] = {}
         for rule in rules:
             for row in (row for row in seen if rule.fits(row["name"])):
                 name, version = row["name"], row["version"]
@@ -242,10 +242,10 @@ class TriggerState:
                 waits = any((name, version, kind) in waiting for kind in (*rule.on, "backfill"))
                 for alias in ("", *json.loads(row["aliases"])):
                     state = WAITING if waits else SEEN if filled or alias else PAST
-                    entry = Entry(rule.name, name, version, row["created"], alias, state=state)
+                    entry = LastSeen(rule.name, name, version, row["created"], alias, state=state)
                     found[_key(entry)] = replace(entry, tags="" if alias else row["tags"])
         for row in starts:
-            entry = Entry(**row, state=STARTED)
+            entry = LastSeen(**row, state=STARTED)
             found[_key(entry)] = entry
         self.put(list(found.values()))
         for rule in rules:
@@ -255,13 +255,13 @@ class TriggerState:
                 rule.name,
                 None,
                 rule.models,
-                [Model(row["name"], row["created"]) for row in past],
+                [RegisteredModel(row["name"], row["created"]) for row in past],
             )
 
-    def _select(self, chosen: Any, order: Any = STATES.c.id, limit: int | None = None) -> list[Entry]:
+    def _select(self, chosen: Any, order: Any = STATES.c.id, limit: int | None = None) -> list[LastSeen]:
         wanted = select(STATES).where(chosen).order_by(order).limit(limit)
         with self.engine.connect() as connection:
-            return [Entry(**row._mapping) for row in connection.execute(wanted)]
+            return [LastSeen(**row._mapping) for row in connection.execute(wanted)]
 
     def _put(self) -> Any:
         put = self._insert(STATES)
@@ -271,11 +271,11 @@ class TriggerState:
         )
 
 
-def _key(entry: Entry) -> tuple[Any, ...]:
+def _key(entry: LastSeen) -> tuple[Any, ...]:
     return tuple(getattr(entry, name) for name in KEY)
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: LastSeen) -> dict[str, Any]:
     # No database keeps a NUL or half a surrogate pair, which may stand in a source or a tag.
     reason = "".join(char if char.isprintable() else " " for char in entry.reason)[:MOST_REASON_CHARS]
     row = {**asdict(entry), "reason": reason}

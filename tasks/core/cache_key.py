@@ -102,7 +102,7 @@ class Definition:
 
 
 @dataclass(frozen=True)
-class Source:
+class ParsedModule:
     """A parsed module: the statements behind each of its names, "" for those that define nothing."""
 
     module: str
@@ -146,7 +146,7 @@ class Source:
                     yield from (f"{self.module}.{file.stem}" for file in self.path.parent.glob("[a-z]*.py"))
 
 
-def _source(module: str) -> Source:
+def _source(module: str) -> ParsedModule:
     path = module_path(module)
     if path is None:
         raise ModuleNotFoundError(f"no source file for {module}; it cannot enter a cache key")
@@ -161,7 +161,7 @@ def _has(module: str, name: str) -> bool:
 
 
 @functools.cache
-def _parse(module: str, path: Path, _stamp: tuple[int, ...]) -> Source:
+def _parse(module: str, path: Path, _stamp: tuple[int, ...]) -> ParsedModule:
     definitions: dict[str, list[ast.stmt]] = {}
     imports: dict[str, str] = {}
     for statement in parse(path).body:
@@ -172,7 +172,7 @@ def _parse(module: str, path: Path, _stamp: tuple[int, ...]) -> Source:
         if not _only_imports(statement) and not _is_text(statement):
             for name in _names(statement) or [""]:
                 definitions.setdefault(name, []).append(statement)
-    return Source(module, path, definitions, imports)
+    return ParsedModule(module, path, definitions, imports)
 
 
 def _walk(statement: ast.stmt) -> list[ast.AST]:

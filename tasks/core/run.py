@@ -35,7 +35,7 @@ from resprout.tasks.core.data_scan import Scan
 from resprout.tasks.core.job import SHARD_ROLE, Job, Progress, Share
 from resprout.tasks.core.mlflow_log import DATA, flat, log_artifact, log_scan, profile, stage_note
 from resprout.tasks.core.resources import Cost, metered, total
-from resprout.tasks.core.stage import Input, Part, Stage, ref_of
+from resprout.tasks.core.stage import Input, Stage, Subfolder, ref_of
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -334,7 +334,7 @@ class InputFolders(Mapping[str, Path]):
         if role not in self._folders:
             given = self._inputs[role]
             folder = self._opened.enter_context(self._store.open(ref_of(given).digest))
-            self._folders[role] = folder / given.path if isinstance(given, Part) else folder
+            self._folders[role] = folder / given.path if isinstance(given, Subfolder) else folder
         return self._folders[role]
 
     def __contains__(self, role: object) -> bool:

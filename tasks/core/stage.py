@@ -24,19 +24,19 @@ Body = Callable[[Job[C], Mapping[str, Path], Path, Progress], None]
 
 
 @dataclass(frozen=True)
-class Part:
+class Subfolder:
     """A folder inside an artifact, given to a stage as its input."""
 
     ref: ArtifactRef
     path: str
 
 
-Input = ArtifactRef | Part
+Input = ArtifactRef | Subfolder
 
 
 def ref_of(given: Input) -> ArtifactRef:
     """The artifact of an input."""
-    return given.ref if isinstance(given, Part) else given
+    return given.ref if isinstance(given, Subfolder) else given
 
 
 def config_data(config: Any) -> Any:
@@ -234,7 +234,7 @@ class Stage(Declaration, Generic[C]):
             "stage": self.name,
             "config": config,
             "parents": {
-                role: [ref_of(given).digest, given.path if isinstance(given, Part) else ""]
+                role: [ref_of(given).digest, given.path if isinstance(given, Subfolder) else ""]
                 for role, given in sorted(inputs.items())
             },
             "libraries": {name: identity.library_version(name) for name in self.libraries},

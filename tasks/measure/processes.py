@@ -14,17 +14,17 @@ from typing import IO, Any
 
 from resprout.configs.errors import StageFailed
 from resprout.tasks.core.job import Progress
-from resprout.tasks.measure.worker import Ready, Request, Times
+from resprout.tasks.measure.worker import MeasureRequest, Ready, Times
 
 COMMAND = [sys.executable, "-m", "resprout.tasks.measure.worker"]
-Start = Callable[[Request], AbstractContextManager["Child"]]
+Start = Callable[[MeasureRequest], AbstractContextManager["Child"]]
 """Gives a measuring process for a model, which ends with the block."""
 
 
 class Child:
     """A process for one model; what goes wrong in it raises StageFailed with the last words in `output`."""
 
-    def __init__(self, channel: socket.socket, output: IO[bytes], request: Request) -> None:
+    def __init__(self, channel: socket.socket, output: IO[bytes], request: MeasureRequest) -> None:
         self._channel, self._output, self._request = channel, output, request
         self._answers = channel.makefile("rb")
 
@@ -67,7 +67,7 @@ def starter() -> Iterator[Start]:
             process = subprocess.Popen(COMMAND, stdin=theirs.fileno(), stdout=output, stderr=output)
 
         @contextmanager
-        def start(request: Request) -> Iterator[Child]:
+        def start(request: MeasureRequest) -> Iterator[Child]:
             channel, its_end = socket.socketpair()
             with channel:
                 with its_end, suppress(ConnectionError):
@@ -88,7 +88,7 @@ WINDOW = 3
 
 
 @dataclass
-class Answer:
+class ModelTimes:
     """A model's times, one a round; seconds of start and loading, threads in use, peak memory in bytes."""
 
     start_seconds: float
@@ -105,9 +105,11 @@ class Answer:
         self.peak_memory_bytes = max(self.peak_memory_bytes, times.peak_memory_bytes)
 
 
-def together(requests: Mapping[str, Request], rounds: int, progress: Progress) -> dict[str, Answer]:
+def together(
+    requests: Mapping[str, MeasureRequest], rounds: int, progress: Progress
+) -> dict[str, ModelTimes]:
     """Answers by model; all processes stay, and each round asks each for one run."""
-    answers: dict[str, Answer] = {}
+    answers: dict[str, ModelTimes] = {}
     with starter() as start, ExitStack() as running:
         children = {name: running.enter_context(start(request)) for name, request in requests.items()}
         # One after another, so that no loading is timed beside another.
@@ -121,9 +123,9 @@ def together(requests: Mapping[str, Request], rounds: int, progress: Progress) -
     return answers
 
 
-def in_turn(requests: Mapping[str, Request], rounds: int, progress: Progress) -> dict[str, Answer]:
+def in_turn(requests: Mapping[str, MeasureRequest], rounds: int, progress: Progress) -> dict[str, ModelTimes]:
     """Answers by model; one process at a time, which is asked for the runs of WINDOW rounds."""
-    answers: dict[str, Answer] = {}
+    answers: dict[str, ModelTimes] = {}
     with starter() as start:
         for number, first in enumerate(range(0, rounds, WINDOW)):
             for name in _order(requests, number):
@@ -134,10 +136,10 @@ def in_turn(requests: Mapping[str, Request], rounds: int, progress: Progress) ->
     return {name: answers[name] for name in requests}
 
 
-def _begun(ready: Ready) -> Answer:
-    return Answer(ready.start_seconds, ready.load_seconds, ready.threads)
+def _begun(ready: Ready) -> ModelTimes:
+    return ModelTimes(ready.start_seconds, ready.load_seconds, ready.threads)
 
 
-def _order(requests: Mapping[str, Request], number: int) -> list[str]:
+def _order(requests: Mapping[str, MeasureRequest], number: int) -> list[str]:
     names = [*requests]
     return names if number % 2 == 0 else names[::-1]

@@ -19,9 +19,9 @@ from resprout.configs.schema import MeasureConfig
 from resprout.tasks.core.hardware import fingerprint, free_memory
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, Volume, stage
-from resprout.tasks.measure.processes import Answer, in_turn, together
+from resprout.tasks.measure.processes import ModelTimes, in_turn, together
 from resprout.tasks.measure.ratio import coverage, ratio_of
-from resprout.tasks.measure.worker import Request
+from resprout.tasks.measure.worker import MeasureRequest
 from resprout.tasks.models.shape import BYTES, Shape, shape_of
 
 DENSE = "dense"
@@ -73,7 +73,7 @@ def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, 
     for shape in shapes.values():
         _check_length(shape, config)
     requests = {
-        name: Request(
+        name: MeasureRequest(
             folder=str(inputs[name].resolve()),
             dtype=job.dtype,
             device=job.device,
@@ -98,7 +98,7 @@ def run_names(config: MeasureConfig) -> tuple[str, str]:
 
 
 def summary(
-    config: MeasureConfig, answers: Mapping[str, Answer]
+    config: MeasureConfig, answers: Mapping[str, ModelTimes]
 ) -> tuple[dict[str, float], dict[str, object]]:
     """Metrics, whose names say the model and the lengths they hold for, and details.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Request:
+class MeasureRequest:
     """The model's folder and how it is measured; `warmup` runs come before the first that is timed."""
 
     folder: str
@@ -65,7 +65,7 @@ class Times:
 class Measured:
     """A loaded model and the prompt, the same fixed sequence of ids for every model."""
 
-    def __init__(self, request: Request, start_seconds: float) -> None:
+    def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
         import torch
 
         from resprout.tasks.models.load import load_model
@@ -146,7 +146,7 @@ def _serve(channel: socket.socket, start_seconds: float) -> NoReturn:
         lines.flush()
 
     try:
-        measured = Measured(Request(**json.loads(lines.readline())), start_seconds)
+        measured = Measured(MeasureRequest(**json.loads(lines.readline())), start_seconds)
         answer(measured.ready)
         for line in lines:
             answer(measured.times(int(line)))

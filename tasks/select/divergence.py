@@ -31,7 +31,7 @@ HEAD_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
-class Divergence:
+class RowDivergences:
     """For each row, in order.
 
     `jsd`: mean over response tokens, nats in [0, ln 2]. `dense_nll`: mean negative log-likelihood of the
@@ -71,8 +71,8 @@ def measure(
     progress: Progress,
     want_prompt_states: bool = False,
     share: Share = WHOLE,
-) -> Divergence:
-    """Divergence of the pruned model from the dense one on each row's response tokens.
+) -> RowDivergences:
+    """Divergences of the pruned model from the dense one on each row's response tokens.
 
     Rows that are not in the share's batches keep 0 everywhere (`batches_of` names those that are).
 
@@ -119,10 +119,10 @@ def measure(
             )
         done += len(indices)
         progress(done, todo, "rows compared")
-    return Divergence(jsd, nll, states)
+    return RowDivergences(jsd, nll, states)
 
 
-def write_rows(found: Divergence, rows: Sequence[int], path: Path) -> None:
+def write_rows(found: RowDivergences, rows: Sequence[int], path: Path) -> None:
     """Keep what was found for these rows, bit for bit, as safetensors."""
     index = np.array(rows, dtype=np.int64)
     arrays: dict[str, NDArray[Any]] = {"jsd": found.jsd[index], "dense_nll": found.dense_nll[index]}
@@ -131,7 +131,7 @@ def write_rows(found: Divergence, rows: Sequence[int], path: Path) -> None:
     save_file({"rows": index, **arrays}, path)
 
 
-def read_rows(paths: Sequence[Path], rows: int) -> Divergence:
+def read_rows(paths: Sequence[Path], rows: int) -> RowDivergences:
     """The divergence of all `rows` rows, of which each path holds some."""
     parts = [load_file(path) for path in paths]
     index = np.concatenate([part["rows"] for part in parts])
@@ -143,7 +143,7 @@ def read_rows(paths: Sequence[Path], rows: int) -> Divergence:
         return found
 
     states = joined("prompt_states") if "prompt_states" in parts[0] else None
-    return Divergence(joined("jsd"), joined("dense_nll"), states)
+    return RowDivergences(joined("jsd"), joined("dense_nll"), states)
 
 
 def batches_of(encoded: Sequence[Encoded], device: str, share: Share) -> list[list[int]]:

@@ -24,7 +24,7 @@ from resprout.configs.infrastructure import StoreConfig
 from resprout.infra.store.lease import claim
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import key_of
-from resprout.infra.triggers.model_registry import Version
+from resprout.infra.triggers.model_registry import RegisteredVersion
 from servers import free_port
 from tiny_run import write_run
 
@@ -65,7 +65,7 @@ def main() -> int:
                 told = time.time()
                 source = f"{run.info.artifact_uri}/model"
                 found = client.create_model_version("chat-bench", source, run_id=run.info.run_id)
-                about = Version("chat-bench", str(version), created=found.creation_timestamp)
+                about = RegisteredVersion("chat-bench", str(version), created=found.creation_timestamp)
                 claim(store.driver, key_of("chat", about), "bench")
                 query = {"flow_runs": {"name": {"any_": [f"chat-bench-{version}"]}}}
                 (started,) = until(lambda query=query: machine.post("flow_runs/filter", query), 60)

@@ -17,7 +17,7 @@ from resprout.infra import identity, retry
 from resprout.infra.markdown import NOTE
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
-from resprout.tasks.core.stage import Part, stage
+from resprout.tasks.core.stage import Subfolder, stage
 from toys import Knobs, write_text
 
 
@@ -41,7 +41,7 @@ def test_the_key_varies_on_what_decides_the_bytes(monkeypatch: pytest.MonkeyPatc
         "config": one.key(Job(Knobs(text="b")), {"x": ref(A)}),
         "parent": one.key(Job(Knobs()), {"x": ref(B)}),
         "role": one.key(Job(Knobs()), {"y": ref(A)}),
-        "part": one.key(Job(Knobs()), {"x": Part(ref(A), "model")}),
+        "part": one.key(Job(Knobs()), {"x": Subfolder(ref(A), "model")}),
         "seed": one.key(Job(Knobs(), seed=18), {"x": ref(A)}),
         "dtype": one.key(Job(Knobs(), dtype="float32"), {"x": ref(A)}),
         "device": one.key(Job(Knobs(), device="cuda"), {"x": ref(A)}),

@@ -23,13 +23,13 @@ from resprout.configs.schema import MeasureConfig
 from resprout.tasks.core.hardware import fingerprint
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.measure import processes
-from resprout.tasks.measure.processes import Answer, Child, in_turn, starter, together
+from resprout.tasks.measure.processes import Child, ModelTimes, in_turn, starter, together
 from resprout.tasks.measure.ratio import Ratio, coverage, metrics_of, ratio_in, ratio_of
 from resprout.tasks.measure.stage import measure, summary
-from resprout.tasks.measure.worker import Ready, Request, Times
+from resprout.tasks.measure.worker import MeasureRequest, Ready, Times
 from tiny_models import write_tiny_folder
 
-REQUEST = Request("model", "float32", "cpu", False, 8, 2, 1, 1, 1)
+REQUEST = MeasureRequest("model", "float32", "cpu", False, 8, 2, 1, 1, 1)
 
 
 def test_summary_by_hand():
@@ -38,8 +38,8 @@ def test_summary_by_hand():
     The other takes half the seconds in each round: ratios of 2 throughout, in too few rounds to say so.
     """
     config = MeasureConfig(prefill_tokens=100, decode_tokens=10, batch_size=2, repeats=3)
-    dense = Answer(0.5, 1.5, 2, [4.0, 1.0, 2.0], [0.5, 0.5, 0.5], peak_memory_bytes=3_000_000)
-    pruned = Answer(0.5, 1.0, 2, [2.0, 0.5, 1.0], [0.25, 0.25, 0.25], peak_memory_bytes=2_000_000)
+    dense = ModelTimes(0.5, 1.5, 2, [4.0, 1.0, 2.0], [0.5, 0.5, 0.5], peak_memory_bytes=3_000_000)
+    pruned = ModelTimes(0.5, 1.0, 2, [2.0, 0.5, 1.0], [0.25, 0.25, 0.25], peak_memory_bytes=2_000_000)
     metrics, details = summary(config, {"dense": dense, "pruned": pruned})
     assert metrics_of("dense", metrics) == {
         "prefill100_batch2_tokens_per_s": 100.0,
@@ -93,7 +93,7 @@ class Machine:
         monkeypatch.setattr(processes, "starter", lambda: nullcontext(self.started))
 
     @contextmanager
-    def started(self, request: Request) -> Iterator[Machine]:
+    def started(self, request: MeasureRequest) -> Iterator[Machine]:
         self.alive += 1
         self.most = max(self.most, self.alive)
         yield Model(self, request.folder)
@@ -206,7 +206,7 @@ def both() -> tuple[psutil.Process, psutil.Process]:
     return first, forked
 
 
-def killed(request: Request) -> None:
+def killed(request: MeasureRequest) -> None:
     with starter() as start, start(request) as child:
         child.load()
         both()[1].kill()

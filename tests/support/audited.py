@@ -12,7 +12,7 @@ from securesystemslib.signer import CryptoSigner
 
 from lineages import COMMIT, CONFIG, Writer, write_lineage
 from resprout.configs.infrastructure import LicencesConfig, MlflowConfig
-from resprout.flows.audit.table import Row, audit_rows
+from resprout.flows.audit.table import AuditRow, audit_rows
 from resprout.flows.rerun_command import digest_of_config
 from resprout.flows.workspace import Workspace
 from resprout.infra.provenance.ledger import Ledger
@@ -35,7 +35,9 @@ class World:
     writer: Writer
     signer: Signer
 
-    def rows(self, policy: LicencesConfig = NO_RULES, since: datetime.datetime | None = None) -> list[Row]:
+    def rows(
+        self, policy: LicencesConfig = NO_RULES, since: datetime.datetime | None = None
+    ) -> list[AuditRow]:
         return audit_rows(self.place, policy, since)
 
     def problems(self) -> list[str]:

@@ -31,7 +31,7 @@ from resprout.tasks.select.concept_graph import (
     readmit,
     top_concepts,
 )
-from resprout.tasks.select.divergence import FILE, Divergence, measure, read_rows
+from resprout.tasks.select.divergence import FILE, RowDivergences, measure, read_rows
 from resprout.tasks.select.paser_size import check_size
 from resprout.tasks.select.pool import Choice, Pool
 
@@ -110,8 +110,8 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
 
 def measure_rows(
     job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress
-) -> Divergence:
-    """Divergence on the rows of the job's share; loads both models."""
+) -> RowDivergences:
+    """Divergences of the rows of the job's share; loads both models."""
     config = job.config.paser
     dense, pruned = (
         load_model(inputs[role], job.dtype, job.device, job.trust_remote_code) for role in ("dense", "pruned")
@@ -124,7 +124,7 @@ def _embed(
     job: Job[SelectConfig],
     inputs: Mapping[str, Path],
     instructions: Sequence[str],
-    divergence: Divergence,
+    divergence: RowDivergences,
     progress: Progress,
 ) -> Matrix:
     config = job.config.paser
@@ -144,7 +144,7 @@ def _duplicates(
     pool: Pool,
     instructions: Sequence[str],
     embeddings: Matrix,
-    divergence: Divergence,
+    divergence: RowDivergences,
 ) -> dict[int, str]:
     """Rows that go, each with the reason."""
     ids = [str(row["id"]) for row in pool.rows]
@@ -168,7 +168,7 @@ def _cluster(
     return CLUSTERERS[config.clusterer](embeddings, min(count, len(embeddings)), seed), search
 
 
-def _facts(pool: Pool, dropped: Mapping[int, str], divergence: Divergence) -> list[dict[str, Any]]:
+def _facts(pool: Pool, dropped: Mapping[int, str], divergence: RowDivergences) -> list[dict[str, Any]]:
     return [
         {"jsd": float(divergence.jsd[row]), "reason": dropped.get(row, "")} for row in range(len(pool.rows))
     ]

@@ -19,7 +19,7 @@ from resprout.flows.audit.checks import (
     version_download,
     version_state_as_stated,
 )
-from resprout.flows.audit.evidence import Evidence, Version
+from resprout.flows.audit.evidence import Evidence, VersionEvidence
 from resprout.flows.audit.verification import Verification
 from resprout.flows.workspace import Workspace
 from resprout.infra.mlflow.tracking import Tracker
@@ -42,23 +42,25 @@ def place(finished: Any) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def version(place: Workspace) -> Version:
+def version(place: Workspace) -> VersionEvidence:
     return Verification(place).evidence.version(VERSION)
 
 
-def retagged(version: Version, name: str, value: str | None) -> Version:
+def retagged(version: VersionEvidence, name: str, value: str | None) -> VersionEvidence:
     tags = {key: one for key, one in version.tags.items() if key != f"resprout.{name}"}
     return dataclasses.replace(version, tags=tags | ({f"resprout.{name}": value} if value else {}))
 
 
-def examine(place: Workspace, version: Version) -> tuple[int, list[str]]:
+def examine(place: Workspace, version: VersionEvidence) -> tuple[int, list[str]]:
     one = Verification(place)
     one.version(version)
     result = one.result()
     return result.artifacts, result.problems
 
 
-def test_a_version_as_registered_has_no_problem(place: Workspace, version: Version, finished: Any) -> None:
+def test_a_version_as_registered_has_no_problem(
+    place: Workspace, version: VersionEvidence, finished: Any
+) -> None:
     artifacts, problems = examine(place, version)
     assert problems == []
     assert sorted(version.tags) == [f"resprout.{name}" for name in TAGS]
@@ -67,7 +69,7 @@ def test_a_version_as_registered_has_no_problem(place: Workspace, version: Versi
 
 
 @pytest.mark.parametrize("name", TAGS)
-def test_a_forged_tag_is_named(place: Workspace, version: Version, finished: Any, name: str) -> None:
+def test_a_forged_tag_is_named(place: Workspace, version: VersionEvidence, finished: Any, name: str) -> None:
     real = [stage["artifact"]["digest"] for stage in finished.result["stages"]]
     other = next(digest for digest in real if digest not in version.tags.values())
     for value in ("0" * 64, other, "nonsense"):
@@ -76,12 +78,12 @@ def test_a_forged_tag_is_named(place: Workspace, version: Version, finished: Any
 
 
 @pytest.mark.parametrize("name", [name for name in TAGS if name not in ("digest", "record")])
-def test_a_removed_tag_is_named(place: Workspace, version: Version, name: str) -> None:
+def test_a_removed_tag_is_named(place: Workspace, version: VersionEvidence, name: str) -> None:
     _, problems = examine(place, retagged(version, name, None))
     assert any(f"tag resprout.{name} is missing" in problem for problem in problems)
 
 
-def test_a_version_that_points_elsewhere_is_found(place: Workspace, version: Version) -> None:
+def test_a_version_that_points_elsewhere_is_found(place: Workspace, version: VersionEvidence) -> None:
     _, problems = examine(place, dataclasses.replace(version, source="file:///elsewhere/hf"))
     source, loaded = problems
     assert "the version's source is file:///elsewhere/hf, but its artifact is at" in source
@@ -89,7 +91,7 @@ def test_a_version_that_points_elsewhere_is_found(place: Workspace, version: Ver
 
 
 def test_the_command_ends_with_four_and_names_the_tag(
-    place: Workspace, version: Version, finished: Any, resprout: Callable[..., Any]
+    place: Workspace, version: VersionEvidence, finished: Any, resprout: Callable[..., Any]
 ) -> None:
     real = version.tags["resprout.source"]
     place.tracker.tag_version("tiny-pruned", "1", {"resprout.source": "hf://other/model"})

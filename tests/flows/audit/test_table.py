@@ -18,7 +18,7 @@ from audited import NO_RULES, World, furnish, sealed, signer
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.infrastructure import LicencesConfig, MlflowConfig, StoreConfig
 from resprout.flows.audit.descendants import descendants_of
-from resprout.flows.audit.table import Row, audit_rows
+from resprout.flows.audit.table import AuditRow, audit_rows
 from resprout.flows.cli import audit as verb
 from resprout.flows.workspace import Workspace
 from resprout.infra.provenance.ledger import Ledger
@@ -301,7 +301,7 @@ def test_csv_and_json_hold_every_row_and_strict_fails(
 
 
 def test_a_cell_is_no_formula() -> None:
-    row = Row("run", "=HYPERLINK(1)", "", "", "failed", "", "", problems=["@x", "y"])
+    row = AuditRow("run", "=HYPERLINK(1)", "", "", "failed", "", "", problems=["@x", "y"])
     cells = dict(zip(verb.COLUMNS, verb._cells(row), strict=True))
     assert cells["name"] == "'=HYPERLINK(1)"
     assert cells["problems"] == "'@x; y"

@@ -19,7 +19,7 @@ from resprout.flows.rerun_command import standalone
 from resprout.flows.stages import Artifacts, Step
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.network import post
-from resprout.infra.triggers.state import FAILED, STARTED, WAITING, Entry, TriggerState
+from resprout.infra.triggers.state import FAILED, STARTED, WAITING, LastSeen, TriggerState
 from resprout.tasks.core.run import Run
 from tiny_run import write_data
 
@@ -146,8 +146,8 @@ def test_wrong_rules_and_events_end_with_two(
     assert expected in found.err
 
 
-def entry(version: int, state: str, **more: Any) -> Entry:
-    return Entry("chat", "chat-7b", str(version), 1_700_000_000_000, state=state, **more)
+def entry(version: int, state: str, **more: Any) -> LastSeen:
+    return LastSeen("chat", "chat-7b", str(version), 1_700_000_000_000, state=state, **more)
 
 
 def test_triggers_status_shows_what_waits_what_failed_and_what_was_started(

@@ -13,7 +13,7 @@ from relaying import client_of, write_rules
 from resprout.configs.infrastructure import MlflowConfig, PrefectConfig, RelayConfig, StoreConfig
 from resprout.infra.prefect.flow_runs import FlowRuns
 from resprout.infra.store.store import ArtifactStore
-from resprout.infra.triggers.model_registry import Registry
+from resprout.infra.triggers.model_registry import ModelRegistry
 from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
 from resprout.infra.triggers.state import TriggerState
 
@@ -35,13 +35,13 @@ def named() -> str:
 
 
 @pytest.fixture
-def registry(home: Path, mlflow_template: Path) -> Registry:
+def registry(home: Path, mlflow_template: Path) -> ModelRegistry:
     (home / "mlflow.db").write_bytes(mlflow_template.read_bytes())
-    return Registry(MlflowConfig(), home)
+    return ModelRegistry(MlflowConfig(), home)
 
 
 @pytest.fixture
-def mlflow(registry: Registry) -> Any:
+def mlflow(registry: ModelRegistry) -> Any:
     """A client of the registry."""
     return client_of(registry.uri)
 
@@ -66,7 +66,9 @@ def api_url(prefect_server: None) -> str:
 
 
 @pytest.fixture
-def make(state: TriggerState, registry: Registry, store: ArtifactStore, api_url: str, tmp_path: Path) -> Make:
+def make(
+    state: TriggerState, registry: ModelRegistry, store: ArtifactStore, api_url: str, tmp_path: Path
+) -> Make:
     """A reconciler with some rules, and with other parts where a test gives them."""
 
     def reconciler(*rules: dict[str, Any], **parts: Any) -> Reconciler:

@@ -13,7 +13,7 @@ from resprout.configs.rules import LoadedRule, load_rules
 from resprout.infra.store import exports
 from resprout.infra.store.store import ArtifactStore
 from resprout.infra.triggers.decision import aliases_for, decide, key_of, mismatch, own_export
-from resprout.infra.triggers.model_registry import Registry, Version
+from resprout.infra.triggers.model_registry import ModelRegistry, RegisteredVersion
 
 One = Callable[..., LoadedRule]
 
@@ -26,11 +26,13 @@ def one(tmp_path: Path) -> One:
     return make
 
 
-def version(**changes: Any) -> Version:
-    return Version("chat-7b", "3", **{"source": "s3://models/chat", **changes})
+def version(**changes: Any) -> RegisteredVersion:
+    return RegisteredVersion("chat-7b", "3", **{"source": "s3://models/chat", **changes})
 
 
-def why(ready: LoadedRule, found: Version, *trail: Version, own: str | None = None) -> str:
+def why(
+    ready: LoadedRule, found: RegisteredVersion, *trail: RegisteredVersion, own: str | None = None
+) -> str:
     alias = next(iter(aliases_for(ready.rule, found)), "")
     return decide(ready, found, alias, (found, *trail), lambda: own).why
 
@@ -96,7 +98,10 @@ def test_a_rule_starts_for_what_it_asks_for(
 
 def test_a_copy_is_accepted_by_where_its_bytes_lie(one: One) -> None:
     copy = version(source="models:/base/1")
-    good, evil = Version("base", "1", "s3://models/x"), Version("base", "1", "s3://evil/x")
+    good, evil = (
+        RegisteredVersion("base", "1", "s3://models/x"),
+        RegisteredVersion("base", "1", "s3://evil/x"),
+    )
     for sources in (["s3://models/"], ["s3://models/", "models:/"]):
         ready = one(sources=sources)
         assert why(ready, copy, good) == ""
@@ -154,20 +159,20 @@ def exported(store: ArtifactStore, tmp_path: Path) -> str:
     return digest
 
 
-def owned(registry: Registry, store: ArtifactStore, name: str, number: str) -> str | None:
+def owned(registry: ModelRegistry, store: ArtifactStore, name: str, number: str) -> str | None:
     trail = registry.trail(registry.version(name, number))
     return own_export(trail, registry, store)
 
 
 def test_it_is_known_in_its_store_without_tags(
-    registry: Registry, store: ArtifactStore, mlflow: Any, exported: str
+    registry: ModelRegistry, store: ArtifactStore, mlflow: Any, exported: str
 ) -> None:
     number = add_version(mlflow, "tiny", f"{store.uri(exported)}/hf")
     assert "points into resprout's store" in str(owned(registry, store, "tiny", number))
 
 
 def test_it_is_known_by_its_digest_in_a_store_that_was_moved(
-    registry: Registry, store: ArtifactStore, mlflow: Any, exported: str
+    registry: ModelRegistry, store: ArtifactStore, mlflow: Any, exported: str
 ) -> None:
     number = add_version(mlflow, "tiny", f"s3://moved/elsewhere/content/{exported}/hf")
     assert f"points at artifact {exported}" in str(owned(registry, store, "tiny", number))
@@ -175,13 +180,13 @@ def test_it_is_known_by_its_digest_in_a_store_that_was_moved(
     assert owned(registry, store, "tiny", other) is None
 
 
-def test_it_is_known_by_its_tag(registry: Registry, store: ArtifactStore, mlflow: Any) -> None:
+def test_it_is_known_by_its_tag(registry: ModelRegistry, store: ArtifactStore, mlflow: Any) -> None:
     number = add_version(mlflow, "tiny", "s3://models/x", tags={"resprout.digest": "0" * 64})
     assert "has the tag resprout.digest" in str(owned(registry, store, "tiny", number))
 
 
 def test_a_copy_under_another_name_is_known_without_tags(
-    registry: Registry, store: ArtifactStore, mlflow: Any, exported: str
+    registry: ModelRegistry, store: ArtifactStore, mlflow: Any, exported: str
 ) -> None:
     add_version(mlflow, "tiny", f"{store.uri(exported)}/hf", tags={"resprout.digest": exported})
     once = mlflow.copy_model_version("models:/tiny/1", "chat-copy")
@@ -194,7 +199,7 @@ def test_a_copy_under_another_name_is_known_without_tags(
 
 
 def test_the_copy_among_a_runs_artifacts_is_known(
-    registry: Registry, store: ArtifactStore, mlflow: Any
+    registry: ModelRegistry, store: ArtifactStore, mlflow: Any
 ) -> None:
     experiment = mlflow.create_experiment("any")
     ours = mlflow.create_run(experiment, tags={"resprout.config_digest": "0" * 64}).info
@@ -209,7 +214,7 @@ def test_the_copy_among_a_runs_artifacts_is_known(
     assert owned(registry, store, "tiny", elsewhere) is None
 
 
-def test_anothers_version_is_not_ours(registry: Registry, store: ArtifactStore, mlflow: Any) -> None:
+def test_anothers_version_is_not_ours(registry: ModelRegistry, store: ArtifactStore, mlflow: Any) -> None:
     assert owned(registry, store, "chat", add_version(mlflow, "chat", "s3://models/chat")) is None
 
 

@@ -18,9 +18,9 @@ from relaying import add_deployment, add_version, claims, flow_runs, rule, until
 from resprout.configs.errors import Transient
 from resprout.configs.infrastructure import MlflowConfig, PrefectConfig, RelayConfig
 from resprout.infra.prefect.flow_runs import FlowRuns, NoDeployment
-from resprout.infra.triggers.model_registry import PAGE, Registry
+from resprout.infra.triggers.model_registry import PAGE, ModelRegistry
 from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
-from resprout.infra.triggers.state import FAILED, STARTED, WAITING, Entry, TriggerState
+from resprout.infra.triggers.state import FAILED, STARTED, WAITING, LastSeen, TriggerState
 
 Make = Callable[..., Reconciler]
 DEAD_PREFECT = FlowRuns(PrefectConfig(), "http://127.0.0.1:9/api")
@@ -198,7 +198,7 @@ def test_what_waits_for_the_registry_is_started_once_it_is_there(
 ) -> None:
     make(runs=runs).look()
     add_version(mlflow, "chat-7b")
-    dead = make(registry=Registry(MlflowConfig(tracking_uri="http://127.0.0.1:9"), home), runs=runs)
+    dead = make(registry=ModelRegistry(MlflowConfig(tracking_uri="http://127.0.0.1:9"), home), runs=runs)
     with pytest.raises(Transient, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
         dead.look()
     make(runs=runs).look()
@@ -208,13 +208,13 @@ def test_what_waits_for_the_registry_is_started_once_it_is_there(
 def test_a_registry_that_does_not_answer_is_logged_once_and_looked_at_again(
     make: Make,
     home: Path,
-    registry: Registry,
+    registry: ModelRegistry,
     runs: Recorded,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    dead = Registry(MlflowConfig(tracking_uri="http://user:hunter2@127.0.0.1:9"), home)
+    dead = ModelRegistry(MlflowConfig(tracking_uri="http://user:hunter2@127.0.0.1:9"), home)
     reconciler = make(registry=dead, runs=runs, poll_seconds=0.05)
     reconciler.start()
     try:
@@ -393,20 +393,20 @@ def test_one_version_that_cannot_be_looked_at_holds_up_no_other(
     for name in ("chat-7b", "chat-8b"):
         for _ in range(3):
             add_version(mlflow, name)
-    version, model = Registry.version, Registry.model
+    version, model = ModelRegistry.version, ModelRegistry.model
 
-    def sick_version(self: Registry, name: str, number: str) -> Any:
+    def sick_version(self: ModelRegistry, name: str, number: str) -> Any:
         if (name, number) == ("chat-8b", "1"):
             raise Transient("a version that answers 500")
         return version(self, name, number)
 
-    def sick_model(self: Registry, name: str) -> Any:
+    def sick_model(self: ModelRegistry, name: str) -> Any:
         if name == "chat-7b":
             raise Transient("a model that answers 500")
         return model(self, name)
 
-    monkeypatch.setattr(Registry, "version", sick_version)
-    monkeypatch.setattr(Registry, "model", sick_model)
+    monkeypatch.setattr(ModelRegistry, "version", sick_version)
+    monkeypatch.setattr(ModelRegistry, "model", sick_model)
     for _ in range(3):
         with pytest.raises(Transient):
             reconciler.look()
@@ -431,7 +431,7 @@ def test_two_relays_with_one_database_start_one_run(
     for relay in relays:
         entries = relay.state.entries
 
-        def read(name: str, entries: Any = entries) -> list[Entry]:
+        def read(name: str, entries: Any = entries) -> list[LastSeen]:
             found = entries(name)
             barrier.wait(30)
             return list(found)
@@ -471,15 +471,15 @@ def test_a_first_look_that_is_cut_short_ends_in_what_was_there_at_its_beginning(
 ) -> None:
     for name in ("chat-7b", "chat-8b"):
         add_version(mlflow, name)
-    versions = Registry.versions
+    versions = ModelRegistry.versions
 
-    def fail(self: Registry, model: Any) -> Any:
+    def fail(self: ModelRegistry, model: Any) -> Any:
         if model.name == "chat-8b":
             raise Transient("the registry is down")
         return versions(self, model)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "versions", fail)
+        patch.setattr(ModelRegistry, "versions", fail)
         with pytest.raises(Transient):
             make(runs=runs).look()
     # The first model was seen, and one that is made now is new to the rule.
@@ -582,13 +582,13 @@ def test_a_version_that_is_still_being_made_waits(
     reconciler = make(runs=runs)
     reconciler.look()
     add_version(mlflow, "chat-7b")
-    versions = Registry.versions
+    versions = ModelRegistry.versions
 
-    def pending(self: Registry, model: Any) -> Any:
+    def pending(self: ModelRegistry, model: Any) -> Any:
         return [replace(one, status="PENDING_REGISTRATION") for one in versions(self, model)]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "versions", pending)
+        patch.setattr(ModelRegistry, "versions", pending)
         reconciler.look()
     assert runs.keys == []
     reconciler.look()
@@ -663,7 +663,7 @@ def test_another_registry_is_another_beginning(
 
     make(runs=runs).look()
     (tmp_path / "other.db").write_bytes(mlflow_template.read_bytes())
-    other = Registry(MlflowConfig(tracking_uri=f"sqlite:///{tmp_path / 'other.db'}"), tmp_path)
+    other = ModelRegistry(MlflowConfig(tracking_uri=f"sqlite:///{tmp_path / 'other.db'}"), tmp_path)
     add_version(client_of(other.uri), "chat-7b")
     reconciler = make(registry=other, runs=runs)
     reconciler.look()

@@ -19,9 +19,9 @@ from relaying import add_deployment, add_version, claims, client_of, rule
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import PrefectConfig, RelayConfig
 from resprout.infra.prefect.flow_runs import FlowRuns
-from resprout.infra.triggers.model_registry import Model, Version
+from resprout.infra.triggers.model_registry import RegisteredModel, RegisteredVersion
 from resprout.infra.triggers.reconciler import Reconciler
-from resprout.infra.triggers.state import FAILED, PAST, SEEN, STARTED, WAITING, Entry, TriggerState
+from resprout.infra.triggers.state import FAILED, PAST, SEEN, STARTED, WAITING, LastSeen, TriggerState
 
 Open = Callable[[], TriggerState]
 
@@ -45,8 +45,8 @@ def reopen(request: pytest.FixtureRequest, home: Path) -> Iterator[Open]:
         one.close()
 
 
-def entry(version: int | str, state: str = SEEN, **more: Any) -> Entry:
-    return Entry("chat", "chat-7b", str(version), 1_700_000_000_000, state=state, **more)
+def entry(version: int | str, state: str = SEEN, **more: Any) -> LastSeen:
+    return LastSeen("chat", "chat-7b", str(version), 1_700_000_000_000, state=state, **more)
 
 
 def test_entries_outlive_the_relay_and_are_put_over_those_of_before(reopen: Open) -> None:
@@ -65,7 +65,7 @@ def test_entries_outlive_the_relay_and_are_put_over_those_of_before(reopen: Open
 
 def test_a_start_is_noted_once_and_stays(reopen: Open) -> None:
     one, other = reopen(), reopen()
-    version = Version("chat-7b", "3", created=1_700_000_000_000)
+    version = RegisteredVersion("chat-7b", "3", created=1_700_000_000_000)
     one.put([entry(3, WAITING)])
     assert one.starts("chat", version, "") == []
     assert one.note_start(entry(3, STARTED, flow_run_id="run-1"))
@@ -121,7 +121,7 @@ def test_what_no_database_can_keep_is_kept_as_far_as_it_can_be(reopen: Open) -> 
 
 def test_a_rule_begins_once_for_all_relays(reopen: Open) -> None:
     one, other = reopen(), reopen()
-    models = [Model("chat-7b", 5)]
+    models = [RegisteredModel("chat-7b", 5)]
     assert one.rules("registry") == {}
     one.set_rule("registry", "chat", None, ("chat-*",), models)
     one.drop(one.entries("chat-7b"))
@@ -132,7 +132,7 @@ def test_a_rule_begins_once_for_all_relays(reopen: Open) -> None:
     assert other.rules("another") == {}
     other.set_rule("registry", "chat", ("chat-*",), ("*",), models)
     assert [(mark.version, mark.created, mark.state) for mark in one.entries("chat-7b")] == [("", 5, PAST)]
-    one.set_rule("registry", "chat", ("chat-*",), ("c*",), [Model("code", 6)])
+    one.set_rule("registry", "chat", ("chat-*",), ("c*",), [RegisteredModel("code", 6)])
     assert one.rules("registry") == {"chat": ("*",)}
     assert one.entries("code") == []
 
@@ -210,7 +210,7 @@ def test_a_database_of_an_earlier_relay_goes_on_where_it_was(
     # It is read once, whatever became of it.
     make(mine, state=reopen()).look()
     assert claims(deployment) == [f"{named} chat-7b 3", f"{named} chat-7b 4"]
-    starts = state.starts(named, Version("chat-7b", "2", created=made["2"]), "")
+    starts = state.starts(named, RegisteredVersion("chat-7b", "2", created=made["2"]), "")
     assert [(one.attempt, one.flow_run_id) for one in starts] == [(0, "run-2"), (1, "run-2-again")]
     mlflow.set_registered_model_alias("chat-7b", "champion", "1")
     mlflow.set_registered_model_alias("chat-7b", "other", "2")
