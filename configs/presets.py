@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -115,7 +116,12 @@ def load_preset(name: str) -> Preset:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise BadInput(f"unknown pruning method '{name}'{hint} Known: {', '.join(known)}.")
-    path = FOLDER / f"{name}.yaml"
+    return _read(FOLDER / f"{name}.yaml")
+
+
+@functools.cache
+def _read(path: Path) -> Preset:
+    """A run asks for its preset in each stage, and parsing YAML takes milliseconds."""
     try:
         return Preset.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError) as error:
