@@ -107,6 +107,8 @@ class Overhead(Plain):
     """Wall time outside the stages' own work."""
 
     orchestration_seconds: float
+    waiting_seconds: float = 0.0
+    """For another run that computed the same."""
     imports_seconds: float
     server_start_seconds: float
 

@@ -197,8 +197,10 @@ def _compress(
         conclusion.all()
         tracker.end(run_id)
         conclusion.seal()
+        waited = run.locks.waited_seconds
         result.overhead = Overhead(
-            orchestration_seconds=round(time.perf_counter() - began - run.work_seconds, 3),
+            orchestration_seconds=round(time.perf_counter() - began - run.work_seconds - waited, 3),
+            waiting_seconds=round(waited, 3),
             imports_seconds=round(session.imports_seconds, 3),
             server_start_seconds=round(session.server_start_seconds, 3),
         )

@@ -123,6 +123,9 @@ def _show(rows: list[AuditRow], odd: int) -> None:
     console.print(table, highlight=False)
     for remark in sorted({f"{row.name} {row.version}: {one}" for row in rows for one in row.remarks}):
         console.print(printable(remark), highlight=False, soft_wrap=True)
-    counted = f"{sum(row.kind == 'version' for row in rows)} versions, "
-    counted += f"{sum(row.kind == 'run' for row in rows)} runs that failed their gate, {odd} at odds"
-    console.print(counted, highlight=False)
+    versions, runs = (_counted(sum(row.kind == kind for row in rows), kind) for kind in ("version", "run"))
+    console.print(f"{versions}, {runs} that failed their gate, {odd} at odds", highlight=False)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

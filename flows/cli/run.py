@@ -170,10 +170,12 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
     elif cached:
         lines.append(f"{cached} of {len(result.stages)} stages were found in the cache")
     if result.overhead is not None:
+        over = result.overhead
+        waited = f"waiting for another run {over.waiting_seconds:.1f} s, " if over.waiting_seconds else ""
         lines.append(
-            f"time: {result.seconds:.1f} s, of it orchestration {result.overhead.orchestration_seconds:.1f} "
-            f"s, imports {result.overhead.imports_seconds:.1f} s, start of Prefect's server "
-            f"{result.overhead.server_start_seconds:.1f} s"
+            f"time: {result.seconds:.1f} s, of it {waited}orchestration {over.orchestration_seconds:.1f} "
+            f"s, imports {over.imports_seconds:.1f} s, start of Prefect's server "
+            f"{over.server_start_seconds:.1f} s"
         )
     return lines
 

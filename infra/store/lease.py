@@ -72,6 +72,8 @@ class LeaseLockManager(LockManager):
         self._poll = poll_seconds
         self._waiting = waiting
         self._stop_wait = stop
+        self.waited_seconds = 0.0
+        """How long this process has waited for others."""
         self._held: dict[str, Lease] = {}
         self._mutex = threading.RLock()
         self._stop = threading.Event()
@@ -126,7 +128,9 @@ class LeaseLockManager(LockManager):
             if silent and time.monotonic() - began >= SILENT_SECONDS:
                 silent = False
                 self._waiting(key)
+            before = time.monotonic()
             yield self._poll
+            self.waited_seconds += time.monotonic() - before
 
     def release_lock(self, key: str, holder: str) -> None:
         """Free the key for the next holder; ValueError when `holder` never had it from this process."""

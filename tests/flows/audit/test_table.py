@@ -294,7 +294,7 @@ def test_csv_and_json_hold_every_row_and_strict_fails(
     world.path(f"manifests/{world.writer.made['model'][0]}.json").unlink()
     verb.audit()
     shown = capsys.readouterr().out
-    assert "2 versions, 1 runs that failed their gate, 3 at odds" in shown
+    assert "2 versions, 1 run that failed their gate, 3 at odds" in shown
     assert "small 2 (candidate)" in shown
     with pytest.raises(VerificationFailed, match="3 of 3 rows are at odds"):
         verb.audit(strict=True)

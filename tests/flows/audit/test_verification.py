@@ -128,4 +128,4 @@ def test_what_verify_finds_at_odds_audit_shows(copied: Path, resprout: Callable[
     assert looked.result["versions"] == ["models:/tiny-pruned/1"]
     audited = resprout("audit", "--strict", home=copied)
     assert audited.code == 4
-    assert "1 versions, 0 runs that failed their gate, 1 at odds" in audited.out
+    assert "1 version, 0 runs that failed their gate, 1 at odds" in audited.out

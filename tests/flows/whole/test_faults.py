@@ -261,6 +261,7 @@ def test_two_runs_at_once_do_the_work_of_one(drive: Callable[..., Any], tmp_path
     assert len(kinds) == len(first["stages"]) - 1, "each stage has one record"
     assert versions_in(home) == [("tiny-pruned", "1")]
     assert first["registered"] == second["registered"]
+    assert max(one["overhead"]["waiting_seconds"] for one in (first, second)) > 0
 
 
 def small(root: Path, **changes: Any) -> Path:

@@ -269,6 +269,8 @@ def test_a_long_wait_is_told_once_and_a_short_one_not(locks, config, tmp_path, m
     assert told == ["prune-key"]
     assert not asyncio.run(waiter.aacquire_lock("prune-key", "you", acquire_timeout=1.0))
     assert told == ["prune-key"] * 2
+    assert 1.5 < waiter.waited_seconds < 10
+    assert locks.waited_seconds == 0
     waiter.close()
 
 
