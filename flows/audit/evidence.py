@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 THREADS = 16
+ORDERS = 16
+"""Lineages that are kept in memory: the checks of one version ask for the same again and again."""
 OWN = "resprout."
 """How the tags begin that resprout sets."""
 
@@ -154,6 +156,7 @@ class Evidence:
         self._states: dict[str, State] = {}
         self._seals: dict[str, Seal | str | None] = {}
         self._runs: dict[str, Run | None] = {}
+        self._orders: dict[tuple[str, ...], list[str]] = {}
         self._manifests: set[str] | None = None
         self._signatures: dict[str, list[str]] | None = None
 
@@ -338,7 +341,15 @@ class Evidence:
 
     def behind(self, roots: Iterable[str]) -> list[str]:
         """Return the ids of these records and of all behind them, read a level at a time."""
-        level = list(dict.fromkeys(one for one in roots if one))
+        asked = tuple(dict.fromkeys(one for one in roots if one))
+        if asked not in self._orders:
+            if len(self._orders) == ORDERS:
+                self._orders.clear()
+            self._orders[asked] = self._order(asked)
+        return self._orders[asked]
+
+    def _order(self, roots: tuple[str, ...]) -> list[str]:
+        level = list(roots)
         order = dict.fromkeys(level)
         while level:
             new = [one for one in level if one not in self.records]
