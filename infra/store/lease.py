@@ -123,14 +123,16 @@ class LeaseLockManager(LockManager):
         """Yield the seconds before each try of a wait: none before the first, until `timeout` is over."""
         began, silent = time.monotonic(), True
         yield 0.0
-        while timeout is None or time.monotonic() < began + timeout:
-            self._stop_wait()
-            if silent and time.monotonic() - began >= SILENT_SECONDS:
-                silent = False
-                self._waiting(key)
-            before = time.monotonic()
-            yield self._poll
-            self.waited_seconds += time.monotonic() - before
+        try:
+            while timeout is None or time.monotonic() < began + timeout:
+                self._stop_wait()
+                if silent and time.monotonic() - began >= SILENT_SECONDS:
+                    silent = False
+                    self._waiting(key)
+                yield self._poll
+        finally:
+            # Whoever is first at once never comes here.
+            self.waited_seconds += time.monotonic() - began
 
     def release_lock(self, key: str, holder: str) -> None:
         """Free the key for the next holder; ValueError when `holder` never had it from this process."""

@@ -332,7 +332,7 @@ class ArtifactStore:
             self.driver.put_bytes(_quarantine(digest), data)
             self.driver.delete(_manifest(digest))
         return VerificationFailed(
-            f"artifact {digest} is damaged and set aside ({problem}); run again to make it again"
+            f"artifact {digest} is damaged and set aside ({problem}); run again to recompute it"
         )
 
 

@@ -216,6 +216,10 @@ def test_the_rooms_that_a_stage_reaches(name: str) -> None:
     assert rooms == {"core", *ROOMS[name].split()} if name in ROOMS else rooms <= {one.name, *USUAL.split()}
 
 
+def test_every_stage_with_rooms_of_its_own_is_one_that_runs_have() -> None:
+    assert ROOMS.keys() <= STAGES.keys()
+
+
 def test_orchestration_is_there_and_is_not_followed() -> None:
     """An entry of what was renamed would let its new name into every key."""
     for name, reason in code.ORCHESTRATION.items():

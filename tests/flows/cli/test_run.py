@@ -44,6 +44,7 @@ def test_the_result_says_all_that_happened(finished: Any) -> None:
     assert not any(stage.cached for stage in result.stages)
     assert result.models is not None
     assert list(result.models) == models()
+    assert list(result.made_models()) == ["dense", "pruned", "recovered"]
     dense, pruned, recovered = result.made_models().values()
     assert pruned.params == recovered.params < 0.85 * dense.params
     assert dense.metrics["words_ppl_seq32"] > 1

@@ -263,14 +263,20 @@ def test_a_long_wait_is_told_once_and_a_short_one_not(locks, config, tmp_path, m
     driver = ArtifactStore.from_config(config, tmp_path / "other").driver
     waiter = LeaseLockManager(driver, poll_seconds=0.05, waiting=told.append)
     assert locks.acquire_lock("prune-key", "me")
+    began = time.monotonic()
     assert not waiter.acquire_lock("prune-key", "you", acquire_timeout=0.1)
     assert told == []
     assert not waiter.acquire_lock("prune-key", "you", acquire_timeout=1.0)
     assert told == ["prune-key"]
     assert not asyncio.run(waiter.aacquire_lock("prune-key", "you", acquire_timeout=1.0))
     assert told == ["prune-key"] * 2
-    assert 1.5 < waiter.waited_seconds < 10
+    # Three waits: 0.1, 1 and 1 s.
+    assert 2.1 <= waiter.waited_seconds <= time.monotonic() - began
     assert locks.waited_seconds == 0
+    before = waiter.waited_seconds
+    threading.Timer(1.0, locks.release_lock, ("prune-key", "me")).start()
+    assert waiter.acquire_lock("prune-key", "you", acquire_timeout=20)
+    assert waiter.waited_seconds > before
     waiter.close()
 
 
