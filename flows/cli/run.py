@@ -170,8 +170,9 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
     elif cached:
         lines.append(f"{cached} of {len(result.stages)} stages were found in the cache")
     if result.overhead is not None:
-        over = result.overhead
-        waited = f"waiting for another run {over.waiting_seconds:.1f} s, " if over.waiting_seconds else ""
+        over, waited = result.overhead, ""
+        if over.waiting_seconds >= 0.1:
+            waited = f"waiting for another run {over.waiting_seconds:.1f} s, "
         lines.append(
             f"time: {result.seconds:.1f} s, of it {waited}orchestration {over.orchestration_seconds:.1f} "
             f"s, imports {over.imports_seconds:.1f} s, start of Prefect's server "
