@@ -15,6 +15,7 @@ import json
 import os
 import random
 import runpy
+import select
 import signal
 import socket
 import sqlite3
@@ -24,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory, mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,11 +54,53 @@ LARGEST = 1 << 17
 """Bytes of a command with its environment."""
 
 
+class Fork:
+    """A command that was started, as subprocess.Popen gives it; its output goes to files."""
+
+    def __init__(self, command: list[str], answers: socket.socket, folder: Path) -> None:
+        self.args = command
+        self.returncode: int | None = None
+        self._answers, self._folder = answers, folder
+        self._lines = answers.makefile("r")
+        self.pid = int(self._lines.readline())
+
+    @property
+    def err(self) -> str:
+        """What it has written to standard error so far."""
+        return (self._folder / "err").read_text(errors="replace")
+
+    def kill(self) -> None:
+        """Kill it, if it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        """Exit code, or None while it runs."""
+        if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
+            self.wait(1)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """Exit code, once it has ended; TimeoutExpired leaves it running."""
+        if self.returncode is None:
+            if not select.select([self._answers], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = int(self._lines.readline())
+            self._lines.close()
+            self._answers.close()
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for its end, and return what it has written to standard output and error."""
+        self.wait(timeout)
+        return (self._folder / "out").read_text(), self.err
+
+
 class Forks:
     """The process with the libraries, as those see it that have it run commands."""
 
-    def __init__(self, asking: socket.socket) -> None:
-        self._asking = asking
+    def __init__(self, asking: socket.socket, folder: Path) -> None:
+        self._asking, self._folder = asking, folder
 
     def run(
         self,
@@ -71,27 +114,32 @@ class Forks:
 
         A `script` is run instead with these arguments, which calls the command line itself.
         """
+        fork = self.start(arguments, env, script, cwd)
+        try:
+            out, err = fork.communicate(timeout)
+        except subprocess.TimeoutExpired:
+            fork.kill()
+            raise
+        return subprocess.CompletedProcess(fork.args, fork.wait(0), out, err)
+
+    def start(
+        self, arguments: Sequence[str], env: Mapping[str, str], script: str = "", cwd: Path | None = None
+    ) -> Fork:
+        """As subprocess.Popen of `resprout`, or of a `script`."""
         ours, theirs = socket.socketpair()
-        command = ["resprout", *arguments]
-        asked = {"command": command, "env": dict(env), "cwd": str(cwd or Path.cwd()), "script": ""}
-        with TemporaryFile() as out, TemporaryFile() as err, NamedTemporaryFile(suffix=".py") as code, ours:
-            if script:
-                Path(code.name).write_text(script)
-                asked["script"] = code.name
-            with theirs:
-                socket.send_fds(
-                    self._asking, [json.dumps(asked).encode()], [theirs.fileno(), out.fileno(), err.fileno()]
-                )
-            ours.settimeout(timeout)
-            with ours.makefile("r") as answers:
-                pid = int(answers.readline())
-                try:
-                    code = int(answers.readline())
-                except TimeoutError:
-                    os.kill(pid, signal.SIGKILL)
-                    raise subprocess.TimeoutExpired(command, timeout) from None
-            texts = [file.seek(0) or file.read().decode() for file in (out, err)]
-        return subprocess.CompletedProcess(command, code, *texts)
+        folder = Path(mkdtemp(dir=self._folder))
+        code = folder / "script.py"
+        code.write_text(script)
+        asked = {
+            "command": ["resprout", *arguments],
+            "env": dict(env),
+            "cwd": str(cwd or Path.cwd()),
+            "script": str(code) if script else "",
+        }
+        with theirs, (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+            files = [theirs.fileno(), out.fileno(), err.fileno()]
+            socket.send_fds(self._asking, [json.dumps(asked).encode()], files)
+        return Fork(asked["command"], ours, folder)
 
 
 @contextmanager
@@ -101,13 +149,13 @@ def forks(env: Mapping[str, str], *given: Path) -> Iterator[Forks]:
     A python that is `given` runs the commands' children for models (tests/support/warm_python.py).
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
+    with ours, TemporaryDirectory(prefix="resprout-forks-") as folder:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, __file__, *map(str, given)], stdin=theirs.fileno(), env=env
             )
         try:
-            yield Forks(ours)
+            yield Forks(ours, Path(folder))
         finally:
             process.kill()
             process.wait()

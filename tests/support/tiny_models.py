@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
 from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,10 +106,16 @@ def tiny_model(model_type: str, seed: int = 0, dtype: str = "float32", **widths:
 
     Biases and norms, which stock initialisation leaves at 0 and 1, are random too: a wrong cut shows.
     """
+    return copy.deepcopy(_made(model_type, seed, dtype, json.dumps(widths)))
+
+
+@functools.lru_cache(maxsize=64)
+def _made(model_type: str, seed: int, dtype: str, widths: str) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    layers = {"n_layer": widths.pop("num_hidden_layers", 2)} if model_type == "gpt2" else {}
-    config = AutoConfig.for_model(model_type, **(widths_of(model_type) | layers | widths))
+    asked = json.loads(widths)
+    layers = {"n_layer": asked.pop("num_hidden_layers", 2)} if model_type == "gpt2" else {}
+    config = AutoConfig.for_model(model_type, **(widths_of(model_type) | layers | asked))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

@@ -8,8 +8,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 
 from commands import mlflow_of, versions_in
+from forked import Fork, Forks
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
 from resprout.flows.audit.verification import examine
 from resprout.flows.workspace import Workspace
@@ -124,10 +123,10 @@ finally:
 
 
 @pytest.fixture
-def drive(api_url: str) -> Callable[..., subprocess.Popen[str]]:
+def drive(api_url: str, forked: Forks) -> Callable[..., Fork]:
     """Start `resprout run` with a fault in it."""
 
-    def start(config: Path, home: Path, env: dict[str, str] | None = None, **fault: Any) -> Any:
+    def start(config: Path, home: Path, env: dict[str, str] | None = None, **fault: Any) -> Fork:
         settings = {
             **os.environ,
             "RESPROUT_HOME": str(home),
@@ -135,10 +134,7 @@ def drive(api_url: str) -> Callable[..., subprocess.Popen[str]]:
             "OMP_NUM_THREADS": "1",
             **(env or {}),
         }
-        return subprocess.Popen(
-            [sys.executable, "-c", DRIVER, json.dumps(fault), "run", str(config), "--json"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings,
-        )  # fmt: skip
+        return forked.start([json.dumps(fault), "run", str(config), "--json"], settings, DRIVER)
 
     return start
 
@@ -278,16 +274,13 @@ def test_an_mlflow_server_that_dies_in_the_middle(drive: Callable[..., Any], tmp
     address = {"RESPROUT_INFRA__MLFLOW__TRACKING_URI": f"http://127.0.0.1:{port}"}
     with mlflow_server(tmp_path / "mlflow", port) as server:
         process = drive(config, home, address, kind="none")
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("evaluate dense: started"):
-                server.kill()
-                break
+        while "\nevaluate dense: started" not in process.err:
+            assert process.poll() is None, process.err
+            time.sleep(0.02)
+        server.kill()
         began = time.monotonic()
-        out, rest = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=120)
         assert time.monotonic() - began < 60
-    err = "".join(lines) + rest
     assert process.returncode == 1, err
     (sentence,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert f"MLflow at http://127.0.0.1:{port} failed in" in sentence

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forked import Fork, Forks
 from proxy import proxy
 from resprout.configs.load import document, load
 from resprout.flows.rerun_command import standalone
@@ -37,32 +35,30 @@ print(json.dumps({"name": state.name, "message": state.message, "result": state.
 
 @dataclass
 class Deployed:
-    """A run as a worker starts it, and the lines that it has logged so far."""
+    """A run as a worker starts it."""
 
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
+    process: Fork
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
-        while not any(text in line for line in self.lines):
-            assert time.monotonic() < end, f"no '{text}' in\n" + "".join(self.lines)
-            assert self.process.poll() is None, "".join(self.lines)
+        while text not in self.process.err:
+            assert time.monotonic() < end, f"no '{text}' in\n{self.process.err}"
+            assert self.process.poll() is None, self.process.err
             time.sleep(0.05)
 
     def end(self, seconds: float = 240) -> Any:
-        out = self.process.stdout.read() if self.process.stdout else ""
-        self.process.wait(seconds)
-        assert out.strip(), "".join(self.lines)
+        out, err = self.process.communicate(seconds)
+        assert out.strip(), err
         return json.loads(out.strip().splitlines()[-1])
 
     def count(self, text: str) -> int:
-        return sum(text in line for line in self.lines)
+        return sum(text in line for line in self.process.err.splitlines())
 
 
 @pytest.fixture
-def deployed(tmp_path: Path) -> Iterator[Callable[..., Deployed]]:
+def deployed(tmp_path: Path, forked: Forks) -> Iterator[Callable[..., Deployed]]:
     """Start the tiny run, with few stages, in a process of its own; `infra` is its section."""
-    started: list[Deployed] = []
+    started: list[Fork] = []
 
     def start(infra: dict[str, Any], api_url: str) -> Deployed:
         evaluate = {"perplexity": tiny_config()["evaluate"]["perplexity"]}
@@ -75,19 +71,12 @@ def deployed(tmp_path: Path) -> Iterator[Callable[..., Deployed]]:
             "PREFECT_API_URL": api_url,
             "OMP_NUM_THREADS": "1",
         }
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUN, json.dumps(given)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings,
-        )  # fmt: skip
-        run = Deployed(process)
-        threading.Thread(target=lambda: run.lines.extend(process.stderr or ()), daemon=True).start()
-        started.append(run)
-        return run
+        started.append(forked.start([json.dumps(given)], settings, RUN))
+        return Deployed(started[-1])
 
     yield start
-    for run in started:
-        run.process.kill()
-        run.process.wait()
+    for process in started:
+        process.kill()
 
 
 @pytest.mark.timeout(300)
