@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 SUPPLY := $(VENV)-supply
 export RESPROUT_HOME
 
-.PHONY: setup dev quickstart test test-random test-faults test-faults-servers test-faults-runs image-test lint types
+.PHONY: setup dev quickstart test test-random test-faults test-faults-stack test-faults-triggers test-faults-runs
+.PHONY: image-test lint types
 .PHONY: bench sbom audit-dependencies clean
 
 # The project with the versions of constraints.txt. On a CPU machine whose pip would fetch the CUDA build of torch, see
@@ -41,11 +42,14 @@ test: dev
 test-random: dev
 	TEST_SEED=$(or $(TEST_SEED),random) $(BIN)/python -m pytest -m random
 
-# Mostly waiting, so the two halves can run beside each other: make -j2 test-faults
-test-faults: test-faults-servers test-faults-runs
+# Mostly waiting, so the three parts can run beside each other: make -j3 test-faults
+test-faults: test-faults-stack test-faults-triggers test-faults-runs
 
-test-faults-servers: dev
-	$(BIN)/python -m pytest -m faults tests/infra/stack tests/infra/triggers
+test-faults-stack: dev
+	$(BIN)/python -m pytest -m faults tests/infra/stack
+
+test-faults-triggers: dev
+	$(BIN)/python -m pytest -m faults tests/infra/triggers
 
 test-faults-runs: dev
 	$(BIN)/python -m pytest -m faults --ignore=tests/infra/stack --ignore=tests/infra/triggers
