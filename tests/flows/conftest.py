@@ -15,8 +15,8 @@ from forked import Forks, forks
 from resprout.infra.retention.mlflow_data import Database
 from warm_python import warm_python
 
-OURS = ("RESPROUT_", "BUCKET_", "MY_")
-"""How variables begin that no library reads."""
+OURS = ("RESPROUT_", "BUCKET_", "MY_", "PYTHONPATH")
+"""How variables begin that no library reads when it is imported."""
 
 
 @pytest.fixture(scope="session")

@@ -243,6 +243,7 @@ def _become(asked: dict[str, object], files: list[int]) -> None:
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
     sys.argv = asked["command"]
+    sys.path[:0] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     random.seed()
     _read_prefects_settings_late()
     if PYTHON:

@@ -6,8 +6,6 @@ import json
 import os
 import queue
 import re
-import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from forked import Forks
 from resprout.configs.load import document, load
 from resprout.flows.rerun_command import standalone
 from servers import free_port, prefect_server
@@ -70,7 +69,7 @@ def told() -> Iterator[tuple[str, queue.Queue[Any]]]:
 
 
 @pytest.mark.timeout(240)
-def test_a_gate_that_is_not_passed_is_told_once(told: Any, tmp_path: Path) -> None:
+def test_a_gate_that_is_not_passed_is_told_once(told: Any, forked: Forks, tmp_path: Path) -> None:
     address, came = told
     evaluate = {"perplexity": tiny_config()["evaluate"]["perplexity"]}
     parts = dict.fromkeys(("select", "recover", "measure"))
@@ -87,10 +86,7 @@ def test_a_gate_that_is_not_passed_is_told_once(told: Any, tmp_path: Path) -> No
         }
 
         def call(code: str, argument: str) -> list[str]:
-            done = subprocess.run(
-                [sys.executable, "-c", code, argument],
-                env=env, capture_output=True, text=True, timeout=150, check=False,
-            )  # fmt: skip
+            done = forked.run([argument], env, 150, code)
             assert done.returncode == 0, done.stderr
             return done.stdout.splitlines()
 
