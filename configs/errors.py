@@ -26,7 +26,7 @@ class Unreachable(BadInput):
 
 
 class StageFailed(ResproutError, RuntimeError):
-    """A stage met something that trying again would not mend (NaN, out of memory, a full disk)."""
+    """A stage met something that trying again would not fix (NaN, out of memory, a full disk)."""
 
     exit_code = 1
 

@@ -68,7 +68,7 @@ class PrefectConfig(Section):
     outage_seconds: Annotated[float, Field(ge=0.0)] = 3600.0
     """How long a deployed run waits for a store or an MLflow server that is down."""
     notify: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")] | None = None
-    """Notification block of the server, as type/name, that tells when a deployed run fails or fails its
+    """Notification block of the server, as type/name, used when a deployed run fails or does not pass its
     gate."""
 
 
@@ -220,7 +220,7 @@ SECRET_PARAMETER = re.compile(
     r"(?:_?id)?)=)[^&#\s'\"]*",
     re.IGNORECASE,
 )
-"""A parameter of an address whose name says that its value is nobody's to read."""
+"""A parameter of an address whose name says that its value is not to be read."""
 
 
 def without_credentials(text: str) -> str:

@@ -69,7 +69,7 @@ class Origin:
         return found
 
     def holds(self, address: str) -> bool:
-        """Whether `address` is this one or lies below it; a prefix of a scheme alone holds all of it."""
+        """Whether `address` is this one or is below it; a prefix of a scheme alone holds all of it."""
         try:
             other = Origin.parse(address)
         except ValueError:

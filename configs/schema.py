@@ -70,7 +70,7 @@ class DataSource(Section):
     where: str | None = None
     """Jinja expression over the row's columns; rows for which it is false are left out."""
     hash_percent: tuple[Percent, Percent] = (0, 100)
-    """Keep rows whose sha256 of `hash_of` modulo 100 lies in [low, high): a split that no order changes."""
+    """Keep rows whose sha256 of `hash_of` modulo 100 is in [low, high): a split that no order changes."""
     hash_of: str | None = None
     """Jinja template of what is hashed; default: the text, or instruction, input and output together."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -109,7 +109,7 @@ class RowSource(DataSource):
 
 
 class CalibrateConfig(Section):
-    """The samples that pruning looks at."""
+    """The samples that pruning computes with."""
 
     method: str = "cola"
     """random, cola or self_generated (`resprout methods`)."""

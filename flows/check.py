@@ -127,7 +127,7 @@ def _store_folder(loaded: Loaded) -> None:
     folder = ArtifactStore.from_config(loaded.config.infra.store, loaded.home).driver.folder("content")
     for place in (folder, *folder.parents) if folder else ():
         if place.is_file():
-            raise BadInput(f"{uri} lies in {place}, which is a file; give a folder or s3://bucket/prefix")
+            raise BadInput(f"{uri} is in {place}, which is a file; give a folder or s3://bucket/prefix")
 
 
 def _too_long(config: RunConfig, shape: Shape) -> list[str]:

@@ -173,7 +173,7 @@ def _differences(stage: StageComparison, before: ArtifactStore, now: ArtifactSto
 def _metrics(
     compared: Sequence[StageComparison], before: ArtifactStore, now: ArtifactStore
 ) -> dict[str, float] | None:
-    """How far each score of each model lies apart; None where one cannot be compared."""
+    """How far the scores of each model are apart; None where one cannot be compared."""
     found: dict[str, float] = {}
     for stage in compared:
         if stage.kind != "scores" or stage.same:

@@ -72,7 +72,7 @@ def compress(
 
     `overrides` are key=value. Of all runs with the same `claim` only the first does anything, and it ends
     where the model turns out to be an export of this store, unless those are wanted too (`own`). A session
-    that has loaded the config already says what it holds; then the parameters only tell of it.
+    that has loaded the config already says what it holds; then the parameters only show it.
     """
     session = current()
     if (newer := newer_due()) is not None:
@@ -206,7 +206,7 @@ def _compress(
         )
         logger.info("%s", result.message or "done", extra={"status": result.status})
     if result.status == "gate_not_passed" and not session.called_at:
-        # Under a name of its own, so that an automation can tell somebody.
+        # Under a name of its own, so that an automation can notify someone.
         return Failed(name="GateNotPassed", message=result.message, data=result.model_dump(mode="json"))
     return result.model_dump(mode="json")
 

@@ -1,6 +1,6 @@
 """Decide whether a scheduled flow run executes: skip missed runs, limit restarts.
 
-Prefect makes a schedule's runs beforehand, and hands out late what nobody took in its time: after a week
+Prefect makes a schedule's runs beforehand, and hands out late what no worker took in time: after a week
 without a worker an hourly schedule would run 168 times. So a scheduled run does nothing when the next one of
 its deployment with the same parameters is due as well. A run whose process died too often ends: automations
 cannot count, so the run does.

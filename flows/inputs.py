@@ -201,7 +201,7 @@ def model_files(address: str, place: Path, wanted: Wanted) -> dict[str, Path]:
     """The files of the model at a local place, by their names in a model folder; reads none of them.
 
     Raises:
-        BadInput: what lies there, which the config calls `address`, is no model.
+        BadInput: what is there, which the config calls `address`, is no model.
     """
     if place.is_file():
         found = {place.name: place}

@@ -29,7 +29,7 @@ def refuse_out_of_reach(infra: InfraConfig, data: dict[str, Any], pool: str) -> 
 def automate(infra: InfraConfig, command: str) -> None:
     """Make the server's automations; print a line where failures cannot be notified.
 
-    A block to tell somebody can only be saved on a server that is up, so its lack ends nothing.
+    A notification block can only be saved on a server that is up, so its lack ends nothing.
     """
     from resprout.infra.prefect.automations import ensure_automations
 

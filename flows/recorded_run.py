@@ -94,7 +94,7 @@ def refuse_impossible(run: RecordedRun, store: ArtifactStore, disk: Path, trust_
         if (stone := tombstones.of(store.driver, store.signer, ref.digest)) is not None:
             raise BadInput(
                 f"the {step.role} of this run (artifact {ref.digest}) was {stone.sentence}; without it the "
-                "run cannot be made again, though `resprout lineage` still tells of it"
+                "run cannot be made again, though `resprout lineage` still shows it"
             )
         if not store.check(ref.digest):
             raise BadInput(

@@ -101,7 +101,7 @@ def task_runner(infra: InfraConfig) -> TaskRunner[Any]:
     if infra.task_runner == "dask":
         from prefect_dask import DaskTaskRunner
 
-        # Dask sets its own level when it is imported, and tells of every connection.
+        # Dask sets its own level when it is imported, and logs every connection.
         logging.getLogger("distributed").setLevel(logging.WARNING)
         if infra.dask_address is not None:
             return DaskTaskRunner(address=infra.dask_address, client_kwargs={"timeout": CONNECT_SECONDS})

@@ -18,14 +18,14 @@ from resprout.tasks.core.run import Display
 
 
 class NoDisplay:
-    """Nobody watches: a look at the cache, a test."""
+    """No one watches: a look at the cache, a test."""
 
     def started(self, label: str) -> Progress:
         """Progress that goes nowhere."""
         return silent
 
     def waiting(self, stage: str) -> None:
-        """Nobody to tell."""
+        """No one to tell."""
 
     def finished(self, label: str, cached: bool, seconds: float) -> None:
         """Nothing to show."""

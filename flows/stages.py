@@ -164,7 +164,7 @@ class Steps(Sequence[Step]):
 
 
 def _calibrate_general(steps: Steps) -> None:
-    """Random windows of open-domain text, as many as of calibration, where the criterion looks at it."""
+    """Random windows of open-domain text, as many as of calibration, where the criterion uses it."""
     if "general_text" in steps.names:
         changes = {"method": "random", "text": steps.config.prune.general}
         section = steps.config.calibrate.model_copy(update=changes)

@@ -121,7 +121,7 @@ def _held(address: str, wanted: Wanted, here: Context) -> tuple[dict[str, Path],
 
 
 ROWS = 1000
-"""How many rows of each file are looked at."""
+"""How many rows of each file are checked."""
 CHATS = 100
 """How many rows go through a chat template."""
 SAMPLES = "calibrate.samples times seq_len_tokens"
@@ -145,7 +145,7 @@ class FirstRows:
 def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) -> Iterator[Fault]:
     """Faults of rows, of the pool's size, of too little text, and of rows through the chat template.
 
-    A source that lies elsewhere, or is not there, has none.
+    A source that is elsewhere, or is not there, has none.
     """
     config = loaded.config
     found: dict[str, list[Item]] = {}
@@ -192,7 +192,7 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
 
 
 def _files(address: str, here: Context) -> dict[str, Path]:
-    """The files of a source on this machine; none where it lies elsewhere or is not there."""
+    """The files of a source on this machine; none where it is elsewhere or is not there."""
     try:
         place = locate(address, here)
     except ResproutError:

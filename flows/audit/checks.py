@@ -2,7 +2,7 @@
 
 A check is about one version, run, record or artifact, or about the store, and yields a sentence for each
 thing that is at odds. A shallow check reads MLflow, records, seals, ledgers and listings. A deep one reads
-what lies around them as well: it hashes artifacts and the files of runs, checks signatures and timestamps,
+what surrounds them as well: it hashes artifacts and the files of runs, checks signatures and timestamps,
 and follows the entries of cache and index. The list stands at the end of this file.
 """
 
@@ -219,7 +219,7 @@ def _config_of(report: Record, made: Record) -> dict[str, Any] | None:
 def _claims_of_records(evidence: Evidence, version: VersionEvidence) -> Iterator[Claim]:
     behind = [evidence.record(one) for one in evidence.behind([version.record])]
     records = [one for one in behind if isinstance(one, Record)]
-    # Of a lineage with a gap nobody can tell what is missing in it; the gap itself is reported.
+    # Of a lineage with a gap no one can tell what is missing in it; the gap itself is reported.
     for name, stage in tagged().items() if len(records) == len(behind) else ():
         made = [one for one in records if one.stage == stage and one.config.get("role", "model") == "model"]
         witness = f"the lineage of record {version.record}"
@@ -462,7 +462,7 @@ def run_state(evidence: Evidence, run: RunEvidence) -> Problems:
         try:
             stone = evidence.store.tombstone(digest)
         except (BadInput, VerificationFailed):
-            # Reported with the store, and with the artifact where it is behind what is looked at.
+            # Reported with the store, and with the artifact where it is behind what is checked.
             continue
         erased |= stone.tracked if stone is not None else {}
     for one in sorted({*sealed, *states}):
@@ -630,7 +630,7 @@ def record_signatures(evidence: Evidence, record_id: str) -> Problems:
 
 
 def _is_signature(data: bytes | None, key_id: str) -> bool:
-    """Whether the bytes have the form of a signature by this key, which nobody here can check."""
+    """Whether the bytes have the form of a signature by this key, which no one here can check."""
     try:
         given = json.loads(data or b"")
         return canonical_json(given) == data and given["keyid"] == key_id and len(given["sig"]) == 128
@@ -736,7 +736,7 @@ def artifact_exports(evidence: Evidence, digest: str) -> Problems:
 
 def _unnamed(record_id: str) -> str:
     return (
-        f"record {record_id} is named by no run and no seal: somebody put it there, or a run of an earlier "
+        f"record {record_id} is named by no run and no seal: someone put it there, or a run of an earlier "
         "version that was killed left it, and `resprout gc` removes it"
     )
 

@@ -206,7 +206,7 @@ class _Children:
     def _inputs(self) -> dict[str, list[str]]:
         """The children of all records that have some, by the index."""
         found: dict[str, list[str]] = defaultdict(list)
-        # What is none of its keys is `audit`'s to tell of.
+        # What is none of its keys is reported by `audit`.
         for parent, child in keys.own(self.store.driver, "used"):
             found[parent].append(child)
         return found

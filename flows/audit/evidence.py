@@ -116,7 +116,7 @@ class RunEvidence:
 class Evidence:
     """Readers of store and MLflow for all checks; what they find besides problems is kept here for notes.
 
-    `share` of the files is hashed, drawn with `draw`; of the others size and stored checksum are looked at.
+    `share` of the files is hashed, drawn with `draw`; of the others size and stored checksum are compared.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Evidence:
         self.remarks: list[str] = []
         """Sentences on what is allowed and should be known."""
         self.report_pages: set[str] = set()
-        """Names of the runs whose page was looked at."""
+        """Names of the runs whose page was read."""
         self.pool = ThreadPoolExecutor(THREADS)
         """Threads for reading; what runs in them must not wait for others of them."""
         self._ledgers: dict[str, RegistryState | str] = {}
@@ -258,7 +258,7 @@ class Evidence:
         return sorted(alias for alias, at in self.model(version.name)[1].items() if at == version.number)
 
     def others(self) -> Iterator[str]:
-        """Yield the versions that no ledger knows, of the models that were looked at."""
+        """Yield the versions that no ledger knows, of the models that were checked."""
         for name in self._models:
             expected = self.ledger_or_none(name)
             for version in map(self._version, search.versions(self.tracker, search.named(name))):

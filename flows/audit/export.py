@@ -174,6 +174,6 @@ def envelope_of(store: ArtifactStore, lineage: Lineage) -> tuple[bytes, str]:
     if canonical_json(opened.statement) == canonical_json(statement):
         return kept, "" if opened.signed_by else "no signature by a known key is under it"
     return UNSIGNED.envelope(statement), (
-        "the stored statement says otherwise than the records (`resprout verify` tells more); this one was "
+        "the stored statement differs from the records (`resprout verify` shows more); this one was "
         "built now and is unsigned"
     )

@@ -83,7 +83,7 @@ def header(lineage: Lineage, results: Results, usual: dict[str, str]) -> Iterato
     elif lineage.report is not None:
         yield "gate: none was asked for"
     elif lineage.version is not None:
-        yield "the record of its report is not in the store: nothing here tells of scores and gate"
+        yield "the record of its report is not in the store: nothing here shows scores and gate"
     began = [node.record.started for node in lineage.nodes().values()]
     yield f"by {usual['who']} on {usual['machine']}, {usual['code']}, {min(began)} to {max(began)}"
     licences = sorted({source.licence or UNKNOWN for _, source in lineage.sources()})
@@ -278,7 +278,7 @@ def _finite(data: Any) -> Any:
 
 
 def console(width: int = 1000) -> Console:
-    """The terminal; in a pipe lines of `width`, where nobody sees one and nothing should be folded."""
+    """The terminal; in a pipe lines of `width`, where no one sees one and nothing should be folded."""
     from rich.console import Console
 
     found = Console()

@@ -27,7 +27,7 @@ class Finding:
 
 @dataclass
 class Examined:
-    """How much was looked at, what is wrong, and what a reader should know besides."""
+    """How much was checked, what is wrong, and what a reader should know besides."""
 
     artifacts: int = 0
     records: int = 0
@@ -41,7 +41,7 @@ class Verification:
     """Runs the checks down to a depth on one subject after another, on each once.
 
     What is wrong with a run is wrong with the version that it registered too, and what is wrong with a
-    record or an artifact with every version and every run that it lies behind.
+    record or an artifact with every version and every run that it is behind.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Verification:
         self.store()
 
     def beside(self) -> None:
-        """Check other records of the artifacts that were looked at, or with the same key, and so on."""
+        """Check other records of the artifacts that were checked, or with the same key, and so on."""
         looked: set[str] = set()
         while fresh := self.evidence.seen - looked:
             looked |= fresh
@@ -258,7 +258,7 @@ def examine_all(workspace: Workspace, share: float = 1.0, policy: LicencesConfig
 def examine_unsigned(workspace: Workspace) -> tuple[Examined, set[str]]:
     """Verify everything but for missing signatures, and return the records that are to be signed as well.
 
-    Signatures that are there must hold. From now on the store takes what nobody signed as it is.
+    Signatures that are there must hold. From now on the store accepts unsigned objects as they are.
     """
     workspace.store.signer.adopts()
     verification = Verification(workspace)

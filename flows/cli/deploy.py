@@ -37,7 +37,7 @@ def deploy(
 
     The config is copied to the server, its secrets as ${VARIABLE}; deploy again after a change. What is not
     given again stays: schedule, limit, overlap, pause, job variables. Of the times missed while no worker was
-    there, only the newest is made up for.
+    there, only the newest is run.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`resprout gc`: what nobody needs any more, and its removal."""
+"""`resprout gc`: what no one needs any more, and its removal."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def hold(
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Keep all that lies behind a version, a model or a run from `gc`, whatever else becomes of it.
+    """Keep all that is behind a version, a model or a run from `gc`, whatever else becomes of it.
 
     A hold is the tag resprout.hold in MLflow, so it can be set and seen there too; `verify` lets it pass.
 

@@ -15,7 +15,7 @@ def methods(
     """List calibration, pruning, selection and recovery methods, and the evaluation tasks that ship.
 
     Of a criterion it says what units it scores and what that costs, of a pruning method also its layouts, its
-    own first, with the name that it has in another; --json tells a method's settings as well.
+    own first, with the name that it has in another; --json shows a method's settings as well.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`resprout relocate`: tell MLflow where a home lies that was moved."""
+"""`resprout relocate`: tell MLflow where a moved home is."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def relocate(
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Let the addresses in the home's own MLflow database lead to where the home lies now.
+    """Let the addresses in the home's own MLflow database lead to where the home is now.
 
     resprout itself needs none of this: it finds a moved home's files by their digests. MLflow loads a version
     from the address that it noted when the version was made, which no call of MLflow changes; where its
-    database lies in the home it is changed there. In a copied home that is the copy's; the original stays.
+    database is in the home it is changed there. In a copied home that is the copy's; the original stays.
 
     \b
     Examples:
@@ -47,7 +47,7 @@ def relocate(
             if in_home:
                 roots[old.removesuffix(f"/{ARTIFACTS}") + "/store"] = store.root_uri
     if not roots:
-        typer.echo(f"{workspace.home} lies where MLflow's database says; nothing is to be changed")
+        typer.echo(f"{workspace.home} is where MLflow's database says; nothing is to be changed")
         return
     database = Database(tracker.uri)
     try:

@@ -80,7 +80,7 @@ def _run(
 
         prepare(loaded.config.infra, loaded.home, debug)
         if not debug:
-            # Deprecations inside the libraries underneath are not the user's to mend.
+            # Deprecations inside the libraries underneath are not the user's to fix.
             warnings.simplefilter("ignore")
         from resprout.flows.session import Session
 
@@ -191,5 +191,5 @@ def _mlflow(loaded: Loaded) -> str:
 
 
 def _short(path: Path) -> str:
-    """The path as seen from the folder the user is in, where it lies below it."""
+    """The path as seen from the folder the user is in, where it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

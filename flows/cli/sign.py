@@ -19,7 +19,7 @@ def sign(
     """Verify everything, and say what no known key signed; with --adopt sign it.
 
     For a store that had no signing key until now. Records, seals and the statements beside them are signed
-    by infra.proof.signing_key, and each ledger says so. The key then vouches for what lies there, so who
+    by infra.proof.signing_key, and each ledger says so. The key then vouches for what is there, so who
     doubts it takes a new store instead. Exit code 4, and nothing signed, where verification finds a fault;
     what a known key signed must hold.
 

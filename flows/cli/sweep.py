@@ -54,7 +54,7 @@ def sweep(
 
     prepare(variants[0].loaded.config.infra, variants[0].loaded.home, debug)
     if not debug:
-        # Deprecations inside the libraries underneath are not the user's to mend.
+        # Deprecations inside the libraries underneath are not the user's to fix.
         warnings.simplefilter("ignore")
     from resprout.flows.sweep_session import prepared
 

@@ -154,7 +154,7 @@ def retry(
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Try what failed once more, after what was wrong is mended.
+    """Try what failed once more, once the cause is fixed.
 
     \b
     Examples:

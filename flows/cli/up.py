@@ -22,7 +22,7 @@ CLI = (sys.executable, "-m", "resprout.flows.cli.main")
 
 def up(
     settings: Annotated[Path | None, typer.Argument(help="YAML with an infra section.")] = None,
-    show_status: Annotated[bool, typer.Option("--status", help="Only tell how each part is.")] = False,
+    show_status: Annotated[bool, typer.Option("--status", help="Only show the state of each part.")] = False,
     stop: Annotated[bool, typer.Option("--down", help="Stop everything; runs can go on later.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of stdout: the parts as JSON.")] = False,
 ) -> None:
@@ -91,7 +91,7 @@ def _settle(infra: InfraConfig, home: Path) -> None:
 
 
 def _say_whom_to_tell(infra: InfraConfig, home: Path) -> None:
-    """Set up notices, which needs a block that somebody may have saved since."""
+    """Set up notices, which needs a block that someone may have saved since."""
     if infra.prefect.notify is None:
         return
     from resprout.infra.environment import prepare

@@ -77,7 +77,7 @@ def allowing(*codes: str) -> Iterator[None]:
 
 
 def will_not_pass(error: Exception) -> bool:
-    """Whether waiting mends nothing: the server refuses, a driver is missing, this machine's disk fails."""
+    """Whether waiting cannot help: the server refuses, a driver is missing, this machine's disk fails."""
     import requests
     from mlflow.exceptions import MlflowException
 

@@ -37,7 +37,7 @@ FLOW_RUN = "resprout.flow_run"
 RECORD = "resprout.record"
 """Tag of stage runs and versions that names a record."""
 ANNOUNCED = "resprout.announced."
-"""Begins a tag of a parent run that names what it has begun and not finished: a record, until a stage's run
+"""Begins a tag of a parent run that names what it has started and not finished: a record, until a stage's run
 names it, or what it does in the registry, until its entry is in the ledger."""
 REGISTRATION = "registration"
 REPORT_RECORD = "resprout.report_record"
@@ -183,7 +183,7 @@ class Tracker:
     def resume(self, mark: str, value: str, params: Mapping[str, Any] | None = None) -> str | None:
         """Id of the run that began before under this tag and did not get through, open again; None: none.
 
-        One that began with other `params` stays as it is: MLflow lets nobody change them.
+        One that began with other `params` stays as it is: MLflow lets no one change them.
         """
         found = self.client.search_runs([self.experiment_id], f"tags.`{mark}` = '{value}'", max_results=1)
         given = _shown(params)

@@ -109,7 +109,7 @@ def ensure_notice(client: SyncPrefectClient, block: str) -> None:
     """Make or update the automation that sends a message through `block` after a gate or a run failed.
 
     `block` is a notification block of the server as "type/name", say slack-webhook/on-call. A run whose
-    process died is begun again instead, and ends as Failed when that does not help. Raises BadInput where
+    process died is restarted instead, and ends as Failed when that does not help. Raises BadInput where
     there is no such block.
     """
     kind, _, name = block.partition("/")

@@ -1,4 +1,4 @@
-"""Runs of the compress flow on a Prefect server: created once for a key, counted, and begun again."""
+"""Runs of the compress flow on a Prefect server: created once for a key, counted, and restarted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_RESTARTS = 11
 """More than infra.prefect.restarts allows: only a run that dies before the flow can count gets here."""
 NEVER_BEGINS = (
     f"its process died more than {MOST_RESTARTS} times before the flow's own code began; look into the "
-    "worker's log (image, installation, memory?), mend it, then retry the run"
+    "worker's log (image, installation, memory?), fix it, then retry the run"
 )
 REQUEST_SECONDS = 10.0
 STATES = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED", "PAUSED")

@@ -126,7 +126,7 @@ def _started(folder: Path) -> str:
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
-            # Away from the terminal, whose Ctrl-C would reach it before the run has told it how it ended.
+            # Away from the terminal, whose Ctrl-C would reach it before the run has reported its end.
             start_new_session=True,
             env={**os.environ, **EPHEMERAL},
         )

@@ -166,7 +166,7 @@ class Ledger:
 
         Raises:
             BadInput: the ledger is signed, and there is no key here.
-            VerificationFailed: the chain is damaged, or ends with what nobody known signed.
+            VerificationFailed: the chain is damaged, or ends with an entry that no known key signed.
         """
         entries = list(self.entries())
         signed = any(entry.opened.signed_by or entry.opened.unknown for entry in entries)

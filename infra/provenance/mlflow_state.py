@@ -223,7 +223,7 @@ def _short(value: Any) -> str:
 def stage_run_problems(store: ArtifactStore, run_id: str, states: Mapping[str, Any]) -> Iterator[str]:
     """Yield tags and metrics of a run and its nested runs that are not those of their records and artifacts.
 
-    A seal states what MLflow showed when a run ended; what somebody wrote there while the run was at work
+    A seal states what MLflow showed when a run ended; what someone wrote there while the run was at work
     would be sealed with it, but not borne out by the artifacts.
     """
     for identity, state in states.items():

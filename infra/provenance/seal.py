@@ -128,7 +128,7 @@ def write_seal(
     """
     now = locations(tracker, store.root_uri)
     states = run_states(tracker, run_id, COPY)
-    # Somebody may have written there since a stage's run ended, and the seal would vouch for it.
+    # Someone may have written there since a stage's run ended, and the seal would vouch for it.
     if wrong := next(stage_run_problems(store, run_id, states), None):
         raise VerificationFailed(f"run {run_id} is not sealed: {wrong}; run again")
     named = sorted({state["tags"][RECORD] for state in states.values() if RECORD in state["tags"]})
@@ -151,7 +151,7 @@ def write_seal(
         "runs": mask_locations(states, now),
     }
     data = store.signer.envelope(statement(f"mlflow-run:{run_id}", PREDICATE, predicate))
-    # A run that was sealed and begun again by its scheduler ends anew, and so does its seal.
+    # A run that was sealed and restarted by its scheduler ends again, and so does its seal.
     store.driver.put_bytes(seal_key(run_id), data)
     token = authority.stamp(data) if authority else None
     if token is not None:
@@ -209,7 +209,7 @@ class CollectionStatement:
 
     @property
     def sentence(self) -> str:
-        """Explanation for somebody who misses them."""
+        """Explanation for someone who misses them."""
         return f"gc collected {len(self.records)} records of run {self.run} on {self.when[:10]} ({self.who})"
 
 
@@ -236,7 +236,7 @@ def read_collection(store: ArtifactStore, run_id: str) -> CollectionStatement | 
 def write_collection(store: ArtifactStore, run_id: str, records: Collection[str]) -> None:
     """State that these records are collected too; to be called before they are."""
     before = None
-    # What does not count is not vouched for, and holds nobody up.
+    # What does not count is not vouched for, and holds no one up.
     with suppress(VerificationFailed):
         before = read_collection(store, run_id)
     if before is not None and before.records.issuperset(records):

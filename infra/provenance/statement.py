@@ -87,7 +87,7 @@ def provenance(made: Node, files: Iterable[FileEntry], report: Node | None = Non
     """Return the statement on the artifact of `made`, whose manifest lists `files`.
 
     `report` is the record of the run's report, which holds the run's config and leads to plan, scores and
-    gate; without it the statement tells of what `made` alone was built from.
+    gate; without it the statement covers what `made` alone was built from.
     """
     nodes = {node.record_id: node for top in (made, report) if top is not None for node in top.walk()}
     records = sorted((node.record.started, node.record_id, node.record) for node in nodes.values())
@@ -171,7 +171,7 @@ def provenance_problems(
     """Yield what is wrong with the kept statement, which the keys `signed` had signed when it was sealed.
 
     `sealed` is its hash then. With `rebuild` the records must still make the same statement, which another
-    version of this code may put otherwise.
+    version of this code may word differently.
     """
     key = provenance_key(report)
     data = store.driver.get_bytes(key)
@@ -184,7 +184,7 @@ def provenance_problems(
         if sealed is not None and sha256_hex(canonical_json(opened.statement)) != sealed:
             yield f"the {what} was changed: the seal names another"
         elif rebuild and opened.statement != rebuild_provenance(store, made, report):
-            yield f"the {what} was changed: the records say otherwise"
+            yield f"the {what} was changed: the records differ"
     except (BadInput, VerificationFailed) as error:
         yield str(error)
         return

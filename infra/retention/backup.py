@@ -392,7 +392,7 @@ def _each(
     things: Sequence[Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Copy several at once; the first error cancels what has not begun."""
+    """Copy several at once; the first error cancels what has not started."""
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             for done, _ in enumerate(pool.map(copy, things), 1):

@@ -42,7 +42,7 @@ class Erasure:
     """By digest "<run id>/<path>" with its SHA-256."""
     local: list[Path] = field(default_factory=list)
     not_searched: list[str] = field(default_factory=list)
-    """Files of the same artifacts that are no text, so that nobody can say what is in them."""
+    """Files of the same artifacts that are no text, so that no one can say what is in them."""
     left_behind: list[str] = field(default_factory=list)
     """Files of other artifacts with the same bytes, which go with those artifacts only."""
     breaks: dict[str, list[str]] = field(default_factory=dict)
@@ -113,7 +113,7 @@ def _fingerprints(store: ArtifactStore, digest: str, row: str | None) -> Fingerp
     try:
         return fingerprints(lambda: _text_files(store, digest), row)
     except BadInput:
-        # An erasure that was begun goes on without the rows: the tombstones name all files.
+        # An erasure that was started goes on without the rows: the tombstones name all files.
         if store.tombstone(digest) is None:
             raise
         return Fingerprints()

@@ -123,9 +123,9 @@ def take_inventory(store: ArtifactStore) -> Inventory:
 
 @dataclass(frozen=True)
 class Deletion:
-    """One deletion: a record that nobody needs, and with the last one of an artifact its content.
+    """One deletion: a record that no one needs, and with the last one of an artifact its content.
 
-    Without a record it is content alone, of which there are no records, or they stay to tell of an erasure.
+    Without a record it is content alone, of which there are no records, or they stay as proof of an erasure.
     """
 
     digest: str

@@ -90,7 +90,7 @@ class RootFinder:
         """Return all roots at this moment.
 
         Raises:
-            VerificationFailed: a seal or ledger is damaged, so that nobody knows what it names.
+            VerificationFailed: a seal or ledger is damaged, so that no one knows what it names.
         """
         found = Roots()
         versions = self._registered()

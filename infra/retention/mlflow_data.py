@@ -87,7 +87,7 @@ class Database:
             return str(connection.execute(sqlalchemy.select(tables.tables[REVISION])).scalar_one())
 
     def require_empty(self, own: str) -> None:
-        """BadInput where somebody has used the database; the experiment called `own` may be there, unused."""
+        """BadInput where someone has used the database; the experiment called `own` may be there, unused."""
         with self._open() as connection:
             tables = _tables(connection).tables
             # Tags of an experiment say no more than that it is there.

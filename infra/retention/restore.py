@@ -97,7 +97,7 @@ class Restore:
                 self._files(files, uris, scratch)
                 if not self.database.holds(rows, scratch / "again", moved):
                     raise VerificationFailed(
-                        f"{self.database.shown} has other rows than the backup; nobody else may write there: "
+                        f"{self.database.shown} has other rows than the backup; no one else may write there: "
                         "restore again into a new database"
                     )
         if problems := self.verify():
@@ -210,7 +210,7 @@ def _sorted(entries: list[FileEntry]) -> tuple[dict[str, Manifest], list[FileEnt
 
 
 def _mover(roots: dict[str, str]) -> Callable[[str], str]:
-    """Return a function that replaces the beginning of a text that is or lies below an old place."""
+    """Return a function that replaces the beginning of a text that is or is below an old place."""
     longest_first = sorted(roots, key=len, reverse=True)
 
     def moved(text: str) -> str:

@@ -147,7 +147,7 @@ def stamps(content: Path, manifest: Manifest) -> Stamps | None:
 class NotesKey:
     """The key that authenticates the notes of a machine.
 
-    It comes from the signing key; without one it is a random file that nobody but this user can read or make.
+    It comes from the signing key; without one it is a random file that no one but this user can read or make.
     """
 
     def __init__(self, folder: Path, signer: Signer) -> None:
@@ -157,7 +157,7 @@ class NotesKey:
     @cached_property
     def value(self) -> bytes:
         """The key, 32 bytes; created where there is none yet."""
-        # Ed25519 signs the same bytes the same way each time, and this signature is shown to nobody.
+        # Ed25519 signs the same bytes the same way each time, and this signature is shown to no one.
         signature = self._signer.signature(NOTES, b"")
         if signature is not None:
             return hashlib.sha256(signature).digest()

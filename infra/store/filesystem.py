@@ -123,7 +123,7 @@ def disk_errors(folder: Path, need: int = 0) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise BadInput(
-                f"{error.filename or folder} cannot be written or read by this user ({error.strerror}); mend "
+                f"{error.filename or folder} cannot be written or read by this user ({error.strerror}); fix "
                 "its permissions or give another infra.home or infra.store.uri"
             ) from error
         raise
@@ -176,7 +176,7 @@ def _lock(path: Path, mode: int, create: bool = True) -> Iterator[None]:
 def _locked_descriptor(path: Path, mode: int, create: bool) -> int:
     """Open and lock the file that is at `path` now.
 
-    Between opening and locking, a holder may have removed the file: then the lock is on a file that nobody
+    Between opening and locking, a holder may have removed the file: then the lock is on a file that no one
     else can see, and the next try takes the one that is there.
     """
     while True:

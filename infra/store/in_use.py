@@ -4,9 +4,9 @@ A writer is a run. It names each digest before it looks whether the artifact is 
 
 1. it writes the reference `pins/<digest>/<writer>`; `<writer>` is a lease that it holds (`lease.py`);
 2. it looks for the mark `gc/<digest>`, and waits until there is none;
-3. only then it looks at the manifest, and either relies on the artifact or publishes it.
+3. only then it reads the manifest, and either relies on the artifact or publishes it.
 
-gc goes the other way round for each digest that nobody needs: it writes the mark, looks for living references
+gc goes the other way round for each digest that no one needs: it writes the mark, looks for living references
 (and for records and versions that came since it planned), and only then deletes: manifest first, content,
 records, and the mark last. Where it finds a reference it removes the mark and leaves the artifact.
 
@@ -116,7 +116,7 @@ class InUseReferences:
                 f"the run that this work is for no longer holds its lease {writer}, so nothing keeps gc from "
                 "what is made here; run again"
             )
-        # Who disregards a reference takes the lease over first. While nobody has, all have counted.
+        # Who disregards a reference takes the lease over first. While no one has, all have counted.
         if self._locks.renew(writer):
             return
         logger.warning("this process was away for longer than its lease; it looks whether all is still there")
@@ -186,7 +186,7 @@ def mark_owner(driver: Driver, digest: str) -> str | None:
     try:
         return None if data is None else str(json.loads(data)["gc"])
     except (ValueError, KeyError, TypeError):
-        # No gc wrote this. Nobody holds a lease of that name, so the mark counts as one of a dead gc.
+        # No gc wrote this. No one holds a lease of that name, so the mark counts as one of a dead gc.
         return NOBODY
 
 

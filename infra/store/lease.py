@@ -147,7 +147,7 @@ class LeaseLockManager(LockManager):
                 logger.warning("the lock on %s had passed to another process before it was released", key)
 
     def retire(self, key: str, holder: str) -> None:
-        """Free a key that nobody will ask for again, and leave no object behind."""
+        """Free a key that no one will ask for again, and leave no object behind."""
         with self._mutex:
             if not self._give_up(key, holder).lost:
                 self._driver.delete(_name(key))

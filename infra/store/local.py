@@ -53,7 +53,7 @@ class LocalDriver(Driver):
     def _open(self, key: str) -> BinaryIO:
         """The object's file, opened to read; FileNotFoundError or VerificationFailed as in `plain_status`."""
         plain_status(self.root, require_safe(key))
-        # Without a wait for somebody at the other end, should it have become a pipe since.
+        # Without a wait for someone at the other end, should it have become a pipe since.
         return open(self.root / key, "rb", opener=_open_plain)
 
     @contextmanager

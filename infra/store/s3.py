@@ -317,7 +317,7 @@ class S3Driver(Driver):
 
 
 def _all(jobs: list[Future[Any]], pool: ThreadPoolExecutor) -> list[Any]:
-    """Return results in order; the first error cancels what has not begun."""
+    """Return results in order; the first error cancels what has not started."""
     try:
         return [job.result() for job in jobs]
     except BaseException:

@@ -48,7 +48,7 @@ class Signer:
         self._known = {key.keyid: key for key in (*([own.public_key] if own else []), *known)}
         self.required = required
         self.adopting = False
-        """Whether what nobody signed is looked at in order to be signed, and taken as it is until then."""
+        """Whether what is unsigned is read in order to be signed, and taken as it is until then."""
 
     @classmethod
     def from_config(cls, config: ProofConfig) -> Signer:
@@ -74,11 +74,11 @@ class Signer:
             )
 
     def adopts(self) -> None:
-        """From now on take what nobody signed as it is; what known keys signed must hold all the same."""
+        """Accept unsigned objects as they are from now on; signatures of known keys must still hold."""
         self.required, self.adopting = False, True
 
     def excuses(self, opened: Opened) -> bool:
-        """Whether a statement that bytes are missing by right counts: where keys are known, one signed it."""
+        """Whether a statement that bytes are missing on purpose counts: signed, where keys are known."""
         return bool(opened.signed_by) or self.adopting or not (self.required or self.key_ids)
 
     @property

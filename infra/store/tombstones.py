@@ -40,7 +40,7 @@ class Tombstone(BaseModel):
 
     @property
     def sentence(self) -> str:
-        """Explanation for somebody who wants the bytes."""
+        """Explanation for someone who wants the bytes."""
         return f"erased on {self.when[:10]}: {self.reason}"
 
 

@@ -20,7 +20,7 @@ CONTENT = re.compile(r"/content/([0-9a-f]{64})(?:/|$)")
 
 @dataclass(frozen=True)
 class Decision:
-    """`overrides` where the rule starts a run; else `why` not, a `fault` where somebody should look at it."""
+    """`overrides` where the rule starts a run; else `why` not, a `fault` where someone should look at it."""
 
     overrides: tuple[str, ...] = ()
     why: str = ""
@@ -74,7 +74,7 @@ def decide(
         return Decision(why=why)
     if not rule.own and (ours := own()):
         return Decision(why=f"resprout registered it: {ours}")
-    # The bytes are read where the last copy lies; an alias there names no place.
+    # The bytes are read where the last copy is; an alias there names no place.
     place = trail[-1].source
     if not rule.accepts(place) or (place.startswith("models:") and not LOGGED_MODEL.match(place)):
         return Decision(why=f"the rule does not accept its source {place[:200]}", fault=True)
@@ -118,7 +118,7 @@ def own_export(
     """Why the version is resprout's own, by itself or by what it is a copy of; None where it is not.
 
     What a run registers must not start the next run. A tag can be lost, so the artifact's digest counts: in
-    the version's source, in the store that it points into, or by the run whose artifacts it lies among. A
+    the version's source, in the store that it points into, or by the run whose artifacts it is among. A
     copy that was brought elsewhere byte for byte is known only once it is here, so the flow looks again
     (`store/exports.py`).
     """

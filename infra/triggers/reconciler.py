@@ -71,7 +71,7 @@ class Metrics:
         self.started = self._counter("runs_started", "Flow runs created by rule.", "rule")
         self.failures = self._counter("failures", "Faults of the relay by kind.", "kind")
         self.poll_seconds = self._gauge("poll_seconds", "How long the last look at the registry took.")
-        self.polled = self._gauge("last_poll_timestamp_seconds", "When the registry was last looked at.")
+        self.polled = self._gauge("last_poll_timestamp_seconds", "When the registry was last read.")
         self.oldest = self._gauge("oldest_unhandled_seconds", "Age of the oldest change that waits.")
         self.waiting = self._gauge("waiting", "Versions and aliases that wait for a flow run.")
         self.failed = self._gauge("failed", "Versions and aliases that failed; see triggers status.")
@@ -182,7 +182,7 @@ class Reconciler:
         """Why the relay is of no use, or None."""
         if self._thread.ident and not self._thread.is_alive():
             return f"{self._thread.name} has stopped"
-        return None if self._tried.is_set() else "the registry has not been looked at yet"
+        return None if self._tried.is_set() else "the registry has not been read yet"
 
     def wake(self, name: str) -> None:
         """Look at a model now, if a rule is for it."""
@@ -195,7 +195,7 @@ class Reconciler:
             self._wake.set()
 
     def woken(self) -> dict[str, float]:
-        """The models that are to be looked at now, and since when."""
+        """The models that are due for a look, and since when."""
         with self._lock:
             return dict(self._woken)
 
@@ -308,7 +308,7 @@ class Reconciler:
         self._known = {rule.name: rule.models for rule in rules}
 
     def _rules_for(self, name: str) -> list[LoadedRule]:
-        """The rules for a model that have begun."""
+        """The rules for a model that are in force."""
         fit = [loaded for loaded in self.rules.rules if loaded.rule.fits(name)]
         return [loaded for loaded in fit if _fits(self._known.get(loaded.rule.name, ()), name)]
 

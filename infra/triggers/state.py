@@ -48,7 +48,7 @@ from resprout.infra.triggers.model_registry import RegisteredModel, RegisteredVe
 
 PAST, SEEN, WAITING, STARTED, FAILED = "past", "seen", "waiting", "started", "failed"
 """There before the rule was; started nothing, for a reason; could not be started yet; has a flow run; starts
-nothing until somebody mends it."""
+nothing until someone fixes it."""
 KEY = ("rule", "name", "version", "created", "alias", "attempt")
 MOST_REASON_CHARS = 500
 LOCK = 0x7265737072

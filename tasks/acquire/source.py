@@ -90,7 +90,7 @@ class Source(Protocol):
         ...
 
     def fetch(self, pinned: Pinned, context: Context, scratch: Path) -> dict[str, Path]:
-        """A local file for each pinned path, in `scratch` or where it lies already."""
+        """A local file for each pinned path, in `scratch` or where it is already."""
         ...
 
 
@@ -129,7 +129,7 @@ def pin(address: str, wanted: Wanted, context: Context) -> Pinned:
 
 
 def locate(address: str, context: Context) -> Path | None:
-    """The path of the source on this machine, None where it lies elsewhere; hashes and fetches nothing.
+    """The path of the source on this machine, None where it is elsewhere; hashes and fetches nothing.
 
     Raises:
         BadInput: the address is of this machine, and there is no such thing.

@@ -1,1 +1,1 @@
-"""Choosing the samples that pruning looks at."""
+"""Choosing the samples that pruning computes with."""

@@ -87,7 +87,7 @@ def _plans(first: dict[str, Any], second: dict[str, Any]) -> str:
 
 
 def _values(first: Any, second: Any) -> str:
-    """How many values differ, and the number that lies furthest apart."""
+    """How many values differ, and the largest difference."""
     ours, theirs = dict(leaves(first)), dict(leaves(second))
     apart = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
     numbers = {
@@ -160,4 +160,4 @@ def compare_tensors(first: Path, second: Path) -> str:
             f"{apart} of {len(names & others)} tensors differ, at most by {most:.3g} absolute and "
             f"{most_relative:.3g} relative (in {worst})"
         )
-    return ", ".join(parts) or "the same tensors, laid out otherwise"
+    return ", ".join(parts) or "the same tensors, in another layout"

@@ -58,4 +58,4 @@ class Progress(Protocol):
 
 
 def silent(done: int, total: int, what: str) -> None:
-    """Progress that nobody watches."""
+    """Progress that no one watches."""

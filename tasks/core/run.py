@@ -109,7 +109,7 @@ class Run:
     outage_seconds: float = 0.0
     """How long finished work waits for a store that is down."""
     tracked: set[tuple[str, str]] = field(default_factory=set)
-    """Label and key of the stages that the MLflow run holds already, where the run was begun before."""
+    """Label and key of the stages that the MLflow run holds already, where the run was started before."""
     nested: dict[str, Nested] = field(default_factory=dict)
     """The MLflow runs of the stages, by label."""
     stages: list[StageResult] = field(default_factory=list)

@@ -3,7 +3,7 @@
 A stage is a pure function `(job, inputs, workdir, progress) -> None`, which writes files into `workdir`, and
 what `@stage` says of it: its name and kind, the inputs that it reads by role, the section of the run config
 that asks for it, what its cache key is made of, the model that it leaves, and what it gives to the other
-stages, to MLflow, to the report and to the model card. Nobody else knows a stage by its name. How a stage is
+stages, to MLflow, to the report and to the model card. No one else knows a stage by its name. How a stage is
 run stands in `tasks.core.run`; of what its key consists, in `tasks.core.cache_key`.
 """
 

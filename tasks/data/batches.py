@@ -27,7 +27,7 @@ def by_tokens(lengths: Sequence[int], batch_tokens: int, steps: int, seed: int) 
     """`steps` training batches of about `batch_tokens` tokens in random order, pass after pass over the rows.
 
     Padding is not counted. A pass over T tokens gives at most ceil(T / batch_tokens) batches: rows are
-    laid end to end and each goes to the batch in which its middle lies, so a batch is off by a row at most
+    laid end to end and each goes to the batch that holds its middle, so a batch is off by a row at most
     and the mean is exact. Rows are not sorted by length, which would make a batch of one kind of task;
     `by_area` splits a batch into parts of like length where padding costs.
 

@@ -18,7 +18,7 @@ from resprout.configs.errors import BadInput
 from resprout.tasks.data import chat_child
 
 NO_TEMPLATE = "template is chat but the tokenizer has no chat template; set template: alpaca"
-INSTEAD = "mend the template in the model's folder, or set template: alpaca"
+INSTEAD = "fix the template in the model's folder, or set template: alpaca"
 
 
 def chat_texts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

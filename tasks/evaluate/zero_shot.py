@@ -146,7 +146,7 @@ def count_items(name: str, folder: Path, limit: int | None) -> int:
         what = " ".join(str(error).split())[:200]
         raise BadInput(
             f"evaluation task {name} does not fit row {max(item, 1)} of its data ({type(error).__name__}: "
-            f"{what}); mend the task's YAML, or leave such rows out by `where`"
+            f"{what}); fix the task's YAML, or leave such rows out by `where`"
         ) from error
     return item
 

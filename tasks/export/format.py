@@ -73,7 +73,7 @@ def largest_difference(name: str, expected: Probed, found: Probed, bound: float)
     for prompt, (ours, theirs) in enumerate(zip(expected.greedy_ids, found.greedy_ids, strict=True)):
         if ours != theirs:
             raise StageFailed(
-                f"the {name} export continues prompt {prompt} otherwise than the model under greedy "
+                f"the {name} export continues prompt {prompt} differently from the model under greedy "
                 "decoding; the export is discarded"
             )
     return worst

@@ -1,7 +1,7 @@
 """Answers of a model to a few prompts: logits at every position and greedy text.
 
 The parent imports this module; the clean child process runs it as a script, `python -I probe.py REQUEST
-OUT`, by its path. So it imports nothing of resprout, and as a script it first makes sure that nobody can,
+OUT`, by its path. So it imports nothing of resprout, and as a script it first makes sure that no one can,
 but for the classes of layouts where the export's format says that it needs them.
 """
 

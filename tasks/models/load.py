@@ -141,7 +141,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
 @contextmanager
 def code_refused(place: str) -> Iterator[None]:
-    """Raise BadInput where transformers finds that only Python code that lies at `place` could load it."""
+    """Raise BadInput where transformers finds that only Python code that is at `place` could load it."""
     try:
         yield
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 Layer after layer takes tensors of the same sizes and frees them. glibc gives such blocks back to the
 system at once, which fills each page of the next one with zeros again: of a forward pass of a small model
-that is a fifth (tests/benchmarks/bench_malloc.py), and how much of it depends on what else lies in memory, so
+that is a fifth (tests/benchmarks/bench_malloc.py), and how much of it depends on what else is in memory, so
 that times of layers and of models do not add up. A model that is read layer by layer, for which memory is
 what counts, gives it back as ever.
 """

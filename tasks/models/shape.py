@@ -153,7 +153,7 @@ class Shape:
         return known[axis]
 
     def dims(self, axes: Axes, layer: int = 0) -> tuple[int, ...]:
-        """The dimensions of a tensor with these axes, in a layer where it lies in one."""
+        """The dimensions of a tensor with these axes, in a layer where it is in one."""
         widths = self.widths(layer)
         return tuple(self.axis(axis, widths) for axis in axes)
 

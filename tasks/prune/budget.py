@@ -141,7 +141,7 @@ def shape_with(shape: Shape, places: Sequence[tuple[Unit, int]], counts: Sequenc
 def require_bench(bench: Bench | None) -> Bench:
     """Return the bench; TypeError where an allocator that runs the model was given none."""
     if bench is None:
-        raise TypeError("this allocator looks at the model, so it must be given a Bench")
+        raise TypeError("this allocator runs the model, so it must be given a Bench")
     return bench
 
 

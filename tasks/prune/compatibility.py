@@ -228,7 +228,7 @@ def _need_the_whole_model(config: PruneConfig, named: Resolved) -> list[str]:
 
 
 def needs_general(config: PruneConfig) -> bool:
-    """Whether the criterion looks at open-domain text (`prune.general`) beside the calibration data."""
+    """Whether the criterion uses open-domain text (`prune.general`) beside the calibration data."""
     return bool(CRITERIA.entry(resolve(config).criterion).declared.get("needs_general"))
 
 

@@ -86,7 +86,7 @@ class GradientStatistic(Protocol):
 
 @runtime_checkable
 class GeneralCriterion(Protocol):
-    """A criterion that looks at open-domain text first (`prune.general`), and then as its need says."""
+    """A criterion that reads open-domain text first (`prune.general`), and then as its need says."""
 
     needs_general: ClassVar[bool]
 
@@ -127,7 +127,7 @@ class Repair(Protocol):
     """
 
     units: ClassVar[Kinds]
-    """Kinds of units that it can mend; left out: all that have widths."""
+    """Kinds of units that it can repair; left out: all that have widths."""
 
     def statistic(self, features: int) -> Statistic | None:
         """An empty collector of what the repair must know of the reader's inputs; None: nothing."""
@@ -143,7 +143,7 @@ class SequentialRepair(Protocol):
     """A repair that can look at what its reader is given once the layers before are cut and repaired."""
 
     inputs: Literal["dense", "pruned"]
-    """Whose inputs it looks at: the uncut model's (as a Repair), or the pruned one's."""
+    """Whose inputs it uses: the uncut model's (as a Repair), or the pruned one's."""
 
     def targets(self, features: int) -> Targets:
         """An empty collector of the kept features in the pruned model and of the outputs to come near to."""

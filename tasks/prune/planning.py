@@ -138,7 +138,7 @@ def _in_time(
     """Widths that take the time that the target allows, by a table that the whole model agrees with.
 
     Layers that are timed one by one do not quite add up to a model. So the model is timed with the widths
-    that were found, and where it lies apart from the table, the table is corrected and spent again.
+    that were found, and where it differs from the table, the table is corrected and spent again.
     """
     if bench is None:
         raise TypeError("a latency is measured on a bench")

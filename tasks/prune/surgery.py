@@ -6,7 +6,7 @@ sqrt(H / K), and what the norm adds to the mean square times H / K, give back ex
 the uncut model gives where the removed channels are zero. (Norms of queries and keys over head_dim share
 the config's one epsilon and get it too; beside their mean squares it is nothing.)
 
-A repair looks at no data, at each layer's inputs in the uncut model, or at those that the cut and repaired
+A repair reads no data, or each layer's inputs in the uncut model, or those that the cut and repaired
 layers before it give. For the last, two streams of hidden states go through the layers side by side: that of
 the uncut model, whose readers' outputs are the targets, and that of the pruned one, whose readers' inputs the
 repair has to work with. Within a layer attention is repaired first, so that the FFN is repaired on what it
@@ -210,7 +210,7 @@ class Cutter:
 
 
 def _cut_alone(model: Model, cutter: Cutter, repair: Repair, ridge: float) -> Iterator[Any]:
-    """For each layer what stays of it, None where it goes; looks at no data."""
+    """For each layer what stays of it, None where it goes; uses no data."""
     for layer in anatomy(model).layers:
         with layer.loaded():
             yield repaired_layer(cutter, repair, layer, {}, ridge)

@@ -149,7 +149,7 @@ def _check_unread(dense: Shape, part: str, registry: Registry[Any], name: str) -
 
 
 def _unread(part: str, entry: Entry) -> bool:
-    """Whether a method leaves alone what reads units; one that can score or mend experts does."""
+    """Whether a method leaves alone what reads units; one that can score or repair experts does."""
     if part == "allocator":
         return not entry.declared.get("narrows") and "ffn" in entry.declared.get("units", ("ffn",))
     return {"ffn", "experts"} <= set(entry.declared.get("units", ()))

@@ -32,7 +32,7 @@ def modules(config: RecoverConfig) -> list[str]:
 
 
 def distils(config: RecoverConfig) -> bool:
-    """Whether training looks at the dense model."""
+    """Whether training uses the dense model."""
     return config.distill_weight > 0
 
 

@@ -186,7 +186,7 @@ class _ResponseTrainer(Trainer):
 
 
 class _History(TrainerCallback):
-    """Keeps what each step reports and tells the progress."""
+    """Keeps what each step reports and shows the progress."""
 
     def __init__(self, progress: Progress, steps: int, before: int) -> None:
         self.progress, self.steps, self.before = progress, steps, before

@@ -1,6 +1,6 @@
 """Register the exported model: on every run a version with this digest, in this place, and its alias exist.
 
-Not a cached stage: the registry is a place that others write too, so what it holds is looked at each time.
+Not a cached stage: the registry is a place that others write too, so its content is read each time.
 The newest version of these bytes is taken where its source is here, or by the ledger was before a move; else
 one is made.
 

@@ -141,6 +141,6 @@ def choose_count(embeddings: Matrix, clusterer: str, seed: int) -> tuple[int, di
 
 
 def elbow(counts: list[int], errors: list[float]) -> int:
-    """The count whose error lies deepest below the straight line from the first to the last."""
+    """The count whose error is deepest below the straight line from the first to the last."""
     line = np.interp(counts, [counts[0], counts[-1]], [errors[0], errors[-1]])
     return counts[int(np.argmax(line - np.array(errors)))]

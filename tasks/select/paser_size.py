@@ -10,7 +10,7 @@ MOST_ROWS = 4000
 
 
 def check_size(select: SelectConfig, rows: int) -> None:
-    """Raise BadInput where a pool of `rows` rows does not suit the method; looks at no model."""
+    """Raise BadInput where a pool of `rows` rows does not suit the method; reads no model."""
     if select.method != "paser":
         return
     config = select.paser

@@ -38,7 +38,7 @@ def modules(config: SelectConfig) -> list[str]:
 
 
 def compares_models(config: SelectConfig) -> bool:
-    """Whether the method looks at the divergence, which is what takes time."""
+    """Whether the method uses the divergence, which is what takes time."""
     return config.method == "paser"
 
 

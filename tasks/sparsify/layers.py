@@ -43,7 +43,7 @@ def make_sparse(
     """Set weights of all matrices in layers to zero, in place; returns how many are zero.
 
     `zeros_share` is of all unique parameters, `pattern_zeros_share` of the matrices that keep to the pattern.
-    `input_ids` int64 [samples, tokens] run through the model where the method looks at inputs.
+    `input_ids` int64 [samples, tokens] run through the model where the method uses inputs.
     """
     zeros = matrices = 0
     layers = _alone(model) if method.needs == "weights" else _watched(model, method, input_ids)

@@ -58,7 +58,7 @@ class Hub:
             for name, place in sorted(places.items())
             for size, sha256 in [listing.files[names[place]]]
         )
-        # A commit fixes every byte; what only the network tells must not enter the digest.
+        # A commit fixes every byte; what only the network knows must not enter the digest.
         chosen = [listing.commit, sorted([file.path, file.location] for file in files)]
         return Pinned(
             uri=f"hf://{repository}{found[2]}@{listing.commit}",

@@ -1,4 +1,4 @@
-"""A folder or file on this machine, used where it lies."""
+"""A folder or file on this machine, used in place."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def pin_path(
             for digest in [hashes.sha256(found[place])]
         )
     except PermissionError as error:
-        raise BadInput(f"{error.filename} cannot be read by this user; mend its permissions") from error
+        raise BadInput(f"{error.filename} cannot be read by this user; fix its permissions") from error
     return Pinned(
         uri=uri,
         scheme=scheme,

@@ -78,7 +78,7 @@ class MlflowModel:
 def _pin_artifacts(
     place: str, uri: str, identity: dict[str, Any], wanted: Wanted, context: Context, version: Any
 ) -> Pinned:
-    """A version behind a tracking server, which tells paths and sizes only: the version is the identity."""
+    """A version behind a tracking server, which shows paths and sizes only: the version is the identity."""
     listed = dict(_artifacts(place, context))
     if bad := next((name for name in listed if unsafe(name)), None):
         raise BadInput(f"{uri} has a file '{bad}' whose name is no safe path; register a clean folder")

@@ -68,7 +68,7 @@ def package_folders(module: str, context: Context) -> list[Path]:
 
 
 def distribution(module: str, path: Path) -> dict[str, Any]:
-    """Name, version and licence of the distribution whose *.dist-info lies beside the package."""
+    """Name, version and licence of the distribution whose *.dist-info is beside the package."""
     parents = [parent.parent for parent in path.parents if parent.name == module]
     for info in sorted(parents[0].glob("*.dist-info")) if parents else ():
         name = info.name.removesuffix(".dist-info").rpartition("-")[0]

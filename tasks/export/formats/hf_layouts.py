@@ -10,7 +10,7 @@ from resprout.tasks.export.formats.hf import HuggingFace
 class HuggingFaceLayouts(HuggingFace):
     """The same with a width for each layer, for transformers with resprout's classes (register_layouts).
 
-    For models whose widths stock classes cannot state; no code lies in the folder.
+    For models whose widths stock classes cannot state; the folder holds no code.
 
     Who loads it calls `resprout.tasks.models.auto.register_layouts()` first, and so does the check.
     """

@@ -1,7 +1,7 @@
 """Adapt-Pruner's layer ratios: what changes its input more loses less (Pan et al., arXiv 2502.03460).
 
 The importance I_l of a layer is minus the cosine of its input and output, centred over the layers and divided
-by the largest deviation, so that it lies between -1 and 1. A step removes of layer l the share
+by the largest deviation, so that it is between -1 and 1. A step removes of layer l the share
 step - amplitude * I_l of its units, at least nothing, and in all at most 0.99.
 
 The authors' code (research4pan/AdaptPruner, scripts of the paper) makes 50 steps of 0.02 with an amplitude of

@@ -4,7 +4,7 @@ Each unit has two levels, it stays or it goes. As many attention sublayers go as
 itself (`sublayers`), or both of a layer at once (`layers`, the authors' `drop_entire_block`): as few as the
 target allows, one fewer of one kind where that still fits. The search starts from the fittest of random
 candidates; a child takes a unit back and lets another of its kind go, up to three times, and children are
-compared by the KL divergence of their logits from the uncut model's. Scores are not looked at.
+compared by the KL divergence of their logits from the uncut model's. Scores are not used.
 
 The defaults are the budget of the authors' script (scripts/run_drop_search.sh, IST-DASLab/EvoPress at
 50888a0). Attention by which caches measure their length never goes (tasks/models/shape.py).

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PqIndex:
-    """Removed shares by the ratio of two norms of each layer's weights; looks at no data."""
+    """Removed shares by the ratio of two norms of each layer's weights; uses no data."""
 
     per_layer: ClassVar[bool] = True
     runs_model: ClassVar[bool] = True

@@ -8,7 +8,7 @@ are worth is the next-token loss, over calibration tokens, of the model at the w
 
 Both papers draw new weights from [0, 1] hundreds of times. Weights of a language model differ by orders of
 magnitude, so here they begin as measured: what narrowing one place alone does to the loss, over the error it
-has there. Half the blocks tell of small cuts but may be lost in noise, the fewest tell of large ones; both
+has there. Half the blocks show small cuts but may be lost in noise, the fewest show large ones; both
 are measured, for a forward pass a place, and whichever leads to the least loss is taken. Then as many `steps`
 change one weight in ten of the best so far (as ZipLM does, a thousand times), each by a factor. A candidate
 is tried by zeros in the input features of the readers, where ZipLM solves the weights again, as repairs come
@@ -54,7 +54,7 @@ class Spdy:
     factor: float = 4.0
     """A changed weight grows or shrinks by this factor at most."""
     calibration_tokens: int = 2048
-    """About this many calibration tokens are looked at: whole samples from the first, at least one."""
+    """About this many calibration tokens are used: whole samples from the first, at least one."""
     seed: int = 17
     """Of the changes."""
 

@@ -38,7 +38,7 @@ class ZerothOrder:
     noise_std: float = 0.001
     """Standard deviation of the noise (eps)."""
     samples: int = 32
-    """Calibration samples that are looked at, from the first; all where there are fewer."""
+    """Calibration samples that are used, from the first; all where there are fewer."""
     share_margin: float = 0.1
     """No layer loses more than the target's share of its units and this."""
     seed: int = 17

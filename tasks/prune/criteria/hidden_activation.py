@@ -3,7 +3,7 @@
 A hidden channel is worth what the norms give it: each norm's output in that channel, aggregated first over
 the tokens of a sample and then over samples, summed over the norms of a layer and, by the plan, over layers.
 The paper compares the aggregations; the defaults are those of the authors' software (NVIDIA Model-Optimizer):
-the mean of absolute values over tokens, the L2 norm over samples. The last norm, which lies in no layer, is
+the mean of absolute values over tokens, the L2 norm over samples. The last norm, which is in no layer, is
 left out.
 """
 

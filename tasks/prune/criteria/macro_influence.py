@@ -29,7 +29,7 @@ class MacroInfluence:
     removed_ratio: float = 0.25
     """Share of the units that are removed one at a time; 0 measures all of them once."""
     calibration_tokens: int = 2048
-    """About this many calibration tokens are looked at: whole samples from the first, at least one."""
+    """About this many calibration tokens are used: whole samples from the first, at least one."""
 
     def __post_init__(self) -> None:
         require("macro_influence", 0, 1, removed_ratio=self.removed_ratio)

@@ -42,7 +42,7 @@ class OutputChange:
     spared_front: float = 0.4
     """Share of the layers, the first, that stay until as large a share of the units is removed."""
     calibration_tokens: int = 2048
-    """About this many calibration tokens are looked at: whole samples from the first, at least one."""
+    """About this many calibration tokens are used: whole samples from the first, at least one."""
 
     def __post_init__(self) -> None:
         require("output_change", 0, 1, removed_ratio=self.removed_ratio)

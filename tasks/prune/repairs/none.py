@@ -17,7 +17,7 @@ class NoRepair:
     units: ClassVar[Kinds] = ("ffn", "kv_groups", "heads", "experts", "hidden", "layers", "sublayers")
 
     def statistic(self, features: int) -> Statistic | None:
-        """None: looks at no data."""
+        """None: uses no data."""
         return None
 
     def repair(self, units: Units, kept: Tensor, statistic: Statistic | None, ridge: float) -> Repaired:

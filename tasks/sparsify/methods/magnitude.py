@@ -16,7 +16,7 @@ class Magnitude:
     needs: ClassVar[str] = "weights"
 
     def statistic(self, features: int) -> None:
-        """None: looks at no inputs."""
+        """None: uses no inputs."""
 
     def scores(self, weight: Tensor, inputs: Any) -> Tensor:
         """|W|: float32 [outputs, inputs]."""

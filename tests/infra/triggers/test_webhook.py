@@ -200,7 +200,7 @@ def test_without_its_database_the_relay_takes_deliveries_and_says_so(
 def test_it_is_healthy_once_it_has_tried_to_look(reconciler: Reconciler) -> None:
     with webhook(reconciler) as client:
         answer = client.get("/health")
-        assert (answer.status_code, answer.text) == (503, "the registry has not been looked at yet")
+        assert (answer.status_code, answer.text) == (503, "the registry has not been read yet")
         reconciler.start()
         until(lambda: client.get("/health").text == "ok", 30)
         reconciler.stop()
