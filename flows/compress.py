@@ -26,7 +26,7 @@ from resprout.flows.flow_run import newer_due, refuse_endless
 from resprout.flows.inputs import SOURCE, Sources, decoders
 from resprout.flows.rerun_command import command, config_digest, public_overrides
 from resprout.flows.session import Session, current, using
-from resprout.flows.shards import FanOut
+from resprout.flows.shards import TaskRunnerFanOut
 from resprout.flows.stages import STAGES, Artifacts, Steps
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
@@ -172,7 +172,7 @@ def _compress(
         tracker.log(run_id, params=params, tags={WRITER: store.in_use.writer})
         _end_dead_runs(tracker, run.locks, run_id)
         if run.shards > 1:
-            run.fan_out = fan_out = FanOut(loaded, run)
+            run.fan_out = fan_out = TaskRunnerFanOut(loaded, run)
             at_end.callback(fan_out.close)
         # Undone first: threads stop before they are waited for.
         at_end.push(session.interrupt_on_signal)

@@ -99,7 +99,7 @@ _HERE: dict[str, Run] = {}
 """Runs of this process by the place that their calls name."""
 
 
-class FanOut:
+class TaskRunnerFanOut:
     """Has shards made by the run's task runner, which is started with the first of them."""
 
     def __init__(self, loaded: Loaded, run: Run) -> None:

@@ -66,7 +66,7 @@ def measured(loaded: Loaded, steps: Callable[[Any], Any]) -> tuple[Any, Counter[
     from prefect import flow
 
     from resprout.flows.session import NoDisplay
-    from resprout.flows.shards import FanOut
+    from resprout.flows.shards import TaskRunnerFanOut
     from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
@@ -90,7 +90,7 @@ def measured(loaded: Loaded, steps: Callable[[Any], Any]) -> tuple[Any, Counter[
             mlflow_run_id=tracker.start("bench", {}),
             shards=loaded.config.infra.shards,
         )
-        run.fan_out = FanOut(loaded, run)
+        run.fan_out = TaskRunnerFanOut(loaded, run)
         try:
             return steps(run)
         finally:

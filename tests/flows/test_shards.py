@@ -70,14 +70,14 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
 @pytest.fixture
 def fan(make_run: Callable[..., Any], loaded: Callable[..., Loaded]) -> Callable[..., Any]:
     """Run `steps(run)` where the toy stage is shared out as the overrides say."""
-    from resprout.flows.shards import FanOut
+    from resprout.flows.shards import TaskRunnerFanOut
 
     def call(home: Path, steps: Callable[[Any], Any], *overrides: str) -> Any:
         config = loaded(*overrides, home=home)
 
         def inside(run: Any) -> Any:
             run.shards = config.config.infra.shards
-            run.fan_out = FanOut(config, run)
+            run.fan_out = TaskRunnerFanOut(config, run)
             try:
                 return steps(run)
             finally:
@@ -392,7 +392,7 @@ def test_a_run_whose_shards_cannot_be_handed_out_is_closed_in_mlflow(
     def refuse(*_: Any) -> None:
         raise BadInput("not with these")
 
-    monkeypatch.setattr("resprout.flows.compress.FanOut", refuse)
+    monkeypatch.setattr("resprout.flows.compress.TaskRunnerFanOut", refuse)
     session = Session()
     with pytest.raises(BadInput, match="not with these"):
         compress_here(loaded("infra.shards=2", home=home), [], session)
