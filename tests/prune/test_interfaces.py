@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import hashlib
 import json
 import subprocess
@@ -148,8 +150,16 @@ TOGETHER = [
 """Units that are pruned at once; the dependent ones in one layout only."""
 
 
+@functools.cache
+def parts_of(method, units, layout):
+    """What a method comes to here; some differ in a repair or in settings that all tests share."""
+    found = resolve(prune_config(method=method, units=units, layout=layout))
+    return str(dataclasses.replace(found, method=""))
+
+
 def cases():
-    """Every method, family and layout, with the units that all three allow."""
+    """Every method, family and layout, with the units that all three allow; of equal ones the first."""
+    seen = set()
     for method in preset_names():
         preset = load_preset(method)
         for name, family in FAMILIES.items():
@@ -167,7 +177,10 @@ def cases():
                     allowed = allowed and not (
                         preset.reduces_to and layout == "uniform" and units[0] not in DEPTH
                     )
-                    if allowed and not (layout == "per_layer" and units in DEPENDENT):
+                    if not allowed or (layout == "per_layer" and units in DEPENDENT):
+                        continue
+                    if (case := (parts_of(method, units, layout), name, units, layout)) not in seen:
+                        seen.add(case)
                         yield pytest.param(method, name, units, layout)
 
 
