@@ -15,6 +15,7 @@ import pytest
 from tiny_run import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("flows", "tasks", "infra", "configs")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,8 @@ def test_it_fills_one_namespace_and_holds_no_tests(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"resprout"}
     assert not [name for name in names if "test" in name.split("/")]
-    kinds = ("*.py", "*.yaml", "*.j2")
-    rooms = [ROOT / room for room in ("flows", "tasks", "infra", "configs")]
-    files = {str(path.relative_to(ROOT)) for room in rooms for kind in kinds for path in room.rglob(kind)}
+    ships = [("*.py", room) for room in ROOMS] + [("*.j2", room) for room in ROOMS] + [("*.yaml", "configs")]
+    files = {str(path.relative_to(ROOT)) for kind, room in ships for path in (ROOT / room).rglob(kind)}
     assert len(files) > 300
     assert {name.removeprefix("resprout/") for name in names if name.startswith("resprout/")} == files
 
