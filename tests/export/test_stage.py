@@ -210,7 +210,7 @@ def test_differences_by_hand():
     for found, says in (
         (answers(logit=0.5), "up to 0.5"),
         (answers(logit=float("nan")), "up to nan"),
-        (answers(greedy=(4,)), "continues prompt 0 otherwise"),
+        (answers(greedy=(4,)), "continues prompt 0 differently"),
         (answers(ids=(1, 3)), "tokenizes"),
         (Probed([[1, 2]], [torch.zeros(1, 3)], [[3]]), "shapes"),
     ):

@@ -264,7 +264,7 @@ def test_the_statement_comes_signed_from_the_store_or_is_built_unsigned(tmp_path
     assert (signer.open(kept).signed_by, remark) == ((signer.own_id,), "")
     store.driver.put_bytes(provenance_key(report.record_id), signer.envelope({**statement, "more": 1}))
     other, remark = envelope_of(store, story)
-    assert "says otherwise" in remark
+    assert "differs from the records" in remark
     assert json.loads(other)["signatures"] == []
 
 
