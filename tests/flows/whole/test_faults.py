@@ -35,7 +35,9 @@ TIMED = ("measure", "report")
 
 DRIVER = """
 import json, os, signal, sys, threading, time
+from pathlib import Path
 fault = json.loads(sys.argv.pop(1))
+met_a_lock = Path(os.environ["RESPROUT_HOME"], "met-a-lock")
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -81,8 +83,17 @@ def point_alias(real, *given):
 
 def make_version(real, *given):
     if fault["kind"] == "slow version":
-        time.sleep(3.0)
+        # Until the other run has met a lock of this one, however far behind it is.
+        until = time.monotonic() + 120
+        while not met_a_lock.exists() and time.monotonic() < until:
+            time.sleep(0.1)
     return real(*given)
+
+def try_lock(real, self, *given):
+    won = real(self, *given)
+    if not won:
+        met_a_lock.touch()
+    return won
 
 def send(real, self, request):
     # Every request of the process fails, whichever thread sends it, until the stage's first try gave up.
@@ -113,6 +124,10 @@ if fault["kind"] in ("before alias", "slow version"):
     from resprout.infra.mlflow.tracking import Tracker
     wrap(Tracker, "point_alias", point_alias)
     wrap(Tracker, "make_version", make_version)
+
+if fault["kind"] == "slow version":
+    from resprout.infra.store.lease import LeaseLockManager
+    wrap(LeaseLockManager, "_try", try_lock)
 
 from resprout.flows.cli.main import main
 try:
