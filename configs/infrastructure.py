@@ -56,7 +56,9 @@ class PrefectConfig(Section):
     """Which Prefect server runs the flow."""
 
     api_url: str | None = None
-    """Server's API; default: an embedded server with its data under <home>."""
+    """Server's API; default: a server on loopback with its data under <home>, which the first run starts."""
+    keep_server_seconds: Annotated[float, Field(ge=0.0)] = 600.0
+    """How long the home's own server stays after the last run, so that the next one need not wait for it."""
     api_key: SecretStr | None = None
     """Key or user:password. In YAML only as ${VARIABLE}."""
     retries: Annotated[int, Field(ge=0, le=10)] = 3

@@ -33,6 +33,8 @@ os.environ.update(
 )
 for name in [name for name in os.environ if name.startswith("RESPROUT_")]:
     del os.environ[name]
+# Else every test with a home of its own would leave a server behind.
+os.environ["RESPROUT_INFRA__PREFECT__KEEP_SERVER_SECONDS"] = "0"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ from resprout.flows.audit.evidence import Evidence, RunEvidence, VersionEvidence
 from resprout.flows.workspace import RUN_ID, Workspace, find, parts
 from resprout.infra.mlflow.tracking import RECORD
 from resprout.infra.store import keys
+
+HASHED_AT_ONCE = 4
+"""Artifacts; most are one large file, which one thread reads."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,10 @@ class Verification:
         if self.depth == "deep":
             list(evidence.pool.map(lambda one: self._check("record", one, one), new))
         artifacts = dict.fromkeys(record.content for record in evidence.intact(records))
+        if self.depth == "deep":
+            # Threads of their own: a check of an artifact may wait for those that read records.
+            with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+                list(pool.map(lambda one: self._check("artifact", one, one), artifacts))
         return [
             *(finding for one in records for finding in self._check("record", one, one)),
             *(finding for one in artifacts for finding in self._check("artifact", one, one)),

@@ -76,6 +76,7 @@ def _run(
         loaded = load(config, overrides)
         check(loaded)
         from resprout.infra.environment import prepare
+        from resprout.infra.imports import without_collector
         from resprout.infra.prefect.home_server import home_server
 
         prepare(loaded.config.infra, loaded.home, debug)
@@ -90,9 +91,9 @@ def _run(
         with home_server(loaded.config.infra):
             session.server_start_seconds = time.perf_counter() - start
             start = time.perf_counter()
-            from resprout.flows.cli.display import display_for
-            from resprout.flows.cli.run import show
-            from resprout.flows.compress import compress_here
+            with without_collector():
+                from resprout.flows.cli.display import display_for
+                from resprout.flows.compress import compress_here
 
             session.imports_seconds = time.perf_counter() - start
             console = Console(stderr=True)

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
 from resprout.configs.infrastructure import MlflowConfig, one_line, without_credentials
 from resprout.infra.environment import ARTIFACTS
+from resprout.infra.imports import without_collector
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.errors import allowing, knock, legible, mlflow_errors, will_not_pass
 
@@ -98,6 +99,10 @@ class Tracker:
 
         With `read_only` a home that cannot be written will do, and a moved one gets no new experiment.
         """
+        with without_collector():
+            self._connect(read_only)
+
+    def _connect(self, read_only: bool) -> None:
         from filelock import FileLock
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException

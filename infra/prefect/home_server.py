@@ -1,9 +1,10 @@
-"""The Prefect server of a home: one for all runs there that name no other, alive until the last of them ends.
+"""The Prefect server of a home: one for all runs there that name no other, kept for a while after the last.
 
 Prefect's own embedded server belongs to one process: ten runs at once start ten of them on one SQLite file,
 Ctrl-C in a terminal reaches the server before its run, and `kill -9` of the run leaves it behind for ever.
 Here every run holds a shared lock while it works. The first one starts the server, in a session of its own;
-the server ends as soon as it can take that lock alone. The kernel drops a process's locks however it dies.
+the server ends once it could take that lock alone for `infra.prefect.keep_server_seconds`, or its folder is
+gone. The kernel drops a process's locks however it dies.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import psutil
 
 from resprout.configs.errors import BadInput, Unreachable
 from resprout.configs.infrastructure import InfraConfig
+from resprout.infra.imports import without_collector
 from resprout.infra.logs import last_line
 from resprout.infra.network import is_healthy
 from resprout.infra.store.filesystem import (
@@ -70,7 +72,7 @@ def home_server(infra: InfraConfig) -> Iterator[None]:
     with shared_lock(folder / "users"):
         # One run starts it, the others wait and find it.
         with exclusive_lock(folder / "start"):
-            url = _found(folder) or _started(folder)
+            url = _found(folder) or _started(folder, infra.prefect.keep_server_seconds)
         os.environ["PREFECT_API_URL"] = url
         try:
             yield
@@ -111,18 +113,18 @@ def _kill(folder: Path) -> None:
     """End the server of this folder, whatever it is doing, and wait until its lock is free."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.cmdline()[-3:] == ["-m", __name__, str(folder)]:
+            if process.cmdline()[-4:-1] == ["-m", __name__, str(folder)]:
                 process.kill()
     with exclusive_lock(folder / "alive"):
         pass
 
 
-def _started(folder: Path) -> str:
+def _started(folder: Path, keep_seconds: float) -> str:
     (folder / ADDRESS).unlink(missing_ok=True)
     log = folder / "log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(folder)],
+            [sys.executable, "-m", __name__, str(folder), str(keep_seconds)],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
@@ -156,15 +158,17 @@ def _words(log: Path) -> str:
     return f" ({words})" if (words := last_line(log)) else ""
 
 
-def serve(folder: Path) -> None:
-    """Run the server until no run holds its lock; returns at once where another one runs."""
-    import uvicorn
+def serve(folder: Path, keep_seconds: float) -> None:
+    """Run the server until no run has held its lock for so long; returns at once where another one runs."""
+    with without_collector():
+        import prefect.server.api.server
+        import uvicorn
 
     with ExitStack() as held:
         if not held.enter_context(try_exclusive_lock(folder / "alive")):
             return
         listening = held.enter_context(socket.create_server(("127.0.0.1", 0)))
-        app = "prefect.server.api.server:create_app"
+        app = prefect.server.api.server.create_app
         config = uvicorn.Config(
             app, factory=True, log_level="error", lifespan="on", timeout_graceful_shutdown=5
         )
@@ -172,20 +176,28 @@ def serve(folder: Path) -> None:
         new = folder / f"{ADDRESS}.new"
         new.write_text(f"http://127.0.0.1:{listening.getsockname()[1]}/api", encoding="utf-8")
         new.rename(folder / ADDRESS)
-        threading.Thread(target=_end_after_the_last_run, args=(folder, server, held), daemon=True).start()
+        end = threading.Thread(
+            target=_end_after_the_last_run, args=(folder, keep_seconds, server, held), daemon=True
+        )
+        end.start()
         server.run(sockets=[listening])
 
 
-def _end_after_the_last_run(folder: Path, server: uvicorn.Server, held: ExitStack) -> None:
-    while True:
+def _end_after_the_last_run(
+    folder: Path, keep_seconds: float, server: uvicorn.Server, held: ExitStack
+) -> None:
+    used = time.monotonic()
+    while folder.is_dir():
         with ExitStack() as tried:
-            if tried.enter_context(try_exclusive_lock(folder / "users")):
+            if not tried.enter_context(try_exclusive_lock(folder / "users", create=False)):
+                used = time.monotonic()
+            elif time.monotonic() - used >= keep_seconds:
                 # Kept until the server is gone, so that a run which comes now waits and starts a new one.
                 held.push(tried.pop_all())
-                server.should_exit = True
-                return
+                break
         time.sleep(LOOK_SECONDS)
+    server.should_exit = True
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), float(sys.argv[2]))

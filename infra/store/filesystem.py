@@ -165,7 +165,8 @@ class _NotAvailable(Exception):
 
 @contextmanager
 def _lock(path: Path, mode: int, create: bool = True) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked_descriptor(path, mode, create)
     try:
         yield

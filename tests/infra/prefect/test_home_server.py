@@ -1,0 +1,67 @@
+"""The home's own Prefect server: started once, found by the next run, ended after a while without one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resprout.configs.infrastructure import InfraConfig
+from resprout.infra.network import is_healthy
+from resprout.infra.prefect.home_server import FOLDER, START_SECONDS, home_server
+
+
+@pytest.fixture(autouse=True)
+def variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home" / "prefect"))
+    monkeypatch.setenv(START_SECONDS, "120")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+
+def infra(keep_seconds: float) -> InfraConfig:
+    return InfraConfig.model_validate({"prefect": {"keep_server_seconds": keep_seconds}})
+
+
+def used(keep_seconds: float) -> str:
+    """The address of the server that a run with this setting has."""
+    with home_server(infra(keep_seconds)):
+        url = os.environ["PREFECT_API_URL"]
+        assert is_healthy(f"{url}/health")
+    assert "PREFECT_API_URL" not in os.environ
+    return url
+
+
+def until(true: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_the_next_run_finds_the_server_of_the_last_which_ends_after_a_while_without_one() -> None:
+    first = used(keep_seconds=4)
+    assert is_healthy(f"{first}/health")
+    assert used(keep_seconds=4) == first
+    until(lambda: not is_healthy(f"{first}/health"), 30)
+
+
+def test_it_ends_with_the_last_run_where_it_is_not_to_be_kept() -> None:
+    url = used(keep_seconds=0)
+    until(lambda: not is_healthy(f"{url}/health"), 30)
+
+
+def test_a_kept_server_ends_when_its_home_is_removed_and_does_not_make_it_again(tmp_path: Path) -> None:
+    url = used(keep_seconds=600)
+    shutil.rmtree(tmp_path / "home")
+    until(lambda: not is_healthy(f"{url}/health"), 30)
+    assert not (tmp_path / "home" / "prefect" / FOLDER).exists()
+
+
+def test_a_server_that_the_config_names_is_left_alone(tmp_path: Path) -> None:
+    named = InfraConfig.model_validate({"prefect": {"api_url": "http://127.0.0.1:1/api"}})
+    with home_server(named):
+        assert not (tmp_path / "home").exists()
