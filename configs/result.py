@@ -89,6 +89,9 @@ class ExportResult(Plain):
 
     format: str
     uri: str
+    path: str | None = None
+    """Short way to the folder on this machine, <home>/models/<name>/<version>; null where the store is no
+    folder."""
     bytes: int
     verified: bool
     """A clean process with the stock tool gave the same logits and greedy text."""

@@ -26,6 +26,7 @@ from resprout.infra.provenance.seal import write_seal
 from resprout.infra.provenance.statement import write_provenance
 from resprout.infra.provenance.timestamp import Authority
 from resprout.infra.store import exports
+from resprout.infra.store.named_models import name_model
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 PROVENANCE = "provenance.intoto.json"
 """File of the run's artifacts in MLflow."""
+SHORT = 12
+"""Digits of a digest that tell exports apart."""
 
 
 class Conclusion:
@@ -55,6 +58,7 @@ class Conclusion:
     def all(self) -> None:
         """Models, gate, exports, report, registration, and what MLflow's page says of them."""
         self.conclude()
+        self.name_exports()
         self.describe()
 
     def conclude(self) -> None:
@@ -163,6 +167,23 @@ class Conclusion:
             )
             for one in self.read(exported, "exports.json")
         ]
+
+    def name_exports(self) -> None:
+        """Links to the exported folders under the names that people know, where the store is a folder.
+
+        The first format is the registered version's; others carry their name besides. What is not registered
+        is called by the run's name and the start of the export's digest.
+        """
+        digest, registered = self.artifacts.of("export").digest, self.result.registered
+        if (content := self.run.store.folder(digest)) is None:
+            return
+        name, version = self.loaded.config.name, digest[:SHORT]
+        if registered is not None:
+            name, version = registered.name, registered.version
+        for place, one in enumerate(self.result.exports):
+            called = f"{version}-{one.format}" if place else version
+            folder = content / one.uri.rpartition("/")[2]
+            one.path = str(name_model(self.loaded.home, name, called, folder))
 
     def write_report(self) -> ArtifactRef:
         """The report as an artifact, in MLflow, and where a person finds it."""

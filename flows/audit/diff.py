@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.flows.audit.lineage import Lineage, Results
 from resprout.flows.audit.render import printable
 from resprout.infra.lineage import Node, model_role
+from resprout.infra.store.canonical import DIGEST
 from resprout.tasks.core.mlflow_log import flat
 from resprout.tasks.measure.ratio import SUFFIXES, ratio_in
 
@@ -63,21 +64,36 @@ def differences(one: Side, other: Side) -> dict[str, dict[str, list[Any]]]:
 
 
 def tables(one: Side, other: Side) -> Iterator[Table | str]:
-    """Yield a table for each section in which the two differ, a line for each in which they do not."""
-    from rich.table import Table
+    """Yield for a screen a table for each section in which the two differ, a line for each other one.
+
+    Both values stand side by side; of digests the first digits.
+    """
+    from rich.table import Column, Table
 
     for section, rows in differences(one, other).items():
         if not rows:
             yield f"{section}: the same"
             continue
-        table = Table(section, _cell(one.title), _cell(other.title), box=None, pad_edge=False)
-        if section == "metrics":
-            table.add_column("difference", justify="right")
+        headers = (Column(title, ratio=1, overflow="fold") for title in map(_cell, (one.title, other.title)))
+        keys = Column(section, ratio=1, overflow="fold")
+        table = Table(keys, *headers, box=None, pad_edge=False, expand=True)
         for key, (a, b) in rows.items():
-            numbers = all(isinstance(value, int | float) for value in (a, b))
-            more = [f"{b - a:+.6g}" if numbers else ""] if section == "metrics" else []
-            table.add_row(*map(_cell, (key, a, b, *more)))
+            table.add_row(_cell(key), _brief(a), _brief(b) + _change(section, a, b))
         yield table
+
+
+def lines(one: Side, other: Side) -> Iterator[str]:
+    """Yield a line for each item that differs, and one for each section in which the two do not."""
+    for section, rows in differences(one, other).items():
+        if not rows:
+            yield f"{section}: the same"
+        for key, (a, b) in rows.items():
+            yield f"{section}: {printable(key)}: {_cell(a)} -> {_cell(b)}{_change(section, a, b)}"
+
+
+def _change(section: str, a: Any, b: Any) -> str:
+    numbers = all(isinstance(value, int | float) for value in (a, b))
+    return f" ({b - a:+.6g})" if numbers and section == "metrics" else ""
 
 
 def _labels(lineage: Lineage) -> dict[str, str]:
@@ -174,6 +190,10 @@ def _machine(lineage: Lineage) -> Values:
             if value is not None:
                 found.setdefault(name, set()).add(str(value))
     return {name: ", ".join(sorted(values)) for name, values in found.items()}
+
+
+def _brief(value: Any) -> str:
+    return value[:SHORT] if isinstance(value, str) and DIGEST.fullmatch(value) else _cell(value)
 
 
 def _cell(value: Any) -> str:

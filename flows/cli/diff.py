@@ -21,7 +21,8 @@ def diff(
 ) -> None:
     """Compare config, data, plan, artifacts, metrics, code, libraries and machine of versions or runs.
 
-    Exit code 0 whether they differ or not.
+    On a screen both values stand side by side; in a pipe each difference is one line. Exit code 0 whether
+    they differ or not.
 
     \b
     Examples:
@@ -29,7 +30,7 @@ def diff(
       resprout diff models:/smollm2-135m-resprout/1 models:/smollm2-135m-resprout@candidate
       resprout diff models:/smollm2-135m-resprout/1 models:/smollm2-135m-resprout/2 --json
     """
-    from resprout.flows.audit.diff import differences, side, tables
+    from resprout.flows.audit.diff import differences, lines, side, tables
     from resprout.flows.audit.lineage import lineage_of, read_results
     from resprout.flows.audit.render import console, json_line
     from resprout.flows.workspace import open_workspace
@@ -42,5 +43,9 @@ def diff(
         typer.echo(json_line(found))
         return
     shown = console()
+    if not shown.is_terminal:
+        for line in lines(a, b):
+            typer.echo(line)
+        return
     for table in tables(a, b):
         shown.print(table, highlight=False)

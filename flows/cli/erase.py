@@ -45,12 +45,14 @@ def erase(
     from resprout.infra.retention.erase import execute_erasure, plan_erasure
     from resprout.infra.store.canonical import check_digest
     from resprout.infra.store.lease import LeaseLockManager
+    from resprout.infra.store.named_models import drop_dangling
 
     workspace = open_workspace(config, check_digest(digest, "digest of an artifact"))
     found = plan_erasure(workspace.store, workspace.tracker, workspace.home, digest, row)
     if yes:
         locks = LeaseLockManager(workspace.store.driver)
         execute_erasure(workspace.store, workspace.tracker, locks, found, reason)
+        drop_dangling(workspace.home)
     report = found.as_dict()
     if as_json:
         typer.echo(json.dumps({"erased": yes, **report}))

@@ -38,6 +38,7 @@ def gc(
     from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
     from resprout.infra.retention.gc_roots import RootFinder
     from resprout.infra.store.lease import LeaseLockManager
+    from resprout.infra.store.named_models import drop_dangling
 
     workspace = open_workspace(config, "what gc looks for")
     kept = load_infra(config)[0].retention
@@ -58,6 +59,7 @@ def gc(
                 # Also where it was stopped half way: what was deleted stays deleted.
                 deleted = {digest: planned.freed[digest] for digest in collector.deleted}
                 summary = _summary(planned, inventory, finder.removed, deleted, collector.records)
+                drop_dangling(workspace.home)
                 _say({**summary, "deleted": True}, as_json)
     finally:
         locks.close()

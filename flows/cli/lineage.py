@@ -42,6 +42,9 @@ def lineage(
             "--in-toto", help="The in-toto statement with SLSA provenance, in its signed DSSE envelope."
         ),
     ] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="With --in-toto: the statement itself, decoded and indented.")
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
@@ -68,6 +71,8 @@ def lineage(
         raise BadInput(f"{' and '.join(asked)} are given together; ask for one form at a time")
     if derived and asked not in ([], ["--json"]):
         raise BadInput(f"{asked[0]} shows what a model was made from; with --derived only --json is known")
+    if text and not in_toto:
+        raise BadInput("--text decodes the statement of --in-toto; give both, or neither")
     workspace = open_workspace(config, reference, read_only=True)
     if derived:
         _show_derived(workspace, reference, as_json)
@@ -81,7 +86,7 @@ def lineage(
         for line in lines(found, workspace.store.root_uri):
             typer.echo(line)
     elif in_toto:
-        _show_statement(workspace, found)
+        _show_statement(workspace, found, text)
     else:
         _show(workspace, found, full, as_json, html)
 
@@ -117,12 +122,20 @@ def _print(shown: object) -> None:
     console().print(shown, highlight=False)
 
 
-def _show_statement(workspace: Workspace, found: Lineage) -> None:
+def _show_statement(workspace: Workspace, found: Lineage, decoded: bool) -> None:
+    """The envelope, or the statement in it."""
+    import base64
+    import json
+
     from resprout.flows.audit.export import envelope_of
 
     envelope, remark = envelope_of(workspace.store, found)
     if remark:
         typer.echo(remark, err=True)
+    if decoded:
+        statement = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+        typer.echo(json.dumps(statement, indent=2, ensure_ascii=False))
+        return
     typer.echo(envelope.decode())
 
 

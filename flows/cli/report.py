@@ -14,9 +14,12 @@ def report(
     reference: Annotated[
         str, typer.Argument(help="models:/name/3, models:/name@alias, or an MLflow run id.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder to write report.html and report.md to.")] = Path(
-        "report"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write report.html and report.md to; default: one below the data folder."
+        ),
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the HTML in a browser.")] = False,
     config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
@@ -34,15 +37,17 @@ def report(
 
     workspace = open_workspace(config, reference, read_only=True)
     if reference.startswith("models:/"):
-        digest = workspace.tracker.version(reference).tags.get("resprout.report")
+        version = workspace.tracker.version(reference)
+        digest, called = version.tags.get("resprout.report"), f"{version.name}-{version.version}"
     elif RUN_ID.match(reference):
-        digest = workspace.tracker.run(reference).data.tags.get("resprout.report")
+        digest, called = workspace.tracker.run(reference).data.tags.get("resprout.report"), reference
     else:
         raise BadInput(
             f"'{reference}' is no reference; give models:/name/3, models:/name@alias, or an MLflow run id"
         )
     if digest is None:
         raise BadInput(f"{reference} has no report; give a version or a run that `resprout run` made")
+    output = output or workspace.home / "reports" / called
     with workspace.store.open(digest) as folder:
         try:
             output.mkdir(parents=True, exist_ok=True)

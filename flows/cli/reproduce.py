@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from resprout.flows.workspace import Workspace
     from resprout.infra.store.store import ArtifactStore
 
+REPRODUCED = "reproduced"
+"""Folder below the data folder in which runs are made again."""
 SERVER = ("PREFECT_API_URL", "PREFECT_HOME")
 WIDTH = 120
 """Columns of lines where stderr is no terminal."""
@@ -34,7 +36,7 @@ def reproduce(
         typer.Argument(help="models:/name/3, models:/name@alias, digest of an export or a report, run id."),
     ],
     into: Annotated[
-        Path | None, typer.Option(help="Empty folder to work in; default: a new one beside the data folder.")
+        Path | None, typer.Option(help="Empty folder to work in; default: a new one in the data folder.")
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="How far scores may lie apart where the surroundings differ.")
@@ -109,7 +111,7 @@ def _again(
     run: RecordedRun, workspace: Workspace, into: Path | None, code: bool, console: Console, debug: bool
 ) -> tuple[Session, ArtifactStore, Path]:
     """The run made again: its session, its store, and the folder of both."""
-    from resprout.configs.infrastructure import InfraConfig
+    from resprout.configs.infrastructure import InfraConfig, PrefectConfig
     from resprout.flows.cli.reproduce import beside, new_folder
     from resprout.flows.recorded_run import refuse_impossible
     from resprout.infra.environment import prepare
@@ -126,7 +128,9 @@ def _again(
 
     session = Session()
     end_on_signals(session.interrupt)
-    with home_server(InfraConfig()), display_for(console, "text") as session.display:
+    # No other run comes to this folder, for which its server would be kept.
+    alone = InfraConfig(prefect=PrefectConfig(keep_server_seconds=0))
+    with home_server(alone), display_for(console, "text") as session.display:
         from resprout.flows.reproduce import run_again
 
         return session, run_again(run, workspace.store, folder, session), folder
@@ -167,19 +171,20 @@ def _sentence(verdict: Verdict) -> str:
 
 def beside(into: Path | None, home: Path) -> Path:
     """An existing folder on the disk on which `new_folder` will lie."""
-    wanted = into.expanduser().absolute() if into else home.resolve().parent
+    wanted = into.expanduser().absolute() if into else home.resolve()
     return next(place for place in (wanted, *wanted.parents) if place.is_dir())
 
 
 def new_folder(into: Path | None, home: Path) -> Path:
-    """The empty folder to work in: `into`, else a new one beside the data folder."""
+    """The empty folder to work in: `into`, else a new one in <home>/reproduced."""
     if into is None:
-        beside = home.resolve().parent
+        place = home.resolve() / REPRODUCED
         try:
-            return Path(tempfile.mkdtemp(prefix=f"{home.name.lstrip('.')}-reproduced-", dir=beside))
+            place.mkdir(parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix="", dir=place))
         except OSError as error:
             raise BadInput(
-                f"no folder can be made in {beside} ({error.strerror}); give one with --into FOLDER"
+                f"no folder can be made in {place} ({error.strerror}); give one with --into FOLDER"
             ) from None
     folder = into.expanduser().absolute()
     try:

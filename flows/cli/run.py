@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -17,7 +18,7 @@ from resprout.configs.infrastructure import without_credentials
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
 from resprout.flows.session import Session
-from resprout.tasks.export.format import own_classes
+from resprout.tasks.export.format import loading, own_classes
 
 if TYPE_CHECKING:
     from resprout.configs.load import Loaded
@@ -151,13 +152,16 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
         lines.append(f"gate: {verdict}; {checks}")
     for one in result.exports:
         state = "verified" if one.verified else "not verified"
-        lines.append(f"export: {one.format} {one.bytes / 1e6:.1f} MB {state} at {one.uri}")
+        where = _short(Path(one.path)) if one.path else one.uri
+        lines.append(f"export: {one.format} {one.bytes / 1e6:.1f} MB {state} at {where}")
     if (needed := own_classes(one.format for one in result.exports)) is not None:
         lines.append(f"note: {needed}")
     if result.registered is not None:
         version = result.registered
         alias = f" (@{version.alias})" if version.alias else ""
         lines.append(f"registered: models:/{version.name}/{version.version}{alias}")
+    elif loaded.config.registration is None and result.exports:
+        lines.append("not registered: the config has no section register")
     if result.sealed:
         by = result.signed_by
         lines.append(f"seal: signed by {by}" if by else "seal: unsigned (infra.proof names no signing key)")
@@ -179,16 +183,36 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
             f"s, imports {over.imports_seconds:.1f} s, start of Prefect's server "
             f"{over.server_start_seconds:.1f} s"
         )
+    if result.exports:
+        lines += ["", "load it:", *(f"  {line}" for line in _loading(result, loaded))]
     return lines
+
+
+def _loading(result: RunResult, loaded: Loaded) -> list[str]:
+    """Lines of Python that load the first export: by its short way, else as MLflow brings it here."""
+    first, version = result.exports[0], result.registered
+    if first.path is not None:
+        return loading(first.format, json.dumps(_short(Path(first.path))))
+    address = f"models:/{version.name}/{version.version}" if version is not None else first.uri
+    return [
+        "import mlflow",
+        f"mlflow.set_tracking_uri({json.dumps(_tracking_uri(loaded))})",
+        f"folder = mlflow.artifacts.download_artifacts({json.dumps(address)})",
+        *loading(first.format, "folder"),
+    ]
 
 
 def _mlflow(loaded: Loaded) -> str:
     """Address of the MLflow server, or the command that opens the local database in a browser."""
-    uri = loaded.config.infra.mlflow.tracking_uri
-    if uri is not None and uri.startswith(("http://", "https://")):
-        return without_credentials(uri)
-    uri = uri or f"sqlite:///{_short((loaded.home / 'mlflow.db').resolve())}"
+    uri = _tracking_uri(loaded)
+    if uri.startswith(("http://", "https://")):
+        return uri
     return f"{_short(Path(sys.executable).with_name('mlflow'))} ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def _tracking_uri(loaded: Loaded) -> str:
+    own = f"sqlite:///{_short((loaded.home / 'mlflow.db').resolve())}"
+    return without_credentials(loaded.config.infra.mlflow.tracking_uri or own)
 
 
 def _short(path: Path) -> str:

@@ -59,6 +59,10 @@ class ArtifactStore:
         """Return the address of the artifact's folder."""
         return self.driver.uri(_content(digest))
 
+    def folder(self, digest: str) -> Path | None:
+        """Return the local folder of the artifact's files, unchecked; None where the store is no folder."""
+        return self.driver.folder(_content(digest))
+
     def workdir(self) -> AbstractContextManager[Path]:
         """Make a private folder where publishing with `move` costs a rename; removed afterwards."""
         return private_folder(self._scratch())

@@ -22,6 +22,8 @@ class Format(Protocol):
     """Values of prune.layout whose models it can hold."""
     own_classes: ClassVar[bool]
     """Whether the model is loaded with resprout's classes."""
+    loading: ClassVar[tuple[str, ...]]
+    """Lines of Python that load model and tokenizer from `{folder}`."""
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Write `model`, which was loaded from `source`, into the empty `folder`."""
@@ -36,6 +38,12 @@ class Format(Protocol):
 
 
 FORMATS: Registry[type[Format]] = Registry("export format", "resprout.tasks.export.formats")
+
+
+def loading(name: str, folder: str) -> list[str]:
+    """Lines of Python that load model and tokenizer of a format; `folder` is an expression."""
+    lines: tuple[str, ...] = FORMATS.entry(name).declared["loading"]
+    return [line.format(folder=folder) for line in lines]
 
 
 def own_classes(formats: Iterable[str]) -> str | None:

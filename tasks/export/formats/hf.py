@@ -24,6 +24,11 @@ class HuggingFace:
 
     layouts: ClassVar[tuple[str, ...]] = ("uniform",)
     own_classes: ClassVar[bool] = False
+    loading: ClassVar[tuple[str, ...]] = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "model = AutoModelForCausalLM.from_pretrained({folder})",
+        "tokenizer = AutoTokenizer.from_pretrained({folder})",
+    )
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Save the model; layers of different widths, which stock classes cannot build, raise BadInput."""

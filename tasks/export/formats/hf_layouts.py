@@ -17,3 +17,10 @@ class HuggingFaceLayouts(HuggingFace):
 
     layouts: ClassVar[tuple[str, ...]] = ("uniform", "per_layer")
     own_classes: ClassVar[bool] = True
+    loading: ClassVar[tuple[str, ...]] = (
+        "from resprout.tasks.models.auto import register_layouts",
+        "register_layouts()",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "model = AutoModelForCausalLM.from_pretrained({folder})",
+        "tokenizer = AutoTokenizer.from_pretrained({folder})",
+    )

@@ -10,7 +10,7 @@ import pytest
 
 from lineages import Writer, nodes, write_lineage
 from resprout.configs.infrastructure import StoreConfig
-from resprout.flows.audit.diff import Side, differences, side, tables
+from resprout.flows.audit.diff import Side, differences, lines, side, tables
 from resprout.flows.audit.lineage import Lineage, read_results
 from resprout.infra.store.store import ArtifactStore
 
@@ -138,3 +138,32 @@ def test_the_table_shows_how_far_a_metric_moved(pair: tuple[Side, Side]) -> None
     assert "evaluate pruned.perplexity" in shown
     assert "-0.5" in shown
     assert "20 kept: 0, 1, 2, 3, 4, 5, ..." in shown
+
+
+def test_in_a_pipe_each_item_is_one_line_with_whole_digests(pair: tuple[Side, Side]) -> None:
+    found = list(lines(*pair))
+    assert "config: prune.method: flap -> magnitude" in found
+    assert "metrics: the same" in found
+    (plan,) = [line for line in found if line.startswith("artifacts: plan: ")]
+    before, _, after = plan.removeprefix("artifacts: plan: ").partition(" -> ")
+    assert len(before) == len(after) == 64
+    says = {**pair[0].values, "metrics": {**pair[0].values["metrics"], "evaluate pruned.perplexity": 12.0}}
+    (moved,) = [one for one in lines(pair[0], Side("y", says)) if one.startswith("metrics: ")]
+    assert moved == "metrics: evaluate pruned.perplexity: 12.5 -> 12 (-0.5)"
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_on_a_screen_both_values_stand_side_by_side_and_nothing_is_wider(
+    pair: tuple[Side, Side], width: int
+) -> None:
+    from rich.console import Console
+
+    console = Console(width=width, file=io.StringIO())
+    for table in tables(*pair):
+        console.print(table)
+    shown = console.file.getvalue().splitlines()
+    assert max(map(len, shown)) <= width
+    (method,) = [line for line in shown if line.startswith("prune.method")]
+    assert method.split() == ["prune.method", "flap", "magnitude"]
+    assert pair[0].values["artifacts"]["plan"][:12] in console.file.getvalue()
+    assert pair[0].values["artifacts"]["plan"] not in console.file.getvalue()

@@ -6,14 +6,17 @@ import hashlib
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from commands import mlflow_of, versions_in
 from resprout.configs.result import RunResult
+from resprout.flows.cli.reproduce import new_folder
 from resprout.flows.stages import models
 from tiny_run import write_run
 
@@ -83,6 +86,35 @@ def test_the_end_of_a_run_can_be_read_by_a_person(finished: Any) -> None:
         "start of Prefect's server",
     ):
         assert part in text
+
+
+def loading_lines(shown: str) -> str:
+    """The lines of Python that a run ends with."""
+    _, found, lines = shown.partition("load it:\n")
+    assert found
+    return textwrap.dedent(lines)
+
+
+def test_a_run_ends_with_a_short_way_to_the_model_and_the_lines_that_load_it(finished: Any) -> None:
+    (export,) = finished.result["exports"]
+    link = finished.home / "models" / "tiny-pruned" / "1"
+    assert Path(export["path"]) == link
+    assert link.resolve() == Path(unquote(urlsplit(export["uri"]).path)).resolve()
+    assert f"verified at {link}\n" in finished.outcome.err
+    names: dict[str, Any] = {}
+    exec(loading_lines(finished.outcome.err), names)  # noqa: S102
+    assert names["model"].num_parameters() == finished.result["models"]["recovered"]["params"]
+    assert names["tokenizer"].name_or_path == str(link)
+
+
+def test_without_a_section_register_a_run_says_that_it_registered_nothing(
+    finished: Any, copied: Path, resprout: Callable[..., Any]
+) -> None:
+    again = resprout("run", finished.config, "register=null", "--json", home=copied)
+    assert again.code == 0, again.err
+    assert "not registered: the config has no section register" in again.err
+    digest = digests(again.result)["export"]
+    assert Path(again.result["exports"][0]["path"]) == copied / "models" / "tiny" / digest[:12]
 
 
 def test_uniform_widths_of_a_method_with_widths_by_layer_are_called_so_everywhere(
@@ -401,6 +433,27 @@ def test_a_report_is_not_written_to_a_file(
         assert f"cannot be written to {output}" in found.err
         assert "give a folder in --output" in found.err
     assert taken.read_text() == "mine"
+
+
+def test_commands_write_below_the_data_folder_unless_a_folder_is_named(
+    copied: Path, resprout: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is a file left in the folder where a person is, which may be a repository."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    found = resprout("report", "models:/tiny-pruned@candidate", home=copied, anew=True)
+    assert found.out.strip() == str(copied / "reports" / "tiny-pruned-1" / "report.html")
+    assert new_folder(None, copied).parent == copied / "reproduced"
+    assert list(work.iterdir()) == []
+
+
+def test_the_in_toto_statement_can_be_read_as_text(finished: Any, resprout: Callable[..., Any]) -> None:
+    found = resprout("lineage", "models:/tiny-pruned/1", "--in-toto", "--text", home=finished.home)
+    assert json.loads(found.out)["predicateType"] == "https://slsa.dev/provenance/v1"
+    assert '\n  "predicate": {\n' in found.out
+    alone = resprout("lineage", "models:/tiny-pruned/1", "--text", home=finished.home)
+    assert (alone.code, "--text decodes the statement of --in-toto" in alone.err) == (2, True)
 
 
 def test_the_same_config_twice_from_scratch_gives_equal_digests(
