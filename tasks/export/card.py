@@ -6,20 +6,27 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from resprout.infra.licences import UNKNOWN, Credit
 from resprout.infra.markdown import plain
 from resprout.tasks.core.stage import CardLine
+from resprout.tasks.export.judged import Metric
 from resprout.tasks.prune.plan import Plan
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 CARD = "README.md"
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 SOURCE = "source model"
 HUB = re.compile(r"^hf://([\w.-]+/[\w.-]+)(?=[/@]|$)")
 HUB_DATASET = re.compile(r"^hf-dataset://([\w.-]+/[\w.-]+)(?=[/@#]|$)")
+GENERATION = (
+    'inputs = tokenizer("The river", return_tensors="pt")',
+    "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))",
+)
+OTHER = "other"
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -38,50 +45,80 @@ def card(
     plan: Plan,
     lines: Sequence[CardLine],
     licence_files: list[str],
+    scores: Sequence[Metric],
+    usage: Sequence[str],
     own_classes: bool = False,
 ) -> str:
     """The text of README.md; equal facts give equal bytes.
 
-    `lines`: of the stages that made the model. `own_classes`: stock classes cannot load the model.
+    `lines`: of the stages that made the model. `usage`: lines of Python that load model and tokenizer.
+    `own_classes`: stock classes cannot load the model.
     """
     listed = list(credits)
-    front = front_matter(listed, plan, lines, licence_files)
-    text = yaml.safe_dump(front, sort_keys=True, allow_unicode=True)
-    body = _body(listed, plan, lines, licence_files, own_classes)
-    return f"---\n{text}---\n\n" + "\n".join(body) + "\n"
+    front = front_matter(listed, plan, lines, licence_files, scores).to_yaml(line_break="\n")
+    body = _body(listed, plan, lines, licence_files, scores, usage, own_classes)
+    return f"---\n{front}\n---\n\n" + "\n".join(body) + "\n"
 
 
 def front_matter(
-    credits: list[Credit], plan: Plan, lines: Sequence[CardLine], licence_files: list[str]
-) -> dict[str, Any]:
+    credits: list[Credit],
+    plan: Plan,
+    lines: Sequence[CardLine],
+    licence_files: list[str],
+    scores: Sequence[Metric],
+) -> ModelCardData:
     """Keys as the hub documents them (huggingface.co/docs/hub/model-cards).
 
     It looks `base_model` and `datasets` up among its own, so only sources that came from it are named there;
     the card's table has all.
     """
+    from huggingface_hub import EvalResult, ModelCardData
+
     model = next((credit for credit in credits if credit.role == SOURCE), None)
-    front: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["resprout", "pruned", plan.criterion, *(line.tag for line in lines if line.tag)],
-        **_licence(model.licence if model else None, licence_files),
-    }
-    if model is not None and (base := HUB.match(model.name)):
-        front["base_model"] = base[1]
+    base = HUB.match(model.name) if model is not None else None
     data = {found[1] for one in credits if (found := HUB_DATASET.match(one.name))}
-    if data:
-        front["datasets"] = sorted(data)
-    return front
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=_inert(one.data),
+            dataset_name=_inert(one.data),
+            metric_type={"perplexity": "perplexity", "divergence": "kl_divergence"}.get(one.kind, "accuracy"),
+            metric_name=_inert(f"{one.name} ({one.protocol})"),
+            metric_value=one.value,
+        )
+        for one in scores
+    ]
+    return ModelCardData(
+        base_model=base[1] if base else None,
+        datasets=sorted(data) or None,
+        eval_results=results or None,
+        library_name="transformers",
+        model_name=_inert(f"{_title(model, plan)}-pruned"),
+        pipeline_tag="text-generation",
+        tags=["resprout", "pruned", plan.criterion, *(line.tag for line in lines if line.tag)],
+        **_licences(model, credits, licence_files),
+    )
 
 
-def _licence(licence: str | None, files: list[str]) -> dict[str, str]:
-    """The hub's identifier, or `other` with the licence's own name and file."""
-    if licence is None:
-        return {"license": UNKNOWN}
-    if IDENTIFIER.fullmatch(licence.lower()):
-        return {"license": licence.lower()}
-    link = {"license_link": _inert(files[0])} if files else {}
-    return {"license": "other", "license_name": _inert(licence), **link}
+def _licences(model: Credit | None, credits: Sequence[Credit], files: list[str]) -> dict[str, Any]:
+    """The hub's identifiers of all licences behind the weights, the model's first.
+
+    What the hub has no identifier for is `other`, with the name, and for the model's own with its file; a
+    licence of data that nobody stated is left to the card's table.
+    """
+    stated = [model.licence if model else None]
+    stated += [one.licence for one in credits if one is not model and one.licence is not None]
+    names = [UNKNOWN if one is None else _identifier(one) for one in stated]
+    found: dict[str, Any] = {"license": names[0] if len(set(names)) == 1 else [*dict.fromkeys(names)]}
+    if other := [one for one, name in zip(stated, names, strict=True) if one and name == OTHER]:
+        found["license_name"] = _inert(other[0])
+        if files and names[0] == OTHER:
+            found["license_link"] = _inert(files[0])
+    return found
+
+
+def _identifier(licence: str) -> str:
+    return licence.lower() if IDENTIFIER.fullmatch(licence.lower()) else OTHER
 
 
 def _inert(text: str) -> str:
@@ -90,11 +127,17 @@ def _inert(text: str) -> str:
 
 
 def _body(
-    credits: list[Credit], plan: Plan, lines: Sequence[CardLine], files: list[str], own_classes: bool
+    credits: list[Credit],
+    plan: Plan,
+    lines: Sequence[CardLine],
+    files: list[str],
+    scores: Sequence[Metric],
+    usage: Sequence[str],
+    own_classes: bool,
 ) -> Iterator[str]:
     model = next((credit for credit in credits if credit.role == SOURCE), None)
     kept = 100 * plan.reached.params / plan.dense.params
-    name = plain(_short(model.name)) if model else plan.model_type
+    name = plain(_title(model, plan))
     listed = ", ".join(f"{name} {value}" for name, value in sorted(plan.allocator_settings.items()))
     settings = f" ({plain(listed)})" if listed else ""
     yield f"# {name}, pruned to {kept:.1f} % of its parameters"
@@ -118,10 +161,37 @@ def _body(
         f"{plan.dtype}."
     )
     yield ""
+    yield "## Use"
+    yield ""
     if own_classes:
         yield (
             "Stock classes know one width for all layers: call "
             "`resprout.tasks.models.auto.register_layouts()` before `AutoModelForCausalLM.from_pretrained`."
+        )
+        yield ""
+    # The folder is the current one; whoever is elsewhere puts its path, or a name on a hub, in its place.
+    yield from ("```python", *usage, *GENERATION, "```")
+    yield ""
+    yield '`"."` is the folder of this card; give its path, or the model\'s name on a hub, from elsewhere.'
+    yield ""
+    yield (
+        "Meant for what the source model is meant for, where its size or speed is in the way, under the same "
+        "limits. After pruning nothing was measured but what stands below: not safety, nor other languages, "
+        "lengths or tasks."
+    )
+    yield ""
+    if scores:
+        yield "## What was lost"
+        yield ""
+        yield "| metric | source model | this model | change | protocol |"
+        yield "|---|---:|---:|---|---|"
+        for one in scores:
+            yield f"| {plain(one.name)} | {' | '.join(one.shown)} | {one.change} | {one.protocol} |"
+        yield ""
+        yield (
+            "Both models by one evaluator in one run; ± is a standard error. Accuracies differ measurably "
+            "where zero is outside the interval of 95 % of their difference. Divergence is KL(source || this "
+            "model)."
         )
         yield ""
     yield "## What it was made from"
@@ -137,6 +207,10 @@ def _body(
     )
     if files:
         yield f"The source model's own terms lie beside this card: {', '.join(map(plain, files))}."
+
+
+def _title(model: Credit | None, plan: Plan) -> str:
+    return _short(model.name) if model else plan.model_type
 
 
 def _short(name: str) -> str:

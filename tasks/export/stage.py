@@ -40,24 +40,32 @@ def export_methods(wanted: Export) -> list[str]:
     "export",
     kind="export",
     section="export",
-    reads={"model": Reads("model"), "plan": Reads("plan"), "source": Reads("model")},
+    reads={
+        "model": Reads("model"),
+        "plan": Reads("plan"),
+        "source": Reads("model"),
+        "dense": Reads("scores"),
+        "final": Reads("scores"),
+    },
     weights=True,
     reported=True,
-    libraries=("torch", "transformers"),
+    libraries=("torch", "transformers", "huggingface_hub"),
     methods=export_methods,
     starts=True,
 )
 def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `<format>/` with README.md, exports.json and metrics.json from `model`.
 
-    `plan` lists the removed units, `source` (the acquired model) has the licence files that go along.
+    `plan` lists the removed units, `source` (the acquired model) has the licence files that go along; `dense`
+    and `final` are its scores and those of `model`, which the card states.
 
     An export that its stock tool cannot load, or that computes something else, raises StageFailed.
     """
     import torch
 
     from resprout.tasks.export.card import CARD, card, carry_licences
-    from resprout.tasks.export.format import largest_difference
+    from resprout.tasks.export.format import largest_difference, loading
+    from resprout.tasks.export.judged import judged
     from resprout.tasks.export.probe import Question, probe
     from resprout.tasks.models.layouts import layout_of
     from resprout.tasks.models.load import load_model, load_tokenizer
@@ -72,14 +80,16 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         question = Question(list(config.prompts), config.greedy_tokens, job.dtype, job.device, threads)
         expected = probe(model, load_tokenizer(inputs["model"], job.trust_remote_code), question)
         plan = read_plan(inputs["plan"])
+        scores = judged(inputs["dense"], inputs["final"])
+        own = layout_of(model.config) is not None
     for done, name in enumerate(config.formats):
         written = FORMATS.get(name)()
         folder = workdir / name
         folder.mkdir()
         written.write(model, inputs["model"], folder)
         files = carry_licences(inputs["source"], folder)
-        own = layout_of(model.config) is not None
-        text = card(job.config.credits, plan, job.config.lines, files, own_classes=own)
+        usage = loading(name, '"."')
+        text = card(job.config.credits, plan, job.config.lines, files, scores, usage, own_classes=own)
         (folder / CARD).write_text(text, encoding="utf-8")
         worst = largest_difference(name, expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

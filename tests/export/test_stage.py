@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ from resprout.tasks.core.job import Job, silent
 from resprout.tasks.core.stage import CardLine
 from resprout.tasks.export import probe as script
 from resprout.tasks.export.card import card, carry_licences
-from resprout.tasks.export.format import largest_difference
+from resprout.tasks.export.format import largest_difference, loading
 from resprout.tasks.export.formats.hf import HuggingFace
+from resprout.tasks.export.judged import Metric, judged
 from resprout.tasks.export.probe import Probed
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.models.load import load_model, save_model
@@ -54,10 +56,38 @@ def write_plan(folder: Path) -> Path:
     return folder
 
 
+PROTOCOL = {
+    "perplexity": {
+        "name": "words", "metric": "words_ppl_seq32", "kl_metric": "words_kl_to_dense_seq32",
+        "window_tokens": 32, "scored_tokens": 4096, "compared_tokens": 2048,
+    },
+    "zero_shot": {"tasks": {"own": {"items": 100, "lm_eval_version": "1.0"}}, "averaged": ["own_acc"]},
+}  # fmt: skip
+DENSE = {"words_ppl_seq32": 20.0, "own_acc": 0.5, "own_acc_stderr": 0.05, "zero_shot_mean_acc": 0.5}
+FINAL = {
+    "words_ppl_seq32": 25.0, "words_kl_to_dense_seq32": 0.125, "own_acc": 0.3, "own_acc_stderr": 0.05,
+    "zero_shot_mean_acc": 0.3,
+}  # fmt: skip
+
+
+def write_scores(folder: Path, metrics: dict[str, float]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "details.json").write_text(json.dumps(PROTOCOL))
+    return folder
+
+
+def scores_of(place: Path) -> dict[str, Path]:
+    return {
+        "dense": write_scores(place / "dense", DENSE),
+        "final": write_scores(place / "final", FINAL),
+    }
+
+
 def run(model: Path, workdir: Path, config=CONFIG, credits=CREDITS):
     workdir.mkdir()
     plan = write_plan(workdir.parent / "plan")
-    inputs = {"model": model, "plan": plan, "source": model}
+    inputs = {"model": model, "plan": plan, "source": model, **scores_of(workdir.parent)}
     export.body(Job(Export(config, credits, (LORA,))), inputs, workdir, silent)
 
 
@@ -83,7 +113,9 @@ def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_pat
     assert digests(out).keys() == files | {"tokenizer_config.json"} | beside
     again = tmp_path / "second" / "hf"
     HuggingFace().write(load_model(model, "bfloat16", "cpu"), model, again)
-    text = card(CREDITS, read_plan(write_plan(tmp_path)), [LORA], carry_licences(model, again))
+    files, scores = carry_licences(model, again), judged(**scores_of(tmp_path))
+    plan = read_plan(write_plan(tmp_path))
+    text = card(CREDITS, plan, [LORA], files, scores, loading("hf", '"."'))
     (again / "README.md").write_text(text, encoding="utf-8")
     assert digests(out) == digests(tmp_path / "second")
     size = sum(p.stat().st_size for p in (out / "hf").iterdir())
@@ -102,7 +134,8 @@ def test_the_card_holds_licences_sizes_and_what_a_hub_reads(exported):
     folder = out / "hf"
     assert (folder / "LICENSE").read_bytes() == (model / "LICENSE").read_bytes()
     found = ModelCard.load(folder / "README.md")
-    assert found.data.license == "apache-2.0"
+    assert found.data.license == ["apache-2.0", "other"]
+    assert found.data.license_name == "a|b c"
     assert found.data.base_model == "acme/tiny"
     assert found.data.datasets == ["acme/words"]
     assert found.data.library_name == "transformers"
@@ -112,6 +145,42 @@ def test_the_card_holds_licences_sizes_and_what_a_hub_reads(exported):
     assert "| calibration text | hf-dataset://acme/words@2\\#train | unknown |" in found.text
     assert "| recovery rows | pool.jsonl | a\\|b &lt;c&gt; |" in found.text
     assert "LICENSE, NOTICE.txt" in found.text
+    results = {(one.dataset_type, one.metric_type, one.metric_value) for one in found.data.eval_results or ()}
+    assert results == {
+        ("words", "perplexity", 25.0), ("words", "kl_divergence", 0.125), ("own", "accuracy", 0.3),
+    }  # fmt: skip
+    assert found.data.model_name == "tiny-pruned"
+
+
+def test_the_card_says_what_was_lost_and_how_it_was_measured(exported):
+    text = (exported[1] / "hf" / "README.md").read_text()
+    for row in (
+        "| words\\_ppl\\_seq32 | 20.00 | 25.00 | +5.00 | windows of 32 tokens, 4,096 tokens scored |",
+        "| words\\_kl\\_to\\_dense\\_seq32 | - | 0.1250 |  | nats a token, windows of 32 tokens, 2,048",
+        "| own\\_acc | 0.500 ± 0.050 | 0.300 ± 0.050 | -0.200 | lm-eval, task version 1.0, 100 items |",
+    ):
+        assert row in text
+
+
+def test_a_difference_of_accuracies_inside_the_noise_is_none():
+    def change(value: float) -> str:
+        return Metric("own_acc", "accuracy", "own", value, 0.5, "", 0.03, 0.04).change
+
+    # The standard error of the difference is 0.05, so its interval reaches 0.098 to either side.
+    assert change(0.41) == "no measurable difference"
+    assert change(0.40) == "-0.100"
+    assert change(0.60) == "+0.100"
+
+
+def test_the_snippet_of_the_card_runs_as_it_stands(exported):
+    """In a process of its own, as a reader runs it beside the card."""
+    folder = exported[1] / "hf"
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def test_nothing_that_came_from_outside_is_markdown_in_the_card(tmp_path):
@@ -120,12 +189,15 @@ def test_nothing_that_came_from_outside_is_markdown_in_the_card(tmp_path):
     hostile = "![x](http://evil/p.png) [y](http://evil) `z` <img src=q>"
     hub = f"hf-dataset://{hostile.replace('/', '')}/{hostile.replace('/', '')}"
     credits = [Credit("source model", hostile, hostile), Credit("recovery rows", hostile, hostile)]
-    assert "<" not in card([Credit("recovery rows", hub, None)], read_plan(write_plan(tmp_path)), [], [])
-    text = card(credits, read_plan(write_plan(tmp_path)), [], [hostile])
+    plan = read_plan(write_plan(tmp_path))
+    assert "<" not in card([Credit("recovery rows", hub, None)], plan, [], [], [], [])
+    text = card(credits, plan, [], [hostile], [], [])
     assert "<" not in text.split("---\n")[1], "HTML in the front matter"
     read = MarkdownIt("commonmark").enable("table").parse(text.split("---\n")[2])
     inside = [child for token in read for child in token.children or ()]
-    assert {child.type for child in inside} <= {"text", "text_special", "softbreak"}
+    own = [child for child in inside if child.type == "code_inline"]
+    assert {child.content for child in own} == {'"."'}
+    assert {child.type for child in inside if child not in own} <= {"text", "text_special", "softbreak"}
     assert "".join(child.content for child in inside).count(hostile) == 5
 
 
@@ -141,7 +213,7 @@ def test_the_front_matter_names_the_licence_as_hubs_do(licence, front, tmp_path)
     import yaml
 
     plan = read_plan(write_plan(tmp_path))
-    text = card([Credit("source model", "model", licence)], plan, [], ["LICENSE"])
+    text = card([Credit("source model", "model", licence)], plan, [], ["LICENSE"], [], [])
     found = yaml.safe_load(text.split("---")[1])
     assert {key: value for key, value in found.items() if key.startswith("license")} == front
     assert "base_model" not in found
