@@ -207,6 +207,11 @@ class Conclusion:
             command=self.command,
             digests={**brought, **{stage.name: stage.artifact.digest for stage in self.result.stages}},
             models=self.own_metrics(),
+            made=self.run.store.get_record(self.artifacts.of("export").record).started[:10],
+            credits=[
+                {"role": one.role, "name": one.name, "licence": one.shown_licence}
+                for one in self.artifacts.steps.credits
+            ],
         )
         return report(self.run, Job(settings, config.seed), self.artifacts.reported()), settings
 

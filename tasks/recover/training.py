@@ -77,7 +77,7 @@ def fit(
 
     AdamW without weight decay; a warm-up, then a cosine to zero at the end of the whole recovery, of which
     this may be a part. An entry holds step, counted from the whole's beginning, loss, cross_entropy,
-    distillation, learning_rate and grad_norm (before clipping).
+    distillation, the step's tokens without padding, learning_rate and grad_norm (before clipping).
 
     Raises:
         StageFailed: a loss that is not finite, with its step.
@@ -181,6 +181,7 @@ class _ResponseTrainer(Trainer):
             "loss": loss.total.item(),
             "cross_entropy": loss.cross_entropy.item(),
             "distillation": loss.distillation.item(),
+            "tokens": float(sum(int(part.attention_mask.sum()) for part in parts)),
         }
         return (loss.total, None) if return_outputs else loss.total
 

@@ -1,4 +1,4 @@
-"""Stage report: tables, loss curve, widths per layer, selected data, and the command that repeats the run.
+"""Stage report: the page about a run: pictures, tables, selected data, and the command that repeats the run.
 
 Content: report.html (self-contained), report.md, summary.md (the model version's description), config.yaml.
 Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered`, `sparsified` (scores), `speeds`
@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from resprout.infra.markdown import code, fenced, plain
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import stage
 from resprout.tasks.measure.ratio import metrics_of
@@ -40,25 +40,20 @@ class ReportConfig(BaseModel):
     """Of each stage's artifact, by the stage's label."""
     models: dict[str, str | None]
     """Models in the order in which they were made, each with the input whose metrics are its own too."""
+    made: str = ""
+    """Date of the export (YYYY-MM-DD), the same however often it is found in the cache."""
+    credits: list[dict[str, str]] = []
+    """Models and data that the run used: role, name, licence."""
 
 
-@stage("report", kind="report", timed=True, libraries=("jinja2",), computes=False)
+@stage("report", kind="report", timed=True, libraries=("jinja2", "matplotlib"), computes=False)
 def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the report of a run."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from resprout.tasks.report.pages import render
 
     facts = gather(job.config, inputs, job.digests)
-    here = Environment(
-        loader=PackageLoader("resprout.tasks.report", "."),
-        undefined=StrictUndefined,
-        autoescape=lambda name: bool(name) and ".html" in str(name),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    here.filters.update(code=code, fenced=fenced, plain=plain)
     for template in ("report.html", "report.md", "summary.md"):
-        text = here.get_template(f"{template}.j2").render(facts)
-        (workdir / template).write_text(text, encoding="utf-8")
+        (workdir / template).write_text(render(template, facts), encoding="utf-8")
     text = config_text(f"{job.config.command}\n# {RELATIVE}", job.config.config)
     (workdir / "config.yaml").write_text(text, encoding="utf-8")
 
@@ -71,7 +66,7 @@ def config_text(command: str, config: dict[str, Any]) -> str:
 def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> dict[str, Any]:
     """All that the templates show, read from the inputs, whose artifacts have these `digests` by role."""
     from resprout.tasks.models.shape import shape_of
-    from resprout.tasks.report.table import bars, line
+    from resprout.tasks.report import figures
 
     timed = _json(inputs["speeds"] / "metrics.json") if "speeds" in inputs else {}
     models = {
@@ -87,11 +82,15 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     schedule = config.config.get("prune", {}).get("schedule", "one_shot")
     shape = shape_of(inputs["source"])
     trainings = {name: _rows(inputs[name] / "history.jsonl") for name in inputs if TRAINING.match(name)}
-    steps = sorted((row["step"], row["loss"]) for history in trainings.values() for row in history)
+    steps = sorted((row for history in trainings.values() for row in history), key=lambda row: row["step"])
     earlier = len(steps) - len(trainings.get("recovery", ()))
     widths = kept_widths(plan["layers"], shape)
     return {
         "name": config.name,
+        "model": model_name(config.config["model"]["source"]),
+        "made": _date(config.made),
+        "asked": asked(config.config),
+        "credits": config.credits,
         "command": config.command,
         "config": yaml.safe_dump(config.config, sort_keys=False, allow_unicode=True),
         "digests": config.digests,
@@ -114,14 +113,58 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "method": plan.get("method") or plan["criterion"],
         "schedule": "" if schedule == "one_shot" else schedule,
         "widths": widths,
-        "ffn_picture": bars(
-            shape.ffn, [row["FFN channels"][1] for row in widths], "FFN channels before and after"
-        ),
-        "loss_picture": line(steps, "step", "training loss"),
-        "losses": steps,
+        "figures": {
+            "results": [*figures.trade_offs(models), *figures.accuracies(models)],
+            "pruning": [*figures.layer_widths(widths)],
+            "recovery": [*figures.training_loss(steps)],
+        },
+        "losses": [(row["step"], row["loss"]) for row in steps],
         "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
         "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
     }
+
+
+TARGETS: dict[str, Callable[[Any], str]] = {
+    "params_ratio": lambda value: f"{100 * value:.4g} % of the parameters",
+    "non_embedding_ratio": lambda value: f"{100 * value:.4g} % of the parameters outside embeddings",
+    "params": lambda value: f"{value:,} parameters",
+    "non_embedding_params": lambda value: f"{value:,} parameters outside embeddings",
+    "bytes": lambda value: f"{value / 1e6:,.4g} MB of weights",
+    "latency_ratio": lambda value: f"{100 * value:.4g} % of the time",
+    "latency_ms": lambda value: f"{value:,.4g} ms a forward pass",
+}
+"""By the forms of `prune.target` how each is put into words."""
+
+
+def asked(config: Mapping[str, Any]) -> str:
+    """In a clause what the run's config asks for: target, method, units, recovery."""
+    prune = config.get("prune") or {}
+    targets = [
+        words(value)
+        for form, words in TARGETS.items()
+        if (value := (prune.get("target") or {}).get(form)) is not None
+    ]
+    units = " and ".join(UNITS.get(unit, unit) for unit in prune.get("units") or ())
+    method = prune.get("method") or prune.get("criterion") or "pruning"
+    parts = [f"keep {' and '.join(targets) or 'what the plan says'}"]
+    parts.append(f"prune {units} by {method}" if units else f"prune by {method}")
+    recover = config.get("recover")
+    parts.append(f"recover by {recover.get('method', 'lora')}" if recover else "no recovery")
+    return ", ".join(parts)
+
+
+UNITS = {
+    "ffn": "FFN channels",
+    "kv_groups": "KV groups",
+    "heads": "query heads",
+    "hidden": "hidden channels",
+}
+
+
+def model_name(source: str) -> str:
+    """Name of a model for a heading: the last part of its address, without the ending of a file."""
+    last = source.split("://")[-1].rstrip("/").rpartition("/")[2]
+    return last.removesuffix(".gguf") or source
 
 
 def kept_widths(layers: Sequence[Mapping[str, Any]], shape: Shape) -> list[dict[str, tuple[int, int]]]:
@@ -179,6 +222,12 @@ def _examples(folder: Path, each: int = 2) -> list[dict[str, Any]]:
                     {"cluster": cluster, "instruction": shown, "reason": decision["reason"]}
                 )
     return [row for cluster in sorted(chosen, key=lambda name: (len(name), name)) for row in chosen[cluster]]
+
+
+def _date(day: str) -> str:
+    """A day in ISO form as people write it; empty where it is not known."""
+    found = date.fromisoformat(day) if day else None
+    return f"{found.day} {found:%B %Y}" if found else ""
 
 
 def _json(path: Path) -> Any:

@@ -309,7 +309,9 @@ def test_another_partition_of_the_work_makes_other_shards(copy: Path, door: str)
     assert code.code_hash([f"resprout.tasks.{door}"]) != before
 
 
-@pytest.mark.parametrize("template", ["report.html.j2", "report.md.j2", "summary.md.j2"])
+@pytest.mark.parametrize(
+    "template", ["base.html.j2", "style.css.j2", "report.html.j2", "report.md.j2", "summary.md.j2"]
+)
 def test_an_edit_in_a_template_reruns_the_report_alone(copy: Path, template: str) -> None:
     report, before = code.code_hash(["resprout.tasks.report.stage"]), hashes()
     path = copied(copy, f"tasks/report/{template}")
