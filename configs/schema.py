@@ -493,6 +493,9 @@ class ZeroShotConfig(Section):
         return self
 
 
+Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
 class EvaluateConfig(Section):
     """Scores of dense, pruned and recovered by the same evaluator."""
 
@@ -500,6 +503,14 @@ class EvaluateConfig(Section):
     """Perplexity and divergence from the dense model."""
     zero_shot: ZeroShotConfig | None = None
     """Accuracies; left out where absent."""
+    prompts: Annotated[tuple[Prompt, ...], Field(max_length=20)] = (
+        "Which planet of the solar system is the largest?",
+        "A box holds 3 rows of 8 eggs. 5 of the eggs break. How many are whole?",
+        "List three things to check before going on a long bicycle ride.",
+        "Continue this story: The lighthouse keeper climbed the stairs, and at the top",
+        "My friend forgot my birthday and I feel a bit hurt. What could I say to them?",
+    )
+    """Prompts that every model answers greedily, for people to compare; [] leaves them out."""
 
 
 class MeasureConfig(Section):

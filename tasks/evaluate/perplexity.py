@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from resprout.tasks.core.job import WHOLE, Progress, Share
 from resprout.tasks.data.response import head
+from resprout.tasks.evaluate.layers import LayerPairs
 
 BATCH_TOKENS = 2048
 CHUNK_ROWS = 128
@@ -27,10 +29,12 @@ CHUNK_ROWS = 128
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids of one window and the first position whose token it scores."""
+    """Token ids of one window, the first position whose token it scores, and where each token is from."""
 
     ids: tuple[int, ...]
     first: int
+    sources: tuple[int, ...] = ()
+    """Number of the source of each of the ids; empty where all are from one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ class Score:
         return self.kl / self.kl_tokens
 
 
-def windows(ids: Sequence[int], window: int, stride: int, bos: int | None) -> list[Window]:
+def windows(
+    ids: Sequence[int], window: int, stride: int, bos: int | None, sources: Sequence[int] = ()
+) -> list[Window]:
     """Windows over `ids`; each token is scored in exactly one of them (see the module's text)."""
     found = []
     scored_until = 0
@@ -68,20 +74,36 @@ def windows(ids: Sequence[int], window: int, stride: int, bos: int | None) -> li
         # Without BOS a window's first token has nothing before it.
         first = max(first, 1)
         if first < len(head) + len(body):
-            found.append(Window(head + body, first))
+            found.append(
+                Window(
+                    head + body,
+                    first,
+                    tuple([*sources[begin:end][:1]] * len(head)) + tuple(sources[begin:end]),
+                )
+            )
         scored_until = end
         if end == len(ids):
             break
     return found
 
 
-class Chunk(NamedTuple):
-    """Sums over up to `CHUNK_ROWS` scored tokens; `kl` and `compared` are 0 where nothing was compared."""
+class Segment(NamedTuple):
+    """Sums over the scored tokens of one window that are from one source; `kl` is over `compared` of them."""
 
+    window: int
+    source: int
     nll: float
     tokens: int
     kl: float
     compared: int
+
+
+@dataclass
+class Scored:
+    """Segments in the order of the windows, and distances of the layers for each batch that was compared."""
+
+    segments: list[Segment] = field(default_factory=list)
+    layers: list[list[float]] = field(default_factory=list)
 
 
 def score(
@@ -92,12 +114,12 @@ def score(
     progress: Progress | None = None,
 ) -> Score:
     """Negative log-likelihood of all windows, and KL(reference || model) on the first `kl_tokens` of them."""
-    found = chunks(model, parts, reference, kl_tokens, WHOLE, progress)
-    return total(found, compared=reference is not None)
+    found = scored(model, parts, reference, kl_tokens, WHOLE, progress)
+    return total(found.segments, compared=reference is not None)
 
 
-def total(parts: Iterable[Chunk], compared: bool) -> Score:
-    """The score of all chunks, added in their order, so that it does not depend on who made which."""
+def total(parts: Iterable[Segment], compared: bool) -> Score:
+    """The score of all segments, added in their order, so that it does not depend on who made which."""
     nll, tokens, kl, kl_tokens = 0.0, 0, 0.0, 0
     for part in parts:
         nll, tokens = nll + part.nll, tokens + part.tokens
@@ -107,21 +129,23 @@ def total(parts: Iterable[Chunk], compared: bool) -> Score:
 
 
 @torch.inference_mode()
-def chunks(
+def scored(
     model: PreTrainedModel,
     parts: Sequence[Window],
     reference: PreTrainedModel | None,
     kl_tokens: int | None,
     share: Share,
     progress: Progress | None = None,
-) -> list[Chunk]:
-    """Sums of the share's batches of windows, in their order.
+    layers: LayerPairs | None = None,
+) -> Scored:
+    """Sums over the windows of the share's batches, and distances of `layers` on a window of each.
 
     Logits are float32 from here on and handled `CHUNK_ROWS` positions at a time.
     """
-    found, batches = list[Chunk](), _batches(parts)
+    found, batches = Scored(), _batches(parts)
     mine = share.of(len(batches))
     before = sum(_scored(batch) for batch in batches[: mine.start])
+    window = sum(map(len, batches[: mine.start]))
     done, todo = 0, sum(len(batches[index]) for index in mine)
     for batch in (batches[index] for index in mine):
         ids = torch.tensor([part.ids for part in batch], device=model.device)
@@ -129,25 +153,47 @@ def chunks(
         for row, part in enumerate(batch):
             mask[row, part.first - 1 :] = True
         targets = ids[:, 1:][mask]
-        states = _states(model, ids)[mask]
-        room = len(targets) if kl_tokens is None else min(len(targets), kl_tokens - before)
-        others = _states(reference, ids)[mask][:room] if reference is not None and room > 0 else None
+        room = len(targets) if kl_tokens is None else max(0, min(len(targets), kl_tokens - before))
+        if reference is not None and room and layers is not None:
+            with layers.watched() as distances:
+                others, states = _states(reference, ids), _states(model, ids)
+            found.layers.append(distances)
+        else:
+            others = _states(reference, ids) if reference is not None and room else None
+            states = _states(model, ids)
+        states, others = states[mask], None if others is None else others[mask][:room]
+        nll, kl = [], []
         for start in range(0, len(targets), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             logits = head(model, states[rows])
             picked = logits.gather(1, targets[rows, None])[:, 0]
-            nll = (logits.logsumexp(-1) - picked).double().sum().item()
-            kl, compared = 0.0, 0
-            if others is not None and start < room:
+            nll += (logits.logsumexp(-1) - picked).double().tolist()
+            if reference is not None and others is not None and start < room:
                 logq = head(reference, others[rows]).log_softmax(-1)
                 logp = logits[: len(logq)].log_softmax(-1)
-                kl = functional.kl_div(logp, logq, reduction="sum", log_target=True).item()
-                compared = len(logp)
-            found.append(Chunk(nll, len(picked), kl, compared))
+                kl += functional.kl_div(logp, logq, reduction="none", log_target=True).sum(-1).tolist()
+        found.segments += _segments(batch, window, nll, kl)
         before += len(targets)
+        window += len(batch)
         done += len(batch)
         if progress:
             progress(done, todo, "perplexity windows")
+    return found
+
+
+def _segments(batch: Sequence[Window], window: int, nll: list[float], kl: list[float]) -> list[Segment]:
+    """Sums of a batch whose first window has this number, of its tokens' losses and, of the first, KL."""
+    found, at = list[Segment](), 0
+    for number, part in enumerate(batch, window):
+        places = range(at, at + len(part.ids) - part.first)
+        at = places.stop
+        owners = part.sources[part.first :] or (0,) * len(places)
+        by_source = sorted(zip(owners, places, strict=True))
+        for source, some in groupby(by_source, key=lambda one: one[0]):
+            mine = [place for _, place in some]
+            compared = [kl[place] for place in mine if place < len(kl)]
+            losses = (nll[place] for place in mine)
+            found.append(Segment(number, source, sum(losses), len(mine), sum(compared), len(compared)))
     return found
 
 

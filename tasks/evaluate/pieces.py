@@ -15,7 +15,9 @@ from resprout.configs.schema import EvaluateConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.evaluate import perplexity, zero_shot
 from resprout.tasks.evaluate.held_out import held_out
-from resprout.tasks.evaluate.perplexity import Chunk
+from resprout.tasks.evaluate.layers import layer_pairs
+from resprout.tasks.evaluate.perplexity import Scored, Segment
+from resprout.tasks.evaluate.prompts import Asked, ask
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.evaluate.zero_shot import Answers
 from resprout.tasks.models.load import load_model, load_tokenizer
@@ -26,27 +28,32 @@ FILE = "pieces.json"
 
 @dataclass
 class Pieces:
-    """The model's sizes, sums over chunks of tokens, and for each task its answers."""
+    """The model's sizes, sums over held-out text, each task's answers, and those to the prompts."""
 
     sizes: dict[str, int]
-    chunks: list[Chunk] = field(default_factory=list)
+    sources: list[str]
+    scored: Scored = field(default_factory=Scored)
     answers: dict[str, Answers] = field(default_factory=dict)
+    asked: Asked | None = None
 
 
 def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progress) -> Pieces:
     """The pieces of the job's share; loads the model, and for divergence the dense one."""
     config = job.config.perplexity
     tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
-    ids, bos = held_out(inputs["text"], tokenizer, config)
+    text = held_out(inputs["text"], tokenizer, config)
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     dense = (
         load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
         if "dense" in inputs
         else None
     )
-    found = Pieces(asdict(count(model)))
-    parts = perplexity.windows(ids, config.window_tokens, config.stride_tokens or config.window_tokens, bos)
-    found.chunks = perplexity.chunks(model, parts, dense, config.kl_tokens, job.share, progress)
+    found = Pieces(asdict(count(model)), text.sources)
+    stride = config.stride_tokens or config.window_tokens
+    parts = perplexity.windows(text.ids, config.window_tokens, stride, text.bos, text.owners)
+    layers = layer_pairs(model, dense) if dense is not None else None
+    found.scored = perplexity.scored(model, parts, dense, config.kl_tokens, job.share, progress, layers)
+    del layers
     del dense
     zero = job.config.zero_shot
     if zero is not None:
@@ -55,6 +62,9 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
         found.answers = zero_shot.answers(
             model, tokenizer, tasks, zero.limit, zero.batch_size, job.seed, job.share, progress
         )
+    if job.config.prompts and job.share.of(1):
+        progress(0, 1, "prompts")
+        found.asked = ask(model, tokenizer, job.config.prompts)
     return found
 
 
@@ -66,9 +76,12 @@ def write(found: Pieces, folder: Path) -> None:
 def read(folders: Sequence[Path]) -> Pieces:
     """All pieces, of which each folder holds those of a share, in the order of the shares."""
     parts = [json.loads((folder / FILE).read_text()) for folder in folders]
-    found = Pieces(parts[0]["sizes"])
+    found = Pieces(parts[0]["sizes"], parts[0]["sources"])
     for part in parts:
-        found.chunks += [Chunk(*one) for one in part["chunks"]]
+        found.scored.segments += [Segment(*one) for one in part["scored"]["segments"]]
+        found.scored.layers += part["scored"]["layers"]
         for name, one in part["answers"].items():
             found.answers.setdefault(name, Answers(one["lm_eval_version"])).add(one["right"])
+        if part["asked"] is not None:
+            found.asked = Asked(**part["asked"])
     return found

@@ -1,7 +1,9 @@
 """Stage evaluate: one evaluator for all models of a run.
 
 Lifecycle: load the model (and, for divergence, the dense one) once; size; perplexity and KL on the held-out
-text; zero-shot accuracies on the model in memory. Content: metrics.json, and details.json with the protocol.
+text; zero-shot accuracies and answers to the prompts by the model in memory. Content: metrics.json;
+details.json with the protocol, scores by source and distances by layer; samples.json, from which two models
+are compared in pairs; answers.json where there are prompts.
 
 Inputs: `model`; `text`; `task_<name>` for each zero-shot task; `dense` for all but the dense one.
 """
@@ -9,14 +11,18 @@ Inputs: `model`; `text`; `task_<name>` for each zero-shot task; `dense` for all 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import EvaluateConfig, PerplexityConfig
 from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.core.stage import Reads, Volume, stage
 from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
+
+if TYPE_CHECKING:
+    from resprout.tasks.evaluate.perplexity import Segment
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")
 
@@ -105,7 +111,8 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
     shards = shards_in(inputs)
     found = pieces.read(shards) if shards else pieces.make(job, inputs, progress)
     metrics: dict[str, float] = dict(found.sizes)
-    result = perplexity.total(found.chunks, compared="dense" in inputs)
+    segments, compared = found.scored.segments, "dense" in inputs
+    result = perplexity.total(segments, compared)
     metrics[perplexity_metric(config)] = result.perplexity
     if "dense" in inputs:
         metrics[kl_metric(config)] = result.mean_kl
@@ -118,6 +125,11 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
             "metric": perplexity_metric(config),
             "kl_metric": kl_metric(config),
         },
+        "sources": {
+            name: _of_source([one for one in segments if one.source == number], compared)
+            for number, name in enumerate(found.sources)
+        },
+        "layer_distances": [sum(one) / len(one) for one in zip(*found.scored.layers, strict=True)],
     }
     if job.config.zero_shot is not None:
         accuracies, about = zero_shot.accuracies(found.answers)
@@ -127,6 +139,34 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
         details["zero_shot"] = {"tasks": about, "averaged": averaged, "limit": job.config.zero_shot.limit}
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     (workdir / "details.json").write_text(json.dumps(details, indent=1, sort_keys=True))
+    right = {
+        f"{name}_{metric}": one for name, task in found.answers.items() for metric, one in task.right.items()
+    }
+    samples = {"windows": _by_window(segments), "right": right}
+    (workdir / "samples.json").write_text(json.dumps(samples, sort_keys=True) + "\n")
+    if found.asked is not None:
+        text = json.dumps(asdict(found.asked), indent=1, ensure_ascii=False, sort_keys=True)
+        (workdir / "answers.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _of_source(segments: Sequence[Segment], compared: bool) -> dict[str, float]:
+    """Perplexity, tokens and, where the models were `compared` on some, KL of the text from one source."""
+    from resprout.tasks.evaluate.perplexity import total
+
+    if not segments:
+        return {"tokens": 0}
+    score = total(segments, compared)
+    found = {"tokens": score.tokens, "perplexity": score.perplexity}
+    return {**found, "kl": score.mean_kl} if score.kl_tokens else found
+
+
+def _by_window(segments: Iterable[Segment]) -> list[list[float]]:
+    """Negative log-likelihood and number of the scored tokens of each window."""
+    sums: dict[int, list[float]] = {}
+    for one in segments:
+        nll, tokens = sums.get(one.window, [0.0, 0])
+        sums[one.window] = [nll + one.nll, tokens + one.tokens]
+    return list(sums.values())
 
 
 @stage(
@@ -150,10 +190,9 @@ def evaluation_data(
     from resprout.tasks.evaluate.held_out import held_out
     from resprout.tasks.models.load import load_tokenizer
 
-    ids, _ = held_out(
-        inputs["text"], load_tokenizer(inputs["dense"], job.trust_remote_code), job.config.perplexity
-    )
-    metrics = {"evaluation_tokens": len(ids)}
+    tokenizer = load_tokenizer(inputs["dense"], job.trust_remote_code)
+    text = held_out(inputs["text"], tokenizer, job.config.perplexity)
+    metrics = {"evaluation_tokens": len(text.ids)}
     if job.config.zero_shot is not None:
         from resprout.tasks.evaluate.zero_shot import count_items
 

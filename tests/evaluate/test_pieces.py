@@ -21,7 +21,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {name: root / name for name in ("text", "task_own", "task_other")}
     for folder in found.values():
         folder.mkdir()
-    lines = [json.dumps({"text": words(400, seed)}) for seed in range(3)]
+    lines = [json.dumps({"text": words(400, seed), "source": f"s{seed % 2}"}) for seed in range(3)]
     (found["text"] / "text.jsonl").write_text("\n".join(lines))
     for name in ("task_own", "task_other"):
         (found[name] / "task.json").write_text(json.dumps(TWO_CHOICES))
@@ -61,12 +61,17 @@ def test_scores_from_shards_equal_those_of_one_piece(
     for name, seen in (("whole", inputs), ("merged", given)):
         (tmp_path / name).mkdir()
         evaluate.body(Job(config, dtype=dtype), seen, tmp_path / name, silent)
-    for file in ("metrics.json", "details.json"):
+    for file in ("metrics.json", "details.json", "samples.json", "answers.json"):
         assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     details = json.loads((tmp_path / "merged" / "details.json").read_text())
     assert details["perplexity"]["compared_tokens"] == 613
+    assert sum(one["tokens"] for one in details["sources"].values()) == details["perplexity"]["scored_tokens"]
+    assert min(one["kl"] for one in details["sources"].values()) > 0
+    assert len(details["layer_distances"]) == 2
+    assert all(0 < one < 2 for one in details["layer_distances"])
     assert {one["items"] for one in details["zero_shot"]["tasks"].values()} == {37}
     made = [json.loads((tmp_path / f"{index}" / "pieces.json").read_text()) for index in range(count)]
-    assert count == 20 or all(part["chunks"] and part["answers"] for part in made), (
+    assert count == 20 or all(part["scored"]["segments"] and part["answers"] for part in made), (
         "a shard had nothing to do"
     )
+    assert [part["asked"] is not None for part in made] == [False] * (count - 1) + [True]
