@@ -190,6 +190,8 @@ class InfraConfig(Section):
     """Retention of artifacts."""
     licences: LicencesConfig = LicencesConfig()
     """Which licences are allowed."""
+    price_per_hour: Annotated[float, Field(ge=0.0)] | None = None
+    """What an hour of this machine costs, in any currency: `plan` says what a run would cost."""
     data_scan: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     """Function that looks through each acquired data set, say for personal data, as module:function of an
     installed package: it is given the folder, returns what it found, and raises to end the run."""

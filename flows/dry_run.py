@@ -3,48 +3,41 @@
 The steps of the run are looked up in the store one after another. A step whose inputs are all there has a
 key; one that reads what is still to be made has none, and would run.
 
-A stage's seconds are predicted from what stages of its kind took on this machine: the start of the processes
-that it needs, and beyond that proportional to parameters times tokens, where it computes with a model.
+A stage's seconds, memory and bytes are predicted from what stages of its kind took on this machine
+(`history.py`); why it is not found, from the nearest record (`nearest_record.py`).
 """
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from resprout.configs.errors import ResproutError
 from resprout.configs.load import Loaded
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
+from resprout.flows.history import FOUND, Estimate, History, Work, peaks, scales, volume
 from resprout.flows.inputs import Sources
+from resprout.flows.nearest_record import Nearest, nearest
 from resprout.flows.stages import Artifacts, Step, Steps, job_of
 from resprout.infra.environment import prepare
-from resprout.infra.identity import machine
 from resprout.infra.licences import check_licences
 from resprout.infra.mlflow.tracking import Tracker
-from resprout.infra.store.record import Record
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.acquire.stage import acquire_rows
 from resprout.tasks.calibrate.stage import calibrate
-from resprout.tasks.core.job import SHARD_ROLE
-from resprout.tasks.core.mlflow_log import flat
-from resprout.tasks.core.stage import Stage, Volume
+from resprout.tasks.core.stage import StepId
 from resprout.tasks.export.format import own_classes
-from resprout.tasks.models.shape import Shape, shape_of
+from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.rounds import average_params, predicted_loss, schedule_of, target_at
 from resprout.tasks.prune.target import implied_shape, request, warnings_for
 
 MOST_DIFFERENCES = 3
 """Differences from the nearest record that are named."""
-LONG = 24
-NEAR = 1.1
-"""Work that differs by less is the same: then the time is that of the record."""
+HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -53,10 +46,12 @@ class Forecast:
 
     step: Step
     cached: bool
+    key: str
+    """Its cache key; of a step that waits for others one that it shares with equal steps of other runs."""
     parts: Mapping[str, Any] = field(default_factory=dict)
     """The parts of its key, as far as its inputs are there."""
-    waits_for: tuple[str, ...] = ()
-    """Roles of the inputs that are still to be made, without which there is no key."""
+    waits_for: Mapping[str, str] = field(default_factory=dict)
+    """Inputs that are still to be made, without which there is no cache key: by role the step's label."""
     bytes: int | None = None
     """Size of its artifact, where that is cached."""
 
@@ -66,21 +61,65 @@ class Forecast:
         return (*self.parts["parents"], *self.waits_for)
 
 
+@dataclass(frozen=True)
+class StagePlan:
+    """What a run would do about one step, what that takes, and why."""
+
+    forecast: Forecast
+    estimate: Estimate
+    nearest: Nearest | None = None
+    """The nearest record of a stage that would run."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the stage would run: stages before it, and what of its key differs from the nearest record."""
+        one, near = self.forecast, self.nearest
+        if one.cached:
+            return []
+        waits = [f"after {', '.join(dict.fromkeys(one.waits_for.values()))}"] if one.waits_for else []
+        if near is None:
+            return [*waits, "it never ran here"]
+        found = [*map(str, near.differences)]
+        if len(found) > MOST_DIFFERENCES:
+            found[MOST_DIFFERENCES:] = [f"and {len(found) - MOST_DIFFERENCES} more"]
+        return [*waits, *found] or ["the store no longer has it whole"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON shows it."""
+        one, takes = self.forecast, self.estimate
+        return {
+            "name": one.step.label,
+            "stage": one.step.stage.name,
+            "role": one.step.role,
+            "cached": one.cached,
+            "seconds": None if takes.seconds is None else round(takes.seconds, 1),
+            "memory_bytes": takes.memory_bytes,
+            "disk_bytes": takes.disk_bytes,
+            "reasons": self.reasons,
+            "waits_for": [*dict.fromkeys(one.waits_for.values())],
+            "nearest_record": self.nearest.record_id if self.nearest else None,
+            "differences": [one.as_dict() for one in self.nearest.differences] if self.nearest else [],
+        }
+
+
 def look_up(steps: Steps, store: ArtifactStore) -> tuple[Artifacts, list[Forecast]]:
     """Look each step up in the store; the artifacts that are there, and a forecast for each step."""
     results, artifacts = ArtifactResults.of(store), Artifacts(steps)
     device = preflight.device(steps.config.model.device)
-    forecasts = []
+    forecasts: dict[StepId, Forecast] = {}
     for step in steps:
         inputs = artifacts.inputs(step)
-        missing = tuple(role for role in step.inputs if role not in inputs)
+        waits = {role: forecasts[slot.step] for role, slot in step.inputs.items() if role not in inputs}
         parts = step.stage.key_parts(job_of(steps.config, step.section, device), inputs)
-        found = None if missing else results.find(step.stage.key_of(parts))
+        stand_ins = {"waits_for": {role: one.key for role, one in waits.items()}} if waits else {}
+        key = step.stage.key_of({**parts, **stand_ins})
+        found = None if waits else results.find(key)
         if found is not None:
             artifacts[step.id] = found
         size = found.bytes if found is not None else None
-        forecasts.append(Forecast(step, found is not None, parts, missing, size))
-    return artifacts, forecasts
+        labels = {role: one.step.label for role, one in waits.items()}
+        forecasts[step.id] = Forecast(step, found is not None, key, parts, labels, size)
+    return artifacts, [*forecasts.values()]
 
 
 def to_make(forecasts: Iterable[Forecast]) -> list[bool]:
@@ -88,7 +127,68 @@ def to_make(forecasts: Iterable[Forecast]) -> list[bool]:
     return [one.step.writes_model for one in forecasts if not one.cached]
 
 
-def forecast(loaded: Loaded) -> dict[str, Any]:
+class Outlook:
+    """What runs on one store would take, by its records and by the memory that MLflow knows of them."""
+
+    def __init__(self, store: ArtifactStore, tracker: Tracker) -> None:
+        self.store = store
+        self._records = [*store.records()]
+        self._history = History(store, self._records, peaks(tracker))
+
+    def plans(self, config: RunConfig, forecasts: Sequence[Forecast], dense: Shape | None) -> list[StagePlan]:
+        """Plan each step of a run; `dense` is the source model, None where it is not known yet.
+
+        The first stage that computes also waits for the libraries. Of a stage of which no record tells,
+        memory and disk are those of the model.
+        """
+        calibration = next((one.parts["config"] for one in forecasts if one.step.stage is calibrate), None)
+        rows = next((one.bytes for one in forecasts if one.step.stage is acquire_rows), None)
+        needs = preflight.needs(config, dense, 0) if dense is not None else None
+        size = dense.sizes(config.model.dtype).bytes if dense is not None else None
+        waiting = self._history.start
+        found = []
+        for one in forecasts:
+            if one.cached:
+                found.append(StagePlan(one, FOUND))
+                continue
+            stage, section = one.step.stage, one.parts["config"]
+            tokens = stage.tokens(section, volume(len(one.roles), calibration, rows))
+            params = dense.params if dense is not None and scales(stage) else None
+            takes = self._history.estimate(stage, section, Work(params, tokens))
+            if takes.seconds is not None and scales(stage):
+                takes, waiting = replace(takes, seconds=max(takes.seconds, waiting)), 0.0
+            if takes.memory_bytes is None and needs is not None and scales(stage):
+                takes = replace(takes, memory_bytes=needs.memory)
+            if takes.disk_bytes is None and one.step.writes_model:
+                takes = replace(takes, disk_bytes=size)
+            code = one.step.stage.code_files(one.step.section)
+            near = nearest(one.step.id, {**one.parts, "files": code}, self._records, one.waits_for)
+            found.append(StagePlan(one, takes, near))
+        return found
+
+
+def summary(plans: Iterable[StagePlan], price: float | None) -> dict[str, Any]:
+    """How many stages are found and would run, and what they take together; what runs share counts once.
+
+    Seconds are None where one of them is not known; `money` is their price, at `price` an hour.
+    """
+    once = {one.forecast.key: one for one in plans}.values()
+    to_run = [one for one in once if not one.forecast.cached]
+    seconds = [one.estimate.seconds for one in to_run]
+    took = None if None in seconds else round(sum(filter(None, seconds)), 1)
+    return {
+        "found": len(once) - len(to_run),
+        "would_run": len(to_run),
+        "seconds": took,
+        "unknown": [one.forecast.step.label for one in to_run if one.estimate.seconds is None],
+        "memory_bytes": max((one.estimate.memory_bytes or 0 for one in to_run), default=0),
+        "disk_bytes": sum(one.estimate.disk_bytes or 0 for one in to_run),
+        "price_per_hour": price,
+        "money": None if price is None or took is None else round(price * took / HOUR, 4),
+    }
+
+
+def forecast(loaded: Loaded, price: float | None = None) -> dict[str, Any]:
     """The plan of a run as plain data; loads no weights and changes nothing but the home folder's caches."""
     config = loaded.config
     prepare(config.infra, loaded.home)
@@ -98,9 +198,7 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
     remarks = check_licences(config.infra.licences, sources.credits)
     slow = preflight.slow_dtype(config)
     artifacts, forecasts = look_up(Steps(config, sources.sections, sources.credits), store)
-    records = [*store.records()]
-    params = sources.shape.params if sources.shape is not None else None
-    seconds = predicted(forecasts, History(store, records), params)
+    plans = Outlook(store, tracker).plans(config, forecasts, sources.shape)
     method = resolve(config.prune)
     found: dict[str, Any] = {
         "name": config.name,
@@ -114,43 +212,30 @@ def forecast(loaded: Loaded) -> dict[str, Any]:
             "units": list(config.prune.units),
         },
         "own_classes": own_classes(config.export.formats),
-        "stages": [
-            {
-                "name": one.step.label,
-                "stage": one.step.stage.name,
-                "role": one.step.role,
-                "cached": one.cached,
-                "seconds": taken if taken is None else round(taken, 1),
-                "reason": None if one.cached else reason(one, [record for _, record in records]),
-            }
-            for one, taken in zip(forecasts, seconds, strict=True)
-        ],
-        "seconds": None if None in seconds else round(sum(filter(None, seconds)), 1),
+        "stages": [one.as_dict() for one in plans],
+        **summary(plans, config.infra.price_per_hour if price is None else price),
         "widths": None,
         "licences": remarks,
         "slow": slow,
     }
     if sources.shape is not None:
-        found |= _sizes(loaded, sources.shape, sum(to_make(forecasts)))
+        found |= _sizes(loaded, sources.shape)
         found["journey"] = training_law(config, sources.shape, artifacts, store)
     if (plan := artifacts.named("plan")) is not None:
         found["plan"] = {"digest": plan.digest, "uri": plan.uri}
     return found
 
 
-def _sizes(loaded: Loaded, dense: Shape, models: int) -> dict[str, Any]:
+def _sizes(loaded: Loaded, dense: Shape) -> dict[str, Any]:
     config = loaded.config
     wanted = request(dense, config.prune, config.model.dtype)
     rounds, cut = rounds_of(config, dense)
-    needs = preflight.needs(config, dense, models)
     return {
         "dense": _shape(dense, config.model.dtype),
         "requested_params": wanted.limit,
         "pruned": _shape(cut, config.model.dtype) if cut else None,
         "schedule": config.prune.schedule,
         "rounds": rounds,
-        "memory_bytes": needs.memory,
-        "disk_bytes": needs.disk,
         "warnings": warnings_for(dense, wanted, config.prune.target, cut),
     }
 
@@ -221,177 +306,3 @@ def _tokens(config: RunConfig, artifacts: Artifacts, store: ArtifactStore) -> fl
     if budget is None and pool is not None:
         budget = json.loads(store.read(pool.digest, "metrics.json"))["budget_tokens"]
     return None if budget is None else budget * config.recover.epochs
-
-
-def reason(one: Forecast, records: Sequence[Record]) -> str:
-    """Name the differences from the nearest of the store's records; `one` is not in the cache."""
-    if one.waits_for:
-        *others, last = one.waits_for
-        return f"its {', '.join(others)} and {last} are made first" if others else f"its {last} is made first"
-    latest = sorted(
-        (r for r in records if r.stage == one.step.stage.name), key=lambda r: r.started, reverse=True
-    )
-    if not latest:
-        return "it never ran here"
-    found = min(([*_differences(one.parts, record)] for record in latest), key=len)
-    if not found:
-        return "it ran on other hardware" if "hardware" in one.parts else "the store no longer has it whole"
-    more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
-    return ", ".join(found[:MOST_DIFFERENCES]) + more
-
-
-def _differences(parts: Mapping[str, Any], record: Record) -> Iterator[str]:
-    then, now = flat(record.config), flat(parts["config"])
-    for key in dict.fromkeys([*now, *then]):
-        if then.get(key) != now.get(key):
-            yield f"{key} {_short(then.get(key))} -> {_short(now.get(key))}"
-    for key in ("seed", "dtype", "device"):
-        if getattr(record, key) != parts.get(key):
-            yield f"{key} {getattr(record, key)} -> {parts.get(key)}"
-    inputs = {one.role: one.digest for one in record.parents if not one.role.startswith(SHARD_ROLE)}
-    given = {role: digest for role, (digest, _) in parts["parents"].items()}
-    for role in dict.fromkeys([*given, *inputs]):
-        if inputs.get(role) != given.get(role):
-            yield f"another {role}"
-    for name, version in parts["libraries"].items():
-        if record.libraries.get(name) != version:
-            yield f"{name} {record.libraries.get(name)} -> {version}"
-    if record.code.get("reached") != parts["code"]:
-        yield "its code"
-
-
-def _short(value: Any) -> str:
-    text = str(value) if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= LONG else text[: LONG - 3] + "..."
-
-
-@dataclass(frozen=True)
-class Work:
-    """Parameters and tokens on which a stage's time depends; None where unknown or irrelevant."""
-
-    params: int | None
-    tokens: float | None
-
-    def times(self, other: Work) -> float:
-        """How many times the work of `other` this is, by what is known of both."""
-        pairs = ((self.params, other.params), (self.tokens, other.tokens))
-        return math.prod(ours / theirs for ours, theirs in pairs if ours and theirs)
-
-
-class History:
-    """The stages that ran on this machine, by a store's records."""
-
-    def __init__(self, store: ArtifactStore, records: Sequence[tuple[str, Record]]) -> None:
-        self._store = store
-        self._records = dict(records)
-        self._params: dict[str, int | None] = {}
-        host = machine()["host"]
-        here = sorted(self._records.values(), key=lambda one: one.started)
-        self._here = [one for one in here if one.machine.get("host") == host]
-        self.start = self._start()
-
-    def seconds(self, stage: Stage[Any], section: Mapping[str, Any], work: Work) -> float | None:
-        """Predicted seconds, from the record nearest in methods, then in work, then in time; None without.
-
-        `section` is the stage's config: what it names in words, say an allocator, decides more than sizes do.
-        """
-        known = [(one, self.work(stage, one)) for one in self._here if one.stage == stage.name]
-        if not known:
-            return None
-
-        def distance(one: tuple[Record, Work]) -> tuple[int, float]:
-            return len(_named(section) ^ _named(one[0].config)), abs(math.log(work.times(one[1])))
-
-        nearest, done = min(reversed(known), key=distance)
-        times = work.times(done)
-        if max(times, 1 / times) < NEAR:
-            return nearest.seconds
-        start = self.start if stage.starts else 0.0
-        return start + max(nearest.seconds - start, 0.0) * times
-
-    def work(self, stage: Stage[Any], record: Record) -> Work:
-        """The work behind a record of the stage."""
-        behind = [record, *self._ancestors(record)]
-        models = (one for one in behind if one.kind == "model" and not one.parents)
-        # Beside the source there may be an encoder, whose size says nothing of the work.
-        model = next((one for one in models if one.config.get("role") == "model"), None)
-        calibration = next((one.config for one in behind if one.stage == calibrate.name), None)
-        rows = next((self._size(one.content) for one in behind if one.stage == acquire_rows.name), None)
-        return Work(
-            params=self._params_of(model.content) if scales(stage) and model is not None else None,
-            tokens=stage.tokens(record.config, volume(len(record.parents), calibration, rows)),
-        )
-
-    def _ancestors(self, record: Record) -> Iterable[Record]:
-        level, seen = [record], set[str]()
-        while level:
-            parents = [parent.record for one in level for parent in one.parents if parent.record not in seen]
-            seen.update(parents)
-            level = [self._records[one] for one in dict.fromkeys(parents) if one in self._records]
-            yield from level
-
-    def _params_of(self, digest: str) -> int | None:
-        if digest not in self._params:
-            try:
-                self._params[digest] = shape_of(json.loads(self._store.read(digest, "config.json"))).params
-            except ResproutError:
-                # Collected or erased; the time still counts for models of unknown size.
-                self._params[digest] = None
-        return self._params[digest]
-
-    def _size(self, digest: str) -> int | None:
-        try:
-            return self._store.manifest(digest).total_bytes
-        except ResproutError:
-            return None
-
-    def _start(self) -> float:
-        """Seconds until a process with a model's libraries can work, as the last measurement found."""
-        for record in reversed(self._here):
-            if record.kind == "measurement":
-                try:
-                    details = json.loads(self._store.read(record.content, "details.json"))
-                except ResproutError:
-                    continue
-                if found := details.get("start_seconds"):
-                    return statistics.median(found.values())
-        return 0.0
-
-
-def predicted(forecasts: Sequence[Forecast], history: History, params: int | None) -> list[float | None]:
-    """Seconds of each stage that would run, 0 of those in the cache; None where none of its kind ran here.
-
-    The first stage that computes also waits for the libraries. `params` are the dense model's, None where
-    they are not known yet.
-    """
-    calibration = next((one.parts["config"] for one in forecasts if one.step.stage is calibrate), None)
-    rows = next((one.bytes for one in forecasts if one.step.stage is acquire_rows), None)
-    found: list[float | None] = []
-    waiting = history.start
-    for one in forecasts:
-        if one.cached:
-            found.append(0.0)
-            continue
-        stage, section = one.step.stage, one.parts["config"]
-        tokens = stage.tokens(section, volume(len(one.roles), calibration, rows))
-        seconds = history.seconds(stage, section, Work(params if scales(stage) else None, tokens))
-        if seconds is not None and scales(stage):
-            seconds, waiting = max(seconds, waiting), 0.0
-        found.append(seconds)
-    return found
-
-
-def scales(stage: Stage[Any]) -> bool:
-    """Whether its time grows with the model."""
-    return stage.computes or stage.writes_model
-
-
-def volume(inputs: int, calibration: Mapping[str, Any] | None, rows: int | None) -> Volume:
-    """Sizes known before a call, with the config of the calibration behind it."""
-    seen = Volume(inputs, rows_bytes=rows)
-    tokens = None if calibration is None else calibrate.tokens(calibration, seen)
-    return seen._replace(calibration_tokens=tokens)
-
-
-def _named(section: Mapping[str, Any]) -> set[tuple[str, str]]:
-    return {(key, value) for key, value in flat(section).items() if isinstance(value, str)}

@@ -262,6 +262,11 @@ SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {recover: _rest_of_recovery
 """Sections that hold more than the config's, or less."""
 
 
+def section_of(stage: str) -> str:
+    """Key of the run config that the stage of this name is given; empty where it has none of its own."""
+    return next((one.section for one in (*STAGES, evaluate) if one.name == stage), "")
+
+
 def tagged() -> dict[str, str]:
     """The tags of a registered version that name an artifact, each with the stage that makes it."""
     return {"source_digest": acquire_model.name, **{one.gives: one.name for one in STAGES if one.tagged}}

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import Task, flow
 from prefect.cache_policies import NO_CACHE
@@ -28,9 +28,6 @@ from resprout.flows.session import Session
 from resprout.flows.sweep_session import SweepSession, prepared, unsplit
 from resprout.infra.environment import prepare
 from resprout.infra.mlflow.tracking import VARIANT
-
-if TYPE_CHECKING:
-    from resprout.flows.dry_run import Forecast
 
 _current: ContextVar[SweepSession | None] = ContextVar("sweep", default=None)
 _HERE: dict[str, SweepSession] = {}
@@ -167,21 +164,46 @@ def _loaded(config: str, overrides: list[str], infra: dict[str, Any], digest: st
     return found
 
 
-def forecasts(session: SweepSession) -> list[tuple[Variant, list[Forecast]]]:
-    """For each variant what its stages would do; runs none of them."""
+def forecasts(session: SweepSession, price: float | None = None) -> dict[str, Any]:
+    """What the stages of each variant would do, and what all of them take together; runs none of them.
+
+    A stage that several variants share counts once in the sum, and among the seconds of the first of them.
+    """
     first = session.variants[0].loaded
     prepare(first.config.infra, first.home)
-    from resprout.flows.dry_run import look_up
+    from resprout.flows.dry_run import Outlook, StagePlan, look_up, summary
     from resprout.flows.inputs import Sources
     from resprout.flows.stages import Steps
     from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.store import ArtifactStore
 
-    tracker = Tracker(first.config.infra.mlflow, first.home)
-    store = ArtifactStore.from_config(first.config.infra.store, first.home)
-    found = []
+    infra = first.config.infra
+    tracker = Tracker(infra.mlflow, first.home)
+    store = ArtifactStore.from_config(infra.store, first.home)
+    outlook = Outlook(store, tracker)
+    price = infra.price_per_hour if price is None else price
+    every: dict[str, StagePlan] = {}
+    variants = []
     for one in session.to_run:
+        config = one.loaded.config
         sources = Sources(one.loaded, tracker.uri)
-        steps = Steps(one.loaded.config, sources.sections, sources.credits)
-        found.append((one, look_up(steps, store)[1]))
-    return found
+        steps = Steps(config, sources.sections, sources.credits)
+        plans = outlook.plans(config, look_up(steps, store)[1], sources.shape)
+        shared = [plan for plan in plans if plan.forecast.key in every]
+        own = [plan for plan in plans if plan.forecast.key not in every]
+        every |= {plan.forecast.key: plan for plan in own}
+        variants.append(
+            {
+                "name": one.name,
+                "settings": one.settings,
+                "stages": [plan.as_dict() for plan in plans],
+                "shared": [plan.forecast.step.label for plan in shared if not plan.forecast.cached],
+                **summary(own, price),
+            }
+        )
+    return {
+        "name": session.config.name,
+        "variants": variants,
+        "left_out": session.unfit,
+        **summary(every.values(), price),
+    }

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def plan(
@@ -14,21 +17,23 @@ def plan(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, e.g. prune.target.params_ratio=0.8")
     ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="Price of an hour here; default: infra.price_per_hour.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
-    """Show which stages would run and why, what is cached, the widths that the target implies, memory, time.
+    """Show which stages would run and why, what is found, and the time, memory, disk and money that it takes.
 
-    Of a pruning schedule also its rounds and the average size over training, to compare schedules by, and
-    within its range the loss that the law of average parameters predicts.
-
-    Widths that depend on scores (layout: per_layer) are known once the plan stage has run; its plan.json is
-    shown by path then.
+    Why: the parts of a stage's cache key that differ from the nearest record. Times and memory are those of
+    earlier runs on this machine, scaled to this model. Below are the widths that the target implies; those
+    that depend on scores (layout: per_layer) are known once the plan stage has run, in its plan.json. Of a
+    pruning schedule also its rounds, the average size over training, and the loss that this predicts.
 
     \b
     Examples:
       resprout plan configs/quickstart.yaml
-      resprout plan configs/quickstart.yaml prune.target.params_ratio=0.8
+      resprout plan configs/quickstart.yaml prune.target.params_ratio=0.8 --price 1.20
       resprout plan configs/quickstart.yaml --json
     """
     from resprout.configs.load import load
@@ -38,12 +43,46 @@ def plan(
     check(loaded)
     from resprout.flows.dry_run import forecast
 
-    found = forecast(loaded)
+    found = forecast(loaded, price)
     if as_json:
         typer.echo(json.dumps(found, sort_keys=True))
         return
+    _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from resprout.flows.cli.forecast import page, sentence
+
+    shown = page()
+    shown.print(sentence(found), markup=False)
+    shown.print()
+    shown.print(_stages(found["stages"]))
+    shown.print()
     for line in _lines(found):
-        typer.echo(line)
+        shown.print(line, markup=False)
+    if "plan" in found:
+        # An address is copied, so it is never folded.
+        shown.print(f"plan: {found['plan']['uri']}/plan.json", markup=False, soft_wrap=True)
+
+
+def _stages(stages: list[dict[str, Any]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from resprout.flows.cli.forecast import duration, size
+
+    table = Table("stage", "", box=None, pad_edge=False)
+    if not all(one["cached"] for one in stages):
+        for heading in ("time", "memory", "disk"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("why", overflow="fold")
+    for one in stages:
+        if one["cached"]:
+            table.add_row(one["name"], "found")
+            continue
+        takes = (duration(one["seconds"]), size(one["memory_bytes"]), size(one["disk_bytes"]))
+        table.add_row(one["name"], "would run", *takes, escape("\n".join(one["reasons"])))
+    return table
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -66,24 +105,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
         if found["pruned"] is None:
             lines.append("pruned: widths depend on scores; the plan stage finds them")
         lines += _journey(found)
-        lines.append(
-            f"needs about {found['memory_bytes'] / 1e9:.1f} GB of memory and "
-            f"{found['disk_bytes'] / 1e9:.1f} GB of disk"
-        )
         lines.extend(f"warning: {warning}" for warning in found["warnings"])
     else:
         lines.append("shapes: the source is not on this machine; they are known once it is acquired")
     if found["own_classes"]:
         lines.append(f"export: {found['own_classes']}")
     lines.extend(f"warning: {remark}" for remark in (*found["licences"], *found["slow"]))
-    if "plan" in found:
-        lines.append(f"plan: {found['plan']['uri']}/plan.json")
-    for stage in found["stages"]:
-        seconds = "" if stage["seconds"] is None else f", about {stage['seconds']:.0f} s"
-        state = "cached" if stage["cached"] else f"would run{seconds} ({stage['reason']})"
-        lines.append(f"  {stage['name']}: {state}")
-    if found["seconds"]:
-        lines.append(f"about {found['seconds']:.0f} s in all, by what stages took on this machine")
     return lines
 
 

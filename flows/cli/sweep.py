@@ -29,8 +29,13 @@ def sweep(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of stdout: the result as JSON.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show the variants and what of them is cached.")
+        bool,
+        typer.Option("--dry-run", help="Only show what of the variants is found, and what the rest takes."),
     ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Price of an hour, for --dry-run; default: infra.price_per_hour."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option(help="Refuse the sweep where a variant does not fit the model.")
     ] = False,
@@ -44,7 +49,7 @@ def sweep(
     \b
     Examples:
       resprout sweep configs/sweep_quickstart.yaml
-      resprout sweep configs/sweep_quickstart.yaml --dry-run
+      resprout sweep configs/sweep_quickstart.yaml --dry-run --price 1.20
       resprout sweep configs/sweep_quickstart.yaml infra.task_runner=dask infra.workers=2 --json
     """
     from resprout.configs.sweep import load_sweep
@@ -62,7 +67,7 @@ def sweep(
     for name, reason in session.unfit.items():
         typer.echo(f"{name}: left out, {reason}", err=True)
     if dry_run:
-        _forecast(session, as_json)
+        _forecast(session, price, as_json)
         return
     from resprout.flows.session import end_on_signals
     from resprout.infra.prefect.home_server import home_server
@@ -97,32 +102,37 @@ def _sweep(config: Path, overrides: list[str], session: SweepSession) -> SweepRe
     return result
 
 
-def _forecast(session: SweepSession, as_json: bool) -> None:
+def _forecast(session: SweepSession, price: float | None, as_json: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from resprout.flows.cli.forecast import duration, page, sentence, size
     from resprout.flows.sweep import forecasts
 
-    found = forecasts(session)
+    found = forecasts(session, price)
     if as_json:
-        shown = [
-            {
-                "name": variant.name,
-                "settings": variant.settings,
-                "stages": [{"name": one.step.label, "cached": one.cached} for one in stages],
-            }
-            for variant, stages in found
-        ]
-        typer.echo(
-            json.dumps(
-                {"name": session.config.name, "variants": shown, "left_out": session.unfit}, sort_keys=True
-            )
-        )
+        typer.echo(json.dumps(found, sort_keys=True))
         return
-    for variant, stages in found:
-        changes = " ".join(f"{key}={json.dumps(value)}" for key, value in variant.settings.items())
-        missing = [one.step.label for one in stages if not one.cached]
-        would = f"would run {', '.join(missing)}" if missing else "all cached"
-        typer.echo(
-            f"{variant.name}: {changes}; {len(stages) - len(missing)} of {len(stages)} cached; {would}"
+    table = Table(box=None, pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    for heading in ("found", "time", "memory", "disk"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("would run", overflow="fold")
+    for one in found["variants"]:
+        changes = " ".join(f"{key}={json.dumps(value)}" for key, value in one["settings"].items())
+        cached = sum(stage["cached"] for stage in one["stages"])
+        own = [stage["name"] for stage in one["stages"] if not stage["cached"]]
+        own = [name for name in own if name not in one["shared"]]
+        shared = f"with another variant: {', '.join(one['shared'])}" if one["shared"] else ""
+        takes = (duration(one["seconds"]), size(one["memory_bytes"]), size(one["disk_bytes"]))
+        runs = "; ".join(filter(None, (", ".join(own), shared))) or "nothing"
+        table.add_row(
+            escape(f"{one['name']}\n{changes}"), f"{cached} of {len(one['stages'])}", *takes, escape(runs)
         )
+    shown = page()
+    shown.print(sentence(found, f"{len(found['variants'])} variants: "), markup=False)
+    shown.print()
+    shown.print(table)
 
 
 def ended_line(ended: VariantResult) -> str:

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from resprout.configs.errors import VerificationFailed
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 
-SCHEMA_VERSION = 3
-KNOWN = (1, 2, 3)
-SINCE = {"manifest": 2, "keyed": 3}
+SCHEMA_VERSION = 4
+KNOWN = (1, 2, 3, 4)
+SINCE = {"manifest": 2, "keyed": 3, "files": 4}
 """Fields that earlier versions did not have, with the first that has them."""
 
 
@@ -61,6 +61,8 @@ class Record(BaseModel):
     keyed: dict[str, Any] | None = None
     """Parts of the key beside the other fields: by role the digest of each input and the path in it; the
     hardware."""
+    files: dict[str, str] | None = None
+    """Short hashes of the source files behind the code in the key, by their paths in the project."""
 
     def dumps(self) -> bytes:
         """Canonical JSON."""

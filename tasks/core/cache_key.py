@@ -20,6 +20,7 @@ import ast
 import functools
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from resprout.tasks.core.syntax import parse
 
 PROJECT = Path(__file__).resolve().parents[2]
 MODULE = re.compile(r"resprout(\.\w+)+")
+SHORT = 12
+"""Hexadecimal digits of a file's hash."""
 ORCHESTRATION = {
     "resprout.tasks.core.cache_key": "computes these hashes",
     "resprout.tasks.core.methods": "finds methods by name; the selected ones are given",
@@ -48,6 +51,20 @@ def code_hash(names: Iterable[str]) -> str:
     """
     lines = "\n".join(f"{name} {digest}" for name, digest in sorted(reached(names).items()))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def file_hashes(names: Iterable[str]) -> dict[str, str]:
+    """First digits of a sha256 over what is reached of each file, by the file's path in the project.
+
+    No part of a key: they tell people which files an edit that re-runs a stage was made in.
+    """
+    lines: defaultdict[str, list[str]] = defaultdict(list)
+    for name, digest in sorted(reached(names).items()):
+        module, colon, _ = name.partition(":")
+        lines[_file(module) if colon else name].append(f"{name} {digest}")
+    return {
+        file: hashlib.sha256("\n".join(found).encode()).hexdigest()[:SHORT] for file, found in lines.items()
+    }
 
 
 def reached(names: Iterable[str]) -> dict[str, str]:
@@ -90,6 +107,12 @@ def module_path(module: str) -> Path | None:
     base = PROJECT.joinpath(*parts)
     candidates = (base.with_suffix(".py"), base / "__init__.py")
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _file(module: str) -> str:
+    path = module_path(module)
+    ending = "/__init__.py" if path is not None and path.name == "__init__.py" else ".py"
+    return "/".join(module.split(".")[1:]) + ending
 
 
 @dataclass(frozen=True)

@@ -140,14 +140,14 @@ class Run:
         label = stage.label(role)
         self.stop_if_cancelled()
         # Once, before the body: an edit while the stage runs must not be recorded as what ran.
-        parts = stage.key_parts(job, inputs)
+        parts, files = stage.key_parts(job, inputs), stage.code_files(job.config)
         spent: list[Cost] = []
         began = time.perf_counter()
 
         def produce() -> dict[str, Any]:
             with metered(job.device) as cost:
                 spent.append(cost)
-                return self._produce(stage, job, inputs, parts, role)
+                return self._produce(stage, job, inputs, parts, files, role)
 
         state = self._task(stage, produce, stage.key_of(parts), label)(return_state=True)
         self.work_seconds += sum(cost.seconds for cost in spent)
@@ -196,6 +196,7 @@ class Run:
         job: Job[Any],
         inputs: Mapping[str, Input],
         parts: Mapping[str, Any],
+        files: dict[str, str],
         role: str,
     ) -> dict[str, Any]:
         key, label = stage.key_of(parts), stage.label(role)
@@ -237,6 +238,7 @@ class Run:
             seconds=round(time.perf_counter() - start, 3),
             origin=_called(job.config, "origin"),
             licence=_called(job.config, "licence_note"),
+            files=files,
         ).with_key_of(parts)
         # Killed between the two, a run leaves a record that nothing but this names; it is not worth the work.
         with suppress(Transient, Unreachable):

@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from resprout.infra import identity
 from resprout.infra.store.record import ArtifactRef, stage_key
-from resprout.tasks.core.cache_key import code_hash
+from resprout.tasks.core.cache_key import code_hash, file_hashes
 from resprout.tasks.core.job import WHOLE, Job, Progress
 
 C = TypeVar("C")
@@ -238,7 +238,7 @@ class Stage(Declaration, Generic[C]):
                 for role, given in sorted(inputs.items())
             },
             "libraries": {name: identity.library_version(name) for name in self.libraries},
-            "code": code_hash([f"{self.body.__module__}:{self.body.__name__}", *self.methods(job.config)]),
+            "code": code_hash(self._code(job.config)),
         }
         if self.seeded:
             parts["seed"] = job.seed
@@ -249,6 +249,14 @@ class Stage(Declaration, Generic[C]):
 
             parts["hardware"] = fingerprint()
         return parts
+
+    def code_files(self, config: C) -> dict[str, str]:
+        """A short hash of each file behind the code in the key, by its path in the project."""
+        return file_hashes(self._code(config))
+
+    def _code(self, config: C) -> list[str]:
+        """What the stage's code is reached from: its function, and the modules of the selected methods."""
+        return [f"{self.body.__module__}:{self.body.__name__}", *self.methods(config)]
 
     def __call__(
         self, run: Runner, job: Job[C], inputs: Mapping[str, Input] | None = None, role: str = ""

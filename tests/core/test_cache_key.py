@@ -320,6 +320,26 @@ def test_an_edit_in_a_template_reruns_the_report_alone(copy: Path, template: str
     assert hashes() == before
 
 
+def test_an_edit_shows_in_the_hash_of_its_file_alone(copy: Path) -> None:
+    names = [
+        f"resprout.{name}"
+        for name in ("tasks.prune.criteria.flap", "tasks.report.stage", "configs.schema:GateConfig")
+    ]
+    before = code.file_hashes(names)
+    assert before.keys() >= {
+        "tasks/prune/criteria/flap.py", "configs/schema.py", "tasks/models/families/__init__.py",
+        "tasks/report/report.md.j2",
+    }  # fmt: skip
+    flap = copied(copy, "tasks/prune/criteria/flap.py")
+    flap.write_text(flap.read_text() + "\n\nEXTRA = 1\n")
+    template = copied(copy, "tasks/report/report.md.j2")
+    template.write_text(template.read_text() + "more\n")
+    after = code.file_hashes(names)
+    assert before.keys() == after.keys()
+    changed = {file for file, digest in after.items() if digest != before[file]}
+    assert changed == {"tasks/prune/criteria/flap.py", "tasks/report/report.md.j2"}
+
+
 def test_an_unknown_module_is_an_error() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"resprout\.tasks\.nowhere"):
         code.code_hash(["resprout.tasks.nowhere"])

@@ -13,7 +13,7 @@ import pytest
 
 from commands import finish
 from resprout.configs.infrastructure import StoreConfig
-from resprout.flows.dry_run import History, Work
+from resprout.flows.history import Estimate, History, Work
 from resprout.infra.identity import machine
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
@@ -71,7 +71,7 @@ def test_times_of_a_larger_model_are_scaled_to_this_one(
     write_larger(finished, tmp_path / "home")
     shown = resprout("plan", finished.config, home=tmp_path / "home")
     assert shown.code == 0, shown.err
-    told = [int(found) for found in re.findall(r"would run, (?:about )?(\d+) s", shown.out)]
+    told = [int(found) for found in re.findall(r"would run +(\d+) s", shown.out)]
     assert len(told) >= 15
     took = sum(stage["seconds"] for stage in finished.result["stages"])
     assert took / 2 <= sum(told) <= took * 2, shown.out
@@ -93,14 +93,56 @@ def test_a_run_that_was_made_here_is_predicted_by_its_own_times(
 def test_plan_says_why_a_stage_is_not_cached(
     finished: Any, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:
-    shown = resprout("plan", finished.config, "seed=18", "prune.round_to=4", home=finished.home).out
-    assert re.search(r"  acquire pool: would run.* \(seed 17 -> 18\)", shown), shown
-    assert re.search(r"  plan: would run.* \(its calibration and scores are made first\)", shown), shown
-    shown = resprout("plan", finished.config, "recover.rank=3", home=finished.home).out
-    assert re.search(r"  recover: would run.* \(rank 2 -> 3\)", shown), shown
-    assert re.search(r"  evaluate recovered: would run.* \(its model is made first\)", shown), shown
-    shown = resprout("plan", finished.config, home=tmp_path / "home").out
-    assert "  acquire model: would run (it never ran here)" in shown
+    def why(*changes: str, home: Path = finished.home) -> dict[str, list[str]]:
+        shown = resprout("plan", finished.config, *changes, "--json", home=home).result["stages"]
+        return {one["name"]: one["reasons"] for one in shown}
+
+    found = why("seed=18", "prune.round_to=4")
+    assert found["acquire pool"] == ["seed 17 -> 18"]
+    assert found["plan"] == ["after calibrate, score", "prune.round_to 8 -> 4"]
+    assert found["acquire model"] == []
+    found = why("recover.rank=3")
+    assert found["recover"] == ["recover.rank 2 -> 3"]
+    assert found["evaluate recovered"] == ["after recover"]
+    assert why(home=tmp_path / "home")["acquire model"] == ["it never ran here"]
+
+
+def test_the_first_line_sums_up_and_nothing_is_wider_than_a_page(
+    finished: Any, resprout: Callable[..., Any]
+) -> None:
+    shown = resprout("plan", finished.config, "recover.rank=3", "--price", "1800", home=finished.home)
+    found = resprout(
+        "plan", finished.config, "recover.rank=3", "infra.price_per_hour=1800", "--json", home=finished.home
+    ).result
+    assert (found["found"], found["would_run"]) == (len(found["stages"]) - 5, 5)
+    assert found["money"] == pytest.approx(found["seconds"] / 2, abs=0.01)
+    run = [one for one in found["stages"] if not one["cached"]]
+    assert found["memory_bytes"] == max(one["memory_bytes"] for one in run)
+    assert found["disk_bytes"] == sum(one["disk_bytes"] for one in run)
+    took = {one["name"]: one for one in finished.result["stages"]}
+    for one in run:
+        # The peak that this stage had here, and not an estimate from the model's size.
+        assert one["memory_bytes"] == took[one["name"]]["peak_memory_bytes"], one
+    first = " ".join(shown.out.split("\n\n")[0].split())
+    assert re.fullmatch(
+        rf"{found['found']} of {len(found['stages'])} stages found, 5 would run, about (\d+ min )?\d+ s, "
+        r"at most \d+\.\d GB of memory, \d+\.\d MB of disk, \d+\.\d\d at 1800\.00 an hour",
+        first,
+    ), first
+    lines = [line for line in shown.out.splitlines() if not line.startswith("plan: file:")]
+    assert max(map(len, lines)) <= 100
+    assert any(re.match(r"recover +would run .* recover\.rank 2 -> 3", line) for line in lines), shown.out
+    nothing = resprout("plan", finished.config, "--price", "1800", home=finished.home).out
+    assert nothing.startswith(f"all {len(found['stages'])} stages found, nothing would run\n")
+
+
+def test_no_price_is_named_where_no_time_is_known(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    shown = resprout("plan", finished.config, "--price", "1.2", home=tmp_path / "home").out
+    first = " ".join(shown.split("\n\n")[0].split())
+    assert "an hour" not in first
+    assert "time and price not known: acquire calibration text and " in first
 
 
 def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> None:
@@ -114,9 +156,9 @@ def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> 
     records = [("1", record("uniform", 2.0, 1)), ("2", record("evolutionary", 7200.0, 2))]
     history = History(ArtifactStore.from_config(StoreConfig(), tmp_path), records)
     work = Work(params=None, tokens=None)
-    assert history.seconds(plan, {"allocator": "uniform"}, work) == 2.0
-    assert history.seconds(plan, {"allocator": "evolutionary"}, work) == 7200.0
-    assert history.seconds(prune, {"allocator": "uniform"}, work) is None
+    assert history.estimate(plan, {"allocator": "uniform"}, work).seconds == 2.0
+    assert history.estimate(plan, {"allocator": "evolutionary"}, work).seconds == 7200.0
+    assert history.estimate(prune, {"allocator": "uniform"}, work) == Estimate(None, None, None)
 
 
 def test_work_is_measured_by_the_source_model_and_not_by_an_encoder(

@@ -104,6 +104,22 @@ def test_one_variant_that_does_not_fit_is_refused_before_any_runs_where_that_is_
     assert not (tmp_path / "home" / "store").exists(), "the good variant has run"
 
 
+def test_a_dry_run_counts_what_variants_share_once(
+    folder: Path, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = write_sweep(folder, grid={"recover.rank": [2, 3]})
+    found = resprout("sweep", path, "--dry-run", "--json", home=tmp_path / "home").result
+    first, second = found["variants"]
+    own = [one["name"] for one in second["stages"] if one["name"] not in second["shared"]]
+    assert own == ["recover", "evaluate recovered", "gate", "export"]
+    assert first["shared"] == []
+    assert found["would_run"] == len(first["stages"]) + len(own)
+    assert found["disk_bytes"] == first["disk_bytes"] + second["disk_bytes"]
+    shown = resprout("sweep", path, "--dry-run", home=tmp_path / "home").out
+    assert " ".join(shown.split()).startswith(f"2 variants: 0 of {found['would_run']} stages found, ")
+    assert max(map(len, shown.splitlines())) <= 100
+
+
 VARIANTS = [
     {"gate.max_perplexity_ratio": 11.0},
     {"gate.max_params_ratio": 0.5},
