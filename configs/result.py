@@ -119,7 +119,8 @@ class Overhead(Plain):
 class RunResult(Plain):
     """Outcome of a run; parts that were not reached are null or empty."""
 
-    status: Literal["done", "gate_not_passed", "failed", "bad_input", "cancelled"]
+    status: Literal["done", "gate_not_passed", "failed", "bad_input", "cancelled", "stopped"]
+    """`stopped`: a search ended the run, as its pruned model was dominated by another's."""
     exit_code: int
     message: str = ""
     """The error's sentence where the run did not end well; else what the licence policy warns of."""

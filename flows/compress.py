@@ -31,7 +31,8 @@ from resprout.flows.stages import STAGES, Artifacts, Steps
 from resprout.infra import identity, logs
 from resprout.infra.environment import prepare
 from resprout.infra.licences import check_licences
-from resprout.infra.mlflow.tracking import FLOW_RUN, VARIANT, WRITER, Tracker
+from resprout.infra.mlflow.system_metrics import system_metrics
+from resprout.infra.mlflow.tracking import FLOW_RUN, PARENT, STAGE, VARIANT, WRITER, Tracker
 from resprout.infra.prefect.flow_runs import FLOW
 from resprout.infra.provenance.ledger import Ledger
 from resprout.infra.retry import retry_while_down
@@ -143,7 +144,7 @@ def _compress(
     mark = VARIANT if VARIANT in tags else FLOW_RUN
     params = compared(loaded.config, sources.model.name)
     before = tracker.resume(mark, tags[mark], params)
-    run_id = before or tracker.start(loaded.config.name, tags)
+    run_id = before or tracker.start(loaded.config.name, tags, session.parent)
     with ExitStack() as at_end:
         at_end.enter_context(tracker.closing_on_error(run_id))
         at_end.enter_context(logs.fields(mlflow_run=run_id))
@@ -192,8 +193,14 @@ def _compress(
             logger.info("%s is the export %s, which is not compressed again", claim, export)
             tracker.end(run_id)
             return Completed(name="OwnVersion", message=f"{claim}: its model is the export {export}")
-        artifacts.make(run, steps[steps.acquisitions :])
         conclusion = Conclusion(loaded, run, artifacts, session, command(loaded, overrides))
+        pruned = steps.pruned
+        with system_metrics(tracker, run_id):
+            artifacts.make(run, steps[steps.acquisitions : pruned])
+            if session.rivals is not None and conclusion.stop_if_dominated(session.rivals):
+                tracker.end(run_id)
+                return result.model_dump(mode="json")
+            artifacts.make(run, steps[pruned:])
         conclusion.all()
         tracker.end(run_id)
         conclusion.seal()
@@ -237,7 +244,8 @@ def _end_dead_runs(tracker: Tracker, locks: LeaseLockManager, own: str) -> None:
 
 
 def _end_nested(tracker: Tracker, parent: str) -> None:
-    for run in tracker.running_of(f"tags.`mlflow.parentRunId` = '{parent}'"):
+    # Variants of a dead sweep that are at work elsewhere have writers of their own.
+    for run in tracker.running_of(f"tags.`{PARENT}` = '{parent}' and tags.`{STAGE}` LIKE '%'"):
         tracker.end(run.info.run_id, "KILLED")
 
 

@@ -16,6 +16,7 @@ from resprout.configs.result import ExportResult, GateResult, ModelResult, RunRe
 from resprout.configs.schema import RegisterConfig
 from resprout.flows.mlflow_pages import PLAN, REPORT, RunPage, describe_model, describe_run, describe_version
 from resprout.flows.rerun_command import standalone
+from resprout.flows.rivals import Rivals
 from resprout.flows.session import Session
 from resprout.flows.stages import SCORES, STAGES, Artifacts, models
 from resprout.infra import identity
@@ -60,6 +61,18 @@ class Conclusion:
         self.conclude()
         self.name_exports()
         self.describe()
+
+    def stop_if_dominated(self, rivals: Rivals) -> bool:
+        """End the run where another variant's pruned model is better, with the models that there are."""
+        self.fill_models()
+        pruned = (self.result.models or {}).get("pruned")
+        better = rivals.better(pruned.metrics) if pruned is not None else None
+        if better is None:
+            return False
+        self.result.status, self.result.exit_code = "stopped", 0
+        self.result.message = f"the pruned model of {better} is no worse by any objective and better by one"
+        self.run.tracker.log(self.run.mlflow_run_id, tags={"resprout.stopped": self.result.message})
+        return True
 
     def conclude(self) -> None:
         """Models, gate, exports, report, registration."""

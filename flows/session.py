@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from resprout.configs.errors import Terminated
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
+from resprout.flows.rivals import Rivals
 from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.core.run import Display
 
@@ -53,6 +54,10 @@ class Session:
     """Warnings that do not end the run, say of licences that the policy warns of."""
     tags: dict[str, str] = field(default_factory=dict)
     """Further tags of the run in MLflow."""
+    parent: str | None = None
+    """MLflow run of the sweep, in which the run of a variant is nested."""
+    rivals: Rivals | None = None
+    """Variants of a search, which ends the run where one of them is better once it is pruned."""
 
     def interrupt(self) -> None:
         """Let stages and threads of the run stop at their next step."""

@@ -114,6 +114,14 @@ class Steps(Sequence[Step]):
     def __len__(self) -> int:
         return len(self.steps)
 
+    @property
+    def pruned(self) -> int:
+        """The place behind the step that scores the pruned model."""
+        name = prune.leaves.name if prune.leaves else ""
+        return 1 + next(
+            place for place, step in enumerate(self.steps) if step.id == StepId(evaluate.name, name)
+        )
+
     def section(self, stage: Stage[Any]) -> Any:
         """The stage's section; None where the config leaves it out."""
         found = getattr(self.config, stage.section)

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import Task, flow
 from prefect.cache_policies import NO_CACHE
@@ -23,11 +23,15 @@ from resprout.configs.load import Loaded, arrived, load, travelling
 from resprout.configs.result import RunResult
 from resprout.configs.sweep import SweepResult, Variant, VariantResult, load_sweep
 from resprout.flows.rerun_command import config_digest, public_overrides
+from resprout.flows.rivals import Rivals
 from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import Session
 from resprout.flows.sweep_session import SweepSession, prepared, unsplit
 from resprout.infra.environment import prepare
-from resprout.infra.mlflow.tracking import VARIANT
+from resprout.infra.mlflow.tracking import SWEEP, VARIANT
+
+if TYPE_CHECKING:
+    from resprout.flows.search import Search
 
 _current: ContextVar[SweepSession | None] = ContextVar("sweep", default=None)
 _HERE: dict[str, SweepSession] = {}
@@ -48,38 +52,66 @@ def sweep_here(path: Path, overrides: list[str], session: SweepSession) -> Sweep
 def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     """Run all variants of the sweep at path `config`; `overrides` are key=value, set in all of them."""
     session = _current.get() or prepared(*load_sweep(Path(config), overrides or []))
-    first = session.variants[0].loaded
-    prepare(first.config.infra, first.home)
+    prepare(session.base.config.infra, session.base.home)
     began = time.perf_counter()
     own = str(flow_run.id)
-    order = [variant.name for variant in session.variants]
     session.result.variants += [
         _left_out(one, session) for one in session.variants if one.name in session.unfit
     ]
+    # MLflow reads its environment when it is imported.
+    from resprout.flows.search import Search
+    from resprout.flows.sweep_run import describe, sweep_run
+    from resprout.flows.sweep_speeds import measure_variants
+
+    search = Search(Path(config), overrides or [], session) if session.config.search is not None else None
+    with sweep_run(session) as run:
+        session.result.mlflow_run_id = run.id
+        _run_variants(session, search, own, run.id)
+        session.result.front = search.front() if search is not None else None
+        order = [variant.name for variant in session.variants]
+        session.result.variants.sort(key=lambda one: order.index(one.name))
+        try:
+            measure_variants(session, run)
+        except ResproutError as error:
+            session.result.message = str(error)
+        _conclude(session.result, began)
+        describe(run, session.result)
+    return session.result.model_dump(mode="json")
+
+
+def _run_variants(session: SweepSession, search: Search | None, own: str, parent: str) -> None:
+    """Run the variants of a list at once, and those of a search as they are proposed, one for each worker."""
+    infra = session.base.config.infra
     with ExitStack() as at_end:
         _HERE[own] = session
         at_end.callback(_HERE.pop, own)
-        runner = at_end.enter_context(started(first.config.infra))
+        runner = at_end.enter_context(started(infra))
+
+        def submitted(variant: Variant, rivals: Rivals | None = None) -> PrefectFuture[Any]:
+            return submit(runner, RUN, _asked(variant, session, own, parent, rivals))
+
+        def end(ended: VariantResult) -> None:
+            if search is not None:
+                search.learn(ended)
+            session.result.variants.append(ended)
+            session.ended(ended)
+
         try:
-            futures = {submit(runner, RUN, _asked(one, session, own)): one for one in session.to_run}
-            for future in as_completed(list(futures)):
-                ended = _ended(futures[future], future)
-                session.result.variants.append(ended)
-                session.ended(ended)
+            at_work = {submitted(one): one for one in session.to_run} if search is None else {}
+            while at_work or (search is not None and search.left > 0):
+                while search is not None and search.left > 0 and len(at_work) < infra.workers:
+                    proposed = search.propose()
+                    if isinstance(proposed, VariantResult):
+                        end(proposed)
+                    else:
+                        at_work[submitted(proposed, search.rivals)] = proposed
+                if at_work:
+                    future = next(as_completed(list(at_work)))
+                    end(_ended(at_work.pop(future), future))
         except BaseException:
             # Before the runner ends, which waits for its threads.
             session.interrupt()
             raise
-    session.result.variants.sort(key=lambda one: order.index(one.name))
-    # MLflow reads its environment when it is imported.
-    from resprout.flows.sweep_speeds import measure_variants
-
-    try:
-        measure_variants(session)
-    except ResproutError as error:
-        session.result.message = str(error)
-    _conclude(session.result, began)
-    return session.result.model_dump(mode="json")
 
 
 def _left_out(variant: Variant, session: SweepSession) -> VariantResult:
@@ -102,13 +134,15 @@ def _conclude(result: SweepResult, began: float) -> None:
     found = {one.result.status for one in result.variants if not one.left_out}
     if result.message:
         return
-    if found <= {"done"}:
+    if found <= {"done", "stopped"}:
         result.status, result.exit_code = "done", 0
-    elif found <= {"done", "gate_not_passed"}:
+    elif found <= {"done", "stopped", "gate_not_passed"}:
         result.status, result.exit_code = "gate_not_passed", 3
 
 
-def _asked(variant: Variant, session: SweepSession, own: str) -> dict[str, Any]:
+def _asked(
+    variant: Variant, session: SweepSession, own: str, parent: str, rivals: Rivals | None
+) -> dict[str, Any]:
     loaded = variant.loaded
     return {
         "name": variant.name,
@@ -118,16 +152,27 @@ def _asked(variant: Variant, session: SweepSession, own: str) -> dict[str, Any]:
         "digest": config_digest(loaded),
         "sweep": session.config.name,
         "own": own,
+        "parent": parent,
+        "rivals": rivals.as_data() if rivals is not None else None,
     }
 
 
 def _run(
-    name: str, config: str, overrides: list[str], infra: dict[str, Any], digest: str, sweep: str, own: str
+    name: str,
+    config: str,
+    overrides: list[str],
+    infra: dict[str, Any],
+    digest: str,
+    sweep: str,
+    own: str,
+    parent: str | None,
+    rivals: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The result of one variant, as plain data; a variant that fails has a result too."""
     began = time.perf_counter()
     watched = _HERE.get(own)
-    session = Session(tags={"resprout.sweep": sweep, VARIANT: f"{own}/{name}"})
+    session = Session(tags={SWEEP: sweep, VARIANT: f"{own}/{name}"}, parent=parent)
+    session.rivals = Rivals.from_data(rivals) if rivals is not None else None
     if watched is not None:
         session.display = watched.display(name)
         watched.running.append(session)
@@ -169,7 +214,7 @@ def forecasts(session: SweepSession, price: float | None = None) -> dict[str, An
 
     A stage that several variants share counts once in the sum, and among the seconds of the first of them.
     """
-    first = session.variants[0].loaded
+    first = session.base
     prepare(first.config.infra, first.home)
     from resprout.flows.dry_run import Outlook, StagePlan, look_up, summary
     from resprout.flows.inputs import Sources
@@ -184,7 +229,8 @@ def forecasts(session: SweepSession, price: float | None = None) -> dict[str, An
     price = infra.price_per_hour if price is None else price
     every: dict[str, StagePlan] = {}
     variants = []
-    for one in session.to_run:
+    # What a search will propose is not known: it is the base as it is that says what one variant takes.
+    for one in session.to_run or [Variant(first.config.name, {}, [], first)]:
         config = one.loaded.config
         sources = Sources(one.loaded, tracker.uri)
         steps = Steps(config, sources.sections, sources.credits)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from resprout.configs.errors import BadInput, DoesNotFit, ResproutError
 from resprout.configs.infrastructure import InfraConfig
@@ -26,7 +27,10 @@ class SweepSession:
     """State of one call of a sweep: variants, result, progress display."""
 
     config: SweepConfig
+    base: Loaded
+    """Config whose `infra` and home all variants share."""
     variants: list[Variant]
+    """Those of a search are added as they are proposed."""
     result: SweepResult
     unfit: dict[str, str] = field(default_factory=dict)
     """Why a variant is left out, by its name."""
@@ -42,6 +46,17 @@ class SweepSession:
     def to_run(self) -> list[Variant]:
         """The variants that fit the model."""
         return [variant for variant in self.variants if variant.name not in self.unfit]
+
+    def varied(self) -> dict[str, Any]:
+        """The keys that variants set, each with its values, in order; of a search those it may take."""
+        if self.config.search is not None:
+            return self.config.search.optuna.model_dump(mode="json")["over"]
+        found: dict[str, list[Any]] = {}
+        for variant in self.to_run:
+            for key, value in variant.settings.items():
+                values = found.setdefault(key, [])
+                values += [] if value in values else [value]
+        return found
 
     def loaded(self, name: str) -> Loaded:
         """The config of a variant that runs in this process."""
@@ -63,7 +78,8 @@ def prepared(config: SweepConfig, variants: list[Variant], strict: bool = False)
             `strict` where one does not.
     """
     faults, unfit = [], dict[str, str]()
-    for variant in variants:
+    # A search may find what the base as it is does not: then the base need not fit.
+    for variant in variants if config.search is None else ():
         try:
             check(variant.loaded)
             travelling(variant.loaded)
@@ -71,11 +87,23 @@ def prepared(config: SweepConfig, variants: list[Variant], strict: bool = False)
             unfit[variant.name] = str(error)
         except ResproutError as error:
             faults.append(f"variant {variant.name}: {error}")
-    if faults or len(unfit) == len(variants) or (strict and unfit):
+    if faults or (unfit and len(unfit) == len(variants)) or (strict and unfit):
         faults += [f"variant {name}: {reason}" for name, reason in unfit.items()]
         raise BadInput("; ".join(faults))
     result = SweepResult(status="failed", exit_code=1, name=config.name, variants=[])
-    return SweepSession(config, variants, result, unfit)
+    return SweepSession(
+        config, variants[0].loaded, [] if config.search is not None else variants, result, unfit
+    )
+
+
+def fault(variant: Variant) -> str | None:
+    """Why a variant cannot run, or no model that it names fits it; None where it can."""
+    try:
+        check(variant.loaded)
+        travelling(variant.loaded)
+    except ResproutError as error:
+        return str(error)
+    return None
 
 
 def unsplit(loaded: Loaded, infra: InfraConfig) -> Loaded:

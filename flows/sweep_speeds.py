@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from resprout.configs.result import ModelResult
@@ -13,10 +12,9 @@ from resprout.flows.conclude import speeds_to_dense
 from resprout.flows.dry_run import look_up
 from resprout.flows.inputs import Sources
 from resprout.flows.stages import MODELS, Steps, job_of
+from resprout.flows.sweep_run import SweepRun
 from resprout.flows.sweep_session import SweepSession
-from resprout.infra.mlflow.tracking import WRITER, Tracker
-from resprout.infra.store.in_use import InUseReferences
-from resprout.infra.store.lease import LeaseLockManager
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
@@ -45,43 +43,32 @@ class Group:
         self.results.append((known, models))
 
 
-def measure_variants(session: SweepSession) -> None:
+def measure_variants(session: SweepSession, within: SweepRun) -> None:
     """Measure what the variants made, and write speeds and ratios into their results.
 
     Variants with another dense model, or measured another way, are groups of their own. The measurements
-    are in an MLflow run of the sweep's name, since those of the variants have ended.
+    are in the sweep's own run, since those of the variants have ended.
     """
-    first = session.variants[0].loaded
-    infra = first.config.infra
-    tracker = Tracker(infra.mlflow, first.home)
-    store = ArtifactStore.from_config(infra.store, first.home, infra.proof)
-    groups = _groups(session, store, tracker)
+    first = session.base
+    groups = _groups(session, within.store, within.tracker)
     if not groups:
         return
-    tracker.connect()
-    run_id = tracker.start(session.config.name, {"resprout.sweep": session.config.name})
-    with ExitStack() as at_end:
-        at_end.enter_context(tracker.running(run_id))
-        run = Run(
-            store=store,
-            tracker=tracker,
-            locks=LeaseLockManager(store.driver),
-            results=ArtifactResults.of(store),
-            display=session.display(session.config.name),
-            home=first.home,
-            mlflow_run_id=run_id,
-            retries=infra.prefect.retries,
-            retry_delay_seconds=infra.prefect.retry_delay_seconds,
-            cancelled=lambda: session.interrupted,
-        )
-        at_end.callback(run.locks.close)
-        store.in_use = InUseReferences(store.driver, run.locks)
-        at_end.callback(store.in_use.close)
-        tracker.log(run_id, tags={WRITER: store.in_use.writer})
-        for number, group in enumerate(groups, 1):
-            role = "" if number == 1 else str(number)
-            made = measure(run, group.job, {DENSE: group.dense, **group.models}, role)
-            _fill(group, json.loads(store.read(made.digest, "metrics.json")))
+    run = Run(
+        store=within.store,
+        tracker=within.tracker,
+        locks=within.locks,
+        results=ArtifactResults.of(within.store),
+        display=session.display(session.config.name),
+        home=first.home,
+        mlflow_run_id=within.id,
+        retries=first.config.infra.prefect.retries,
+        retry_delay_seconds=first.config.infra.prefect.retry_delay_seconds,
+        cancelled=lambda: session.interrupted,
+    )
+    for number, group in enumerate(groups, 1):
+        role = "" if number == 1 else str(number)
+        made = measure(run, group.job, {DENSE: group.dense, **group.models}, role)
+        _fill(group, json.loads(within.store.read(made.digest, "metrics.json")))
 
 
 def _groups(session: SweepSession, store: ArtifactStore, tracker: Tracker) -> list[Group]:
@@ -89,7 +76,7 @@ def _groups(session: SweepSession, store: ArtifactStore, tracker: Tracker) -> li
     found: dict[tuple[str, str], Group] = {}
     for ended in session.result.variants:
         variant, models = variants[ended.name], ended.result.made_models()
-        if variant.measure is None or not models:
+        if variant.measure is None or not models or ended.result.status == "stopped":
             continue
         config, sources = variant.loaded.config, Sources(variant.loaded, tracker.uri)
         steps = Steps(config, sources.sections, sources.credits)
@@ -98,9 +85,13 @@ def _groups(session: SweepSession, store: ArtifactStore, tracker: Tracker) -> li
             job_of(config, variant.measure, preflight.device(config.model.device)),
             artifacts.of("source"),
         )
+        last = [*steps.groups[MODELS].values()][-1]
+        if last.step not in artifacts:
+            # An earlier variant of a search, whose model is not here any more or of other code.
+            continue
         # Without inputs the key is of settings, dtype and device.
         group = found.setdefault((dense.digest, measure.key(job, {})), Group(job, dense))
-        group.add(ended.name, artifacts.input([*steps.groups[MODELS].values()][-1]), models)
+        group.add(ended.name, artifacts.input(last), models)
     return [*found.values()]
 
 

@@ -13,7 +13,7 @@ from resprout.flows.workspace import DIGEST, RUN_ID, STAGE, Found, Workspace, fi
 from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node, RecordedSource, record_of_digest, sources_behind, tree, trees
 from resprout.infra.mlflow import search
-from resprout.infra.mlflow.tracking import RECORD
+from resprout.infra.mlflow.tracking import PARENT, RECORD
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
 
@@ -148,7 +148,7 @@ def _of_run(workspace: Workspace, reference: str, tags: dict[str, str]) -> Linea
     if report is not None:
         return _below_report(workspace, reference, f"run {named}", report, run=reference)
     experiment = workspace.tracker.run(reference).info.experiment_id
-    nested = search.runs(workspace.tracker, f"tags.`mlflow.parentRunId` = '{reference}'", [experiment])
+    nested = search.runs(workspace.tracker, f"tags.`{PARENT}` = '{reference}'", [experiment])
     records = sorted({one.data.tags[RECORD] for one in nested if RECORD in one.data.tags})
     if not records:
         raise BadInput(

@@ -14,7 +14,7 @@ from resprout.configs.infrastructure import LicencesConfig
 from resprout.flows.audit.checks import CHECKS, Depth
 from resprout.flows.audit.evidence import Evidence, RunEvidence, VersionEvidence
 from resprout.flows.workspace import RUN_ID, Workspace, find, parts
-from resprout.infra.mlflow.tracking import RECORD
+from resprout.infra.mlflow.tracking import RECORD, whole_run
 from resprout.infra.store import keys
 
 HASHED_AT_ONCE = 4
@@ -219,7 +219,7 @@ def examine(
     evidence, (name, alias, number) = verification.evidence, parts(reference)
     if RUN_ID.match(reference):
         tags = workspace.tracker.run(reference).data.tags
-        verification.run(tags.get("mlflow.parentRunId") or reference)
+        verification.run(whole_run(reference, tags))
         if RECORD in tags:
             verification.record(tags[RECORD])
     elif not name:

@@ -43,7 +43,8 @@ def sweep(
 ) -> None:
     """Run every variant of a sweep; stages that variants share run once, and one that fails ends no other.
 
-    A variant that does not fit the model is left out with its reason, and the others run (--strict: none).
+    The variants are a grid, a list, or what a search by Optuna proposes (section search). A variant that does
+    not fit the model is left out with its reason, and the others run (--strict: none).
     The same command again goes on from there: finished stages and variants are found in the cache.
 
     \b
@@ -97,6 +98,9 @@ def _sweep(config: Path, overrides: list[str], session: SweepSession) -> SweepRe
     result = sweep_here(config, overrides, session)
     console.print()
     console.print(table(session.variants, result), highlight=False)
+    if result.front is not None:
+        best = ", ".join(result.front) or "none"
+        console.print(f"front, of variants that no other dominates: {best}", highlight=False, soft_wrap=True)
     if result.message:
         console.print(f"speeds: {result.message}", highlight=False, soft_wrap=True, markup=False)
     return result

@@ -49,6 +49,12 @@ HOLD = "resprout.hold"
 """Tag of a version, a model or a run that keeps all behind it, whatever retention says."""
 WRITER = "resprout.writer"
 """Tag of a parent run that names the lease which it holds as long as its process lives."""
+PARENT = "mlflow.parentRunId"
+"""MLflow's tag of a run that is nested in another."""
+STAGE = "resprout.stage"
+"""Tag of the nested run of a stage; runs of a sweep's variants are nested too, and are whole runs."""
+SWEEP = "resprout.sweep"
+"""Tag of a sweep's run and of those of its variants with the sweep's name."""
 VARIANT = "resprout.variant"
 """Tag of a parent run that names the flow run of its sweep, and the variant."""
 IN = " in "
@@ -57,6 +63,11 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 PAGE_OF_TRAINING = "workflowType=machine_learning"
 """Query of a page. MLflow 3.17 shows an experiment in the mode that the browser had last, at first GenAI,
 whatever its kind is, where the page has a switch between both."""
+
+
+def whole_run(run_id: str, tags: Mapping[str, str]) -> str:
+    """Id of the run that a run belongs to: of a stage's run the one in which it is nested, else itself."""
+    return tags.get(PARENT, run_id) if STAGE in tags else run_id
 
 
 class HomeFiles:
@@ -176,7 +187,7 @@ class Tracker:
     @mlflow_errors
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Id of a new run, nested where `parent` is given."""
-        nested = {"mlflow.parentRunId": parent} if parent else {}
+        nested = {PARENT: parent} if parent else {}
         run = self.client.create_run(
             self.experiment_id,
             run_name=name,
@@ -202,7 +213,7 @@ class Tracker:
         """Name and key of each nested run that ended well under a run that began before."""
         finished = self.client.search_runs(
             [self.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'FINISHED'",
+            f"tags.`{PARENT}` = '{run_id}' and attributes.status = 'FINISHED'",
             max_results=1000,
         )
         return {(run.info.run_name, run.data.tags.get("resprout.key", "")) for run in finished}

@@ -19,7 +19,7 @@ from google.protobuf.json_format import MessageToDict
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.mlflow.errors import legible, mlflow_errors
-from resprout.infra.mlflow.tracking import ANNOUNCED, RECORD, Tracker
+from resprout.infra.mlflow.tracking import ANNOUNCED, PARENT, RECORD, Tracker
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.filesystem import plain_status
 from resprout.infra.store.manifest import hash_file
@@ -68,7 +68,7 @@ def run_states(tracker: Tracker, run_id: str, own_copy: str | None = None) -> di
     experiment = runs[0].info.experiment_id
     while True:
         page = client.search_runs(
-            [experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=PAGE, page_token=token
+            [experiment], f"tags.`{PARENT}` = '{run_id}'", max_results=PAGE, page_token=token
         )
         runs += page
         token = page.token

@@ -17,7 +17,7 @@ from resprout.infra import identity
 from resprout.infra.lineage import trees
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.errors import mlflow_errors
-from resprout.infra.mlflow.tracking import HOLD, Tracker
+from resprout.infra.mlflow.tracking import HOLD, Tracker, whole_run
 from resprout.infra.provenance.mlflow_state import file_paths
 from resprout.infra.provenance.seal import COPY
 from resprout.infra.retention.gc_roots import IN_SOURCE, RootFinder
@@ -240,7 +240,7 @@ class CopySearch:
         """Return by "<run id>/<path>" the SHA-256 of copies in an artifact's runs and their parents."""
         runs: set[str] = set()
         for run in search.runs(self.tracker, f"tags.`resprout.digest` = '{digest}'"):
-            runs |= {run.info.run_id, run.data.tags.get("mlflow.parentRunId", run.info.run_id)}
+            runs |= {run.info.run_id, whole_run(run.info.run_id, run.data.tags)}
         for run_id in runs - self._of_run.keys():
             self._of_run[run_id] = copies_in_run(self.tracker, run_id, self.match)
         return {path: sha256 for run_id in sorted(runs) for path, sha256 in self._of_run[run_id].items()}

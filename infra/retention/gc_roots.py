@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.mlflow import search
 from resprout.infra.mlflow.errors import allowing, mlflow_errors
-from resprout.infra.mlflow.tracking import HOLD, MAX_TAG_CHARS, RECORD, Tracker
+from resprout.infra.mlflow.tracking import HOLD, MAX_TAG_CHARS, PARENT, RECORD, STAGE, Tracker
 from resprout.infra.provenance.ledger import Ledger
 from resprout.infra.provenance.seal import read_seal
 from resprout.infra.store import keys, tombstones
@@ -177,12 +177,14 @@ class RootFinder:
         records: set[str] = set()
         for run in runs:
             identity = run.info.run_id
-            nested = search.runs(
-                self.tracker, f"tags.`mlflow.parentRunId` = '{identity}'", [run.info.experiment_id]
+            nested = list(
+                search.runs(self.tracker, f"tags.`{PARENT}` = '{identity}'", [run.info.experiment_id])
             )
             for one in (run, *nested):
                 records |= self._of_tags(one.data.tags)
             records |= self._of_seals([identity])
+            # Those of a sweep's variants have stages of their own.
+            records |= self._of_runs(one for one in nested if STAGE not in one.data.tags)
         return records
 
     def _of_recent(self, begun: str) -> set[str]:
@@ -190,7 +192,7 @@ class RootFinder:
         records, parents = set(), set()
         for run in search.runs(self.tracker, begun):
             records |= self._of_tags(run.data.tags)
-            if "mlflow.parentRunId" not in run.data.tags:
+            if STAGE not in run.data.tags:
                 parents.add(run.info.run_id)
         return records | self._of_seals(parents)
 

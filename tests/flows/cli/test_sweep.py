@@ -62,8 +62,8 @@ def test_a_list_says_what_each_variant_sets(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({}, "exactly one of grid and list"),
-        ({"grid": {"seed": [1]}, "list": [{"seed": 1}]}, "exactly one of grid and list"),
+        ({}, "exactly one of grid, list and search"),
+        ({"grid": {"seed": [1]}, "list": [{"seed": 1}]}, "exactly one of grid, list and search"),
         ({"grid": {}}, "the grid is empty"),
         ({"grid": {"seed": []}}, "at least 1 item"),
         (
@@ -166,7 +166,25 @@ def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
     client = mlflow_of(home)
     kinds = [one.experiment_id for one in client.search_experiments()]
     tagged = client.search_runs(kinds, "tags.`resprout.sweep` LIKE '%'")
-    assert len(tagged) == 4, "each variant is a run of its own"
+    (whole,) = [run for run in tagged if "mlflow.parentRunId" not in run.data.tags]
+    nested = [run for run in tagged if run is not whole]
+    assert len(nested) == 4, "each variant is a run of its own"
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {whole.info.run_id}
+    assert found.result["mlflow_run_id"] == whole.info.run_id
+    assert whole.info.status == "FINISHED"
+    assert whole.data.params["variants"] == "4"
+    assert whole.data.params["recover.rank"] == "[3]"
+    assert whole.data.metrics["variants_done"] == 2
+    note = whole.data.tags["mlflow.note.content"]
+    assert all(f"[tiny-{number}](#/experiments/" in note for number in range(1, 5))
+    assert "`tiny-5`" in note
+    assert "left out" in note
+    files = {one.path for one in client.list_artifacts(whole.info.run_id)}
+    assert "sweep.json" in files
+    done = next(run for run in nested if run.info.run_name == "tiny-1").info.run_id
+    checked = resprout("verify", done, home=home)
+    assert checked.code == 0, checked.err
+    assert "every byte as published" in checked.out
 
     # The same command goes on from there: mended, it makes what is missing, here on two Dask workers.
     pytest.importorskip("prefect_dask", reason="pip install -e '.[dask]'")
@@ -227,7 +245,8 @@ def test_a_worker_that_reads_another_config_says_so(folder: Path, home: Path) ->
     (variant,) = load_sweep(
         write_sweep(folder, grid={"seed": [1]}), [f"infra.home={home}", "infra.task_runner=dask"]
     )[1]
-    sent = {"infra": travelling(variant.loaded), "digest": "another", "sweep": "s", "own": "o"}
+    sent = {"infra": travelling(variant.loaded), "digest": "another", "sweep": "s"}
+    sent |= {"own": "o", "parent": None}
     result = RUN.fn(variant.name, str(variant.loaded.path), variant.overrides, **sent)
     assert result["status"] == "bad_input"
     assert "is another config on this worker" in result["message"]
@@ -251,6 +270,7 @@ def test_a_variant_that_begins_again_goes_on_in_its_mlflow_run(
     def run(index: int, own: str) -> str:
         one = variants[index]
         sent = {"infra": travelling(one.loaded), "digest": config_digest(one.loaded), "sweep": "s"}
+        sent["parent"] = None
         result = RUN.fn(one.name, str(one.loaded.path), one.overrides, **sent, own=own)
         assert result["message"] == "the worker is lost"
         return str(result["mlflow_run_id"])
@@ -269,7 +289,15 @@ def test_a_variant_is_told_when_it_ends_and_listed_in_its_place(
     from resprout.flows import sweep
 
     def late(
-        name: str, config: str, overrides: Any, infra: Any, digest: str, sweep: str, own: str
+        name: str,
+        config: str,
+        overrides: Any,
+        infra: Any,
+        digest: str,
+        sweep: str,
+        own: str,
+        parent: str,
+        rivals: Any,
     ) -> dict[str, Any]:
         time.sleep(2.0 if name == "tiny-1" else 0.0)
         return RunResult(status="done", exit_code=0).model_dump(mode="json")

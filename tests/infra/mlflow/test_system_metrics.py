@@ -1,0 +1,45 @@
+"""MLflow's monitor writes what a run takes of its machine, and only as long as the run lasts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from resprout.configs.infrastructure import MlflowConfig
+from resprout.infra.mlflow.system_metrics import system_metrics
+from resprout.infra.mlflow.tracking import Tracker
+
+
+def test_processor_and_memory_are_written_while_the_block_lasts(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    tracker = Tracker(MlflowConfig(), home)
+    tracker.connect()
+    run_id = tracker.start("run", {})
+    with system_metrics(tracker, run_id):
+        end = time.monotonic() + 30
+        while len(tracker.client.get_metric_history(run_id, "system/cpu_utilization_percentage")) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    found = tracker.run(run_id).data.metrics
+    assert 0 < found["system/system_memory_usage_percentage"] <= 100
+    time.sleep(0.6)
+    assert tracker.run(run_id).data.metrics == found
+
+
+def test_a_run_that_goes_on_counts_on_from_its_last_step(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    tracker = Tracker(MlflowConfig(), home)
+    tracker.connect()
+    run_id = tracker.start("run", {})
+    for _ in range(2):
+        with system_metrics(tracker, run_id):
+            time.sleep(1.0)
+    steps = [
+        one.step for one in tracker.client.get_metric_history(run_id, "system/cpu_utilization_percentage")
+    ]
+    assert sorted(steps) == list(range(len(steps)))
+    assert len(steps) > 2
