@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resprout.configs.errors import BadInput, Fault, ResproutError
+from resprout.configs.errors import BadInput, Fault, ResproutError, faults_in
 from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, ModelConfig, RunConfig
 from resprout.infra.licences import Credit
@@ -183,18 +184,30 @@ def missing(loaded: Loaded) -> list[Fault]:
 
     Sources elsewhere are not asked.
     """
-    here, faults = context(loaded), []
-    for name, address, wanted in named_sources(loaded.config):
-        try:
-            found = locate(address, here)
-            if found is not None and wanted.purpose != "data":
-                files = model_files(address, found, wanted)
-                if not next(iter(files)).endswith(".gguf") and not has_tokenizer(files):
-                    raise BadInput(f"{address} {NO_TOKENIZER}")
-        except ResproutError as error:
-            hint = _hub_name(address, loaded) if wanted.purpose == "model" else ""
-            faults.append((name, f"{error}{hint}"))
-    return faults
+    here = context(loaded)
+    return [
+        fault
+        for name, address, wanted in named_sources(loaded.config)
+        for fault in faults_in(name, partial(find, address, wanted, here))
+    ]
+
+
+def find(address: str, wanted: Wanted, here: Context) -> Path | None:
+    """The place of a source on this machine, None where it is elsewhere.
+
+    Raises:
+        BadInput: it is not there, or is no model with a tokenizer where one is wanted.
+    """
+    try:
+        found = locate(address, here)
+        if found is not None and wanted.purpose != "data":
+            files = model_files(address, found, wanted)
+            if not next(iter(files)).endswith(".gguf") and not has_tokenizer(files):
+                raise BadInput(f"{address} {NO_TOKENIZER}")
+        return found
+    except ResproutError as error:
+        hint = _hub_name(address, here.base) if wanted.purpose == "model" else ""
+        raise BadInput(f"{error}{hint}") from None
 
 
 def model_files(address: str, place: Path, wanted: Wanted) -> dict[str, Path]:
@@ -214,10 +227,10 @@ def model_files(address: str, place: Path, wanted: Wanted) -> dict[str, Path]:
     return {name: found[at] for name, at in chosen.files.items()}
 
 
-def _hub_name(address: str, loaded: Loaded) -> str:
+def _hub_name(address: str, base: Path) -> str:
     """A question, where the path that is not there looks like the name of a model on the hub."""
     organisation = address.partition("/")[0]
-    is_name = HUB_NAME.fullmatch(address) and not (loaded.base / organisation).exists()
+    is_name = HUB_NAME.fullmatch(address) and not (base / organisation).exists()
     return f"; did you mean hf://{address}?" if is_name else ""
 
 

@@ -48,15 +48,20 @@ def check_device(asked: str, all_cached: Callable[[], bool]) -> None:
 def slow_dtype(config: RunConfig) -> list[str]:
     """A sentence where the dtype is of 16 bits and the processor has instructions for 32 only."""
     model = config.model
-    if device(model.device) != "cpu" or model.dtype == "float32" or not CPUINFO.exists():
-        return []
-    flags = next((line.split() for line in CPUINFO.read_text().splitlines() if line.startswith("flags")), [])
-    if not flags or any(flag.startswith(WIDE) for flag in flags):
+    if model.dtype == "float32" or not slow_in_16_bits(model.device):
         return []
     return [
         f"model.dtype is {model.dtype}, for which this processor has no instructions (AVX-512 or AMX): it "
         "computes several times slower than in float32; give model.dtype: float32, in twice the memory"
     ]
+
+
+def slow_in_16_bits(asked: str) -> bool:
+    """Whether the device that is asked for is a processor with instructions for 32 bits only."""
+    if device(asked) != "cpu" or not CPUINFO.exists():
+        return False
+    flags = next((line.split() for line in CPUINFO.read_text().splitlines() if line.startswith("flags")), [])
+    return bool(flags) and not any(flag.startswith(WIDE) for flag in flags)
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,18 @@ class Needs:
 def needs(config: RunConfig, shape: Shape, models: int) -> Needs:
     """Estimate for a run that writes `models` models, each with at most the parameters of `shape`."""
     size, recover = shape.params * BYTES[config.model.dtype], config.recover
-    memory = MODELS_IN_MEMORY * size
+    memory = two_models(shape, config.model.dtype)
     if recover is not None and recover.method == "full":
-        memory = max(memory, FULL_TRAINING * shape.params + size * (recover.distill_weight > 0))
+        training = FULL_TRAINING * shape.params + size * (recover.distill_weight > 0)
+        memory = max(memory, training + WORKING_BYTES)
     # The one in the making is there twice for a moment.
     disk = (models + 1) * size if models else 0
-    return Needs(disk, memory + WORKING_BYTES)
+    return Needs(disk, memory)
+
+
+def two_models(shape: Shape, dtype: str) -> int:
+    """Bytes of memory with two models in this dtype."""
+    return MODELS_IN_MEMORY * shape.params * BYTES[dtype] + WORKING_BYTES
 
 
 def check_room(

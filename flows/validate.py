@@ -131,14 +131,14 @@ TEMPLATES = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
 class FirstRows:
-    """Reads the first rows of each file; `cut` says whether one has more."""
+    """Reads the first `most` rows of each file; `cut` says whether one has more."""
 
-    def __init__(self) -> None:
-        self.cut = False
+    def __init__(self, most: int = ROWS) -> None:
+        self.most, self.cut = most, False
 
     def __call__(self, path: Path, form: str) -> Numbered:
         rows = read_rows(path, form)
-        yield from islice(rows, ROWS)
+        yield from islice(rows, self.most)
         self.cut = self.cut or next(rows, None) is not None
 
 
@@ -159,7 +159,7 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
         found[key] = items if read.cut else taken(items, source, config.seed, unique=_is_unique(source))
 
     for key, source in data_sources(config):
-        if files := _files(source.source, here):
+        if files := data_files(source.source, here):
             yield from faults_in(key, partial(look, key, source, files))
     for index, task in enumerate(config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()):
         rows = found.get(f"evaluate.zero_shot.tasks.{index}.data", [])
@@ -191,7 +191,7 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
         )
 
 
-def _files(address: str, here: Context) -> dict[str, Path]:
+def data_files(address: str, here: Context) -> dict[str, Path]:
     """The files of a source on this machine; none where it is elsewhere or is not there."""
     try:
         place = locate(address, here)

@@ -13,6 +13,7 @@ CANCELLED = 130
 CANCELLED_SAYS = "cancelled; finished stages are kept, and the same command goes on from there"
 
 VERBS = (
+    "init",
     "run",
     "sweep",
     "plan",

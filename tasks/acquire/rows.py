@@ -43,7 +43,7 @@ def instruction_items(
     def render(columns: Columns) -> dict[str, str]:
         return {name: template(columns).strip() for name, template in templates.items()}
 
-    for place, columns in _columns(source, files, read):
+    for place, columns in columns_in(source, files, read):
         row = _at(place, render, columns)
         for name in ("instruction", "output"):
             if not row[name]:
@@ -64,7 +64,7 @@ def text_items(
 ) -> Iterator[Item]:
     """Documents; an empty one raises BadInput."""
     render, hashed = _of_columns(source.text), _hashed(source)
-    for place, columns in _columns(source, files, read):
+    for place, columns in columns_in(source, files, read):
         text = _at(place, render, columns)
         if not text.strip():
             raise BadInput(
@@ -79,7 +79,7 @@ def raw_items(
 ) -> Iterator[Item]:
     """Rows with their own columns, which name no source."""
     hashed = _hashed(source)
-    for place, columns in _columns(source, files, read):
+    for place, columns in columns_in(source, files, read):
         text = _at(place, lambda row: json.dumps(row, sort_keys=True), columns)
         yield Item(text, hashed(place, columns, text), columns)
 
@@ -140,9 +140,10 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json.dumps(row, sort_keys=True) + "\n")
 
 
-def _columns(
+def columns_in(
     source: DataSource, files: dict[str, Path], read: Reader
 ) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row that the source's condition lets through: its place in words, and its columns."""
     where = compile_where(source.where) if source.where else None
     for name, path in _data_files(source, files):
         shown = source.source if len(files) == 1 else f"{source.source.rstrip('/')}/{name}"

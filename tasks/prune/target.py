@@ -454,7 +454,7 @@ def warnings_for(
     layers that may get narrower were given the same widths.
     """
     missed = [] if reached is None or target.timed or target.whole else _missed(dense, wanted, reached, alike)
-    return [*_gutted(dense, wanted, target), *missed]
+    return [*gutted(dense, wanted, target), *missed]
 
 
 def _missed(dense: Shape, wanted: Request, reached: Shape, alike: bool) -> list[str]:
@@ -518,7 +518,8 @@ def _step(wanted: Request, kind: Unit, layer: int, count: int) -> int:
     return min(wanted.shape.counts(kind)[layer], (count // step + 1) * step)
 
 
-def _gutted(dense: Shape, wanted: Request, target: TargetConfig) -> list[str]:
+def gutted(dense: Shape, wanted: Request, target: TargetConfig) -> list[str]:
+    """A sentence where a target in all parameters would take most of the layers of a model."""
     kept = (wanted.limit - dense.embedding_params) / dense.non_embedding_params
     total = any(one is not None for one in (target.params, target.params_ratio, target.bytes))
     if total and kept < 0.5 and "hidden" not in wanted.kinds:

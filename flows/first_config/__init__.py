@@ -1,0 +1,1 @@
+"""Write a first config for a model and the files that a user has: `resprout init`."""

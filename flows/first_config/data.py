@@ -1,0 +1,109 @@
+"""Look at the files that a user gives: their columns, how much text they hold, and what of it to hold out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.schema import DataSource, RowSource, TextSource
+from resprout.flows.inputs import find
+from resprout.flows.validate import FirstRows, data_files
+from resprout.tasks.acquire.rows import Item, columns_in, instruction_items, taken, text_items
+from resprout.tasks.acquire.source import Context, Wanted
+from resprout.tasks.data.columns import Mapped, pair_text, row_columns, text_columns
+from resprout.tasks.data.render import hash_percent
+
+ROWS = 20_000
+"""Rows of a file that are looked at; what is behind them is taken for more of the same."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A source that was looked at: its settings, the columns taken, and its different rows.
+
+    `whole` says whether these are all; a source elsewhere is not opened, and has none.
+    """
+
+    settings: dict[str, Any]
+    columns: str
+    items: Sequence[Item] = ()
+    whole: bool = False
+
+    @property
+    def opened(self) -> bool:
+        """Whether its rows are known."""
+        return bool(self.items)
+
+    def restricted(self, to: Sequence[Mapping[str, Any]]) -> Found:
+        """The rows on the side of these sources of a split."""
+        if "hash_percent" not in to[0]:
+            return self
+        low, high = to[0]["hash_percent"]
+        items = [item for item in self.items if low <= hash_percent(item.hashed) < high]
+        return replace(self, settings={**self.settings, "hash_percent": [low, high]}, items=items)
+
+    def part(self, low: int, high: int) -> list[str]:
+        """The texts whose hash is in this range of percent."""
+        return [item.text for item in self.items if low <= hash_percent(item.hashed) < high]
+
+
+def look_at_text(address: str, here: Context) -> Found:
+    """The look at running text; BadInput where the file is not there or has none."""
+    return _look(address, here, text_columns, _documents)
+
+
+def look_at_pool(address: str, here: Context) -> Found:
+    """The look at instruction rows; BadInput where the file is not there or has none."""
+    return _look(address, here, row_columns, _pairs)
+
+
+def look_at_both(address: str, here: Context) -> tuple[Found, Found]:
+    """The look at instruction rows, and at the same rows as running text.
+
+    Both are split by the task, so that no row is trained on and held out.
+    """
+    pool = _look(address, here, partial(_split_by_task, row_columns), _pairs)
+    text = _look(address, here, partial(_split_by_task, _as_text), _documents)
+    return pool, text
+
+
+def _as_text(rows: Sequence[Mapping[str, Any]], place: str) -> Mapped:
+    return pair_text(row_columns(rows, place))
+
+
+def _split_by_task(
+    columns: Callable[[Sequence[Mapping[str, Any]], str], Mapped],
+    rows: Sequence[Mapping[str, Any]],
+    place: str,
+) -> Mapped:
+    found, task = columns(rows, place), row_columns(rows, place).expressions["instruction"]
+    return Mapped({**found.settings, "hash_of": f"{{{{ {task} }}}}"}, found.taken, found.expressions)
+
+
+def _documents(settings: dict[str, Any], files: dict[str, Path], read: FirstRows) -> list[Item]:
+    source = TextSource(**settings)
+    return taken(text_items(source, source.source, files, read), source, seed=0, unique=True)
+
+
+def _pairs(settings: dict[str, Any], files: dict[str, Path], read: FirstRows) -> list[Item]:
+    source = RowSource(**settings)
+    return taken(instruction_items(source, source.source, files, read), source, seed=0, unique=True)
+
+
+def _look(
+    address: str,
+    here: Context,
+    columns: Callable[[Sequence[Mapping[str, Any]], str], Mapped],
+    items: Callable[[dict[str, Any], dict[str, Path], FirstRows], list[Item]],
+) -> Found:
+    settings: dict[str, Any] = {"source": address}
+    if find(address, Wanted("data"), here) is None:
+        return Found(settings, "not opened, because it is elsewhere: the usual column names are assumed")
+    read, files = FirstRows(ROWS), data_files(address, here)
+    rows = [row for _, row in columns_in(DataSource(source=address), files, read)]
+    mapped = columns(rows, address)
+    settings |= mapped.settings
+    return Found(settings, mapped.taken, items(settings, files, FirstRows(ROWS)), not read.cut)

@@ -1,0 +1,61 @@
+"""Read a goal as people say it ("20 % smaller", "250MB", "1.3x") into the keys of `prune.target`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from resprout.configs.errors import BadInput
+
+SMALLER = re.compile(r"(\d+(?:\.\d+)?)\s*%(?:\s*smaller)?", re.IGNORECASE)
+FASTER = re.compile(r"(\d+(?:\.\d+)?)\s*[x×](?:\s*faster)?", re.IGNORECASE)
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b)", re.IGNORECASE)
+MOST_FASTER = 100
+LEAST = 0.001
+"""Percent."""
+ALLOWED = 'give a share such as "20 % smaller", a size such as 250MB, or a speed such as 1.3x'
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`key` of `prune.target` and its `value`; `text` is what the user wrote."""
+
+    text: str
+    key: str
+    value: Any
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is a speed."""
+        return self.key == "latency_ratio"
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """The section `prune.target`."""
+        return {self.key: self.value}
+
+
+def parse_goal(text: str) -> Goal:
+    """The goal that `text` states; BadInput says what is allowed."""
+    given = " ".join(text.split())
+    if found := SMALLER.fullmatch(given):
+        percent = float(found[1])
+        if not LEAST <= percent <= 100 - LEAST:
+            raise BadInput(f"--goal is '{text}', but a model can get between 0 and 100 % smaller; {ALLOWED}")
+        return Goal(given, "params_ratio", round(1 - percent / 100, 6))
+    if found := FASTER.fullmatch(given):
+        factor = float(found[1])
+        if not 1 < factor <= MOST_FASTER:
+            raise BadInput(f"--goal is '{text}'; give a factor above 1 and up to {MOST_FASTER}, such as 1.3x")
+        return Goal(given, "latency_ratio", round(1 / factor, 3))
+    if SIZE.fullmatch(given):
+        try:
+            size = TypeAdapter(ByteSize).validate_python(given)
+        except ValidationError:
+            size = ByteSize(0)
+        if size:
+            return Goal(given, "bytes", given)
+    raise BadInput(f"--goal is '{text}', which is none; {ALLOWED}")

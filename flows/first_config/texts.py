@@ -1,0 +1,154 @@
+"""Choose calibration and evaluation by the text that there is: sources, held-out part, lengths, samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.errors import BadInput
+from resprout.configs.load import read_yaml
+from resprout.configs.schema import DataSource, RunConfig
+from resprout.flows.first_config.data import Found
+from resprout.flows.first_config.model import ModelLook
+from resprout.flows.first_config.section import Written
+from resprout.tasks.acquire.source import Context, locate
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
+"""Its text stands in where the user gives none and this machine has it."""
+SAMPLES, FEWEST_SAMPLES, LEAST_SAMPLES = 64, 32, 4
+SAMPLE_TOKENS, WINDOW_TOKENS, SHORTEST = 256, 512, 8
+"""Lengths where model and text are long enough, and the least that a config may have."""
+CANDIDATES = 4
+"""COLA chooses among this many windows a sample."""
+JUDGED_TOKENS, COMPARED_TOKENS = 16384, 8192
+FEWEST_WINDOWS = 4
+HELD_OUT = (10, 20, 30, 40, 50)
+"""Percent of the documents that may be held out."""
+UNKNOWN = float("inf")
+"""Tokens of a source that was not opened."""
+SHARD = re.compile(r"\d+_of_\d+")
+"""In the name of a part of a data set, which does not say of which."""
+MISSING = "evaluate.perplexity.text"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Sources of calibration and evaluation as plain data, the tokens of each, and where they come from."""
+
+    calibration: Sequence[Mapping[str, Any]]
+    judged: Sequence[Mapping[str, Any]]
+    calibration_tokens: float
+    judged_tokens: float
+    corpus: str
+    why: Sequence[str]
+
+
+def divided(address: str, found: Found, model: ModelLook) -> Texts:
+    """The documents of one source, a part of them held out by hash; BadInput for too little text."""
+    stem = re.sub(r"\W+", "_", Path(address).name.partition(".")[0], flags=re.ASCII).strip("_").lower()
+    name = "text" if SHARD.search(stem) or not stem else stem
+    from_here = f"{address}: {found.columns}"
+    if not found.opened:
+        sides = [{**found.settings, "hash_percent": part} for part in ([20, 100], [0, 20])]
+        return Texts(sides[:1], sides[1:], UNKNOWN, UNKNOWN, name, [from_here])
+    characters = model.characters_per_token(found.part(0, 100))
+
+    def tokens(low: int, high: int) -> float:
+        return sum(map(len, found.part(low, high))) / characters
+
+    wanted = SAMPLES * CANDIDATES * SAMPLE_TOKENS
+    enough = {
+        percent: min(tokens(0, percent) / JUDGED_TOKENS, tokens(percent, 100) / wanted, 1.0)
+        for percent in HELD_OUT
+    }
+    percent = max(enough, key=lambda one: enough[one])
+    more, many = "" if found.whole else "more than ", "" if len(found.items) == 1 else "s"
+    counted = f"{more}{len(found.items):,} different document{many}, {more}about {tokens(0, 100):,.0f} tokens"
+    why = [from_here, counted]
+    least = FEWEST_WINDOWS * SHORTEST, LEAST_SAMPLES * SHORTEST
+    if tokens(0, percent) >= least[0] and tokens(percent, 100) >= least[1]:
+        held = f"{percent} % of the documents, chosen by hash, are held out for evaluation"
+        sides = [{**found.settings, "hash_percent": part} for part in ([percent, 100], [0, percent])]
+        return Texts(sides[:1], sides[1:], tokens(percent, 100), tokens(0, percent), name, [*why, held])
+    if tokens(0, 100) < max(least):
+        raise BadInput(
+            f"{address} holds about {tokens(0, 100):,.0f} tokens, which are too few to calibrate on and to "
+            "evaluate with; give a file with some thousand words or more"
+        )
+    why.append(
+        "TOO FEW DOCUMENTS TO HOLD ONE OUT: perplexity is measured on the text of the calibration, which "
+        "flatters; give more documents (in a text file, apart by blank lines), or another file for evaluation"
+    )
+    whole = [dict(found.settings)]
+    return Texts(whole, whole, tokens(0, 100), tokens(0, 100), name, why)
+
+
+def shipped(here: Context) -> Texts | None:
+    """The text of the quickstart, divided as there; None where its package is not on this machine."""
+    config = RunConfig.model_validate(read_yaml(QUICKSTART))
+    judged = config.evaluate.perplexity
+    try:
+        for source in (*config.calibrate.text, *judged.text):
+            locate(source.source, here)
+    except BadInput:
+        return None
+    sides = [list(map(_settings, sources)) for sources in (config.calibrate.text, judged.text)]
+    why = [
+        "no --text: the text of configs/quickstart.yaml, which this machine has; better is text of your own"
+    ]
+    return Texts(*sides, UNKNOWN, UNKNOWN, judged.name, why)
+
+
+def _settings(source: DataSource) -> dict[str, Any]:
+    return source.model_dump(mode="json", exclude_unset=True)
+
+
+def calibrate(texts: Texts | None, model: ModelLook) -> Written:
+    """The section `calibrate`: as many and as long samples as model and text have; without text its own."""
+    longest = _most(SAMPLE_TOKENS, model)
+    if texts is None:
+        why = [f"no text: the model writes its own samples, {longest} tokens each"]
+        values = {"method": "self_generated", "samples": SAMPLES, "seq_len_tokens": longest}
+        return Written("calibrate", why, values)
+    held, length = texts.calibration_tokens, longest
+    method = "cola" if held >= SAMPLES * CANDIDATES * longest else "random"
+    while method == "random" and length > SHORTEST and held < FEWEST_SAMPLES * length:
+        length = max(SHORTEST, length // 2)
+    samples = SAMPLES if method == "cola" else min(SAMPLES, int(held // length))
+    why = list(texts.why)
+    if method == "random":
+        why.append("drawn at random: too little text for cola to choose from")
+    if longest < SAMPLE_TOKENS:
+        why.append(f"samples are no longer than the {longest} positions of the model")
+    values = {"method": method, "samples": samples, "seq_len_tokens": length, "text": list(texts.calibration)}
+    return Written("calibrate", why, values)
+
+
+def evaluate(texts: Texts | None, model: ModelLook) -> Written:
+    """The section `evaluate`: perplexity on what is held out, and no tasks, for which there is no data."""
+    window = _most(WINDOW_TOKENS, model)
+    why = ["zero-shot tasks need their questions in a file; see zero_shot in configs/quickstart.yaml"]
+    if texts is None:
+        sources: Sequence[Mapping[str, Any]] = [{"source": "FILE"}]
+        why.insert(0, "FILL IN: a file of text that the model has not seen, or give init --text FILE")
+    else:
+        sources = texts.judged
+        while window > SHORTEST and texts.judged_tokens < FEWEST_WINDOWS * window:
+            window = max(SHORTEST, window // 2)
+    perplexity = {
+        "name": texts.corpus if texts is not None else "text",
+        "text": list(sources),
+        "window_tokens": window,
+        "limit_tokens": JUDGED_TOKENS,
+        "kl_tokens": COMPARED_TOKENS,
+    }
+    return Written("evaluate", why, {"perplexity": perplexity})
+
+
+def _most(tokens: int, model: ModelLook) -> int:
+    """So many tokens, or as many as the model has positions."""
+    positions = model.shape.max_positions if model.shape is not None else 0
+    return max(SHORTEST, min(tokens, positions)) if positions else tokens

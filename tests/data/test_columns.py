@@ -1,0 +1,95 @@
+"""Columns are found by their names and by what they hold, and the templates render every row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import RowSource, TextSource
+from resprout.tasks.data.columns import pair_text, row_columns, text_columns
+from resprout.tasks.data.render import compile_template, compile_where
+
+CHAT = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "w"},
+    {"role": "assistant", "content": "a"},
+    {"role": "user", "content": "later"},
+]
+SHARED = [{"from": "human", "value": "w"}, {"from": "gpt", "value": "a"}]
+POOLS: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str, str]]]] = {
+    "alpaca": ([{"instruction": "w", "input": "m", "output": "a"}], [("w", "m", "a")]),
+    "dolly": ([{"instruction": "w", "context": None, "response": "a"}, {"instruction": "x", "context": "m",
+              "response": "b"}], [("w", "", "a"), ("x", "m", "b")]),
+    "prompt": ([{"prompt": "w", "completion": "a"}], [("w", "", "a")]),
+    "input and output": ([{"input": "w", "output": "a"}], [("w", "", "a")]),
+    "answer inside": ([{"question": "w", "answer": {"value": "a", "aliases": []}}], [("w", "", "a")]),
+    "answers inside": ([{"question": "w", "context": "m", "answers": {"text": ["a", "b"], "start": [1, 2]}}],
+                       [("w", "m", "a")]),
+    "list of answers": ([{"query": "w", "answers": ["a", "b"]}], [("w", "", "a")]),
+    "choices": ([{"question": "w", "choices": ["x", "a"], "answer": 1}], [("w", "", "a")]),
+    "label as text": ([{"question": "w", "endings": ["x", "a"], "label": "1"}], [("w", "", "a")]),
+    "messages": ([{"messages": CHAT}], [("w", "", "a")]),
+    "conversations": ([{"conversations": SHARED}], [("w", "", "a")]),
+    "capitals": ([{"Question": "w", "Answer": "a"}], [("w", "", "a")]),
+    "an empty answer": ([{"question": "w", "answer": "a"}, {"question": "x", "answer": None}],
+                        [("w", "", "a")]),
+    "no answer in a chat": ([{"messages": CHAT}, {"messages": CHAT[:2]}], [("w", "", "a")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_task_material_and_answer_are_found(kind: str) -> None:
+    rows, expected = POOLS[kind]
+    source = RowSource(source="any.jsonl", **row_columns(rows, "any.jsonl").settings)
+    kept = [row for row in rows if source.where is None or compile_where(source.where)(row)]
+    fields = [getattr(source, name) for name in ("instruction", "input", "output")]
+    assert [tuple(compile_template(field)(row) for field in fields) for row in kept] == expected
+
+
+def test_only_what_differs_from_the_defaults_is_set() -> None:
+    assert row_columns(POOLS["alpaca"][0], "any").settings == {}
+    assert row_columns(POOLS["capitals"][0], "any").settings == {
+        "instruction": "{{ Question }}",
+        "output": "{{ Answer }}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"text": "d"}], ["d"]),
+        ([{"id": "long long long", "content": "d"}], ["d"]),
+        ([{"id": 1, "abstract of it": "d", "note": ""}], ["d"]),
+        ([{"class": "d"}], ["d"]),
+        ([{"text": "d"}, {"text": ""}, {"text": None}], ["d"]),
+        ([{"messages": CHAT}], ["s\n\nw\n\na\n\nlater"]),
+        ([{"question": "w", "answer": "a"}], ["w\n\na"]),
+        ([{"prompt": "w", "context": "", "output": "a"}, {"prompt": "x", "context": "m", "output": "b"}],
+         ["w\n\na", "x\n\nm\n\nb"]),
+    ],
+)  # fmt: skip
+def test_text_is_found(rows: list[dict[str, Any]], expected: list[str]) -> None:
+    source = TextSource(source="any.jsonl", **text_columns(rows, "any.jsonl").settings)
+    kept = [row for row in rows if source.where is None or compile_where(source.where)(row)]
+    assert [compile_template(source.text)(row) for row in kept] == expected
+
+
+def test_a_pool_as_text_leaves_out_the_same_rows() -> None:
+    mapped = row_columns(POOLS["an empty answer"][0], "any")
+    assert pair_text(mapped).settings["where"] == mapped.settings["where"]
+
+
+@pytest.mark.parametrize("rows", [[{"text": "d"}], [{"question": "w"}], [{"answer": "a"}], []])
+def test_rows_without_a_task_and_an_answer_are_refused(rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(
+        BadInput, match=r"rows\.jsonl has no columns for a task and its answer; its columns are"
+    ):
+        row_columns(rows, "rows.jsonl")
+
+
+@pytest.mark.parametrize("rows", [[{"n": 1}], [{"a": "", "b": None}]])
+def test_rows_without_text_are_refused(rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(BadInput, match=r"rows\.jsonl has no column of text; its columns are"):
+        text_columns(rows, "rows.jsonl")

@@ -1,0 +1,250 @@
+"""The config that is drafted validates, and its values follow from the model and the files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import yaml
+from pyarrow import parquet
+
+from resprout.configs.errors import BadInput
+from resprout.configs.load import load_data, parsed
+from resprout.configs.schema import RunConfig
+from resprout.flows.check import check
+from resprout.flows.first_config import texts
+from resprout.flows.first_config.config import Draft, draft
+from resprout.flows.first_config.goal import parse_goal
+from resprout.flows.validate import probe
+from tiny_models import write_tiny_folder
+from tiny_run import words
+
+CHAT = "{% for one in messages %}{{ one.role }} {{ one.content }} {% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and files as users have them; nobody changes them."""
+    root = tmp_path_factory.mktemp("ground")
+    for model_type in ("llama", "gpt2", "opt", "mixtral"):
+        write_tiny_folder(root / model_type, model_type)
+    odd = {"intermediate_size": 149, "hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 5}
+    write_tiny_folder(root / "odd", "llama", **odd, head_dim=12, max_position_embeddings=100)
+    lines(root / "text.jsonl", [{"text": words(120, seed)} for seed in range(40)])
+    lines(root / "body.jsonl", [{"id": seed, "body": words(120, seed)} for seed in range(40)])
+    lines(root / "long.jsonl", [{"text": words(400, seed)} for seed in range(300)])
+    (root / "passages.txt").write_text("\n\n".join(words(120, seed) for seed in range(40)))
+    (root / "one.txt").write_text(words(900, 1))
+    lines(root / "pool.jsonl", [{"instruction": words(6, i), "output": words(8, i + 500)} for i in range(60)])
+    rows = [{"question": words(6, index), "answer": words(10, index + 99)} for index in range(80)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), root / "pairs.parquet")
+    cells = [f"{words(5, index)},{words(9, index + 3)}" for index in range(30)]
+    (root / "pairs.csv").write_text("\n".join(["prompt,completion", *cells]))
+    turns = [("user", 0), ("assistant", 50)]
+    chats = [[{"role": role, "content": words(9, i + more)} for role, more in turns] for i in range(90)]
+    lines(root / "chats.jsonl", [{"messages": chat} for chat in chats])
+    lines(root / "few.jsonl", [{"prompt": words(5, i), "response": words(9, i + 50)} for i in range(3)])
+    return root
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def make(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Draft]]:
+    """Draft a config in a folder of its own, from the folder of the files; no quickstart is here."""
+    before = dict(os.environ)
+    monkeypatch.setenv("RESPROUT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(ground)
+    (tmp_path / "out").mkdir()
+
+    def call(model: str, text: str | None = None, pool: str | None = None, goal: str | None = None) -> Draft:
+        return draft(model, text, pool, parse_goal(goal) if goal else None, tmp_path / "out" / "my.yaml")
+
+    yield call
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def config_of(made: Draft) -> RunConfig:
+    return RunConfig.model_validate(yaml.safe_load(made.text))
+
+
+@pytest.mark.parametrize(
+    "pool", [None, "pool.jsonl", "pairs.parquet", "pairs.csv", "chats.jsonl", "few.jsonl"]
+)
+@pytest.mark.parametrize(
+    "text", [None, "text.jsonl", "body.jsonl", "passages.txt", "one.txt", "pairs.parquet"]
+)
+def test_what_is_drafted_validates(
+    text: str | None, pool: str | None, make: Callable[..., Draft], tmp_path: Path
+) -> None:
+    if text is None and pool is None:
+        return
+    made = make("odd", text, pool)
+    path = tmp_path / "out" / "my.yaml"
+    check(load_data(parsed(made.text), path), probe)
+    config = config_of(made)
+    assert (config.select is not None) == (pool is not None)
+    assert all(
+        line in " ".join(made.text.replace("#", "").split()) for one in made.sections for line in one.why
+    )
+    # Relative paths begin at the folder of the config, whatever the current one was.
+    assert config.model.source == os.path.relpath("odd", path.parent)
+    assert (path.parent / config.calibrate.text[0].source).is_file()
+
+
+@pytest.mark.parametrize("goal", [None, "20 % smaller", "150kB"])
+@pytest.mark.parametrize("model", ["llama", "gpt2", "opt", "odd", "mixtral"])
+def test_every_model_gets_a_config(model: str, goal: str | None, make: Callable[..., Draft]) -> None:
+    if (model, goal) == ("mixtral", "150kB"):
+        goal = "400kB"
+    config = config_of(make(model, "text.jsonl", "pool.jsonl", goal))
+    assert config.prune.method == ("magnitude" if model == "mixtral" else "recommended")
+    longest = 100 if model == "odd" else 256
+    assert config.calibrate.seq_len_tokens <= longest
+    assert config.evaluate.perplexity.window_tokens <= longest
+    assert config.select is not None
+    assert config.select.max_len_tokens == longest
+    assert config.measure is not None
+    assert config.measure.prefill_tokens + config.measure.decode_tokens == longest
+    assert config.model.dtype == ("bfloat16" if goal and "B" in goal else config.model.dtype)
+
+
+def test_lengths_and_samples_follow_the_text(make: Callable[..., Draft]) -> None:
+    long = config_of(make("llama", "long.jsonl"))
+    assert (long.calibrate.method, long.calibrate.samples, long.calibrate.seq_len_tokens) == ("cola", 64, 256)
+    assert long.evaluate.perplexity.window_tokens == 256
+    short = config_of(make("llama", "text.jsonl"))
+    assert short.calibrate.method == "random"
+    assert short.calibrate.samples * short.calibrate.seq_len_tokens < 40 * 120
+    assert short.evaluate.perplexity.window_tokens < 256
+
+
+def test_a_part_of_the_documents_is_held_out(make: Callable[..., Draft]) -> None:
+    config = config_of(make("llama", "text.jsonl"))
+    (calibration,), (judged,) = config.calibrate.text, config.evaluate.perplexity.text
+    assert calibration.source == judged.source
+    assert judged.hash_percent == (0, calibration.hash_percent[0])
+    assert calibration.hash_percent[1] == 100
+    assert "TOO FEW DOCUMENTS" in make("llama", "one.txt").text
+
+
+def test_no_row_of_a_pool_is_trained_on_and_held_out(make: Callable[..., Draft]) -> None:
+    config = config_of(make("llama", None, "chats.jsonl"))
+    assert config.select is not None
+    (rows,), (judged,) = config.select.pool, config.evaluate.perplexity.text
+    assert rows.hash_percent[0] == judged.hash_percent[1]
+    assert rows.hash_of == judged.hash_of == rows.instruction
+
+
+def test_a_chat_template_that_renders_the_rows_is_taken(ground: Path, make: Callable[..., Draft]) -> None:
+    def template(model: str) -> str:
+        select = config_of(make(model, "text.jsonl", "chats.jsonl")).select
+        assert select is not None
+        return select.template
+
+    assert template("llama") == "alpaca"
+    write_tiny_folder(ground / "chatty")
+    (ground / "chatty" / "chat_template.jinja").write_text(CHAT)
+    assert template("chatty") == "chat"
+    (ground / "chatty" / "chat_template.jinja").write_text("{{ messages | length }}")
+    assert template("chatty") == "alpaca"
+
+
+def test_a_licence_is_taken_from_the_source(ground: Path, make: Callable[..., Draft]) -> None:
+    write_tiny_folder(ground / "licensed")
+    assert "no licence: the source states none" in make("licensed", "text.jsonl").text
+    (ground / "licensed" / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert config_of(make("licensed", "text.jsonl")).model.licence == "mit"
+
+
+def test_a_pool_that_is_too_small_for_paser_is_drawn_at_random(make: Callable[..., Draft]) -> None:
+    few, many = (config_of(make("llama", "text.jsonl", pool)).select for pool in ("few.jsonl", "pool.jsonl"))
+    assert few is not None
+    assert many is not None
+    assert (few.method, few.budget_ratio) == ("random", 1.0)
+    assert (many.method, many.paser.clusters, many.budget_ratio) == ("paser", 6, 0.5)
+
+
+def test_without_text_the_quickstarts_stands_in_where_it_is_here(
+    make: Callable[..., Draft], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = make("llama")
+    assert made.missing == "evaluate.perplexity.text"
+    assert config_of(made).calibrate.method == "self_generated"
+    assert "FILL IN" in made.text
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps({"text": words(90, i)}) + "\n" for i in range(9)))
+    sources = f"[{{source: {tmp_path / 'held.jsonl'}, hash_percent: [0, 50]}}]"
+    quick = yaml.safe_load(texts.QUICKSTART.read_text())
+    quick["calibrate"]["text"] = quick["evaluate"]["perplexity"]["text"] = yaml.safe_load(sources)
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(quick))
+    monkeypatch.setattr(texts, "QUICKSTART", tmp_path / "quick.yaml")
+    monkeypatch.setattr(texts, "SAMPLES", 1)
+    monkeypatch.setattr(texts, "SAMPLE_TOKENS", 64)
+    monkeypatch.setattr(texts, "WINDOW_TOKENS", 64)
+    made = make("llama")
+    assert made.missing == ""
+    assert config_of(made).evaluate.perplexity.text[0].hash_percent == (0, 50)
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "pool", "sentence"),
+    [
+        ("nowhere", "text.jsonl", None, "there is no nowhere"),
+        ("org/name", "text.jsonl", None, "did you mean hf://org/name?"),
+        ("none", "text.jsonl", None, "holds no config.json and no .gguf file, so it is no model"),
+        ("bare", "text.jsonl", None, "holds no tokenizer"),
+        ("bert", "text.jsonl", None, "model_type 'bert' is not supported"),
+        ("llama", "absent.jsonl", None, "there is no absent.jsonl"),
+        ("llama", "empty.jsonl", None, "empty.jsonl holds no rows"),
+        ("llama", "short.txt", None, "short.txt holds about"),
+        ("llama", "blank.jsonl", None, "has no column of text"),
+        (
+            "llama",
+            "text.jsonl",
+            "body.jsonl",
+            "has no columns for a task and its answer; its columns are id, body",
+        ),
+        ("llama", "broken.jsonl", None, "broken.jsonl, line 1: expected JSON"),
+        ("llama", "text.unknown", None, "does not say its format"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(
+    model: str, text: str, pool: str | None, sentence: str, ground: Path, make: Callable[..., Draft]
+) -> None:
+    (ground / "none").mkdir(exist_ok=True)
+    (ground / "none" / "notes.txt").write_text("no model")
+    for name, config in (
+        ("bare", (ground / "llama" / "config.json").read_text()),
+        ("bert", '{"model_type": "bert"}'),
+    ):
+        (ground / name).mkdir(exist_ok=True)
+        (ground / name / "config.json").write_text(config)
+        (ground / name / "model.safetensors").write_bytes(b"")
+    (ground / "bert" / "tokenizer.json").write_text("{}")
+    for name, content in (("empty.jsonl", ""), ("short.txt", "w4 w5"), ("blank.jsonl", '{"text": ""}\n'),
+                          ("broken.jsonl", "{"), ("text.unknown", "w4")):  # fmt: skip
+        (ground / name).write_text(content)
+    with pytest.raises(BadInput) as refused:
+        make(model, text, pool)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_strange_names_stay_values_and_comments(
+    ground: Path, make: Callable[..., Draft], tmp_path: Path
+) -> None:
+    strange = ground / "a: b # {{ c }}\nname: evil"
+    write_tiny_folder(strange)
+    lines(ground / "t: 'x' {{ y }}.jsonl", [{"a 'b' \"c\" # d": words(120, seed)} for seed in range(40)])
+    config = config_of(make(strange.name, "t: 'x' {{ y }}.jsonl"))
+    assert config.name == "a-b-c-name-evil"
+    assert config.calibrate.text[0].text == '{{ row["a \'b\' \\"c\\" # d"] }}'
+    assert (tmp_path / "out" / config.model.source).resolve() == strange.resolve()
