@@ -1,4 +1,4 @@
-"""`resprout schema`: the JSON schema of a run config, or of the result that `run --json` prints."""
+"""`resprout schema`: all keys of a run config as a JSON schema or a table; the schema of `run --json`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 def schema(
     result: Annotated[bool, typer.Option("--result", help="Schema of `resprout run --json`.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="All keys of a run config, as Markdown.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
     """Print the JSON schema of a run config, for completion in editors.
@@ -18,8 +19,17 @@ def schema(
     Examples:
       resprout schema > resprout.schema.json
       resprout schema --result
-      resprout schema | python -m json.tool
+      resprout schema --table > configs/keys.md
     """
+    from resprout.configs.errors import BadInput
+
+    if table and result:
+        raise BadInput("--table is of a run config and --result of its result; give one of the two")
+    if table:
+        from resprout.configs.keys import table as page
+
+        typer.echo(page(), nl=False)
+        return
     from resprout.configs.result import RunResult
     from resprout.configs.schema import RunConfig
 
