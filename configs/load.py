@@ -17,6 +17,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import InfraConfig, without_credentials
+from resprout.configs.near_misses import INSTEAD
 from resprout.configs.schema import RunConfig
 
 PREFIX = "RESPROUT_"
@@ -243,14 +244,20 @@ def explain(
 ) -> str:
     """All faults of a validation in sentences; an unknown key names the nearest known one and all of them."""
     faults: dict[tuple[str, str], dict[str, None]] = {}
-    for fault in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for fault in found:
+        if fault["type"] == "too_short" and any(_is_below(one["loc"], fault["loc"]) for one in found):
+            # What was given has a fault of its own, and is left out of the count.
+            continue
         location = [*prefix, *(part for part in fault["loc"] if "[" not in str(part) and part not in TYPES)]
         shown = ""
         if fault["type"] == "extra_forbidden":
             known = _known_keys(location[:-1], root)
             near = difflib.get_close_matches(str(location[-1]), known, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            message = f"unknown key; {hint}allowed: {', '.join(known)}"
+            there = INSTEAD.get(".".join(map(str, location))) if root is RunConfig else None
+            allowed = ", ".join(known)
+            message = f"unknown key; {there or f'{hint}allowed: {allowed}'}"
         elif fault["type"] == "missing":
             message = "missing; this key is required"
         else:
@@ -263,6 +270,10 @@ def explain(
         faults.setdefault((".".join(map(str, location)) or "config", shown), {})[message] = None
     sentences = "; ".join(f"{key}: {', or '.join(one)}{shown}" for (key, shown), one in faults.items())
     return f"{where}: {sentences}"
+
+
+def _is_below(place: tuple[Any, ...], above: tuple[Any, ...]) -> bool:
+    return len(place) > len(above) and place[: len(above)] == above
 
 
 def _value(text: str, shown: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -455,6 +455,15 @@ class PerplexityConfig(Section):
         return self
 
 
+EVALUATION = Path(__file__).parent / "evaluation"
+"""Folder of the zero-shot tasks that ship."""
+
+
+def shipped_tasks() -> list[str]:
+    """Names of the zero-shot tasks that ship, sorted."""
+    return sorted(path.stem for path in EVALUATION.glob("*.yaml"))
+
+
 class ZeroShotTask(Section):
     """One lm-eval task on a local file."""
 
@@ -463,6 +472,18 @@ class ZeroShotTask(Section):
     YAML."""
     data: DataSource
     """The rows; columns as the task's templates name them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _more_than_a_name(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        known, ships = ", ".join(shipped_tasks()), given in shipped_tasks()
+        task = given if ships or given.endswith((".yaml", ".yml")) else f"{given}.yaml"
+        raise ValueError(
+            f"a task needs a file with its questions, as none is fetched by its name; give {{task: {task}, "
+            f"data: {{source: FILE}}}}, where task is one of {known}, or the path of your own lm-eval YAML"
+        )
 
     @property
     def name(self) -> str:

@@ -46,7 +46,7 @@ COSTS = {
 def catalog() -> dict[str, list[dict[str, Any]]]:
     """Every method, preset and evaluation task: name, summary, source, and what it declares of itself."""
     from resprout.configs.presets import load_preset, preset_names
-    from resprout.tasks.evaluate.task_files import shipped_tasks
+    from resprout.configs.schema import shipped_tasks
 
     listed = {section: [_shown(entry) for entry in registry] for section, registry in registries().items()}
     listed["prune.method"] = [_preset(name, load_preset(name)) for name in preset_names()]

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.load import PREFIX, RESERVED, Loaded
+from resprout.configs.schema import EVALUATION
 from resprout.tasks.acquire.source import scheme_of
-from resprout.tasks.evaluate.task_files import SHIPPED, task_file
+from resprout.tasks.evaluate.task_files import task_file
 
 INFRA = "infra"
 
@@ -49,7 +50,7 @@ def standalone(loaded: Loaded, data: dict[str, Any]) -> dict[str, Any]:
             return value if value.startswith("file:") else str(loaded.base / Path(value).expanduser())
         if key == "task" and isinstance(value, str):
             file = task_file(value, loaded.base)
-            return value if file.parent == SHIPPED else str(file.absolute())
+            return value if file.parent == EVALUATION else str(file.absolute())
         return value
 
     return {name: resolved(name, value) for name, value in data.items()}

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from resprout.configs.presets import load_preset, preset_names
-from resprout.configs.schema import RunConfig
+from resprout.configs.schema import RunConfig, shipped_tasks
 from resprout.configs.sweep import load_sweep
 from resprout.flows.catalog import catalog
-from resprout.tasks.evaluate.task_files import read_task, shipped_tasks
+from resprout.tasks.evaluate.task_files import read_task
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("flows", "tasks", "infra", "configs")

@@ -8,20 +8,15 @@ from typing import Any
 import yaml
 
 from resprout.configs.errors import BadInput
+from resprout.configs.schema import EVALUATION, shipped_tasks
 
-SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "evaluation"
 TASK_ROLE = "task_"
 """Begins the roles of task data among a stage's inputs."""
 
 
-def shipped_tasks() -> list[str]:
-    """Names of the tasks that ship."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
 def task_file(task: str, base: Path) -> Path:
     """Path of an lm-eval YAML: a shipped one by name, or the user's own, relative to `base`."""
-    shipped = SHIPPED / f"{task}.yaml"
+    shipped = EVALUATION / f"{task}.yaml"
     if shipped.is_file():
         return shipped
     own = base / Path(task).expanduser()

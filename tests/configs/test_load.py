@@ -11,7 +11,9 @@ import yaml
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import InfraConfig
+from resprout.configs.keys import keys
 from resprout.configs.load import home_of, load, load_infra
+from resprout.configs.near_misses import INSTEAD
 
 BOMB = (
     "[&a [x, x, x, x, x, x, x, x, x, x], "
@@ -70,6 +72,21 @@ def test_a_list_is_reached_by_index(write) -> None:
             "target.bytes: no size of at least one byte; give a whole number",
         ),
         ("sparsify={pattern: '1:4'}", "sparsify.pattern: input should be '2:4' or '4:8'"),
+        ("prune.sparsity=0.5", "prune.sparsity: unknown key; the size to reach is prune.target, which says"),
+        ("prune.ratio=0.5", "prune.ratio: unknown key; the size to reach is prune.target"),
+        ("prune.amount=0.5", "prune.amount: unknown key; the size to reach is prune.target"),
+        ("prune.params_ratio=0.5", "prune.params_ratio: unknown key; it belongs to prune.target"),
+        ("model.path=x", "model.path: unknown key; the model's address is model.source"),
+        ("model.name=x", "model.name: unknown key; the model's address is model.source"),
+        ("data=x.jsonl", "data: unknown key; data stands where it is used, in calibrate.text, evaluate"),
+        (
+            "evaluate.zero_shot.tasks=[piqa]",
+            "evaluate.zero_shot.tasks.0: a task needs a file with its questions, as none is fetched by its "
+            "name; give {task: piqa, data: {source: FILE}}, where task is one of arc_easy, piqa, winogrande, "
+            "or the path of your own lm-eval YAML (given: 'piqa')",
+        ),
+        ("evaluate.zero_shot.tasks=[boolq]", "give {task: boolq.yaml, data: {source: FILE}}, where task is"),
+        ("evaluate.zero_shot.tasks=[{task: piqa}]", "tasks.0.data: missing"),
         ("recover.rank=8", "give both or neither"),
         ("calibrate.text=[]", "name at least one source"),
         ("calibrate.text.3.limit=5", "index it from 0"),
@@ -170,6 +187,19 @@ def test_all_faults_are_reported_together(write) -> None:
         load(write(), ["seed=-1", "prune.round_to=0", "colour=red"], {})
     for part in ("seed", "prune.round_to", "colour: unknown key"):
         assert part in str(caught.value)
+
+
+def test_a_fault_of_an_item_is_no_fault_of_the_number_of_items(write) -> None:
+    with pytest.raises(BadInput) as caught:
+        load(write(), ["evaluate.zero_shot.tasks=[piqa, boolq]"], {})
+    assert "at least 1 item" not in str(caught.value)
+    with pytest.raises(BadInput, match="at least 1 item"):
+        load(write(), ["evaluate.zero_shot.tasks=[]"], {})
+
+
+def test_every_key_that_is_pointed_elsewhere_is_unknown() -> None:
+    known = {".".join((*key.sections[0].split("."), key.name)).lstrip(".") for key in keys()}
+    assert not known & INSTEAD.keys()
 
 
 def test_a_sweep_is_no_run_config(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import DataSource, EvaluateConfig
+from resprout.configs.schema import DataSource, EvaluateConfig, shipped_tasks
 from resprout.tasks.acquire.jobs import AcquireData, AcquireTask
 from resprout.tasks.acquire.source import Context
 from resprout.tasks.acquire.stage import acquire_task
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.evaluate.stage import evaluate, kl_metric, perplexity_metric
-from resprout.tasks.evaluate.task_files import read_task, shipped_tasks
+from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.load import load_model, load_tokenizer
 from tiny_models import write_tiny_folder
 from tiny_run import TWO_CHOICES
