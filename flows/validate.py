@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 from resprout.configs.errors import BadInput, Fault, ResproutError, faults_in
+from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded
 from resprout.configs.schema import DataSource, RowSource, SelectConfig, TextSource, ZeroShotTask
 from resprout.flows.inputs import context, data_sources, is_elsewhere, model_files, named_sources
@@ -94,19 +95,20 @@ def _try_to_write(folder: Path) -> None:
 
 def _resolve(address: str, wanted: Wanted, here: Context, loaded: Loaded) -> None:
     """Raise what is wrong with a source elsewhere: it cannot be reached, or is not what is wanted."""
-    own = loaded.home / "mlflow.db"
-    if (
-        scheme_of(address) == "models"
-        and loaded.config.infra.mlflow.tracking_uri is None
-        and not own.is_file()
-    ):
+    require_registry(address, loaded.config.infra, loaded.home)
+    names = [file.path for file in pin(address, wanted, here).files]
+    if wanted.purpose != "data" and not has_tokenizer(names) and not names[0].endswith(".gguf"):
+        raise BadInput(f"{address} {NO_TOKENIZER}")
+
+
+def require_registry(address: str, infra: InfraConfig, home: Path) -> None:
+    """BadInput where a registered model is wanted of a home in which nothing is registered; makes nothing."""
+    own = home / "mlflow.db"
+    if scheme_of(address) == "models" and infra.mlflow.tracking_uri is None and not own.is_file():
         raise BadInput(
             f"there is no {address}: nothing is registered in {own} yet; set infra.mlflow.tracking_uri to "
             "the server that holds it"
         )
-    names = [file.path for file in pin(address, wanted, here).files]
-    if wanted.purpose != "data" and not has_tokenizer(names) and not names[0].endswith(".gguf"):
-        raise BadInput(f"{address} {NO_TOKENIZER}")
 
 
 def _held(address: str, wanted: Wanted, here: Context) -> tuple[dict[str, Path], Mapping[str, Any] | None]:
@@ -131,14 +133,14 @@ TEMPLATES = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
 class FirstRows:
-    """Reads the first `most` rows of each file; `cut` says whether one has more."""
+    """Reads the first rows of each file; `cut` says whether one has more."""
 
-    def __init__(self, most: int = ROWS) -> None:
-        self.most, self.cut = most, False
+    def __init__(self) -> None:
+        self.cut = False
 
     def __call__(self, path: Path, form: str) -> Numbered:
         rows = read_rows(path, form)
-        yield from islice(rows, self.most)
+        yield from islice(rows, ROWS)
         self.cut = self.cut or next(rows, None) is not None
 
 

@@ -19,13 +19,13 @@ from resprout.configs.load import home_of, load_data, load_infra, parsed
 from resprout.flows import preflight
 from resprout.flows.check import check
 from resprout.flows.first_config import texts
-from resprout.flows.first_config.data import look_at_both, look_at_pool, look_at_text
+from resprout.flows.first_config.data import Found, look_at_both, look_at_pool, look_at_text
 from resprout.flows.first_config.goal import Goal
 from resprout.flows.first_config.model import ModelLook, look_at_model
 from resprout.flows.first_config.pruning import choose_pruning
 from resprout.flows.first_config.recovery import recovery
 from resprout.flows.first_config.section import Written
-from resprout.flows.validate import probe
+from resprout.flows.validate import probe, require_registry
 from resprout.infra.environment import set_variables
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.tasks.acquire.source import Context, scheme_of
@@ -69,23 +69,25 @@ def draft(
     home = home_of(infra, base, environ)
     set_variables(infra, home)
     here = Context(home, base, (home / "packages",), infra.store, Tracker(infra.mlflow, home).uri)
-    source, text_at, pool_at = (one and _seen_from(base, one) for one in (model, text, pool))
-    seen = look_at_model(source or "", here)
+    source = _seen_from(base, model)
+    text_at, pool_at = (_seen_from(base, one) if one is not None else None for one in (text, pool))
+    require_registry(source, infra, home)
+    seen = look_at_model(source, here)
     dtype, why_dtype = _dtype(seen, goal)
     pruning = choose_pruning(seen.shape, goal, dtype)
-    rows, found = None, None
-    if pool_at and not text_at:
+    rows: Found | None = None
+    if text_at is not None:
+        found = texts.divided(text_at, look_at_text(text_at, here), seen)
+        rows = look_at_pool(pool_at, here) if pool_at is not None else None
+    elif pool_at is not None:
         rows, documents = look_at_both(pool_at, here)
         found = texts.divided(pool_at, documents, seen)
         rows = rows.restricted(found.calibration)
-    elif pool_at:
-        rows = look_at_pool(pool_at, here)
-    if text_at:
-        found = texts.divided(text_at, look_at_text(text_at, here), seen)
-    found = found or texts.shipped(here)
+    else:
+        found = texts.shipped(here)
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", seen.name).strip("-._")[:100] or "model"
     sections = [
-        _model(source or "", seen, dtype, why_dtype),
+        _model(source, seen, dtype, why_dtype),
         texts.calibrate(found, seen),
         pruning,
         *recovery(pool_at or "", rows, seen),
@@ -119,17 +121,19 @@ def _seen_from(base: Path, address: str) -> str:
 
 def _dtype(model: ModelLook, goal: Goal | None) -> tuple[str, str]:
     if goal is not None and goal.key == "bytes":
-        return "bfloat16", "bfloat16: the goal is a size, and a parameter takes two bytes in it"
+        return "bfloat16", "dtype bfloat16, because the goal is a size, and a parameter takes two bytes in it"
     if not preflight.slow_in_16_bits("auto"):
-        return "bfloat16", "bfloat16: the default"
-    if (
-        model.shape is not None
-        and preflight.two_models(model.shape, "float32") > psutil.virtual_memory().total
-    ):
-        return "bfloat16", "bfloat16: two models in float32 do not fit in the memory of this machine"
+        return "bfloat16", "dtype bfloat16, the default"
+    memory = psutil.virtual_memory().total
+    if model.shape is not None and preflight.two_models(model.shape, "float32") > memory:
+        return (
+            "bfloat16",
+            "dtype bfloat16, because two models in float32 do not fit in the memory of this machine",
+        )
     return (
         "float32",
-        "float32: this processor has no instructions for 16 bits and is several times slower in them",
+        "dtype float32, because this processor has no instructions for 16 bits and is several times slower "
+        "in them",
     )
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 from resprout.configs.schema import DataSource, RowSource, TextSource
 from resprout.flows.inputs import find
-from resprout.flows.validate import FirstRows, data_files
-from resprout.tasks.acquire.rows import Item, columns_in, instruction_items, taken, text_items
+from resprout.flows.validate import data_files
+from resprout.tasks.acquire.rows import Item, Reader, columns_in, instruction_items, taken, text_items
 from resprout.tasks.acquire.source import Context, Wanted
 from resprout.tasks.data.columns import Mapped, pair_text, row_columns, text_columns
+from resprout.tasks.data.read import read_rows
 from resprout.tasks.data.render import hash_percent
 
-ROWS = 20_000
-"""Rows of a file that are looked at; what is behind them is taken for more of the same."""
+ROWS, CHARACTERS = 20_000, 50_000_000
+"""Of a source that are looked at; what is behind them is taken for more of the same."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def _split_by_task(
     return Mapped({**found.settings, "hash_of": f"{{{{ {task} }}}}"}, found.taken, found.expressions)
 
 
-def _documents(settings: dict[str, Any], files: dict[str, Path], read: FirstRows) -> list[Item]:
+def _documents(settings: dict[str, Any], files: dict[str, Path], read: Reader) -> list[Item]:
     source = TextSource(**settings)
     return taken(text_items(source, source.source, files, read), source, seed=0, unique=True)
 
 
-def _pairs(settings: dict[str, Any], files: dict[str, Path], read: FirstRows) -> list[Item]:
+def _pairs(settings: dict[str, Any], files: dict[str, Path], read: Reader) -> list[Item]:
     source = RowSource(**settings)
     return taken(instruction_items(source, source.source, files, read), source, seed=0, unique=True)
 
@@ -97,13 +98,26 @@ def _look(
     address: str,
     here: Context,
     columns: Callable[[Sequence[Mapping[str, Any]], str], Mapped],
-    items: Callable[[dict[str, Any], dict[str, Path], FirstRows], list[Item]],
+    items: Callable[[dict[str, Any], dict[str, Path], Reader], list[Item]],
 ) -> Found:
     settings: dict[str, Any] = {"source": address}
-    if find(address, Wanted("data"), here) is None:
+    place = find(address, Wanted("data"), here)
+    if place is None:
         return Found(settings, "not opened, because it is elsewhere: the usual column names are assumed")
-    read, files = FirstRows(ROWS), data_files(address, here)
-    rows = [row for _, row in columns_in(DataSource(source=address), files, read)]
+    rows, whole = _first_rows(address, data_files(address, here))
     mapped = columns(rows, address)
     settings |= mapped.settings
-    return Found(settings, mapped.taken, items(settings, files, FirstRows(ROWS)), not read.cut)
+    found = items(settings, {address: place}, lambda path, form: enumerate(rows, 1))
+    return Found(settings, mapped.taken, found, whole)
+
+
+def _first_rows(address: str, files: dict[str, Path]) -> tuple[list[dict[str, Any]], bool]:
+    """Rows of a source as far as they are looked at, and whether these are all."""
+    rows: list[dict[str, Any]] = []
+    characters = 0
+    for _, row in columns_in(DataSource(source=address), files, read_rows):
+        if len(rows) == ROWS or characters > CHARACTERS:
+            return rows, False
+        rows.append(row)
+        characters += sum(len(value) for value in row.values() if isinstance(value, str))
+    return rows, True

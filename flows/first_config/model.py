@@ -26,6 +26,7 @@ from resprout.tasks.models.tokenizer_files import (
 WANTED = Wanted("model")
 SMALL_BYTES = 64 * 1024 * 1024
 """Files of a model elsewhere that are brought to look at: config, tokenizer, chat template."""
+MEASURED_TEXTS = 200
 HEAVY = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
 CHARACTERS_PER_TOKEN = 6.0
 """Where no tokenizer can be asked: more than English has, so that what is planned for is there."""
@@ -43,7 +44,8 @@ class ModelLook:
     """tokenizer.json."""
 
     def characters_per_token(self, texts: Sequence[str]) -> float:
-        """Characters of the texts by their tokens, a tenth more for safety."""
+        """Characters of the first texts by their tokens, a tenth more for safety."""
+        texts = texts[:MEASURED_TEXTS]
         characters = sum(map(len, texts))
         if self.tokenizer is None or not characters:
             return CHARACTERS_PER_TOKEN

@@ -44,12 +44,12 @@ def choose_pruning(shape: Shape | None, goal: Goal | None, dtype: str) -> Writte
     """
     if shape is None:
         return _unseen(goal)
+    timed = goal is not None and goal.timed
     try:
-        if goal is not None and goal.timed:
+        if timed:
             check_timed(shape)
-        return _first(
-            _suited(shape, TIMED if goal is not None and goal.timed else METHODS, dtype), shape, goal, dtype
-        )
+        suited = _suited(shape, TIMED if timed else METHODS, dtype)
+        return _first(suited, shape, goal, dtype)
     except BadInput as error:
         if goal is None:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.load import load_data, parsed
 from resprout.configs.schema import RunConfig
 from resprout.flows.check import check
-from resprout.flows.first_config import texts
+from resprout.flows.first_config import data, texts
 from resprout.flows.first_config.config import Draft, draft
 from resprout.flows.first_config.goal import parse_goal
 from resprout.flows.validate import probe
@@ -134,6 +135,17 @@ def test_a_part_of_the_documents_is_held_out(make: Callable[..., Draft]) -> None
     assert judged.hash_percent == (0, calibration.hash_percent[0])
     assert calibration.hash_percent[1] == 100
     assert "TOO FEW DOCUMENTS" in make("llama", "one.txt").text
+
+
+def test_of_a_large_file_no_more_is_claimed_than_was_seen(
+    make: Callable[..., Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, most in (("ROWS", 20), ("CHARACTERS", 5000)):
+        with monkeypatch.context() as patched:
+            patched.setattr(data, name, most)
+            made = make("llama", "text.jsonl", "pool.jsonl")
+            assert re.search(r"# more than \d+ different documents, more than about", made.text)
+    assert "more than about" not in make("llama", "text.jsonl", "pool.jsonl").text
 
 
 def test_no_row_of_a_pool_is_trained_on_and_held_out(make: Callable[..., Draft]) -> None:

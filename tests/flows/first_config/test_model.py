@@ -7,7 +7,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 from mlflow import MlflowClient
 
 from resprout.configs.errors import BadInput
@@ -51,6 +53,28 @@ def test_the_transformers_flavour_of_mlflow(folder: Path, tmp_path: Path) -> Non
     found = look_at_model("flavour", Context(tmp_path / "home", tmp_path))
     assert found.shape is not None
     assert found.tokenizer is not None
+
+
+def test_a_gguf_file_by_its_header(tmp_path: Path) -> None:
+    writer = GGUFWriter(str(tmp_path / "small.Q4.gguf"), "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_license("mit")
+    writer.add_chat_template("{{ messages }}")
+    writer.add_token_list([f"token {index}" for index in range(50)])
+    writer.add_tensor("token_embd.weight", np.zeros((50, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = look_at_model("small.Q4.gguf", Context(tmp_path / "home", tmp_path))
+    assert found.shape is not None
+    assert (found.name, found.licence, found.shape.ffn) == ("small.Q4", "mit", (48, 48))
+    assert found.chat is not None
+    assert found.tokenizer is None
 
 
 def test_a_registered_version(folder: Path, tmp_path: Path, mlflow_template: Path) -> None:
