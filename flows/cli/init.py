@@ -20,6 +20,9 @@ def init(
     ] = None,
     goal: Annotated[str | None, typer.Option(help='"20 % smaller", 250MB or 1.3x (faster).')] = None,
     output: Annotated[Path, typer.Option(help="Config to write.")] = Path("my.yaml"),
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Take pickled weights too: model.allow_pickle.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the config.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
@@ -44,7 +47,8 @@ def init(
         raise BadInput(
             f"there is no folder {output.resolve().parent} for {output}; make it, or give another --output"
         )
-    made = draft(model, text, pool, parse_goal(goal) if goal is not None else None, output)
+    asked = parse_goal(goal) if goal is not None else None
+    made = draft(model, text, pool, asked, output, allow_pickle)
     output.write_text(made.text, encoding="utf-8")
     for section in made.sections:
         for line in section.why:

@@ -55,6 +55,7 @@ def draft(
     pool: str | None,
     goal: Goal | None,
     output: Path,
+    allow_pickle: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> Draft:
     """The config that would be written to `output`; relative paths are read from the current folder.
@@ -72,7 +73,7 @@ def draft(
     source = _seen_from(base, model)
     text_at, pool_at = (_seen_from(base, one) if one is not None else None for one in (text, pool))
     require_registry(source, infra, home)
-    seen = look_at_model(source, here)
+    seen = look_at_model(source, here, allow_pickle)
     dtype, why_dtype = _dtype(seen, goal)
     pruning = choose_pruning(seen.shape, goal, dtype)
     rows: Found | None = None
@@ -87,7 +88,7 @@ def draft(
         found = texts.shipped(here)
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", seen.name).strip("-._")[:100] or "model"
     sections = [
-        _model(source, seen, dtype, why_dtype),
+        _model(source, seen, dtype, why_dtype, allow_pickle),
         texts.calibrate(found, seen),
         pruning,
         *recovery(pool_at or "", rows, seen),
@@ -137,9 +138,12 @@ def _dtype(model: ModelLook, goal: Goal | None) -> tuple[str, str]:
     )
 
 
-def _model(source: str, model: ModelLook, dtype: str, why_dtype: str) -> Written:
+def _model(source: str, model: ModelLook, dtype: str, why_dtype: str, allow_pickle: bool) -> Written:
     why = [_described(model), why_dtype]
-    values = {"source": source, "dtype": dtype}
+    values: dict[str, Any] = {"source": source, "dtype": dtype}
+    if allow_pickle:
+        why.append("pickled weights are converted by a weights-only loader in a child process, as you asked")
+        values["allow_pickle"] = True
     if model.licence:
         why.append(f"licence {model.licence}: as the source states it; lineage and model card name it")
         values["licence"] = model.licence

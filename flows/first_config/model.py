@@ -10,7 +10,7 @@ from pathlib import Path
 from resprout.configs.errors import BadInput
 from resprout.flows.inputs import find, model_files
 from resprout.tasks.acquire.licence import local_licence
-from resprout.tasks.acquire.source import Context, Wanted, fetch, pin, scheme_of
+from resprout.tasks.acquire.source import Context, Wanted, fetch, head, pin, scheme_of
 from resprout.tasks.acquire.sources.package import distribution
 from resprout.tasks.models.gguf_header import gguf_shape, read_header
 from resprout.tasks.models.shape import Shape, read_config, shape_of
@@ -23,9 +23,10 @@ from resprout.tasks.models.tokenizer_files import (
     has_tokenizer,
 )
 
-WANTED = Wanted("model")
 SMALL_BYTES = 64 * 1024 * 1024
 """Files of a model elsewhere that are brought to look at: config, tokenizer, chat template."""
+HEADER_BYTES = 32 * 1024 * 1024
+"""Of a GGUF file elsewhere; a header with a vocabulary of 256,000 and its merges has less than 20 million."""
 MEASURED_TEXTS = 200
 HEAVY = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
 CHARACTERS_PER_TOKEN = 6.0
@@ -55,33 +56,40 @@ class ModelLook:
         return 1.1 * characters / max(1, sum(map(len, encoded)))
 
 
-def look_at_model(address: str, here: Context) -> ModelLook:
+def look_at_model(address: str, here: Context, allow_pickle: bool = False) -> ModelLook:
     """The look at a model; BadInput where it is not there, cannot be pruned, or has no tokenizer."""
-    place = find(address, WANTED, here)
+    wanted = Wanted("model", allow_pickle)
+    place = find(address, wanted, here)
     if place is None:
-        return _elsewhere(address, here)
+        return _elsewhere(address, wanted, here)
     beside = {place.name: place} if place.is_file() else {one.name: one for one in place.iterdir()}
     licence = local_licence(beside)
     if licence is None and scheme_of(address) == "package":
         module = address.removeprefix("package://").partition("/")[0]
         licence = distribution(module, place).get("licence")
-    return _seen(address, place.name, model_files(address, place, WANTED), licence)
+    return _seen(address, place.name, model_files(address, place, wanted), licence)
 
 
-def _elsewhere(address: str, here: Context) -> ModelLook:
+def _elsewhere(address: str, wanted: Wanted, here: Context) -> ModelLook:
     """The look at a model behind a network or a registry, of which small files are brought, no weights."""
-    pinned = pin(address, WANTED, here)
+    pinned = pin(address, wanted, here)
     name = pinned.label.rpartition("/")[2]
     files = {one.path: Path(one.location) for one in pinned.files}
     if all(path.is_absolute() for path in files.values()):
         # A registered version may lie in a folder of this machine.
         return _seen(address, name, files, pinned.licence)
     small = [one for one in pinned.files if not one.path.endswith(HEAVY) and one.size < SMALL_BYTES]
-    if not small:
-        return ModelLook(name, None, pinned.licence, None)
     with tempfile.TemporaryDirectory() as scratch:
-        brought = fetch(replace(pinned, files=tuple(small)), here, Path(scratch))
-        return _seen(address, name, brought, pinned.licence)
+        if small:
+            brought = fetch(replace(pinned, files=tuple(small)), here, Path(scratch))
+            return _seen(address, name, brought, pinned.licence)
+        # A GGUF file alone, whose header says it all.
+        start = head(pinned, pinned.files[0], here, HEADER_BYTES)
+        if start is None:
+            return ModelLook(name, None, pinned.licence, None)
+        path = Path(scratch) / Path(pinned.files[0].path).name
+        path.write_bytes(start)
+        return _seen(address, name, {path.name: path}, pinned.licence or local_licence({path.name: path}))
 
 
 def _seen(address: str, name: str, files: Mapping[str, Path], licence: str | None) -> ModelLook:

@@ -82,6 +82,15 @@ class OnThisMachine(Protocol):
         ...
 
 
+@runtime_checkable
+class Ranged(Protocol):
+    """A source of whose files a part can be read without the rest."""
+
+    def head(self, pinned: Pinned, file: PinnedFile, context: Context, size: int) -> bytes | None:
+        """The first bytes of a file, at most `size`; None where this one is read as a whole only."""
+        ...
+
+
 class Source(Protocol):
     """A place that models and data come from."""
 
@@ -141,6 +150,12 @@ def locate(address: str, context: Context) -> Path | None:
 def fetch(pinned: Pinned, context: Context, scratch: Path) -> dict[str, Path]:
     """A local file for each path of the pinned source; what is remote is brought into `scratch`."""
     return _source(pinned.scheme).fetch(pinned, context, scratch)
+
+
+def head(pinned: Pinned, file: PinnedFile, context: Context, size: int) -> bytes | None:
+    """The first bytes of a file of the pinned source; None where it can be read as a whole only."""
+    source = _source(pinned.scheme)
+    return source.head(pinned, file, context, size) if isinstance(source, Ranged) else None
 
 
 def _source(scheme: str) -> Source:

@@ -14,6 +14,7 @@ from huggingface_hub import errors
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.schema import ModelConfig, RowSource
 from resprout.tasks.acquire.jobs import AcquireModel
+from resprout.tasks.acquire.source import head
 from resprout.tasks.acquire.stage import acquire_rows
 
 COMMIT = "a" * 40
@@ -85,6 +86,22 @@ def test_a_branch_is_pinned_to_its_commit_and_only_the_model_is_downloaded(acqui
     assert "pytorch_model.bin" not in patterns
     assert "README.md" not in patterns
     assert (content / "model.safetensors").read_bytes() == (tiny_folder / "model.safetensors").read_bytes()
+
+
+def test_the_head_of_a_file_is_read_at_the_pinned_commit(hub, context, monkeypatch):
+    opened = []
+
+    class FileSystem:
+        def open(self, place, mode, cache_type):
+            opened.append(place)
+            return (hub.commits[COMMIT] / place.removeprefix(f"org/tiny@{COMMIT}/")).open(mode)
+
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", FileSystem)
+    pinned = AcquireModel.pin(ModelConfig(source="hf://org/tiny"), context).pinned
+    weights = next(file for file in pinned.files if file.path == "model.safetensors")
+    start = (hub.commits[COMMIT] / "model.safetensors").read_bytes()[:100]
+    assert head(pinned, weights, context, 100) == start
+    assert opened == [f"org/tiny@{COMMIT}/model.safetensors"]
 
 
 def test_the_key_follows_the_commit_not_the_name_of_the_branch(hub, context):

@@ -81,6 +81,15 @@ class Hub:
             )
         return {file.path: Path(folder) / file.location for file in pinned.files}
 
+    def head(self, pinned: Pinned, file: PinnedFile, context: Context, size: int) -> bytes | None:
+        """The first bytes of a file of the repository."""
+        from huggingface_hub import HfFileSystem
+
+        place = f"{pinned.identity['repository']}@{pinned.identity['commit']}/{file.location}"
+        with hub_faults(pinned.uri), HfFileSystem().open(place, "rb", cache_type="none") as opened:
+            found: bytes = opened.read(size)
+        return found
+
 
 def _listing(repository: str, revision: str) -> _Listing:
     from huggingface_hub import HfApi, errors

@@ -74,6 +74,11 @@ class MlflowModel:
                 found[file.path] = Path(brought)
         return found
 
+    def head(self, pinned: Pinned, file: PinnedFile, context: Context, size: int) -> bytes | None:
+        """The first bytes of a file in a bucket; a tracking server gives files as a whole."""
+        in_bucket = file.location.startswith("s3://")
+        return Bucket().head(pinned, file, context, size) if in_bucket else None
+
 
 def _pin_artifacts(
     place: str, uri: str, identity: dict[str, Any], wanted: Wanted, context: Context, version: Any

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ class Bucket:
             with disk_errors(scratch, pinned.total_bytes):
                 _download(file, context, target)
             found[file.path] = target
+        return found
+
+    def head(self, pinned: Pinned, file: PinnedFile, context: Context, size: int) -> bytes | None:
+        """The first bytes of an object."""
+        with _opened(file, context, Range=f"bytes=0-{size - 1}") as body:
+            found: bytes = body.read()
         return found
 
 
@@ -113,17 +120,25 @@ def _licence(client: Any, bucket: str, card: str | None) -> str | None:
 
 
 def _download(file: PinnedFile, context: Context, target: Path) -> None:
+    with _opened(file, context) as body, target.open("wb") as sink:
+        for piece in body.iter_chunks(PIECE_BYTES):
+            sink.write(piece)
+
+
+@contextmanager
+def _opened(file: PinnedFile, context: Context, **options: str) -> Iterator[Any]:
+    """The body of an object as it was pinned; StageFailed where it has changed since."""
     where, _, marks = file.location.rpartition("#etag=")
     etag, _, version = marks.partition("&version=")
     bucket, _, key = where.removeprefix("s3://").partition("/")
-    pinned = {"VersionId": version} if version and version != "null" else {}
+    if version and version != "null":
+        options["VersionId"] = version
     with s3_faults(f"s3://{bucket}", context.store.endpoint_url):
         try:
-            found = s3_client(context.store).get_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"', **pinned)
+            client = s3_client(context.store)
+            found = client.get_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"', **options)
         except ClientError as error:
             if code_of(error) in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                 raise StageFailed(f"{where} was changed while it was being used; run again") from error
             raise
-        with target.open("wb") as sink:
-            for piece in found["Body"].iter_chunks(PIECE_BYTES):
-                sink.write(piece)
+        yield found["Body"]

@@ -177,6 +177,17 @@ def test_a_licence_is_taken_from_the_source(ground: Path, make: Callable[..., Dr
     assert config_of(make("licensed", "text.jsonl")).model.licence == "mit"
 
 
+def test_pickled_weights_are_taken_where_that_is_asked(
+    ground: Path, make: Callable[..., Draft], tmp_path: Path
+) -> None:
+    folder = write_tiny_folder(ground / "pickled")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(BadInput, match="has pickled weights only"):
+        make("pickled", "text.jsonl")
+    made = draft("pickled", "text.jsonl", None, None, tmp_path / "out" / "my.yaml", allow_pickle=True)
+    assert config_of(made).model.allow_pickle
+
+
 def test_a_pool_that_is_too_small_for_paser_is_drawn_at_random(make: Callable[..., Draft]) -> None:
     few, many = (config_of(make("llama", "text.jsonl", pool)).select for pool in ("few.jsonl", "pool.jsonl"))
     assert few is not None

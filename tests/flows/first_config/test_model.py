@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import StoreConfig
+from resprout.flows.first_config import model
 from resprout.flows.first_config.model import CHARACTERS_PER_TOKEN, look_at_model
-from resprout.tasks.acquire.source import Context
+from resprout.tasks.acquire.source import Context, Pinned, PinnedFile
 from tiny_models import write_tiny_folder
 
 WEIGHTS = "model.safetensors"
@@ -55,8 +56,8 @@ def test_the_transformers_flavour_of_mlflow(folder: Path, tmp_path: Path) -> Non
     assert found.tokenizer is not None
 
 
-def test_a_gguf_file_by_its_header(tmp_path: Path) -> None:
-    writer = GGUFWriter(str(tmp_path / "small.Q4.gguf"), "llama")
+def write_gguf(path: Path) -> None:
+    writer = GGUFWriter(str(path), "llama")
     writer.add_block_count(2)
     writer.add_context_length(128)
     writer.add_embedding_length(32)
@@ -70,6 +71,10 @@ def test_a_gguf_file_by_its_header(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_a_gguf_file_by_its_header(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "small.Q4.gguf")
     found = look_at_model("small.Q4.gguf", Context(tmp_path / "home", tmp_path))
     assert found.shape is not None
     assert (found.name, found.licence, found.shape.ffn) == ("small.Q4", "mit", (48, 48))
@@ -90,17 +95,35 @@ def test_a_registered_version(folder: Path, tmp_path: Path, mlflow_template: Pat
         look_at_model("models:/chat/2", Context(tmp_path / "home", tmp_path, tracking_uri=uri))
 
 
-def test_a_prefix_of_a_bucket_of_which_no_weights_are_brought(s3: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_prefix_of_a_bucket_of_which_no_weights_are_brought(
+    s3: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = StoreConfig(**s3.settings(uuid.uuid4().hex))
     prefix = str(store.uri).rpartition("/")[2]
     for path in folder.iterdir():
         s3.client().upload_file(str(path), s3.bucket, f"{prefix}/tiny/{path.name}")
     # Whatever asks for the weights gets what is no model.
     s3.client().put_object(Bucket=s3.bucket, Key=f"{prefix}/tiny/{WEIGHTS}", Body=b"no weights at all")
-    s3.client().put_object(Bucket=s3.bucket, Key=f"{prefix}/one/model.gguf", Body=b"GGUF")
+    write_gguf(tmp_path / "small.gguf")
+    whole = (tmp_path / "small.gguf").read_bytes()
+    s3.client().put_object(Bucket=s3.bucket, Key=f"{prefix}/one/small.gguf", Body=whole)
     here = Context(tmp_path / "home", tmp_path, store=store)
     found = look_at_model(f"s3://{s3.bucket}/{prefix}/tiny", here)
     assert found.shape is not None
     assert (found.name, found.licence, found.tokenizer is not None) == ("tiny", "mit", True)
-    unseen = look_at_model(f"s3://{s3.bucket}/{prefix}/one", here)
-    assert (unseen.name, unseen.shape) == ("one", None)
+    monkeypatch.setattr(model, "HEADER_BYTES", len(whole) - 1000)
+    for address in (f"s3://{s3.bucket}/{prefix}/one", f"s3://{s3.bucket}/{prefix}/one/small.gguf"):
+        found = look_at_model(address, here)
+        assert found.shape is not None
+        assert (found.name, found.licence, found.shape.ffn) == ("small", "mit", (48, 48))
+
+
+def test_a_gguf_file_that_is_given_as_a_whole_only_is_not_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = PinnedFile("small.gguf", 10**9, "mlflow-artifacts:/1/small.gguf", "mark")
+    pinned = Pinned("models:/chat/1", "models", "chat", (file,), {}, "digest")
+    monkeypatch.setattr(model, "find", lambda *_: None)
+    monkeypatch.setattr(model, "pin", lambda *_: pinned)
+    found = look_at_model("models:/chat/1", Context(tmp_path / "home", tmp_path))
+    assert (found.name, found.shape) == ("chat", None)
