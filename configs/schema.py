@@ -211,7 +211,7 @@ class PruneConfig(Section):
     """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
     layout: Layout = Field(default=LEFT_OUT, json_schema_extra=_without_default)
     """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer. Left
-    out: the method's own (`resprout methods`)."""
+    out: the method's own (`resprout methods NAME`)."""
     spared_front: int | float | None = None
     """Layers at the front whose widths stay, whatever the allocator: a number, or a share of the depth below
     1, rounded down. Left out: the method's own."""
@@ -220,7 +220,7 @@ class PruneConfig(Section):
     min_kept_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of its units of each kind that every layer keeps, whatever the allocator."""
     criterion_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """The criterion's own settings (`resprout methods` lists them), put over the preset's."""
+    """The criterion's own settings (`resprout methods NAME` lists them), put over the preset's."""
     allocator_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The allocator's own settings, likewise."""
     repair_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -409,7 +409,7 @@ class SparsifyConfig(Section):
     method: str = "wanda"
     """magnitude, wanda or sparsegpt (`resprout methods`)."""
     settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """The method's own settings (`resprout methods --json` lists them)."""
+    """The method's own settings (`resprout methods NAME` lists them)."""
 
 
 class PartOfRecovery(RecoverConfig):

@@ -46,8 +46,11 @@ def build(arguments: list[str]) -> Any:
     """The typer app; of the verb that is called only its module is imported, of none all are (for --help)."""
     import typer
 
+    from resprout.flows.cli.summaries import WholeSummaries
+
     app = typer.Typer(
         name="resprout",
+        cls=WholeSummaries,
         help="Prune a language model and let it grow back, with its whole lineage kept.",
         no_args_is_help=True,
         add_completion=False,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from resprout.flows.cli.summaries import WholeSummaries
+
 if TYPE_CHECKING:
     from resprout.configs.infrastructure import InfraConfig
     from resprout.configs.rules import LoadedRule
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 HELP = {"help_option_names": ["-h", "--help"]}
 
 triggers = typer.Typer(
+    cls=WholeSummaries,
     help="Runs that start when something happens in the model registry.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -9,6 +9,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Generic, TypeGuard, TypeVar, cast
 
@@ -22,10 +23,11 @@ PAPER = re.compile(r"arXiv \d{4}\.\d{4,5}")
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a method: its default, and the values that it takes where its type lists them."""
+    """A setting of a method: its default, the values that it takes where its type lists them, its meaning."""
 
     default: Any
     allowed: tuple[Any, ...] = ()
+    meaning: str = ""
 
     def fault(self, value: Any) -> str:
         """The expected values where `value` is none of them; empty where it fits."""
@@ -140,11 +142,17 @@ def _is_method(node: ast.stmt, function: str) -> TypeGuard[ast.ClassDef | ast.Fu
     return isinstance(node, ast.ClassDef) and not node.name.startswith("_")
 
 
+def _docstring(node: ast.stmt | None) -> str:
+    """The text of a string that stands alone, as behind a field; empty where there is none."""
+    text = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else ""
+    return " ".join(text.split()) if isinstance(text, str) else ""
+
+
 def _literals(found: ast.ClassDef) -> tuple[dict[str, Any], dict[str, Setting]]:
     """Literals of a class by name: class variables, and defaults of fields."""
     declared: dict[str, Any] = {}
     settings: dict[str, Setting] = {}
-    for node in found.body:
+    for node, after in zip_longest(found.body, found.body[1:]):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
             continue
         value, kind = ast.literal_eval(node.value), node.annotation
@@ -153,5 +161,6 @@ def _literals(found: ast.ClassDef) -> tuple[dict[str, Any], dict[str, Setting]]:
             continue
         listed = isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Literal"
         allowed = ast.literal_eval(kind.slice) if listed and isinstance(kind, ast.Subscript) else ()
-        settings[node.target.id] = Setting(value, allowed if isinstance(allowed, tuple) else (allowed,))
+        allowed = allowed if isinstance(allowed, tuple) else (allowed,)
+        settings[node.target.id] = Setting(value, allowed, _docstring(after))
     return declared, settings

@@ -148,7 +148,7 @@ def resolve(config: PruneConfig) -> Resolved:
     if config.memory == "stream" and (whole := _need_the_whole_model(config, resolved)):
         raise BadInput(
             f"prune.memory is stream, but {whole[0]} runs the whole model at once; give memory: whole, or "
-            "one that works layer by layer (`resprout methods` says what each needs)"
+            "one that works layer by layer (`resprout methods NAME` says what each needs)"
         )
     return resolved
 

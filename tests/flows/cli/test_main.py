@@ -16,6 +16,7 @@ import pytest
 
 from resprout.configs.presets import preset_names
 from resprout.flows.cli.main import VERBS
+from resprout.flows.cli.methods import methods
 from resprout.flows.cli.triggers import triggers
 from tiny_run import write_run
 
@@ -105,6 +106,17 @@ def test_help_lists_every_verb(resprout: Callable[..., Any], tmp_path: Path) -> 
     assert all(verb in found.out for verb in VERBS)
 
 
+@pytest.mark.parametrize("arguments", [(), ("triggers",)], ids=["resprout", "triggers"])
+def test_no_summary_of_a_command_is_cut(
+    arguments: tuple[str, ...], resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = resprout(*arguments, "--help", home=tmp_path).out
+    listed = found.partition("Commands:\n")[2]
+    assert listed
+    assert "..." not in listed
+    assert max(map(len, found.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -169,3 +181,67 @@ def test_methods_list_every_registry(resprout: Callable[..., Any], tmp_path: Pat
     assert flap["units"] == ["ffn", "kv_groups", "heads"]
     assert (flap["needs"], flap["cost"]) == ("inputs", "a forward pass, layer by layer")
     assert all(entry["cost"] and entry["units"] for entry in listed["prune.criterion"])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"units": "ffn"}, *({"name": name} for name in preset_names())])
+def test_what_methods_prints_is_at_most_100_columns_wide(
+    arguments: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for columns in ("60", "250"):
+        monkeypatch.setenv("COLUMNS", columns)
+        methods(**arguments)
+        out = capsys.readouterr().out
+        assert 60 < max(map(len, out.splitlines())) <= 100
+        assert not any(line.endswith(" ") for line in out.splitlines())
+
+
+def test_a_method_is_shown_whole(resprout: Callable[..., Any], tmp_path: Path) -> None:
+    spdy = resprout("methods", "spdy", home=tmp_path).out
+    for part in ("prune.allocator: spdy", "arXiv 2201.13096", "units         ffn, kv_groups, heads"):
+        assert part in spdy
+    settings = resprout("methods", "spdy", "--json", home=tmp_path).result[0]["settings"]
+    assert settings["steps"] == "50: Changes of the best weights that are tried."
+    assert {f"{key} = {value.partition(':')[0]}" for key, value in settings.items()} <= {
+        re.sub(":.*", "", line).removeprefix("settings").strip() for line in map(str.strip, spdy.splitlines())
+    }
+    flap = resprout("methods", "flap", home=tmp_path).out
+    for part in (
+        "prune.method: flap",
+        "units         ffn (by default), kv_groups (by default), heads",
+        "layouts       per_layer; uniform, then called flap (uniform widths)",
+        "criterion     flap",
+        "allocator     uniform: uniform; per_layer: global_standardised",
+        "repair        bias",
+        "costs         scoring takes a forward pass, layer by layer",
+        "The score of feature j is its weighted input feature variance",
+    ):
+        assert part in flap
+
+
+def test_methods_of_one_name_are_all_shown_and_methods_of_units_alone(
+    resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = resprout("methods", "magnitude", "--json", home=tmp_path).result
+    assert [one["section"] for one in found] == ["prune.criterion", "prune.method", "sparsify.method"]
+    listed = resprout("methods", "--units", "experts", "--json", home=tmp_path).result
+    assert "calibrate.method" not in listed
+    assert all("experts" in entry["units"] for entries in listed.values() for entry in entries)
+    assert {"magnitude", "taylor"} <= {entry["name"] for entry in listed["prune.method"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("flp",), "there is no method 'flp'; did you mean flap or"),
+        (("zzzzzz",), "there is no method 'zzzzzz'; `resprout methods` lists all"),
+        (("--units", "channels"), "--units is channels; give one of ffn, kv_groups, heads"),
+        (("flap", "--units", "ffn"), "not both"),
+    ],
+)
+def test_a_method_that_is_not_there_is_one_sentence(
+    arguments: tuple[str, ...], sentence: str, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = resprout("methods", *arguments, home=tmp_path)
+    assert found.code == 2
+    assert sentence in found.err
+    assert found.err.strip().count("\n") == 0
