@@ -7,7 +7,8 @@ import sys
 import traceback
 from typing import Any
 
-from resprout.configs.errors import ResproutError, Terminated
+from resprout.configs.errors import BadInput, ResproutError, Terminated
+from resprout.flows.cli.supported import caution, refusal
 
 CANCELLED = 130
 CANCELLED_SAYS = "cancelled; finished stages are kept, and the same command goes on from there"
@@ -76,6 +77,11 @@ def main() -> None:
 
     A run that SIGTERM or SIGHUP ended exits with 128 + the signal's number, as shells have it.
     """
+    if sentence := refusal():
+        _say(f"error: {sentence}")
+        sys.exit(BadInput.exit_code)
+    if sentence := caution():
+        _say(f"note: {sentence}")
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
