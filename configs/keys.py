@@ -22,6 +22,8 @@ section `calibrate.text[]`. `resprout schema` prints the types too, as a JSON sc
 |---|---|---|---|---|
 """
 TOP = "(top)"
+LONGEST = 80
+"""Characters of a default that is shown; what is longer is a list of texts."""
 DEPENDS = "depends"
 """Shown where another key decides the default."""
 
@@ -92,7 +94,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "{}"
-    return json.dumps(value, ensure_ascii=False, default=str).replace("|", "\\|")
+    text = json.dumps(value, ensure_ascii=False, default=str).replace("|", "\\|")
+    return text if len(text) <= LONGEST else f"[{len(value)} texts, see schema.py]"
 
 
 def _meaning(field: FieldInfo) -> str:
