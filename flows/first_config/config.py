@@ -77,6 +77,7 @@ def draft(
     dtype, why_dtype = _dtype(seen, goal)
     pruning = choose_pruning(seen.shape, goal, dtype)
     rows: Found | None = None
+    found: texts.Texts | None
     if text_at is not None:
         found = texts.divided(text_at, look_at_text(text_at, here), seen)
         rows = look_at_pool(pool_at, here) if pool_at is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.flows.first_config.data import Found
@@ -50,7 +51,7 @@ def recovery(address: str, pool: Found | None, model: ModelLook) -> list[Written
         more = "" if pool.whole else "more than "
         why.append(f"{more}{rows:,} different rows; recovery trains on {ratio:.0%} of {of}")
     why.append(why_template)
-    method = {"method": "random"}
+    method: dict[str, Any] = {"method": "random"}
     if clusters >= 2:
         method = {"method": "paser", "paser": {"clusters": clusters}}
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.load import read_yaml
-from resprout.configs.schema import DataSource, RunConfig
+from resprout.configs.schema import RunConfig
 from resprout.flows.first_config.data import Found
 from resprout.flows.first_config.model import ModelLook
 from resprout.flows.first_config.section import Written
@@ -95,15 +95,14 @@ def shipped(here: Context) -> Texts | None:
             locate(source.source, here)
     except BadInput:
         return None
-    sides = [list(map(_settings, sources)) for sources in (config.calibrate.text, judged.text)]
+    calibration, held_out = (
+        [source.model_dump(mode="json", exclude_unset=True) for source in sources]
+        for sources in (config.calibrate.text, judged.text)
+    )
     why = [
         "no --text: the text of configs/quickstart.yaml, which this machine has; better is text of your own"
     ]
-    return Texts(*sides, UNKNOWN, UNKNOWN, judged.name, why)
-
-
-def _settings(source: DataSource) -> dict[str, Any]:
-    return source.model_dump(mode="json", exclude_unset=True)
+    return Texts(calibration, held_out, UNKNOWN, UNKNOWN, judged.name, why)
 
 
 def calibrate(texts: Texts | None, model: ModelLook) -> Written:

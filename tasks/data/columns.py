@@ -77,9 +77,9 @@ class Mapped:
 def text_columns(rows: Rows, place: str) -> Mapped:
     """The settings of a text source for such rows; BadInput where no column holds text."""
     if chat := _chat(rows):
-        column, _, (_, _, says) = chat
-        turns = f'{_name(column)} | map(attribute="{says}") | join("{APART}")'
-        return _settled({"text": turns}, rows, f"all turns of {column}", TextSource)
+        turns, _, (_, _, says) = chat
+        joined = f'{_name(turns)} | map(attribute="{says}") | join("{APART}")'
+        return _settled({"text": joined}, rows, f"all turns of {turns}", TextSource)
     if column := _named(DOCUMENTS, rows):
         return _settled({"text": _value(column, rows)}, rows, f"column {column}", TextSource)
     try:
@@ -105,11 +105,11 @@ def pair_text(mapped: Mapped) -> Mapped:
 def row_columns(rows: Rows, place: str) -> Mapped:
     """The settings of a pool for such rows; BadInput where task and answer cannot be told apart."""
     if chat := _chat(rows):
-        column, speaker, (asks, answers, says) = chat
-        of = _name(column) + ' | selectattr("{}", "equalto", "{}") | map(attribute="{}") | first'
+        turns, speaker, (asks, answers, says) = chat
+        of = _name(turns) + ' | selectattr("{}", "equalto", "{}") | map(attribute="{}") | first'
         sides = {"instruction": asks, "output": answers}
-        turns = {key: of.format(speaker, side, says) for key, side in sides.items()}
-        return _settled(turns, rows, f"the first turn of {column} and its answer", RowSource)
+        found = {key: of.format(speaker, side, says) for key, side in sides.items()}
+        return _settled(found, rows, f"the first turn of {turns} and its answer", RowSource)
     task, answer = _named(TASKS, rows), _named(ANSWERS, rows)
     choice = _choice(rows)
     if task is None or (answer is None and choice is None):
