@@ -18,7 +18,7 @@ from resprout.flows.mlflow_pages import PLAN, REPORT, RunPage, describe_model, d
 from resprout.flows.rerun_command import standalone
 from resprout.flows.rivals import Rivals
 from resprout.flows.session import Session
-from resprout.flows.stages import SCORES, STAGES, Artifacts, models
+from resprout.flows.stages import DENSE, SCORES, STAGES, Artifacts, models
 from resprout.infra import identity
 from resprout.infra.lineage import tree
 from resprout.infra.markdown import NOTE
@@ -31,6 +31,7 @@ from resprout.infra.store.named_models import name_model
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
+from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.measure.ratio import metrics_of, ratio_in
 from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
@@ -122,9 +123,15 @@ class Conclusion:
         """Sizes and metrics of the models into the result, and into the parent run as <model>.<metric>."""
         speeds = self.artifacts.named("speeds")
         measured = self.read(speeds, "metrics.json") if speeds is not None else {}
-        found = {}
-        for name, scores in self.artifacts.group(SCORES).items():
+        found, group = {}, self.artifacts.group(SCORES)
+        for name, scores in group.items():
             metrics = self.read(scores, "metrics.json")
+            if name != DENSE:
+                with (
+                    self.run.store.open(group[DENSE].digest) as dense,
+                    self.run.store.open(scores.digest) as own_scores,
+                ):
+                    metrics |= compared(dense, own_scores)
             own = metrics_of(name, measured)
             metrics.update(own)
             if (measured_by := self.own_metrics()[name]) is not None:

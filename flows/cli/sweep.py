@@ -174,7 +174,7 @@ def table(variants: Sequence[Variant], result: SweepResult) -> Table:
 def _cells(variant: Variant, result: RunResult) -> list[str]:
     from resprout.tasks.evaluate.stage import kl_metric, perplexity_metric
     from resprout.tasks.measure.stage import run_names
-    from resprout.tasks.report.table import speed_cell
+    from resprout.tasks.report.table import ratio_cell
 
     last = next(reversed(result.made_models().values()), None)
     metrics = last.metrics if last is not None else {}
@@ -193,7 +193,7 @@ def _cells(variant: Variant, result: RunResult) -> list[str]:
         _number(metrics.get(perplexity_metric(text)), ".2f"),
         _number(metrics.get(kl_metric(text)), ".4f"),
         _number(metrics.get("zero_shot_mean_acc"), ".3f"),
-        speed_cell(metrics, speed),
+        ratio_cell(metrics, speed),
         gate,
         f"{result.seconds:.1f}",
     ]

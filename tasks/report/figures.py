@@ -17,33 +17,16 @@ from resprout.tasks.report.charts import (
     scatter,
     widths,
 )
-from resprout.tasks.report.table import Metrics
+from resprout.tasks.report.table import SPEED, Metrics, perplexity_of, speeds_of
 
-SPEED, DECODE = "_tokens_per_s", "decode"
 INTERVAL = "Lines through a point are its interval of 95 %, relative to the dense model."
-
-
-def perplexity_of(metrics: Metrics) -> str:
-    """Name of the perplexity among the metrics of evaluate."""
-    return next(name for name in sorted(metrics) if "_ppl_" in name and not name.endswith(RATIOS))
-
-
-RATIOS = ("_ratio", "_ratio_low", "_ratio_high")
-
-
-def speeds(metrics: Metrics) -> list[str]:
-    """Names of the speeds among the metrics, that of decoding first."""
-    return sorted(
-        (name for name in metrics if name.endswith(SPEED)),
-        key=lambda name: (not name.startswith(DECODE), name),
-    )
 
 
 def trade_offs(models: Mapping[str, Metrics]) -> Iterator[Chart]:
     """Quality against size, and against the speed of decoding where it was measured."""
     dense = next(iter(models.values()))
     quality = perplexity_of(dense)
-    measured = speeds(dense)
+    measured = speeds_of(dense)
     axes = [("bytes", "size", "weights in MB", 1e-6)]
     axes += [(name, "speed", f"{name.removesuffix(SPEED)}: tokens a second", 1.0) for name in measured[:1]]
     for name, kind, label, scale in axes:

@@ -20,9 +20,11 @@ from pydantic import BaseModel, ConfigDict
 
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import stage
+from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report.table import comparison, recovery_sentence
+from resprout.tasks.report.verdict import RULE, verdict
 
 RELATIVE = "relative sources begin at the folder of the config that was run"
 TRAINING = re.compile(r"recovery(_\d+)?$")
@@ -46,7 +48,7 @@ class ReportConfig(BaseModel):
     """Models and data that the run used: role, name, licence."""
 
 
-@stage("report", kind="report", timed=True, libraries=("jinja2", "matplotlib"), computes=False)
+@stage("report", kind="report", timed=True, libraries=("jinja2", "matplotlib", "scipy"), computes=False)
 def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the report of a run."""
     from resprout.tasks.report.pages import render
@@ -72,6 +74,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     models = {
         name: {
             **_json(inputs[name] / "metrics.json"),
+            **(compared(inputs["dense"], inputs[name]) if name != "dense" else {}),
             **metrics_of(name, timed),
             **(_json(inputs[own] / "metrics.json") if own else {}),
         }
@@ -85,6 +88,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     steps = sorted((row for history in trainings.values() for row in history), key=lambda row: row["step"])
     earlier = len(steps) - len(trainings.get("recovery", ()))
     widths = kept_widths(plan["layers"], shape)
+    gate = _json(inputs["gate"] / "gate.json") if "gate" in inputs else None
     return {
         "name": config.name,
         "model": model_name(config.config["model"]["source"]),
@@ -107,7 +111,9 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "recovery": recovery_sentence(models["pruned"], models["recovered"], earlier, len(steps))
         if "recovered" in models
         else "",
-        "gate": _json(inputs["gate"] / "gate.json") if "gate" in inputs else None,
+        "gate": gate,
+        "verdict": verdict(models, gate),
+        "rule": RULE,
         "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
         "plan": plan,
         "method": plan.get("method") or plan["criterion"],

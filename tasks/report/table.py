@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from resprout.tasks.measure.ratio import ratio_in
+from resprout.tasks.evaluate.paired import change_in
+from resprout.tasks.measure.ratio import SUFFIXES, ratio_in
 
 Metrics = Mapping[str, float]
 NONE = "-"
+
+
+SPEED, DECODE = "_tokens_per_s", "decode"
+
+
+def perplexity_of(metrics: Metrics) -> str:
+    """Name of the perplexity among a model's metrics."""
+    return next(name for name in sorted(metrics) if "_ppl_" in name and not name.endswith(SUFFIXES))
+
+
+def speeds_of(metrics: Metrics) -> list[str]:
+    """Names of the speeds among a model's metrics, those of decoding first."""
+    found = (name for name in metrics if name.endswith(SPEED))
+    return sorted(found, key=lambda name: (not name.startswith(DECODE), name))
 
 
 @dataclass(frozen=True)
@@ -43,8 +58,9 @@ def comparison(
         rows.append(_row("zeros, share of parameters", models, "zeros_share", lambda value: f"{value:.3f}"))
     every = sorted({name for metrics in models.values() for name in metrics})
     for name in every:
-        if "_ppl_" in name:
-            rows.append(_row(f"perplexity ({name})", models, name, lambda value: f"{value:.2f}", dense))
+        if "_ppl_" in name and not name.endswith(SUFFIXES):
+            cells = tuple(ratio_cell(metrics, name, ",.2f") for metrics in models.values())
+            rows.append(Row(f"perplexity ({name})", cells))
     for name in every:
         if "_kl_to_dense" in name:
             rows.append(_row(f"KL to dense, nats ({name})", models, name, lambda value: f"{value:.4f}"))
@@ -53,14 +69,16 @@ def comparison(
             rows.append(_accuracy(name, models))
     if "zero_shot_mean_acc" in every:
         label = f"mean accuracy ({_kinds(averaged)})" if averaged else "mean accuracy"
-        rows.append(_row(label, models, "zero_shot_mean_acc", lambda value: f"{value:.3f}"))
+        cells = tuple(_accuracy_cell(metrics, "zero_shot_mean_acc") for metrics in models.values())
+        rows.append(Row(label, cells))
     for name in every:
-        if name.endswith("_tokens_per_s"):
-            label = name.removesuffix("_tokens_per_s")
-            cells = tuple(speed_cell(metrics, name) for metrics in models.values())
+        if name.endswith(SPEED):
+            label = name.removesuffix(SPEED)
+            cells = tuple(ratio_cell(metrics, name) for metrics in models.values())
             rows.append(Row(f"{label}, tokens/s", cells))
     if "peak_memory_mb" in every:
-        rows.append(_row("peak memory, MB", models, "peak_memory_mb", lambda value: f"{value:,.0f}", dense))
+        # Measured once, so no interval says whether two differ.
+        rows.append(_row("peak memory, MB", models, "peak_memory_mb", lambda value: f"{value:,.0f}"))
     return rows
 
 
@@ -83,23 +101,29 @@ def _row(
     return Row(label, tuple(cells))
 
 
-def speed_cell(metrics: Metrics, name: str) -> str:
-    """A speed, and its ratio to the dense model's with an interval, or that it does not differ from 1."""
+def ratio_cell(metrics: Metrics, name: str, form: str = ",.1f") -> str:
+    """A value, and its ratio to the dense model's with an interval, or that it does not differ from 1."""
     if name not in metrics:
         return NONE
     ratio = ratio_in(metrics, name)
-    return f"{metrics[name]:,.1f}" + (f" ({ratio})" if ratio is not None else "")
+    return format(metrics[name], form) + (f" ({ratio})" if ratio is not None else "")
 
 
 def _accuracy(name: str, models: Mapping[str, Metrics]) -> Row:
-    cells = []
-    for metrics in models.values():
-        if name not in metrics:
-            cells.append(NONE)
-            continue
-        error = metrics.get(f"{name}_stderr")
-        cells.append(f"{metrics[name]:.3f}" + (f" ± {error:.3f}" if error is not None else ""))
-    return Row(name, tuple(cells))
+    return Row(name, tuple(_accuracy_cell(metrics, name) for metrics in models.values()))
+
+
+def _accuracy_cell(metrics: Metrics, name: str) -> str:
+    """An accuracy with its standard error, and its change over the dense model's outside the noise."""
+    if name not in metrics:
+        return NONE
+    error, change = metrics.get(f"{name}_stderr"), change_in(metrics, name)
+    shown = f"{metrics[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+    if change is None:
+        return shown
+    mean, low, high = change
+    different = not low <= 0 <= high
+    return f"{shown} ({f'{mean:+.3f}' if different else 'no difference'})"
 
 
 def _kinds(averaged: Sequence[str]) -> str:
@@ -127,7 +151,7 @@ def _helped(pruned: Metrics, recovered: Metrics) -> str:
     worse: dict[str, str] = {}
     for name in sorted(set(pruned) & set(recovered)):
         kind = "KL to dense" if "_kl_to_dense" in name else "perplexity" if "_ppl_" in name else None
-        if kind is not None:
+        if kind is not None and not name.endswith(SUFFIXES):
             digits = 2 if kind == "perplexity" else 4
             before, after = round(pruned[name], digits), round(recovered[name], digits)
             change = f"{kind} ({name}) from {before:.{digits}f} to {after:.{digits}f}"

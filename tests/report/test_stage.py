@@ -23,6 +23,13 @@ PRUNED = {
     **DENSE,
     "params": 150.0,
     "w_ppl_seq8": 30.0,
+    "w_ppl_seq8_ratio": 1.5,
+    "w_ppl_seq8_ratio_low": 1.4,
+    "w_ppl_seq8_ratio_high": 1.6,
+    "t_acc": 0.4,
+    "t_acc_change": -0.1,
+    "t_acc_change_low": -0.15,
+    "t_acc_change_high": -0.05,
     "w_kl_to_dense_seq8": 0.25,
     "prefill8_tokens_per_s": 15.0,
     "prefill8_tokens_per_s_ratio": 1.5,
@@ -30,7 +37,15 @@ PRUNED = {
     "prefill8_tokens_per_s_ratio_high": 1.75,
 }
 DETAILS = {"zero_shot": {"averaged": ["t_acc"]}}
-RECOVERED = {**PRUNED, "w_ppl_seq8": 25.0, "prefill8_tokens_per_s_ratio_low": 0.75}
+RECOVERED = {
+    **PRUNED,
+    "w_ppl_seq8": 25.0,
+    "w_ppl_seq8_ratio": 1.25,
+    "w_ppl_seq8_ratio_low": 0.98,
+    "w_ppl_seq8_ratio_high": 1.52,
+    "t_acc_change_high": 0.01,
+    "prefill8_tokens_per_s_ratio_low": 0.75,
+}
 
 
 def cells(label: str, source: int | None = 1_000_000) -> tuple[str, ...]:
@@ -40,9 +55,15 @@ def cells(label: str, source: int | None = 1_000_000) -> tuple[str, ...]:
 
 def test_the_table_shows_values_and_their_ratio_to_dense() -> None:
     assert cells("parameters") == ("200", "150 (x0.75)", "150 (x0.75)")
-    assert cells("perplexity (w_ppl_seq8)") == ("20.00", "30.00 (x1.50)", "25.00 (x1.25)")
+    ratios = ("20.00", "30.00 (x1.50, x1.40-1.60)", "25.00 (no difference, x0.98-1.52)")
+    assert cells("perplexity (w_ppl_seq8)") == ratios
     assert cells("KL to dense, nats (w_kl_to_dense_seq8)") == ("-", "0.2500", "0.2500")
-    assert cells("t_acc")[0] == "0.500 ± 0.050"
+    assert cells("t_acc") == (
+        "0.500 ± 0.050",
+        "0.400 ± 0.050 (-0.100)",
+        "0.400 ± 0.050 (no difference)",
+    )
+    assert cells("peak memory, MB") == ("50", "50", "50"), "measured once, so without a ratio"
     speeds = ("10.0", "15.0 (x1.50, x1.25-1.75)", "15.0 (no difference, x0.75-1.75)")
     assert cells("prefill8, tokens/s") == speeds
     assert cells("MB of the source file") == ("1.0 (gguf:Q4_1)", "-", "-")
@@ -177,7 +198,13 @@ def test_both_forms_hold_the_same_table(inputs: dict[str, Path], tmp_path: Path)
     parser = Cells()
     parser.feed(html)
     assert parser.open == []
-    for text in ("25.00 (x1.25)", "0.500 ± 0.050", "1.0 (gguf:Q4_1)", "rank 1 of cluster 0", "ab" * 32):
+    for text in (
+        "25.00 (no difference, x0.98-1.52)",
+        "0.500 ± 0.050",
+        "1.0 (gguf:Q4_1)",
+        "rank 1 of cluster 0",
+        "ab" * 32,
+    ):
         assert text in parser.cells
         assert text in markdown
     assert "http" not in html.replace("http-equiv", ""), "the page loads nothing from elsewhere"

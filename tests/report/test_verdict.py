@@ -1,0 +1,88 @@
+"""The verdict by hand: each judgement, and no ratio where the interval holds 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resprout.tasks.report.verdict import BAD, EVEN, GOOD, verdict
+
+DENSE = {"bytes": 100.0, "w_ppl_seq8": 20.0, "decode8_tokens_per_s": 10.0, "prefill8_tokens_per_s": 100.0}
+
+
+def final(size: float, ppl: tuple[float, float, float] | None, **speeds: tuple[float, float, float]) -> Any:
+    found: dict[str, float] = {**DENSE, "bytes": 100 * size}
+    ratios = {"w_ppl_seq8": ppl, **{f"{name}_tokens_per_s": one for name, one in speeds.items()}}
+    for name, ratio in ratios.items():
+        if ratio is not None:
+            found[name] = DENSE[name] * ratio[0]
+            found |= dict(
+                zip((f"{name}_ratio", f"{name}_ratio_low", f"{name}_ratio_high"), ratio, strict=True)
+            )
+    return {"dense": DENSE, "pruned": DENSE, "recovered": found}
+
+
+SAME = (1.02, 0.97, 1.06)
+
+
+@pytest.mark.parametrize(
+    ("models", "text", "tone"),
+    [
+        (
+            final(0.95, (1.11, 1.09, 1.13), decode8=SAME, prefill8=SAME),
+            "5 % smaller, 11 % more perplexity, no faster on this machine: not worth it.",
+            BAD,
+        ),
+        (
+            final(0.8, (1.11, 1.09, 1.13), decode8=SAME, prefill8=(1.3, 1.2, 1.4)),
+            "20 % smaller, 11 % more perplexity, 30 % faster at reading: worth it.",
+            GOOD,
+        ),
+        (
+            final(0.9, (1.11, 1.09, 1.13), decode8=(1.055, 1.02, 1.08)),
+            "10 % smaller, 11 % more perplexity, 5.5 % faster at writing: too close to call.",
+            EVEN,
+        ),
+        (
+            final(0.95, SAME, decode8=(0.9, 0.85, 0.95)),
+            "5 % smaller, no measurable difference in perplexity, 10 % slower at writing: not worth it.",
+            BAD,
+        ),
+        (
+            final(0.95, SAME, decode8=SAME),
+            "5 % smaller, no measurable difference in perplexity, no faster on this machine: worth it.",
+            GOOD,
+        ),
+        (
+            final(1.0, SAME, decode8=SAME),
+            "As large as before, no measurable difference in perplexity, no faster on this machine: not "
+            "worth it, nothing was gained.",
+            BAD,
+        ),
+        (
+            final(0.5, None),
+            "50 % smaller, perplexity without an interval, speed not measured: what it costs in quality is "
+            "not known.",
+            EVEN,
+        ),
+    ],
+)
+def test_a_sentence_for_each_outcome(models: Any, text: str, tone: str) -> None:
+    found = verdict(models, None)
+    assert (found.text, found.tone) == (text, tone)
+
+
+def test_a_gate_that_is_not_passed_decides_alone() -> None:
+    checks = [{"name": "max_kl_nats", "passed": False}, {"name": "max_params_ratio", "passed": True}]
+    found = verdict(final(0.2, SAME), {"passed": False, "checks": checks})
+    assert found.judgement == "not worth it, outside the gate's bounds (max_kl_nats)"
+
+
+def test_three_numbers_with_their_intervals() -> None:
+    size, quality, speed = verdict(final(0.95, (1.11, 1.09, 1.13), decode8=SAME), None).numbers
+    assert (size.value, size.interval) == ("−5 %", "counted, so exact")
+    assert (quality.value, quality.interval) == ("+11 %", "interval of 95 %: +9 % to +13 %")
+    assert (speed.value, speed.interval) == ("no difference", "interval of 95 %: −3 % to +6 %")
+    assert quality.note.startswith("20.00 → 22.20")
+    assert (size.tone, quality.tone, speed.tone) == (GOOD, BAD, "")
