@@ -72,7 +72,9 @@ def recorded_run(workspace: Workspace, reference: str, device: str | None = None
 def _nodes(steps: Steps, top: Node) -> dict[StepId, Node]:
     """The record of each step, from the report back through the inputs that the stages declare."""
     behind = dict(top.parents)
-    found = {step.id: behind[step.gives] for step in steps if step.stage.reported and step.gives in behind}
+    # The report has the last of several steps that give one name.
+    last = {step.gives: step for step in steps if step.stage.reported}
+    found = {step.id: behind[name] for name, step in last.items() if name in behind}
     for step in reversed(steps):
         if step.id in found:
             behind = dict(found[step.id].parents)

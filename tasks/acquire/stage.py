@@ -54,7 +54,15 @@ def acquire_model(
         check_weights(workdir, config.source, config.trust_remote_code)
 
 
-@stage("acquire_rows", kind="rows", title="acquire", seeded=True, computes=False, brings="Recovery data")
+@stage(
+    "acquire_rows",
+    kind="rows",
+    title="acquire",
+    reported=True,
+    seeded=True,
+    computes=False,
+    brings="Recovery data",
+)
 def acquire_rows(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:

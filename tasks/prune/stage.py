@@ -127,6 +127,7 @@ def score_shard(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path
         "general": Reads("data", optional=True),
     },
     gives="scores",
+    reported=True,
     libraries=("torch", "transformers"),
     methods=score_methods,
     settings=score_settings,

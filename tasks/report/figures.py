@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from resprout.tasks.evaluate.paired import quantile
 from resprout.tasks.measure.ratio import ratio_in
 from resprout.tasks.report.charts import (
     COLOURS,
@@ -13,12 +17,21 @@ from resprout.tasks.report.charts import (
     Span,
     Value,
     dots,
+    histogram,
     lines,
     scatter,
     widths,
 )
 from resprout.tasks.report.table import SPEED, Metrics, perplexity_of, speeds_of
 
+UnitScores = Mapping[int, Mapping[str, Sequence[float]]]
+"""Scores of units by layer of the uncut model and kind."""
+UNITS = {
+    "ffn": "FFN channels",
+    "kv_groups": "KV groups",
+    "heads": "query heads",
+    "hidden": "hidden channels",
+}
 INTERVAL = "Lines through a point are its interval of 95 %, relative to the dense model."
 
 
@@ -88,6 +101,137 @@ def training_loss(history: Sequence[Mapping[str, float]]) -> Iterator[Chart]:
         says = f"Mean loss in nats a response token at each of {len(points)} steps of recovery."
         loss = Line("training loss", "recovered", points)
         yield lines("loss", "Training loss", says, [loss], "tokens trained on", "loss, nats a token")
+
+
+def unit_scores(scores: UnitScores, plan: Mapping[str, Any]) -> Iterator[Chart]:
+    """Scores of the units that were kept and of those that were cut, for each kind that lost some."""
+    for unit in plan["units"]:
+        kept, cut, axis = split_scores(scores, plan, unit)
+        if kept and cut:
+            says = (
+                f"What each of {len(kept) + len(cut):,} units is worth by the criterion {plan['criterion']}. "
+                "Units are cut from the low end, in each layer by itself where all layers stay alike."
+            )
+            yield histogram(f"scores-{unit}", f"Scores of {UNITS.get(unit, unit)}", says, kept, cut, axis)
+
+
+def split_scores(
+    scores: UnitScores, plan: Mapping[str, Any], unit: str
+) -> tuple[list[float], list[float], str]:
+    """Scores of kept units, of cut ones, and what they are in, of one kind.
+
+    Of several units a layer they are held against the layer's median, because layers differ in scale: as
+    powers of ten where all are above 0, else as differences.
+    """
+    kept, cut = list[float](), list[float]()
+    layers = {
+        place if one.get("index") is None else one["index"]: one for place, one in enumerate(plan["layers"])
+    }
+    # Of removed layers a score stays, of which nothing is kept.
+    found = {layer: by_kind[unit] for layer, by_kind in scores.items() if unit in by_kind}
+    positive = all(value > 0 for values in found.values() for value in values)
+    alone = all(len(values) == 1 for values in found.values())
+    for layer, values in found.items():
+        stays = _stays(layers.get(layer), plan, unit, alone)
+        if stays is None:
+            return [], [], ""
+        middle = 0.0 if alone else statistics.median(values)
+        for place, value in enumerate(values):
+            shown = value if alone else math.log10(value / middle) if positive else value - middle
+            (kept if place in stays else cut).append(shown)
+    axis = "score over the layer's median, powers of ten" if positive else "score less the layer's median"
+    return kept, cut, "score of the layer" if alone else axis
+
+
+def _stays(
+    layer: Mapping[str, Any] | None, plan: Mapping[str, Any], unit: str, alone: bool
+) -> set[int] | None:
+    """Places of the units that stay in a layer; None where the plan does not say which they are."""
+    if layer is None:
+        return set()
+    if unit == "layers" and alone:
+        return {0}
+    if unit == "hidden":
+        kept = plan.get("hidden")
+    elif unit == "ffn" and layer.get("expert_ffn") is not None:
+        kept = layer["expert_ffn"]
+    elif unit == "ffn" and layer.get("experts") is not None:
+        kept = None
+    else:
+        kept = layer.get(unit)
+    return None if kept is None else set(kept)
+
+
+def layer_distances(distances: Mapping[str, Sequence[float]]) -> Iterator[Chart]:
+    """How far each model's hidden states are from the dense model's behind each layer."""
+    series = [
+        Line(model, colour_of(model), list(enumerate(found)))
+        for model, found in distances.items()
+        if len(found) > 1
+    ]
+    if series:
+        says = (
+            "One minus the cosine between a model's hidden states and the dense model's on held-out text, "
+            "behind each layer: 0 where they point the same way. Where a line rises, the layer adds to it."
+        )
+        yield lines("layers", "Divergence by layer", says, series, "layer", "1 - cosine of hidden states")
+
+
+def source_divergence(sources: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[Chart]:
+    """KL to dense by the source of the held-out text, where there are several; by model, then source."""
+    names = list(dict.fromkeys(name for by_source in sources.values() for name in by_source))
+    rows = {
+        label: [
+            Value(model, found[name]["kl"]) for model, found in sources.items() if "kl" in found.get(name, {})
+        ]
+        for name, label in zip(names, without_common(names), strict=True)
+    }
+    rows = {label: row for label, row in rows.items() if row}
+    if len(rows) > 1:
+        says = "How far predictions are from the dense model's, by where the held-out text is from."
+        yield dots("sources", "Divergence by source", says, rows, "KL to dense, nats a token")
+
+
+def category_divergence(
+    decisions: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> Iterator[Chart]:
+    """Divergence of the pruned model by the category of the pool's rows, with intervals of 95 %."""
+    category = {row["id"]: row.get("category") or "" for row in rows}
+    found: dict[str, list[float]] = {}
+    for one in decisions:
+        if "jsd" in one and category.get(one["id"]):
+            found.setdefault(category[one["id"]], []).append(one["jsd"])
+    if len(found) > 1:
+        bars = {
+            f"{name} ({len(values)})": [Value("pruned", statistics.fmean(values), _interval(values))]
+            for name, values in sorted(found.items(), key=lambda item: -statistics.fmean(item[1]))
+        }
+        says = (
+            "Mean Jensen-Shannon divergence between pruned and dense model on the answers of the pool, "
+            "before recovery: high where pruning hurt. In brackets the rows, lines are intervals of 95 %."
+        )
+        yield dots("categories", "Divergence by category", says, bars, "divergence, nats a token")
+
+
+def without_common(names: Sequence[str]) -> list[str]:
+    """The names, which may be paths, without the parts that all of them begin or end with."""
+    parts = [name.split("/") for name in names]
+    if len(parts) < 2:
+        return list(names)
+    shortest = min(map(len, parts)) - 1
+    front = next((at for at in range(shortest) if len({one[at] for one in parts}) > 1), shortest)
+    back = next(
+        (at for at in range(shortest - front) if len({one[-1 - at] for one in parts}) > 1), shortest - front
+    )
+    return ["/".join(one[front : len(one) - back]) for one in parts]
+
+
+def _interval(values: Sequence[float]) -> Span | None:
+    if len(values) < 2:
+        return None
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    reach = quantile(len(values) - 1) * error
+    return mean - reach, mean + reach
 
 
 def colour_of(model: str) -> str:

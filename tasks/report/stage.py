@@ -23,6 +23,7 @@ from resprout.tasks.core.stage import stage
 from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.models.shape import Shape
+from resprout.tasks.report import figures
 from resprout.tasks.report.table import comparison, recovery_sentence
 from resprout.tasks.report.verdict import RULE, verdict
 
@@ -68,7 +69,6 @@ def config_text(command: str, config: dict[str, Any]) -> str:
 def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[str, str]) -> dict[str, Any]:
     """All that the templates show, read from the inputs, whose artifacts have these `digests` by role."""
     from resprout.tasks.models.shape import shape_of
-    from resprout.tasks.report import figures
 
     timed = _json(inputs["speeds"] / "metrics.json") if "speeds" in inputs else {}
     models = {
@@ -88,6 +88,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     steps = sorted((row for history in trainings.values() for row in history), key=lambda row: row["step"])
     earlier = len(steps) - len(trainings.get("recovery", ()))
     widths = kept_widths(plan["layers"], shape)
+    details = {name: _json(inputs[name] / "details.json") for name in models}
     gate = _json(inputs["gate"] / "gate.json") if "gate" in inputs else None
     return {
         "name": config.name,
@@ -103,7 +104,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
             models,
             origin.get("source_bytes"),
             origin.get("source_format", ""),
-            averaged(_json(inputs["dense"] / "details.json")),
+            averaged(details["dense"]),
         ),
         "measured": measured(_json(inputs["speeds"] / "details.json")) if "speeds" in inputs else "",
         "source": config.config["model"]["source"],
@@ -121,9 +122,25 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "widths": widths,
         "figures": {
             "results": [*figures.trade_offs(models), *figures.accuracies(models)],
-            "pruning": [*figures.layer_widths(widths)],
+            "pruning": [
+                *figures.unit_scores(_unit_scores(inputs.get("scores")), plan),
+                *figures.layer_widths(widths),
+                *figures.layer_distances(
+                    {name: one.get("layer_distances", ()) for name, one in details.items()}
+                ),
+                *figures.source_divergence({name: one.get("sources", {}) for name, one in details.items()}),
+                *(
+                    figures.category_divergence(
+                        _rows(inputs["selection"] / "decisions.jsonl"), _rows(inputs["rows"] / "rows.jsonl")
+                    )
+                    if "selection" in inputs and "rows" in inputs
+                    else ()
+                ),
+            ],
             "recovery": [*figures.training_loss(steps)],
         },
+        "prompts": side_by_side({name: _answers(inputs[name]) for name in models}),
+        "prompt_notes": notes_on_prompts({name: _answers(inputs[name]) for name in models}),
         "losses": [(row["step"], row["loss"]) for row in steps],
         "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
         "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
@@ -150,21 +167,13 @@ def asked(config: Mapping[str, Any]) -> str:
         for form, words in TARGETS.items()
         if (value := (prune.get("target") or {}).get(form)) is not None
     ]
-    units = " and ".join(UNITS.get(unit, unit) for unit in prune.get("units") or ())
+    units = " and ".join(figures.UNITS.get(unit, unit) for unit in prune.get("units") or ())
     method = prune.get("method") or prune.get("criterion") or "pruning"
     parts = [f"keep {' and '.join(targets) or 'what the plan says'}"]
     parts.append(f"prune {units} by {method}" if units else f"prune by {method}")
     recover = config.get("recover")
     parts.append(f"recover by {recover.get('method', 'lora')}" if recover else "no recovery")
     return ", ".join(parts)
-
-
-UNITS = {
-    "ffn": "FFN channels",
-    "kv_groups": "KV groups",
-    "heads": "query heads",
-    "hidden": "hidden channels",
-}
 
 
 def model_name(source: str) -> str:
@@ -228,6 +237,44 @@ def _examples(folder: Path, each: int = 2) -> list[dict[str, Any]]:
                     {"cluster": cluster, "instruction": shown, "reason": decision["reason"]}
                 )
     return [row for cluster in sorted(chosen, key=lambda name: (len(name), name)) for row in chosen[cluster]]
+
+
+def side_by_side(asked: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each prompt the answers of all models, by model; `asked` are their answers.json."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for model, one in asked.items():
+        for answer in one.get("answers", ()):
+            found.setdefault(answer["prompt"], []).append({"model": model, **answer})
+    return [{"prompt": prompt, "answers": answers} for prompt, answers in found.items()]
+
+
+def notes_on_prompts(asked: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the prompts were given to the models, and what stood in the way."""
+    known = [one for one in asked.values() if one]
+    if not known:
+        return []
+    chat = all(one["chat"] for one in known)
+    how = "through the model's chat template" if chat else "as plain text"
+    notes = dict.fromkeys(one["note"] for one in known if one["note"])
+    return [f"Asked {how}, answered by the most likely token each time; … where an answer was cut.", *notes]
+
+
+def _answers(folder: Path) -> dict[str, Any]:
+    path = folder / "answers.json"
+    return _json(path) if path.is_file() else {}
+
+
+def _unit_scores(folder: Path | None) -> dict[int, dict[str, list[float]]]:
+    """The mean score of each unit, by layer and kind."""
+    from safetensors import safe_open
+
+    found: dict[int, dict[str, list[float]]] = {}
+    if folder is not None:
+        with safe_open(folder / "scores.safetensors", "np") as file:
+            for name in file.keys():  # noqa: SIM118
+                _, layer, unit = name.split(".")
+                found.setdefault(int(layer), {})[unit] = file.get_tensor(name).mean(axis=1).tolist()
+    return found
 
 
 def _date(day: str) -> str:

@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from safetensors.numpy import save_file
 
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.shape import Shape
@@ -35,6 +37,12 @@ PRUNED = {
     "prefill8_tokens_per_s_ratio": 1.5,
     "prefill8_tokens_per_s_ratio_low": 1.25,
     "prefill8_tokens_per_s_ratio_high": 1.75,
+}
+HOSTILE = "<script>alert(1)</script> [x](http://evil) **b** " + "w" * 400 + " \u05e9\u05dc\u05d5\u05dd"
+ANSWERS = {
+    "answers": [{"prompt": HOSTILE, "answer": f"{HOSTILE}\n# heading\n| a |", "cut": True}],
+    "chat": True,
+    "note": "",
 }
 DETAILS = {"zero_shot": {"averaged": ["t_acc"]}}
 RECOVERED = {
@@ -112,11 +120,19 @@ def write(folder: Path, **files: Any) -> Path:
     return folder
 
 
+def scores(folder: Path) -> Path:
+    folder.mkdir()
+    values = np.array([[4.0], [2.0], [1.0], [1.0]], dtype=np.float32)
+    save_file({"layers.00.ffn": values, "layers.01.ffn": values[::-1].copy()}, folder / "scores.safetensors")
+    return folder
+
+
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Path]:
     size = {"params": 200, "non_embedding_params": 100, "bytes": 400}
     plan = {
-        "criterion": "flap", "allocator": "uniform", "repair": "least_squares", "warnings": ["wide"],
+        "criterion": "flap", "units": ["ffn"], "allocator": "uniform", "repair": "least_squares",
+        "warnings": ["wide"],
         "dense": size, "requested": size, "reached": size,
         "layers": [{"ffn": [0, 1], "kv_groups": [0]}, {"ffn": [1, 2], "kv_groups": [0]}],
     }  # fmt: skip
@@ -137,9 +153,17 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
             source_json={"source_bytes": 1_000_000, "source_format": "gguf:Q4_1"},
         ),
         "dense": write(tmp_path / "dense", metrics_json=DENSE, details_json=DETAILS),
-        "pruned": write(tmp_path / "pruned", metrics_json=PRUNED),
-        "recovered": write(tmp_path / "recovered", metrics_json=RECOVERED),
+        "pruned": write(
+            tmp_path / "pruned",
+            metrics_json=PRUNED,
+            details_json={"layer_distances": [0.1, 0.2], "sources": {"a/x": {"kl": 0.1}, "b/x": {"kl": 0.3}}},
+            answers_json=ANSWERS,
+        ),
+        "recovered": write(
+            tmp_path / "recovered", metrics_json=RECOVERED, details_json={"layer_distances": [0.05, 0.1]}
+        ),
         "plan": write(tmp_path / "plan", plan_json=plan),
+        "scores": scores(tmp_path / "scores"),
         "export": write(tmp_path / "export", exports_json=exports),
         "gate": write(tmp_path / "gate", gate_json=gate),
         "selection": write(
@@ -207,18 +231,22 @@ def test_both_forms_hold_the_same_table(inputs: dict[str, Path], tmp_path: Path)
     ):
         assert text in parser.cells
         assert text in markdown
-    assert "http" not in html.replace("http-equiv", ""), "the page loads nothing from elsewhere"
+    for text in ("http-equiv", "http://evil"):
+        html = html.replace(text, "")
+    assert "http" not in html, "the page loads nothing from elsewhere"
     assert "<script" not in html
     assert "Say &lt;b&gt;hi&lt;/b&gt;" in html, "text of the data is escaped"
     read = MarkdownIt("commonmark").enable("table").parse(markdown)
     inside = [child for token in read for child in token.children or ()]
+    assert not [token for token in read if token.type == "heading_open" and token.tag == "h1"][1:]
+    assert "link_open" not in {child.type for child in inside}
     assert "html_block" not in {token.type for token in read}
     assert "html_inline" not in {child.type for child in inside}
     assert "Say <b>hi</b> | now" in "".join(child.content for child in inside), "text stays text"
     blocks = [token.content for token in read if token.type == "fence"]
     assert [block for block in blocks if "<img src=q>" in block], "the config stays in its block"
     assert "resprout run tiny.yaml" in html
-    for name in ("size", "speed", "accuracy", "widths", "loss"):
+    for name in ("size", "speed", "accuracy", "scores-ffn", "widths", "layers", "sources", "loss"):
         assert f'id="figure-{name}"' in html
     rows = [row for row in markdown.splitlines() if row.startswith("| ")]
     header = next(row for row in rows if "dense" in row)
