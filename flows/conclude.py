@@ -15,6 +15,7 @@ from resprout.configs.load import Loaded
 from resprout.configs.result import ExportResult, GateResult, ModelResult, RunResult, SpeedResult
 from resprout.configs.schema import RegisterConfig
 from resprout.flows.mlflow_pages import PLAN, REPORT, RunPage, describe_model, describe_run, describe_version
+from resprout.flows.past_runs import earlier_runs
 from resprout.flows.rerun_command import standalone
 from resprout.flows.rivals import Rivals
 from resprout.flows.session import Session
@@ -34,6 +35,7 @@ from resprout.tasks.core.run import Run
 from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.measure.ratio import metrics_of, ratio_in
 from resprout.tasks.register.reconcile import own_uri, register
+from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
 
 logger = logging.getLogger(__name__)
@@ -232,8 +234,19 @@ class Conclusion:
                 {"role": one.role, "name": one.name, "licence": one.shown_licence}
                 for one in self.artifacts.steps.credits
             ],
+            graph=self.artifacts.steps.graph(),
+            earlier=self.earlier_runs(),
         )
         return report(self.run, Job(settings, config.seed), self.artifacts.reported()), settings
+
+    def earlier_runs(self) -> list[PastRun]:
+        """Runs on this model before this one, by the params of this one."""
+        run, made = self.run, self.result.made_models()
+        model = run.tracker.run(run.mlflow_run_id).data.params.get("model")
+        if model is None:
+            return []
+        last = list(made.values())[-1].metrics
+        return earlier_runs(run.tracker, run.mlflow_run_id, model, made[DENSE].metrics, last)
 
     def write_provenance(self) -> None:
         """The signed statement of how the export was built, in the store and in MLflow."""

@@ -117,10 +117,16 @@ class Steps(Sequence[Step]):
     @property
     def pruned(self) -> int:
         """The place behind the step that scores the pruned model."""
-        name = prune.leaves.name if prune.leaves else ""
-        return 1 + next(
-            place for place, step in enumerate(self.steps) if step.id == StepId(evaluate.name, name)
-        )
+        scored = StepId(evaluate.name, prune.leaves.name if prune.leaves else "")
+        return 1 + next(place for place, step in enumerate(self.steps) if step.id == scored)
+
+    def graph(self) -> dict[str, list[str]]:
+        """The labels of the steps, each with those of the steps whose artifacts it reads."""
+        labels = {step.id: step.label for step in self.steps}
+        return {
+            step.label: list(dict.fromkeys(labels[slot.step] for slot in step.inputs.values()))
+            for step in self.steps
+        }
 
     def section(self, stage: Stage[Any]) -> Any:
         """The stage's section; None where the config leaves it out."""

@@ -6,7 +6,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -17,6 +16,8 @@ from resprout.infra.licences import UNKNOWN
 from resprout.infra.lineage import Node
 from resprout.infra.store.record import Record
 from resprout.tasks.core.mlflow_log import flat
+from resprout.tasks.report import graph
+from resprout.tasks.report.pages import render
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 SHORT = 12
 FIRST = ("export", "gate", *reversed(models()), "model", "plan", "calibration")
 """Order of roles in the tree: the export, the gate's verdict, then the models it was compared with."""
-WIDTH, HEIGHT = 190, 62
-"""Size of a box, in pixels."""
-ACROSS, DOWN = 232, 84
-"""Distance of two boxes."""
-MARGIN = 12
 
 
 def draw(lineage: Lineage, results: Results, full: bool = False) -> Tree:
@@ -175,86 +171,44 @@ def _identity(entry: dict[str, Any]) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-@dataclass(frozen=True)
-class Box:
-    """A node of the drawing with the place of its upper left corner."""
-
-    identity: str
-    role: str
-    node: Node
-    x: int
-    y: int
-
-
 def page(lineage: Lineage, results: Results) -> str:
     """The page; everything that came from a config, a name or a file is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    here = Environment(
-        loader=PackageLoader("resprout.flows.audit", "."),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    nodes, roles, licences = lineage.nodes(), lineage.roles(), lineage.licences()
+    labels = [_label(node, roles[identity], licences) for identity, node in nodes.items()]
+    return render(
+        "page.html",
+        {
+            "title": lineage.title,
+            "reference": lineage.reference,
+            "header": list(header(lineage, results, usual_of(lineage))),
+            "version": lineage.version,
+            "drawing": graph.draw(
+                {
+                    identity: [parent.record_id for _, parent in node.parents]
+                    for identity, node in nodes.items()
+                }
+            ),
+            "labels": labels,
+            "nodes": sorted(nodes.values(), key=lambda node: node.record.started, reverse=True),
+            "roles": roles,
+            "licences": licences,
+            "details": {identity: list(details(node, results)) for identity, node in nodes.items()},
+            "origins": {identity: origin_lines(node.record.origin) for identity, node in nodes.items()},
+        },
+        "resprout.flows.audit",
     )
-    boxes = place(lineage)
-    return here.get_template("page.html.j2").render(
-        title=lineage.title,
-        reference=lineage.reference,
-        header=list(header(lineage, results, usual_of(lineage))),
-        version=lineage.version,
-        boxes=list(boxes.values()),
-        edges=_edges(boxes),
-        width=2 * MARGIN + WIDTH + max(box.x for box in boxes.values()),
-        height=2 * MARGIN + HEIGHT + max(box.y for box in boxes.values()),
-        box_width=WIDTH,
-        box_height=HEIGHT,
-        licences=lineage.licences(),
-        details={identity: list(details(box.node, results)) for identity, box in boxes.items()},
-        origins={identity: origin_lines(box.node.record.origin) for identity, box in boxes.items()},
+
+
+def _label(node: Node, role: str, licences: dict[str, str]) -> graph.Label:
+    """The box of a record, which leads to its details."""
+    record, licence = node.record, licences.get(node.record_id)
+    name = named(role, node).removesuffix(f" {record.content[:SHORT]}")
+    text = str(record.config.get("role") or name) if licence else name
+    what = f"licence {licence}" if licence else f"{record.content[:SHORT]} {record.started[:10]}"
+    kind = "source" if licence else "end" if record.kind == "export" else "step"
+    return graph.Label.of(
+        node.record_id, text, what, f"{role}: {record.stage} {record.content}", kind, f"r-{node.record_id}"
     )
-
-
-def place(lineage: Lineage) -> dict[str, Box]:
-    """Each node in a column behind all of its inputs, near their middle: sources left, the end right."""
-    nodes, roles = lineage.nodes(), lineage.roles()
-    column: dict[str, int] = {}
-
-    def column_of(node: Node) -> int:
-        if node.record_id not in column:
-            column[node.record_id] = max((column_of(parent) + 1 for _, parent in node.parents), default=0)
-        return column[node.record_id]
-
-    for node in nodes.values():
-        column_of(node)
-    row: dict[str, float] = {}
-    boxes: dict[str, Box] = {}
-    for at in range(max(column.values()) + 1):
-        here = [nodes[identity] for identity in nodes if column[identity] == at]
-        for node in here:
-            behind = [row[parent.record_id] for _, parent in node.parents]
-            row[node.record_id] = sum(behind) / len(behind) if behind else 0.0
-        here.sort(key=lambda node: (row[node.record_id], node.record.stage, node.record_id))
-        for index, node in enumerate(here):
-            identity = node.record_id
-            row[identity] = index
-            boxes[identity] = Box(
-                identity, roles[identity], node, MARGIN + at * ACROSS, MARGIN + index * DOWN
-            )
-    return boxes
-
-
-def _edges(boxes: dict[str, Box]) -> list[dict[str, Any]]:
-    """Curves from each input's right side to the left side of what was made of it."""
-    found = []
-    for box in boxes.values():
-        for role, parent in box.node.parents:
-            given = boxes[parent.record_id]
-            x1, y1 = given.x + WIDTH, given.y + HEIGHT // 2
-            x2, y2 = box.x, box.y + HEIGHT // 2
-            middle = (x1 + x2) // 2
-            found.append({"role": role, "path": f"M{x1} {y1} C{middle} {y1} {middle} {y2} {x2} {y2}"})
-    return found
 
 
 def printable(text: object) -> str:

@@ -240,9 +240,10 @@ class Tracker:
         return True
 
     @mlflow_errors
-    def concluded(self) -> list[Run]:
-        """The runs of this experiment and its kin that came to a verdict and are finished."""
+    def concluded(self, having: str = "") -> list[Run]:
+        """The runs of this experiment and its kin that came to a verdict and are finished, all or some."""
         wanted = f"attributes.status = 'FINISHED' and tags.`{GATE}` LIKE '%'"
+        wanted += f" and {having}" if having else ""
         found = search.runs(self, wanted, self.experiments())
         return [run for run in found if run.info.lifecycle_stage == "active"]
 

@@ -235,6 +235,7 @@ def histogram(
             log=True,
         )
         axes.minorticks_off()
+        axes.yaxis.set_major_formatter(lambda count, place: f"{count:,.0f}")
         axes.set_xlabel(x_label)
         axes.set_ylabel("units (logarithmic)")
         _legend(figure, axes)

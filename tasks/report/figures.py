@@ -22,6 +22,7 @@ from resprout.tasks.report.charts import (
     scatter,
     widths,
 )
+from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.table import SPEED, Metrics, perplexity_of, speeds_of
 
 UnitScores = Mapping[int, Mapping[str, Sequence[float]]]
@@ -35,31 +36,45 @@ UNITS = {
 INTERVAL = "Lines through a point are its interval of 95 %, relative to the dense model."
 
 
-def trade_offs(models: Mapping[str, Metrics]) -> Iterator[Chart]:
-    """Quality against size, and against the speed of decoding where it was measured."""
+def trade_offs(models: Mapping[str, Metrics], earlier: Sequence[PastRun] = ()) -> Iterator[Chart]:
+    """Quality against size, and against the speed of decoding where it was measured.
+
+    Speeds of `earlier` runs, measured at other times, are placed by their ratio to the dense model's then.
+    """
     dense = next(iter(models.values()))
-    quality = perplexity_of(dense)
-    measured = speeds_of(dense)
-    axes = [("bytes", "size", "weights in MB", 1e-6)]
-    axes += [(name, "speed", f"{name.removesuffix(SPEED)}: tokens a second", 1.0) for name in measured[:1]]
-    for name, kind, label, scale in axes:
+    shown = [(name, colour_of(name), metrics) for name, metrics in models.items()]
+    before = [("earlier runs", "earlier", one.last) for one in earlier]
+    for name, kind, label, scale in trade_axes(dense):
         points = [
-            Point(
-                model,
-                colour_of(model),
-                scale * metrics[name],
-                metrics[quality],
-                _span(dense, metrics, name, scale),
-                _span(dense, metrics, quality),
-            )
-            for model, metrics in models.items()
-            if name in metrics and quality in metrics
+            point
+            for model, colour, metrics in [*before, *shown]
+            if (point := trade_point(model, colour, metrics, dense, name, scale)) is not None
         ]
         better = "further left is smaller" if kind == "size" else "further right is faster"
-        says = f"Lower is better, {better}. {INTERVAL}"
-        yield scatter(
-            f"{kind}", f"Quality against {kind}", says, points, label, "perplexity on held-out text"
-        )
+        others = " Earlier runs are others on this model and text." if before else ""
+        says = f"Lower is better, {better}. {INTERVAL}{others}"
+        yield scatter(kind, f"Quality against {kind}", says, points, label, "perplexity on held-out text")
+
+
+def trade_axes(dense: Metrics) -> list[tuple[str, str, str, float]]:
+    """What quality is drawn against: a metric, its kind, its label with the unit, and its scale."""
+    axes = [("bytes", "size", "weights in MB", 1e-6)]
+    return axes + [
+        (name, "speed", f"{name.removesuffix(SPEED)}, tokens a second", 1.0) for name in speeds_of(dense)[:1]
+    ]
+
+
+def trade_point(
+    label: str, colour: str, metrics: Metrics, dense: Metrics, name: str, scale: float
+) -> Point | None:
+    """A model at its metric `name` and its perplexity, by ratios to `dense`; None where it has not both."""
+    quality = perplexity_of(dense)
+    if name not in metrics or quality not in metrics:
+        return None
+    ratio = ratio_in(metrics, name)
+    x = metrics[name] if ratio is None else dense[name] * ratio.median
+    across, up = _span(dense, metrics, name, scale), _span(dense, metrics, quality)
+    return Point(label, colour, scale * x, metrics[quality], across, up)
 
 
 def accuracies(models: Mapping[str, Metrics]) -> Iterator[Chart]:
@@ -139,7 +154,7 @@ def split_scores(
         for place, value in enumerate(values):
             shown = value if alone else math.log10(value / middle) if positive else value - middle
             (kept if place in stays else cut).append(shown)
-    axis = "score over the layer's median, powers of ten" if positive else "score less the layer's median"
+    axis = "score / layer's median, powers of ten" if positive else "score - layer's median"
     return kept, cut, "score of the layer" if alone else axis
 
 

@@ -24,6 +24,8 @@ from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report import figures
+from resprout.tasks.report.graph import Label, draw
+from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.table import comparison, recovery_sentence
 from resprout.tasks.report.verdict import RULE, verdict
 
@@ -47,9 +49,25 @@ class ReportConfig(BaseModel):
     """Date of the export (YYYY-MM-DD), the same however often it is found in the cache."""
     credits: list[dict[str, str]] = []
     """Models and data that the run used: role, name, licence."""
+    graph: dict[str, list[str]] = {}
+    """The labels of the stages, each with those of the stages whose artifacts it read."""
+    earlier: list[PastRun] = []
+    """Runs on the same model before this one."""
 
 
-@stage("report", kind="report", timed=True, libraries=("jinja2", "matplotlib", "scipy"), computes=False)
+def settings(config: ReportConfig) -> dict[str, Any]:
+    """All but earlier runs: they are drawn where a report is made, and make none again."""
+    return config.model_dump(mode="json", exclude={"earlier"})
+
+
+@stage(
+    "report",
+    kind="report",
+    timed=True,
+    libraries=("jinja2", "matplotlib", "scipy"),
+    computes=False,
+    settings=settings,
+)
 def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the report of a run."""
     from resprout.tasks.report.pages import render
@@ -96,6 +114,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "made": _date(config.made),
         "asked": asked(config.config),
         "credits": config.credits,
+        "lineage": lineage(config.graph, config.digests),
         "command": config.command,
         "config": yaml.safe_dump(config.config, sort_keys=False, allow_unicode=True),
         "digests": config.digests,
@@ -121,7 +140,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "schedule": "" if schedule == "one_shot" else schedule,
         "widths": widths,
         "figures": {
-            "results": [*figures.trade_offs(models), *figures.accuracies(models)],
+            "results": [*figures.trade_offs(models, config.earlier), *figures.accuracies(models)],
             "pruning": [
                 *figures.unit_scores(_unit_scores(inputs.get("scores")), plan),
                 *figures.layer_widths(widths),
@@ -237,6 +256,24 @@ def _examples(folder: Path, each: int = 2) -> list[dict[str, Any]]:
                     {"cluster": cluster, "instruction": shown, "reason": decision["reason"]}
                 )
     return [row for cluster in sorted(chosen, key=lambda name: (len(name), name)) for row in chosen[cluster]]
+
+
+def lineage(graph: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> dict[str, Any] | None:
+    """The drawing of a run's stages with the label of each; None where it is not known what each read."""
+    if not graph:
+        return None
+    read = {label for makers in graph.values() for label in makers}
+    labels = [
+        Label.of(
+            label,
+            label,
+            digests.get(label, "")[:12],
+            f"{label} {digests.get(label, '')}",
+            kind="end" if label not in read else "" if graph[label] else "source",
+        )
+        for label in graph
+    ]
+    return {"drawing": draw(graph), "labels": labels}
 
 
 def side_by_side(asked: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
