@@ -123,6 +123,8 @@ class SweepResult(Plain):
     variants: list[VariantResult]
     front: list[str] | None = None
     """Names of the variants of a search that no other dominates; null where nothing was searched."""
+    page: str | None = None
+    """Path of the HTML page that compares the variants."""
     seconds: float = 0.0
 
 

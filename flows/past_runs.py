@@ -21,7 +21,7 @@ MOST = 30
 def past_run(run: Run, config: Mapping[str, Any] | None = None) -> PastRun | None:
     """A run of MLflow as plain data; None where it has no scores of a dense model and another."""
     named = [name for name in models() if f"{name}.params" in run.data.metrics]
-    if len(named) < 2 or named[0] != DENSE:
+    if len(named) < 2 or named[0] != DENSE or not any("_ppl_" in name for name in run.data.metrics):
         return None
     kept = {name: _of_model(run.data.metrics, name) for name in (DENSE, named[-1])}
     tags = run.data.tags

@@ -74,6 +74,7 @@ def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
             measure_variants(session, run)
         except ResproutError as error:
             session.result.message = str(error)
+        session.result.page = str(_page(session))
         _conclude(session.result, began)
         describe(run, session.result)
     return session.result.model_dump(mode="json")
@@ -112,6 +113,17 @@ def _run_variants(session: SweepSession, search: Search | None, own: str, parent
             # Before the runner ends, which waits for its threads.
             session.interrupt()
             raise
+
+
+def _page(session: SweepSession) -> Path:
+    """The page that compares the variants, where a person looks for it: <home>/reports/<sweep>/sweep.html."""
+    from resprout.flows.compare_reports import compare_variants
+
+    folder = session.base.home / "reports" / session.config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sweep.html"
+    path.write_text(compare_variants(session.result, session.config.base), encoding="utf-8")
+    return path
 
 
 def _left_out(variant: Variant, session: SweepSession) -> VariantResult:

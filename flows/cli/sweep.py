@@ -101,6 +101,8 @@ def _sweep(config: Path, overrides: list[str], session: SweepSession) -> SweepRe
     if result.front is not None:
         best = ", ".join(result.front) or "none"
         console.print(f"front, of variants that no other dominates: {best}", highlight=False, soft_wrap=True)
+    if result.page is not None:
+        console.print(f"page: {result.page}", highlight=False, soft_wrap=True, markup=False)
     if result.message:
         console.print(f"speeds: {result.message}", highlight=False, soft_wrap=True, markup=False)
     return result

@@ -72,7 +72,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a scatter plot; `x_span` and `y_span` are the ends of its intervals, where it has some."""
+    """A point of a scatter plot; `x_span` and `y_span` are the ends of its intervals, where it has some.
+
+    `mark` is written beside it.
+    """
 
     label: str
     colour: str
@@ -80,6 +83,7 @@ class Point:
     y: float
     x_span: Span | None = None
     y_span: Span | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,9 @@ def scatter(
                 markersize=6.5 if colour != "earlier" else 9,
                 zorder=2 if colour == "earlier" else 3,
             )
+        for one in points:
+            if one.mark:
+                axes.annotate(one.mark, (one.x, one.y), xytext=(5, 4), textcoords="offset points")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(0.14)

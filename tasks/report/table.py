@@ -69,7 +69,7 @@ def comparison(
             rows.append(_accuracy(name, models))
     if "zero_shot_mean_acc" in every:
         label = f"mean accuracy ({_kinds(averaged)})" if averaged else "mean accuracy"
-        cells = tuple(_accuracy_cell(metrics, "zero_shot_mean_acc") for metrics in models.values())
+        cells = tuple(accuracy_cell(metrics, "zero_shot_mean_acc") for metrics in models.values())
         rows.append(Row(label, cells))
     for name in every:
         if name.endswith(SPEED):
@@ -110,10 +110,10 @@ def ratio_cell(metrics: Metrics, name: str, form: str = ",.1f") -> str:
 
 
 def _accuracy(name: str, models: Mapping[str, Metrics]) -> Row:
-    return Row(name, tuple(_accuracy_cell(metrics, name) for metrics in models.values()))
+    return Row(name, tuple(accuracy_cell(metrics, name) for metrics in models.values()))
 
 
-def _accuracy_cell(metrics: Metrics, name: str) -> str:
+def accuracy_cell(metrics: Metrics, name: str) -> str:
     """An accuracy with its standard error, and its change over the dense model's outside the noise."""
     if name not in metrics:
         return NONE

@@ -107,7 +107,7 @@ def _judgement(
 ) -> tuple[str, str]:
     if gate is not None and not gate["passed"]:
         outside = " and ".join(one["name"] for one in gate["checks"] if not one["passed"])
-        return f"not worth it, outside the gate's bounds ({outside})", BAD
+        return "not worth it, outside the gate's bounds" + (f" ({outside})" if outside else ""), BAD
     saved = _Share(1 - size, 1 - size, 1 - size)
     gain = max((saved, _share(faster)), key=lambda share: share.middle)
     if worse is None:

@@ -423,6 +423,27 @@ def test_the_report_of_a_version_is_written(
     }  # fmt: skip
 
 
+def test_several_runs_are_compared_on_one_page(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    references = ("models:/tiny-pruned@candidate", finished.result["mlflow_run_id"])
+    found = resprout("report", *references, "--output", tmp_path / "r", home=finished.home)
+    assert found.code == 0, found.err
+    assert found.out.strip() == str(tmp_path / "r" / "comparison.html")
+    page = (tmp_path / "r" / "comparison.html").read_text()
+    assert "2 runs compared" in page
+    assert page.count("flap (uniform widths)") == 2
+    assert "All settings are the same." in page
+    stage = next(one for one in mlflow_of(finished.home).search_runs(
+        [mlflow_of(finished.home).get_run(references[1]).info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{references[1]}'", max_results=1,
+    ))  # fmt: skip
+    bad = resprout("report", references[0], stage.info.run_id, "--output", tmp_path / "b", home=finished.home)
+    assert bad.code == 2
+    assert "has no scores of a dense and a pruned model" in bad.err
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_report_is_not_written_to_a_file(
     finished: Any, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -5,8 +5,6 @@ A real browser on a real server: Debian's chromium and chromium-driver.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 import servers
+from browser import chromium
 
 PATIENCE_SECONDS = 60
 
@@ -62,22 +61,8 @@ class Auditor:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install selenium")
-    browser, chauffeur = shutil.which("chromium"), shutil.which("chromedriver")
-    if browser is None or chauffeur is None:
-        pytest.skip("no browser: apt-get install chromium chromium-driver")
-    options = selenium.ChromeOptions()
-    options.binary_location = browser
-    options.add_argument("--headless=new")
-    options.add_argument("--window-size=1500,1400")
-    options.add_argument("--disable-dev-shm-usage")
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")
-    found = selenium.Chrome(options=options, service=selenium.ChromeService(chauffeur))
-    try:
+    with chromium() as found:
         yield found
-    finally:
-        found.quit()
 
 
 @pytest.fixture(scope="module")
