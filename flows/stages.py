@@ -121,11 +121,16 @@ class Steps(Sequence[Step]):
         return 1 + next(place for place, step in enumerate(self.steps) if step.id == scored)
 
     def graph(self) -> dict[str, list[str]]:
-        """The labels of the steps, each with those of the steps whose artifacts it reads."""
+        """The labels of the steps, each with those of the steps whose artifacts it reads.
+
+        Of steps that only check what comes later, no one reads the artifact: they are left out.
+        """
         labels = {step.id: step.label for step in self.steps}
+        read = {slot.step for step in self.steps for slot in step.inputs.values()}
         return {
             step.label: list(dict.fromkeys(labels[slot.step] for slot in step.inputs.values()))
             for step in self.steps
+            if step.stage.reported or step.id in read
         }
 
     def section(self, stage: Stage[Any]) -> Any:

@@ -131,9 +131,11 @@ def scatter(
                 markersize=6.5 if colour != "earlier" else 9,
                 zorder=2 if colour == "earlier" else 3,
             )
+        marks: dict[Span, list[str]] = {}
         for one in points:
-            if one.mark:
-                axes.annotate(one.mark, (one.x, one.y), xytext=(5, 4), textcoords="offset points")
+            marks.setdefault((one.x, one.y), []).extend([one.mark] if one.mark else [])
+        for place, same in marks.items():
+            axes.annotate(", ".join(same), place, xytext=(5, 4), textcoords="offset points")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(0.14)

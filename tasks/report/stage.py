@@ -191,7 +191,9 @@ def asked(config: Mapping[str, Any]) -> str:
     parts = [f"keep {' and '.join(targets) or 'what the plan says'}"]
     parts.append(f"prune {units} by {method}" if units else f"prune by {method}")
     recover = config.get("recover")
-    parts.append(f"recover by {recover.get('method', 'lora')}" if recover else "no recovery")
+    trained = {"lora": "LoRA", "full": "full training"}
+    how = recover.get("method", "lora") if recover else ""
+    parts.append(f"recover by {trained.get(how, how)}" if recover else "no recovery")
     return ", ".join(parts)
 
 

@@ -91,9 +91,7 @@ def verdict(models: Mapping[str, Metrics], gate: Mapping[str, Any] | None) -> Ve
             f"Speed ({_run_name(speed)})" if speed is not None else "Speed",
             _shown(faster),
             _interval(faster),
-            f"{dense[speed]:,.1f} → {final[speed]:,.1f} tokens/s on this machine"
-            if speed
-            else "it was not measured",
+            _speeds(dense, final, speed, faster),
             _tone(faster, up=GOOD, down=BAD),
         ),
     )
@@ -152,6 +150,14 @@ def _speed(name: str | None, faster: Ratio | None) -> str:
         return "no faster on this machine"
     direction = "faster" if faster.median > 1 else "slower"
     return f"{_percent(abs(faster.median - 1))} {direction} at {_run_name(name)}"
+
+
+def _speeds(dense: Metrics, final: Metrics, name: str | None, faster: Ratio | None) -> str:
+    if name is None or faster is None:
+        return "it was not measured"
+    if faster.different:
+        return f"{dense[name]:,.1f} → {final[name]:,.1f} tokens/s on this machine"
+    return f"about {dense[name]:,.1f} tokens/s before and after, as far as this machine can tell"
 
 
 def _run_name(name: str | None) -> str:

@@ -86,3 +86,4 @@ def test_three_numbers_with_their_intervals() -> None:
     assert (speed.value, speed.interval) == ("no difference", "interval of 95 %: −3 % to +6 %")
     assert quality.note.startswith("20.00 → 22.20")
     assert (size.tone, quality.tone, speed.tone) == (GOOD, BAD, "")
+    assert speed.note == "about 10.0 tokens/s before and after, as far as this machine can tell"
