@@ -24,7 +24,8 @@ LONG = 32
 """Characters of a value that are shown."""
 MOST_FILES = 3
 """Source files that are named."""
-CODE = "code"
+CODE, INPUT = "code", "input "
+"""Parts of a key that are no path in a config, inputs with their role."""
 HASH = re.compile(r"[0-9a-f]{64}")
 ROOM = "tasks/"
 """Folder of all stages; files in it are named by the rest of their path."""
@@ -125,9 +126,9 @@ def differences(
         digest, path = now["parents"][name]
         before, place = then["parents"].get(name, (None, path))
         if (digest, path) != (before, place):
-            yield Difference(f"input {name}", before, digest)
+            yield Difference(f"{INPUT}{name}", before, digest)
     for name in then["parents"].keys() - now["parents"].keys() - set(waits_for):
-        yield Difference(f"input {name}", then["parents"][name][0], None)
+        yield Difference(f"{INPUT}{name}", then["parents"][name][0], None)
     for key, before, after in _differing(_flat(then.get("hardware")), _flat(now.get("hardware"))):
         yield Difference(f"hardware.{key}", before, after)
     for key, before, after in _differing(then["libraries"], now["libraries"]):

@@ -24,6 +24,7 @@ VERBS = (
     "report",
     "lineage",
     "diff",
+    "why",
     "audit",
     "verify",
     "reproduce",
