@@ -54,6 +54,7 @@ def ask(model: PreTrainedModel, tokenizer: Any, prompts: Sequence[str]) -> Asked
         attention_mask=mask,
         max_new_tokens=min(NEW_TOKENS, room),
         do_sample=False,
+        num_beams=1,
         pad_token_id=pad,
     )
     ends = _ends(model, tokenizer)

@@ -142,7 +142,7 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
     right = {
         f"{name}_{metric}": one for name, task in found.answers.items() for metric, one in task.right.items()
     }
-    samples = {"windows": _by_window(segments), "right": right}
+    samples = {"windows": _blocks(segments, config.window_tokens - 1), "right": right}
     (workdir / "samples.json").write_text(json.dumps(samples, sort_keys=True) + "\n")
     if found.asked is not None:
         text = json.dumps(asdict(found.asked), indent=1, ensure_ascii=False, sort_keys=True)
@@ -160,13 +160,19 @@ def _of_source(segments: Sequence[Segment], compared: bool) -> dict[str, float]:
     return {**found, "kl": score.mean_kl} if score.kl_tokens else found
 
 
-def _by_window(segments: Iterable[Segment]) -> list[list[float]]:
-    """Negative log-likelihood and number of the scored tokens of each window."""
-    sums: dict[int, list[float]] = {}
+def _blocks(segments: Iterable[Segment], least: int) -> list[list[float]]:
+    """Negative log-likelihood and number of the scored tokens of each window.
+
+    Windows that overlap score few tokens each, and neighbours are alike: as many are one block as score
+    `least` tokens together.
+    """
+    found, window = [[0.0, 0]], -1
     for one in segments:
-        nll, tokens = sums.get(one.window, [0.0, 0])
-        sums[one.window] = [nll + one.nll, tokens + one.tokens]
-    return list(sums.values())
+        if one.window != window and found[-1][1] >= least:
+            found.append([0.0, 0])
+        window = one.window
+        found[-1] = [found[-1][0] + one.nll, found[-1][1] + one.tokens]
+    return found
 
 
 @stage(

@@ -158,6 +158,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
             ],
             "recovery": [*figures.training_loss(steps)],
         },
+        "layers_compared": any(one.get("layer_distances") for one in details.values()),
         "prompts": side_by_side({name: _answers(inputs[name]) for name in models}),
         "prompt_notes": notes_on_prompts({name: _answers(inputs[name]) for name in models}),
         "losses": [(row["step"], row["loss"]) for row in steps],

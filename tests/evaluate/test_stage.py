@@ -150,6 +150,18 @@ def test_evaluator_settings_are_in_the_key_and_source_paths_are_not() -> None:
     assert evaluate.key(Job(config(text=[{"source": "/elsewhere/x"}])), {}) == base
 
 
+def test_overlapping_windows_are_joined_to_blocks_that_do_not_overlap(
+    models: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    for stride, blocks in ((None, 4), (4, 4)):
+        out = tmp_path / str(stride)
+        run(config(stride_tokens=stride), out, model=models[0], text=text)
+        samples = json.loads((out / "samples.json").read_text())["windows"]
+        assert len(samples) == blocks, stride
+        assert sum(tokens for _, tokens in samples) == (56 if stride is None else 59)
+        assert min(tokens for _, tokens in samples[:-1]) >= 15
+
+
 GOOD_TASK = "task: x\noutput_type: multiple_choice\nmetric_list: [{metric: acc}]\n"
 
 

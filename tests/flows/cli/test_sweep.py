@@ -142,6 +142,11 @@ def test_shared_stages_run_once_and_a_failed_variant_leaves_the_rest(
     assert "tiny-5: left out, " in found.err
     assert "prune.target" in found.result["variants"][4]["result"]["message"]
     assert "too few for paser.clusters: 40" in found.result["variants"][2]["result"]["message"]
+    assert found.result["page"] == str(home / "reports" / "tiny-sweep" / "sweep.html")
+    page = (home / "reports" / "tiny-sweep" / "sweep.html").read_text()
+    assert "5 variants of run.yaml" in page
+    assert 'id="figure-size"' in page
+    assert "too few for paser.clusters: 40" in page, "what failed is there with its reason"
     made = Counter(
         (stage["name"], stage["artifact"]["digest"])
         for one in found.result["variants"]
