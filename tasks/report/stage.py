@@ -148,6 +148,9 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
                     {name: one.get("layer_distances", ()) for name, one in details.items()}
                 ),
                 *figures.source_divergence({name: one.get("sources", {}) for name, one in details.items()}),
+            ],
+            "recovery": [
+                *figures.training_loss(steps),
                 *(
                     figures.category_divergence(
                         _rows(inputs["selection"] / "decisions.jsonl"), _rows(inputs["rows"] / "rows.jsonl")
@@ -156,7 +159,6 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
                     else ()
                 ),
             ],
-            "recovery": [*figures.training_loss(steps)],
         },
         "layers_compared": any(one.get("layer_distances") for one in details.values()),
         "prompts": side_by_side({name: _answers(inputs[name]) for name in models}),
