@@ -28,9 +28,11 @@ def compared(dense: Path, other: Path) -> dict[str, float]:
     """
     if not all((folder / FILE).is_file() for folder in (dense, other)):
         return {}
-    read = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in (dense, other)]
-    details = json.loads((other / "details.json").read_text(encoding="utf-8"))
-    return compare(*read, details)
+    ours, theirs, details = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (dense / FILE, other / FILE, other / "details.json")
+    )
+    return compare(ours, theirs, details)
 
 
 def compare(
@@ -48,8 +50,8 @@ def compare(
         means, errors, items = zip(*averaged, strict=True)
         error = math.hypot(*errors) / len(errors)
         changes[MEAN] = (sum(means) / len(means), error, min(items))
-    for name, (mean, error, items) in changes.items():
-        reach = quantile(items - 1) * error if items > 1 else math.inf
+    for name, (mean, error, count) in changes.items():
+        reach = quantile(count - 1) * error if count > 1 else math.inf
         found |= dict(
             zip((f"{name}{one}" for one in CHANGES), (mean, mean - reach, mean + reach), strict=True)
         )

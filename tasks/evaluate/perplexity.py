@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
@@ -154,14 +155,13 @@ def scored(
             mask[row, part.first - 1 :] = True
         targets = ids[:, 1:][mask]
         room = len(targets) if kl_tokens is None else max(0, min(len(targets), kl_tokens - before))
-        if reference is not None and room and layers is not None:
-            with layers.watched() as distances:
-                others, states = _states(reference, ids), _states(model, ids)
-            found.layers.append(distances)
-        else:
-            others = _states(reference, ids) if reference is not None and room else None
-            states = _states(model, ids)
-        states, others = states[mask], None if others is None else others[mask][:room]
+        others: torch.Tensor | None = None
+        with ExitStack() as watching:
+            if layers is not None and room:
+                found.layers.append(watching.enter_context(layers.watched()))
+            if reference is not None and room:
+                others = _states(reference, ids)[mask][:room]
+            states = _states(model, ids)[mask]
         nll, kl = [], []
         for start in range(0, len(targets), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)

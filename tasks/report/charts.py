@@ -29,7 +29,7 @@ LABEL_CHARS = 26
 Span = tuple[float, float]
 
 _SENTINELS = {name: f"#a5c3{number:02x}" for number, name in enumerate(COLOURS)}
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
@@ -134,8 +134,8 @@ def scatter(
         marks: dict[Span, list[str]] = {}
         for one in points:
             marks.setdefault((one.x, one.y), []).extend([one.mark] if one.mark else [])
-        for place, same in marks.items():
-            axes.annotate(", ".join(same), place, xytext=(5, 4), textcoords="offset points")
+        for place, found in marks.items():
+            axes.annotate(", ".join(found), place, xytext=(5, 4), textcoords="offset points")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(0.14)

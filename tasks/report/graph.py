@@ -35,8 +35,11 @@ class Label:
     @classmethod
     def of(cls, name: str, text: str, small: str, title: str, kind: str = "", link: str = "") -> Label:
         """The label with its lines cut to what a box holds."""
-        cut = [one if len(one) <= most else f"{one[: most - 1]}…" for one, most in ((text, 25), (small, 26))]
-        return cls(name, *cut, title, kind, link)
+        return cls(name, _cut(text, 25), _cut(small, 26), title, kind, link)
+
+
+def _cut(line: str, most: int) -> str:
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 @dataclass(frozen=True)
