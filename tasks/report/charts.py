@@ -18,7 +18,7 @@ from html import escape
 from typing import Any
 
 COLOURS = (
-    "ink", "muted", "line", "paper", "dense", "pruned", "recovered", "sparsified", "earlier", "accent", "cut",
+    "ink", "muted", "line", "dense", "pruned", "recovered", "sparsified", "earlier", "accent", "cut",
 )  # fmt: skip
 """Names of the colours, which are CSS variables of the page."""
 MARKERS = {"dense": "o", "pruned": "s", "recovered": "D", "sparsified": "^", "earlier": ".", "accent": "v"}

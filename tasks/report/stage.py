@@ -201,8 +201,11 @@ def asked(config: Mapping[str, Any]) -> str:
 
 
 def model_name(source: str) -> str:
-    """Name of a model for a heading: the last part of its address, without the ending of a file."""
-    last = source.split("://")[-1].rstrip("/").rpartition("/")[2]
+    """Name of a model for a heading: the last part of its address, or a registered one with its version."""
+    if source.startswith("models:/"):
+        name, _, version = source.removeprefix("models:/").partition("/")
+        return f"{name} version {version}" if version else name
+    last = source.split("://")[-1].rstrip("/").rpartition("/")[2].partition("@")[0]
     return last.removesuffix(".gguf") or source
 
 

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.shape import Shape
-from resprout.tasks.report.stage import kept_widths, measured, report
+from resprout.tasks.report.stage import asked, kept_widths, measured, model_name, report
 from resprout.tasks.report.table import comparison, recovery_sentence
 from tiny_report import DENSE, JOB, PRUNED, RECOVERED, SETTINGS, write_inputs
 
@@ -212,3 +212,42 @@ def test_widths_tell_what_each_layer_of_the_source_keeps() -> None:
     mixture = Shape("mixtral", 8, 10, 2, (8,) * 2, (2,) * 2, (2,) * 2, experts=(4, 4))
     kept = kept_widths([{"ffn": [0], "kv_groups": [0], "experts": [0, 2]}], mixture)
     assert [row["experts"] for row in kept] == [(4, 2), (4, 0)]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("package://llm/Some-1B.Q4.gguf", "Some-1B.Q4"),
+        ("hf://org/name@main", "name"),
+        ("models:/chat/3", "chat version 3"),
+        ("models:/chat@candidate", "chat@candidate"),
+        ("s3://bucket/models/chat/", "chat"),
+        ("model", "model"),
+    ],
+)
+def test_a_heading_names_the_model(source: str, name: str) -> None:
+    assert model_name(source) == name
+
+
+@pytest.mark.parametrize(
+    ("prune", "recover", "words"),
+    [
+        (
+            {"method": "flap", "units": ["ffn", "heads"], "target": {"params_ratio": 0.8, "bytes": None}},
+            {"method": "lora"},
+            "keep 80 % of the parameters, prune FFN channels and query heads by flap, recover by LoRA",
+        ),
+        (
+            {"method": "shortgpt", "target": {"bytes": 250_000_000}},
+            None,
+            "keep 250 MB of weights, prune by shortgpt, no recovery",
+        ),
+        (
+            {"method": None, "criterion": "wanda", "units": [], "target": {"latency_ratio": 0.75}},
+            {"method": "full"},
+            "keep 75 % of the time, prune by wanda, recover by full training",
+        ),
+    ],
+)
+def test_what_was_asked_in_words(prune: dict[str, Any], recover: dict[str, Any] | None, words: str) -> None:
+    assert asked({"prune": prune, "recover": recover}) == words

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from browser import chromium
 from lineages import Writer, nodes, write_lineage
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import MlflowConfig, StoreConfig
@@ -175,6 +176,26 @@ def test_the_page_stands_alone_and_holds_every_record(known: tuple[Workspace, Wr
     assert "Content-Security-Policy" in text
     assert "licence apache-2.0" in read.text
     assert "resprout.digest" in read.text
+
+
+def test_the_graph_is_whole_at_1280_pixels_and_its_boxes_lead_to_records(
+    known: tuple[Workspace, Writer], tmp_path: Path
+) -> None:
+    here, writer = known
+    story = lineage_of(here, "models:/small@candidate")
+    (tmp_path / "page.html").write_text(page(story, read_results(here.store, story)), encoding="utf-8")
+    with chromium() as driver:
+        size = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.get((tmp_path / "page.html").as_uri())
+        assert driver.get_log("browser") == []
+        inside = "const one = document.querySelector('.graph'); return one.scrollWidth <= one.clientWidth"
+        assert driver.execute_script(inside)
+        record = writer.made["pruned"][1]
+        section = driver.find_element("id", f"r-{record}")
+        assert f"record {record}" not in section.text
+        driver.find_element("css selector", f".graph a[href='#r-{record}'] rect").click()
+        assert f"record {record}" in section.text
 
 
 def test_the_page_escapes_what_a_name_may_hold(tmp_path: Path) -> None:
