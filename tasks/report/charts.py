@@ -26,6 +26,7 @@ SIZE = (4.2, 3.0)
 """Width and height in inches; a page scales pictures to its columns."""
 POINTS = 9
 LABEL_CHARS = 26
+MOST_TICKS = 6
 Span = tuple[float, float]
 
 _SENTINELS = {name: f"#a5c3{number:02x}" for number, name in enumerate(COLOURS)}
@@ -139,6 +140,7 @@ def scatter(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(0.14)
+        axes.xaxis.get_major_locator().set_params(nbins=MOST_TICKS)
         _legend(figure, axes)
 
     return _drawn(name, title, says, draw)
@@ -221,6 +223,7 @@ def dots(name: str, title: str, says: str, rows: Mapping[str, Sequence[Value]], 
         axes.set_yticks(range(len(rows)), [shortened(label) for label in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
+        axes.xaxis.get_major_locator().set_params(nbins=MOST_TICKS)
         axes.set_xlabel(x_label)
         if len(series) > 1:
             _legend(figure, axes)
