@@ -6,7 +6,7 @@ import platform
 import sys
 
 OLDEST = (3, 11)
-TESTED_PYTHONS = ((3, 11),)
+TESTED_PYTHONS = ((3, 11), (3, 12), (3, 13))
 TESTED_SYSTEM = ("linux", "x86_64")
 
 
@@ -27,7 +27,7 @@ def caution() -> str:
     here, python = (sys.platform, platform.machine()), tuple(sys.version_info[:2])
     if here == TESTED_SYSTEM and python in TESTED_PYTHONS:
         return ""
-    tested = " and ".join(map(_shown, TESTED_PYTHONS))
+    tested = f"{_shown(TESTED_PYTHONS[0])} to {_shown(TESTED_PYTHONS[-1])}"
     return (
         f"resprout is tested on Linux x86_64 with Python {tested}, and not on {platform.system()} {here[1]} "
         f"with Python {_shown(python)}"
