@@ -57,6 +57,10 @@ class Terminated(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+class StoppedWatching(KeyboardInterrupt):
+    """Ctrl-C where a command only watches a run, which goes on; the sentence says how to stop it."""
+
+
 Fault = tuple[str, str]
 
 

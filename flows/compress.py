@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State, flow
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
@@ -22,9 +23,10 @@ from resprout.flows import preflight
 from resprout.flows.check import check, check_fits
 from resprout.flows.conclude import Conclusion
 from resprout.flows.dry_run import look_up, to_make
-from resprout.flows.flow_run import newer_due, refuse_endless
+from resprout.flows.flow_run import newer_due, note_own_process, refuse_endless
 from resprout.flows.inputs import SOURCE, Sources, decoders
 from resprout.flows.rerun_command import command, config_digest, public_overrides
+from resprout.flows.run_name import run_name, title_of
 from resprout.flows.session import Session, current, using
 from resprout.flows.shards import TaskRunnerFanOut
 from resprout.flows.stages import STAGES, Artifacts, Steps
@@ -33,7 +35,7 @@ from resprout.infra.environment import prepare
 from resprout.infra.licences import check_licences
 from resprout.infra.mlflow.system_metrics import system_metrics
 from resprout.infra.mlflow.tracking import FLOW_RUN, PARENT, STAGE, VARIANT, WRITER, Tracker
-from resprout.infra.prefect.flow_runs import FLOW
+from resprout.infra.prefect.flow_runs import FLOW, GATE_NOT_PASSED
 from resprout.infra.provenance.ledger import Ledger
 from resprout.infra.retry import retry_while_down
 from resprout.infra.store import exports, lease
@@ -62,7 +64,14 @@ def compress_here(loaded: Loaded, overrides: list[str], session: Session) -> Non
         compress(str(loaded.path), public_overrides(overrides))
 
 
-@flow(name=FLOW, validate_parameters=False)
+def _run_name() -> str:
+    """Name of the flow run that begins."""
+    loaded, context = current().loaded, FlowRunContext.get()
+    given = context.parameters if context is not None and context.parameters else {}
+    return run_name(loaded.config.name if loaded else title_of(given.get("config"), given.get("overrides")))
+
+
+@flow(name=FLOW, flow_run_name=_run_name, validate_parameters=False)
 def compress(
     config: str | RunConfig,
     overrides: list[str] | None = None,
@@ -79,6 +88,8 @@ def compress(
     if (newer := newer_due()) is not None:
         return Completed(name="Superseded", message=f"flow run {newer} of the same schedule is due as well")
     loaded = session.loaded or _load(config, overrides or [])
+    if session.called_at:
+        note_own_process()
     with logs.fields(run=loaded.config.name, flow_run=flow_run.id):
         if not session.called_at:
             logs.configure(loaded.config.infra.logs)
@@ -214,7 +225,7 @@ def _compress(
         logger.info("%s", result.message or "done", extra={"status": result.status})
     if result.status == "gate_not_passed" and not session.called_at:
         # Under a name of its own, so that an automation can notify someone.
-        return Failed(name="GateNotPassed", message=result.message, data=result.model_dump(mode="json"))
+        return Failed(name=GATE_NOT_PASSED, message=result.message, data=result.model_dump(mode="json"))
     return result.model_dump(mode="json")
 
 

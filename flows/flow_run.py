@@ -27,6 +27,7 @@ from prefect.runtime import deployment, flow_run
 
 from resprout.configs.errors import StageFailed
 from resprout.infra.prefect.flow_runs import in_a_row
+from resprout.infra.prefect.run_control import note_process
 
 
 def newer_due() -> str | None:
@@ -70,3 +71,11 @@ def refuse_endless(most: int) -> None:
             f"the process of this run died {count} times in a row, and infra.prefect.restarts is {most}; "
             "look for what kills it (memory?), then retry the run: it goes on from its finished stages"
         )
+
+
+def note_own_process() -> None:
+    """Let `resprout cancel` find the process of a run that a command line began; a sweep's is noted once."""
+    if flow_run.parent_flow_run_id:
+        return
+    with get_client(sync_client=True) as client:
+        note_process(client, flow_run.id)

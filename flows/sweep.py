@@ -22,13 +22,16 @@ from resprout.configs.errors import BadInput, ResproutError
 from resprout.configs.load import Loaded, arrived, load, travelling
 from resprout.configs.result import RunResult
 from resprout.configs.sweep import SweepResult, Variant, VariantResult, load_sweep
+from resprout.flows.flow_run import note_own_process
 from resprout.flows.rerun_command import config_digest, public_overrides
 from resprout.flows.rivals import Rivals
+from resprout.flows.run_name import run_name
 from resprout.flows.runners import apart, lost, started, submit
 from resprout.flows.session import Session
 from resprout.flows.sweep_session import SweepSession, prepared, unsplit
 from resprout.infra.environment import prepare
-from resprout.infra.mlflow.tracking import SWEEP, VARIANT
+from resprout.infra.mlflow.tracking import SWEEP_NAME, VARIANT
+from resprout.infra.prefect.flow_runs import SWEEP
 
 if TYPE_CHECKING:
     from resprout.flows.search import Search
@@ -48,11 +51,18 @@ def sweep_here(path: Path, overrides: list[str], session: SweepSession) -> Sweep
     return session.result
 
 
-@flow(name="sweep", validate_parameters=False)
+def _run_name() -> str:
+    """Name of the flow run that begins."""
+    session = _current.get()
+    return run_name(session.config.name if session is not None else "sweep")
+
+
+@flow(name=SWEEP, flow_run_name=_run_name, validate_parameters=False)
 def sweep(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     """Run all variants of the sweep at path `config`; `overrides` are key=value, set in all of them."""
     session = _current.get() or prepared(*load_sweep(Path(config), overrides or []))
     prepare(session.base.config.infra, session.base.home)
+    note_own_process()
     began = time.perf_counter()
     own = str(flow_run.id)
     session.result.variants += [
@@ -183,7 +193,7 @@ def _run(
     """The result of one variant, as plain data; a variant that fails has a result too."""
     began = time.perf_counter()
     watched = _HERE.get(own)
-    session = Session(tags={SWEEP: sweep, VARIANT: f"{own}/{name}"}, parent=parent)
+    session = Session(tags={SWEEP_NAME: sweep, VARIANT: f"{own}/{name}"}, parent=parent)
     session.rivals = Rivals.from_data(rivals) if rivals is not None else None
     if watched is not None:
         session.display = watched.display(name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from resprout.configs.sweep import SweepResult
 from resprout.flows.sweep_session import SweepSession
 from resprout.infra.markdown import NOTE, code, link, run_page
-from resprout.infra.mlflow.tracking import SWEEP, WRITER, Tracker
+from resprout.infra.mlflow.tracking import SWEEP_NAME, WRITER, Tracker
 from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
@@ -37,7 +37,7 @@ def sweep_run(session: SweepSession) -> Iterator[SweepRun]:
     tracker = Tracker(infra.mlflow, first.home)
     tracker.connect()
     store = ArtifactStore.from_config(infra.store, first.home, infra.proof)
-    run_id = tracker.start(session.config.name, {SWEEP: session.config.name})
+    run_id = tracker.start(session.config.name, {SWEEP_NAME: session.config.name})
     with ExitStack() as at_end:
         at_end.enter_context(tracker.running(run_id))
         locks = LeaseLockManager(store.driver)

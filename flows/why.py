@@ -74,8 +74,8 @@ def explain(workspace: Workspace, reference: str, stage: str) -> Explanation:
     run = _parent(workspace, reference)
     stages = _stages(workspace, run)
     if stage not in stages:
-        near = difflib.get_close_matches(stage, stages, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+        similar = difflib.get_close_matches(stage, stages, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(repr(one) for one in similar)}?" if similar else ""
         raise BadInput(
             f"the run {run.info.run_name} ({run.info.run_id}) has no stage '{stage}'; "
             f"{hint or 'give one of ' + ', '.join(stages)}"

@@ -30,6 +30,7 @@ def deploy(
     resume: Annotated[bool, typer.Option("--resume", help="Only let the schedule go on.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Only remove the deployment.")] = False,
     run: Annotated[bool, typer.Option("--run", help="Start a run now.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="With --run: follow it, and exit as it does.")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for --run only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of stdout: all this as JSON.")] = False,
 ) -> None:
@@ -42,7 +43,7 @@ def deploy(
     \b
     Examples:
       resprout deploy configs/quickstart.yaml --cron "0 2 * * 1" --timezone Europe/Berlin
-      resprout deploy configs/quickstart.yaml --run --set prune.target.params_ratio=0.85
+      resprout deploy configs/quickstart.yaml --run --wait --set prune.target.params_ratio=0.85
       resprout deploy configs/quickstart.yaml --pause
     """
     actions = {"--pause": pause, "--resume": resume, "--delete": delete}
@@ -52,24 +53,45 @@ def deploy(
         raise BadInput(f"{' and '.join(given + more)} do not go together; give one of them")
     if settings and not run:
         raise BadInput("--set is for one run; add --run, or write key=value without --set for all runs")
+    if wait and not run:
+        raise BadInput(
+            "--wait follows the run that --run starts; add --run, or give `resprout logs RUN --follow`"
+        )
     from resprout.configs.load import load
     from resprout.infra.prefect.deployments import check_schedule
 
     check_schedule(cron, timezone)
     loaded = load(config, overrides or [])
-    load(config, [*(overrides or []), *(settings or [])])
+    this_run = load(config, [*(overrides or []), *(settings or [])])
     title = name or loaded.config.name
     done = _act(loaded, title, given[0]) if given else None
     if done is None:
         done = _deploy(loaded, overrides or [], title, pool, cron, timezone, limit, overlap)
         if run:
-            from resprout.infra.prefect import deployments
-
-            done["flow_run"] = deployments.start(loaded.config.infra, title, settings or [])
+            done |= _start(loaded, title, this_run.config.name, settings or [])
     for key, value in done.items():
-        sys.stderr.write(f"{key.replace('_', ' ')}: {value}\n")
+        shown = ", ".join(value) if isinstance(value, list) else value
+        sys.stderr.write(f"{key.replace('_', ' ')}: {shown}\n")
     if as_json:
         sys.stdout.write(json.dumps(done) + "\n")
+        sys.stdout.flush()
+    if wait:
+        from resprout.flows.cli.watching import watch
+        from resprout.infra.prefect.run_control import find
+        from resprout.infra.prefect.server import server
+
+        with server(loaded.config.infra) as client:
+            watch(client, find(client, done["flow_run"]))
+
+
+def _start(loaded: Loaded, title: str, name: str, settings: list[str]) -> dict[str, Any]:
+    """Start a run that is named after its config and now."""
+    from resprout.flows.run_name import dated
+    from resprout.infra.prefect import deployments
+    from resprout.infra.prefect.run_control import page_of
+
+    found = deployments.start(loaded.config.infra, title, settings, dated(name))
+    return {"flow_run": str(found.id), "name": found.name, "page": page_of(found)}
 
 
 def _act(loaded: Loaded, title: str, option: str) -> dict[str, Any]:
@@ -119,9 +141,17 @@ def _deploy(
         overlap=overlap,  # type: ignore[arg-type]
         infra=infra,
     )
-    done = {"deployment": f"{deployments.FLOW}/{title}", "id": deployment, "pool": chosen}
-    paused = deployments.read(infra, title).paused
-    return {**done, "schedule": "paused; --resume lets it go on"} if paused else done
+    done: dict[str, Any] = {"deployment": f"{deployments.FLOW}/{title}", "id": deployment, "pool": chosen}
+    made = deployments.read(infra, title)
+    found = deployments.schedules(made)
+    times = [when for one in found for when in one.next]
+    if times:
+        done["schedule"] = "; ".join(f"{one.words} ({one.cron}, {one.timezone})" for one in found)
+    if made.paused:
+        return {**done, "paused": "--resume lets the schedule go on"}
+    if times:
+        done["next"] = [f"{one:%a %Y-%m-%d %H:%M %Z}" for one in sorted(times)[: deployments.NEXT]]
+    return done
 
 
 def _prepare(loaded: Loaded) -> None:

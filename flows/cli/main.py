@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
-from resprout.configs.errors import BadInput, ResproutError, Terminated
+from resprout.configs.errors import BadInput, ResproutError, StoppedWatching, Terminated
 from resprout.flows.cli.supported import caution, refusal
 
 CANCELLED = 130
@@ -40,6 +41,10 @@ VERBS = (
     "relay",
     "up",
     "deploy",
+    "runs",
+    "logs",
+    "cancel",
+    "retry",
 )
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -90,7 +95,7 @@ def main() -> None:
     except SystemExit as end:
         # Typer turns Ctrl-C, and what is derived from it, into this code and says nothing.
         if end.code == CANCELLED:
-            _say(CANCELLED_SAYS)
+            _say(_words(end))
             sys.exit(_signal_code(end))
         raise
     except ResproutError as error:
@@ -110,12 +115,18 @@ def main() -> None:
 
 
 def _signal_code(end: BaseException) -> int:
+    return next((one.exit_code for one in _chain(end) if isinstance(one, Terminated)), CANCELLED)
+
+
+def _words(end: BaseException) -> str:
+    return next((str(one) for one in _chain(end) if isinstance(one, StoppedWatching)), CANCELLED_SAYS)
+
+
+def _chain(end: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = end
     while cause is not None:
-        if isinstance(cause, Terminated):
-            return cause.exit_code
+        yield cause
         cause = cause.__context__
-    return CANCELLED
 
 
 def _say(sentence: str) -> None:

@@ -28,9 +28,10 @@ def up(
 ) -> None:
     """Start and supervise Prefect, MLflow, a worker and the webhook relay on this machine.
 
-    Everything listens on loopback and keeps its data below the data folder (RESPROUT_HOME). A part that dies
-    is started again; after a crash of all of them the same command goes on. With settings that changed, the
-    parts concerned start again. Exit code 1: a part is not healthy.
+    Everything listens on loopback and keeps its data below the data folder (RESPROUT_HOME). The ports are
+    infra.stack.prefect_port (4200), infra.stack.mlflow_port (5000) and infra.relay.port (8300). A part that
+    dies is started again; after a crash of all of them the same command goes on. With settings that changed,
+    the parts concerned start again. Exit code 1: a part is not healthy.
 
     \b
     Examples:

@@ -22,7 +22,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectNotFound
 
 from resprout.configs.errors import BadInput
-from resprout.infra.prefect.flow_runs import FLOW, MOST_RESTARTS, NEVER_BEGINS, RESTARTING
+from resprout.infra.prefect.flow_runs import FLOW, GATE_NOT_PASSED, MOST_RESTARTS, NEVER_BEGINS, RESTARTING
 
 SILENT_SECONDS = 90.0
 """Three heartbeats; the server's own restart takes less."""
@@ -33,14 +33,14 @@ ENDLESS_HOURS = 6.0
 """In which deaths are counted; one takes a minute, or several where a cluster fetches an image each time."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
 CRASHED = "prefect.flow-run.Crashed"
-OWN_ENDS = ("AlreadyClaimed", "GateNotPassed", "OwnVersion", "Superseded")
+OWN_ENDS = ("AlreadyClaimed", GATE_NOT_PASSED, "OwnVersion", "Superseded")
 """Names that the flow gives its last state, in place of Completed or Failed."""
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", *OWN_ENDS)}
 STARTS = {
     f"prefect.flow-run.{state}"
     for state in ("Scheduled", "Pending", "Running", "AwaitingRetry", RESTARTING, "Resuming")
 }
-BAD_ENDS = ("GateNotPassed", "Failed")
+BAD_ENDS = (GATE_NOT_PASSED, "Failed")
 BODY = """Run {{ flow_run.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}
 Flow run {{ flow_run.id }} {{ flow_run|ui_url or "" }}"""
 OF_THE_FLOW: dict[str, Any] = {"prefect.resource.role": "flow", "prefect.resource.name": FLOW}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import zoneinfo
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from resprout.infra.prefect.server import pool_type, server
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.client.schemas.schedules import CronSchedule
 
@@ -29,6 +31,8 @@ ENTRYPOINT = "resprout.flows.compress.compress"
 FIELDS = 5
 NO_PLACES = {"Factory", "localtime"}
 """Names of zones that stand for "not set", and for the machine's own."""
+NEXT = 3
+"""Times of a schedule that are shown."""
 EXAMPLE = '"0 2 * * 1" is Mondays at 2:00'
 Overlap = Literal["enqueue", "cancel-new"]
 RUN_ENVIRONMENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
@@ -187,8 +191,37 @@ def delete(infra: InfraConfig, name: str) -> None:
         client.delete_deployment(found.id)
 
 
-def start(infra: InfraConfig, name: str, overrides: list[str]) -> str:
-    """Id of a new run of the deployment, with key=value overrides of its own."""
+def start(infra: InfraConfig, name: str, overrides: list[str], run_name: str) -> FlowRun:
+    """A new run of the deployment, called `run_name`, with key=value overrides of its own."""
     found = read(infra, name)
     with server(infra) as client:
-        return str(client.create_flow_run_from_deployment(found.id, parameters={"overrides": overrides}).id)
+        return client.create_flow_run_from_deployment(
+            found.id, parameters={"overrides": overrides}, name=run_name
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a deployment runs: in words, and the next times by the server's own reckoning."""
+
+    words: str
+    cron: str
+    timezone: str
+    next: tuple[datetime, ...]
+
+
+def schedules(deployment: DeploymentResponse) -> list[Schedule]:
+    """The schedules of a deployment that are cron expressions and not switched off."""
+    import asyncio
+
+    from prefect.server.schemas.schedules import CronSchedule
+
+    found = []
+    for one in deployment.schedules:
+        cron, zone = getattr(one.schedule, "cron", None), getattr(one.schedule, "timezone", None) or "UTC"
+        if cron is None or not one.active:
+            continue
+        times = asyncio.run(CronSchedule(cron=cron, timezone=zone).get_dates(NEXT))
+        words = CronSim(cron, datetime.now(UTC)).explain()
+        found.append(Schedule(words, cron, zone, tuple(times)))
+    return found

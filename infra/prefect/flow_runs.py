@@ -10,8 +10,10 @@ from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import PrefectConfig, one_line, without_credentials
 
 T = TypeVar("T")
-FLOW = "compress"
-"""Name of the flow."""
+FLOW, SWEEP = "compress", "sweep"
+"""Names of the flows."""
+GATE_NOT_PASSED = "GateNotPassed"
+"""Name of the last state of a run whose gate did not pass."""
 RESTARTING = "Restarting"
 """Name of the state in which a run whose process died is scheduled."""
 WAITING = ("Late", "AwaitingConcurrencySlot")

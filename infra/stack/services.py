@@ -25,6 +25,12 @@ from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.driver import driver_class
 
 LOOPBACK = "127.0.0.1"
+PORTS = {
+    "prefect": "infra.stack.prefect_port",
+    "mlflow": "infra.stack.mlflow_port",
+    "relay": "infra.relay.port",
+}
+"""Keys of the settings with the port of each service."""
 OLDEST = 14
 """PostgreSQL before 14 is no longer maintained."""
 SECONDS = 8.0
@@ -52,8 +58,8 @@ def in_the_stack(infra: InfraConfig) -> InfraConfig:
     Raises:
         BadInput: they name other servers than the stack's, or a relay without its secret.
     """
-    _refuse_other("infra.prefect.api_url", infra.prefect.api_url, f"{prefect_url(infra)}/api")
-    _refuse_other("infra.mlflow.tracking_uri", infra.mlflow.tracking_uri, mlflow_url(infra))
+    _refuse_other("infra.prefect.api_url", infra.prefect.api_url, f"{prefect_url(infra)}/api", "prefect")
+    _refuse_other("infra.mlflow.tracking_uri", infra.mlflow.tracking_uri, mlflow_url(infra), "mlflow")
     relay, store = infra.relay, infra.store
     if relay.rules is not None:
         rules = Path(relay.rules).expanduser().absolute()
@@ -89,13 +95,18 @@ def variables(infra: InfraConfig, home: Path) -> tuple[dict[str, str], dict[str,
     return plain, secret
 
 
-def _refuse_other(key: str, given: str | None, own: str) -> None:
+def _refuse_other(key: str, given: str | None, own: str, service: str) -> None:
     same = {own, own.replace(LOOPBACK, "localhost")}
     if given is not None and given.rstrip("/") not in same:
         raise BadInput(
-            f"{key} is {given}, but `resprout up` starts its own at {own}; remove the key, or do without the "
-            "stack"
+            f"{key} is {given}, but `resprout up` starts its own at {own}; remove the key, set "
+            f"{PORTS[service]} where another port is meant, or do without the stack"
         )
+
+
+def variable(key: str) -> str:
+    """The environment variable of a key of the settings."""
+    return PREFIX + key.upper().replace(".", "__")
 
 
 def prefect_database(stack: StackConfig) -> str | None:
@@ -234,6 +245,7 @@ def build_services(
             {
                 **common,
                 "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+                **_pages(prefect),
                 # Patience with a locked SQLite file; a worker and its runs write at the same time.
                 "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
             },
@@ -304,6 +316,12 @@ def _rules(path: Path) -> str:
     """Return a hash of the rules and of the run configs that they name: with another the relay restarts."""
     files = [path, *(ready.path for ready in load_rules(path))]
     return sha256_hex(b"".join(sha256_hex(file.read_bytes()).encode() for file in files))
+
+
+def _pages(prefect: str) -> dict[str, str]:
+    """Where Prefect's pages find its API, which they look for on port 4200 otherwise; a user's own stays."""
+    given = {"PREFECT_SERVER_UI_API_URL", "PREFECT_UI_API_URL"} & os.environ.keys()
+    return {} if given else {"PREFECT_SERVER_UI_API_URL": f"{prefect}/api"}
 
 
 def _artifacts(infra: InfraConfig, home: Path) -> str:

@@ -20,7 +20,7 @@ from resprout.infra.identity import library_version
 from resprout.infra.logs import last_line
 from resprout.infra.network import is_healthy, port_holder, post
 from resprout.infra.stack.launch import WORKER, stack_mark, stack_processes, terminate
-from resprout.infra.stack.services import Service, build_services, check_databases
+from resprout.infra.stack.services import PORTS, Service, build_services, check_databases, variable
 from resprout.infra.stack.supervisor import ProcessState, Supervisor
 from resprout.infra.store.filesystem import try_exclusive_lock
 
@@ -107,9 +107,10 @@ class Stack:
     def _check_port(self, service: Service, mine: set[int]) -> None:
         holder = port_holder(service.port) if service.port is not None else None
         if holder is not None and holder.pid not in mine:
+            key = PORTS[service.name]
             raise BadInput(
                 f"port {service.port} of the {service.title} is in use by {holder}; stop that, or set "
-                f"another port in infra.{'relay' if service.name == 'relay' else 'stack'}"
+                f"{key} to another port, in the settings or as {variable(key)}"
             )
 
     def _wait(self) -> None:

@@ -77,7 +77,11 @@ def decide(
     # The bytes are read where the last copy is; an alias there names no place.
     place = trail[-1].source
     if not rule.accepts(place) or (place.startswith("models:") and not LOGGED_MODEL.match(place)):
-        return Decision(why=f"the rule does not accept its source {place[:200]}", fault=True)
+        accepted = ", ".join(rule.sources)
+        return Decision(
+            why=f"the rule does not accept its source {place[:200] or '(none)'}; its sources are {accepted}",
+            fault=True,
+        )
     about = {
         "name": version.name,
         "version": version.version,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -72,6 +74,12 @@ def test_a_deployment_has_schedule_limit_and_the_whole_config(
 ) -> None:
     done = deploy("seed=3", "--name", "mondays", "--cron", "0 2 * * 1", "--timezone", "Europe/Berlin")
     assert done.code == 0, done.err
+    assert done.result["schedule"] == "At 02:00 on Monday (0 2 * * 1, Europe/Berlin)"
+    times = [re.fullmatch(r"Mon (\d{4}-\d\d-\d\d) 02:00 CES?T", one) for one in done.result["next"]]
+    days = [datetime.fromisoformat(one[1]) for one in times if one]
+    assert [two - one for one, two in itertools.pairwise(days)] == [timedelta(days=7)] * 2
+    assert 0 <= (days[0] - datetime.now()).days < 7
+    assert f"next: {', '.join(done.result['next'])}\n" in done.err
     made = named(post, "mondays")
     assert done.result["id"] == made["id"]
     (schedule,) = made["schedules"]
@@ -154,7 +162,8 @@ def test_pause_resume_run_and_delete(deploy: Callable[..., Any], post: Callable[
     assert deploy("--name", "handled", "--pause").result == {"paused": "handled"}
     assert named(post, "handled")["paused"] is True
     done = deploy("--name", "handled")
-    assert done.result["schedule"].startswith("paused")
+    assert done.result["paused"] == "--resume lets the schedule go on"
+    assert "next" not in done.result
     assert named(post, "handled")["paused"] is True, "a new config does not start the schedule again"
     assert deploy("--name", "handled", "--resume").code == 0
     assert named(post, "handled")["paused"] is False
@@ -162,6 +171,9 @@ def test_pause_resume_run_and_delete(deploy: Callable[..., Any], post: Callable[
     done = deploy("--name", "handled", "--run", "--set", "seed=9")
     (run,) = post("flow_runs/filter", {"flow_runs": {"id": {"any_": [done.result["flow_run"]]}}})
     assert run["parameters"]["overrides"] == ["seed=9"]
+    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", run["name"])
+    assert done.result["name"] == run["name"]
+    assert done.result["page"].endswith(f"/runs/flow-run/{run['id']}")
     assert deploy("--name", "handled", "--delete").code == 0
     gone = deploy("--name", "handled", "--resume")
     assert gone.code == 2

@@ -125,7 +125,9 @@ def test_what_the_settings_forbid_is_said_before_anything_starts(tmp_path: Path)
         "name the same database": {
             "stack": {"prefect_database_url": "${DB}", "mlflow_database_url": "${DB}"}
         },
-        "starts its own": {"prefect": {"api_url": "http://elsewhere:4200/api"}},
+        "set infra.stack.prefect_port where another port is meant": {
+            "prefect": {"api_url": "http://elsewhere:4200/api"}
+        },
         "mlflow.tracking_uri is http://elsewhere": {"mlflow": {"tracking_uri": "http://elsewhere:5000"}},
         "webhook_secret is not": {"relay": {"rules": str(rules)}},
         "no file": {"relay": {"rules": str(tmp_path / "none.yaml"), "webhook_secret": "${DB}"}},
@@ -154,6 +156,10 @@ def test_a_port_in_use_names_the_process(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"port {machine.ports['mlflow']} of the MLflow server is in use by" in done.stderr
     assert f"process {os.getpid()}" in done.stderr
+    assert (
+        "set infra.stack.mlflow_port to another port, in the settings or as "
+        "RESPROUT_INFRA__STACK__MLFLOW_PORT" in done.stderr
+    )
     assert machine.processes() == []
 
 

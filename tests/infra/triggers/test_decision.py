@@ -80,7 +80,7 @@ def test_a_rule_hears_of_its_models_and_happenings(
         (
             {"sources": ["s3://models/"]},
             {"source": "s3://other/x"},
-            "does not accept its source s3://other/x",
+            "does not accept its source s3://other/x; its sources are s3://models/$",
         ),
         ({"sources": ["models:/"]}, {"source": "models:/m-0a1b"}, ""),
         ({"sources": ["models:/"]}, {"source": "models:/chat@champion"}, "does not accept its source"),

@@ -1,0 +1,232 @@
+"""Flow runs on a real server: found by name or id, followed, cancelled, scheduled again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from relaying import add_deployment
+from resprout.configs.errors import BadInput
+from resprout.configs.infrastructure import InfraConfig
+from resprout.infra.prefect import run_control
+from resprout.infra.prefect.flow_runs import FLOW
+
+
+@pytest.fixture
+def client(prefect_server: None) -> Iterator[Any]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as found:
+        yield found
+
+
+@pytest.fixture
+def flow() -> Any:
+    from prefect import flow as declare
+
+    return declare(name=FLOW)(lambda config="", overrides=(): None)
+
+
+def begin(client: Any, flow: Any, name: str, **parameters: Any) -> Any:
+    """A run of a command line that is running."""
+    from prefect.states import Running
+
+    return client.create_flow_run(flow, name=name, parameters=parameters, state=Running())
+
+
+def deployed(client: Any, name: str, state: Any) -> Any:
+    made = add_deployment(f"deployment-{name}")
+    run = client.create_flow_run_from_deployment(made, name=name)
+    client.set_flow_run_state(run.id, state, force=True)
+    return client.read_flow_run(run.id)
+
+
+def unique(word: str) -> str:
+    return f"{word} {uuid.uuid4().hex[:8]}"
+
+
+def test_a_run_is_found_by_name_by_id_and_by_how_its_id_begins(client: Any, flow: Any) -> None:
+    name = unique("tiny 2026-11-28")
+    run = begin(client, flow, name)
+    for reference in (name, str(run.id), str(run.id).upper(), str(run.id)[:13]):
+        assert run_control.find(client, reference).id == run.id
+    assert run.id in {one.id for one in run_control.listed(client)}
+    with pytest.raises(BadInput, match=f"near names: .*{name}"):
+        run_control.find(client, name[:-1])
+    begin(client, flow, name)
+    with pytest.raises(BadInput, match=f"2 flow runs are called '{name}'; give the id of one: .*{run.id}"):
+        run_control.find(client, name)
+
+
+def test_a_list_has_the_newest_first_and_can_have_failures_alone(client: Any, flow: Any) -> None:
+    from prefect.states import Crashed, Failed, Scheduled
+
+    good, bad = begin(client, flow, unique("good")), begin(client, flow, unique("bad"))
+    client.set_flow_run_state(bad.id, Failed(message="no"), force=True)
+    crashed = begin(client, flow, unique("crashed"))
+    client.set_flow_run_state(crashed.id, Crashed(), force=True)
+    later = client.create_flow_run_from_deployment(
+        add_deployment(unique("later")), state=Scheduled(scheduled_time=soon(3600))
+    )
+    found = [one.id for one in run_control.listed(client)]
+    assert found.index(crashed.id) < found.index(bad.id) < found.index(good.id)
+    assert later.id not in found
+    failed = [one.id for one in run_control.listed(client, failed=True)]
+    assert failed[:2] == [crashed.id, bad.id]
+    assert good.id not in failed
+    assert run_control.listed(client, failed=True, limit=1)[0].id == crashed.id
+
+
+def soon(seconds: float) -> Any:
+    from datetime import UTC, datetime, timedelta
+
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def test_follow_shows_states_and_lines_once_and_ends_with_the_run(
+    client: Any, flow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.states import Completed
+
+    monkeypatch.setattr(run_control, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(run_control, "PAGE", 2)
+    run = begin(client, flow, unique("followed"))
+    log(client, run, "resprout.flows.session", 20, "plan: started")
+    log(client, run, "prefect.flow_runs", 40, "Finished in state Failed")
+    log(client, run, "prefect.flow_runs.worker", 20, "submitted")
+    log(client, run, "prefect.flow_runs.worker", 40, "no image")
+    log(client, run, "resprout.flows.compress", 40, "Traceback:\n  File x\nValueError: y")
+    now = list(run_control.follow(client, run, until_end=False))
+    assert [line.partition(" ")[2] for line in now] == [
+        "state Running", "plan: started", "ERROR no image", "ERROR Traceback: ... ValueError: y",
+    ]  # fmt: skip
+
+    def end() -> None:
+        time.sleep(0.5)
+        with get_client(sync_client=True) as other:
+            log(other, run, "resprout.flows.session", 20, "plan: done")
+            other.set_flow_run_state(run.id, Completed(), force=True)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    lines = [line.partition(" ")[2] for line in run_control.follow(client, run)]
+    ending.join()
+    assert lines[-2:] == ["plan: done", "state Completed"]
+    assert len(lines) == len(set(lines))
+
+
+def log(client: Any, run: Any, name: str, level: int, message: str) -> None:
+    from prefect.client.schemas.actions import LogCreate
+
+    client.create_logs(
+        [LogCreate(name=name, level=level, message=message, timestamp=soon(0), flow_run_id=run.id)]
+    )
+
+
+def test_exit_codes_are_those_of_the_run() -> None:
+    from prefect.states import Cancelled, Completed, Crashed, Failed
+
+    states = [Completed(), Completed(name="Superseded"), Failed(), Crashed(), Cancelled(), None]
+    assert [run_control.exit_code(one) for one in states] == [0, 0, 1, 1, 130, 1]
+    assert run_control.exit_code(Failed(name="GateNotPassed")) == 3
+
+
+def test_a_deployed_run_is_cancelled_by_its_worker_and_one_that_waits_at_once(client: Any) -> None:
+    from prefect.states import Running, Scheduled
+
+    running = deployed(client, unique("running"), Running())
+    client.update_flow_run(running.id, infrastructure_pid="elsewhere:1")
+    assert "the worker stops" in run_control.cancel(client, client.read_flow_run(running.id))
+    assert client.read_flow_run(running.id).state.name == "Cancelling"
+    waiting = deployed(client, unique("waiting"), Scheduled())
+    run_control.cancel(client, waiting)
+    ended = client.read_flow_run(waiting.id)
+    assert ended.state.name == "Cancelled"
+    with pytest.raises(BadInput, match=r"has ended already \(Cancelled\)"):
+        run_control.cancel(client, ended)
+
+
+NAP = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_of_a_command_line_gets_the_signal_of_ctrl_c(client: Any, flow: Any) -> None:
+    with subprocess.Popen([sys.executable, "-c", NAP], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        run = begin(client, flow, unique("local"))
+        client.update_flow_run(run.id, infrastructure_pid=f"{socket.gethostname()}:{process.pid}")
+        reaper = threading.Thread(target=process.wait)
+        reaper.start()
+        assert "has stopped" in run_control.cancel(client, client.read_flow_run(run.id))
+        reaper.join()
+    assert process.returncode == 130
+    assert client.read_flow_run(run.id).state.name == "Cancelled"
+
+
+def test_no_other_process_is_signalled(client: Any, flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: Any, number: int) -> None:
+        raise AssertionError(f"{process} was sent {number}")
+
+    monkeypatch.setattr(psutil.Process, "send_signal", refuse)
+    young = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        run = begin(client, flow, unique("gone"))
+        client.update_flow_run(run.id, infrastructure_pid=f"{socket.gethostname()}:{young.pid}")
+        # The id of a process that is younger than the run was given out again.
+        old = client.read_flow_run(run.id).model_copy(update={"start_time": soon(-3600)})
+        assert "is gone" in run_control.cancel(client, old)
+    finally:
+        young.kill()
+        young.wait()
+    elsewhere = begin(client, flow, unique("elsewhere"))
+    with pytest.raises(BadInput, match="was started at a command line; press Ctrl-C there"):
+        run_control.cancel(client, elsewhere)
+    client.update_flow_run(elsewhere.id, infrastructure_pid=f"other-host:{os.getpid()}")
+    with pytest.raises(BadInput, match="at a command line on other-host"):
+        run_control.cancel(client, client.read_flow_run(elsewhere.id))
+
+
+def test_only_a_deployed_run_that_ended_badly_is_retried(client: Any, flow: Any) -> None:
+    from prefect.states import Completed, Failed
+
+    failed = deployed(client, unique("failed"), Failed())
+    assert "is scheduled again" in run_control.retry(client, failed)
+    again = client.read_flow_run(failed.id)
+    assert (again.state.type.value, again.state.name) == ("SCHEDULED", "AwaitingRetry")
+    with pytest.raises(BadInput, match=r"has not ended \(AwaitingRetry\)"):
+        run_control.retry(client, again)
+    with pytest.raises(BadInput, match="ended well"):
+        run_control.retry(client, deployed(client, unique("done"), Completed()))
+    local = begin(client, flow, unique("local"), config="my.yaml", overrides=["seed=3"])
+    client.set_flow_run_state(local.id, Failed(), force=True)
+    with pytest.raises(BadInput, match=r"run the same command again \(resprout run my\.yaml seed=3\)"):
+        run_control.retry(client, client.read_flow_run(local.id))
+
+
+def test_without_a_server_and_without_runs_a_sentence_says_so(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    infra = InfraConfig.model_validate({"stack": {"prefect_port": 1}})
+    with pytest.raises(BadInput, match="no flow run is known"), run_control.runs_server(infra):
+        pass
+    assert not (tmp_path / "prefect").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
