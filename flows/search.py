@@ -8,7 +8,7 @@ other values are another study.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
@@ -195,7 +195,7 @@ def _drawn(trial: Trial, key: str, values: Range | tuple[Any, ...]) -> Any:
 def _sampler(config: OptunaConfig) -> BaseSampler:
     from optuna import samplers
 
-    kinds: Mapping[str, type[BaseSampler]] = {
+    kinds: Mapping[str, Callable[..., BaseSampler]] = {
         "tpe": samplers.TPESampler,
         "nsga2": samplers.NSGAIISampler,
         "random": samplers.RandomSampler,
