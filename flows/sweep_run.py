@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from resprout.configs.sweep import SweepResult
 from resprout.flows.sweep_session import SweepSession
@@ -17,6 +18,8 @@ from resprout.infra.store.store import ArtifactStore
 
 RESULT = "sweep.json"
 """File of the run with what `resprout sweep --json` prints."""
+PAGE = "report/sweep.html"
+"""File of the run with the page that compares the variants."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def describe(run: SweepRun, result: SweepResult) -> None:
     """Write the result into the run: a file, metrics, and a description that leads to its variants."""
     tracker = run.tracker
     tracker.log_text(run.id, result.model_dump_json(indent=1), RESULT)
+    if result.page is not None:
+        tracker.log_text(run.id, Path(result.page).read_text(encoding="utf-8"), PAGE)
     done = sum(one.result.status == "done" for one in result.variants)
     counts = {
         "variants_done": float(done),
