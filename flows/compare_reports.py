@@ -12,7 +12,7 @@ from resprout.flows.stages import DENSE
 from resprout.flows.workspace import RUN_ID, Workspace
 from resprout.infra.mlflow.tracking import REPORT_RECORD
 from resprout.tasks.core.mlflow_log import flat
-from resprout.tasks.report.compare import comparison_page
+from resprout.tasks.report.compare import Comparison, comparison_page
 from resprout.tasks.report.past_run import PastRun
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def compare_references(workspace: Workspace, references: Sequence[str]) -> str:
             )
         runs.append(found)
     models = dict.fromkeys(str(one.config.get("model.source", "")) for one in runs)
-    return comparison_page(f"{len(runs)} runs compared", ", ".join(filter(None, models)), runs)
+    return comparison_page(f"{len(runs)} runs compared", ", ".join(filter(None, models)), runs).text
 
 
-def compare_variants(result: SweepResult, base: str) -> str:
-    """The page of a sweep on the config called `base`."""
+def compare_variants(result: SweepResult, base: str) -> Comparison:
+    """The page of a sweep on the config called `base`, and its charts."""
     runs, left_out = [], {}
     for variant in result.variants:
         made = variant.result.made_models()

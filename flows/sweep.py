@@ -126,13 +126,19 @@ def _run_variants(session: SweepSession, search: Search | None, own: str, parent
 
 
 def _page(session: SweepSession) -> Path:
-    """The page that compares the variants, where a person looks for it: <home>/reports/<sweep>/sweep.html."""
+    """The page that compares the variants, where a person looks for it: <home>/reports/<sweep>/sweep.html.
+
+    Its charts are files beside it.
+    """
     from resprout.flows.compare_reports import compare_variants
 
     folder = session.base.home / "reports" / session.config.name
     folder.mkdir(parents=True, exist_ok=True)
+    found = compare_variants(session.result, session.config.base)
+    for chart in found.charts:
+        (folder / chart.file_name).write_text(chart.file, encoding="utf-8")
     path = folder / "sweep.html"
-    path.write_text(compare_variants(session.result, session.config.base), encoding="utf-8")
+    path.write_text(found.text, encoding="utf-8")
     return path
 
 

@@ -18,8 +18,8 @@ from resprout.infra.store.store import ArtifactStore
 
 RESULT = "sweep.json"
 """File of the run with what `resprout sweep --json` prints."""
-PAGE = "report/sweep.html"
-"""File of the run with the page that compares the variants."""
+REPORT = "report"
+"""Folder of the run with the page that compares the variants, and its charts."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def describe(run: SweepRun, result: SweepResult) -> None:
     tracker = run.tracker
     tracker.log_text(run.id, result.model_dump_json(indent=1), RESULT)
     if result.page is not None:
-        tracker.log_text(run.id, Path(result.page).read_text(encoding="utf-8"), PAGE)
+        tracker.log_folder(run.id, Path(result.page).parent, REPORT)
     done = sum(one.result.status == "done" for one in result.variants)
     counts = {
         "variants_done": float(done),

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-COLOURS = (
-    "ink", "muted", "line", "dense", "pruned", "recovered", "sparsified", "earlier", "accent", "cut",
-)  # fmt: skip
-"""Names of the colours, which are CSS variables of the page."""
+COLOURS = {
+    "ink": "#1d2529", "muted": "#5a676f", "line": "#dfe3e3", "dense": "#5f7280", "pruned": "#b8651b",
+    "recovered": "#1f7a5c", "sparsified": "#6b55a3", "earlier": "#8d9aa3", "accent": "#2a5f9e",
+    "cut": "#c25a3c",
+}  # fmt: skip
+"""Names of the colours, which are CSS variables of the page, with what they are on a light one."""
 MARKERS = {"dense": "o", "pruned": "s", "recovered": "D", "sparsified": "^", "earlier": ".", "accent": "v"}
 SIZE = (4.2, 3.0)
 """Width and height in inches; a page scales pictures to its columns."""
@@ -69,6 +71,21 @@ class Chart:
     title: str
     says: str
     svg: str
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that the picture is written to."""
+        return re.sub(r"[^a-z0-9]+", "_", self.title.lower()).strip("_") + ".svg"
+
+    @property
+    def file(self) -> str:
+        """The picture as a file of its own: with its colours, on white."""
+        head, _, rest = self.svg.partition(">")
+        frame = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"'
+        text = f'{head} {frame}>\n<rect width="100%" height="100%" fill="#ffffff"/>{rest}'
+        for name, colour in COLOURS.items():
+            text = text.replace(f"var(--{name})", colour)
+        return text
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from resprout.tasks.report.charts import Chart, Point, scatter
 from resprout.tasks.report.figures import INTERVAL, trade_axes, trade_point
@@ -16,9 +16,16 @@ from resprout.tasks.report.verdict import RULE, verdict
 NONE = "-"
 
 
+class Comparison(NamedTuple):
+    """A page, and the charts on it."""
+
+    text: str
+    charts: list[Chart]
+
+
 def comparison_page(
     title: str, over: str, runs: Sequence[PastRun], left_out: Mapping[str, str] | None = None
-) -> str:
+) -> Comparison:
     """The page called `title`, with a line `over` it; `left_out` are runs without scores, each with why.
 
     Runs are numbered from 1 in their order. Those whose dense model has another perplexity than the first
@@ -28,12 +35,13 @@ def comparison_page(
     alike = [one.dense.get(quality) == runs[0].dense[quality] and quality in one.last for one in runs]
     numbered = list(enumerate(runs, 1))
     comparable = [one for one, fits in zip(numbered, alike, strict=True) if fits]
-    return render(
+    charts = [*pareto(comparable)] if comparable else []
+    text = render(
         "compare.html",
         {
             "title": title,
             "over": over,
-            "charts": [*pareto(comparable)] if comparable else [],
+            "charts": charts,
             "columns": ["size, MB", "perplexity", "KL to dense", "mean accuracy", "speed, tokens/s"],
             "runs": [
                 {
@@ -51,6 +59,7 @@ def comparison_page(
             "rule": RULE,
         },
     )
+    return Comparison(text, charts)
 
 
 def pareto(runs: Sequence[tuple[int, PastRun]]) -> Iterator[Chart]:

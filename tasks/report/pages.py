@@ -10,6 +10,7 @@ import hashlib
 from typing import Any
 
 from resprout.infra.markdown import code, fenced, plain
+from resprout.tasks.report.charts import COLOURS
 
 
 def render(template: str, facts: dict[str, Any], package: str = "resprout.tasks.report") -> str:
@@ -24,6 +25,7 @@ def render(template: str, facts: dict[str, Any], package: str = "resprout.tasks.
         lstrip_blocks=True,
     )
     here.filters.update(code=code, fenced=fenced, plain=plain, source_hash=source_hash)
+    here.globals["colours"] = COLOURS
     return here.get_template(f"{template}.j2").render(facts)
 
 

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.core.stage import stage
+from resprout.tasks.core.stage import config_data, stage
 from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.measure.ratio import metrics_of
 from resprout.tasks.models.shape import Shape
@@ -57,7 +57,7 @@ class ReportConfig(BaseModel):
 
 def settings(config: ReportConfig) -> dict[str, Any]:
     """All but earlier runs: they are drawn where a report is made, and make none again."""
-    return config.model_dump(mode="json", exclude={"earlier"})
+    return {name: value for name, value in config_data(config).items() if name != "earlier"}
 
 
 @stage(
@@ -75,6 +75,9 @@ def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, pr
     facts = gather(job.config, inputs, job.digests)
     for template in ("report.html", "report.md", "summary.md"):
         (workdir / template).write_text(render(template, facts), encoding="utf-8")
+    # For MLflow's page, which shows pictures among a run's files.
+    for chart in facts["figures"]["results"]:
+        (workdir / chart.file_name).write_text(chart.file, encoding="utf-8")
     text = config_text(f"{job.config.command}\n# {RELATIVE}", job.config.config)
     (workdir / "config.yaml").write_text(text, encoding="utf-8")
 

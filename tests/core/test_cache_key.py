@@ -57,7 +57,7 @@ ROOMS = {
     "gate": "gate configs.result configs.schema configs.section",
     "export": "export prune models configs.schema configs.section configs.presets "
     "infra.markdown infra.licences",
-    "report": "report models configs.presets infra.markdown measure",
+    "report": "report models configs.presets infra.markdown measure evaluate",
 }
 """Rooms of tasks, and modules of the others, that each stage reaches beside core."""
 
@@ -153,7 +153,7 @@ def test_an_edit_elsewhere_reruns_nothing(copy: Path) -> None:
 
 def test_imports_inside_functions_are_followed(copy: Path) -> None:
     scored = "tasks/evaluate/perplexity.py"
-    assert moved(copy, scored, "def chunks(", "def chunks(  # other\n    *_: int,\n") >= {"evaluate"}
+    assert moved(copy, scored, "def windows(", "def windows(  # other\n    *_: int,\n") >= {"evaluate"}
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,10 @@ def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
     ("file", "stages"),
     [
         ("tasks/acquire/unpickle.py", {"acquire_model"}),
-        ("tasks/data/chat_child.py", {"pool", "select", "divergence-shard", "recover"}),
+        (
+            "tasks/data/chat_child.py",
+            {"pool", "select", "divergence-shard", "recover", "evaluate", "evaluate-shard"},
+        ),
         ("tasks/export/probe.py", {"export"}),
         ("tasks/measure/worker.py", {"measure"}),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,14 @@ def test_a_search_from_the_command_line_stops_what_is_dominated_and_goes_on_late
     assert "The front" in whole.data.tags["mlflow.note.content"]
     shown = resprout("sweep", path, "--dry-run", home=home)
     assert shown.code == 0, shown.err
+
+
+def test_the_search_of_the_page_can_be_used(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "flows" / "README.md").read_text()
+    (block,) = (one for one in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "optuna" in one)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(block.replace("base: ", f"base: {root / 'configs'}/"))
+    sweep, _ = load_sweep(path, [])
+    assert sweep.search is not None
+    assert sweep.search.optuna.trials == 12

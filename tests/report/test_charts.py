@@ -54,6 +54,16 @@ def test_a_picture_brings_nothing_of_its_own(name: str) -> None:
         assert "".join(target) in ids
 
 
+@pytest.mark.parametrize("name", CHARTS)
+def test_as_a_file_a_picture_has_its_colours_and_its_name(name: str) -> None:
+    chart = CHARTS[name]()
+    root = ElementTree.fromstring(chart.file)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in chart.file
+    assert "<script" not in chart.file
+    assert re.fullmatch(r"[a-z0-9_]+\.svg", chart.file_name)
+
+
 def texts(chart: Chart) -> list[str]:
     return [node.text or "" for node in ElementTree.fromstring(chart.svg).iter("text")]
 

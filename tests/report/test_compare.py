@@ -40,7 +40,7 @@ def test_the_front_is_what_none_beats(
 def test_the_page_numbers_the_runs_and_prints_no_ratio_inside_the_noise() -> None:
     page = comparison_page(
         "Two", "on a model", [run("first", 3e6, 30.0, gate="passed"), run("second", 2e6, 24.0)]
-    )
+    ).text
     for text in ("30.00 (x1.50, x1.20-1.67)", "24.00 (no difference, x0.96-1.33)", "3.0 (x0.75)"):
         assert text in page
     assert "x1.20</" not in page
@@ -51,7 +51,7 @@ def test_the_page_numbers_the_runs_and_prints_no_ratio_inside_the_noise() -> Non
 
 def test_a_run_on_another_text_is_in_the_table_and_not_in_the_pictures() -> None:
     other = run("elsewhere", 1e6, 22.0, dense={**DENSE, "w_ppl_seq8": 7.0})
-    page = comparison_page("Two", "", [run("first", 3e6, 30.0), other])
+    page = comparison_page("Two", "", [run("first", 3e6, 30.0), other]).text
     assert "another model or text" in page
     assert ">2</text>" not in page
     assert ">1</text>" in page
@@ -69,12 +69,12 @@ def test_settings_that_differ_and_those_alone() -> None:
 def test_names_and_settings_of_others_are_escaped() -> None:
     hostile = "<script>alert(1)</script>"
     runs = [run(hostile, 3e6, 30.0, config={hostile: "a"}, method=hostile), run("b", 2e6, 24.0)]
-    page = comparison_page(hostile, hostile, runs, {hostile: hostile})
+    page = comparison_page(hostile, hostile, runs, {hostile: hostile}).text
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 6
 
 
 def test_a_sweep_without_a_result_has_a_page_too() -> None:
-    page = comparison_page("Sweep", "", [], {"a": "failed"})
+    page = comparison_page("Sweep", "", [], {"a": "failed"}).text
     assert "<figure" not in page
     assert "failed" in page

@@ -59,7 +59,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ),
         PastRun(name="second", models={"dense": DENSE, "last": RECOVERED}, config={"a": 1}),
     ]
-    (root / "comparison.html").write_text(comparison_page(HOSTILE, "two runs", runs), encoding="utf-8")
+    (root / "comparison.html").write_text(comparison_page(HOSTILE, "two runs", runs).text, encoding="utf-8")
     return {"report": root / "report.html", "comparison": root / "comparison.html"}
 
 

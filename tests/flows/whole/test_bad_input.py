@@ -428,7 +428,7 @@ def test_models_in_the_store_need_no_room(ground: Path, there: set[str] | None, 
     """Dense, pruned and recovered model and the export, and one of them twice while it is made."""
     config, shape, steps = given(ground)
     room = needed * 4 * shape.params
-    forecasts = [Forecast(step, there is None or step.gives in there) for step in steps]
+    forecasts = [Forecast(step, there is None or step.gives in there, key=step.label) for step in steps]
     models = sum(step.writes_model for step in steps)
     assert models == 4
     preflight.check_room(config, shape, ground, room, models, lambda: to_make(forecasts))
