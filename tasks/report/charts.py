@@ -81,7 +81,9 @@ class Chart:
     def file(self) -> str:
         """The picture as a file of its own: with its colours, on white."""
         head, _, rest = self.svg.partition(">")
-        frame = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"'
+        box = re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', head)
+        size = f'width="{2 * float(box[1]):g}" height="{2 * float(box[2]):g}"' if box else ""
+        frame = f'xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif"'
         text = f'{head} {frame}>\n<rect width="100%" height="100%" fill="#ffffff"/>{rest}'
         for name, colour in COLOURS.items():
             text = text.replace(f"var(--{name})", colour)

@@ -5,16 +5,23 @@ A real browser on a real server: Debian's chromium and chromium-driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import servers
 from browser import chromium
+from commands import mlflow_of
+from tiny_run import write_run
 
 PATIENCE_SECONDS = 60
+DRAWN = """return [...document.querySelectorAll('*')].some(one => one.clientWidth > 100
+    && one.clientHeight > 100
+    && (getComputedStyle(one).backgroundImage.includes('blob:') || (one.naturalWidth ?? 0) > 100))"""
+"""Whether the page shows a picture that it has loaded."""
 
 
 class Auditor:
@@ -122,3 +129,53 @@ def test_an_auditor_finds_the_way_from_the_model_to_its_proof(
     except BaseException:
         driver.save_screenshot(str(tmp_path / "last.png"))
         raise
+
+
+@pytest.fixture(scope="module")
+def swept(resprout: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The home of a sweep of two variants, and its result."""
+    folder = tmp_path_factory.mktemp("swept")
+    write_run(folder, measure=None)
+    grid = {"prune.target.params_ratio": [0.75, 0.85]}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"name": "sizes", "base": "run.yaml", "grid": grid}))
+    often = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.5"}
+    found = resprout("sweep", folder / "sweep.yaml", "--json", home=folder / "home", env=often)
+    assert found.code == 0, found.err
+    return folder / "home", found.result
+
+
+def test_a_sweep_is_one_run_that_leads_to_its_variants_charts_and_what_they_took(
+    driver: Any, swept: tuple[Path, Any], tmp_path: Path
+) -> None:
+    home, result = swept
+    auditor = Auditor(driver)
+    first = result["variants"][0]["result"]["mlflow_run_id"]
+    database = f"sqlite:///{home / 'mlflow.db'}"
+    with servers.mlflow_server(tmp_path, servers.free_port(), database=database) as server:
+        experiment = mlflow_of(home).get_run(first).info.experiment_id
+        runs = f"{server.uri}/#/experiments/{experiment}/runs"
+        try:
+            driver.get(f"{runs}/{result['mlflow_run_id']}")
+            auditor.reads("A sweep: 2 variants of one config. Their runs are nested in this one.")
+            assert "tiny-2: prune.target.params_ratio=0.85; done" in auditor.text()
+            auditor.clicks("//li//a[normalize-space()='tiny-1']", True)
+            auditor.reads("A compression run: the gate passed")
+            assert first in driver.current_url
+            auditor.reads("Parent run")
+
+            driver.get(f"{runs}/{first}/system-metrics")
+            auditor.reads("cpu_utilization_percentage")
+
+            driver.get(f"{runs}/{result['mlflow_run_id']}/artifacts/report/quality_against_size.svg")
+            auditor.reads("report/quality_against_size.svg")
+            auditor.wait.until(lambda driver: driver.execute_script(DRAWN))
+
+            driver.get(f"{runs}/{result['mlflow_run_id']}/artifacts/report/sweep.html")
+            driver.refresh()
+            auditor.reads("report/sweep.html")
+            auditor.wait.until(lambda driver: driver.find_elements("tag name", "iframe"))
+            driver.switch_to.frame(driver.find_element("tag name", "iframe"))
+            assert "Quality against size" in auditor.reads("Sweep sizes")
+        except BaseException:
+            driver.save_screenshot(str(tmp_path / "last.png"))
+            raise
