@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 WIDTH = 100
 """Columns of a page; of a narrower terminal all of its own."""
 MINUTE, HOUR = 60, 3600
+FEW = 10
+"""Seconds of work below which the start of the run takes as long as its stages."""
 
 
 def page() -> Console:
@@ -28,7 +30,8 @@ def sentence(found: Mapping[str, Any], before: str = "") -> str:
         return f"{before}all {stages} stages found, nothing would run"
     takes = [f"{found['found']} of {stages} stages found, {to_run} would run"]
     if found["seconds"] is not None:
-        takes.append(f"about {duration(found['seconds'])}")
+        long = found["seconds"] >= FEW
+        takes.append(f"about {duration(found['seconds'])}" if long else "a few seconds")
     if found["memory_bytes"]:
         takes.append(f"at most {size(found['memory_bytes'])} of memory")
     if found["disk_bytes"]:
