@@ -70,6 +70,15 @@ def test_a_run_is_waited_for_and_ends_with_its_exit_code(stack: Machine, config:
     assert max(map(len, shown)) <= 100
 
 
+def test_a_run_that_a_schedule_or_the_page_made_is_named_when_it_begins(stack: Machine, config: Path) -> None:
+    made = stack.deploy(config)
+    run = stack.post(f"deployments/{made['id']}/create_flow_run", {"parameters": {"overrides": ["name=Own"]}})
+    assert re.fullmatch("[a-z]+-[a-z]+", run["name"])
+    assert stack.ends(run["id"])[-1] == "Completed"
+    (found,) = (one for one in listed(stack) if one["id"] == run["id"])
+    assert re.fullmatch(NAME.replace("tiny", "Own"), found["name"])
+
+
 def test_the_pages_of_prefect_find_their_server(stack: Machine) -> None:
     from resprout.infra.network import get
 
