@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.shape import Shape
+from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.stage import asked, kept_widths, measured, model_name, report
 from resprout.tasks.report.table import comparison, recovery_sentence
 from tiny_report import DENSE, JOB, PRUNED, RECOVERED, SETTINGS, write_inputs
@@ -251,3 +252,14 @@ def test_a_heading_names_the_model(source: str, name: str) -> None:
 )
 def test_what_was_asked_in_words(prune: dict[str, Any], recover: dict[str, Any] | None, words: str) -> None:
     assert asked({"prune": prune, "recover": recover}) == words
+
+
+def test_earlier_runs_are_drawn_and_make_no_report_again(inputs: dict[str, Path], tmp_path: Path) -> None:
+    before = PastRun(name="before", models={"dense": DENSE, "pruned": {**PRUNED, "bytes": 2e6}})
+    later = SETTINGS.model_copy(update={"earlier": [before]})
+    assert report.key(Job(later), {}) == report.key(Job(SETTINGS), {})
+    assert report.key(Job(SETTINGS.model_copy(update={"name": "other"})), {}) != report.key(Job(SETTINGS), {})
+    for name, settings in (("without", SETTINGS), ("with", later)):
+        (tmp_path / name).mkdir()
+        report.body(Job(settings, digests=JOB.digests), inputs, tmp_path / name, silent)
+        assert ("earlier runs" in (tmp_path / name / "report.html").read_text()) == (name == "with")
