@@ -284,7 +284,7 @@ def test_every_command_of_the_page_works(stack: Stack) -> None:
         for line in block.splitlines()
         if not language
     ]
-    assert len(commands) == 12
+    assert len(commands) == 16
     servers = {
         "RESPROUT_INFRA__PREFECT__API_URL": f"{stack.prefect}/api",
         "RESPROUT_INFRA__MLFLOW__TRACKING_URI": stack.mlflow,
@@ -297,5 +297,19 @@ def test_every_command_of_the_page_works(stack: Stack) -> None:
     for command in commands:
         words = shlex.split(command)
         assert Path(words[0]).name == "resprout", command
+        if words[1] == "cancel":
+            begun = stack.call("deploy", "configs/quickstart.yaml", "--run", **servers)
+            assert begun.returncode == 0, begun.stderr
+        if words[1] in ("logs", "cancel", "retry"):
+            # The page names a run that its reader has, here the last that was asked for.
+            asked = [run for run in stack.flow_runs() if not run["auto_scheduled"]]
+            newest = max(asked, key=lambda run: run["created"])
+            words[2] = newest["name" if words[1] == "logs" else "id"]
         done = stack.call(*words[1:], **servers)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+        if words[1] == "cancel":
+            wait_for("the run is not cancelled", lambda run=words[2]: run in cancelled(stack) or None)
+
+
+def cancelled(stack: Stack) -> list[str]:
+    return [run["id"] for run in stack.flow_runs() if run["state_type"] == "CANCELLED"]

@@ -32,9 +32,9 @@ def die(*given, **named):
     return real(*given, **named)
 setattr(place, name, die)
 produce = Run._produce
-def _produce(self, one, job, inputs, parts, role):
-    at.append(one.label(role))
-    return produce(self, one, job, inputs, parts, role)
+def _produce(self, one, *given):
+    at.append(one.label(given[-1]))
+    return produce(self, one, *given)
 Run._produce = _produce
 main()
 """
