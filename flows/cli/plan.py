@@ -101,7 +101,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
                 f"{_span(shape['ffn'])}, KV groups {_span(shape['kv_groups'])}"
             )
     if "requested_params" in found:
-        lines.append(f"target: at most {found['requested_params']:,} parameters")
+        # A target in time says nothing of parameters.
+        if found["requested_params"] < found["dense"]["params"]:
+            lines.append(f"target: at most {found['requested_params']:,} parameters")
         if found["pruned"] is None:
             lines.append("pruned: widths depend on scores; the plan stage finds them")
         lines += _journey(found)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -153,6 +155,23 @@ def test_artifacts_are_in_the_bucket_and_the_version_points_there(
     assert f"{inside}/model.safetensors" in kept
     assert client_of(mlflow_server).get_run(result["mlflow_run_id"]).info.status == "FINISHED"
     assert not (served.home / "store").exists(), "nothing is kept beside the bucket"
+
+
+def test_the_lines_at_the_end_of_a_run_bring_the_model_out_of_the_bucket(served: Served, s3: Any) -> None:
+    assert served.outcome.result["exports"][0]["path"] is None
+    assert not (served.home / "models").exists()
+    _, found, lines = served.outcome.err.partition("load it:\n")
+    assert found
+    env = {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": s3.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
+        "MLFLOW_S3_ENDPOINT_URL": s3.endpoint_url,
+    }
+    code = f"{textwrap.dedent(lines)}\nprint(model.num_parameters())"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) == served.outcome.result["models"]["recovered"]["params"]
 
 
 def test_the_config_gives_the_same_keys_and_bytes_as_without_servers(
