@@ -168,7 +168,7 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
     lines += [f"warning: {one}" for one in (*result.warnings, *remarks)]
     if result.report:
         lines.append(f"report: {_short(Path(result.report))}")
-    lines.append(f"MLflow: {_mlflow(loaded)} (run {result.mlflow_run_id})")
+    lines.append(f"MLflow: {_mlflow(loaded)} (run {result.mlflow_run_id}; page: Model training)")
     cached = sum(stage.cached for stage in result.stages)
     if cached == len(result.stages):
         lines.append(f"all {cached} stages were found in the cache; no weight was loaded")

@@ -381,8 +381,11 @@ def _unreachable(wanted: Request, smallest: int) -> BadInput:
     remedies = ["raise the target"]
     free = [kind for kind in reversed(FINENESS) if kind in dense.family.units and kind not in wanted.kinds]
     more = [kind for kind in free if _possible(wanted, kind)]
-    remedies += [f"add {kind} to prune.units" for kind in more]
-    remedies += ["lower round_to"] * ("ffn" in wanted.kinds)
+    remedies += [
+        f"add {kind} to prune.units, with a method that can (resprout methods --units {kind})"
+        for kind in more
+    ]
+    remedies += ["lower round_to"] * ("ffn" in wanted.kinds and wanted.round_to > 1)
     remedies += ["spare fewer layers"] * (wanted.free is not None)
     remedies += ["lower min_kept_ratio"] * bool(wanted.floors)
     return BadInput(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from resprout.tasks.report.charts import Chart, Point, scatter
-from resprout.tasks.report.figures import INTERVAL, trade_axes, trade_point
+from resprout.tasks.report.figures import INTERVAL, PLACED, trade_axes, trade_point
 from resprout.tasks.report.pages import render
 from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.table import accuracy_cell, perplexity_of, ratio_cell, speeds_of
@@ -85,7 +85,7 @@ def pareto(runs: Sequence[tuple[int, PastRun]]) -> Iterator[Chart]:
         better = "further left is smaller" if kind == "size" else "further right is faster"
         says = (
             f"Lower is better, {better}; numbers are those of the table. On the front no other run is better "
-            f"at both, as measured. {INTERVAL}"
+            f"at both, as measured. {INTERVAL}{PLACED if kind == 'speed' else ''}"
         )
         line = sorted((sign * x, y) for x, y in best)
         yield scatter(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from resprout.tasks.evaluate.paired import quantile
-from resprout.tasks.measure.ratio import ratio_in
+from resprout.tasks.measure.ratio import COVERAGE, ratio_in
 from resprout.tasks.report.charts import (
     COLOURS,
     Chart,
@@ -33,11 +33,17 @@ UNITS = {
     "heads": "query heads",
     "hidden": "hidden channels",
 }
+PLACED = " A speed is placed by its ratio to the dense model's in the same rounds."
+SHORT_OF_ROUNDS = " Too few rounds were measured for that of a speed (measure.repeats below 6)."
 INTERVAL = "Lines through a point are its interval of 95 %, relative to the dense model."
 
 
-def trade_offs(models: Mapping[str, Metrics], earlier: Sequence[PastRun] = ()) -> Iterator[Chart]:
+def trade_offs(
+    models: Mapping[str, Metrics], earlier: Sequence[PastRun] = (), coverage: float = COVERAGE
+) -> Iterator[Chart]:
     """Quality against size, and against the speed of decoding where it was measured.
+
+    `coverage` is that of the speeds' intervals.
 
     Speeds of `earlier` runs, measured at other times, are placed by their ratio to the dense model's then.
     """
@@ -52,6 +58,8 @@ def trade_offs(models: Mapping[str, Metrics], earlier: Sequence[PastRun] = ()) -
         ]
         better = "further left is smaller" if kind == "size" else "further right is faster"
         others = " Earlier runs are others on this model and text." if before else ""
+        if kind == "speed":
+            others = f"{others}{PLACED}" + (SHORT_OF_ROUNDS if coverage < COVERAGE else "")
         says = f"Lower is better, {better}. {INTERVAL}{others}"
         yield scatter(kind, f"Quality against {kind}", says, points, label, "perplexity on held-out text")
 
@@ -214,7 +222,8 @@ def category_divergence(
     category = {row["id"]: row.get("category") or "" for row in rows}
     found: dict[str, list[float]] = {}
     for one in decisions:
-        if "jsd" in one and category.get(one["id"]):
+        # A row whose prompt leaves no room for its answer was not compared.
+        if one.get("jsd") is not None and category.get(one["id"]):
             found.setdefault(category[one["id"]], []).append(one["jsd"])
     if len(found) > 1:
         bars = {
@@ -246,7 +255,8 @@ def _interval(values: Sequence[float]) -> Span | None:
         return None
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     reach = quantile(len(values) - 1) * error
-    return mean - reach, mean + reach
+    # A divergence is never below zero.
+    return max(0.0, mean - reach), mean + reach
 
 
 def colour_of(model: str) -> str:

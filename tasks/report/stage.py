@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import config_data, stage
 from resprout.tasks.evaluate.paired import compared
-from resprout.tasks.measure.ratio import metrics_of
+from resprout.tasks.measure.ratio import COVERAGE, metrics_of
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report import figures
 from resprout.tasks.report.graph import Label, draw
@@ -111,6 +111,8 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     widths = kept_widths(plan["layers"], shape)
     details = {name: _json(inputs[name] / "details.json") for name in models}
     gate = _json(inputs["gate"] / "gate.json") if "gate" in inputs else None
+    rounds = _json(inputs["speeds"] / "details.json") if "speeds" in inputs else None
+    coverage = rounds["coverage"] if rounds is not None else COVERAGE
     return {
         "name": config.name,
         "model": model_name(config.config["model"]["source"]),
@@ -128,14 +130,14 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
             origin.get("source_format", ""),
             averaged(details["dense"]),
         ),
-        "measured": measured(_json(inputs["speeds"] / "details.json")) if "speeds" in inputs else "",
+        "measured": measured(rounds) if rounds is not None else "",
         "source": config.config["model"]["source"],
         "source_digest": digests["source"],
         "recovery": recovery_sentence(models["pruned"], models["recovered"], earlier, len(steps))
         if "recovered" in models
         else "",
         "gate": gate,
-        "verdict": verdict(models, gate),
+        "verdict": verdict(models, gate, coverage),
         "rule": RULE,
         "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
         "plan": plan,
@@ -143,7 +145,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "schedule": "" if schedule == "one_shot" else schedule,
         "widths": widths,
         "figures": {
-            "results": [*figures.trade_offs(models, config.earlier), *figures.accuracies(models)],
+            "results": [*figures.trade_offs(models, config.earlier, coverage), *figures.accuracies(models)],
             "pruning": [
                 *figures.unit_scores(_unit_scores(inputs.get("scores")), plan),
                 *figures.layer_widths(widths),

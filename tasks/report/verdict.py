@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resprout.tasks.measure.ratio import Ratio, ratio_in
+from resprout.tasks.measure.ratio import COVERAGE, Ratio, ratio_in
 from resprout.tasks.report.table import Metrics, perplexity_of, speeds_of
 
 RULE = (
@@ -17,6 +17,9 @@ RULE = (
     "passed decides alone."
 )
 GOOD, BAD, EVEN = "good", "bad", "even"
+
+
+TOO_FEW = "too few rounds for an interval of 95 %: measure.repeats is below 6"
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,12 @@ class _Share:
 NOTHING = _Share(0.0, 0.0, 0.0)
 
 
-def verdict(models: Mapping[str, Metrics], gate: Mapping[str, Any] | None) -> Verdict:
+def verdict(
+    models: Mapping[str, Metrics], gate: Mapping[str, Any] | None, coverage: float = COVERAGE
+) -> Verdict:
     """The verdict on the last of the models, held against the first, the dense one; `RULE` says how.
+
+    `coverage` is that of the speeds' intervals, which too few rounds leave below 0.95.
 
     Perplexity counts where its ratio has an interval that leaves out 1. Of several speeds that of decoding
     counts, and where it does not differ, the first that does.
@@ -90,7 +97,7 @@ def verdict(models: Mapping[str, Metrics], gate: Mapping[str, Any] | None) -> Ve
         Number(
             f"Speed ({_run_name(speed)})" if speed is not None else "Speed",
             _shown(faster),
-            _interval(faster),
+            _interval(faster) if coverage >= COVERAGE or faster is None else TOO_FEW,
             _speeds(dense, final, speed, faster),
             _tone(faster, up=GOOD, down=BAD),
         ),

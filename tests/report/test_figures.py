@@ -44,7 +44,10 @@ def test_where_a_plan_names_only_a_number_there_is_no_picture() -> None:
 
 def test_categories_have_the_mean_of_their_rows_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"id": str(at), "category": "prose" if at < 3 else "trivia"} for at in range(5)]
-    decisions = [{"id": str(at), "jsd": float(at)} for at in range(5)]
+    rows.append({"id": "long", "category": "prose"})
+    decisions: list[dict[str, Any]] = [{"id": str(at), "jsd": float(at)} for at in range(5)]
+    # Its prompt left no room for an answer.
+    decisions.append({"id": "long", "jsd": None})
     seen: dict[str, list[Value]] = {}
     monkeypatch.setattr(figures, "dots", lambda name, title, says, bars, label: seen.update(bars))
     list(figures.category_divergence(decisions, rows))
@@ -52,7 +55,8 @@ def test_categories_have_the_mean_of_their_rows_with_its_interval(monkeypatch: p
     (prose,) = seen["prose (3)"]
     reach = quantile(2) * 1 / math.sqrt(3)
     assert prose.value == 1.0
-    assert prose.span == pytest.approx((1 - reach, 1 + reach))
+    assert reach > 1, "a divergence is never below zero"
+    assert prose.span == pytest.approx((0, 1 + reach))
     assert list(figures.category_divergence(decisions[:3], rows)) == [], "one category is none"
 
 

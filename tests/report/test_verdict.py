@@ -79,6 +79,11 @@ def test_a_gate_that_is_not_passed_decides_alone() -> None:
     assert found.judgement == "not worth it, outside the gate's bounds (max_kl_nats)"
 
 
+def test_of_too_few_rounds_no_interval_of_95_percent_is_claimed() -> None:
+    speed = verdict(final(0.95, (1.11, 1.09, 1.13), decode8=SAME), None, coverage=0.75).numbers[-1]
+    assert speed.interval == "too few rounds for an interval of 95 %: measure.repeats is below 6"
+
+
 def test_three_numbers_with_their_intervals() -> None:
     size, quality, speed = verdict(final(0.95, (1.11, 1.09, 1.13), decode8=SAME), None).numbers
     assert (size.value, size.interval) == ("−5 %", "counted, so exact")
