@@ -12,7 +12,8 @@ from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.configs.load import load_infra
 from resprout.infra.environment import prepare
 from resprout.infra.lineage import record_of_digest
-from resprout.infra.mlflow.tracking import REPORT_RECORD
+from resprout.infra.mlflow import search
+from resprout.infra.mlflow.tracking import FLOW_RUN, REPORT_RECORD
 from resprout.infra.provenance.timestamp import Authority
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 DIGEST = re.compile(r"^[0-9a-f]{64}$")
 RUN_ID = re.compile(r"^[0-9a-f]{32}$")
+FLOW_RUN_ID = re.compile(r"^[0-9a-f]{6,8}(-[0-9a-f-]{0,27})?$")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,21 @@ def open_workspace(config: Path | None, reference: str, read_only: bool = False)
     store = ArtifactStore.from_config(infra.store, home, infra.proof)
     store.read_only = read_only
     return Workspace(store, tracker, home, authority)
+
+
+def named(workspace: Workspace, reference: str) -> str:
+    """The MLflow run behind a flow run's id, or its beginning, as `resprout runs` has it; else the reference.
+
+    Raises:
+        BadInput: several runs begin so.
+    """
+    if not FLOW_RUN_ID.match(reference):
+        return reference
+    wanted = f"tags.`{FLOW_RUN}` LIKE '{reference}%'"
+    found = [run.info.run_id for run in search.runs(workspace.tracker, wanted)]
+    if len(found) > 1:
+        raise BadInput(f"{len(found)} runs have an id that begins with {reference}; give more of it")
+    return found[0] if found else reference
 
 
 def parts(reference: str) -> tuple[str, str, str]:

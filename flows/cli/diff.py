@@ -33,10 +33,10 @@ def diff(
     from resprout.flows.audit.diff import differences, lines, side, tables
     from resprout.flows.audit.lineage import lineage_of, read_results
     from resprout.flows.audit.render import console, json_line
-    from resprout.flows.workspace import open_workspace
+    from resprout.flows.workspace import named, open_workspace
 
     workspace = open_workspace(config, one, read_only=True)
-    lineages = [lineage_of(workspace, reference) for reference in (one, other)]
+    lineages = [lineage_of(workspace, named(workspace, reference)) for reference in (one, other)]
     a, b = (side(lineage, read_results(workspace.store, lineage)) for lineage in lineages)
     if as_json:
         found = {"a": one, "b": other, "differences": differences(a, b)}

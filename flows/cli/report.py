@@ -39,9 +39,10 @@ def report(
     """
     from resprout.configs.errors import BadInput
     from resprout.flows.compare_reports import compare_references
-    from resprout.flows.workspace import open_workspace
+    from resprout.flows.workspace import named, open_workspace
 
     workspace = open_workspace(config, references[0], read_only=True)
+    references = [named(workspace, one) for one in references]
     several = len(references) > 1
     digest, called = ("", "comparison") if several else _report(workspace, references[0])
     folder = output or workspace.home / "reports" / called

@@ -74,9 +74,10 @@ def reproduce(
     if not console.is_terminal:
         console = Console(stderr=True, width=WIDTH)
     outside = {name: os.environ.get(name) for name in SERVER}
-    from resprout.flows.workspace import open_workspace
+    from resprout.flows.workspace import named, open_workspace
 
     workspace = open_workspace(config, reference, read_only=True)
+    reference = named(workspace, reference)
     from resprout.flows.compare_runs import changes, judge
     from resprout.flows.recorded_run import hardware, recorded_run
 

@@ -43,7 +43,7 @@ def verify(
     """
     from resprout.configs.errors import BadInput, VerificationFailed
     from resprout.configs.load import load_infra
-    from resprout.flows.workspace import open_workspace
+    from resprout.flows.workspace import named, open_workspace
 
     if (reference is None) is not everything:
         raise BadInput("verify takes one reference, or --all and none; give models:/name@alias, or --all")
@@ -56,7 +56,7 @@ def verify(
 
     policy = load_infra(config)[0].licences
     found = (
-        examine(workspace, reference, share, head, policy)
+        examine(workspace, named(workspace, reference), share, head, policy)
         if reference
         else examine_all(workspace, share, policy)
     )

@@ -35,9 +35,10 @@ def why(
     from resprout.flows.audit.render import json_line
     from resprout.flows.cli.forecast import page
     from resprout.flows.why import explain
-    from resprout.flows.workspace import open_workspace
+    from resprout.flows.workspace import named, open_workspace
 
-    found = explain(open_workspace(config, run, read_only=True), run, stage)
+    workspace = open_workspace(config, run, read_only=True)
+    found = explain(workspace, named(workspace, run), stage)
     if as_json:
         typer.echo(json_line(found.as_dict()))
         return

@@ -471,6 +471,19 @@ def test_commands_write_below_the_data_folder_unless_a_folder_is_named(
     assert list(work.iterdir()) == []
 
 
+def test_the_id_that_runs_lists_names_a_run_to_the_other_commands(
+    finished: Any, resprout: Callable[..., Any]
+) -> None:
+    run_id = finished.result["mlflow_run_id"]
+    flow_run = mlflow_of(finished.home).get_run(run_id).data.tags["resprout.flow_run"]
+    for name in (flow_run, flow_run[:8]):
+        found = resprout("verify", name, home=finished.home)
+        assert found.code == 0, found.err
+        shown = resprout("why", name, "prune", home=finished.home)
+        assert f"ran in run tiny ({run_id})" in " ".join(shown.out.split()), shown.err
+    assert resprout("verify", "0" * 8, home=finished.home).code == 2
+
+
 def test_the_in_toto_statement_can_be_read_as_text(finished: Any, resprout: Callable[..., Any]) -> None:
     found = resprout("lineage", "models:/tiny-pruned/1", "--in-toto", "--text", home=finished.home)
     assert json.loads(found.out)["predicateType"] == "https://slsa.dev/provenance/v1"
