@@ -49,8 +49,8 @@ def wrap(owner, name, around):
 inside = threading.local()
 tries = {"open": 0, "begun": 0}
 
-def note(real, self, stage, job, inputs, parts, role):
-    label = inside.label = stage.label(role)
+def note(real, self, stage, *given):
+    label = inside.label = stage.label(given[-1])
     faulty = label == fault.get("stage")
     tries["begun"] += faulty
     tries["open"] += faulty
@@ -58,10 +58,10 @@ def note(real, self, stage, job, inputs, parts, role):
         bomb = threading.Timer(fault["seconds"], die)
         bomb.daemon = True
         bomb.start()
-        real(self, stage, job, inputs, parts, role)
+        real(self, stage, *given)
         die()
     try:
-        return real(self, stage, job, inputs, parts, role)
+        return real(self, stage, *given)
     finally:
         inside.label = None
         tries["open"] -= faulty
