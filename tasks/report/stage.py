@@ -186,6 +186,13 @@ TARGETS: dict[str, Callable[[Any], str]] = {
 """By the forms of `prune.target` how each is put into words."""
 
 
+METHODS = {
+    "recommended": "resprout's recommended method",
+    "recommended_per_layer": "resprout's recommended method with widths by layer",
+}
+"""Presets whose names say nothing to a reader of the report."""
+
+
 def asked(config: Mapping[str, Any]) -> str:
     """In a clause what the run's config asks for: target, method, units, recovery."""
     prune = config.get("prune") or {}
@@ -197,7 +204,8 @@ def asked(config: Mapping[str, Any]) -> str:
     units = " and ".join(figures.UNITS.get(unit, unit) for unit in prune.get("units") or ())
     method = prune.get("method") or prune.get("criterion") or "pruning"
     parts = [f"keep {' and '.join(targets) or 'what the plan says'}"]
-    parts.append(f"prune {units} by {method}" if units else f"prune by {method}")
+    by = METHODS.get(method, method)
+    parts.append(f"prune {units} by {by}" if units else f"prune by {by}")
     recover = config.get("recover")
     trained = {"lora": "LoRA", "full": "full training"}
     how = recover.get("method", "lora") if recover else ""

@@ -244,6 +244,11 @@ def test_a_heading_names_the_model(source: str, name: str) -> None:
             "keep 250 MB of weights, prune by shortgpt, no recovery",
         ),
         (
+            {"method": "recommended", "units": ["ffn"], "target": {"params_ratio": 0.9}},
+            None,
+            "keep 90 % of the parameters, prune FFN channels by resprout's recommended method, no recovery",
+        ),
+        (
             {"method": None, "criterion": "wanda", "units": [], "target": {"latency_ratio": 0.75}},
             {"method": "full"},
             "keep 75 % of the time, prune by wanda, recover by full training",
