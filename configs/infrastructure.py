@@ -135,7 +135,7 @@ class ProofConfig(Section):
     timestamp_url: str | None = None
     """RFC 3161 authority that dates each seal, outside the reach of whoever holds the signing key."""
     timestamp_roots: str | None = None
-    """File of PEM certificates that the authority's answers are held against (from the current folder)."""
+    """File of PEM certificates that verify the authority's answers; its path starts at the current folder."""
 
     @model_validator(mode="after")
     def _one_key(self) -> ProofConfig:
@@ -191,7 +191,7 @@ class InfraConfig(Section):
     licences: LicencesConfig = LicencesConfig()
     """Which licences are allowed."""
     price_per_hour: Annotated[float, Field(ge=0.0)] | None = None
-    """What an hour of this machine costs, in any currency: `plan` says what a run would cost."""
+    """Price of one hour of this machine, in any currency; with it `plan` gives the cost of a run."""
     data_scan: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     """Function that looks through each acquired data set, say for personal data, as module:function of an
     installed package: it is given the folder, returns what it found, and raises to end the run."""

@@ -58,8 +58,8 @@ class OptunaConfig(Section):
         "params min",
         "perplexity min",
     )
-    """What the last model of a variant is judged by: a metric and min or max. Beside the names of metrics
-    there are params, non_embedding_params, bytes, perplexity, divergence and accuracy."""
+    """Metrics of a variant's last model to optimize, each with min or max: params, non_embedding_params,
+    bytes, perplexity, divergence, accuracy, or the name of any other metric of the evaluation."""
     over: Annotated[dict[str, Range | Annotated[tuple[Any, ...], Field(min_length=2)]], Field(min_length=1)]
     """Dotted key: a list of values, or {low, high} with step or log."""
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"

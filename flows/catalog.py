@@ -140,7 +140,7 @@ class Description:
 def with_units(
     listed: Mapping[str, list[dict[str, Any]]], unit: str | None
 ) -> dict[str, list[dict[str, Any]]]:
-    """What can prune such units; BadInput for units that there are not."""
+    """Methods that can prune these units; BadInput for unknown units."""
     if unit is not None and unit not in get_args(Unit):
         raise BadInput(f"--units is {unit}; give one of {', '.join(get_args(Unit))}")
     found = {
@@ -196,7 +196,7 @@ NEEDS = {
     "gradients": "calibration data and memory for gradients",
     "model": "calibration data and the whole model in memory",
 }
-"""What an engine of a criterion reads."""
+"""Inputs of each scoring engine, by its name."""
 
 
 def _parts(preset: Preset) -> dict[str, str]:

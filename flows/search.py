@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
@@ -110,17 +111,20 @@ class Search:
 
     def learn(self, ended: VariantResult) -> None:
         """Tell the study what came of a variant."""
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         trial = self.trials.pop(ended.name)
-        trial.set_user_attr(RESULT, ended.model_dump(mode="json"))
         self._note(ended)
+        stopped = ended.result.status == "stopped"
+        values, state = None, TrialState.PRUNED if stopped else TrialState.FAIL
         if ended.name in self.points:
             signed = zip(self.points[ended.name], self.metrics, strict=True)
-            self.study.tell(trial, [sign * value for value, (_, sign) in signed])
-        else:
-            stopped = ended.result.status == "stopped"
-            self.study.tell(trial, state=TrialState.PRUNED if stopped else TrialState.FAIL)
+            values, state = [sign * value for value, (_, sign) in signed], TrialState.COMPLETE
+        # Another process with the same search takes trials for abandoned that it did not begin.
+        with suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(RESULT, ended.model_dump(mode="json"))
+            self.study.tell(trial, values, state, skip_if_finished=True)
 
     def front(self) -> list[str]:
         """Names of the finished variants that no other dominates."""

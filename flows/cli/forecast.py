@@ -42,7 +42,7 @@ def sentence(found: Mapping[str, Any], before: str = "") -> str:
 
 
 def _unknown(found: Mapping[str, Any]) -> str:
-    """What is not known: the time of stages that never ran on this machine, and so the price."""
+    """A clause that names the stages without a predicted time, for which there is no price either."""
     if not found["unknown"]:
         return ""
     first, *rest = found["unknown"]

@@ -113,7 +113,7 @@ def _show(described: Sequence[Description]) -> None:
 
 
 def _reflowed(paragraph: str) -> str:
-    """A paragraph on one line, to be wrapped anew; equations and lists as they are."""
+    """Join each paragraph into one line, to be wrapped to the screen; keep equations and lists."""
     lines = paragraph.splitlines()
     plain = not any(line.startswith((" ", "- ", "|", "1.")) for line in lines)
     return " ".join(lines) if plain else paragraph

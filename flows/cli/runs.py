@@ -26,7 +26,7 @@ def runs(
     """List runs, newest first: name, state, start, duration, deployment or config file, id.
 
     Of the server in infra.prefect.api_url, of the stack on this machine, or where neither is there, of this
-    data folder. Runs of later times of a schedule are left out.
+    data folder. Scheduled runs that are not due yet are left out.
 
     \b
     Examples:

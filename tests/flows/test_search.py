@@ -134,6 +134,9 @@ def test_a_search_goes_on_where_it_was_ended(tmp_path: Path, home: Path) -> None
     assert repeated.settings == lost.settings
     assert repeated.name not in (finished.name, lost.name)
 
+    search.learn(scored(lost, 90, 30.0))
+    assert lost.name in search.front(), "it was not ended after all, and counts where it ran"
+
     other = search_in(write_search(tmp_path, objectives=["params min"]), home)
     assert other.left == 4, "other objectives are another study"
 
