@@ -42,9 +42,12 @@ PREFECT, ENGINE = "prefect.", ("prefect.flow_runs", "prefect.task_runs")
 """How the names of Prefect's own loggers begin; those of its engine, not of its worker."""
 STOP_SECONDS = 30.0
 """How long a process of a command line may take to stop."""
+WORKER_SECONDS = 90.0
+"""After which a run that should be cancelled has been, by its worker or by the server (`CANCEL_SECONDS`)."""
 PAGE = 200
 """Log lines that the server gives at once."""
 CANCELLED = 130
+BY_COMMAND = "cancelled by `resprout cancel`"
 FAILING = ("FAILED", "CRASHED")
 DATABASE = "prefect.db"
 """Database of a home's own server."""
@@ -224,8 +227,7 @@ def cancel(client: SyncPrefectClient, run: FlowRun) -> str:
     if run.state is not None and run.state.is_final():
         raise BadInput(f"the flow run '{run.name}' has ended already ({run.state.name}); nothing was changed")
     if run.deployment_id is not None:
-        _set(client, run, "CANCELLING", "cancelled by `resprout cancel`")
-        return f"the worker stops '{run.name}'; finished stages are kept"
+        return _stop_deployed(client, run)
     if run.parent_task_run_id is not None:
         raise BadInput(f"'{run.name}' is a variant of a sweep; cancel the sweep, all of whose variants stop")
     host, _ = _place(run)
@@ -246,8 +248,24 @@ def cancel(client: SyncPrefectClient, run: FlowRun) -> str:
     if _is_alive(process):
         return f"process {process.pid} of '{run.name}' was told to stop, and still works; look again later"
     # Prefect calls any run that a signal ended crashed.
-    _set(client, run, "CANCELLED", "cancelled by `resprout cancel`", force=True)
+    _set(client, run, "CANCELLED", BY_COMMAND, force=True)
     return f"'{run.name}' has stopped; finished stages are kept"
+
+
+def _stop_deployed(client: SyncPrefectClient, run: FlowRun) -> str:
+    _set(client, run, "CANCELLING", BY_COMMAND)
+    end = time.monotonic() + WORKER_SECONDS
+    while time.monotonic() < end:
+        state = client.read_flow_run(run.id).state
+        if state is not None and state.is_final():
+            if state.is_cancelled():
+                return f"'{run.name}' has stopped; finished stages are kept"
+            return f"'{run.name}' ended before its worker could stop it ({state.name})"
+        time.sleep(POLL_SECONDS / 2)
+    return (
+        f"'{run.name}' is to stop, but no worker has stopped it within {WORKER_SECONDS:.0f} s; see whether "
+        "its worker runs, and cancel it again"
+    )
 
 
 def _is_alive(process: psutil.Process) -> bool:

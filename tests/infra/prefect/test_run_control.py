@@ -143,19 +143,57 @@ def test_exit_codes_are_those_of_the_run() -> None:
     assert run_control.exit_code(Failed(name="GateNotPassed")) == 3
 
 
+def act_on_cancelling(client: Any, run: Any, state: Any) -> threading.Thread:
+    """A worker that gives a run this state once it is told to stop it."""
+    from prefect.client.orchestration import get_client
+
+    def work() -> None:
+        with get_client(sync_client=True) as own:
+            wait_until(lambda: own.read_flow_run(run.id).state.name == "Cancelling")
+            own.set_flow_run_state(run.id, state, force=True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def wait_until(holds: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_deployed_run_is_cancelled_by_its_worker_and_one_that_waits_at_once(client: Any) -> None:
-    from prefect.states import Running, Scheduled
+    from prefect.states import Cancelled, Completed, Running, Scheduled
 
     running = deployed(client, unique("running"), Running())
     client.update_flow_run(running.id, infrastructure_pid="elsewhere:1")
-    assert "the worker stops" in run_control.cancel(client, client.read_flow_run(running.id))
-    assert client.read_flow_run(running.id).state.name == "Cancelling"
+    worker = act_on_cancelling(client, running, Cancelled())
+    assert "has stopped; finished stages are kept" in run_control.cancel(client, running)
+    worker.join()
+    ending = deployed(client, unique("ending"), Running())
+    worker = act_on_cancelling(client, ending, Completed())
+    assert r"ended before its worker could stop it (Completed)" in run_control.cancel(client, ending)
+    worker.join()
     waiting = deployed(client, unique("waiting"), Scheduled())
-    run_control.cancel(client, waiting)
+    assert "has stopped" in run_control.cancel(client, waiting)
     ended = client.read_flow_run(waiting.id)
     assert ended.state.name == "Cancelled"
     with pytest.raises(BadInput, match=r"has ended already \(Cancelled\)"):
         run_control.cancel(client, ended)
+
+
+def test_without_a_worker_cancel_says_that_nobody_stops_the_run(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.states import Running
+
+    monkeypatch.setattr(run_control, "WORKER_SECONDS", 1.0)
+    run = deployed(client, unique("alone"), Running())
+    client.update_flow_run(run.id, infrastructure_pid="elsewhere:1")
+    assert "no worker has stopped it within 1 s" in run_control.cancel(client, client.read_flow_run(run.id))
+    assert client.read_flow_run(run.id).state.name == "Cancelling"
 
 
 NAP = """
@@ -226,7 +264,8 @@ def test_without_a_server_and_without_runs_a_sentence_says_so(
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     infra = InfraConfig.model_validate({"stack": {"prefect_port": 1}})
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(BadInput, match="no flow run is known"), run_control.runs_server(infra):
         pass
     assert not (tmp_path / "prefect").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before

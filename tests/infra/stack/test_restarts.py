@@ -103,6 +103,16 @@ def test_a_cancelled_run_does_not_come_back_with_a_new_worker(stack: Machine) ->
     assert names(stack, run)[-1] == "Cancelled"
 
 
+def test_a_run_that_is_cancelled_before_its_process_begins_ends(stack: Machine) -> None:
+    with _held([stack.parts()["worker"]["pid"]]):
+        run = call(stack, START, "naps.nap", "300")
+        # A worker has taken it, and starts a process that may not begin any more.
+        for state in ("PENDING", "CANCELLING"):
+            stack.post(f"flow_runs/{run}/set_state", {"state": {"type": state, "name": state.capitalize()}})
+        assert stack.ends(run, 90)[-1] == "Cancelled"
+    assert living(stack, run) == []
+
+
 def test_a_run_that_outlives_the_silence_of_the_server_is_not_begun_again(stack: Machine) -> None:
     run = call(stack, START, "naps.nap", "240")
     until(lambda: "Running" in names(stack, run), 60)
