@@ -200,8 +200,9 @@ def evaluation_data(
     text = held_out(inputs["text"], tokenizer, job.config.perplexity)
     metrics = {"evaluation_tokens": len(text.ids)}
     if job.config.zero_shot is not None:
-        from resprout.tasks.evaluate.zero_shot import count_items
+        from resprout.tasks.evaluate.zero_shot import count_items, require_first_token
 
+        require_first_token(tokenizer)
         zero = job.config.zero_shot
         for one in zero.tasks:
             metrics[f"{one.name}_items"] = count_items(one.name, inputs[TASK_ROLE + one.name], zero.limit)

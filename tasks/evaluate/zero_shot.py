@@ -128,6 +128,15 @@ def task(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def require_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise BadInput where the tokenizer has no token that lm-eval could put in front of an empty context."""
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise BadInput(
+            "evaluate.zero_shot needs a tokenizer that names a BOS or an EOS token, and the model's names "
+            "neither; set eos_token in its tokenizer_config.json, or leave zero_shot out"
+        )
+
+
 def count_items(name: str, folder: Path, limit: int | None) -> int:
     """How many items the task has, at most `limit`; BadInput where its templates do not fit one of them."""
     from lm_eval.api.task import ConfigurableTask

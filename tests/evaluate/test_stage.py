@@ -4,6 +4,7 @@ change the key."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from resprout.tasks.acquire.jobs import AcquireData, AcquireTask
 from resprout.tasks.acquire.source import Context
 from resprout.tasks.acquire.stage import acquire_task
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.evaluate.stage import evaluate, kl_metric, perplexity_metric
+from resprout.tasks.evaluate.stage import evaluate, evaluation_data, kl_metric, perplexity_metric
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.load import load_model, load_tokenizer
 from tiny_models import write_tiny_folder
@@ -132,6 +133,25 @@ def task_key(folder: Path, text: str) -> str:
     here = Context(home=folder / "home", base=folder)
     data = AcquireData.pin((DataSource(source="rows.jsonl"),), here)
     return acquire_task.key(Job(AcquireTask(data, read_task("own.yaml", folder))), {})
+
+
+def test_a_tokenizer_without_bos_and_eos_is_refused_before_any_weight_is_loaded(
+    models: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models[0], folder)
+    (folder / "model.safetensors").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    kept = {name: value for name, value in settings.items() if name not in ("bos_token", "eos_token")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
+    asked = EvaluateConfig.model_validate(
+        {
+            **config().model_dump(mode="json"),
+            "zero_shot": {"tasks": [{"task": "own.yaml", "data": {"source": "x"}}]},
+        }
+    )
+    with pytest.raises(BadInput, match="names a BOS or an EOS token, and the model's names neither"):
+        evaluation_data.body(Job(asked), {"dense": folder, "text": text}, tmp_path, silent)
 
 
 def test_an_edited_task_is_scored_again_a_comment_or_another_folder_is_not(tmp_path: Path) -> None:
