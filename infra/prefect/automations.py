@@ -9,8 +9,9 @@ Silence may also be the server's own: after it was down it takes every run for d
 heartbeat before a second process begins; a run that is heard again stays Crashed until it ends as it will. A
 run that dies before the flow's code begins cannot count, so the server counts its deaths and fails it.
 
-A run that is cancelled while a worker starts its process stays Cancelling: the process may not begin, and
-ends without a word. One that sends no heartbeat then is marked Cancelled, which frees its place.
+A run that is cancelled while a worker starts its process stays Cancelling until Prefect's own cleanup, five
+minutes by default, and keeps its place: the process may not begin, and ends without a word. One that sends no
+heartbeat is marked Cancelled sooner.
 """
 
 from __future__ import annotations
