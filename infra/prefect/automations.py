@@ -1,4 +1,4 @@
-"""Automations of the Prefect server: mark a run whose process is gone, begin it again, notify of bad ends.
+"""Automations of the Prefect server: mark a run whose process died, begin it again, and notify of bad ends.
 
 A process that was killed cannot say so; the server knows it by its silence: a run sends a heartbeat
 every 30 seconds, and one that was silent for `SILENT_SECONDS` is marked Crashed. A run that crashed, by that
@@ -8,10 +8,6 @@ finished stages, and counts its restarts itself (flows/flow_run.py).
 Silence may also be the server's own: after it was down it takes every run for dead. So it waits for one more
 heartbeat before a second process begins; a run that is heard again stays Crashed until it ends as it will. A
 run that dies before the flow's code begins cannot count, so the server counts its deaths and fails it.
-
-A run that is cancelled while a worker starts its process stays Cancelling until Prefect's own cleanup, five
-minutes by default, and keeps its place: the process may not begin, and ends without a word. One that sends no
-heartbeat is marked Cancelled sooner.
 """
 
 from __future__ import annotations
@@ -33,8 +29,6 @@ SILENT_SECONDS = 90.0
 UNSTARTED_SECONDS = 1800.0
 SETTLED_SECONDS = 45.0
 """More than a heartbeat: a run that lives sends one in this time."""
-CANCEL_SECONDS = 45.0
-"""More than the 30 s that a worker gives a process to end, and more than a heartbeat."""
 ENDLESS_HOURS = 6.0
 """In which deaths are counted; one takes a minute, or several where a cluster fetches an image each time."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -88,14 +82,6 @@ def run_automations() -> dict[str, AutomationCore]:
                 f"a worker took it, but it did not begin in {UNSTARTED_SECONDS / 60:.0f} minutes; look at "
                 "the worker's log (image, quota, a lost machine?), then retry the run",
             ),
-        ),
-        _automation(
-            "resprout: end a cancelled run that has no process",
-            Posture.Proactive,
-            {"prefect.flow-run.Cancelling"},
-            ENDS | {HEARTBEAT},
-            CANCEL_SECONDS,
-            _change(StateType.CANCELLED, "Cancelled", "cancelled before its process could begin"),
         ),
         _automation(
             "resprout: begin a crashed run again",

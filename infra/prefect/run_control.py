@@ -43,7 +43,7 @@ PREFECT, ENGINE = "prefect.", ("prefect.flow_runs", "prefect.task_runs")
 STOP_SECONDS = 30.0
 """How long a process of a command line may take to stop."""
 WORKER_SECONDS = 90.0
-"""After which a run that should be cancelled has been, by its worker or by the server (`CANCEL_SECONDS`)."""
+"""How long a worker, or the stack's server where no process answers, may take to end a cancelled run."""
 PAGE = 200
 """Log lines that the server gives at once."""
 CANCELLED = 130

@@ -248,6 +248,9 @@ def build_services(
                 **_pages(prefect),
                 # Patience with a locked SQLite file; a worker and its runs write at the same time.
                 "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+                # A run that is cancelled while its process starts has nobody who ends it. More than the 30 s
+                # that a worker gives a process; Prefect's default is 300.
+                "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "45",
             },
             healthy[0],
             url=prefect,

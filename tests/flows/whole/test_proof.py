@@ -97,8 +97,8 @@ def write_files(root: Path) -> None:
     rows = ({"text": made_words(120, seed)} for seed in range(500))
     (root / "configs" / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = [{"source": "long.jsonl"}]
-    every = {**evaluate["perplexity"], "text": text, "window_tokens": 64, "stride_tokens": 1}
-    every["limit_tokens"] = None
+    every = {"text": text, "window_tokens": 64, "stride_tokens": 1, "limit_tokens": None}
+    every = {**evaluate["perplexity"], **every}
     (root / "configs" / "long.yaml").write_text(yaml.safe_dump({**config, "evaluate": {"perplexity": every}}))
     sweep = {"name": "two", "base": "quickstart.yaml", "grid": {"prune.target.params_ratio": [0.9, 0.85]}}
     (root / "configs" / "sweep_quickstart.yaml").write_text(yaml.safe_dump(sweep))

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from one_machine import until
 from relaying import add_deployment
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import InfraConfig
@@ -149,19 +150,12 @@ def act_on_cancelling(client: Any, run: Any, state: Any) -> threading.Thread:
 
     def work() -> None:
         with get_client(sync_client=True) as own:
-            wait_until(lambda: own.read_flow_run(run.id).state.name == "Cancelling")
+            until(lambda: own.read_flow_run(run.id).state.name == "Cancelling", 60)
             own.set_flow_run_state(run.id, state, force=True)
 
     thread = threading.Thread(target=work)
     thread.start()
     return thread
-
-
-def wait_until(holds: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_deployed_run_is_cancelled_by_its_worker_and_one_that_waits_at_once(client: Any) -> None:
@@ -174,7 +168,7 @@ def test_a_deployed_run_is_cancelled_by_its_worker_and_one_that_waits_at_once(cl
     worker.join()
     ending = deployed(client, unique("ending"), Running())
     worker = act_on_cancelling(client, ending, Completed())
-    assert r"ended before its worker could stop it (Completed)" in run_control.cancel(client, ending)
+    assert "ended before its worker could stop it (Completed)" in run_control.cancel(client, ending)
     worker.join()
     waiting = deployed(client, unique("waiting"), Scheduled())
     assert "has stopped" in run_control.cancel(client, waiting)
