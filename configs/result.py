@@ -94,8 +94,11 @@ class ExportResult(Plain):
     folder."""
     bytes: int
     verified: bool
-    """A clean process with the stock tool gave the same logits and greedy text."""
-    max_abs_logit_diff: float
+    """A clean process with the stock tool computed what the model does, within the format's tolerance."""
+    max_abs_logit_diff: float | None = None
+    """Largest difference of a logit, of formats that keep every weight."""
+    mean_kl_nats: float | None = None
+    """Mean KL(model || file) on the prompts, of formats of few bits."""
 
 
 class RegisteredResult(Plain):

@@ -412,6 +412,15 @@ class SparsifyConfig(Section):
     """The method's own settings (`resprout methods NAME` lists them)."""
 
 
+class QuantizeConfig(Section):
+    """Files of few bits made of the final model; each is evaluated and measured as the file that ships."""
+
+    formats: Annotated[tuple[str, ...], Field(min_length=1)]
+    """gguf:TYPE, by llama.cpp's quantiser (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, ...; F16 and BF16 too)."""
+    importance: bool = True
+    """Weigh errors by how large each input channel is on the calibration samples (importance matrix)."""
+
+
 class PartOfRecovery(RecoverConfig):
     """The training between two rounds of a pruning schedule: a share of a recovery's steps."""
 
@@ -576,7 +585,8 @@ class ExportConfig(Section):
     """Formats to write; each is loaded again by its stock tool before it counts."""
 
     formats: tuple[str, ...] = ("hf",)
-    """Formats to write (`resprout methods`). Left out: hf, and where prune.layout is per_layer hf_layouts."""
+    """Formats to write (`resprout methods`). Left out: hf, or hf_layouts where prune.layout is per_layer, and
+    what quantize makes."""
     prompts: Annotated[tuple[str, ...], Field(min_length=5)] = (
         "The capital of France is",
         "Water boils at a temperature of",
@@ -636,6 +646,8 @@ class RunConfig(Section):
     """Recovery; absent: the pruned model goes on."""
     sparsify: SparsifyConfig | None = None
     """Zeros in a pattern; absent: the recovered or pruned model is what is exported."""
+    quantize: QuantizeConfig | None = None
+    """Files of few bits; absent: none."""
     evaluate: EvaluateConfig
     """Scores."""
     measure: MeasureConfig | None = MeasureConfig()
@@ -652,10 +664,17 @@ class RunConfig(Section):
     @field_validator("export")
     @classmethod
     def _formats_of_the_layout(cls, export: ExportConfig, info: ValidationInfo) -> ExportConfig:
-        prune = info.data.get("prune")
-        if "formats" in export.model_fields_set or prune is None or prune.layout == "uniform":
+        prune, quantize = info.data.get("prune"), info.data.get("quantize")
+        made = quantize.formats if quantize is not None else ()
+        if "formats" in export.model_fields_set or prune is None:
+            lacking = [name for name in export.formats if ":" in name and name not in made]
+            if lacking:
+                raise ValueError(
+                    f"export.formats holds {lacking[0]}, which quantize.formats does not make; name it there too"
+                )
             return export
-        return export.model_copy(update={"formats": ("hf_layouts",)})
+        whole = "hf" if prune.layout == "uniform" else "hf_layouts"
+        return export.model_copy(update={"formats": (whole, *made)})
 
     @model_validator(mode="after")
     def _stages_that_need_each_other(self) -> RunConfig:

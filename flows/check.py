@@ -19,7 +19,7 @@ from resprout.infra.identity import install_command
 from resprout.infra.store.driver import driver_class
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.export.format import FORMATS
+from resprout.tasks.export.format import FORMATS, entry
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.target import implied_shape
@@ -111,7 +111,7 @@ def _formats(config: RunConfig) -> None:
     """BadInput for a format that is not there, or cannot hold the layout."""
     layout = config.prune.layout
     for name in config.export.formats:
-        if layout not in FORMATS.entry(name).declared["layouts"]:
+        if layout not in entry(name).declared["layouts"]:
             fitting = [one.name for one in FORMATS if layout in one.declared["layouts"]]
             raise BadInput(
                 f"export.formats holds {name}, which stock classes load with one width for all layers, but "

@@ -185,7 +185,8 @@ class Conclusion:
                 uri=own_uri(self.run.store, exported.digest, one["path"]),
                 bytes=one["bytes"],
                 verified=one["verified"],
-                max_abs_logit_diff=one["max_abs_logit_diff"],
+                max_abs_logit_diff=one.get("max_abs_logit_diff"),
+                mean_kl_nats=one.get("mean_kl_nats"),
             )
             for one in self.read(exported, "exports.json")
         ]

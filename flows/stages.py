@@ -33,14 +33,15 @@ from resprout.tasks.measure.stage import measure
 from resprout.tasks.prune.mask_and_regrow import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of
 from resprout.tasks.prune.stage import plan, prune, score
+from resprout.tasks.quantize.stage import Quantization, quantize
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.select.stage import pool, select
 from resprout.tasks.sparsify.stage import sparsify
 
 MODEL, DENSE, FINAL = "model", "dense", "final"
 """Names of the model that steps go on with, of the dense model's scores, and of the last model's."""
-MODELS, SCORES = "models", "scores"
-"""Groups of all models, and of their scores, by the models' names."""
+MODELS, SCORES, QUANTIZED = "models", "scores", "quantized"
+"""Groups of all models, of their scores, and of the models of few bits, by the models' names."""
 GROWTH = {"criterion": "gradient", "criterion_settings": {}}
 """Criterion for removed units, in place of the section's own."""
 
@@ -174,12 +175,17 @@ class Steps(Sequence[Step]):
             self.evaluate(step.leaves.name, self.names[MODEL])
         return slot
 
-    def evaluate(self, name: str, model: Slot) -> None:
-        """Score a model; all but the first, the dense one, are compared with that."""
+    def evaluate(self, name: str, model: Slot, final: bool = True) -> None:
+        """Score a model; all but the first, the dense one, are compared with that.
+
+        One that is not `final` is a further form of the last model.
+        """
         self.groups[MODELS][name] = model
         dense = self.names[SOURCE] if self.groups[SCORES] else None
         scores = self.add(evaluate, role=name, gives=name, model=model, dense=dense)
-        self.names[FINAL] = self.groups[SCORES][name] = scores
+        self.groups[SCORES][name] = scores
+        if final:
+            self.names[FINAL] = scores
 
 
 def _calibrate_general(steps: Steps) -> None:
@@ -242,6 +248,16 @@ def _evaluate_dense(steps: Steps) -> None:
     steps.evaluate(DENSE, steps.names[SOURCE])
 
 
+def _quantize(steps: Steps) -> None:
+    """Each format of few bits, and its scores; the gate may be about one of them."""
+    section = steps.config.quantize
+    for name in section.formats if section is not None else ():
+        steps.groups[QUANTIZED][name] = made = steps.add(
+            quantize, Quantization(section, name), role=name, gives=f"{name} file"
+        )
+        steps.evaluate(name, made, final=False)
+
+
 def _rest_of_recovery(steps: Steps) -> Any:
     """The rest of the training after the rounds of a schedule."""
     section = steps.config.recover
@@ -275,6 +291,7 @@ STAGES: tuple[Stage[Any], ...] = (
 BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {
     score: (_calibrate_general, _prune_in_rounds),
     prune: (_evaluate_dense,),
+    gate: (_quantize,),
 }
 """Further steps before the first call of a stage."""
 SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {recover: _rest_of_recovery, export: _export_section}

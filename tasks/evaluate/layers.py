@@ -47,7 +47,9 @@ class LayerPairs:
 
 
 def layer_pairs(model: Any, dense: Any) -> LayerPairs | None:
-    """The layers to compare; None where hidden states are not in one basis, or layers are gone."""
+    """The layers to compare; None where hidden states are not in one basis, not to be seen, or layers gone."""
+    if not hasattr(model, "get_decoder"):
+        return None
     other, uncut = anatomy(model).layers, anatomy(dense).layers
     shapes = {(one[0].shape.hidden, len(one), one[0].shape.rotated) for one in (other, uncut) if one}
     if len(shapes) != 1 or any(rotated for _, _, rotated in shapes):

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from resprout.configs.schema import EvaluateConfig
 from resprout.tasks.core.job import Job, Progress
@@ -20,6 +21,8 @@ from resprout.tasks.evaluate.perplexity import Scored, Segment
 from resprout.tasks.evaluate.prompts import Asked, ask
 from resprout.tasks.evaluate.task_files import TASK_ROLE
 from resprout.tasks.evaluate.zero_shot import Answers
+from resprout.tasks.llama_cpp.model import FILE as GGUF
+from resprout.tasks.llama_cpp.model import LlamaCppModel
 from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.models.shape import count
 
@@ -42,13 +45,13 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
     config = job.config.perplexity
     tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
     text = held_out(inputs["text"], tokenizer, config)
-    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    model = _judged(job, inputs["model"])
     dense = (
         load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
         if "dense" in inputs
         else None
     )
-    found = Pieces(asdict(count(model)), text.sources)
+    found = Pieces(asdict(getattr(model, "sizes", None) or count(model)), text.sources)
     stride = config.stride_tokens or config.window_tokens
     parts = perplexity.windows(text.ids, config.window_tokens, stride, text.bos, text.owners)
     layers = layer_pairs(model, dense) if dense is not None else None
@@ -66,6 +69,15 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
         progress(0, 1, "prompts")
         found.asked = ask(model, tokenizer, job.config.prompts)
     return found
+
+
+def _judged(job: Job[EvaluateConfig], folder: Path) -> Any:
+    """The model as it is served: a GGUF file by llama.cpp, others by transformers."""
+    if not (folder / GGUF).is_file():
+        return load_model(folder, job.dtype, job.device, job.trust_remote_code)
+    import torch
+
+    return LlamaCppModel(folder, torch.get_num_threads())
 
 
 def write(found: Pieces, folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from resprout.configs.errors import StageFailed
-from resprout.tasks.core.methods import Registry
+from resprout.tasks.core.methods import Entry, Registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,11 +22,20 @@ class Format(Protocol):
     """Values of prune.layout whose models it can hold."""
     own_classes: ClassVar[bool]
     """Whether the model is loaded with resprout's classes."""
+    quantized: ClassVar[bool]
+    """Whether it is written of what `quantize` made in the format."""
     loading: ClassVar[tuple[str, ...]]
     """Lines of Python that load model and tokenizer from `{folder}`."""
 
+    def __init__(self, kind: str) -> None:
+        """Raises BadInput for a type that the format does not have."""
+        ...
+
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
-        """Write `model`, which was loaded from `source`, into the empty `folder`."""
+        """Write `model`, which was loaded from `source`, into the empty `folder`.
+
+        Of a `quantized` format `source` is the folder that `quantize` wrote.
+        """
         ...
 
     def probe(self, folder: Path, question: Question) -> Probed:
@@ -36,19 +45,37 @@ class Format(Protocol):
         """
         ...
 
+    def compare(self, expected: Probed, found: Probed, bound: float) -> dict[str, float]:
+        """How far the tool's answers are from the model's; StageFailed where they are of another model.
+
+        `bound` is export.max_abs_logit_diff, for formats that keep every weight.
+        """
+        ...
+
 
 FORMATS: Registry[type[Format]] = Registry("export format", "resprout.tasks.export.formats")
 
 
+def entry(name: str) -> Entry:
+    """The registered format that a name such as hf or gguf:Q4_K_M begins with; an unknown one raises BadInput."""
+    return FORMATS.entry(name.partition(":")[0])
+
+
+def format_of(name: str) -> Format:
+    """The format in the type that a name says."""
+    form, _, kind = name.partition(":")
+    return FORMATS.get(form)(kind)
+
+
 def loading(name: str, folder: str) -> list[str]:
     """Lines of Python that load model and tokenizer of a format; `folder` is an expression."""
-    lines: tuple[str, ...] = FORMATS.entry(name).declared["loading"]
+    lines: tuple[str, ...] = entry(name).declared["loading"]
     return [line.format(folder=folder) for line in lines]
 
 
 def own_classes(formats: Iterable[str]) -> str | None:
     """How exports that stock transformers does not load are loaded, as a sentence; None: all are stock."""
-    found = [name for name in formats if FORMATS.entry(name).declared["own_classes"]]
+    found = [name for name in formats if entry(name).declared["own_classes"]]
     if not found:
         return None
     return (

@@ -12,7 +12,7 @@ from resprout.configs.schema import ExportConfig
 from resprout.infra.licences import Credit
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import CardLine, Reads, stage
-from resprout.tasks.export.format import FORMATS
+from resprout.tasks.export.format import entry
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Export:
 
 def export_methods(wanted: Export) -> list[str]:
     """Modules of the formats that the config selects."""
-    return [FORMATS.entry(name).module for name in wanted.config.formats]
+    return [entry(name).module for name in wanted.config.formats]
 
 
 @stage(
@@ -46,6 +46,7 @@ def export_methods(wanted: Export) -> list[str]:
         "source": Reads("model"),
         "dense": Reads("scores"),
         "final": Reads("scores"),
+        "quantized": Reads("model", group=True),
     },
     weights=True,
     reported=True,
@@ -56,7 +57,7 @@ def export_methods(wanted: Export) -> list[str]:
 def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `<format>/` with README.md, exports.json and metrics.json from `model`.
 
-    `plan` lists the removed units, `source` (the acquired model) has the licence files that go along; `dense`
+    `quantized`, by their names, are the models of few bits. `plan` lists the removed units, `source` (the acquired model) has the licence files that go along; `dense`
     and `final` are its scores and those of `model`, which the card states.
 
     An export that its stock tool cannot load, or that computes something else, raises StageFailed.
@@ -64,7 +65,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
     import torch
 
     from resprout.tasks.export.card import CARD, card, carry_licences
-    from resprout.tasks.export.format import largest_difference, loading
+    from resprout.tasks.export.format import format_of, loading
     from resprout.tasks.export.judged import judged
     from resprout.tasks.export.probe import Question, probe
     from resprout.tasks.models.layouts import layout_of
@@ -83,20 +84,19 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         scores = judged(inputs["dense"], inputs["final"])
         own = layout_of(model.config) is not None
     for done, name in enumerate(config.formats):
-        written = FORMATS.get(name)()
-        folder = workdir / name
+        written = format_of(name)
+        # A colon in a path is no name of a file on every system.
+        folder = workdir / name.replace(":", "-")
         folder.mkdir()
-        written.write(model, inputs["model"], folder)
+        written.write(model, inputs[name if written.quantized else "model"], folder)
         files = carry_licences(inputs["source"], folder)
         usage = loading(name, '"."')
         text = card(job.config.credits, plan, job.config.lines, files, scores, usage, own_classes=own)
         (folder / CARD).write_text(text, encoding="utf-8")
-        worst = largest_difference(name, expected, written.probe(folder, question), config.max_abs_logit_diff)
+        found = written.compare(expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        exports.append(
-            {"format": name, "path": name, "bytes": size, "verified": True, "max_abs_logit_diff": worst}
-        )
-        metrics |= {f"{name}_bytes": size, f"{name}_max_abs_logit_diff": worst}
+        exports.append({"format": name, "path": folder.name, "bytes": size, "verified": True, **found})
+        metrics |= {f"{folder.name}_{key}": value for key, value in {"bytes": size, **found}.items()}
         progress(done + 1, len(config.formats), "formats exported")
     (workdir / "exports.json").write_text(json.dumps(exports, sort_keys=True, indent=1) + "\n")
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+GGUF = "model.gguf"
+"""Name of weights that llama.cpp serves; the rest of a process's life needs nothing of it."""
+
 
 @dataclass(frozen=True)
 class MeasureRequest:
@@ -99,6 +102,34 @@ class Measured:
         )
 
 
+class MeasuredFile:
+    """A GGUF file in llama.cpp, in a process of its own, with the same prompt."""
+
+    def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
+        import torch
+
+        from resprout.tasks.llama_cpp.process import LlamaCpp
+
+        threads = request.threads or torch.get_num_threads()
+        self._request = request
+        self._llama = LlamaCpp(Path(request.folder) / GGUF)
+        room = request.prefill_tokens + request.decode_tokens
+        loaded = self._llama.load(room, threads, request.batch_size)
+        self.ready = Ready(start_seconds, loaded.seconds, threads)
+        self._prompt = [at * 7919 % loaded.vocab for at in range(request.prefill_tokens)]
+        self.times(request.warmup)
+
+    def times(self, runs: int) -> Times:
+        """Times of `runs` prefills, each followed by `decode_tokens` greedy steps, as of `Measured`."""
+        asked = self._request.decode_tokens, self._request.batch_size
+        found = [self._llama.times(self._prompt, *asked) for _ in range(runs)]
+        return Times(
+            prefill_seconds=[one.prefill_seconds for one in found],
+            decode_seconds=[one.decode_seconds for one in found],
+            peak_memory_bytes=max(one.peak_memory_bytes for one in found),
+        )
+
+
 def _read_libraries() -> float:
     """Import what loading a model uses; seconds from the start of the process until it is there."""
     import transformers
@@ -146,7 +177,9 @@ def _serve(channel: socket.socket, start_seconds: float) -> NoReturn:
         lines.flush()
 
     try:
-        measured = Measured(MeasureRequest(**json.loads(lines.readline())), start_seconds)
+        request = MeasureRequest(**json.loads(lines.readline()))
+        served = MeasuredFile if (Path(request.folder) / GGUF).is_file() else Measured
+        measured: Measured | MeasuredFile = served(request, start_seconds)
         answer(measured.ready)
         for line in lines:
             answer(measured.times(int(line)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.export import probe as script
+from resprout.tasks.export.format import largest_difference
 from resprout.tasks.export.probe import Probed, Question
 from resprout.tasks.models.layouts import layout_of
 from resprout.tasks.models.load import save_model
@@ -24,11 +25,18 @@ class HuggingFace:
 
     layouts: ClassVar[tuple[str, ...]] = ("uniform",)
     own_classes: ClassVar[bool] = False
+    quantized: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "model = AutoModelForCausalLM.from_pretrained({folder})",
         "tokenizer = AutoTokenizer.from_pretrained({folder})",
     )
+
+    def __init__(self, kind: str = "") -> None:
+        if kind:
+            raise BadInput(
+                f"the format hf keeps the dtype of the run and has no types; give hf, not hf:{kind}"
+            )
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Save the model; layers of different widths, which stock classes cannot build, raise BadInput."""
@@ -57,3 +65,8 @@ class HuggingFace:
                     f"transformers with {classes} cannot load and run the export ({reason}); it is discarded"
                 )
             return script.read_answer(out)
+
+    def compare(self, expected: Probed, found: Probed, bound: float) -> dict[str, float]:
+        """The largest difference of a logit; other ids, greedy text or logits beyond `bound` are a fault."""
+        name = "hf_layouts" if self.own_classes else "hf"
+        return {"max_abs_logit_diff": largest_difference(name, expected, found, bound)}

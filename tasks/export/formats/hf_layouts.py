@@ -17,6 +17,7 @@ class HuggingFaceLayouts(HuggingFace):
 
     layouts: ClassVar[tuple[str, ...]] = ("uniform", "per_layer")
     own_classes: ClassVar[bool] = True
+    quantized: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from resprout.tasks.models.auto import register_layouts",
         "register_layouts()",

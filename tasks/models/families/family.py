@@ -66,6 +66,8 @@ class Family:
     give *all* projections of a sublayer a bias (None: as it is), `norm_eps_key` the one with what norms add
     to the mean square. `parallel_key` is the config key (True where it is left out) under which both
     sublayers read the layer's input, `numbered_key` one under which a layer computes with its number.
+    `gguf` is llama.cpp's name for the family, None where it has none; with `rotary_pairs` its rotary
+    embedding turns neighbouring channels, where transformers turns those half a head apart.
     """
 
     model_type: str
@@ -91,6 +93,8 @@ class Family:
     norm_offset: float = 0.0
     norm_eps_key: str = "rms_norm_eps"
     transposed: bool = False
+    gguf: str | None = None
+    rotary_pairs: bool = False
     check: Callable[[Config], str] = field(default=lambda config: "")
 
     @property

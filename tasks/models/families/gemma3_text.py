@@ -20,4 +20,5 @@ FAMILY = Family(
     norm_offset=1.0,
     units=SCALED,
     defaults={"head_dim": 256, "tie_word_embeddings": True},
+    gguf="gemma3",
 )

@@ -63,4 +63,5 @@ FAMILY = Family(
     transposed=True,
     numbered_key="scale_attn_by_inverse_layer_idx",
     check=_check,
+    gguf="gpt2",
 )

@@ -52,4 +52,5 @@ FAMILY = Family(
     keys=Keys(kv_heads=None, head_dim=None),
     parallel_key="use_parallel_residual",
     defaults={"tie_word_embeddings": False},
+    gguf="gptneox",
 )

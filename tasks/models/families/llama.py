@@ -14,4 +14,6 @@ FAMILY = Family(
     attention_bias_key="attention_bias",
     ffn_bias_key="mlp_bias",
     heads_divide_hidden=True,
+    gguf="llama",
+    rotary_pairs=True,
 )

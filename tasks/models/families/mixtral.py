@@ -12,4 +12,6 @@ FAMILY = Family(
     ffn_reader="",
     units=SPARSE,
     keys=Keys(experts=("num_local_experts",)),
+    gguf="llama",
+    rotary_pairs=True,
 )

@@ -42,4 +42,5 @@ FAMILY = Family(
     ends=ends,
     units=FIXED_HEADS,
     attention_bias_key="attention_bias",
+    gguf="olmo2",
 )

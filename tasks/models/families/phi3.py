@@ -21,4 +21,4 @@ def _ffn(config: Config) -> Tensors:
     }
 
 
-FAMILY = Family("phi3", attention=_attention, ffn=_ffn, ends=ends)
+FAMILY = Family("phi3", attention=_attention, ffn=_ffn, ends=ends, gguf="phi3")

@@ -6,4 +6,4 @@ from functools import partial
 
 from resprout.tasks.models.families.family import Family, attention, ends, gated_ffn
 
-FAMILY = Family("qwen2", attention=partial(attention, qkv_bias=True), ffn=gated_ffn, ends=ends)
+FAMILY = Family("qwen2", attention=partial(attention, qkv_bias=True), ffn=gated_ffn, ends=ends, gguf="qwen2")

@@ -40,4 +40,5 @@ FAMILY = Family(
     units=SPARSE,
     keys=Keys(ffn="moe_intermediate_size", experts=("num_experts",)),
     check=check,
+    gguf="qwen2moe",
 )

@@ -13,4 +13,5 @@ FAMILY = Family(
     ends=ends,
     attention_bias_key="attention_bias",
     defaults={"head_dim": 128},
+    gguf="qwen3",
 )

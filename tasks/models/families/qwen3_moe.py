@@ -25,4 +25,5 @@ FAMILY = Family(
     attention_bias_key="attention_bias",
     defaults={"num_key_value_heads": 4},
     check=check,
+    gguf="qwen3moe",
 )

@@ -1,0 +1,98 @@
+"""GGUF: the file that `quantize` made, for llama.cpp and what is built on it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from resprout.configs.errors import StageFailed
+from resprout.tasks.export.probe import Probed, Question
+from resprout.tasks.gguf.types import gguf_type
+from resprout.tasks.llama_cpp.model import FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE_NATS = {
+    "F32": 1e-3,
+    "F16": 1e-3,
+    "BF16": 1e-3,
+    "Q8": 0.05,
+    "Q6": 0.15,
+    "Q5": 0.4,
+    "IQ4": 0.8,
+    "Q4": 0.8,
+}
+"""Mean KL(model || file) on the prompts beyond which the file holds another model, by the type's first part."""
+COARSE_NATS = 4.0
+"""The same for types of three bits and fewer."""
+BESIDE = "metrics.json"
+
+
+class Gguf:
+    """One file for llama.cpp, as `quantize` made it (gguf:TYPE); checked in a child process."""
+
+    layouts: ClassVar[tuple[str, ...]] = ("uniform",)
+    own_classes: ClassVar[bool] = False
+    quantized: ClassVar[bool] = True
+    loading: ClassVar[tuple[str, ...]] = (
+        "from llama_cpp_py_sync import Llama",
+        "model = Llama({folder} + '/model.gguf')",
+    )
+
+    def __init__(self, kind: str) -> None:
+        self.kind = gguf_type(kind)
+
+    def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
+        """Copy the file from `source`, what `quantize` wrote, with config and tokenizer."""
+        for path in source.iterdir():
+            if path.name != BESIDE:
+                shutil.copyfile(path, folder / path.name)
+
+    def probe(self, folder: Path, question: Question) -> Probed:
+        """llama.cpp's answers, with the file's own tokenizer."""
+        import torch
+
+        from resprout.tasks.llama_cpp.process import LlamaCpp
+
+        found = Probed([], [], [])
+        with LlamaCpp(folder / FILE) as llama:
+            llama.load(512, question.threads)
+            for prompt in question.prompts:
+                ids = llama.tokenize(prompt)
+                found.input_ids.append(ids)
+                found.logits.append(torch.from_numpy(llama.logits(ids).copy()))
+                found.greedy_ids.append(llama.greedy(ids, question.greedy_tokens))
+        return found
+
+    def compare(self, expected: Probed, found: Probed, bound: float) -> dict[str, float]:
+        """Mean KL(model || file) in nats over the prompts' tokens, and the share of greedy tokens that agree.
+
+        Other prompt ids, another vocabulary, or a divergence beyond the type's tolerance raises StageFailed.
+        """
+        import torch
+
+        name = f"gguf:{self.kind.name}"
+        if expected.input_ids != found.input_ids:
+            raise StageFailed(
+                f"the {name} export tokenizes the prompts differently in llama.cpp; it is discarded"
+            )
+        ours, theirs = (torch.cat(one.logits).log_softmax(-1) for one in (expected, found))
+        if ours.shape != theirs.shape:
+            raise StageFailed(f"the {name} export has another vocabulary than the model; it is discarded")
+        apart = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
+        part = self.kind.name.partition("_")[0]
+        tolerance = TOLERANCE_NATS.get(part, COARSE_NATS)
+        if not apart <= tolerance:
+            raise StageFailed(
+                f"the {name} export diverges by {apart:.4g} nats a token from the model on the prompts, where "
+                f"{tolerance:g} are allowed for its type; it is discarded"
+            )
+        pairs = [
+            pair
+            for texts in zip(expected.greedy_ids, found.greedy_ids, strict=True)
+            for pair in zip(*texts, strict=False)
+        ]
+        agreeing = sum(a == b for a, b in pairs) / max(1, len(pairs))
+        return {"mean_kl_nats": apart, "greedy_agreement": agreeing}

@@ -1,0 +1,75 @@
+"""The tensors of a GGUF file out of those of a model: llama.cpp's names, and where it keeps them otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.models.families.family import Axes, Family
+from resprout.tasks.models.shape import Shape, Widths
+
+if TYPE_CHECKING:
+    from gguf import TensorNameMap
+    from torch import Tensor
+
+ENDINGS = (".weight", ".bias")
+FUSED = "gate_up_proj"
+"""Part of the name of gate and up in one tensor."""
+
+
+def tensors(
+    weights: Mapping[str, Tensor], shape: Shape, names: TensorNameMap
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and values of each tensor of the file; `weights` are the model's by their names.
+
+    Values are views where llama.cpp keeps them alike. Gemma's norms have 1 added (llama.cpp multiplies by what
+    it reads), Conv1D weights are transposed, rotary channels interleaved, fused experts taken apart.
+    """
+    family = shape.family
+    for name, axes in family.ends(shape.config).items():
+        yield _named(name, names), _changed(weights[name], name, axes, family, shape, shape.widths(0))
+    for layer in range(shape.layers):
+        widths, prefix = shape.widths(layer), f"{family.layer_prefix}{layer}."
+        for own, axes in shape.layer_tensors(widths).items():
+            value = _changed(weights[prefix + own], own, axes, family, shape, widths)
+            if "experts" in axes and FUSED in own:
+                for part, half in zip(("gate_proj", "up_proj"), value.chunk(2, dim=1), strict=True):
+                    yield _named(prefix + own.replace(FUSED, part), names), half
+            else:
+                yield _named(prefix + own, names), value
+
+
+def _named(name: str, names: TensorNameMap) -> str:
+    found = names.get_name(name, try_suffixes=ENDINGS)
+    if found is None:
+        raise BadInput(f"llama.cpp has no tensor for {name} in this family; export hf instead")
+    # Fused experts are parameters without an ending of their own.
+    return found if name.endswith(ENDINGS) else f"{found}.weight"
+
+
+def _changed(value: Tensor, name: str, axes: Axes, family: Family, shape: Shape, widths: Widths) -> Tensor:
+    if family.norm_offset and len(axes) == 1 and name.endswith("norm.weight"):
+        return value.float() + family.norm_offset
+    if "qkv_by_head" in axes:
+        return _by_part(value, shape.head_dim)
+    if family.rotary_pairs and axes[0] in ("query", "key"):
+        return _interleaved(value, shape.head_dim)
+    if family.transposed and len(axes) == 2 and not name.startswith(f"{family.decoder}."):
+        return value.T
+    return value
+
+
+def _interleaved(value: Tensor, head_dim: int) -> Tensor:
+    """Rows of each head in the order 0, half, 1, half + 1, ...: pairs that turn together stand together."""
+    heads = value.shape[0] // head_dim
+    return value.reshape(heads, 2, head_dim // 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
+
+
+def _by_part(value: Tensor, head_dim: int) -> Tensor:
+    """All heads' queries, then all their keys, then all their values, out of query, key, value by head."""
+    heads = value.shape[0] // (3 * head_dim)
+    by_head = value.reshape(heads, 3, head_dim, *value.shape[1:])
+    return torch.cat([by_head[:, part].reshape(-1, *value.shape[1:]) for part in range(3)])

@@ -1,0 +1,64 @@
+"""Types of GGUF files that llama.cpp quantises to, by its own names; imports neither torch nor llama.cpp."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from enum import IntEnum
+
+from resprout.configs.errors import BadInput
+
+
+class GgufType(IntEnum):
+    """A file's type and its number in llama.cpp (llama_ftype)."""
+
+    F32 = 0
+    F16 = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q8_0 = 7
+    Q5_0 = 8
+    Q5_1 = 9
+    Q2_K = 10
+    Q3_K_S = 11
+    Q3_K_M = 12
+    Q3_K_L = 13
+    Q4_K_S = 14
+    Q4_K_M = 15
+    Q5_K_S = 16
+    Q5_K_M = 17
+    Q6_K = 18
+    IQ4_NL = 25
+    IQ3_S = 26
+    IQ3_M = 27
+    IQ4_XS = 30
+    BF16 = 32
+
+
+PLAIN = (GgufType.F32, GgufType.F16, GgufType.BF16)
+"""Types whose weights are whole floating-point numbers."""
+SUPER_BLOCK, BLOCK = 256, 32
+"""Weights of a row that a K-quant, or one of the older types, puts together."""
+
+
+def gguf_type(name: str) -> GgufType:
+    """The type of this name in any case; BadInput with the nearest."""
+    found = GgufType.__members__.get(name.upper())
+    if found is None:
+        near = difflib.get_close_matches(name.upper(), GgufType.__members__, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadInput(f"'{name}' is no type of GGUF file; known are {', '.join(GgufType.__members__)}{hint}")
+    return found
+
+
+def block_of(kind: GgufType) -> int:
+    """By how many weights a row must be divisible to be held in this type throughout."""
+    if kind in PLAIN:
+        return 1
+    whole = kind.name.endswith(("_K", "_S", "_M", "_L", "_XS"))
+    return SUPER_BLOCK if whole else BLOCK
+
+
+def fallbacks(rows: Mapping[str, int], kind: GgufType) -> list[str]:
+    """Names of the tensors, by the length of a row, that llama.cpp stores in another type than asked."""
+    return [name for name, length in rows.items() if length % block_of(kind)]

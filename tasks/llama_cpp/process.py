@@ -1,0 +1,134 @@
+"""A child process with llama.cpp in it (tasks/llama_cpp/worker.py), and what can be asked of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from resprout.configs.errors import StageFailed
+from resprout.tasks.gguf.types import GgufType
+from resprout.tasks.llama_cpp.library import require_llama_cpp
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WORKER = Path(__file__).with_name("worker.py")
+MEMORY_BYTES = 8 * 10**9
+"""Address space beside twice the file: libraries, the context, logits of a batch."""
+FILE_BYTES = 10**12
+WORDS = 3
+"""Last lines of what a process printed that are told where it ended without an answer."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Rows of the vocabulary, the longest context that the model was trained for, seconds of loading."""
+
+    vocab: int
+    longest: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of reading the prompt and of writing behind it, and the peak memory of the process so far."""
+
+    prefill_seconds: float
+    decode_seconds: float
+    peak_memory_bytes: int
+
+
+class LlamaCpp:
+    """A process for one GGUF file; ends with the `with` block.
+
+    What llama.cpp cannot do raises StageFailed, with its own last words; a missing extra raises BadInput.
+    """
+
+    def __init__(self, file: Path) -> None:
+        require_llama_cpp()
+        self._file = file
+        self._scratch = TemporaryDirectory()
+        self._said: IO[bytes] = TemporaryFile()
+        # Run elsewhere than in a checkout, whose folders would otherwise be importable.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(WORKER)], cwd=self._scratch.name,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
+        )  # fmt: skip
+        memory = MEMORY_BYTES + 2 * (file.stat().st_size if file.is_file() else 0)
+        self._ask("limit", memory_bytes=memory, file_bytes=FILE_BYTES)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._said.close()
+        self._scratch.cleanup()
+
+    def load(self, context_tokens: int, threads: int, sequences: int = 1) -> Loaded:
+        """Load the file, for `sequences` of so many tokens at a time."""
+        given = {"context_tokens": context_tokens, "threads": threads, "batch": sequences}
+        self.loaded = Loaded(**self._ask("load", file=str(self._file.resolve()), **given))
+        return self.loaded
+
+    def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """Logits at the positions of `ids` from `first` on: float32 [positions, vocabulary]."""
+        rows = self._ask("logits", ids=list(ids), first=first)["rows"]
+        stream = self._process.stdout
+        raw = stream.read(rows * self.loaded.vocab * 4) if stream is not None else b""
+        return np.frombuffer(raw, dtype=np.float32).reshape(rows, self.loaded.vocab)
+
+    def greedy(self, ids: Sequence[int], tokens: int) -> list[int]:
+        """The ids that greedy decoding adds, at most `tokens`, up to one that ends the text."""
+        return list(self._ask("greedy", ids=list(ids), tokens=tokens)["ids"])
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text by the file's own tokenizer."""
+        return list(self._ask("tokenize", text=text)["ids"])
+
+    def times(self, prompt: Sequence[int], decode_tokens: int, sequences: int) -> Timed:
+        """Time a prompt in each of `sequences`, and the tokens written behind it."""
+        asked = {"prompt": list(prompt), "decode_tokens": decode_tokens, "sequences": sequences}
+        return Timed(**self._ask("times", **asked))
+
+    def quantize(
+        self, target: Path, kind: GgufType, threads: int, importance: Mapping[str, NDArray[np.float32]] | None
+    ) -> None:
+        """Write the file to `target` in another type, by the importance of each tensor's input channels."""
+        matrix = None
+        if importance is not None:
+            matrix = str(Path(self._scratch.name) / "importance.npz")
+            np.savez(matrix, **importance)  # type: ignore[arg-type]
+        source, out = str(self._file.resolve()), str(target.resolve())
+        self._ask("quantize", source=source, target=out, kind=kind.value, threads=threads, matrix=matrix)
+
+    def _ask(self, verb: str, **given: Any) -> dict[str, Any]:
+        asking, answers = self._process.stdin, self._process.stdout
+        answer = b""
+        with suppress(BrokenPipeError):
+            if asking is not None and answers is not None:
+                asking.write(json.dumps({"verb": verb, **given}).encode() + b"\n")
+                asking.flush()
+                answer = answers.readline()
+        if not answer:
+            self._said.seek(0)
+            words = self._said.read().decode(errors="replace").strip().splitlines()[-WORDS:]
+            raise StageFailed(f"llama.cpp ended while it worked on {self._file.name} ({' '.join(words)})")
+        found: dict[str, Any] = json.loads(answer)
+        if fault := found.get("fault"):
+            raise StageFailed(f"{self._file.name}: {fault}")
+        return found

@@ -1,0 +1,1 @@
+"""Files of few bits out of the final model."""

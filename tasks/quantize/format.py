@@ -1,0 +1,58 @@
+"""Quantised formats: what each must do, which there are, and how a config names one with its type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from resprout.tasks.core.methods import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from resprout.tasks.models.shape import Shape
+
+
+class QuantizedFormat(Protocol):
+    """A way to store a model in few bits, in one of its types."""
+
+    def __init__(self, kind: str) -> None:
+        """Raises BadInput for a type that the format does not have."""
+        ...
+
+    def check(self, shape: Shape) -> None:
+        """Raise BadInput where a model of this shape cannot be stored so."""
+        ...
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        source: Path,
+        folder: Path,
+        input_ids: Tensor | None,
+    ) -> Mapping[str, float]:
+        """Write `model`, loaded from `source`, into the empty `folder`; metrics of what was written.
+
+        With `input_ids` [samples, tokens] errors are weighed by how large each input channel is on them.
+        """
+        ...
+
+
+FORMATS: Registry[type[QuantizedFormat]] = Registry(
+    "quantised format", "resprout.tasks.quantize.formats", separator="-"
+)
+
+
+def split(name: str) -> tuple[str, str]:
+    """Format and type of a name such as gguf:Q4_K_M."""
+    form, _, kind = name.partition(":")
+    return form, kind
+
+
+def format_of(name: str) -> QuantizedFormat:
+    """The format in the type that a name says; an unknown one raises BadInput."""
+    form, kind = split(name)
+    return FORMATS.get(form)(kind)

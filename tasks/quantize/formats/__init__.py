@@ -1,0 +1,1 @@
+"""Quantised formats, one a module; all keep the contract of tasks/quantize/format.py."""

@@ -1,0 +1,94 @@
+"""GGUF: one file for llama.cpp, quantised by llama.cpp's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.gguf.types import PLAIN, block_of, gguf_type
+from resprout.tasks.models.shape import Shape
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Gguf:
+    """A file that llama.cpp serves, in a type of its own (gguf:Q4_K_M), with tokenizer and chat template."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = gguf_type(kind or "F16")
+
+    def check(self, shape: Shape) -> None:
+        """Raise BadInput where llama.cpp has no architecture for the family, or none for such layers."""
+        if shape.family.gguf is None:
+            raise BadInput(
+                f"llama.cpp has no architecture for the family {shape.model_type}; leave gguf out of "
+                "quantize.formats"
+            )
+        if not shape.stock:
+            raise BadInput(
+                "the model's layers have different widths, which a GGUF file of this family cannot state; "
+                "prune with layout: uniform"
+            )
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        source: Path,
+        folder: Path,
+        input_ids: Tensor | None,
+    ) -> Mapping[str, float]:
+        """Write model.gguf, and config and tokenizer beside it; bytes, and tensors in another type than asked."""
+        import torch
+
+        from resprout.tasks.gguf.writer import plain_type, write_gguf
+        from resprout.tasks.llama_cpp.model import FILE
+        from resprout.tasks.llama_cpp.process import LlamaCpp
+        from resprout.tasks.models.load import save_beside_weights
+
+        save_beside_weights(model, folder, tokenizer_from=source)
+        target = folder / FILE
+        if self.kind in PLAIN:
+            write_gguf(model, tokenizer, source, target, self.kind.name)
+            return {"bytes": target.stat().st_size, "fallback_tensors": 0}
+        whole = folder / "whole.gguf"
+        try:
+            write_gguf(model, tokenizer, source, whole, plain_type(model))
+            importance = None if input_ids is None else _importance(model, input_ids)
+            with LlamaCpp(whole) as llama:
+                llama.quantize(target, self.kind, torch.get_num_threads(), importance)
+        finally:
+            whole.unlink(missing_ok=True)
+        return {"bytes": target.stat().st_size, "fallback_tensors": _fallbacks(target, block_of(self.kind))}
+
+
+def _importance(model: PreTrainedModel, input_ids: Tensor) -> dict[str, NDArray[np.float32]]:
+    """Mean squares of inputs by llama.cpp's names of the tensors."""
+    from gguf import get_tensor_name_map
+
+    from resprout.tasks.gguf.tensors import ENDINGS
+    from resprout.tasks.gguf.writer import architecture_of
+    from resprout.tasks.models.shape import shape_of
+    from resprout.tasks.quantize.importance import mean_squares
+
+    shape = shape_of(model.config.to_dict())
+    names = get_tensor_name_map(architecture_of(shape.model_type, shape.family.gguf), shape.layers)
+    found = {}
+    for name, value in mean_squares(model, input_ids).items():
+        if (known := names.get_name(name, try_suffixes=ENDINGS)) is not None:
+            found[known] = value.numpy()
+    return found
+
+
+def _fallbacks(file: Path, block: int) -> int:
+    """Matrices whose rows the type's blocks do not fill, so that llama.cpp took another type for them."""
+    from resprout.tasks.models.gguf_header import read_header
+
+    _, tensors = read_header(file)
+    return sum(len(dims) > 1 and dims[0] % block > 0 for dims in tensors.values())

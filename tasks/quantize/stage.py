@@ -1,0 +1,81 @@
+"""Stage quantize: one file of few bits, made of the final model; the run calls it once for each format.
+
+Inputs: `model`, `calibration`. Content: a model folder in the format, and metrics.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resprout.configs.schema import QuantizeConfig
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Reads, calibration_tokens, stage
+from resprout.tasks.models.shape import Shape
+from resprout.tasks.quantize.format import FORMATS, format_of, split
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The section, and which of its formats is made."""
+
+    config: QuantizeConfig
+    format: str
+
+    def key_data(self) -> dict[str, Any]:
+        return {"format": self.format, "importance": self.config.importance}
+
+
+def modules(wanted: Quantization) -> list[str]:
+    """The module of the format."""
+    return [FORMATS.entry(split(wanted.format)[0]).module]
+
+
+def params(config: QuantizeConfig) -> dict[str, Any]:
+    """Settings by which people compare runs."""
+    return {"quantized": ", ".join(config.formats)}
+
+
+def check(config: QuantizeConfig, base: Path) -> None:
+    """BadInput for a format or a type that is not there."""
+    for name in config.formats:
+        format_of(name)
+
+
+def fits(config: QuantizeConfig, shapes: Mapping[str, Shape]) -> None:
+    """BadInput where a format cannot hold the model that pruning leaves."""
+    for name in config.formats:
+        format_of(name).check(shapes.get("model", shapes["source"]))
+
+
+@stage(
+    "quantize",
+    kind="quantized",
+    section="quantize",
+    reads={"model": Reads("model"), "calibration": Reads("data")},
+    weights=True,
+    libraries=("torch", "transformers", "gguf"),
+    methods=modules,
+    params=params,
+    checks={"quantize.formats": check},
+    tokens=calibration_tokens,
+    fits=fits,
+    starts=True,
+)
+def quantize(job: Job[Quantization], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write the model in the format, judged by what its stock runtime computes of it afterwards."""
+    from safetensors.torch import load_file
+
+    from resprout.tasks.models.load import load_model, load_tokenizer
+
+    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
+    input_ids = None
+    if job.config.config.importance:
+        input_ids = load_file(inputs["calibration"] / "calibration.safetensors")["input_ids"].long()
+    made = format_of(job.config.format)
+    metrics = made.write(model, tokenizer, inputs["model"], workdir, input_ids)
+    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
