@@ -136,7 +136,7 @@ class Conclusion:
                     metrics |= compared(dense, own_scores)
             own = metrics_of(name, measured)
             metrics.update(own)
-            if (measured_by := self.own_metrics()[name]) is not None:
+            if (measured_by := self.own_metrics().get(name)) is not None:
                 metrics.update(self.read(self.artifacts.of(measured_by), "metrics.json"))
             found[name] = ModelResult(
                 params=int(metrics["params"]),
@@ -145,7 +145,7 @@ class Conclusion:
                 metrics=metrics,
                 speeds=speeds_to_dense(own),
             )
-        self.result.models = {name: found.get(name) for name in models()}
+        self.result.models = {**{name: found.get(name) for name in models()}, **found}
         plan = self.read(self.artifacts.of("plan"), PLAN)
         self.result.method, self.result.warnings = plan.get("method"), plan.get("warnings", [])
         self.session.averaged = averaged(self.read(self.artifacts.group(SCORES)["dense"], "details.json"))

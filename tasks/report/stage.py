@@ -139,7 +139,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "gate": gate,
         "verdict": verdict(models, gate, coverage),
         "rule": RULE,
-        "exports": _json(inputs["export"] / "exports.json") if "export" in inputs else [],
+        "exports": _exports(inputs["export"]) if "export" in inputs else [],
         "plan": plan,
         "method": plan.get("method") or plan["criterion"],
         "schedule": "" if schedule == "one_shot" else schedule,
@@ -339,6 +339,15 @@ def _date(day: str) -> str:
     """A day in ISO form as people write it; empty where it is not known."""
     found = date.fromisoformat(day) if day else None
     return f"{found.day} {found:%B %Y}" if found else ""
+
+
+def _exports(folder: Path) -> list[dict[str, Any]]:
+    """The exports, each with how far its stock tool's answers are from the model's."""
+    found: list[dict[str, Any]] = _json(folder / "exports.json")
+    for one in found:
+        apart, largest = one.get("mean_kl_nats"), one.get("max_abs_logit_diff")
+        one["apart"] = f"{largest:g} (largest of a logit)" if apart is None else f"{apart:.3g} (nats a token)"
+    return found
 
 
 def _json(path: Path) -> Any:
