@@ -31,6 +31,12 @@ def write_hyperparameters(writer: GGUFWriter, shape: Shape, config: Mapping[str,
     Raises:
         BadInput: llama.cpp computes the family without something that this config asks for.
     """
+    scale = config.get("query_pre_attn_scalar")
+    if scale is not None and float(scale) != shape.head_dim:
+        raise BadInput(
+            f"config.json says query_pre_attn_scalar: {scale}, but llama.cpp divides by the square root of the "
+            f"heads' {shape.head_dim} channels; export hf instead"
+        )
     writer.add_context_length(_context(shape, config))
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)

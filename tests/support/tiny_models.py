@@ -139,6 +139,20 @@ def write_tiny_tokenizer(folder: Path, vocab_size: int = 256) -> None:
     ).save_pretrained(folder)
 
 
+def write_byte_tokenizer(folder: Path) -> None:
+    """Byte-level BPE of 256 tokens as GPT-2's, one of them a merge; the tokenizer kind that llama.cpp knows."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    first, bos, eos = alphabet[-1], alphabet[0], alphabet[1]
+    vocab = {token: place for place, token in enumerate(alphabet) if token != first}
+    made = Tokenizer(models.BPE({**vocab, "th": alphabet.index(first)}, [("t", "h")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=made, bos_token=bos, eos_token=eos).save_pretrained(folder)
+
+
 def write_tiny_folder(
     folder: Path, model_type: str = "llama", seed: int = 0, dtype: str = "float32", **widths: Any
 ) -> Path:
