@@ -416,7 +416,7 @@ class QuantizeConfig(Section):
     """Files of few bits made of the final model; each is evaluated and measured as the file that ships."""
 
     formats: Annotated[tuple[str, ...], Field(min_length=1)]
-    """gguf:TYPE, by llama.cpp's quantiser (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, ...; F16 and BF16 too)."""
+    """gguf:TYPE, by llama.cpp's own quantiser (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16, ...)."""
     importance: bool = True
     """Weigh errors by how large each input channel is on the calibration samples (importance matrix)."""
 
@@ -670,7 +670,7 @@ class RunConfig(Section):
             lacking = [name for name in export.formats if ":" in name and name not in made]
             if lacking:
                 raise ValueError(
-                    f"export.formats holds {lacking[0]}, which quantize.formats does not make; name it there too"
+                    f"export.formats holds {lacking[0]}, which quantize.formats does not make; name it there"
                 )
             return export
         whole = "hf" if prune.layout == "uniform" else "hf_layouts"

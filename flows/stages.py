@@ -251,7 +251,9 @@ def _evaluate_dense(steps: Steps) -> None:
 def _quantize(steps: Steps) -> None:
     """Each format of few bits, and its scores; the gate may be about one of them."""
     section = steps.config.quantize
-    for name in section.formats if section is not None else ():
+    if section is None:
+        return
+    for name in section.formats:
         steps.groups[QUANTIZED][name] = made = steps.add(
             quantize, Quantization(section, name), role=name, gives=f"{name} file"
         )

@@ -47,7 +47,7 @@ class LayerPairs:
 
 
 def layer_pairs(model: Any, dense: Any) -> LayerPairs | None:
-    """The layers to compare; None where hidden states are not in one basis, not to be seen, or layers gone."""
+    """The layers to compare; None where hidden states are not in one basis or not seen, or layers gone."""
     if not hasattr(model, "get_decoder"):
         return None
     other, uncut = anatomy(model).layers, anatomy(dense).layers

@@ -57,7 +57,7 @@ FORMATS: Registry[type[Format]] = Registry("export format", "resprout.tasks.expo
 
 
 def entry(name: str) -> Entry:
-    """The registered format that a name such as hf or gguf:Q4_K_M begins with; an unknown one raises BadInput."""
+    """The format that a name such as hf or gguf:Q4_K_M begins with; an unknown one raises BadInput."""
     return FORMATS.entry(name.partition(":")[0])
 
 

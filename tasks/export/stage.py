@@ -57,7 +57,8 @@ def export_methods(wanted: Export) -> list[str]:
 def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `<format>/` with README.md, exports.json and metrics.json from `model`.
 
-    `quantized`, by their names, are the models of few bits. `plan` lists the removed units, `source` (the acquired model) has the licence files that go along; `dense`
+    `quantized`, by their names, are the models of few bits. `plan` lists the removed units, `source` (the
+    acquired model) has the licence files that go along; `dense`
     and `final` are its scores and those of `model`, which the card states.
 
     An export that its stock tool cannot load, or that computes something else, raises StageFailed.

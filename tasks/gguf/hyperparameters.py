@@ -34,8 +34,8 @@ def write_hyperparameters(writer: GGUFWriter, shape: Shape, config: Mapping[str,
     scale = config.get("query_pre_attn_scalar")
     if scale is not None and float(scale) != shape.head_dim:
         raise BadInput(
-            f"config.json says query_pre_attn_scalar: {scale}, but llama.cpp divides by the square root of the "
-            f"heads' {shape.head_dim} channels; export hf instead"
+            f"config.json says query_pre_attn_scalar: {scale}, but llama.cpp divides by the root of the "
+            f"{shape.head_dim} channels of a head; export hf instead"
         )
     writer.add_context_length(_context(shape, config))
     writer.add_embedding_length(shape.hidden)

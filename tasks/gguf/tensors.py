@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file out of those of a model: llama.cpp's names, and where it keeps them otherwise."""
+"""The tensors of a GGUF file out of a model's: llama.cpp's names, and what it keeps otherwise."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and values of each tensor of the file; `weights` are the model's by their names.
 
-    Values are views where llama.cpp keeps them alike. Gemma's norms have 1 added (llama.cpp multiplies by what
-    it reads), Conv1D weights are transposed, rotary channels interleaved, fused experts taken apart.
+    Values are views where llama.cpp keeps them alike. Gemma's norms have 1 added (llama.cpp multiplies by
+    what it reads), Conv1D weights are transposed, rotary channels interleaved, fused experts taken apart.
     """
     family = shape.family
     for name, axes in family.ends(shape.config).items():

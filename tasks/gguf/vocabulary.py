@@ -29,7 +29,7 @@ SPLITS = {
     "smollm": ("digits", "bytes"),
     "gpt-2": ("bytes",),
 }
-"""How text is split before byte-level BPE, by llama.cpp's name: regular expressions, single digits, GPT-2's."""
+"""How text is split before byte-level BPE, by llama.cpp's name: expressions, single digits, GPT-2's way."""
 UNUSED = "[PAD{}]"
 """Text of a row of the embeddings that no token has."""
 
@@ -68,8 +68,8 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     model = described["model"]
     if model["type"] != "BPE":
         raise BadInput(
-            f"a GGUF file cannot hold a tokenizer of type {model['type']}; llama.cpp reads byte-level BPE and "
-            "SentencePiece's BPE: export hf instead"
+            f"a GGUF file cannot hold a tokenizer of type {model['type']}; llama.cpp reads byte-level BPE "
+            "and SentencePiece's BPE: export hf instead"
         )
     names = dict(enumerate([UNUSED.format(row) for row in range(rows)]))
     kinds = dict.fromkeys(range(rows), int(TokenType.UNUSED))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from gguf import (
@@ -12,13 +12,13 @@ from gguf import (
     MODEL_ARCH_NAMES,
     GGMLQuantizationType,
     GGUFWriter,
-    LlamaFileType,
     get_tensor_name_map,
 )
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.gguf.hyperparameters import write_hyperparameters
 from resprout.tasks.gguf.tensors import tensors
+from resprout.tasks.gguf.types import GgufType
 from resprout.tasks.gguf.vocabulary import vocabulary
 from resprout.tasks.models.shape import shape_of
 
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Plain = Literal["F32", "F16", "BF16"]
-DTYPES: Mapping[Plain, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-FILE_TYPES = {
-    "F32": LlamaFileType.ALL_F32, "F16": LlamaFileType.MOSTLY_F16, "BF16": LlamaFileType.MOSTLY_BF16
-}  # fmt: skip
+DTYPES: Mapping[GgufType, torch.dtype] = {
+    GgufType.F32: torch.float32,
+    GgufType.F16: torch.float16,
+    GgufType.BF16: torch.bfloat16,
+}
+"""The types that hold weights as torch does."""
 FREQUENCIES = "rope_freqs.weight"
 
 
-def plain_type(model: PreTrainedModel) -> Plain:
+def plain_type(model: PreTrainedModel) -> GgufType:
     """The type that holds the model's weights as they are."""
     return next(name for name, dtype in DTYPES.items() if dtype == model.dtype)
 
@@ -45,10 +46,10 @@ def write_gguf(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     file: Path,
-    kind: Plain,
+    kind: GgufType,
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `file`: matrices in the type `kind`, vectors in float32, one tensor in memory at a time.
+    """Write `file`: matrices in `kind`, one of `DTYPES`, vectors in float32; one tensor is copied at a time.
 
     `folder` is the model's, for special tokens and chat template; `about` are further strings of metadata by
     key. Equal models give equal bytes.
@@ -60,22 +61,26 @@ def write_gguf(
     architecture = architecture_of(shape.family.model_type, shape.family.gguf)
     writer = GGUFWriter(file, MODEL_ARCH_NAMES[architecture], use_temp_file=False)
     writer.add_type("model")
-    writer.add_file_type(FILE_TYPES[kind])
+    writer.add_file_type(kind.value)
     frequencies = write_hyperparameters(writer, shape, model.config.to_dict())
     vocabulary(tokenizer, shape.vocab).write(writer, folder)
-    for key, value in (about or {}).items():
-        writer.add_string(key, value)
+    for key, text in (about or {}).items():
+        writer.add_string(key, text)
     names = get_tensor_name_map(architecture, shape.layers)
 
     def all_tensors() -> list[tuple[str, Tensor]]:
         found = list(tensors(model.state_dict(), shape, names))
         return found if frequencies is None else [*found, (FREQUENCIES, frequencies)]
 
-    for name, value in all_tensors():
+    for tensor, value in all_tensors():
         stored = _stored(value, kind)
         data = _data(stored[:0])
         writer.add_tensor_info(
-            name, list(value.shape), data.dtype, value.numel() * stored.element_size(), _quantization(stored)
+            tensor,
+            list(value.shape),
+            data.dtype,
+            value.numel() * stored.element_size(),
+            _quantization(stored),
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -93,13 +98,13 @@ def architecture_of(family: str, name: str | None) -> MODEL_ARCH:
     raise BadInput(f"llama.cpp has no architecture for the family {family}; export hf instead")
 
 
-def _stored(value: Tensor, kind: Plain) -> Tensor:
+def _stored(value: Tensor, kind: GgufType) -> Tensor:
     return value.to(torch.float32 if value.dim() == 1 else DTYPES[kind])
 
 
 def _quantization(stored: Tensor) -> GGMLQuantizationType:
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    return GGMLQuantizationType[names[stored.dtype]]
+    kinds = {dtype: kind for kind, dtype in DTYPES.items()}
+    return GGMLQuantizationType[kinds[stored.dtype].name]
 
 
 def _data(stored: Tensor) -> np.ndarray:

@@ -57,7 +57,7 @@ class LlamaCpp:
         require_llama_cpp()
         self._file = file
         self._scratch = TemporaryDirectory()
-        self._said: IO[bytes] = TemporaryFile()
+        self._said: IO[bytes] = TemporaryFile()  # noqa: SIM115
         # Run elsewhere than in a checkout, whose folders would otherwise be importable.
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(WORKER)], cwd=self._scratch.name,

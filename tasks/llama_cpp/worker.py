@@ -1,7 +1,7 @@
 """The child process that holds llama.cpp: `python -I worker.py`, asked and answering in lines of JSON.
 
-It is run by its path, imports nothing of resprout, and limits itself before it opens a file: what it loads may
-come from outside. Logits follow their answer as raw float32, row after row.
+It is run by its path, imports nothing of resprout, and limits itself before it opens a file: what it loads
+may come from outside. Logits follow their answer as raw float32, row after row.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def serve(asked: BinaryIO, answers: BinaryIO) -> None:
     ffi, lib = get_ffi(), get_lib()
     said: list[str] = []
 
-    @ffi.callback("ggml_log_callback")  # type: ignore[untyped-decorator]
+    @ffi.callback("ggml_log_callback")
     def note(level: int, text: Any, data: Any) -> None:
         if level >= lib.GGML_LOG_LEVEL_WARN:
             said.append(ffi.string(text).decode(errors="replace").strip())

@@ -1,4 +1,4 @@
-"""A GGUF file computes in llama.cpp what the model computes in transformers, for every family that it names."""
+"""A GGUF file computes in llama.cpp what the model does in transformers, for every family that it names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.gguf.hyperparameters import _llama3
+from resprout.tasks.gguf.types import GgufType
 from resprout.tasks.gguf.writer import plain_type, write_gguf
 from resprout.tasks.llama_cpp.process import LlamaCpp
 from resprout.tasks.models.families import FAMILIES
@@ -29,10 +30,10 @@ FITTING: dict[str, dict[str, Any]] = {
 IDS = [(place * 37 + 11) % 256 for place in range(40)]
 
 
-def written(folder: Path, model: Any, kind: Any = "F32") -> Path:
+def written(folder: Path, model: Any, kind: str = "F32") -> Path:
     """The model's file, beside its tokenizer."""
     write_byte_tokenizer(folder)
-    write_gguf(model, load_tokenizer(folder), folder, folder / "model.gguf", kind)
+    write_gguf(model, load_tokenizer(folder), folder, folder / "model.gguf", GgufType[kind])
     return folder / "model.gguf"
 
 
@@ -76,7 +77,7 @@ def test_half_precision_is_near_and_equal_runs_give_equal_bytes(kind: str, tmp_p
 
 def test_weights_are_kept_in_the_type_that_they_have() -> None:
     assert [plain_type(tiny_model("llama", dtype=dtype)) for dtype in ("float32", "bfloat16", "float16")] == [
-        "F32", "BF16", "F16"
+        GgufType.F32, GgufType.BF16, GgufType.F16
     ]  # fmt: skip
 
 
@@ -99,8 +100,8 @@ def test_llama3_scaling_is_held(tmp_path: Path) -> None:
 
 
 def test_llama3_frequencies_by_hand() -> None:
-    # Of two frequencies, 1 and 1/100: wavelengths 6.28 and 628. With 32 positions, low 1 and high 4, the first
-    # turns 5.1 times in them, more than high: kept. The second not once: divided by the factor.
+    # Of two frequencies, 1 and 1/100: wavelengths 6.28 and 628. With 32 positions, low 1 and high 4, the
+    # first turns 5.1 times in them, more than high: kept. The second not once: divided by the factor.
     rotary = {
         "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,

@@ -140,7 +140,7 @@ def write_tiny_tokenizer(folder: Path, vocab_size: int = 256) -> None:
 
 
 def write_byte_tokenizer(folder: Path) -> None:
-    """Byte-level BPE of 256 tokens as GPT-2's, one of them a merge; the tokenizer kind that llama.cpp knows."""
+    """Byte-level BPE of 256 tokens as GPT-2's, one of them a merge: a kind that llama.cpp knows."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

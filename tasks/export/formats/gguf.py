@@ -24,7 +24,7 @@ TOLERANCE_NATS = {
     "IQ4": 0.8,
     "Q4": 0.8,
 }
-"""Mean KL(model || file) on the prompts beyond which the file holds another model, by the type's first part."""
+"""Mean KL(model || file) on the prompts that a type explains, by its first part; beyond it a file is off."""
 COARSE_NATS = 4.0
 """The same for types of three bits and fewer."""
 BESIDE = "metrics.json"
@@ -86,7 +86,7 @@ class Gguf:
         tolerance = TOLERANCE_NATS.get(part, COARSE_NATS)
         if not apart <= tolerance:
             raise StageFailed(
-                f"the {name} export diverges by {apart:.4g} nats a token from the model on the prompts, where "
+                f"the {name} export diverges by {apart:.4g} nats a token from the model on the prompts, and "
                 f"{tolerance:g} are allowed for its type; it is discarded"
             )
         pairs = [

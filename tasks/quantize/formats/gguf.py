@@ -44,7 +44,7 @@ class Gguf:
         folder: Path,
         input_ids: Tensor | None,
     ) -> Mapping[str, float]:
-        """Write model.gguf, and config and tokenizer beside it; bytes, and tensors in another type than asked."""
+        """Write model.gguf with config and tokenizer beside it; its bytes, and tensors of another type."""
         import torch
 
         from resprout.tasks.gguf.writer import plain_type, write_gguf
@@ -55,7 +55,7 @@ class Gguf:
         save_beside_weights(model, folder, tokenizer_from=source)
         target = folder / FILE
         if self.kind in PLAIN:
-            write_gguf(model, tokenizer, source, target, self.kind.name)
+            write_gguf(model, tokenizer, source, target, self.kind)
             return {"bytes": target.stat().st_size, "fallback_tensors": 0}
         whole = folder / "whole.gguf"
         try:

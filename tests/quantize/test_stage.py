@@ -1,0 +1,114 @@
+"""Files of few bits: bytes, importance, what a type cannot hold, and names that are unknown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import QuantizeConfig
+from resprout.tasks.core.job import Job, silent
+from resprout.tasks.gguf.types import block_of, gguf_type
+from resprout.tasks.llama_cpp.model import FILE
+from resprout.tasks.models.load import save_model
+from resprout.tasks.models.shape import shape_of
+from resprout.tasks.quantize.format import format_of
+from resprout.tasks.quantize.importance import mean_squares
+from resprout.tasks.quantize.stage import Quantization, fits, quantize
+from tiny_models import tiny_model, write_byte_tokenizer
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512}
+
+
+def inputs(root: Path, **widths: Any) -> dict[str, Path]:
+    """A model with a tokenizer that llama.cpp knows, and calibration samples."""
+    tokenizer, model, calibration = (root / name for name in ("tokenizer", "model", "calibration"))
+    write_byte_tokenizer(tokenizer)
+    save_model(tiny_model("llama", **{**WIDE, **widths}), model, tokenizer_from=tokenizer)
+    calibration.mkdir()
+    ids = torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(3))
+    save_file({"input_ids": ids}, calibration / "calibration.safetensors")
+    return {"model": model, "calibration": calibration}
+
+
+def made(given: dict[str, Path], out: Path, name: str, importance: bool = True) -> dict[str, Any]:
+    out.mkdir()
+    section = QuantizeConfig(formats=(name,), importance=importance)
+    quantize.body(Job(Quantization(section, name), dtype="float32"), given, out, silent)
+    found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return found
+
+
+def test_a_file_has_the_bytes_of_its_type_and_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    sizes = {
+        name: made(given, tmp_path / name, f"gguf:{name}")["bytes"] for name in ("F16", "Q8_0", "Q4_K_M")
+    }
+    assert 1.6 < sizes["F16"] / sizes["Q8_0"] < 2.0
+    assert 1.4 < sizes["Q8_0"] / sizes["Q4_K_M"] < 2.0
+    made(given, tmp_path / "again", "gguf:Q4_K_M")
+    assert (tmp_path / "again" / FILE).read_bytes() == (tmp_path / "Q4_K_M" / FILE).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
+        "config.json", "generation_config.json", "metrics.json", FILE, "tokenizer.json",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+def test_importance_changes_the_file(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    made(given, tmp_path / "with", "gguf:Q4_K_M")
+    made(given, tmp_path / "without", "gguf:Q4_K_M", importance=False)
+    assert (tmp_path / "with" / FILE).read_bytes() != (tmp_path / "without" / FILE).read_bytes()
+
+
+def test_matrices_whose_rows_the_blocks_do_not_fill_are_counted(tmp_path: Path) -> None:
+    # Rows of 192 are no multiple of 256, rows of 512 are: only the down projections hold the type.
+    given = inputs(tmp_path, hidden_size=192, num_attention_heads=4, head_dim=48)
+    found = made(given, tmp_path / "file", "gguf:Q4_K_M")
+    per_layer = ["q", "k", "v", "o", "gate", "up"]
+    assert found["fallback_tensors"] == 2 * len(per_layer) + len(["token_embd", "output"])
+
+
+def test_mean_squares_are_those_of_a_loop() -> None:
+    model = tiny_model("llama")
+    ids = torch.arange(48).reshape(3, 16)
+    found = mean_squares(model, ids)
+    first = model.model.layers[0]
+    read = first.input_layernorm(model.model.embed_tokens(ids)).flatten(0, 1)
+    wanted = sum(row.double() ** 2 for row in read) / len(read)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        got = found[f"model.layers.0.self_attn.{name}.weight"].double()
+        assert torch.allclose(got, wanted, rtol=1e-5)
+    assert len(found) == 2 * 7 + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gguf:Q4_K_N", "'Q4_K_N' is no type of GGUF file; .*did you mean Q4_K_"),
+        ("ggfu:Q4_0", "unknown quantised format 'ggfu'; did you mean 'gguf'"),
+    ],
+)
+def test_unknown_names_are_one_sentence(name: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        format_of(name)
+
+
+def test_models_that_a_format_cannot_hold_are_refused_before_a_run() -> None:
+    asked = QuantizeConfig(formats=("gguf:Q4_0",))
+    with pytest.raises(BadInput, match="no architecture for the family opt"):
+        fits(asked, {"source": shape_of(tiny_model("opt").config.to_dict())})
+    shape = shape_of(tiny_model("llama").config.to_dict())
+    uneven = shape.with_counts("ffn", (128, 96))
+    with pytest.raises(BadInput, match="layers have different widths"):
+        fits(asked, {"source": shape, "model": uneven})
+
+
+def test_blocks_of_types() -> None:
+    sizes = {name: block_of(gguf_type(name)) for name in ("q4_k_m", "Q8_0", "iq4_nl", "IQ4_XS", "F16")}
+    assert sizes == {"q4_k_m": 256, "Q8_0": 32, "iq4_nl": 32, "IQ4_XS": 256, "F16": 1}
