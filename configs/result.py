@@ -136,6 +136,10 @@ class RunResult(Plain):
     """Warnings of the plan: a target that rounding missed, or one that leaves too little of each layer."""
     models: dict[str, ModelResult | None] | None = None
     """The models by name, in the order in which they are made; null where the config has no such section."""
+    files: dict[str, ModelResult] = {}
+    """Files of few bits by format, with those of the dense model that they are compared with."""
+    against_fewer_bits: list[str] = []
+    """For each file of the pruned model a sentence on whether the dense model in fewer bits is better."""
     gate: GateResult | None = None
     exports: list[ExportResult] = []
     registered: RegisteredResult | None = None

@@ -421,6 +421,14 @@ class QuantizeConfig(Section):
     """Weigh errors by how large each input channel is on the calibration samples (importance matrix)."""
 
 
+class CompareConfig(Section):
+    """Plain alternatives that are judged beside the files of few bits, by the same evaluator."""
+
+    baselines: tuple[Literal["quantized", "source_file"], ...] = ("quantized",)
+    """quantized: the dense model in each type that ships and in the next smaller one; source_file: the GGUF
+    file that the run began with."""
+
+
 class PartOfRecovery(RecoverConfig):
     """The training between two rounds of a pruning schedule: a share of a recovery's steps."""
 
@@ -563,6 +571,8 @@ class MeasureConfig(Section):
 class GateConfig(Section):
     """Bounds relative to the dense model, measured in the same run."""
 
+    of: str | None = None
+    """The file of few bits that is held against the bounds, say gguf:Q4_K_M; absent: the final model before."""
     max_perplexity_ratio: Annotated[float, Field(gt=0.0)] | None = None
     """Recovered perplexity / dense perplexity."""
     max_kl_nats: Annotated[float, Field(gt=0.0)] | None = None
@@ -574,10 +584,9 @@ class GateConfig(Section):
 
     @model_validator(mode="after")
     def _some_bound(self) -> GateConfig:
-        if all(getattr(self, name) is None for name in type(self).model_fields):
-            raise ValueError(
-                f"the gate has no bound; give at least one of {', '.join(type(self).model_fields)}"
-            )
+        bounds = [name for name in type(self).model_fields if name != "of"]
+        if all(getattr(self, name) is None for name in bounds):
+            raise ValueError(f"the gate has no bound; give at least one of {', '.join(bounds)}")
         return self
 
 
@@ -648,6 +657,8 @@ class RunConfig(Section):
     """Zeros in a pattern; absent: the recovered or pruned model is what is exported."""
     quantize: QuantizeConfig | None = None
     """Files of few bits; absent: none."""
+    compare: CompareConfig | None = None
+    """Alternatives to the files of few bits; absent: none."""
     evaluate: EvaluateConfig
     """Scores."""
     measure: MeasureConfig | None = MeasureConfig()
@@ -698,6 +709,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"sparsify.pattern takes weights in groups of {group}, which prune.round_to "
                 f"{self.prune.round_to} does not keep whole; give a multiple of {group}"
+            )
+        made = self.quantize.formats if self.quantize is not None else ()
+        if self.gate is not None and self.gate.of is not None and self.gate.of not in made:
+            raise ValueError(
+                f"gate.of is {self.gate.of}, which quantize.formats does not make; name it there, or leave of out"
+            )
+        if self.compare is not None and self.quantize is None:
+            raise ValueError(
+                "compare is about files of few bits, but quantize is left out; give quantize.formats or drop "
+                "compare"
             )
         if self.registration is not None and not self.export.formats:
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from resprout.infra.store.named_models import name_model
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
-from resprout.tasks.evaluate.paired import compared
+from resprout.tasks.evaluate.paired import FILE as SAMPLES
+from resprout.tasks.evaluate.paired import compared, perplexity_ratio
 from resprout.tasks.measure.ratio import metrics_of, ratio_in
 from resprout.tasks.register.reconcile import own_uri, register
+from resprout.tasks.report.files import FewerBits, rival_of
 from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
 
@@ -121,6 +123,15 @@ class Conclusion:
         """A JSON file of an artifact."""
         return json.loads(self.run.store.read(ref.digest, path))
 
+    def fewer_bits(self, scores: Mapping[str, ArtifactRef]) -> Iterator[FewerBits]:
+        """Each file of the pruned model with the dense model's best file that is no larger."""
+        files = {name: one.metrics for name, one in self.result.files.items()}
+        for name in files:
+            if name.startswith(f"{DENSE} ") or (rival := rival_of(name, files)) is None:
+                continue
+            ours, theirs = (self.read(scores[one], SAMPLES)["windows"] for one in (name, rival))
+            yield FewerBits(name, rival, perplexity_ratio(theirs, ours))
+
     def fill_models(self) -> None:
         """Sizes and metrics of the models into the result, and into the parent run as <model>.<metric>."""
         speeds = self.artifacts.named("speeds")
@@ -145,7 +156,9 @@ class Conclusion:
                 metrics=metrics,
                 speeds=speeds_to_dense(own),
             )
-        self.result.models = {**{name: found.get(name) for name in models()}, **found}
+        self.result.models = {name: found.get(name) for name in models()}
+        self.result.files = {name: one for name, one in found.items() if name not in self.result.models}
+        self.result.against_fewer_bits = [one.sentence for one in self.fewer_bits(group)]
         plan = self.read(self.artifacts.of("plan"), PLAN)
         self.result.method, self.result.warnings = plan.get("method"), plan.get("warnings", [])
         self.session.averaged = averaged(self.read(self.artifacts.group(SCORES)["dense"], "details.json"))

@@ -33,6 +33,7 @@ from resprout.tasks.measure.stage import measure
 from resprout.tasks.prune.mask_and_regrow import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of
 from resprout.tasks.prune.stage import plan, prune, score
+from resprout.tasks.quantize.format import baselines
 from resprout.tasks.quantize.stage import Quantization, quantize
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.select.stage import pool, select
@@ -107,7 +108,7 @@ class Steps(Sequence[Step]):
                 extra(self)
             made = any(step.id == StepId(stage.name) for step in self.steps)
             if not made and self.section(stage) is not None:
-                self.add(stage)
+                self.add(stage, **(INPUTS[stage](self) if stage in INPUTS else {}))
 
     def __getitem__(self, index: Any) -> Any:
         return self.steps[index]
@@ -249,15 +250,31 @@ def _evaluate_dense(steps: Steps) -> None:
 
 
 def _quantize(steps: Steps) -> None:
-    """Each format of few bits, and its scores; the gate may be about one of them."""
+    """Each file of few bits, and the dense model's that they are compared with, each with its scores."""
     section = steps.config.quantize
     if section is None:
         return
     for name in section.formats:
-        steps.groups[QUANTIZED][name] = made = steps.add(
-            quantize, Quantization(section, name), role=name, gives=f"{name} file"
-        )
-        steps.evaluate(name, made, final=False)
+        steps.groups[QUANTIZED][name] = _file(steps, name, name, steps.names[MODEL])
+    compare = steps.config.compare
+    if compare is not None and "quantized" in compare.baselines:
+        for name in baselines(section.formats):
+            _file(steps, f"{DENSE} {name}", name, steps.names[SOURCE])
+
+
+def _judged(steps: Steps) -> dict[str, Slot]:
+    """The scores that the gate is about: the final model's, or those of a file of few bits."""
+    section = steps.config.gate
+    named = section.of if section is not None else None
+    return {"final": steps.groups[SCORES][named] if named else steps.names[FINAL]}
+
+
+def _file(steps: Steps, name: str, form: str, model: Slot) -> Slot:
+    """A model in a format of few bits, called `name`, and its scores."""
+    wanted = Quantization(steps.config.quantize, form)
+    made = steps.add(quantize, wanted, role=name, gives=f"{name} file", model=model)
+    steps.evaluate(name, made, final=False)
+    return made
 
 
 def _rest_of_recovery(steps: Steps) -> Any:
@@ -298,6 +315,10 @@ BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {
 """Further steps before the first call of a stage."""
 SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {recover: _rest_of_recovery, export: _export_section}
 """Sections that hold more than the config's, or less."""
+
+
+INPUTS: dict[Stage[Any], Callable[[Steps], dict[str, Slot]]] = {gate: _judged}
+"""Inputs by role that a config can name."""
 
 
 def section_of(stage: str) -> str:

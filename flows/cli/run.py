@@ -112,6 +112,7 @@ def _run(
 
 def show(session: Session, loaded: Loaded, console: Console) -> None:
     """Print the end of a run."""
+    from resprout.tasks.report.files import file_rows
     from resprout.tasks.report.table import comparison, recovery_sentence
 
     result = session.result
@@ -125,6 +126,12 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
         console.print(
             recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True
         )
+    if result.files:
+        heads, lines = file_rows({name: one.metrics for name, one in result.files.items()})
+        console.print()
+        console.print(_table(list(heads), lines), highlight=False)
+    for sentence in result.against_fewer_bits:
+        console.print(sentence, highlight=False, soft_wrap=True)
     for line in _lines(result, loaded, session.remarks):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 

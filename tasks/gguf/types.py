@@ -62,3 +62,24 @@ def block_of(kind: GgufType) -> int:
 def fallbacks(rows: Mapping[str, int], kind: GgufType) -> list[str]:
     """Names of the tensors, by the length of a row, that llama.cpp stores in another type than asked."""
     return [name for name, length in rows.items() if length % block_of(kind)]
+
+
+LADDER = tuple(
+    GgufType[name] for name in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
+)
+"""Types that are in use, the larger files first."""
+
+
+def smaller(kind: GgufType) -> GgufType | None:
+    """The type of `LADDER` behind this one; of a type that is not on it, the first with fewer bits a weight.
+
+    None below the smallest.
+    """
+    order = [one for one in LADDER if one == kind or _bits(one) < _bits(kind)]
+    return next((one for one in order if one != kind), None)
+
+
+def _bits(kind: GgufType) -> float:
+    """Bits a weight as the name says them: 4 of Q4_K_M; of its variants the larger a little more."""
+    digits = "".join(letter for letter in kind.name.partition("_")[0] if letter.isdigit())
+    return int(digits) + (0.5 if kind.name.endswith(("_1", "_M", "_L", "_K")) else 0.0)

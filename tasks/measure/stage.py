@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,18 @@ def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, 
     (workdir / "details.json").write_text(json.dumps(details, sort_keys=True, indent=1) + "\n")
 
 
+def base_of(name: str, names: Collection[str]) -> str | None:
+    """The model whose speed another's is held against; None where nothing here is served as it is.
+
+    A file of few bits is held against the dense model's in the same format, never against another runtime.
+    """
+    if name == DENSE or name.startswith(f"{DENSE} "):
+        return None
+    if ":" not in name:
+        return DENSE
+    return f"{DENSE} {name}" if f"{DENSE} {name}" in names else None
+
+
 def run_names(config: MeasureConfig) -> tuple[str, str]:
     """Names of prefill and decoding with their lengths; the metric of each ends in _tokens_per_s."""
     batch = f"_batch{config.batch_size}" if config.batch_size > 1 else ""
@@ -120,8 +132,8 @@ def summary(
         for run, taken in seconds[name].items():
             speed = f"{name}.{run}_tokens_per_s"
             metrics[speed] = tokens[run] / statistics.median(taken)
-            if name != DENSE:
-                metrics |= ratio_of(seconds[DENSE][run], taken).metrics(speed)
+            if (base := base_of(name, answers)) is not None:
+                metrics |= ratio_of(seconds[base][run], taken).metrics(speed)
             models[name][run] = {
                 "tokens": tokens[run],
                 "seconds": taken,

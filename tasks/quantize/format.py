@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from resprout.tasks.core.methods import Registry
+from resprout.tasks.gguf.types import gguf_type, smaller
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,3 +57,17 @@ def format_of(name: str) -> QuantizedFormat:
     """The format in the type that a name says; an unknown one raises BadInput."""
     form, kind = split(name)
     return FORMATS.get(form)(kind)
+
+
+def baselines(names: Iterable[str]) -> list[str]:
+    """The formats in which the dense model is compared with files in these: the same, and the next smaller.
+
+    A file of the pruned model lies between the two in bytes where pruning took less than a bit would.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        found[name] = None
+        form, kind = split(name)
+        if form == "gguf" and (less := smaller(gguf_type(kind))) is not None:
+            found[f"{form}:{less.name}"] = None
+    return list(found)

@@ -22,11 +22,16 @@ from resprout.tasks.quantize.format import FORMATS, format_of, split
 class Quantization:
     """The section, and which of its formats is made."""
 
-    config: QuantizeConfig
+    config: QuantizeConfig | None
     format: str
 
+    @property
+    def importance(self) -> bool:
+        """Whether errors are weighed."""
+        return self.config is None or self.config.importance
+
     def key_data(self) -> dict[str, Any]:
-        return {"format": self.format, "importance": self.config.importance}
+        return {"format": self.format, "importance": self.importance}
 
 
 def modules(wanted: Quantization) -> list[str]:
@@ -74,7 +79,7 @@ def quantize(job: Job[Quantization], inputs: Mapping[str, Path], workdir: Path, 
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
     input_ids = None
-    if job.config.config.importance:
+    if job.config.importance:
         input_ids = load_file(inputs["calibration"] / "calibration.safetensors")["input_ids"].long()
     made = format_of(job.config.format)
     metrics = made.write(model, tokenizer, inputs["model"], workdir, input_ids)
