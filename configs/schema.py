@@ -572,7 +572,7 @@ class GateConfig(Section):
     """Bounds relative to the dense model, measured in the same run."""
 
     of: str | None = None
-    """The file of few bits that is held against the bounds, say gguf:Q4_K_M; absent: the final model before."""
+    """File of few bits that is held against the bounds, say gguf:Q4_K_M; absent: the model before it."""
     max_perplexity_ratio: Annotated[float, Field(gt=0.0)] | None = None
     """Recovered perplexity / dense perplexity."""
     max_kl_nats: Annotated[float, Field(gt=0.0)] | None = None
@@ -713,7 +713,7 @@ class RunConfig(Section):
         made = self.quantize.formats if self.quantize is not None else ()
         if self.gate is not None and self.gate.of is not None and self.gate.of not in made:
             raise ValueError(
-                f"gate.of is {self.gate.of}, which quantize.formats does not make; name it there, or leave of out"
+                f"gate.of is {self.gate.of}, which quantize.formats does not make; name it there"
             )
         if self.compare is not None and self.quantize is None:
             raise ValueError(

@@ -20,7 +20,13 @@ from resprout.infra.licences import Credit
 from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask, wanted_of
 from resprout.tasks.acquire.source import Context, Wanted, locate, scheme_of
-from resprout.tasks.acquire.stage import acquire_model, acquire_rows, acquire_task, acquire_text
+from resprout.tasks.acquire.stage import (
+    acquire_file,
+    acquire_model,
+    acquire_rows,
+    acquire_task,
+    acquire_text,
+)
 from resprout.tasks.core.stage import Stage
 from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
 from resprout.tasks.models.gguf_header import gguf_shape
@@ -29,8 +35,8 @@ from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 from resprout.tasks.prune.compatibility import needs_general
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
-SOURCE, TASKS = "source", "tasks"
-"""Name of the source model among a run's artifacts, and of the group of its zero-shot tasks' data."""
+SOURCE, SOURCE_FILE, TASKS = "source", "source file", "tasks"
+"""Names of the source model and its file among a run's artifacts, and of the group of its tasks' data."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,13 @@ def acquisitions(config: RunConfig) -> Iterator[Acquisition]:
     for model in MODELS:
         if model.config(config) is not None:
             yield Acquisition(model.name, acquire_model, model.role)
+    if keeps_file(config):
+        yield Acquisition(SOURCE_FILE, acquire_file, SOURCE_FILE)
+
+
+def keeps_file(config: RunConfig) -> bool:
+    """Whether the source's own file is judged too."""
+    return config.compare is not None and "source_file" in config.compare.baselines
 
 
 class Sources:
@@ -154,6 +167,8 @@ class Sources:
                 self.sections[model.name] = pinned = AcquireModel.pin(section, here, model.role)
                 credits += pinned.credits(model.credit)
         self.model: AcquireModel = self.sections[SOURCE]
+        if keeps_file(config):
+            self.sections[SOURCE_FILE] = self.model
         for data in DATA:
             if (sources := data.sources(config)) and data.read(config):
                 self.sections[data.name] = found = AcquireData.pin(sources, here)

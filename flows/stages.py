@@ -18,7 +18,7 @@ from typing import Any
 
 from resprout.configs.schema import PartOfRecovery, PruneRound, RunConfig
 from resprout.flows import preflight
-from resprout.flows.inputs import SHAPING, SOURCE, acquisitions
+from resprout.flows.inputs import SHAPING, SOURCE, SOURCE_FILE, acquisitions, keeps_file
 from resprout.infra.licences import Credit
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.acquire.stage import acquire_model
@@ -256,13 +256,15 @@ def _quantize(steps: Steps) -> None:
         return
     for name in section.formats:
         steps.groups[QUANTIZED][name] = _file(steps, name, name, steps.names[MODEL])
+    if keeps_file(steps.config):
+        steps.evaluate(SOURCE_FILE, steps.names[SOURCE_FILE], final=False)
     compare = steps.config.compare
     if compare is not None and "quantized" in compare.baselines:
         for name in baselines(section.formats):
             _file(steps, f"{DENSE} {name}", name, steps.names[SOURCE])
 
 
-def _judged(steps: Steps) -> dict[str, Slot]:
+def _judged(steps: Steps) -> dict[str, Any]:
     """The scores that the gate is about: the final model's, or those of a file of few bits."""
     section = steps.config.gate
     named = section.of if section is not None else None
@@ -317,7 +319,7 @@ SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {recover: _rest_of_recovery
 """Sections that hold more than the config's, or less."""
 
 
-INPUTS: dict[Stage[Any], Callable[[Steps], dict[str, Slot]]] = {gate: _judged}
+INPUTS: dict[Stage[Any], Callable[[Steps], dict[str, Any]]] = {gate: _judged}
 """Inputs by role that a config can name."""
 
 

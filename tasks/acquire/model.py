@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,23 @@ def dequantise(
     _forget_places(folder)
     _write_source(folder, files, chosen.weights, f"gguf:{_quantisation(metadata)}")
     progress(1, 1, "models")
+
+
+def keep_file(files: Mapping[str, Path], folder: Path, scratch: Path) -> None:
+    """A GGUF file as it is, called model.gguf, with the config and tokenizer that are in it."""
+    (path,) = files.values()
+    metadata, _ = read_header(path)
+    refuse_part(path, metadata)
+    from transformers import AutoConfig, AutoTokenizer
+
+    alone = scratch / "gguf"
+    alone.mkdir()
+    (alone / "model.gguf").symlink_to(path.resolve())
+    here: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
+    AutoConfig.from_pretrained(alone, **here).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(alone, **here).save_pretrained(folder)
+    _forget_places(folder)
+    shutil.copyfile(path, folder / "model.gguf")
 
 
 def convert_pickle(

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from resprout.configs.errors import BadInput
 from resprout.infra.store.filesystem import private_folder
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
-from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise
+from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise, keep_file
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
 from resprout.tasks.acquire.source import fetch
 from resprout.tasks.core.job import Job, Progress
@@ -55,6 +56,29 @@ def acquire_model(
 
 
 @stage(
+    "acquire_file",
+    kind="quantized",
+    title="acquire",
+    weights=True,
+    libraries=("transformers",),
+    computes=False,
+    brings="Source file",
+)
+def acquire_file(
+    job: Job[AcquireModel], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write the GGUF file of the source as it is, model.gguf, with config and tokenizer beside it."""
+    config = job.config.config
+    with private_folder(job.config.context.home / "tmp") as scratch:
+        files = fetch(job.config.pinned, job.config.context, scratch)
+        if choose(files, job.config.wanted, config.source).format != "gguf":
+            raise BadInput(
+                f"compare.baselines holds source_file, but {config.source} is no GGUF file; leave it out"
+            )
+        keep_file(files, workdir, scratch)
+
+
+@stage(
     "acquire_rows",
     kind="rows",
     title="acquire",
@@ -91,7 +115,7 @@ def acquire_task(
     (workdir / "task.json").write_text(settings + "\n", encoding="utf-8")
 
 
-ACQUIRING = (acquire_model, acquire_rows, acquire_text, acquire_task)
+ACQUIRING = (acquire_model, acquire_file, acquire_rows, acquire_text, acquire_task)
 """The stages that bring something here from outside."""
 
 

@@ -21,7 +21,7 @@ from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, Volume, stage
 from resprout.tasks.measure.processes import ModelTimes, in_turn, together
 from resprout.tasks.measure.ratio import coverage, ratio_of
-from resprout.tasks.measure.worker import MeasureRequest
+from resprout.tasks.measure.worker import GGUF, MeasureRequest
 from resprout.tasks.models.shape import BYTES, Shape, shape_of
 
 DENSE = "dense"
@@ -85,22 +85,21 @@ def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, 
     needed = sum(_bytes(shape, config, job.dtype) for shape in shapes.values())
     fit = needed <= free_memory(job.device)
     answers = (together if fit else in_turn)(requests, config.repeats, progress)
-    metrics, details = summary(config, answers)
+    files = [name for name in names if (inputs[name] / GGUF).is_file()]
+    metrics, details = summary(config, answers, files)
     details |= {"order": "together" if fit else "in turn", "hardware": fingerprint()}
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
     (workdir / "details.json").write_text(json.dumps(details, sort_keys=True, indent=1) + "\n")
 
 
-def base_of(name: str, names: Collection[str]) -> str | None:
+def base_of(name: str, names: Collection[str], files: Collection[str]) -> str | None:
     """The model whose speed another's is held against; None where nothing here is served as it is.
 
     A file of few bits is held against the dense model's in the same format, never against another runtime.
     """
-    if name == DENSE or name.startswith(f"{DENSE} "):
-        return None
-    if ":" not in name:
-        return DENSE
-    return f"{DENSE} {name}" if f"{DENSE} {name}" in names else None
+    if f"{DENSE} {name}" in names:
+        return f"{DENSE} {name}"
+    return None if name == DENSE or name in files else DENSE
 
 
 def run_names(config: MeasureConfig) -> tuple[str, str]:
@@ -110,12 +109,13 @@ def run_names(config: MeasureConfig) -> tuple[str, str]:
 
 
 def summary(
-    config: MeasureConfig, answers: Mapping[str, ModelTimes]
+    config: MeasureConfig, answers: Mapping[str, ModelTimes], files: Collection[str] = ()
 ) -> tuple[dict[str, float], dict[str, object]]:
     """Metrics, whose names say the model and the lengths they hold for, and details.
 
-    Speeds are tokens of the whole batch a second at the median time, and for each model but the dense one
-    its ratio to that with an interval; memory is in MB of 10^6 bytes; spread is (slowest - fastest) / median.
+    Speeds are tokens of the whole batch a second at the median time, and their ratio to `base_of` with an
+    interval; memory is in MB of 10^6 bytes; spread is (slowest - fastest) / median. `files` are the names of
+    what llama.cpp serves.
     """
     prefill, decode = run_names(config)
     tokens = {
@@ -132,7 +132,7 @@ def summary(
         for run, taken in seconds[name].items():
             speed = f"{name}.{run}_tokens_per_s"
             metrics[speed] = tokens[run] / statistics.median(taken)
-            if (base := base_of(name, answers)) is not None:
+            if (base := base_of(name, answers, files)) is not None:
                 metrics |= ratio_of(seconds[base][run], taken).metrics(speed)
             models[name][run] = {
                 "tokens": tokens[run],
