@@ -27,6 +27,7 @@ from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.core.stage import Input, Model, Stage, StepId, Subfolder
 from resprout.tasks.evaluate.stage import evaluate, evaluation_data
+from resprout.tasks.export.card import SOURCE as CREDIT
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.measure.stage import measure
@@ -273,8 +274,10 @@ def _judged(steps: Steps) -> dict[str, Any]:
 
 def _file(steps: Steps, name: str, form: str, model: Slot) -> Slot:
     """A model in a format of few bits, called `name`, and its scores."""
-    wanted = Quantization(steps.config.quantize, form)
-    made = steps.add(quantize, wanted, role=name, gives=f"{name} file", model=model)
+    licence = next((one.licence for one in steps.credits if one.role == CREDIT), None)
+    wanted = Quantization(steps.config.quantize, form, licence)
+    plan = None if model == steps.names[SOURCE] else "plan"
+    made = steps.add(quantize, wanted, role=name, gives=f"{name} file", model=model, plan=plan)
     steps.evaluate(name, made, final=False)
     return made
 

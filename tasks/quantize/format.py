@@ -34,10 +34,12 @@ class QuantizedFormat(Protocol):
         source: Path,
         folder: Path,
         input_ids: Tensor | None,
+        about: Mapping[str, str],
     ) -> Mapping[str, float]:
         """Write `model`, loaded from `source`, into the empty `folder`; metrics of what was written.
 
-        With `input_ids` [samples, tokens] errors are weighed by how large each input channel is on them.
+        `about` is metadata that goes into the file: digests of what it was made of, the licence. With
+        `input_ids` [samples, tokens] errors are weighed by how large each input channel is on them.
         """
         ...
 

@@ -1,6 +1,7 @@
 """Stage quantize: one file of few bits, made of the final model; the run calls it once for each format.
 
-Inputs: `model`, `calibration`. Content: a model folder in the format, and metrics.json.
+Inputs: `model`, `calibration`, `plan` where it is a pruned one. Content: a model folder in the format, and
+metrics.json.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Quantization:
 
     config: QuantizeConfig | None
     format: str
+    licence: str | None = None
+    """Of the source model."""
 
     @property
     def importance(self) -> bool:
@@ -31,7 +34,7 @@ class Quantization:
         return self.config is None or self.config.importance
 
     def key_data(self) -> dict[str, Any]:
-        return {"format": self.format, "importance": self.importance}
+        return {"format": self.format, "importance": self.importance, "licence": self.licence}
 
 
 def modules(wanted: Quantization) -> list[str]:
@@ -60,7 +63,11 @@ def fits(config: QuantizeConfig, shapes: Mapping[str, Shape]) -> None:
     "quantize",
     kind="quantized",
     section="quantize",
-    reads={"model": Reads("model"), "calibration": Reads("data")},
+    reads={
+        "model": Reads("model"),
+        "calibration": Reads("data"),
+        "plan": Reads("plan", optional=True),
+    },
     weights=True,
     libraries=("torch", "transformers", "gguf"),
     methods=modules,
@@ -82,5 +89,8 @@ def quantize(job: Job[Quantization], inputs: Mapping[str, Path], workdir: Path, 
     if job.config.importance:
         input_ids = load_file(inputs["calibration"] / "calibration.safetensors")["input_ids"].long()
     made = format_of(job.config.format)
-    metrics = made.write(model, tokenizer, inputs["model"], workdir, input_ids)
+    about = {f"resprout.{role}": job.digests[role] for role in sorted(inputs)}
+    if job.config.licence is not None:
+        about["general.license"] = job.config.licence
+    metrics = made.write(model, tokenizer, inputs["model"], workdir, input_ids, about)
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")

@@ -15,6 +15,7 @@ from resprout.configs.schema import QuantizeConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.gguf.types import block_of, gguf_type
 from resprout.tasks.llama_cpp.model import FILE
+from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.load import save_model
 from resprout.tasks.models.shape import shape_of
 from resprout.tasks.quantize.format import format_of
@@ -39,7 +40,9 @@ def inputs(root: Path, **widths: Any) -> dict[str, Path]:
 def made(given: dict[str, Path], out: Path, name: str, importance: bool = True) -> dict[str, Any]:
     out.mkdir()
     section = QuantizeConfig(formats=(name,), importance=importance)
-    quantize.body(Job(Quantization(section, name), dtype="float32"), given, out, silent)
+    digests = {role: role[0] * 64 for role in given}
+    wanted = Quantization(section, name, licence="Apache-2.0")
+    quantize.body(Job(wanted, dtype="float32", digests=digests), given, out, silent)
     found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return found
 
@@ -57,6 +60,13 @@ def test_a_file_has_the_bytes_of_its_type_and_equal_runs_give_equal_bytes(tmp_pa
         "config.json", "generation_config.json", "metrics.json", FILE, "tokenizer.json",
         "tokenizer_config.json",
     ]  # fmt: skip
+
+
+def test_the_file_says_what_it_was_made_of(tmp_path: Path) -> None:
+    made(inputs(tmp_path), tmp_path / "file", "gguf:Q8_0")
+    metadata, _ = read_header(tmp_path / "file" / FILE)
+    own = {name: metadata.get(name) for name in ("resprout.model", "resprout.plan", "general.license")}
+    assert own == {"resprout.model": "m" * 64, "resprout.plan": None, "general.license": "Apache-2.0"}
 
 
 def test_importance_changes_the_file(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class Gguf:
         source: Path,
         folder: Path,
         input_ids: Tensor | None,
+        about: Mapping[str, str],
     ) -> Mapping[str, float]:
         """Write model.gguf with config and tokenizer beside it; its bytes, and tensors of another type."""
         import torch
@@ -55,11 +56,11 @@ class Gguf:
         save_beside_weights(model, folder, tokenizer_from=source)
         target = folder / FILE
         if self.kind in PLAIN:
-            write_gguf(model, tokenizer, source, target, self.kind)
+            write_gguf(model, tokenizer, source, target, self.kind, about)
             return {"bytes": target.stat().st_size, "fallback_tensors": 0}
         whole = folder / "whole.gguf"
         try:
-            write_gguf(model, tokenizer, source, whole, plain_type(model))
+            write_gguf(model, tokenizer, source, whole, plain_type(model), about)
             importance = None if input_ids is None else _importance(model, input_ids)
             with LlamaCpp(whole) as llama:
                 llama.quantize(target, self.kind, torch.get_num_threads(), importance)
