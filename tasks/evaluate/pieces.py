@@ -7,7 +7,8 @@ process made them or many, so that they are equal to the last bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,39 +46,46 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
     config = job.config.perplexity
     tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
     text = held_out(inputs["text"], tokenizer, config)
-    model = _judged(job, inputs["model"])
-    dense = (
-        load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
-        if "dense" in inputs
-        else None
-    )
-    found = Pieces(asdict(getattr(model, "sizes", None) or count(model)), text.sources)
-    stride = config.stride_tokens or config.window_tokens
-    parts = perplexity.windows(text.ids, config.window_tokens, stride, text.bos, text.owners)
-    layers = layer_pairs(model, dense) if dense is not None else None
-    found.scored = perplexity.scored(model, parts, dense, config.kl_tokens, job.share, progress, layers)
-    del layers
-    del dense
-    zero = job.config.zero_shot
-    if zero is not None:
-        progress(0, 1, "zero-shot tasks")
-        tasks = [zero_shot.task(one.name, inputs[TASK_ROLE + one.name]) for one in zero.tasks]
-        found.answers = zero_shot.answers(
-            model, tokenizer, tasks, zero.limit, zero.batch_size, job.seed, job.share, progress
+    with _served(job, inputs["model"]) as model:
+        dense = (
+            load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
+            if "dense" in inputs
+            else None
         )
-    if job.config.prompts and job.share.of(1):
-        progress(0, 1, "prompts")
-        found.asked = ask(model, tokenizer, job.config.prompts)
+        sizes = model.sizes if isinstance(model, LlamaCppModel) else count(model)
+        found = Pieces(asdict(sizes), text.sources)
+        stride = config.stride_tokens or config.window_tokens
+        parts = perplexity.windows(text.ids, config.window_tokens, stride, text.bos, text.owners)
+        layers = layer_pairs(model, dense) if dense is not None else None
+        found.scored = perplexity.scored(model, parts, dense, config.kl_tokens, job.share, progress, layers)
+        del layers
+        del dense
+        zero = job.config.zero_shot
+        if zero is not None:
+            progress(0, 1, "zero-shot tasks")
+            tasks = [zero_shot.task(one.name, inputs[TASK_ROLE + one.name]) for one in zero.tasks]
+            found.answers = zero_shot.answers(
+                model, tokenizer, tasks, zero.limit, zero.batch_size, job.seed, job.share, progress
+            )
+        if job.config.prompts and job.share.of(1):
+            progress(0, 1, "prompts")
+            found.asked = ask(model, tokenizer, job.config.prompts)
     return found
 
 
-def _judged(job: Job[EvaluateConfig], folder: Path) -> Any:
-    """The model as it is served: a GGUF file by llama.cpp, others by transformers."""
+@contextmanager
+def _served(job: Job[EvaluateConfig], folder: Path) -> Iterator[Any]:
+    """The model as it is served: a GGUF file by llama.cpp, which ends with the block, others in memory."""
     if not (folder / GGUF).is_file():
-        return load_model(folder, job.dtype, job.device, job.trust_remote_code)
+        yield load_model(folder, job.dtype, job.device, job.trust_remote_code)
+        return
     import torch
 
-    return LlamaCppModel(folder, torch.get_num_threads())
+    model = LlamaCppModel(folder, torch.get_num_threads())
+    try:
+        yield model
+    finally:
+        model.close()
 
 
 def write(found: Pieces, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.core.job import Progress, Share
+from resprout.tasks.llama_cpp.model import LlamaCppModel
 
 REPORTED = ("acc", "acc_norm")
 SPLIT = "validation"
@@ -34,7 +35,7 @@ class Answers:
 
 
 def answers(
-    model: PreTrainedModel,
+    model: PreTrainedModel | LlamaCppModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: list[dict[str, Any]],
     limit: int | None,
@@ -59,7 +60,18 @@ def answers(
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
 
-    lm = Quiet(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=_max_length(model))
+    class Served(Quiet):
+        """A file in llama.cpp, which reads the context that an item's choices share only once."""
+
+        def _loglikelihood_tokens(self, requests: Any, **others: Any) -> list[tuple[float, bool]]:
+            found: list[tuple[float, bool]] = []
+            cut = (_cut(context, choice, self.max_length) for _, context, choice in requests)
+            for context, group in itertools.groupby(cut, key=lambda one: one[0]):
+                found += self.model.score(context, [choice for _, choice in group])
+            return found
+
+    kind = Served if isinstance(model, LlamaCppModel) else Quiet
+    lm = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=_max_length(model))
     # `simple_evaluate` looks through all of lm-eval's tasks first and describes the whole machine afterwards,
     # seconds each, and asks git for a commit where there may be none.
     loaded = TaskManager(include_defaults=False).load(tasks)
@@ -166,10 +178,17 @@ def _require_answer(choices: Any, target: Any) -> None:
             raise ValueError(f"the answer {answer!r} is none of the choices {list(choices)!r}")
 
 
+def _cut(context: Sequence[int], choice: Sequence[int], longest: int) -> tuple[list[int], list[int]]:
+    """As much of the end of both as a model reads at once; of it the choice."""
+    kept = [*context, *choice][-(longest + 1) :]
+    own = min(len(choice), len(kept) - 1)
+    return kept[:-own], kept[-own:]
+
+
 def _hush() -> None:
     for name in ("lm-eval", "lm_eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _max_length(model: PreTrainedModel) -> int:
+def _max_length(model: PreTrainedModel | LlamaCppModel) -> int:
     return min(int(getattr(model.config, "max_position_embeddings", 1024)), 1024)

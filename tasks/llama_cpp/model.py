@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,12 @@ class LlamaCppModel(nn.Module):
         found = CausalLMOutput(logits=logits)
         found.last_hidden_state = logits
         return found
+
+    def score(
+        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation behind a context, in nats; whether it is the greedy one."""
+        return self._process.score(context, continuations)
 
     def generate(
         self,

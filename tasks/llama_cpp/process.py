@@ -92,6 +92,13 @@ class LlamaCpp:
         raw = stream.read(rows * self.loaded.vocab * 4) if stream is not None else b""
         return np.frombuffer(raw, dtype=np.float32).reshape(rows, self.loaded.vocab)
 
+    def score(
+        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation behind a context, in nats; whether it is the greedy one."""
+        asked = {"context": list(context), "continuations": [list(one) for one in continuations]}
+        return [(total, greedy) for total, greedy in self._ask("score", **asked)["scores"]]
+
     def greedy(self, ids: Sequence[int], tokens: int) -> list[int]:
         """The ids that greedy decoding adds, at most `tokens`, up to one that ends the text."""
         return list(self._ask("greedy", ids=list(ids), tokens=tokens)["ids"])

@@ -57,6 +57,31 @@ class Model:
             found[row] = self._row(at, size)
         return found
 
+    def score(
+        self, context: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation behind a context, and whether greedy decoding would give it.
+
+        The context is read once.
+        """
+        self._forget()
+        last = len(context) - 1
+        self._decode([(token, at, 0, at == last) for at, token in enumerate(context)])
+        begun = _log_softmax(self._row(last, 4 * self.vocab))
+        memory = self._lib.llama_get_memory(self._context)
+        found = []
+        for tokens in continuations:
+            rows = [begun]
+            if len(tokens) > 1:
+                places = range(len(context), len(context) + len(tokens) - 1)
+                self._decode([(token, at, 0, True) for token, at in zip(tokens, places, strict=False)])
+                rows += [_log_softmax(self._row(place, 4 * self.vocab)) for place in range(len(tokens) - 1)]
+                self._lib.llama_memory_seq_rm(memory, 0, len(context), -1)
+            total = sum(float(row[token]) for row, token in zip(rows, tokens, strict=True))
+            greedy = all(int(row.argmax()) == token for row, token in zip(rows, tokens, strict=True))
+            found.append((total, greedy))
+        return found
+
     def greedy(self, ids: Sequence[int], tokens: int) -> list[int]:
         """The ids that greedy decoding adds, up to the end of the text."""
         self._forget()
@@ -112,6 +137,11 @@ class Model:
             batch.seq_id[place][0] = sequence
         if self._lib.llama_decode(self._context, batch) != 0:
             raise SystemExit("llama.cpp could not compute the tokens")
+
+
+def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    shifted = logits.astype(np.float64) - float(logits.max())
+    return shifted - np.log(np.exp(shifted).sum())
 
 
 def quantize(source: str, target: str, kind: int, threads: int, matrix: str | None) -> None:
@@ -179,6 +209,8 @@ def serve(asked: BinaryIO, answers: BinaryIO) -> None:
                 found = model.logits(**request)
                 reply({"rows": len(found)})
                 answers.write(found.tobytes())
+            elif verb == "score":
+                reply({"scores": model.score(**request)})
             elif verb == "greedy":
                 reply({"ids": model.greedy(**request)})
             elif verb == "tokenize":

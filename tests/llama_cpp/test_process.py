@@ -92,6 +92,20 @@ def test_greedy_text_is_that_of_transformers(folder: Path) -> None:
     served.close()
 
 
+def test_a_choice_is_scored_as_by_transformers_whatever_was_read_before(folder: Path) -> None:
+    model = tiny_model("llama", hidden_size=256, intermediate_size=256)
+    choices = [[7], [9, 200, 31], IDS[:8], [7]]
+    with LlamaCpp(folder / FILE) as llama:
+        llama.load(64, 1)
+        found = llama.score(IDS, choices)
+    assert found[0] == found[3]
+    for choice, (total, greedy) in zip(choices, found, strict=True):
+        rows = model(torch.tensor([[*IDS, *choice]])).logits[0, len(IDS) - 1 : -1].log_softmax(-1)
+        wanted = rows[range(len(choice)), choice].sum().item()
+        assert total == pytest.approx(wanted, abs=0.02)
+        assert greedy == (rows.argmax(-1).tolist() == choice)
+
+
 def test_a_quantised_file_is_smaller_and_near(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.gguf"
     with LlamaCpp(folder / FILE) as llama:
