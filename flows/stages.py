@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resprout.configs.schema import PartOfRecovery, PruneRound, RunConfig
+from resprout.configs.schema import PartOfRecovery, PruneRound, QuantizeConfig, RunConfig
 from resprout.flows import preflight
 from resprout.flows.inputs import SHAPING, SOURCE, SOURCE_FILE, acquisitions, keeps_file
 from resprout.infra.licences import Credit
@@ -35,7 +35,7 @@ from resprout.tasks.prune.mask_and_regrow import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of
 from resprout.tasks.prune.stage import plan, prune, score
 from resprout.tasks.quantize.format import baselines
-from resprout.tasks.quantize.stage import Quantization, quantize
+from resprout.tasks.quantize.stage import Quantization, importance, quantize
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.select.stage import pool, select
 from resprout.tasks.sparsify.stage import sparsify
@@ -109,7 +109,7 @@ class Steps(Sequence[Step]):
                 extra(self)
             made = any(step.id == StepId(stage.name) for step in self.steps)
             if not made and self.section(stage) is not None:
-                self.add(stage, **(INPUTS[stage](self) if stage in INPUTS else {}))
+                CALLS.get(stage, _call)(self, stage)
 
     def __getitem__(self, index: Any) -> Any:
         return self.steps[index]
@@ -250,36 +250,45 @@ def _evaluate_dense(steps: Steps) -> None:
     steps.evaluate(DENSE, steps.names[SOURCE])
 
 
-def _quantize(steps: Steps) -> None:
+def _call(steps: Steps, stage: Stage[Any]) -> None:
+    """One call, which reads what the stage declares."""
+    steps.add(stage)
+
+
+def _quantize(steps: Steps, stage: Stage[Any]) -> None:
     """Each file of few bits, and the dense model's that they are compared with, each with its scores."""
-    section = steps.config.quantize
-    if section is None:
-        return
-    for name in section.formats:
-        steps.groups[QUANTIZED][name] = _file(steps, name, name, steps.names[MODEL])
+    section: QuantizeConfig = steps.section(stage)
+    dense = steps.names[SOURCE]
+    steps.groups[QUANTIZED] = _files(steps, "", steps.names[MODEL], section.formats)
     if keeps_file(steps.config):
         steps.evaluate(SOURCE_FILE, steps.names[SOURCE_FILE], final=False)
     compare = steps.config.compare
     if compare is not None and "quantized" in compare.baselines:
-        for name in baselines(section.formats):
-            _file(steps, f"{DENSE} {name}", name, steps.names[SOURCE])
+        _files(steps, DENSE, dense, baselines(section.formats), plan=None)
 
 
-def _judged(steps: Steps) -> dict[str, Any]:
-    """The scores that the gate is about: the final model's, or those of a file of few bits."""
-    section = steps.config.gate
-    named = section.of if section is not None else None
-    return {"final": steps.groups[SCORES][named] if named else steps.names[FINAL]}
-
-
-def _file(steps: Steps, name: str, form: str, model: Slot) -> Slot:
-    """A model in a format of few bits, called `name`, and its scores."""
+def _files(
+    steps: Steps, of: str, model: Slot, formats: Sequence[str], **inputs: str | None
+) -> dict[str, Slot]:
+    """A model in each of the formats with its scores, by the format's name behind `of`."""
     licence = next((one.licence for one in steps.credits if one.role == CREDIT), None)
-    wanted = Quantization(steps.config.quantize, form, licence)
-    plan = None if model == steps.names[SOURCE] else "plan"
-    made = steps.add(quantize, wanted, role=name, gives=f"{name} file", model=model, plan=plan)
-    steps.evaluate(name, made, final=False)
-    return made
+    wanted = [Quantization(steps.config.quantize, name, licence) for name in formats]
+    measured: Slot | None = None
+    if any(one.needs == "importance" for one in wanted):
+        measured = steps.add(importance, role=of, gives=f"{of} importance".lstrip(), model=model)
+    found = {}
+    for one in wanted:
+        name = f"{of} {one.format}".lstrip()
+        given = {"model": model, "importance": measured, **inputs}
+        found[name] = steps.add(quantize, one, role=name, gives=f"{name} file", **given)
+        steps.evaluate(name, found[name], final=False)
+    return found
+
+
+def _hold_against_bounds(steps: Steps, stage: Stage[Any]) -> None:
+    """The gate, about the scores of the final model or of the file of few bits that the section names."""
+    named = steps.section(stage).of
+    steps.add(stage, final=steps.groups[SCORES][named] if named else steps.names[FINAL])
 
 
 def _rest_of_recovery(steps: Steps) -> Any:
@@ -306,6 +315,7 @@ STAGES: tuple[Stage[Any], ...] = (
     select,
     recover,
     sparsify,
+    quantize,
     gate,
     export,
     # Once and last: speeds compare only where they are measured together.
@@ -315,15 +325,16 @@ STAGES: tuple[Stage[Any], ...] = (
 BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {
     score: (_calibrate_general, _prune_in_rounds),
     prune: (_evaluate_dense,),
-    gate: (_quantize,),
 }
 """Further steps before the first call of a stage."""
 SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {recover: _rest_of_recovery, export: _export_section}
 """Sections that hold more than the config's, or less."""
 
-
-INPUTS: dict[Stage[Any], Callable[[Steps], dict[str, Any]]] = {gate: _judged}
-"""Inputs by role that a config can name."""
+CALLS: dict[Stage[Any], Callable[[Steps, Stage[Any]], None]] = {
+    quantize: _quantize,
+    gate: _hold_against_bounds,
+}
+"""How a stage is called that is called more than once, or reads what its section names."""
 
 
 def section_of(stage: str) -> str:

@@ -38,6 +38,7 @@ ORCHESTRATION = {
     "resprout.tasks.core.run": "holds what the stages of one run share: store, tracker, display",
     "resprout.configs.errors": "names kinds of failure, and a stage that fails leaves no bytes",
     "resprout.configs.infrastructure:StoreConfig": "reaches a bucket; what is fetched is pinned by hash",
+    "resprout.infra.identity:install_command": "says how an extra that is missing is installed",
     "resprout.infra.store.filesystem:disk_errors": "puts a full disk into words",
     "resprout.infra.store.filesystem:private_folder": "makes and removes scratch folders",
 }

@@ -37,6 +37,8 @@ class GgufType(IntEnum):
 
 PLAIN = (GgufType.F32, GgufType.F16, GgufType.BF16)
 """Types whose weights are whole floating-point numbers."""
+UNWEIGHED = (*PLAIN, GgufType.Q8_0)
+"""Types for which llama.cpp takes no importance matrix."""
 SUPER_BLOCK, BLOCK = 256, 32
 """Weights of a row that a K-quant, or one of the older types, puts together."""
 

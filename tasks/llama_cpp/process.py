@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -21,7 +22,8 @@ from resprout.tasks.llama_cpp.library import require_llama_cpp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = "resprout.tasks.llama_cpp.worker"
+"""Run by its path, so that it imports nothing of resprout."""
 MEMORY_BYTES = 8 * 10**9
 """Address space beside twice the file: libraries, the context, logits of a batch."""
 FILE_BYTES = 10**12
@@ -58,9 +60,12 @@ class LlamaCpp:
         self._file = file
         self._scratch = TemporaryDirectory()
         self._said: IO[bytes] = TemporaryFile()  # noqa: SIM115
+        worker = find_spec(WORKER)
+        if worker is None or worker.origin is None:
+            raise StageFailed(f"{WORKER} is missing; install resprout again")
         # Run elsewhere than in a checkout, whose folders would otherwise be importable.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(WORKER)], cwd=self._scratch.name,
+            [sys.executable, "-I", worker.origin], cwd=self._scratch.name,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
         )  # fmt: skip
         memory = MEMORY_BYTES + 2 * (file.stat().st_size if file.is_file() else 0)
@@ -113,11 +118,11 @@ class LlamaCpp:
         return Timed(**self._ask("times", **asked))
 
     def quantize(
-        self, target: Path, kind: GgufType, threads: int, importance: Mapping[str, NDArray[np.float32]] | None
+        self, target: Path, kind: GgufType, threads: int, importance: Mapping[str, NDArray[np.float32]]
     ) -> None:
         """Write the file to `target` in another type, by the importance of each tensor's input channels."""
         matrix = None
-        if importance is not None:
+        if importance:
             matrix = str(Path(self._scratch.name) / "importance.npz")
             np.savez(matrix, **importance)  # type: ignore[arg-type]
         source, out = str(self._file.resolve()), str(target.resolve())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from resprout.tasks.core.methods import Registry
 from resprout.tasks.gguf.types import gguf_type, smaller
@@ -15,12 +15,19 @@ if TYPE_CHECKING:
 
     from resprout.tasks.models.shape import Shape
 
+Need = Literal["importance", "calibration", ""]
+"""What a format is written by beside the model: mean squares of inputs, the samples themselves, nothing."""
+
 
 class QuantizedFormat(Protocol):
     """A way to store a model in few bits, in one of its types."""
 
     def __init__(self, kind: str) -> None:
         """Raises BadInput for a type that the format does not have."""
+        ...
+
+    def needs(self, weighed: bool) -> Need:
+        """The input beside the model; `weighed`: errors are weighed where the type can do so."""
         ...
 
     def check(self, shape: Shape) -> None:
@@ -33,13 +40,14 @@ class QuantizedFormat(Protocol):
         tokenizer: PreTrainedTokenizerBase,
         source: Path,
         folder: Path,
-        input_ids: Tensor | None,
+        known: Mapping[str, Tensor],
         about: Mapping[str, str],
     ) -> Mapping[str, float]:
         """Write `model`, loaded from `source`, into the empty `folder`; metrics of what was written.
 
-        `about` is metadata that goes into the file: digests of what it was made of, the licence. With
-        `input_ids` [samples, tokens] errors are weighed by how large each input channel is on them.
+        `known` are the tensors of the input that it needs: of importance the mean square of each matrix's
+        inputs by its name, of calibration `input_ids` [samples, tokens]. `about` is metadata that goes into
+        the file: digests of what it was made of, the licence.
         """
         ...
 

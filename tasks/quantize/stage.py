@@ -1,6 +1,7 @@
 """Stage quantize: one file of few bits, made of the final model; the run calls it once for each format.
 
-Inputs: `model`, `calibration`, `plan` where it is a pruned one. Content: a model folder in the format, and
+Inputs: `model`; `plan` where it is a pruned one; `importance`, which a stage of that name makes once for all
+of a model's formats, or `calibration`, where the format needs it. Content: a model folder in the format, and
 metrics.json.
 """
 
@@ -14,9 +15,9 @@ from typing import Any
 
 from resprout.configs.schema import QuantizeConfig
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.core.stage import Reads, calibration_tokens, stage
+from resprout.tasks.core.stage import Reads, calibration_tokens, nothing, stage
 from resprout.tasks.models.shape import Shape
-from resprout.tasks.quantize.format import FORMATS, format_of, split
+from resprout.tasks.quantize.format import FORMATS, Need, format_of, split
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Quantization:
     """Of the source model."""
 
     @property
-    def importance(self) -> bool:
-        """Whether errors are weighed."""
-        return self.config is None or self.config.importance
+    def needs(self) -> Need:
+        """The input beside the model."""
+        return format_of(self.format).needs(self.config is None or self.config.importance)
 
     def key_data(self) -> dict[str, Any]:
-        return {"format": self.format, "importance": self.importance, "licence": self.licence}
+        return {"format": self.format, "needs": self.needs, "licence": self.licence}
 
 
 def modules(wanted: Quantization) -> list[str]:
@@ -60,12 +61,37 @@ def fits(config: QuantizeConfig, shapes: Mapping[str, Shape]) -> None:
 
 
 @stage(
+    "importance",
+    kind="importance",
+    section="quantize",
+    reads={"model": Reads("model"), "calibration": Reads("data")},
+    libraries=("torch", "transformers"),
+    settings=nothing,
+    tokens=calibration_tokens,
+)
+def importance(
+    job: Job[QuantizeConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write the mean square of each input channel of the model's matrices, once for all of its formats."""
+    from safetensors.torch import load_file, save_file
+
+    from resprout.tasks.models.load import load_model
+    from resprout.tasks.quantize.importance import mean_squares
+
+    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    input_ids = load_file(inputs["calibration"] / "calibration.safetensors")["input_ids"].long()
+    save_file(mean_squares(model, input_ids), workdir / "importance.safetensors")
+    progress(1, 1, "models")
+
+
+@stage(
     "quantize",
     kind="quantized",
     section="quantize",
     reads={
         "model": Reads("model"),
-        "calibration": Reads("data"),
+        "importance": Reads("data", optional=True, where=lambda wanted: wanted.needs == "importance"),
+        "calibration": Reads("data", where=lambda wanted: wanted.needs == "calibration"),
         "plan": Reads("plan", optional=True),
     },
     weights=True,
@@ -85,12 +111,12 @@ def quantize(job: Job[Quantization], inputs: Mapping[str, Path], workdir: Path, 
 
     model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
-    input_ids = None
-    if job.config.importance:
-        input_ids = load_file(inputs["calibration"] / "calibration.safetensors")["input_ids"].long()
+    needs = job.config.needs
+    known = load_file(inputs[needs] / f"{needs}.safetensors") if needs else {}
     made = format_of(job.config.format)
     about = {f"resprout.{role}": job.digests[role] for role in sorted(inputs)}
     if job.config.licence is not None:
         about["general.license"] = job.config.licence
-    metrics = made.write(model, tokenizer, inputs["model"], workdir, input_ids, about)
+    metrics = made.write(model, tokenizer, inputs["model"], workdir, known, about)
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    progress(1, 1, "files")

@@ -25,9 +25,10 @@ RUNS = [
     for changes in (
         {"prune": {**ROUNDS, "target": {"params_ratio": 0.9}}},
         {"sparsify": {"method": "wanda"}},
+        {"quantize": {"formats": ["gguf:Q4_0"]}, "compare": {"baselines": ["source_file"]}},
     )
 ]
-"""Two that have all stages between them; of a stage that both have, the section of the second counts."""
+"""Runs that have all stages between them; of a stage that several have, the section of the last counts."""
 MADE = {step.stage.name: (step.stage, step.section or {}) for run in RUNS for step in Steps(run)}
 SHARDS = {one.shard.name: (one.shard, section) for one, section in MADE.values() if one.shard is not None}
 STAGES: dict[str, tuple[Any, Any]] = {**MADE, **SHARDS, report.name: (report, {})}
@@ -37,6 +38,7 @@ PRUNING = f"prune models configs.presets {DATA}"
 USUAL = f"core data {PRUNING}"
 ROOMS = {
     "acquire_model": f"acquire models {DATA} configs.presets infra.licences infra.store.filesystem",
+    "acquire_file": f"acquire models {DATA} infra.licences infra.store.filesystem",
     "acquire_rows": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "acquire_text": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "acquire_task": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
@@ -50,12 +52,14 @@ ROOMS = {
     "divergence-shard": f"select data models {DATA} configs.presets",
     "recover": "recover data models prune configs.schema configs.section configs.presets",
     "evaluation_data": f"evaluate models {DATA}",
-    "evaluate": f"evaluate data models {DATA} configs.presets",
-    "evaluate-shard": f"evaluate data models {DATA} configs.presets",
-    "measure": "measure models configs.schema configs.section configs.presets",
+    "evaluate": f"evaluate data models gguf llama_cpp {DATA} configs.presets",
+    "evaluate-shard": f"evaluate data models gguf llama_cpp {DATA} configs.presets",
+    "measure": "measure models gguf llama_cpp configs.schema configs.section configs.presets",
     "sparsify": "sparsify prune models configs.schema configs.section configs.presets",
     "gate": "gate configs.result configs.schema configs.section",
-    "export": "export prune models configs.schema configs.section configs.presets "
+    "importance": "quantize models configs.schema configs.section configs.presets",
+    "quantize": "quantize models gguf llama_cpp configs.schema configs.section configs.presets",
+    "export": "export prune models gguf llama_cpp configs.schema configs.section configs.presets "
     "infra.markdown infra.licences",
     "report": "report models configs.presets infra.markdown measure evaluate",
 }

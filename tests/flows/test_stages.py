@@ -25,7 +25,8 @@ def nothing(job: Job[Any], given: Mapping[str, Path], workdir: Path, progress: P
 
 def test_every_section_of_a_run_config_belongs_to_a_stage() -> None:
     sections = {one.section for one in STAGES}
-    assert set(RunConfig.model_fields) == sections | {"name", "seed", "model", "registration", "infra"}
+    others = {"name", "seed", "model", "compare", "registration", "infra"}
+    assert set(RunConfig.model_fields) == sections | others
 
 
 def test_another_model_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ import torch
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.gguf.types import GgufType
 from resprout.tasks.gguf.writer import write_gguf
-from resprout.tasks.llama_cpp import library
+from resprout.tasks.llama_cpp import library, worker
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 from resprout.tasks.llama_cpp.model import FILE, LlamaCppModel
-from resprout.tasks.llama_cpp.process import WORKER, LlamaCpp
+from resprout.tasks.llama_cpp.process import LlamaCpp
 from resprout.tasks.models.load import load_tokenizer
 from tiny_models import tiny_model, write_byte_tokenizer
 
@@ -61,7 +61,7 @@ def test_memory_is_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_worker_reads_nothing_of_resprout() -> None:
-    code = f"import runpy, sys; runpy.run_path({str(WORKER)!r}); print(*sorted(sys.modules))"
+    code = f"import runpy, sys; runpy.run_path({worker.__file__!r}); print(*sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=os.sep
     )

@@ -21,6 +21,7 @@ from resprout.tasks.models.shape import shape_of
 from resprout.tasks.quantize.format import format_of
 from resprout.tasks.quantize.importance import mean_squares
 from resprout.tasks.quantize.stage import Quantization, fits, quantize
+from resprout.tasks.quantize.stage import importance as importance_stage
 from tiny_models import tiny_model, write_byte_tokenizer
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
@@ -40,8 +41,15 @@ def inputs(root: Path, **widths: Any) -> dict[str, Path]:
 def made(given: dict[str, Path], out: Path, name: str, importance: bool = True) -> dict[str, Any]:
     out.mkdir()
     section = QuantizeConfig(formats=(name,), importance=importance)
-    digests = {role: role[0] * 64 for role in given}
     wanted = Quantization(section, name, licence="Apache-2.0")
+    if wanted.needs == "importance":
+        measured = out.with_name(f"{out.name} importance")
+        measured.mkdir()
+        importance_stage.body(Job(section, dtype="float32"), given, measured, silent)
+        given = {"model": given["model"], "importance": measured}
+    else:
+        given = {"model": given["model"]}
+    digests = {role: role[0] * 64 for role in given}
     quantize.body(Job(wanted, dtype="float32", digests=digests), given, out, silent)
     found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return found

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.gguf.types import PLAIN, block_of, gguf_type
+from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, block_of, gguf_type
 from resprout.tasks.models.shape import Shape
+from resprout.tasks.quantize.format import Need
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,10 @@ class Gguf:
 
     def __init__(self, kind: str) -> None:
         self.kind = gguf_type(kind or "F16")
+
+    def needs(self, weighed: bool) -> Need:
+        """Importance, but of types that llama.cpp rounds without it."""
+        return "importance" if weighed and self.kind not in UNWEIGHED else ""
 
     def check(self, shape: Shape) -> None:
         """Raise BadInput where llama.cpp has no architecture for the family, or none for such layers."""
@@ -42,7 +47,7 @@ class Gguf:
         tokenizer: PreTrainedTokenizerBase,
         source: Path,
         folder: Path,
-        input_ids: Tensor | None,
+        known: Mapping[str, Tensor],
         about: Mapping[str, str],
     ) -> Mapping[str, float]:
         """Write model.gguf with config and tokenizer beside it; its bytes, and tensors of another type."""
@@ -61,30 +66,25 @@ class Gguf:
         whole = folder / "whole.gguf"
         try:
             write_gguf(model, tokenizer, source, whole, plain_type(model), about)
-            importance = None if input_ids is None else _importance(model, input_ids)
             with LlamaCpp(whole) as llama:
-                llama.quantize(target, self.kind, torch.get_num_threads(), importance)
+                llama.quantize(target, self.kind, torch.get_num_threads(), _by_tensor(model, known))
         finally:
             whole.unlink(missing_ok=True)
         return {"bytes": target.stat().st_size, "fallback_tensors": _fallbacks(target, block_of(self.kind))}
 
 
-def _importance(model: PreTrainedModel, input_ids: Tensor) -> dict[str, NDArray[np.float32]]:
-    """Mean squares of inputs by llama.cpp's names of the tensors."""
+def _by_tensor(model: PreTrainedModel, known: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Mean squares of inputs by llama.cpp's names of the matrices."""
     from gguf import get_tensor_name_map
 
     from resprout.tasks.gguf.tensors import ENDINGS
     from resprout.tasks.gguf.writer import architecture_of
     from resprout.tasks.models.shape import shape_of
-    from resprout.tasks.quantize.importance import mean_squares
 
     shape = shape_of(model.config.to_dict())
     names = get_tensor_name_map(architecture_of(shape.model_type, shape.family.gguf), shape.layers)
-    found = {}
-    for name, value in mean_squares(model, input_ids).items():
-        if (known := names.get_name(name, try_suffixes=ENDINGS)) is not None:
-            found[known] = value.numpy()
-    return found
+    found = {names.get_name(name, try_suffixes=ENDINGS): value for name, value in known.items()}
+    return {name: value.numpy() for name, value in found.items() if name is not None}
 
 
 def _fallbacks(file: Path, block: int) -> int:
