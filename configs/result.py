@@ -139,7 +139,7 @@ class RunResult(Plain):
     files: dict[str, ModelResult] = {}
     """Files of few bits by format, with those of the dense model that they are compared with."""
     against_fewer_bits: list[str] = []
-    """For each file of the pruned model a sentence on whether the dense model in fewer bits is better."""
+    """Sentences on whether the dense model in fewer bits is better than each file of the pruned model."""
     gate: GateResult | None = None
     exports: list[ExportResult] = []
     registered: RegisteredResult | None = None

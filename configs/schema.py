@@ -421,12 +421,26 @@ class QuantizeConfig(Section):
     """Weigh errors by how large each input channel is on the calibration samples (importance matrix)."""
 
 
+QUANTIZED, SOURCE_FILE = "quantized", "source_file"
+
+
 class CompareConfig(Section):
     """Plain alternatives that are judged beside the files of few bits, by the same evaluator."""
 
-    baselines: tuple[Literal["quantized", "source_file"], ...] = ("quantized",)
-    """quantized: the dense model in each type that ships and in the next smaller one; source_file: the GGUF
-    file that the run began with."""
+    baselines: Annotated[tuple[str, ...], Field(min_length=1)] = (QUANTIZED,)
+    """quantized: the dense model in each type that ships and in the two next smaller ones; a format such as
+    gguf:Q2_K: the dense model in that; source_file: the GGUF file that the run began with."""
+
+    @field_validator("baselines")
+    @classmethod
+    def _known(cls, baselines: tuple[str, ...]) -> tuple[str, ...]:
+        for one in baselines:
+            if one not in (QUANTIZED, SOURCE_FILE) and ":" not in one:
+                raise ValueError(
+                    f"compare.baselines holds {one}; give {QUANTIZED}, {SOURCE_FILE}, or a format of few "
+                    "bits with its type, say gguf:Q2_K"
+                )
+        return baselines
 
 
 class PartOfRecovery(RecoverConfig):

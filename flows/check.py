@@ -23,6 +23,8 @@ from resprout.tasks.export.format import FORMATS, entry
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.target import implied_shape
+from resprout.tasks.quantize.format import baselines
+from resprout.tasks.quantize.format import format_of as quantized_format
 
 EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
 """The package behind each task runner that is an extra."""
@@ -49,7 +51,11 @@ def _faults(loaded: Loaded) -> list[Fault]:
         for key, step in stage.checks.items()
         if getattr(config, stage.section) is not None
     ]
-    steps += [("prune", lambda: _trains(config)), ("export.formats", lambda: _formats(config))]
+    steps += [
+        ("prune", lambda: _trains(config)),
+        ("export.formats", lambda: _formats(config)),
+        ("compare.baselines", lambda: _baselines(config)),
+    ]
     steps += [
         ("infra.store.uri", lambda: _store_folder(loaded)),
         ("infra.proof", lambda: Signer.from_config(config.infra.proof).require_own_key()),
@@ -117,6 +123,13 @@ def _formats(config: RunConfig) -> None:
                 f"export.formats holds {name}, which stock classes load with one width for all layers, but "
                 f"prune.layout is {layout}; give layout: uniform, or formats: [{', '.join(fitting)}]"
             )
+
+
+def _baselines(config: RunConfig) -> None:
+    """BadInput for a format of few bits that is not there."""
+    if config.quantize is not None and config.compare is not None:
+        for name in baselines(config.quantize.formats, config.compare.baselines):
+            quantized_format(name)
 
 
 def _store_folder(loaded: Loaded) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import BadInput
 from resprout.configs.sweep import SweepResult
 from resprout.flows.past_runs import past_run
-from resprout.flows.stages import DENSE
 from resprout.flows.workspace import RUN_ID, Workspace
 from resprout.infra.mlflow.tracking import REPORT_RECORD
 from resprout.tasks.core.mlflow_log import flat
+from resprout.tasks.quantize.names import DENSE
 from resprout.tasks.report.compare import Comparison, comparison_page
 from resprout.tasks.report.past_run import PastRun
 

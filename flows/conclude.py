@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from resprout.flows.past_runs import earlier_runs
 from resprout.flows.rerun_command import standalone
 from resprout.flows.rivals import Rivals
 from resprout.flows.session import Session
-from resprout.flows.stages import DENSE, SCORES, STAGES, Artifacts, models
+from resprout.flows.stages import SCORES, STAGES, Artifacts, models
 from resprout.infra import identity
 from resprout.infra.lineage import tree
 from resprout.infra.markdown import NOTE
@@ -33,10 +33,11 @@ from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.evaluate.paired import FILE as SAMPLES
-from resprout.tasks.evaluate.paired import compared, perplexity_ratio
+from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.measure.ratio import metrics_of, ratio_in
+from resprout.tasks.quantize.names import DENSE
 from resprout.tasks.register.reconcile import own_uri, register
-from resprout.tasks.report.files import FewerBits, rival_of
+from resprout.tasks.report.files import against_fewer_bits, bias
 from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
 
@@ -123,14 +124,16 @@ class Conclusion:
         """A JSON file of an artifact."""
         return json.loads(self.run.store.read(ref.digest, path))
 
-    def fewer_bits(self, scores: Mapping[str, ArtifactRef]) -> Iterator[FewerBits]:
-        """Each file of the pruned model with the dense model's best file that is no larger."""
+    def fewer_bits(self, source_format: str) -> list[str]:
+        """Whether the dense model in fewer bits is better than each file of the pruned model."""
         files = {name: one.metrics for name, one in self.result.files.items()}
-        for name in files:
-            if name.startswith(f"{DENSE} ") or (rival := rival_of(name, files)) is None:
-                continue
-            ours, theirs = (self.read(scores[one], SAMPLES)["windows"] for one in (name, rival))
-            yield FewerBits(name, rival, perplexity_ratio(theirs, ours))
+        if not files:
+            return []
+        scores, speeds = self.artifacts.group(SCORES), self.artifacts.named("speeds")
+        windows = {name: self.read(scores[name], SAMPLES)["windows"] for name in files}
+        timed = self.read(speeds, "details.json")["models"] if speeds is not None else {}
+        found = [one.sentence for one in against_fewer_bits(files, windows, timed)]
+        return [one for one in (*found, bias(source_format, files)) if one]
 
     def fill_models(self) -> None:
         """Sizes and metrics of the models into the result, and into the parent run as <model>.<metric>."""
@@ -158,13 +161,13 @@ class Conclusion:
             )
         self.result.models = {name: found.get(name) for name in models()}
         self.result.files = {name: one for name, one in found.items() if name not in self.result.models}
-        self.result.against_fewer_bits = [one.sentence for one in self.fewer_bits(group)]
         plan = self.read(self.artifacts.of("plan"), PLAN)
         self.result.method, self.result.warnings = plan.get("method"), plan.get("warnings", [])
         self.session.averaged = averaged(self.read(self.artifacts.group(SCORES)["dense"], "details.json"))
         source = self.read(self.artifacts.of("source"), "source.json")
         self.session.source_bytes = source["source_bytes"]
         self.session.source_format = source["source_format"]
+        self.result.against_fewer_bits = self.fewer_bits(self.session.source_format)
         flat = {f"{name}.{key}": value for name, one in found.items() for key, value in one.metrics.items()}
         for stage in STAGES:
             if stage.metrics and (made := self.artifacts.named(stage.gives)) is not None:
@@ -243,6 +246,7 @@ class Conclusion:
             command=self.command,
             digests={**brought, **{stage.name: stage.artifact.digest for stage in self.result.stages}},
             models=self.own_metrics(),
+            files=list(self.result.files),
             made=self.run.store.get_record(self.artifacts.of("export").record).started[:10],
             credits=[
                 {"role": one.role, "name": one.name, "licence": one.shown_licence}

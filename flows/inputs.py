@@ -15,6 +15,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput, Fault, ResproutError, faults_in
 from resprout.configs.load import Loaded
+from resprout.configs.schema import SOURCE_FILE as JUDGED_FILE
 from resprout.configs.schema import DataSource, ModelConfig, RunConfig
 from resprout.infra.licences import Credit
 from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
@@ -33,10 +34,11 @@ from resprout.tasks.models.gguf_header import gguf_shape
 from resprout.tasks.models.shape import Shape, read_config, shape_of
 from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 from resprout.tasks.prune.compatibility import needs_general
+from resprout.tasks.quantize.names import SOURCE_FILE
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
-SOURCE, SOURCE_FILE, TASKS = "source", "source file", "tasks"
-"""Names of the source model and its file among a run's artifacts, and of the group of its tasks' data."""
+SOURCE, TASKS = "source", "tasks"
+"""Name of the source model among a run's artifacts, and of the group of its tasks' data."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def acquisitions(config: RunConfig) -> Iterator[Acquisition]:
 
 def keeps_file(config: RunConfig) -> bool:
     """Whether the source's own file is judged too."""
-    return config.compare is not None and "source_file" in config.compare.baselines
+    return config.compare is not None and JUDGED_FILE in config.compare.baselines
 
 
 class Sources:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from resprout.flows.stages import DENSE, models
+from resprout.flows.stages import models
 from resprout.infra.mlflow.tracking import GATE, Tracker
+from resprout.tasks.quantize.names import DENSE
 from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.table import perplexity_of
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from resprout.configs.schema import PartOfRecovery, PruneRound, QuantizeConfig, RunConfig
 from resprout.flows import preflight
-from resprout.flows.inputs import SHAPING, SOURCE, SOURCE_FILE, acquisitions, keeps_file
+from resprout.flows.inputs import SHAPING, SOURCE, acquisitions, keeps_file
 from resprout.infra.licences import Credit
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.acquire.stage import acquire_model
@@ -35,13 +35,14 @@ from resprout.tasks.prune.mask_and_regrow import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of
 from resprout.tasks.prune.stage import plan, prune, score
 from resprout.tasks.quantize.format import baselines
+from resprout.tasks.quantize.names import DENSE, SOURCE_FILE
 from resprout.tasks.quantize.stage import Quantization, importance, quantize
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.select.stage import pool, select
 from resprout.tasks.sparsify.stage import sparsify
 
-MODEL, DENSE, FINAL = "model", "dense", "final"
-"""Names of the model that steps go on with, of the dense model's scores, and of the last model's."""
+MODEL, FINAL = "model", "final"
+"""Names of the model that steps go on with, and of the last model's scores."""
 MODELS, SCORES, QUANTIZED = "models", "scores", "quantized"
 """Groups of all models, of their scores, and of the models of few bits, by the models' names."""
 GROWTH = {"criterion": "gradient", "criterion_settings": {}}
@@ -262,13 +263,13 @@ def _quantize(steps: Steps, stage: Stage[Any]) -> None:
     steps.groups[QUANTIZED] = _files(steps, "", steps.names[MODEL], section.formats)
     if keeps_file(steps.config):
         steps.evaluate(SOURCE_FILE, steps.names[SOURCE_FILE], final=False)
-    compare = steps.config.compare
-    if compare is not None and "quantized" in compare.baselines:
-        _files(steps, DENSE, dense, baselines(section.formats), plan=None)
+    wanted = steps.config.compare.baselines if steps.config.compare is not None else ()
+    if compared := baselines(section.formats, wanted):
+        _files(steps, DENSE, dense, compared, plan=None)
 
 
 def _files(
-    steps: Steps, of: str, model: Slot, formats: Sequence[str], **inputs: str | None
+    steps: Steps, of: str, model: Slot, formats: Sequence[str], plan: str | None = "plan"
 ) -> dict[str, Slot]:
     """A model in each of the formats with its scores, by the format's name behind `of`."""
     licence = next((one.licence for one in steps.credits if one.role == CREDIT), None)
@@ -279,8 +280,8 @@ def _files(
     found = {}
     for one in wanted:
         name = f"{of} {one.format}".lstrip()
-        given = {"model": model, "importance": measured, **inputs}
-        found[name] = steps.add(quantize, one, role=name, gives=f"{name} file", **given)
+        made = f"{name} file"
+        found[name] = steps.add(quantize, one, name, made, model=model, importance=measured, plan=plan)
         steps.evaluate(name, found[name], final=False)
     return found
 

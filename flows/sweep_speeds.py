@@ -22,7 +22,8 @@ from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.core.stage import Input, Subfolder, ref_of
 from resprout.tasks.measure.ratio import metrics_of
-from resprout.tasks.measure.stage import DENSE, measure
+from resprout.tasks.measure.stage import measure
+from resprout.tasks.quantize.names import DENSE
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, Volume, stage
 from resprout.tasks.measure.processes import ModelTimes, in_turn, together
 from resprout.tasks.measure.ratio import coverage, ratio_of
-from resprout.tasks.measure.worker import GGUF, MeasureRequest
+from resprout.tasks.measure.worker import MeasureRequest
 from resprout.tasks.models.shape import BYTES, Shape, shape_of
+from resprout.tasks.quantize.names import DENSE, base_of
 
-DENSE = "dense"
 PROCESS_BYTES = 1_000_000_000
 """Of a measuring process beside weights and KV cache: interpreter, libraries, activations."""
 
@@ -85,21 +85,10 @@ def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, 
     needed = sum(_bytes(shape, config, job.dtype) for shape in shapes.values())
     fit = needed <= free_memory(job.device)
     answers = (together if fit else in_turn)(requests, config.repeats, progress)
-    files = [name for name in names if (inputs[name] / GGUF).is_file()]
-    metrics, details = summary(config, answers, files)
+    metrics, details = summary(config, answers)
     details |= {"order": "together" if fit else "in turn", "hardware": fingerprint()}
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
     (workdir / "details.json").write_text(json.dumps(details, sort_keys=True, indent=1) + "\n")
-
-
-def base_of(name: str, names: Collection[str], files: Collection[str]) -> str | None:
-    """The model whose speed another's is held against; None where nothing here is served as it is.
-
-    A file of few bits is held against the dense model's in the same format, never against another runtime.
-    """
-    if f"{DENSE} {name}" in names:
-        return f"{DENSE} {name}"
-    return None if name == DENSE or name in files else DENSE
 
 
 def run_names(config: MeasureConfig) -> tuple[str, str]:
@@ -109,13 +98,12 @@ def run_names(config: MeasureConfig) -> tuple[str, str]:
 
 
 def summary(
-    config: MeasureConfig, answers: Mapping[str, ModelTimes], files: Collection[str] = ()
+    config: MeasureConfig, answers: Mapping[str, ModelTimes]
 ) -> tuple[dict[str, float], dict[str, object]]:
     """Metrics, whose names say the model and the lengths they hold for, and details.
 
     Speeds are tokens of the whole batch a second at the median time, and their ratio to `base_of` with an
-    interval; memory is in MB of 10^6 bytes; spread is (slowest - fastest) / median. `files` are the names of
-    what llama.cpp serves.
+    interval; memory is in MB of 10^6 bytes; spread is (slowest - fastest) / median.
     """
     prefill, decode = run_names(config)
     tokens = {
@@ -132,7 +120,7 @@ def summary(
         for run, taken in seconds[name].items():
             speed = f"{name}.{run}_tokens_per_s"
             metrics[speed] = tokens[run] / statistics.median(taken)
-            if (base := base_of(name, answers, files)) is not None:
+            if (base := base_of(name, answers)) is not None:
                 metrics |= ratio_of(seconds[base][run], taken).metrics(speed)
             models[name][run] = {
                 "tokens": tokens[run],

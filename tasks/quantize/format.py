@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from resprout.configs.schema import QUANTIZED, SOURCE_FILE
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.gguf.types import gguf_type, smaller
+from resprout.tasks.gguf.types import GgufType, gguf_type, smaller
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,10 @@ class QuantizedFormat(Protocol):
 
     def __init__(self, kind: str) -> None:
         """Raises BadInput for a type that the format does not have."""
+        ...
+
+    def require(self) -> None:
+        """Raise BadInput, which names the extra, where what it is written or read by is not installed."""
         ...
 
     def needs(self, weighed: bool) -> Need:
@@ -52,6 +57,8 @@ class QuantizedFormat(Protocol):
         ...
 
 
+STEPS = 2
+"""Types below that of a file in which the dense model is compared with it."""
 FORMATS: Registry[type[QuantizedFormat]] = Registry(
     "quantised format", "resprout.tasks.quantize.formats", separator="-"
 )
@@ -69,15 +76,25 @@ def format_of(name: str) -> QuantizedFormat:
     return FORMATS.get(form)(kind)
 
 
-def baselines(names: Iterable[str]) -> list[str]:
-    """The formats in which the dense model is compared with files in these: the same, and the next smaller.
+def baselines(formats: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """The formats in which the dense model is compared with files in `formats`, by entries of the config.
 
-    A file of the pruned model lies between the two in bytes where pruning took less than a bit would.
+    The entry quantized stands for the same and the two next smaller types: a file of the pruned model lies
+    among those in bytes where pruning took less than two steps of bits would.
     """
     found: dict[str, None] = {}
-    for name in names:
-        found[name] = None
-        form, kind = split(name)
-        if form == "gguf" and (less := smaller(gguf_type(kind))) is not None:
-            found[f"{form}:{less.name}"] = None
+    for entry in wanted:
+        if entry == QUANTIZED:
+            found |= {one: None for name in formats for one in (name, *_smaller(name))}
+        elif entry != SOURCE_FILE:
+            found[entry] = None
     return list(found)
+
+
+def _smaller(name: str) -> Iterator[str]:
+    form, kind = split(name)
+    less: GgufType | None = gguf_type(kind) if form == "gguf" else None
+    for _ in range(STEPS):
+        less = None if less is None else smaller(less)
+        if less is not None:
+            yield f"{form}:{less.name}"

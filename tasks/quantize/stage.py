@@ -49,9 +49,9 @@ def params(config: QuantizeConfig) -> dict[str, Any]:
 
 
 def check(config: QuantizeConfig, base: Path) -> None:
-    """BadInput for a format or a type that is not there."""
+    """BadInput for a format or a type that is not there, or that lacks what is needed to write it."""
     for name in config.formats:
-        format_of(name)
+        format_of(name).require()
 
 
 def fits(config: QuantizeConfig, shapes: Mapping[str, Shape]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from resprout.tasks.evaluate.paired import quantile
 from resprout.tasks.measure.ratio import COVERAGE, ratio_in
+from resprout.tasks.quantize.names import DENSE, SOURCE_FILE
 from resprout.tasks.report.charts import (
     COLOURS,
     Chart,
@@ -62,6 +63,30 @@ def trade_offs(
             others = f"{others}{PLACED}" + (SHORT_OF_ROUNDS if coverage < COVERAGE else "")
         says = f"Lower is better, {better}. {INTERVAL}{others}"
         yield scatter(kind, f"Quality against {kind}", says, points, label, "perplexity on held-out text")
+
+
+def file_trade_offs(files: Mapping[str, Metrics]) -> Iterator[Chart]:
+    """Quality of files of few bits against their size, and against the speed of writing where measured."""
+    if not files:
+        return
+    first = next(iter(files.values()))
+    quality = perplexity_of(first)
+    axes = [("bytes", "size", "MB of the file", 1e-6), *trade_axes(first)[1:]]
+    for name, kind, label, scale in axes:
+        points = [
+            Point(file, _file_colour(file), scale * metrics[name], metrics[quality], mark=file)
+            for file, metrics in files.items()
+            if name in metrics
+        ]
+        better = "further left is smaller" if kind == "size" else "further right is faster"
+        says = f"Files of few bits in the program that serves them. Lower is better, {better}."
+        yield scatter(f"files-{kind}", f"Files: quality against {kind}", says, points, label, "perplexity")
+
+
+def _file_colour(name: str) -> str:
+    if name == SOURCE_FILE:
+        return "accent"
+    return "dense" if name.startswith(f"{DENSE} ") else "recovered"
 
 
 def trade_axes(dense: Metrics) -> list[tuple[str, str, str, float]]:

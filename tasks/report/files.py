@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from resprout.tasks.measure.ratio import Ratio
+from resprout.tasks.evaluate.paired import perplexity_ratio
+from resprout.tasks.measure.ratio import Ratio, ratio_of
+from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, base_of, judged
 from resprout.tasks.report.table import (
+    DECODE,
     NONE,
     SPEED,
     Metrics,
@@ -17,47 +21,112 @@ from resprout.tasks.report.table import (
     speeds_of,
 )
 
-DENSE = "dense "
-"""How names of the dense model's files begin."""
 AS_LARGE = 1.01
 """Files count as equally large up to this ratio of their bytes."""
+WHOLE = ("F32", "F16", "BF16", "unknown")
+"""Types of GGUF files that round nothing, or of which nothing is known."""
+EVEN = Ratio(1.0, 1.0, 1.0)
+Windows = Sequence[Sequence[float]]
+"""Negative log-likelihood and number of the scored tokens of each window."""
 
 
 @dataclass(frozen=True)
 class FewerBits:
-    """A file of the pruned model, and the dense model's best file that is no larger.
+    """A file of the pruned model, and the dense model's best file that is no larger; None: all are larger.
 
-    `worse`: the pruned file's perplexity over its rival's, window by window.
+    `worse` is the pruned file's perplexity over its rival's, window by window; `faster` its speed of writing
+    over the rival's, round by round, where both were measured.
     """
 
     file: str
-    rival: str
-    worse: Ratio
+    rival: str | None = None
+    worse: Ratio = EVEN
+    faster: Ratio | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the rival's perplexity is lower, outside the noise."""
+        return self.rival is not None and self.worse.different and self.worse.median > 1
 
     @property
     def sentence(self) -> str:
         """Which of them wins at this size."""
+        if self.rival is None:
+            return f"No file of the dense model that was compared is as small as {self.file}."
+        speed = "" if self.faster is None else f"; it writes {_times(self.faster)} as fast"
+        if self.faster is not None and not self.faster.different:
+            speed = "; both write equally fast, as far as this machine can tell"
+        behind = f"that of {self.rival}, the dense model's best file that is no larger{speed}."
         if not self.worse.different:
-            return f"{self.file} and {self.rival}, which is no larger, do not differ in perplexity."
-        share = f"x{self.worse.median:.2f} the perplexity (x{self.worse.low:.2f}-{self.worse.high:.2f})"
-        if self.worse.median > 1:
-            return (
-                f"Fewer bits win at this size: {self.file} has {share} of {self.rival}, which is no larger."
-            )
-        return (
-            f"Pruning wins at this size: {self.file} has {share} of {self.rival}, the best that is no larger."
-        )
+            return f"Too close to call at this size: {self.file} has a perplexity no different from {behind}"
+        winner = "Fewer bits win" if self.lost else "Pruning wins"
+        return f"{winner} at this size: {self.file} has a perplexity of {_times(self.worse)} {behind}"
 
 
-def rival_of(name: str, files: Mapping[str, Metrics]) -> str | None:
-    """The file of the dense model with the lowest perplexity among those no larger; None where all are."""
+def _times(ratio: Ratio) -> str:
+    return f"x{ratio.median:.2f} (x{ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def against_fewer_bits(
+    files: Mapping[str, Metrics], windows: Mapping[str, Windows], timed: Mapping[str, Any]
+) -> list[FewerBits]:
+    """Each file of the pruned model beside the dense model's best that is no larger.
+
+    `timed` are by name and run the `seconds` of each round, as stage measure writes them. Empty where no file
+    of the dense model was compared.
+    """
+    dense = [name for name in files if name.startswith(f"{DENSE} ")]
+    found = []
+    for name in files if dense else ():
+        if name in dense or name == SOURCE_FILE:
+            continue
+        quality, most = perplexity_of(files[name]), AS_LARGE * files[name]["bytes"]
+        fitting = [one for one in dense if files[one]["bytes"] <= most]
+        if not fitting:
+            found.append(FewerBits(name))
+            continue
+        rival = min(fitting, key=lambda one: files[one][quality])
+        faster = _ratios(timed.get(rival, {}), timed.get(name, {}))
+        writing = next((ratio for run, ratio in faster.items() if run.startswith(DECODE)), None)
+        found.append(FewerBits(name, rival, perplexity_ratio(windows[rival], windows[name]), writing))
+    return found
+
+
+def judged_models(
+    config: Mapping[str, Any],
+    models: Mapping[str, Metrics],
+    files: Mapping[str, Metrics],
+    windows: Mapping[str, Windows],
+) -> tuple[str | None, Mapping[str, Metrics], str]:
+    """The file that a run's verdict is about, what it is held against and itself, and words for that.
+
+    Of a run without files, or whose file is in another program than all else, the models themselves.
+    """
+    name = judged(config)
+    if name is None or name not in files:
+        return None, models, ""
+    base = base_of(name, files)
+    if base is None:
+        return name, {DENSE: models[DENSE], name: files[name]}, f"as {name}, against the dense model: "
     quality = perplexity_of(files[name])
-    fitting = [
-        other
-        for other, metrics in files.items()
-        if other.startswith(DENSE) and metrics["bytes"] <= AS_LARGE * files[name]["bytes"]
-    ]
-    return min(fitting, key=lambda other: files[other][quality], default=None)
+    own = {**files[name], **perplexity_ratio(windows[base], windows[name]).metrics(quality)}
+    return name, {base: files[base], name: own}, f"as {name}, against {_the(base)}: "
+
+
+def _the(base: str) -> str:
+    return "the source file" if base == SOURCE_FILE else base
+
+
+def bias(source_format: str, files: Mapping[str, Metrics]) -> str:
+    """That a source of few bits favours the dense model's files; empty where it is not one of them."""
+    form, _, kind = source_format.partition(":")
+    if form != "gguf" or kind in WHOLE or not files:
+        return ""
+    return (
+        f"The run began with a {kind} file, on whose grid the dense model's "
+        "weights lie: files of about as many bits hold them almost without loss, which those of the pruned "
+        "and retrained model cannot. From weights of 16 bits the comparison would be kinder to pruning."
+    )
 
 
 def file_rows(files: Mapping[str, Metrics]) -> tuple[tuple[str, ...], list[Row]]:
@@ -78,3 +147,17 @@ def file_rows(files: Mapping[str, Metrics]) -> tuple[tuple[str, ...], list[Row]]
         cells += [ratio_cell(metrics, speed) for speed in speeds]
         rows.append(Row(name, tuple(cells)))
     return tuple(heads), rows
+
+
+def note(files: Mapping[str, Metrics]) -> str:
+    """Against what the ratios in the table are."""
+    bases = dict.fromkeys(base_of(name, files) for name in files)
+    speed = "the source file's" if SOURCE_FILE in bases else "those of the dense model's file in the format"
+    return (
+        "Each file as the program that serves it computes it. Perplexity and divergence are held against the "
+        f"dense model, speeds against {speed}, all with an interval of 95 %."
+    )
+
+
+def _ratios(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Ratio]:
+    return {run: ratio_of(base[run]["seconds"], other[run]["seconds"]) for run in base if run in other}

@@ -20,13 +20,15 @@ from pydantic import BaseModel, ConfigDict
 
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import config_data, stage
+from resprout.tasks.evaluate.paired import FILE as SAMPLES
 from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.measure.ratio import COVERAGE, metrics_of
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report import figures
+from resprout.tasks.report.files import FewerBits, against_fewer_bits, bias, file_rows, judged_models, note
 from resprout.tasks.report.graph import Label, draw
 from resprout.tasks.report.past_run import PastRun
-from resprout.tasks.report.table import comparison, recovery_sentence
+from resprout.tasks.report.table import Metrics, comparison, recovery_sentence
 from resprout.tasks.report.verdict import RULE, verdict
 
 RELATIVE = "relative sources begin at the folder of the config that was run"
@@ -45,6 +47,8 @@ class ReportConfig(BaseModel):
     """Of each stage's artifact, by the stage's label."""
     models: dict[str, str | None]
     """Models in the order in which they were made, each with the input whose metrics are its own too."""
+    files: list[str] = []
+    """Files of few bits, those of the dense model and the source file among them, by their inputs."""
     made: str = ""
     """Date of the export (YYYY-MM-DD), the same however often it is found in the cache."""
     credits: list[dict[str, str]] = []
@@ -92,15 +96,17 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     from resprout.tasks.models.shape import shape_of
 
     timed = _json(inputs["speeds"] / "metrics.json") if "speeds" in inputs else {}
-    models = {
-        name: {
+
+    def scored(name: str, own: str | None = None) -> Metrics:
+        return {
             **_json(inputs[name] / "metrics.json"),
             **(compared(inputs["dense"], inputs[name]) if name != "dense" else {}),
             **metrics_of(name, timed),
             **(_json(inputs[own] / "metrics.json") if own else {}),
         }
-        for name, own in config.models.items()
-    }
+
+    models = {name: scored(name, own) for name, own in config.models.items()}
+    quantized = {name: scored(name) for name in config.files}
     origin = _json(inputs["source"] / "source.json") if (inputs["source"] / "source.json").is_file() else {}
     plan = _json(inputs["plan"] / "plan.json")
     schedule = config.config.get("prune", {}).get("schedule", "one_shot")
@@ -113,6 +119,10 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     gate = _json(inputs["gate"] / "gate.json") if "gate" in inputs else None
     rounds = _json(inputs["speeds"] / "details.json") if "speeds" in inputs else None
     coverage = rounds["coverage"] if rounds is not None else COVERAGE
+    windows = {name: _json(inputs[name] / SAMPLES)["windows"] for name in quantized}
+    against = against_fewer_bits(quantized, windows, rounds["models"] if rounds is not None else {})
+    about, held, lead = judged_models(config.config, models, quantized, windows)
+    rival = next((one for one in against if one.file == about), None)
     return {
         "name": config.name,
         "model": model_name(config.config["model"]["source"]),
@@ -137,7 +147,8 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         if "recovered" in models
         else "",
         "gate": gate,
-        "verdict": verdict(models, gate, coverage),
+        "verdict": verdict(held, gate, coverage, rival, lead),
+        "files": files_table(quantized, against, origin.get("source_format", "")),
         "rule": RULE,
         "exports": _exports(inputs["export"]) if "export" in inputs else [],
         "plan": plan,
@@ -145,7 +156,11 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "schedule": "" if schedule == "one_shot" else schedule,
         "widths": widths,
         "figures": {
-            "results": [*figures.trade_offs(models, config.earlier, coverage), *figures.accuracies(models)],
+            "results": [
+                *figures.file_trade_offs(quantized),
+                *figures.trade_offs(models, config.earlier, coverage),
+                *figures.accuracies(models),
+            ],
             "pruning": [
                 *figures.unit_scores(_unit_scores(inputs.get("scores")), plan),
                 *figures.layer_widths(widths),
@@ -172,6 +187,17 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
         "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
     }
+
+
+def files_table(
+    files: Mapping[str, Metrics], against: Sequence[FewerBits], source_format: str
+) -> dict[str, Any] | None:
+    """Table, note and sentences on the files of few bits; None of a run that made none."""
+    if not files:
+        return None
+    heads, rows = file_rows(files)
+    sentences = [*(one.sentence for one in against), bias(source_format, files)]
+    return {"heads": heads, "rows": rows, "note": note(files), "sentences": [one for one in sentences if one]}
 
 
 TARGETS: dict[str, Callable[[Any], str]] = {

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from resprout.tasks.measure.ratio import COVERAGE, Ratio, ratio_in
+from resprout.tasks.report.files import FewerBits
 from resprout.tasks.report.table import Metrics, perplexity_of, speeds_of
 
 RULE = (
     "The rule: what is gained is the larger of two shares, of weights saved or of speed won; what is paid is "
     "the larger of two others, the rise of perplexity or of the time that tokens take. It is worth it where "
     "all of the interval of what is paid lies below what is gained, not worth it where all of it lies above, "
-    "and too close to call in between. What lies inside the noise counts as nothing. A gate that is not "
-    "passed decides alone."
+    "and too close to call in between. What lies inside the noise counts as nothing. A file of few bits is "
+    "not worth it either where the dense model in fewer bits is no larger and has the lower perplexity. A "
+    "gate that is not passed decides alone."
 )
 GOOD, BAD, EVEN = "good", "bad", "even"
 
@@ -61,11 +63,16 @@ NOTHING = _Share(0.0, 0.0, 0.0)
 
 
 def verdict(
-    models: Mapping[str, Metrics], gate: Mapping[str, Any] | None, coverage: float = COVERAGE
+    models: Mapping[str, Metrics],
+    gate: Mapping[str, Any] | None,
+    coverage: float = COVERAGE,
+    fewer_bits: FewerBits | None = None,
+    lead: str = "",
 ) -> Verdict:
     """The verdict on the last of the models, held against the first, the dense one; `RULE` says how.
 
-    `coverage` is that of the speeds' intervals, which too few rounds leave below 0.95.
+    `coverage` is that of the speeds' intervals, which too few rounds leave below 0.95. A file of few bits is
+    held against its base in the same way, and besides against `fewer_bits`; `lead` begins the sentence.
 
     Perplexity counts where its ratio has an interval that leaves out 1. Of several speeds that of decoding
     counts, and where it does not differ, the first that does.
@@ -103,7 +110,9 @@ def verdict(
         ),
     )
     judgement, tone = _judgement(size, worse, faster, gate)
-    sentence = ", ".join(clause for clause in clauses if clause)
+    if fewer_bits is not None and fewer_bits.lost and (gate is None or gate["passed"]):
+        judgement, tone = f"not worth it, {fewer_bits.rival} is better and no larger", BAD
+    sentence = lead + ", ".join(clause for clause in clauses if clause)
     return Verdict(sentence[0].upper() + sentence[1:], judgement, tone, numbers)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, block_of, gguf_type
+from resprout.tasks.llama_cpp.library import require_llama_cpp
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.quantize.format import Need
 
@@ -23,6 +24,10 @@ class Gguf:
 
     def __init__(self, kind: str) -> None:
         self.kind = gguf_type(kind or "F16")
+
+    def require(self) -> None:
+        """Raise BadInput where llama.cpp is not installed."""
+        require_llama_cpp()
 
     def needs(self, weighed: bool) -> Need:
         """Importance, but of types that llama.cpp rounds without it."""
