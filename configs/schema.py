@@ -13,10 +13,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from resprout.configs.blocks import USUAL, multiple_of
 from resprout.configs.infrastructure import (
     SECRETS,
     InfraConfig,
@@ -190,6 +192,12 @@ def _preset(info: ValidationInfo) -> Preset:
     return load_preset(info.data.get("method", preset_names()[0]))
 
 
+AUTO = "auto"
+RoundTo = Annotated[
+    int, Field(ge=1), WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": AUTO}]})
+]
+
+
 class PruneConfig(Section):
     """Score, allocate, plan, apply, repair."""
 
@@ -207,8 +215,9 @@ class PruneConfig(Section):
     sublayers (attention and FFN, each by itself) alone. Left out: what the method's paper prunes."""
     target: TargetConfig
     """Size to reach."""
-    round_to: Annotated[int, Field(ge=1)] = 128
-    """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels, 256 K-quants."""
+    round_to: RoundTo = USUAL
+    """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels. auto: what the formats of
+    quantize can hold, 256 for K-quants of llama.cpp, 32 for its other types."""
     layout: Layout = Field(default=LEFT_OUT, json_schema_extra=_without_default)
     """uniform: one width for all layers, which stock classes load; per_layer: a width for each layer. Left
     out: the method's own (`resprout methods NAME`)."""
@@ -685,6 +694,18 @@ class RunConfig(Section):
     """Model registry; absent: nothing is registered."""
     infra: InfraConfig = InfraConfig()
     """Where it runs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _round_to_blocks(cls, given: Any) -> Any:
+        """Widths that the formats of few bits can hold, in place of auto."""
+        prune = given.get("prune") if isinstance(given, dict) else None
+        if not isinstance(prune, dict) or prune.get("round_to") != AUTO:
+            return given
+        quantize = given.get("quantize")
+        formats = quantize.get("formats") if isinstance(quantize, dict) else ()
+        names = [str(name) for name in formats] if isinstance(formats, list | tuple) else []
+        return {**given, "prune": {**prune, "round_to": multiple_of(names)}}
 
     @field_validator("export")
     @classmethod

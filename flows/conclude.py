@@ -34,6 +34,7 @@ from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.evaluate.paired import FILE as SAMPLES
 from resprout.tasks.evaluate.paired import compared
+from resprout.tasks.export.format import folder_name
 from resprout.tasks.measure.ratio import metrics_of, ratio_in
 from resprout.tasks.quantize.names import DENSE
 from resprout.tasks.register.reconcile import own_uri, register
@@ -220,7 +221,7 @@ class Conclusion:
         if registered is not None:
             name, version = registered.name, registered.version
         for place, one in enumerate(self.result.exports):
-            called = f"{version}-{one.format}" if place else version
+            called = f"{version}-{folder_name(one.format)}" if place else version
             folder = content / one.uri.rpartition("/")[2]
             one.path = str(name_model(self.loaded.home, name, called, folder))
 

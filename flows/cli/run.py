@@ -112,7 +112,7 @@ def _run(
 
 def show(session: Session, loaded: Loaded, console: Console) -> None:
     """Print the end of a run."""
-    from resprout.tasks.report.files import file_rows
+    from resprout.tasks.report.files import file_rows, note
     from resprout.tasks.report.table import comparison, recovery_sentence
 
     result = session.result
@@ -127,9 +127,11 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
             recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True
         )
     if result.files:
-        heads, lines = file_rows({name: one.metrics for name, one in result.files.items()})
+        files = {name: one.metrics for name, one in result.files.items()}
+        heads, lines = file_rows(files, brief=True)
         console.print()
         console.print(_table(list(heads), lines), highlight=False)
+        console.print(note(files, brief=True), highlight=False, soft_wrap=True)
     for sentence in result.against_fewer_bits:
         console.print(sentence, highlight=False, soft_wrap=True)
     for line in _lines(result, loaded, session.remarks):
@@ -192,6 +194,10 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
         )
     if result.exports:
         lines += ["", "load it:", *(f"  {line}" for line in _loading(result, loaded))]
+        for one in result.exports[1:]:
+            if one.path is not None:
+                own = loading(one.format, json.dumps(_short(Path(one.path))))
+                lines += [f"or {one.format}:", *(f"  {line}" for line in own)]
     return lines
 
 

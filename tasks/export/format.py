@@ -67,6 +67,11 @@ def format_of(name: str) -> Format:
     return FORMATS.get(form)(kind)
 
 
+def folder_name(name: str) -> str:
+    """Name of the folder that holds a format: a colon in a path is no name of a file on every system."""
+    return name.replace(":", "-")
+
+
 def loading(name: str, folder: str) -> list[str]:
     """Lines of Python that load model and tokenizer of a format; `folder` is an expression."""
     lines: tuple[str, ...] = entry(name).declared["loading"]

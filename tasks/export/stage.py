@@ -66,7 +66,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
     import torch
 
     from resprout.tasks.export.card import CARD, card, carry_licences
-    from resprout.tasks.export.format import format_of, loading
+    from resprout.tasks.export.format import folder_name, format_of, loading
     from resprout.tasks.export.judged import judged
     from resprout.tasks.export.probe import Question, probe
     from resprout.tasks.models.layouts import layout_of
@@ -86,8 +86,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         own = layout_of(model.config) is not None
     for done, name in enumerate(config.formats):
         written = format_of(name)
-        # A colon in a path is no name of a file on every system.
-        folder = workdir / name.replace(":", "-")
+        folder = workdir / folder_name(name)
         folder.mkdir()
         written.write(model, inputs[name if written.quantized else "model"], folder)
         files = carry_licences(inputs["source"], folder)

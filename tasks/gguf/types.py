@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from enum import IntEnum
 
 from resprout.configs.errors import BadInput
@@ -39,8 +38,6 @@ PLAIN = (GgufType.F32, GgufType.F16, GgufType.BF16)
 """Types whose weights are whole floating-point numbers."""
 UNWEIGHED = (*PLAIN, GgufType.Q8_0)
 """Types for which llama.cpp takes no importance matrix."""
-SUPER_BLOCK, BLOCK = 256, 32
-"""Weights of a row that a K-quant, or one of the older types, puts together."""
 
 
 def gguf_type(name: str) -> GgufType:
@@ -51,19 +48,6 @@ def gguf_type(name: str) -> GgufType:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise BadInput(f"'{name}' is no type of GGUF file; known are {', '.join(GgufType.__members__)}{hint}")
     return found
-
-
-def block_of(kind: GgufType) -> int:
-    """By how many weights a row must be divisible to be held in this type throughout."""
-    if kind in PLAIN:
-        return 1
-    whole = kind.name.endswith(("_K", "_S", "_M", "_L", "_XS"))
-    return SUPER_BLOCK if whole else BLOCK
-
-
-def fallbacks(rows: Mapping[str, int], kind: GgufType) -> list[str]:
-    """Names of the tensors, by the length of a row, that llama.cpp stores in another type than asked."""
-    return [name for name, length in rows.items() if length % block_of(kind)]
 
 
 LADDER = tuple(

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resprout.tasks.evaluate.paired import perplexity_ratio
-from resprout.tasks.measure.ratio import Ratio, ratio_of
+from resprout.tasks.evaluate.paired import MEAN, change_in, perplexity_ratio
+from resprout.tasks.measure.ratio import Ratio, ratio_in, ratio_of
 from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, base_of, judged
 from resprout.tasks.report.table import (
     DECODE,
@@ -56,11 +56,11 @@ class FewerBits:
         speed = "" if self.faster is None else f"; it writes {_times(self.faster)} as fast"
         if self.faster is not None and not self.faster.different:
             speed = "; both write equally fast, as far as this machine can tell"
-        behind = f"that of {self.rival}, the dense model's best file that is no larger{speed}."
+        behind = f"{self.rival}, the dense model's best file that is no larger{speed}."
         if not self.worse.different:
-            return f"Too close to call at this size: {self.file} has a perplexity no different from {behind}"
+            return f"Too close to call at this size: {self.file} is no different in perplexity from {behind}"
         winner = "Fewer bits win" if self.lost else "Pruning wins"
-        return f"{winner} at this size: {self.file} has a perplexity of {_times(self.worse)} {behind}"
+        return f"{winner} at this size: {self.file} has {_times(self.worse)} the perplexity of {behind}"
 
 
 def _times(ratio: Ratio) -> str:
@@ -129,33 +129,49 @@ def bias(source_format: str, files: Mapping[str, Metrics]) -> str:
     )
 
 
-def file_rows(files: Mapping[str, Metrics]) -> tuple[tuple[str, ...], list[Row]]:
-    """The headings of the columns, and a row for each file, the larger first."""
+def file_rows(files: Mapping[str, Metrics], brief: bool = False) -> tuple[tuple[str, ...], list[Row]]:
+    """The headings of the columns, and a row for each file, the larger first.
+
+    `brief`: ratios stand without their intervals, and = where they hold 1.
+    """
+
+    def held(metrics: Metrics, name: str, form: str = ",.1f") -> str:
+        ratio = ratio_in(metrics, name)
+        if not brief or ratio is None:
+            return ratio_cell(metrics, name, form)
+        return format(metrics[name], form) + (f" x{ratio.median:.2f}" if ratio.different else " =")
+
+    def accuracy(metrics: Metrics) -> str:
+        change = change_in(metrics, MEAN)
+        if not brief or change is None:
+            return accuracy_cell(metrics, MEAN)
+        return f"{metrics[MEAN]:.3f}" + (" =" if change[1] <= 0 <= change[2] else f" {change[0]:+.3f}")
+
     first = next(iter(files.values()))
     quality = perplexity_of(first)
     divergence = next((name for name in sorted(first) if "_kl_to_dense" in name), None)
     speeds = speeds_of(first)
     heads = ["MB", "perplexity", "KL to dense"]
-    heads += ["mean accuracy"] if "zero_shot_mean_acc" in first else []
-    heads += [f"{name.removesuffix(SPEED)}, tokens/s" for name in speeds]
+    heads += ["mean accuracy"] if MEAN in first else []
+    heads += [f"{name.removesuffix(SPEED)}, tok/s" for name in speeds]
     rows = []
     for name, metrics in sorted(files.items(), key=lambda one: -one[1]["bytes"]):
-        cells = [f"{metrics['bytes'] / 1e6:,.1f}", ratio_cell(metrics, quality, ",.2f")]
+        cells = [f"{metrics['bytes'] / 1e6:,.1f}", held(metrics, quality, ",.2f")]
         cells.append(f"{metrics[divergence]:.4f}" if divergence and divergence in metrics else NONE)
-        if "zero_shot_mean_acc" in first:
-            cells.append(accuracy_cell(metrics, "zero_shot_mean_acc"))
-        cells += [ratio_cell(metrics, speed) for speed in speeds]
+        cells += [accuracy(metrics)] if MEAN in first else []
+        cells += [held(metrics, speed) for speed in speeds]
         rows.append(Row(name, tuple(cells)))
     return tuple(heads), rows
 
 
-def note(files: Mapping[str, Metrics]) -> str:
+def note(files: Mapping[str, Metrics], brief: bool = False) -> str:
     """Against what the ratios in the table are."""
     bases = dict.fromkeys(base_of(name, files) for name in files)
     speed = "the source file's" if SOURCE_FILE in bases else "those of the dense model's file in the format"
+    signs = "; = where they do not differ" if brief else ", all with an interval of 95 %"
     return (
-        "Each file as the program that serves it computes it. Perplexity and divergence are held against the "
-        f"dense model, speeds against {speed}, all with an interval of 95 %."
+        "Each file as the program that serves it computes it: perplexity and accuracy against the dense "
+        f"model, speeds against {speed}{signs}."
     )
 
 

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import QuantizeConfig
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.gguf.types import block_of, gguf_type
 from resprout.tasks.llama_cpp.model import FILE
 from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.load import save_model
@@ -127,6 +126,3 @@ def test_models_that_a_format_cannot_hold_are_refused_before_a_run() -> None:
         fits(asked, {"source": shape, "model": uneven})
 
 
-def test_blocks_of_types() -> None:
-    sizes = {name: block_of(gguf_type(name)) for name in ("q4_k_m", "Q8_0", "iq4_nl", "IQ4_XS", "F16")}
-    assert sizes == {"q4_k_m": 256, "Q8_0": 32, "iq4_nl": 32, "IQ4_XS": 256, "F16": 1}

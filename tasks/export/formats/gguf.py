@@ -38,7 +38,7 @@ class Gguf:
     quantized: ClassVar[bool] = True
     loading: ClassVar[tuple[str, ...]] = (
         "from llama_cpp_py_sync import Llama",
-        "model = Llama({folder} + '/model.gguf')",
+        'model = Llama({folder} + "/model.gguf")',
     )
 
     def __init__(self, kind: str) -> None:

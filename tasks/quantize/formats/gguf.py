@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resprout.configs.blocks import block_of
 from resprout.configs.errors import BadInput
-from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, block_of, gguf_type
+from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, gguf_type
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.quantize.format import Need
@@ -75,7 +76,10 @@ class Gguf:
                 llama.quantize(target, self.kind, torch.get_num_threads(), _by_tensor(model, known))
         finally:
             whole.unlink(missing_ok=True)
-        return {"bytes": target.stat().st_size, "fallback_tensors": _fallbacks(target, block_of(self.kind))}
+        return {
+            "bytes": target.stat().st_size,
+            "fallback_tensors": _fallbacks(target, block_of(f"gguf:{self.kind.name}")),
+        }
 
 
 def _by_tensor(model: PreTrainedModel, known: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
