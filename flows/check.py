@@ -94,6 +94,7 @@ def _unfit(config: RunConfig, shapes: Mapping[str, Shape]) -> list[str]:
             "export.formats holds hf, but stock classes cannot state the widths that this model has been "
             "given; give formats: [hf_layouts]"
         )
+    faults += _layout_of_files(config, dense)
     for stage in STAGES:
         if (section := getattr(config, stage.section)) is not None:
             try:
@@ -101,6 +102,17 @@ def _unfit(config: RunConfig, shapes: Mapping[str, Shape]) -> list[str]:
             except BadInput as error:
                 faults.append(str(error))
     return faults
+
+
+def _layout_of_files(config: RunConfig, dense: Shape) -> list[str]:
+    """Formats of few bits that cannot hold what pruning leaves, whose widths may not be known yet."""
+    layout = config.prune.layout
+    return [
+        f"quantize.formats holds {name}, which for {dense.model_type} has one width for all layers, but "
+        f"prune.layout is {layout}; give layout: uniform, or drop the format"
+        for name in (config.quantize.formats if config.quantize is not None else ())
+        if layout not in quantized_format(name).layouts(dense)
+    ]
 
 
 def _trains(config: RunConfig) -> None:

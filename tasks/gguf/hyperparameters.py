@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from gguf import RopeScalingType
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.shape import Shape
+from resprout.tasks.models.shape import Shape, Widths
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -20,6 +21,8 @@ ROTARY = "rope_parameters"
 FULL, SLIDING = "full_attention", "sliding_attention"
 NORMED_EXPERTS = {"qwen2_moe": False, "qwen3_moe": True}
 """Whether llama.cpp divides the weights of a token's experts by their sum, where a config can choose."""
+FILLER = 32
+"""FFN channels of a layer that has attention alone."""
 NORMS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 
 
@@ -41,8 +44,9 @@ def write_hyperparameters(writer: GGUFWriter, shape: Shape, config: Mapping[str,
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
     writer.add_vocab_size(shape.vocab)
-    writer.add_head_count(_one(shape.heads))
-    writer.add_head_count_kv(_one(shape.kv_heads))
+    widths = [file_widths(shape, layer) for layer in range(shape.layers)]
+    writer.add_head_count(_one([one.kv_heads * one.heads_per_group for one in widths]))
+    writer.add_head_count_kv(_one([one.kv_heads for one in widths]))
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     epsilon = next(float(config[key]) for key in NORMS if key in config)
@@ -57,11 +61,25 @@ def write_hyperparameters(writer: GGUFWriter, shape: Shape, config: Mapping[str,
     ):
         if config.get(key):
             add(float(config[key]))
-    _write_ffn(writer, shape, config)
+    _write_ffn(writer, shape, widths, config)
     return _write_rotary(writer, shape, config)
 
 
-def _one(widths: tuple[int, ...]) -> int | list[int]:
+def file_widths(shape: Shape, layer: int) -> Widths:
+    """Widths of a layer of the file, which has sublayers of zeros where llama.cpp needs one.
+
+    Its deci drops what attention adds in a layer without an FFN, and takes the length of a head from a first
+    layer that has heads.
+    """
+    own = shape.widths(layer)
+    if own.kv_heads and not own.ffn:
+        own = replace(own, ffn=FILLER)
+    if layer == 0 and not own.kv_heads:
+        own = replace(own, kv_heads=1, heads_per_group=1)
+    return own
+
+
+def _one(widths: Sequence[int]) -> int | list[int]:
     """One width where all layers have the same, else each layer's."""
     return widths[0] if len(set(widths)) == 1 else list(widths)
 
@@ -79,9 +97,9 @@ def _context(shape: Shape, config: Mapping[str, Any]) -> int:
     return shape.max_positions
 
 
-def _write_ffn(writer: GGUFWriter, shape: Shape, config: Mapping[str, Any]) -> None:
+def _write_ffn(writer: GGUFWriter, shape: Shape, widths: Sequence[Widths], config: Mapping[str, Any]) -> None:
     if not shape.experts:
-        writer.add_feed_forward_length(_one(shape.ffn))
+        writer.add_feed_forward_length(_one([one.ffn for one in widths]))
         return
     normed = NORMED_EXPERTS.get(shape.model_type)
     if normed is not None and bool(config.get("norm_topk_prob")) != normed:

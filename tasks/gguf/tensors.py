@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.gguf.hyperparameters import file_widths
 from resprout.tasks.models.families.family import Axes, Family
 from resprout.tasks.models.shape import Shape, Widths
 
@@ -40,6 +41,23 @@ def tensors(
                     yield _named(prefix + own.replace(FUSED, part), names), half
             else:
                 yield _named(prefix + own, names), value
+        yield from _fillers(layer, shape)
+
+
+def _fillers(layer: int, shape: Shape) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of zeros, which add nothing, for the sublayer that `file_widths` adds to a layer."""
+    own, here = file_widths(shape, layer), shape.widths(layer)
+    block, hidden = f"blk.{layer}", shape.hidden
+    if own.ffn > here.ffn:
+        yield f"{block}.ffn_norm.weight", torch.ones(hidden)
+        for part in ("gate", "up"):
+            yield f"{block}.ffn_{part}.weight", torch.zeros(own.ffn, hidden)
+        yield f"{block}.ffn_down.weight", torch.zeros(hidden, own.ffn)
+    if own.kv_heads > here.kv_heads:
+        yield f"{block}.attn_norm.weight", torch.ones(hidden)
+        for part in ("q", "k", "v"):
+            yield f"{block}.attn_{part}.weight", torch.zeros(shape.head_dim, hidden)
+        yield f"{block}.attn_output.weight", torch.zeros(hidden, shape.head_dim)
 
 
 def _named(name: str, names: TensorNameMap) -> str:

@@ -20,7 +20,7 @@ from resprout.tasks.gguf.hyperparameters import write_hyperparameters
 from resprout.tasks.gguf.tensors import tensors
 from resprout.tasks.gguf.types import GgufType
 from resprout.tasks.gguf.vocabulary import vocabulary
-from resprout.tasks.models.shape import shape_of
+from resprout.tasks.models.shape import Shape, shape_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ def write_gguf(
         BadInput: llama.cpp does not know the family, or computes it without something that it has.
     """
     shape = shape_of(model.config.to_dict())
-    architecture = architecture_of(shape.family.model_type, shape.family.gguf)
+    architecture = architecture_of(shape)
     writer = GGUFWriter(file, MODEL_ARCH_NAMES[architecture], use_temp_file=False)
     writer.add_type("model")
     writer.add_file_type(kind.value)
@@ -90,12 +90,23 @@ def write_gguf(
     writer.close()
 
 
-def architecture_of(family: str, name: str | None) -> MODEL_ARCH:
-    """llama.cpp's architecture of this name; BadInput where it has none for the family."""
-    for architecture, known in MODEL_ARCH_NAMES.items():
-        if known == name:
-            return architecture
-    raise BadInput(f"llama.cpp has no architecture for the family {family}; export hf instead")
+def architecture_of(shape: Shape) -> MODEL_ARCH:
+    """llama.cpp's architecture for a model; BadInput where it has none for the family or such layers.
+
+    Layers of different widths, or without a sublayer, are those of deci (Nemotron NAS), else as llama's.
+    """
+    name = shape.family.gguf
+    if name is None:
+        raise BadInput(f"llama.cpp has no architecture for the family {shape.model_type}; export hf instead")
+    if not shape.stock:
+        if name != "llama" or shape.experts or shape.rotated:
+            raise BadInput(
+                f"llama.cpp has layers of different widths for families that it computes as llama, not for "
+                f"{shape.model_type}{' with rotated layers' if shape.rotated else ''}; prune with layout: "
+                "uniform, or export hf_layouts instead"
+            )
+        name = "deci"
+    return next(architecture for architecture, known in MODEL_ARCH_NAMES.items() if known == name)
 
 
 def _stored(value: Tensor, kind: GgufType) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from resprout.configs.presets import Layout
 from resprout.configs.schema import QUANTIZED, SOURCE_FILE
 from resprout.tasks.core.methods import Registry
 from resprout.tasks.gguf.types import GgufType, gguf_type, smaller
@@ -33,6 +34,10 @@ class QuantizedFormat(Protocol):
 
     def needs(self, weighed: bool) -> Need:
         """The input beside the model; `weighed`: errors are weighed where the type can do so."""
+        ...
+
+    def layouts(self, shape: Shape) -> tuple[Layout, ...]:
+        """Values of prune.layout whose models it can hold, for a model of this shape's family."""
         ...
 
     def check(self, shape: Shape) -> None:

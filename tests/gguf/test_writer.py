@@ -16,6 +16,9 @@ from resprout.tasks.gguf.types import GgufType
 from resprout.tasks.gguf.writer import plain_type, write_gguf
 from resprout.tasks.llama_cpp.process import LlamaCpp
 from resprout.tasks.models.families import FAMILIES
+from resprout.tasks.models.families.family import Unit
+from resprout.tasks.models.gguf_header import read_header
+from resprout.tasks.models.layouts import cut_class, write_shape
 from resprout.tasks.models.load import load_tokenizer
 from resprout.tasks.models.shape import shape_of
 from tiny_models import tiny_model, write_byte_tokenizer
@@ -132,3 +135,36 @@ def test_tensors_have_the_dimensions_that_the_shape_says(tmp_path: Path) -> None
     assert (read.hidden, read.ffn, read.kv_heads, read.heads, read.head_dim, read.vocab) == (
         own.hidden, own.ffn, own.kv_heads, own.heads, own.head_dim, own.vocab
     )  # fmt: skip
+
+
+UNEVEN: dict[str, tuple[Unit, tuple[int, int]]] = {
+    "ffn": ("ffn", (96, 64)),
+    "kv_groups": ("kv_groups", (2, 1)),
+    "no attention": ("kv_groups", (0, 2)),
+    "no ffn": ("ffn", (128, 0)),
+}
+
+
+def uneven(family: str, kind: str) -> Any:
+    """A model with two layers of different widths, or one of them without a sublayer."""
+    config = tiny_model(family).config
+    unit, counts = UNEVEN[kind]
+    write_shape(config, shape_of(config.to_dict()).with_counts(unit, counts))
+    torch.manual_seed(5)
+    return cut_class(type(tiny_model(family)))(config).eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_layers_of_different_widths_are_those_of_deci(family: str, kind: str, tmp_path: Path) -> None:
+    model = uneven(family, kind)
+    found = logits(written(tmp_path, model))
+    assert (found - model(torch.tensor([IDS])).logits[0]).abs().max() < 2e-3
+    metadata, _ = read_header(tmp_path / "model.gguf")
+    assert metadata["general.architecture"] == "deci"
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mixtral"])
+def test_different_widths_of_other_families_are_refused(family: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="for families that it computes as llama, not for"):
+        written(tmp_path, uneven(family, "kv_groups"))

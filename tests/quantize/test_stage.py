@@ -120,9 +120,10 @@ def test_models_that_a_format_cannot_hold_are_refused_before_a_run() -> None:
     asked = QuantizeConfig(formats=("gguf:Q4_0",))
     with pytest.raises(BadInput, match="no architecture for the family opt"):
         fits(asked, {"source": shape_of(tiny_model("opt").config.to_dict())})
-    shape = shape_of(tiny_model("llama").config.to_dict())
+    shape = shape_of(tiny_model("qwen3").config.to_dict())
     uneven = shape.with_counts("ffn", (128, 96))
-    with pytest.raises(BadInput, match="layers have different widths"):
+    with pytest.raises(BadInput, match="layers of different widths for families that it computes as llama"):
         fits(asked, {"source": shape, "model": uneven})
-
-
+    assert format_of("gguf:Q4_0").layouts(shape) == ("uniform",)
+    of_llama = shape_of(tiny_model("llama").config.to_dict())
+    assert format_of("gguf:Q4_0").layouts(of_llama) == ("uniform", "per_layer")

@@ -33,7 +33,7 @@ BESIDE = "metrics.json"
 class Gguf:
     """One file for llama.cpp, as `quantize` made it (gguf:TYPE); checked in a child process."""
 
-    layouts: ClassVar[tuple[str, ...]] = ("uniform",)
+    layouts: ClassVar[tuple[str, ...]] = ("uniform", "per_layer")
     own_classes: ClassVar[bool] = False
     quantized: ClassVar[bool] = True
     loading: ClassVar[tuple[str, ...]] = (

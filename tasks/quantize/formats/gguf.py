@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resprout.configs.blocks import block_of
-from resprout.configs.errors import BadInput
+from resprout.configs.presets import Layout
 from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, gguf_type
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 from resprout.tasks.models.shape import Shape
@@ -34,18 +34,16 @@ class Gguf:
         """Importance, but of types that llama.cpp rounds without it."""
         return "importance" if weighed and self.kind not in UNWEIGHED else ""
 
+    def layouts(self, shape: Shape) -> tuple[Layout, ...]:
+        """Both for families that llama.cpp computes as llama, whose deci has widths for each layer."""
+        uneven = shape.family.gguf == "llama" and not shape.experts
+        return ("uniform", "per_layer") if uneven else ("uniform",)
+
     def check(self, shape: Shape) -> None:
         """Raise BadInput where llama.cpp has no architecture for the family, or none for such layers."""
-        if shape.family.gguf is None:
-            raise BadInput(
-                f"llama.cpp has no architecture for the family {shape.model_type}; leave gguf out of "
-                "quantize.formats"
-            )
-        if not shape.stock:
-            raise BadInput(
-                "the model's layers have different widths, which a GGUF file of this family cannot state; "
-                "prune with layout: uniform"
-            )
+        from resprout.tasks.gguf.writer import architecture_of
+
+        architecture_of(shape)
 
     def write(
         self,
@@ -91,7 +89,7 @@ def _by_tensor(model: PreTrainedModel, known: Mapping[str, Tensor]) -> dict[str,
     from resprout.tasks.models.shape import shape_of
 
     shape = shape_of(model.config.to_dict())
-    names = get_tensor_name_map(architecture_of(shape.model_type, shape.family.gguf), shape.layers)
+    names = get_tensor_name_map(architecture_of(shape), shape.layers)
     found = {names.get_name(name, try_suffixes=ENDINGS): value for name, value in known.items()}
     return {name: value.numpy() for name, value in found.items() if name is not None}
 
