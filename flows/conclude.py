@@ -36,7 +36,7 @@ from resprout.tasks.evaluate.paired import FILE as SAMPLES
 from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.export.format import folder_name
 from resprout.tasks.measure.ratio import metrics_of, ratio_in
-from resprout.tasks.quantize.names import DENSE
+from resprout.tasks.quantize.names import DENSE, file_of
 from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.files import against_fewer_bits, bias
 from resprout.tasks.report.past_run import PastRun
@@ -153,6 +153,7 @@ class Conclusion:
             metrics.update(own)
             if (measured_by := self.own_metrics().get(name)) is not None:
                 metrics.update(self.read(self.artifacts.of(measured_by), "metrics.json"))
+            metrics.update(self.written(name))
             found[name] = ModelResult(
                 params=int(metrics["params"]),
                 non_embedding_params=int(metrics["non_embedding_params"]),
@@ -175,6 +176,11 @@ class Conclusion:
                 metrics = self.read(made, "metrics.json")
                 flat |= {name: metrics[name] for name in stage.metrics}
         self.run.tracker.log(self.run.mlflow_run_id, metrics=flat)
+
+    def written(self, name: str) -> dict[str, float]:
+        """Metrics of how a file of few bits was written; none of the source file."""
+        file = self.artifacts.named(file_of(name))
+        return self.read(file, "metrics.json") if file is not None else {}
 
     def own_metrics(self) -> dict[str, str | None]:
         """The models, each with the artifact whose metrics are its own beside its scores."""
@@ -247,7 +253,7 @@ class Conclusion:
             command=self.command,
             digests={**brought, **{stage.name: stage.artifact.digest for stage in self.result.stages}},
             models=self.own_metrics(),
-            files=list(self.result.files),
+            files={name: self.written(name) for name in self.result.files},
             made=self.run.store.get_record(self.artifacts.of("export").record).started[:10],
             credits=[
                 {"role": one.role, "name": one.name, "licence": one.shown_licence}

@@ -35,7 +35,7 @@ from resprout.tasks.prune.mask_and_regrow import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of
 from resprout.tasks.prune.stage import plan, prune, score
 from resprout.tasks.quantize.format import baselines
-from resprout.tasks.quantize.names import DENSE, SOURCE_FILE
+from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, file_of
 from resprout.tasks.quantize.stage import Quantization, importance, quantize
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.select.stage import pool, select
@@ -280,8 +280,9 @@ def _files(
     found = {}
     for one in wanted:
         name = f"{of} {one.format}".lstrip()
-        made = f"{name} file"
-        found[name] = steps.add(quantize, one, name, made, model=model, importance=measured, plan=plan)
+        found[name] = steps.add(
+            quantize, one, name, file_of(name), model=model, importance=measured, plan=plan
+        )
         steps.evaluate(name, found[name], final=False)
     return found
 

@@ -11,6 +11,11 @@ LLAMA_CPP = "gguf"
 """The format that llama.cpp serves."""
 
 
+def file_of(name: str) -> str:
+    """Name of the artifact that holds the file, beside its scores, which are called as it is."""
+    return f"{name} file"
+
+
 def served_by_llama_cpp(name: str) -> bool:
     """Whether the model of this name is a file in llama.cpp."""
     return name == SOURCE_FILE or name.removeprefix(f"{DENSE} ").startswith(LLAMA_CPP)

@@ -168,10 +168,14 @@ def note(files: Mapping[str, Metrics], brief: bool = False) -> str:
     """Against what the ratios in the table are."""
     bases = dict.fromkeys(base_of(name, files) for name in files)
     speed = "the source file's" if SOURCE_FILE in bases else "those of the dense model's file in the format"
+    fallen = {name: int(one.get("fallback_tensors", 0)) for name, one in files.items()}
+    others = ", ".join(f"{count} of {name}" for name, count in fallen.items() if count)
+    if others:
+        others = f" Matrices whose rows the type's blocks do not fill are held in another: {others}."
     signs = "; = where they do not differ" if brief else ", all with an interval of 95 %"
     return (
         "Each file as the program that serves it computes it: perplexity and accuracy against the dense "
-        f"model, speeds against {speed}{signs}."
+        f"model, speeds against {speed}{signs}.{others}"
     )
 
 

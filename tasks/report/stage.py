@@ -47,8 +47,9 @@ class ReportConfig(BaseModel):
     """Of each stage's artifact, by the stage's label."""
     models: dict[str, str | None]
     """Models in the order in which they were made, each with the input whose metrics are its own too."""
-    files: list[str] = []
-    """Files of few bits, those of the dense model and the source file among them, by their inputs."""
+    files: dict[str, dict[str, float]] = {}
+    """Files of few bits, those of the dense model and the source file among them, by the inputs that hold
+    their scores, each with metrics of how it was written."""
     made: str = ""
     """Date of the export (YYYY-MM-DD), the same however often it is found in the cache."""
     credits: list[dict[str, str]] = []
@@ -106,7 +107,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         }
 
     models = {name: scored(name, own) for name, own in config.models.items()}
-    quantized = {name: scored(name) for name in config.files}
+    quantized = {name: scored(name) | written for name, written in config.files.items()}
     origin = _json(inputs["source"] / "source.json") if (inputs["source"] / "source.json").is_file() else {}
     plan = _json(inputs["plan"] / "plan.json")
     schedule = config.config.get("prune", {}).get("schedule", "one_shot")

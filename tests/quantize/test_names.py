@@ -1,0 +1,55 @@
+"""Which model a file is held against, by names alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resprout.tasks.quantize.format import baselines
+from resprout.tasks.quantize.names import base_of, judged
+
+SAME, SMALLER, SOURCE = "dense gguf:Q4_0", "dense gguf:Q2_K", "source file"
+TENSORS = "compressed-tensors:W8A16"
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "base"),
+    [
+        ("gguf:Q4_0", ["dense", SAME, SOURCE], SOURCE),
+        (SMALLER, ["dense", SAME, SOURCE], SOURCE),
+        ("gguf:Q4_0", ["dense", SAME], SAME),
+        ("gguf:Q4_0", ["dense", SMALLER], None),
+        (SAME, ["dense", SAME], None),
+        (SOURCE, ["dense", SOURCE], None),
+        ("recovered", ["dense", SAME, SOURCE], "dense"),
+        ("dense", ["dense", SOURCE], None),
+        (TENSORS, ["dense", SOURCE], "dense"),
+        (TENSORS, ["dense", f"dense {TENSORS}"], f"dense {TENSORS}"),
+    ],
+)  # fmt: skip
+def test_a_file_is_held_against_one_of_its_own_program(name: str, names: list[str], base: str | None) -> None:
+    assert base_of(name, [name, *names]) == base
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"quantize": None}, None),
+        ({"quantize": {"formats": ["gguf:Q8_0", "gguf:Q4_0"]}, "gate": None}, "gguf:Q8_0"),
+        ({"quantize": {"formats": ["gguf:Q8_0", "gguf:Q4_0"]}, "gate": {"of": "gguf:Q4_0"}}, "gguf:Q4_0"),
+    ],
+)
+def test_the_verdict_is_about_the_file_of_the_gate_or_the_first(
+    config: dict[str, Any], name: str | None
+) -> None:
+    assert judged(config) == name
+
+
+def test_the_dense_model_is_compared_in_the_same_and_in_fewer_bits() -> None:
+    assert baselines(["gguf:Q4_K_M"], ["quantized"]) == ["gguf:Q4_K_M", "gguf:Q4_0", "gguf:Q3_K_M"]
+    assert baselines(["gguf:Q4_0"], ["source_file", "quantized", "gguf:Q5_0"]) == [
+        "gguf:Q4_0", "gguf:Q3_K_M", "gguf:Q2_K", "gguf:Q5_0"
+    ]  # fmt: skip
+    assert baselines(["gguf:Q2_K"], ["quantized"]) == ["gguf:Q2_K"]
+    assert baselines(["gguf:Q4_0"], ["source_file"]) == []
