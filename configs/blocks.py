@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 SUPER_BLOCK, BLOCK, GROUP = 256, 32, 128
 """Weights that a K-quant of llama.cpp puts together, that its older types do, and usually others do."""
-USUAL = 128
-"""Multiple of widths where no format asks for another; it suits GEMM kernels."""
 WHOLE = ("F32", "F16", "BF16")
 _GROUP = re.compile(r"-G(\d+)$")
 
@@ -25,6 +23,7 @@ def block_of(name: str) -> int:
     return int(named[1]) if named else GROUP if kind.startswith("W4") else 1
 
 
-def multiple_of(formats: Sequence[str]) -> int:
-    """The multiple that widths must be of for all of the formats to hold them throughout."""
-    return math.lcm(*map(block_of, formats)) if any(block_of(name) > 1 for name in formats) else USUAL
+def multiple_of(formats: Iterable[str]) -> int | None:
+    """The multiple that widths must be of for all formats to hold them; None where none asks for one."""
+    blocks = math.lcm(*map(block_of, formats))
+    return blocks if blocks > 1 else None

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from resprout.configs.blocks import USUAL, multiple_of
+from resprout.configs.blocks import multiple_of
 from resprout.configs.infrastructure import (
     SECRETS,
     InfraConfig,
@@ -215,7 +215,7 @@ class PruneConfig(Section):
     sublayers (attention and FFN, each by itself) alone. Left out: what the method's paper prunes."""
     target: TargetConfig
     """Size to reach."""
-    round_to: RoundTo = USUAL
+    round_to: RoundTo = 128
     """FFN widths and the hidden size are multiples of this; 128 suits GEMM kernels. auto: what the formats of
     quantize can hold, 256 for K-quants of llama.cpp, 32 for its other types."""
     layout: Layout = Field(default=LEFT_OUT, json_schema_extra=_without_default)
@@ -705,7 +705,9 @@ class RunConfig(Section):
         quantize = given.get("quantize")
         formats = quantize.get("formats") if isinstance(quantize, dict) else ()
         names = [str(name) for name in formats] if isinstance(formats, list | tuple) else []
-        return {**given, "prune": {**prune, "round_to": multiple_of(names)}}
+        rounded = multiple_of(names)
+        others = {key: value for key, value in prune.items() if key != "round_to"}
+        return {**given, "prune": others if rounded is None else {**others, "round_to": rounded}}
 
     @field_validator("export")
     @classmethod

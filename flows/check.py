@@ -89,11 +89,6 @@ def _unfit(config: RunConfig, shapes: Mapping[str, Shape]) -> list[str]:
         cut = implied_shape(dense, config.prune, config.model.dtype)
     except BadInput as error:
         return [*faults, f"prune.target: {error}"]
-    if "hf" in config.export.formats and not (cut or dense).stock:
-        faults.append(
-            "export.formats holds hf, but stock classes cannot state the widths that this model has been "
-            "given; give formats: [hf_layouts]"
-        )
     faults += _layout_of_files(config, dense)
     for stage in STAGES:
         if (section := getattr(config, stage.section)) is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from resprout.tasks.export.probe import Probed, Question
+    from resprout.tasks.models.shape import Shape
 
 
 class Format(Protocol):
@@ -29,6 +30,14 @@ class Format(Protocol):
 
     def __init__(self, kind: str) -> None:
         """Raises BadInput for a type that the format does not have."""
+        ...
+
+    def require(self) -> None:
+        """Raise BadInput, which names the extra, where what it is written or checked by is not installed."""
+        ...
+
+    def check(self, shape: Shape) -> None:
+        """Raise BadInput where a model of this shape cannot be written so; before a run, as far as known."""
         ...
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:

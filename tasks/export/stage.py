@@ -12,7 +12,8 @@ from resprout.configs.schema import ExportConfig
 from resprout.infra.licences import Credit
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import CardLine, Reads, stage
-from resprout.tasks.export.format import entry
+from resprout.tasks.export.format import entry, folder_name, format_of, loading
+from resprout.tasks.models.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,18 @@ def export_methods(wanted: Export) -> list[str]:
     return [entry(name).module for name in wanted.config.formats]
 
 
+def check(config: ExportConfig, base: Path) -> None:
+    """BadInput for a format or type that is not there, or that lacks what it is written or checked by."""
+    for name in config.formats:
+        format_of(name).require()
+
+
+def fits(config: ExportConfig, shapes: Mapping[str, Shape]) -> None:
+    """BadInput where a format cannot hold the model that pruning leaves."""
+    for name in config.formats:
+        format_of(name).check(shapes.get("model", shapes["source"]))
+
+
 @stage(
     "export",
     kind="export",
@@ -53,6 +66,8 @@ def export_methods(wanted: Export) -> list[str]:
     libraries=("torch", "transformers", "huggingface_hub"),
     methods=export_methods,
     starts=True,
+    checks={"export.formats": check},
+    fits=fits,
 )
 def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `<format>/` with README.md, exports.json and metrics.json from `model`.
@@ -66,7 +81,6 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
     import torch
 
     from resprout.tasks.export.card import CARD, card, carry_licences
-    from resprout.tasks.export.format import folder_name, format_of, loading
     from resprout.tasks.export.judged import judged
     from resprout.tasks.export.probe import Question, probe
     from resprout.tasks.models.layouts import layout_of

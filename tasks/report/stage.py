@@ -107,7 +107,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         }
 
     models = {name: scored(name, own) for name, own in config.models.items()}
-    quantized = {name: scored(name) | written for name, written in config.files.items()}
+    quantized = {name: {**scored(name), **written} for name, written in config.files.items()}
     origin = _json(inputs["source"] / "source.json") if (inputs["source"] / "source.json").is_file() else {}
     plan = _json(inputs["plan"] / "plan.json")
     schedule = config.config.get("prune", {}).get("schedule", "one_shot")

@@ -54,14 +54,15 @@ ROOMS = {
     "evaluation_data": f"evaluate models {DATA}",
     "evaluate": f"evaluate data models gguf llama_cpp {DATA} configs.presets",
     "evaluate-shard": f"evaluate data models gguf llama_cpp {DATA} configs.presets",
-    "measure": "measure models gguf llama_cpp configs.schema configs.section configs.presets",
+    "measure": "measure models gguf llama_cpp quantize configs.schema configs.section configs.presets",
     "sparsify": "sparsify prune models configs.schema configs.section configs.presets",
     "gate": "gate configs.result configs.schema configs.section",
     "importance": "quantize models configs.schema configs.section configs.presets",
-    "quantize": "quantize models gguf llama_cpp configs.schema configs.section configs.presets",
+    "quantize": "quantize models gguf llama_cpp configs.blocks configs.schema configs.section "
+    "configs.presets",
     "export": "export prune models gguf llama_cpp configs.schema configs.section configs.presets "
     "infra.markdown infra.licences",
-    "report": "report models configs.presets infra.markdown measure evaluate",
+    "report": "report models configs.presets infra.markdown measure evaluate quantize",
 }
 """Rooms of tasks, and modules of the others, that each stage reaches beside core."""
 

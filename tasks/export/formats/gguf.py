@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 from resprout.configs.errors import StageFailed
 from resprout.tasks.export.probe import Probed, Question
 from resprout.tasks.gguf.types import gguf_type
+from resprout.tasks.llama_cpp.library import require_llama_cpp
 from resprout.tasks.llama_cpp.model import FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from resprout.tasks.models.shape import Shape
 
 TOLERANCE_NATS = {
     "F32": 1e-3,
@@ -43,6 +46,13 @@ class Gguf:
 
     def __init__(self, kind: str) -> None:
         self.kind = gguf_type(kind)
+
+    def require(self) -> None:
+        """Raise BadInput where llama.cpp is not installed."""
+        require_llama_cpp()
+
+    def check(self, shape: Shape) -> None:
+        """Nothing: `quantize`, which makes the file, has checked the model."""
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Copy the file from `source`, what `quantize` wrote, with config and tokenizer."""

@@ -19,6 +19,8 @@ from resprout.tasks.models.load import save_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from resprout.tasks.models.shape import Shape
+
 
 class HuggingFace:
     """A safetensors folder for stock transformers, no code of ours; checked in a child process."""
@@ -36,6 +38,17 @@ class HuggingFace:
         if kind:
             raise BadInput(
                 f"the format hf keeps the dtype of the run and has no types; give hf, not hf:{kind}"
+            )
+
+    def require(self) -> None:
+        """Nothing: transformers is here."""
+
+    def check(self, shape: Shape) -> None:
+        """Raise BadInput for widths that stock classes cannot state."""
+        if not shape.stock and not self.own_classes:
+            raise BadInput(
+                "export.formats holds hf, but stock classes cannot state the widths that this model has been "
+                "given; give formats: [hf_layouts]"
             )
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
