@@ -15,7 +15,7 @@ from gguf import (
     get_tensor_name_map,
 )
 
-from resprout.configs.errors import BadInput
+from resprout.tasks.gguf.architecture import architecture_of
 from resprout.tasks.gguf.hyperparameters import write_hyperparameters
 from resprout.tasks.gguf.tensors import tensors
 from resprout.tasks.gguf.types import GgufType
@@ -58,15 +58,14 @@ def write_gguf(
         BadInput: llama.cpp does not know the family, or computes it without something that it has.
     """
     shape = shape_of(model.config.to_dict())
-    architecture = architecture_of(shape)
-    writer = GGUFWriter(file, MODEL_ARCH_NAMES[architecture], use_temp_file=False)
+    writer = GGUFWriter(file, architecture_of(shape), use_temp_file=False)
     writer.add_type("model")
     writer.add_file_type(kind.value)
     frequencies = write_hyperparameters(writer, shape, model.config.to_dict())
     vocabulary(tokenizer, shape.vocab).write(writer, folder)
     for key, text in (about or {}).items():
         writer.add_string(key, text)
-    names = get_tensor_name_map(architecture, shape.layers)
+    names = get_tensor_name_map(architecture(shape), shape.layers)
 
     def all_tensors() -> list[tuple[str, Tensor]]:
         found = list(tensors(model.state_dict(), shape, names))
@@ -90,23 +89,10 @@ def write_gguf(
     writer.close()
 
 
-def architecture_of(shape: Shape) -> MODEL_ARCH:
-    """llama.cpp's architecture for a model; BadInput where it has none for the family or such layers.
-
-    Layers of different widths, or without a sublayer, are those of deci (Nemotron NAS), else as llama's.
-    """
-    name = shape.family.gguf
-    if name is None:
-        raise BadInput(f"llama.cpp has no architecture for the family {shape.model_type}; export hf instead")
-    if not shape.stock:
-        if name != "llama" or shape.experts or shape.rotated:
-            raise BadInput(
-                f"llama.cpp has layers of different widths for families that it computes as llama, not for "
-                f"{shape.model_type}{' with rotated layers' if shape.rotated else ''}; prune with layout: "
-                "uniform, or export hf_layouts instead"
-            )
-        name = "deci"
-    return next(architecture for architecture, known in MODEL_ARCH_NAMES.items() if known == name)
+def architecture(shape: Shape) -> MODEL_ARCH:
+    """The gguf package's entry of `architecture_of`, by which it names tensors."""
+    name = architecture_of(shape)
+    return next(one for one, known in MODEL_ARCH_NAMES.items() if known == name)
 
 
 def _stored(value: Tensor, kind: GgufType) -> Tensor:

@@ -10,7 +10,6 @@ from resprout.configs.errors import StageFailed
 from resprout.tasks.export.probe import Probed, Question
 from resprout.tasks.gguf.types import gguf_type
 from resprout.tasks.llama_cpp.library import require_llama_cpp
-from resprout.tasks.llama_cpp.model import FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +66,7 @@ class Gguf:
         from resprout.tasks.llama_cpp.process import LlamaCpp
 
         found = Probed([], [], [])
-        with LlamaCpp(folder / FILE) as llama:
+        with LlamaCpp(folder / "model.gguf") as llama:
             llama.load(512, question.threads)
             for prompt in question.prompts:
                 ids = llama.tokenize(prompt)

@@ -13,8 +13,6 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.export import probe as script
 from resprout.tasks.export.format import largest_difference
 from resprout.tasks.export.probe import Probed, Question
-from resprout.tasks.models.layouts import layout_of
-from resprout.tasks.models.load import save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +51,9 @@ class HuggingFace:
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Save the model; layers of different widths, which stock classes cannot build, raise BadInput."""
+        from resprout.tasks.models.layouts import layout_of
+        from resprout.tasks.models.load import save_model
+
         if layout_of(model.config) is not None and not self.own_classes:
             raise BadInput(
                 "the model's layers have different widths, which stock transformers cannot load; prune with "

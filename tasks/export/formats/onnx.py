@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.infra.identity import install_command
-from resprout.tasks.export import onnx_probe
 from resprout.tasks.export.format import largest_difference
 from resprout.tasks.export.probe import Probed, Question, read_answer, write_request
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
     from resprout.tasks.models.shape import Shape
 
+PROBE = "resprout.tasks.export.onnx_probe"
+"""Run by its path, so that it imports nothing of resprout."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
 """Largest difference of a logit that the order of sums explains, by dtype."""
@@ -106,8 +107,11 @@ class Onnx:
         with TemporaryDirectory() as scratch:
             out = Path(scratch)
             write_request(out / "request.json", folder, question)
+            script = importlib.util.find_spec(PROBE)
+            if script is None or script.origin is None:
+                raise StageFailed(f"{PROBE} is missing; install resprout again")
             child = subprocess.run(
-                [sys.executable, "-I", str(Path(onnx_probe.__file__)), str(out / "request.json"), str(out)],
+                [sys.executable, "-I", script.origin, str(out / "request.json"), str(out)],
                 capture_output=True, text=True, cwd=scratch, env=os.environ | {"HF_HUB_OFFLINE": "1"},
                 check=False,
             )  # fmt: skip

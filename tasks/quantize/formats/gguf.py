@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from resprout.configs.blocks import block_of
 from resprout.configs.presets import Layout
+from resprout.tasks.gguf.architecture import architecture_of, holds_uneven
 from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, gguf_type
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 from resprout.tasks.models.shape import Shape
@@ -36,13 +37,10 @@ class Gguf:
 
     def layouts(self, shape: Shape) -> tuple[Layout, ...]:
         """Both for families that llama.cpp computes as llama, whose deci has widths for each layer."""
-        uneven = shape.family.gguf == "llama" and not shape.experts
-        return ("uniform", "per_layer") if uneven else ("uniform",)
+        return ("uniform", "per_layer") if holds_uneven(shape) else ("uniform",)
 
     def check(self, shape: Shape) -> None:
         """Raise BadInput where llama.cpp has no architecture for the family, or none for such layers."""
-        from resprout.tasks.gguf.writer import architecture_of
-
         architecture_of(shape)
 
     def write(
@@ -85,11 +83,11 @@ def _by_tensor(model: PreTrainedModel, known: Mapping[str, Tensor]) -> dict[str,
     from gguf import get_tensor_name_map
 
     from resprout.tasks.gguf.tensors import ENDINGS
-    from resprout.tasks.gguf.writer import architecture_of
+    from resprout.tasks.gguf.writer import architecture
     from resprout.tasks.models.shape import shape_of
 
     shape = shape_of(model.config.to_dict())
-    names = get_tensor_name_map(architecture_of(shape), shape.layers)
+    names = get_tensor_name_map(architecture(shape), shape.layers)
     found = {names.get_name(name, try_suffixes=ENDINGS): value for name, value in known.items()}
     return {name: value.numpy() for name, value in found.items() if name is not None}
 
