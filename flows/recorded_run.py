@@ -49,7 +49,11 @@ class RecordedRun:
     def inputs(self, store: ArtifactStore) -> dict[Step, ArtifactRef]:
         """The artifacts that the run began with."""
         began = self.steps[: self.steps.acquisitions]
-        return {step: _ref(store, self.nodes[step.id]) for step in began if step.id in self.nodes}
+        return {step: ref for step in began if (ref := self.ref(store, step.id)) is not None}
+
+    def ref(self, store: ArtifactStore, step: StepId) -> ArtifactRef | None:
+        """The artifact of a step; None where its record does not lead to one."""
+        return _ref(store, self.nodes[step]) if step in self.nodes else None
 
 
 def recorded_run(workspace: Workspace, reference: str, device: str | None = None) -> RecordedRun:

@@ -361,10 +361,10 @@ class Artifacts(dict[StepId, ArtifactRef]):
         super().__init__(known or {})
         self.steps = steps
 
-    def make(self, run: Run, steps: Iterable[Step]) -> None:
-        """Run those of the steps whose artifacts are not here yet, in their order."""
+    def make(self, run: Run, steps: Iterable[Step], device: str | None = None) -> None:
+        """Run those of the steps whose artifacts are not here yet, in their order, on the config's device."""
         config = self.steps.config
-        device = preflight.device(config.model.device)
+        device = device or preflight.device(config.model.device)
         for step in steps:
             if step.id not in self:
                 job = job_of(config, step.section, device)

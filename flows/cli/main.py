@@ -29,6 +29,7 @@ VERBS = (
     "audit",
     "verify",
     "reproduce",
+    "export",
     "alias",
     "gc",
     "hold",

@@ -1,0 +1,133 @@
+"""`resprout export`: a finished run's model in any format, copied to a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from resprout.flows.formats import Exported, FurtherFormat
+    from resprout.flows.workspace import Workspace
+
+WIDTH = 120
+"""Columns of lines where stderr is no terminal."""
+
+
+def export(
+    reference: Annotated[
+        str,
+        typer.Argument(help="models:/name/3, models:/name@alias, digest of an export or a report, run id."),
+    ],
+    to: Annotated[
+        Path | None, typer.Option(help="New or empty folder to copy the model to; default: only list.")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="hf, hf_layouts, gguf:Q4_K_M, ...; default: the registered one."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run Python code that came with the model, where the run did.")
+    ] = False,
+    config: Annotated[Path | None, typer.Option(help="Run config whose infra section to use.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What was copied as one JSON object.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks and the libraries' logs.")] = False,
+) -> None:
+    """Copy the model of a finished run to a folder, in a format that the run made or in another.
+
+    A format that is not there yet is made of the run's final model, with the run's calibration samples where
+    it is one of few bits, and loaded by its stock tool before it counts; nothing else runs again. It is kept
+    in the store like any artifact: `resprout lineage` and `verify` take its digest. Without --to the formats
+    are listed that are there.
+
+    \b
+    Examples:
+      resprout export models:/smollm2-135m-resprout@candidate
+      resprout export models:/smollm2-135m-resprout@candidate --to my-model
+      resprout export models:/smollm2-135m-resprout@candidate --to my-gguf --format gguf:Q4_K_M
+    """
+    from resprout.configs.errors import BadInput
+    from resprout.flows.formats import copy_out, failed_bounds, made_by, refuse_taken
+    from resprout.flows.recorded_run import recorded_run
+    from resprout.flows.workspace import named, open_workspace
+
+    if to is not None:
+        refuse_taken(to)
+    elif form is not None:
+        raise BadInput(f"--format {form} without --to would only fill the store; give --to FOLDER as well")
+    workspace = open_workspace(config, reference)
+    run = recorded_run(workspace, named(workspace, reference))
+    there = made_by(run, workspace.store)
+    remarks = []
+    if failed := failed_bounds(run, workspace.store):
+        remarks.append(f"this model did not pass its gate: {', '.join(failed)}; whoever gets it should know")
+    found: dict[str, Any] = {"reference": reference, "formats": [one.as_dict() for one in there.values()]}
+    if to is None:
+        lines = [f"{one.format}  {one.bytes / 1e6:.1f} MB" for one in there.values()]
+        lines = lines or [f"the store no longer has an export of {reference}; --to FOLDER --format makes one"]
+    else:
+        wanted = form or next(iter(there), "")
+        if not wanted:
+            raise BadInput(f"the store no longer has an export of {reference}; say which to make by --format")
+        one = there.get(wanted) or _made(run, wanted, workspace, config, trust_remote_code, debug)
+        folder = copy_out(workspace.store, one, to)
+        found |= {**one.as_dict(), "made_afterwards": wanted not in there, "to": str(folder)}
+        lines = _lines(one, folder)
+    found["remarks"] = remarks
+    for remark in remarks:
+        typer.echo(f"remark: {remark}", err=True)
+    if as_json:
+        from resprout.flows.audit.render import json_line
+
+        lines = [json_line(found)]
+    for line in lines:
+        typer.echo(line)
+
+
+def _made(
+    run: Any, form: str, workspace: Workspace, config: Path | None, code: bool, debug: bool
+) -> Exported:
+    """The format, made by a flow of its own or found in the cache."""
+    from rich.console import Console
+
+    from resprout.configs.load import load_infra
+    from resprout.flows.formats import FurtherFormat
+    from resprout.flows.session import Session, end_on_signals
+    from resprout.infra.environment import set_variables
+    from resprout.infra.prefect.home_server import home_server
+
+    wanted: FurtherFormat = FurtherFormat(run, workspace.store, form, code)
+    infra, home = load_infra(config)
+    set_variables(infra, home, debug)
+    if not debug:
+        warnings.simplefilter("ignore")
+    session = Session()
+    end_on_signals(session.interrupt)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(stderr=True, width=WIDTH)
+    with home_server(infra):
+        from resprout.flows.cli.display import display_for
+        from resprout.flows.export_again import export_again
+
+        with display_for(console, infra.logs) as session.display:
+            return export_again(wanted, workspace, session)
+
+
+def _lines(one: Exported, folder: Path) -> list[str]:
+    """What was copied where, its card, and how it is loaded."""
+    from resprout.tasks.export.card import CARD
+    from resprout.tasks.export.format import loading
+
+    return [
+        f"{one.format}, {one.bytes / 1e6:.1f} MB: {folder}",
+        f"model card: {folder / CARD}",
+        f"lineage: resprout lineage {one.digest}",
+        "",
+        "load it:",
+        *(f"  {line}" for line in loading(one.format, json.dumps(os.fspath(folder)))),
+    ]

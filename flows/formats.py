@@ -1,0 +1,174 @@
+"""The formats of a finished run: those that it made, and others that are made of its final model afterwards.
+
+A further format is two steps of the run's own list, `quantize` where the format wants it and `export`, on
+artifacts that are in the store. So they are cached and recorded as in any run, and `lineage` and `verify` lead
+from their digest back to the sources.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from resprout.configs.errors import BadInput
+from resprout.configs.result import GateResult
+from resprout.configs.schema import QuantizeConfig, RunConfig
+from resprout.flows import preflight
+from resprout.flows.recorded_run import RecordedRun
+from resprout.flows.stages import MODEL, Artifacts, Step, Steps
+from resprout.infra.store.filesystem import disk_errors, walk
+from resprout.infra.store.record import ArtifactRef
+from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.core.stage import StepId, ref_of
+from resprout.tasks.export.format import FORMATS, entry, format_of
+from resprout.tasks.export.stage import export
+from resprout.tasks.gate.stage import gate
+from resprout.tasks.models.shape import Shape, shape_of
+from resprout.tasks.quantize.stage import quantize
+
+EXPORT = StepId(export.name)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One format: the artifact that holds it, its record, its folder in there, and its bytes."""
+
+    format: str
+    digest: str
+    record: str
+    folder: str
+    bytes: int
+
+    def as_dict(self) -> dict[str, str | int]:
+        return vars(self)
+
+
+def formats_in(store: ArtifactStore, ref: ArtifactRef) -> dict[str, Exported]:
+    """The formats that an export artifact holds, by name, the registered one first."""
+    listed = json.loads(store.read(ref.digest, "exports.json"))
+    return {
+        one["format"]: Exported(one["format"], ref.digest, ref.record, one["path"], one["bytes"])
+        for one in listed
+    }
+
+
+def made_by(run: RecordedRun, store: ArtifactStore) -> dict[str, Exported]:
+    """The formats that the run itself made and the store still has; none where it was collected."""
+    made = run.ref(store, EXPORT)
+    return formats_in(store, made) if made is not None and store.check(made.digest) else {}
+
+
+def failed_bounds(run: RecordedRun, store: ArtifactStore) -> list[str]:
+    """The bounds of the gate that the run's model is outside of, each with its value."""
+    held = run.ref(store, StepId(gate.name))
+    if held is None or not store.check(held.digest):
+        return []
+    verdict = GateResult.model_validate_json(store.read(held.digest, "gate.json"))
+    return [f"{one.name} {one.value:.4f} (bound {one.bound:g})" for one in verdict.checks if not one.passed]
+
+
+class FurtherFormat:
+    """The steps that make one more format of a finished run, their inputs checked before anything runs.
+
+    Raises:
+        BadInput: an unknown format or type, one that cannot hold the model, a runtime that is not installed,
+            artifacts that the store no longer has, or code of the model that no one allowed to run.
+    """
+
+    def __init__(self, run: RecordedRun, store: ArtifactStore, form: str, trust_remote_code: bool) -> None:
+        format_of(form)
+        self.run, self.store, self.form = run, store, form
+        self.device = run.device if preflight.device("auto") == "cuda" else "cpu"
+        self.steps = Steps(_with_format(run.config, form), credits=run.steps.credits)
+        made = {EXPORT, StepId(quantize.name, form)}
+        known = {one: ref for one in run.nodes if one not in made and (ref := run.ref(store, one))}
+        self.artifacts = Artifacts(self.steps, known)
+        self.todo: list[Step] = [step for step in self.steps if step.id in made]
+        self._refuse_impossible(trust_remote_code)
+
+    def _refuse_impossible(self, trust_remote_code: bool) -> None:
+        made = {step.id for step in self.todo}
+        for step in self.todo:
+            for role, slot in step.inputs.items():
+                if slot.step in made:
+                    continue
+                ref = self.artifacts.get(slot.step)
+                if ref is None or not self.store.check(ref.digest):
+                    what = f"artifact {ref.digest}" if ref else f"of {slot.step.stage}"
+                    raise BadInput(
+                        f"{self.form} would be made of the run's {role} ({what}), which {self.store.root_uri} "
+                        "no longer has; run its config again, which makes what is missing, or restore a backup"
+                    )
+        model = ref_of(self.artifacts.input(self.steps.names[MODEL]))
+        folder = self.steps.names[MODEL].folder
+        path = f"{folder}/config.json" if folder else "config.json"
+        self._refuse_misfit(shape_of(json.loads(self.store.read(model.digest, path))))
+        if self.run.config.model.trust_remote_code and not trust_remote_code:
+            raise BadInput(
+                "this run used Python code that came with its model; read that code in the artifact "
+                f"{model.digest} and give --trust-remote-code to run it"
+            )
+
+    def _refuse_misfit(self, shape: Shape) -> None:
+        layout = "uniform" if shape.stock else "per_layer"
+        if layout not in entry(self.form).declared["layouts"]:
+            fitting = [one.name for one in FORMATS if layout in one.declared["layouts"]]
+            raise BadInput(
+                f"{self.form} holds models whose layers all have one width, and those of this one differ; give "
+                f"--format {' or '.join(fitting)}"
+            )
+        if (section := self.steps.config.quantize) is not None:
+            quantize.fits(section, {"source": shape})
+
+
+def _with_format(config: RunConfig, form: str) -> RunConfig:
+    """The run's config as if it exported this format alone; speeds and comparisons are not made again."""
+    changes: dict[str, object] = {"gate": None, "compare": None, "measure": None, "quantize": None}
+    if entry(form).declared["quantized"]:
+        importance = config.quantize.importance if config.quantize is not None else True
+        changes["quantize"] = QuantizeConfig(formats=(form,), importance=importance)
+    changes["export"] = config.export.model_copy(update={"formats": (form,)})
+    return config.model_copy(update=changes)
+
+
+def copy_out(store: ArtifactStore, one: Exported, target: Path) -> Path:
+    """Copy a format to the folder `target`, which is there whole or not at all; the hashed bytes of the store.
+
+    Raises:
+        BadInput: something is there already, or the place cannot be written.
+        StageFailed: the disk is full.
+    """
+    refuse_taken(target)
+    with store.open(one.digest) as content, disk_errors(target, one.bytes):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            copy = scratch / target.name
+            for relative, file in walk(content / one.folder):
+                (copy / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy / relative)
+            # An empty folder is replaced in the same step; one that was filled meanwhile stays.
+            os.replace(copy, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def refuse_taken(target: Path) -> None:
+    """BadInput where there is anything but an empty folder."""
+    try:
+        taken = target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
+    except OSError as error:
+        raise BadInput(f"{target} cannot be used ({error.strerror}); give a new or an empty folder") from None
+    if taken:
+        raise BadInput(f"{target} is there and not empty; give a new or an empty folder in --to")
+
+
+def listed(formats: Mapping[str, Exported]) -> str:
+    """The formats by name with their sizes, for a sentence."""
+    return ", ".join(f"{name} ({one.bytes / 1e6:.1f} MB)" for name, one in formats.items())
