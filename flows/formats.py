@@ -24,7 +24,7 @@ from resprout.flows.stages import MODEL, Artifacts, Step, Steps
 from resprout.infra.store.filesystem import disk_errors, walk
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.core.stage import StepId, ref_of
+from resprout.tasks.core.stage import StepId
 from resprout.tasks.export.format import FORMATS, entry, format_of
 from resprout.tasks.export.stage import export
 from resprout.tasks.gate.stage import gate
@@ -85,33 +85,42 @@ class FurtherFormat:
         self.run, self.store, self.form = run, store, form
         self.device = run.device if preflight.device("auto") == "cuda" else "cpu"
         self.steps = Steps(_with_format(run.config, form), credits=run.steps.credits)
-        made = {EXPORT, StepId(quantize.name, form)}
-        known = {one: ref for one in run.nodes if one not in made and (ref := run.ref(store, one))}
+        # The run's own export holds other formats.
+        known = {one: ref for one in run.nodes if one != EXPORT and (ref := run.ref(store, one))}
         self.artifacts = Artifacts(self.steps, known)
-        self.todo: list[Step] = [step for step in self.steps if step.id in made]
+        self.todo = self._missing()
         self._refuse_impossible(trust_remote_code)
 
+    def _missing(self) -> list[Step]:
+        """The export and all before it that the run has no record of, in their order."""
+        wanted, found = {EXPORT}, list[Step]()
+        for step in reversed(self.steps):
+            if step.id in wanted and step.id not in self.artifacts:
+                found.append(step)
+                wanted |= {slot.step for slot in step.inputs.values()}
+        return found[::-1]
+
     def _refuse_impossible(self, trust_remote_code: bool) -> None:
-        made = {step.id for step in self.todo}
+        section = self.steps.config.quantize
+        for check in quantize.checks.values() if section is not None else ():
+            check(section, Path())
         for step in self.todo:
             for role, slot in step.inputs.items():
-                if slot.step in made:
-                    continue
                 ref = self.artifacts.get(slot.step)
-                if ref is None or not self.store.check(ref.digest):
-                    what = f"artifact {ref.digest}" if ref else f"of {slot.step.stage}"
+                if ref is not None and not self.store.check(ref.digest):
                     raise BadInput(
-                        f"{self.form} would be made of the run's {role} ({what}), which {self.store.root_uri} "
-                        "no longer has; run its config again, which makes what is missing, or restore a backup"
+                        f"{self.form} would be made of the run's {role} (artifact {ref.digest}), which "
+                        f"{self.store.root_uri} no longer has whole; run its config again, which makes what is "
+                        "missing, or restore a backup"
                     )
-        model = ref_of(self.artifacts.input(self.steps.names[MODEL]))
-        folder = self.steps.names[MODEL].folder
+        model, folder = self.steps.names[MODEL], self.steps.names[MODEL].folder
+        dense = self.artifacts[model.step].digest
         path = f"{folder}/config.json" if folder else "config.json"
-        self._refuse_misfit(shape_of(json.loads(self.store.read(model.digest, path))))
+        self._refuse_misfit(shape_of(json.loads(self.store.read(dense, path))))
         if self.run.config.model.trust_remote_code and not trust_remote_code:
             raise BadInput(
                 "this run used Python code that came with its model; read that code in the artifact "
-                f"{model.digest} and give --trust-remote-code to run it"
+                f"{dense} and give --trust-remote-code to run it"
             )
 
     def _refuse_misfit(self, shape: Shape) -> None:
@@ -130,8 +139,8 @@ def _with_format(config: RunConfig, form: str) -> RunConfig:
     """The run's config as if it exported this format alone; speeds and comparisons are not made again."""
     changes: dict[str, object] = {"gate": None, "compare": None, "measure": None, "quantize": None}
     if entry(form).declared["quantized"]:
-        importance = config.quantize.importance if config.quantize is not None else True
-        changes["quantize"] = QuantizeConfig(formats=(form,), importance=importance)
+        section = config.quantize or QuantizeConfig(formats=(form,))
+        changes["quantize"] = section.model_copy(update={"formats": (form,)})
     changes["export"] = config.export.model_copy(update={"formats": (form,)})
     return config.model_copy(update=changes)
 
