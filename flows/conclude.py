@@ -15,6 +15,7 @@ from resprout.configs.load import Loaded
 from resprout.configs.result import ExportResult, GateResult, ModelResult, RunResult, SpeedResult
 from resprout.configs.schema import RegisterConfig
 from resprout.flows.mlflow_pages import PLAN, REPORT, RunPage, describe_model, describe_run, describe_version
+from resprout.flows.model_page import model_page
 from resprout.flows.past_runs import earlier_runs
 from resprout.flows.rerun_command import standalone
 from resprout.flows.rivals import Rivals
@@ -23,6 +24,7 @@ from resprout.flows.stages import SCORES, STAGES, Artifacts, models
 from resprout.infra import identity
 from resprout.infra.lineage import tree
 from resprout.infra.markdown import NOTE
+from resprout.infra.mlflow.logged_model import ModelPage
 from resprout.infra.provenance.ledger import Registrar
 from resprout.infra.provenance.seal import write_seal
 from resprout.infra.provenance.statement import write_provenance
@@ -312,9 +314,17 @@ class Conclusion:
             description,
             self.registrar,
             describe_model(wanted.name),
+            self.model_page(folder),
         )
         version = f"models:/{self.result.registered.name}/{self.result.registered.version}"
         run.tracker.log(run.mlflow_run_id, tags={"resprout.registered": version})
+
+    def model_page(self, folder: str) -> ModelPage:
+        """The page of the exported model in this folder."""
+        run, export = self.run, self.artifacts.of("export").digest
+        params = run.tracker.run(run.mlflow_run_id).data.params
+        last = list(self.result.made_models().values())[-1]
+        return model_page(run.store, self.artifacts, export, folder, params, last.metrics)
 
     @property
     def here(self) -> RunPage:

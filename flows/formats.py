@@ -1,8 +1,8 @@
 """The formats of a finished run: those that it made, and others that are made of its final model afterwards.
 
-A further format is two steps of the run's own list, `quantize` where the format wants it and `export`, on
-artifacts that are in the store. So they are cached and recorded as in any run, and `lineage` and `verify` lead
-from their digest back to the sources.
+A further format is the steps of the run's own list that it has no record of, `export` and what a format of
+few bits needs before, on artifacts that are in the store. So they are cached and recorded as in any run, and
+`lineage` and `verify` lead from their digest back to the sources.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class FurtherFormat:
                 if ref is not None and not self.store.check(ref.digest):
                     raise BadInput(
                         f"{self.form} would be made of the run's {role} (artifact {ref.digest}), which "
-                        f"{self.store.root_uri} no longer has whole; run its config again, which makes what is "
-                        "missing, or restore a backup"
+                        f"{self.store.root_uri} no longer has whole; run its config again, which makes what "
+                        "is missing, or restore a backup"
                     )
         model, folder = self.steps.names[MODEL], self.steps.names[MODEL].folder
         dense = self.artifacts[model.step].digest
@@ -128,8 +128,8 @@ class FurtherFormat:
         if layout not in entry(self.form).declared["layouts"]:
             fitting = [one.name for one in FORMATS if layout in one.declared["layouts"]]
             raise BadInput(
-                f"{self.form} holds models whose layers all have one width, and those of this one differ; give "
-                f"--format {' or '.join(fitting)}"
+                f"{self.form} holds models whose layers all have one width, and those of this one differ; "
+                f"give --format {' or '.join(fitting)}"
             )
         if (section := self.steps.config.quantize) is not None:
             quantize.fits(section, {"source": shape})
@@ -146,7 +146,7 @@ def _with_format(config: RunConfig, form: str) -> RunConfig:
 
 
 def copy_out(store: ArtifactStore, one: Exported, target: Path) -> Path:
-    """Copy a format to the folder `target`, which is there whole or not at all; the hashed bytes of the store.
+    """Copy a format, its bytes hashed, to the folder `target`, which is there whole or not at all.
 
     Raises:
         BadInput: something is there already, or the place cannot be written.

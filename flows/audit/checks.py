@@ -15,8 +15,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from mlflow.exceptions import MlflowException
-
 from resprout.configs.errors import BadInput, StageFailed, Transient, VerificationFailed
 from resprout.flows.audit.evidence import Evidence, RunEvidence, VersionEvidence, without_hold
 from resprout.flows.rerun_command import digest_of_config
@@ -37,6 +35,7 @@ from resprout.infra.provenance.mlflow_state import (
 from resprout.infra.provenance.seal import COPY, read_collection
 from resprout.infra.provenance.statement import provenance_problems
 from resprout.infra.provenance.timestamp import token_key
+from resprout.infra.retention.mlflow_data import download_files
 from resprout.infra.store import exports, keys, tombstones
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.filesystem import plain_status, unsafe
@@ -44,7 +43,7 @@ from resprout.infra.store.manifest import FileEntry, Manifest, hash_file, scan
 from resprout.infra.store.record import Record
 from resprout.infra.store.signing import ADOPT
 from resprout.infra.store.store import index_keys
-from resprout.tasks.register.reconcile import is_copy, own_uri
+from resprout.tasks.register.reconcile import copies, is_copy, own_uri
 
 Depth = Literal["shallow", "deep"]
 Problems = Iterator[str]
@@ -263,8 +262,11 @@ def version_source(evidence: Evidence, version: VersionEvidence) -> Problems:
             )
     elif not is_copy(store, evidence.tracker):
         yield f"{what}: the version's source is {source}, but its artifact is at {' or '.join(own)}"
-    elif source != _copy_uri(evidence, version):
-        yield (f"{what}: the version's source is {source}, which is no copy among the artifacts of its run")
+    elif source not in copies(evidence.tracker, version.run):
+        yield (
+            f"{what}: the version's source is {source}, which is no copy in the files of its LoggedModel or "
+            "of its run"
+        )
 
 
 def version_download(evidence: Evidence, version: VersionEvidence) -> Problems:
@@ -289,14 +291,16 @@ def version_copy(evidence: Evidence, version: VersionEvidence) -> Problems:
     """The copy that a version points at has the bytes of the export."""
     held = _exported(evidence, version)
     source, tracker = version.source, evidence.tracker
-    if held is None or not is_copy(evidence.store, tracker) or source != _copy_uri(evidence, version):
+    if held is None or not is_copy(evidence.store, tracker) or source not in copies(tracker, version.run):
         return
     _, entries, folders = held
     with evidence.store.workdir() as scratch:
         try:
-            brought = tracker.client.download_artifacts(version.run, COPY, str(scratch))
-            copied = scan(Path(brought)).files
-        except (BadInput, MlflowException, OSError) as error:
+            brought = scratch / "copy"
+            if not download_files(tracker, source, brought):
+                raise BadInput("nothing is there")
+            copied = scan(brought).files
+        except (BadInput, StageFailed, Transient, OSError) as error:
             why = " ".join(str(error).split())[:300]
             yield f"{version.uri}: the version's copy at {source} cannot be read: {why}"
             return
@@ -318,13 +322,6 @@ def _exported(
         # Looking at the artifact reports it.
         return None
     return made, entries, sorted({entry.path.partition("/")[0] for entry in entries})
-
-
-def _copy_uri(evidence: Evidence, version: VersionEvidence) -> str | None:
-    try:
-        return evidence.tracker.artifact_uri(version.run, COPY)
-    except BadInput:
-        return None
 
 
 def _changed_files(

@@ -390,8 +390,12 @@ class Tracker:
         tags: Mapping[str, str],
         description: str,
         of_the_model: str = "",
+        model_id: str | None = None,
     ) -> ModelVersion:
-        """A new version of `name`, which is registered, and described, where it is not yet."""
+        """A new version of `name`, which is registered, and described, where it is not yet.
+
+        `model_id` is its LoggedModel.
+        """
         with allowing("RESOURCE_ALREADY_EXISTS"):
             self.client.create_registered_model(name, description=of_the_model)
         return self.client.create_model_version(
@@ -400,6 +404,7 @@ class Tracker:
             run_id=run_id,
             tags={key: value[:MAX_TAG_CHARS] for key, value in tags.items()},
             description=description,
+            model_id=model_id,
         )
 
     @mlflow_errors

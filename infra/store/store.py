@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,6 +23,10 @@ from resprout.infra.store.signing import RECORD, UNSIGNED, Signer
 from resprout.infra.store.tombstones import Tombstone
 
 THREADS = 8
+NOTE_OF_MLFLOW = "registered_model_meta"
+"""File that MLflow writes beside an MLmodel when it loads a registered version from a folder, which it does
+in place: the version's name and number, which no one reads from here."""
+NOTE_BYTES = 1000
 
 
 class ArtifactStore:
@@ -211,10 +215,23 @@ class ArtifactStore:
         problems = list(dict.fromkeys(problem for problem in found if problem))
         listed = {f"{prefix}/{entry.path}" for entry in manifest.files}
         try:
-            added = [key for key in self.driver.list(f"{prefix}/") if key not in listed]
+            added = [
+                key
+                for key in self.driver.list(f"{prefix}/")
+                if key not in listed and not self._is_note_of_mlflow(key, listed)
+            ]
         except VerificationFailed as error:
             return list(dict.fromkeys([*problems, str(error)]))
         return problems + [f"{self.driver.uri(key)} was added" for key in added]
+
+    def _is_note_of_mlflow(self, key: str, listed: Collection[str]) -> bool:
+        folder, _, name = key.rpartition("/")
+        if name != NOTE_OF_MLFLOW or f"{folder}/MLmodel" not in listed:
+            return False
+        return (self.driver.head(key) or 0) <= NOTE_BYTES and all(
+            line.startswith(("model_name:", "model_version:"))
+            for line in (self.driver.get_bytes(key) or b"").decode(errors="replace").splitlines()
+        )
 
     def tombstone(self, digest: str) -> Tombstone | None:
         """Return the tombstone of the artifact; None where nothing was erased."""

@@ -92,7 +92,9 @@ def run(model: Path, workdir: Path, config=CONFIG, credits=CREDITS):
 
 
 def digests(workdir):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (workdir / "hf").iterdir()}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (workdir / "hf").rglob("*") if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def exported(tmp_path_factory):
 def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_path):
     model, out = exported
     files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
-    beside = {"README.md", "LICENSE", "NOTICE.txt"}
+    beside = {"README.md", "LICENSE", "NOTICE.txt", "MLmodel"}
     assert digests(out).keys() == files | {"tokenizer_config.json"} | beside
     again = tmp_path / "second" / "hf"
     HuggingFace().write(load_model(model, "bfloat16", "cpu"), model, again)
@@ -118,7 +120,7 @@ def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_pat
     text = card(CREDITS, plan, [LORA], files, scores, loading("hf", '"."'))
     (again / "README.md").write_text(text, encoding="utf-8")
     assert digests(out) == digests(tmp_path / "second")
-    size = sum(p.stat().st_size for p in (out / "hf").iterdir())
+    size = sum(p.stat().st_size for p in (out / "hf").rglob("*") if p.is_file())
     assert json.loads((out / "exports.json").read_text()) == [
         {"format": "hf", "path": "hf", "bytes": size, "verified": True, "max_abs_logit_diff": 0.0}
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.export import probe as script
 from resprout.tasks.export.format import largest_difference
+from resprout.tasks.export.mlflow_model import write_mlmodel
 from resprout.tasks.export.probe import Probed, Question
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class HuggingFace:
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Save the model; layers of different widths, which stock classes cannot build, raise BadInput."""
         from resprout.tasks.models.layouts import layout_of
-        from resprout.tasks.models.load import save_model
+        from resprout.tasks.models.load import load_tokenizer, save_model
 
         if layout_of(model.config) is not None and not self.own_classes:
             raise BadInput(
@@ -60,6 +61,8 @@ class HuggingFace:
                 "layout: uniform, or give export.formats: [hf_layouts]"
             )
         save_model(model, folder, tokenizer_from=source)
+        if not self.own_classes:
+            write_mlmodel(model, load_tokenizer(folder), folder)
 
     def probe(self, folder: Path, question: Question) -> Probed:
         """Answers of transformers in an isolated Python, where resprout is not, but for `own_classes`."""

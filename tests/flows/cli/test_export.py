@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +30,14 @@ def served(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., Any
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
-def test_without_a_folder_the_formats_are_listed_that_are_there(finished: Any, resprout: Callable[..., Any]) -> None:
+def test_without_a_folder_the_formats_are_listed_that_are_there(
+    finished: Any, resprout: Callable[..., Any]
+) -> None:
     found = resprout("export", VERSION, home=finished.home)
     assert found.code == 0, found.err
     size = finished.result["exports"][0]["bytes"]
