@@ -109,6 +109,16 @@ class RegisteredResult(Plain):
     alias: str | None
 
 
+class PushResult(Plain):
+    """The export on a model hub."""
+
+    to: str
+    """hf://org/name@commit."""
+    url: str
+    changed: bool
+    """Whether a commit was made; else the repository held these files already."""
+
+
 class Overhead(Plain):
     """Wall time outside the stages' own work."""
 
@@ -143,6 +153,7 @@ class RunResult(Plain):
     gate: GateResult | None = None
     exports: list[ExportResult] = []
     registered: RegisteredResult | None = None
+    pushed: PushResult | None = None
     sealed: bool = False
     """Everything that the run left behind is stated in its seal, for `resprout verify`."""
     signed_by: str | None = None

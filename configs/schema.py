@@ -659,6 +659,21 @@ class RegisterConfig(Section):
         return tags
 
 
+class PushConfig(Section):
+    """The repository of the Hugging Face Hub to which a run that passed its gate brings its exports.
+
+    The token is HF_TOKEN in the environment. Source model and data need licences that are known and let
+    others have what is made of them.
+    """
+
+    to: Annotated[Address, Field(pattern=r"^hf://[\w.-]+/[\w.-]+$")]
+    """hf://org/name; made where it is not there."""
+    formats: tuple[str, ...] = ()
+    """Formats of export.formats, the first at the root, others in a folder of their name. Left out: all."""
+    private: bool = True
+    """Whether a repository that is made is private."""
+
+
 class RunConfig(Section):
     """A whole compression run."""
 
@@ -692,6 +707,8 @@ class RunConfig(Section):
     """Formats."""
     registration: RegisterConfig | None = Field(default=None, alias="register")
     """Model registry; absent: nothing is registered."""
+    push: PushConfig | None = None
+    """Model hub; absent: nothing is pushed."""
     infra: InfraConfig = InfraConfig()
     """Where it runs."""
 
@@ -761,6 +778,13 @@ class RunConfig(Section):
             raise ValueError(
                 "register needs an export, but export.formats is empty; set register: null or name a format"
             )
+        if self.push is not None:
+            lacking = [name for name in self.push.formats if name not in self.export.formats]
+            if lacking or not self.export.formats:
+                raise ValueError(
+                    f"push needs {lacking[0] if lacking else 'an export'}, which export.formats does not "
+                    "hold; name it there"
+                )
         return self
 
     def public(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from resprout.flows.conclude import Conclusion
 from resprout.flows.dry_run import look_up, to_make
 from resprout.flows.flow_run import newer_due, note_own_process, refuse_endless
 from resprout.flows.inputs import SOURCE, Sources, decoders
+from resprout.flows.push import check_push
 from resprout.flows.rerun_command import command, config_digest, public_overrides
 from resprout.flows.run_name import run_name, title_of
 from resprout.flows.session import Session, current, using
@@ -136,6 +137,8 @@ def _compress(
     ]
     for remark in session.remarks:
         logger.warning("%s", remark)
+    if loaded.config.push is not None:
+        check_push(loaded.config.push.to, sources.credits)
 
     steps = Steps(loaded.config, sources.sections, sources.credits)
 

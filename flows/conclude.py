@@ -13,10 +13,12 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from resprout.configs.load import Loaded
 from resprout.configs.result import ExportResult, GateResult, ModelResult, RunResult, SpeedResult
-from resprout.configs.schema import RegisterConfig
+from resprout.configs.schema import PushConfig, RegisterConfig
+from resprout.flows.formats import formats_in
 from resprout.flows.mlflow_pages import PLAN, REPORT, RunPage, describe_model, describe_run, describe_version
 from resprout.flows.model_page import model_page
 from resprout.flows.past_runs import earlier_runs
+from resprout.flows.push import push_formats
 from resprout.flows.rerun_command import standalone
 from resprout.flows.rivals import Rivals
 from resprout.flows.session import Session
@@ -108,6 +110,8 @@ class Conclusion:
         wanted = self.loaded.config.registration
         if wanted is not None and self.result.exports:
             self.register(wanted, reported, summary)
+        if self.loaded.config.push is not None:
+            self.push(self.loaded.config.push)
         self.result.status, self.result.exit_code = "done", 0
         self.result.message = "; ".join(self.session.remarks)
 
@@ -318,6 +322,16 @@ class Conclusion:
         )
         version = f"models:/{self.result.registered.name}/{self.result.registered.version}"
         run.tracker.log(run.mlflow_run_id, tags={"resprout.registered": version})
+
+    def push(self, wanted: PushConfig) -> None:
+        """The exports on the model hub; a gate that is not passed never leads here."""
+        run, made = self.run, formats_in(self.run.store, self.artifacts.of("export"))
+        formats = [made[name] for name in wanted.formats or made]
+        name = f"{self.loaded.config.name}, run {run.mlflow_run_id}"
+        self.result.pushed = run.retried(
+            "push", lambda: push_formats(run.store, formats, wanted.to, name, wanted.private)
+        )
+        run.tracker.log(run.mlflow_run_id, tags={"resprout.pushed": self.result.pushed.to})
 
     def model_page(self, folder: str) -> ModelPage:
         """The page of the exported model in this folder."""

@@ -157,11 +157,11 @@ def _is_parent_run(workspace: Workspace, reference: str) -> bool:
 
 
 def _config(given: dict[str, Any], device: str, top: Node) -> RunConfig:
-    """The recorded config without a registration: nothing is registered a second time."""
+    """The recorded config without register and push: nothing leaves the store a second time."""
     code = top.record.code
     commit = f", commit {code['commit']}" if "commit" in code else ""
     wrote = f"resprout {code.get('resprout', 'unknown')}{commit}, on {top.record.started[:10]}"
-    data = {**given, "register": None, "model": {**given["model"], "device": device}}
+    data = {**given, "register": None, "push": None, "model": {**given["model"], "device": device}}
     try:
         config = RunConfig.model_validate(data)
         # What a name meant then, another one may mean by now.

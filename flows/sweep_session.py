@@ -78,6 +78,12 @@ def prepared(config: SweepConfig, variants: list[Variant], strict: bool = False)
             `strict` where one does not.
     """
     faults, unfit = [], dict[str, str]()
+    targets = [one.loaded.config.push.to for one in variants if one.loaded.config.push is not None]
+    if targets and (config.search is not None or len(set(targets)) < len(targets)):
+        raise BadInput(
+            f"variants of a sweep would push over one another to {targets[0]}; leave push out, and push the "
+            "best by `resprout export REF --push`"
+        )
     # A search may find what the base as it is does not: then the base need not fit.
     for variant in variants if config.search is None else ():
         try:

@@ -11,6 +11,20 @@ from typing import Literal
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import LicencesConfig
 
+FORBIDDING = (
+    "*-nd-*",
+    "*-nd",
+    "all rights reserved",
+    "all-rights-reserved",
+    "proprietary*",
+    "confidential*",
+    "evaluation-only*",
+    "research-only*",
+    "no-redistribution*",
+    "licenseref-proprietary*",
+)
+"""Licences under which a changed model must not be given to others: those without derivatives (Creative
+Commons ND), and what owners write where they keep all rights."""
 UNKNOWN = "unknown"
 """Name of a missing licence, in patterns as well."""
 OPERATORS = ("and", "or", "with")
@@ -61,6 +75,24 @@ def check_licences(policy: LicencesConfig, credits: Iterable[Credit]) -> list[st
             "where the files do not name it, or change infra.licences"
         )
     return [str(one) for one in found]
+
+
+def check_redistribution(credits: Iterable[Credit]) -> None:
+    """Raise BadInput where a licence behind a model forbids to pass it on, or is not known."""
+    found = findings(LicencesConfig(deny=FORBIDDING, warn=(UNKNOWN,)), credits)
+    named: dict[str, list[str]] = {"deny": [], "warn": []}
+    for one in found:
+        named[one.rule].append(f"{one.credit.role} {one.credit.name} ({one.credit.shown_licence})")
+    if named["deny"]:
+        raise BadInput(
+            f"the licence of {' and of '.join(named['deny'])} forbids to pass on what is made of it, so "
+            "nothing may be pushed; give another source, or leave push out"
+        )
+    if named["warn"]:
+        raise BadInput(
+            f"no licence is known of {' and of '.join(named['warn'])}, so nothing may be pushed; state it by "
+            "`licence:` beside the source and run again, which makes no more than the export anew"
+        )
 
 
 def findings(policy: LicencesConfig, credits: Iterable[Credit]) -> list[PolicyFinding]:

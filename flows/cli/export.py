@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from resprout.configs.result import PushResult
     from resprout.flows.formats import Exported, FurtherFormat
+    from resprout.flows.recorded_run import RecordedRun
     from resprout.flows.workspace import Workspace
 
 WIDTH = 120
 """Columns of lines where stderr is no terminal."""
+HUB_PATIENCE_SECONDS = 30.0
+"""For how long a hub that is failing is asked again."""
 
 
 def export(
@@ -30,6 +34,11 @@ def export(
         str | None,
         typer.Option("--format", help="hf, hf_layouts, gguf:Q4_K_M, ...; default: the registered one."),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="hf://org/name to push it to, with HF_TOKEN; made where it is not there."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is made is public.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option(help="Run Python code that came with the model, where the run did.")
     ] = False,
@@ -41,14 +50,15 @@ def export(
 
     A format that is not there yet is made of the run's final model, with the run's calibration samples where
     it is one of few bits, and loaded by its stock tool before it counts; nothing else runs again. It is kept
-    in the store like any artifact: `resprout lineage` and `verify` take its digest. Without --to the formats
-    are listed that are there.
+    in the store like any artifact: `resprout lineage` and `verify` take its digest. Without --to or --push
+    the formats are listed that are there. Nothing is pushed that did not pass its gate (exit code 3), or
+    whose sources have licences that are unknown or forbid it.
 
     \b
     Examples:
       resprout export models:/smollm2-135m-resprout@candidate
-      resprout export models:/smollm2-135m-resprout@candidate --to my-model
       resprout export models:/smollm2-135m-resprout@candidate --to my-gguf --format gguf:Q4_K_M
+      resprout export models:/smollm2-135m-resprout/1 --push hf://me/smollm2-small --public
     """
     from resprout.configs.errors import BadInput
     from resprout.flows.formats import copy_out, failed_bounds, made_by, refuse_taken
@@ -57,26 +67,37 @@ def export(
 
     if to is not None:
         refuse_taken(to)
-    elif form is not None:
-        raise BadInput(f"--format {form} without --to would only fill the store; give --to FOLDER as well")
+    elif push is None and form is not None:
+        raise BadInput(
+            f"--format {form} alone would only fill the store; give --to FOLDER or --push hf://..."
+        )
     workspace = open_workspace(config, reference)
     run = recorded_run(workspace, named(workspace, reference))
-    there = made_by(run, workspace.store)
-    remarks = []
-    if failed := failed_bounds(run, workspace.store):
-        remarks.append(f"this model did not pass its gate: {', '.join(failed)}; whoever gets it should know")
+    there, failed = made_by(run, workspace.store), failed_bounds(run, workspace.store)
+    if push is not None:
+        from resprout.flows.push import check_push
+
+        check_push(push, run.steps.credits, failed)
+    remarks = [f"this model did not pass its gate: {', '.join(failed)}"] if failed else []
     found: dict[str, Any] = {"reference": reference, "formats": [one.as_dict() for one in there.values()]}
-    if to is None:
-        lines = [f"{one.format}  {one.bytes / 1e6:.1f} MB" for one in there.values()]
-        lines = lines or [f"the store no longer has an export of {reference}; --to FOLDER --format makes one"]
-    else:
+    lines = [f"{one.format}  {one.bytes / 1e6:.1f} MB" for one in there.values()]
+    if to is not None or push is not None:
         wanted = form or next(iter(there), "")
         if not wanted:
             raise BadInput(f"the store no longer has an export of {reference}; say which to make by --format")
         one = there.get(wanted) or _made(run, wanted, workspace, config, trust_remote_code, debug)
-        folder = copy_out(workspace.store, one, to)
-        found |= {**one.as_dict(), "made_afterwards": wanted not in there, "to": str(folder)}
-        lines = _lines(one, folder)
+        found |= {**one.as_dict(), "made_afterwards": wanted not in there}
+        lines = []
+        if to is not None:
+            found["to"] = str(copy_out(workspace.store, one, to))
+            lines += _copied(one, to)
+        if push is not None:
+            pushed = _pushed(workspace, one, push, f"{run.config.name}, {reference}", private=not public)
+            found["pushed"] = pushed.model_dump(mode="json")
+            how = "pushed" if pushed.changed else "nothing to push, it is there already"
+            lines.append(f"{how}: {pushed.to} ({pushed.url})")
+    elif not lines:
+        lines = [f"the store no longer has an export of {reference}; --to FOLDER --format FORMAT makes one"]
     found["remarks"] = remarks
     for remark in remarks:
         typer.echo(f"remark: {remark}", err=True)
@@ -88,8 +109,18 @@ def export(
         typer.echo(line)
 
 
+def _pushed(workspace: Workspace, one: Exported, address: str, run: str, private: bool) -> PushResult:
+    """The format on the hub; a hub that fails for a moment is asked again."""
+    from resprout.flows.push import push_formats
+    from resprout.infra.retry import retry_while_down
+
+    return retry_while_down(
+        lambda: push_formats(workspace.store, [one], address, run, private), HUB_PATIENCE_SECONDS
+    )
+
+
 def _made(
-    run: Any, form: str, workspace: Workspace, config: Path | None, code: bool, debug: bool
+    run: RecordedRun, form: str, workspace: Workspace, config: Path | None, code: bool, debug: bool
 ) -> Exported:
     """The format, made by a flow of its own or found in the cache."""
     from rich.console import Console
@@ -118,7 +149,7 @@ def _made(
             return export_again(wanted, workspace, session)
 
 
-def _lines(one: Exported, folder: Path) -> list[str]:
+def _copied(one: Exported, folder: Path) -> list[str]:
     """What was copied where, its card, and how it is loaded."""
     from resprout.tasks.export.card import CARD
     from resprout.tasks.export.format import loading

@@ -171,6 +171,9 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
         lines.append(f"registered: models:/{version.name}/{version.version}{alias}")
     elif loaded.config.registration is None and result.exports:
         lines.append("not registered: the config has no section register")
+    if result.pushed is not None:
+        how = "" if result.pushed.changed else ", which held it already"
+        lines.append(f"pushed: {result.pushed.to}{how} ({result.pushed.url})")
     if result.sealed:
         by = result.signed_by
         lines.append(f"seal: signed by {by}" if by else "seal: unsigned (infra.proof names no signing key)")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from resprout.infra.markdown import NOTE, code, link, model_page
 from resprout.infra.mlflow.errors import mlflow_errors
 from resprout.infra.mlflow.tracking import DATASET_DIGEST_CHARS, MAX_PARAM_CHARS, MAX_TAG_CHARS, Tracker
 
@@ -119,11 +120,17 @@ def point_outside(tracker: Tracker, model: LoggedModel, source: str, mlmodel: st
 
 
 @mlflow_errors
-def link_version(tracker: Tracker, model_id: str, name: str, version: str) -> None:
-    """Name the version on the LoggedModel's page, as `mlflow.register_model` does; a server did so itself."""
-    client = tracker.client
-    if VERSIONS not in client.get_logged_model(model_id).tags:
-        client.set_logged_model_tags(model_id, {VERSIONS: json.dumps([{"name": name, "version": version}])})
+def link_version(tracker: Tracker, model_id: str, name: str, version: str, mlmodel: str) -> None:
+    """Name the version on the LoggedModel's page, as `mlflow.register_model` does, and how it is loaded."""
+    uri = f"models:/{name}/{version}"
+    note = f"Registered as {link(uri, model_page(name, version))}. "
+    if mlmodel:
+        call = code(f'mlflow.transformers.load_model("{uri}")')
+        note += f"Flavour {code('transformers')}: {call} loads it with stock transformers."
+    else:
+        note += "It has no flavour: MLflow brings its files, and the model card says how they are loaded."
+    linked = json.dumps([{"name": name, "version": version}])
+    tracker.client.set_logged_model_tags(model_id, {VERSIONS: linked, NOTE: note})
 
 
 @mlflow_errors

@@ -133,6 +133,23 @@ class Run:
         """Return what `write` returns, which writes finished work to the store; wait through an outage."""
         return retry_while_down(write, self.outage_seconds, stop=self.stop_if_cancelled)
 
+    def retried(self, name: str, work: Callable[[], T]) -> T:
+        """Return what `work` returns, as a task that Prefect tries again after transient faults."""
+        from prefect import Task
+        from prefect.cache_policies import NO_CACHE
+
+        self.stop_if_cancelled()
+        given = {**self._retries(), "persist_result": False, "cache_policy": NO_CACHE}
+        return Task(fn=work, name=name, **given)()
+
+    def _retries(self) -> dict[str, Any]:
+        return {
+            "retries": self.retries,
+            "retry_delay_seconds": [self.retry_delay_seconds * 2**attempt for attempt in range(self.retries)],
+            "retry_jitter_factor": 0.5,
+            "retry_condition_fn": _is_transient,
+        }
+
     def make(
         self, stage: Stage[Any], job: Job[Any], inputs: Mapping[str, Input], role: str = ""
     ) -> ArtifactRef:
@@ -180,10 +197,7 @@ class Run:
             persist_result=True,
             result_serializer="json",
             cache_result_in_memory=False,
-            retries=self.retries,
-            retry_delay_seconds=[self.retry_delay_seconds * 2**attempt for attempt in range(self.retries)],
-            retry_jitter_factor=0.5,
-            retry_condition_fn=_is_transient,
+            **self._retries(),
         )
         # The constructor takes only storage saved on the server; ours is the run's own store and holds
         # credentials.

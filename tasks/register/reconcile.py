@@ -72,7 +72,7 @@ def register(
         version = tracker.make_version(
             config.name, source, run.mlflow_run_id, own, description, of_the_model, model.model_id
         )
-        link_version(tracker, model.model_id, config.name, str(version.version))
+        link_version(tracker, model.model_id, config.name, str(version.version), page.mlmodel)
     changed = {key: value for key, value in config.tags.items() if version.tags.get(key) != value}
     registrar.announce_change(str(version.version), changed, config.alias)
     if changed:

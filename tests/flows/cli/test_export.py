@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fake_hub import TOKEN, FakeHub, fake_hub
+from planted import files as files_below
+from planted import leaks
 from resprout.tasks.models.load import save_model
 from tiny_models import tiny_model, write_byte_tokenizer
+from tiny_run import config as tiny_config
 from tiny_run import write_data, write_run
 
 VERSION = "models:/tiny-pruned@candidate"
@@ -104,3 +108,114 @@ def test_bad_input_is_one_sentence_and_makes_nothing(
     assert sentence in found.err
     assert found.err.strip().count("\n") == 0
     assert not (tmp_path / "new").exists()
+
+
+STATED = {
+    "model": {**tiny_config()["model"], "licence": "Apache-2.0"},
+    "calibrate": {
+        **tiny_config()["calibrate"],
+        "text": [{"source": "calibration.jsonl", "licence": "CC-BY-SA-4.0"}],
+    },
+    **dict.fromkeys(("select", "recover", "measure")),
+}
+"""Changes of the tiny config: a licence for all that shapes the model."""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    with fake_hub() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def stated(tmp_path_factory: pytest.TempPathFactory, resprout: Callable[..., Any], hub: FakeHub) -> Any:
+    """A finished run that pushed: its outcome and its config."""
+    root = tmp_path_factory.mktemp("stated")
+    path = write_run(root, **STATED, push={"to": "hf://org/tiny"})
+    hub.faults = [("/api/repos/create", 503)]
+    outcome = resprout("run", path, "--json", home=root / "home", env=hub.environment())
+    assert outcome.code == 0, outcome.err
+    return outcome, path
+
+
+def test_a_run_that_passed_its_gate_pushes_once_through_a_fault_and_says_where(
+    stated: Any, resprout: Callable[..., Any], hub: FakeHub
+) -> None:
+    outcome, path = stated
+    there, home = hub.repositories["org/tiny"], path.parent / "home"
+    assert not hub.faults, "the hub failed for a moment, and the push was tried again"
+    assert outcome.result["pushed"] == {
+        "to": f"hf://org/tiny@{there.head}", "url": f"{hub.endpoint}/org/tiny", "changed": True,
+    }  # fmt: skip
+    export = next(one for one in outcome.result["stages"] if one["name"] == "export")["artifact"]["digest"]
+    content = home / "store" / "content" / export / "hf"
+    assert there.files["model.safetensors"] == (content / "model.safetensors").read_bytes()
+    assert "MLmodel" not in there.files
+    _, title, about = there.commits[-1]
+    assert title.startswith("tiny, run ")
+    assert outcome.result["mlflow_run_id"] in title
+    assert export in about
+    card = there.card
+    assert card["license"] == ["apache-2.0", "cc-by-sa-4.0"]
+    assert {one["name"] for one in card["model-index"][0]["results"][0]["metrics"]}
+    again = resprout("run", path, "--json", home=home, env=hub.environment())
+    assert again.result["pushed"]["changed"] is False
+    assert len(there.commits) == 2
+    checked = resprout("verify", "--all", home=home)
+    assert checked.code == 0, checked.err
+    kept = {**files_below(home), "out": outcome.out.encode(), "err": outcome.err.encode()}
+    assert leaks({"token": TOKEN}, kept) == []
+
+
+def test_the_verb_pushes_a_version_where_the_run_did_not(
+    stated: Any, resprout: Callable[..., Any], hub: FakeHub
+) -> None:
+    home = stated[1].parent / "home"
+    options = ("--push", "hf://org/by-hand", "--public", "--json")
+    found = resprout("export", VERSION, *options, home=home, env=hub.environment())
+    assert found.code == 0, found.err
+    assert found.result["pushed"]["changed"]
+    assert not hub.repositories["org/by-hand"].private
+    again = resprout("export", VERSION, *options, home=home, env=hub.environment())
+    assert again.result["pushed"] == {**found.result["pushed"], "changed": False}
+
+
+def test_nothing_is_pushed_without_a_known_licence(
+    finished: Any, resprout: Callable[..., Any], hub: FakeHub
+) -> None:
+    options = ("--push", "hf://org/unknown")
+    found = resprout("export", VERSION, *options, home=finished.home, env=hub.environment())
+    assert found.code == 2
+    assert "no licence is known of source model model (unknown)" in found.err
+    assert "org/unknown" not in hub.repositories
+
+
+def test_a_run_whose_source_forbids_it_ends_before_anything_starts(
+    resprout: Callable[..., Any], hub: FakeHub, tmp_path: Path
+) -> None:
+    model = {**tiny_config()["model"], "licence": "CC-BY-NC-ND-4.0"}
+    path = write_run(tmp_path, **{**STATED, "model": model}, push={"to": "hf://org/forbidden"})
+    found = resprout("run", path, "--json", home=tmp_path / "home", env=hub.environment())
+    assert found.code == 2
+    assert "CC-BY-NC-ND-4.0) forbids to pass on" in found.err
+    assert found.result["stages"] == []
+    assert "org/forbidden" not in hub.repositories
+
+
+def test_what_failed_its_gate_is_not_pushed_but_copied_with_a_remark(
+    stated: Any, resprout: Callable[..., Any], hub: FakeHub, tmp_path: Path
+) -> None:
+    home, path = stated[1].parent / "home", stated[1]
+    gate = ("gate.max_params_ratio=0.5", "push.to=hf://org/failed")
+    failed = resprout("run", path, *gate, "--json", home=home, env=hub.environment())
+    assert failed.code == 3, failed.err
+    assert failed.result["pushed"] is None
+    run = failed.result["mlflow_run_id"]
+    refused = resprout("export", run, "--push", "hf://org/failed", home=home, env=hub.environment())
+    assert refused.code == 3
+    assert "max_params_ratio" in refused.err
+    assert "org/failed" not in hub.repositories
+    copy = resprout("export", run, "--to", tmp_path / "own", "--json", home=home)
+    assert copy.code == 0, copy.err
+    assert "did not pass its gate: max_params_ratio" in copy.err
+    assert (tmp_path / "own" / "config.json").is_file()

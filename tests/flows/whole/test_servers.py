@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -174,6 +175,33 @@ def test_the_lines_at_the_end_of_a_run_bring_the_model_out_of_the_bucket(served:
     assert int(done.stdout.split()[-1]) == served.outcome.result["models"]["recovered"]["params"]
 
 
+def test_mlflow_loads_the_version_out_of_the_bucket_by_its_flavour(
+    served: Served, s3: Any, mlflow_server: MlflowServer
+) -> None:
+    env = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": mlflow_server.uri,
+        "AWS_ACCESS_KEY_ID": s3.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
+        "MLFLOW_S3_ENDPOINT_URL": s3.endpoint_url,
+    }
+    code = "import sys; sys.modules['resprout'] = None\nimport mlflow\n"
+    code += "found = mlflow.transformers.load_model('models:/tiny-pruned@candidate')\n"
+    code += "print(found.task, found.model.num_parameters())"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    params = served.outcome.result["models"]["recovered"]["params"]
+    assert done.stdout.split()[-2:] == ["text-generation", str(params)]
+    run = client_of(mlflow_server).get_run(served.outcome.result["mlflow_run_id"])
+    (logged,) = client_of(mlflow_server).search_logged_models([run.info.experiment_id])
+    data = {(one.dataset_name, one.dataset_digest) for one in logged.metrics if one.dataset_name}
+    known = {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs}
+    assert {name for name, _ in data} == {"evaluation text", "task own", "calibration text", "pool"}
+    assert data <= known
+    copies = [key for key in objects(s3, served.prefix) if key.endswith("hf/model.safetensors")]
+    assert len(copies) == 1, "no second copy of the weights"
+
+
 def test_the_config_gives_the_same_keys_and_bytes_as_without_servers(
     served: Served, finished: Any, s3: Any
 ) -> None:
@@ -319,17 +347,27 @@ def test_a_local_store_and_an_mlflow_server(
     assert found.code == 0, found.err
     version = client_of(mlflow_server).get_model_version("from-a-folder", "1")
     assert version.run_id == found.result["mlflow_run_id"]
+    version_run = client_of(mlflow_server).get_run(version.run_id)
     assert not version.source.startswith("file:")
     mlflow.set_tracking_uri(mlflow_server.uri)
     try:
         brought = Path(
             mlflow.artifacts.download_artifacts("models:/from-a-folder/1", dst_path=str(tmp_path / "brought"))
         )
+        flavoured = mlflow.transformers.load_model("models:/from-a-folder/1")
+        (logged,) = mlflow.MlflowClient().search_logged_models(
+            [version_run.info.experiment_id], f"source_run_id = '{version.run_id}'"
+        )
     finally:
         mlflow.set_tracking_uri(None)
+    assert flavoured.model.num_parameters() == found.result["models"]["pruned"]["params"]
+    assert version.source == logged.artifact_location, "the one copy is the LoggedModel's"
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "from-a-folder", "version": "1"}]
     export = Path(found.result["exports"][0]["uri"].removeprefix("file://"))
     files = {file.relative_to(export): file.read_bytes() for file in export.rglob("*") if file.is_file()}
     assert Path("model.safetensors") in files
+    # MLflow notes on its own side which version it brought.
+    (brought / "registered_model_meta").unlink()
     assert {
         file.relative_to(brought): file.read_bytes() for file in brought.rglob("*") if file.is_file()
     } == files
@@ -337,16 +375,15 @@ def test_a_local_store_and_an_mlflow_server(
     assert again.result["registered"] == found.result["registered"], "the copy is taken again"
     good = resprout("verify", "models:/from-a-folder/1", home=tmp_path / "home", env=env)
     assert good.code == 0, good.err
-    run_id = found.result["mlflow_run_id"]
-    (copy,) = mlflow_server.folder.rglob(f"{run_id}/artifacts/model")
+    (copy,) = mlflow_server.folder.rglob(version.source.partition("/models/")[2])
     (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
     (copy / "planted.py").write_text("")
     bad = resprout("verify", "models:/from-a-folder/1", home=tmp_path / "home", env=env)
     assert bad.code == 4
-    assert "/artifacts/model/config.json was changed" in bad.err
-    assert "/artifacts/model/planted.py was added" in bad.err
+    assert "/artifacts/config.json was changed" in bad.err
+    assert "/artifacts/planted.py was added" in bad.err
     (copy / "planted.py").unlink()
     (copy / "config.json").unlink()
     gone = resprout("verify", "models:/from-a-folder/1", home=tmp_path / "home", env=env)
     assert gone.code == 4
-    assert "/artifacts/model/config.json is missing" in gone.err
+    assert "/artifacts/config.json is missing" in gone.err
