@@ -62,7 +62,7 @@ def git_hash(data: bytes) -> str:
 
 
 def faults_of_card(text: str) -> list[dict[str, str]]:
-    """Faults of a card's front matter by the hub's own schema of metrics, and by the keys that it documents."""
+    """Faults of a card by the schema that the hub has for metrics, and by the keys that it documents."""
     from huggingface_hub.repocard_data import model_index_to_eval_results
 
     front = yaml.safe_load(text.split("---")[1])

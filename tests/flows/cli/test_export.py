@@ -94,7 +94,7 @@ def test_another_format_is_made_of_the_final_model_by_its_own_steps_alone(
         (("--to", "{new}", "--format", "gguf:Q4_KM"), "did you mean Q4_K_M?"),
         (("--to", "{new}", "--format", "ggfu:Q4_0"), "did you mean 'gguf'?"),
         (("--to", "{new}", "--format", "hf:Q4_0"), "give hf, not hf:Q4_0"),
-        (("--format", "gguf:Q8_0"), "give --to FOLDER as well"),
+        (("--format", "gguf:Q8_0"), "give --to FOLDER or --push"),
     ],
 )
 def test_bad_input_is_one_sentence_and_makes_nothing(
