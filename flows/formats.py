@@ -29,6 +29,7 @@ from resprout.tasks.export.format import FORMATS, entry, format_of
 from resprout.tasks.export.stage import export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.models.shape import Shape, shape_of
+from resprout.tasks.quantize.format import format_of as quantized_format
 from resprout.tasks.quantize.stage import quantize
 
 EXPORT = StepId(export.name)
@@ -125,14 +126,20 @@ class FurtherFormat:
 
     def _refuse_misfit(self, shape: Shape) -> None:
         layout = "uniform" if shape.stock else "per_layer"
-        if layout not in entry(self.form).declared["layouts"]:
-            fitting = [one.name for one in FORMATS if layout in one.declared["layouts"]]
+        if layout not in _layouts(self.form, shape):
+            fitting = [one.name for one in FORMATS if layout in _layouts(one.name, shape)]
             raise BadInput(
-                f"{self.form} holds models whose layers all have one width, and those of this one differ; "
-                f"give --format {' or '.join(fitting)}"
+                f"{self.form} holds a {shape.model_type} whose layers all have one width, and those of "
+                f"this one differ; give --format {' or '.join(fitting)}"
             )
         if (section := self.steps.config.quantize) is not None:
             quantize.fits(section, {"source": shape})
+
+
+def _layouts(form: str, shape: Shape) -> tuple[str, ...]:
+    """Layouts that a format can hold, for a model of this shape's family."""
+    declared = entry(form).declared
+    return quantized_format(form).layouts(shape) if declared["quantized"] else declared["layouts"]
 
 
 def _with_format(config: RunConfig, form: str) -> RunConfig:
