@@ -6,7 +6,7 @@ import pytest
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import LicencesConfig
-from resprout.infra.licences import Credit, check_licences, findings
+from resprout.infra.licences import Credit, check_licences, check_redistribution, findings
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,25 @@ def test_all_that_is_denied_is_named_at_once_with_what_to_do() -> None:
     assert check_licences(policy, credits[2:]) == [
         "recovery rows pool.jsonl has licence mit, which infra.licences.warn names ('mit')"
     ]
+
+
+@pytest.mark.parametrize(
+    "licence", ["Apache-2.0", "CC-BY-NC-4.0", "llama3.1", "MIT OR CC-BY-ND-4.0", "other"]
+)
+def test_what_may_be_changed_and_passed_on_may_be_pushed(licence: str) -> None:
+    check_redistribution([Credit("source model", "org/dense", licence)])
+
+
+@pytest.mark.parametrize(
+    "licence",
+    ["CC-BY-ND-4.0", "cc-by-nc-nd-4.0", "MIT AND CC-BY-ND-4.0", "All rights reserved", "Proprietary EULA"],
+)
+def test_what_must_not_be_passed_on_is_named(licence: str) -> None:
+    credits = [Credit("source model", "org/dense", "mit"), Credit("pool", "rows.jsonl", licence)]
+    with pytest.raises(BadInput, match=f"pool rows.jsonl \\({licence}\\) forbids to pass on"):
+        check_redistribution(credits)
+
+
+def test_an_unknown_licence_has_to_be_stated() -> None:
+    with pytest.raises(BadInput, match=r"known of pool rows\.jsonl .*`licence:` beside"):
+        check_redistribution([Credit("source model", "a", "mit"), Credit("pool", "rows.jsonl", None)])

@@ -192,6 +192,22 @@ def test_an_added_file_is_reported(store, folder):
     assert "evil.py was added" in store.verify(digest)[0]
 
 
+@pytest.mark.parametrize(
+    ("beside", "note", "allowed"),
+    [
+        ("MLmodel", b"model_name: small\nmodel_version: '1'\n", True),
+        ("other", b"model_name: small\nmodel_version: '1'\n", False),
+        ("MLmodel", b"import os\n", False),
+        ("MLmodel", b"model_name: " + 2000 * b"x", False),
+    ],
+)
+def test_what_mlflow_notes_when_it_loads_a_version_is_no_damage(store, folder, beside, note, allowed):
+    (folder / "sub" / beside).write_text("flavors: {}")
+    digest = store.publish(folder).digest
+    store.driver.put_bytes(f"content/{digest}/sub/registered_model_meta", note)
+    assert (store.verify(digest) == []) == allowed
+
+
 def test_check_sees_a_missing_or_shorter_file_without_reading_it(store, folder):
     digest = store.publish(folder).digest
     damage(store, digest, "a.txt", b"hell")
