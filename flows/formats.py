@@ -7,21 +7,20 @@ few bits needs before, on artifacts that are in the store. So they are cached an
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from resprout.configs.errors import BadInput
+from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.result import GateResult
 from resprout.configs.schema import QuantizeConfig, RunConfig
 from resprout.flows import preflight
 from resprout.flows.recorded_run import RecordedRun
 from resprout.flows.stages import MODEL, Artifacts, Step, Steps
-from resprout.infra.store.filesystem import disk_errors, walk
+from resprout.infra.store.filesystem import megabytes, walk
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.stage import StepId
@@ -159,19 +158,27 @@ def copy_out(store: ArtifactStore, one: Exported, target: Path) -> Path:
         BadInput: something is there already, or the place cannot be written.
         StageFailed: the disk is full.
     """
+    target = target.expanduser().absolute()
     refuse_taken(target)
-    with store.open(one.digest) as content, disk_errors(target, one.bytes):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with store.open(one.digest) as content:
         try:
-            copy = scratch / target.name
-            for relative, file in walk(content / one.folder):
-                (copy / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy / relative)
-            # An empty folder is replaced in the same step; one that was filled meanwhile stays.
-            os.replace(copy, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+                copy = Path(scratch) / target.name
+                for relative, file in walk(content / one.folder):
+                    (copy / relative).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, copy / relative)
+                # An empty folder is replaced in the same step; one that was filled meanwhile stays.
+                copy.replace(target)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise StageFailed(
+                    f"the disk of {target} is full, where {megabytes(one.bytes)} are needed; make room "
+                    "there, or give another folder in --to"
+                ) from error
+            raise BadInput(
+                f"{target} cannot be written ({error.strerror}); give another folder in --to"
+            ) from error
     return target
 
 
@@ -183,8 +190,3 @@ def refuse_taken(target: Path) -> None:
         raise BadInput(f"{target} cannot be used ({error.strerror}); give a new or an empty folder") from None
     if taken:
         raise BadInput(f"{target} is there and not empty; give a new or an empty folder in --to")
-
-
-def listed(formats: Mapping[str, Exported]) -> str:
-    """The formats by name with their sizes, for a sentence."""
-    return ", ".join(f"{name} ({one.bytes / 1e6:.1f} MB)" for name, one in formats.items())

@@ -87,6 +87,11 @@ def export(
             raise BadInput(f"the store no longer has an export of {reference}; say which to make by --format")
         one = there.get(wanted) or _made(run, wanted, workspace, config, trust_remote_code, debug)
         found |= {**one.as_dict(), "made_afterwards": wanted not in there}
+        if wanted not in there and ":" in wanted:
+            remarks.append(
+                f"{wanted} was loaded and compared with the model, but not evaluated: the scores on its card "
+                "are the model's before it was stored in few bits; quantize.formats has files judged"
+            )
         lines = []
         if to is not None:
             found["to"] = str(copy_out(workspace.store, one, to))

@@ -12,7 +12,15 @@ import pytest
 from fake_hub import TOKEN, FakeHub, fake_hub
 from planted import files as files_below
 from planted import leaks
+from resprout.configs.errors import BadInput
+from resprout.flows import formats
+from resprout.flows.formats import FurtherFormat
+from resprout.flows.recorded_run import RecordedRun, recorded_run
+from resprout.flows.workspace import open_workspace
+from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.llama_cpp import library
 from resprout.tasks.models.load import save_model
+from resprout.tasks.models.shape import shape_of
 from tiny_models import tiny_model, write_byte_tokenizer
 from tiny_run import config as tiny_config
 from tiny_run import write_data, write_run
@@ -108,6 +116,61 @@ def test_bad_input_is_one_sentence_and_makes_nothing(
     assert sentence in found.err
     assert found.err.strip().count("\n") == 0
     assert not (tmp_path / "new").exists()
+
+
+def test_a_store_that_has_lost_the_model_says_what_to_do(
+    copied: Path, finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = next(one for one in finished.result["stages"] if one["name"] == "recover")["artifact"]["digest"]
+    shutil.rmtree(copied / "store" / "content" / model)
+    found = resprout("export", VERSION, "--to", tmp_path / "new", "--format", "hf_layouts", home=copied)
+    assert found.code == 2
+    assert f"made of the run's model (artifact {model}), which" in found.err
+    assert "no longer has whole; run its config again" in found.err
+    whole = resprout("export", VERSION, "--to", tmp_path / "new", home=copied)
+    assert whole.code == 0, "the export itself is there"
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    found = resprout("export", VERSION, "--to", tmp_path / "file" / "below", home=finished.home)
+    assert found.code == 2
+    assert "cannot be " in found.err
+    assert found.err.strip().count("\n") == 0
+
+
+@pytest.fixture
+def recorded(finished: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[RecordedRun, ArtifactStore]:
+    """The finished run as the verb reads it back."""
+    monkeypatch.setenv("RESPROUT_HOME", str(finished.home))
+    workspace = open_workspace(None, VERSION, read_only=True)
+    return recorded_run(workspace, VERSION), workspace.store
+
+
+def test_a_format_that_cannot_hold_the_layers_names_those_that_can(
+    recorded: tuple[RecordedRun, ArtifactStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, store = recorded
+    uneven = shape_of(tiny_model("qwen3").config.to_dict()).with_counts("ffn", (128, 96))
+    monkeypatch.setattr(formats, "shape_of", lambda config: uneven)
+    for form in ("hf", "gguf:Q8_0"):
+        with pytest.raises(BadInput, match=f"{form} holds a qwen3 .* those of this one differ; .*hf_layouts"):
+            FurtherFormat(run, store, form, trust_remote_code=False)
+    FurtherFormat(run, store, "hf_layouts", trust_remote_code=False)
+
+
+def test_a_runtime_that_is_not_installed_is_named_with_what_brings_it(
+    recorded: tuple[RecordedRun, ArtifactStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "PACKAGE", "not_installed_here")
+    library.require_llama_cpp.cache_clear()
+    try:
+        with pytest.raises(BadInput, match="which is not installed; pip install"):
+            FurtherFormat(*recorded, "gguf:Q8_0", trust_remote_code=False)
+    finally:
+        library.require_llama_cpp.cache_clear()
 
 
 STATED = {
