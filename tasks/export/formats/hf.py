@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.export import probe as script
 from resprout.tasks.export.format import largest_difference
-from resprout.tasks.export.mlflow_model import write_mlmodel
 from resprout.tasks.export.probe import Probed, Question
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ class HuggingFace:
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Save the model; layers of different widths, which stock classes cannot build, raise BadInput."""
+        from resprout.tasks.export.mlflow_model import write_mlmodel
         from resprout.tasks.models.layouts import layout_of
         from resprout.tasks.models.load import load_tokenizer, save_model
 
