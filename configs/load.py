@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +20,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import InfraConfig, without_credentials
 from resprout.configs.near_misses import INSTEAD
 from resprout.configs.schema import RunConfig
+from resprout.configs.suites import ENDINGS, changed, named_suite, shipped_suite
 
 PREFIX = "RESPROUT_"
 RESERVED = {"RESPROUT_HOME"}
@@ -28,6 +30,8 @@ MOST_BITS = 1024
 TRAVEL = ("store", "mlflow", "prefect", "proof")
 """Sections of the infrastructure that a worker needs."""
 TYPES = {"int", "float", "str", "constrained-int"}  # in a fault's location, where a key may have several
+REMOTE = re.compile(r"[a-z-]+:/?")
+"""Begins an address that is no path."""
 VARIABLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
 
 
@@ -77,23 +81,27 @@ def load_data(
     if "base" in data and {"grid", "list"} & data.keys():
         raise BadInput(f"{path} is a sweep of run configs; give it to `resprout sweep`, or its base here")
     _refuse_plain_secrets(data)
+    base = path.resolve().parent
+    _read_suites(data, base)
     _assign_variables(data, environ)
     _override(data, overrides)
+    _read_suites(data, base)
     infra = copy.deepcopy(data.get("infra") or {})
     _fill_variables(data, environ)
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
         raise BadInput(explain(error, str(path))) from None
-    base = path.resolve().parent
     return Loaded(config, path, base, home_of(config.infra, base, environ), infra)
 
 
 def document(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The mapping in `path` with overrides, as it can be kept and sent: secrets still as ${VARIABLE}."""
-    data = read_yaml(path.expanduser())
+    data, base = read_yaml(path.expanduser()), path.expanduser().resolve().parent
     _refuse_plain_secrets(data)
+    _read_suites(data, base)
     _override(data, overrides)
+    _read_suites(data, base)
     return data
 
 
@@ -112,6 +120,36 @@ def _override(data: dict[str, Any], overrides: Iterable[str]) -> None:
         value = _value(text, override)
         _refuse_plain_secrets(value, tuple(keys))
         _assign(data, keys, value, override)
+
+
+def _read_suites(data: dict[str, Any], base: Path) -> None:
+    """Write out the suites that the config names, those of one's own from YAML files beside it."""
+    evaluate = data.get("evaluate")
+    suites = evaluate.get("suites") if isinstance(evaluate, dict) else None
+    for index, given in enumerate(suites if isinstance(suites, list) else ()):
+        name = named_suite(given)
+        if name is None:
+            continue
+        if name.endswith(ENDINGS):
+            suites[index] = changed(_read_suite(base / Path(name).expanduser(), base), given)
+        else:
+            with suppress(ValueError):  # which the schema says of an unknown one
+                suites[index] = shipped_suite(given)
+
+
+def _read_suite(path: Path, base: Path) -> dict[str, Any]:
+    """The suite in a YAML file; files that it names lie beside it."""
+    suite = read_yaml(path)
+    folder = path.parent
+    for task in suite["tasks"] if isinstance(suite.get("tasks"), list) and folder != base else ():
+        if isinstance(task, dict):
+            if str(task.get("task", "")).endswith(ENDINGS):
+                task["task"] = str(folder / Path(task["task"]).expanduser())
+            for data in (task.get("data"), task.get("examples")):
+                source = data.get("source") if isinstance(data, dict) else None
+                if isinstance(source, str) and not REMOTE.match(source):
+                    data["source"] = str(folder / Path(source).expanduser())
+    return suite
 
 
 def load_infra(path: Path | None, environ: Mapping[str, str] | None = None) -> tuple[InfraConfig, Path]:

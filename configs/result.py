@@ -55,6 +55,29 @@ class SpeedResult(Plain):
     """Whether the interval leaves out 1; else the noise is larger than the difference."""
 
 
+class LossResult(Plain):
+    """What a model lost of one capability against the dense one, on the same items."""
+
+    tasks: list[str]
+    items: int
+    dense: float
+    """Share of the items that the dense model answered right; of other metrics their mean."""
+    model: float
+    """The same of this model."""
+    drop: float
+    low: float
+    """Ends of the interval of the drop, of 95 %."""
+    high: float
+    lost: int
+    """Items on which only the dense model is right, or is better."""
+    won: int
+    p: float
+    """McNemar's exact test: how often chance alone would be as uneven."""
+    cut: float | None = None
+    """Share of this model's written answers that were cut; null of chosen ones."""
+    dense_cut: float | None = None
+
+
 class ModelResult(Plain):
     """Size and metrics of one model."""
 
@@ -66,6 +89,8 @@ class ModelResult(Plain):
     metrics: dict[str, float]
     speeds: dict[str, SpeedResult] = {}
     """By the name of each speed among the metrics its ratio to the dense model's; empty of the dense one."""
+    losses: dict[str, LossResult] = {}
+    """By capability what was lost; empty of the dense one, and without tasks."""
 
 
 class GateCheck(Plain):
@@ -73,8 +98,13 @@ class GateCheck(Plain):
 
     name: str
     value: float
+    """What was held against the bound; of a drop with a margin the upper end of its interval."""
     bound: float
     passed: bool
+    items: int | None = None
+    """Of a drop the number of items that both models answered."""
+    note: str = ""
+    """Of a drop what lies behind the value."""
 
 
 class GateResult(Plain):

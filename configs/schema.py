@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ByteSize,
     Field,
     ValidationError,
@@ -26,6 +27,7 @@ from resprout.configs.infrastructure import (
 )
 from resprout.configs.presets import DEPTH, Layout, Preset, Unit, load_preset, preset_names
 from resprout.configs.section import Name, Percent, Ratio, Section
+from resprout.configs.suites import ENDINGS, shipped_suite, shipped_tasks
 
 
 def _without_password(address: str) -> str:
@@ -495,23 +497,23 @@ class PerplexityConfig(Section):
         return self
 
 
-EVALUATION = Path(__file__).parent / "evaluation"
-"""Folder of the zero-shot tasks that ship."""
-
-
-def shipped_tasks() -> list[str]:
-    """Names of the zero-shot tasks that ship, sorted."""
-    return sorted(path.stem for path in EVALUATION.glob("*.yaml"))
-
-
-class ZeroShotTask(Section):
-    """One lm-eval task on a local file."""
+class EvaluationTask(Section):
+    """One lm-eval task on rows of yours."""
 
     task: str
-    """A YAML of configs/evaluation without its ending (`resprout methods`), or the path of your own lm-eval
-    YAML."""
+    """A YAML of configs/evaluation without its ending (`resprout methods`), `lm_eval:NAME` for a task of
+    lm-eval, or the path of your own lm-eval YAML."""
     data: DataSource
     """The rows; columns as the task's templates name them."""
+    name: Name = Field(default=LEFT_OUT, json_schema_extra=_without_default)
+    """Name in metrics. Left out: the task's."""
+    capability: Name | None = None
+    """What the task is about, by which losses are told apart: arithmetic, knowledge, ... Left out: what the
+    task's YAML says, else its name."""
+    few_shot: Annotated[int, Field(ge=0)] | None = None
+    """Solved examples in front of each item. Left out: as many as the task's YAML says; in zero_shot none."""
+    examples: DataSource | None = None
+    """The rows that those are drawn from. Left out: the task's own examples, or its other rows."""
 
     @model_validator(mode="before")
     @classmethod
@@ -519,39 +521,50 @@ class ZeroShotTask(Section):
         if not isinstance(given, str):
             return given
         known, ships = ", ".join(shipped_tasks()), given in shipped_tasks()
-        task = given if ships or given.endswith((".yaml", ".yml")) else f"{given}.yaml"
+        ours = ships or given.endswith(ENDINGS) or given.startswith(LM_EVAL)
+        task = given if ours else f"{given}.yaml"
         raise ValueError(
             f"a task needs a file with its questions, as none is fetched by its name; give {{task: {task}, "
-            f"data: {{source: FILE}}}}, where task is one of {known}, or the path of your own lm-eval YAML"
+            f"data: {{source: FILE}}}}, where task is one of {known}, lm_eval:NAME, or the path of your own "
+            "lm-eval YAML"
         )
 
-    @property
-    def name(self) -> str:
-        """Name in metrics: the YAML's, without folder and ending."""
-        return PurePath(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task
+    @field_validator("name", mode="before")
+    @classmethod
+    def _own_name(cls, given: Any, info: ValidationInfo) -> Any:
+        if given is not None:
+            return given
+        task = str(info.data.get("task", "task"))
+        return PurePath(task).stem if task.endswith(ENDINGS) else task.removeprefix(LM_EVAL)
 
     def key_data(self) -> dict[str, Any]:
-        """The name alone: settings and rows enter the key by their digest."""
-        return {"name": self.name}
+        """Without the task, whose settings and rows enter the key by their digest."""
+        return {"name": self.name, "capability": self.capability, "few_shot": self.few_shot}
 
 
-class ZeroShotConfig(Section):
-    """Multiple-choice tasks through lm-eval."""
+LM_EVAL = "lm_eval:"
+"""Begins the names of lm-eval's own tasks."""
 
-    tasks: Annotated[tuple[ZeroShotTask, ...], Field(min_length=1)]
+
+class SuiteConfig(Section):
+    """Tasks through lm-eval, with the settings that they share."""
+
+    tasks: Annotated[tuple[EvaluationTask, ...], Field(min_length=1)]
     """Which tasks, on which files."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """At most this many items of each task."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Requests in a batch."""
+    chat: bool = False
+    """Put prompts through the model's chat template, examples as turns of a conversation."""
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens after which a written answer is cut, which is counted. Left out: the task's own number, else
+    1,024; at most half of what the model takes."""
 
-    @model_validator(mode="after")
-    def _names_differ(self) -> ZeroShotConfig:
-        names = [one.name for one in self.tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"the task {twice[0]} is given twice; rename one of the YAML files")
-        return self
+
+Suite = Annotated[
+    SuiteConfig, BeforeValidator(shipped_suite, json_schema_input_type=SuiteConfig | str | dict[str, Any])
+]
 
 
 Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -562,8 +575,11 @@ class EvaluateConfig(Section):
 
     perplexity: PerplexityConfig
     """Perplexity and divergence from the dense model."""
-    zero_shot: ZeroShotConfig | None = None
-    """Accuracies; left out where absent."""
+    zero_shot: SuiteConfig | None = None
+    """Accuracies without examples, as a suite that is written here; left out where absent."""
+    suites: tuple[Suite, ...] = ()
+    """Suites by name (`resprout methods`) or by the path of a YAML with these keys; {suite: NAME, limit: 100}
+    changes some."""
     prompts: Annotated[tuple[Prompt, ...], Field(max_length=20)] = (
         "Which planet of the solar system is the largest?",
         "A box holds 3 rows of 8 eggs. 5 of the eggs break. How many are whole?",
@@ -572,6 +588,38 @@ class EvaluateConfig(Section):
         "My friend forgot my birthday and I feel a bit hurt. What could I say to them?",
     )
     """Prompts that every model answers greedily, for people to compare; [] leaves them out."""
+
+    @property
+    def placed_suites(self) -> dict[str, SuiteConfig]:
+        """All suites by their places in the section."""
+        first = {} if self.zero_shot is None else {"zero_shot": self.zero_shot}
+        return first | {f"suites.{index}": suite for index, suite in enumerate(self.suites)}
+
+    @property
+    def tasks(self) -> dict[str, EvaluationTask]:
+        """All tasks by their places in the section."""
+        return {
+            f"{place}.tasks.{index}": task
+            for place, suite in self.placed_suites.items()
+            for index, task in enumerate(suite.tasks)
+        }
+
+    @model_validator(mode="after")
+    def _zero_shot_has_no_examples(self) -> EvaluateConfig:
+        for task in self.zero_shot.tasks if self.zero_shot is not None else ():
+            if task.few_shot or task.examples is not None:
+                raise ValueError(
+                    f"zero_shot holds {task.name} with examples; move the task into a suite (evaluate.suites)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> EvaluateConfig:
+        names = [task.name for task in self.tasks.values()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the task {twice[0]} is given twice; give one of them another name: NAME")
+        return self
 
 
 class MeasureConfig(Section):
@@ -591,6 +639,36 @@ class MeasureConfig(Section):
     """CPU threads; default: torch's own choice."""
 
 
+class DropBound(Section):
+    """How much of an accuracy may be lost; a number alone is `absolute`."""
+
+    absolute: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Dense accuracy - accuracy of the model, on the same items."""
+    relative: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """The same as a share of the dense accuracy."""
+    margin: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Passes only where the items show that the drop is below it: a one-sided interval ends below it."""
+    error_rate: Annotated[float, Field(gt=0.0, le=0.5)] = 0.05
+    """margin: share of models with a drop of the whole margin that may pass by chance."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_absolute(cls, given: Any) -> Any:
+        is_number = isinstance(given, int | float) and not isinstance(given, bool)
+        return {"absolute": given} if is_number else given
+
+    @model_validator(mode="after")
+    def _one_form(self) -> DropBound:
+        forms = ("absolute", "relative", "margin")
+        given = [name for name in forms if getattr(self, name) is not None]
+        if len(given) != 1 or ("error_rate" in self.model_fields_set and given != ["margin"]):
+            raise ValueError(
+                "give a number, which is the absolute drop, {relative: 0.1}, or {margin: 0.03, error_rate: "
+                "0.05}"
+            )
+        return self
+
+
 class GateConfig(Section):
     """Bounds relative to the dense model, measured in the same run."""
 
@@ -601,14 +679,16 @@ class GateConfig(Section):
     max_kl_nats: Annotated[float, Field(gt=0.0)] | None = None
     """Mean KL(dense || recovered) in nats a token."""
     min_accuracy_kept: Annotated[float, Field(gt=0.0)] | None = None
-    """Mean recovered accuracy / mean dense accuracy over the zero-shot tasks."""
+    """Mean recovered accuracy / mean dense accuracy over the multiple-choice tasks without examples."""
     max_params_ratio: Ratio | None = None
     """Recovered parameters / dense parameters."""
+    max_drop: dict[str, DropBound] = Field(default_factory=dict)
+    """By capability or task the largest drop of its accuracy: {arithmetic: 0.05, piqa: {margin: 0.03}}."""
 
     @model_validator(mode="after")
     def _some_bound(self) -> GateConfig:
         bounds = [name for name in type(self).model_fields if name != "of"]
-        if all(getattr(self, name) is None for name in bounds):
+        if all(getattr(self, name) in (None, {}) for name in bounds):
             raise ValueError(f"the gate has no bound; give at least one of {', '.join(bounds)}")
         return self
 
@@ -753,10 +833,13 @@ class RunConfig(Section):
                 f"calibrate.method is {self.calibrate.method} but calibrate.text is empty; name at least "
                 "one source"
             )
-        if self.gate and self.gate.min_accuracy_kept is not None and self.evaluate.zero_shot is None:
-            raise ValueError(
-                "gate.min_accuracy_kept needs accuracies; give evaluate.zero_shot or drop the bound"
-            )
+        wanted = ("min_accuracy_kept", "max_drop") if self.gate is not None else ()
+        for name in (one for one in wanted if getattr(self.gate, one)):
+            if not self.evaluate.tasks:
+                raise ValueError(
+                    f"gate.{name} needs accuracies; give evaluate.zero_shot or evaluate.suites, or drop the "
+                    "bound"
+                )
         group = int(self.sparsify.pattern.partition(":")[2]) if self.sparsify else 1
         cut = not self.prune.target.whole and {"ffn", "hidden"} & set(self.prune.units)
         if self.prune.round_to % group and cut:

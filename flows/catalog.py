@@ -53,19 +53,36 @@ COSTS = {
 def catalog() -> dict[str, list[dict[str, Any]]]:
     """Every method, preset and evaluation task: name, summary, source, and what it declares of itself."""
     from resprout.configs.presets import load_preset, preset_names
-    from resprout.configs.schema import shipped_tasks
+    from resprout.configs.suites import shipped_suites, shipped_tasks
 
     listed = {section: [_shown(entry) for entry in registry] for section, registry in registries().items()}
     listed["prune.method"] = [_preset(name, load_preset(name)) for name in preset_names()]
-    listed["evaluate.zero_shot.tasks"] = [
-        {
-            "name": name,
-            "summary": "multiple choice through lm-eval",
-            "source": f"configs/evaluation/{name}.yaml",
-        }
-        for name in shipped_tasks()
-    ]
+    listed["evaluate.suites"] = [_suite(name) for name in shipped_suites()]
+    listed["evaluate.suites.tasks"] = [_task(name) for name in shipped_tasks()]
     return dict(sorted(listed.items()))
+
+
+def _suite(name: str) -> dict[str, Any]:
+    """A suite: its tasks by capability."""
+    from resprout.configs.schema import SuiteConfig
+    from resprout.configs.suites import shipped_suite
+
+    suite = SuiteConfig.model_validate(shipped_suite(name))
+    tasks = ", ".join(task.name for task in suite.tasks)
+    return {"name": name, "summary": tasks, "source": f"configs/evaluation/suites/{name}.yaml"}
+
+
+def _task(name: str) -> dict[str, Any]:
+    """An evaluation task: what it is about, and how it is answered."""
+    from resprout.tasks.evaluate.task_files import read_task
+
+    settings = read_task(name, Path())
+    kind, capability = settings["output_type"].replace("_", " "), settings["metadata"]["capability"]
+    return {
+        "name": name,
+        "summary": f"{capability}: {kind} through lm-eval",
+        "source": f"configs/evaluation/{name}.yaml",
+    }
 
 
 def _preset(name: str, preset: Preset) -> dict[str, Any]:

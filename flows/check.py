@@ -5,8 +5,10 @@ Imports torch only for a method whose settings are given.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from resprout.configs.errors import BadInput, DoesNotFit, Fault, faults_in, sentences
@@ -19,6 +21,7 @@ from resprout.infra.identity import install_command
 from resprout.infra.store.driver import driver_class
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.evaluate.task_files import capability_of, read_task
 from resprout.tasks.export.format import FORMATS, entry
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
@@ -56,6 +59,8 @@ def _faults(loaded: Loaded) -> list[Fault]:
         ("export.formats", lambda: _formats(config)),
         ("compare.baselines", lambda: _baselines(config)),
     ]
+    if config.gate is not None and config.gate.max_drop:
+        steps.append(("gate.max_drop", lambda: _drops(loaded)))
     steps += [
         ("infra.store.uri", lambda: _store_folder(loaded)),
         ("infra.proof", lambda: Signer.from_config(config.infra.proof).require_own_key()),
@@ -137,6 +142,23 @@ def _baselines(config: RunConfig) -> None:
     if config.quantize is not None and config.compare is not None:
         for name in baselines(config.quantize.formats, config.compare.baselines):
             quantized_format(name)
+
+
+def _drops(loaded: Loaded) -> None:
+    """BadInput for a bound on something that is not evaluated; the nearest is named."""
+    config, known = loaded.config, set[str]()
+    for task in config.evaluate.tasks.values():
+        # A task that cannot be read is a fault of its own.
+        with suppress(BadInput):
+            known |= {task.name, capability_of(task, read_task(task.task, loaded.base))}
+    for name in config.gate.max_drop if config.gate is not None and known else ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise BadInput(
+                f"{name} is no capability or task that is evaluated; {hint}give one of "
+                f"{', '.join(sorted(known))}, or add a suite that has it"
+            )
 
 
 def _store_folder(loaded: Loaded) -> None:

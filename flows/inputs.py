@@ -138,7 +138,7 @@ def acquisitions(config: RunConfig) -> Iterator[Acquisition]:
     for data in DATA:
         if data.sources(config) and data.read(config):
             yield Acquisition(data.name, data.stage, data.role)
-    for one in config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ():
+    for one in config.evaluate.tasks.values():
         yield Acquisition(f"{TASK_ROLE}{one.name}", acquire_task, f"task {one.name}", TASKS)
     for model in MODELS:
         if model.config(config) is not None:
@@ -175,11 +175,12 @@ class Sources:
             if (sources := data.sources(config)) and data.read(config):
                 self.sections[data.name] = found = AcquireData.pin(sources, here)
                 credits += found.credits(data.credit)
-        tasks = config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()
-        for one in sorted(tasks, key=lambda task: task.name):
+        for one in sorted(config.evaluate.tasks.values(), key=lambda task: task.name):
             rows = AcquireData.pin((one.data,), here)
-            self.sections[f"{TASK_ROLE}{one.name}"] = AcquireTask(rows, read_task(one.task, loaded.base))
-            credits += rows.credits(f"task {one.name}")
+            shown = None if one.examples is None else AcquireData.pin((one.examples,), here)
+            made = AcquireTask(rows, read_task(one.task, loaded.base), shown)
+            self.sections[f"{TASK_ROLE}{one.name}"] = made
+            credits += made.whole.credits(f"task {one.name}")
         self.credits = tuple(credits)
         self.shapes = shapes_here(loaded)
         self.shape = self.shapes.get(SOURCE)
@@ -297,5 +298,7 @@ def data_sources(config: RunConfig) -> Iterator[tuple[str, DataSource]]:
     for data in DATA:
         for index, source in enumerate(data.sources(config)):
             yield f"{data.key}.{index}", source
-    for index, task in enumerate(config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()):
-        yield f"evaluate.zero_shot.tasks.{index}.data", task.data
+    for place, task in config.evaluate.tasks.items():
+        yield f"evaluate.{place}.data", task.data
+        if task.examples is not None:
+            yield f"evaluate.{place}.examples", task.examples

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.load import PREFIX, RESERVED, Loaded
-from resprout.configs.schema import EVALUATION
+from resprout.configs.schema import LM_EVAL
+from resprout.configs.suites import EVALUATION
 from resprout.tasks.acquire.source import scheme_of
 from resprout.tasks.evaluate.task_files import task_file
 
@@ -48,7 +49,7 @@ def standalone(loaded: Loaded, data: dict[str, Any]) -> dict[str, Any]:
             return [resolved(key, inner) for inner in value]
         if _names_source(key) and isinstance(value, str) and scheme_of(value) == "local":
             return value if value.startswith("file:") else str(loaded.base / Path(value).expanduser())
-        if key == "task" and isinstance(value, str):
+        if key == "task" and isinstance(value, str) and not value.startswith(LM_EVAL):
             file = task_file(value, loaded.base)
             return value if file.parent == EVALUATION else str(file.absolute())
         return value

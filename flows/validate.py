@@ -13,12 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError, meta
+from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 
 from resprout.configs.errors import BadInput, Fault, ResproutError, faults_in
 from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded
-from resprout.configs.schema import DataSource, RowSource, SelectConfig, TextSource, ZeroShotTask
+from resprout.configs.schema import DataSource, EvaluationTask, RowSource, RunConfig, SelectConfig, TextSource
 from resprout.flows.inputs import context, data_sources, is_elsewhere, model_files, named_sources
 from resprout.infra.environment import set_variables
 from resprout.infra.mlflow.tracking import Tracker
@@ -26,7 +26,7 @@ from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items
 from resprout.tasks.acquire.source import Context, Wanted, locate, pin, scheme_of
 from resprout.tasks.acquire.sources.local import files_at
-from resprout.tasks.data.chat import NO_TEMPLATE, rendered
+from resprout.tasks.data.chat import NO_CHAT, NO_TEMPLATE, rendered
 from resprout.tasks.data.read import Numbered, read_rows
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.gguf_header import read_header
@@ -44,7 +44,7 @@ from resprout.tasks.select.paser_size import check_size
 def probe(loaded: Loaded) -> Iterator[Fault]:
     """Each fault in what the config names; that a source is not there is for `check` to say."""
     set_variables(loaded.config.infra, loaded.home)
-    select = loaded.config.select
+    asking = _asking_for_chat(loaded.config)
     here = context(loaded, Tracker(loaded.config.infra.mlflow, loaded.home).uri)
     yield from _store(loaded)
     chat: ChatTemplate | None = None
@@ -55,14 +55,25 @@ def probe(loaded: Loaded) -> Iterator[Fault]:
             files, metadata = _held(address, wanted, here)
             if metadata is not None and not gguf_has_tokenizer(metadata):
                 yield key, f"{address} {NO_TOKENIZER}"
-            elif files and key == "model.source" and select is not None and select.template == "chat":
+            elif files and key == "model.source" and asking:
                 try:
                     chat = chat_template(files) if metadata is None else gguf_chat_template(metadata)
                     if chat is None:
-                        yield "select.template", f"{NO_TEMPLATE} ({address})"
+                        yield from ((one, f"{sentence} ({address})") for one, sentence in asking.items())
                 except BadInput as error:
-                    yield "select.template", f"{address}: {error}"
+                    yield from ((one, f"{address}: {error}") for one in asking)
     yield from row_faults(loaded, here, chat)
+
+
+def _asking_for_chat(config: RunConfig) -> dict[str, str]:
+    """The keys by which a chat template is needed, each with the sentence where there is none."""
+    asking = {
+        f"evaluate.{place}.chat": f"chat is true but {NO_CHAT}; set chat: false"
+        for place, suite in config.evaluate.placed_suites.items()
+        if suite.chat
+    }
+    select = config.select
+    return asking | ({"select.template": NO_TEMPLATE} if select and select.template == "chat" else {})
 
 
 def _store(loaded: Loaded) -> Iterator[Fault]:
@@ -163,9 +174,11 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
     for key, source in data_sources(config):
         if files := data_files(source.source, here):
             yield from faults_in(key, partial(look, key, source, files))
-    for index, task in enumerate(config.evaluate.zero_shot.tasks if config.evaluate.zero_shot else ()):
-        rows = found.get(f"evaluate.zero_shot.tasks.{index}.data", [])
-        yield from faults_in("evaluate.zero_shot", partial(_check_columns, task, loaded.base, rows))
+    for place, task in config.evaluate.tasks.items():
+        for part, source in (("data", task.data), ("examples", task.examples)):
+            key = f"evaluate.{place}.{part}"
+            if source is not None and (rows := found.get(key)):
+                yield from faults_in(key, partial(_check_columns, task, source, loaded.base, rows))
 
     def whole(section: str, sources: Sequence[DataSource]) -> set[str] | None:
         """Texts of all sources of a section; None where not all was seen."""
@@ -187,7 +200,7 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
     if texts := whole("select.pool", config.select.pool):
         yield from faults_in("select.pool", partial(_check_size, config.select, len(texts)))
     pool = [item.row for key, items in found.items() if key.startswith("select.pool.") for item in items]
-    if chat is not None and pool:
+    if chat is not None and pool and config.select.template == "chat":
         yield from faults_in(
             "select.template", partial(rendered, chat.text, chat.special_tokens, pool[:CHATS])
         )
@@ -215,7 +228,7 @@ def _is_unique(source: DataSource) -> bool:
     return isinstance(source, RowSource | TextSource)
 
 
-def _check_columns(task: ZeroShotTask, base: Path, rows: list[Item]) -> None:
+def _check_columns(task: EvaluationTask, source: DataSource, base: Path, rows: list[Item]) -> None:
     """BadInput where a template of an lm-eval task asks for a column that a row does not have."""
     settings = read_task(task.task, base)
     for key in TEMPLATES:
@@ -224,7 +237,7 @@ def _check_columns(task: ZeroShotTask, base: Path, rows: list[Item]) -> None:
             if lacking := sorted(asked - item.row.keys()):
                 raise BadInput(
                     f"{key} of task {task.name} uses {', '.join(lacking)}, which row {number} of "
-                    f"{task.data.source} does not have; its columns are {', '.join(sorted(item.row))}"
+                    f"{source.source} does not have; its columns are {', '.join(sorted(item.row))}"
                 )
 
 
@@ -234,7 +247,14 @@ def _variables(template: Any) -> set[str]:
         return set()
     environment = Environment(autoescape=False)
     try:
-        return meta.find_undeclared_variables(environment.parse(template)) - environment.globals.keys()
+        tree = environment.parse(template)
+        # A column that a template asks for before it takes it may be absent.
+        optional = {
+            one.node.name
+            for one in tree.find_all(nodes.Test)
+            if one.name in ("defined", "undefined") and isinstance(one.node, nodes.Name)
+        }
+        return meta.find_undeclared_variables(tree) - environment.globals.keys() - optional
     except TemplateSyntaxError:
         return set()
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from resprout.configs.presets import load_preset, preset_names
-from resprout.configs.schema import RunConfig, shipped_tasks
+from resprout.configs.schema import RunConfig, SuiteConfig
+from resprout.configs.suites import shipped_suite, shipped_suites, shipped_tasks
 from resprout.configs.sweep import load_sweep
 from resprout.flows.catalog import catalog
 from resprout.tasks.evaluate.task_files import read_task
@@ -54,13 +55,15 @@ def test_every_shipped_yaml_loads_and_begins_with_its_command() -> None:
         if room == "methods":
             load_preset(path.stem)
         elif room == "evaluation":
-            read_task(path.stem, ROOT)
+            assert read_task(path.stem, ROOT)["metadata"]["capability"]
+        elif room == "suites":
+            SuiteConfig.model_validate(shipped_suite(path.stem))
         elif verb == "sweep":
             load_sweep(path, [])
         else:
             RunConfig.model_validate(yaml.safe_load(path.read_text()))
         loaded += 1
-    assert loaded == len(preset_names()) + len(shipped_tasks()) + 8
+    assert loaded == len(preset_names()) + len(shipped_tasks()) + len(shipped_suites()) + 8
 
 
 def test_constraints_pin_versions_and_name_no_host() -> None:

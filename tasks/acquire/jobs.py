@@ -107,19 +107,27 @@ class AcquireData:
 
 @dataclass(frozen=True)
 class AcquireTask:
-    """A zero-shot task: its rows, and the settings of its lm-eval YAML, which are kept beside them."""
+    """An evaluation task: its rows and solved examples, and the settings of its lm-eval YAML beside them."""
 
     data: AcquireData
     settings: Mapping[str, Any]
+    examples: AcquireData | None = None
+
+    @property
+    def whole(self) -> AcquireData:
+        """Rows and examples as one."""
+        more = self.examples.sources if self.examples is not None else ()
+        return AcquireData(self.data.sources + more, self.data.context)
 
     def key_data(self) -> dict[str, Any]:
-        return {**self.data.key_data(), "settings": dict(self.settings)}
+        examples = {} if self.examples is None else {"examples": self.examples.key_data()["sources"]}
+        return {**self.data.key_data(), **examples, "settings": dict(self.settings)}
 
     def origin(self) -> dict[str, Any]:
-        return self.data.origin()
+        return self.whole.origin()
 
     def licence_note(self) -> str | None:
-        return self.data.licence_note()
+        return self.whole.licence_note()
 
 
 def wanted_of(config: ModelConfig, role: str) -> Wanted:

@@ -108,9 +108,11 @@ def acquire_task(
 ) -> None:
     """Write `rows.jsonl` with the columns that the data has, and the lm-eval task's settings as `task.json`.
 
-    Repeated rows stay, as a benchmark counts them.
+    Solved examples are `examples.jsonl`. Repeated rows stay, as a benchmark counts them.
     """
     _write(job.config.data, job.seed, workdir / "rows.jsonl", raw_items, progress, unique=False)
+    if job.config.examples is not None:
+        _write(job.config.examples, job.seed, workdir / "examples.jsonl", raw_items, progress, unique=False)
     settings = json.dumps(job.config.settings, sort_keys=True, indent=1)
     (workdir / "task.json").write_text(settings + "\n", encoding="utf-8")
 

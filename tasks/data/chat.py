@@ -17,7 +17,8 @@ from typing import Any
 from resprout.configs.errors import BadInput
 from resprout.tasks.data import chat_child
 
-NO_TEMPLATE = "template is chat but the tokenizer has no chat template; set template: alpaca"
+NO_CHAT = "the tokenizer has no chat template"
+NO_TEMPLATE = f"template is chat but {NO_CHAT}; set template: alpaca"
 INSTEAD = "fix the template in the model's folder, or set template: alpaca"
 
 

@@ -45,7 +45,7 @@ def compare(
         for name, right in other["right"].items()
         if name in dense["right"]
     }
-    averaged = [changes[name] for name in details.get("zero_shot", {}).get("averaged", ()) if name in changes]
+    averaged = [changes[name] for name in details.get("averaged", ()) if name in changes]
     if averaged:
         means, errors, items = zip(*averaged, strict=True)
         error = math.hypot(*errors) / len(errors)

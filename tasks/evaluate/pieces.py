@@ -15,13 +15,13 @@ from typing import Any
 
 from resprout.configs.schema import EvaluateConfig
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.evaluate import perplexity, zero_shot
+from resprout.tasks.evaluate import perplexity
+from resprout.tasks.evaluate.answers import Answers, answers
 from resprout.tasks.evaluate.held_out import held_out
 from resprout.tasks.evaluate.layers import layer_pairs
 from resprout.tasks.evaluate.perplexity import Scored, Segment
 from resprout.tasks.evaluate.prompts import Asked, ask
-from resprout.tasks.evaluate.task_files import TASK_ROLE
-from resprout.tasks.evaluate.zero_shot import Answers
+from resprout.tasks.evaluate.task import all_asked
 from resprout.tasks.llama_cpp.model import FILE as GGUF
 from resprout.tasks.llama_cpp.model import LlamaCppModel
 from resprout.tasks.models.load import load_model, load_tokenizer
@@ -60,13 +60,9 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
         found.scored = perplexity.scored(model, parts, dense, config.kl_tokens, job.share, progress, layers)
         del layers
         del dense
-        zero = job.config.zero_shot
-        if zero is not None:
-            progress(0, 1, "zero-shot tasks")
-            tasks = [zero_shot.task(one.name, inputs[TASK_ROLE + one.name]) for one in zero.tasks]
-            found.answers = zero_shot.answers(
-                model, tokenizer, tasks, zero.limit, zero.batch_size, job.seed, job.share, progress
-            )
+        if tasks := all_asked(job.config.placed_suites, inputs):
+            progress(0, 1, "evaluation tasks")
+            found.answers = answers(model, tokenizer, tasks, job.seed, job.share, progress)
         if job.config.prompts and job.share.of(1):
             progress(0, 1, "prompts")
             found.asked = ask(model, tokenizer, job.config.prompts)
@@ -101,7 +97,7 @@ def read(folders: Sequence[Path]) -> Pieces:
         found.scored.segments += [Segment(*one) for one in part["scored"]["segments"]]
         found.scored.layers += part["scored"]["layers"]
         for name, one in part["answers"].items():
-            found.answers.setdefault(name, Answers(one["lm_eval_version"])).add(one["right"])
+            found.answers.setdefault(name, Answers(one["lm_eval_version"])).add(Answers(**one))
         if part["asked"] is not None:
             found.asked = Asked(**part["asked"])
     return found

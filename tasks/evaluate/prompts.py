@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.data.chat import chat_texts
+from resprout.tasks.llama_cpp.model import LlamaCppModel
 from resprout.tasks.models.shape import shape_of
 
 NEW_TOKENS = 48
@@ -31,7 +32,7 @@ class Asked:
 
 
 @torch.inference_mode()
-def ask(model: PreTrainedModel, tokenizer: Any, prompts: Sequence[str]) -> Asked:
+def ask(model: PreTrainedModel | LlamaCppModel, tokenizer: Any, prompts: Sequence[str]) -> Asked:
     """Answers of at most `NEW_TOKENS` tokens, fewer where the model takes no longer sequences."""
     texts, chat, note = list(prompts), bool(getattr(tokenizer, "chat_template", None)), ""
     if chat:
@@ -57,7 +58,7 @@ def ask(model: PreTrainedModel, tokenizer: Any, prompts: Sequence[str]) -> Asked
         num_beams=1,
         pad_token_id=pad,
     )
-    ends = _ends(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     answers = []
     for prompt, row in zip(prompts, made[:, longest:].tolist(), strict=True):
         end = next((place for place, token in enumerate(row) if token in ends), None)
@@ -66,8 +67,10 @@ def ask(model: PreTrainedModel, tokenizer: Any, prompts: Sequence[str]) -> Asked
     return Asked(answers, chat, note)
 
 
-def _ends(model: PreTrainedModel, tokenizer: Any) -> set[int]:
+def end_tokens(model: PreTrainedModel | LlamaCppModel, tokenizer: Any) -> set[int]:
     """Tokens that end an answer."""
+    if isinstance(model, LlamaCppModel):
+        return set(model.ends)
     config = model.generation_config
     given = (
         config.eos_token_id

@@ -1,11 +1,12 @@
 """Stage evaluate: one evaluator for all models of a run.
 
 Lifecycle: load the model (and, for divergence, the dense one) once; size; perplexity and KL on the held-out
-text; zero-shot accuracies and answers to the prompts by the model in memory. Content: metrics.json;
-details.json with the protocol, scores by source and distances by layer; samples.json, from which two models
-are compared in pairs; answers.json where there are prompts.
+text; answers to the tasks of suites and to the prompts by the model in memory. Content: metrics.json;
+details.json with the protocol, scores by source, distances by layer and what each task asked; samples.json,
+from which two models are compared in pairs; items.jsonl, the tasks' items with the model's answers;
+answers.json where there are prompts.
 
-Inputs: `model`; `text`; `task_<name>` for each zero-shot task; `dense` for all but the dense one.
+Inputs: `model`; `text`; `task_<name>` for each task; `dense` for all but the dense one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.schema import EvaluateConfig, PerplexityConfig
 from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.core.stage import Reads, Volume, stage
-from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
+from resprout.tasks.evaluate.losses import ITEMS
+from resprout.tasks.evaluate.paired import MEAN
+from resprout.tasks.evaluate.task_files import read_task
 
 if TYPE_CHECKING:
     from resprout.tasks.evaluate.perplexity import Segment
@@ -44,12 +47,12 @@ def lengths(config: EvaluateConfig) -> dict[str, int]:
 
 
 ITEM_TOKENS = 64
-"""Of a zero-shot question with its answers; only the ratio between two numbers of questions counts."""
+"""Of a question with its answers; only the ratio between two numbers of questions counts."""
 
 
 def check(config: EvaluateConfig, base: Path) -> None:
-    """BadInput for a zero-shot task that cannot be scored."""
-    for one in config.zero_shot.tasks if config.zero_shot else ():
+    """BadInput for a task that cannot be scored."""
+    for one in config.tasks.values():
         read_task(one.task, base)
 
 
@@ -61,11 +64,16 @@ def _protocol(config: PerplexityConfig) -> str:
 
 def tokens(config: Mapping[str, Any], volume: Volume) -> float | None:
     """Tokens of the text and, roughly, of the questions; None where all are scored, however many."""
-    asked = config.get("zero_shot") or {"limit": 0, "tasks": ()}
-    limits = (config["perplexity"]["limit_tokens"], asked["limit"])
-    if None in limits:
+    suites = [one for one in (config.get("zero_shot"), *config.get("suites", ())) if one]
+    text, limits = config["perplexity"]["limit_tokens"], [one["limit"] for one in suites]
+    if text is None or None in limits:
         return None
-    return float(limits[0] + ITEM_TOKENS * limits[1] * len(asked["tasks"]))
+    questions = sum(
+        limit * (1 + (task.get("few_shot") or 0))
+        for limit, suite in zip(limits, suites, strict=True)
+        for task in suite["tasks"]
+    )
+    return float(text + ITEM_TOKENS * questions)
 
 
 @stage(
@@ -100,12 +108,13 @@ def evaluate_shard(
     seeded=True,
     shard=evaluate_shard,
     lengths=lengths,
-    checks={"evaluate.zero_shot": check},
+    checks={"evaluate": check},
     tokens=tokens,
 )
 def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the scores of `inputs["model"]`."""
-    from resprout.tasks.evaluate import perplexity, pieces, zero_shot
+    from resprout.tasks.evaluate import answers, perplexity, pieces
+    from resprout.tasks.evaluate.task import all_asked
 
     config = job.config.perplexity
     shards = shards_in(inputs)
@@ -131,12 +140,17 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
         },
         "layer_distances": [sum(one) / len(one) for one in zip(*found.scored.layers, strict=True)],
     }
-    if job.config.zero_shot is not None:
-        accuracies, about = zero_shot.accuracies(found.answers)
-        averaged = zero_shot.headline(accuracies, sorted(about))
-        accuracies["zero_shot_mean_acc"] = sum(accuracies[name] for name in averaged) / len(averaged)
-        metrics.update(accuracies)
-        details["zero_shot"] = {"tasks": about, "averaged": averaged, "limit": job.config.zero_shot.limit}
+    tasks = all_asked(job.config.placed_suites, inputs)
+    if tasks:
+        metrics |= answers.accuracies(found.answers)
+        about = answers.details(found.answers, tasks)
+        averaged = sorted(about[task.name]["headline"] for task in tasks if task.averaged)
+        if averaged:
+            metrics[MEAN] = sum(metrics[name] for name in averaged) / len(averaged)
+        details |= {"tasks": about, "averaged": averaged}
+        with (workdir / ITEMS).open("w", encoding="utf-8") as file:
+            for row in answers.rows(found.answers):
+                file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     (workdir / "details.json").write_text(json.dumps(details, indent=1, sort_keys=True))
     right = {
@@ -194,16 +208,16 @@ def evaluation_data(
 ) -> None:
     """Write how many tokens and items there are; BadInput where text or a task cannot be scored."""
     from resprout.tasks.evaluate.held_out import held_out
+    from resprout.tasks.evaluate.task import all_asked, count_items, require_chat, require_first_token
     from resprout.tasks.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(inputs["dense"], job.trust_remote_code)
     text = held_out(inputs["text"], tokenizer, job.config.perplexity)
     metrics = {"evaluation_tokens": len(text.ids)}
-    if job.config.zero_shot is not None:
-        from resprout.tasks.evaluate.zero_shot import count_items, require_first_token
-
+    if job.config.tasks:
         require_first_token(tokenizer)
-        zero = job.config.zero_shot
-        for one in zero.tasks:
-            metrics[f"{one.name}_items"] = count_items(one.name, inputs[TASK_ROLE + one.name], zero.limit)
+        for task in all_asked(job.config.placed_suites, inputs):
+            if task.suite.chat:
+                require_chat(tokenizer)
+            metrics[f"{task.name}_items"] = count_items(task)
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))

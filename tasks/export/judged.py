@@ -58,7 +58,7 @@ def judged(dense: Path, final: Path) -> list[Metric]:
     theirs = _json(dense / "metrics.json")
     return [
         *_of_text(ours, theirs, details["perplexity"]),
-        *_of_tasks(ours, theirs, details.get("zero_shot")),
+        *_of_tasks(ours, theirs, details.get("tasks", {})),
     ]
 
 
@@ -76,11 +76,12 @@ def _of_text(
 
 
 def _of_tasks(
-    ours: Mapping[str, float], theirs: Mapping[str, float], zero_shot: Mapping[str, Any] | None
+    ours: Mapping[str, float], theirs: Mapping[str, float], tasks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Metric]:
-    for task, about in (zero_shot or {"tasks": {}})["tasks"].items():
+    for task, about in tasks.items():
         how = f"lm-eval, task version {about['lm_eval_version']}, {about['items']:,} items"
-        for name in (f"{task}_acc", f"{task}_acc_norm"):
+        how += f", {about['few_shot']} examples" if about["few_shot"] else ""
+        for name in about["metrics"]:
             if name in ours:
                 errors = (scores.get(f"{name}_stderr") for scores in (ours, theirs))
                 yield Metric(name, "accuracy", task, ours[name], theirs.get(name), how, *errors)

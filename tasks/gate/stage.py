@@ -9,19 +9,33 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.result import GateCheck, GateResult
-from resprout.configs.schema import GateConfig
+from resprout.configs.schema import DropBound, GateConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, stage
+from resprout.tasks.evaluate.drop import Drop
+from resprout.tasks.evaluate.losses import losses
 
 Scores = dict[str, float]
+ROUNDING = 1e-12
+"""0.70 - 0.65 is more than 0.05 by the last bit."""
 
 
-def check(bounds: GateConfig, dense: Scores, final: Scores, protocol: Mapping[str, Any]) -> GateResult:
-    """The verdict: every bound that is given, with the value it was held against. NaN never passes."""
+def check(
+    bounds: GateConfig,
+    dense: Scores,
+    final: Scores,
+    protocol: Mapping[str, Any],
+    drops: Mapping[str, Drop] = MappingProxyType({}),
+) -> GateResult:
+    """The verdict: every bound that is given, with the value it was held against. NaN never passes.
+
+    `drops` are by capability and task.
+    """
     ppl, kl = protocol["metric"], protocol["kl_metric"]
     values: dict[str, Callable[[], float]] = {
         "max_perplexity_ratio": lambda: final[ppl] / dense[ppl],
@@ -42,7 +56,32 @@ def check(bounds: GateConfig, dense: Scores, final: Scores, protocol: Mapping[st
             ) from None
         inside = value >= bound if name.startswith("min_") else value <= bound
         checks.append(GateCheck(name=name, value=value, bound=bound, passed=inside and math.isfinite(value)))
+    checks += [_drop(name, bound, drops) for name, bound in sorted(bounds.max_drop.items())]
     return GateResult(passed=all(one.passed for one in checks), checks=checks)
+
+
+def _drop(name: str, bound: DropBound, drops: Mapping[str, Drop]) -> GateCheck:
+    """A drop held against its bound."""
+    if (drop := drops.get(name)) is None:
+        raise BadInput(
+            f"gate.max_drop names {name}, which was not evaluated; give one of {', '.join(sorted(drops))}"
+        )
+    note = f"{drop.dense:.3f} -> {drop.other:.3f} of {drop.items:,} items, {drop.lost} lost, {drop.won} won"
+    if bound.margin is not None:
+        value, most = drop.upper(bound.error_rate), bound.margin
+        note += f"; the drop of {drop.value:.3f} is below the value at an error rate of {bound.error_rate:g}"
+        passed = value < most
+    elif bound.relative is not None:
+        most = bound.relative
+        # A model that had nothing can lose nothing.
+        value = drop.value / drop.dense if drop.dense else 0.0
+        passed = value <= most + ROUNDING
+    else:
+        value, most = drop.value, bound.absolute or 0.0
+        passed = value <= most + ROUNDING
+    return GateCheck(
+        name=f"max_drop.{name}", value=value, bound=most, passed=passed, items=drop.items, note=note
+    )
 
 
 @stage(
@@ -60,7 +99,9 @@ def gate(job: Job[GateConfig], inputs: Mapping[str, Path], workdir: Path, progre
         return dict(json.loads((inputs[role] / name).read_text(encoding="utf-8")))
 
     protocol = read("final", "details.json")["perplexity"]
-    verdict = check(job.config, read("dense", "metrics.json"), read("final", "metrics.json"), protocol)
+    by_capability, by_task = losses(inputs["dense"], inputs["final"]) if job.config.max_drop else ({}, {})
+    drops = {name: loss.drop for name, loss in (by_task | by_capability).items()}
+    verdict = check(job.config, read("dense", "metrics.json"), read("final", "metrics.json"), protocol, drops)
     (workdir / "gate.json").write_text(verdict.model_dump_json(indent=1))
     metrics = {f"gate_{one.name}": one.value for one in verdict.checks} | {
         "gate_passed": float(verdict.passed)

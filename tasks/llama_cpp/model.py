@@ -41,15 +41,20 @@ class LlamaCppModel(nn.Module):
         self._head = nn.Identity()
         shape = shape_of(self.config.to_dict())
         self.sizes = Sizes(shape.params, shape.non_embedding_params, (folder / FILE).stat().st_size)
-        self._room = min(shape.max_positions or CONTEXT_TOKENS, CONTEXT_TOKENS)
+        self.room = min(shape.max_positions or CONTEXT_TOKENS, CONTEXT_TOKENS)
         with ExitStack() as ending:
             self._process = ending.enter_context(LlamaCpp(folder / FILE))
-            self._process.load(self._room, threads)
+            self._process.load(self.room, threads)
             self._ending = ending.pop_all()
 
     def close(self) -> None:
         """End the process."""
         self._ending.close()
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a text, as the file says."""
+        return self._process.loaded.ends
 
     @property
     def base_model(self) -> LlamaCppModel:
@@ -86,13 +91,17 @@ class LlamaCppModel(nn.Module):
         attention_mask: Tensor | None = None,
         max_new_tokens: int | None = None,
         pad_token_id: int = 0,
+        stop: Sequence[str] = (),
         **others: Any,
     ) -> Tensor:
-        """Greedy continuations of rows that are padded on the left, behind them: [rows, longest + new]."""
+        """Greedy continuations of rows that are padded on the left, behind them: [rows, longest + new].
+
+        Each ends behind the first of the strings of `stop`.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        tokens = max_new_tokens or self._room - input_ids.shape[1]
+        tokens = max_new_tokens or self.room - input_ids.shape[1]
         added = [
-            self._process.greedy(ids[seen].tolist(), tokens)
+            self._process.greedy(ids[seen].tolist(), tokens, stop)
             for ids, seen in zip(input_ids, mask.bool(), strict=True)
         ]
         longest = max(map(len, added))

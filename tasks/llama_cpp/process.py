@@ -33,10 +33,11 @@ WORDS = 3
 
 @dataclass(frozen=True)
 class Loaded:
-    """Rows of the vocabulary, the longest context that the model was trained for, seconds of loading."""
+    """Rows of the vocabulary, the longest context of training, tokens that end a text, seconds of loading."""
 
     vocab: int
     longest: int
+    ends: list[int]
     seconds: float
 
 
@@ -104,9 +105,9 @@ class LlamaCpp:
         asked = {"context": list(context), "continuations": [list(one) for one in continuations]}
         return [(total, greedy) for total, greedy in self._ask("score", **asked)["scores"]]
 
-    def greedy(self, ids: Sequence[int], tokens: int) -> list[int]:
-        """The ids that greedy decoding adds, at most `tokens`, up to one that ends the text."""
-        return list(self._ask("greedy", ids=list(ids), tokens=tokens)["ids"])
+    def greedy(self, ids: Sequence[int], tokens: int, stop: Sequence[str] = ()) -> list[int]:
+        """The ids that greedy decoding adds, at most `tokens`, up to one that ends the text or a `stop`."""
+        return list(self._ask("greedy", ids=list(ids), tokens=tokens, stop=list(stop))["ids"])
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text by the file's own tokenizer."""

@@ -82,15 +82,28 @@ class Model:
             found.append((total, greedy))
         return found
 
-    def greedy(self, ids: Sequence[int], tokens: int) -> list[int]:
-        """The ids that greedy decoding adds, up to the end of the text."""
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a text."""
+        return [token for token in range(self.vocab) if self._lib.llama_vocab_is_eog(self._vocab, token)]
+
+    def greedy(self, ids: Sequence[int], tokens: int, stop: Sequence[str] = ()) -> list[int]:
+        """The ids that greedy decoding adds, up to the end of the text or to one of the strings of `stop`."""
+        strings = [one.encode() for one in stop if one]
+        tail, reach = b"", max(map(len, strings), default=0)
         self._forget()
         self._decode([(token, at, 0, at == len(ids) - 1) for at, token in enumerate(ids)])
         found: list[int] = []
         for at in range(len(ids), len(ids) + tokens):
             token = int(self._row(-1, 4 * self.vocab).argmax())
             found.append(token)
-            if self._lib.llama_vocab_is_eog(self._vocab, token) or len(found) == tokens:
+            piece = self._piece(token) if strings else b""
+            tail = tail[-reach:] + piece
+            if (
+                self._lib.llama_vocab_is_eog(self._vocab, token)
+                or len(found) == tokens
+                or any(one in tail for one in strings)
+            ):
                 break
             self._decode([(token, at, 0, True)])
         return found
@@ -118,6 +131,15 @@ class Model:
         out = self._ffi.new("llama_token[]", room)
         count = self._lib.llama_tokenize(self._vocab, raw, len(raw), out, room, True, True)
         return [int(out[place]) for place in range(count)]
+
+    def _piece(self, token: int) -> bytes:
+        room = 64
+        while True:
+            out = self._ffi.new("char[]", room)
+            length = self._lib.llama_token_to_piece(self._vocab, token, out, room, 0, True)
+            if length >= 0:
+                return bytes(self._ffi.buffer(out, length))
+            room = -length
 
     def _forget(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
@@ -202,7 +224,8 @@ def serve(asked: BinaryIO, answers: BinaryIO) -> None:
                 began = time.perf_counter()
                 model = Model(**request)
                 seconds = time.perf_counter() - began
-                reply({"vocab": model.vocab, "longest": model.longest, "seconds": seconds})
+                about = {"vocab": model.vocab, "longest": model.longest, "ends": model.ends}
+                reply({**about, "seconds": seconds})
             elif model is None:
                 raise SystemExit("no model is loaded")
             elif verb == "logits":

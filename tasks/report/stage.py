@@ -287,7 +287,7 @@ def measured(details: Mapping[str, Any]) -> str:
 
 def averaged(details: Mapping[str, Any]) -> list[str]:
     """The accuracies that zero_shot_mean_acc averages, from the scores' details; none without tasks."""
-    return list(details.get("zero_shot", {}).get("averaged", ()))
+    return list(details.get("averaged", ()))
 
 
 def _examples(folder: Path, each: int = 2) -> list[dict[str, Any]]:

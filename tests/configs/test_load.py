@@ -82,10 +82,18 @@ def test_a_list_is_reached_by_index(write) -> None:
         (
             "evaluate.zero_shot.tasks=[piqa]",
             "evaluate.zero_shot.tasks.0: a task needs a file with its questions, as none is fetched by its "
-            "name; give {task: piqa, data: {source: FILE}}, where task is one of arc_easy, piqa, winogrande, "
-            "or the path of your own lm-eval YAML (given: 'piqa')",
+            "name; give {task: piqa, data: {source: FILE}}, where task is one of arc_challenge, arc_easy, ",
         ),
-        ("evaluate.zero_shot.tasks=[boolq]", "give {task: boolq.yaml, data: {source: FILE}}, where task is"),
+        ("evaluate.zero_shot.tasks=[race]", "give {task: race.yaml, data: {source: FILE}}, where task is"),
+        ("evaluate.zero_shot.tasks=['lm_eval:race']", "lm_eval:NAME, or the path of your own lm-eval YAML"),
+        ("evaluate.suites=[zero_shot_sevn]", "no suite zero_shot_sevn; did you mean zero_shot_seven?"),
+        ("evaluate.suites=[{suite: knowledge, limt: 5}]", "unknown key; did you mean 'limit'"),
+        ("evaluate.suites=[none.yaml]", "no config at"),
+        ("evaluate.zero_shot={tasks: [{task: piqa, data: {source: x}, few_shot: 2}]}", "into a suite"),
+        ("evaluate.suites=[knowledge, knowledge]", "the task mmlu_high_school_geography is given twice"),
+        ("gate={max_drop: {arithmetic: 0.05}}", "gate.max_drop needs accuracies; give evaluate.zero_shot or"),
+        ("gate={max_drop: {piqa: {margin: 0.03, relative: 0.1}}}", "or {margin: 0.03, error_rate: 0.05}"),
+        ("gate={max_drop: {piqa: {absolute: 0.03, error_rate: 0.1}}}", "or {margin: 0.03, error_rate: 0.05}"),
         ("evaluate.zero_shot.tasks=[{task: piqa}]", "tasks.0.data: missing"),
         ("recover.rank=8", "give both or neither"),
         ("calibrate.text=[]", "name at least one source"),

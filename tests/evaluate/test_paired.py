@@ -12,7 +12,7 @@ import pytest
 
 from resprout.tasks.evaluate.paired import change_in, compare, compared, perplexity_ratio, quantile
 
-DETAILS: dict[str, Any] = {"perplexity": {"metric": "w_ppl"}, "zero_shot": {"averaged": ["a_acc", "b_acc"]}}
+DETAILS: dict[str, Any] = {"perplexity": {"metric": "w_ppl"}, "averaged": ["a_acc", "b_acc"]}
 
 
 def test_a_ratio_of_perplexities_by_hand() -> None:

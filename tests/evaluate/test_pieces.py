@@ -9,7 +9,7 @@ import pytest
 
 from resprout.configs.schema import EvaluateConfig
 from resprout.tasks.core.job import Job, Share, silent
-from resprout.tasks.evaluate import perplexity, zero_shot
+from resprout.tasks.evaluate import answers, perplexity
 from resprout.tasks.evaluate.stage import evaluate, evaluate_shard
 from tiny_models import write_tiny_folder
 from tiny_run import TWO_CHOICES, words
@@ -41,7 +41,7 @@ def test_scores_from_shards_equal_those_of_one_piece(
 ) -> None:
     monkeypatch.setattr(perplexity, "BATCH_TOKENS", 64)
     monkeypatch.setattr(perplexity, "CHUNK_ROWS", 20)
-    monkeypatch.setattr(zero_shot, "BLOCK_ITEMS", 8)
+    monkeypatch.setattr(answers, "BLOCK_ITEMS", 8)
     tasks = [{"task": name, "data": {"source": "x"}} for name in ("own", "other")]
     config = EvaluateConfig.model_validate(
         {
@@ -69,7 +69,7 @@ def test_scores_from_shards_equal_those_of_one_piece(
     assert min(one["kl"] for one in details["sources"].values()) > 0
     assert len(details["layer_distances"]) == 2
     assert all(0 < one < 2 for one in details["layer_distances"])
-    assert {one["items"] for one in details["zero_shot"]["tasks"].values()} == {37}
+    assert {one["items"] for one in details["tasks"].values()} == {37}
     made = [json.loads((tmp_path / f"{index}" / "pieces.json").read_text()) for index in range(count)]
     assert count == 20 or all(part["scored"]["segments"] and part["answers"] for part in made), (
         "a shard had nothing to do"

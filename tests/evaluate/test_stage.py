@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import DataSource, EvaluateConfig, shipped_tasks
+from resprout.configs.schema import DataSource, EvaluateConfig
+from resprout.configs.suites import shipped_tasks
 from resprout.tasks.acquire.jobs import AcquireData, AcquireTask
 from resprout.tasks.acquire.source import Context
 from resprout.tasks.acquire.stage import acquire_task
@@ -121,7 +122,7 @@ def test_accuracy_equals_a_loop_over_choices(
             sums.append(sum(float(logp[i - 1, ids[i]]) for i in range(len(before), len(ids))))
         right += int(sums[1] > sums[0]) == row["label"]
     assert metrics["own_acc"] == pytest.approx(right / len(rows))
-    assert details["zero_shot"]["tasks"]["own"]["items"] == len(rows)
+    assert details["tasks"]["own"]["items"] == len(rows)
     assert metrics["zero_shot_mean_acc"] == metrics["own_acc_norm"]
 
 
@@ -186,15 +187,20 @@ GOOD_TASK = "task: x\noutput_type: multiple_choice\nmetric_list: [{metric: acc}]
 
 
 def test_bad_tasks_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="give one of arc_easy, piqa, winogrande"):
+    with pytest.raises(
+        BadInput, match=r"'pica'; did you mean piqa\? give one of arc_challenge, arc_easy, .* or "
+    ):
         read_task("pica", tmp_path)
     for content, expected in (
         ("task: x\ndoc: !function f.g\n", "tags such as !function are not run"),
-        ("task: x\n", "not an lm-eval task"),
+        ("task: x\n", "not an lm-eval task: an lm-eval task needs at least"),
         (GOOD_TASK + "include: z.yaml\n", "write the settings of both into one file"),
-        (GOOD_TASK + "num_fewshot: 3\n", "asks for 3 examples; leave num_fewshot out"),
-        ("task: x\noutput_type: generate_until\n", "give multiple_choice with acc or acc_norm"),
+        (GOOD_TASK + "unsafe_code: true\n", "runs the code that the model writes"),
+        (GOOD_TASK + "class: lm_eval:squadv2/task.SQuAD2\n", "a Python class of lm-eval"),
+        (GOOD_TASK + "repeats: 4\n", "draws its answers; set do_sample: false"),
+        ("task: x\noutput_type: loglikelihood_rolling\n", "evaluate.perplexity is for text"),
         ("task: x\noutput_type: multiple_choice\nmetric_list: [{metric: f1}]\n", r"metrics \['f1'\]; give"),
+        ("task: x\ninclude: lm_eval:gsm8q\n", "no task gsm8q; did you mean lm_eval:gsm8k?"),
     ):
         path = tmp_path / "bad.yaml"
         path.write_text(content)
@@ -203,6 +209,5 @@ def test_bad_tasks_are_one_sentence(tmp_path: Path) -> None:
 
 
 def test_each_shipped_task_reads() -> None:
-    assert shipped_tasks() == ["arc_easy", "piqa", "winogrande"]
     for name in shipped_tasks():
         assert read_task(name, Path())["task"] == name

@@ -61,7 +61,8 @@ PROTOCOL = {
         "name": "words", "metric": "words_ppl_seq32", "kl_metric": "words_kl_to_dense_seq32",
         "window_tokens": 32, "scored_tokens": 4096, "compared_tokens": 2048,
     },
-    "zero_shot": {"tasks": {"own": {"items": 100, "lm_eval_version": "1.0"}}, "averaged": ["own_acc"]},
+    "tasks": {"own": {"items": 100, "lm_eval_version": "1.0", "few_shot": 0, "metrics": ["own_acc"]}},
+    "averaged": ["own_acc"],
 }  # fmt: skip
 DENSE = {"words_ppl_seq32": 20.0, "own_acc": 0.5, "own_acc_stderr": 0.05, "zero_shot_mean_acc": 0.5}
 FINAL = {

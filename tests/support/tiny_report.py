@@ -39,7 +39,7 @@ ANSWERS = {
     "chat": True,
     "note": "",
 }
-DETAILS = {"zero_shot": {"averaged": ["t_acc"]}}
+DETAILS = {"averaged": ["t_acc"]}
 RECOVERED = {
     **PRUNED,
     "w_ppl_seq8": 25.0,
