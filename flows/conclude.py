@@ -12,7 +12,7 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from resprout.configs.load import Loaded
-from resprout.configs.result import ExportResult, GateResult, ModelResult, RunResult, SpeedResult
+from resprout.configs.result import ExportResult, GateResult, LossResult, ModelResult, RunResult, SpeedResult
 from resprout.configs.schema import PushConfig, RegisterConfig
 from resprout.flows.formats import formats_in
 from resprout.flows.mlflow_pages import PLAN, REPORT, RunPage, describe_model, describe_run, describe_version
@@ -43,6 +43,7 @@ from resprout.tasks.measure.ratio import metrics_of, ratio_in
 from resprout.tasks.quantize.names import DENSE, file_of
 from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.files import against_fewer_bits, bias
+from resprout.tasks.report.lost import lost_of
 from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
 
@@ -147,6 +148,7 @@ class Conclusion:
         speeds = self.artifacts.named("speeds")
         measured = self.read(speeds, "metrics.json") if speeds is not None else {}
         found, group = {}, self.artifacts.group(SCORES)
+        lost: dict[str, LossResult] = {}
         for name, scores in group.items():
             metrics = self.read(scores, "metrics.json")
             if name != DENSE:
@@ -155,6 +157,7 @@ class Conclusion:
                     self.run.store.open(scores.digest) as own_scores,
                 ):
                     metrics |= compared(dense, own_scores)
+                    lost = lost_of(dense, own_scores)
             own = metrics_of(name, measured)
             metrics.update(own)
             if (measured_by := self.own_metrics().get(name)) is not None:
@@ -166,6 +169,7 @@ class Conclusion:
                 bytes=int(metrics["bytes"]),
                 metrics=metrics,
                 speeds=speeds_to_dense(own),
+                losses=lost,
             )
         self.result.models = {name: found.get(name) for name in models()}
         self.result.files = {name: one for name, one in found.items() if name not in self.result.models}

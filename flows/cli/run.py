@@ -112,7 +112,9 @@ def _run(
 
 def show(session: Session, loaded: Loaded, console: Console) -> None:
     """Print the end of a run."""
+    from resprout.tasks.quantize.names import judged
     from resprout.tasks.report.files import file_rows, note
+    from resprout.tasks.report.lost import HEADS, lost_rows
     from resprout.tasks.report.table import comparison, recovery_sentence
 
     result = session.result
@@ -132,6 +134,11 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
         console.print()
         console.print(_table(list(heads), lines), highlight=False)
         console.print(note(files, brief=True), highlight=False, soft_wrap=True)
+    of_whom = judged(loaded.config.public()) or [*models][-1]
+    if lost := (result.made_models() | result.files)[of_whom].losses:
+        console.print()
+        console.print(f"lost by {of_whom} against dense, on the same items:", highlight=False)
+        console.print(_table(list(HEADS), lost_rows(lost)), highlight=False)
     for sentence in result.against_fewer_bits:
         console.print(sentence, highlight=False, soft_wrap=True)
     for line in _lines(result, loaded, session.remarks):
@@ -154,7 +161,8 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
         lines.append("no gate was set: nothing was held against the dense model")
     elif result.gate is not None:
         checks = ", ".join(
-            f"{one.name} {one.value:.4f} (bound {one.bound:g}{'' if one.passed else ', outside'})"
+            f"{one.name} {one.value:.4f} (bound {one.bound:g}{'' if one.passed else ', outside'}"
+            f"{f': {one.note}' if one.note else ''})"
             for one in result.gate.checks
         )
         verdict = "passed" if result.gate.passed else "not passed, nothing registered"

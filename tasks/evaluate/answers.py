@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resprout.tasks.core.job import Progress, Share
+from resprout.tasks.evaluate.paired import CUT
 from resprout.tasks.evaluate.task import EXAMPLES, SPLIT, Asked
 from resprout.tasks.evaluate.task_files import CHOICES, WRITTEN
 from resprout.tasks.llama_cpp.model import LlamaCppModel
@@ -20,8 +21,6 @@ BLOCK_ITEMS = 128
 PROMPT_CHARS, ANSWER_CHARS = 400, 600
 """Of an item's prompt the end is kept, of its answer the beginning."""
 NORMALISED, PLAIN = "acc_norm", "acc"
-CUT = "_cut"
-"""Ends the name of the metric that says which share of a task's answers was cut."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resprout.tasks.evaluate.drop import Drop, drop_of
-from resprout.tasks.evaluate.paired import FILE
+from resprout.tasks.evaluate.paired import CUT, FILE
 
 ITEMS = "items.jsonl"
 LOST, WON = "lost", "won"
@@ -45,10 +45,10 @@ def losses(dense: Path, other: Path) -> tuple[dict[str, Loss], dict[str, Loss]]:
     def loss(tasks: list[str]) -> Loss:
         names = [details[task]["headline"] for task in tasks]
         drop = drop_of([x for name in names for x in ours[name]], [x for name in names for x in theirs[name]])
-        written = [(task, details[task]["items"]) for task in tasks if f"{task}_cut" in metrics[1]]
+        written = [(task, details[task]["items"]) for task in tasks if f"{task}{CUT}" in metrics[1]]
         items = sum(count for _, count in written)
         shares = [
-            sum(one[f"{task}_cut"] * count for task, count in written) / items for one in metrics if items
+            sum(one[f"{task}{CUT}"] * count for task, count in written) / items for one in metrics if items
         ]
         return Loss(tuple(tasks), drop, (shares[0], shares[1]) if shares else None)
 
@@ -76,7 +76,7 @@ def flips(dense: Path, other: Path) -> Iterator[dict[str, Any]]:
             kind = LOST if row["score"] < before["score"] else WON
             answers = {"dense": before["answer"], "other": row["answer"]}
             scores = {"dense_score": before["score"], "other_score": row["score"]}
-            cut = {"cut": row["cut"]} if "cut" in row else {}
+            cut = {"cut": row.get("cut", False)}
             asked = {"prompt": row["prompt"], "target": row["target"]}
             found.append({"kind": kind, **about, **asked, **answers, **scores, **cut})
     yield from sorted(found, key=lambda one: (one["kind"], one["capability"], one["task"], one["item"]))

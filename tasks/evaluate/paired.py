@@ -19,6 +19,8 @@ FILE = "samples.json"
 CHANGES = ("_change", "_change_low", "_change_high")
 """Of an accuracy's metric: what it gained over the dense model's, and the ends of its interval."""
 MEAN = "zero_shot_mean_acc"
+CUT = "_cut"
+"""Ends the metric that says which share of a task's written answers was cut."""
 
 
 def compared(dense: Path, other: Path) -> dict[str, float]:

@@ -24,9 +24,14 @@ def render(template: str, facts: dict[str, Any], package: str = "resprout.tasks.
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    here.filters.update(code=code, fenced=fenced, plain=plain, source_hash=source_hash)
+    here.filters.update(code=code, fenced=fenced, plain=plain, source_hash=source_hash, end_of=end_of)
     here.globals["colours"] = COLOURS
     return here.get_template(f"{template}.j2").render(facts)
+
+
+def end_of(text: str, length: int) -> str:
+    """The end of a text, from a word on."""
+    return text if len(text) <= length else f"…{text[-length:].partition(' ')[2] or text[-length:]}"
 
 
 def source_hash(text: str) -> str:

@@ -27,6 +27,7 @@ from resprout.tasks.models.shape import Shape
 from resprout.tasks.report import figures
 from resprout.tasks.report.files import FewerBits, against_fewer_bits, bias, file_rows, judged_models, note
 from resprout.tasks.report.graph import Label, draw
+from resprout.tasks.report.lost import FLIPS, HEADS, lost_part, write_flips
 from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.table import Metrics, comparison, recovery_sentence
 from resprout.tasks.report.verdict import RULE, verdict
@@ -83,6 +84,10 @@ def report(job: Job[ReportConfig], inputs: Mapping[str, Path], workdir: Path, pr
     # For MLflow's page, which shows pictures among a run's files.
     for chart in facts["figures"]["results"]:
         (workdir / chart.file_name).write_text(chart.file, encoding="utf-8")
+    if facts["lost"] is not None:
+        named = [*job.config.models, *job.config.files]
+        others = {name: inputs[name] for name in named if name != "dense"}
+        write_flips(inputs["dense"], others, workdir / FLIPS)
     text = config_text(f"{job.config.command}\n# {RELATIVE}", job.config.config)
     (workdir / "config.yaml").write_text(text, encoding="utf-8")
 
@@ -124,6 +129,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     against = against_fewer_bits(quantized, windows, rounds["models"] if rounds is not None else {})
     about, held, lead = judged_models(config.config, models, quantized, windows)
     rival = next((one for one in against if one.file == about), None)
+    of_whom = about or list(models)[-1]
     return {
         "name": config.name,
         "model": model_name(config.config["model"]["source"]),
@@ -150,6 +156,8 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "gate": gate,
         "verdict": verdict(held, gate, coverage, rival, lead),
         "files": files_table(quantized, against, origin.get("source_format", "")),
+        "lost": lost_part(inputs["dense"], of_whom, inputs[of_whom]),
+        "lost_heads": HEADS,
         "rule": RULE,
         "exports": _exports(inputs["export"]) if "export" in inputs else [],
         "plan": plan,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from resprout.tasks.evaluate.paired import change_in
+from resprout.tasks.evaluate.paired import CUT, change_in
 from resprout.tasks.measure.ratio import SUFFIXES, ratio_in
 
 Metrics = Mapping[str, float]
@@ -65,8 +65,11 @@ def comparison(
         if "_kl_to_dense" in name:
             rows.append(_row(f"KL to dense, nats ({name})", models, name, lambda value: f"{value:.4f}"))
     for name in every:
-        if name.endswith(("_acc", "_acc_norm")) and name != "zero_shot_mean_acc":
+        if f"{name}_stderr" in every:
             rows.append(_accuracy(name, models))
+        elif name.endswith(CUT):
+            label = f"{name.removesuffix(CUT)}, share of answers cut"
+            rows.append(_row(label, models, name, lambda value: f"{value:.3f}"))
     if "zero_shot_mean_acc" in every:
         label = f"mean accuracy ({_kinds(averaged)})" if averaged else "mean accuracy"
         cells = tuple(accuracy_cell(metrics, "zero_shot_mean_acc") for metrics in models.values())
