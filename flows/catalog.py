@@ -50,6 +50,14 @@ COSTS = {
 """Cost of a criterion by its engine, where it does not say more itself."""
 
 
+ANSWERS = {
+    "multiple_choice": "chosen answers",
+    "generate_until": "written answers",
+    "loglikelihood": "expected answers",
+}
+"""How tasks are answered, by lm-eval's name of it."""
+
+
 def catalog() -> dict[str, list[dict[str, Any]]]:
     """Every method, preset and evaluation task: name, summary, source, and what it declares of itself."""
     from resprout.configs.presets import load_preset, preset_names
@@ -77,10 +85,12 @@ def _task(name: str) -> dict[str, Any]:
     from resprout.tasks.evaluate.task_files import read_task
 
     settings = read_task(name, Path())
-    kind, capability = settings["output_type"].replace("_", " "), settings["metadata"]["capability"]
+    kind = ANSWERS[settings["output_type"]]
+    few = settings.get("num_fewshot") or 0
+    shown = f" after {few} examples" if few else ""
     return {
         "name": name,
-        "summary": f"{capability}: {kind} through lm-eval",
+        "summary": f"{settings['metadata']['capability']}, {kind}{shown}",
         "source": f"configs/evaluation/{name}.yaml",
     }
 
