@@ -36,6 +36,11 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "instructions.jsonl": [{"instruction": words(6, i), "output": words(8, i + 500)} for i in range(90)],
         "rows.jsonl": [{"question": words(6, i), "answer": words(8, i + 500)} for i in range(90)],
         "piqa.jsonl": [{"goal": "w5", "sol1": "w6", "sol2": "w7", "label": 0}],
+        "word_problems.jsonl": [{"question": "w5", "answer": "w6 #### 7"}],
+        "word_problems_solved.jsonl": [{"question": "w5", "answer": f"w6 #### {i}"} for i in range(9)],
+        "science.jsonl": [
+            {"question": "w5", "choices": {"text": ["w6", "w7"], "label": ["A", "B"]}, "answerKey": "B"}
+        ],
     }
     for name, found in rows.items():
         (root / name).write_text("".join(json.dumps(row) + "\n" for row in found))
@@ -43,10 +48,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_both_pages_have_a_whole_config() -> None:
-    assert [page for page, _ in WHOLE] == ["README.md", "configs/README.md"]
+    assert [page for page, _ in WHOLE] == ["README.md", "configs/README.md", "configs/README.md"]
 
 
-@pytest.mark.parametrize(("page", "text"), WHOLE, ids=[page for page, _ in WHOLE])
+@pytest.mark.parametrize(("page", "text"), WHOLE, ids=[text.splitlines()[0] for _, text in WHOLE])
 def test_the_whole_config_of_a_page_validates(
     page: str, text: str, ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
