@@ -81,6 +81,7 @@ bench: dev
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_retention.py
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_shards.py
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_relay.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_suite.py
 
 # What ships, and known holes in it. The tools have an environment of their own, so that they do not list themselves.
 $(SUPPLY)/.ready: constraints.txt

@@ -52,4 +52,6 @@ def _key_value(value: Any) -> Any:
         return value.key_data()
     if isinstance(value, tuple | list):
         return [_key_value(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _key_value(item) for key, item in value.items()}
     return value

@@ -176,6 +176,9 @@ def require_chat(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def hush() -> None:
-    """Keep lm-eval's log to errors."""
+    """Keep lm-eval's log to errors, and the bars of data sets, which are read in a moment, away."""
+    import datasets
+
+    datasets.disable_progress_bars()
     for name in ("lm-eval", "lm_eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
