@@ -28,6 +28,7 @@ from resprout.tasks.acquire.source import Context, Wanted, locate, pin, scheme_o
 from resprout.tasks.acquire.sources.local import files_at
 from resprout.tasks.data.chat import NO_CHAT, NO_TEMPLATE, rendered
 from resprout.tasks.data.read import Numbered, read_rows
+from resprout.tasks.evaluate.ranking import COLUMNS, ranking_of
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.tokenizer_files import (
@@ -231,8 +232,9 @@ def _is_unique(source: DataSource) -> bool:
 def _check_columns(task: EvaluationTask, source: DataSource, base: Path, rows: list[Item]) -> None:
     """BadInput where a template of an lm-eval task asks for a column that a row does not have."""
     settings = read_task(task.task, base)
-    for key in TEMPLATES:
-        asked = _variables(settings.get(key))
+    ranks = ranking_of(settings) is not None
+    for key in ("metadata.ranking",) if ranks else TEMPLATES:
+        asked = set(COLUMNS) if ranks else _variables(settings.get(key))
         for number, item in enumerate(rows, 1):
             if lacking := sorted(asked - item.row.keys()):
                 raise BadInput(

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from resprout.configs.errors import BadInput
 from resprout.tasks.core.job import Progress, Share
 from resprout.tasks.evaluate.paired import CUT
+from resprout.tasks.evaluate.ranking import METRIC, by_query, entry
 from resprout.tasks.evaluate.task import EXAMPLES, SPLIT, Asked
 from resprout.tasks.evaluate.task_files import CHOICES, WRITTEN
 from resprout.tasks.llama_cpp.model import LlamaCppModel
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from resprout.tasks.evaluate.language_model import Counting
 
 BLOCK_ITEMS = 128
+RANKED = "ranked"
+"""Holds of an answered item what it says of passages."""
 PROMPT_CHARS, ANSWER_CHARS = 400, 600
 """Of an item's prompt the end is kept, of its answer the beginning."""
 NORMALISED, PLAIN = "acc_norm", "acc"
@@ -121,7 +125,26 @@ def _answered(lm: Counting, task: Asked, made: Any) -> Answers:
                 found.right[f"{metric}{ending}"] = [float(one[metric]) for one in kept]
     first = next(iter(by_filter.values()))
     found.items = [_item(made, sample, lm.cut) for sample in first]
+    if task.ranking is not None:
+        for item, sample in zip(found.items, first, strict=True):
+            item[RANKED] = entry(sample["doc"], [score for score, _ in sample["filtered_resps"]])
     return found
+
+
+def by_items(found: Mapping[str, Answers], tasks: Sequence[Asked]) -> dict[str, Answers]:
+    """The answers by the items that count: of tasks that rank, the queries."""
+    counted = dict(found)
+    for task in tasks:
+        if task.ranking is not None and task.name in found:
+            one = found[task.name]
+            items, values = by_query([item[RANKED] for item in one.items])
+            if not values:
+                raise BadInput(
+                    f"evaluation task {task.name} has no query with two passages of which one is relevant; "
+                    "give rows with qid, query, docid, text and relevance"
+                )
+            counted[task.name] = Answers(one.lm_eval_version, {METRIC: values}, items, one.prompts_cut)
+    return counted
 
 
 def _means(made: Any) -> set[str]:

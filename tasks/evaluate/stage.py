@@ -140,22 +140,21 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
         },
         "layer_distances": [sum(one) / len(one) for one in zip(*found.scored.layers, strict=True)],
     }
-    tasks = all_asked(job.config.placed_suites, inputs)
+    tasks, counted = all_asked(job.config.placed_suites, inputs), {}
     if tasks:
-        metrics |= answers.accuracies(found.answers)
-        about = answers.details(found.answers, tasks)
+        counted = answers.by_items(found.answers, tasks)
+        metrics |= answers.accuracies(counted)
+        about = answers.details(counted, tasks)
         averaged = sorted(about[task.name]["headline"] for task in tasks if task.averaged)
         if averaged:
             metrics[MEAN] = sum(metrics[name] for name in averaged) / len(averaged)
         details |= {"tasks": about, "averaged": averaged}
         with (workdir / ITEMS).open("w", encoding="utf-8") as file:
-            for row in answers.rows(found.answers):
+            for row in answers.rows(counted):
                 file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     (workdir / "details.json").write_text(json.dumps(details, indent=1, sort_keys=True))
-    right = {
-        f"{name}_{metric}": one for name, task in found.answers.items() for metric, one in task.right.items()
-    }
+    right = {f"{name}_{metric}": one for name, task in counted.items() for metric, one in task.right.items()}
     samples = {"windows": _blocks(segments, config.window_tokens - 1), "right": right}
     (workdir / "samples.json").write_text(json.dumps(samples, sort_keys=True) + "\n")
     if found.asked is not None:

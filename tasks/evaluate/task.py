@@ -17,6 +17,7 @@ from resprout.configs.schema import EvaluationTask, SuiteConfig
 from resprout.tasks.data.chat import NO_CHAT, chat_texts
 from resprout.tasks.evaluate import checks
 from resprout.tasks.evaluate.lm_eval_tasks import resolved
+from resprout.tasks.evaluate.ranking import PAIRWISE, pairs, ranking_of
 from resprout.tasks.evaluate.task_files import CHOICES, TASK_ROLE, WRITTEN, capability_of
 
 SPLIT, EXAMPLES = "validation", "examples"
@@ -42,14 +43,14 @@ class Asked:
         return str(self.settings["output_type"])
 
     @property
-    def averaged(self) -> bool:
-        """Whether its accuracy is one of those that are averaged."""
-        return self.kind == CHOICES and self.few_shot == 0
+    def ranking(self) -> str | None:
+        """How it ranks passages; None where it does not."""
+        return ranking_of(self.settings)
 
     @property
-    def metrics_by_filter(self) -> bool:
-        """Whether a metric is computed of several extracts of an answer."""
-        return len(self.settings.get("filter_list") or ()) > 1
+    def averaged(self) -> bool:
+        """Whether its accuracy is one of those that are averaged."""
+        return self.kind == CHOICES and self.few_shot == 0 and self.ranking is None
 
     def made(self) -> Any:
         """lm-eval's task object."""
@@ -66,7 +67,10 @@ class Asked:
                     f"evaluation task {self.name} has the metric {metric['metric']}, which is none of "
                     f"lm-eval's; give one of {', '.join(sorted(metric_registry))}"
                 )
-        return ConfigurableTask(config=resolved(dict(self.settings)))
+        given = resolved(dict(self.settings))
+        if self.ranking == PAIRWISE:
+            given["process_docs"] = pairs
+        return ConfigurableTask(config=given)
 
 
 def asked(place: str, suite: SuiteConfig, task: EvaluationTask, folder: Path) -> Asked:
