@@ -427,9 +427,12 @@ class QuantizeConfig(Section):
     """Files of few bits made of the final model; each is evaluated and measured as the file that ships."""
 
     formats: Annotated[tuple[str, ...], Field(min_length=1)]
-    """gguf:TYPE, by llama.cpp's own quantiser (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16, ...)."""
+    """gguf:TYPE, by llama.cpp's own quantiser (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16, ...);
+    compressed-tensors:TYPE, for transformers and vLLM (W8A16, W4A16, W4A16-G64, W4A16-G32, W8A8, FP8)."""
     importance: bool = True
-    """Weigh errors by how large each input channel is on the calibration samples (importance matrix)."""
+    """gguf: weigh errors by how large input channels are on the calibration samples (importance matrix)."""
+    rounding: Literal["nearest", "gptq"] = "gptq"
+    """compressed-tensors: each weight to its nearest value, or GPTQ on the calibration samples."""
 
 
 QUANTIZED, SOURCE_FILE = "quantized", "source_file"

@@ -94,7 +94,7 @@ def _unfit(config: RunConfig, shapes: Mapping[str, Shape]) -> list[str]:
         cut = implied_shape(dense, config.prune, config.model.dtype)
     except BadInput as error:
         return [*faults, f"prune.target: {error}"]
-    faults += _layout_of_files(config, dense)
+    faults += [*_layout_of_files(config, dense), *_unfit_baselines(config, dense)]
     for stage in STAGES:
         if (section := getattr(config, stage.section)) is not None:
             try:
@@ -113,6 +113,19 @@ def _layout_of_files(config: RunConfig, dense: Shape) -> list[str]:
         for name in (config.quantize.formats if config.quantize is not None else ())
         if layout not in quantized_format(name).layouts(dense)
     ]
+
+
+def _unfit_baselines(config: RunConfig, dense: Shape) -> list[str]:
+    """Formats of few bits that cannot hold the dense model, which is compared in them."""
+    if config.quantize is None or config.compare is None:
+        return []
+    found = []
+    for name in baselines(config.quantize.formats, config.compare.baselines):
+        try:
+            quantized_format(name).check(dense)
+        except BadInput as error:
+            found.append(f"compare.baselines takes the dense model in {name}, but {error}")
+    return found
 
 
 def _trains(config: RunConfig) -> None:

@@ -64,9 +64,10 @@ class Entry:
 class Registry(Generic[T]):
     """The methods of one kind by name, found by their folder; an unknown name suggests and lists.
 
-    Each module of `package` is a method of the module's name: its function `function`, else its one public
-    class. The first line of the docstring of either is the summary, the papers that the module's docstring
-    names are the source. Modules are read, not imported, so that listing them costs nothing.
+    Each module of `package` is a method of the module's name, or of the `name` that its class declares where
+    no module can have it: its function `function`, else its one public class. The first line of the docstring
+    of either is the summary, the papers that the module's docstring names are the source. Modules are read,
+    not imported, so that listing them costs nothing.
     """
 
     def __init__(self, kind: str, package: str = "", function: str = "", separator: str = "_") -> None:
@@ -132,7 +133,7 @@ class Registry(Generic[T]):
                 summary = (ast.get_docstring(found) or "").partition("\n")[0].rstrip(".")
                 declared, settings = _literals(found) if isinstance(found, ast.ClassDef) else ({}, {})
                 target = f"{module}:{found.name}"
-                name = path.stem.replace("_", separator)
+                name = declared.pop("name", path.stem.replace("_", separator))
                 self.add(name, target, summary, ", ".join(papers), declared, settings)
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import EvaluateConfig
+from resprout.tasks.compressed_tensors.checkpoint import is_packed, weight_bytes
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.evaluate import perplexity
 from resprout.tasks.evaluate.answers import Answers, answers
@@ -25,7 +26,10 @@ from resprout.tasks.evaluate.task import all_asked
 from resprout.tasks.llama_cpp.model import FILE as GGUF
 from resprout.tasks.llama_cpp.model import LlamaCppModel
 from resprout.tasks.models.load import load_model, load_tokenizer
-from resprout.tasks.models.shape import count
+from resprout.tasks.models.shape import Sizes, count, read_config, shape_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILE = "pieces.json"
 
@@ -46,13 +50,12 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
     config = job.config.perplexity
     tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
     text = held_out(inputs["text"], tokenizer, config)
-    with _served(job, inputs["model"]) as model:
+    with _served(job, inputs["model"]) as (model, sizes):
         dense = (
             load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
             if "dense" in inputs
             else None
         )
-        sizes = model.sizes if isinstance(model, LlamaCppModel) else count(model)
         found = Pieces(asdict(sizes), text.sources)
         stride = config.stride_tokens or config.window_tokens
         parts = perplexity.windows(text.ids, config.window_tokens, stride, text.bos, text.owners)
@@ -70,18 +73,27 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
 
 
 @contextmanager
-def _served(job: Job[EvaluateConfig], folder: Path) -> Iterator[Any]:
-    """The model as it is served: a GGUF file by llama.cpp, which ends with the block, others in memory."""
+def _served(job: Job[EvaluateConfig], folder: Path) -> Iterator[tuple[Any, Sizes]]:
+    """The model as it is served, and its sizes: a GGUF file by llama.cpp, which ends with the block."""
     if not (folder / GGUF).is_file():
-        yield load_model(folder, job.dtype, job.device, job.trust_remote_code)
+        model = load_model(folder, job.dtype, job.device, job.trust_remote_code)
+        yield model, _sizes(model, folder)
         return
     import torch
 
-    model = LlamaCppModel(folder, torch.get_num_threads())
+    file = LlamaCppModel(folder, torch.get_num_threads())
     try:
-        yield model
+        yield file, file.sizes
     finally:
-        model.close()
+        file.close()
+
+
+def _sizes(model: PreTrainedModel, folder: Path) -> Sizes:
+    """The sizes of a model in memory; of one whose weights were unpacked the bytes of its files."""
+    if not is_packed(read_config(folder)):
+        return count(model)
+    shape = shape_of(model.config.to_dict())
+    return Sizes(shape.params, shape.non_embedding_params, weight_bytes(folder))
 
 
 def write(found: Pieces, folder: Path) -> None:

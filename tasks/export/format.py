@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from resprout.tasks.models.shape import Shape
 
 
+BESIDE = "metrics.json"
+"""What `quantize` writes beside a model, which is no part of it."""
+
+
 class Format(Protocol):
     """A way to write a model so that a stock tool loads it."""
 
@@ -126,3 +130,30 @@ def largest_difference(name: str, expected: Probed, found: Probed, bound: float)
                 "decoding; the export is discarded"
             )
     return worst
+
+
+def divergence(name: str, expected: Probed, found: Probed, tolerance: float) -> dict[str, float]:
+    """Mean KL(model || export) in nats over the prompts' tokens, and the share of greedy tokens that agree.
+
+    Other prompt ids, another vocabulary, or a divergence that is not within `tolerance` raises StageFailed.
+    """
+    import torch
+
+    if expected.input_ids != found.input_ids:
+        raise StageFailed(f"the {name} export tokenizes the prompts differently; it is discarded")
+    ours, theirs = (torch.cat(one.logits).log_softmax(-1) for one in (expected, found))
+    if ours.shape != theirs.shape:
+        raise StageFailed(f"the {name} export has another vocabulary than the model; it is discarded")
+    apart = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
+    if not apart <= tolerance:
+        raise StageFailed(
+            f"the {name} export diverges by {apart:.4g} nats a token from the model on the prompts, and "
+            f"{tolerance:g} are allowed for its type; it is discarded"
+        )
+    pairs = [
+        pair
+        for texts in zip(expected.greedy_ids, found.greedy_ids, strict=True)
+        for pair in zip(*texts, strict=False)
+    ]
+    agreeing = sum(a == b for a, b in pairs) / max(1, len(pairs))
+    return {"mean_kl_nats": apart, "greedy_agreement": agreeing}

@@ -163,6 +163,18 @@ class Shape:
         ffn = self.family.ffn(self.config) if widths.ffn else {}
         return {**attention, **ffn, **(ROTATIONS if self.rotated else {})}
 
+    def matrices(self, layer: int) -> Iterator[tuple[str, int]]:
+        """Names from the layer on, and the length of the inputs: all matrices of attention and FFN.
+
+        Norms, biases, routers, gates of one output and rotations between bases are none.
+        """
+        for name, axes in self.layer_tensors(self.widths(layer)).items():
+            if name in ROTATIONS:
+                continue
+            if len(axes) > 2 or (len(axes) == 2 and axes[0] not in (1, "experts")):
+                inputs = axes[0 if self.family.transposed else -1]
+                yield name, self.axis(inputs, self.widths(layer))
+
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Whole names and dimensions of all tensors."""
         for name, axes in self.family.ends(self.config).items():

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from resprout.configs.presets import Layout
-from resprout.configs.schema import QUANTIZED, SOURCE_FILE
+from resprout.configs.schema import QUANTIZED, SOURCE_FILE, QuantizeConfig
+from resprout.tasks.core.job import Progress
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.gguf.types import GgufType, gguf_type, smaller
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +32,12 @@ class QuantizedFormat(Protocol):
         """Raise BadInput, which names the extra, where what it is written or read by is not installed."""
         ...
 
-    def needs(self, weighed: bool) -> Need:
-        """The input beside the model; `weighed`: errors are weighed where the type can do so."""
+    def needs(self, config: QuantizeConfig) -> Need:
+        """The input beside the model."""
+        ...
+
+    def smaller(self) -> str | None:
+        """The name of the next smaller type; None below the smallest."""
         ...
 
     def layouts(self, shape: Shape) -> tuple[Layout, ...]:
@@ -52,6 +56,7 @@ class QuantizedFormat(Protocol):
         folder: Path,
         known: Mapping[str, Tensor],
         about: Mapping[str, str],
+        progress: Progress,
     ) -> Mapping[str, float]:
         """Write `model`, loaded from `source`, into the empty `folder`; metrics of what was written.
 
@@ -97,9 +102,8 @@ def baselines(formats: Iterable[str], wanted: Iterable[str]) -> list[str]:
 
 
 def _smaller(name: str) -> Iterator[str]:
-    form, kind = split(name)
-    less: GgufType | None = gguf_type(kind) if form == "gguf" else None
+    less: str | None = name
     for _ in range(STEPS):
-        less = None if less is None else smaller(less)
+        less = None if less is None else format_of(less).smaller()
         if less is not None:
-            yield f"{form}:{less.name}"
+            yield less

@@ -32,7 +32,8 @@ class Quantization:
     @property
     def needs(self) -> Need:
         """The input beside the model."""
-        return format_of(self.format).needs(self.config is None or self.config.importance)
+        config = self.config or QuantizeConfig(formats=(self.format,))
+        return format_of(self.format).needs(config)
 
     def key_data(self) -> dict[str, Any]:
         return {"format": self.format, "needs": self.needs, "licence": self.licence}
@@ -117,6 +118,6 @@ def quantize(job: Job[Quantization], inputs: Mapping[str, Path], workdir: Path, 
     about = {f"resprout.{role}": job.digests[role] for role in sorted(inputs)}
     if job.config.licence is not None:
         about["general.license"] = job.config.licence
-    metrics = made.write(model, tokenizer, inputs["model"], workdir, known, about)
+    metrics = made.write(model, tokenizer, inputs["model"], workdir, known, about, progress)
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
     progress(1, 1, "files")

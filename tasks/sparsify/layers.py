@@ -18,7 +18,7 @@ from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.forward import run_layerwise, watch
 from resprout.tasks.models.shape import Model, count
-from resprout.tasks.sparsify.pattern import Method, Pattern, sparse_weights
+from resprout.tasks.sparsify.pattern import Method, Pattern
 
 
 def best_mask(scores: Tensor, pattern: Pattern) -> Tensor:
@@ -63,15 +63,13 @@ def make_sparse(
 
 def _alone(model: Model) -> Iterator[tuple[Layer, Mapping[str, Any]]]:
     for layer in anatomy(model).layers:
-        yield layer, {name: None for name, _ in sparse_weights(layer.shape, layer.index)}
+        yield layer, {name: None for name, _ in layer.shape.matrices(layer.index)}
 
 
 def _watched(model: Model, method: Method, input_ids: Tensor) -> Iterator[tuple[Layer, Mapping[str, Any]]]:
     """Each layer with what its matrices are given; it runs again, as it is by then, for the next."""
     for step in run_layerwise(model, input_ids):
-        seen = {
-            name: method.statistic(inputs) for name, inputs in sparse_weights(step.layer.shape, step.index)
-        }
+        seen = {name: method.statistic(inputs) for name, inputs in step.layer.shape.matrices(step.index)}
         with ExitStack() as watching:
             for name, statistic in seen.items():
                 module = step.layer.module.get_submodule(name.rpartition(".")[0])

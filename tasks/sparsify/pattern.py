@@ -1,15 +1,14 @@
-"""Patterns of semi-structured sparsity, the methods by name, and the weights that keep a pattern."""
+"""Patterns of semi-structured sparsity, and the methods by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import SparsifyConfig
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.models.shape import ROTATIONS, Shape
+from resprout.tasks.models.shape import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,25 +38,12 @@ class Pattern:
             )
 
 
-def sparse_weights(shape: Shape, layer: int) -> Iterator[tuple[str, int]]:
-    """Names from the layer on, and the length of the inputs: all matrices of attention and FFN.
-
-    Embeddings, head, norms, biases, routers, gates of one output and rotations between bases stay dense.
-    """
-    for name, axes in shape.layer_tensors(shape.widths(layer)).items():
-        if name in ROTATIONS:
-            continue
-        if len(axes) > 2 or (len(axes) == 2 and axes[0] not in (1, "experts")):
-            inputs = axes[0 if shape.family.transposed else -1]
-            yield name, shape.axis(inputs, shape.widths(layer))
-
-
 def check_sparsity(config: SparsifyConfig, shape: Shape) -> None:
     """Raise BadInput where the method or the pattern does not fit a model of this shape."""
     check_method(config, shape)
     group = Pattern.of(config.pattern).group
     for layer in range(shape.layers):
-        for name, inputs in sparse_weights(shape, layer):
+        for name, inputs in shape.matrices(layer):
             if inputs % group:
                 raise BadInput(
                     f"sparsify.pattern {config.pattern} needs inputs in groups of {group}, but {name} of "

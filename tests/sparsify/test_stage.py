@@ -21,7 +21,7 @@ from resprout.tasks.models.shape import count, shape_of
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.sparsify.layers import keeps_to, make_sparse
-from resprout.tasks.sparsify.pattern import METHODS, Pattern, check_sparsity, sparse_weights
+from resprout.tasks.sparsify.pattern import METHODS, Pattern, check_sparsity
 from resprout.tasks.sparsify.stage import sparsify
 from tiny_models import tiny_model, write_tiny_folder
 
@@ -32,7 +32,7 @@ SPARSE = {"mixtral", "qwen2_moe", "qwen3_moe"}
 def matrices(model):
     """Each sparse weight as [outputs, inputs]."""
     for layer in anatomy(model).layers:
-        for name, _ in sparse_weights(layer.shape, layer.index):
+        for name, _ in layer.shape.matrices(layer.index):
             weight = layer.module.get_parameter(name)
             yield layer.index, name, weight.T if layer.family.transposed else weight.flatten(0, -2)
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.configs.errors import StageFailed
+from resprout.tasks.export.format import BESIDE, divergence
 from resprout.tasks.export.probe import Probed, Question
 from resprout.tasks.gguf.types import gguf_type
 from resprout.tasks.llama_cpp.library import require_llama_cpp
@@ -29,7 +29,6 @@ TOLERANCE_NATS = {
 """Mean KL(model || file) on the prompts that a type explains, by its first part; beyond it a file is off."""
 COARSE_NATS = 4.0
 """The same for types of three bits and fewer."""
-BESIDE = "metrics.json"
 
 
 class Gguf:
@@ -80,28 +79,5 @@ class Gguf:
 
         Other prompt ids, another vocabulary, or a divergence beyond the type's tolerance raises StageFailed.
         """
-        import torch
-
-        name = f"gguf:{self.kind.name}"
-        if expected.input_ids != found.input_ids:
-            raise StageFailed(
-                f"the {name} export tokenizes the prompts differently in llama.cpp; it is discarded"
-            )
-        ours, theirs = (torch.cat(one.logits).log_softmax(-1) for one in (expected, found))
-        if ours.shape != theirs.shape:
-            raise StageFailed(f"the {name} export has another vocabulary than the model; it is discarded")
-        apart = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
         part = self.kind.name.partition("_")[0]
-        tolerance = TOLERANCE_NATS.get(part, COARSE_NATS)
-        if not apart <= tolerance:
-            raise StageFailed(
-                f"the {name} export diverges by {apart:.4g} nats a token from the model on the prompts, and "
-                f"{tolerance:g} are allowed for its type; it is discarded"
-            )
-        pairs = [
-            pair
-            for texts in zip(expected.greedy_ids, found.greedy_ids, strict=True)
-            for pair in zip(*texts, strict=False)
-        ]
-        agreeing = sum(a == b for a, b in pairs) / max(1, len(pairs))
-        return {"mean_kl_nats": apart, "greedy_agreement": agreeing}
+        return divergence(f"gguf:{self.kind.name}", expected, found, TOLERANCE_NATS.get(part, COARSE_NATS))

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from resprout.configs.blocks import block_of
 from resprout.configs.presets import Layout
+from resprout.configs.schema import QuantizeConfig
+from resprout.tasks.core.job import Progress
 from resprout.tasks.gguf.architecture import architecture_of, holds_uneven
-from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, gguf_type
+from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, gguf_type, smaller
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.quantize.format import Need
@@ -31,9 +33,14 @@ class Gguf:
         """Raise BadInput where llama.cpp is not installed."""
         require_llama_cpp()
 
-    def needs(self, weighed: bool) -> Need:
+    def needs(self, config: QuantizeConfig) -> Need:
         """Importance, but of types that llama.cpp rounds without it."""
-        return "importance" if weighed and self.kind not in UNWEIGHED else ""
+        return "importance" if config.importance and self.kind not in UNWEIGHED else ""
+
+    def smaller(self) -> str | None:
+        """The next type of those in use."""
+        less = smaller(self.kind)
+        return None if less is None else f"gguf:{less.name}"
 
     def layouts(self, shape: Shape) -> tuple[Layout, ...]:
         """Both for families that llama.cpp computes as llama, whose deci has widths for each layer."""
@@ -51,6 +58,7 @@ class Gguf:
         folder: Path,
         known: Mapping[str, Tensor],
         about: Mapping[str, str],
+        progress: Progress,
     ) -> Mapping[str, float]:
         """Write model.gguf with config and tokenizer beside it; its bytes, and tensors of another type."""
         import torch

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from resprout.configs.errors import StageFailed
 from resprout.tasks.prune.interfaces import require
+from resprout.tasks.prune.inverse_hessian import inverse_factor
 from resprout.tasks.prune.statistics import Gram
 from resprout.tasks.sparsify.layers import best_mask
 from resprout.tasks.sparsify.pattern import Pattern
@@ -53,7 +53,7 @@ def solve(weight: Tensor, inputs: Gram, pattern: Pattern, damping: float = 0.01)
     weights. Solved in float32; a singular Hessian raises StageFailed.
     """
     pattern.check(weight)
-    factor = _factor(inputs, damping, weight.device)
+    factor = inverse_factor("SparseGPT", inputs, damping, weight.device)
     dead = inputs.matrix.diagonal().to(weight.device) == 0
     left = weight.float().masked_fill(dead, 0.0)
     block = max(pattern.group, BLOCK // pattern.group * pattern.group)
@@ -78,21 +78,3 @@ def _solve_block(left: Tensor, factor: Tensor, pattern: Pattern) -> Tensor:
         # Exactly 0, which the subtraction gives but for rounding.
         left[pruned, column] = 0.0
     return errors
-
-
-def _factor(inputs: Gram, damping: float, device: torch.device) -> Tensor:
-    """The upper Cholesky factor of H^-1: float32 [inputs, inputs]."""
-    hessian = inputs.matrix.to(device, torch.float64)
-    if hessian is inputs.matrix:
-        hessian = hessian.clone()
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    diagonal.add_(damping * diagonal.mean())
-    diagonal[dead] = diagonal[dead].clamp_min(1.0)
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    if int(failed) or (damping <= 0 and inputs.tokens < len(hessian)):
-        raise StageFailed(
-            f"SparseGPT cannot invert the Hessian: {inputs.tokens} calibration tokens for {len(hessian)} "
-            f"features with damping {damping}; give more calibrate.samples, or a damping of 0.01 or more"
-        )
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()

@@ -1,0 +1,1 @@
+"""Checkpoints in few bits as the library compressed-tensors writes and reads them."""
