@@ -41,7 +41,7 @@ def round_layers(
             for name, weight, values, own in zip(
                 names, weights, rounded.split(rows), scales.split(rows), strict=True
             ):
-                weight.data = values.clone()
+                weight.data = values.to(weight.dtype, copy=True)
                 found[prefix + name.removesuffix(".weight")] = own.clone()
         progress(done, len(parts.layers), "layers quantised")
     return found

@@ -84,19 +84,23 @@ def unpacked(folder: Path, name: str, bits: int, group: int | None) -> np.ndarra
     return codes * np.repeat(scale, group or codes.shape[1], axis=1)
 
 
-def by_hand(weight: np.ndarray, kind: str) -> np.ndarray:
+def in_bfloat16(values: np.ndarray) -> np.ndarray:
+    return torch.tensor(values).bfloat16().float().numpy()
+
+
+def by_hand(weight: np.ndarray, kind: str, narrow: Any = in_bfloat16) -> np.ndarray:
     """Round to nearest by the definition: the largest weight of a group is at half the range of codes.
 
-    In float32: a largest weight below 0 lies half between two codes.
+    In float32: a largest weight below 0 lies half between two codes. `narrow` is what scales are stored in.
     """
     one = tensors_type(kind)
     groups = weight.astype(np.float32).reshape(len(weight), -1, one.group or weight.shape[1])
     largest = np.abs(groups).max(-1, keepdims=True)
     if one.floating:
-        scale = largest / np.float32(448)
+        scale = narrow(largest / np.float32(448))
         codes = torch.tensor(groups / scale).to(torch.float8_e4m3fn).double().numpy()
     else:
-        scale = largest / np.float32((2**one.bits - 1) / 2)
+        scale = narrow(largest / np.float32((2**one.bits - 1) / 2))
         codes = np.clip(np.rint(groups / scale), -(2 ** (one.bits - 1)), 2 ** (one.bits - 1) - 1)
     return (codes * scale).reshape(weight.shape)
 
@@ -111,7 +115,7 @@ def test_nearest_is_the_definition_and_the_bytes_hold_it(kind: str, tmp_path: Pa
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
     ends = load_file(out / "model.safetensors")
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
-        assert torch.equal(ends[name], dense[name])
+        assert torch.equal(ends[name], dense[name].bfloat16())
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
@@ -122,7 +126,8 @@ def test_stock_transformers_computes_the_rounded_model(
 ) -> None:
     """A dense model with the weights that the bytes spell gives the logits of the checkpoint."""
     model, out = checkpoint(tmp_path, family, kind, rounding)
-    one, dense = tensors_type(kind), load_model(model, "float32", "cpu")
+    # What stays whole is stored in bfloat16.
+    one, dense = tensors_type(kind), load_model(model, "bfloat16", "cpu").float()
     shape = shape_of(model)
     for layer in range(shape.layers):
         for name, _ in shape.matrices(layer):
@@ -160,7 +165,7 @@ def test_inputs_are_rounded_where_the_type_says_so(kind: str, tmp_path: Path) ->
     served = load_model(out, "float32", "cpu")
     linear = served.model.layers[0].mlp.down_proj
     given = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(1))
-    rounded = torch.tensor(by_hand(given[0].numpy(), kind)).float()
+    rounded = torch.tensor(by_hand(given[0].numpy(), kind, lambda scale: scale)).float()
     wanted = rounded @ linear.weight.T
     torch.testing.assert_close(linear(given)[0], wanted, rtol=1e-4, atol=1e-5)
     assert (linear(given)[0] - given[0] @ linear.weight.T).abs().max() > 1e-4

@@ -1,6 +1,6 @@
 """compressed-tensors: safetensors in few bits for transformers and vLLM, rounded to nearest or by GPTQ.
 
-GPTQ: Frantar et al., ICLR 2023, arXiv 2210.17323. Embeddings and head stay whole. Scales are symmetric.
+GPTQ: Frantar et al., ICLR 2023, arXiv 2210.17323. Embeddings and head stay whole; no zero points.
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ class CompressedTensors:
     ) -> Mapping[str, float]:
         """Write the checkpoint; bytes of its weights, and the share of parameters that are in few bits.
 
-        With `input_ids` by GPTQ. The model is packed in place, matrix by matrix.
+        With `input_ids` by GPTQ. The model is packed in place, matrix by matrix. What stays whole of a
+        float32 model, and its scales, are stored in bfloat16.
         """
         from compressed_tensors.compressors import ModelCompressor, compress_module
         from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
-        from torch import nn
+        from torch import bfloat16, float32, nn
 
         from resprout.tasks.models.load import save_model
         from resprout.tasks.models.shape import count
@@ -94,7 +95,9 @@ class CompressedTensors:
         from resprout.tasks.quantize.rounding import round_layers
 
         scheme, params = scheme_of(self.kind), count(model).params
-        scales = round_layers(model, Grid(self.kind, model.dtype), input_ids, progress)
+        stored = bfloat16 if model.dtype == float32 else model.dtype
+        scales = round_layers(model, Grid(self.kind, stored), input_ids, progress)
+        model.to(stored)
         modules = {name: model.get_submodule(name) for name in scales}
         packed = sum(module.weight.numel() for module in modules.values())
         whole = [
