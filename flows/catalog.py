@@ -24,6 +24,7 @@ def registries() -> dict[str, Registry[Any]]:
     from resprout.tasks.calibrate.stage import METHODS as CALIBRATE
     from resprout.tasks.export.format import FORMATS
     from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS, SCHEDULES
+    from resprout.tasks.quantize.format import FORMATS as QUANTIZE
     from resprout.tasks.recover.stage import METHODS as RECOVER
     from resprout.tasks.select.stage import METHODS as SELECT
     from resprout.tasks.sparsify.pattern import METHODS as SPARSIFY
@@ -37,6 +38,7 @@ def registries() -> dict[str, Registry[Any]]:
         "select.method": SELECT,
         "recover.method": RECOVER,
         "sparsify.method": SPARSIFY,
+        "quantize.formats": QUANTIZE,
         "export.formats": FORMATS,
     }
 
@@ -139,6 +141,8 @@ def _shown(entry: Entry) -> dict[str, Any]:
     shown: dict[str, Any] = {"name": entry.name, "summary": entry.summary, "source": entry.source}
     if "units" in entry.declared:
         shown["units"] = list(entry.declared["units"])
+    if "types" in entry.declared:
+        shown["types"] = list(entry.declared["types"])
     if "needs" in entry.declared:
         shown["needs"] = entry.declared["needs"]
         shown["cost"] = entry.declared.get("cost", COSTS[entry.declared["needs"]])
@@ -210,6 +214,7 @@ def _properties(entry: Mapping[str, Any]) -> dict[str, str]:
         "what it does": entry["summary"],
         "source": entry["source"],
         "units": ", ".join(units),
+        "types": ", ".join(f"{entry['name']}:{kind}" for kind in entry.get("types", ())),
         "layouts": "; ".join(layouts),
         "needs": NEEDS.get(entry.get("needs", ""), ""),
         "costs": entry.get("cost", ""),

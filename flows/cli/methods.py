@@ -84,7 +84,11 @@ def _list(listed: Mapping[str, list[dict[str, Any]]]) -> None:
     for section, entries in listed.items():
         table = _columns(22)
         for entry in entries:
-            facts = "; ".join(fact for fact in (", ".join(entry.get("units", ())), entry["source"]) if fact)
+            facts = "; ".join(
+                fact
+                for fact in (", ".join(entry.get("units", entry.get("types", ()))), entry["source"])
+                if fact
+            )
             table.add_row(
                 f"  {entry['name']}", entry["summary"].rstrip(".") + (f" ({facts})" if facts else "")
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from resprout.configs.presets import Layout
 from resprout.configs.schema import QUANTIZED, SOURCE_FILE, QuantizeConfig
@@ -23,6 +23,9 @@ Need = Literal["importance", "calibration", ""]
 
 class QuantizedFormat(Protocol):
     """A way to store a model in few bits, in one of its types."""
+
+    types: ClassVar[tuple[str, ...]]
+    """Names of its types."""
 
     def __init__(self, kind: str) -> None:
         """Raises BadInput for a type that the format does not have."""

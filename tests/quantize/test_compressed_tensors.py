@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import QuantizeConfig
+from resprout.flows.catalog import catalog
 from resprout.tasks.compressed_tensors import library
 from resprout.tasks.compressed_tensors.checkpoint import weight_bytes
 from resprout.tasks.compressed_tensors.library import require_compressed_tensors
+from resprout.tasks.compressed_tensors.types import TYPES as TENSORS
 from resprout.tasks.compressed_tensors.types import tensors_type
 from resprout.tasks.core.job import Job, silent
+from resprout.tasks.gguf.types import GgufType
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
 from resprout.tasks.models.shape import read_config, shape_of
@@ -221,9 +224,9 @@ def test_rounding_is_a_matter_of_this_format_alone() -> None:
 
 def test_the_dense_model_is_compared_in_the_same_type_and_fewer_bits() -> None:
     names = ("compressed-tensors:W8A16", "compressed-tensors:W4A16-G64", "gguf:Q8_0")
-    assert baselines(names) == [
+    assert baselines(names, ["quantized"]) == [
         "compressed-tensors:W8A16", "compressed-tensors:W4A16-G32", "compressed-tensors:W4A16-G64",
-        "gguf:Q8_0", "gguf:Q6_K",
+        "gguf:Q8_0", "gguf:Q6_K", "gguf:Q5_K_M",
     ]  # fmt: skip
 
 
@@ -317,3 +320,9 @@ def test_nothing_is_drawn(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         load_model(out, "float32", "cpu")(IDS)
     drawn = capfd.readouterr()
     assert drawn.out + drawn.err == ""
+
+
+def test_the_catalog_names_every_type() -> None:
+    listed = {one["name"]: one["types"] for one in catalog()["quantize.formats"]}
+    assert listed["compressed-tensors"] == list(TENSORS)
+    assert sorted(listed["gguf"]) == sorted(GgufType.__members__)

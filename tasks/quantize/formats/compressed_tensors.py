@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from resprout.configs.errors import BadInput
+from resprout.configs.presets import Layout
 from resprout.configs.schema import QuantizeConfig
 from resprout.tasks.compressed_tensors.checkpoint import weight_bytes
 from resprout.tasks.compressed_tensors.library import require_compressed_tensors, scheme_of
 from resprout.tasks.compressed_tensors.types import GROUPS, grouped, tensors_type
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.shape import Shape
+from resprout.tasks.quantize.format import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
 class CompressedTensors:
     """A safetensors folder in few bits for transformers and vLLM, in a type (compressed-tensors:W4A16)."""
 
-    settings: ClassVar[tuple[str, ...]] = ("rounding",)
+    types: ClassVar[tuple[str, ...]] = (
+        "W8A16",
+        "W8A8",
+        "FP8",
+        "W4A16-G32",
+        "W4A16-G64",
+        "W4A16-G128",
+        "W4A16",
+    )
 
     def __init__(self, kind: str) -> None:
         self.kind = tensors_type(kind or "W4A16")
@@ -34,9 +44,13 @@ class CompressedTensors:
         """Raise BadInput where the library is not installed."""
         require_compressed_tensors()
 
-    def calibrated(self, config: QuantizeConfig) -> bool:
-        """Whether weights are rounded by GPTQ."""
-        return config.rounding == "gptq"
+    def needs(self, config: QuantizeConfig) -> Need:
+        """Calibration samples where weights are rounded by GPTQ."""
+        return "calibration" if config.rounding == "gptq" else ""
+
+    def layouts(self, shape: Shape) -> tuple[Layout, ...]:
+        """One width for all layers, which is all that stock classes know."""
+        return ("uniform",)
 
     def smaller(self) -> str | None:
         """W4A16 with the smallest groups, which fit most widths, below eight bits; nothing below four."""
@@ -76,14 +90,14 @@ class CompressedTensors:
         tokenizer: PreTrainedTokenizerBase,
         source: Path,
         folder: Path,
-        input_ids: Tensor | None,
+        known: Mapping[str, Tensor],
         about: Mapping[str, str],
         progress: Progress,
     ) -> Mapping[str, float]:
         """Write the checkpoint; bytes of its weights, and the share of parameters that are in few bits.
 
-        With `input_ids` by GPTQ. The model is packed in place, matrix by matrix. What stays whole of a
-        float32 model, and its scales, are stored in bfloat16.
+        By GPTQ where samples are `known`. The model is packed in place, matrix by matrix. What stays whole of
+        a float32 model, and its scales, are stored in bfloat16.
         """
         from compressed_tensors.compressors import ModelCompressor, compress_module
         from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
@@ -96,7 +110,8 @@ class CompressedTensors:
 
         scheme, params = scheme_of(self.kind), count(model).params
         stored = bfloat16 if model.dtype == float32 else model.dtype
-        scales = round_layers(model, Grid(self.kind, stored), input_ids, progress)
+        samples = known["input_ids"].long() if known else None
+        scales = round_layers(model, Grid(self.kind, stored), samples, progress)
         model.to(stored)
         modules = {name: model.get_submodule(name) for name in scales}
         packed = sum(module.weight.numel() for module in modules.values())

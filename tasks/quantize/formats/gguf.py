@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.blocks import block_of
 from resprout.configs.presets import Layout
@@ -25,6 +25,30 @@ if TYPE_CHECKING:
 
 class Gguf:
     """A file that llama.cpp serves, in a type of its own (gguf:Q4_K_M), with tokenizer and chat template."""
+
+    types: ClassVar[tuple[str, ...]] = (
+        "F32",
+        "F16",
+        "BF16",
+        "Q8_0",
+        "Q6_K",
+        "Q5_K_M",
+        "Q5_K_S",
+        "Q5_1",
+        "Q5_0",
+        "Q4_K_M",
+        "Q4_K_S",
+        "Q4_1",
+        "Q4_0",
+        "IQ4_NL",
+        "IQ4_XS",
+        "Q3_K_L",
+        "Q3_K_M",
+        "Q3_K_S",
+        "IQ3_M",
+        "IQ3_S",
+        "Q2_K",
+    )
 
     def __init__(self, kind: str) -> None:
         self.kind = gguf_type(kind or "F16")
