@@ -19,7 +19,7 @@ from resprout.configs.result import GateResult
 from resprout.configs.schema import QuantizeConfig, RunConfig
 from resprout.flows import preflight
 from resprout.flows.recorded_run import RecordedRun
-from resprout.flows.stages import MODEL, Artifacts, Step, Steps
+from resprout.flows.stages import JUDGED, MODEL, Artifacts, Step, Steps
 from resprout.infra.store.filesystem import megabytes, walk
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
@@ -94,10 +94,12 @@ class FurtherFormat:
     def _missing(self) -> list[Step]:
         """The export and all before it that the run has no record of, in their order."""
         wanted, found = {EXPORT}, list[Step]()
+        # Nobody judges the file: its card states the scores of the model that it is made of.
+        unjudged = self.steps.groups[JUDGED].values()
         for step in reversed(self.steps):
             if step.id in wanted and step.id not in self.artifacts:
                 found.append(step)
-                wanted |= {slot.step for slot in step.inputs.values()}
+                wanted |= {slot.step for slot in step.inputs.values() if slot not in unjudged}
         return found[::-1]
 
     def _refuse_impossible(self, trust_remote_code: bool) -> None:

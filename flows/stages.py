@@ -35,7 +35,7 @@ from resprout.tasks.prune.mask_and_regrow import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of
 from resprout.tasks.prune.stage import plan, prune, score
 from resprout.tasks.quantize.format import baselines
-from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, file_of
+from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, file_of, scores_of
 from resprout.tasks.quantize.stage import Quantization, importance, quantize
 from resprout.tasks.recover.stage import recover
 from resprout.tasks.select.stage import pool, select
@@ -43,8 +43,8 @@ from resprout.tasks.sparsify.stage import sparsify
 
 MODEL, FINAL = "model", "final"
 """Names of the model that steps go on with, and of the last model's scores."""
-MODELS, SCORES, QUANTIZED = "models", "scores", "quantized"
-"""Groups of all models, of their scores, and of the models of few bits, by the models' names."""
+MODELS, SCORES, QUANTIZED, JUDGED = "models", "scores", "quantized", "judged"
+"""Groups of all models and of their scores, and of those of few bits that ship, by the models' names."""
 GROWTH = {"criterion": "gradient", "criterion_settings": {}}
 """Criterion for removed units, in place of the section's own."""
 
@@ -261,6 +261,7 @@ def _quantize(steps: Steps, stage: Stage[Any]) -> None:
     section: QuantizeConfig = steps.section(stage)
     dense = steps.names[SOURCE]
     steps.groups[QUANTIZED] = _files(steps, "", steps.names[MODEL], section.formats)
+    steps.groups[JUDGED] = {scores_of(name): steps.groups[SCORES][name] for name in section.formats}
     if keeps_file(steps.config):
         steps.evaluate(SOURCE_FILE, steps.names[SOURCE_FILE], final=False)
     wanted = steps.config.compare.baselines if steps.config.compare is not None else ()

@@ -14,6 +14,7 @@ from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import CardLine, Reads, stage
 from resprout.tasks.export.format import entry, folder_name, format_of, loading
 from resprout.tasks.models.shape import Shape
+from resprout.tasks.quantize.names import scores_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Export:
 def export_methods(wanted: Export) -> list[str]:
     """Modules of the formats that the config selects."""
     return [entry(name).module for name in wanted.config.formats]
+
+
+ORIGIN = "resprout.json"
+"""Name of the file in each export that says what it was made of; GGUF files say the same inside."""
 
 
 def check(config: ExportConfig, base: Path) -> None:
@@ -60,6 +65,7 @@ def fits(config: ExportConfig, shapes: Mapping[str, Shape]) -> None:
         "dense": Reads("scores"),
         "final": Reads("scores"),
         "quantized": Reads("model", group=True),
+        "judged": Reads("scores", group=True),
     },
     weights=True,
     reported=True,
@@ -72,9 +78,9 @@ def fits(config: ExportConfig, shapes: Mapping[str, Shape]) -> None:
 def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write `<format>/` with README.md, exports.json and metrics.json from `model`.
 
-    `quantized`, by their names, are the models of few bits. `plan` lists the removed units, `source` (the
-    acquired model) has the licence files that go along; `dense`
-    and `final` are its scores and those of `model`, which the card states.
+    `quantized`, by their names, are the models of few bits, `judged` their scores. `plan` lists the removed
+    units, `source` (the acquired model) has the licence files that go along; `dense` and `final` are its
+    scores and those of `model`, which the card states where a format has none of its own.
 
     An export that its stock tool cannot load, or that computes something else, raises StageFailed.
     """
@@ -96,7 +102,6 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         question = Question(list(config.prompts), config.greedy_tokens, job.dtype, job.device, threads)
         expected = probe(model, load_tokenizer(inputs["model"], job.trust_remote_code), question)
         plan = read_plan(inputs["plan"])
-        scores = judged(inputs["dense"], inputs["final"])
         own = layout_of(model.config) is not None
     for done, name in enumerate(config.formats):
         written = format_of(name)
@@ -104,6 +109,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         folder.mkdir()
         written.write(model, inputs[name if written.quantized else "model"], folder)
         files = carry_licences(inputs["source"], folder)
+        (folder / ORIGIN).write_text(_origin(job), encoding="utf-8")
+        scores = judged(inputs["dense"], inputs.get(scores_of(name), inputs["final"]))
         usage = loading(name, '"."')
         text = card(job.config.credits, plan, job.config.lines, files, scores, usage, own_classes=own)
         (folder / CARD).write_text(text, encoding="utf-8")
@@ -114,3 +121,12 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         progress(done + 1, len(config.formats), "formats exported")
     (workdir / "exports.json").write_text(json.dumps(exports, sort_keys=True, indent=1) + "\n")
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
+
+
+def _origin(job: Job[Export]) -> str:
+    """Digests of the artifacts that an export was made of, and the source model's licence."""
+    from resprout.tasks.export.card import SOURCE
+
+    made_of = {role: digest for role, digest in job.digests.items() if role in ("source", "plan", "model")}
+    licence = next((one.licence for one in job.config.credits if one.role == SOURCE), None)
+    return json.dumps({"made_of": made_of, "licence": licence}, sort_keys=True, indent=1) + "\n"

@@ -7,6 +7,9 @@ from enum import IntEnum
 
 from resprout.configs.errors import BadInput
 
+FILE = "model.gguf"
+"""Name of the weights in a model folder that llama.cpp serves."""
+
 
 class GgufType(IntEnum):
     """A file's type and its number in llama.cpp (llama_ftype)."""

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from resprout.tasks.gguf.types import FILE
 from resprout.tasks.llama_cpp.process import LlamaCpp
 from resprout.tasks.models.shape import Sizes, shape_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-FILE = "model.gguf"
-"""Name of the weights in a model folder that llama.cpp serves; config.json and tokenizer lie beside it."""
 CONTEXT_TOKENS = 2048
 """Longest context that is made; a model that takes fewer positions gets those."""
 

@@ -23,13 +23,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psutil
 
 from resprout.tasks.core.resources import peak_memory
+from resprout.tasks.gguf.types import FILE as GGUF
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-GGUF = "model.gguf"
-"""Name of weights that llama.cpp serves; the rest of a process's life needs nothing of it."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ def file_of(name: str) -> str:
     return f"{name} file"
 
 
+def scores_of(name: str) -> str:
+    """Role in which a stage reads the scores of the file, whose name is that of the file itself."""
+    return f"scores of {name}"
+
+
 def served_by_llama_cpp(name: str) -> bool:
     """Whether the model of this name is a file in llama.cpp."""
     return name == SOURCE_FILE or name.removeprefix(f"{DENSE} ").startswith(LLAMA_CPP)

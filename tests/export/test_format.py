@@ -13,8 +13,9 @@ def test_formats_are_checked_without_the_libraries_that_write_them() -> None:
         "import sys\n"
         "from resprout.tasks.export.format import FORMATS, format_of\n"
         "from resprout.tasks.quantize.format import FORMATS as FEW, format_of as few\n"
-        "[format_of('gguf:Q4_0' if one.name == 'gguf' else one.name) for one in FORMATS]\n"
-        "few('gguf:Q4_0')\n"
+        "typed = {'gguf': 'gguf:Q4_0', 'compressed-tensors': 'compressed-tensors:W8A16'}\n"
+        "[format_of(typed.get(one.name, one.name)) for one in FORMATS]\n"
+        "[few(typed[one.name]) for one in FEW]\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], len(list(FORMATS)), len(list(FEW)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -112,7 +112,7 @@ def exported(tmp_path_factory):
 def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_path):
     model, out = exported
     files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
-    beside = {"README.md", "LICENSE", "NOTICE.txt", "MLmodel"}
+    beside = {"README.md", "LICENSE", "NOTICE.txt", "MLmodel", "resprout.json"}
     assert digests(out).keys() == files | {"tokenizer_config.json"} | beside
     again = tmp_path / "second" / "hf"
     HuggingFace().write(load_model(model, "bfloat16", "cpu"), model, again)
@@ -120,6 +120,8 @@ def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_pat
     plan = read_plan(write_plan(tmp_path))
     text = card(CREDITS, plan, [LORA], files, scores, loading("hf", '"."'))
     (again / "README.md").write_text(text, encoding="utf-8")
+    origin = {"licence": CREDITS[0].licence, "made_of": {}}
+    (again / "resprout.json").write_text(json.dumps(origin, indent=1) + "\n")
     assert digests(out) == digests(tmp_path / "second")
     size = sum(p.stat().st_size for p in (out / "hf").rglob("*") if p.is_file())
     assert json.loads((out / "exports.json").read_text()) == [

@@ -25,7 +25,7 @@ def nothing(job: Job[Any], given: Mapping[str, Path], workdir: Path, progress: P
 
 def test_every_section_of_a_run_config_belongs_to_a_stage() -> None:
     sections = {one.section for one in STAGES}
-    others = {"name", "seed", "model", "compare", "registration", "infra"}
+    others = {"name", "seed", "model", "compare", "registration", "push", "infra"}
     assert set(RunConfig.model_fields) == sections | others
 
 

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from resprout.tasks.export.format import BESIDE, divergence
+from resprout.tasks.export.format import divergence
 from resprout.tasks.export.probe import Probed, Question
-from resprout.tasks.gguf.types import gguf_type
+from resprout.tasks.gguf.types import FILE, gguf_type
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 
 if TYPE_CHECKING:
@@ -53,10 +53,8 @@ class Gguf:
         """Nothing: `quantize`, which makes the file, has checked the model."""
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
-        """Copy the file from `source`, what `quantize` wrote, with config and tokenizer."""
-        for path in source.iterdir():
-            if path.name != BESIDE:
-                shutil.copyfile(path, folder / path.name)
+        """Copy the file from `source`, what `quantize` wrote; config and tokenizer are inside."""
+        shutil.copyfile(source / FILE, folder / FILE)
 
     def probe(self, folder: Path, question: Question) -> Probed:
         """llama.cpp's answers, with the file's own tokenizer."""
@@ -65,7 +63,7 @@ class Gguf:
         from resprout.tasks.llama_cpp.process import LlamaCpp
 
         found = Probed([], [], [])
-        with LlamaCpp(folder / "model.gguf") as llama:
+        with LlamaCpp(folder / FILE) as llama:
             llama.load(512, question.threads)
             for prompt in question.prompts:
                 ids = llama.tokenize(prompt)
