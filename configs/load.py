@@ -125,8 +125,9 @@ def _override(data: dict[str, Any], overrides: Iterable[str]) -> None:
 def _read_suites(data: dict[str, Any], base: Path) -> None:
     """Write out the suites that the config names, those of one's own from YAML files beside it."""
     evaluate = data.get("evaluate")
-    suites = evaluate.get("suites") if isinstance(evaluate, dict) else None
-    for index, given in enumerate(suites if isinstance(suites, list) else ()):
+    found = evaluate.get("suites") if isinstance(evaluate, dict) else None
+    suites: list[Any] = found if isinstance(found, list) else []
+    for index, given in enumerate(suites):
         name = named_suite(given)
         if name is None:
             continue
@@ -145,8 +146,8 @@ def _read_suite(path: Path, base: Path) -> dict[str, Any]:
         if isinstance(task, dict):
             if str(task.get("task", "")).endswith(ENDINGS):
                 task["task"] = str(folder / Path(task["task"]).expanduser())
-            for data in (task.get("data"), task.get("examples")):
-                source = data.get("source") if isinstance(data, dict) else None
+            for data in (one for one in (task.get("data"), task.get("examples")) if isinstance(one, dict)):
+                source = data.get("source")
                 if isinstance(source, str) and not REMOTE.match(source):
                     data["source"] = str(folder / Path(source).expanduser())
     return suite

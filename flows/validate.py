@@ -176,10 +176,10 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
         if files := data_files(source.source, here):
             yield from faults_in(key, partial(look, key, source, files))
     for place, task in config.evaluate.tasks.items():
-        for part, source in (("data", task.data), ("examples", task.examples)):
+        for part, rows_of in (("data", task.data), ("examples", task.examples)):
             key = f"evaluate.{place}.{part}"
-            if source is not None and (rows := found.get(key)):
-                yield from faults_in(key, partial(_check_columns, task, source, loaded.base, rows))
+            if rows_of is not None and (rows := found.get(key)):
+                yield from faults_in(key, partial(_check_columns, task, rows_of, loaded.base, rows))
 
     def whole(section: str, sources: Sequence[DataSource]) -> set[str] | None:
         """Texts of all sources of a section; None where not all was seen."""

@@ -40,6 +40,7 @@ SUITE = {
         {"task": "written.yaml", "data": {"source": "rows.jsonl"}},
     ],
 }  # fmt: skip
+ITEMS = 300
 QUICK = dict.fromkeys(("select", "recover", "measure", "register"))
 
 
@@ -50,9 +51,9 @@ def write(root: Path, suite: dict[str, Any] = SUITE, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
     rows = [
         {"question": words(5, at), "a": words(1, at + 40), "b": words(1, at + 80), "label": at % 2}
-        for at in range(60)
+        for at in range(ITEMS + 20)
     ]
-    for name, some in (("rows.jsonl", rows[:40]), ("examples.jsonl", rows[40:])):
+    for name, some in (("rows.jsonl", rows[:ITEMS]), ("examples.jsonl", rows[ITEMS:])):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in some))
     (folder / "shown.yaml").write_text(yaml.safe_dump(TWO_CHOICES))
     (folder / "written.yaml").write_text(yaml.safe_dump(WRITTEN))
@@ -74,9 +75,9 @@ def test_what_was_lost_is_known_item_by_item(resprout: Callable[..., Any], tmp_p
         "choosing": ["shown"], "own": ["own"], "writing": ["written"],
     }  # fmt: skip
     choosing = pruned["losses"]["choosing"]
-    assert choosing["items"] == 40
+    assert choosing["items"] == ITEMS
     assert choosing["dense"] == pytest.approx(dense["metrics"]["shown_acc_norm"])
-    assert choosing["drop"] == pytest.approx((choosing["lost"] - choosing["won"]) / 40)
+    assert choosing["drop"] == pytest.approx((choosing["lost"] - choosing["won"]) / ITEMS)
     assert pruned["losses"]["writing"]["cut"] == pruned["metrics"]["written_cut"]
     assert [one["name"] for one in done.result["gate"]["checks"]] == [
         "max_drop.choosing", "max_drop.own", "max_drop.writing",
@@ -102,7 +103,7 @@ def test_what_was_lost_is_known_item_by_item(resprout: Callable[..., Any], tmp_p
     assert {one["name"] for one in failed.result["stages"] if not one["cached"]} <= {"gate", "report"}
 
 
-HALF = {"method": "magnitude", "units": ["ffn"], "target": {"params_ratio": 0.8}, "round_to": 8}
+HALF = {"method": "random", "units": ["ffn"], "target": {"params_ratio": 0.6}, "round_to": 8}
 
 
 @pytest.mark.parametrize(
