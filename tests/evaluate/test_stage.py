@@ -4,6 +4,7 @@ change the key."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,21 @@ def test_bad_tasks_are_one_sentence(tmp_path: Path) -> None:
 def test_each_shipped_task_reads() -> None:
     for name in shipped_tasks():
         assert read_task(name, Path())["task"] == name
+
+
+def test_perplexity_equals_a_loop_of_ten_lines(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    documents = [" ".join(f"w{4 + at * step % 200}" for at in range(40)) for step in (7, 11, 13)]
+    rows = [json.dumps({"text": one, "source": "t"}) for one in documents]
+    (text / "text.jsonl").write_text("\n".join(rows))
+    metrics, _ = run(config(), tmp_path / "a", model=models[0], text=text)
+
+    model, tokenizer = load_model(models[0], "float32", "cpu"), load_tokenizer(models[0])
+    ids = tokenizer("\n\n".join(documents), add_special_tokens=False)["input_ids"]
+    total, count = 0.0, 0
+    for start in range(0, len(ids), 16):
+        window = torch.tensor([ids[start : start + 16]])
+        with torch.no_grad():
+            logits = model(window).logits[0, :-1].double()
+        losses = torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="none")
+        total, count = total + float(losses.sum()), count + len(losses)
+    assert metrics["words_ppl_seq16"] == pytest.approx(math.exp(total / count), rel=1e-4)

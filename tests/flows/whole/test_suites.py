@@ -50,7 +50,7 @@ def write(root: Path, suite: dict[str, Any] = SUITE, **changes: Any) -> Path:
     folder = root / "suites"
     folder.mkdir(exist_ok=True)
     rows = [
-        {"question": words(5, at), "a": words(1, at + 40), "b": words(1, at + 80), "label": at % 2}
+        {"question": words(5, at), "a": f"w{4 + at * 7 % 200}", "b": f"w{5 + at * 13 % 200}", "label": at % 2}
         for at in range(ITEMS + 20)
     ]
     for name, some in (("rows.jsonl", rows[:ITEMS]), ("examples.jsonl", rows[ITEMS:])):
@@ -103,7 +103,13 @@ def test_what_was_lost_is_known_item_by_item(resprout: Callable[..., Any], tmp_p
     assert {one["name"] for one in failed.result["stages"] if not one["cached"]} <= {"gate", "report"}
 
 
-HALF = {"method": "random", "units": ["ffn"], "target": {"params_ratio": 0.6}, "round_to": 8}
+HALF = {
+    "method": "random",
+    "units": ["ffn"],
+    "target": {"params_ratio": 0.6},
+    "round_to": 8,
+    "repair": "none",
+}
 
 
 @pytest.mark.parametrize(
