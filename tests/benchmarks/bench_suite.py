@@ -24,7 +24,7 @@ import yaml
 from tiny_models import write_tiny_folder
 from tiny_run import TWO_CHOICES, words
 
-ROUNDS, ITEMS, BATCH, TOKENS, BOUND = 5, 200, 16, 24, 1.05
+ROUNDS, ITEMS, BATCH, TOKENS, BOUND = 5, 120, 16, 24, 1.05
 WRITTEN: dict[str, Any] = {
     "output_type": "generate_until",
     "doc_to_text": "{{question}}",
