@@ -61,9 +61,8 @@ def test_a_checkpoint_of_other_weights_is_discarded(made, tmp_path: Path) -> Non
     form = CompressedTensors("W8A16")
     form.write(load_model(model, "bfloat16", "cpu"), quantized, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    for name in tensors:
-        if name.endswith("weight_scale"):
-            tensors[name] *= 40
+    # Logits of a random model are all alike; these are not.
+    tensors["model.norm.weight"] *= 50
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     expected = probe(load_model(model, "bfloat16", "cpu"), load_tokenizer(model), QUESTION)
     with pytest.raises(StageFailed, match=r"W8A16 export diverges by .* nats .* 0\.05 are allowed"):
