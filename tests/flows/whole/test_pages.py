@@ -131,6 +131,26 @@ def test_an_auditor_finds_the_way_from_the_model_to_its_proof(
         raise
 
 
+def test_the_page_of_the_model_shows_flavour_metrics_data_and_version(
+    driver: Any, server: str, finished: Any, tmp_path: Path
+) -> None:
+    auditor, client = Auditor(driver), mlflow_of(finished.home)
+    run = client.get_run(finished.result["mlflow_run_id"])
+    (logged,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    try:
+        driver.get(f"{server}/#/experiments/{run.info.experiment_id}/models/{logged.model_id}")
+        shown = auditor.reads("words_ppl_seq32")
+        assert "Flavour transformers" in shown
+        assert 'mlflow.transformers.load_model("models:/tiny-pruned/1")' in shown
+        text = next(one for one in run.inputs.dataset_inputs if one.dataset.name == "evaluation text")
+        assert f"evaluation text (#{text.dataset.digest}" in shown
+        auditor.clicks("//a[contains(@href, '/models/tiny-pruned/versions/1')]")
+        auditor.reads("Made by the run")
+    except BaseException:
+        driver.save_screenshot(str(tmp_path / "last.png"))
+        raise
+
+
 @pytest.fixture(scope="module")
 def swept(resprout: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The home of a sweep of two variants, and its result."""
