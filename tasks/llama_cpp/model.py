@@ -32,7 +32,9 @@ class LlamaCppModel(nn.Module):
         from transformers import AutoConfig, GenerationConfig
 
         super().__init__()
-        self.config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+        self.config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         self.generation_config = None
         if (folder / "generation_config.json").is_file():
             self.generation_config = GenerationConfig.from_pretrained(folder)

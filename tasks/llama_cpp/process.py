@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from resprout.configs.errors import StageFailed
 from resprout.tasks.gguf.types import GgufType
@@ -124,8 +125,8 @@ class LlamaCpp:
         """Write the file to `target` in another type, by the importance of each tensor's input channels."""
         matrix = None
         if importance:
-            matrix = str(Path(self._scratch.name) / "importance.npz")
-            np.savez(matrix, **importance)  # type: ignore[arg-type]
+            matrix = str(Path(self._scratch.name) / "importance.safetensors")
+            save_file(dict(importance), matrix)
         source, out = str(self._file.resolve()), str(target.resolve())
         self._ask("quantize", source=source, target=out, kind=kind.value, threads=threads, matrix=matrix)
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+from safetensors.numpy import load_file
 
 FAILED = -1
 
@@ -172,9 +173,9 @@ def quantize(source: str, target: str, kind: int, threads: int, matrix: str | No
     how = lib.llama_model_quantize_default_params()
     how.ftype, how.nthread = kind, threads
     if matrix is not None:
-        tensors = np.load(matrix, allow_pickle=False)
-        names = [ffi.new("char[]", name.encode()) for name in tensors.files]
-        values = [np.ascontiguousarray(tensors[name], dtype=np.float32) for name in tensors.files]
+        tensors = load_file(matrix)
+        names = [ffi.new("char[]", name.encode()) for name in tensors]
+        values = [np.ascontiguousarray(tensors[name], dtype=np.float32) for name in tensors]
         entries = ffi.new("struct llama_model_imatrix_data[]", len(names) + 1)
         for place, (name, value) in enumerate(zip(names, values, strict=True)):
             entries[place].name = name

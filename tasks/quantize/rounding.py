@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -84,6 +85,6 @@ def _grams(step: LayerStep) -> dict[str, Gram | None]:
     with ExitStack() as watching:
         for name, _ in step.layer.shape.matrices(step.index):
             module = step.layer.module.get_submodule(name.rpartition(".")[0])
-            watching.enter_context(watch(module, lambda inputs, name=name: see(name, inputs)))
+            watching.enter_context(watch(module, partial(see, name)))
         step.dry_run()
     return found

@@ -60,7 +60,8 @@ def register(
     held = (
         one
         for one in tracker.holding(config.name, export.digest)
-        if is_here(run, registrar, export.digest, folder, one) and registrar.takes(one)
+        if is_here(run, registrar, export.digest, folder, one.source or "", one.run_id)
+        and registrar.takes(one)
     )
     version = next(held, None)
     if version is None:
