@@ -74,7 +74,7 @@ def file_trade_offs(files: Mapping[str, Metrics]) -> Iterator[Chart]:
     axes = [("bytes", "size", "MB of the file", 1e-6), *trade_axes(first)[1:]]
     for name, kind, label, scale in axes:
         points = [
-            Point(file, _file_colour(file), scale * metrics[name], metrics[quality], mark=file)
+            Point(*_kind(file), scale * metrics[name], metrics[quality], mark=file.rpartition(":")[2])
             for file, metrics in files.items()
             if name in metrics
         ]
@@ -83,10 +83,11 @@ def file_trade_offs(files: Mapping[str, Metrics]) -> Iterator[Chart]:
         yield scatter(f"files-{kind}", f"Files: quality against {kind}", says, points, label, "perplexity")
 
 
-def _file_colour(name: str) -> str:
+def _kind(name: str) -> tuple[str, str]:
+    """What a file is of, and its colour."""
     if name == SOURCE_FILE:
-        return "accent"
-    return "dense" if name.startswith(f"{DENSE} ") else "recovered"
+        return "source file", "accent"
+    return ("dense model", "dense") if name.startswith(f"{DENSE} ") else ("pruned model", "recovered")
 
 
 def trade_axes(dense: Metrics) -> list[tuple[str, str, str, float]]:

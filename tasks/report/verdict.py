@@ -91,7 +91,7 @@ def verdict(
             "Size",
             _signed(size - 1),
             "counted, so exact",
-            f"{dense['bytes'] / 1e6:,.1f} → {final['bytes'] / 1e6:,.1f} MB of weights",
+            f"{dense['bytes'] / 1e6:,.1f} → {final['bytes'] / 1e6:,.1f} MB",
             GOOD if size < 1 else "",
         ),
         Number(
