@@ -34,6 +34,7 @@ from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.rounds import average_params, predicted_loss, schedule_of, target_at
 from resprout.tasks.prune.target import implied_shape, request, warnings_for
+from resprout.tasks.quantize.format import misfits
 
 MOST_DIFFERENCES = 3
 """Differences from the nearest record that are named."""
@@ -236,7 +237,10 @@ def _sizes(loaded: Loaded, dense: Shape) -> dict[str, Any]:
         "pruned": _shape(cut, config.model.dtype) if cut else None,
         "schedule": config.prune.schedule,
         "rounds": rounds,
-        "warnings": warnings_for(dense, wanted, config.prune.target, cut),
+        "warnings": [
+            *warnings_for(dense, wanted, config.prune.target, cut),
+            *misfits(config.quantize.formats if config.quantize is not None else (), cut or dense),
+        ],
     }
 
 

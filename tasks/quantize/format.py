@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+from resprout.configs.blocks import block_of
 from resprout.configs.presets import Layout
 from resprout.configs.schema import QUANTIZED, SOURCE_FILE, QuantizeConfig
 from resprout.tasks.core.job import Progress
@@ -110,3 +111,26 @@ def _smaller(name: str) -> Iterator[str]:
         less = None if less is None else format_of(less).smaller()
         if less is not None:
             yield less
+
+
+def misfits(formats: Iterable[str], shape: Shape) -> list[str]:
+    """A warning for each GGUF type whose blocks do not fill the rows of a model of this shape."""
+    rows = {
+        "the hidden size": {shape.hidden},
+        "heads of": {groups * shape.head_dim for groups in shape.heads if groups},
+        "FFN widths of": {width for width in shape.ffn if width},
+    }
+    found = []
+    for name in formats:
+        block = block_of(name)
+        short = {
+            part: sorted(length for length in lengths if length % block) for part, lengths in rows.items()
+        }
+        named = [f"{part} {', '.join(map(str, lengths))}" for part, lengths in short.items() if lengths]
+        if split(name)[0] == "gguf" and named:
+            found.append(
+                f"{name} takes {block} weights of a row together, which does not divide {', '.join(named)}: "
+                "llama.cpp stores those matrices in larger types; prune.round_to: auto keeps FFN widths "
+                "whole, and types such as gguf:Q4_0 take 32 weights together"
+            )
+    return found

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from resprout.tasks.quantize.format import baselines
 from resprout.tasks.quantize.names import base_of, judged
 
 SAME, SMALLER, SOURCE = "dense gguf:Q4_0", "dense gguf:Q2_K", "source file"
@@ -44,12 +43,3 @@ def test_the_verdict_is_about_the_file_of_the_gate_or_the_first(
     config: dict[str, Any], name: str | None
 ) -> None:
     assert judged(config) == name
-
-
-def test_the_dense_model_is_compared_in_the_same_and_in_fewer_bits() -> None:
-    assert baselines(["gguf:Q4_K_M"], ["quantized"]) == ["gguf:Q4_K_M", "gguf:Q4_0", "gguf:Q3_K_M"]
-    assert baselines(["gguf:Q4_0"], ["source_file", "quantized", "gguf:Q5_0"]) == [
-        "gguf:Q4_0", "gguf:Q3_K_M", "gguf:Q2_K", "gguf:Q5_0"
-    ]  # fmt: skip
-    assert baselines(["gguf:Q2_K"], ["quantized"]) == ["gguf:Q2_K"]
-    assert baselines(["gguf:Q4_0"], ["source_file"]) == []
