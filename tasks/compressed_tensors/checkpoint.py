@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.tasks.compressed_tensors.library import load_library
+from resprout.tasks.models.shape import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +27,21 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def unpack(model: PreTrainedModel) -> None:
+def load_served(folder: Path, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model in a folder as `load_model` gives it; of a checkpoint what transformers computes of it."""
+    from resprout.tasks.models.load import load_model
+
+    packed = is_packed(read_config(folder))
+    if packed:
+        load_library()
+    model = load_model(folder, dtype, device, trust_remote_code)
+    if packed:
+        _unpack(model)
+        model.requires_grad_(False)
+    return model
+
+
+def _unpack(model: PreTrainedModel) -> None:
     """Unpack the weights of a model that transformers has loaded, in place, to the dtype of their scales.
 
     It would do so itself at the first call of the whole model; its decoder or its head can be called alone

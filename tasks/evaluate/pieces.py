@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import EvaluateConfig
-from resprout.tasks.compressed_tensors.checkpoint import is_packed, weight_bytes
+from resprout.tasks.compressed_tensors.checkpoint import is_packed, load_served, weight_bytes
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.evaluate import perplexity
 from resprout.tasks.evaluate.answers import Answers, answers
@@ -76,7 +76,7 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
 def _served(job: Job[EvaluateConfig], folder: Path) -> Iterator[tuple[Any, Sizes]]:
     """The model as it is served, and its sizes: a GGUF file by llama.cpp, which ends with the block."""
     if not (folder / GGUF).is_file():
-        model = load_model(folder, job.dtype, job.device, job.trust_remote_code)
+        model = load_served(folder, job.dtype, job.device, job.trust_remote_code)
         yield model, _sizes(model, folder)
         return
     import torch

@@ -69,13 +69,13 @@ class Measured:
     def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
         import torch
 
-        from resprout.tasks.models.load import load_model
+        from resprout.tasks.compressed_tensors.checkpoint import load_served
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)
         self._wait = _waiter(request.device)
         began = time.perf_counter()
-        self._model = load_model(
+        self._model = load_served(
             Path(request.folder), request.dtype, request.device, request.trust_remote_code
         )
         self._wait()

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resprout.configs.errors import BadInput, ResproutError
-from resprout.tasks.compressed_tensors.checkpoint import is_packed, unpack
-from resprout.tasks.compressed_tensors.library import load_library
 from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.layouts import cut_class
 from resprout.tasks.models.malloc_tuning import keep_freed_memory
@@ -43,21 +41,15 @@ def load_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = 
     """The model in `folder` in eval mode without gradients, its weights in `dtype` on `device`.
 
     Stock transformers classes load it; a folder whose layers differ (`resprout_layout` in config.json) is
-    loaded by the stock class cut to those widths, and weights that compressed-tensors packed are unpacked. A
-    folder without config.json or safetensors, one that lacks
+    loaded by the stock class cut to those widths. A folder without config.json or safetensors, one that lacks
     weights, or an unknown dtype, raises BadInput.
     """
     check_folder(folder)
     if dtype not in DTYPES:
         raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
     keep_freed_memory()
-    packed = is_packed(read_config(folder))
-    if packed:
-        load_library()
     model, found = _load(folder, trust_remote_code, dtype=getattr(torch, dtype))
     require_all(found, str(folder))
-    if packed:
-        unpack(model)
     model.to(device)
     model.requires_grad_(False)
     model.eval()

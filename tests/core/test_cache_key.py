@@ -36,6 +36,7 @@ STAGES: dict[str, tuple[Any, Any]] = {**MADE, **SHARDS, report.name: (report, {}
 DATA = "configs.schema configs.section configs.infrastructure"
 PRUNING = f"prune models configs.presets {DATA}"
 USUAL = f"core data {PRUNING}"
+SERVED = "evaluate data models gguf llama_cpp compressed_tensors"
 ROOMS = {
     "acquire_model": f"acquire models {DATA} configs.presets infra.licences infra.store.filesystem",
     "acquire_file": f"acquire models {DATA} infra.licences infra.store.filesystem",
@@ -51,18 +52,19 @@ ROOMS = {
     "select": f"select data models {DATA} configs.presets",
     "divergence-shard": f"select data models {DATA} configs.presets",
     "recover": "recover data models prune configs.schema configs.section configs.presets",
-    "evaluation_data": f"evaluate models {DATA}",
-    "evaluate": f"evaluate data models gguf llama_cpp {DATA} configs.presets",
-    "evaluate-shard": f"evaluate data models gguf llama_cpp {DATA} configs.presets",
-    "measure": "measure models gguf llama_cpp quantize configs.schema configs.section configs.presets",
+    "evaluation_data": f"evaluate data models configs.suites {DATA}",
+    "evaluate": f"{SERVED} configs.suites {DATA} configs.presets",
+    "evaluate-shard": f"{SERVED} configs.suites {DATA} configs.presets",
+    "measure": "measure models gguf llama_cpp compressed_tensors quantize "
+    "configs.schema configs.section configs.presets",
     "sparsify": "sparsify prune models configs.schema configs.section configs.presets",
-    "gate": "gate configs.result configs.schema configs.section",
+    "gate": "gate evaluate measure configs.result configs.schema configs.section",
     "importance": "quantize models configs.schema configs.section configs.presets",
     "quantize": "quantize models gguf llama_cpp configs.blocks configs.schema configs.section "
     "configs.presets",
-    "export": "export prune models gguf llama_cpp configs.schema configs.section configs.presets "
+    "export": "export prune models quantize gguf llama_cpp configs.schema configs.section configs.presets "
     "infra.markdown infra.licences",
-    "report": "report models configs.presets infra.markdown measure evaluate quantize",
+    "report": "report models configs.presets infra.markdown measure evaluate quantize configs.result",
 }
 """Rooms of tasks, and modules of the others, that each stage reaches beside core."""
 
@@ -275,10 +277,19 @@ def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
         ("tasks/acquire/unpickle.py", {"acquire_model"}),
         (
             "tasks/data/chat_child.py",
-            {"pool", "select", "divergence-shard", "recover", "evaluate", "evaluate-shard"},
+            {
+                "pool",
+                "select",
+                "divergence-shard",
+                "recover",
+                "evaluation_data",
+                "evaluate",
+                "evaluate-shard",
+            },
         ),
         ("tasks/export/probe.py", {"export"}),
         ("tasks/measure/worker.py", {"measure"}),
+        ("tasks/llama_cpp/worker.py", {"measure", "evaluate", "evaluate-shard", "quantize", "export"}),
     ],
 )
 def test_what_a_child_process_runs_moves_the_key_of_the_stage_that_starts_it(

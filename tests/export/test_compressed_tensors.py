@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ExportConfig
 from resprout.flows.check import _formats as check_formats
+from resprout.tasks.compressed_tensors.checkpoint import load_served
 from resprout.tasks.core.job import silent
 from resprout.tasks.export.format import FORMATS, divergence, entry, loading
 from resprout.tasks.export.formats.compressed_tensors import TOLERANCE_NATS, CompressedTensors
@@ -49,7 +50,7 @@ def test_stock_transformers_answers_as_the_model_within_the_tolerance(made, tmp_
     ]  # fmt: skip
     expected = probe(whole, load_tokenizer(model), QUESTION)
     found = form.probe(folder, QUESTION)
-    served = probe(load_model(folder, "bfloat16", "cpu"), load_tokenizer(folder), QUESTION)
+    served = probe(load_served(folder, "bfloat16", "cpu"), load_tokenizer(folder), QUESTION)
     assert all(torch.equal(a, b) for a, b in zip(found.logits, served.logits, strict=True))
     compared = form.compare(expected, found, 0.0)
     assert 0 < compared["mean_kl_nats"] < 1e-3

@@ -17,7 +17,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import QuantizeConfig
 from resprout.flows.catalog import catalog
 from resprout.tasks.compressed_tensors import library
-from resprout.tasks.compressed_tensors.checkpoint import weight_bytes
+from resprout.tasks.compressed_tensors.checkpoint import load_served, weight_bytes
 from resprout.tasks.compressed_tensors.library import require_compressed_tensors
 from resprout.tasks.compressed_tensors.types import TYPES as TENSORS
 from resprout.tasks.compressed_tensors.types import tensors_type
@@ -144,7 +144,7 @@ def test_stock_transformers_computes_the_rounded_model(
     if (family, rounding) == ("llama", "gptq"):
         torch.testing.assert_close(stock_logits(out), wanted, rtol=0, atol=0)
     with torch.no_grad():
-        served = load_model(out, "float32", "cpu")
+        served = load_served(out, "float32", "cpu")
         torch.testing.assert_close(served(IDS).logits, wanted, rtol=0, atol=0)
 
 
@@ -156,7 +156,7 @@ def test_the_folder_keeps_what_rounding_chose_in_every_dtype(kind: str, dtype: s
     from resprout.tasks.quantize.rounding import round_layers
 
     model, out = checkpoint(tmp_path, "qwen3", kind, "gptq", dtype)
-    ours, served = load_model(model, dtype, "cpu"), load_model(out, dtype, "cpu")
+    ours, served = load_model(model, dtype, "cpu"), load_served(out, dtype, "cpu")
     round_layers(ours, Grid(tensors_type(kind), ours.dtype), IDS)
     for name, weight in ours.state_dict().items():
         assert torch.equal(served.state_dict()[name], weight), name
@@ -165,7 +165,7 @@ def test_the_folder_keeps_what_rounding_chose_in_every_dtype(kind: str, dtype: s
 @pytest.mark.parametrize("kind", ["W8A8", "FP8"])
 def test_inputs_are_rounded_where_the_type_says_so(kind: str, tmp_path: Path) -> None:
     _, out = checkpoint(tmp_path, "llama", kind, "nearest")
-    served = load_model(out, "float32", "cpu")
+    served = load_served(out, "float32", "cpu")
     linear = served.model.layers[0].mlp.down_proj
     given = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(1))
     rounded = torch.tensor(by_hand(given[0].numpy(), kind, lambda scale: scale)).float()
@@ -207,7 +207,7 @@ def test_gptq_is_another_checkpoint_and_loses_less(tmp_path: Path) -> None:
     model, nearest = checkpoint(tmp_path, "qwen2", "W4A16-G32", "nearest")
     _, gptq = checkpoint(tmp_path, "qwen2", "W4A16-G32", "gptq")
     with torch.no_grad():
-        wanted, *found = (load_model(one, "float32", "cpu")(IDS).logits for one in (model, nearest, gptq))
+        wanted, *found = (load_served(one, "float32", "cpu")(IDS).logits for one in (model, nearest, gptq))
     near, solved = ((one - wanted).square().mean().item() for one in found)
     assert 0 < solved < near / 2
 
@@ -317,7 +317,7 @@ def test_another_version_and_none_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_is_drawn(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     _, out = checkpoint(tmp_path, "llama", "W8A16", "nearest")
     with torch.no_grad():
-        load_model(out, "float32", "cpu")(IDS)
+        load_served(out, "float32", "cpu")(IDS)
     drawn = capfd.readouterr()
     assert drawn.out + drawn.err == ""
 
