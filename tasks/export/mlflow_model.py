@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from resprout.tasks.models.load import TOKENIZER_FILES
+from resprout.tasks.models.tokenizer_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,24 +15,10 @@ from resprout.tasks.models.families import LAYOUT_KEY
 from resprout.tasks.models.layouts import cut_class
 from resprout.tasks.models.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.shape import read_config
-from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
+from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, TOKENIZER_FILES, has_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Names under which transformers keeps a tokenizer; they are copied byte for byte from model to model."""
 
 DTYPES = ("bfloat16", "float16", "float32")
 

@@ -13,6 +13,19 @@ from resprout.configs.errors import BadInput
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """One of these holds the vocabulary."""
 NO_TOKENIZER = f"holds no tokenizer ({', '.join(TOKENIZERS)}); save the model's tokenizer beside its weights"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Names under which transformers keeps a tokenizer; they are copied byte for byte from model to model."""
 JINJA, JSON = "chat_template.jinja", "chat_template.json"
 SETTINGS = "tokenizer_config.json"
 """May hold the chat template as well."""

@@ -420,7 +420,7 @@ def test_the_report_of_a_version_is_written(
     assert found.code == 0, found.err
     assert {file.name for file in (tmp_path / "r").iterdir()} == {
         "report.html", "report.md", "summary.md", "config.yaml", "accuracy_by_task.svg",
-        "quality_against_size.svg", "quality_against_speed.svg",
+        "quality_against_size.svg", "quality_against_speed.svg", "flips.jsonl",
     }  # fmt: skip
 
 
