@@ -32,9 +32,7 @@ def moved(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     home, copy = tmp_path / "home", tmp_path / "elsewhere"
     shutil.copytree(finished.home, home)
     exported = Path(finished.result["exports"][0]["uri"].removeprefix("file://"))
-    copy.mkdir()
-    for file in exported.iterdir():
-        shutil.copyfile(file, copy / file.name)
+    shutil.copytree(exported, copy)
     (copy / "README.md").write_text("all mine")
     monkeypatch.setenv("RESPROUT_HOME", str(home))
     return home
