@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from resprout.tasks.models.anatomy import anatomy
-from resprout.tasks.models.layouts import first_output
+from resprout.tasks.models.modeling_resprout import first_output
 
 
 @dataclass(frozen=True)

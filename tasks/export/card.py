@@ -47,16 +47,16 @@ def card(
     licence_files: list[str],
     scores: Sequence[Metric],
     usage: Sequence[str],
-    own_classes: bool = False,
+    note: str = "",
 ) -> str:
     """The text of README.md; equal facts give equal bytes.
 
     `lines`: of the stages that made the model. `usage`: lines of Python that load model and tokenizer.
-    `own_classes`: stock classes cannot load the model.
+    `note`: a sentence in front of them.
     """
     listed = list(credits)
     front = front_matter(listed, plan, lines, licence_files, scores).to_yaml(line_break="\n")
-    body = _body(listed, plan, lines, licence_files, scores, usage, own_classes)
+    body = _body(listed, plan, lines, licence_files, scores, usage, note)
     return f"---\n{front}\n---\n\n" + "\n".join(body) + "\n"
 
 
@@ -133,7 +133,7 @@ def _body(
     files: list[str],
     scores: Sequence[Metric],
     usage: Sequence[str],
-    own_classes: bool,
+    note: str,
 ) -> Iterator[str]:
     model = next((credit for credit in credits if credit.role == SOURCE), None)
     kept = 100 * plan.reached.params / plan.dense.params
@@ -163,11 +163,8 @@ def _body(
     yield ""
     yield "## Use"
     yield ""
-    if own_classes:
-        yield (
-            "Stock classes know one width for all layers: call "
-            "`resprout.tasks.models.auto.register_layouts()` before `AutoModelForCausalLM.from_pretrained`."
-        )
+    if note:
+        yield note
         yield ""
     # The folder is the current one; whoever is elsewhere puts its path, or a name on a hub, in its place.
     yield from ("```python", *usage, *GENERATION, "```")

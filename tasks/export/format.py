@@ -27,6 +27,8 @@ class Format(Protocol):
     """Values of prune.layout whose models it can hold."""
     own_classes: ClassVar[bool]
     """Whether the model is loaded with resprout's classes."""
+    note: ClassVar[str]
+    """A sentence of the card in front of the lines that load the model, where they need one."""
     quantized: ClassVar[bool]
     """Whether it is written of what `quantize` made in the format."""
     loading: ClassVar[tuple[str, ...]]
@@ -98,7 +100,7 @@ def own_classes(formats: Iterable[str]) -> str | None:
         return None
     return (
         f"stock transformers does not load {' and '.join(found)}: call resprout.tasks.models.auto."
-        "register_layouts() before from_pretrained, or prune with layout: uniform"
+        "register_layouts() before from_pretrained, export hf_code, or prune with layout: uniform"
     )
 
 

@@ -55,9 +55,16 @@ def probe(model: Any, tokenizer: Any, question: Question) -> Probed:
     return Probed(input_ids, logits, greedy)
 
 
-def write_request(path: Path, folder: Path, question: Question, own_classes: bool = False) -> None:
+def write_request(
+    path: Path, folder: Path, question: Question, own_classes: bool = False, runs_code: bool = False
+) -> None:
     """The file of questions that the child process reads."""
-    asked = {"folder": str(folder.resolve()), "question": asdict(question), "own_classes": own_classes}
+    asked = {
+        "folder": str(folder.resolve()),
+        "question": asdict(question),
+        "own_classes": own_classes,
+        "runs_code": runs_code,
+    }
     path.write_text(json.dumps(asked))
 
 
@@ -87,7 +94,10 @@ def main(request: Path, out: Path) -> None:
     question = Question(**given["question"])
     torch.set_num_threads(question.threads)
     model = AutoModelForCausalLM.from_pretrained(
-        given["folder"], dtype=question.dtype, local_files_only=True, trust_remote_code=False
+        given["folder"],
+        dtype=question.dtype,
+        local_files_only=True,
+        trust_remote_code=given["runs_code"],
     )
     model.to(question.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(given["folder"], local_files_only=True, trust_remote_code=False)

@@ -102,7 +102,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         question = Question(list(config.prompts), config.greedy_tokens, job.dtype, job.device, threads)
         expected = probe(model, load_tokenizer(inputs["model"], job.trust_remote_code), question)
         plan = read_plan(inputs["plan"])
-        own = layout_of(model.config) is not None
+        stock = layout_of(model.config) is None
     for done, name in enumerate(config.formats):
         written = format_of(name)
         folder = workdir / folder_name(name)
@@ -112,7 +112,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         (folder / ORIGIN).write_text(_origin(job), encoding="utf-8")
         scores = judged(inputs["dense"], inputs.get(scores_of(name), inputs["final"]))
         usage = loading(name, '"."')
-        text = card(job.config.credits, plan, job.config.lines, files, scores, usage, own_classes=own)
+        note = "" if stock else written.note
+        text = card(job.config.credits, plan, job.config.lines, files, scores, usage, note)
         (folder / CARD).write_text(text, encoding="utf-8")
         found = written.compare(expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

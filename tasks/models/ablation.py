@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.forward import layers_replaced
-from resprout.tasks.models.layouts import first_output, without_sublayer
+from resprout.tasks.models.layouts import without_sublayer
+from resprout.tasks.models.modeling_resprout import first_output
 from resprout.tasks.models.shape import SUBLAYERS, DepthUnit, Model
 
 BATCH_TOKENS = 512

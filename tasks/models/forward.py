@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.models.anatomy import Anatomy, Layer, anatomy, is_offloaded
-from resprout.tasks.models.layouts import first_output
+from resprout.tasks.models.modeling_resprout import first_output
 from resprout.tasks.models.offload import ActivationOffload
 from resprout.tasks.models.shape import Model
 

@@ -12,7 +12,7 @@ import torch
 
 from resprout.configs.errors import BadInput, ResproutError
 from resprout.tasks.models.families import LAYOUT_KEY
-from resprout.tasks.models.layouts import cut_class
+from resprout.tasks.models.layouts import cut_class, without_code
 from resprout.tasks.models.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.shape import read_config
 from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, TOKENIZER_FILES, has_tokenizer
@@ -93,7 +93,7 @@ def _load(folder: Path, trust_remote_code: bool, **how: Any) -> tuple[PreTrained
     extra: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if getattr(config, LAYOUT_KEY, None) is not None:
         stock = AutoModelForCausalLM._model_mapping[type(config)]
-        loader, extra = cut_class(stock), {}
+        loader, extra, config = cut_class(stock), {}, without_code(config)
     with code_refused(str(folder)):
         loaded: tuple[PreTrainedModel, dict[str, Any]] = loader.from_pretrained(
             folder,

@@ -23,6 +23,7 @@ from resprout.tasks.export import probe as script
 from resprout.tasks.export.card import card, carry_licences
 from resprout.tasks.export.format import largest_difference, loading
 from resprout.tasks.export.formats.hf import HuggingFace
+from resprout.tasks.export.formats.hf_code import HuggingFaceCode
 from resprout.tasks.export.judged import Metric, judged
 from resprout.tasks.export.probe import Probed
 from resprout.tasks.export.stage import Export, export
@@ -327,6 +328,45 @@ def test_layers_that_differ_load_by_the_registered_classes(tmp_path):
     assert (told["format"], told["verified"], told["max_abs_logit_diff"]) == ("hf_layouts", True, 0.0)
     assert not list((tmp_path / "out" / "hf_layouts").glob("*.py"))
     assert "register_layouts()" in (tmp_path / "out" / "hf_layouts" / "README.md").read_text()
+
+
+def test_layers_that_differ_load_by_code_beside_the_weights(tmp_path):
+    """Its card's lines run as they stand where resprout cannot be imported."""
+    source = write_tiny_folder(tmp_path / "source", "qwen3", dtype="bfloat16")
+    pruned = tmp_path / "pruned"
+    save_model(with_layers_that_differ(load_model(source, "bfloat16", "cpu")), pruned, tokenizer_from=source)
+    config = ExportConfig(formats=("hf_code",), prompts=CONFIG.prompts, greedy_tokens=5)
+    run(pruned, tmp_path / "out", config)
+    (told,) = json.loads((tmp_path / "out" / "exports.json").read_text())
+    assert (told["format"], told["verified"], told["max_abs_logit_diff"]) == ("hf_code", True, 0.0)
+    folder = tmp_path / "out" / "hf_code"
+    text = (folder / "README.md").read_text()
+    assert "`trust_remote_code=True` runs `modeling_resprout.py` of this folder" in text
+    assert "register_layouts" not in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", 'import sys\nsys.modules["resprout"] = None\n' + code],
+        cwd=folder, capture_output=True, text=True, check=False,
+        env={"HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_code_beside_the_weights_that_computes_something_else_is_discarded(tmp_path, monkeypatch):
+    source = write_tiny_folder(tmp_path / "source", "qwen3", dtype="bfloat16")
+    pruned = tmp_path / "pruned"
+    save_model(with_layers_that_differ(load_model(source, "bfloat16", "cpu")), pruned, tokenizer_from=source)
+    write = HuggingFaceCode.write
+
+    def write_then_tamper(self, model, source, folder):
+        write(self, model, source, folder)
+        path = folder / "modeling_resprout.py"
+        path.write_text(path.read_text() + "\nraise ValueError('spoilt')\n")
+
+    monkeypatch.setattr(HuggingFaceCode, "write", write_then_tamper)
+    with pytest.raises(StageFailed, match=r"the code beside the weights cannot load .*spoilt"):
+        run(pruned, tmp_path / "out", ExportConfig(formats=("hf_code",), prompts=CONFIG.prompts))
 
 
 def test_no_formats_is_an_empty_export(tmp_path):

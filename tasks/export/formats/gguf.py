@@ -36,6 +36,7 @@ class Gguf:
 
     layouts: ClassVar[tuple[str, ...]] = ("uniform", "per_layer")
     own_classes: ClassVar[bool] = False
+    note: ClassVar[str] = ""
     quantized: ClassVar[bool] = True
     loading: ClassVar[tuple[str, ...]] = (
         "from llama_cpp_py_sync import Llama",

@@ -25,6 +25,9 @@ class HuggingFace:
 
     layouts: ClassVar[tuple[str, ...]] = ("uniform",)
     own_classes: ClassVar[bool] = False
+    note: ClassVar[str] = ""
+    runs_code: ClassVar[bool] = False
+    """Whether transformers runs Python code of the folder to load it."""
     quantized: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -43,7 +46,7 @@ class HuggingFace:
 
     def check(self, shape: Shape) -> None:
         """Raise BadInput for widths that stock classes cannot state."""
-        if not shape.stock and not self.own_classes:
+        if not shape.stock and "per_layer" not in self.layouts:
             raise BadInput(
                 "export.formats holds hf, but stock classes cannot state the widths that this model has been "
                 "given; give formats: [hf_layouts]"
@@ -55,22 +58,25 @@ class HuggingFace:
         from resprout.tasks.models.layouts import layout_of
         from resprout.tasks.models.load import load_tokenizer, save_model
 
-        if layout_of(model.config) is not None and not self.own_classes:
+        alike = "per_layer" not in self.layouts
+        if layout_of(model.config) is not None and alike:
             raise BadInput(
                 "the model's layers have different widths, which stock transformers cannot load; prune with "
                 "layout: uniform, or give export.formats: [hf_layouts]"
             )
         save_model(model, folder, tokenizer_from=source)
-        if not self.own_classes:
+        if alike:
             write_mlmodel(model, load_tokenizer(folder), folder)
 
     def probe(self, folder: Path, question: Question) -> Probed:
         """Answers of transformers in an isolated Python, where resprout is not, but for `own_classes`."""
         with TemporaryDirectory() as scratch:
             out = Path(scratch)
-            script.write_request(out / "request.json", folder, question, self.own_classes)
+            script.write_request(out / "request.json", folder, question, self.own_classes, self.runs_code)
             command = [sys.executable, "-I", str(Path(script.__file__)), str(out / "request.json"), str(out)]
             offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+            # Code of the folder is copied there before it runs.
+            offline["HF_MODULES_CACHE"] = str(out / "modules")
             # Run elsewhere than in a checkout, whose folders would otherwise be importable.
             child = subprocess.run(
                 command, capture_output=True, text=True, cwd=scratch, env=os.environ | offline, check=False
@@ -78,6 +84,7 @@ class HuggingFace:
             if child.returncode != 0:
                 reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
                 classes = "resprout's classes" if self.own_classes else "stock classes"
+                classes = "the code beside the weights" if self.runs_code else classes
                 raise StageFailed(
                     f"transformers with {classes} cannot load and run the export ({reason}); it is discarded"
                 )
@@ -85,5 +92,8 @@ class HuggingFace:
 
     def compare(self, expected: Probed, found: Probed, bound: float) -> dict[str, float]:
         """The largest difference of a logit; other ids, greedy text or logits beyond `bound` are a fault."""
-        name = "hf_layouts" if self.own_classes else "hf"
-        return {"max_abs_logit_diff": largest_difference(name, expected, found, bound)}
+        return {
+            "max_abs_logit_diff": largest_difference(
+                type(self).__module__.rpartition(".")[2], expected, found, bound
+            )
+        }

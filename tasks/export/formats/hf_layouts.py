@@ -17,6 +17,10 @@ class HuggingFaceLayouts(HuggingFace):
 
     layouts: ClassVar[tuple[str, ...]] = ("uniform", "per_layer")
     own_classes: ClassVar[bool] = True
+    note: ClassVar[str] = (
+        "Stock classes know one width for all layers: call `resprout.tasks.models.auto.register_layouts()` "
+        "before `AutoModelForCausalLM.from_pretrained`."
+    )
     quantized: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from resprout.tasks.models.auto import register_layouts",

@@ -40,6 +40,7 @@ class Onnx:
 
     layouts: ClassVar[tuple[str, ...]] = ("uniform", "per_layer")
     own_classes: ClassVar[bool] = False
+    note: ClassVar[str] = ""
     quantized: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from onnxruntime import InferenceSession",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.forward import LayerStep, run_layerwise, watch
-from resprout.tasks.models.layouts import first_output
+from resprout.tasks.models.modeling_resprout import first_output
 from resprout.tasks.prune.interfaces import Kinds, LayerScores, Model, Needs
 from resprout.tasks.prune.residual_stream import cosines, step_cosines
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.forward import LayerStack
-from resprout.tasks.models.layouts import Sublayers, build_layer, write_shape
+from resprout.tasks.models.layouts import build_layer, sublayer_places, write_shape
+from resprout.tasks.models.modeling_resprout import Sublayers
 from resprout.tasks.models.shape import Shape, shape_of
 from resprout.tasks.prune.interfaces import Kinds, Model
 from resprout.tasks.prune.plan import Plan
@@ -50,7 +51,7 @@ class BlockRotation(NoRepair):
         """Rotate `model` in place, its layers replaced by rotated ones: it computes the same."""
         parts, stack = anatomy(model), LayerStack(model, input_ids)
         shape = shape_of(model.config.to_dict())
-        sublayers = Sublayers(shape.family, shape.config)
+        sublayers = Sublayers(sublayer_places(shape.family, shape.config))
         kept = len(plan.hidden or ()) if self.inputs == "pruned" else shape.hidden
         stream, basis = self._in_basis(stack.start, kept)
         first = basis
