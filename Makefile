@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SUPPLY := $(VENV)-supply
 export RESPROUT_HOME
 
-.PHONY: setup dev quickstart test test-random test-faults test-faults-stack test-faults-triggers test-faults-runs
+.PHONY: setup dev quickstart test test-matrix test-random test-faults test-faults-stack test-faults-triggers test-faults-runs
 .PHONY: image-test lint types
 .PHONY: bench sbom audit-dependencies clean
 
@@ -41,11 +41,15 @@ quickstart: $(VENV)/.resprout-llama $(RESPROUT_HOME)/packages/.quickstart
 	$(BIN)/resprout run configs/quickstart.yaml
 
 test: dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults and not gpu and not image"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults and not gpu and not image and not matrix"
 
 # Tests that draw what they do, with a new seed, which is printed; TEST_SEED=... gives one again.
 test-random: dev
 	TEST_SEED=$(or $(TEST_SEED),random) $(BIN)/python -m pytest -m random
+
+# Every family in the formats of which the other tests try a few.
+test-matrix: dev
+	$(BIN)/python -m pytest -m matrix
 
 # Mostly waiting, so the three parts can run beside each other: make -j3 test-faults
 test-faults: test-faults-stack test-faults-triggers test-faults-runs

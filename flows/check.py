@@ -26,6 +26,7 @@ from resprout.tasks.export.format import FORMATS, entry
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.target import implied_shape
+from resprout.tasks.quantize.format import FORMATS as QUANTIZED
 from resprout.tasks.quantize.format import baselines
 from resprout.tasks.quantize.format import format_of as quantized_format
 
@@ -139,9 +140,16 @@ def _trains(config: RunConfig) -> None:
 
 
 def _formats(config: RunConfig) -> None:
-    """BadInput for a format that is not there, or cannot hold the layout."""
-    layout = config.prune.layout
+    """BadInput for a format that is not there, that nothing makes, or that cannot hold the layout."""
+    layout, made = config.prune.layout, config.quantize.formats if config.quantize is not None else ()
     for name in config.export.formats:
+        if entry(name).declared["quantized"] and name not in made:
+            form = name.partition(":")[0]
+            types = ", ".join(QUANTIZED.entry(form).declared["types"])
+            raise BadInput(
+                f"export.formats holds {name}, which is made by quantize, evaluated and timed first; name it "
+                f"with its type in quantize.formats and leave export.formats out (types of {form}: {types})"
+            )
         if layout not in entry(name).declared["layouts"]:
             fitting = [one.name for one in FORMATS if layout in one.declared["layouts"]]
             raise BadInput(

@@ -14,7 +14,7 @@ from resprout.tasks.evaluate.paired import CUT
 from resprout.tasks.evaluate.ranking import METRIC, by_query, entry
 from resprout.tasks.evaluate.task import EXAMPLES, SPLIT, Asked
 from resprout.tasks.evaluate.task_files import CHOICES, WRITTEN
-from resprout.tasks.llama_cpp.model import LlamaCppModel
+from resprout.tasks.models.served import ServedModel
 
 if TYPE_CHECKING:
     from resprout.tasks.evaluate.language_model import Counting
@@ -55,7 +55,7 @@ class Answers:
 
 
 def answers(
-    model: PreTrainedModel | LlamaCppModel,
+    model: PreTrainedModel | ServedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Asked],
     seed: int,

@@ -1,4 +1,4 @@
-"""A model as lm-eval calls it, in memory or in llama.cpp; counts the answers and the prompts that are cut."""
+"""A model as lm-eval calls it, whatever computes it; counts the answers and the prompts that are cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resprout.tasks.evaluate.prompts import end_tokens
 from resprout.tasks.evaluate.task import hush
-from resprout.tasks.llama_cpp.model import LlamaCppModel
+from resprout.tasks.models.served import ServedModel
 
 
 class Counting(HFLM):
@@ -60,7 +60,7 @@ class Counting(HFLM):
 
 
 class Served(Counting):
-    """A file in llama.cpp, which reads the context that an item's choices share only once."""
+    """A file in another runtime, which reads the context that an item's choices share only once."""
 
     def _scores(self, requests: Any, **others: Any) -> list[tuple[float, bool]]:
         found: list[tuple[float, bool]] = []
@@ -81,11 +81,11 @@ class Served(Counting):
 
 
 def language_model(
-    model: PreTrainedModel | LlamaCppModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    model: PreTrainedModel | ServedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> Counting:
     """The model for lm-eval; sequences are as long as it takes, 2,048 where it does not say."""
     hush()
-    if isinstance(model, LlamaCppModel):
+    if isinstance(model, ServedModel):
         found: Counting = Served(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=model.room
         )

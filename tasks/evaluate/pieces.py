@@ -7,7 +7,7 @@ process made them or many, so that they are equal to the last bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,15 +23,20 @@ from resprout.tasks.evaluate.layers import layer_pairs
 from resprout.tasks.evaluate.perplexity import Scored, Segment
 from resprout.tasks.evaluate.prompts import Asked, ask
 from resprout.tasks.evaluate.task import all_asked
-from resprout.tasks.llama_cpp.model import FILE as GGUF
+from resprout.tasks.gguf.types import FILE as GGUF
 from resprout.tasks.llama_cpp.model import LlamaCppModel
 from resprout.tasks.models.load import load_model, load_tokenizer
+from resprout.tasks.models.served import ServedModel
 from resprout.tasks.models.shape import Sizes, count, read_config, shape_of
+from resprout.tasks.onnx_runtime.library import FILE as ONNX
+from resprout.tasks.onnx_runtime.model import OnnxModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FILE = "pieces.json"
+SERVED: Mapping[str, Callable[[Path, int], ServedModel]] = {GGUF: LlamaCppModel, ONNX: OnnxModel}
+"""What computes a model folder that holds a file of this name; transformers computes all others."""
 
 
 @dataclass
@@ -74,14 +79,15 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
 
 @contextmanager
 def _served(job: Job[EvaluateConfig], folder: Path) -> Iterator[tuple[Any, Sizes]]:
-    """The model as it is served, and its sizes: a GGUF file by llama.cpp, which ends with the block."""
-    if not (folder / GGUF).is_file():
+    """The model as it is served, and its sizes: a file by its own runtime, which ends with the block."""
+    served = next((one for name, one in SERVED.items() if (folder / name).is_file()), None)
+    if served is None:
         model = load_served(folder, job.dtype, job.device, job.trust_remote_code)
         yield model, _sizes(model, folder)
         return
     import torch
 
-    file = LlamaCppModel(folder, torch.get_num_threads())
+    file = served(folder, torch.get_num_threads())
     try:
         yield file, file.sizes
     finally:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.data.chat import chat_texts
-from resprout.tasks.llama_cpp.model import LlamaCppModel
+from resprout.tasks.models.served import ServedModel
 from resprout.tasks.models.shape import shape_of
 
 NEW_TOKENS = 48
@@ -32,7 +32,7 @@ class Asked:
 
 
 @torch.inference_mode()
-def ask(model: PreTrainedModel | LlamaCppModel, tokenizer: Any, prompts: Sequence[str]) -> Asked:
+def ask(model: PreTrainedModel | ServedModel, tokenizer: Any, prompts: Sequence[str]) -> Asked:
     """Answers of at most `NEW_TOKENS` tokens, fewer where the model takes no longer sequences."""
     texts, chat, note = list(prompts), bool(getattr(tokenizer, "chat_template", None)), ""
     if chat:
@@ -67,9 +67,9 @@ def ask(model: PreTrainedModel | LlamaCppModel, tokenizer: Any, prompts: Sequenc
     return Asked(answers, chat, note)
 
 
-def end_tokens(model: PreTrainedModel | LlamaCppModel, tokenizer: Any) -> set[int]:
+def end_tokens(model: PreTrainedModel | ServedModel, tokenizer: Any) -> set[int]:
     """Tokens that end an answer."""
-    if isinstance(model, LlamaCppModel):
+    if isinstance(model, ServedModel):
         return set(model.ends)
     config = model.generation_config
     given = (

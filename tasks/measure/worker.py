@@ -24,6 +24,7 @@ import psutil
 
 from resprout.tasks.core.resources import peak_memory
 from resprout.tasks.gguf.types import FILE as GGUF
+from resprout.tasks.onnx_runtime.library import FILE as ONNX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,6 +129,47 @@ class MeasuredFile:
         )
 
 
+class MeasuredGraph:
+    """A graph in ONNX Runtime, with the same prompt; it computes logits of each position, which is timed too."""
+
+    def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
+        import torch
+
+        from resprout.tasks.onnx_runtime.session import Session
+
+        threads = request.threads or torch.get_num_threads()
+        self._request = request
+        began = time.perf_counter()
+        self._session = Session(Path(request.folder) / ONNX, threads)
+        self.ready = Ready(start_seconds, time.perf_counter() - began, threads)
+        tokens = request.batch_size * request.prefill_tokens
+        ids = torch.arange(tokens).reshape(request.batch_size, -1) * 7919 % self._session.vocab
+        self._ids = ids.numpy()
+        self.times(request.warmup)
+
+    def times(self, runs: int) -> Times:
+        """Times of `runs` prefills, each followed by `decode_tokens` greedy steps, as of `Measured`."""
+        found = [self._run() for _ in range(runs)]
+        return Times(
+            prefill_seconds=[prefill for prefill, _ in found],
+            decode_seconds=[decode for _, decode in found],
+            peak_memory_bytes=peak_memory("cpu"),
+        )
+
+    def _run(self) -> tuple[float, float]:
+        self._session.forget()
+        began = time.perf_counter()
+        token = self._session.read(self._ids)[:, -1:].argmax(-1)
+        prefilled = time.perf_counter()
+        for _ in range(self._request.decode_tokens):
+            token = self._session.read(token)[:, -1:].argmax(-1)
+        return prefilled - began, time.perf_counter() - prefilled
+
+
+SERVED = {GGUF: MeasuredFile, ONNX: MeasuredGraph}
+"""What times a model folder that holds a file of this name; transformers computes all others."""
+
+
 def _read_libraries() -> float:
     """Import what loading a model uses; seconds from the start of the process until it is there."""
     import transformers
@@ -176,8 +218,9 @@ def _serve(channel: socket.socket, start_seconds: float) -> NoReturn:
 
     try:
         request = MeasureRequest(**json.loads(lines.readline()))
-        served = MeasuredFile if (Path(request.folder) / GGUF).is_file() else Measured
-        measured: Measured | MeasuredFile = served(request, start_seconds)
+        folder = Path(request.folder)
+        served = next((one for name, one in SERVED.items() if (folder / name).is_file()), Measured)
+        measured = served(request, start_seconds)
         answer(measured.ready)
         for line in lines:
             answer(measured.times(int(line)))

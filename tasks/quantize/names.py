@@ -7,8 +7,9 @@ from typing import Any
 
 DENSE, SOURCE_FILE = "dense", "source file"
 """Names of the dense model, which begin those of its files, and of the file that the run began with."""
-LLAMA_CPP = "gguf"
-"""The format that llama.cpp serves."""
+LLAMA_CPP, TRANSFORMERS = "llama.cpp", "transformers"
+PROGRAMS = {"gguf": LLAMA_CPP, "onnx": "ONNX Runtime"}
+"""The program that serves a format; transformers serves all others."""
 
 
 def file_of(name: str) -> str:
@@ -21,25 +22,27 @@ def scores_of(name: str) -> str:
     return f"scores of {name}"
 
 
-def served_by_llama_cpp(name: str) -> bool:
-    """Whether the model of this name is a file in llama.cpp."""
-    return name == SOURCE_FILE or name.removeprefix(f"{DENSE} ").startswith(LLAMA_CPP)
+def program_of(name: str) -> str:
+    """The program that evaluates, times and serves the model of this name."""
+    if name == SOURCE_FILE:
+        return LLAMA_CPP
+    return PROGRAMS.get(name.removeprefix(f"{DENSE} ").partition(":")[0], TRANSFORMERS)
 
 
 def base_of(name: str, names: Collection[str]) -> str | None:
     """The one of `names` against which a model's size and speed are held; None where there is none.
 
-    A file in llama.cpp is held against the source file, or where that is not there against the dense model in
-    the same format, never against a model in another runtime. All others are held against the dense model,
-    in the same format where it is there.
+    That is the source file for what llama.cpp serves, else the dense model in the same format, else the dense
+    model itself for what transformers serves: never a model in another program.
     """
     if name in (DENSE, SOURCE_FILE):
         return None
-    if served_by_llama_cpp(name) and SOURCE_FILE in names:
+    program = program_of(name)
+    if program == LLAMA_CPP and SOURCE_FILE in names:
         return SOURCE_FILE
     if f"{DENSE} {name}" in names:
         return f"{DENSE} {name}"
-    return None if served_by_llama_cpp(name) or DENSE not in names else DENSE
+    return DENSE if program == TRANSFORMERS and DENSE in names else None
 
 
 def judged(config: Mapping[str, Any]) -> str | None:

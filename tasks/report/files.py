@@ -8,7 +8,7 @@ from typing import Any
 
 from resprout.tasks.evaluate.paired import MEAN, change_in, perplexity_ratio
 from resprout.tasks.measure.ratio import Ratio, ratio_in, ratio_of
-from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, base_of, judged
+from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, base_of, judged, program_of
 from resprout.tasks.report.table import (
     DECODE,
     NONE,
@@ -32,7 +32,7 @@ Windows = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class FewerBits:
-    """A file of the pruned model, and the dense model's best file that is no larger; None: all are larger.
+    """A file of the pruned model, and the dense model's best for the same program that is no larger, if any.
 
     `worse` is the pruned file's perplexity over its rival's, window by window; `faster` its speed of writing
     over the rival's, round by round, where both were measured.
@@ -81,7 +81,8 @@ def against_fewer_bits(
         if name in dense or name == SOURCE_FILE:
             continue
         quality, most = perplexity_of(files[name]), AS_LARGE * files[name]["bytes"]
-        fitting = [one for one in dense if files[one]["bytes"] <= most]
+        served = [one for one in dense if program_of(one) == program_of(name)]
+        fitting = [one for one in served if files[one]["bytes"] <= most]
         if not fitting:
             found.append(FewerBits(name))
             continue
@@ -167,15 +168,18 @@ def file_rows(files: Mapping[str, Metrics], brief: bool = False) -> tuple[tuple[
 def note(files: Mapping[str, Metrics], brief: bool = False) -> str:
     """Against what the ratios in the table are."""
     bases = dict.fromkeys(base_of(name, files) for name in files)
-    speed = "the source file's" if SOURCE_FILE in bases else "those of the dense model's file in the format"
+    others = {program_of(name) for name in files} - {program_of(SOURCE_FILE)}
+    speed = "those of the dense model's file in the format"
+    if SOURCE_FILE in bases:
+        speed = f"the source file's, in other programs {speed}" if others else "the source file's"
     fallen = {name: int(one.get("fallback_tensors", 0)) for name, one in files.items()}
-    others = ", ".join(f"{count} of {name}" for name, count in fallen.items() if count)
-    if others:
-        others = f" Matrices whose rows the type's blocks do not fill are held in another: {others}."
+    held = ", ".join(f"{count} of {name}" for name, count in fallen.items() if count)
+    if held:
+        held = f" Matrices whose rows the type's blocks do not fill are held in another: {held}."
     signs = "; = where they do not differ" if brief else ", all with an interval of 95 %"
     return (
         "Each file as the program that serves it computes it: perplexity and accuracy against the dense "
-        f"model, speeds against {speed}{signs}.{others}"
+        f"model, speeds against {speed}{signs}.{held}"
     )
 
 

@@ -24,6 +24,8 @@ TENSORS = "compressed-tensors:W8A16"
         ("recovered", ["dense", SAME, SOURCE], "dense"),
         ("dense", ["dense", SOURCE], None),
         (TENSORS, ["dense", SOURCE], "dense"),
+        ("onnx:F32", ["dense", "dense onnx:F32", SOURCE], "dense onnx:F32"),
+        ("onnx:F16", ["dense", "dense onnx:F32", SOURCE], None),
         (TENSORS, ["dense", f"dense {TENSORS}"], f"dense {TENSORS}"),
     ],
 )  # fmt: skip

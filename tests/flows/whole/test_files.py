@@ -110,6 +110,11 @@ def _found_again(folder: Path, resprout: Callable[..., Any]) -> None:
             {"export": {**config()["export"], "formats": ["gguf:Q8_0"]}},
             "export.formats holds gguf:Q8_0, which quantize.formats does not make",
         ),
+        (
+            {"export": {**config()["export"], "formats": ["hf", "onnx"]}},
+            "export.formats holds onnx, which is made by quantize, evaluated and timed first; name it with",
+        ),
+        ({"quantize": {"formats": ["onnx:INT8"]}}, "'INT8' is no type of ONNX file; give onnx:F32 or"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_before_anything_runs(
@@ -157,3 +162,31 @@ def test_layers_of_different_widths_are_served_by_llama_cpp(
     }
     assert scores["gguf:Q8_0"] == pytest.approx(scores["pruned"], rel=0.02)
     assert json.loads((exports["gguf:Q8_0"] / "config.json").read_text())["resprout_layout"]
+
+
+def test_a_graph_is_judged_and_timed_by_onnx_runtime_against_the_dense_model_there(
+    tmp_path: Path, resprout: Callable[..., Any]
+) -> None:
+    path = write(
+        tmp_path,
+        quantize={"formats": ["onnx:F32"]},
+        compare={"baselines": ["onnx:F32"]},
+        gate=None,
+        register=None,
+    )
+    done = resprout("run", path, "--json", home=tmp_path / "home")
+    assert done.code == 0, done.err
+    files = done.result["files"]
+    assert sorted(files) == ["dense onnx:F32", "onnx:F32"]
+    ours, whole = (
+        found["metrics"]["words_ppl_seq32"] for found in (files["onnx:F32"], done.result["models"]["pruned"])
+    )
+    assert ours == pytest.approx(whole, rel=1e-4)
+    assert ours != whole, "the perplexity is that of ONNX Runtime's own logits"
+    for speed in ("prefill16_tokens_per_s", "decode4_tokens_per_s"):
+        assert files["onnx:F32"]["speeds"][speed]["ratio"] > 0, "against the dense model's graph"
+        assert speed not in files["dense onnx:F32"]["speeds"], "held against nothing in another program"
+    exports = {one["format"]: one for one in done.result["exports"]}
+    assert list(exports) == ["hf", "onnx:F32"]
+    assert exports["onnx:F32"]["max_abs_logit_diff"] < 1e-3
+    assert (Path(exports["onnx:F32"]["path"]) / "model.onnx.data").is_file()
