@@ -38,6 +38,7 @@ from resprout.tasks.quantize.format import baselines
 from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, file_of, scores_of
 from resprout.tasks.quantize.stage import Quantization, importance, quantize
 from resprout.tasks.recover.stage import recover
+from resprout.tasks.report.stage import model_name
 from resprout.tasks.select.stage import pool, select
 from resprout.tasks.sparsify.stage import sparsify
 
@@ -274,7 +275,8 @@ def _files(
 ) -> dict[str, Slot]:
     """A model in each of the formats with its scores, by the format's name behind `of`."""
     licence = next((one.licence for one in steps.credits if one.role == CREDIT), None)
-    wanted = [Quantization(steps.config.quantize, name, licence) for name in formats]
+    called = model_name(steps.config.model.source) + ("" if plan is None else "-pruned")
+    wanted = [Quantization(steps.config.quantize, name, called, licence) for name in formats]
     measured: Slot | None = None
     if any(one.needs == "importance" for one in wanted):
         measured = steps.add(importance, role=of, gives=f"{of} importance".lstrip(), model=model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,22 @@ LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 SOURCE = "source model"
 HUB = re.compile(r"^hf://([\w.-]+/[\w.-]+)(?=[/@]|$)")
 HUB_DATASET = re.compile(r"^hf-dataset://([\w.-]+/[\w.-]+)(?=[/@#]|$)")
-GENERATION = (
-    'inputs = tokenizer("The river", return_tensors="pt")',
-    "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))",
-)
 OTHER = "other"
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+@dataclass(frozen=True)
+class Use:
+    """How an export is used: the library, lines of Python that load it and ask it, a sentence before them.
+
+    Of a file of few bits `stored` is its format, and `bytes` those of its weights.
+    """
+
+    library: str
+    lines: Sequence[str]
+    note: str = ""
+    stored: str = ""
+    bytes: int = 0
 
 
 def carry_licences(source: Path, folder: Path) -> list[str]:
@@ -46,17 +57,15 @@ def card(
     lines: Sequence[CardLine],
     licence_files: list[str],
     scores: Sequence[Metric],
-    usage: Sequence[str],
-    note: str = "",
+    use: Use,
 ) -> str:
     """The text of README.md; equal facts give equal bytes.
 
-    `lines`: of the stages that made the model. `usage`: lines of Python that load model and tokenizer.
-    `note`: a sentence in front of them.
+    `lines`: of the stages that made the model.
     """
     listed = list(credits)
-    front = front_matter(listed, plan, lines, licence_files, scores).to_yaml(line_break="\n")
-    body = _body(listed, plan, lines, licence_files, scores, usage, note)
+    front = front_matter(listed, plan, lines, licence_files, scores, use).to_yaml(line_break="\n")
+    body = _body(listed, plan, lines, licence_files, scores, use)
     return f"---\n{front}\n---\n\n" + "\n".join(body) + "\n"
 
 
@@ -66,6 +75,7 @@ def front_matter(
     lines: Sequence[CardLine],
     licence_files: list[str],
     scores: Sequence[Metric],
+    use: Use,
 ) -> ModelCardData:
     """Keys as the hub documents them (huggingface.co/docs/hub/model-cards).
 
@@ -92,10 +102,16 @@ def front_matter(
         base_model=base[1] if base else None,
         datasets=sorted(data) or None,
         eval_results=results or None,
-        library_name="transformers",
+        library_name=use.library,
         model_name=_inert(f"{_title(model, plan)}-pruned"),
         pipeline_tag="text-generation",
-        tags=["resprout", "pruned", plan.criterion, *(line.tag for line in lines if line.tag)],
+        tags=[
+            "resprout",
+            "pruned",
+            plan.criterion,
+            *(line.tag for line in lines if line.tag),
+            *([use.stored.partition(":")[0], "quantized"] if use.stored else ()),
+        ],
         **_licences(model, credits, licence_files),
     )
 
@@ -132,15 +148,14 @@ def _body(
     lines: Sequence[CardLine],
     files: list[str],
     scores: Sequence[Metric],
-    usage: Sequence[str],
-    note: str,
+    use: Use,
 ) -> Iterator[str]:
     model = next((credit for credit in credits if credit.role == SOURCE), None)
     kept = 100 * plan.reached.params / plan.dense.params
     name = plain(_title(model, plan))
     listed = ", ".join(f"{name} {value}" for name, value in sorted(plan.allocator_settings.items()))
     settings = f" ({plain(listed)})" if listed else ""
-    yield f"# {name}, pruned to {kept:.1f} % of its parameters"
+    yield f"# {name}, pruned to {kept:.1f} % of its parameters{f', {use.stored}' if use.stored else ''}"
     yield ""
     method = f"{plan.method}, " if plan.method else ""
     yield (
@@ -153,21 +168,24 @@ def _body(
     yield "|---|---:|---:|---:|"
     for name, size in (("source model", plan.dense), ("this model", plan.reached)):
         yield f"| {name} | {size.params:,} | {size.non_embedding_params:,} | {size.bytes:,} |"
+    if use.stored:
+        size = plan.reached
+        yield f"| stored as {use.stored} | {size.params:,} | {size.non_embedding_params:,} | {use.bytes:,} |"
     yield ""
     widths = sorted({len(layer.ffn) for layer in plan.layers})
     groups = sorted({len(layer.kv_groups) for layer in plan.layers})
     yield (
         f"{len(plan.layers)} layers with {_span(widths)} FFN channels and {_span(groups)} KV groups each, in "
-        f"{plan.dtype}."
+        f"{plan.dtype}{f', stored as {use.stored}' if use.stored else ''}."
     )
     yield ""
     yield "## Use"
     yield ""
-    if note:
-        yield note
+    if use.note:
+        yield use.note
         yield ""
     # The folder is the current one; whoever is elsewhere puts its path, or a name on a hub, in its place.
-    yield from ("```python", *usage, *GENERATION, "```")
+    yield from ("```python", *use.lines, "```")
     yield ""
     yield '`"."` is the folder of this card; give its path, or the model\'s name on a hub, from elsewhere.'
     yield ""

@@ -33,6 +33,10 @@ class Format(Protocol):
     """Whether it is written of what `quantize` made in the format."""
     loading: ClassVar[tuple[str, ...]]
     """Lines of Python that load model and tokenizer from `{folder}`."""
+    asking: ClassVar[tuple[str, ...]]
+    """Lines of Python that write on behind a few words, after `loading`."""
+    library: ClassVar[str]
+    """The library that loads it, by the hub's name."""
 
     def __init__(self, kind: str) -> None:
         """Raises BadInput for a type that the format does not have."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ def export_methods(wanted: Export) -> list[str]:
     return [entry(name).module for name in wanted.config.formats]
 
 
+WEIGHTS = (".gguf", ".safetensors", ".onnx", ".data")
+"""Endings of files that hold weights."""
 ORIGIN = "resprout.json"
 """Name of the file in each export that says what it was made of; GGUF files say the same inside."""
 
@@ -86,7 +88,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
     """
     import torch
 
-    from resprout.tasks.export.card import CARD, card, carry_licences
+    from resprout.tasks.export.card import CARD, Use, card, carry_licences
     from resprout.tasks.export.judged import judged
     from resprout.tasks.export.probe import Question, probe
     from resprout.tasks.models.layouts import layout_of
@@ -111,9 +113,11 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         files = carry_licences(inputs["source"], folder)
         (folder / ORIGIN).write_text(_origin(job), encoding="utf-8")
         scores = judged(inputs["dense"], inputs.get(scores_of(name), inputs["final"]))
-        usage = loading(name, '"."')
-        note = "" if stock else written.note
-        text = card(job.config.credits, plan, job.config.lines, files, scores, usage, note)
+        lines = [*loading(name, '"."'), *written.asking]
+        use = Use(written.library, lines, "" if stock else written.note)
+        if written.quantized:
+            use = replace(use, stored=name, bytes=_weight_bytes(folder))
+        text = card(job.config.credits, plan, job.config.lines, files, scores, use)
         (folder / CARD).write_text(text, encoding="utf-8")
         found = written.compare(expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -122,6 +126,10 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         progress(done + 1, len(config.formats), "formats exported")
     (workdir / "exports.json").write_text(json.dumps(exports, sort_keys=True, indent=1) + "\n")
     (workdir / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
 
 
 def _origin(job: Job[Export]) -> str:

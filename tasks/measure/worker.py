@@ -130,7 +130,7 @@ class MeasuredFile:
 
 
 class MeasuredGraph:
-    """A graph in ONNX Runtime, with the same prompt; it computes logits of each position, which is timed too."""
+    """A graph in ONNX Runtime, with the same prompt; logits of each position are computed, and timed too."""
 
     def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
         import torch

@@ -26,6 +26,8 @@ class Quantization:
 
     config: QuantizeConfig | None
     format: str
+    name: str | None = None
+    """Of the model, for the file's own metadata."""
     licence: str | None = None
     """Of the source model."""
 
@@ -36,7 +38,7 @@ class Quantization:
         return format_of(self.format).needs(config)
 
     def key_data(self) -> dict[str, Any]:
-        return {"format": self.format, "needs": self.needs, "licence": self.licence}
+        return {"format": self.format, "needs": self.needs, "name": self.name, "licence": self.licence}
 
 
 def modules(wanted: Quantization) -> list[str]:
@@ -116,8 +118,9 @@ def quantize(job: Job[Quantization], inputs: Mapping[str, Path], workdir: Path, 
     known = load_file(inputs[needs] / f"{needs}.safetensors") if needs else {}
     made = format_of(job.config.format)
     about = {f"resprout.{role}": job.digests[role] for role in sorted(inputs)}
-    if job.config.licence is not None:
-        about["general.license"] = job.config.licence
+    for key, value in (("general.name", job.config.name), ("general.license", job.config.licence)):
+        if value is not None:
+            about[key] = value
     metrics = made.write(model, tokenizer, inputs["model"], workdir, known, about, progress)
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
     progress(1, 1, "files")

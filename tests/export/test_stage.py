@@ -20,7 +20,7 @@ from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.core.stage import CardLine
 from resprout.tasks.export import probe as script
-from resprout.tasks.export.card import card, carry_licences
+from resprout.tasks.export.card import Use, card, carry_licences
 from resprout.tasks.export.format import largest_difference, loading
 from resprout.tasks.export.formats.hf import HuggingFace
 from resprout.tasks.export.formats.hf_code import HuggingFaceCode
@@ -37,6 +37,7 @@ CONFIG = ExportConfig(prompts=("w5 w6", "w7", "w8 w9 w10", "w11 w12", "w200 w201
 
 
 LORA = CardLine("; then recovery by lora", tag="lora")
+PLAIN = Use("transformers", [])
 CREDITS = (
     Credit("source model", "hf://acme/tiny@" + "1" * 40, "Apache-2.0"),
     Credit("calibration text", "hf-dataset://acme/words@2#train", None),
@@ -119,7 +120,8 @@ def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_pat
     HuggingFace().write(load_model(model, "bfloat16", "cpu"), model, again)
     files, scores = carry_licences(model, again), judged(**scores_of(tmp_path))
     plan = read_plan(write_plan(tmp_path))
-    text = card(CREDITS, plan, [LORA], files, scores, loading("hf", '"."'))
+    use = Use("transformers", [*loading("hf", '"."'), *HuggingFace.asking])
+    text = card(CREDITS, plan, [LORA], files, scores, use)
     (again / "README.md").write_text(text, encoding="utf-8")
     origin = {"licence": CREDITS[0].licence, "made_of": {}}
     (again / "resprout.json").write_text(json.dumps(origin, indent=1) + "\n")
@@ -196,8 +198,8 @@ def test_nothing_that_came_from_outside_is_markdown_in_the_card(tmp_path):
     hub = f"hf-dataset://{hostile.replace('/', '')}/{hostile.replace('/', '')}"
     credits = [Credit("source model", hostile, hostile), Credit("recovery rows", hostile, hostile)]
     plan = read_plan(write_plan(tmp_path))
-    assert "<" not in card([Credit("recovery rows", hub, None)], plan, [], [], [], [])
-    text = card(credits, plan, [], [hostile], [], [])
+    assert "<" not in card([Credit("recovery rows", hub, None)], plan, [], [], [], PLAIN)
+    text = card(credits, plan, [], [hostile], [], PLAIN)
     assert "<" not in text.split("---\n")[1], "HTML in the front matter"
     read = MarkdownIt("commonmark").enable("table").parse(text.split("---\n")[2])
     inside = [child for token in read for child in token.children or ()]
@@ -219,7 +221,7 @@ def test_the_front_matter_names_the_licence_as_hubs_do(licence, front, tmp_path)
     import yaml
 
     plan = read_plan(write_plan(tmp_path))
-    text = card([Credit("source model", "model", licence)], plan, [], ["LICENSE"], [], [])
+    text = card([Credit("source model", "model", licence)], plan, [], ["LICENSE"], [], PLAIN)
     found = yaml.safe_load(text.split("---")[1])
     assert {key: value for key, value in found.items() if key.startswith("license")} == front
     assert "base_model" not in found

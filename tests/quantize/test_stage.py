@@ -40,7 +40,7 @@ def inputs(root: Path, **widths: Any) -> dict[str, Path]:
 def made(given: dict[str, Path], out: Path, name: str, importance: bool = True) -> dict[str, Any]:
     out.mkdir()
     section = QuantizeConfig(formats=(name,), importance=importance)
-    wanted = Quantization(section, name, licence="Apache-2.0")
+    wanted = Quantization(section, name, "tiny-pruned", "Apache-2.0")
     if wanted.needs == "importance":
         measured = out.with_name(f"{out.name} importance")
         measured.mkdir()
@@ -72,8 +72,16 @@ def test_a_file_has_the_bytes_of_its_type_and_equal_runs_give_equal_bytes(tmp_pa
 def test_the_file_says_what_it_was_made_of(tmp_path: Path) -> None:
     made(inputs(tmp_path), tmp_path / "file", "gguf:Q8_0")
     metadata, _ = read_header(tmp_path / "file" / FILE)
-    own = {name: metadata.get(name) for name in ("resprout.model", "resprout.plan", "general.license")}
-    assert own == {"resprout.model": "m" * 64, "resprout.plan": None, "general.license": "Apache-2.0"}
+    own = {
+        name: metadata.get(name)
+        for name in ("resprout.model", "resprout.plan", "general.license", "general.name")
+    }
+    assert own == {
+        "resprout.model": "m" * 64,
+        "resprout.plan": None,
+        "general.license": "Apache-2.0",
+        "general.name": "tiny-pruned",
+    }
 
 
 def test_importance_changes_the_file(tmp_path: Path) -> None:

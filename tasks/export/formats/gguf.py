@@ -43,6 +43,9 @@ class Gguf:
         'model = Llama({folder} + "/model.gguf")',
     )
 
+    asking: ClassVar[tuple[str, ...]] = ('print("The river" + model.generate("The river", max_tokens=20))',)
+    library: ClassVar[str] = "gguf"
+
     def __init__(self, kind: str) -> None:
         self.kind = gguf_type(kind)
 

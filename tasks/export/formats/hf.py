@@ -35,6 +35,12 @@ class HuggingFace:
         "tokenizer = AutoTokenizer.from_pretrained({folder})",
     )
 
+    asking: ClassVar[tuple[str, ...]] = (
+        'inputs = tokenizer("The river", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))",
+    )
+    library: ClassVar[str] = "transformers"
+
     def __init__(self, kind: str = "") -> None:
         if kind:
             raise BadInput(

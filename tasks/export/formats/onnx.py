@@ -47,6 +47,20 @@ class Onnx:
         "tokenizer = AutoTokenizer.from_pretrained({folder})",
     )
 
+    asking: ClassVar[tuple[str, ...]] = (
+        "import numpy",
+        'ids = tokenizer("The river", return_tensors="np").input_ids',
+        "given = {'input_ids': ids, 'attention_mask': numpy.ones_like(ids)}",
+        "given['position_ids'] = numpy.arange(ids.shape[1])[None]",
+        "for one in model.get_inputs():",
+        "    if 'cache' in one.name:  # of no tokens yet; what comes out goes in with the next ones",
+        "        half = 'float16' if 'float16' in one.type else 'float32'",
+        "        given[one.name] = numpy.zeros((1, int(one.shape[1]), 0, int(one.shape[3])), half)",
+        "used = {one.name: given[one.name] for one in model.get_inputs()}",
+        "print(tokenizer.decode(model.run(['logits'], used)[0][0, -1].argmax()))",
+    )
+    library: ClassVar[str] = "onnx"
+
     def __init__(self, kind: str) -> None:
         self.kind = onnx_type(kind or "F32")
         self.exact = self.kind == "F32"

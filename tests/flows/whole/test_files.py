@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
-import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.load import save_model
 from resprout.tasks.models.shape import shape_of
 from tiny_models import tiny_model, write_byte_tokenizer
@@ -65,6 +68,14 @@ def test_a_file_is_made_judged_exported_and_found_again(tmp_path: Path, resprout
     assert linked.name.endswith("-gguf-Q8_0")
     assert (linked / "model.gguf").stat().st_size == sizes["gguf:Q8_0"]
     assert exports["gguf:Q8_0"]["mean_kl_nats"] < 0.05
+    card = (linked / "README.md").read_text()
+    assert f"| {dense:.2f} | {ours:.2f} |" in card, "the scores are the file's"
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    asked = subprocess.run(
+        [sys.executable, "-c", code], cwd=linked, capture_output=True, text=True, check=False
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.startswith("The river")
     page = html.unescape((folder / "home" / "reports" / "tiny" / "report.html").read_text())
     assert "Files of few bits" in page
     assert 'id="figure-files-size"' in page
@@ -161,7 +172,8 @@ def test_layers_of_different_widths_are_served_by_llama_cpp(
         for name, one in (done.result["files"] | {"pruned": done.result["models"]["pruned"]}).items()
     }
     assert scores["gguf:Q8_0"] == pytest.approx(scores["pruned"], rel=0.02)
-    assert json.loads((exports["gguf:Q8_0"] / "config.json").read_text())["resprout_layout"]
+    metadata, _ = read_header(exports["gguf:Q8_0"] / "model.gguf")
+    assert metadata["general.architecture"] == "deci"
 
 
 def test_a_graph_is_judged_and_timed_by_onnx_runtime_against_the_dense_model_there(
