@@ -151,7 +151,8 @@ def _formats(config: RunConfig) -> None:
                 f"with its type in quantize.formats and leave export.formats out (types of {form}: {types})"
             )
         if layout not in entry(name).declared["layouts"]:
-            fitting = [one.name for one in FORMATS if layout in one.declared["layouts"]]
+            whole = [one for one in FORMATS if not one.declared["quantized"]]
+            fitting = [one.name for one in whole if layout in one.declared["layouts"]]
             raise BadInput(
                 f"export.formats holds {name}, which stock classes load with one width for all layers, but "
                 f"prune.layout is {layout}; give layout: uniform, or formats: [{', '.join(fitting)}]"

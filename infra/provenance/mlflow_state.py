@@ -19,6 +19,7 @@ from google.protobuf.json_format import MessageToDict
 
 from resprout.configs.errors import BadInput, VerificationFailed
 from resprout.infra.mlflow.errors import legible, mlflow_errors
+from resprout.infra.mlflow.logged_model import OUTSIDE
 from resprout.infra.mlflow.tracking import ANNOUNCED, PARENT, RECORD, Tracker
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.filesystem import plain_status
@@ -75,7 +76,9 @@ def run_states(tracker: Tracker, run_id: str, own_copy: str | None = None) -> di
         if not token:
             break
     with ThreadPoolExecutor(THREADS) as pool, tempfile.TemporaryDirectory() as scratch:
-        return {run.info.run_id: _state(tracker, run, pool, Path(scratch), own_copy) for run in runs}
+        found = {run.info.run_id: _state(tracker, run, pool, Path(scratch), own_copy) for run in runs}
+        found[run_id]["files"] |= dict(_model_files(tracker, runs[0], Path(scratch)))
+        return found
 
 
 def _state(
@@ -112,6 +115,24 @@ def _state(
         "histories": dict(zip(sorted(run.data.metrics), histories, strict=True)),
         "files": dict(zip(paths, pool.map(hashed, paths), strict=True)),
     }
+
+
+def _model_files(tracker: Tracker, run: Run, scratch: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Files of the run's LoggedModels; those of a copy of the export are in the export's manifest."""
+    from mlflow.artifacts import download_artifacts
+
+    wanted = f"source_run_id = '{run.info.run_id}'"
+    for model in tracker.client.search_logged_models([run.info.experiment_id], wanted):
+        if OUTSIDE not in model.tags:
+            continue
+        folder = tracker.files.folder(model.artifact_location)
+        if folder is None:
+            address, target = f"models:/{model.model_id}", str(_own(scratch))
+            folder = Path(download_artifacts(address, dst_path=target, tracking_uri=tracker.uri))
+        for path in _below(folder):
+            plain_status(folder, path)
+            entry = hash_file(folder / path, path)
+            yield f"models/{model.model_id}/{path}", {"size": entry.size, "sha256": entry.sha256}
 
 
 def _below(folder: Path) -> list[str]:

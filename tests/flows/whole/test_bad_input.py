@@ -199,7 +199,7 @@ def always(*overrides: str) -> Callable[[Path, Path], list[str]]:
         ),
         pytest.param(
             always("prune.layout=per_layer", "export.formats=[hf]"),
-            "export.formats: export.formats holds hf, .*give layout: uniform, or formats: .hf_layouts.",
+            "export.formats: export.formats holds hf, .*layout: uniform, or formats: .hf_code, hf_layouts.",
             id="format that cannot hold the layout",
         ),
         pytest.param(

@@ -90,7 +90,7 @@ def test_an_auditor_finds_the_way_from_the_model_to_its_proof(
         auditor.reads("Compressed by resprout. The description of each version leads to the run that made it")
 
         auditor.clicks("//a[normalize-space()='Version 1']")
-        version = auditor.reads("Made by the run")
+        version = auditor.reads("Source run")
         assert "resprout.digest" in version
         assert "candidate" in version
 
@@ -145,7 +145,7 @@ def test_the_page_of_the_model_shows_flavour_metrics_data_and_version(
         text = next(one for one in run.inputs.dataset_inputs if one.dataset.name == "evaluation text")
         assert f"evaluation text (#{text.dataset.digest}" in shown
         auditor.clicks("//a[contains(@href, '/models/tiny-pruned/versions/1')]")
-        auditor.reads("Made by the run")
+        auditor.reads("Source run")
     except BaseException:
         driver.save_screenshot(str(tmp_path / "last.png"))
         raise
