@@ -127,7 +127,7 @@ def _model_files(tracker: Tracker, run: Run, scratch: Path) -> Iterator[tuple[st
             continue
         folder = tracker.files.folder(model.artifact_location)
         if folder is None:
-            address, target = f"models:/{model.model_id}", str(_own(scratch))
+            address, target = model.artifact_location, str(_own(scratch))
             folder = Path(download_artifacts(address, dst_path=target, tracking_uri=tracker.uri))
         for path in _below(folder):
             plain_status(folder, path)
