@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -626,6 +626,30 @@ class EvaluateConfig(Section):
         return self
 
 
+class Lengths(NamedTuple):
+    """A point at which speeds are measured."""
+
+    prefill_tokens: int
+    decode_tokens: int
+    batch_size: int
+
+    @property
+    def positions(self) -> int:
+        """Tokens of a sequence at its end."""
+        return self.prefill_tokens + self.decode_tokens
+
+
+class SpeedPoint(Section):
+    """A further point of the speeds; what is left out is as in `measure`."""
+
+    prefill_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Length of the prompt."""
+    decode_tokens: Annotated[int, Field(ge=2)] | None = None
+    """Tokens generated greedily after it."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Sequences at a time."""
+
+
 class MeasureConfig(Section):
     """Speed and memory of all models of a run, each in a child process of its own, timed in rounds."""
 
@@ -641,6 +665,24 @@ class MeasureConfig(Section):
     """Runs before timing starts."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; default: torch's own choice."""
+    grid: tuple[SpeedPoint, ...] = ()
+    """Further points, measured in the same rounds: [{prefill_tokens: 128}, {batch_size: 4}]. Peak memory is
+    that of all points together."""
+
+    @property
+    def points(self) -> tuple[Lengths, ...]:
+        """The section's own lengths, then those of the grid."""
+        main = Lengths(self.prefill_tokens, self.decode_tokens, self.batch_size)
+        others = (one.model_dump(exclude_none=True) for one in self.grid)
+        return (main, *(main._replace(**given) for given in others))
+
+    @model_validator(mode="after")
+    def _points_differ(self) -> MeasureConfig:
+        twice = next((one for one in self.points if self.points.count(one) > 1), None)
+        if twice is not None:
+            shown = ", ".join(f"{key}: {value}" for key, value in twice._asdict().items())
+            raise ValueError(f"measure.grid holds {{{shown}}} a second time; give each point once")
+        return self
 
 
 class DropBound(Section):

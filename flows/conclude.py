@@ -45,7 +45,7 @@ from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.files import against_fewer_bits, bias
 from resprout.tasks.report.lost import lost_of
 from resprout.tasks.report.past_run import PastRun
-from resprout.tasks.report.stage import ReportConfig, averaged, config_text, report
+from resprout.tasks.report.stage import ReportConfig, averaged, config_text, measured_how, report
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +176,8 @@ class Conclusion:
         plan = self.read(self.artifacts.of("plan"), PLAN)
         self.result.method, self.result.warnings = plan.get("method"), plan.get("warnings", [])
         self.session.averaged = averaged(self.read(self.artifacts.group(SCORES)["dense"], "details.json"))
+        if speeds is not None:
+            self.session.measured = measured_how(self.read(speeds, "details.json"))
         source = self.read(self.artifacts.of("source"), "source.json")
         self.session.source_bytes = source["source_bytes"]
         self.session.source_format = source["source_format"]

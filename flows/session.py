@@ -44,6 +44,8 @@ class Session:
     source_format: str = ""
     averaged: list[str] = field(default_factory=list)
     """The accuracies behind zero_shot_mean_acc."""
+    measured: str = ""
+    """How speeds were measured, and how far the times of one model lay apart."""
     called_at: float = 0.0
     """When the command line called the flow; 0 where a worker did."""
     loaded: Loaded | None = None

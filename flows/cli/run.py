@@ -112,8 +112,9 @@ def _run(
 
 def show(session: Session, loaded: Loaded, console: Console) -> None:
     """Print the end of a run."""
+    from resprout.tasks.measure.stage import run_names
     from resprout.tasks.quantize.names import judged
-    from resprout.tasks.report.files import file_rows, note
+    from resprout.tasks.report.files import file_rows, further_speeds, note
     from resprout.tasks.report.lost import HEADS, lost_rows
     from resprout.tasks.report.table import comparison, recovery_sentence
 
@@ -128,12 +129,16 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
         console.print(
             recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True
         )
+    runs = run_names(loaded.config.measure) if loaded.config.measure is not None else ()
     if result.files:
         files = {name: one.metrics for name, one in result.files.items()}
-        heads, lines = file_rows(files, brief=True)
+        heads, lines = file_rows(files, brief=True, runs=runs)
         console.print()
         console.print(_table(list(heads), lines), highlight=False)
-        console.print(note(files, brief=True), highlight=False, soft_wrap=True)
+        for line in (*(further_speeds(files, runs) if runs else ()), note(files, brief=True)):
+            console.print(line, highlight=False, soft_wrap=True)
+    if session.measured:
+        console.print(session.measured, highlight=False, soft_wrap=True)
     of_whom = judged(loaded.config.public()) or [*models][-1]
     if lost := (result.made_models() | result.files)[of_whom].losses:
         console.print()

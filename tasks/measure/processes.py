@@ -53,7 +53,7 @@ class Child:
             words = self._output.read().decode(errors="replace").strip().splitlines()
             raise StageFailed(
                 f"the measuring process stopped ({(words or ['it was killed'])[-1]}); if it ran out of "
-                "memory, lower measure.prefill_tokens or measure.batch_size, or set measure: null"
+                "memory, lower prefill_tokens or batch_size in measure and its grid, or set measure: null"
             )
         return dict(json.loads(answer))
 
@@ -89,19 +89,17 @@ WINDOW = 3
 
 @dataclass
 class ModelTimes:
-    """A model's times, one a round; seconds of start and loading, threads in use, peak memory in bytes."""
+    """A model's seconds by round and point; of start and loading; threads in use, peak memory in bytes."""
 
     start_seconds: float
     load_seconds: float
     threads: int
-    prefill_seconds: list[float] = field(default_factory=list)
-    decode_seconds: list[float] = field(default_factory=list)
+    seconds: list[list[tuple[float, float]]] = field(default_factory=list)
     peak_memory_bytes: int = 0
 
     def add(self, times: Times) -> None:
         """Append further rounds."""
-        self.prefill_seconds += times.prefill_seconds
-        self.decode_seconds += times.decode_seconds
+        self.seconds += times.seconds
         self.peak_memory_bytes = max(self.peak_memory_bytes, times.peak_memory_bytes)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import MeasureConfig
+from resprout.configs.schema import Lengths, MeasureConfig
 from resprout.tasks.compressed_tensors.checkpoint import KEY as PACKED
 from resprout.tasks.core.hardware import fingerprint, free_memory
 from resprout.tasks.core.job import Job, Progress
@@ -38,13 +38,13 @@ def settings(config: MeasureConfig) -> dict[str, Any]:
 
 def lengths(config: MeasureConfig) -> dict[str, int]:
     """Sequences that the model must take."""
-    return {"measure.prefill_tokens + decode_tokens": config.prefill_tokens + config.decode_tokens}
+    return {"measure.prefill_tokens + decode_tokens": max(one.positions for one in config.points)}
 
 
 def tokens(config: Mapping[str, Any], volume: Volume) -> float:
     """Tokens that all models read and write in all rounds."""
-    each = config["prefill_tokens"] + config["decode_tokens"]
-    return float(volume.inputs * config["repeats"] * config["batch_size"] * each)
+    points = MeasureConfig.model_validate(config).points
+    return float(volume.inputs * config["repeats"] * sum(one.batch_size * one.positions for one in points))
 
 
 @stage(
@@ -80,7 +80,9 @@ def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, 
             dtype=job.dtype,
             device=job.device,
             trust_remote_code=job.trust_remote_code,
-            **{key: getattr(config, key) for key in type(config).model_fields if key != "repeats"},
+            points=config.points,
+            warmup=config.warmup,
+            threads=config.threads,
         )
         for name in names
     }
@@ -93,10 +95,15 @@ def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, 
     (workdir / "details.json").write_text(json.dumps(details, sort_keys=True, indent=1) + "\n")
 
 
-def run_names(config: MeasureConfig) -> tuple[str, str]:
-    """Names of prefill and decoding with their lengths; the metric of each ends in _tokens_per_s."""
-    batch = f"_batch{config.batch_size}" if config.batch_size > 1 else ""
-    return f"prefill{config.prefill_tokens}{batch}", f"decode{config.decode_tokens}{batch}"
+def run_names(config: MeasureConfig, point: Lengths | None = None) -> tuple[str, str]:
+    """Names of prefill and decoding with their lengths, by default the section's own.
+
+    The metric of each ends in _tokens_per_s. Behind another prompt than the section's, decoding names it too.
+    """
+    prefill, decode, sequences = point or config.points[0]
+    after = f"_after{prefill}" if prefill != config.prefill_tokens else ""
+    batch = f"_batch{sequences}" if sequences > 1 else ""
+    return f"prefill{prefill}{batch}", f"decode{decode}{after}{batch}"
 
 
 def summary(
@@ -107,15 +114,14 @@ def summary(
     Speeds are tokens of the whole batch a second at the median time, and their ratio to `base_of` with an
     interval; memory is in MB of 10^6 bytes; spread is (slowest - fastest) / median.
     """
-    prefill, decode = run_names(config)
-    tokens = {
-        prefill: config.batch_size * config.prefill_tokens,
-        decode: config.batch_size * config.decode_tokens,
-    }
-    seconds = {
-        name: dict(zip(tokens, (answer.prefill_seconds, answer.decode_seconds), strict=True))
-        for name, answer in answers.items()
-    }
+    tokens, seconds = dict[str, int](), {name: dict[str, list[float]]() for name in answers}
+    for number, point in enumerate(config.points):
+        for part, run in enumerate(run_names(config, point)):
+            if run not in tokens:
+                # The same prompt before another number of tokens is no other prompt.
+                tokens[run] = point.batch_size * point[part]
+                for name, answer in answers.items():
+                    seconds[name][run] = [taken[number][part] for taken in answer.seconds]
     metrics, models = dict[str, float](), dict[str, dict[str, object]]()
     for name, answer in answers.items():
         models[name] = {}
@@ -144,16 +150,16 @@ def summary(
 
 def _bytes(shape: Shape, config: MeasureConfig, dtype: str) -> int:
     """About what a measuring process holds at its peak."""
-    positions = config.batch_size * (config.prefill_tokens + config.decode_tokens)
+    positions = max(one.batch_size * one.positions for one in config.points)
     cached = 2 * sum(shape.kv_heads) * shape.head_dim * positions
     return PROCESS_BYTES + (shape.params + cached) * BYTES[dtype]
 
 
 def _check_length(shape: Shape, config: MeasureConfig) -> None:
     longest = shape.max_positions
-    wanted = config.prefill_tokens + config.decode_tokens
-    if longest and wanted > longest:
+    point = max(config.points, key=lambda one: one.positions)
+    if longest and point.positions > longest:
         raise BadInput(
-            f"measure.prefill_tokens + measure.decode_tokens is {wanted}, but the model takes {longest} "
-            f"positions; give prefill_tokens of at most {longest - config.decode_tokens}"
+            f"measure.prefill_tokens + measure.decode_tokens is {point.positions}, but the model takes "
+            f"{longest} positions; give prefill_tokens of at most {longest - point.decode_tokens}"
         )

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from resprout.tasks.llama_cpp.process import Timed
+
 
 @dataclass(frozen=True)
 class MeasureRequest:
@@ -39,9 +41,8 @@ class MeasureRequest:
     dtype: str
     device: str
     trust_remote_code: bool
-    prefill_tokens: int
-    decode_tokens: int
-    batch_size: int
+    points: Sequence[Sequence[int]]
+    """For each point of the speeds tokens of the prompt, tokens behind it, and sequences at a time."""
     warmup: int
     threads: int | None
 
@@ -57,15 +58,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each run, and the peak memory of the process so far in bytes."""
+    """Seconds of prompt and decoding by run and point, and the peak memory of the process so far in bytes."""
 
-    prefill_seconds: list[float]
-    decode_seconds: list[float]
+    seconds: list[list[tuple[float, float]]]
     peak_memory_bytes: int
 
 
 class Measured:
-    """A loaded model and the prompt, the same fixed sequence of ids for every model."""
+    """A loaded model; prompts are the same fixed sequences of ids for every model."""
 
     def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
         import torch
@@ -82,27 +82,24 @@ class Measured:
         self._wait()
         self.ready = Ready(start_seconds, time.perf_counter() - began, torch.get_num_threads())
         self._request = request
-        ids = torch.arange(request.batch_size * request.prefill_tokens).reshape(request.batch_size, -1)
-        self._ids = (ids * 7919 % self._model.config.vocab_size).to(request.device)
         self.times(request.warmup)
 
     def times(self, runs: int) -> Times:
-        """Times of `runs` prefills, each followed by `decode_tokens` greedy steps on its KV cache.
+        """Times of `runs` rounds: at each point a prefill, then greedy steps on its KV cache.
 
-        The first generated token comes from the prefill and is timed with it; decoding times the
-        `decode_tokens` forward passes after it.
+        The first generated token comes from the prefill and is timed with it; decoding times the forward
+        passes after it.
         """
-        steps = self._request.decode_tokens
-        seconds = [_run(self._model, self._ids, steps, self._wait) for _ in range(runs)]
-        return Times(
-            prefill_seconds=[prefill for prefill, _ in seconds],
-            decode_seconds=[decode for _, decode in seconds],
-            peak_memory_bytes=peak_memory(self._request.device),
-        )
+        found = [[self._run(*point) for point in self._request.points] for _ in range(runs)]
+        return Times(found, peak_memory(self._request.device))
+
+    def _run(self, prefill: int, decode: int, batch: int) -> tuple[float, float]:
+        ids = _prompts(prefill, batch, self._model.config.vocab_size).to(self._request.device)
+        return _run(self._model, ids, decode, self._wait)
 
 
 class MeasuredFile:
-    """A GGUF file in llama.cpp, in a process of its own, with the same prompt."""
+    """A GGUF file in llama.cpp, in a process of its own, with the same prompts."""
 
     def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
         import torch
@@ -112,25 +109,24 @@ class MeasuredFile:
         threads = request.threads or torch.get_num_threads()
         self._request = request
         self._llama = LlamaCpp(Path(request.folder) / GGUF)
-        room = request.prefill_tokens + request.decode_tokens
-        loaded = self._llama.load(room, threads, request.batch_size)
+        room = max(prefill + decode for prefill, decode, _ in request.points)
+        loaded = self._llama.load(room, threads, max(batch for *_, batch in request.points))
         self.ready = Ready(start_seconds, loaded.seconds, threads)
-        self._prompt = [at * 7919 % loaded.vocab for at in range(request.prefill_tokens)]
+        self._vocab = loaded.vocab
         self.times(request.warmup)
 
     def times(self, runs: int) -> Times:
-        """Times of `runs` prefills, each followed by `decode_tokens` greedy steps, as of `Measured`."""
-        asked = self._request.decode_tokens, self._request.batch_size
-        found = [self._llama.times(self._prompt, *asked) for _ in range(runs)]
-        return Times(
-            prefill_seconds=[one.prefill_seconds for one in found],
-            decode_seconds=[one.decode_seconds for one in found],
-            peak_memory_bytes=max(one.peak_memory_bytes for one in found),
-        )
+        """Times of `runs` rounds, as of `Measured`."""
+        found = [[self._run(*point) for point in self._request.points] for _ in range(runs)]
+        seconds = [[(one.prefill_seconds, one.decode_seconds) for one in row] for row in found]
+        return Times(seconds, max(one.peak_memory_bytes for row in found for one in row))
+
+    def _run(self, prefill: int, decode: int, batch: int) -> Timed:
+        return self._llama.times(_prompts(prefill, 1, self._vocab)[0].tolist(), decode, batch)
 
 
 class MeasuredGraph:
-    """A graph in ONNX Runtime, with the same prompt; logits of each position are computed, and timed too."""
+    """A graph in ONNX Runtime, with the same prompts; the logits of each position are timed too."""
 
     def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
         import torch
@@ -142,26 +138,20 @@ class MeasuredGraph:
         began = time.perf_counter()
         self._session = Session(Path(request.folder) / ONNX, threads)
         self.ready = Ready(start_seconds, time.perf_counter() - began, threads)
-        tokens = request.batch_size * request.prefill_tokens
-        ids = torch.arange(tokens).reshape(request.batch_size, -1) * 7919 % self._session.vocab
-        self._ids = ids.numpy()
         self.times(request.warmup)
 
     def times(self, runs: int) -> Times:
-        """Times of `runs` prefills, each followed by `decode_tokens` greedy steps, as of `Measured`."""
-        found = [self._run() for _ in range(runs)]
-        return Times(
-            prefill_seconds=[prefill for prefill, _ in found],
-            decode_seconds=[decode for _, decode in found],
-            peak_memory_bytes=peak_memory("cpu"),
-        )
+        """Times of `runs` rounds, as of `Measured`."""
+        found = [[self._run(*point) for point in self._request.points] for _ in range(runs)]
+        return Times(found, peak_memory("cpu"))
 
-    def _run(self) -> tuple[float, float]:
+    def _run(self, prefill: int, decode: int, batch: int) -> tuple[float, float]:
+        ids = _prompts(prefill, batch, self._session.vocab).numpy()
         self._session.forget()
         began = time.perf_counter()
-        token = self._session.read(self._ids)[:, -1:].argmax(-1)
+        token = self._session.read(ids)[:, -1:].argmax(-1)
         prefilled = time.perf_counter()
-        for _ in range(self._request.decode_tokens):
+        for _ in range(decode):
             token = self._session.read(token)[:, -1:].argmax(-1)
         return prefilled - began, time.perf_counter() - prefilled
 
@@ -179,6 +169,13 @@ def _read_libraries() -> float:
     # Imported at their first use, which would else be timed as loading.
     _ = transformers.AutoModelForCausalLM, transformers.PreTrainedModel, resprout.tasks.models.load
     return time.time() - psutil.Process().create_time()
+
+
+def _prompts(tokens: int, batch: int, vocab: int) -> Tensor:
+    """Ids of the prompts: [batch, tokens]."""
+    import torch
+
+    return torch.arange(batch * tokens).reshape(batch, -1) * 7919 % vocab
 
 
 def _run(

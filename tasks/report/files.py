@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,10 +130,13 @@ def bias(source_format: str, files: Mapping[str, Metrics]) -> str:
     )
 
 
-def file_rows(files: Mapping[str, Metrics], brief: bool = False) -> tuple[tuple[str, ...], list[Row]]:
+def file_rows(
+    files: Mapping[str, Metrics], brief: bool = False, runs: Collection[str] = ()
+) -> tuple[tuple[str, ...], list[Row]]:
     """The headings of the columns, and a row for each file, the larger first.
 
-    `brief`: ratios stand without their intervals, and = where they hold 1.
+    `brief`: ratios stand without their intervals, and = where they hold 1. `runs` are the speeds that have a
+    column; without them all have one.
     """
 
     def held(metrics: Metrics, name: str, form: str = ",.1f") -> str:
@@ -151,7 +154,7 @@ def file_rows(files: Mapping[str, Metrics], brief: bool = False) -> tuple[tuple[
     first = next(iter(files.values()))
     quality = perplexity_of(first)
     divergence = next((name for name in sorted(first) if "_kl_to_dense" in name), None)
-    speeds = speeds_of(first)
+    speeds = [name for name in speeds_of(first) if not runs or name.removesuffix(SPEED) in runs]
     heads = ["MB", "perplexity", "KL to dense"]
     heads += ["mean accuracy"] if MEAN in first else []
     heads += [f"{name.removesuffix(SPEED)}, tok/s" for name in speeds]
@@ -163,6 +166,19 @@ def file_rows(files: Mapping[str, Metrics], brief: bool = False) -> tuple[tuple[
         cells += [held(metrics, speed) for speed in speeds]
         rows.append(Row(name, tuple(cells)))
     return tuple(heads), rows
+
+
+def further_speeds(files: Mapping[str, Metrics], runs: Collection[str]) -> list[str]:
+    """A line for each speed that is not of `runs`: tokens a second of each file, the larger first."""
+    lines = []
+    for name in speeds_of(next(iter(files.values()))):
+        if name.removesuffix(SPEED) not in runs:
+            each = (
+                f"{file} {ratio_cell(metrics, name)}"
+                for file, metrics in sorted(files.items(), key=lambda one: -one[1]["bytes"])
+            )
+            lines.append(f"{name.removesuffix(SPEED)}, tok/s: {'; '.join(each)}")
+    return lines
 
 
 def note(files: Mapping[str, Metrics], brief: bool = False) -> str:

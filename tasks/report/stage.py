@@ -147,7 +147,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
             origin.get("source_format", ""),
             averaged(details["dense"]),
         ),
-        "measured": measured(rounds) if rounds is not None else "",
+        "measured": measured_how(rounds) if rounds is not None else "",
         "source": config.config["model"]["source"],
         "source_digest": digests["source"],
         "recovery": recovery_sentence(models["pruned"], models["recovered"], earlier, len(steps))
@@ -279,7 +279,7 @@ def kept_widths(layers: Sequence[Mapping[str, Any]], shape: Shape) -> list[dict[
     return rows
 
 
-def measured(details: Mapping[str, Any]) -> str:
+def measured_how(details: Mapping[str, Any]) -> str:
     """How the speeds were measured and on what, and how far the times of one model lay apart."""
     hardware = details["hardware"]
     place = " and ".join([hardware["cpu"], *hardware["gpus"]])

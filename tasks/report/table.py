@@ -12,7 +12,7 @@ Metrics = Mapping[str, float]
 NONE = "-"
 
 
-SPEED, DECODE = "_tokens_per_s", "decode"
+SPEED, DECODE, AFTER = "_tokens_per_s", "decode", "_after"
 
 
 def perplexity_of(metrics: Metrics) -> str:
@@ -21,9 +21,9 @@ def perplexity_of(metrics: Metrics) -> str:
 
 
 def speeds_of(metrics: Metrics) -> list[str]:
-    """Names of the speeds among a model's metrics, those of decoding first."""
+    """Names of the speeds among a model's metrics, those of decoding behind the main prompt first."""
     found = (name for name in metrics if name.endswith(SPEED))
-    return sorted(found, key=lambda name: (not name.startswith(DECODE), name))
+    return sorted(found, key=lambda name: (not name.startswith(DECODE), AFTER in name, name))
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,9 @@ def comparison(
         label = f"mean accuracy ({_kinds(averaged)})" if averaged else "mean accuracy"
         cells = tuple(accuracy_cell(metrics, "zero_shot_mean_acc") for metrics in models.values())
         rows.append(Row(label, cells))
-    for name in every:
-        if name.endswith(SPEED):
-            label = name.removesuffix(SPEED)
-            cells = tuple(ratio_cell(metrics, name) for metrics in models.values())
-            rows.append(Row(f"{label}, tokens/s", cells))
+    for name in speeds_of(dict.fromkeys(every, 0.0)):
+        cells = tuple(ratio_cell(metrics, name) for metrics in models.values())
+        rows.append(Row(f"{name.removesuffix(SPEED)}, tokens/s", cells))
     if "peak_memory_mb" in every:
         # Measured once, so no interval says whether two differ.
         rows.append(_row("peak memory, MB", models, "peak_memory_mb", lambda value: f"{value:,.0f}"))

@@ -29,7 +29,7 @@ from resprout.tasks.measure.stage import measure, summary
 from resprout.tasks.measure.worker import MeasureRequest, Ready, Times
 from tiny_models import write_tiny_folder
 
-REQUEST = MeasureRequest("model", "float32", "cpu", False, 8, 2, 1, 1, 1)
+REQUEST = MeasureRequest("model", "float32", "cpu", False, [(8, 2, 1)], 1, 1)
 
 
 def test_summary_by_hand():
@@ -38,8 +38,10 @@ def test_summary_by_hand():
     The other takes half the seconds in each round: ratios of 2 throughout, in too few rounds to say so.
     """
     config = MeasureConfig(prefill_tokens=100, decode_tokens=10, batch_size=2, repeats=3)
-    dense = ModelTimes(0.5, 1.5, 2, [4.0, 1.0, 2.0], [0.5, 0.5, 0.5], peak_memory_bytes=3_000_000)
-    pruned = ModelTimes(0.5, 1.0, 2, [2.0, 0.5, 1.0], [0.25, 0.25, 0.25], peak_memory_bytes=2_000_000)
+    taken = [[(4.0, 0.5)], [(1.0, 0.5)], [(2.0, 0.5)]]
+    halved = [[(prefill / 2, decode / 2) for prefill, decode in points] for points in taken]
+    dense = ModelTimes(0.5, 1.5, 2, taken, peak_memory_bytes=3_000_000)
+    pruned = ModelTimes(0.5, 1.0, 2, halved, peak_memory_bytes=2_000_000)
     metrics, details = summary(config, {"dense": dense, "pruned": pruned})
     assert metrics_of("dense", metrics) == {
         "prefill100_batch2_tokens_per_s": 100.0,
@@ -56,6 +58,23 @@ def test_summary_by_hand():
     assert (details["rounds"], details["coverage"]) == (3, 0.75)
     single = summary(MeasureConfig(prefill_tokens=100, decode_tokens=10), {"dense": dense})[0]
     assert set(metrics_of("dense", single)) >= {"prefill100_tokens_per_s", "decode10_tokens_per_s"}
+
+
+def test_a_grid_by_hand():
+    """Each point with its own tokens; a prompt of two points is the first's, and decoding names its own."""
+    grid = [{"prefill_tokens": 50}, {"decode_tokens": 20}, {"prefill_tokens": 50, "batch_size": 4}]
+    config = MeasureConfig(prefill_tokens=100, decode_tokens=10, repeats=3, grid=grid)
+    taken = [[(1.0, 1.0), (0.25, 2.0), (7.0, 4.0), (2.0, 8.0)]] * 3
+    metrics, details = summary(config, {"dense": ModelTimes(0.0, 0.0, 1, taken)})
+    assert {name: value for name, value in metrics_of("dense", metrics).items() if "tokens" in name} == {
+        "prefill100_tokens_per_s": 100.0, "decode10_tokens_per_s": 10.0,
+        "prefill50_tokens_per_s": 200.0, "decode10_after50_tokens_per_s": 5.0,
+        "decode20_tokens_per_s": 5.0,
+        "prefill50_batch4_tokens_per_s": 100.0, "decode10_after50_batch4_tokens_per_s": 5.0,
+    }  # fmt: skip
+    assert details["models"]["dense"]["prefill50_batch4"]["tokens"] == 200
+    with pytest.raises(ValueError, match=r"measure.grid holds .*prefill_tokens: 512, .* a second time"):
+        MeasureConfig(grid=[{"prefill_tokens": 512}])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +129,7 @@ class Model:
     def times(self, runs: int) -> Times:
         self.machine.asked += [self.name] * runs
         taken = [next(self.machine.seconds) for _ in range(runs)]
-        return Times(taken, taken, 0)
+        return Times([[(one, one)] for one in taken], 0)
 
 
 MODELS = {name: replace(REQUEST, folder=name) for name in ("dense", "pruned", "recovered")}
@@ -130,7 +149,8 @@ def test_what_the_machine_does_meanwhile_makes_equal_models_no_different(monkeyp
     Machine(monkeypatch, seconds())
     answers = measured(MODELS, 9, silent)
     for name in ("pruned", "recovered"):
-        ratio = ratio_of(answers["dense"].decode_seconds, answers[name].decode_seconds)
+        dense, own = ([points[0][1] for points in answers[one].seconds] for one in ("dense", name))
+        ratio = ratio_of(dense, own)
         assert not ratio.different, ratio
 
 
@@ -145,7 +165,7 @@ def test_models_have_their_turns_there_and_back(monkeypatch):
     back = [name for name in reversed(there) for _ in range(2)]
     assert one.asked == [*(name for name in there for _ in range(3)), *back]
     assert one.most == 1, "one process at a time"
-    assert {len(answer.decode_seconds) for answer in answers.values()} == {5}
+    assert {len(answer.seconds) for answer in answers.values()} == {5}
 
 
 @pytest.mark.parametrize(("free", "order"), [(10**12, "together"), (2_000_000_000, "in turn")])
@@ -155,10 +175,12 @@ def test_measuring_models_through_the_door(tmp_path, monkeypatch, free, order):
     folders = {
         name: write_tiny_folder(tmp_path / name, "qwen2", dtype="bfloat16") for name in ("dense", "pruned")
     }
-    config = MeasureConfig(prefill_tokens=32, decode_tokens=4, repeats=3, batch_size=2, threads=1)
+    grid = [{"prefill_tokens": 8, "batch_size": 1}]
+    config = MeasureConfig(prefill_tokens=32, decode_tokens=4, repeats=3, batch_size=2, threads=1, grid=grid)
     measure.body(Job(config), folders, tmp_path, silent)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    speeds = {"prefill32_batch2_tokens_per_s", "decode4_batch2_tokens_per_s"}
+    runs = ("prefill32_batch2", "decode4_batch2", "prefill8", "decode4_after8")
+    speeds = {f"{run}_tokens_per_s" for run in runs}
     assert set(metrics_of("dense", metrics)) == {*speeds, "peak_memory_mb", "load_seconds"}
     pruned = metrics_of("pruned", metrics)
     assert {name for name in pruned if ratio_in(pruned, name)} == speeds

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report.past_run import PastRun
-from resprout.tasks.report.stage import asked, kept_widths, measured, model_name, report
+from resprout.tasks.report.stage import asked, kept_widths, measured_how, model_name, report
 from resprout.tasks.report.table import comparison, recovery_sentence
 from tiny_report import DENSE, JOB, PRUNED, RECOVERED, SETTINGS, write_inputs
 
@@ -190,9 +190,9 @@ def test_speeds_say_how_and_where_they_were_measured_and_how_far_times_lay_apart
         "measurable difference."
     )
     alike = "Speeds: medians of 9 rounds, all models in each"
-    assert measured({**details, "order": "together"}) == alike + rest
+    assert measured_how({**details, "order": "together"}) == alike + rest
     apart = "Speeds: medians of 9 rounds, one model after another"
-    assert measured({**details, "order": "in turn"}) == apart + rest
+    assert measured_how({**details, "order": "in turn"}) == apart + rest
 
 
 def test_widths_tell_what_each_layer_of_the_source_keeps() -> None:

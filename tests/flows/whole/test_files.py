@@ -183,6 +183,7 @@ def test_a_graph_is_judged_and_timed_by_onnx_runtime_against_the_dense_model_the
         tmp_path,
         quantize={"formats": ["onnx:F32"]},
         compare={"baselines": ["onnx:F32"]},
+        measure={**config()["measure"], "grid": [{"prefill_tokens": 8, "batch_size": 2}]},
         gate=None,
         register=None,
     )
@@ -202,3 +203,11 @@ def test_a_graph_is_judged_and_timed_by_onnx_runtime_against_the_dense_model_the
     assert list(exports) == ["hf", "onnx:F32"]
     assert exports["onnx:F32"]["max_abs_logit_diff"] < 1e-3
     assert (Path(exports["onnx:F32"]["path"]) / "model.onnx.data").is_file()
+    # The grid: rows of the models, lines below the files, and how far times lay apart beside them.
+    shown = resprout("run", path, home=tmp_path / "home", env={"COLUMNS": "100"})
+    lines = (shown.out + shown.err).splitlines()
+    assert [line.split(",")[0] for line in lines if ", tokens/s" in line] == [
+        "decode4", "decode4_after8_batch2", "prefill16", "prefill8_batch2"
+    ]  # fmt: skip
+    assert any(line.startswith("decode4_after8_batch2, tok/s: dense onnx:F32 ") for line in lines)
+    assert sum("times of one model lay up to" in line for line in lines) == 1
