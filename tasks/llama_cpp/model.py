@@ -13,6 +13,9 @@ from resprout.tasks.gguf.types import FILE
 from resprout.tasks.llama_cpp.process import LlamaCpp
 from resprout.tasks.models.served import ServedModel
 
+CHOICES = 8
+"""Continuations of a context that are scored together."""
+
 
 class LlamaCppModel(ServedModel):
     """The model in `folder`/model.gguf, in a process of its own that `close` ends."""
@@ -21,7 +24,7 @@ class LlamaCppModel(ServedModel):
         super().__init__(folder, [FILE])
         with ExitStack() as ending:
             self._process = ending.enter_context(LlamaCpp(folder / FILE))
-            self._process.load(self.room, threads)
+            self._process.load(self.room, threads, 1 + CHOICES, shared=True)
             self._ending = ending.pop_all()
 
     def close(self) -> None:
@@ -37,7 +40,7 @@ class LlamaCppModel(ServedModel):
         """Logits row by row, without the padding."""
         logits = torch.zeros(*input_ids.shape, self._process.loaded.vocab)
         for row, (ids, known) in enumerate(zip(input_ids, seen, strict=True)):
-            logits[row, known] = torch.from_numpy(self._process.logits(ids[known].tolist()).copy())
+            logits[row, known] = torch.from_numpy(self._process.logits(ids[known].tolist()))
         return logits
 
     def score(

@@ -86,18 +86,20 @@ class LlamaCpp:
         self._said.close()
         self._scratch.cleanup()
 
-    def load(self, context_tokens: int, threads: int, sequences: int = 1) -> Loaded:
-        """Load the file, for `sequences` of so many tokens at a time."""
-        given = {"context_tokens": context_tokens, "threads": threads, "batch": sequences}
+    def load(self, context_tokens: int, threads: int, sequences: int = 1, shared: bool = False) -> Loaded:
+        """Load the file, for `sequences` of so many tokens at a time; `shared`: of so many together."""
+        given = {"context_tokens": context_tokens, "threads": threads, "batch": sequences, "shared": shared}
         self.loaded = Loaded(**self._ask("load", file=str(self._file.resolve()), **given))
         return self.loaded
 
     def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """Logits at the positions of `ids` from `first` on: float32 [positions, vocabulary]."""
-        rows = self._ask("logits", ids=list(ids), first=first)["rows"]
-        stream = self._process.stdout
-        raw = stream.read(rows * self.loaded.vocab * 4) if stream is not None else b""
-        return np.frombuffer(raw, dtype=np.float32).reshape(rows, self.loaded.vocab)
+        size = self._ask("logits", ids=list(ids), first=first)["bytes"]
+        found = np.empty(size // 4, dtype=np.float32)
+        stream, into = self._process.stdout, memoryview(found).cast("B")
+        while stream is not None and into and (read := stream.readinto(into)):  # type: ignore[attr-defined]
+            into = into[read:]
+        return found.reshape(-1, self.loaded.vocab)
 
     def score(
         self, context: Sequence[int], continuations: Sequence[Sequence[int]]

@@ -7,24 +7,34 @@ may come from outside. Logits follow their answer as raw float32, row after row.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 from safetensors.numpy import load_file
 
-FAILED = -1
+TOGETHER = 63
+"""Most tokens of several continuations at once.
+
+From 64 on llama.cpp computes attention by another kernel, whose rounding would depend on the company.
+"""
 
 
 class Model:
-    """A loaded model and its context, which holds `context_tokens` in `batch` sequences."""
+    """A loaded model and its context, which holds `context_tokens` in `batch` sequences.
 
-    def __init__(self, file: str, context_tokens: int, threads: int, batch: int = 1) -> None:
+    `shared`: the sequences share that room, so that what several begin with is held once.
+    """
+
+    def __init__(
+        self, file: str, context_tokens: int, threads: int, batch: int = 1, shared: bool = False
+    ) -> None:
         self._ffi, self._lib = get_ffi(), get_lib()
         how = self._lib.llama_model_default_params()
         how.n_gpu_layers = 0
@@ -36,8 +46,10 @@ class Model:
         self.vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self.longest = int(self._lib.llama_model_n_ctx_train(self._model))
         settings = self._lib.llama_context_default_params()
-        settings.n_ctx = context_tokens * batch
-        settings.n_batch = max(context_tokens * batch, 64)
+        settings.kv_unified = shared
+        room = context_tokens if shared else context_tokens * batch
+        settings.n_ctx = room
+        settings.n_batch = max(room, 64)
         settings.n_ubatch = 512
         settings.n_seq_max = batch
         settings.n_threads = settings.n_threads_batch = threads
@@ -45,43 +57,65 @@ class Model:
         self._context = self._lib.llama_init_from_model(self._model, settings)
         if self._context == self._ffi.NULL:
             raise SystemExit(f"llama.cpp cannot make a context of {context_tokens} tokens")
-        self._room = settings.n_batch
+        self._room, self._sequences = settings.n_batch, batch
         self._batch = self._lib.llama_batch_init(self._room, 0, 1)
 
-    def logits(self, ids: Sequence[int], first: int) -> np.ndarray[Any, Any]:
-        """Logits at the positions from `first` on: float32 [positions, vocabulary]."""
+    def logits(self, ids: Sequence[int], first: int) -> memoryview:
+        """Logits from position `first` on: float32 [positions, vocabulary], good until it computes again."""
         self._forget()
         self._decode([(token, at, 0, at >= first) for at, token in enumerate(ids)])
-        size = 4 * self.vocab
-        found = np.empty((len(ids) - first, self.vocab), dtype=np.float32)
-        for row, at in enumerate(range(first, len(ids))):
-            found[row] = self._row(at, size)
-        return found
+        # Rows that were wanted stand one behind the other.
+        begin = self._lib.llama_get_logits_ith(self._context, first)
+        return memoryview(self._ffi.buffer(begin, 4 * self.vocab * (len(ids) - first)))
 
     def score(
         self, context: Sequence[int], continuations: Sequence[Sequence[int]]
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation behind a context, and whether greedy decoding would give it.
 
-        The context is read once.
+        The context is read once, and continuations together, each in a sequence that begins with it, of which
+        the model has been loaded with at least two.
         """
         self._forget()
         last = len(context) - 1
         self._decode([(token, at, 0, at == last) for at, token in enumerate(context)])
-        begun = _log_softmax(self._row(last, 4 * self.vocab))
-        memory = self._lib.llama_get_memory(self._context)
-        found = []
-        for tokens in continuations:
-            rows = [begun]
-            if len(tokens) > 1:
-                places = range(len(context), len(context) + len(tokens) - 1)
-                self._decode([(token, at, 0, True) for token, at in zip(tokens, places, strict=False)])
-                rows += [_log_softmax(self._row(place, 4 * self.vocab)) for place in range(len(tokens) - 1)]
-                self._lib.llama_memory_seq_rm(memory, 0, len(context), -1)
-            total = sum(float(row[token]) for row, token in zip(rows, tokens, strict=True))
-            greedy = all(int(row.argmax()) == token for row, token in zip(rows, tokens, strict=True))
-            found.append((total, greedy))
+        begun = self._row(last, 4 * self.vocab).copy()
+        found: list[tuple[float, bool]] = []
+        for group in self._groups(continuations, min(TOGETHER, self._room - len(context))):
+            entries = [
+                (token, len(context) + at, sequence, True)
+                for sequence, tokens in enumerate(group, 1)
+                for at, token in enumerate(tokens[:-1])
+            ]
+            if entries:
+                self._begin_with(len(context), len(group))
+                self._decode(entries)
+            place = 0
+            for tokens in group:
+                rows = [begun, *(self._row(place + at, 4 * self.vocab) for at in range(len(tokens) - 1))]
+                place += len(tokens) - 1
+                total = sum(_log_probability(row, token) for row, token in zip(rows, tokens, strict=True))
+                greedy = all(int(row.argmax()) == token for row, token in zip(rows, tokens, strict=True))
+                found.append((total, greedy))
         return found
+
+    def _groups(self, continuations: Sequence[Sequence[int]], room: int) -> Iterator[list[Sequence[int]]]:
+        """Continuations that the context holds together, in their order."""
+        group: list[Sequence[int]] = []
+        for tokens in continuations:
+            needed = sum(len(one) - 1 for one in group) + len(tokens) - 1
+            if group and (len(group) == self._sequences - 1 or needed > room):
+                yield group
+                group = []
+            group.append(tokens)
+        yield group
+
+    def _begin_with(self, tokens: int, sequences: int) -> None:
+        """Let so many sequences begin with the first, and forget what they held."""
+        memory = self._lib.llama_get_memory(self._context)
+        for sequence in range(1, sequences + 1):
+            self._lib.llama_memory_seq_rm(memory, sequence, -1, -1)
+            self._lib.llama_memory_seq_cp(memory, 0, sequence, 0, tokens)
 
     @property
     def ends(self) -> list[int]:
@@ -162,9 +196,10 @@ class Model:
             raise SystemExit("llama.cpp could not compute the tokens")
 
 
-def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    shifted = logits.astype(np.float64) - float(logits.max())
-    return shifted - np.log(np.exp(shifted).sum())
+def _log_probability(logits: np.ndarray[Any, Any], token: int) -> float:
+    """Log-softmax at one token, in nats; no row is copied to double precision."""
+    highest = logits.max()
+    return float(logits[token] - highest) - math.log(np.exp(logits - highest).sum(dtype=np.float64))
 
 
 def quantize(source: str, target: str, kind: int, threads: int, matrix: str | None) -> None:
@@ -230,9 +265,9 @@ def serve(asked: BinaryIO, answers: BinaryIO) -> None:
             elif model is None:
                 raise SystemExit("no model is loaded")
             elif verb == "logits":
-                found = model.logits(**request)
-                reply({"rows": len(found)})
-                answers.write(found.tobytes())
+                rows = model.logits(**request)
+                reply({"bytes": rows.nbytes})
+                answers.write(rows)
             elif verb == "score":
                 reply({"scores": model.score(**request)})
             elif verb == "greedy":

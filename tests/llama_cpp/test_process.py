@@ -94,12 +94,19 @@ def test_greedy_text_is_that_of_transformers(folder: Path) -> None:
 
 def test_a_choice_is_scored_as_by_transformers_whatever_was_read_before(folder: Path) -> None:
     model = tiny_model("llama", hidden_size=256, intermediate_size=256)
-    choices = [[7], [9, 200, 31], IDS[:8], [7]]
+    choices = [[7], [9, 200, 31], IDS[:8], [7], IDS[3:20], IDS[:6], IDS[2:9]]
+    # Two at a time, and as many as the room behind the context holds.
+    answers = {}
     with LlamaCpp(folder / FILE) as llama:
-        llama.load(64, 1)
-        found = llama.score(IDS, choices)
-    assert found[0] == found[3]
-    for choice, (total, greedy) in zip(choices, found, strict=True):
+        for room, sequences in ((64, 3), (256, 9)):
+            llama.load(room, 1, sequences, shared=True)
+            llama.logits(IDS[::-1])
+            answers[room] = llama.score(IDS, choices)
+        alone = [llama.score(IDS, [choice])[0] for choice in choices]
+    for found in answers.values():
+        assert [one[0] for one in found] == pytest.approx([one[0] for one in alone], abs=1e-4)
+        assert [one[1] for one in found] == [one[1] for one in alone]
+    for choice, (total, greedy) in zip(choices, answers[64], strict=True):
         rows = model(torch.tensor([[*IDS, *choice]])).logits[0, len(IDS) - 1 : -1].log_softmax(-1)
         wanted = rows[range(len(choice)), choice].sum().item()
         assert total == pytest.approx(wanted, abs=0.02)

@@ -72,7 +72,7 @@ class Gguf:
             for prompt in question.prompts:
                 ids = llama.tokenize(prompt)
                 found.input_ids.append(ids)
-                found.logits.append(torch.from_numpy(llama.logits(ids).copy()))
+                found.logits.append(torch.from_numpy(llama.logits(ids)))
                 found.greedy_ids.append(llama.greedy(ids, question.greedy_tokens))
         return found
 
