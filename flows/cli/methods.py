@@ -22,6 +22,7 @@ WIDTH = 100
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method whole.")] = None,
     units: Annotated[str | None, typer.Option(help="Only what can prune these units, e.g. ffn.")] = None,
+    formats: Annotated[bool, typer.Option(help="Families by the formats that can hold them.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
@@ -34,9 +35,17 @@ def methods(
     Examples:
       resprout methods
       resprout methods flap
-      resprout methods --units kv_groups
+      resprout methods --formats
     """
     from resprout.configs.errors import BadInput
+
+    if formats:
+        from resprout.tasks.quantize.support import table
+
+        if name is not None or units is not None or as_json:
+            raise BadInput("--formats prints one table of all families; give it alone")
+        typer.echo(table())
+        return
     from resprout.flows.catalog import catalog, describe, with_units
 
     if name is not None:

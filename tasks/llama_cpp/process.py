@@ -96,7 +96,7 @@ class LlamaCpp:
         """Logits at the positions of `ids` from `first` on: float32 [positions, vocabulary]."""
         size = self._ask("logits", ids=list(ids), first=first)["bytes"]
         found = np.empty(size // 4, dtype=np.float32)
-        stream, into = self._process.stdout, memoryview(found).cast("B")
+        stream, into = self._process.stdout, found.data.cast("B")
         while stream is not None and into and (read := stream.readinto(into)):  # type: ignore[attr-defined]
             into = into[read:]
         return found.reshape(-1, self.loaded.vocab)

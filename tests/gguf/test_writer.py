@@ -21,15 +21,9 @@ from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.layouts import cut_class, write_shape
 from resprout.tasks.models.load import load_tokenizer
 from resprout.tasks.models.shape import shape_of
-from tiny_models import tiny_model, write_byte_tokenizer
+from tiny_models import FITTING, tiny_model, write_byte_tokenizer
 
 NAMED = sorted(name for name, family in FAMILIES.items() if family.gguf)
-FITTING: dict[str, dict[str, Any]] = {
-    "qwen3_moe": {"norm_topk_prob": True},
-    "gemma2": {"query_pre_attn_scalar": 16},
-    "gemma3_text": {"query_pre_attn_scalar": 16, "num_hidden_layers": 7},
-}
-"""Settings of a tiny model under which llama.cpp computes the family as its config says."""
 IDS = [(place * 37 + 11) % 256 for place in range(40)]
 
 

@@ -58,6 +58,12 @@ def widths_of(model_type: str) -> dict[str, Any]:
     return {**shared, **OWN.get(model_type, {})}
 
 
+FITTING: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"norm_topk_prob": True},
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "num_hidden_layers": 7},
+}
+"""Settings of a tiny model under which llama.cpp computes the family as its config says."""
 HIDDEN = [name for name in sorted(FAMILIES) if "hidden" in FAMILIES[name].units]
 """Families that can lose hidden channels."""
 READERS = {
