@@ -25,6 +25,7 @@ from resprout.tasks.evaluate.task_files import capability_of, read_task
 from resprout.tasks.export.format import FORMATS, entry
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
+from resprout.tasks.prune.rounds import schedule_of
 from resprout.tasks.prune.target import implied_shape
 from resprout.tasks.quantize.format import FORMATS as QUANTIZED
 from resprout.tasks.quantize.format import baselines
@@ -139,9 +140,40 @@ def _trains(config: RunConfig) -> None:
         )
 
 
+def check_adapters(config: RunConfig) -> None:
+    """BadInput for a format of adapters where the final model is not the pruned one with an adapter."""
+    for name in config.export.formats:
+        if not entry(name).declared["adapters"]:
+            continue
+        what = f"export.formats holds {name}, the adapter of recovery by lora"
+        if config.recover is None:
+            raise BadInput(f"{what}, but recover is left out; give select and recover, or leave {name} out")
+        if config.recover.method != "lora":
+            raise BadInput(
+                f"{what}, but recover.method is {config.recover.method}; give method: lora, or leave "
+                f"{name} out"
+            )
+        if config.sparsify is not None:
+            raise BadInput(
+                f"{what}, but sparsify changes the weights behind it; leave {name} or sparsify out"
+            )
+        if len(schedule_of(config.prune)) > 1:
+            raise BadInput(
+                f"{what}, but prune.schedule {config.prune.schedule} trains between its rounds, so that no "
+                f"run exports the model that it goes onto; give schedule: one_shot, or leave {name} out"
+            )
+
+
 def _formats(config: RunConfig) -> None:
     """BadInput for a format that is not there, that nothing makes, or that cannot hold the layout."""
     layout, made = config.prune.layout, config.quantize.formats if config.quantize is not None else ()
+    check_adapters(config)
+    for name in config.export.formats[:1] if config.registration is not None else ():
+        if entry(name).declared["adapters"]:
+            raise BadInput(
+                f"export.formats begins with {name}, but the first format is the registered version's and an "
+                f"adapter is no model; give formats: [hf, {name}]"
+            )
     for name in config.export.formats:
         if entry(name).declared["quantized"] and name not in made:
             form = name.partition(":")[0]
@@ -151,7 +183,7 @@ def _formats(config: RunConfig) -> None:
                 f"with its type in quantize.formats and leave export.formats out (types of {form}: {types})"
             )
         if layout not in entry(name).declared["layouts"]:
-            whole = [one for one in FORMATS if not one.declared["quantized"]]
+            whole = [one for one in FORMATS if not one.declared["quantized"] and not one.declared["adapters"]]
             fitting = [one.name for one in whole if layout in one.declared["layouts"]]
             raise BadInput(
                 f"export.formats holds {name}, which stock classes load with one width for all layers, but "

@@ -8,6 +8,7 @@ from resprout.flows.formats import EXPORT, Exported, FurtherFormat, formats_in
 from resprout.flows.session import Session
 from resprout.flows.workspace import Workspace
 from resprout.infra.mlflow.tracking import WRITER
+from resprout.infra.store import exports
 from resprout.infra.store.in_use import InUseReferences
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.results import ArtifactResults
@@ -43,6 +44,7 @@ def export_again(wanted: FurtherFormat, workspace: Workspace, session: Session) 
                     cancelled=lambda: session.interrupted,
                 )
                 wanted.artifacts.make(run, wanted.todo, wanted.device)
+                exports.note(store, wanted.artifacts[EXPORT].digest)
         finally:
             store.in_use.close()
             locks.close()

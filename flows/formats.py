@@ -18,6 +18,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.result import GateResult
 from resprout.configs.schema import QuantizeConfig, RunConfig
 from resprout.flows import preflight
+from resprout.flows.check import check_adapters
 from resprout.flows.recorded_run import RecordedRun
 from resprout.flows.stages import JUDGED, MODEL, Artifacts, Step, Steps
 from resprout.infra.store.filesystem import megabytes, walk
@@ -84,7 +85,9 @@ class FurtherFormat:
         format_of(form)
         self.run, self.store, self.form = run, store, form
         self.device = run.device if preflight.device("auto") == "cuda" else "cpu"
-        self.steps = Steps(_with_format(run.config, form), credits=run.steps.credits)
+        config = _with_format(run.config, form)
+        check_adapters(config)
+        self.steps = Steps(config, credits=run.steps.credits)
         # The run's own export holds other formats.
         known = {one: ref for one in run.nodes if one != EXPORT and (ref := run.ref(store, one))}
         self.artifacts = Artifacts(self.steps, known)

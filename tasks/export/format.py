@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -31,6 +31,8 @@ class Format(Protocol):
     """A sentence of the card in front of the lines that load the model, where they need one."""
     quantized: ClassVar[bool]
     """Whether it is written of what `quantize` made in the format."""
+    adapters: ClassVar[bool]
+    """Whether it is written of the adapter that recovery merged, and loaded onto the pruned model."""
     loading: ClassVar[tuple[str, ...]]
     """Lines of Python that load model and tokenizer from `{folder}`."""
     asking: ClassVar[tuple[str, ...]]
@@ -50,11 +52,12 @@ class Format(Protocol):
         """Raise BadInput where a model of this shape cannot be written so; before a run, as far as known."""
         ...
 
-    def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
-        """Write `model`, which was loaded from `source`, into the empty `folder`.
+    def source(self, name: str, inputs: Mapping[str, Path]) -> Path:
+        """The folder that it is written of, among the inputs of the export; `name` as the config has it."""
+        ...
 
-        Of a `quantized` format `source` is the folder that `quantize` wrote.
-        """
+    def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
+        """Write `model`, or what else lies in `source`, into the empty `folder`."""
         ...
 
     def probe(self, folder: Path, question: Question) -> Probed:

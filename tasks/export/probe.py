@@ -56,14 +56,20 @@ def probe(model: Any, tokenizer: Any, question: Question) -> Probed:
 
 
 def write_request(
-    path: Path, folder: Path, question: Question, own_classes: bool = False, runs_code: bool = False
+    path: Path,
+    folder: Path,
+    question: Question,
+    own_classes: bool = False,
+    runs_code: bool = False,
+    base: Path | None = None,
 ) -> None:
-    """The file of questions that the child process reads."""
+    """The file of questions that the child process reads; an adapter in `folder` is loaded onto `base`."""
     asked = {
         "folder": str(folder.resolve()),
         "question": asdict(question),
         "own_classes": own_classes,
         "runs_code": runs_code,
+        "base": None if base is None else str(base.resolve()),
     }
     path.write_text(json.dumps(asked))
 
@@ -93,14 +99,19 @@ def main(request: Path, out: Path) -> None:
 
     question = Question(**given["question"])
     torch.set_num_threads(question.threads)
+    whole = given["base"] or given["folder"]
     model = AutoModelForCausalLM.from_pretrained(
-        given["folder"],
+        whole,
         dtype=question.dtype,
         local_files_only=True,
         trust_remote_code=given["runs_code"],
     )
+    if given["base"]:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, given["folder"])
     model.to(question.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(given["folder"], local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(whole, local_files_only=True, trust_remote_code=False)
     answers = probe(model, tokenizer, question)
     save_file(
         {str(i): tensor.contiguous() for i, tensor in enumerate(answers.logits)}, out / "logits.safetensors"

@@ -44,6 +44,10 @@ ORIGIN = "resprout.json"
 """Name of the file in each export that says what it was made of; GGUF files say the same inside."""
 
 
+MADE_OF = ("source", "plan", "model", "pruned")
+"""Inputs that the file names by their digests."""
+
+
 def check(config: ExportConfig, base: Path) -> None:
     """BadInput for a format or type that is not there, or that lacks what it is written or checked by."""
     for name in config.formats:
@@ -54,6 +58,11 @@ def fits(config: ExportConfig, shapes: Mapping[str, Shape]) -> None:
     """BadInput where a format cannot hold the model that pruning leaves."""
     for name in config.formats:
         format_of(name).check(shapes.get("model", shapes["source"]))
+
+
+def with_adapters(wanted: Export) -> bool:
+    """Whether a format is written of the adapter that recovery merged."""
+    return any(entry(name).declared["adapters"] for name in wanted.config.formats)
 
 
 @stage(
@@ -68,6 +77,8 @@ def fits(config: ExportConfig, shapes: Mapping[str, Shape]) -> None:
         "final": Reads("scores"),
         "quantized": Reads("model", group=True),
         "judged": Reads("scores", group=True),
+        "recovery": Reads("data", optional=True, where=with_adapters),
+        "pruned": Reads("model", of="prune", optional=True, where=with_adapters),
     },
     weights=True,
     reported=True,
@@ -82,7 +93,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
 
     `quantized`, by their names, are the models of few bits, `judged` their scores. `plan` lists the removed
     units, `source` (the acquired model) has the licence files that go along; `dense` and `final` are its
-    scores and those of `model`, which the card states where a format has none of its own.
+    scores and those of `model`, which the card states where a format has none of its own. `recovery` has the
+    adapter that was merged into `pruned`, for formats of adapters.
 
     An export that its stock tool cannot load, or that computes something else, raises StageFailed.
     """
@@ -109,7 +121,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         written = format_of(name)
         folder = workdir / folder_name(name)
         folder.mkdir()
-        written.write(model, inputs[name if written.quantized else "model"], folder)
+        written.write(model, written.source(name, inputs), folder)
         files = carry_licences(inputs["source"], folder)
         (folder / ORIGIN).write_text(_origin(job), encoding="utf-8")
         scores = judged(inputs["dense"], inputs.get(scores_of(name), inputs["final"]))
@@ -136,6 +148,6 @@ def _origin(job: Job[Export]) -> str:
     """Digests of the artifacts that an export was made of, and the source model's licence."""
     from resprout.tasks.export.card import SOURCE
 
-    made_of = {role: digest for role, digest in job.digests.items() if role in ("source", "plan", "model")}
+    made_of = {role: job.digests[role] for role in MADE_OF if role in job.digests}
     licence = next((one.licence for one in job.config.credits if one.role == SOURCE), None)
     return json.dumps({"made_of": made_of, "licence": licence}, sort_keys=True, indent=1) + "\n"

@@ -2,7 +2,8 @@
 
 Inputs: `pruned`, `selection` (selected.jsonl, summary.json) and, where distill_weight is above 0, `dense`.
 
-Content: `model/` (a plain model folder), history.jsonl (one line a step), metrics.json.
+Content: `model/` (a plain model folder), history.jsonl (one line a step), metrics.json; `adapter/` for peft
+where the model is the pruned one with an adapter merged into it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from resprout.tasks.core.methods import Registry
 from resprout.tasks.core.stage import CardLine, Model, Reads, Volume, stage
 
 if TYPE_CHECKING:
-    from resprout.tasks.recover.training_data import Recovered, TrainingData
+    from resprout.tasks.recover.training_data import Adapter, Recovered, TrainingData
 
+ADAPTER = "adapter"
+"""Folder of the adapter that was merged into the model."""
 METHODS: Registry[Callable[[Job[RecoverConfig], Mapping[str, Path], TrainingData, Progress], Recovered]] = (
     Registry("recovery method", "resprout.tasks.recover.methods", function="train")
 )
@@ -99,8 +102,20 @@ def recover(job: Job[RecoverConfig], inputs: Mapping[str, Path], workdir: Path, 
     data = prepare(job.config, inputs, job.seed, job.trust_remote_code)
     recovered = METHODS.get(job.config.method)(job, inputs, data, progress)
     save_model(recovered.model, workdir / "model", tokenizer_from=inputs["pruned"])
+    if recovered.adapter is not None:
+        write_adapter(recovered.adapter, workdir / ADAPTER)
     with (workdir / "history.jsonl").open("w", encoding="utf-8") as file:
         for entry in recovered.history:
             file.write(json.dumps(entry, sort_keys=True) + "\n")
     text = json.dumps(recovered.metrics, indent=1, sort_keys=True)
     (workdir / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_adapter(adapter: Adapter, folder: Path) -> None:
+    """Write the folder that peft loads onto the pruned model."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file(adapter.tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(adapter.config, indent=2, sort_keys=True)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")

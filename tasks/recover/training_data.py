@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.data.batches import by_area, by_tokens, padding_share
@@ -46,13 +48,24 @@ class TrainingData:
         return sum(len(self.rows[index]) for step in self.batches for part in step for index in part)
 
 
+class Adapter(NamedTuple):
+    """What a recovery added to the pruned model: peft's config as plain data, and its tensors."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
 @dataclass
 class Recovered:
-    """The trained model in its storage dtype, one entry a step, and numbers about the whole."""
+    """The trained model in its storage dtype, one entry a step, and numbers about the whole.
+
+    `adapter` is there where the model is the pruned one with an adapter merged into it.
+    """
 
     model: Any
     history: list[dict[str, float]]
     metrics: dict[str, float] = field(default_factory=dict)
+    adapter: Adapter | None = None
 
 
 def prepare(

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import ExportConfig, PruneConfig
+from resprout.configs.schema import ExportConfig
 from resprout.infra.licences import Credit
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job, silent
@@ -29,9 +29,7 @@ from resprout.tasks.export.probe import Probed
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.models.load import load_model, save_model
 from resprout.tasks.prune.plan import Plan, read_plan
-from resprout.tasks.prune.planning import make_plan
-from resprout.tasks.prune.surgery import apply
-from tiny_models import tiny_model, write_tiny_folder
+from tiny_models import tiny_model, with_layers_that_differ, write_tiny_folder
 
 CONFIG = ExportConfig(prompts=("w5 w6", "w7", "w8 w9 w10", "w11 w12", "w200 w201"), greedy_tokens=5)
 
@@ -296,22 +294,6 @@ def test_differences_by_hand():
     ):
         with pytest.raises(StageFailed, match=says):
             largest_difference("hf", answers(), found, bound=0.25)
-
-
-def with_layers_that_differ(model):
-    """The model with its layers cut to two widths."""
-    config = {
-        "method": "flap",
-        "target": {"params_ratio": 0.85},
-        "round_to": 4,
-        "units": ["ffn"],
-        "repair": "none",
-    }
-    ids = torch.arange(4, 68).reshape(4, 16)
-    plan, _ = make_plan(model, PruneConfig.model_validate(config), ids)
-    assert len({len(layer.ffn) for layer in plan.layers}) == 2
-    apply(model, plan)
-    return model
 
 
 def test_layers_that_differ_are_refused(tmp_path):

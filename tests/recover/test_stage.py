@@ -69,7 +69,9 @@ def run(tmp_path: Path, models_folder: Path, write_selection: Write) -> Callable
 def test_contract(method: str, dtype: str, run: Callable[..., Result], models_folder: Path) -> None:
     """Every method: a plain changed model of the same dtype and names, an entry a step, equal bytes again."""
     result = run(dtype=dtype, method=method)
-    assert sorted(path.name for path in result.folder.iterdir()) == ["history.jsonl", "metrics.json", "model"]
+    adapter = ["adapter"] if method == "lora" else []
+    files = [*adapter, "history.jsonl", "metrics.json", "model"]
+    assert sorted(path.name for path in result.folder.iterdir()) == files
     before = load_model(models_folder / "pruned", dtype, "cpu")
     after: Any = load_model(result.folder / "model", dtype, "cpu")
     assert type(after) is type(before)
@@ -320,3 +322,23 @@ def test_parts_of_a_recovery_are_its_batches_one_after_another(
     assert [batch for part in parts for batch in part] == batches
     tiny = PartOfRecovery(**whole.model_dump(), begin=1.0, end=1.0)
     assert prepare(tiny, inputs, 17).batches == batches[-1:]
+
+
+def test_the_adapter_alone_makes_the_recovered_model_of_the_pruned_one(
+    run: Callable[..., Result], models_folder: Path, tmp_path: Path
+) -> None:
+    """Loaded by peft it is the merged model up to the order of sums; nothing of this machine is in it."""
+    from peft import PeftModel
+
+    result = run()
+    adapter = result.folder / "adapter"
+    loaded = PeftModel.from_pretrained(load_model(models_folder / "pruned", "float32", "cpu"), adapter)
+    torch.testing.assert_close(loaded(IDS).logits, result.model()(IDS).logits, rtol=1e-4, atol=1e-4)
+    before = load_model(models_folder / "pruned", "float32", "cpu")(IDS).logits
+    assert (result.model()(IDS).logits - before).abs().max() > 1e-2
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None
+    assert config["target_modules"] == sorted(config["target_modules"])
+    for path in adapter.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()
+        assert str(models_folder).encode() not in path.read_bytes()

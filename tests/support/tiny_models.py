@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resprout.configs.presets import DEPTH
+from resprout.configs.schema import PruneConfig
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import save_model
 from resprout.tasks.models.shape import depth_units, shape_of, without
+from resprout.tasks.prune.planning import make_plan
+from resprout.tasks.prune.surgery import apply
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,6 +133,22 @@ def _made(model_type: str, seed: int, dtype: str, widths: str) -> PreTrainedMode
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
+
+
+def with_layers_that_differ(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its layers cut to two widths."""
+    config: dict[str, Any] = {
+        "method": "flap",
+        "target": {"params_ratio": 0.85},
+        "round_to": 4,
+        "units": ["ffn"],
+        "repair": "none",
+    }
+    ids = torch.arange(4, 68).reshape(4, 16)
+    plan, _ = make_plan(model, PruneConfig.model_validate(config), ids)
+    assert len({len(layer.ffn) for layer in plan.layers}) == 2
+    apply(model, plan)
+    return model
 
 
 def write_tiny_tokenizer(folder: Path, vocab_size: int = 256) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +31,7 @@ class CompressedTensors(HuggingFace):
     layouts: ClassVar[tuple[str, ...]] = ("uniform",)
     own_classes: ClassVar[bool] = False
     quantized: ClassVar[bool] = True
+    adapters: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer  # with compressed-tensors installed",
         "model = AutoModelForCausalLM.from_pretrained({folder})",
@@ -38,6 +40,10 @@ class CompressedTensors(HuggingFace):
 
     def __init__(self, kind: str) -> None:
         self.kind = tensors_type(kind)
+
+    def source(self, name: str, inputs: Mapping[str, Path]) -> Path:
+        """The folder that `quantize` wrote."""
+        return inputs[name]
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Copy the checkpoint from `source`, what `quantize` wrote."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -38,6 +39,7 @@ class Gguf:
     own_classes: ClassVar[bool] = False
     note: ClassVar[str] = ""
     quantized: ClassVar[bool] = True
+    adapters: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from llama_cpp_py_sync import Llama",
         'model = Llama({folder} + "/model.gguf")',
@@ -55,6 +57,10 @@ class Gguf:
 
     def check(self, shape: Shape) -> None:
         """Nothing: `quantize`, which makes the file, has checked the model."""
+
+    def source(self, name: str, inputs: Mapping[str, Path]) -> Path:
+        """The folder that `quantize` wrote."""
+        return inputs[name]
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Copy the file from `source`, what `quantize` wrote; config and tokenizer are inside."""

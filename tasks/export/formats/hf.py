@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
@@ -29,6 +30,7 @@ class HuggingFace:
     runs_code: ClassVar[bool] = False
     """Whether transformers runs Python code of the folder to load it."""
     quantized: ClassVar[bool] = False
+    adapters: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "model = AutoModelForCausalLM.from_pretrained({folder})",
@@ -58,6 +60,10 @@ class HuggingFace:
                 "given; give formats: [hf_layouts]"
             )
 
+    def source(self, name: str, inputs: Mapping[str, Path]) -> Path:
+        """The final model."""
+        return inputs["model"]
+
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Save the model; layers of different widths, which stock classes cannot build, raise BadInput."""
         from resprout.tasks.export.mlflow_model import write_mlmodel
@@ -74,11 +80,15 @@ class HuggingFace:
         if alike:
             write_mlmodel(model, load_tokenizer(folder), folder)
 
+    def request(self, path: Path, folder: Path, question: Question) -> None:
+        """Write the file of questions for the child process."""
+        script.write_request(path, folder, question, self.own_classes, self.runs_code)
+
     def probe(self, folder: Path, question: Question) -> Probed:
         """Answers of transformers in an isolated Python, where resprout is not, but for `own_classes`."""
         with TemporaryDirectory() as scratch:
             out = Path(scratch)
-            script.write_request(out / "request.json", folder, question, self.own_classes, self.runs_code)
+            self.request(out / "request.json", folder, question)
             command = [sys.executable, "-I", str(Path(script.__file__)), str(out / "request.json"), str(out)]
             offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
             # Code of the folder is copied there before it runs.

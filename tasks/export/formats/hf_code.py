@@ -29,6 +29,7 @@ class HuggingFaceCode(HuggingFace):
     )
     runs_code: ClassVar[bool] = True
     quantized: ClassVar[bool] = False
+    adapters: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "model = AutoModelForCausalLM.from_pretrained({folder}, trust_remote_code=True)",

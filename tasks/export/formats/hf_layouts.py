@@ -22,6 +22,7 @@ class HuggingFaceLayouts(HuggingFace):
         "before `AutoModelForCausalLM.from_pretrained`."
     )
     quantized: ClassVar[bool] = False
+    adapters: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from resprout.tasks.models.auto import register_layouts",
         "register_layouts()",

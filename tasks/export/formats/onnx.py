@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
@@ -40,6 +41,7 @@ class Onnx:
     own_classes: ClassVar[bool] = False
     note: ClassVar[str] = ""
     quantized: ClassVar[bool] = True
+    adapters: ClassVar[bool] = False
     loading: ClassVar[tuple[str, ...]] = (
         "from onnxruntime import InferenceSession",
         "from transformers import AutoTokenizer",
@@ -71,6 +73,10 @@ class Onnx:
 
     def check(self, shape: Shape) -> None:
         """Nothing: `quantize`, which makes the graph, has checked the model."""
+
+    def source(self, name: str, inputs: Mapping[str, Path]) -> Path:
+        """The folder that `quantize` wrote."""
+        return inputs[name]
 
     def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Copy graph, weights, config and tokenizer from `source`, what `quantize` wrote."""

@@ -17,7 +17,7 @@ from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.prune.masking import read_masked
 from resprout.tasks.recover.masked import leave_masked
 from resprout.tasks.recover.training import numbers, trained
-from resprout.tasks.recover.training_data import Recovered, TrainingData
+from resprout.tasks.recover.training_data import Adapter, Recovered, TrainingData
 
 
 def train(
@@ -37,7 +37,9 @@ def train(
 
     adapted, history = trained(job, inputs, data, progress, student)
     count = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
-    return Recovered(merge(adapted), history, numbers(history, data, adapter_params=count))
+    metrics = numbers(history, data, adapter_params=count)
+    adapter = unmerged(adapted)
+    return Recovered(merge(adapted), history, metrics, adapter)
 
 
 def with_adapters(model: Any, config: RecoverConfig) -> Any:
@@ -65,6 +67,20 @@ def with_adapters(model: Any, config: RecoverConfig) -> Any:
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def unmerged(adapted: Any) -> Adapter:
+    """The adapter by itself, as peft reads it; equal training gives equal data, and no path is named."""
+    from peft import get_peft_model_state_dict
+
+    config = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in adapted.peft_config["default"].to_dict().items()
+    }
+    # Peft notes where the base lay on this machine.
+    config |= {"base_model_name_or_path": None, "inference_mode": True}
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return Adapter(config, {name: one.detach().cpu().clone() for name, one in sorted(tensors.items())})
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,6 +94,43 @@ def test_another_format_is_made_of_the_final_model_by_its_own_steps_alone(
     assert checked.code == 0, checked.err + checked.out
     everything = resprout("verify", "--all", home=served)
     assert everything.code == 0, everything.err + everything.out
+
+
+def test_an_adapter_alone_is_a_format_of_a_run_with_recovery(
+    copied: Path, finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Onto the pruned model, which a run without recovery exports, peft loads it as the recovered model."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    found = resprout(
+        "export", VERSION, "--to", tmp_path / "adapter", "--format", "peft", "--json", home=copied
+    )
+    assert found.code == 0, found.err
+    artifacts = {one["name"]: one["artifact"] for one in finished.result["stages"]}
+    made_of = json.loads((tmp_path / "adapter" / "resprout.json").read_text())["made_of"]
+    assert made_of["pruned"] == artifacts["prune"]["digest"]
+    assert made_of["model"] == artifacts["recover"]["digest"]
+    assert not list((tmp_path / "adapter").glob("model*.safetensors"))
+    content = copied / "store" / "content"
+    base = AutoModelForCausalLM.from_pretrained(content / made_of["pruned"])
+    recovered = AutoModelForCausalLM.from_pretrained(content / made_of["model"] / "model")
+    ids = torch.tensor([[5, 6, 7]])
+    before = base(ids).logits.detach()
+    with_adapter = PeftModel.from_pretrained(base, tmp_path / "adapter")(ids).logits
+    expected = recovered(ids).logits
+    assert (with_adapter - expected).abs().max() < 0.2 * (before - expected).abs().max()
+    checked = resprout("verify", found.result["digest"], home=copied)
+    assert checked.code == 0, checked.err + checked.out
+
+
+def test_an_adapter_of_a_run_without_recovery_is_refused(
+    served: Path, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = resprout("export", VERSION, "--to", tmp_path / "new", "--format", "peft", home=served)
+    assert found.code == 2
+    assert "peft, the adapter of recovery by lora, but recover is left out; give select and" in found.err
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,31 @@ def always(*overrides: str) -> Callable[[Path, Path], list[str]]:
             id="format that cannot hold the layout",
         ),
         pytest.param(
+            always("export.formats=[hf, peft]", "recover.method=full"),
+            "holds peft, the adapter of recovery by lora, but recover.method is full; give method: lora",
+            id="adapter of full training",
+        ),
+        pytest.param(
+            always("export.formats=[hf, peft]", "select=null", "recover=null"),
+            "but recover is left out; give select and recover, or leave peft out",
+            id="adapter without recovery",
+        ),
+        pytest.param(
+            always("export.formats=[hf, peft]", "sparsify={}"),
+            "but sparsify changes the weights behind it; leave peft or sparsify out",
+            id="adapter under zeros",
+        ),
+        pytest.param(
+            always("export.formats=[hf, peft]", "prune.schedule=cubic", "prune.repair=none"),
+            "but prune.schedule cubic trains between its rounds, .*give schedule: one_shot",
+            id="adapter after rounds",
+        ),
+        pytest.param(
+            always("export.formats=[peft, hf]"),
+            r"begins with peft, but the first format is .*give formats: \[hf, peft\]",
+            id="adapter as a version",
+        ),
+        pytest.param(
             always("export.formats=[hff]"), "unknown export format 'hff'; did you mean 'hf'", id="format"
         ),
         pytest.param(
