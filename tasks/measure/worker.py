@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -156,7 +156,7 @@ class MeasuredGraph:
         return prefilled - began, time.perf_counter() - prefilled
 
 
-SERVED = {GGUF: MeasuredFile, ONNX: MeasuredGraph}
+SERVED: Mapping[str, type[MeasuredFile | MeasuredGraph]] = {GGUF: MeasuredFile, ONNX: MeasuredGraph}
 """What times a model folder that holds a file of this name; transformers computes all others."""
 
 
@@ -216,8 +216,8 @@ def _serve(channel: socket.socket, start_seconds: float) -> NoReturn:
     try:
         request = MeasureRequest(**json.loads(lines.readline()))
         folder = Path(request.folder)
-        served = next((one for name, one in SERVED.items() if (folder / name).is_file()), Measured)
-        measured = served(request, start_seconds)
+        served = next((one for name, one in SERVED.items() if (folder / name).is_file()), None)
+        measured = (served or Measured)(request, start_seconds)
         answer(measured.ready)
         for line in lines:
             answer(measured.times(int(line)))
