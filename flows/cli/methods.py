@@ -40,7 +40,7 @@ def methods(
     from resprout.configs.errors import BadInput
 
     if formats:
-        from resprout.tasks.quantize.support import table
+        from resprout.tasks.export.support import table
 
         if name is not None or units is not None or as_json:
             raise BadInput("--formats prints one table of all families; give it alone")

@@ -11,12 +11,12 @@ import torch
 from resprout.tasks.export.format import entry
 from resprout.tasks.export.format import format_of as export_format
 from resprout.tasks.export.probe import Question, probe
+from resprout.tasks.export.support import stock_shape, supported, table
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.layouts import cut_class, write_shape
 from resprout.tasks.models.load import load_model, load_tokenizer, save_model
 from resprout.tasks.models.shape import shape_of
 from resprout.tasks.quantize.format import format_of
-from resprout.tasks.quantize.support import stock_shape, supported, table
 from tiny_models import FITTING, tiny_model, write_byte_tokenizer
 
 PAGE = Path(__file__).parents[2] / "configs" / "formats.md"
