@@ -52,7 +52,8 @@ def _cut(stock: type) -> Any:
             )
         return (model, found) if output_loading_info else model
 
-    cut.from_pretrained = classmethod(from_pretrained)
+    whole: Any = from_pretrained
+    cut.from_pretrained = classmethod(whole)
     # The names in files are the stock class's, so transformers renames weights as for that.
     cut.is_custom_code = classmethod(lambda cls: False)
     return cut
