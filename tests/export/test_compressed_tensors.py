@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import ExportConfig
+from resprout.configs.schema import ExportConfig, QuantizeConfig
 from resprout.flows.check import _formats as check_formats
 from resprout.tasks.compressed_tensors.checkpoint import load_served
 from resprout.tasks.core.job import silent
@@ -112,6 +112,8 @@ def test_layers_of_different_widths_are_refused_by_the_check() -> None:
     class Given:
         prune = type("P", (), {"layout": "per_layer"})
         export = ExportConfig(formats=("compressed-tensors:W8A16",))
+        quantize = QuantizeConfig(formats=("compressed-tensors:W8A16",))
+        registration = None
 
     with pytest.raises(BadInput, match=r"holds compressed-tensors:W8A16, .* give layout: uniform"):
         check_formats(Given)

@@ -58,7 +58,7 @@ def checkpoint(
     out.mkdir()
     given = {"model": model, "calibration": calibration}
     name = f"compressed-tensors:{kind}"
-    wanted = Quantization(QuantizeConfig(formats=(name,), rounding=rounding), name, "Apache-2.0")
+    wanted = Quantization(QuantizeConfig(formats=(name,), rounding=rounding), name, licence="Apache-2.0")
     job = Job(wanted, dtype=dtype, digests={role: role[0] * 64 for role in given})
     quantize.body(job, given, out, silent)
     return model, out
