@@ -180,6 +180,8 @@ class RunResult(Plain):
     """Files of few bits by format, with those of the dense model that they are compared with."""
     against_fewer_bits: list[str] = []
     """Sentences on whether the dense model in fewer bits is better than each file of the pruned model."""
+    draft: dict[str, float] = {}
+    """What the dense model accepts of the last one's proposals, and speeds; empty where not tried."""
     gate: GateResult | None = None
     exports: list[ExportResult] = []
     registered: RegisteredResult | None = None

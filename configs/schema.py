@@ -572,6 +572,13 @@ Suite = Annotated[
 
 
 Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
+PROMPTS = (
+    "Which planet of the solar system is the largest?",
+    "A box holds 3 rows of 8 eggs. 5 of the eggs break. How many are whole?",
+    "List three things to check before going on a long bicycle ride.",
+    "Continue this story: The lighthouse keeper climbed the stairs, and at the top",
+    "My friend forgot my birthday and I feel a bit hurt. What could I say to them?",
+)
 
 
 class EvaluateConfig(Section):
@@ -584,13 +591,7 @@ class EvaluateConfig(Section):
     suites: tuple[Suite, ...] = ()
     """Suites by name (`resprout methods`) or by the path of a YAML with these keys; {suite: NAME, limit: 100}
     changes some."""
-    prompts: Annotated[tuple[Prompt, ...], Field(max_length=20)] = (
-        "Which planet of the solar system is the largest?",
-        "A box holds 3 rows of 8 eggs. 5 of the eggs break. How many are whole?",
-        "List three things to check before going on a long bicycle ride.",
-        "Continue this story: The lighthouse keeper climbed the stairs, and at the top",
-        "My friend forgot my birthday and I feel a bit hurt. What could I say to them?",
-    )
+    prompts: Annotated[tuple[Prompt, ...], Field(max_length=20)] = PROMPTS
     """Prompts that every model answers greedily, for people to compare; [] leaves them out."""
 
     @property
@@ -683,6 +684,24 @@ class MeasureConfig(Section):
             shown = ", ".join(f"{key}: {value}" for key, value in twice._asdict().items())
             raise ValueError(f"measure.grid holds {{{shown}}} a second time; give each point once")
         return self
+
+
+class DraftConfig(Section):
+    """The last model as a draft for the dense one, which checks all that it proposes (assisted generation).
+
+    The text is the dense model's; what counts is how much is accepted, and whether the two together are
+    faster than the dense model alone.
+    """
+
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=20)] = PROMPTS
+    """Prompts that are continued greedily, through the chat template where there is one."""
+    new_tokens: Annotated[int, Field(ge=8)] = 64
+    """At most this many tokens behind each prompt."""
+    proposed_tokens: Annotated[int, Field(ge=1)] = 5
+    """Tokens that the draft proposes at a time."""
+    repeats: Annotated[int, Field(ge=3)] = 6
+    """Rounds in which all prompts are continued with the draft and without it; intervals are of 95 % from 6
+    on."""
 
 
 class DropBound(Section):
@@ -827,6 +846,8 @@ class RunConfig(Section):
     """Scores."""
     measure: MeasureConfig | None = MeasureConfig()
     """Speed and memory; null leaves them out."""
+    draft: DraftConfig | None = None
+    """The last model as a draft for the dense one; absent: not tried."""
     gate: GateConfig | None = None
     """Bounds; absent: everything passes, and the report says so."""
     export: ExportConfig = ExportConfig()

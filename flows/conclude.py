@@ -176,6 +176,8 @@ class Conclusion:
         plan = self.read(self.artifacts.of("plan"), PLAN)
         self.result.method, self.result.warnings = plan.get("method"), plan.get("warnings", [])
         self.session.averaged = averaged(self.read(self.artifacts.group(SCORES)["dense"], "details.json"))
+        if (drafted := self.artifacts.named("draft")) is not None:
+            self.result.draft = self.read(drafted, "metrics.json")
         if speeds is not None:
             self.session.measured = measured_how(self.read(speeds, "details.json"))
         source = self.read(self.artifacts.of("source"), "source.json")

@@ -26,6 +26,7 @@ from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.run import Run
 from resprout.tasks.core.stage import Input, Model, Stage, StepId, Subfolder
+from resprout.tasks.draft.stage import draft
 from resprout.tasks.evaluate.stage import evaluate, evaluation_data
 from resprout.tasks.export.card import SOURCE as CREDIT
 from resprout.tasks.export.stage import Export, export
@@ -325,6 +326,7 @@ STAGES: tuple[Stage[Any], ...] = (
     export,
     # Once and last: speeds compare only where they are measured together.
     measure,
+    draft,
 )
 """The stages of a run in their order; one whose section the config leaves out is left out."""
 BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {

@@ -114,6 +114,7 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
     """Print the end of a run."""
     from resprout.tasks.measure.stage import run_names
     from resprout.tasks.quantize.names import judged
+    from resprout.tasks.report.draft import draft_sentence
     from resprout.tasks.report.files import file_rows, further_speeds, note
     from resprout.tasks.report.lost import HEADS, lost_rows
     from resprout.tasks.report.table import comparison, recovery_sentence
@@ -137,6 +138,8 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
         console.print(_table(list(heads), lines), highlight=False)
         for line in (*(further_speeds(files, runs) if runs else ()), note(files, brief=True)):
             console.print(line, highlight=False, soft_wrap=True)
+    if result.draft:
+        console.print(draft_sentence(result.draft), highlight=False, soft_wrap=True)
     if session.measured:
         console.print(session.measured, highlight=False, soft_wrap=True)
     of_whom = judged(loaded.config.public()) or [*models][-1]

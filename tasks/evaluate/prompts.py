@@ -34,16 +34,8 @@ class Asked:
 @torch.inference_mode()
 def ask(model: PreTrainedModel | ServedModel, tokenizer: Any, prompts: Sequence[str]) -> Asked:
     """Answers of at most `NEW_TOKENS` tokens, fewer where the model takes no longer sequences."""
-    texts, chat, note = list(prompts), bool(getattr(tokenizer, "chat_template", None)), ""
-    if chat:
-        try:
-            rows = [{"instruction": prompt, "input": "", "output": ""} for prompt in prompts]
-            texts = [begun for begun, _ in chat_texts(tokenizer, rows)]
-        except BadInput as error:
-            chat, note = False, str(error)
-    # A chat template writes the special tokens itself.
-    ids = [tokenizer(text, add_special_tokens=not chat)["input_ids"] for text in texts]
-    pad = next(one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if one is not None)
+    ids, chat, note = prompt_ids(tokenizer, prompts)
+    pad = padding_token(tokenizer)
     longest = max(1, *map(len, ids))
     room = (shape_of(model.config.to_dict()).max_positions or longest + NEW_TOKENS) - longest
     if room < 1:
@@ -65,6 +57,25 @@ def ask(model: PreTrainedModel | ServedModel, tokenizer: Any, prompts: Sequence[
         text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
         answers.append({"prompt": prompt, "answer": text, "cut": end is None})
     return Asked(answers, chat, note)
+
+
+def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[int]], bool, str]:
+    """The prompts as ids, through the chat template where there is one; whether so, and else why not."""
+    texts, chat, note = list(prompts), bool(getattr(tokenizer, "chat_template", None)), ""
+    if chat:
+        try:
+            rows = [{"instruction": prompt, "input": "", "output": ""} for prompt in prompts]
+            texts = [begun for begun, _ in chat_texts(tokenizer, rows)]
+        except BadInput as error:
+            chat, note = False, str(error)
+    # A chat template writes the special tokens itself.
+    return [tokenizer(text, add_special_tokens=not chat)["input_ids"] for text in texts], chat, note
+
+
+def padding_token(tokenizer: Any) -> int:
+    """The id that fills up a batch, of a tokenizer without one that of another token."""
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(one) for one in found if one is not None)
 
 
 def end_tokens(model: PreTrainedModel | ServedModel, tokenizer: Any) -> set[int]:

@@ -2,8 +2,9 @@
 
 Content: report.html (self-contained), report.md, summary.md (the model version's description), config.yaml.
 Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered`, `sparsified` (scores), `speeds`
-(measurements of them all), `plan`, `selection`, `recovery`, parts of it that came before the last cut
-(`recovery_1`, ...), `sparsity`, `gate`, `export`; what the run's config leaves out is absent.
+(measurements of them all), `draft` (the last as a draft), `plan`, `selection`, `recovery`, parts of it that
+came before the last cut (`recovery_1`, ...), `sparsity`, `gate`, `export`; what the run's config leaves out
+is absent.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from resprout.tasks.evaluate.paired import compared
 from resprout.tasks.measure.ratio import COVERAGE, metrics_of
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report import figures
+from resprout.tasks.report.draft import draft_sentence
 from resprout.tasks.report.files import FewerBits, against_fewer_bits, bias, file_rows, judged_models, note
 from resprout.tasks.report.graph import Label, draw
 from resprout.tasks.report.lost import FLIPS, HEADS, lost_part, write_flips
@@ -153,6 +155,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "recovery": recovery_sentence(models["pruned"], models["recovered"], earlier, len(steps))
         if "recovered" in models
         else "",
+        "draft": draft_sentence(_json(inputs["draft"] / "metrics.json")) if "draft" in inputs else "",
         "gate": gate,
         "verdict": verdict(held, gate, coverage, rival, lead),
         "files": files_table(quantized, against, origin.get("source_format", "")),

@@ -24,7 +24,7 @@ RUNS = [
     RunConfig.model_validate(config(**changes))
     for changes in (
         {"prune": {**ROUNDS, "target": {"params_ratio": 0.9}}},
-        {"sparsify": {"method": "wanda"}},
+        {"sparsify": {"method": "wanda"}, "draft": {}},
         {"quantize": {"formats": ["gguf:Q4_0"]}, "compare": {"baselines": ["source_file"]}},
     )
 ]
@@ -57,6 +57,7 @@ ROOMS = {
     "evaluate-shard": f"{SERVED} configs.suites {DATA} configs.presets",
     "measure": "measure models gguf llama_cpp compressed_tensors onnx_runtime quantize "
     "configs.schema configs.section configs.presets",
+    "draft": "draft evaluate data measure models configs.schema configs.section configs.presets",
     "sparsify": "sparsify prune models configs.schema configs.section configs.presets",
     "gate": "gate evaluate measure configs.result configs.schema configs.section",
     "importance": "quantize models configs.schema configs.section configs.presets",
@@ -285,6 +286,7 @@ def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
                 "evaluation_data",
                 "evaluate",
                 "evaluate-shard",
+                "draft",
             },
         ),
         ("tasks/export/probe.py", {"export"}),

@@ -41,6 +41,7 @@ def test_a_file_is_made_judged_exported_and_found_again(tmp_path: Path, resprout
         quantize={"formats": ["gguf:Q8_0"]},
         compare={"baselines": ["gguf:Q4_0", "gguf:Q8_0"]},
         gate={"of": "gguf:Q8_0", "max_perplexity_ratio": 10.0},
+        draft={"prompts": ["The river", "the"], "new_tokens": 8, "repeats": 3},
     )
     done = resprout("run", path, "--json", home=folder / "home")
     assert done.code == 0, done.err
@@ -80,6 +81,11 @@ def test_a_file_is_made_judged_exported_and_found_again(tmp_path: Path, resprout
     assert "Files of few bits" in page
     assert 'id="figure-files-size"' in page
     assert done.result["against_fewer_bits"][0] in page
+    drafted = done.result["draft"]
+    assert 0 <= drafted["draft_acceptance_rate"] <= 1
+    assert drafted["draft_same_text_share"] == 1.0
+    for shown in (done.err, page):
+        assert f"As a draft for the dense model: {100 * drafted['draft_acceptance_rate']:.0f} %" in shown
     _found_again(folder, resprout)
 
 
