@@ -34,6 +34,7 @@ class Peft(HuggingFace):
     )
     quantized: ClassVar[bool] = False
     adapters: ClassVar[bool] = True
+    library: ClassVar[str] = "peft"
     loading: ClassVar[tuple[str, ...]] = (
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
