@@ -72,8 +72,9 @@ def write_gguf(
         return found if frequencies is None else [*found, (FREQUENCIES, frequencies)]
 
     for tensor, value in all_tensors():
-        stored = _stored(value, kind)
-        data = _data(stored[:0])
+        # Of no weight: each is cast once, where it is written.
+        stored = _stored(value[:0], kind)
+        data = _data(stored)
         writer.add_tensor_info(
             tensor,
             list(value.shape),
