@@ -43,7 +43,7 @@ def lengths(config: MeasureConfig) -> dict[str, int]:
 
 def tokens(config: Mapping[str, Any], volume: Volume) -> float:
     """Tokens that all models read and write in all rounds."""
-    points = MeasureConfig.model_validate(config).points
+    points = MeasureConfig.model_validate({**config, "threads": None}).points
     return float(volume.inputs * config["repeats"] * sum(one.batch_size * one.positions for one in points))
 
 

@@ -124,9 +124,9 @@ def bias(source_format: str, files: Mapping[str, Metrics]) -> str:
     if form != "gguf" or kind in WHOLE or not files:
         return ""
     return (
-        f"The run began with a {kind} file, on whose grid the dense model's "
-        "weights lie: files of about as many bits hold them almost without loss, which those of the pruned "
-        "and retrained model cannot. From weights of 16 bits the comparison would be kinder to pruning."
+        f"The run began with a {kind} file, on whose grid the dense model's weights lie: a file of that type "
+        "holds them without loss, but not those of the pruned and retrained model. A comparison from weights "
+        "of 16 bits has no such bias."
     )
 
 

@@ -22,10 +22,11 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import MeasureConfig
 from resprout.tasks.core.hardware import fingerprint
 from resprout.tasks.core.job import Job, silent
+from resprout.tasks.core.stage import Volume
 from resprout.tasks.measure import processes
 from resprout.tasks.measure.processes import Child, ModelTimes, in_turn, starter, together
 from resprout.tasks.measure.ratio import Ratio, coverage, metrics_of, ratio_in, ratio_of
-from resprout.tasks.measure.stage import measure, summary
+from resprout.tasks.measure.stage import measure, settings, summary, tokens
 from resprout.tasks.measure.worker import MeasureRequest, Ready, Times
 from tiny_models import write_tiny_folder
 
@@ -58,6 +59,14 @@ def test_summary_by_hand():
     assert (details["rounds"], details["coverage"]) == (3, 0.75)
     single = summary(MeasureConfig(prefill_tokens=100, decode_tokens=10), {"dense": dense})[0]
     assert set(metrics_of("dense", single)) >= {"prefill100_tokens_per_s", "decode10_tokens_per_s"}
+
+
+def test_tokens_by_hand_of_what_a_key_holds():
+    """Two models, three rounds, 10 + 2 tokens and twice 8 + 2: 2 * 3 * (12 + 20)."""
+    config = MeasureConfig(
+        prefill_tokens=10, decode_tokens=2, repeats=3, grid=[{"prefill_tokens": 8, "batch_size": 2}]
+    )
+    assert tokens(settings(config), Volume(inputs=2)) == 192
 
 
 def test_a_grid_by_hand():
