@@ -16,13 +16,14 @@ class HeldOut(NamedTuple):
     """Token ids of the joined text, the BOS id asked for, and where the tokens are from.
 
     `owners` is the number of each token's source among `sources`, by which scores are told apart; empty where
-    all text is from one.
+    all text is from one. `text_bytes` are those of the text that the tokens stand for, in UTF-8.
     """
 
     ids: list[int]
     bos: int | None
     sources: list[str]
     owners: list[int]
+    text_bytes: int
 
 
 def held_out(folder: Path, tokenizer: Any, config: PerplexityConfig) -> HeldOut:
@@ -51,20 +52,18 @@ def held_out(folder: Path, tokenizer: Any, config: PerplexityConfig) -> HeldOut:
                 break
         rows = kept
     sources = list(dict.fromkeys(row.get("source", "") for row in rows))
-    told_apart = len(sources) > 1 and tokenizer.is_fast
-    read = tokenizer(
-        config.join.join(row["text"] for row in rows),
-        add_special_tokens=False,
-        return_offsets_mapping=told_apart,
-    )
+    text = config.join.join(row["text"] for row in rows)
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     ids: list[int] = read["input_ids"][:limit]
-    owners = _owners(rows, len(config.join), sources, read["offset_mapping"][:limit]) if told_apart else []
+    offsets = read["offset_mapping"][:limit] if tokenizer.is_fast else []
+    owners = _owners(rows, len(config.join), sources, offsets) if offsets and len(sources) > 1 else []
+    covered = text[: offsets[-1][1]] if offsets else tokenizer.decode(ids)
     if len(ids) < config.window_tokens:
         raise BadInput(
             f"evaluate.perplexity.text has {len(ids)} tokens, fewer than one window of "
             f"{config.window_tokens}; give more text or a smaller window_tokens"
         )
-    return HeldOut(ids, bos, sources, owners)
+    return HeldOut(ids, bos, sources, owners, len(covered.encode()))
 
 
 def _owners(

@@ -53,6 +53,10 @@ class Score:
         mean = self.nll / self.tokens
         return math.exp(mean) if mean < 700 else math.inf
 
+    def bits_per_byte(self, token_bytes: float) -> float:
+        """Mean bits a byte of text of which a token has so many bytes: the same whatever the tokenizer."""
+        return self.nll / math.log(2) / (self.tokens * token_bytes)
+
     @property
     def mean_kl(self) -> float:
         """Mean KL(reference || model) in nats a token."""

@@ -41,10 +41,14 @@ SERVED: Mapping[str, Callable[[Path, int], ServedModel]] = {GGUF: LlamaCppModel,
 
 @dataclass
 class Pieces:
-    """The model's sizes, sums over held-out text, each task's answers, and those to the prompts."""
+    """The model's sizes, sums over held-out text, each task's answers, and those to the prompts.
+
+    `token_bytes`: of the whole text a token's mean.
+    """
 
     sizes: dict[str, int]
     sources: list[str]
+    token_bytes: float
     scored: Scored = field(default_factory=Scored)
     answers: dict[str, Answers] = field(default_factory=dict)
     asked: Asked | None = None
@@ -61,7 +65,7 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
             if "dense" in inputs
             else None
         )
-        found = Pieces(asdict(sizes), text.sources)
+        found = Pieces(asdict(sizes), text.sources, text.text_bytes / len(text.ids))
         stride = config.stride_tokens or config.window_tokens
         parts = perplexity.windows(text.ids, config.window_tokens, stride, text.bos, text.owners)
         layers = layer_pairs(model, dense) if dense is not None else None
@@ -110,7 +114,7 @@ def write(found: Pieces, folder: Path) -> None:
 def read(folders: Sequence[Path]) -> Pieces:
     """All pieces, of which each folder holds those of a share, in the order of the shares."""
     parts = [json.loads((folder / FILE).read_text()) for folder in folders]
-    found = Pieces(parts[0]["sizes"], parts[0]["sources"])
+    found = Pieces(parts[0]["sizes"], parts[0]["sources"], parts[0]["token_bytes"])
     for part in parts:
         found.scored.segments += [Segment(*one) for one in part["scored"]["segments"]]
         found.scored.layers += part["scored"]["layers"]

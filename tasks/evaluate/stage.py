@@ -35,6 +35,11 @@ def perplexity_metric(config: PerplexityConfig) -> str:
     return config.name + "_ppl" + _protocol(config)
 
 
+def bits_metric(config: PerplexityConfig) -> str:
+    """Name of the bits per byte, which models with other tokenizers can be compared by."""
+    return config.name + "_bits_per_byte" + _protocol(config)
+
+
 def kl_metric(config: PerplexityConfig) -> str:
     """Name of the divergence metric, in nats a token."""
     return config.name + "_kl_to_dense" + _protocol(config)
@@ -123,6 +128,7 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
     segments, compared = found.scored.segments, "dense" in inputs
     result = perplexity.total(segments, compared)
     metrics[perplexity_metric(config)] = result.perplexity
+    metrics[bits_metric(config)] = result.bits_per_byte(found.token_bytes)
     if "dense" in inputs:
         metrics[kl_metric(config)] = result.mean_kl
     details: dict[str, Any] = {

@@ -12,6 +12,7 @@ Metrics = Mapping[str, float]
 NONE = "-"
 
 
+BITS = "_bits_per_byte"
 SPEED, DECODE, AFTER = "_tokens_per_s", "decode", "_after"
 
 
@@ -61,6 +62,9 @@ def comparison(
         if "_ppl_" in name and not name.endswith(SUFFIXES):
             cells = tuple(ratio_cell(metrics, name, ",.2f") for metrics in models.values())
             rows.append(Row(f"perplexity ({name})", cells))
+    for name in every:
+        if BITS in name:
+            rows.append(_row("bits per byte", models, name, lambda value: f"{value:.4f}"))
     for name in every:
         if "_kl_to_dense" in name:
             rows.append(_row(f"KL to dense, nats ({name})", models, name, lambda value: f"{value:.4f}"))

@@ -230,3 +230,5 @@ def test_perplexity_equals_a_loop_of_ten_lines(models: tuple[Path, Path], text: 
         losses = torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="none")
         total, count = total + float(losses.sum()), count + len(losses)
     assert metrics["words_ppl_seq16"] == pytest.approx(math.exp(total / count), rel=1e-4)
+    bits = total / math.log(2) / count * len(ids) / len("\n\n".join(documents).encode())
+    assert metrics["words_bits_per_byte_seq16"] == pytest.approx(bits, rel=1e-4)
