@@ -429,6 +429,7 @@ class QuantizeConfig(Section):
     formats: Annotated[tuple[str, ...], Field(min_length=1)]
     """gguf:TYPE, by llama.cpp's own quantiser (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16, ...);
     compressed-tensors:TYPE, for transformers and vLLM (W8A16, W4A16, W4A16-G64, W4A16-G32, W8A8, FP8);
+    torchao:TYPE, for transformers with torchao (INT8, INT8-DYNAMIC, which rounds inputs too);
     onnx:TYPE, for ONNX Runtime, in whole or half precision (F32, F16)."""
     importance: bool = True
     """gguf: weigh errors by how large input channels are on the calibration samples (importance matrix)."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.schema import EvaluateConfig
-from resprout.tasks.compressed_tensors.checkpoint import is_packed, load_served, weight_bytes
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.evaluate import perplexity
 from resprout.tasks.evaluate.answers import Answers, answers
@@ -30,6 +29,7 @@ from resprout.tasks.models.served import ServedModel
 from resprout.tasks.models.shape import Sizes, count, read_config, shape_of
 from resprout.tasks.onnx_runtime.library import FILE as ONNX
 from resprout.tasks.onnx_runtime.model import OnnxModel
+from resprout.tasks.packed.checkpoint import load_served, packed_by, weight_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,8 +99,8 @@ def _served(job: Job[EvaluateConfig], folder: Path) -> Iterator[tuple[Any, Sizes
 
 
 def _sizes(model: PreTrainedModel, folder: Path) -> Sizes:
-    """The sizes of a model in memory; of one whose weights were unpacked the bytes of its files."""
-    if not is_packed(read_config(folder)):
+    """The sizes of a model in memory; of a checkpoint of few bits the bytes of its files."""
+    if packed_by(read_config(folder)) is None:
         return count(model)
     shape = shape_of(model.config.to_dict())
     return Sizes(shape.params, shape.non_embedding_params, weight_bytes(folder))

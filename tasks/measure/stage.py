@@ -16,7 +16,6 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import Lengths, MeasureConfig
-from resprout.tasks.compressed_tensors.checkpoint import KEY as PACKED
 from resprout.tasks.core.hardware import fingerprint, free_memory
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, Volume, stage
@@ -24,6 +23,7 @@ from resprout.tasks.measure.processes import ModelTimes, in_turn, together
 from resprout.tasks.measure.ratio import coverage, ratio_of
 from resprout.tasks.measure.worker import MeasureRequest
 from resprout.tasks.models.shape import BYTES, Shape, read_config, shape_of
+from resprout.tasks.packed.checkpoint import KEY as PACKED
 from resprout.tasks.quantize.names import DENSE, base_of
 
 PROCESS_BYTES = 1_000_000_000
@@ -70,7 +70,7 @@ def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, 
     config = job.config
     # The order of the rounds is a matter of the names alone, as the key is.
     names = sorted(inputs, key=lambda name: (name != DENSE, name))
-    # What transformers runs of packed weights is unpacked: widths and memory are those of whole ones.
+    # Packed weights have the widths of whole ones, and transformers holds them unpacked at the most.
     shapes = {name: shape_of({**read_config(inputs[name]), PACKED: None}) for name in names}
     for shape in shapes.values():
         _check_length(shape, config)

@@ -70,7 +70,7 @@ class Measured:
     def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
         import torch
 
-        from resprout.tasks.compressed_tensors.checkpoint import load_served
+        from resprout.tasks.packed.checkpoint import load_served
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)

@@ -16,6 +16,7 @@ def test_blocks_of_types() -> None:
     assert [block_of(name) for name in names] == [256, 32, 32, 256, 1]
     others = ("compressed-tensors:W4A16", "compressed-tensors:W4A16-G64", "compressed-tensors:W8A8")
     assert [block_of(name) for name in others] == [128, 64, 1]
+    assert block_of("torchao:INT8-DYNAMIC") == 1
 
 
 def test_widths_hold_all_formats_that_are_asked_for() -> None:

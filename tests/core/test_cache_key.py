@@ -36,7 +36,7 @@ STAGES: dict[str, tuple[Any, Any]] = {**MADE, **SHARDS, report.name: (report, {}
 DATA = "configs.schema configs.section configs.infrastructure"
 PRUNING = f"prune models configs.presets {DATA}"
 USUAL = f"core data {PRUNING}"
-SERVED = "evaluate data models gguf llama_cpp compressed_tensors onnx_runtime"
+SERVED = "evaluate data models gguf llama_cpp packed compressed_tensors torchao onnx_runtime"
 ROOMS = {
     "acquire_model": f"acquire models {DATA} configs.presets infra.licences infra.store.filesystem",
     "acquire_file": f"acquire models {DATA} infra.licences infra.store.filesystem",
@@ -55,7 +55,7 @@ ROOMS = {
     "evaluation_data": f"evaluate data models configs.suites {DATA}",
     "evaluate": f"{SERVED} configs.suites {DATA} configs.presets",
     "evaluate-shard": f"{SERVED} configs.suites {DATA} configs.presets",
-    "measure": "measure models gguf llama_cpp compressed_tensors onnx_runtime quantize "
+    "measure": "measure models gguf llama_cpp packed compressed_tensors torchao onnx_runtime quantize "
     "configs.schema configs.section configs.presets",
     "draft": "draft evaluate data measure models configs.schema configs.section configs.presets",
     "sparsify": "sparsify prune models configs.schema configs.section configs.presets",

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ExportConfig, QuantizeConfig
 from resprout.flows.check import _formats as check_formats
-from resprout.tasks.compressed_tensors.checkpoint import load_served
 from resprout.tasks.core.job import silent
 from resprout.tasks.export.format import FORMATS, divergence, entry, loading
 from resprout.tasks.export.formats.compressed_tensors import TOLERANCE_NATS, CompressedTensors
 from resprout.tasks.export.probe import Probed, Question, probe
 from resprout.tasks.models.load import load_model, load_tokenizer
+from resprout.tasks.packed.checkpoint import load_served
 from resprout.tasks.quantize.format import format_of
 from resprout.tasks.quantize.formats.compressed_tensors import CompressedTensors as Quantized
 from tiny_models import write_tiny_folder

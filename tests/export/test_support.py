@@ -21,7 +21,12 @@ from tiny_models import FITTING, tiny_model, write_byte_tokenizer
 
 PAGE = Path(__file__).parents[2] / "configs" / "formats.md"
 QUESTION = Question(["the cat", "a", "this and that", "x y z", "the end of the"], 1, "float32", "cpu", 1)
-TYPES = {"gguf": "gguf:F32", "onnx": "onnx:F32", "compressed-tensors": "compressed-tensors:W8A16"}
+TYPES = {
+    "gguf": "gguf:F32",
+    "onnx": "onnx:F32",
+    "compressed-tensors": "compressed-tensors:W8A16",
+    "torchao": "torchao:INT8",
+}
 QUICK = ("gguf",)
 """Formats of which every cell is tried by default; of others a few are, where they are tested."""
 

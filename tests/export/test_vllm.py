@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from resprout.tasks.compressed_tensors.checkpoint import load_served
 from resprout.tasks.core.job import silent
 from resprout.tasks.models.load import load_model, load_tokenizer
+from resprout.tasks.packed.checkpoint import load_served
 from resprout.tasks.quantize.format import format_of
 from tiny_models import write_tiny_folder
 

@@ -17,7 +17,6 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import QuantizeConfig
 from resprout.flows.catalog import catalog
 from resprout.tasks.compressed_tensors import library
-from resprout.tasks.compressed_tensors.checkpoint import load_served, weight_bytes
 from resprout.tasks.compressed_tensors.library import require_compressed_tensors
 from resprout.tasks.compressed_tensors.types import TYPES as TENSORS
 from resprout.tasks.compressed_tensors.types import tensors_type
@@ -26,6 +25,7 @@ from resprout.tasks.gguf.types import GgufType
 from resprout.tasks.models.families import FAMILIES
 from resprout.tasks.models.load import load_model
 from resprout.tasks.models.shape import read_config, shape_of
+from resprout.tasks.packed.checkpoint import load_served, weight_bytes
 from resprout.tasks.quantize.format import baselines, format_of
 from resprout.tasks.quantize.stage import Quantization, fits, quantize
 from tiny_models import tiny_model, write_tiny_folder

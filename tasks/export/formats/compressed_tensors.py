@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from resprout.tasks.compressed_tensors.library import require_compressed_tensors
 from resprout.tasks.compressed_tensors.types import tensors_type
-from resprout.tasks.export.format import BESIDE, divergence
-from resprout.tasks.export.formats.hf import HuggingFace
-from resprout.tasks.export.probe import Probed, Question
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from resprout.tasks.export.formats._packed import Packed
 
 TOLERANCE_NATS = {"W8A16": 0.05, "W8A8": 0.4, "FP8": 0.4, "W4A16": 0.8}
 """Mean KL(model || checkpoint) on the prompts that a type explains, by its first part."""
 
 
-class CompressedTensors(HuggingFace):
+class CompressedTensors(Packed):
     """A checkpoint in few bits for stock transformers and vLLM, as `quantize` made it.
 
-    Checked in a child process. transformers unpacks the weights when they are first used: files and downloads
-    are smaller, memory is not.
+    transformers unpacks the weights when they are first used: files and downloads are smaller, memory is not.
     """
 
     name: ClassVar[str] = "compressed-tensors"
@@ -39,27 +30,13 @@ class CompressedTensors(HuggingFace):
     )
 
     def __init__(self, kind: str) -> None:
-        self.kind = tensors_type(kind)
+        self.kind = tensors_type(kind).name
 
-    def source(self, name: str, inputs: Mapping[str, Path]) -> Path:
-        """The folder that `quantize` wrote."""
-        return inputs[name]
-
-    def write(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
-        """Copy the checkpoint from `source`, what `quantize` wrote."""
-        for path in source.iterdir():
-            if path.name != BESIDE:
-                shutil.copyfile(path, folder / path.name)
-
-    def probe(self, folder: Path, question: Question) -> Probed:
-        """Answers of stock transformers in an isolated Python, where resprout is not."""
+    def require(self) -> None:
+        """Raise BadInput where the library is not installed."""
         require_compressed_tensors()
-        return super().probe(folder, question)
 
-    def compare(self, expected: Probed, found: Probed, bound: float) -> dict[str, float]:
-        """Mean KL(model || checkpoint) in nats, and the share of greedy tokens that agree.
-
-        Other prompt ids, another vocabulary, or a divergence beyond the type's tolerance raises StageFailed.
-        """
-        tolerance = TOLERANCE_NATS[self.kind.name.partition("-")[0]]
-        return divergence(f"{self.name}:{self.kind.name}", expected, found, tolerance)
+    @property
+    def tolerance_nats(self) -> float:
+        """By the part of the type's name in front of its group."""
+        return TOLERANCE_NATS[self.kind.partition("-")[0]]

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import Layout
 from resprout.configs.schema import QuantizeConfig
-from resprout.tasks.compressed_tensors.checkpoint import weight_bytes
 from resprout.tasks.compressed_tensors.library import require_compressed_tensors, scheme_of
 from resprout.tasks.compressed_tensors.types import GROUPS, grouped, tensors_type
 from resprout.tasks.core.job import Progress
 from resprout.tasks.models.shape import Shape
+from resprout.tasks.packed.checkpoint import check_packable, save_packed, weight_bytes
 from resprout.tasks.quantize.format import Need
 
 if TYPE_CHECKING:
@@ -59,21 +59,7 @@ class CompressedTensors:
     def check(self, shape: Shape) -> None:
         """Raise BadInput where stock transformers cannot read such a model, or groups do not fill a row."""
         name = f"compressed-tensors:{self.kind.name}"
-        if shape.family.transposed:
-            raise BadInput(
-                f"{name} packs linear layers, and {shape.model_type} keeps its matrices the other way round "
-                "(Conv1D); leave it out of quantize.formats"
-            )
-        if shape.experts:
-            raise BadInput(
-                f"{name} packs linear layers, and transformers holds the experts of a {shape.model_type} "
-                "model in one tensor, which it cannot read packed; leave it out of quantize.formats"
-            )
-        if not shape.stock:
-            raise BadInput(
-                f"the model's layers have different widths, which stock transformers cannot read from a "
-                f"{name} checkpoint; prune with layout: uniform"
-            )
+        check_packable(name, shape)
         rows = {name: inputs for layer in range(shape.layers) for name, inputs in shape.matrices(layer)}
         group = self.kind.group or 1
         unfilled = next((found for found in rows if rows[found] % group), None)
@@ -103,7 +89,6 @@ class CompressedTensors:
         from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
         from torch import bfloat16, float32, nn
 
-        from resprout.tasks.models.load import save_model
         from resprout.tasks.models.shape import count
         from resprout.tasks.quantize.grid import Grid
         from resprout.tasks.quantize.rounding import round_layers
@@ -131,9 +116,6 @@ class CompressedTensors:
             module.weight.data = module.weight.data.float()
             compress_module(module)
         packer.compress_model(model, skip_compressed=True)
-        stated: Any = model.config
-        # The names of a GGUF file's metadata begin with whose they are.
-        stated.resprout = {name.rpartition(".")[2]: value for name, value in sorted(about.items())}
-        save_model(model, folder, tokenizer_from=source)
+        save_packed(model, folder, source, about)
         packer.update_config(str(folder))
         return {"bytes": weight_bytes(folder), "quantized_share": packed / params}

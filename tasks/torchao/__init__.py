@@ -1,0 +1,1 @@
+"""Checkpoints of 8-bit integers as torchao makes them and transformers reads them."""
