@@ -30,7 +30,7 @@ from resprout.tasks.acquire.stage import (
 )
 from resprout.tasks.core.stage import Stage
 from resprout.tasks.evaluate.task_files import TASK_ROLE, read_task
-from resprout.tasks.models.gguf_header import gguf_shape
+from resprout.tasks.models.gguf_header import gguf_shape, refuse_cut
 from resprout.tasks.models.shape import Shape, read_config, shape_of
 from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 from resprout.tasks.prune.compatibility import needs_general
@@ -268,12 +268,13 @@ def _shape(source: str, loaded: Loaded) -> Shape | None:
     found = locate(source, context(loaded))
     if found is None:
         return None
-    if found.is_file() and found.suffix == ".gguf":
-        return gguf_shape(found)
     if (found / "config.json").is_file():
         return shape_of(read_config(found, source))
-    files = sorted(found.glob("*.gguf")) if found.is_dir() else []
-    return gguf_shape(files[0]) if len(files) == 1 else None
+    files = [found] if found.suffix == ".gguf" else sorted(found.glob("*.gguf"))
+    if len(files) != 1 or not files[0].is_file():
+        return None
+    refuse_cut(files[0])
+    return gguf_shape(files[0])
 
 
 def named_sources(config: RunConfig) -> Iterator[tuple[str, str, Wanted]]:

@@ -19,7 +19,7 @@ from resprout.tasks.acquire import unpickle
 from resprout.tasks.acquire.choose import INDEX, Chosen
 from resprout.tasks.acquire.source import Pinned
 from resprout.tasks.core.job import Progress
-from resprout.tasks.models.gguf_header import read_header, refuse_part
+from resprout.tasks.models.gguf_header import read_header, refuse_cut, refuse_part
 
 PIECE_BYTES = 1024 * 1024
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -60,6 +60,7 @@ def dequantise(
     (path,) = files.values()
     metadata, _ = read_header(path)
     refuse_part(path, metadata)
+    refuse_cut(path)
     progress(0, 1, "models")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -110,6 +111,7 @@ def keep_file(files: Mapping[str, Path], folder: Path, scratch: Path) -> None:
     (path,) = files.values()
     metadata, _ = read_header(path)
     refuse_part(path, metadata)
+    refuse_cut(path)
     from transformers import AutoConfig, AutoTokenizer
 
     alone = scratch / "gguf"

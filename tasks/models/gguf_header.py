@@ -7,6 +7,7 @@ of the tokenizer are skipped here.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,10 +30,31 @@ MODEL_TYPES = {
 LONGEST_STRING = 1 << 20
 LONGEST_SKIP = 1 << 40
 MOST_DIMENSIONS = 4
+ALIGNMENT = 32
+"""Multiple at which tensors begin, where a file names no other."""
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Scalar and string metadata by key (of an array its length), and each tensor's shape by name."""
+    """Scalar and string metadata by key (of an array its length), and each tensor's shape by name.
+
+    The header is enough: the file may end behind it.
+    """
+    metadata, shapes, _ = _read(path)
+    return metadata, shapes
+
+
+def refuse_cut(path: Path) -> None:
+    """Raise BadInput where a GGUF file ends before its last tensor does."""
+    *_, needed = _read(path)
+    if (size := path.stat().st_size) < needed:
+        raise BadInput(
+            f"{path.name} ends after {size:,} of {needed:,} bytes, so it was not fetched to its end; "
+            "fetch it again"
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], int]:
+    """Metadata, shapes, and the bytes that a whole file has at least."""
     try:
         with path.open("rb") as file:
             if file.read(4) != MAGIC:
@@ -44,16 +66,20 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
             for _ in range(pairs):
                 key = _string(file)
                 metadata[key] = _value(file, _unpack(file, "I")[0])
-            shapes = {}
+            shapes, end = {}, 0
             for _ in range(tensors):
                 name = _string(file)
                 dimensions = _unpack(file, "I")[0]
                 if dimensions > MOST_DIMENSIONS:
                     raise struct.error(f"a tensor of {dimensions} dimensions")
                 shapes[name] = _unpack(file, "Q" * dimensions)
-                _unpack(file, "IQ")
-            return metadata, shapes
-    except (struct.error, UnicodeDecodeError, KeyError) as error:
+                kind, begin = _unpack(file, "IQ")
+                end = max(end, begin + _bytes(kind, shapes[name]))
+            alignment = metadata.get("general.alignment", ALIGNMENT)
+            return metadata, shapes, -(-file.tell() // alignment) * alignment + end
+    except BadInput:
+        raise
+    except (struct.error, UnicodeDecodeError, KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         raise BadInput(f"{path.name} is a damaged GGUF file: its header cannot be read ({error})") from None
 
 
@@ -107,6 +133,14 @@ def refuse_part(path: Path, metadata: Mapping[str, Any]) -> None:
             f"{path.name} is one of {count} parts of a split GGUF file; join them with llama-gguf-split "
             "--merge, or give the model as a safetensors folder"
         )
+
+
+def _bytes(kind: int, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor of a ggml type, which takes a block of weights together."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    return math.prod(shape) // weights * size
 
 
 def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGUFWriter
 
 from resprout.configs.errors import BadInput
-from resprout.tasks.models.gguf_header import gguf_shape, read_header
+from resprout.tasks.models.gguf_header import gguf_shape, read_header, refuse_cut
 
 
 def write(
@@ -69,6 +69,19 @@ def test_what_is_no_gguf_file_is_named(tmp_path: Path, content: bytes, expected:
     path.write_bytes(content)
     with pytest.raises(BadInput, match=expected):
         gguf_shape(path)
+
+
+def test_a_file_that_ends_before_its_last_tensor_is_refused(tmp_path: Path) -> None:
+    """The tensor is the last thing in the file, so a whole file may not lack one byte of it."""
+    path = write(tmp_path / "m.gguf")
+    whole = path.read_bytes()
+    end = len(whole) - (-(50 * 32 * 4) % 32)
+    path.write_bytes(whole[:end])
+    refuse_cut(path)
+    path.write_bytes(whole[: end - 1])
+    assert read_header(path)[0]["llama.block_count"] == 2
+    with pytest.raises(BadInput, match=rf"ends after {end - 1:,} of {end:,} bytes.*fetch it again"):
+        refuse_cut(path)
 
 
 def test_every_cut_of_the_header_is_one_sentence(tmp_path: Path) -> None:
