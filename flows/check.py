@@ -15,7 +15,7 @@ from resprout.configs.errors import BadInput, DoesNotFit, Fault, faults_in, sent
 from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import RunConfig
-from resprout.flows.inputs import SOURCE, missing, shapes_here
+from resprout.flows.inputs import SOURCE, missing, require_source_file, shapes_here
 from resprout.flows.stages import MODEL, STAGES
 from resprout.infra.identity import install_command
 from resprout.infra.store.driver import driver_class
@@ -60,6 +60,7 @@ def _faults(loaded: Loaded) -> list[Fault]:
         ("prune", lambda: _trains(config)),
         ("export.formats", lambda: _formats(config)),
         ("compare.baselines", lambda: _baselines(config)),
+        ("compare.baselines", lambda: require_source_file(loaded)),
     ]
     if config.gate is not None and config.gate.max_drop:
         steps.append(("gate.max_drop", lambda: _drops(loaded)))

@@ -147,6 +147,14 @@ def acquisitions(config: RunConfig) -> Iterator[Acquisition]:
         yield Acquisition(SOURCE_FILE, acquire_file, SOURCE_FILE)
 
 
+def require_source_file(loaded: Loaded) -> None:
+    """BadInput where the file that a run began with is to be compared, and the source here is a folder."""
+    source = loaded.config.model.source
+    found = locate(source, context(loaded)) if keeps_file(loaded.config) else None
+    if found is not None and (found / "config.json").is_file():
+        raise BadInput(f"source_file is the GGUF file that a run begins with, but {source} is none; drop it")
+
+
 def keeps_file(config: RunConfig) -> bool:
     """Whether the source's own file is judged too."""
     return config.compare is not None and JUDGED_FILE in config.compare.baselines

@@ -221,6 +221,14 @@ def test_a_gguf_file_tells_of_both_in_its_header(
     assert sentence in said
 
 
+def test_a_source_file_where_the_run_begins_with_a_folder(validate: Callable[..., tuple[int, str]]) -> None:
+    code, said = validate(
+        'quantize={"formats": ["compressed-tensors:W8A16"]}', 'compare={"baselines": ["source_file"]}'
+    )
+    assert code == 2
+    assert "compare.baselines: source_file is the GGUF file that a run begins with, but model is none" in said
+
+
 @pytest.mark.parametrize(
     ("key", "asked"),
     [
