@@ -444,8 +444,9 @@ class CompareConfig(Section):
     """Plain alternatives that are judged beside the files of few bits, by the same evaluator."""
 
     baselines: Annotated[tuple[str, ...], Field(min_length=1)] = (QUANTIZED,)
-    """quantized: the dense model in each type that ships and in the two next smaller ones; a format such as
-    gguf:Q2_K: the dense model in that; source_file: the GGUF file that the run began with."""
+    """quantized: the dense model in each type that ships and in the next two smaller ones, where its format
+    has them; a format such as gguf:Q2_K: the dense model in that; source_file: the GGUF file that the run
+    began with."""
 
     @field_validator("baselines")
     @classmethod
