@@ -7,12 +7,14 @@ written. All files go into one commit; it is tagged with the digest of the expor
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput, ResproutError, StageFailed, Transient
@@ -29,8 +31,19 @@ ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)")
 TOKEN = "HF_TOKEN"
 OWN_TAG = "resprout"
 """Tag of the model cards that exports have: a repository without it is someone else's."""
-STALE = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
-"""Weights of an earlier push, which are deleted where the new one has them no more."""
+RECORD = "resprout-push.json"
+"""Name of the file at the root that lists the paths of the last push."""
+UNRECORDED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx.data",
+    "adapter_config.json",
+    "modeling_resprout.py",
+)
+"""What is taken for an earlier push's where that kept no record: weights, and what makes a tool look for
+them."""
 FOR_MLFLOW = (MLMODEL, f"{TOKENIZER}/*")
 SHORT = 12
 GIT_BYTES = 20_000_000
@@ -71,7 +84,8 @@ def push(
 ) -> Pushed:
     """Bring the files of `folders`, each under its path in the repository, to the branch `main`.
 
-    A repository that is not there is made, `private` or not. `digest` is the export's, `message` and `about`
+    What the last push put there and this one has no more is deleted, and nothing that others added. A
+    repository that is not there is made, `private` or not. `digest` is the export's, `message` and `about`
     title and text of the commit.
 
     Raises:
@@ -83,13 +97,14 @@ def push(
 
     repository, tag = repository_of(address), f"resprout-{digest[:SHORT]}"
     api = HfApi(token=require_token())
-    wanted = _files(folders)
-    with _faults(address):
+    with TemporaryDirectory() as scratch, _faults(address):
+        wanted = _files(folders)
+        wanted[RECORD] = _record(sorted(wanted), Path(scratch))
         api.create_repo(repository, private=private, exist_ok=True)
         before = _listing(api, repository)
         _refuse_foreign(address, before)
         if _lacking(before, wanted):
-            stale = [path for path in before.files if path not in wanted and _matches(path, STALE)]
+            stale = sorted(_earlier(api, repository, before) - wanted.keys())
             made = api.create_commit(
                 repository,
                 operations=[
@@ -126,6 +141,28 @@ def _listing(api: HfApi, repository: str) -> _Listing:
     info: Any = api.model_info(repository, files_metadata=True, timeout=TIMEOUT_SECONDS)
     files = {one.rfilename: one.lfs.sha256 if one.lfs else one.blob_id or "" for one in info.siblings or ()}
     return _Listing(info.sha, files, list(info.tags or ()))
+
+
+def _record(paths: list[str], folder: Path) -> Path:
+    """The file that lists the paths of a push."""
+    file = folder / RECORD
+    file.write_text(json.dumps({"files": paths}, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def _earlier(api: HfApi, repository: str, there: _Listing) -> set[str]:
+    """The files that are there of the last push: those of its record, else those that look like it."""
+    if RECORD in there.files:
+        with TemporaryDirectory() as scratch:
+            file = api.hf_hub_download(
+                repository, RECORD, revision=there.commit, local_dir=scratch, etag_timeout=TIMEOUT_SECONDS
+            )
+            try:
+                return set(json.loads(Path(file).read_bytes())["files"]) & there.files.keys()
+            except (ValueError, KeyError, TypeError):
+                # Somebody wrote over it; then it is as if there were none.
+                pass
+    return {path for path in there.files if _matches(path, UNRECORDED)}
 
 
 def _tags(api: HfApi, repository: str) -> set[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fake_hub import TOKEN, FakeHub, Repository, fake_hub
+from resprout.tasks.push.hub import RECORD
 
 DIGEST = "ab" * 32
 CARD = "---\ntags:\n- resprout\n---\n# A model\n"
@@ -71,6 +72,7 @@ def test_all_files_go_into_one_private_tagged_commit(hub: FakeHub, export: Path)
     assert found["url"] == f"{hub.endpoint}/org/small"
     assert there.private
     sent = {path: data for path, data in there.files.items() if path != ".gitattributes"}
+    assert json.loads(sent.pop(RECORD)) == {"files": sorted(sent)}
     assert sent == {
         name: (export / name).read_bytes() for name in ("README.md", "config.json", "model.safetensors")
     }
@@ -88,22 +90,56 @@ def test_the_same_again_makes_no_commit_and_sends_no_byte(hub: FakeHub, export: 
     assert not any("commit" in one or "upload" in one for one in hub.requests)
 
 
-def test_another_version_replaces_the_weights_and_leaves_other_files(
+def folder_of(at: Path, *names: str) -> Path:
+    for name in names:
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        (at / name).write_bytes(os.urandom(40))
+    (at / "README.md").write_text(CARD)
+    return at
+
+
+def test_another_version_deletes_what_the_last_one_put_there_and_nothing_else(
     hub: FakeHub, export: Path, tmp_path: Path
 ) -> None:
-    pushed(hub, {"": export})
+    gguf = folder_of(tmp_path / "gguf", "model.gguf")
+    onnx = folder_of(tmp_path / "onnx", "model.onnx", "model.onnx.data")
+    pushed(hub, {"": export, "gguf-Q8_0": gguf, "onnx-F32": onnx})
     there = hub.repositories["org/small"]
-    there.files["notes.md"] = b"a person's"
-    (export / "model.safetensors").rename(export / "model-00001-of-00001.safetensors")
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "model.gguf").write_bytes(b"GGUF")
-    found = pushed(hub, {"": export, "gguf-Q4_0": other}, digest="cd" * 32)
+    added = {"notes.md": b"a person's", "gguf-Q8_0/chart.png": b"theirs", "lora/other.safetensors": b"theirs"}
+    there.files |= added
+    found = pushed(hub, {"": gguf}, digest="cd" * 32)
     assert found["changed"]
-    assert {"notes.md", "model-00001-of-00001.safetensors", "gguf-Q4_0/model.gguf"} <= there.files.keys()
-    assert "model.safetensors" not in there.files
+    assert there.files.keys() == {".gitattributes", "README.md", "model.gguf", RECORD, *added}
+    assert json.loads(there.files[RECORD]) == {"files": ["README.md", "model.gguf"]}
     assert len(there.commits) == 3
     assert len(there.tags) == 2
+
+
+def test_a_whole_model_after_an_adapter_leaves_nothing_for_peft_to_find(
+    hub: FakeHub, export: Path, tmp_path: Path
+) -> None:
+    pushed(hub, {"": folder_of(tmp_path / "peft", "adapter_config.json", "adapter_model.safetensors")})
+    pushed(hub, {"": export})
+    files = hub.repositories["org/small"].files
+    assert files.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors", RECORD}
+
+
+@pytest.mark.parametrize("record", [None, b"[]", b"not JSON", b'{"files": 1}', b'{"files": [{}]}'])
+def test_where_no_record_is_weights_of_other_names_go_and_what_may_be_others_stays(
+    hub: FakeHub, export: Path, tmp_path: Path, record: bytes | None
+) -> None:
+    old = ("onnx-F32/model.onnx", "onnx-F32/model.onnx.data", "adapter_config.json", "modeling_resprout.py")
+    before = folder_of(tmp_path / "old", *old, "model-00001-of-00001.safetensors", "gguf/model.gguf")
+    pushed(hub, {"": before})
+    there = hub.repositories["org/small"]
+    there.files["notes.md"] = b"a person's"
+    if record is None:
+        del there.files[RECORD]
+    else:
+        there.files[RECORD] = record
+    pushed(hub, {"": export})
+    kept = {"README.md", "config.json", "model.safetensors", "notes.md"}
+    assert there.files.keys() == {".gitattributes", RECORD, *kept}
 
 
 def test_a_repository_of_someone_else_is_left_alone(hub: FakeHub, export: Path) -> None:

@@ -105,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200 if digest == path.rpartition("/")[2] else 400, {})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer(401, {"error": "Invalid username or password."})
+        if "/resolve/" in path:
+            return self.content(path)
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": faults_of_card(json.loads(body)["content"]), "warnings": []})
         if path == "/api/repos/create":
@@ -113,7 +115,22 @@ class Handler(BaseHTTPRequestHandler):
             return self.batch(json.loads(body))
         return self.of_repository(path.removeprefix("/api/models/").split("/"), body)
 
-    do_GET = do_POST = do_PUT = handle_any
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+    def content(self, path: str) -> None:
+        """A file that git holds, as it is at the head."""
+        name, _, at = path.removeprefix("/").partition("/resolve/")
+        found = self.hub.repositories[name]
+        revision, _, file = at.partition("/")
+        assert revision == found.head, at
+        data = found.files[file]
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", found.head)
+        self.send_header("ETag", f'"{git_hash(data)}"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
 
     def create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}"
