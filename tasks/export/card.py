@@ -31,7 +31,8 @@ IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 class Use:
     """How an export is used: the library, lines of Python that load it and ask it, a sentence before them.
 
-    Of a file of few bits `stored` is its format, and `bytes` those of its weights.
+    Of a file of few bits `stored` is its format, `bytes` those of its weights, and `evaluated` says whether
+    the scores are its own.
     """
 
     library: str
@@ -39,6 +40,7 @@ class Use:
     note: str = ""
     stored: str = ""
     bytes: int = 0
+    evaluated: bool = True
 
 
 def carry_licences(source: Path, folder: Path) -> list[str]:
@@ -96,7 +98,7 @@ def front_matter(
             metric_name=_inert(f"{one.name} ({one.protocol})"),
             metric_value=one.value,
         )
-        for one in scores
+        for one in (scores if use.evaluated else ())
     ]
     return ModelCardData(
         base_model=base[1] if base else None,
@@ -198,15 +200,17 @@ def _body(
     if scores:
         yield "## What was lost"
         yield ""
-        yield "| metric | source model | this model | change | protocol |"
+        before = f"before it was stored as {use.stored} (this file was not evaluated)"
+        head = "this model" if use.evaluated else before
+        yield f"| metric | source model | {head} | change | protocol |"
         yield "|---|---:|---:|---|---|"
         for one in scores:
             yield f"| {plain(one.name)} | {' | '.join(one.shown)} | {one.change} | {one.protocol} |"
         yield ""
         yield (
             "Both models by one evaluator in one run; ± is a standard error. Accuracies differ measurably "
-            "where zero is outside the interval of 95 % of their difference. Divergence is KL(source || this "
-            "model)."
+            "where zero is outside the interval of 95 % of their difference. Divergence is KL(source || "
+            f"{'this model' if use.evaluated else 'the model before'})."
         )
         yield ""
     yield "## What it was made from"

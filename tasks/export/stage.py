@@ -93,8 +93,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
 
     `quantized`, by their names, are the models of few bits, `judged` their scores. `plan` lists the removed
     units, `source` (the acquired model) has the licence files that go along; `dense` and `final` are its
-    scores and those of `model`, which the card states where a format has none of its own. `recovery` has the
-    adapter that was merged into `pruned`, for formats of adapters.
+    scores and those of `model`, which the card states, as such, where a format has none of its own.
+    `recovery` has the adapter that was merged into `pruned`, for formats of adapters.
 
     An export that its stock tool cannot load, or that computes something else, raises StageFailed.
     """
@@ -124,11 +124,13 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         written.write(model, written.source(name, inputs), folder)
         files = carry_licences(inputs["source"], folder)
         (folder / ORIGIN).write_text(_origin(job), encoding="utf-8")
-        scores = judged(inputs["dense"], inputs.get(scores_of(name), inputs["final"]))
+        own = inputs.get(scores_of(name))
+        scores = judged(inputs["dense"], own or inputs["final"])
         lines = [*loading(name, '"."'), *written.asking]
-        use = Use(written.library, lines, "" if stock else written.note)
+        # Other notes are about layers of different widths.
+        use = Use(written.library, lines, written.note if written.adapters or not stock else "")
         if written.quantized:
-            use = replace(use, stored=name, bytes=_weight_bytes(folder))
+            use = replace(use, stored=name, bytes=_weight_bytes(folder), evaluated=own is not None)
         text = card(job.config.credits, plan, job.config.lines, files, scores, use)
         (folder / CARD).write_text(text, encoding="utf-8")
         found = written.compare(expected, written.probe(folder, question), config.max_abs_logit_diff)

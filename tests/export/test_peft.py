@@ -12,13 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import RecoverConfig
+from resprout.configs.schema import ExportConfig, RecoverConfig
+from resprout.tasks.core.job import Job, silent
 from resprout.tasks.export.format import format_of
 from resprout.tasks.export.formats.peft import Peft
 from resprout.tasks.export.probe import Probed, Question, probe
+from resprout.tasks.export.stage import Export, export
 from resprout.tasks.models.load import load_model, load_tokenizer, save_model
 from resprout.tasks.recover.methods.lora import merge, unmerged, with_adapters
 from resprout.tasks.recover.stage import write_adapter
+from tiny_export import scores_of, write_plan
 from tiny_models import tiny_model, with_layers_that_differ, write_tiny_tokenizer
 
 PROMPTS = ["w5 w6", "w7", "w8 w9 w10"]
@@ -66,6 +69,24 @@ def test_peft_on_the_pruned_model_is_the_recovered_one(family: str, made: Made) 
     assert found["greedy_agreement"] == 1.0
     names = {path.name for path in folder.iterdir()}
     assert names == {"adapter_model.safetensors", "adapter_config.json"}
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_its_card_says_what_it_goes_onto_whatever_the_widths(
+    per_layer: bool, made: Made, tmp_path: Path
+) -> None:
+    made("llama", per_layer=per_layer)
+    (tmp_path / "stage").mkdir()
+    inputs = {
+        "model": tmp_path / "recovery" / "model", "plan": write_plan(tmp_path / "plan"),
+        "source": tmp_path / "pruned", "recovery": tmp_path / "recovery", "pruned": tmp_path / "pruned",
+        **scores_of(tmp_path),
+    }  # fmt: skip
+    job = Job(Export(ExportConfig(formats=("peft",), greedy_tokens=2), ()), dtype="float32")
+    export.body(job, inputs, tmp_path / "stage", silent)
+    text = (tmp_path / "stage" / "peft" / "README.md").read_text()
+    assert "This is an adapter alone. It goes onto the pruned model" in text
+    assert "model = PeftModel.from_pretrained(pruned," in text
 
 
 @pytest.mark.parametrize(("dtype", "per_layer"), [("bfloat16", False), ("bfloat16", True)])

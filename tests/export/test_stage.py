@@ -28,7 +28,8 @@ from resprout.tasks.export.judged import Metric, judged
 from resprout.tasks.export.probe import Probed
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.models.load import load_model, save_model
-from resprout.tasks.prune.plan import Plan, read_plan
+from resprout.tasks.prune.plan import read_plan
+from tiny_export import scores_of, write_plan
 from tiny_models import tiny_model, with_layers_that_differ, write_tiny_folder
 
 CONFIG = ExportConfig(prompts=("w5 w6", "w7", "w8 w9 w10", "w11 w12", "w200 w201"), greedy_tokens=5)
@@ -41,48 +42,6 @@ CREDITS = (
     Credit("calibration text", "hf-dataset://acme/words@2#train", None),
     Credit("recovery rows", "pool.jsonl", "a|b <c>"),
 )
-
-
-def write_plan(folder: Path) -> Path:
-    size = {"params": 1000, "non_embedding_params": 600, "bytes": 2000}
-    layers = ({"ffn": (0, 1, 2), "kv_groups": (0,)}, {"ffn": (0, 3, 5), "kv_groups": (1,)})
-    plan = Plan(
-        model_type="llama", criterion="flap", allocator="uniform", repair="bias", units=("ffn",),
-        layout="uniform", round_to=1, dtype="bfloat16", dense=size, requested=size,
-        reached={**size, "params": 850}, layers=layers,
-    )  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    (folder / "plan.json").write_text(plan.model_dump_json())
-    return folder
-
-
-PROTOCOL = {
-    "perplexity": {
-        "name": "words", "metric": "words_ppl_seq32", "kl_metric": "words_kl_to_dense_seq32",
-        "window_tokens": 32, "scored_tokens": 4096, "compared_tokens": 2048,
-    },
-    "tasks": {"own": {"items": 100, "lm_eval_version": "1.0", "few_shot": 0, "metrics": ["own_acc"]}},
-    "averaged": ["own_acc"],
-}  # fmt: skip
-DENSE = {"words_ppl_seq32": 20.0, "own_acc": 0.5, "own_acc_stderr": 0.05, "zero_shot_mean_acc": 0.5}
-FINAL = {
-    "words_ppl_seq32": 25.0, "words_kl_to_dense_seq32": 0.125, "own_acc": 0.3, "own_acc_stderr": 0.05,
-    "zero_shot_mean_acc": 0.3,
-}  # fmt: skip
-
-
-def write_scores(folder: Path, metrics: dict[str, float]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "details.json").write_text(json.dumps(PROTOCOL))
-    return folder
-
-
-def scores_of(place: Path) -> dict[str, Path]:
-    return {
-        "dense": write_scores(place / "dense", DENSE),
-        "final": write_scores(place / "final", FINAL),
-    }
 
 
 def run(model: Path, workdir: Path, config=CONFIG, credits=CREDITS):
@@ -166,6 +125,20 @@ def test_the_card_says_what_was_lost_and_how_it_was_measured(exported):
         "| own\\_acc | 0.500 ± 0.050 | 0.300 ± 0.050 | -0.200 | lm-eval, task version 1.0, 100 items |",
     ):
         assert row in text
+
+
+def test_the_card_of_a_file_that_was_not_evaluated_states_the_scores_of_the_model_before(tmp_path):
+    import yaml
+
+    plan, scores = read_plan(write_plan(tmp_path)), judged(**scores_of(tmp_path))
+    use = Use("gguf", [], stored="gguf:Q4_0", bytes=500, evaluated=False)
+    text = card(CREDITS, plan, [], [], scores, use)
+    assert "| source model | before it was stored as gguf:Q4_0 (this file was not evaluated) | change" in text
+    assert "KL(source || the model before)" in text
+    assert "model-index" not in yaml.safe_load(text.split("---")[1])
+    own = card(CREDITS, plan, [], [], scores, Use("gguf", [], stored="gguf:Q4_0", bytes=500))
+    assert "| metric | source model | this model | change" in own
+    assert "model-index" in yaml.safe_load(own.split("---")[1])
 
 
 def test_a_difference_of_accuracies_inside_the_noise_is_none():

@@ -90,6 +90,10 @@ def test_another_format_is_made_of_the_final_model_by_its_own_steps_alone(
     stages = {one["stage"] for one in lineage.result["records"].values()}
     assert {"acquire_model", "prune", "export"} <= stages
     assert ("quantize" in stages) == form.startswith("gguf")
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert ("not evaluated" in card, "model-index" in card) == (
+        (True, False) if form.startswith("gguf") else (False, True)
+    )
     checked = resprout("verify", found.result["digest"], home=served)
     assert checked.code == 0, checked.err + checked.out
     everything = resprout("verify", "--all", home=served)
@@ -113,6 +117,7 @@ def test_an_adapter_alone_is_a_format_of_a_run_with_recovery(
     assert made_of["pruned"] == artifacts["prune"]["digest"]
     assert made_of["model"] == artifacts["recover"]["digest"]
     assert not list((tmp_path / "adapter").glob("model*.safetensors"))
+    assert "This is an adapter alone." in (tmp_path / "adapter" / "README.md").read_text()
     content = copied / "store" / "content"
     base = AutoModelForCausalLM.from_pretrained(content / made_of["pruned"])
     recovered = AutoModelForCausalLM.from_pretrained(content / made_of["model"] / "model")
