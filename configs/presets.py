@@ -114,7 +114,7 @@ def load_preset(name: str) -> Preset:
         raise BadInput(RENAMED[name])
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean '{near[0]}'?" if near else "."
         raise BadInput(f"unknown pruning method '{name}'{hint} Known: {', '.join(known)}.")
     return _read(FOLDER / f"{name}.yaml")
 

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from resprout.configs.blocks import multiple_of
+from resprout.configs.formats import WITH_TYPES, FormatName, FormatNames
 from resprout.configs.infrastructure import (
     SECRETS,
     InfraConfig,
@@ -426,7 +427,7 @@ class SparsifyConfig(Section):
 class QuantizeConfig(Section):
     """Files of few bits made of the final model; each is evaluated and measured as the file that ships."""
 
-    formats: Annotated[tuple[str, ...], Field(min_length=1)]
+    formats: Annotated[FormatNames, Field(min_length=1)]
     """gguf:TYPE, by llama.cpp's own quantiser (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16, ...);
     compressed-tensors:TYPE, for transformers and vLLM (W8A16, W4A16, W4A16-G64, W4A16-G32, W8A8, FP8);
     torchao:TYPE, for transformers with torchao (INT8, INT8-DYNAMIC, which rounds inputs too);
@@ -443,7 +444,7 @@ QUANTIZED, SOURCE_FILE = "quantized", "source_file"
 class CompareConfig(Section):
     """Plain alternatives that are judged beside the files of few bits, by the same evaluator."""
 
-    baselines: Annotated[tuple[str, ...], Field(min_length=1)] = (QUANTIZED,)
+    baselines: Annotated[FormatNames, Field(min_length=1)] = (QUANTIZED,)
     """quantized: the dense model in each type that ships and in the next two smaller ones, where its format
     has them; a format such as gguf:Q2_K: the dense model in that; source_file: the GGUF file that the run
     began with."""
@@ -739,7 +740,7 @@ class DropBound(Section):
 class GateConfig(Section):
     """Bounds relative to the dense model, measured in the same run."""
 
-    of: str | None = None
+    of: FormatName | None = None
     """File of few bits that is held against the bounds, say gguf:Q4_K_M; absent: the model before it."""
     max_perplexity_ratio: Annotated[float, Field(gt=0.0)] | None = None
     """Recovered perplexity / dense perplexity."""
@@ -763,7 +764,7 @@ class GateConfig(Section):
 class ExportConfig(Section):
     """Formats to write; each is loaded again by its stock tool before it counts."""
 
-    formats: tuple[str, ...] = ("hf",)
+    formats: FormatNames = ("hf",)
     """Formats to write (`resprout methods`). Left out: hf, or hf_layouts where prune.layout is per_layer, and
     what quantize makes."""
     prompts: Annotated[tuple[str, ...], Field(min_length=5)] = (
@@ -815,7 +816,7 @@ class PushConfig(Section):
 
     to: Annotated[Address, Field(pattern=r"^hf://[\w.-]+/[\w.-]+$")]
     """hf://org/name; made where it is not there."""
-    formats: tuple[str, ...] = ()
+    formats: FormatNames = ()
     """Formats of export.formats, the first at the root, others in a folder of their name. Left out: all."""
     private: bool = True
     """Whether a repository that is made is private."""
@@ -881,7 +882,8 @@ class RunConfig(Section):
         prune, quantize = info.data.get("prune"), info.data.get("quantize")
         made = quantize.formats if quantize is not None else ()
         if "formats" in export.model_fields_set or prune is None:
-            lacking = [name for name in export.formats if ":" in name and name not in made]
+            few_bits = [name for name in export.formats if name.partition(":")[0] in WITH_TYPES]
+            lacking = [name for name in few_bits if name not in made]
             if lacking:
                 raise ValueError(
                     f"export.formats holds {lacking[0]}, which quantize.formats does not make; name it there"

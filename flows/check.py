@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
+from resprout.configs.blocks import BLOCK, block_of, multiple_of
 from resprout.configs.errors import BadInput, DoesNotFit, Fault, faults_in, sentences
+from resprout.configs.formats import WITH_TYPES
 from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import RunConfig
@@ -27,7 +29,6 @@ from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
 from resprout.tasks.prune.rounds import schedule_of
 from resprout.tasks.prune.target import implied_shape
-from resprout.tasks.quantize.format import FORMATS as QUANTIZED
 from resprout.tasks.quantize.format import baselines
 from resprout.tasks.quantize.format import format_of as quantized_format
 
@@ -58,6 +59,7 @@ def _faults(loaded: Loaded) -> list[Fault]:
     ]
     steps += [
         ("prune", lambda: _trains(config)),
+        ("quantize.formats", lambda: _files(config)),
         ("export.formats", lambda: _formats(config)),
         ("compare.baselines", lambda: _baselines(config)),
         ("compare.baselines", lambda: require_source_file(loaded)),
@@ -96,7 +98,7 @@ def _unfit(config: RunConfig, shapes: Mapping[str, Shape]) -> list[str]:
     try:
         cut = implied_shape(dense, config.prune, config.model.dtype)
     except BadInput as error:
-        return [*faults, f"prune.target: {error}"]
+        return [*faults, f"prune.target: {error}{_wide_blocks(config, str(error))}"]
     faults += [*_layout_of_files(config, dense), *_unfit_baselines(config, dense)]
     for stage in STAGES:
         if (section := getattr(config, stage.section)) is not None:
@@ -105,6 +107,19 @@ def _unfit(config: RunConfig, shapes: Mapping[str, Shape]) -> list[str]:
             except BadInput as error:
                 faults.append(str(error))
     return faults
+
+
+def _wide_blocks(config: RunConfig, fault: str) -> str:
+    """Where a fault of the target comes from what round_to: auto takes, the format behind it, and another."""
+    formats = config.quantize.formats if config.quantize is not None else ()
+    rounded = multiple_of(formats)
+    if "round_to" not in fault or rounded != config.prune.round_to or rounded <= BLOCK:
+        return ""
+    widest = max(formats, key=block_of)
+    return (
+        f"; round_to: auto is {rounded} here because {widest} takes {block_of(widest)} weights of a row "
+        f"together; gguf:Q4_0 takes {BLOCK}"
+    )
 
 
 def _layout_of_files(config: RunConfig, dense: Shape) -> list[str]:
@@ -166,8 +181,8 @@ def check_adapters(config: RunConfig) -> None:
 
 
 def _formats(config: RunConfig) -> None:
-    """BadInput for a format that is not there, that nothing makes, or that cannot hold the layout."""
-    layout, made = config.prune.layout, config.quantize.formats if config.quantize is not None else ()
+    """BadInput for a format that is not there or cannot hold the layout."""
+    layout = config.prune.layout
     check_adapters(config)
     for name in config.export.formats[:1] if config.registration is not None else ():
         if entry(name).declared["adapters"]:
@@ -176,19 +191,28 @@ def _formats(config: RunConfig) -> None:
                 f"adapter is no model; give formats: [hf, {name}]"
             )
     for name in config.export.formats:
-        if entry(name).declared["quantized"] and name not in made:
-            form = name.partition(":")[0]
-            types = ", ".join(QUANTIZED.entry(form).declared["types"])
-            raise BadInput(
-                f"export.formats holds {name}, which is made by quantize, evaluated and timed first; name it "
-                f"with its type in quantize.formats and leave export.formats out (types of {form}: {types})"
-            )
-        if layout not in entry(name).declared["layouts"]:
+        declared = entry(name).declared
+        if layout not in declared["layouts"] and not declared["quantized"]:
             whole = [one for one in FORMATS if not one.declared["quantized"] and not one.declared["adapters"]]
             fitting = [one.name for one in whole if layout in one.declared["layouts"]]
             raise BadInput(
                 f"export.formats holds {name}, which stock classes load with one width for all layers, but "
                 f"prune.layout is {layout}; give layout: uniform, or formats: [{', '.join(fitting)}]"
+            )
+
+
+def _files(config: RunConfig) -> None:
+    """BadInput for a format of few bits that cannot hold the layout, whatever the model is."""
+    layout = config.prune.layout
+    for name in config.quantize.formats if config.quantize is not None else ():
+        if layout not in entry(name).declared["layouts"]:
+            fitting = [
+                example for form, example in WITH_TYPES.items() if layout in entry(form).declared["layouts"]
+            ]
+            raise BadInput(
+                f"quantize.formats holds {name}, which stock classes load with one width for all layers, but "
+                f"prune.layout is {layout}; give layout: uniform, or a format that holds it, say "
+                f"{' or '.join(fitting)}"
             )
 
 

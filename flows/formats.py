@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.formats import WITH_TYPES, spelled
 from resprout.configs.result import GateResult
 from resprout.configs.schema import QuantizeConfig, RunConfig
 from resprout.flows import preflight
@@ -56,6 +57,14 @@ def formats_in(store: ArtifactStore, ref: ArtifactRef) -> dict[str, Exported]:
         one["format"]: Exported(one["format"], ref.digest, ref.record, one["path"], one["bytes"])
         for one in listed
     }
+
+
+def asked_format(name: str) -> str:
+    """The name in the one spelling that it has; BadInput where its type is lacking."""
+    try:
+        return spelled(name)
+    except ValueError as error:
+        raise BadInput(f"--format: {error}") from None
 
 
 def made_by(run: RecordedRun, store: ArtifactStore) -> dict[str, Exported]:
@@ -131,7 +140,8 @@ class FurtherFormat:
     def _refuse_misfit(self, shape: Shape) -> None:
         layout = "uniform" if shape.stock else "per_layer"
         if layout not in _layouts(self.form, shape):
-            fitting = [one.name for one in FORMATS if layout in _layouts(one.name, shape)]
+            names = [WITH_TYPES.get(one.name, one.name) for one in FORMATS]
+            fitting = [name for name in names if layout in _layouts(name, shape)]
             raise BadInput(
                 f"{self.form} holds a {shape.model_type} whose layers all have one width, and those of "
                 f"this one differ; give --format {' or '.join(fitting)}"
@@ -164,7 +174,7 @@ def copy_out(store: ArtifactStore, one: Exported, target: Path) -> Path:
         StageFailed: the disk is full.
     """
     target = target.expanduser().absolute()
-    refuse_taken(target)
+    refuse_unusable(target)
     with store.open(one.digest) as content:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -187,10 +197,14 @@ def copy_out(store: ArtifactStore, one: Exported, target: Path) -> Path:
     return target
 
 
-def refuse_taken(target: Path) -> None:
-    """BadInput where there is anything but an empty folder."""
+def refuse_unusable(target: Path) -> None:
+    """BadInput where there is anything but an empty folder, or where none can be made."""
+    target = target.expanduser().absolute()
     try:
         taken = target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
+        if not taken:
+            above = next(parent for parent in target.parents if parent.exists())
+            tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=above).cleanup()
     except OSError as error:
         raise BadInput(f"{target} cannot be used ({error.strerror}); give a new or an empty folder") from None
     if taken:

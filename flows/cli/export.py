@@ -28,7 +28,8 @@ def export(
         typer.Argument(help="models:/name/3, models:/name@alias, digest of an export or a report, run id."),
     ],
     to: Annotated[
-        Path | None, typer.Option(help="New or empty folder to copy the model to; default: only list.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="New or empty folder to copy the model to; default: only list."),
     ] = None,
     form: Annotated[
         str | None,
@@ -60,13 +61,43 @@ def export(
       resprout export models:/smollm2-135m-resprout@candidate --to my-gguf --format gguf:Q4_K_M
       resprout export models:/smollm2-135m-resprout/1 --push hf://me/smollm2-small --public
     """
+    try:
+        found, lines = _export(reference, to, form, push, public, trust_remote_code, config, debug)
+    except (Exception, KeyboardInterrupt) as error:
+        if as_json:
+            from resprout.configs.result import RunResult
+
+            failed = RunResult(status="failed", exit_code=1)
+            failed.fail(error)
+            said = failed.model_dump(include={"status", "exit_code", "message"})
+            typer.echo(json.dumps({"reference": reference, **said}))
+        raise
+    for remark in found["remarks"]:
+        typer.echo(f"remark: {remark}", err=True)
+    if as_json:
+        from resprout.flows.audit.render import json_line
+
+        lines = [json_line({**found, "status": "done", "exit_code": 0})]
+    for line in lines:
+        typer.echo(line)
+
+
+def _export(
+    reference: str, target: str | None, form: str | None, push: str | None, public: bool,
+    trust_remote_code: bool, config: Path | None, debug: bool,
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """All that was done as plain data, and as lines."""
     from resprout.configs.errors import BadInput
-    from resprout.flows.formats import copy_out, failed_bounds, made_by, refuse_taken
+    from resprout.flows.formats import asked_format, copy_out, failed_bounds, made_by, refuse_unusable
     from resprout.flows.recorded_run import recorded_run
     from resprout.flows.workspace import named, open_workspace
 
+    if target == "":
+        raise BadInput("--to is empty; give a new or an empty folder")
+    to = None if target is None else Path(target)
+    form = None if form is None else asked_format(form)
     if to is not None:
-        refuse_taken(to)
+        refuse_unusable(to)
     elif push is None and form is not None:
         raise BadInput(
             f"--format {form} alone would only fill the store; give --to FOLDER or --push hf://..."
@@ -104,14 +135,7 @@ def export(
     elif not lines:
         lines = [f"the store no longer has an export of {reference}; --to FOLDER --format FORMAT makes one"]
     found["remarks"] = remarks
-    for remark in remarks:
-        typer.echo(f"remark: {remark}", err=True)
-    if as_json:
-        from resprout.flows.audit.render import json_line
-
-        lines = [json_line(found)]
-    for line in lines:
-        typer.echo(line)
+    return found, lines
 
 
 def _pushed(workspace: Workspace, one: Exported, address: str, run: str, private: bool) -> PushResult:

@@ -106,7 +106,7 @@ class Registry(Generic[T]):
         """The entry called `name`; an unknown one raises BadInput with the nearest and all known names."""
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = f"; did you mean '{near[0]}'?" if near else "."
             raise BadInput(f"unknown {self.kind} '{name}'{hint} Known: {', '.join(sorted(self._entries))}.")
         return self._entries[name]
 

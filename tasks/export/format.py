@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from resprout.configs.errors import StageFailed
+from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.core.methods import Entry, Registry
 
 if TYPE_CHECKING:
@@ -84,8 +84,10 @@ def entry(name: str) -> Entry:
 
 
 def format_of(name: str) -> Format:
-    """The format in the type that a name says."""
+    """The format in the type that a name says; BadInput for a type of a format that has none."""
     form, _, kind = name.partition(":")
+    if kind and not FORMATS.entry(form).declared["quantized"]:
+        raise BadInput(f"{form} keeps the dtype of the run and has no types; give {form}, not {name}")
     return FORMATS.get(form)(kind)
 
 

@@ -44,10 +44,7 @@ class HuggingFace:
     library: ClassVar[str] = "transformers"
 
     def __init__(self, kind: str = "") -> None:
-        if kind:
-            raise BadInput(
-                f"the format hf keeps the dtype of the run and has no types; give hf, not hf:{kind}"
-            )
+        """It keeps the dtype of the run: there are no types."""
 
     def require(self) -> None:
         """Nothing: transformers is here."""

@@ -64,7 +64,7 @@ class Onnx:
     library: ClassVar[str] = "onnx"
 
     def __init__(self, kind: str) -> None:
-        self.kind = onnx_type(kind or "F32")
+        self.kind = onnx_type(kind)
         self.exact = self.kind == "F32"
 
     def require(self) -> None:

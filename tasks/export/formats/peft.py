@@ -44,8 +44,6 @@ class Peft(HuggingFace):
     )
 
     def __init__(self, kind: str = "") -> None:
-        if kind:
-            raise BadInput(f"the format peft keeps the adapter as it was trained; give peft, not peft:{kind}")
         self.base = Path()
         self.tolerance = 0.0
 

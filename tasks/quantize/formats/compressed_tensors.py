@@ -38,7 +38,7 @@ class CompressedTensors:
     )
 
     def __init__(self, kind: str) -> None:
-        self.kind = tensors_type(kind or "W4A16")
+        self.kind = tensors_type(kind)
 
     def require(self) -> None:
         """Raise BadInput where the library is not installed."""

@@ -51,7 +51,7 @@ class Gguf:
     )
 
     def __init__(self, kind: str) -> None:
-        self.kind = gguf_type(kind or "F16")
+        self.kind = gguf_type(kind)
 
     def require(self) -> None:
         """Raise BadInput where llama.cpp is not installed."""

@@ -28,7 +28,7 @@ class Onnx:
     types: ClassVar[tuple[str, ...]] = ("F32", "F16")
 
     def __init__(self, kind: str) -> None:
-        self.kind = onnx_type(kind or "F32")
+        self.kind = onnx_type(kind)
 
     def require(self) -> None:
         """Raise BadInput where the packages that write and run the graph are not installed."""

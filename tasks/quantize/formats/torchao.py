@@ -29,7 +29,7 @@ class TorchAo:
     types: ClassVar[tuple[str, ...]] = ("INT8", "INT8-DYNAMIC")
 
     def __init__(self, kind: str) -> None:
-        self.kind = torchao_type(kind or "INT8")
+        self.kind = torchao_type(kind)
 
     def require(self) -> None:
         """Raise BadInput where the library is not installed."""

@@ -79,7 +79,9 @@ def test_another_format_is_made_of_the_final_model_by_its_own_steps_alone(
     found = resprout("export", VERSION, "--to", tmp_path / "one", "--format", form, "--json", home=served)
     assert found.code == 0, found.err
     assert found.result["made_afterwards"]
-    again = resprout("export", VERSION, "--to", tmp_path / "two", "--format", form, "--json", home=served)
+    again = resprout(
+        "export", VERSION, "--to", tmp_path / "two", "--format", form.replace("Q", "q"), "--json", home=served
+    )
     assert again.code == 0, again.err
     assert again.result["digest"] == found.result["digest"]
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -146,6 +148,10 @@ def test_an_adapter_of_a_run_without_recovery_is_refused(
         (("--to", "{new}", "--format", "ggfu:Q4_0"), "did you mean 'gguf'?"),
         (("--to", "{new}", "--format", "hf:Q4_0"), "give hf, not hf:Q4_0"),
         (("--format", "gguf:Q8_0"), "give --to FOLDER or --push"),
+        (("--to", "{new}", "--format", "onnx"), "give it with its type, say onnx:F32"),
+        (("--to", "{new}", "--format", "nope"), "unknown export format 'nope'. Known: "),
+        (("--to", ""), "--to is empty; give a new or an empty folder"),
+        (("--to", "/proc/new", "--format", "hf_layouts"), "/proc/new cannot be used ("),
     ],
 )
 def test_bad_input_is_one_sentence_and_makes_nothing(
@@ -154,8 +160,11 @@ def test_bad_input_is_one_sentence_and_makes_nothing(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     given = [one.format(taken=tmp_path / "taken", new=tmp_path / "new") for one in options]
-    found = resprout("export", VERSION, *given, home=finished.home)
+    found = resprout("export", VERSION, *given, "--json", home=finished.home)
     assert found.code == 2
+    assert (found.result["status"], found.result["exit_code"]) == ("bad_input", 2)
+    assert sentence in found.result["message"]
+    assert "done in" not in found.err
     assert sentence in found.err
     assert found.err.strip().count("\n") == 0
     assert not (tmp_path / "new").exists()

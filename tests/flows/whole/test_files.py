@@ -129,7 +129,7 @@ def _found_again(folder: Path, resprout: Callable[..., Any]) -> None:
         ),
         (
             {"export": {**config()["export"], "formats": ["hf", "onnx"]}},
-            "export.formats holds onnx, which is made by quantize, evaluated and timed first; name it with",
+            "onnx is made by quantize in one of its types; give it with its type, say onnx:F32",
         ),
         ({"quantize": {"formats": ["onnx:INT8"]}}, "'INT8' is no type of ONNX file; give onnx:F32 or"),
     ],
