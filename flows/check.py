@@ -125,9 +125,11 @@ def _wide_blocks(config: RunConfig, fault: str) -> str:
 def _layout_of_files(config: RunConfig, dense: Shape) -> list[str]:
     """Formats of few bits that cannot hold what pruning leaves, whose widths may not be known yet."""
     layout = config.prune.layout
+    fitting = [one for one in WITH_TYPES.values() if layout in quantized_format(one).layouts(dense)]
+    instead = f", or {' or '.join(fitting)}" if fitting else ", or drop the format"
     return [
         f"quantize.formats holds {name}, which for {dense.model_type} has one width for all layers, but "
-        f"prune.layout is {layout}; give layout: uniform, or drop the format"
+        f"prune.layout is {layout}; give layout: uniform{instead}"
         for name in (config.quantize.formats if config.quantize is not None else ())
         if layout not in quantized_format(name).layouts(dense)
     ]

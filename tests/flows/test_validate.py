@@ -358,3 +358,33 @@ def test_it_takes_seconds_and_imports_nothing_heavy(ground: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert done.stderr == "heavy "
     assert used() - began < 6.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "sentence"),
+    [
+        (["export.formats=[hf:x]"], "export.formats", "has no types; give hf, not hf:X"),
+        (["export.formats=[hf_layouts:x]"], "export.formats", "give hf_layouts, not hf_layouts:X"),
+        (["export.formats=[nope]"], "export.formats", "unknown export format 'nope'. Known: "),
+        (
+            ["quantize.formats=[compressed-tensors:W8A16]", "prune.layout=per_layer", "prune.repair=none"],
+            "quantize.formats",
+            "prune.layout is per_layer; give layout: uniform, or a format that holds it, say gguf:Q4_K_M or "
+            "onnx:F32",
+        ),
+        (
+            ["quantize.formats=[gguf:q4_k_m]", "prune.round_to=auto"],
+            "prune.target",
+            "round_to: auto is 256 here because gguf:Q4_K_M takes 256 weights of a row together; gguf:Q4_0 "
+            "takes 32",
+        ),
+    ],
+)
+def test_a_format_that_does_not_fit_is_blamed_on_the_key_that_names_it(
+    overrides: list[str], key: str, sentence: str, validate: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = validate(*overrides, "register=null")
+    assert code == 2
+    assert sentence in " ".join(said.split())
+    assert f"{key}: " in said
+    assert ("export.formats" in said) == (key == "export.formats")

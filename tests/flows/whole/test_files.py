@@ -148,7 +148,12 @@ def test_what_cannot_be_is_said_before_anything_runs(
     ("family", "layout", "said"),
     [
         ("opt", "uniform", "llama.cpp has no architecture for the family opt"),
-        ("qwen3", "per_layer", "gguf:Q8_0, which for qwen3 has one width for all layers"),
+        (
+            "qwen3",
+            "per_layer",
+            "gguf:Q8_0, which for qwen3 has one width for all layers, but prune.layout is per_layer; give "
+            "layout: uniform, or onnx:F32",
+        ),
     ],
 )
 def test_a_model_that_no_file_can_hold_is_refused_before_anything_runs(
