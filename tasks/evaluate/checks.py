@@ -11,7 +11,8 @@ import ast
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 LONGEST = 20_000
 """Characters of an answer that is looked at."""
@@ -22,7 +23,7 @@ def is_python(references: Sequence[str], predictions: Sequence[str]) -> float:
 
     The reference is JSON: {"before": code in front of the answer, "defines": name of a function or class}.
     """
-    asked = json.loads(references[0])
+    asked = code_asked(references[0])
     try:
         tree = ast.parse((asked.get("before", "") + predictions[0])[:LONGEST])
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -39,7 +40,7 @@ def follows(references: Sequence[str], predictions: Sequence[str]) -> float:
     The reference is JSON with any of: "has", "lacks": regular expressions to be found or not;
     "words": [least, most]; "lines": how many that are not empty; "json": true.
     """
-    asked, answer = json.loads(references[0]), predictions[0].strip()[:LONGEST]
+    asked, answer = instructions_asked(references[0]), predictions[0].strip()[:LONGEST]
     least, most = asked.get("words") or (0, LONGEST)
     return float(
         bool(answer)
@@ -51,6 +52,41 @@ def follows(references: Sequence[str], predictions: Sequence[str]) -> float:
     )
 
 
+def code_asked(reference: str) -> Mapping[str, Any]:
+    """The reference of `is_python`; one that is none raises ValueError."""
+    asked = _keys_of(reference, ("before", "defines"))
+    for key, value in asked.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{key}: {value!r}, which is no text")
+    return asked
+
+
+def instructions_asked(reference: str) -> Mapping[str, Any]:
+    """The reference of `follows`; one that is none, or an expression that is none, raises ValueError."""
+    asked = _keys_of(reference, ("has", "lacks", "words", "lines", "json"))
+    for key in ("has", "lacks"):
+        found = asked.get(key, [])
+        if not isinstance(found, list):
+            raise ValueError(f"{key}: {found!r}, which is no list of regular expressions")
+        for one in found:
+            _require_expression(key, one)
+    words = asked.get("words", [0, 0])
+    if not isinstance(words, list) or len(words) != 2 or not all(map(_is_count, words)):
+        raise ValueError(f"words: {words!r}, which is no [least, most]")
+    if not _is_count(asked.get("lines", 0)):
+        raise ValueError(f"lines: {asked['lines']!r}, which is no whole number")
+    if not isinstance(asked.get("json", True), bool):
+        raise ValueError(f"json: {asked['json']!r}, which is neither true nor false")
+    return asked
+
+
+ASKED: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
+    "is_python": code_asked,
+    "follows": instructions_asked,
+}
+"""By the name of a check the function that reads its references."""
+
+
 @functools.cache
 def register() -> None:
     """Make the checks known to lm-eval, as metrics whose mean counts."""
@@ -60,6 +96,31 @@ def register() -> None:
         register_metric(
             metric=check.__name__, higher_is_better=True, output_type="generate_until", aggregation="mean"
         )(check)
+
+
+def _keys_of(reference: str, known: Sequence[str]) -> dict[str, Any]:
+    """The keys that a reference gives; rows of one file have the keys of all, null where they give none."""
+    try:
+        asked = json.loads(reference)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{reference[:60]!r}, which is no JSON") from None
+    if not isinstance(asked, dict):
+        raise ValueError(f"{asked!r:.60}, which is no mapping with any of {', '.join(known)}")
+    given = {key: value for key, value in asked.items() if value is not None}
+    if unknown := sorted(given.keys() - set(known)):
+        raise ValueError(f"{', '.join(unknown)}, and may have {', '.join(known)}")
+    return given
+
+
+def _require_expression(key: str, given: Any) -> None:
+    try:
+        re.compile(given, re.MULTILINE)
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"{key}: {given!r}, which is no regular expression ({error})") from None
+
+
+def _is_count(given: Any) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool)
 
 
 def _is_json(answer: str) -> bool:

@@ -2,13 +2,19 @@
 
 Rows are those of a TREC run with texts: qid, query, docid, text, relevance. Pointwise, a passage is worth how
 much likelier "yes" is than "no" (arXiv 2211.09110); pairwise, it is worth the passages that it
-beats, each pair asked in both orders (arXiv 2306.17563). nDCG is scikit-learn's, with the relevance as gain.
+beats, each pair asked in both orders (arXiv 2306.17563). nDCG is scikit-learn's, with the relevance as gain;
+below 0, as TREC judges spam, a passage is worth no more than one that is not relevant.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from resprout.configs.errors import BadInput
 
 COLUMNS = ("qid", "query", "docid", "text", "relevance")
 CUTOFF = 10
@@ -24,12 +30,45 @@ def ranking_of(settings: Mapping[str, Any]) -> str | None:
     return metadata.get("ranking") if isinstance(metadata, Mapping) else None
 
 
+def check_rows(name: str, path: Path) -> None:
+    """Raise BadInput where a row of the task lacks a column, or has a relevance that is no number."""
+    with path.open(encoding="utf-8") as lines:
+        for number, row in enumerate(map(json.loads, lines), 1):
+            if lacking := [one for one in COLUMNS if row.get(one) is None]:
+                raise BadInput(
+                    f"evaluation task {name}: row {number} has no {', '.join(lacking)}; give rows with "
+                    f"{', '.join(COLUMNS)}"
+                )
+            try:
+                gain(row["relevance"])
+            except (TypeError, ValueError):
+                raise BadInput(
+                    f"evaluation task {name}: row {number} has relevance {row['relevance']!r}, which is no "
+                    "number; give 0 for a passage that is not relevant, more for one that is"
+                ) from None
+
+
+def gain(relevance: Any) -> float:
+    """The relevance as a number, none below 0; what is no number raises ValueError or TypeError."""
+    found = float(relevance)
+    if not math.isfinite(found):
+        raise ValueError(relevance)
+    return max(0.0, found)
+
+
+def graded(rows: Any) -> Any:
+    """The data set with each relevance as a gain."""
+    from datasets import Dataset
+
+    return Dataset.from_list([{**row, "relevance": gain(row["relevance"])} for row in rows])
+
+
 def pairs(rows: Any) -> Any:
     """A data set with a row for each two passages of a query in each order: text_a, text_b, docid_a, ..."""
     from datasets import Dataset
 
     by_query: dict[Any, list[Mapping[str, Any]]] = {}
-    for row in rows:
+    for row in graded(rows):
         by_query.setdefault(row["qid"], []).append(row)
     return Dataset.from_list(
         [
@@ -57,7 +96,7 @@ def entry(row: Mapping[str, Any], scores: Sequence[float]) -> dict[str, Any]:
     return {
         "qid": str(row["qid"]),
         "query": row["query"],
-        "passages": [[str(name), float(gain), float(won)] for name, gain, won in passages],
+        "passages": [[str(name), gain(relevance), float(won)] for name, relevance, won in passages],
     }
 
 

@@ -17,7 +17,7 @@ from resprout.configs.schema import EvaluationTask, SuiteConfig
 from resprout.tasks.data.chat import NO_CHAT, chat_texts
 from resprout.tasks.evaluate import checks
 from resprout.tasks.evaluate.lm_eval_tasks import resolved
-from resprout.tasks.evaluate.ranking import PAIRWISE, pairs, ranking_of
+from resprout.tasks.evaluate.ranking import PAIRWISE, check_rows, graded, pairs, ranking_of
 from resprout.tasks.evaluate.task_files import CHOICES, TASK_ROLE, WRITTEN, capability_of
 
 SPLIT, EXAMPLES = "validation", "examples"
@@ -37,6 +37,11 @@ class Asked:
     few_shot: int
     settings: Mapping[str, Any]
     """lm-eval's, with files of ours for the data set."""
+
+    @property
+    def rows(self) -> Path:
+        """The file of its rows."""
+        return Path(self.settings["dataset_kwargs"]["data_files"][SPLIT])
 
     @property
     def kind(self) -> str:
@@ -68,8 +73,8 @@ class Asked:
                     f"lm-eval's; give one of {', '.join(sorted(metric_registry))}"
                 )
         given = resolved(dict(self.settings))
-        if self.ranking == PAIRWISE:
-            given["process_docs"] = pairs
+        if self.ranking is not None:
+            given["process_docs"] = pairs if self.ranking == PAIRWISE else graded
         return ConfigurableTask(config=given)
 
 
@@ -126,14 +131,19 @@ def count_items(asked: Asked) -> int:
     """How many items are scored; BadInput where the task does not fit one, or has too few examples."""
     item = 0
     try:
+        if asked.ranking is not None:
+            check_rows(asked.name, asked.rows)
         made = asked.made()
+        checked = [name for name in made.aggregation() if name in checks.ASKED]
         for row in itertools.islice(made.eval_docs, asked.suite.limit):
             item += 1
             made.doc_to_text(row)
             if made.OUTPUT_TYPE == CHOICES:
                 _require_answer(made.doc_to_choice(row), made.doc_to_target(row))
             elif not callable(made.config.process_results):
-                made.doc_to_target(row)
+                target = made.doc_to_target(row)
+                for metric in checked:
+                    _check_reference(asked, metric, item, str(target))
         if asked.few_shot:
             made.set_fewshot_seed(0)
             made.fewshot_context(made.eval_docs[0], num_fewshot=asked.few_shot)
@@ -147,6 +157,17 @@ def count_items(asked: Asked) -> int:
             f"({type(error).__name__}: {what}); fix the task's YAML, or leave such rows out by `where`"
         ) from error
     return item
+
+
+def _check_reference(asked: Asked, metric: str, item: int, reference: str) -> None:
+    """Raise BadInput where one of our checks could not read what it is to check."""
+    try:
+        checks.ASKED[metric](reference)
+    except ValueError as error:
+        raise BadInput(
+            f"evaluation task {asked.name}: for row {item} doc_to_target, {asked.settings['doc_to_target']}, "
+            f"gives {error}; mend the row, or leave it out by `where`"
+        ) from None
 
 
 def _require_answer(choices: Any, target: Any) -> None:

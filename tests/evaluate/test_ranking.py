@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from resprout.configs.schema import EvaluateConfig
 from resprout.tasks.core.job import WHOLE, silent
 from resprout.tasks.evaluate.answers import accuracies, answers, by_items, rows
 from resprout.tasks.evaluate.ranking import by_query, entry
-from resprout.tasks.evaluate.task import all_asked, count_items
+from resprout.tasks.evaluate.task import Asked, all_asked, count_items
 from resprout.tasks.evaluate.task_files import read_task
 from resprout.tasks.models.load import load_model, load_tokenizer
 from tiny_models import write_tiny_folder
@@ -74,20 +75,64 @@ def test_pairs_count_wins_of_both_orders() -> None:
     assert values == [1.0]
 
 
-@pytest.mark.parametrize("name", ["rank_pointwise", "rank_pairwise"])
-def test_the_whole_way(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, list[dict[str, Any]]], list[Asked]]:
+    """The shipped task of a name over rows, as acquired."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "task"
-    folder.mkdir()
-    (folder / "task.json").write_text(json.dumps(read_task(name, tmp_path)))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in ROWS))
-    config = EvaluateConfig.model_validate(
-        {
-            "perplexity": {"text": [{"source": "x"}]},
-            "suites": [{"tasks": [{"task": name, "data": {"source": "x"}}]}],
-        }
-    )
-    tasks = all_asked(config.placed_suites, {f"task_{name}": folder})
+
+    def asked(name: str, given: list[dict[str, Any]]) -> list[Asked]:
+        folder = tmp_path / "task"
+        folder.mkdir(exist_ok=True)
+        (folder / "task.json").write_text(json.dumps(read_task(name, tmp_path)))
+        (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in given))
+        config = EvaluateConfig.model_validate(
+            {
+                "perplexity": {"text": [{"source": "x"}]},
+                "suites": [{"tasks": [{"task": name, "data": {"source": "x"}}]}],
+            }
+        )
+        return all_asked(config.placed_suites, {f"task_{name}": folder})
+
+    return asked
+
+
+BOTH = pytest.mark.parametrize("name", ["rank_pointwise", "rank_pairwise"])
+
+
+@BOTH
+def test_rows_are_tried_when_they_are_counted(name: str, ask: Callable[..., list[Asked]]) -> None:
+    for gain in ("high", None, "nan"):
+        rows = [ROWS[0], ROWS[1] | {"relevance": gain}]
+        with pytest.raises(
+            BadInput, match=r"row 2 has (relevance '(high|nan)', which is no|no relevance; gi)"
+        ):
+            count_items(*ask(name, rows))
+    with pytest.raises(BadInput, match="row 1 has no docid; give rows with qid, query, docid, text, relevan"):
+        count_items(*ask(name, [{key: value for key, value in ROWS[0].items() if key != "docid"}]))
+
+
+@BOTH
+def test_relevance_below_zero_is_none_and_numbers_may_be_text(
+    name: str, ask: Callable[..., list[Asked]]
+) -> None:
+    found = []
+    for gains in ((0, 0, 2), (-2, 0, 2), ("-2", "0", "2")):
+        (one,) = ask(name, [row | {"relevance": gain} for row, gain in zip(ROWS, gains, strict=False)])
+        assert count_items(one) == (3 if name == "rank_pointwise" else 6)
+        made = one.made()
+        docs = list(made.eval_docs)
+        entries = [entry(row, [float(at), 0.0]) for at, row in enumerate(docs)]
+        found.append(([made.doc_to_target(row) for row in docs], by_query(entries)[1]))
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0][0])) == 2
+    assert entry(row("a", -2), [0.0, 0.0])["passages"] == [["a", 0.0, 0.0]]
+
+
+@BOTH
+def test_the_whole_way(name: str, tmp_path: Path, ask: Callable[..., list[Asked]]) -> None:
+    tasks = ask(name, ROWS)
     assert count_items(tasks[0]) == (8 if name == "rank_pointwise" else 10)
     assert not tasks[0].averaged
     model = write_tiny_folder(tmp_path / "model")
@@ -99,9 +144,6 @@ def test_the_whole_way(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [one["prompt"] for one in listed] == [words(3, 0), words(3, 3)]
     assert sorted(listed[0]["answer"].split()) == ["d0", "d1", "d2"]
     assert listed[0]["target"] == "d0 d2 d1"
-    (folder / "rows.jsonl").write_text(
-        json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1] | {"relevance": 0}) + "\n"
-    )
     none = [item | {"ranked": {**item["ranked"], "passages": []}} for item in found[name].items]
     found[name].items = none
     with pytest.raises(BadInput, match="no query with two passages of which one is relevant"):

@@ -269,6 +269,55 @@ def test_examples_that_are_too_few_are_bad_input(tmp_path: Path) -> None:
         count_items(one)
 
 
+@pytest.mark.parametrize(
+    ("check", "expected"),
+    [
+        ({"has": ["("]}, r"gives has: '\(', which is no regular expression \(missing \)"),
+        ({"lacks": ["[a"]}, r"gives lacks: '\[a', which is no regular expression"),
+        ({"has": "w5"}, "gives has: 'w5', which is no list of regular expressions"),
+        ({"words": [3]}, r"gives words: \[3\], which is no \[least, most\]"),
+        ({"lines": "two"}, "gives lines: 'two', which is no whole number"),
+        ({"json": "yes"}, "gives json: 'yes', which is neither true nor false"),
+        ({"hass": ["w5"]}, "gives hass, and may have has, lacks, words, lines, json"),
+        ("not json", "gives 'not json', which is no mapping with any of has, lacks"),
+    ],
+)
+def test_instructions_that_cannot_be_checked_are_bad_input(check: Any, expected: str, tmp_path: Path) -> None:
+    right: Any = {"has": ["w6"], "words": [1, 4]} if isinstance(check, dict) else check
+    rows = [{"prompt": "w5", "check": right}, {"prompt": "w6", "check": check}]
+    (one,) = ask(tmp_path, ({"task": "instructions"}, read_task("instructions", tmp_path), rows, None))
+    number = 2 if isinstance(check, dict) else 1
+    with pytest.raises(
+        BadInput, match=rf"for row {number} doc_to_target, {{{{ check \| tojson }}}}, {expected}"
+    ):
+        count_items(one)
+
+
+def test_instructions_and_code_that_can_be_checked_are_counted(tmp_path: Path) -> None:
+    checked: Rows = [
+        {"prompt": "w5", "check": one}
+        for one in ({"has": ["^w6$"], "lacks": ["w7"]}, {"words": [1, 4]}, {"lines": 2}, {"json": True})
+    ]
+    code: Rows = [{"prompt": "def add(a, b):\n", "entry_point": "add"}]
+    tasks = ask(
+        tmp_path,
+        ({"task": "instructions"}, read_task("instructions", tmp_path), checked, None),
+        ({"task": "python_code"}, read_task("python_code", tmp_path), code, None),
+    )
+    assert [count_items(one) for one in tasks] == [4, 1]
+    code[0]["entry_point"] = 5
+    write(tasks[1].rows, code)
+    with pytest.raises(BadInput, match="gives defines: 5, which is no text"):
+        count_items(tasks[1])
+
+
+def test_a_column_of_two_kinds_is_tried_row_by_row(tmp_path: Path) -> None:
+    rows = [{"prompt": "w5", "check": {"has": ["w6"]}}, {"prompt": "w6", "check": "not json"}]
+    (one,) = ask(tmp_path, ({"task": "instructions"}, read_task("instructions", tmp_path), rows, None))
+    with pytest.raises(BadInput, match=r"for row 2 doc_to_target, .*gives 'not json'"):
+        count_items(one)
+
+
 def test_a_metric_of_a_hub_is_not_loaded(tmp_path: Path) -> None:
     settings = {**WRITTEN, "metric_list": [{"metric": "sacrebleu_of_mine", "aggregation": "mean"}]}
     (one,) = ask(tmp_path, ({"task": "w"}, settings, made_rows(3, 0), None))
