@@ -29,7 +29,7 @@ from resprout.tasks.acquire.sources.local import files_at
 from resprout.tasks.data.chat import NO_CHAT, NO_TEMPLATE, rendered
 from resprout.tasks.data.read import Numbered, read_rows
 from resprout.tasks.evaluate.ranking import COLUMNS, ranking_of
-from resprout.tasks.evaluate.task_files import read_task
+from resprout.tasks.evaluate.task_files import few_shot_of, read_task, require_examples
 from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.tokenizer_files import (
     NO_TOKENIZER,
@@ -180,6 +180,13 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
             key = f"evaluate.{place}.{part}"
             if rows_of is not None and (rows := found.get(key)):
                 yield from faults_in(key, partial(_check_columns, task, rows_of, loaded.base, rows))
+        part = "data" if task.examples is None else "examples"
+        key = f"evaluate.{place}.{part}"
+        if key in found and key not in cut:
+            yield from faults_in(
+                f"evaluate.{place}.few_shot",
+                partial(_check_few_shot, place, task, loaded.base, len(found[key])),
+            )
 
     def whole(section: str, sources: Sequence[DataSource]) -> set[str] | None:
         """Texts of all sources of a section; None where not all was seen."""
@@ -241,6 +248,15 @@ def _check_columns(task: EvaluationTask, source: DataSource, base: Path, rows: l
                     f"{key} of task {task.name} uses {', '.join(lacking)}, which row {number} of "
                     f"{source.source} does not have; its columns are {', '.join(sorted(item.row))}"
                 )
+
+
+def _check_few_shot(place: str, task: EvaluationTask, base: Path, held: int) -> None:
+    """BadInput where a task shows more examples than there are; it may list its own, or make them of rows."""
+    settings = read_task(task.task, base)
+    own = task.examples is None
+    listed = own and "samples" in (settings.get("fewshot_config") or {})
+    if not listed and "process_docs" not in settings and ranking_of(settings) is None:
+        require_examples(task.name, few_shot_of(place, task, settings), held - own)
 
 
 def _variables(template: Any) -> set[str]:

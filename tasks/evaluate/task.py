@@ -18,7 +18,14 @@ from resprout.tasks.data.chat import NO_CHAT, chat_texts
 from resprout.tasks.evaluate import checks
 from resprout.tasks.evaluate.lm_eval_tasks import resolved
 from resprout.tasks.evaluate.ranking import PAIRWISE, check_rows, graded, pairs, ranking_of
-from resprout.tasks.evaluate.task_files import CHOICES, TASK_ROLE, WRITTEN, capability_of
+from resprout.tasks.evaluate.task_files import (
+    CHOICES,
+    TASK_ROLE,
+    WRITTEN,
+    capability_of,
+    few_shot_of,
+    require_examples,
+)
 
 SPLIT, EXAMPLES = "validation", "examples"
 NEW_TOKENS = 1024
@@ -81,9 +88,7 @@ class Asked:
 def asked(place: str, suite: SuiteConfig, task: EvaluationTask, folder: Path) -> Asked:
     """The task whose rows and settings lie in a folder that `acquire_task` left."""
     settings = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    few = task.few_shot
-    if few is None:
-        few = 0 if place.startswith("zero_shot") else int(settings.get("num_fewshot") or 0)
+    few = few_shot_of(place, task, settings)
     files = {SPLIT: str(folder / "rows.jsonl")}
     shown = dict(settings.get("fewshot_config") or {})
     shown.pop("split", None)
@@ -145,6 +150,7 @@ def count_items(asked: Asked) -> int:
                 for metric in checked:
                     _check_reference(asked, metric, item, str(target))
         if asked.few_shot:
+            _require_examples(asked, made)
             made.set_fewshot_seed(0)
             made.fewshot_context(made.eval_docs[0], num_fewshot=asked.few_shot)
     except BadInput:
@@ -157,6 +163,17 @@ def count_items(asked: Asked) -> int:
             f"({type(error).__name__}: {what}); fix the task's YAML, or leave such rows out by `where`"
         ) from error
     return item
+
+
+def _require_examples(asked: Asked, made: Any) -> None:
+    """Raise BadInput where there are fewer examples than are shown.
+
+    Of a task's own rows the one that is asked is none; of a list in its YAML lm-eval draws one more as well.
+    """
+    shown = asked.settings["fewshot_config"] or {}
+    listed_in_order = "samples" in shown and shown.get("sampler") == "first_n"
+    spare = 0 if asked.settings["fewshot_split"] or listed_in_order else 1
+    require_examples(asked.name, asked.few_shot, len(made.sampler.df) - spare)
 
 
 def _check_reference(asked: Asked, metric: str, item: int, reference: str) -> None:

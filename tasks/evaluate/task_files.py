@@ -71,6 +71,22 @@ def read_task(task: str, base: Path) -> dict[str, Any]:
     return _usable(config, str(path))
 
 
+def few_shot_of(place: str, task: EvaluationTask, settings: Mapping[str, Any]) -> int:
+    """Solved examples in front of each item: the config's, else the task's own in a suite."""
+    if task.few_shot is not None:
+        return task.few_shot
+    return 0 if place.startswith("zero_shot") else int(settings.get("num_fewshot") or 0)
+
+
+def require_examples(name: str, few_shot: int, held: int) -> None:
+    """Raise BadInput where fewer examples are held for each item than are shown."""
+    if few_shot > held:
+        raise BadInput(
+            f"evaluation task {name} has few_shot {few_shot}, but each item has {max(0, held)} examples to "
+            f"draw from; give few_shot: {max(0, held)} or less, or more examples"
+        )
+
+
 def capability_of(task: EvaluationTask, settings: Mapping[str, Any]) -> str:
     """The capability by which losses on the task count: the config's, else the task's, else its name."""
     metadata = settings.get("metadata")

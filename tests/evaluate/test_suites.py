@@ -263,9 +263,33 @@ def test_prompts_that_are_too_long_are_counted(model: Path, tmp_path: Path) -> N
     assert max(len(one["answer"].split()) for one in found["w"].items) <= 256
 
 
-def test_examples_that_are_too_few_are_bad_input(tmp_path: Path) -> None:
-    (one,) = ask(tmp_path, ({"task": "w", "few_shot": 4}, WRITTEN, made_rows(3, 0), made_rows(2, 7)))
-    with pytest.raises(BadInput, match="does not fit row 3 of its data, or its examples"):
+@pytest.mark.parametrize(
+    ("few", "examples", "more", "expected"),
+    [
+        (4, 2, {}, "has few_shot 4, but each item has 2 examples to draw from; give few_shot: 2 or less"),
+        (2, 2, {}, None),
+        (
+            4,
+            None,
+            {},
+            "has few_shot 4, but each item has 2 examples",
+        ),
+        (2, None, {}, None),
+        (3, None, {"sampler": "first_n"}, "has few_shot 3, but each item has 2 examples"),
+        (2, None, {"sampler": "first_n", "samples": made_rows(2, 9)}, None),
+        (2, None, {"samples": made_rows(2, 9)}, "has few_shot 2, but each item has 1 examples"),
+    ],
+)
+def test_examples_that_are_too_few_are_bad_input(
+    few: int, examples: int | None, more: dict[str, Any], expected: str | None, tmp_path: Path
+) -> None:
+    settings = {**WRITTEN, **({"fewshot_config": more} if more else {})}
+    shown = None if examples is None else made_rows(examples, 7)
+    (one,) = ask(tmp_path, ({"task": "w", "few_shot": few}, settings, made_rows(3, 0), shown))
+    if expected is None:
+        assert count_items(one) == 3
+        return
+    with pytest.raises(BadInput, match=expected):
         count_items(one)
 
 

@@ -102,6 +102,24 @@ def test_first_rows_go_through_templates_and_columns(
     assert sentence.replace("{path}", path) in said
 
 
+def test_more_examples_than_there_are(tmp_path: Path, validate: Callable[..., tuple[int, str]]) -> None:
+    task = {"question": "w5", "a": "w6", "b": "w7", "label": 0}
+    path = rows(tmp_path / "rows.jsonl", *[task] * 12)
+
+    def of(few: int, more: str = "") -> tuple[int, str]:
+        task = f"{{task: own.yaml, few_shot: {few}, data: {{source: {path}}}{more}}}"
+        return validate("evaluate.zero_shot=null", f"evaluate.suites=[{{tasks: [{task}]}}]")
+
+    shown = f", examples: {{source: {path}}}"
+    sentence = "suites.0.tasks.0.few_shot: evaluation task own has few_shot {}, but each item has {} examples"
+    code, said = of(200)
+    assert code == 2
+    assert sentence.format(200, 11) in said
+    assert of(11)[0] == 0
+    assert of(12, shown)[0] == 0
+    assert sentence.format(13, 12) in of(13, shown)[1]
+
+
 def test_a_condition_and_a_split_that_leave_nothing(
     tmp_path: Path, validate: Callable[..., tuple[int, str]]
 ) -> None:
