@@ -105,6 +105,17 @@ class GateCheck(Plain):
     """Of a drop the number of items that both models answered."""
     note: str = ""
     """Of a drop what lies behind the value."""
+    shown: str = ""
+    """Of a drop with a margin what the items show: the value is no measured one."""
+
+    @property
+    def text(self) -> str:
+        """The value and the bound for people."""
+        return (
+            f"{self.name}: {self.shown}"
+            if self.shown
+            else f"{self.name} {self.value:.4f} (bound {self.bound:g})"
+        )
 
 
 class GateResult(Plain):

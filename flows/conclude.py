@@ -103,7 +103,7 @@ class Conclusion:
         self.run.tracker.log(self.run.mlflow_run_id, tags={"resprout.gate": self.verdict})
         if not verdict.passed:
             outside = [one for one in verdict.checks if not one.passed]
-            values = ", ".join(f"{one.name} {one.value:.4f} (bound {one.bound:g})" for one in outside)
+            values = ", ".join(one.text for one in outside)
             self.result.status, self.result.exit_code = "gate_not_passed", 3
             reasons = [f"the gate is not passed: {values}; nothing was registered", *self.session.remarks]
             self.result.message = "; ".join(reasons)
@@ -188,7 +188,7 @@ class Conclusion:
         for stage in STAGES:
             if stage.metrics and (made := self.artifacts.named(stage.gives)) is not None:
                 metrics = self.read(made, "metrics.json")
-                flat |= {name: metrics[name] for name in stage.metrics}
+                flat |= {name: metrics[name] for name in stage.metrics if name in metrics}
         self.run.tracker.log(self.run.mlflow_run_id, metrics=flat)
 
     def written(self, name: str) -> dict[str, float]:

@@ -79,7 +79,7 @@ def failed_bounds(run: RecordedRun, store: ArtifactStore) -> list[str]:
     if held is None or not store.check(held.digest):
         return []
     verdict = GateResult.model_validate_json(store.read(held.digest, "gate.json"))
-    return [f"{one.name} {one.value:.4f} (bound {one.bound:g})" for one in verdict.checks if not one.passed]
+    return [one.text for one in verdict.checks if not one.passed]
 
 
 class FurtherFormat:

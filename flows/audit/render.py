@@ -73,7 +73,10 @@ def header(lineage: Lineage, results: Results, usual: dict[str, str]) -> Iterato
         yield f"aliases: {', '.join(lineage.version['aliases'])}"
     if results.gate is not None:
         checks = [
-            f"{one['name']} {one['value']:.4g} (bound {one['bound']:g})" for one in results.gate["checks"]
+            f"{one['name']}: {one['shown']}"
+            if one.get("shown")
+            else f"{one['name']} {one['value']:.4g} (bound {one['bound']:g})"
+            for one in results.gate["checks"]
         ]
         yield f"gate {results.verdict}: {'; '.join(checks)}"
     elif lineage.report is not None:

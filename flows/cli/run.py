@@ -168,9 +168,8 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
     if loaded.config.gate is None:
         lines.append("no gate was set: nothing was held against the dense model")
     elif result.gate is not None:
-        checks = ", ".join(
-            f"{one.name} {one.value:.4f} (bound {one.bound:g}{'' if one.passed else ', outside'}"
-            f"{f': {one.note}' if one.note else ''})"
+        checks = "; ".join(
+            f"{one.text}{'' if one.passed else ', outside'}{f' ({one.note})' if one.note else ''}"
             for one in result.gate.checks
         )
         verdict = "passed" if result.gate.passed else "not passed, nothing registered"

@@ -67,10 +67,13 @@ def _drop(name: str, bound: DropBound, drops: Mapping[str, Drop]) -> GateCheck:
             f"gate.max_drop names {name}, which was not evaluated; give one of {', '.join(sorted(drops))}"
         )
     note = f"{drop.dense:.3f} -> {drop.other:.3f} of {drop.items:,} items, {drop.lost} lost, {drop.won} won"
+    shown = ""
     if bound.margin is not None:
         value, most = drop.upper(bound.error_rate), bound.margin
-        note += f"; the drop of {drop.value:.3f} is below the value at an error rate of {bound.error_rate:g}"
+        note += f", error rate {bound.error_rate:g}"
         passed = value < most
+        only = "" if passed else "only "
+        shown = f"drop {drop.value:.3f}, shown {only}to be below {value:.3g} (margin {most:g})"
     elif bound.relative is not None:
         most = bound.relative
         # A model that had nothing can lose nothing.
@@ -80,7 +83,13 @@ def _drop(name: str, bound: DropBound, drops: Mapping[str, Drop]) -> GateCheck:
         value, most = drop.value, bound.absolute or 0.0
         passed = value <= most + ROUNDING
     return GateCheck(
-        name=f"max_drop.{name}", value=value, bound=most, passed=passed, items=drop.items, note=note
+        name=f"max_drop.{name}",
+        value=value,
+        bound=most,
+        passed=passed,
+        items=drop.items,
+        note=note,
+        shown=shown,
     )
 
 

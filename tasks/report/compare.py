@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from resprout.configs.result import GateResult
 from resprout.tasks.report.charts import Chart, Point, scatter
 from resprout.tasks.report.figures import INTERVAL, PLACED, trade_axes, trade_point
 from resprout.tasks.report.pages import render
@@ -132,5 +133,6 @@ def _shown(config: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _gate(run: PastRun) -> dict[str, Any] | None:
-    return {"passed": run.gate == "passed", "checks": []} if run.gate in ("passed", "failed") else None
+def _gate(run: PastRun) -> GateResult | None:
+    known = run.gate in ("passed", "failed")
+    return GateResult(passed=run.gate == "passed", checks=[]) if known else None

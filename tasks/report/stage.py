@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from resprout.configs.result import GateResult
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import config_data, stage
 from resprout.tasks.evaluate.paired import FILE as SAMPLES
@@ -124,7 +125,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     earlier = len(steps) - len(trainings.get("recovery", ()))
     widths = kept_widths(plan["layers"], shape)
     details = {name: _json(inputs[name] / "details.json") for name in models}
-    gate = _json(inputs["gate"] / "gate.json") if "gate" in inputs else None
+    gate = GateResult.model_validate(_json(inputs["gate"] / "gate.json")) if "gate" in inputs else None
     rounds = _json(inputs["speeds"] / "details.json") if "speeds" in inputs else None
     coverage = rounds["coverage"] if rounds is not None else COVERAGE
     windows = {name: _json(inputs[name] / SAMPLES)["windows"] for name in quantized}

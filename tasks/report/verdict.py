@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from resprout.configs.result import GateResult
 from resprout.tasks.measure.ratio import COVERAGE, Ratio, ratio_in
 from resprout.tasks.report.files import FewerBits
 from resprout.tasks.report.table import Metrics, perplexity_of, speeds_of
@@ -64,7 +64,7 @@ NOTHING = _Share(0.0, 0.0, 0.0)
 
 def verdict(
     models: Mapping[str, Metrics],
-    gate: Mapping[str, Any] | None,
+    gate: GateResult | None,
     coverage: float = COVERAGE,
     fewer_bits: FewerBits | None = None,
     lead: str = "",
@@ -110,17 +110,17 @@ def verdict(
         ),
     )
     judgement, tone = _judgement(size, worse, faster, gate)
-    if fewer_bits is not None and fewer_bits.lost and (gate is None or gate["passed"]):
+    if fewer_bits is not None and fewer_bits.lost and (gate is None or gate.passed):
         judgement, tone = f"not worth it, {fewer_bits.rival} is better and no larger", BAD
     sentence = lead + ", ".join(clause for clause in clauses if clause)
     return Verdict(sentence[0].upper() + sentence[1:], judgement, tone, numbers)
 
 
 def _judgement(
-    size: float, worse: Ratio | None, faster: Ratio | None, gate: Mapping[str, Any] | None
+    size: float, worse: Ratio | None, faster: Ratio | None, gate: GateResult | None
 ) -> tuple[str, str]:
-    if gate is not None and not gate["passed"]:
-        outside = " and ".join(one["name"] for one in gate["checks"] if not one["passed"])
+    if gate is not None and not gate.passed:
+        outside = " and ".join(one.name for one in gate.checks if not one.passed)
         return "not worth it, outside the gate's bounds" + (f" ({outside})" if outside else ""), BAD
     saved = _Share(1 - size, 1 - size, 1 - size)
     gain = max((saved, _share(faster)), key=lambda share: share.middle)

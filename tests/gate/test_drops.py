@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from resprout.configs.errors import BadInput
+from resprout.configs.result import GateCheck
 from resprout.configs.schema import GateConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.gate.stage import gate
@@ -70,13 +71,20 @@ def test_each_form_of_a_bound(
     assert (one["passed"], verdict["passed"], one["items"]) == (passed, passed, items)
 
 
-def test_a_check_says_what_lies_behind_it(tmp_path: Path) -> None:
-    (one,) = held(tmp_path, {"arithmetic": {"margin": 0.05}})["checks"]
-    assert one["note"] == (
-        "0.625 -> 0.600 of 800 items, 20 lost, 0 won; the drop of 0.025 is below the value at an error rate "
-        "of 0.05"
-    )
+@pytest.mark.parametrize(("margin", "passed"), [(0.05, True), (0.03, False)])
+def test_a_check_says_what_lies_behind_it(margin: float, passed: bool, tmp_path: Path) -> None:
+    (one,) = held(tmp_path, {"arithmetic": {"margin": margin}})["checks"]
+    assert one["note"] == "0.625 -> 0.600 of 800 items, 20 lost, 0 won, error rate 0.05"
     assert 0.025 < one["value"] < 0.05
+    only = "" if passed else "only "
+    assert GateCheck.model_validate(one).text == (
+        f"max_drop.arithmetic: drop 0.025, shown {only}to be below {one['value']:.3g} (margin {margin})"
+    )
+
+
+def test_other_bounds_are_held_against_the_value(tmp_path: Path) -> None:
+    (one,) = held(tmp_path, {"sums": 0.0299})["checks"]
+    assert GateCheck.model_validate(one).text == "max_drop.sums 0.0300 (bound 0.0299)"
 
 
 def test_a_bound_on_what_was_not_evaluated_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from resprout.configs.result import GateResult
 from resprout.tasks.report.files import against_fewer_bits, bias, file_rows, judged_models, note
 from resprout.tasks.report.verdict import verdict
 
@@ -94,7 +95,7 @@ def test_the_verdict_holds_the_file_against_the_source_file_and_against_fewer_bi
     name, held, lead = judged_models(config, models, FILES, SCORED)
     assert (name, list(held), lead) == (OURS, [SOURCE, OURS], "as gguf:Q4_0, against the source file: ")
     (rival,) = against_fewer_bits(FILES, SCORED, {})
-    found = verdict(held, {"passed": True, "checks": []}, fewer_bits=rival, lead=lead)
+    found = verdict(held, GateResult(passed=True, checks=[]), fewer_bits=rival, lead=lead)
     assert found.text == (
         "As gguf:Q4_0, against the source file: 10 % smaller, 19 % more perplexity, speed not measured: not "
         "worth it, dense gguf:Q2_K is better and no larger."

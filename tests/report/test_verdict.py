@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from resprout.configs.result import GateCheck, GateResult
 from resprout.tasks.report.verdict import BAD, EVEN, GOOD, verdict
 
 DENSE = {"bytes": 100.0, "w_ppl_seq8": 20.0, "decode8_tokens_per_s": 10.0, "prefill8_tokens_per_s": 100.0}
@@ -74,8 +75,11 @@ def test_a_sentence_for_each_outcome(models: Any, text: str, tone: str) -> None:
 
 
 def test_a_gate_that_is_not_passed_decides_alone() -> None:
-    checks = [{"name": "max_kl_nats", "passed": False}, {"name": "max_params_ratio", "passed": True}]
-    found = verdict(final(0.2, SAME), {"passed": False, "checks": checks})
+    checks = [
+        GateCheck(name=name, value=0.5, bound=0.5, passed=passed)
+        for name, passed in (("max_kl_nats", False), ("max_params_ratio", True))
+    ]
+    found = verdict(final(0.2, SAME), GateResult(passed=False, checks=checks))
     assert found.judgement == "not worth it, outside the gate's bounds (max_kl_nats)"
 
 
