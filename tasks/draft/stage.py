@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from resprout.configs.errors import StageFailed
 from resprout.configs.schema import DraftConfig
 from resprout.tasks.core.hardware import fingerprint
 from resprout.tasks.core.job import Job, Progress
@@ -77,19 +76,18 @@ def summary(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics and details of rounds, in each of which all prompts are continued with help (True) and alone.
 
-    `draft_acceptance_rate` is accepted / proposed tokens, `draft_tokens_per_pass` those that a pass of the
-    dense model yields. Speeds are tokens a second at the median round; their ratio is that of the seconds a
-    token in each round, with its interval. `draft_same_text_share` is that of prompts with the same text.
+    `draft_acceptance_rate` is accepted / proposed tokens, left out where every prompt was answered by one
+    token, so that nothing was proposed; `draft_tokens_per_pass` those that a pass of the dense model yields.
+    Speeds are tokens a second at the median round; their ratio is that of the seconds a token in each round,
+    with its interval. `draft_same_text_share` is that of prompts with the same text.
     """
     alone, helped = rounds[0][False], rounds[0][True]
     proposed, passes = (
         sum(getattr(one, name) for one in helped) for name in ("draft_passes", "target_passes")
     )
-    if not proposed:
-        raise StageFailed("every prompt was answered by one token, so the draft had nothing to propose")
     each = {way: [_seconds_a_token(one[way]) for one in rounds] for way in (False, True)}
     metrics = {
-        "draft_acceptance_rate": sum(one.accepted for one in helped) / proposed,
+        **({"draft_acceptance_rate": sum(one.accepted for one in helped) / proposed} if proposed else {}),
         "draft_tokens_per_pass": sum(len(one.tokens) for one in helped) / passes,
         "draft_same_text_share": sum(
             one.tokens == other.tokens for one, other in zip(alone, helped, strict=True)

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from resprout.configs.errors import StageFailed
 from resprout.configs.schema import DraftConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.draft.assisted import Written
@@ -42,8 +41,14 @@ def test_metrics_by_hand():
 
 def test_one_token_leaves_nothing_to_propose():
     one = [Written([2], 1, 0, 1.0)]
-    with pytest.raises(StageFailed, match="nothing to propose"):
-        summary(CONFIG, [{False: one, True: one}])
+    metrics, details = summary(CONFIG.model_copy(update={"prompts": ("w5",)}), [{False: one, True: one}] * 3)
+    assert "draft_acceptance_rate" not in metrics
+    assert metrics["draft_tokens_per_pass"] == 1.0
+    assert details["prompts"][0]["proposed"] == 0
+    assert draft_sentence(metrics).startswith(
+        "As a draft for the dense model: nothing was proposed, as every prompt was answered by one token, "
+        "1.00 tokens for each pass of the dense model; together 1.0 tokens/s"
+    )
 
 
 def test_the_stage_on_a_model_and_itself(tmp_path):
