@@ -23,7 +23,7 @@ from resprout.infra.identity import install_command
 from resprout.infra.store.driver import driver_class
 from resprout.infra.store.signing import Signer
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.evaluate.task_files import capability_of, read_task
+from resprout.tasks.evaluate.task_files import capability_of, check_task, read_task
 from resprout.tasks.export.format import FORMATS, entry
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.prune.registry import SCHEDULES
@@ -56,6 +56,10 @@ def _faults(loaded: Loaded) -> list[Fault]:
         for stage in STAGES
         for key, step in stage.checks.items()
         if getattr(config, stage.section) is not None
+    ]
+    steps += [
+        (f"evaluate.{place}.task", partial(check_task, task.task, loaded.base))
+        for place, task in config.evaluate.tasks.items()
     ]
     steps += [
         ("prune", lambda: _trains(config)),

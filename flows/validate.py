@@ -176,16 +176,21 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
         if files := data_files(source.source, here):
             yield from faults_in(key, partial(look, key, source, files))
     for place, task in config.evaluate.tasks.items():
+        try:
+            settings = read_task(task.task, loaded.base)
+        except BadInput:
+            # A fault of its own, which `check` finds.
+            continue
         for part, rows_of in (("data", task.data), ("examples", task.examples)):
             key = f"evaluate.{place}.{part}"
             if rows_of is not None and (rows := found.get(key)):
-                yield from faults_in(key, partial(_check_columns, task, rows_of, loaded.base, rows))
+                yield from faults_in(key, partial(_check_columns, task, rows_of, settings, rows))
         part = "data" if task.examples is None else "examples"
         key = f"evaluate.{place}.{part}"
         if key in found and key not in cut:
             yield from faults_in(
                 f"evaluate.{place}.few_shot",
-                partial(_check_few_shot, place, task, loaded.base, len(found[key])),
+                partial(_check_few_shot, place, task, settings, len(found[key])),
             )
 
     def whole(section: str, sources: Sequence[DataSource]) -> set[str] | None:
@@ -236,9 +241,10 @@ def _is_unique(source: DataSource) -> bool:
     return isinstance(source, RowSource | TextSource)
 
 
-def _check_columns(task: EvaluationTask, source: DataSource, base: Path, rows: list[Item]) -> None:
+def _check_columns(
+    task: EvaluationTask, source: DataSource, settings: Mapping[str, Any], rows: list[Item]
+) -> None:
     """BadInput where a template of an lm-eval task asks for a column that a row does not have."""
-    settings = read_task(task.task, base)
     ranks = ranking_of(settings) is not None
     for key in ("metadata.ranking",) if ranks else TEMPLATES:
         asked = set(COLUMNS) if ranks else _variables(settings.get(key))
@@ -250,9 +256,8 @@ def _check_columns(task: EvaluationTask, source: DataSource, base: Path, rows: l
                 )
 
 
-def _check_few_shot(place: str, task: EvaluationTask, base: Path, held: int) -> None:
+def _check_few_shot(place: str, task: EvaluationTask, settings: Mapping[str, Any], held: int) -> None:
     """BadInput where a task shows more examples than there are; it may list its own, or make them of rows."""
-    settings = read_task(task.task, base)
     own = task.examples is None
     listed = own and "samples" in (settings.get("fewshot_config") or {})
     if not listed and "process_docs" not in settings and ranking_of(settings) is None:

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ import yaml
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import LM_EVAL
+from resprout.configs.suites import shipped_tasks
 
 NAME = re.compile(r"^[\"']?task[\"']?:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
+GROUP = re.compile(r"^group:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
+TAGS = re.compile(r"^[\"']?tag[\"']?:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
+MEMBERS = 3
+"""Tasks of a group that are named."""
 MODULES = "lm_eval.tasks."
 """Begins the modules of lm-eval's tasks."""
 
@@ -44,6 +50,13 @@ def lm_eval_task(name: str) -> dict[str, Any]:
     """
     path = _files(folder()).get(name)
     if path is None:
+        if members := list(islice(_members(name), MEMBERS + 1)):
+            more = ", ..." if len(members) > MEMBERS else ""
+            ours = f", or {name}, which resprout has" if name in shipped_tasks() else ""
+            raise BadInput(
+                f"{LM_EVAL}{name} is a group of tasks; name one of them "
+                f"({', '.join(LM_EVAL + one for one in members[:MEMBERS])}{more}){ours}"
+            )
         near = difflib.get_close_matches(name, _files(folder()), n=1)
         hint = f"did you mean {LM_EVAL}{near[0]}? " if near else ""
         raise BadInput(f"lm-eval has no task {name}; {hint}`lm_eval ls tasks` lists them")
@@ -70,6 +83,37 @@ def _files(root: Path) -> dict[str, Path]:
         if (named := NAME.search(path.read_text(encoding="utf-8", errors="replace"))) is not None:
             found.setdefault(named[1], path)
     return found
+
+
+def _members(name: Any) -> Iterator[str]:
+    """The tasks behind a name or an entry of a group: one, or those of a group or of a tag."""
+    if isinstance(name, dict):
+        name = name.get("task")
+    if isinstance(name, list):
+        for one in name:
+            yield from _members(one)
+    elif name in _files(folder()):
+        yield name
+    elif (path := _groups(folder()).get(name)) is not None:
+        yield from _members(_read(path).get("task"))
+    else:
+        yield from sorted(task for task, path in _files(folder()).items() if name in _tags(path))
+
+
+@functools.cache
+def _groups(root: Path) -> dict[str, Path]:
+    """The files of all groups by name."""
+    found: dict[str, Path] = {}
+    for path in sorted(root.rglob("*.yaml"), key=Path.as_posix):
+        if (named := GROUP.search(path.read_text(encoding="utf-8", errors="replace"))) is not None:
+            found.setdefault(named[1], path)
+    return found
+
+
+def _tags(path: Path) -> list[str]:
+    """The tags of the task in a file, by which lm-eval calls several together."""
+    found = TAGS.search(path.read_text(encoding="utf-8", errors="replace"))
+    return re.findall(r"[\w.+][\w.+-]*", found[1]) if found is not None else []
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -112,8 +156,8 @@ def _function(name: str) -> Any:
         found = importlib.import_module(MODULES + module.replace("/", "."))
     except ImportError as error:
         raise BadInput(
-            f"{name} needs a package that is not installed ({error}); install lm-eval with the extra of this "
-            "task, or leave it out"
+            f"{name} needs the package {error.name}, which is not installed ({error}); install it, with what "
+            "else lm-eval's extra of this task names, or leave the task out"
         ) from None
     if not callable(function := getattr(found, called, None)):
         raise BadInput(f"{name} is no function of lm-eval; name one as lm_eval:folder/module.function")

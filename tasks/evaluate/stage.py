@@ -22,7 +22,6 @@ from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.core.stage import Reads, Volume, stage
 from resprout.tasks.evaluate.losses import ITEMS
 from resprout.tasks.evaluate.paired import MEAN
-from resprout.tasks.evaluate.task_files import read_task
 
 if TYPE_CHECKING:
     from resprout.tasks.evaluate.perplexity import Segment
@@ -53,12 +52,6 @@ def lengths(config: EvaluateConfig) -> dict[str, int]:
 
 ITEM_TOKENS = 64
 """Of a question with its answers; only the ratio between two numbers of questions counts."""
-
-
-def check(config: EvaluateConfig, base: Path) -> None:
-    """BadInput for a task that cannot be scored."""
-    for one in config.tasks.values():
-        read_task(one.task, base)
 
 
 def _protocol(config: PerplexityConfig) -> str:
@@ -113,7 +106,6 @@ def evaluate_shard(
     seeded=True,
     shard=evaluate_shard,
     lengths=lengths,
-    checks={"evaluate": check},
     tokens=tokens,
 )
 def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:

@@ -12,7 +12,7 @@ import yaml
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import LM_EVAL, EvaluationTask
 from resprout.configs.suites import ENDINGS, EVALUATION, shipped_tasks
-from resprout.tasks.evaluate.lm_eval_tasks import lm_eval_task
+from resprout.tasks.evaluate.lm_eval_tasks import lm_eval_task, resolved
 
 TASK_ROLE = "task_"
 """Begins the roles of task data among a stage's inputs."""
@@ -69,6 +69,11 @@ def read_task(task: str, base: Path) -> dict[str, Any]:
             )
         config = lm_eval_task(included.removeprefix(LM_EVAL)) | config
     return _usable(config, str(path))
+
+
+def check_task(task: str, base: Path) -> None:
+    """Raise BadInput where a task is unknown, cannot be scored, or needs a package that is not installed."""
+    resolved(read_task(task, base))
 
 
 def few_shot_of(place: str, task: EvaluationTask, settings: Mapping[str, Any]) -> int:

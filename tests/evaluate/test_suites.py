@@ -373,6 +373,13 @@ def test_settings_of_lm_evals_tasks_name_no_place_of_this_machine(name: str, tmp
         ("squadv2", "a Python class of lm-eval"),
         ("helaswag", "did you mean lm_eval:hellaswag"),
         ("wikitext", "evaluate.perplexity is for text"),
+        (
+            "mmlu",
+            r"lm_eval:mmlu is a group of tasks; name one of them \(lm_eval:mmlu_\w+, lm_eval:mmlu_\w+, "
+            r"lm_eval:mmlu_\w+, \.\.\.\), or mmlu, which resprout has",
+        ),
+        ("ai2_arc", r"is a group of tasks; name one of them \(lm_eval:arc_easy"),
+        ("mmlu_stem_tasks", r"is a group of tasks; name one of them \(lm_eval:mmlu_abstract_algebra"),
     ],
 )
 def test_lm_evals_tasks_that_do_not_fit_are_refused(name: str, expected: str, tmp_path: Path) -> None:

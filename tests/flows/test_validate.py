@@ -102,6 +102,42 @@ def test_first_rows_go_through_templates_and_columns(
     assert sentence.replace("{path}", path) in said
 
 
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("gsm9k", "unknown evaluation task 'gsm9k'; did you mean gsm8k?"),
+        ("lm_eval:arc_chalenge", "lm-eval has no task arc_chalenge; did you mean lm_eval:arc_challenge?"),
+        ("lm_eval:humaneval", "lm_eval:humaneval runs the code that the model writes"),
+        ("needs.yaml", "lm_eval:needing.answer needs the package no_such_package, which is not installed"),
+    ],
+)
+def test_a_task_that_cannot_be_had(
+    name: str,
+    sentence: str,
+    offline: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    validate: Callable[..., tuple[int, str]],
+) -> None:
+    if name == "needs.yaml":
+        monkeypatch.setattr("resprout.tasks.evaluate.lm_eval_tasks.folder", lambda: tmp_path)
+        monkeypatch.setattr("resprout.tasks.evaluate.lm_eval_tasks.MODULES", "")
+        (tmp_path / "needing.py").write_text("import no_such_package\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        name = str(tmp_path / name)
+        Path(name).write_text(
+            "task: x\noutput_type: generate_until\ndoc_to_text: '{{question}}'\n"
+            "doc_to_target: lm_eval:needing.answer\nmetric_list: [{metric: exact_match}]\n"
+        )
+    path = rows(tmp_path / "rows.jsonl", {"question": "w5"})
+    task = f"{{task: '{name}', data: {{source: {path}}}}}"
+    code, said = validate(f"evaluate.suites=[{{tasks: [{task}]}}]", *(["--offline"] if offline else []))
+    assert code == 2
+    assert f"evaluate.suites.0.tasks.0.task: {sentence}" in said
+    assert "tasks.0.data" not in said
+
+
 def test_more_examples_than_there_are(tmp_path: Path, validate: Callable[..., tuple[int, str]]) -> None:
     task = {"question": "w5", "a": "w6", "b": "w7", "label": 0}
     path = rows(tmp_path / "rows.jsonl", *[task] * 12)
