@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from resprout.configs.blocks import BLOCK, block_of, multiple_of
 from resprout.configs.errors import BadInput, DoesNotFit, Fault, faults_in, sentences
@@ -17,7 +18,7 @@ from resprout.configs.formats import WITH_TYPES
 from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded, travelling
 from resprout.configs.schema import RunConfig
-from resprout.flows.inputs import SOURCE, missing, require_source_file, shapes_here
+from resprout.flows.inputs import SOURCE, missing, require_source_file, shapes_here, tokenizer_here
 from resprout.flows.stages import MODEL, STAGES
 from resprout.infra.identity import install_command
 from resprout.infra.store.driver import driver_class
@@ -44,7 +45,12 @@ def check(loaded: Loaded, more: Callable[[Loaded], Iterable[Fault]] = lambda loa
     if faults := [*_faults(loaded), *more(loaded)]:
         raise BadInput(f"{loaded.path}: {sentences(faults)}")
     shapes = shapes_here(loaded)
-    if SOURCE in shapes and (unfit := _unfit(loaded.config, shapes)):
+    if SOURCE not in shapes:
+        return
+    unfit = _unfit(loaded.config, shapes)
+    if loaded.config.quantize is not None:
+        unfit += unfit_source(loaded.config, shapes[SOURCE], tokenizer_here(loaded))
+    if unfit:
         raise DoesNotFit(f"{loaded.path}: " + "; ".join(unfit))
 
 
@@ -94,6 +100,23 @@ def check_fits(config: RunConfig, shapes: Mapping[str, Shape]) -> None:
     """BadInput where sequences, target or a stage do not fit models whose shapes are known only now."""
     if faults := _unfit(config, shapes):
         raise DoesNotFit(f"{config.model.source}: " + "; ".join(faults))
+
+
+def check_source(config: RunConfig, shape: Shape, tokenizer: Mapping[str, Any] | None) -> None:
+    """BadInput where a format of few bits cannot hold settings or tokenizer of the model that is here now."""
+    if faults := unfit_source(config, shape, tokenizer):
+        raise DoesNotFit(f"{config.model.source}: " + "; ".join(faults))
+
+
+def unfit_source(config: RunConfig, shape: Shape, tokenizer: Mapping[str, Any] | None) -> list[str]:
+    """Formats of few bits that cannot hold the settings or the tokenizer of the model, each with why."""
+    found = []
+    for name in config.quantize.formats if config.quantize is not None else ():
+        try:
+            quantized_format(name).check_source(shape, tokenizer)
+        except BadInput as error:
+            found.append(f"quantize.formats holds {name}, but {error}")
+    return found
 
 
 def _unfit(config: RunConfig, shapes: Mapping[str, Shape]) -> list[str]:

@@ -20,11 +20,11 @@ from resprout.configs.load import Loaded, load, load_data
 from resprout.configs.result import Overhead
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
-from resprout.flows.check import check, check_fits
+from resprout.flows.check import check, check_fits, check_source
 from resprout.flows.conclude import Conclusion
 from resprout.flows.dry_run import look_up, to_make
 from resprout.flows.flow_run import newer_due, note_own_process, refuse_endless
-from resprout.flows.inputs import SOURCE, Sources, decoders
+from resprout.flows.inputs import SOURCE, TOKENIZER, Sources, decoders, read_tokenizer
 from resprout.flows.push import check_push
 from resprout.flows.rerun_command import command, config_digest, public_overrides
 from resprout.flows.run_name import run_name, title_of
@@ -198,6 +198,8 @@ def _compress(
         artifacts = Artifacts(steps)
         artifacts.make(run, steps[: steps.acquisitions])
         dense = artifacts.of(SOURCE)
+        if loaded.config.quantize is not None:
+            check_source(loaded.config, _shape_of(store, dense), _tokenizer_of(store, dense))
         if unseen := decoders(loaded.config).keys() - sources.shapes.keys():
             brought = {name: _shape_of(store, artifacts.of(name)) for name in unseen}
             check_fits(loaded.config, {**sources.shapes, **brought})
@@ -234,6 +236,12 @@ def _compress(
 
 def _shape_of(store: ArtifactStore, model: ArtifactRef) -> Shape:
     return shape_of(json.loads(store.read(model.digest, "config.json")))
+
+
+def _tokenizer_of(store: ArtifactStore, model: ArtifactRef) -> dict[str, Any] | None:
+    if all(file.path != TOKENIZER for file in store.manifest(model.digest).files):
+        return None
+    return read_tokenizer(store.read(model.digest, TOKENIZER), str(model.digest))
 
 
 def compared(config: RunConfig, model: str) -> dict[str, Any]:

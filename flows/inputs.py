@@ -6,6 +6,7 @@ model for a stage is an entry in `MODELS`, another source of data one in `DATA`,
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 from resprout.tasks.prune.compatibility import needs_general
 from resprout.tasks.quantize.names import SOURCE_FILE
 
+TOKENIZER = "tokenizer.json"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 SOURCE, TASKS = "source", "tasks"
 """Name of the source model among a run's artifacts, and of the group of its tasks' data."""
@@ -270,6 +272,25 @@ def shapes_here(loaded: Loaded) -> dict[str, Shape]:
     """By name the shapes of the models whose headers lie on this machine; reads no weights."""
     found = {name: _shape(section.source, loaded) for name, section in decoders(loaded.config).items()}
     return {name: shape for name, shape in found.items() if shape is not None}
+
+
+def tokenizer_here(loaded: Loaded) -> dict[str, Any] | None:
+    """The object of the source model's tokenizer.json; None where none lies on this machine."""
+    found = locate(loaded.config.model.source, context(loaded))
+    if found is None or not (found / TOKENIZER).is_file():
+        return None
+    return read_tokenizer((found / TOKENIZER).read_bytes(), loaded.config.model.source)
+
+
+def read_tokenizer(content: bytes, place: str) -> dict[str, Any]:
+    """The object of a tokenizer.json; BadInput, which names `place`, where it is none."""
+    try:
+        found = json.loads(content)
+        if isinstance(found["model"]["vocab"], dict | list):
+            return dict(found)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise BadInput(f"{place}/{TOKENIZER} is no tokenizer; write the model's tokenizer again")
 
 
 def _shape(source: str, loaded: Loaded) -> Shape | None:

@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gguf import RopeScalingType
 
-from resprout.configs.errors import BadInput
+from resprout.tasks.gguf.limits import FULL, ROTARY, SLIDING, check_settings
 from resprout.tasks.models.shape import Shape, Widths
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from torch import Tensor
 
-ROTARY = "rope_parameters"
-FULL, SLIDING = "full_attention", "sliding_attention"
-NORMED_EXPERTS = {"qwen2_moe": False, "qwen3_moe": True}
-"""Whether llama.cpp divides the weights of a token's experts by their sum, where a config can choose."""
 FILLER = 32
 """FFN channels of a layer that has attention alone."""
 NORMS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
@@ -34,12 +30,7 @@ def write_hyperparameters(writer: GGUFWriter, shape: Shape, config: Mapping[str,
     Raises:
         BadInput: llama.cpp computes the family without something that this config asks for.
     """
-    scale = config.get("query_pre_attn_scalar")
-    if scale is not None and float(scale) != shape.head_dim:
-        raise BadInput(
-            f"config.json says query_pre_attn_scalar: {scale}, but llama.cpp divides by the root of the "
-            f"{shape.head_dim} channels of a head; export hf instead"
-        )
+    check_settings(shape, config)
     writer.add_context_length(_context(shape, config))
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
@@ -101,12 +92,6 @@ def _write_ffn(writer: GGUFWriter, shape: Shape, widths: Sequence[Widths], confi
     if not shape.experts:
         writer.add_feed_forward_length(_one([one.ffn for one in widths]))
         return
-    normed = NORMED_EXPERTS.get(shape.model_type)
-    if normed is not None and bool(config.get("norm_topk_prob")) != normed:
-        raise BadInput(
-            f"llama.cpp computes {shape.model_type} as by norm_topk_prob: {str(normed).lower()}, and "
-            "config.json says otherwise; export hf instead"
-        )
     writer.add_feed_forward_length(int(config.get("intermediate_size") or shape.ffn[0]))
     writer.add_expert_count(shape.experts[0])
     writer.add_expert_used_count(int(config["num_experts_per_tok"]))
@@ -132,11 +117,6 @@ def _write_rotary(writer: GGUFWriter, shape: Shape, config: Mapping[str, Any]) -
         return None
     if kind == "llama3":
         return _llama3(rotary, turned)
-    if kind not in ("linear", "yarn"):
-        raise BadInput(
-            f"the rotary embedding of config.json is scaled by '{kind}', which this export cannot state for "
-            "llama.cpp; those that it can are linear, yarn and llama3: export hf instead"
-        )
     writer.add_rope_scaling_type(RopeScalingType.LINEAR if kind == "linear" else RopeScalingType.YARN)
     writer.add_rope_scaling_factor(float(rotary["factor"]))
     if kind == "yarn":

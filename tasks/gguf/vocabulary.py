@@ -14,22 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from gguf import SpecialVocab, TokenType
 
-from resprout.configs.errors import BadInput
+from resprout.tasks.gguf.limits import check_tokenizer, parts_of, split_of
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase
 
-_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-SPLITS = {
-    "llama-bpe": (rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",),
-    "qwen2": (rf"{_ENDINGS}|{_LETTERS}|\p{{N}}|{_REST}",),
-    "smollm": ("digits", "bytes"),
-    "gpt-2": ("bytes",),
-}
-"""How text is split before byte-level BPE, by llama.cpp's name: expressions, single digits, GPT-2's way."""
 UNUSED = "[PAD{}]"
 """Text of a row of the embeddings that no token has."""
 
@@ -66,11 +56,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     """
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     model = described["model"]
-    if model["type"] != "BPE":
-        raise BadInput(
-            f"a GGUF file cannot hold a tokenizer of type {model['type']}; llama.cpp reads byte-level BPE "
-            "and SentencePiece's BPE: export hf instead"
-        )
+    check_tokenizer(described, rows)
     names = dict(enumerate([UNUSED.format(row) for row in range(rows)]))
     kinds = dict.fromkeys(range(rows), int(TokenType.UNUSED))
     for token, row in model["vocab"].items():
@@ -86,14 +72,11 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
         names[added["id"]] = added["content"]
         special = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
         kinds[added["id"]] = int(special)
-    beyond = sorted(row for row in names if row >= rows)
-    if beyond:
-        raise BadInput(f"the tokenizer has token {beyond[-1]}, but the model's embeddings {rows} rows")
     tokens, found = [names[row] for row in range(rows)], [kinds[row] for row in range(rows)]
     if bytes_fall_back:
         prefix = _space_prefix(described)
         return Vocabulary("llama", "default", tokens, found, _scores(model, tokens), prefix)
-    return Vocabulary("gpt2", _split(described["pre_tokenizer"]), tokens, found, None, False)
+    return Vocabulary("gpt2", split_of(described["pre_tokenizer"]), tokens, found, None, False)
 
 
 def _scores(model: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
@@ -108,35 +91,9 @@ def _scores(model: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
 
 def _space_prefix(described: Mapping[str, Any]) -> bool:
     """Whether a space is put in front of a text."""
-    parts = _parts(described.get("normalizer"), "normalizers")
-    parts += _parts(described.get("pre_tokenizer"), "pretokenizers")
+    parts = parts_of(described.get("normalizer"), "normalizers")
+    parts += parts_of(described.get("pre_tokenizer"), "pretokenizers")
     return any(
         part["type"] == "Prepend" or (part["type"] == "Metaspace" and part.get("prepend_scheme") != "never")
         for part in parts
     )
-
-
-def _split(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    found = []
-    for part in _parts(pre_tokenizer, "pretokenizers"):
-        if part["type"] == "ByteLevel":
-            found += ["bytes"] if part.get("use_regex", True) else []
-        elif part["type"] == "Digits" and part.get("individual_digits"):
-            found.append("digits")
-        elif part["type"] == "Split":
-            found.append(str(part["pattern"].get("Regex") or part["pattern"].get("String")))
-        else:
-            found.append(str(part["type"]))
-    for name, parts in SPLITS.items():
-        if tuple(found) == parts:
-            return name
-    raise BadInput(
-        f"the tokenizer splits text in a way that has no name here for llama.cpp ({', '.join(found)[:200]}); "
-        "export hf instead"
-    )
-
-
-def _parts(described: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
-    if described is None:
-        return []
-    return list(described[name]) if described["type"] == "Sequence" else [described]

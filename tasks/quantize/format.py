@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from resprout.configs.blocks import block_of
 from resprout.configs.presets import Layout
@@ -50,6 +50,13 @@ class QuantizedFormat(Protocol):
 
     def check(self, shape: Shape) -> None:
         """Raise BadInput where a model of this shape cannot be stored so."""
+        ...
+
+    def check_source(self, shape: Shape, tokenizer: Mapping[str, Any] | None) -> None:
+        """Raise BadInput where the format cannot hold the settings or the tokenizer of the source model.
+
+        `tokenizer` is the object of its tokenizer.json, None where there is none or it is not known yet.
+        """
         ...
 
     def write(

@@ -138,6 +138,32 @@ def test_a_task_that_cannot_be_had(
     assert "tasks.0.data" not in said
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({}, "quantize.formats holds gguf:F16, but a GGUF file cannot hold a tokenizer of type WordLevel"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "quantize.formats holds gguf:F16, but the rotary embedding of config.json is scaled by 'dynamic'",
+        ),
+    ],
+)
+def test_a_model_that_gguf_cannot_hold_is_found_before_a_run(
+    settings: dict[str, Any],
+    sentence: str,
+    ground: Path,
+    tmp_path: Path,
+    validate: Callable[..., tuple[int, str]],
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(ground / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | settings))
+    code, said = validate(f"model.source={model}", "quantize.formats=[gguf:F16]", "--offline")
+    assert code == 2
+    assert sentence in said
+
+
 def test_more_examples_than_there_are(tmp_path: Path, validate: Callable[..., tuple[int, str]]) -> None:
     task = {"question": "w5", "a": "w6", "b": "w7", "label": 0}
     path = rows(tmp_path / "rows.jsonl", *[task] * 12)

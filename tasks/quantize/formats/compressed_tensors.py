@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import Layout
@@ -69,6 +69,9 @@ class CompressedTensors:
                 f"{name} gives every {group} weights of a row a scale, which rows of {rows[unfilled]} "
                 f"({unfilled}) do not fill; give {' or '.join([*fitting, 'W8A16'])}"
             )
+
+    def check_source(self, shape: Shape, tokenizer: Mapping[str, Any] | None) -> None:
+        """Nothing: settings and tokenizer are kept as they are."""
 
     def write(
         self,

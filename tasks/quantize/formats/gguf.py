@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from resprout.configs.blocks import block_of
 from resprout.configs.presets import Layout
 from resprout.configs.schema import QuantizeConfig
 from resprout.tasks.core.job import Progress
 from resprout.tasks.gguf.architecture import architecture_of, holds_uneven
+from resprout.tasks.gguf.limits import check_settings, check_tokenizer
 from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, gguf_type, smaller
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 from resprout.tasks.models.shape import Shape
@@ -73,6 +74,12 @@ class Gguf:
     def check(self, shape: Shape) -> None:
         """Raise BadInput where llama.cpp has no architecture for the family, or none for such layers."""
         architecture_of(shape)
+
+    def check_source(self, shape: Shape, tokenizer: Mapping[str, Any] | None) -> None:
+        """Raise BadInput where llama.cpp cannot be told of the model's settings or of its tokenizer."""
+        check_settings(shape, shape.config)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, shape.vocab)
 
     def write(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from resprout.configs.errors import BadInput
 from resprout.configs.presets import Layout
@@ -63,6 +63,9 @@ class Onnx:
                 f"quantize.formats holds {name}, but layer {shape.kv_heads.index(0)} has no attention, so "
                 "that transformers' exporter to ONNX finds no cache for it; leave it out"
             )
+
+    def check_source(self, shape: Shape, tokenizer: Mapping[str, Any] | None) -> None:
+        """Nothing: settings and tokenizer are kept as they are."""
 
     def write(
         self,

@@ -51,6 +51,9 @@ class TorchAo:
         """Raise BadInput where matrices are not linear layers, or stock classes do not know the widths."""
         check_packable(f"torchao:{self.kind}", shape)
 
+    def check_source(self, shape: Shape, tokenizer: Mapping[str, Any] | None) -> None:
+        """Nothing: settings and tokenizer are kept as they are."""
+
     def write(
         self,
         model: PreTrainedModel,
