@@ -172,7 +172,8 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
             f"{one.text}{'' if one.passed else ', outside'}{f' ({one.note})' if one.note else ''}"
             for one in result.gate.checks
         )
-        verdict = "passed" if result.gate.passed else "not passed, nothing registered"
+        of = f" by {loaded.config.gate.of}" if loaded.config.gate.of else ""
+        verdict = f"passed{of}" if result.gate.passed else f"not passed{of}, nothing registered"
         lines.append(f"gate: {verdict}; {checks}")
     for one in result.exports:
         state = "verified" if one.verified else "not verified"

@@ -158,6 +158,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         else "",
         "draft": draft_sentence(_json(inputs["draft"] / "metrics.json")) if "draft" in inputs else "",
         "gate": gate,
+        "gate_of": (config.config.get("gate") or {}).get("of") or "",
         "verdict": verdict(held, gate, coverage, rival, lead),
         "files": files_table(quantized, against, origin.get("source_format", "")),
         "lost": lost_part(inputs["dense"], of_whom, inputs[of_whom]),

@@ -63,6 +63,7 @@ def test_a_file_is_made_judged_exported_and_found_again(tmp_path: Path, resprout
     )
     dense = done.result["models"]["dense"]["metrics"]["words_ppl_seq32"]
     assert value == pytest.approx(ours / dense), "the gate is about the file"
+    assert "gate: passed by gguf:Q8_0; " in done.err
     exports = {one["format"]: one for one in done.result["exports"]}
     assert list(exports) == ["hf", "gguf:Q8_0"]
     linked = Path(exports["gguf:Q8_0"]["path"])
@@ -79,6 +80,7 @@ def test_a_file_is_made_judged_exported_and_found_again(tmp_path: Path, resprout
     assert asked.stdout.startswith("The river")
     page = html.unescape((folder / "home" / "reports" / "tiny" / "report.html").read_text())
     assert "Files of few bits" in page
+    assert "passed</strong> by gguf:Q8_0: " in page
     assert 'id="figure-files-size"' in page
     assert done.result["against_fewer_bits"][0] in page
     drafted = done.result["draft"]
