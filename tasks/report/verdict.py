@@ -15,8 +15,8 @@ RULE = (
     "the larger of two others, the rise of perplexity or of the time that tokens take. It is worth it where "
     "all of the interval of what is paid lies below what is gained, not worth it where all of it lies above, "
     "and too close to call in between. What lies inside the noise counts as nothing. A file of few bits is "
-    "not worth it either where the dense model in fewer bits is no larger and has the lower perplexity. A "
-    "gate that is not passed decides alone."
+    "not worth it either where the dense model in fewer bits is no larger, to 1 %, and has the lower "
+    "perplexity. A gate that is not passed decides alone."
 )
 GOOD, BAD, EVEN = "good", "bad", "even"
 
