@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import ExportConfig, QuantizeConfig
-from resprout.flows.check import _formats as check_formats
 from resprout.tasks.core.job import silent
 from resprout.tasks.export.format import FORMATS, divergence, entry, loading
 from resprout.tasks.export.formats.compressed_tensors import TOLERANCE_NATS, CompressedTensors
@@ -106,14 +104,3 @@ def test_every_type_has_a_tolerance_and_the_name_is_the_quantised_formats() -> N
     assert "from_pretrained(here)" in loading("compressed-tensors:W8A16", "here")[1]
     with pytest.raises(BadInput, match="did you mean 'compressed-tensors'"):
         entry("compressed_tensors:W8A16")
-
-
-def test_layers_of_different_widths_are_refused_by_the_check() -> None:
-    class Given:
-        prune = type("P", (), {"layout": "per_layer"})
-        export = ExportConfig(formats=("compressed-tensors:W8A16",))
-        quantize = QuantizeConfig(formats=("compressed-tensors:W8A16",))
-        registration = None
-
-    with pytest.raises(BadInput, match=r"holds compressed-tensors:W8A16, .* give layout: uniform"):
-        check_formats(Given)
