@@ -8,20 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import ExportConfig, RecoverConfig
+from resprout.configs.schema import ExportConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.export.format import format_of
 from resprout.tasks.export.formats.peft import Peft
 from resprout.tasks.export.probe import Probed, Question, probe
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.models.load import load_model, load_tokenizer, save_model
-from resprout.tasks.recover.methods.lora import merge, unmerged, with_adapters
-from resprout.tasks.recover.stage import write_adapter
-from tiny_export import scores_of, write_plan
+from tiny_export import scores_of, write_plan, write_recovery
 from tiny_models import tiny_model, with_layers_that_differ, write_tiny_tokenizer
 
 PROMPTS = ["w5 w6", "w7", "w8 w9 w10"]
@@ -39,16 +36,8 @@ def made(tmp_path: Path) -> Made:
         model = tiny_model(family, dtype=dtype)
         pruned = with_layers_that_differ(model) if per_layer else model
         save_model(pruned, tmp_path / "pruned", tmp_path / "tokenizer")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            adapted = with_adapters(load_model(tmp_path / "pruned", dtype, "cpu"), RecoverConfig(rank=2))
-            for name, each in adapted.named_parameters():
-                if "lora_B" in name:
-                    each.data.normal_(std=0.05)
         recovery = tmp_path / "recovery"
-        recovery.mkdir()
-        write_adapter(unmerged(adapted), recovery / "adapter")
-        save_model(merge(adapted), recovery / "model", tmp_path / "tokenizer")
+        write_recovery(tmp_path / "pruned", recovery, tmp_path / "tokenizer", dtype)
         question = Question(PROMPTS, 4, dtype, "cpu", 1)
         final = load_model(recovery / "model", dtype, "cpu")
         expected = probe(final, load_tokenizer(recovery / "model"), question)

@@ -17,6 +17,7 @@ from resprout.tasks.models.layouts import cut_class, write_shape
 from resprout.tasks.models.load import load_model, load_tokenizer, save_model
 from resprout.tasks.models.shape import shape_of
 from resprout.tasks.quantize.format import format_of
+from tiny_export import write_recovery
 from tiny_models import FITTING, tiny_model, write_byte_tokenizer
 
 PAGE = Path(__file__).parents[2] / "configs" / "formats.md"
@@ -67,10 +68,14 @@ def test_each_claimed_cell_writes_and_passes_its_probe(
     save_model(model_of(family, layout), source, tokenizer_from=tmp_path / "tokenizer")
     # Beside a config some families' tokenizers add tokens of their own.
     model, tokenizer = load_model(source, "float32", "cpu"), load_tokenizer(tmp_path / "tokenizer")
-    expected = probe(model, tokenizer, QUESTION)
     typed = TYPES.get(name, name)
     form = export_format(typed)
     folder.mkdir()
+    if entry(name).declared["adapters"]:
+        write_recovery(source, tmp_path / "recovery", tmp_path / "tokenizer")
+        made = form.source(name, {"recovery": tmp_path / "recovery", "pruned": source})
+        model = load_model(tmp_path / "recovery" / "model", "float32", "cpu")
+    expected = probe(model, tokenizer, QUESTION)
     if entry(name).declared["quantized"]:
         made.mkdir()
         silent = lambda *seen: None  # noqa: E731

@@ -1,11 +1,17 @@
-"""Inputs of an export beside the model: a plan, and scores of the model and of its source."""
+"""Inputs of an export beside the model: a plan, a recovery, and scores of the model and of its source."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import torch
+
+from resprout.configs.schema import RecoverConfig
+from resprout.tasks.models.load import load_model, save_model
 from resprout.tasks.prune.plan import Plan
+from resprout.tasks.recover.methods.lora import merge, unmerged, with_adapters
+from resprout.tasks.recover.stage import write_adapter
 
 
 def write_plan(folder: Path) -> Path:
@@ -19,6 +25,19 @@ def write_plan(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "plan.json").write_text(plan.model_dump_json())
     return folder
+
+
+def write_recovery(pruned: Path, recovery: Path, tokenizer: Path, dtype: str = "float32") -> None:
+    """A recovery of the model in `pruned` with random adapters: the adapter, and the model with it merged."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        adapted = with_adapters(load_model(pruned, dtype, "cpu"), RecoverConfig(rank=2))
+        for name, each in adapted.named_parameters():
+            if "lora_B" in name:
+                each.data.normal_(std=0.05)
+    recovery.mkdir()
+    write_adapter(unmerged(adapted), recovery / "adapter")
+    save_model(merge(adapted), recovery / "model", tokenizer)
 
 
 PROTOCOL = {
