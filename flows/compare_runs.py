@@ -136,7 +136,8 @@ def judge(
     first = next((one for one in compared if not one.same), None)
     if first is None:
         return Verdict("identical", compared, timed)
-    apart = _metrics(compared, before, now)
+    other_code = any(one.name.startswith("code ") for one in changed)
+    apart = _metrics(compared, before, now, other_code)
     close = (
         bool(changed)
         and apart is not None
@@ -171,9 +172,12 @@ def _differences(stage: StageComparison, before: ArtifactStore, now: ArtifactSto
 
 
 def _metrics(
-    compared: Sequence[StageComparison], before: ArtifactStore, now: ArtifactStore
+    compared: Sequence[StageComparison], before: ArtifactStore, now: ArtifactStore, other_code: bool
 ) -> dict[str, float] | None:
-    """How far the scores of each model are apart; None where one cannot be compared."""
+    """How far the scores of each model are apart; None where one cannot be compared.
+
+    What `other_code` measures besides was never recorded, and is left out.
+    """
     found: dict[str, float] = {}
     for stage in compared:
         if stage.kind != "scores" or stage.same:
@@ -185,9 +189,9 @@ def _metrics(
         except ResproutError:
             return None
         theirs = json.loads(now.read(stage.made, "metrics.json"))
-        # What later code measures besides was never recorded.
-        for name in sorted(ours):
-            apart = _apart(name, ours[name], theirs[name]) if name in theirs else float("inf")
+        for name in sorted(ours if other_code else {*ours, *theirs}):
+            both = name in ours and name in theirs
+            apart = _apart(name, ours[name], theirs[name]) if both else float("inf")
             if apart:
                 found[f"{stage.role}.{name}"] = apart
     return found
