@@ -98,7 +98,7 @@ class GateCheck(Plain):
 
     name: str
     value: float
-    """What was held against the bound; of a drop with a margin the upper end of its interval."""
+    """The measured value; of a drop with a margin the upper end of its interval."""
     bound: float
     passed: bool
     items: int | None = None
@@ -192,7 +192,7 @@ class RunResult(Plain):
     against_fewer_bits: list[str] = []
     """Sentences on whether the dense model in fewer bits is better than each file of the pruned model."""
     draft: dict[str, float] = {}
-    """What the dense model accepts of the last one's proposals, and speeds; empty where not tried."""
+    """Assisted generation with the last model as draft: acceptance rate and speeds; empty without `draft`."""
     gate: GateResult | None = None
     exports: list[ExportResult] = []
     registered: RegisteredResult | None = None

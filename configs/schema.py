@@ -515,8 +515,8 @@ class EvaluationTask(Section):
     name: Name = Field(default=LEFT_OUT, json_schema_extra=_without_default)
     """Name in metrics. Left out: the task's."""
     capability: Name | None = None
-    """What the task is about, by which losses are told apart: arithmetic, knowledge, ... Left out: what the
-    task's YAML says, else its name."""
+    """Capability that the task tests, by which losses are reported: arithmetic, knowledge, ... Left out: that
+    of the task's YAML, else its name."""
     few_shot: Annotated[int, Field(ge=0)] | None = None
     """Solved examples in front of each item. Left out: as many as the task's YAML says; in zero_shot none."""
     examples: DataSource | None = None
@@ -741,7 +741,7 @@ class GateConfig(Section):
     """Bounds relative to the dense model, measured in the same run."""
 
     of: FormatName | None = None
-    """File of few bits that is held against the bounds, say gguf:Q4_K_M; absent: the model before it."""
+    """The quantized file that must pass, say gguf:Q4_K_M; absent: the model that it is made of."""
     max_perplexity_ratio: Annotated[float, Field(gt=0.0)] | None = None
     """Recovered perplexity / dense perplexity."""
     max_kl_nats: Annotated[float, Field(gt=0.0)] | None = None

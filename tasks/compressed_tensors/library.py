@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Iterable
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from resprout.configs.errors import BadInput
-from resprout.infra.identity import install_command
+from resprout.tasks.core.extras import require_library
 
 if TYPE_CHECKING:
     from resprout.tasks.compressed_tensors.types import TensorsType
@@ -29,16 +26,14 @@ DRAWING = (
 @functools.cache
 def require_compressed_tensors() -> None:
     """Raise BadInput unless the extra `tensors` is installed in the version known here; imports nothing."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise BadInput(
-            f"compressed-tensors checkpoints need the package {DISTRIBUTION}, which is not installed; "
-            f"{install_command('tensors')}"
-        )
-    if (installed := version(DISTRIBUTION)) != VERSION:
-        raise BadInput(
-            f"{DISTRIBUTION} {installed} is installed, but checkpoints are made and judged by {VERSION}; "
-            f"pip install '{DISTRIBUTION}=={VERSION}'"
-        )
+    require_library(
+        "compressed-tensors checkpoints",
+        f"the package {DISTRIBUTION}",
+        PACKAGE,
+        DISTRIBUTION,
+        VERSION,
+        "tensors",
+    )
 
 
 @functools.cache

@@ -7,11 +7,10 @@ import hashlib
 import importlib.util
 import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 from resprout.configs.errors import BadInput
-from resprout.infra.identity import install_command
+from resprout.tasks.core.extras import require_library
 
 PACKAGE, DISTRIBUTION, VERSION = "llama_cpp_py_sync", "llama-cpp-py-sync", "0.11739"
 """llama.cpp b11739, commit 0ce8cd11416c8840498e6701bcbe39ad4b858c2b."""
@@ -30,17 +29,12 @@ DIGESTS = {
 @functools.cache
 def require_llama_cpp() -> None:
     """Raise BadInput unless the extra `llama` is installed, in the version and with the bytes known here."""
+    require_library("GGUF files", "llama.cpp", PACKAGE, DISTRIBUTION, VERSION, "llama")
     found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise BadInput(f"GGUF files need llama.cpp, which is not installed; {install_command('llama')}")
-    if (installed := version(DISTRIBUTION)) != VERSION:
-        raise BadInput(
-            f"{DISTRIBUTION} {installed} is installed, but GGUF files are made and judged by {VERSION}; "
-            f"pip install '{DISTRIBUTION}=={VERSION}'"
-        )
+    place = Path(found.origin or "").parent if found is not None else Path()
     known = DIGESTS.get((sys.platform, platform.machine()), {})
     for name, digest in known.items():
-        path = Path(found.origin).parent / name
+        path = place / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise BadInput(
                 f"{name} of {DISTRIBUTION} {VERSION} is not the library that was released; "

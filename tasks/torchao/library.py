@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.util
-from importlib.metadata import version
 from typing import Any
 
 from resprout.configs.errors import BadInput
-from resprout.infra.identity import install_command
+from resprout.tasks.core.extras import require_library
 
 PACKAGE, VERSION = "torchao", "0.18.0"
 TYPES = {
@@ -22,16 +20,7 @@ TYPES = {
 @functools.cache
 def require_torchao() -> None:
     """Raise BadInput unless the extra `torchao` is installed in the version known here; imports nothing."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise BadInput(
-            f"torchao checkpoints need the package {PACKAGE}, which is not installed; "
-            f"{install_command('torchao')}"
-        )
-    if (installed := version(PACKAGE)) != VERSION:
-        raise BadInput(
-            f"{PACKAGE} {installed} is installed, but checkpoints are made and judged by {VERSION}; "
-            f"pip install '{PACKAGE}=={VERSION}'"
-        )
+    require_library("torchao checkpoints", f"the package {PACKAGE}", PACKAGE, PACKAGE, VERSION, "torchao")
 
 
 def torchao_type(name: str) -> str:
