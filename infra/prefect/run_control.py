@@ -44,6 +44,8 @@ STOP_SECONDS = 30.0
 """How long a process of a command line may take to stop."""
 WORKER_SECONDS = 90.0
 """How long a worker, or the stack's server where no process answers, may take to end a cancelled run."""
+PROCESS_SAYS, SPEAKS_SECONDS = "Flow run was cancelled.", 30.0
+"""State message that a cancelled run's own process sets; seconds within which the worker sets its own."""
 PAGE = 200
 """Log lines that the server gives at once."""
 CANCELLED = 130
@@ -280,6 +282,7 @@ def retry(client: SyncPrefectClient, run: FlowRun) -> str:
     Raises:
         BadInput: it has not ended, has ended well, or was started at a command line.
     """
+    run = _settled(client, run)
     state = run.state
     if state is None or not state.is_final():
         name = state.name if state is not None else "unknown"
@@ -298,6 +301,20 @@ def retry(client: SyncPrefectClient, run: FlowRun) -> str:
         )
     _set(client, run, "SCHEDULED", "retried by `resprout retry`", name="AwaitingRetry", force=True)
     return f"'{run.name}' is scheduled again; finished stages are found in the cache"
+
+
+def _settled(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
+    """The run after its worker has set the state Cancelled, where so far only its own process has.
+
+    The worker forces that state when the process has exited. A run that was rescheduled before then would be
+    cancelled again.
+    """
+    while (state := run.state) is not None and state.is_cancelled() and state.message == PROCESS_SAYS:
+        if (datetime.now(UTC) - state.timestamp).total_seconds() > SPEAKS_SECONDS:
+            break
+        time.sleep(0.5)
+        run = client.read_flow_run(run.id)
+    return run
 
 
 def _set(

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -250,6 +251,39 @@ def test_only_a_deployed_run_that_ended_badly_is_retried(client: Any, flow: Any)
     client.set_flow_run_state(local.id, Failed(), force=True)
     with pytest.raises(BadInput, match=r"run the same command again \(resprout run my\.yaml seed=3\)"):
         run_control.retry(client, client.read_flow_run(local.id))
+
+
+def test_a_retry_waits_for_the_worker_s_word_on_a_run_that_was_just_cancelled(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's comes over whatever the state is by then, so that it would cancel the run again."""
+    from prefect.states import Cancelled
+
+    def worker(seconds: float) -> None:
+        assert client.read_flow_run(run.id).state.name == "Cancelled"
+        said.append("Flow run was cancelled successfully.")
+        client.set_flow_run_state(run.id, Cancelled(message=said[-1]), force=True)
+
+    run, said = (
+        deployed(client, unique("cancelled"), Cancelled(message=run_control.PROCESS_SAYS)),
+        list[str](),
+    )
+    # Its own name alone: the client sleeps as well, before it asks a busy server again.
+    monkeypatch.setattr(run_control, "time", SimpleNamespace(sleep=worker))
+    assert "is scheduled again" in run_control.retry(client, run)
+    assert len(said) == 1
+    assert client.read_flow_run(run.id).state.name == "AwaitingRetry"
+    alone = deployed(client, unique("alone"), Cancelled(message=run_control.PROCESS_SAYS))
+    monkeypatch.setattr(run_control, "SPEAKS_SECONDS", 0.0)
+    assert "is scheduled again" in run_control.retry(client, alone), "there may be no worker any more"
+
+
+def test_prefect_still_says_what_a_retry_waits_behind() -> None:
+    import inspect
+
+    import prefect.flow_engine
+
+    assert f'"{run_control.PROCESS_SAYS}"' in inspect.getsource(prefect.flow_engine)
 
 
 def test_without_a_server_and_without_runs_a_sentence_says_so(
