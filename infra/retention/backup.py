@@ -2,7 +2,7 @@
 
 A backup is objects under keys, a list of them with hashes, and a signed statement about the list:
 
-store/<key of the store>             all that a store keeps, but for leases, references, marks and scratch
+store/<key of the store>             what a store keeps, not leases, references, marks, checkpoints, scratch
 mlflow/tables/<table>.jsonl          every row of MLflow's database
 mlflow/files/<run id>/<path>         the files of runs
 mlflow/models/<model id>/<path>      the files of MLflow's logged models
@@ -52,8 +52,8 @@ from resprout.infra.store.store import ArtifactStore
 PREDICATE = "urn:resprout:backup:v1"
 STATEMENT, LIST, SEEN = "backup.json", "objects.jsonl", "seen.jsonl"
 STORE, TABLES = "store/", "mlflow/tables"
-PASSING = {"locks", "pins", "gc", "tmp"}
-"""Rooms of a store that say who is at work now."""
+PASSING = {"locks", "pins", "gc", "tmp", "checkpoints"}
+"""Rooms of a store that say who is at work now, and how far."""
 APART = {"content", "quarantine", "mlflow"}
 """Rooms that are not copied object by object: files of artifacts and runs, and what was set aside."""
 LEDGERS = "registry/"

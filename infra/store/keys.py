@@ -23,6 +23,7 @@ SHAPES = {
     "tombstones": rf"{ID}\.json",
     "pins": f"{ID}/[^/]+",
     "gc": ID,
+    "checkpoints": rf"[^/]+-{ID}/[0-9]{{12}}-[0-9a-f]{{8}}(\.json|/.+)",
 }
 """By room the form of the rest of its keys."""
 PATTERNS = {room: re.compile(shape, re.DOTALL) for room, shape in SHAPES.items()}

@@ -14,7 +14,7 @@ from prefect.filesystems import WritableFileSystem
 from prefect.serializers import JSONSerializer
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from resprout.configs.errors import BadInput, StageFailed, VerificationFailed
+from resprout.configs.errors import BadInput, StageFailed, Transient, Unreachable, VerificationFailed
 from resprout.infra.retry import retry_while_down
 from resprout.infra.store.canonical import canonical_json
 from resprout.infra.store.filesystem import require_safe
@@ -45,6 +45,8 @@ class ArtifactResults(WritableFileSystem):
     uri: str
     _store: ArtifactStore | None = PrivateAttr(default=None)
     _outage_seconds: float = PrivateAttr(default=0.0)
+    _unread: set[str] = PrivateAttr(default_factory=set)
+    """Keys at which the store did not answer last."""
 
     @classmethod
     def of(cls, store: ArtifactStore, outage_seconds: float = 0.0) -> ArtifactResults:
@@ -58,6 +60,20 @@ class ArtifactResults(WritableFileSystem):
 
         Nothing but a pointer is read: in Prefect's own form the bytes say with which code they are decoded.
         """
+        result = self._answered(path).model_dump(mode="json")
+        metadata = ResultRecordMetadata(storage_key=path, serializer=JSONSerializer())
+        return ResultRecord(result=result, metadata=metadata).serialize()
+
+    def _answered(self, path: str) -> ArtifactRef:
+        try:
+            ref = retry_while_down(lambda: self._read(path), self._outage_seconds)
+        except (Transient, Unreachable):
+            self._unread.add(path)
+            raise
+        self._unread.discard(path)
+        return ref
+
+    def _read(self, path: str) -> ArtifactRef:
         try:
             data = self._required().driver.get_bytes(_key(path))
             if data is None:
@@ -65,17 +81,25 @@ class ArtifactResults(WritableFileSystem):
             pointer = Pointer.model_validate_json(data)
         except (VerificationFailed, ValidationError) as error:
             raise FileNotFoundError(f"the result cannot be read ({type(error).__name__})") from error
-        metadata = ResultRecordMetadata(storage_key=path, serializer=JSONSerializer())
-        result = self._reference(path, pointer).model_dump(mode="json")
-        return ResultRecord(result=result, metadata=metadata).serialize()
+        return self._reference(path, pointer)
+
+    def overlooked(self, key: str) -> ArtifactRef | None:
+        """The artifact under a key at which the store did not answer last; None where it did, or has none.
+
+        Prefect takes a store that does not answer for one that has nothing, and would compute it again.
+
+        Raises:
+            Transient: it does not answer now.
+            Unreachable: nor can it.
+        """
+        return self.find(key) if key in self._unread else None
 
     def find(self, key: str) -> ArtifactRef | None:
         """Return the artifact kept under a stage's key, None where a run would compute it again."""
         try:
-            data = self.read_path(key)
+            return self._answered(key)
         except FileNotFoundError:
             return None
-        return ArtifactRef.model_validate(ResultRecord[Any].deserialize(data).result)
 
     def write_path(self, path: str, content: bytes, _sync: bool | None = None) -> None:  # type: ignore[override]
         driver = self._required().driver

@@ -39,7 +39,7 @@ ACTIONS = {
 """The IAM action behind each call of the client (AWS, "Actions, resources, and condition keys for S3")."""
 PROOF = ("seals", "timestamps", "collected", "registry", "tombstones")
 KEPT = ("content", "records", "signatures", "made", "used", "results", *PROOF)
-FLEETING = ("tmp", "locks", "pins", "gc", "manifests", "quarantine")
+FLEETING = ("tmp", "locks", "pins", "gc", "checkpoints", "manifests", "quarantine")
 
 
 def as_list(value: Any) -> list[Any]:
