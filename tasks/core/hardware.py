@@ -6,8 +6,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -40,6 +41,37 @@ def free_memory(device: str) -> int:
     lines = _gpus("memory.free")
     mib = [int(line.split()[0]) for line in lines if line.split()[:1] and line.split()[0].isdigit()]
     return min([free, *(1024**2 * one for one in mib)]) if mib and len(mib) == len(lines) else 0
+
+
+def devices(device: str) -> int:
+    """GPUs of this machine that a process sees, or the processor cores that it may use."""
+    return len(memory_by_device(device)) - 1 if device.startswith("cuda") else _cores()
+
+
+def memory_by_device(device: str) -> dict[int | Literal["cpu"], int]:
+    """Free bytes of memory under cpu and, where `device` is CUDA, of each GPU under torch's number for it."""
+    found: dict[int | Literal["cpu"], int] = {"cpu": free_memory("cpu")}
+    if not device.startswith("cuda"):
+        return found
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        for gpu in range(torch.cuda.device_count()):
+            cached = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+            found[gpu] = torch.cuda.mem_get_info(gpu)[0] + cached
+        return found
+    mib = [int(line.split()[0]) for line in _gpus("memory.free") if line.split()[:1] and line[0].isdigit()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if all(one.strip().isdigit() and int(one) < len(mib) for one in visible):
+        mib = [mib[int(one)] for one in visible]
+    return found | {gpu: 1024**2 * one for gpu, one in enumerate(mib)}
+
+
+def total_memory(device: str) -> int:
+    """Bytes of the machine's memory, on CUDA of its largest GPU; 0 where that does not say."""
+    if not device.startswith("cuda"):
+        return int(psutil.virtual_memory().total)
+    lines = _gpus("memory.total")
+    return max((1024**2 * int(line.split()[0]) for line in lines if line[:1].isdigit()), default=0)
 
 
 def _container(cgroup: Path) -> list[int]:

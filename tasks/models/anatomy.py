@@ -10,8 +10,9 @@ how it fuses them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +22,6 @@ from resprout.configs.errors import BadInput
 from resprout.configs.presets import DEPTH, Unit
 from resprout.tasks.models.families.family import Axes, Family
 from resprout.tasks.models.shape import SUBLAYERS, Model, Shape, Widths, shape_of
-
-OFFLOAD = "resprout_offload"
-"""Attribute of a model whose layers are read when they are needed (tasks/models/offload.py)."""
 
 
 @dataclass(frozen=True)
@@ -139,23 +137,24 @@ class Layer:
     shape: Shape
     widths: Widths
     index: int = 0
-    offload: Any = None
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
-        """The layer's tensors in memory while the context is open, where they are not there anyway."""
-        if self.offload is None:
+        """The layer's tensors in memory while the context is open, where they are not there anyway.
+
+        They are copies, of which changes are lost with the context unless the layer is to `keep` them.
+        """
+        with ExitStack() as fetched:
+            for module, hook in _fetching(self.module):
+                if hook.offload:
+                    fetched.enter_context(_fetched(module, hook))
             yield
-            return
-        prefix = f"{self.family.layer_prefix}{self.index}."
-        names = {prefix + name: name for name in self.shape.layer_tensors(self.widths)}
-        read = self.offload.read(names)
-        self.module.load_state_dict({names[name]: one for name, one in read.items()}, assign=True)
-        self.module.requires_grad_(False)
-        try:
-            yield
-        finally:
-            self.module.to("meta")
+
+    def keep(self) -> None:
+        """Take the tensors of the loaded layer as they are now for those that are fetched from here on."""
+        for module, hook in _fetching(self.module):
+            for name, tensor in module.named_parameters(recurse=False):
+                _replace(hook.weights_map, name, tensor.detach().cpu())
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -198,15 +197,52 @@ def anatomy(model: Model) -> Anatomy:
         family,
         decoder,
         tuple(
-            Layer(module, family, shape, shape.widths(index), index, getattr(model, OFFLOAD, None))
-            for index, module in enumerate(layers)
+            Layer(module, family, shape, shape.widths(index), index) for index, module in enumerate(layers)
         ),
     )
 
 
+def _fetching(layer: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """The modules of a layer whose own tensors accelerate's hook fetches, each with the hook."""
+    for module in layer.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            if getattr(one, "weights_map", None) is not None:
+                yield module, one
+
+
+def _replace(weights: Any, name: str, tensor: Tensor) -> None:
+    """Have accelerate fetch this tensor under `name`, from memory or from a file, as before."""
+    from safetensors.torch import save_file
+
+    held, whole = weights.dataset, weights.prefix + name
+    if whole in held.state_dict:
+        held.state_dict[whole] = tensor
+        return
+    file = Path(held.save_folder) / f"{whole}.safetensors"
+    # The tensors of a file that is there may still be views of it.
+    fresh = file.with_suffix(".new")
+    save_file({whole: tensor.contiguous()}, fresh)
+    fresh.replace(file)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    held.index[whole] = {"safetensors_file": str(file), "weight_name": whole, "dtype": dtype}
+
+
+@contextmanager
+def _fetched(module: nn.Module, hook: Any) -> Iterator[None]:
+    """Fetch a module's own tensors as accelerate's hook does when it computes, once for the whole context."""
+    hook.pre_forward(module)
+    hook.offload = False
+    try:
+        yield
+    finally:
+        hook.offload = True
+        hook.post_forward(module, None)
+
+
 def is_offloaded(model: Model) -> bool:
-    """Whether the model's layers are read one at a time."""
-    return getattr(model, OFFLOAD, None) is not None
+    """Whether layers of the model are fetched when they compute."""
+    return any(one.is_meta for one in model.parameters())
 
 
 def part(shape: Shape, widths: Widths, kind: Unit) -> Part:

@@ -64,10 +64,14 @@ class LayerStep:
 
 
 def run_layerwise(
-    model: Model, input_ids: Tensor, batch_tokens: int = BATCH_TOKENS, only: range | None = None
+    model: Model,
+    input_ids: Tensor | Sequence[Tensor],
+    batch_tokens: int = BATCH_TOKENS,
+    only: range | None = None,
 ) -> Iterator[LayerStep]:
     """Yield a step for each decoder layer in order, for `input_ids` [samples, tokens]; computes no logits.
 
+    Rows of several lengths are given as a list of batches, each padded on the right, where nothing looks.
     Of a range `only` its layers are yielded, and none behind it is run.
 
     A caller watches modules (`watch`), runs the step, and may then change the layer: what follows
@@ -90,22 +94,29 @@ def run_layerwise(
 
 
 def run_batches(
-    model: Model, input_ids: Tensor, layers: Sequence[nn.Module], batch_tokens: int = BATCH_TOKENS
+    model: Model,
+    input_ids: Tensor | Sequence[Tensor],
+    layers: Sequence[nn.Module],
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[tuple[int, int]]:
     """Run `input_ids` [samples, tokens] batch by batch through the decoder with these layers for its own.
 
     Yields after each batch how many of how many are done. `run_layerwise` gives the layers the same batches.
     """
-    if input_ids.dim() != 2 or input_ids.numel() == 0:
-        raise BadInput(
-            f"input_ids has shape {list(input_ids.shape)}; give [samples, tokens], both at least 1"
-        )
+    batches = _batches(input_ids, batch_tokens) if isinstance(input_ids, Tensor) else input_ids
     parts = anatomy(model)
-    batches = input_ids.split(max(1, batch_tokens // input_ids.shape[1]))
     for done, ids in enumerate(batches, 1):
         with torch.no_grad(), layers_replaced(parts, layers):
             parts.decoder(input_ids=ids.to(model.device), use_cache=False)
         yield done, len(batches)
+
+
+def _batches(input_ids: Tensor, batch_tokens: int) -> Sequence[Tensor]:
+    if input_ids.dim() != 2 or input_ids.numel() == 0:
+        raise BadInput(
+            f"input_ids has shape {list(input_ids.shape)}; give [samples, tokens], both at least 1"
+        )
+    return input_ids.split(max(1, batch_tokens // input_ids.shape[1]))
 
 
 class LayerStack:

@@ -1,10 +1,10 @@
-"""Offloading: a layer's weights are read from files when it runs, hidden states kept on disk."""
+"""Files in place of memory: hidden states that do not fit, and a model written tensor by tensor."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -12,87 +12,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from resprout.configs.errors import BadInput
-from resprout.tasks.models.anatomy import OFFLOAD
-from resprout.tasks.models.families import LAYOUT_KEY
-from resprout.tasks.models.layouts import cut_class
-from resprout.tasks.models.load import DTYPES, check_folder
-from resprout.tasks.models.shape import Model, shape_of
-
+SHARD = "50GB"
+"""Largest file of `save_pretrained`."""
 NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """Names of dtypes in safetensors."""
-
-
-class WeightOffload:
-    """The tensors of a model folder, read when they are asked for: in `dtype`, on `device`."""
-
-    def __init__(self, folder: Path, dtype: str, device: str) -> None:
-        from safetensors import safe_open
-
-        self.dtype, self.device = getattr(torch, dtype), device
-        self._files: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as opened:
-                self._files |= dict.fromkeys(opened.keys(), path)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files
-
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of these names."""
-        from safetensors import safe_open
-
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self._files[name], []).append(name)
-        found: dict[str, Tensor] = {}
-        for path, inside in by_file.items():
-            # Tensors are views of the mapped file: what was read stays resident until it is closed.
-            with safe_open(path, framework="pt") as opened:
-                for name in inside:
-                    found[name] = opened.get_tensor(name).to(self.device, self.dtype, copy=True)
-        return found
-
-
-def open_model(folder: Path, dtype: str, device: str, trust_remote_code: bool = False) -> Model:
-    """The model in `folder`: embeddings and head in memory, layers on the meta device until `Layer.loaded`.
-
-    A folder whose weights have other names in its files than in the model (fused experts, for one) cannot be
-    read so and raises BadInput, as does what `load_model` refuses.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    check_folder(folder)
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
-    shape, weights = shape_of(folder), WeightOffload(folder, dtype, device)
-    if missing := sorted(name for name, _ in shape.tensors() if name not in weights):
-        raise BadInput(
-            f"{folder} does not hold {len(missing)} tensors under the names that the model uses "
-            f"({missing[0]}), so it cannot be read layer by layer; give prune.memory: whole"
-        )
-    config: Any = AutoConfig.from_pretrained(
-        folder, trust_remote_code=trust_remote_code, local_files_only=True
-    )
-    stock = AutoModelForCausalLM._model_mapping[type(config)]
-    kind: Any = cut_class(stock) if shape.config.get(LAYOUT_KEY) is not None else stock
-    # Memory that nothing is written to is not taken; buffers, which no file holds, are computed as ever.
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(weights.dtype)
-    try:
-        with no_init_weights():
-            model: Model = kind(config)
-    finally:
-        torch.set_default_dtype(before)
-    for layer in getattr(model.get_submodule(shape.family.decoder), shape.family.layers):
-        layer.to("meta")
-    ends = weights.read(shape.family.ends(shape.config))
-    model.load_state_dict(ends, strict=False, assign=True)
-    model.tie_weights()
-    setattr(model, OFFLOAD, weights)
-    model.requires_grad_(False)
-    return model.eval()
 
 
 class SafetensorsWriter:
@@ -129,6 +52,55 @@ class SafetensorsWriter:
         self._file.close()
         if self._places:
             raise ValueError(f"{len(self._places)} tensors were not written, {min(self._places)} for one")
+
+
+class ModelWriter:
+    """The weights of a model folder written a few at a time, to the bytes that `save_pretrained` would write.
+
+    But beyond `SHARD`, experts that are fused in memory may come to lie in another one of the files.
+
+    `model` says in which dtype, and how its file differs in form (experts that are fused in memory);
+    `tensors` are the names and dimensions of what it is given, all in memory's form.
+    """
+
+    def __init__(self, model: Any, tensors: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+        from huggingface_hub import split_torch_state_dict_into_shards
+
+        self._model = model
+        empty = {name: torch.empty(dims, dtype=model.dtype, device="meta") for name, dims in tensors.items()}
+        # Parts of a fused tensor would count as large as the whole.
+        stored = {name: torch.empty_like(one) for name, one in self._as_stored(empty).items()}
+        split = split_torch_state_dict_into_shards(stored, max_shard_size=SHARD)
+        dtype = str(model.dtype).removeprefix("torch.")
+        self._files = {
+            file: SafetensorsWriter(folder / file, {one: tuple(stored[one].shape) for one in names}, dtype)
+            for file, names in split.filename_to_tensors.items()
+        }
+        self._file_of = split.tensor_to_filename
+        if split.is_sharded:
+            params = sum(one.numel() for one in empty.values())
+            index = {
+                "metadata": {"total_parameters": params, **split.metadata},
+                "weight_map": split.tensor_to_filename,
+            }
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors by their names in memory: all of a layer together."""
+        for name, tensor in self._as_stored(tensors).items():
+            self._files[self._file_of[name]].put(name, tensor)
+
+    def close(self) -> None:
+        """End the files; a tensor that was not put raises ValueError."""
+        for one in self._files.values():
+            one.close()
+
+    def _as_stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        found: dict[str, Tensor] = revert_weight_conversion(self._model, dict(tensors))
+        return found
 
 
 class ActivationOffload:

@@ -9,16 +9,13 @@ from doors import through_the_doors, write_calibration
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PruneConfig
 from resprout.tasks.core.job import Job
-from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.families import FAMILIES
-from resprout.tasks.models.offload import ActivationOffload, SafetensorsWriter, open_model
+from resprout.tasks.models.offload import ActivationOffload, SafetensorsWriter
 from resprout.tasks.prune.compatibility import resolve
 from resprout.tasks.prune.stage import plan, prune, score
 from tiny_models import layout_for, write_tiny_folder
 
 IDS = torch.randint(4, 256, (6, 24), generator=torch.Generator().manual_seed(2))
-RENAMED = {"gpt_neox"} | {name for name, family in FAMILIES.items() if "experts" in family.units}
-"""Families whose files call some tensors by other names than the model does."""
 
 
 def made(folder, family, **changes):
@@ -42,12 +39,14 @@ def place(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - RENAMED))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_streamed_bytes_are_those_of_the_whole_model(family, place, monkeypatch):
     folder = place(family, num_hidden_layers=3)
-    whole = made(folder / "whole", family)
+    # No one module reads the channels of experts, whose weights lie in files in another form than in memory.
+    fused = {"method": "magnitude", "repair": "none"} if "experts" in FAMILIES[family].units else {}
+    whole = made(folder / "whole", family, **fused)
     monkeypatch.setattr("resprout.tasks.models.forward.ACTIVATION_BYTES", 5000)
-    assert made(folder / "stream", family, memory="stream") == whole
+    assert made(folder / "stream", family, memory="stream", **fused) == whole
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda_sp"])
@@ -75,15 +74,6 @@ def test_repairs_in_order_and_hidden_channels_stream(changes, place, monkeypatch
     assert made(folder / "stream", "llama", memory="stream", **changes) == whole
 
 
-def test_one_layer_is_in_memory(place):
-    model = open_model(place("llama") / "model", "bfloat16", "cpu")
-    first, second = anatomy(model).layers
-    with first.loaded():
-        assert {one.device.type for one in first.module.parameters()} == {"cpu"}
-        assert {one.device.type for one in second.module.parameters()} == {"meta"}
-    assert {one.device.type for one in first.module.parameters()} == {"meta"}
-
-
 def test_memory_is_no_part_of_a_key():
     def keys(**changes):
         job = Job(PruneConfig.model_validate({"target": {"params_ratio": 0.9}, **changes}))
@@ -98,12 +88,6 @@ def test_what_runs_the_whole_model_is_refused():
         BadInput, match=r"criterion 'relevance' runs the whole model at once; give memory: whole"
     ):
         resolve(PruneConfig.model_validate(config))
-
-
-@pytest.mark.parametrize("family", sorted(RENAMED))
-def test_files_with_names_of_their_own_are_refused(family, place):
-    with pytest.raises(BadInput, match=r"cannot be read layer by layer; give prune\.memory: whole"):
-        open_model(place(family) / "model", "bfloat16", "cpu")
 
 
 def test_a_spool_gives_back_what_it_was_given():

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from resprout.tasks.models.malloc_tuning import OWN_SETTINGS
+from resprout.tasks.core.malloc_tuning import OWN_SETTINGS
 
 SCRIPT = """
 import resource
@@ -17,7 +17,7 @@ import sys
 
 import torch
 
-from resprout.tasks.models.malloc_tuning import keep_freed_memory
+from resprout.tasks.core.malloc_tuning import keep_freed_memory
 
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 blocks = [torch.ones(3 * 2**18) for _ in range(4)]
@@ -35,7 +35,7 @@ from pathlib import Path
 
 import torch
 
-from resprout.tasks.models.malloc_tuning import give_back_freed_memory, keep_freed_memory
+from resprout.tasks.core.malloc_tuning import give_back_freed_memory, keep_freed_memory
 
 
 def held():
