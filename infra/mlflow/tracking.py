@@ -11,10 +11,10 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from resprout.configs.errors import BadInput, ResproutError, Unreachable
@@ -51,6 +51,8 @@ WRITER = "resprout.writer"
 """Tag of a parent run that names the lease which it holds as long as its process lives."""
 PARENT = "mlflow.parentRunId"
 """MLflow's tag of a run that is nested in another."""
+KEY = "resprout.key"
+"""Tag of a stage's run with the stage's cache key."""
 STAGE = "resprout.stage"
 """Tag of the nested run of a stage; runs of a sweep's variants are nested too, and are whole runs."""
 SWEEP_NAME = "resprout.sweep"
@@ -63,6 +65,15 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 PAGE_OF_TRAINING = "workflowType=machine_learning"
 """Query of a page. MLflow 3.17 shows an experiment in the mode that the browser had last, at first GenAI,
 whatever its kind is, where the page has a switch between both."""
+
+
+class Point(NamedTuple):
+    """A value of a curve; `time_ms` since the epoch."""
+
+    name: str
+    value: float
+    time_ms: int
+    step: int
 
 
 def whole_run(run_id: str, tags: Mapping[str, str]) -> str:
@@ -217,6 +228,35 @@ class Tracker:
             max_results=1000,
         )
         return {(run.info.run_name, run.data.tags.get("resprout.key", "")) for run in finished}
+
+    @mlflow_errors
+    def unfinished(self, name: str, key: str, parent: str) -> str | None:
+        """Id of the nested run that an attempt at this key left unfinished, open again; None: none."""
+        found = self.client.search_runs(
+            [self.experiment_id],
+            f"tags.`{PARENT}` = '{parent}' and tags.`{KEY}` = '{key}' and attributes.status != 'FINISHED'",
+            max_results=100,
+        )
+        for run in found:
+            if run.info.run_name == name:
+                self.client.update_run(run.info.run_id, "RUNNING")
+                return run.info.run_id
+        return None
+
+    @mlflow_errors
+    def steps_of(self, run_id: str) -> set[tuple[str, int]]:
+        """Name and step of each value that a run's metrics have."""
+        names = self.client.get_run(run_id).data.metrics
+        return {(name, one.step) for name in names for one in self.client.get_metric_history(run_id, name)}
+
+    @mlflow_errors
+    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """Write points of curves in one batch a thousand; one that is there already stays one."""
+        from mlflow.entities import Metric
+
+        for start in range(0, len(points), 1000):
+            batch = points[start : start + 1000]
+            self.client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
 
     @mlflow_errors
     def end(self, run_id: str, status: str = "FINISHED") -> None:

@@ -36,6 +36,7 @@ ORCHESTRATION = {
     "resprout.tasks.core.methods": "finds methods by name; the selected ones are given",
     "resprout.tasks.core.stage": "calls a stage's function; what it gives it is in tasks.core.job",
     "resprout.tasks.core.run": "holds what the stages of one run share: store, tracker, display",
+    "resprout.tasks.core.termination": "says when a stage has to save, and not what it writes",
     "resprout.configs.errors": "names kinds of failure, and a stage that fails leaves no bytes",
     "resprout.configs.infrastructure:StoreConfig": "reaches a bucket; what is fetched is pinned by hash",
     "resprout.infra.identity:install_command": "says how an extra that is missing is installed",

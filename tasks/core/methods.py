@@ -46,7 +46,8 @@ class Entry:
     """One method: where it lives, what it does in a line, the paper it comes from, and what it declares.
 
     `declared` are the literals that its class sets for all its instances, such as the units that a criterion
-    can score; `settings` those fields of a dataclass that a config may set.
+    can score, or those in `DECLARED` of a function's module; `settings` those fields of a dataclass that a
+    config may set.
     """
 
     name: str
@@ -131,7 +132,9 @@ class Registry(Generic[T]):
                 (found,) = (node for node in tree.body if _is_method(node, function))
                 papers = dict.fromkeys(PAPER.findall(ast.get_docstring(tree) or ""))
                 summary = (ast.get_docstring(found) or "").partition("\n")[0].rstrip(".")
-                declared, settings = _literals(found) if isinstance(found, ast.ClassDef) else ({}, {})
+                declared, settings = (
+                    _literals(found) if isinstance(found, ast.ClassDef) else (_declared(tree), {})
+                )
                 target = f"{module}:{found.name}"
                 name = declared.pop("name", path.stem.replace("_", separator))
                 self.add(name, target, summary, ", ".join(papers), declared, settings)
@@ -147,6 +150,14 @@ def _docstring(node: ast.stmt | None) -> str:
     """The text of a string that stands alone, as behind a field; empty where there is none."""
     text = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else ""
     return " ".join(text.split()) if isinstance(text, str) else ""
+
+
+def _declared(tree: ast.Module) -> dict[str, Any]:
+    """The literal mapping that a module calls DECLARED; empty where it has none."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == ["DECLARED"]:
+            return dict(ast.literal_eval(node.value))
+    return {}
 
 
 def _literals(found: ast.ClassDef) -> tuple[dict[str, Any], dict[str, Setting]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from resprout.infra.markdown import code, link, plain
@@ -37,15 +37,22 @@ def log_artifact(
     ref: ArtifactRef,
     params: Mapping[str, Any],
     timing: Mapping[str, float],
+    shown: Collection[tuple[str, int]] = (),
 ) -> None:
-    """Write params, metrics, series and small files of an artifact into the MLflow run."""
+    """Write params, metrics, series and small files of an artifact into the MLflow run.
+
+    `shown` are name and step of the points of series that the run has already.
+    """
     paths = {entry.path: entry.size for entry in store.manifest(ref.digest).files}
 
     def lines(path: str) -> list[bytes]:
         return store.read(ref.digest, path).split(b"\n") if path in paths else []
 
     metrics = json.loads(store.read(ref.digest, METRICS)) if METRICS in paths else {}
-    history = [json.loads(line) for line in lines(HISTORY) if line.strip()]
+    rows = [json.loads(line) for line in lines(HISTORY) if line.strip()]
+    history = [
+        {name: value for name, value in row.items() if (name, int(row["step"])) not in shown} for row in rows
+    ]
     tracker.log(run_id, {**metrics, **timing}, params, history=history)
     for name in LOGGED_FILES:
         if paths.get(name, LOGGED_BYTES + 1) <= LOGGED_BYTES:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from resprout.tasks.models.malloc_tuning import give_back_freed_memory
+from resprout.tasks.core.malloc_tuning import give_back_freed_memory
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")

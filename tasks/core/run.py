@@ -9,7 +9,7 @@ For each stage:
 3. on a miss the task's body has shards made where the work is shared out (each a stage of its own, whose
    artifact is one more input), opens the inputs, calls the function, publishes the folder, writes its record;
 4. outside the cached body, each time, one nested MLflow run is written: params, metrics, small files,
-   digests.
+   digests. A body that shows curves as it goes (`job.watch`) has begun it then, and it ends as the body did.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ from resprout.configs.result import ArtifactResult, StageResult
 from resprout.infra import identity
 from resprout.infra.markdown import NOTE, run_page
 from resprout.infra.retry import retry_while_down
+from resprout.infra.store.checkpoints import StageCheckpoints
 from resprout.infra.store.record import ArtifactRef, Parent, Record
 from resprout.tasks.core.data_scan import Scan
 from resprout.tasks.core.job import SHARD_ROLE, Job, Progress, Share
 from resprout.tasks.core.mlflow_log import DATA, flat, log_artifact, log_scan, profile, stage_note
 from resprout.tasks.core.resources import Cost, metered, total
 from resprout.tasks.core.stage import Input, Stage, Subfolder, ref_of
+from resprout.tasks.core.time_left import TimeLeft, words
 
 if TYPE_CHECKING:
     from prefect import Task
 
+    from resprout.infra.mlflow.live_curves import LiveCurves
     from resprout.infra.mlflow.tracking import Tracker
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.results import ArtifactResults
@@ -110,6 +113,8 @@ class Run:
     """How long finished work waits for a store that is down."""
     tracked: set[tuple[str, str]] = field(default_factory=set)
     """Label and key of the stages that the MLflow run holds already, where the run was started before."""
+    live: dict[str, LiveCurves] = field(default_factory=dict)
+    """The curves of the stages, by label."""
     nested: dict[str, Nested] = field(default_factory=dict)
     """The MLflow runs of the stages, by label."""
     stages: list[StageResult] = field(default_factory=list)
@@ -161,23 +166,39 @@ class Run:
         spent: list[Cost] = []
         began = time.perf_counter()
 
+        key = stage.key_of(parts)
+        curves = self.live[label] = self._curves(stage, inputs, key, role)
+
         def produce() -> dict[str, Any]:
+            if overlooked := self.results.overlooked(key):
+                return overlooked.model_dump(mode="json")
             with metered(job.device) as cost:
                 spent.append(cost)
-                return self._produce(stage, job, inputs, parts, files, role)
+                return self._produce(stage, replace(job, watch=curves), inputs, parts, files, role)
 
-        state = self._task(stage, produce, stage.key_of(parts), label)(return_state=True)
-        self.work_seconds += sum(cost.seconds for cost in spent)
-        made = ArtifactRef.model_validate(state.result(raise_on_failure=True))
+        try:
+            state = self._task(stage, produce, key, label)(return_state=True)
+            self.work_seconds += sum(cost.seconds for cost in spent)
+            made = ArtifactRef.model_validate(state.result(raise_on_failure=True))
+        except BaseException as error:
+            curves.end(error)
+            raise
         # A cached reference still has the address of the store in which it was made.
         ref = made.model_copy(update={"uri": self.store.uri(made.digest)})
         cost = total(spent)
         self._add(stage, role, ref, cost or Cost(time.perf_counter() - began), cached=cost is None)
-        if (label, ref.key) not in self.tracked:
+        curves.close()
+        if (label, ref.key) not in self.tracked or curves.run_id is not None:
             self._track(stage, job, inputs, ref, role, cost)
         if cost is not None:
             self.tracker.has_done(self.mlflow_run_id, ref.record)
         return ref
+
+    def _curves(self, stage: Stage[Any], inputs: Mapping[str, Input], key: str, role: str) -> LiveCurves:
+        from resprout.infra.mlflow.live_curves import LiveCurves
+
+        tags = {**_tags(stage, inputs, key, role), "resprout.cached": "false"}
+        return LiveCurves(self.tracker, self.mlflow_run_id, stage.label(role), key, tags)
 
     def _task(
         self, stage: Stage[Any], produce: Callable[[], dict[str, Any]], key: str, label: str
@@ -218,7 +239,11 @@ class Run:
         start = time.perf_counter()
         progress = ThrottledProgress(self.display.started(label), label, self.stop_if_cancelled)
         inputs = {**inputs, **self._shards(stage, job, inputs, role, progress)}
-        given = replace(job, digests={name: ref_of(one).digest for name, one in inputs.items()})
+        guard = self.locks.guard(key)
+        kept = StageCheckpoints(self.store, key, guard, self.stop_if_cancelled) if stage.resumes else None
+        given = replace(
+            job, digests={name: ref_of(one).digest for name, one in inputs.items()}, checkpoints=kept
+        )
         with self.store.workdir() as workdir, ExitStack() as opened:
             content = workdir / "content"
             content.mkdir()
@@ -228,7 +253,6 @@ class Run:
             except BaseException as error:
                 raise as_sentence(error, stage.name, self.home) from error
             self.stop_if_cancelled()
-            guard = self.locks.guard(key)
             manifest = self.keep(lambda: self.store.publish(content, guard, move=True))
         record = Record(
             stage=stage.name,
@@ -257,11 +281,16 @@ class Run:
         # Killed between the two, a run leaves a record that nothing but this names; it is not worth the work.
         with suppress(Transient, Unreachable):
             self.tracker.announce(self.mlflow_run_id, record.id)
+        record_id = self.keep(lambda: self.store.put_record(record))
+        if kept is not None:
+            # What is left of them is gc's.
+            with suppress(Transient, Unreachable):
+                kept.clear()
         return ArtifactRef(
             kind=stage.kind,
             digest=manifest.digest,
             key=key,
-            record=self.keep(lambda: self.store.put_record(record)),
+            record=record_id,
             uri=self.store.uri(manifest.digest),
             bytes=sum(entry.size for entry in manifest.files),
         ).model_dump(mode="json")
@@ -309,15 +338,11 @@ class Run:
     ) -> None:
         tracker, cached, label = self.tracker, cost is None, stage.label(role)
         tags = {
-            "resprout.stage": stage.name,
-            "resprout.role": role,
+            **_tags(stage, inputs, ref.key, role),
             "resprout.cached": str(cached).lower(),
-            "resprout.key": ref.key,
-            "resprout.kind": ref.kind,
             "resprout.digest": ref.digest,
             "resprout.uri": ref.uri,
             "resprout.record": ref.record,
-            **{f"resprout.parent.{name}": ref_of(one).digest for name, one in inputs.items()},
         }
         producer = tracker.producer(ref.record) if cached else None
         if producer is not None:
@@ -325,12 +350,17 @@ class Run:
         maker = run_page(producer.info.experiment_id, producer.info.run_id) if producer else None
         whole = run_page(tracker.experiment_id, self.mlflow_run_id)
         tags[NOTE] = stage_note(label, whole, ref.digest, cached, maker)
-        run_id = tracker.start(label, tags, parent=self.mlflow_run_id)
+        curves = self.live[label]
+        rest = curves.close()
+        run_id = curves.run_id or tracker.start(label, tags, parent=self.mlflow_run_id)
         self.nested[label] = Nested(run_id, maker)
         with tracker.running(run_id):
+            if curves.run_id is not None:
+                tracker.log(run_id, tags=tags)
+            tracker.log_points(run_id, rest)
             timing = {} if cost is None else cost.metrics()
             params = {**flat(stage.settings(job.config)), **({"seed": job.seed} if stage.seeded else {})}
-            log_artifact(self.store, tracker, run_id, ref, params, timing)
+            log_artifact(self.store, tracker, run_id, ref, params, timing, curves.shown)
             if stage.kind in DATA:
                 origin = _called(job.config, "origin") or {}
                 for target in (run_id, self.mlflow_run_id):
@@ -371,22 +401,25 @@ class ThrottledProgress:
         self.stop = stop
         self.key = "".join(char if char.isalnum() else "-" for char in label.lower())
         self.shown = time.monotonic()
+        self.left = TimeLeft()
         self.artifact: Any = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
         self.stop()
         self.display(done, total, what)
+        left = words(self.left(done, total))
         if time.monotonic() - self.shown < PROGRESS_SECONDS:
             return
         self.shown = time.monotonic()
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
         percent = 100.0 * done / max(total, 1)
+        about = f"{what}, {left}" if left else what
         try:
             if self.artifact is None:
-                self.artifact = create_progress_artifact(progress=percent, key=self.key, description=what)
+                self.artifact = create_progress_artifact(progress=percent, key=self.key, description=about)
             else:
-                update_progress_artifact(self.artifact, progress=percent)
+                update_progress_artifact(self.artifact, progress=percent, description=about)
         except Exception as error:
             # Hours of work do not end because a server that only watches restarts.
             logger.debug("Prefect did not take the progress of %s: %s", self.key, error)
@@ -410,6 +443,17 @@ def as_sentence(error: BaseException, stage_name: str, home: Path) -> BaseExcept
             "are kept"
         )
     return error
+
+
+def _tags(stage: Stage[Any], inputs: Mapping[str, Input], key: str, role: str) -> dict[str, str]:
+    """Tags of a stage's MLflow run that are known before it has an artifact."""
+    return {
+        "resprout.stage": stage.name,
+        "resprout.role": role,
+        "resprout.key": key,
+        "resprout.kind": stage.kind,
+        **{f"resprout.parent.{name}": ref_of(one).digest for name, one in inputs.items()},
+    }
 
 
 def _called(config: Any, method: str) -> Any:

@@ -58,6 +58,11 @@ def nothing(config: Any) -> Any:
     return {}
 
 
+def no_names(config: Any) -> tuple[str, ...]:
+    """None, whatever the config says."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Reads:
     """One input of a stage, or with `group` one for each artifact of that group, by their names as roles.
@@ -145,6 +150,8 @@ class Declaration:
     """Its inputs by role."""
     gives: str = ""
     """Name under which later stages read its artifact, where that is not the stage's."""
+    also_gives: Callable[[Any], tuple[str, ...]] = no_names
+    """Further names under which later stages read its artifact then, in place of what had them before."""
     leaves: Model | None = None
     """The model that it makes, which is evaluated at once and is what later stages go on with."""
     weights: bool = False
@@ -161,6 +168,8 @@ class Declaration:
     """It measures the machine, which enters the key."""
     starts: bool = False
     """It starts processes of its own, which load the libraries again."""
+    resumes: bool = False
+    """It keeps checkpoints as it goes (`job.checkpoints`), from which an interrupted call goes on."""
     tokens: Callable[[Mapping[str, Any], Volume], float | None] = unknown
     """Tokens that a call goes through, or what grows with them, by the config in its key; predicts time."""
     settings: Callable[[Any], Any] = config_data
@@ -248,6 +257,9 @@ class Stage(Declaration, Generic[C]):
             from resprout.tasks.core.hardware import fingerprint
 
             parts["hardware"] = fingerprint()
+            if job.max_memory is not None:
+                # Bytes are the same wherever layers lie; times are not.
+                parts["max_memory"] = dict(job.max_memory)
         return parts
 
     def code_files(self, config: C) -> dict[str, str]:

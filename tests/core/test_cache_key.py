@@ -23,6 +23,7 @@ ROUNDS = {"schedule": "prune_and_regrow", "criterion": "magnitude", "repair": "n
 RUNS = [
     RunConfig.model_validate(config(**changes))
     for changes in (
+        {"recover": {"distill_weight": 0.5, "distill": {"teacher": "disk"}}},
         {"prune": {**ROUNDS, "target": {"params_ratio": 0.9}}},
         {"sparsify": {"method": "wanda"}, "draft": {}},
         {"quantize": {"formats": ["gguf:Q4_0"]}, "compare": {"baselines": ["source_file"]}},
@@ -51,8 +52,9 @@ ROOMS = {
     "pool": f"select data models {DATA} configs.presets",
     "select": f"select data models {DATA} configs.presets",
     "divergence-shard": f"select data models {DATA} configs.presets",
-    "recover": "recover data models prune configs.schema configs.section configs.presets",
-    "evaluation_data": f"evaluate data models configs.suites {DATA}",
+    "teacher": f"recover data models {DATA} configs.presets",
+    "recover": f"recover data models prune {DATA} configs.presets",
+    "evaluation_data": f"evaluate data models configs.suites {DATA} configs.presets",
     "evaluate": f"{SERVED} configs.suites {DATA} configs.presets",
     "evaluate-shard": f"{SERVED} configs.suites {DATA} configs.presets",
     "measure": "measure models gguf llama_cpp packed compressed_tensors torchao onnx_runtime quantize "
@@ -65,7 +67,7 @@ ROOMS = {
     "configs.presets configs.formats",
     "export": "export prune models quantize gguf llama_cpp configs.schema configs.section configs.presets "
     "infra.markdown infra.licences configs.formats",
-    "report": "report models configs.presets infra.markdown measure evaluate quantize configs.result",
+    "report": "report recover models configs.presets infra.markdown measure evaluate quantize configs.result",
 }
 """Rooms of tasks, and modules of the others, that each stage reaches beside core."""
 
@@ -287,6 +289,7 @@ def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
                 "pool",
                 "select",
                 "divergence-shard",
+                "teacher",
                 "recover",
                 "evaluation_data",
                 "evaluate",

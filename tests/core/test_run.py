@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,14 @@ from safetensors import SafetensorError
 from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.infra import identity, retry
 from resprout.infra.markdown import NOTE
+from resprout.infra.mlflow import live_curves
+from resprout.infra.mlflow.tracking import Tracker
+from resprout.infra.store.checkpoints import StageCheckpoints
+from resprout.infra.store.local import LocalDriver
 from resprout.infra.store.record import ArtifactRef
 from resprout.tasks.core.job import Job
 from resprout.tasks.core.stage import Subfolder, stage
-from toys import Knobs, write_text
+from toys import Knobs, Walk, walker, write_text
 
 
 def toy(**options: Any):
@@ -84,6 +91,30 @@ def test_a_second_run_finds_what_the_first_made(home: Path, make_run: Callable[.
     again, stages = make_run(home, steps)
     assert [found.cached for found in stages] == [True, True]
     assert again == made
+
+
+@pytest.mark.parametrize("faults", [1, 2, 4])
+def test_what_a_store_that_stammers_has_is_not_made_again(
+    faults: int, home: Path, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many lookups fail: Prefect would take each failure for absence."""
+    one = toy()
+    made = make_run(home, lambda run: one(run, Job(Knobs(text="a"))))
+    real, left = LocalDriver.get_bytes, iter(range(faults))
+
+    def get_bytes(self: LocalDriver, key: str) -> bytes | None:
+        if key.startswith("results/") and next(left, None) is not None:
+            raise Transient("503 from the store")
+        return real(self, key)
+
+    monkeypatch.setattr(LocalDriver, "get_bytes", get_bytes)
+
+    def steps(run: Any) -> list[Any]:
+        run.retries, run.retry_delay_seconds = 5, 0.01
+        return [one(run, Job(Knobs(text="a"))), run.stages[0].cached]
+
+    assert make_run(home, steps) == [made, True]
+    assert next(left, None) is None
 
 
 def test_one_changed_knob_reruns_only_what_it_reaches(home: Path, make_run: Callable[..., Any]) -> None:
@@ -363,3 +394,174 @@ def test_finished_work_waits_for_a_store_that_is_away_and_is_not_done_again(
     assert worked == [1]
     with pytest.raises(Transient, match="the bucket is away"):
         make_run(home.parent / "impatient", steps)
+
+
+def walked(log: Path) -> list[int]:
+    return [int(line) for line in log.read_text().split()]
+
+
+def test_a_stage_that_resumes_goes_on_from_its_last_checkpoint(
+    home: Path, make_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    section = Walk(log=str(log))
+    undisturbed = make_run(tmp_path / "other", lambda run: walker(run, Job(section)))
+    log.unlink()
+    real = StageCheckpoints.save
+
+    def dies(self: StageCheckpoints, folder: Path, step: int) -> None:
+        real(self, folder, step)
+        if step == 4:
+            raise StageFailed("the machine is gone")
+
+    monkeypatch.setattr(StageCheckpoints, "save", dies)
+    with pytest.raises(StageFailed, match="machine is gone"):
+        make_run(home, lambda run: walker(run, Job(section)))
+    monkeypatch.setattr(StageCheckpoints, "save", real)
+    found: list[str] = []
+
+    def steps(run: Any) -> Any:
+        found.extend(run.store.driver.list("checkpoints/"))
+        made = walker(run, Job(section))
+        assert list(run.store.driver.list("checkpoints/")) == [], "those of a finished stage are deleted"
+        return made
+
+    made = make_run(home, steps)
+    assert walked(log) == [1, 2, 3, 4, 5, 6]
+    assert made.digest == undisturbed.digest
+    assert {key.split("/")[1] for key in found} == {made.key}
+
+
+def test_other_stages_and_other_keys_have_no_checkpoints(
+    home: Path, make_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    given: list[Any] = []
+
+    def looks(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:
+        given.append(job.checkpoints)
+        write_text(job, inputs, workdir, progress)
+
+    looks.__module__ = write_text.__module__
+    make_run(home, lambda run: stage("looks", kind="toy")(looks)(run, Job(Knobs())))
+    assert given == [None]
+    knobs = Walk(log=str(tmp_path / "log"))
+    keys = {walker.key(Job(one), {}) for one in (knobs, knobs.model_copy(update={"every": 3}))}
+    assert keys == {walker.key(Job(knobs, watch=print, checkpoints=None), {})}
+    assert walker.key(Job(knobs.model_copy(update={"steps": 7})), {}) not in keys
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_is_said_and_the_one_before_stays(
+    home: Path, make_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    real = StageCheckpoints.save
+
+    def full(self: StageCheckpoints, folder: Path, step: int) -> None:
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, folder, step)
+
+    monkeypatch.setattr(StageCheckpoints, "save", full)
+    with pytest.raises(StageFailed, match=r"disk of .* is full in walk; free space there and run again"):
+        make_run(home, lambda run: walker(run, Job(Walk(log=str(log)))))
+    monkeypatch.setattr(StageCheckpoints, "save", real)
+    make_run(home, lambda run: walker(run, Job(Walk(log=str(log)))))
+    assert walked(log) == [1, 2, 3, 4, 3, 4, 5, 6]
+
+
+def stage_run(tracker: Any, parent: str) -> Any:
+    (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return found
+
+
+def curve(tracker: Any, run_id: str) -> list[tuple[int, float]]:
+    return sorted((one.step, one.value) for one in tracker.client.get_metric_history(run_id, "loss"))
+
+
+def test_curves_are_in_a_running_run_while_the_stage_works(
+    home: Path, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_curves, "BATCH_SECONDS", 0.05)
+    seen: list[Any] = []
+    here: list[Any] = []
+
+    def shows(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:
+        for step in (1, 2, 3):
+            job.watch(step, {"loss": 1.0 / step})
+        end = time.monotonic() + 30
+        while not seen or len(seen[-1][1]) < 3:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+            for run in here[0].client.search_runs([here[0].experiment_id], "attributes.run_name = 'shows'"):
+                seen.append((run, curve(here[0], run.info.run_id)))
+        rows = [{"step": step, "loss": 1.0 / step, "rate": 0.1} for step in (1, 2, 3, 4)]
+        (workdir / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    shows.__module__ = write_text.__module__
+    one = stage("shows", kind="toy")(shows)
+
+    def steps(run: Any) -> Any:
+        here.append(run.tracker)
+        return one(run, Job(Knobs())), run.tracker, run.mlflow_run_id
+
+    made, tracker, parent = make_run(home, steps)
+    running, points = seen[-1]
+    assert running.info.status == "RUNNING"
+    assert points == [(1, 1.0), (2, 0.5), (3, 1.0 / 3)]
+    assert running.data.tags["mlflow.parentRunId"] == parent
+    done = stage_run(tracker, parent)
+    assert (done.info.run_id, done.info.status) == (running.info.run_id, "FINISHED")
+    assert curve(tracker, done.info.run_id) == [*points, (4, 0.25)]
+    assert len(tracker.client.get_metric_history(done.info.run_id, "rate")) == 4
+    assert done.data.tags["resprout.digest"] == made.digest
+    assert done.data.params == {"text": "a"}
+    again, tracker, later = make_run(home, steps)
+    assert again == made
+    assert len(curve(tracker, stage_run(tracker, later).info.run_id)) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(StageFailed("the loss is NaN"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_a_run_with_curves_ends_as_its_stage_did(
+    home: Path, make_run: Callable[..., Any], error: BaseException, status: str
+) -> None:
+    def fails(job: Any, inputs: Any, workdir: Path, progress: Any) -> None:
+        job.watch(1, {"loss": 5.0})
+        raise error
+
+    fails.__module__ = write_text.__module__
+    here: list[Any] = []
+
+    def steps(run: Any) -> None:
+        here.extend((run.tracker, run.mlflow_run_id))
+        stage("fails", kind="toy")(fails)(run, Job(Knobs()))
+
+    with pytest.raises(type(error)):
+        make_run(home, steps)
+    found = stage_run(*here)
+    assert found.info.status == status
+    assert curve(here[0], found.info.run_id) == [(1, 5.0)], "what led there is what people want to see"
+
+
+def test_a_tracking_server_that_is_away_costs_no_step_and_no_point(
+    home: Path, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(live_curves, "BATCH_SECONDS", 0.01)
+    real, tries = Tracker.log_points, []
+
+    def away(self: Any, run_id: str, points: Any) -> None:
+        if threading.current_thread().name == "live-curves":
+            tries.append(len(points))
+            raise Transient("MLflow is away")
+        real(self, run_id, points)
+
+    monkeypatch.setattr(Tracker, "log_points", away)
+
+    def steps(run: Any) -> Any:
+        walker(run, Job(Walk(log=str(tmp_path / "log"))))
+        return run.tracker, run.mlflow_run_id
+
+    tracker, parent = make_run(home, steps)
+    assert tries
+    assert [step for step, _ in curve(tracker, stage_run(tracker, parent).info.run_id)] == [1, 2, 3, 4, 5, 6]

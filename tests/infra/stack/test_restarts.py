@@ -1,4 +1,6 @@
-"""What does not begin again: a run that only seemed dead, one that was cancelled, one without code."""
+"""What begins again and goes on, and what does not begin again: a run that only seemed dead, one that was
+cancelled, one without code.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
+import walking
 
 from one_machine import Machine, running, until
+from resprout.configs.infrastructure import MlflowConfig
+from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.prefect.automations import SETTLED_SECONDS
 from resprout.infra.stack.launch import run_ids, stack_mark, stack_processes
 from resprout.infra.stack.supervisor import Supervisor
@@ -40,6 +46,18 @@ with get_client(sync_client=True) as client:
     print(client.create_flow_run_from_deployment(made, parameters={"seconds": float(seconds)}).id)
 """
 
+WALK = """
+import sys
+from prefect.client.orchestration import get_client
+from walking import walk
+with get_client(sync_client=True) as client:
+    made = client.create_deployment(
+        client.create_flow(walk), "walk", entrypoint="walking.walk", work_pool_name="resprout"
+    )
+    given = {"home": sys.argv[1], "stop_at": 4}
+    print(client.create_flow_run_from_deployment(made, parameters=given).id)
+"""
+
 IMPATIENT = """
 from resprout.infra.prefect import automations
 automations.SETTLED_SECONDS = 10.0
@@ -52,7 +70,8 @@ automations.ensure_automations()
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("naps")
     (folder / "naps.py").write_text(NAPS)
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    support = str(Path(walking.__file__).parent)
+    path = os.pathsep.join([str(folder), support, *filter(None, [os.environ.get("PYTHONPATH")])])
     with running(Machine(tmp_path_factory.mktemp("stack"), {"PYTHONPATH": path})) as machine:
         yield machine
 
@@ -128,6 +147,25 @@ def test_a_run_that_outlives_the_silence_of_the_server_is_not_begun_again(stack:
     states = stack.ends(run, 190)
     assert states[-1] == "Completed"
     assert "Restarting" not in states, states
+
+
+def test_a_run_that_saved_when_a_signal_came_goes_on_from_its_checkpoint(stack: Machine, home: Path) -> None:
+    run = call(stack, WALK, str(home))
+    until((home / "log.waits").exists, 120)
+    (process,) = living(stack, run)
+    psutil.Process(process).terminate()
+    states = stack.ends(run, 300)
+    assert states[-1] == "Completed"
+    assert states.index("Crashed") < states.index("Restarting")
+    assert (home / "log").read_text().split() == ["1", "2", "3", "4", "5", "6"]
+    assert list((home / "store" / "checkpoints").glob("*")) == []
+    tracker = Tracker(MlflowConfig(), home)
+    tracker.connect()
+    # One run of the stage, which went on, with one curve.
+    (found,) = tracker.client.search_runs([tracker.experiment_id], "tags.`resprout.stage` = 'walk'")
+    assert found.info.status == "FINISHED"
+    points = tracker.client.get_metric_history(found.info.run_id, "loss")
+    assert sorted(one.step for one in points) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_that_dies_before_its_code_begins_is_given_up(stack: Machine) -> None:
