@@ -14,11 +14,8 @@ from torch import Tensor
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import CalibrateConfig
-from resprout.tasks.data.read import read_rows
+from resprout.tasks.data.read import JOIN, read_rows
 from resprout.tasks.models.load import load_tokenizer
-
-JOIN = "\n\n"
-"""Separator of documents, as in the usual perplexity protocol."""
 
 
 @dataclass(frozen=True)

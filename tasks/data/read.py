@@ -20,6 +20,8 @@ Numbered: TypeAlias = Iterator[tuple[int, Row]]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 PIECE_ROWS = 1000
+JOIN = "\n\n"
+"""Between documents of running text, as in the usual perplexity protocol."""
 
 _ENDINGS = {
     ".jsonl": "jsonl",

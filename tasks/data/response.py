@@ -67,4 +67,6 @@ def response_states(model: Any, batch: Batch) -> Tensor:
 
 def head(model: Any, states: Tensor) -> Tensor:
     """Float32 logits of 2-D hidden states: [tokens, vocabulary]."""
-    return model.get_output_embeddings()(states).float()
+    logits: Tensor = model.get_output_embeddings()(states).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -22,7 +22,7 @@ from torch import Tensor
 from resprout.configs.schema import CalibrateConfig
 from resprout.tasks.calibrate.samples import Samples, cut, draw_windows, take
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.models.load import load_model
+from resprout.tasks.models.load import load_for
 
 PASS_TOKENS = 2048
 """Tokens of one forward pass; all layers' states of a pass are held at once."""
@@ -33,7 +33,7 @@ def draw(job: Job[CalibrateConfig], inputs: Mapping[str, Path], progress: Progre
     config = job.config
     windows = cut(config, inputs, job.trust_remote_code)
     candidates = draw_windows(config, windows, config.samples * config.candidates_per_sample, job.seed)
-    model: Any = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    model: Any = load_for(job, inputs["model"])
     ids = torch.from_numpy(windows.input_ids[candidates])
     features = activation_features(model, ids, config.projection_dim, job.seed, progress)
     nearest, distances, sizes = representatives(features, config.samples, job.seed)

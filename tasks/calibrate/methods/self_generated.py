@@ -18,7 +18,7 @@ from resprout.configs.errors import StageFailed
 from resprout.configs.schema import CalibrateConfig
 from resprout.tasks.calibrate.samples import Samples
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.models.load import load_model, load_tokenizer
+from resprout.tasks.models.load import load_for, load_tokenizer
 
 BATCH_ROWS = 32
 
@@ -27,7 +27,7 @@ def draw(job: Job[CalibrateConfig], inputs: Mapping[str, Path], progress: Progre
     """Text that the dense model writes itself: `seq_len_tokens` a sample, drawn at `temperature`."""
     config = job.config
     tokenizer: Any = load_tokenizer(inputs["model"], job.trust_remote_code)
-    model: Any = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    model: Any = load_for(job, inputs["model"])
     generator = torch.Generator().manual_seed(job.seed)
     first = first_tokens(tokenizer, config.samples, generator)
     parts = list[Tensor]()
