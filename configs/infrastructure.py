@@ -155,6 +155,8 @@ class RetentionConfig(Section):
     """Artifacts that a run of the last days made or used stay, registered or not."""
     grace_hours: Annotated[float, Field(ge=0.0)] = 24.0
     """Younger artifacts stay, whoever wrote them."""
+    checkpoint_days: Annotated[float, Field(ge=0.0)] = 14.0
+    """Older checkpoints of an interrupted stage go; those of a finished one go in any case."""
 
 
 class LicencesConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -55,12 +55,32 @@ class ModelConfig(Section):
     """Dtype of weights and activations in every stage, and of the export."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device on which stages compute; auto takes CUDA where the installed torch and the machine have it."""
+    device_map: Literal["none", "auto"] = "none"
+    """none: the whole model on `device`; auto: its layers on all GPUs, then in memory, then on disk, for a
+    model larger than one device. The same bytes."""
+    max_memory: dict[Annotated[str, Field(pattern=r"^(cpu|\d+)$")], ByteSize] = Field(default_factory=dict)
+    """With device_map: auto, most bytes of weights by device: {cpu: "60 GB", "0": "70 GB"}. Of devices left
+    out, nine tenths of what is free."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; leave off unless you read that code."""
     allow_pickle: bool = False
     """Convert pickled weights by transformers' weights-only loader, in a child process."""
     licence: str | None = None
     """Licence of the source model, recorded in its lineage; read from the model's own files where absent."""
+
+    @model_validator(mode="after")
+    def _limits_are_used(self) -> ModelConfig:
+        if self.max_memory and self.device_map == "none":
+            raise ValueError("max_memory is given without device_map: auto; give both or neither")
+        gpus = sorted(one for one in self.max_memory if one != "cpu")
+        if gpus and self.device == "cpu":
+            raise ValueError(f"max_memory names GPU {gpus[0]}, but device is cpu; leave one of them out")
+        return self
+
+    @property
+    def spread(self) -> dict[str, int] | None:
+        """Most bytes by device for a model on all devices; None where it lies on one."""
+        return dict(self.max_memory) if self.device_map == "auto" else None
 
 
 class DataSource(Section):
@@ -373,36 +393,377 @@ class SelectConfig(Section):
         return self
 
 
+class RecoveryText(TextSource):
+    """Running text that recovery trains on, all of its tokens."""
+
+    weight: Annotated[float, Field(ge=0.0)] | None = None
+    """Share of the training tokens, beside the other weights; absent everywhere: by the number of tokens."""
+
+
+class DistillConfig(Section):
+    """How the student is taught by the dense model; how much, `recover.distill_weight` says."""
+
+    loss: Literal["forward", "reverse", "skewed_forward", "skewed_reverse"] = "forward"
+    """forward: KL(dense || student); reverse: KL(student || dense); skewed: with a mixture of both."""
+    skew: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """skewed: share of the mixture that is the distribution compared with it."""
+    teacher: Literal["online", "disk"] = "online"
+    """online: the dense model runs beside the student; disk: its most likely tokens, once for all runs."""
+    top_k: Annotated[int, Field(ge=1, le=4096)] = 64
+    """disk: tokens whose probabilities are kept; the mass of the others is one number."""
+    hidden: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of how far each layer's output is from the dense model's, beside the rest of the loss."""
+    attention: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of how far each attention's output is from the dense model's."""
+    on_policy: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the steps in which the student is taught on what it wrote itself."""
+
+    @model_validator(mode="after")
+    def _states_need_the_model(self) -> DistillConfig:
+        if self.teacher == "disk" and self.on_policy:
+            raise ValueError(
+                "recover.distill.on_policy asks the teacher about what the student writes, which a teacher "
+                "on disk was not asked about; give teacher: online, or drop it"
+            )
+        if self.teacher == "disk" and (self.hidden or self.attention):
+            raise ValueError(
+                "recover.distill.hidden and attention compare states inside both models, which a teacher on "
+                "disk does not have; give teacher: online, or drop them"
+            )
+        return self
+
+
+class ReconstructConfig(Section):
+    """Recovery by `reconstruct`: each part of the pruned model against the dense one's, no loss on tokens.
+
+    The defaults are those of the authors' code, and the granularity that their paper found best.
+    """
+
+    solver: Literal["gradient", "closed_form"] = "gradient"
+    """gradient: steps on all weights of a part; closed_form: least squares for the matrices that read heads
+    and channels (o_proj, down_proj), the others stay."""
+    granularity: Literal["sublayers", "block"] = "sublayers"
+    """gradient: attention and FFN apart, or the whole layer at once."""
+    inputs: Literal["dense", "pruned"] = "dense"
+    """Inputs of a part: the dense model's states there, or those that the parts reconstructed before give."""
+    samples: Annotated[int, Field(ge=1)] = 128
+    """Rows of the selection that are looked at, drawn by the seed; all where it has fewer."""
+    batch_rows: Annotated[int, Field(ge=1)] = 2
+    """Rows in a step."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """gradient: passes over the rows for each part."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
+    """gradient: peak rate; it rises over a tenth of the steps and falls to zero along a line."""
+    ridge: Annotated[float, Field(gt=0.0)] = 0.01
+    """closed_form: pull towards the given weights, as a share of the mean square of a feature."""
+    memory: Literal["stream", "whole"] = "stream"
+    """stream: one layer of each model in memory, read from its files; whole: both models. The same bytes."""
+
+
+class LoraConfig(Section):
+    """Variants of recovery by `lora`, all by peft."""
+
+    init: Literal["default", "pissa", "eva", "corda", "olora"] = "default"
+    """default: B is zero; pissa: the largest singular parts of each weight; corda: those that count on the
+    recovery rows; olora: the orthogonal factor of each weight; eva: A by the rows' activations, B zero, ranks
+    moved to where activations vary."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), which large ranks need."""
+    dora: bool = False
+    """Train the length of each weight's rows beside their direction."""
+    targets: tuple[str, ...] = ()
+    """Ends of the names of matrices that get adapters, say [q_proj, mlp.down_proj]; none given: all of
+    attention and FFN. Routers never do."""
+    experts: bool = False
+    """Adapters on experts whose weights are fused too; needs dropout: 0 and init: default."""
+    ranks: Literal["uniform", "cfsp"] = "uniform"
+    """cfsp: rank times layers shared out by how far each layer turns the residual stream on the rows."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Ranks by ends of names, where not `rank`; the scale of the update stays."""
+
+    @model_validator(mode="after")
+    def _together(self) -> LoraConfig:
+        faults = (
+            (self.experts and self.dora, "recover.lora.experts and dora", "fused weights have no rows"),
+            (self.experts and self.init != "default", f"recover.lora.experts and init: {self.init}",
+             "peft starts fused experts by default alone"),
+            (self.ranks != "uniform" and bool(self.rank_pattern), f"recover.lora.ranks: {self.ranks} and "
+             "rank_pattern", "each says the ranks"),
+            (self.init == "eva" and (self.ranks != "uniform" or bool(self.rank_pattern)),
+             "recover.lora.init: eva and ranks by layer", "eva moves ranks itself"),
+            (self.init == "eva" and self.dora, "recover.lora.init: eva and dora",
+             "no test holds that the two merge into a plain model"),
+        )  # fmt: skip
+        for wrong, what, why in faults:
+            if wrong:
+                raise ValueError(f"{what} do not go together, since {why}; leave one of them out")
+        return self
+
+
+class PerpConfig(Section):
+    """Recovery by `perp`: few parameters that move much."""
+
+    train: Annotated[tuple[Literal["biases", "norms", "head", "adapters"], ...], Field(min_length=1)] = (
+        "biases",
+        "norms",
+        "head",
+        "adapters",
+    )
+    """Parameters that are trained: the model's biases and norms, an adapter on the language model head where
+    that is not tied to the embeddings, and the adapters of `lora`, by its settings."""
+
+
+class BudgetConfig(Section):
+    """Limits on recovery training, over all rungs of a ladder; the first one that is reached ends it."""
+
+    seconds: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds of training on this machine; how many steps they hold is measured before the first one."""
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens to train on."""
+    money: Annotated[float, Field(gt=0.0)] | None = None
+    """Limit on the price of training, at `money_per_hour`."""
+    money_per_hour: Annotated[float, Field(gt=0.0)] | None = None
+    """Price of an hour of this machine."""
+
+    @property
+    def limit_seconds(self) -> float | None:
+        """Seconds that may be spent; None where only tokens count."""
+        paid = None if self.money is None else 3600 * self.money / (self.money_per_hour or 1.0)
+        given = [one for one in (self.seconds, paid) if one is not None]
+        return min(given) if given else None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> BudgetConfig:
+        if (self.money is None) != (self.money_per_hour is None):
+            raise ValueError("recover.budget needs money and money_per_hour together; give both or neither")
+        if self.tokens is None and self.limit_seconds is None:
+            raise ValueError("recover.budget is empty; give seconds, tokens, or money with money_per_hour")
+        return self
+
+
+AUTO_LADDER = ("distill", "distill", "distill")
+"""Rungs of `recover.ladder: auto` where a gate may end the climb; without one it is the last alone."""
+
+
+class DevicesConfig(Section):
+    """The processes that train together, each on a device of its own."""
+
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that share each step's examples out; auto: one for each GPU, one alone on a CPU."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each process holds the whole model; fsdp: its share of weights, gradients and moments."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether processes hold shares of the weights."""
+        return self.sharding == "fsdp" and self.processes not in (1, "auto")
+
+    def on_machine(self, gpus: int) -> Self:
+        """With the number of processes where so many GPUs train, 0: a CPU; one process alone holds all."""
+        processes = max(1, gpus) if self.processes == "auto" else self.processes
+        sharding = "ddp" if processes == 1 else self.sharding
+        return self.model_copy(update={"processes": processes, "sharding": sharding})
+
+
 class RecoverConfig(Section):
-    """Training after pruning."""
+    """Training after pruning, on selected rows, running text, or both."""
 
     method: str = "lora"
-    """lora, or full: all weights (`resprout methods`)."""
+    """lora; full: all weights; distill: all weights, by the dense model's words alone; perp: biases, norms
+    and adapters; reconstruct: part by part against the dense model (`resprout methods`)."""
+    ladder: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Methods one after another in place of `method`, each from what the one before left, until the gate is
+    met, the budget is spent, or a rung no longer pays; auto: what was found best. Needs `budget`."""
+    budget: BudgetConfig | None = None
+    """Limits on training, in place of epochs and tokens."""
+    text: tuple[RecoveryText, ...] = ()
+    """Running text to train on, beside the selected rows or without any."""
+    rows_weight: Annotated[float, Field(ge=0.0)] | None = None
+    """Share of the training tokens that are rows, beside the weights in `text`."""
+    seq_len_tokens: Annotated[int, Field(ge=16)] = 512
+    """Tokens of a window of text, which runs on over documents with a blank line between them, and of a
+    packed sequence of short examples (on a CPU at most 256)."""
+    pack: bool | Literal["auto"] = "auto"
+    """true: several examples in a sequence, each seeing itself alone; false: padded beside others of its
+    length; auto: true but for training in float32 on a CPU, where attention computes what it masks."""
+    loss_on: Literal["responses", "all"] = "responses"
+    """Tokens of rows that are learned; of text it is all."""
     rank: Annotated[int, Field(ge=1)] = 8
     """lora: rank of the adapters."""
     alpha: Annotated[float, Field(gt=0.0)] = 16.0
     """lora: their scale; the update is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """lora: dropout in front of the adapters."""
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    """lora: variants of the adapters."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     """Peak learning rate."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the steps in which the rate rises; then it falls to zero along a cosine."""
     epochs: Annotated[float, Field(gt=0.0)] = 1.0
-    """Passes over the token budget; steps = epochs * budget / batch_tokens for every selection method."""
+    """Passes over the token budget and the text; steps = epochs * tokens / batch_tokens, whatever selects."""
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens to train on, in place of epochs."""
     batch_tokens: Annotated[int, Field(ge=64)] = 2048
     """Tokens in a step, padding not counted."""
-    distill_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the loss that is KL to the dense model's distribution; the rest is cross-entropy."""
+    micro_batch_tokens: Annotated[int, Field(ge=64)] | Literal["auto"] = "auto"
+    """Places computed at once, with padding; auto: what memory holds on CUDA, half a step on a CPU."""
+    precision: Literal["model", "float32", "bfloat16", "float16"] = "model"
+    """Dtype that products run in while weights are trained; model: model.dtype."""
+    gradient_checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass: less memory, about a third more time."""
+    distill_weight: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = 0.0
+    """Share of the loss that is distillation from the dense model; the rest is cross-entropy. Left out: 1 for
+    the method distill, 0 for others. auto: the more, the less of the pool was selected."""
     distill_temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """Softmax temperature of the distillation loss."""
+    distill: DistillConfig = DistillConfig()
+    """How distillation works where distill_weight is above 0."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are clipped to this norm."""
+    held_out_ratio: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.05
+    """Share of the tokens that are not trained on but looked at as training goes; at most 8,192 of them."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Looks at the held-out slice without a better one after which training stops, with the best weights."""
+    continued: Annotated[float, Field(gt=1.0)] | None = None
+    """Train the recovered model on, by a training of its own, up to so many times the tokens in all; what
+    comes before is not done again (`resprout run --continue-recovery 2x`)."""
+    checkpoint_minutes: Annotated[float, Field(gt=0.0)] = 10.0
+    """Minutes between checkpoints, from which a run that was killed goes on."""
+    devices: DevicesConfig = Field(default_factory=DevicesConfig)
+    """Training on several devices."""
+    perp: PerpConfig = Field(default_factory=PerpConfig)
+    """Settings of the method perp, which trains by those above."""
+    reconstruct: ReconstructConfig = Field(default_factory=ReconstructConfig)
+    """Settings of the method reconstruct, which uses none of those above."""
 
     @property
     def part(self) -> tuple[float, float]:
         """The shares of all steps at which training begins and ends."""
         return 0.0, 1.0
+
+    @property
+    def skip_tokens(self) -> int:
+        """Tokens that were trained on before, by rungs that came first."""
+        return 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _distillation_distils(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("method") != "distill":
+            return data
+        if data.get("distill_weight", 1.0) == 0:
+            raise ValueError(
+                "recover.method is distill but distill_weight is 0; drop it, or give method: full"
+            )
+        return {"distill_weight": 1.0, **data}
+
+    @model_validator(mode="after")
+    def _own_words_need_a_teacher(self) -> RecoverConfig:
+        if self.distill.on_policy and not self.distills and self.ladder is None:
+            raise ValueError(
+                "recover.distill.on_policy is given but distill_weight is 0, so that no one judges what the "
+                "student writes; give distill_weight, or method: distill"
+            )
+        if self.distill.on_policy and self.devices.processes not in (1, "auto"):
+            raise ValueError(
+                "recover.distill.on_policy lets the student write between steps, which one process does; "
+                "give recover.devices.processes: 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budget(self) -> RecoverConfig:
+        if self.ladder is not None and self.budget is None:
+            raise ValueError("recover.ladder needs recover.budget, e.g. budget: {seconds: 1800}")
+        if self.budget is not None and self.tokens is not None:
+            raise ValueError("recover.tokens and recover.budget both say how long; give budget.tokens alone")
+        if self.budget is not None and self.budget.tokens is None and self.taught_from_disk:
+            raise ValueError(
+                "recover.distill.teacher is disk, which must know how many tokens it is asked about; give "
+                "budget.tokens, or teacher: online"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _continues(self) -> RecoverConfig:
+        if self.continued is None:
+            return self
+        if self.methods[-1] == "reconstruct":
+            raise ValueError(
+                "recover.continued goes on with the last method, but reconstruct has no number of tokens to "
+                "multiply; give another method, or leave continued out"
+            )
+        if self.taught_from_disk:
+            raise ValueError(
+                "recover.continued needs the dense model's words on further tokens, which the file of "
+                "recover.distill.teacher: disk does not have; give teacher: online"
+            )
+        return self
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that may run, in their order."""
+        return AUTO_LADDER if self.ladder == "auto" else self.ladder or (self.method,)
+
+    @property
+    def distills(self) -> bool:
+        """Whether there is a teacher."""
+        return self.distill_weight == "auto" or self.distill_weight > 0
+
+    @property
+    def taught_from_disk(self) -> bool:
+        """Whether the dense model's words are read from a file."""
+        return self.distills and self.distill.teacher == "disk" and self.method != "reconstruct"
+
+    @model_validator(mode="after")
+    def _patience_needs_a_slice(self) -> RecoverConfig:
+        if self.patience is not None and not self.held_out_ratio:
+            raise ValueError(
+                "recover.patience is given but held_out_ratio is 0, so that nothing says what is better; "
+                "give held_out_ratio, e.g. 0.05"
+            )
+        return self
+
+    def on_machine(self, gpus: int) -> Self:
+        """With the number of processes, which decides the order of sums; reconstruct has one anyway."""
+        if self.method == "reconstruct":
+            return self
+        return self.model_copy(update={"devices": self.devices.on_machine(gpus)})
+
+    def key_data(self) -> dict[str, Any]:
+        """With the weights of the text, which itself is an input, and without what changes no byte."""
+        entering = super().key_data()
+        entering.pop("checkpoint_minutes")
+        # What comes behind a recovery does not change it.
+        entering.pop("continued")
+        return {**entering, "text": [one.weight for one in self.text]}
+
+
+class Rung(RecoverConfig):
+    """One method of a ladder: its place, and its share of the budget."""
+
+    number: Annotated[int, Field(ge=1)] = 1
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    trained_tokens: int = 0
+
+    @property
+    def skip_tokens(self) -> int:
+        return self.trained_tokens
+
+
+class Continuation(RecoverConfig):
+    """The training that goes on behind a finished recovery, by the last of its methods."""
+
+    trained_tokens: int = 0
+
+    @property
+    def skip_tokens(self) -> int:
+        return self.trained_tokens
+
+    def key_data(self) -> dict[str, Any]:
+        """With how far it goes."""
+        return {**super().key_data(), "continued": self.continued}
 
 
 class SparsifyConfig(Section):
@@ -894,10 +1255,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _stages_that_need_each_other(self) -> RunConfig:
-        if (self.select is None) != (self.recover is None):
-            has, lacks = ("select", "recover") if self.recover is None else ("recover", "select")
+        if self.select is not None and self.recover is None:
             raise ValueError(
-                f"{has} is given without {lacks}; recovery trains on selected rows: give both or neither"
+                "select is given without recover, which trains on what it selects; give both or neither"
+            )
+        if self.recover is not None and self.select is None and not self.recover.text:
+            raise ValueError(
+                "recover has nothing to train on; give select, which chooses rows, or recover.text, or both"
             )
         if self.calibrate.method != "self_generated" and not self.calibrate.text:
             raise ValueError(

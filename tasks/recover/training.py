@@ -1,33 +1,71 @@
-"""The training loop: transformers' Trainer on batches that are made beforehand."""
+"""The training loop, by accelerate: the steps of a recovery in their order, from a checkpoint on."""
 
 from __future__ import annotations
 
+import logging
 import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
-from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    get_cosine_schedule_with_warmup,
-)
+from torch import Tensor, nn
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.data.response import Batch, collate, head, response_states
-from resprout.tasks.models.load import load_model, own_generator
+from resprout.tasks.core.termination import Termination, deferred_termination
+from resprout.tasks.models.load import load_for, load_model, own_generator
+from resprout.tasks.models.shape import BYTES, shape_of
+from resprout.tasks.prune.masking import read_masked
+from resprout.tasks.recover import checkpoint, sharding
+from resprout.tasks.recover.batches import Batch, Layout, collate, dealt, keeps_apart, layouts
+from resprout.tasks.recover.checkpoint import State
+from resprout.tasks.recover.learner import Learner
+from resprout.tasks.recover.on_policy import sampled
+from resprout.tasks.recover.teacher_on_disk import Disk
+from resprout.tasks.recover.teachers import Online, Teacher
 from resprout.tasks.recover.training_data import TrainingData
+
+PARTS = 2
+"""On a CPU a step is computed in at least so many parts: small parts hold examples of like length."""
+CPU_TOKENS = 2048
+"""Places that a CPU computes at once; more are no faster and take memory."""
+CPU_SEQUENCE = 256
+"""Tokens of a packed sequence on a CPU, whose attention computes what it masks too."""
+LOOKS = (2, 20)
+"""Least and most looks at the held-out slice, the first before training and the last behind it."""
+LOOK_SHARE = 0.06
+"""Share of training's time that looks may take; a pass without gradients takes a third of a step's."""
+REPLANNED, NO_CHANGE = 5, 0.03
+"""Steps between two plans of a budget of seconds, and the relative change below which the plan stays."""
+logger = logging.getLogger(__name__)
+
+
+class Exploded(StageFailed):
+    """The loss is not finite or has grown far beyond the first at a step, counted from 1."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Step(NamedTuple):
+    """The examples of a step and where they are; `weight`: distillation's share, where not the section's."""
+
+    data: TrainingData
+    examples: Sequence[int]
+    weight: float | None = None
+
+
+class PartDone(Exception):
+    """One of several processes has trained its part; the first of them goes on with the result."""
 
 
 def trained(
@@ -39,37 +77,60 @@ def trained(
 ) -> tuple[Any, list[dict[str, float]]]:
     """The trained form of what `student` makes of the pruned model, and one history entry a step.
 
+    A loss that explodes ends training with the weights of the last checkpoint, and fails without one.
+
     Raises:
-        BadInput: dtype float16 on a CPU.
-        StageFailed: a loss or a weight that is not finite.
+        BadInput: float16 on a CPU; shares of parameters of which some inputs are masked.
+        PartDone: in each but the first of several processes.
+        StageFailed: a loss or a weight that is not finite, or a loss that grows at once.
     """
-    if job.dtype == "float16" and job.device == "cpu":
+    if job.device == "cpu" and "float16" in (job.dtype, _precision(job)):
         raise BadInput("recover cannot train in float16 on a CPU; set model.dtype: bfloat16")
-    model: Any = load_model(inputs["pruned"], job.dtype, job.device, job.trust_remote_code)
-    dense: Any = None
-    if job.config.distill_weight > 0:
-        dense = load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
+    shares = job.config.devices.shares
+    if shares and read_masked(inputs["pruned"]):
+        raise BadInput(
+            "recover.devices.sharding is fsdp, but the model is trained between rounds of pruning, in which "
+            "masked weights stay zero; give ddp"
+        )
+    # What is shared out may be larger than a device.
+    device = "cpu" if shares else job.device
+    model: Any = load_model(inputs["pruned"], job.dtype, device, job.trust_remote_code)
+    teacher: Teacher | None = None
+    if job.config.taught_from_disk:
+        teacher = Disk(inputs["teacher"], data.rows)
+    elif job.config.distills:
+        # Held in the dtype that products run in, the teacher is not cast again for each micro-batch.
+        narrow = min(job.dtype, _precision(job), key=BYTES.__getitem__)
+        dense = load_for(replace(job, dtype=narrow), inputs["dense"], beside=model)
+        teacher = Online(dense, job.config.distill_temperature)
     with own_generator(job.seed, job.device):
         made = student(model)
-        return made, fit(made, dense, job, data, progress)
+        return made, fit(made, teacher, job, data, progress)
 
 
 def numbers(history: list[dict[str, float]], data: TrainingData, **more: float) -> dict[str, float]:
     """Metrics of a training, and `more`."""
     tail = history[-max(1, len(history) // 10) :]
+    looks = [entry["held_out"] for entry in history if "held_out" in entry]
+    first = history[0].get("held_out_before")
+    held_out = {} if first is None else {"held_out_first": first, "held_out_last": [first, *looks][-1]}
+    exploded = {name: history[-1][name] for name in ("exploded_at_step",) if name in history[-1]}
+    places, tokens = (sum(entry[name] for entry in history) for name in ("places", "tokens"))
     return {
         "recovery_steps": len(history),
-        "recovery_tokens": data.tokens,
-        "recovery_rows": len(data.rows),
-        "padding_share": data.padding,
+        "recovery_tokens": tokens,
+        "recovery_rows": len(data.rows) - len(data.held_out),
+        "padding_share": 1 - tokens / places,
+        **exploded,
         "loss_first": history[0]["loss"],
         "loss_last_tenth": sum(entry["loss"] for entry in tail) / len(tail),
+        **held_out,
         **more,
     }
 
 
 def fit(
-    student: Any, dense: Any, job: Job[RecoverConfig], data: TrainingData, progress: Progress
+    student: Any, teacher: Teacher | None, job: Job[RecoverConfig], data: TrainingData, progress: Progress
 ) -> list[dict[str, float]]:
     """Train the parameters of `student` that require gradients; one history entry a step.
 
@@ -77,210 +138,383 @@ def fit(
 
     AdamW without weight decay; a warm-up, then a cosine to zero at the end of the whole recovery, of which
     this may be a part. An entry holds step, counted from the whole's beginning, loss, cross_entropy,
-    distillation, the step's tokens without padding, learning_rate and grad_norm (before clipping).
+    distillation, the step's tokens without padding and places with it, learning_rate, grad_norm (before
+    clipping), and held_out where the loss on the held-out slice was looked at behind it; the first has
+    held_out_before too.
 
     Raises:
-        StageFailed: a loss that is not finite, with its step.
+        StageFailed: a loss that is not finite or grows at once, with its step and examples.
     """
-    steps = len(data.batches)
-    batches = [
-        {"parts": [collate([data.rows[index] for index in part])._asdict() for part in step]}
-        for step in data.batches
-    ]
-    history = _History(progress, steps, data.before)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _ResponseTrainer(
-            model=student,
-            args=_arguments(job, steps, folder),
-            train_dataset=batches,
-            data_collator=_only,
-            callbacks=[history],
+    training = Training(Learner(student, teacher, job.config, getattr(torch, _precision(job))), job, data)
+    if training.accelerator.process_index:
+        # Each process drops out inputs of its own.
+        torch.manual_seed(job.seed + training.accelerator.process_index)
+    with checkpoint.opened(job.checkpoints) as found:
+        if found is not None:
+            training.resume(found)
+    # Under autocast peft's own cast of each input to the adapters' float32 would be undone at once.
+    cast = disable_input_dtype_casting(student, active=_precision(job) != "float32")
+    with deferred_termination() as ending, cast:
+        training.run(progress, ending)
+    trained = map(sharding.own, training.state.parameters.values())
+    if training.agreed(not all(torch.isfinite(each).all() for each in trained))[0]:
+        last = data.before + len(training.data.steps) - 1
+        raise StageFailed(training.fault("a trained weight is not finite", last))
+    if training.shares:
+        sharding.gather(training.learner, training.accelerator.is_main_process)
+    if not training.accelerator.is_main_process:
+        raise PartDone
+    return training.state.entries
+
+
+def rate(step: int, whole: int, warmup_ratio: float) -> float:
+    """The share of the peak learning rate at `step`, counted from 0, of `whole` steps.
+
+    It rises in W = ceil(warmup_ratio * whole) even steps, and falls along a cosine behind them.
+    """
+    warmup = math.ceil(warmup_ratio * whole)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, whole - warmup)))
+
+
+def _precision(job: Job[RecoverConfig]) -> str:
+    return job.dtype if job.config.precision == "model" else job.config.precision
+
+
+def _experts(learner: Learner) -> tuple[int, ...]:
+    return shape_of(learner.base.config.to_dict()).experts
+
+
+class Training:
+    """The steps of a training, and the state that they change, all of which a checkpoint holds."""
+
+    def __init__(self, learner: Learner, job: Job[RecoverConfig], data: TrainingData) -> None:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
+
+        # Each training of a process may have a precision of its own.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        half = learner.dtype == torch.float16
+        self.accelerator = Accelerator(
+            cpu=job.device == "cpu",
+            mixed_precision="fp16" if half else "no",
+            # A batch may leave experts out.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(_experts(learner)))],
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.teach(dense, job, data, history)
-        # Under autocast peft's own cast of each input to the adapters' float32 would be undone at once.
-        with disable_input_dtype_casting(student, active=job.dtype != "float32"):
-            trainer.train()
-    if not all(torch.isfinite(each).all() for each in student.parameters() if each.requires_grad):
-        raise StageFailed(_not_finite("a trained weight", data.before + steps, job.config))
-    return history.entries
+        self.job, self.config, self.data = job, job.config, data
+        self.all_data = data
+        """Before a budget of seconds cut it."""
+        self.learner = learner
+        several = self.accelerator.num_processes > 1
+        self.shares = several and job.config.devices.shares
+        if job.config.gradient_checkpointing:
+            learner.base.gradient_checkpointing_enable({"use_reentrant": False})
+        learner.student.train()
+        device, dtype = learner.base.device, getattr(torch, job.dtype)
+        with learner.autocast(device):
+            known = learner.dtype if learner.dtype != torch.float32 else dtype
+            pays = job.device != "cpu" or learner.dtype != torch.float32
+            asked = pays if job.config.pack == "auto" else job.config.pack
+            packs = asked and keeps_apart(learner.base, data.rows, device, known)
+        longest = job.config.seq_len_tokens
+        if job.device == "cpu":
+            longest = min(longest, CPU_SEQUENCE)
+        self.pack_to = longest if packs else None
+        """Tokens of a packed sequence; None where each example is one."""
+        wrapped = sharding.sharded(learner, self.accelerator.device) if self.shares else None
+        parameters = {name: each for name, each in learner.student.named_parameters() if each.requires_grad}
+        optimizer = torch.optim.AdamW(
+            parameters.values(), lr=job.config.learning_rate, weight_decay=0.0, fused=True
+        )
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.module = wrapped or self.accelerator.prepare(learner)
+        self.state = State(parameters, self.optimizer, self.accelerator.scaler, len(data.steps))
+        budget = job.config.budget
+        self.seconds = None if budget is None else budget.limit_seconds
+        self.looked_at = self._when()
 
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint of this training."""
+        if self.seconds is not None:
+            self._plan(State.steps_in(folder))
+        self.state.read(folder)
 
-def _arguments(job: Job[RecoverConfig], steps: int, folder: str) -> TrainingArguments:
-    config = job.config
-    arguments = TrainingArguments(
-        output_dir=folder,
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        train_sampling_strategy="sequential",
-        learning_rate=config.learning_rate,
-        max_grad_norm=config.max_grad_norm,
-        weight_decay=0.0,
-        optim="adamw_torch",
-        seed=job.seed,
-        data_seed=job.seed,
-        use_cpu=job.device == "cpu",
-        fp16=job.dtype == "float16",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        label_names=[],
-    )
-    arguments._n_gpu = min(
-        arguments.n_gpu, 1
-    )  # the head is run apart from the body, which DataParallel cannot split
-    return arguments
+    def run(self, progress: Progress, ending: Termination) -> None:
+        """Train up to the last step, until the held-out slice says that it is enough, or until a signal."""
+        state, started = self.state, time.monotonic() - self.state.seconds
+        if not state.micro_batch_tokens:
+            state.micro_batch_tokens = self._micro_batch()
+            if self.seconds is not None:
+                self._plan(self._steps_in(self.seconds))
+        if not state.looks and self.data.held_out:
+            state.looks.append(self._look())
+        saved = began = time.monotonic()
+        tokens, planned, planned_at = 0.0, saved, state.step
+        [ends] = self.agreed(ending.asked)
+        while state.step < state.steps and not ends:
+            try:
+                entry = self._train(self.data.steps[state.step])
+                self._require_learning(entry)
+            except Exploded as error:
+                if not self._went_back():
+                    raise
+                logger.warning("%s; training ends with the weights of step %d", error, state.step)
+                state.entries[-1]["exploded_at_step"] = float(error.step)
+                break
+            if state.looks and not state.entries:
+                entry["held_out_before"] = state.looks[0]
+            state.entries.append(entry)
+            state.step += 1
+            state.seconds = time.monotonic() - started
+            if self.seconds is not None and state.step % REPLANNED == 0:
+                # Behind a restart fewer steps than usual may lie between two plans.
+                now = time.monotonic()
+                self._plan_again(self.seconds, (now - planned) / (state.step - planned_at))
+                planned, planned_at = now, state.step
+            if state.step in self.looked_at:
+                entry["held_out"] = self._look()
+                state.looks.append(entry["held_out"])
+            tokens += entry["tokens"]
+            self._show(entry, tokens / (time.monotonic() - began))
+            progress(state.step, state.steps, "steps")
+            if self._is_enough():
+                break
+            due = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
+            due, ends = self.agreed(due, ending.asked)
+            if (due or ends) and state.step < state.steps:
+                self._save()
+                saved = time.monotonic()
+        if ends and not ending.asked:
+            ending.number = signal.SIGTERM
+        if state.best is not None:
+            state.put(state.best)
+        elif state.looks and state.looks[-1] > state.looks[0]:
+            logger.warning(
+                "the loss on the held-out slice rose from %.4g to %.4g in %d steps of recovery; lower "
+                "recover.learning_rate (%g), train on more tokens, or keep the best weights by "
+                "recover.patience",
+                state.looks[0], state.looks[-1], state.step, self.config.learning_rate,
+            )  # fmt: skip
 
+    def _plan(self, steps: int) -> None:
+        """Train for so many steps instead."""
+        self.data = self.all_data.cut(steps)
+        self.state.steps = len(self.data.steps)
+        self.looked_at = self._when()
 
-def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A data set's item is a whole batch already."""
-    return items[0]
+    def _steps_in(self, seconds: float) -> int:
+        """Steps that fit into so many seconds, by what two cost that are done without changing a weight.
 
+        The first of them also pays for what is set up once. Two looks are paid for in any case, though never
+        with more than half of the seconds.
+        """
+        for examples in self.data.steps[:2]:
+            began = time.monotonic()
+            self._differentiate(Step(self.data, examples))
+            self.optimizer.zero_grad()
+        cost = time.monotonic() - began
+        looks = LOOKS[0] * cost / 3 * self._held_out_tokens / self.config.batch_tokens
+        steps = max(seconds - looks, seconds / 2) / (cost * (1 + LOOK_SHARE))
+        return max(1, min(len(self.data.steps), self._least(int(steps))))
 
-class _ResponseTrainer(Trainer):
-    """Trainer whose loss is that of response tokens, with the dense model as teacher."""
+    def _plan_again(self, seconds: float, cost: float) -> None:
+        """Train for as many steps as still fit, by what the last ones cost, so that the rate ends at zero."""
+        look = cost / 3 * self._held_out_tokens / self.config.batch_tokens
+        steps = self.state.step + max(1, int((seconds - self.state.seconds - look) / cost))
+        steps = min(len(self.all_data.steps), self._least(steps))
+        if abs(steps - self.state.steps) > NO_CHANGE * self.state.steps:
+            self._plan(steps)
 
-    def teach(self, dense: Any, job: Job[RecoverConfig], data: TrainingData, history: _History) -> None:
-        self.dense, self.job, self.data, self.history = dense, job, data, history
+    @property
+    def _held_out_tokens(self) -> int:
+        return int(self.data.rows.lengths[self.data.held_out].sum())
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The whole recovery's schedule, from where this part of it begins."""
-        before, whole = self.data.before, self.data.whole
-        used = optimizer or self.optimizer
-        for group in used.param_groups:
-            group["initial_lr"] = group["lr"]
-        warmup = math.ceil(self.job.config.warmup_ratio * whole)
-        self.lr_scheduler = get_cosine_schedule_with_warmup(used, warmup, whole, last_epoch=before - 1)
-        return self.lr_scheduler
+    def _went_back(self) -> bool:
+        """Whether there was a checkpoint to go back to, of good weights; of several processes none does."""
+        if self.accelerator.num_processes > 1:
+            return False
+        with checkpoint.opened(self.job.checkpoints) as found:
+            if found is not None:
+                self.resume(found)
+        return found is not None
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        config, dtype = self.job.config, getattr(torch, self.job.dtype)
-        parts = [Batch(**part) for part in inputs["parts"]]
-        student = self.accelerator.unwrap_model(model)
-        if isinstance(student, PeftModel):
-            student = student.get_base_model()
-        with torch.autocast(parts[0].input_ids.device.type, dtype, enabled=dtype != torch.float32):
-            loss = response_loss(
-                student, parts, self.dense, config.distill_weight, config.distill_temperature
-            )
+    def _save(self) -> None:
+        if self.job.checkpoints is not None:
+            checkpoint.save(self.state, self.job.checkpoints, self.accelerator.is_main_process)
+
+    def agreed(self, *answers: bool) -> list[bool]:
+        """For each question whether one of the processes says yes: what all do, they must do together."""
+        given = torch.tensor(answers, dtype=torch.float32, device=self.accelerator.device)
+        return [bool(yes) for yes in self.accelerator.reduce(given, "sum").tolist()]
+
+    def _total(self, value: int) -> int:
+        given = torch.tensor([value], device=self.accelerator.device)
+        return int(self.accelerator.reduce(given, "sum"))
+
+    def _least(self, value: int) -> int:
+        given = torch.tensor([value], device=self.accelerator.device)
+        return int(self.accelerator.gather(given).min())
+
+    def fault(self, what: str, step: int) -> str:
+        """A sentence on what went wrong at a step, counted from the whole recovery's beginning at 0."""
+        examples = self.data.steps[step - self.data.before]
+        named = ", ".join(self.data.rows.name(one) for one in examples[:3])
+        more = f" and {len(examples) - 3} more" if len(examples) > 3 else ""
+        return (
+            f"{what} at step {step + 1} of recovery ({named}{more}) with learning_rate "
+            f"{self.config.learning_rate:g}; lower recover.learning_rate or raise recover.warmup_ratio, and "
+            "check that the pruned model's own scores are finite"
+        )
+
+    def _train(self, examples: Sequence[int]) -> dict[str, float]:
+        """One step; its entry."""
+        at = self.data.before + self.state.step
+        learning_rate = self.config.learning_rate * rate(at, self.data.whole, self.config.warmup_ratio)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        step, own = Step(self.data, examples), self.config.distill.on_policy
+        if own and float(torch.rand(())) < own:
+            drawn = sampled(self.learner.base, self.data, examples)
+            step = Step(drawn, drawn.steps[0], weight=1.0)
+        summed, targets, places = self._differentiate(step)
+        loss = self.learner.loss(self.accelerator.reduce(summed, "sum"), targets, step.weight)
         if not torch.isfinite(loss.total):
-            raise StageFailed(_not_finite("the loss", self.data.before + self.state.global_step + 1, config))
-        self.history.losses = {
+            raise Exploded(self.fault("the loss is not finite", at), at + 1)
+        norm = self.accelerator.clip_grad_norm_(self.state.parameters.values(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {
+            "step": at + 1,
             "loss": loss.total.item(),
             "cross_entropy": loss.cross_entropy.item(),
             "distillation": loss.distillation.item(),
-            "tokens": float(sum(int(part.attention_mask.sum()) for part in parts)),
+            **({"states": loss.states.item()} if self.learner.pairs else {}),
+            "tokens": float(sum(step.data.rows.lengths[one] for one in step.examples)),
+            **({"on_policy": float(step.data is not self.data)} if own else {}),
+            "places": float(places),
+            "learning_rate": learning_rate,
+            "grad_norm": float(sharding.whole(norm)),
         }
-        return (loss.total, None) if return_outputs else loss.total
+
+    def _differentiate(self, step: Step) -> tuple[Tensor, int, int]:
+        """Add a step's gradients; the sums of its losses, its targets and its places.
+
+        One context around all micro-batches casts each weight once, not for each of them; weights that are
+        shared out are let go after each.
+        """
+        with nullcontext() if self.shares else self.learner.autocast(self.accelerator.device):
+            return self._differentiated(step)
+
+    def _differentiated(self, step: Step) -> tuple[Tensor, int, int]:
+        targets = sum(step.data.targets(one) for one in step.examples)
+        summed, places = None, 0
+        parts = list(self._parts(step.data, step.examples))
+        for number, (batch, counts) in enumerate(parts):
+            last = number == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                found = self.module(batch) if counts else 0.0 * self.module(batch)
+                # Gradients are averaged over processes, and the loss is a sum over them.
+                self.accelerator.backward(
+                    self.learner.loss(found, targets, step.weight).total * self.accelerator.num_processes
+                )
+            summed = found.detach() if summed is None else summed + found.detach()
+            places += batch.input_ids.numel() if counts else 0
+        assert summed is not None
+        return summed, targets, self._total(places)
+
+    def _parts(self, data: TrainingData, examples: Sequence[int]) -> Iterator[tuple[Batch, bool]]:
+        """The micro-batches of examples that fall to this process, and whether each counts."""
+        lengths, accelerator = data.rows.lengths, self.accelerator
+        parts = layouts(lengths, examples, self.state.micro_batch_tokens, self.pack_to)
+        for layout, counts in dealt(parts, lengths, accelerator.process_index, accelerator.num_processes):
+            yield self._batch(data, layout), counts
+
+    def _batch(self, data: TrainingData, layout: Layout) -> Batch:
+        pack = self.pack_to is not None
+        return collate(data.rows, layout, data.everything, pack).to(self.accelerator.device)
+
+    def _look(self) -> float:
+        """The loss on the held-out slice; the weights are kept where they are the best so far."""
+        found = self._held_out()
+        if self.config.patience is not None and found < min(self.state.looks, default=math.inf):
+            self.state.best = {name: each.detach().clone() for name, each in self.state.parameters.items()}
+        return found
+
+    @torch.no_grad()
+    def _held_out(self) -> float:
+        with _evaluating(self.learner.student):
+            found = [
+                (self.learner(batch), counts) for batch, counts in self._parts(self.data, self.data.held_out)
+            ]
+        summed = self.accelerator.reduce(torch.stack([sums * counts for sums, counts in found]).sum(0), "sum")
+        targets = sum(self.data.targets(one) for one in self.data.held_out)
+        return float(self.learner.loss(summed, targets).total)
+
+    def _when(self) -> set[int]:
+        """Steps behind which the held-out slice is looked at."""
+        steps = len(self.data.steps)
+        if not self.data.held_out:
+            return set()
+        affordable = int(LOOK_SHARE * 3 * self.data.tokens / self._held_out_tokens)
+        count = min(max(LOOKS[0], affordable), LOOKS[1]) - 1
+        return {math.ceil(steps * number / count) for number in range(1, count + 1)}
+
+    def _is_enough(self) -> bool:
+        patience, looks = self.config.patience, self.state.looks
+        since = len(looks) - 1 - looks.index(min(looks)) if looks else 0
+        return patience is not None and since >= patience
+
+    def _require_learning(self, entry: Mapping[str, float]) -> None:
+        """Exploded where the loss is far above that of the first step."""
+        first = self.state.entries[0]["loss"] if self.state.entries else entry["loss"]
+        if entry["loss"] > 2 * first + 1:
+            step = int(entry["step"])
+            grew = f"the loss grew from {first:.2f} to {entry['loss']:.2f}"
+            raise Exploded(self.fault(grew, step - 1), step)
+
+    def _show(self, entry: Mapping[str, float], tokens_per_second: float) -> None:
+        cuda = self.accelerator.device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
+        shown = {name: value for name, value in entry.items() if name != "step"}
+        more = {"tokens_per_second": tokens_per_second, "memory_bytes": float(memory)}
+        self.job.watch(int(entry["step"]), {**shown, **more})
+
+    def _micro_batch(self) -> int:
+        """Places that are computed at once; every process needs a part of a step."""
+        asked, processes = self.config.micro_batch_tokens, self.accelerator.num_processes
+        step = math.ceil(self.config.batch_tokens / processes)
+        if asked != "auto":
+            return asked if processes == 1 else min(asked, step)
+        if self.accelerator.device.type == "cpu":
+            return max(1, min(self.config.batch_tokens // max(PARTS, processes), CPU_TOKENS))
+        from accelerate.utils.memory import release_memory, should_reduce_batch_size
+
+        longest = sorted(range(len(self.data.rows)), key=lambda one: -self.data.rows.lengths[one])[:step]
+        while True:
+            full = False
+            try:
+                batch = self._batch(
+                    self.data, layouts(self.data.rows.lengths, longest, step, self.pack_to)[0]
+                )
+                self.learner.loss(self.learner(batch), len(batch.targets)).total.backward()
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or step <= 64:
+                    raise
+                full = True
+            finally:
+                self.optimizer.zero_grad()
+                release_memory()
+            if not self.agreed(full)[0]:
+                return step
+            step //= 2
 
 
-class _History(TrainerCallback):
-    """Keeps what each step reports and shows the progress."""
-
-    def __init__(self, progress: Progress, steps: int, before: int) -> None:
-        self.progress, self.steps, self.before = progress, steps, before
-        self.losses: dict[str, float] = {}
-        self.entries: list[dict[str, float]] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        if "grad_norm" not in logs:  # the summary at the end
-            return
-        entry = {"step": self.before + state.global_step, **self.losses}
-        entry |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm")}
-        self.entries.append(entry)
-        self.progress(state.global_step, self.steps, "steps")
-
-
-def _not_finite(what: str, step: int, config: RecoverConfig) -> str:
-    return (
-        f"{what} is not finite at step {step} of recovery with learning_rate {config.learning_rate:g}; lower "
-        "recover.learning_rate or raise recover.warmup_ratio, and check that the pruned model's own scores "
-        "are finite"
-    )
-
-
-HEAD_ELEMENTS = 2**26
-"""Logits (tokens * vocabulary) held for the backward pass; beyond, they are computed again piece by piece."""
-
-
-class Loss(NamedTuple):
-    """Scalars, means over the response tokens of a step; `distillation` is 0 without a dense model."""
-
-    total: Tensor
-    cross_entropy: Tensor
-    distillation: Tensor
-
-
-def response_loss(
-    student: Any, parts: Sequence[Batch], dense: Any = None, weight: float = 0.0, temperature: float = 1.0
-) -> Loss:
-    """(1 - w) CE + w T^2 KL(dense || student) over response tokens; prompts and padding do not count.
-
-    Args:
-        student: The model being trained.
-        parts: Batches that are computed one by one and count as one.
-        dense: The original model; not run where w is 0.
-        weight: w in [0, 1].
-        temperature: T, of both distributions in the KL; T^2 keeps the gradient's size.
-    """
-    with_dense = dense if weight > 0 else None
-    sums = torch.stack([_part_sums(student, batch, with_dense, temperature) for batch in parts]).sum(0)
-    cross_entropy, distillation = sums / sum(len(batch.targets) for batch in parts)
-    total = (1 - weight) * cross_entropy + weight * distillation if weight > 0 else cross_entropy
-    return Loss(total, cross_entropy, distillation)
-
-
-def _part_sums(student: Any, batch: Batch, dense: Any, temperature: float) -> Tensor:
-    """`_sums` over all response tokens of a batch, the head in pieces where its output would be large."""
-    states = response_states(student, batch)
-    dense_states = None
-    if dense is not None:
-        with torch.no_grad():
-            dense_states = response_states(dense, batch)
-    count = len(batch.targets)
-    size = max(1, HEAD_ELEMENTS // student.get_output_embeddings().weight.shape[0])
-    pieces = list[Tensor]()
-    for start in range(0, count, size):
-        given = (
-            student,
-            states[start : start + size],
-            batch.targets[start : start + size],
-            dense,
-            None if dense_states is None else dense_states[start : start + size],
-            temperature,
-        )
-        whole = count <= size or not torch.is_grad_enabled()
-        pieces.append(_sums(*given) if whole else checkpoint(_sums, *given, use_reentrant=False))
-    return torch.stack(pieces).sum(0)
-
-
-def _sums(
-    student: Any,
-    states: Tensor,
-    targets: Tensor,
-    dense: Any,
-    dense_states: Tensor | None,
-    temperature: float,
-) -> Tensor:
-    """Sums over tokens of (cross-entropy, T^2 KL): [2]."""
-    logits = head(student, states)
-    cross_entropy = functional.cross_entropy(logits, targets, reduction="sum")
-    if dense_states is None:
-        return torch.stack([cross_entropy, torch.zeros_like(cross_entropy)])
-    with torch.no_grad():
-        teacher = functional.log_softmax(head(dense, dense_states) / temperature, -1)
-    learner = functional.log_softmax(logits / temperature, -1)
-    divergence = functional.kl_div(learner, teacher, reduction="sum", log_target=True)
-    return torch.stack([cross_entropy, temperature**2 * divergence])
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout while the context is open."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()

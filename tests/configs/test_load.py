@@ -95,7 +95,7 @@ def test_a_list_is_reached_by_index(write) -> None:
         ("gate={max_drop: {piqa: {margin: 0.03, relative: 0.1}}}", "or {margin: 0.03, error_rate: 0.05}"),
         ("gate={max_drop: {piqa: {absolute: 0.03, error_rate: 0.1}}}", "or {margin: 0.03, error_rate: 0.05}"),
         ("evaluate.zero_shot.tasks=[{task: piqa}]", "tasks.0.data: missing"),
-        ("recover.rank=8", "give both or neither"),
+        ("recover.rank=8", "recover has nothing to train on; give select"),
         ("calibrate.text=[]", "name at least one source"),
         ("calibrate.text.3.limit=5", "index it from 0"),
         ("noequals", "is not key=value"),

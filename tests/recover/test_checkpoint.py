@@ -1,0 +1,157 @@
+"""A training that was killed goes on from its checkpoint as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kept_checkpoints import Kept, Killed, killed_at
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import RecoverConfig
+from resprout.tasks.core.job import Job, Progress, silent
+from resprout.tasks.recover import training
+from resprout.tasks.recover.stage import recover
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def train(tmp_path: Path, models_folder: Path, write_selection: Write) -> Callable[..., dict[str, bytes]]:
+    number = iter(range(99))
+
+    def call(
+        kept: Kept | None, progress: Progress = silent, dtype: str = "float32", **changes: Any
+    ) -> dict[str, bytes]:
+        workdir = tmp_path / f"out{next(number)}"
+        workdir.mkdir()
+        inputs = {name: models_folder / name for name in ("pruned", "dense")}
+        inputs["selection"] = write_selection()
+        given = {
+            "batch_tokens": 300, "learning_rate": 5e-3, "rank": 4, "dropout": 0.1, "distill_weight": 0.5,
+            "checkpoint_minutes": 1e-9, "held_out_ratio": 0.3, **changes,
+        }  # fmt: skip
+        recover.body(Job(RecoverConfig(**given), dtype=dtype, checkpoints=kept), inputs, workdir, progress)
+        files = sorted(path for path in workdir.rglob("*") if path.is_file())
+        return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["lora", "full", "perp"])
+def test_it_goes_on_to_the_same_bytes(
+    method: str, dtype: str, train: Callable[..., dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Killed behind steps 3 and 7 of ten, with dropout, which draws: all files are the undisturbed ones."""
+    whole = train(None, method=method, dtype=dtype)
+    kept = Kept(tmp_path / "kept")
+    for step in (3, 7):
+        with pytest.raises(Killed):
+            train(kept, killed_at(step), method=method, dtype=dtype)
+    assert kept.steps == [1, 2, 3, 4, 5, 6]
+    assert train(kept, method=method, dtype=dtype) == whole
+    history = [json.loads(line) for line in whole["history.jsonl"].splitlines()]
+    assert [entry["step"] for entry in history] == list(range(1, 11))
+
+
+def test_a_checkpoint_is_plain_data(train: Callable[..., dict[str, bytes]], tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "kept")
+    with pytest.raises(Killed):
+        train(kept, killed_at(3))
+    folder = kept.root / str(kept.steps[-1])
+    assert sorted(path.name for path in folder.iterdir()) == ["state.json", "state.safetensors"]
+    for path in folder.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_a_checkpoint_of_another_training_is_refused(
+    train: Callable[..., dict[str, bytes]], tmp_path: Path
+) -> None:
+    kept = Kept(tmp_path / "kept")
+    with pytest.raises(Killed):
+        train(kept, killed_at(3))
+    with pytest.raises(BadInput, match="of a training of 28 tensors in 10 steps, not of one of 28 in 20"):
+        train(kept, epochs=2)
+
+
+def test_patience_stops_and_keeps_the_best_weights(
+    train: Callable[..., dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looks behind steps 0, 2, 4, 6, 8 of losses 5, 3, 4, 3.5: two without a better one end it at step 6."""
+    from safetensors.torch import load
+
+    monkeypatch.setattr(training, "LOOKS", (6, 6))
+    losses = iter([5.0, 3.0, 4.0, 3.5])
+    monkeypatch.setattr(training.Training, "_held_out", lambda self: next(losses))
+    kept = Kept(tmp_path / "kept")
+    files = train(kept, method="full", patience=2)
+    history = [json.loads(line) for line in files["history.jsonl"].splitlines()]
+    looks = {entry["step"]: entry["held_out"] for entry in history if "held_out" in entry}
+    assert looks == {2: 3.0, 4: 4.0, 6: 3.5}
+    assert len(history) == 6
+    state = load((kept.root / "2" / "state.safetensors").read_bytes())
+    model = load(files["model/model.safetensors"])
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(model[name], state[f"weight.{name}"])
+
+
+@pytest.mark.parametrize(
+    ("last", "patience", "says"), [(6.0, None, True), (4.0, None, False), (6.0, 9, False)]
+)
+def test_a_held_out_loss_that_rose_is_said(
+    last: float,
+    patience: int | None,
+    says: bool,
+    train: Callable[..., dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Unless the best weights are kept, which are never worse than those it began with."""
+    losses = iter([5.0])
+    monkeypatch.setattr(training.Training, "_held_out", lambda self: next(losses, last))
+    train(None, method="full", patience=patience)
+    said = "rose from 5 to 6 in 10 steps of recovery; lower recover.learning_rate (0.005)"
+    assert (said in caplog.text) == says
+
+
+def exploding_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loss of a step be infinite."""
+    real = training.Training._differentiate
+
+    def differentiate(self: training.Training, given: training.Step) -> Any:
+        summed, targets, places = real(self, given)
+        return summed * (torch.inf if self.state.step == step - 1 else 1.0), targets, places
+
+    monkeypatch.setattr(training.Training, "_differentiate", differentiate)
+
+
+def test_a_loss_that_explodes_ends_training_with_the_last_good_weights(
+    train: Callable[..., dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load
+
+    exploding_at(7, monkeypatch)
+    kept = Kept(tmp_path / "kept")
+    files = train(kept, method="full")
+    history = [json.loads(line) for line in files["history.jsonl"].splitlines()]
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4, 5, 6]
+    assert history[-1]["exploded_at_step"] == 7
+    assert json.loads(files["metrics.json"])["exploded_at_step"] == 7
+    state = load((kept.root / "6" / "state.safetensors").read_bytes())
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(load(files["model/model.safetensors"])[name], state[f"weight.{name}"])
+
+
+def test_without_a_checkpoint_it_fails_and_names_step_and_rows(
+    train: Callable[..., dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exploding_at(2, monkeypatch)
+    with pytest.raises(
+        StageFailed, match=r"not finite at step 2 of recovery \(rows \d+, .*lower recover\.learn"
+    ):
+        train(None)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from resprout.tasks.recover.losses import divergence, events, rest_of, sums
+
+P = torch.tensor([[0.5, 0.3, 0.2]]).log()
+Q = torch.tensor([[0.25, 0.25, 0.5]]).log()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("forward", 0.5 * math.log(2) + 0.3 * math.log(1.2) + 0.2 * math.log(0.4)),
+        ("reverse", 0.25 * math.log(0.5) + 0.25 * math.log(0.25 / 0.3) + 0.5 * math.log(2.5)),
+        # Against 0.2 p + 0.8 q = (0.3, 0.26, 0.44).
+        ("skewed_forward", 0.5 * math.log(5 / 3) + 0.3 * math.log(30 / 26) + 0.2 * math.log(20 / 44)),
+        # Against 0.8 p + 0.2 q = (0.45, 0.29, 0.26).
+        ("skewed_reverse", 0.25 * math.log(25 / 45) + 0.25 * math.log(25 / 29) + 0.5 * math.log(50 / 26)),
+    ],
+)
+def test_divergences_by_hand(kind: Any, expected: float) -> None:
+    assert divergence(kind, P, Q, skew=0.2).item() == pytest.approx(expected, abs=1e-6)
+    assert divergence(kind, P, P, skew=0.2).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_events_by_hand() -> None:
+    """Of logits ln 5, ln 3, ln 2 the tokens 2 and 0 have 0.2 and 0.5, and the rest 0.3."""
+    logits = torch.tensor([[5.0, 3.0, 2.0]]).log()
+    assert events(logits, torch.tensor([[2, 0]])).exp().tolist() == [pytest.approx([0.2, 0.5, 0.3])]
+    assert rest_of(torch.zeros(1, 1)).exp().item() == pytest.approx(1e-12, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "skewed_forward", "skewed_reverse"])
+def test_fewer_events_are_never_farther_apart(kind: Any) -> None:
+    """The divergence over k tokens and the rest grows with k, up to that over the vocabulary."""
+    torch.manual_seed(3)
+    teacher, student = torch.randn(50, 300) * 2, torch.randn(50, 300) * 2
+    whole = divergence(kind, teacher.log_softmax(-1), student.log_softmax(-1)).item()
+    found = []
+    for k in (1, 4, 32, 128, 299):
+        ids = teacher.topk(k).indices
+        found.append(divergence(kind, events(teacher, ids), events(student, ids)).item())
+    assert found == sorted(found)
+    assert found[0] < whole / 2
+    assert found[-1] == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_temperature_keeps_the_gradient_s_size() -> None:
+    """T^2 KL of logits divided by T: for logits close to each other it is that at T = 1."""
+    torch.manual_seed(3)
+    teacher = torch.randn(20, 50).double() * 0.01
+    student = teacher + torch.randn(20, 50).double() * 0.001
+    found = [
+        sums(student, torch.zeros(20).long(), ((teacher / t).log_softmax(-1), None), "forward", 0.1, t)[1]
+        for t in (1.0, 4.0)
+    ]
+    assert found[1].item() == pytest.approx(found[0].item(), rel=0.05)
+    assert found[0] > 0
+
+
+@pytest.mark.parametrize("k", [None, 8])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_targets_that_are_not_learned_have_no_gradient(temperature: float, k: int | None) -> None:
+    torch.manual_seed(3)
+    teacher, logits, targets = torch.randn(20, 50), torch.randn(20, 50), torch.randint(50, (20,))
+    ids = None if k is None else teacher.topk(k).indices
+    cooled = teacher / temperature
+    words = cooled.log_softmax(-1) if ids is None else events(cooled, ids)
+    found = []
+    for learned in (True, False):
+        own = logits.clone().requires_grad_(True)
+        both = sums(own, targets, (words, ids), "forward", 0.1, temperature, learned)
+        divergent = torch.autograd.grad(both[1], own, retain_graph=True)[0]
+        whole = torch.autograd.grad(both.sum(), own)[0]
+        found.append((both.detach(), divergent, whole))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][0][0].item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item(), rel=1e-6
+    )
+    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(found[1][2], found[1][1])
+    assert not torch.allclose(found[0][2], found[0][1])
