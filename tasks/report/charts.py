@@ -113,6 +113,16 @@ class Line:
     label: str
     colour: str
     points: Sequence[Span]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """A shaded span (x, low, high) from point to point."""
+
+    label: str
+    colour: str
+    points: Sequence[tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -165,14 +175,22 @@ def scatter(
     return _drawn(name, title, says, draw)
 
 
-def lines(name: str, title: str, says: str, series: Sequence[Line], x_label: str, y_label: str) -> Chart:
-    """Lines over one axis."""
+def lines(
+    name: str, title: str, says: str, series: Sequence[Line], x_label: str, y_label: str,
+    bands: Sequence[Band] = (), from_zero: bool = True,
+) -> Chart:  # fmt: skip
+    """Lines over one axis, in front of bands; heights begin `from_zero` where none is below."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
+        for band in bands:
+            xs, lows, highs = zip(*band.points, strict=True)
+            axes.fill_between(
+                xs, lows, highs, color=_SENTINELS[band.colour], alpha=0.2, linewidth=0, label=band.label
+            )
         for one in series:
             xs, ys = zip(*one.points, strict=True)
-            marker = MARKERS.get(one.colour, "o") if len(xs) <= 40 else ""
+            marker = MARKERS.get(one.colour, "o") if len(xs) <= 40 and not one.dashed else ""
             axes.plot(
                 xs,
                 ys,
@@ -180,13 +198,14 @@ def lines(name: str, title: str, says: str, series: Sequence[Line], x_label: str
                 label=shortened(one.label),
                 marker=marker,
                 markersize=3.2,
+                linestyle="--" if one.dashed else "-",
             )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.xaxis.get_major_locator().set_params(
-            integer=all(x == int(x) for one in series for x, _ in one.points)
+            integer=all(x == int(x) for one in series for x, _ in one.points), nbins=MOST_TICKS
         )
-        if min(y for one in series for _, y in one.points) >= 0:
+        if from_zero and min(y for one in series for _, y in one.points) >= 0:
             axes.set_ylim(bottom=0)
         if len(series) > 1:
             _legend(figure, axes)
@@ -292,7 +311,9 @@ def _errors(values: Sequence[tuple[float, Span | None]]) -> list[list[float]] | 
 
 
 def _legend(figure: Any, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+    # Of parts with one label the last.
+    labelled = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    labels, handles = list(labelled), list(labelled.values())
     # Of points with intervals and of bars the first part: a sign without its lines.
     handles = [one[0] if isinstance(one, tuple) else one for one in handles]
     columns = 3 if max(map(len, labels), default=0) <= 14 else 2

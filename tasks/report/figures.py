@@ -141,9 +141,9 @@ def layer_widths(rows: Sequence[Mapping[str, tuple[int, int]]]) -> Iterator[Char
 
 
 def training_loss(history: Sequence[Mapping[str, float]]) -> Iterator[Chart]:
-    """Training loss against the tokens that were trained on so far."""
+    """Training loss against the tokens that were trained on so far, where there is a loss on tokens."""
     points, seen = list[Span](), 0.0
-    for entry in history:
+    for entry in (one for one in history if "loss" in one):
         seen += entry["tokens"]
         points.append((seen, entry["loss"]))
     if len(points) > 1:

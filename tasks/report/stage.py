@@ -2,16 +2,17 @@
 
 Content: report.html (self-contained), report.md, summary.md (the model version's description), config.yaml.
 Inputs: `source` (the acquired model), `dense`, `pruned`, `recovered`, `sparsified` (scores), `speeds`
-(measurements of them all), `draft` (the last as a draft), `plan`, `selection`, `recovery`, parts of it that
-came before the last cut (`recovery_1`, ...), `sparsity`, `gate`, `export`; what the run's config leaves out
-is absent.
+(measurements of them all), `draft` (the last as a draft), `plan`, `selection`, `recovery`, recoveries that
+came before it (`recovery_1`, ...: parts before the last cut, rungs), `sparsity`, `gate`, `export`; what the
+run's config leaves out is absent.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ from resprout.tasks.report.draft import draft_sentence
 from resprout.tasks.report.files import FewerBits, against_fewer_bits, bias, file_rows, judged_models, note
 from resprout.tasks.report.graph import Label, draw
 from resprout.tasks.report.lost import FLIPS, HEADS, lost_part, write_flips
+from resprout.tasks.report.outlook import HEADS as RUNG_HEADS
+from resprout.tasks.report.outlook import Outlook, Recovery, rung_rows, rung_sentences, rungs_of
 from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.table import Metrics, comparison, recovery_sentence
 from resprout.tasks.report.verdict import RULE, verdict
 
 RELATIVE = "relative sources begin at the folder of the config that was run"
-TRAINING = re.compile(r"recovery(_\d+)?$")
+TRAINING = re.compile(r"recovery(?:_(\d+))?$")
 
 
 class ReportConfig(BaseModel):
@@ -120,9 +123,13 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     plan = _json(inputs["plan"] / "plan.json")
     schedule = config.config.get("prune", {}).get("schedule", "one_shot")
     shape = shape_of(inputs["source"])
-    trainings = {name: _rows(inputs[name] / "history.jsonl") for name in inputs if TRAINING.match(name)}
-    steps = sorted((row for history in trainings.values() for row in history), key=lambda row: row["step"])
-    earlier = len(steps) - len(trainings.get("recovery", ()))
+    recoveries = [Recovery.in_folder(inputs[name]) for name in in_order(inputs)]
+    steps = [row for one in recoveries for row in one.history]
+    # Parts of one training count their steps on; one that begins at 1 is no part of another.
+    earlier = int(recoveries[-1].history[0]["step"]) - 1 if recoveries and recoveries[-1].history else 0
+    recover = config.config.get("recover") or {}
+    outlook = Outlook.of(recoveries, best=recover.get("patience") is not None)
+    rungs = rungs_of(recoveries)
     widths = kept_widths(plan["layers"], shape)
     details = {name: _json(inputs[name] / "details.json") for name in models}
     gate = GateResult.model_validate(_json(inputs["gate"] / "gate.json")) if "gate" in inputs else None
@@ -185,6 +192,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
             ],
             "recovery": [
                 *figures.training_loss(steps),
+                *outlook.chart(),
                 *(
                     figures.category_divergence(
                         _rows(inputs["selection"] / "decisions.jsonl"), _rows(inputs["rows"] / "rows.jsonl")
@@ -197,10 +205,20 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "layers_compared": any(one.get("layer_distances") for one in details.values()),
         "prompts": side_by_side({name: _answers(inputs[name]) for name in models}),
         "prompt_notes": notes_on_prompts({name: _answers(inputs[name]) for name in models}),
-        "losses": [(row["step"], row["loss"]) for row in steps],
+        "losses": [(number, row["loss"]) for number, row in enumerate(steps, 1) if "loss" in row],
+        "outlook": outlook,
+        "rung_heads": RUNG_HEADS,
+        "rungs": rung_rows(rungs),
+        "rung_sentences": rung_sentences(rungs),
         "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
         "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
     }
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names of recoveries in the order in which they were made: `recovery` is the last."""
+    found = {name: match[1] for name in names if (match := TRAINING.match(name))}
+    return sorted(found, key=lambda name: math.inf if found[name] is None else int(found[name]))
 
 
 def files_table(

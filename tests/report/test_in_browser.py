@@ -82,7 +82,7 @@ def test_every_picture_is_drawn_and_nothing_is_cut(
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     assert driver.execute_script(CUT) == []
     pictures = driver.execute_script(PICTURES)
-    assert len(pictures) == {"report": 8, "comparison": 2}[name]
+    assert len(pictures) == {"report": 9, "comparison": 2}[name]
     for one in pictures:
         assert one["width"] > 200, one
         assert one["height"] > 150, one
