@@ -176,12 +176,24 @@ def _unfit_baselines(config: RunConfig, dense: Shape) -> list[str]:
 
 
 def _trains(config: RunConfig) -> None:
-    """BadInput where a schedule prunes while the model trains, and nothing trains it."""
+    """BadInput where a schedule prunes while the model trains, and nothing trains it, or a ladder would."""
     name = config.prune.schedule
     if config.recover is None and name in SCHEDULES and SCHEDULES.entry(name).declared["trains"]:
         raise BadInput(
             f"prune.schedule is {name}, which prunes while the model trains, but recover is left out; give "
             "select and recover, or schedule: one_shot"
+        )
+    if config.recover is None or len(schedule_of(config.prune)) == 1:
+        return
+    if config.recover.ladder is not None:
+        raise BadInput(
+            f"recover.ladder climbs behind pruning, but prune.schedule {name} trains between its rounds, "
+            "which all are parts of one training; give schedule: one_shot, or leave ladder out"
+        )
+    if config.recover.budget is not None and config.recover.budget.limit_seconds is not None:
+        raise BadInput(
+            f"recover.budget counts seconds, but prune.schedule {name} trains in parts, whose shares of all "
+            "steps must be known before; give budget.tokens, or schedule: one_shot"
         )
 
 
@@ -195,8 +207,14 @@ def check_adapters(config: RunConfig) -> None:
             raise BadInput(f"{what}, but recover is left out; give select and recover, or leave {name} out")
         if config.recover.method != "lora":
             raise BadInput(
-                f"{what}, but recover.method is {config.recover.method}; give method: lora, or leave "
-                f"{name} out"
+                f"{what}, but recover.method is {config.recover.method}, which changes more than an adapter "
+                f"holds; give method: lora, or leave {name} out"
+            )
+        if config.recover.continued is not None or config.recover.ladder is not None:
+            key = "continued" if config.recover.continued is not None else "ladder"
+            raise BadInput(
+                f"{what}, but with recover.{key} several trainings come one after another, so that no run "
+                f"exports the model that the last adapter goes onto; leave {key} or {name} out"
             )
         if config.sparsify is not None:
             raise BadInput(

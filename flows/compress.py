@@ -150,6 +150,7 @@ def _compress(
         preflight.check_room(loaded.config, shape, loaded.home, store.free_bytes(), models, missing)
 
     preflight.check_device(loaded.config.model.device, lambda: not missing())
+    preflight.check_processes(loaded.config, lambda: not missing())
     if sources.shape is not None:
         check_room(sources.shape)
     digest = config_digest(loaded)

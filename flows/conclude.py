@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ from resprout.tasks.quantize.names import DENSE, file_of
 from resprout.tasks.register.reconcile import own_uri, register
 from resprout.tasks.report.files import against_fewer_bits, bias
 from resprout.tasks.report.lost import lost_of
+from resprout.tasks.report.outlook import Outlook, Recovery, rung_sentences, rungs_of
 from resprout.tasks.report.past_run import PastRun
-from resprout.tasks.report.stage import ReportConfig, averaged, config_text, measured_how, report
+from resprout.tasks.report.stage import ReportConfig, averaged, config_text, in_order, measured_how, report
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +178,7 @@ class Conclusion:
         plan = self.read(self.artifacts.of("plan"), PLAN)
         self.result.method, self.result.warnings = plan.get("method"), plan.get("warnings", [])
         self.session.averaged = averaged(self.read(self.artifacts.group(SCORES)["dense"], "details.json"))
+        self.session.recovery = self.recovery()
         if (drafted := self.artifacts.named("draft")) is not None:
             self.result.draft = self.read(drafted, "metrics.json")
         if speeds is not None:
@@ -190,6 +193,21 @@ class Conclusion:
                 metrics = self.read(made, "metrics.json")
                 flat |= {name: metrics[name] for name in stage.metrics if name in metrics}
         self.run.tracker.log(self.run.mlflow_run_id, metrics=flat)
+
+    def recovery(self) -> list[str]:
+        """Sentences on rungs of a ladder that were skipped, and on the loss of longer training."""
+        store, made, recover = self.run.store, self.artifacts.reported(), self.loaded.config.recover
+        found = []
+
+        def text(digest: str, path: str) -> str:
+            return store.read(digest, path).decode()
+
+        for name in in_order(made):
+            digest = made[name].digest
+            files = [file.path for file in store.manifest(digest).files]
+            found.append(Recovery.of(files, partial(text, digest)))
+        outlook = Outlook.of(found, best=recover is not None and recover.patience is not None)
+        return [one for one in (*rung_sentences(rungs_of(found)), outlook.sentence) if one]
 
     def written(self, name: str) -> dict[str, float]:
         """Metrics of how a file of few bits was written; none of the source file."""

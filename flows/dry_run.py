@@ -221,6 +221,7 @@ def forecast(loaded: Loaded, price: float | None = None) -> dict[str, Any]:
     }
     if sources.shape is not None:
         found |= _sizes(loaded, sources.shape)
+        found["placement"] = _placement(config, sources.shape)
         found["journey"] = training_law(config, sources.shape, artifacts, store)
     if (plan := artifacts.named("plan")) is not None:
         found["plan"] = {"digest": plan.digest, "uri": plan.uri}
@@ -241,6 +242,19 @@ def _sizes(loaded: Loaded, dense: Shape) -> dict[str, Any]:
             *warnings_for(dense, wanted, config.prune.target, cut),
             *misfits(config.quantize.formats if config.quantize is not None else (), cut or dense),
         ],
+    }
+
+
+def _placement(config: RunConfig, dense: Shape) -> dict[str, Any] | None:
+    """Where the dense model's weights lie beside another model; None where it lies on one device."""
+    found = preflight.spread_over(config, dense)
+    if found is None:
+        return None
+    held = {str(one): size for one, size in found.held.items()}
+    return {
+        "held_bytes": held,
+        "layers": {name: sum(str(one) == name for one in found.layers) for name in held},
+        "refused": preflight.needs_whole(config) if found.offloads else [],
     }
 
 

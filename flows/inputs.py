@@ -118,6 +118,7 @@ DATA = (
         shapes=False,
     ),
     DataInput("rows", acquire_rows, "pool", "select.pool", "recovery rows"),
+    DataInput("recovery_text", acquire_text, "recovery text", "recover.text", "recovery text"),
 )
 
 

@@ -6,17 +6,25 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import psutil
-
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import RunConfig
+from resprout.configs.schema import RecoverConfig, RunConfig
 from resprout.infra.identity import library_version
+from resprout.tasks.core.hardware import devices, total_memory
+from resprout.tasks.models.placement import Placement, least_bytes, place, room
 from resprout.tasks.models.shape import BYTES, Shape
+from resprout.tasks.prune.compatibility import need_the_whole_model
+from resprout.tasks.prune.rounds import schedule_of
+from resprout.tasks.prune.target import request
+from resprout.tasks.quantize.format import format_of
+from resprout.tasks.recover.stage import reads_dense
 
 MODELS_IN_MEMORY = 2
 """Selection, distillation and divergence hold two models at once."""
+WHOLE = {"full", "distill"}
+"""Recovery methods that train all weights."""
 FULL_TRAINING = 16
 """Bytes a parameter where all are trained: float32 masters, gradients and AdamW's two moments."""
 CPUINFO = Path("/proc/cpuinfo")
@@ -42,6 +50,41 @@ def check_device(asked: str, all_cached: Callable[[], bool]) -> None:
         raise BadInput(
             "model.device is cuda, which this machine or its torch does not have; give cpu, or auto for "
             "whichever is there"
+        )
+
+
+def gpus(config: RunConfig, where: str) -> int:
+    """GPUs that recovery shares its steps out over; 0 on a CPU, and where layers are spread over all GPUs."""
+    return _counted(where) if where.startswith("cuda") and config.model.spread is None else 0
+
+
+@cache
+def _counted(where: str) -> int:
+    return devices(where)
+
+
+def check_processes(config: RunConfig, all_cached: Callable[[], bool]) -> None:
+    """BadInput for more processes than devices, unless the store has all stages, and for shares in rounds."""
+    recover, where = config.recover, device(config.model.device)
+    if recover is None or recover.method == "reconstruct":
+        return
+    wanted = recover.on_machine(gpus(config, where)).devices
+    if wanted.shares and len(schedule_of(config.prune)) > 1:
+        raise BadInput(
+            f"recover.devices.sharding is fsdp, but prune.schedule {config.prune.schedule} trains between "
+            "rounds, in which masked weights stay zero; give ddp"
+        )
+    if wanted.processes not in (1, "auto") and config.model.spread is not None and reads_dense(recover):
+        raise BadInput(
+            f"recover.devices.processes is {wanted.processes} and model.device_map auto, so that each "
+            "would spread a teacher over all GPUs; give recover.distill.teacher: disk, or processes: 1"
+        )
+    there = devices(where)
+    if wanted.processes not in (1, "auto") and int(wanted.processes) > there and not all_cached():
+        what = "GPUs" if where.startswith("cuda") else "processor cores"
+        raise BadInput(
+            f"recover.devices.processes is {wanted.processes}, but this machine has {there} {what}; give at "
+            "most so many, or auto"
         )
 
 
@@ -73,20 +116,79 @@ class Needs:
 
 
 def needs(config: RunConfig, shape: Shape, models: int) -> Needs:
-    """Estimate for a run that writes `models` models, each with at most the parameters of `shape`."""
-    size, recover = shape.params * BYTES[config.model.dtype], config.recover
-    memory = two_models(shape, config.model.dtype)
-    if recover is not None and recover.method == "full":
-        training = FULL_TRAINING * shape.params + size * (recover.distill_weight > 0)
-        memory = max(memory, training + WORKING_BYTES)
+    """Estimate for a run that writes `models` models, each with at most the parameters of `shape`.
+
+    With device_map: auto the memory is the least on one device: what it cannot do without of two models.
+    """
+    dtype, recover = config.model.dtype, config.recover
+    size, memory = shape.params * BYTES[dtype], two_models(shape, dtype)
+    other = size
+    if config.model.spread is not None:
+        other = least_bytes(shape, dtype)
+        # Recovery trains a model that lies on one device.
+        trained = other if recover is None else _pruned_bytes(config, shape)
+        memory = trained + other + WORKING_BYTES
+    if recover is not None:
+        memory = max(memory, _training_bytes(config, recover, shape, other))
     # The one in the making is there twice for a moment.
     disk = (models + 1) * size if models else 0
     return Needs(disk, memory)
 
 
+def _training_bytes(config: RunConfig, recover: RecoverConfig, shape: Shape, other: int) -> int:
+    """Bytes that training takes: of all its processes on a CPU, else of one, which has a GPU of its own.
+
+    With shares of the weights each still loads all of them, in memory, before it keeps its own. A teacher of
+    `other` bytes lies beside each.
+    """
+    where = device(config.model.device)
+    wanted = recover.on_machine(gpus(config, where)).devices
+    count = 1 if wanted.processes == "auto" else wanted.processes
+    whole = bool(WHOLE & set(recover.methods))
+    if count == 1 and not whole:
+        return 0
+    held = (FULL_TRAINING if whole else BYTES[config.model.dtype]) * shape.params
+    if wanted.shares:
+        loaded = BYTES["float32" if whole else config.model.dtype] * shape.params
+        held = max(held // count, loaded if where == "cpu" else 0)
+    teacher = other * (recover.distills)
+    return (held + teacher + WORKING_BYTES) * (count if where == "cpu" else 1)
+
+
+def _pruned_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes of the pruned model, at the most those of the dense one."""
+    dtype = config.model.dtype
+    return BYTES[dtype] * min(shape.params, request(shape, config.prune, dtype).limit)
+
+
 def two_models(shape: Shape, dtype: str) -> int:
     """Bytes of memory with two models in this dtype."""
     return MODELS_IN_MEMORY * shape.params * BYTES[dtype] + WORKING_BYTES
+
+
+def spread_over(config: RunConfig, shape: Shape) -> Placement | None:
+    """Where the dense model's layers lie beside another model, by what is free now; None: on one device."""
+    limits = config.model.spread
+    if limits is None:
+        return None
+    found = room(device(config.model.device), limits)
+    if unknown := sorted(set(limits) - set(map(str, found))):
+        raise BadInput(
+            f"model.max_memory names device {unknown[0]}, which is not here; give some of "
+            f"{', '.join(sorted(map(str, found)))}"
+        )
+    return place(shape, config.model.dtype, {one: free // MODELS_IN_MEMORY for one, free in found.items()})
+
+
+def needs_whole(config: RunConfig) -> list[str]:
+    """Parts of the run that need all weights of the dense model in memory at once, by their keys."""
+    formats = config.quantize.formats if config.quantize is not None else ()
+    rounds = len(schedule_of(config.prune)) > 1
+    return [
+        *(f"prune: {who}" for who in need_the_whole_model(config.prune)),
+        *([f"prune.schedule {config.prune.schedule}"] if rounds else []),
+        *(f"quantize.formats: {name}" for name in formats if not format_of(name).layerwise),
+    ]
 
 
 def check_room(
@@ -99,9 +201,8 @@ def check_room(
     no room, and a run that finds everything there needs nothing.
     """
     needed = needs(config, shape, models)
-    total = psutil.virtual_memory().total
-    too_little_memory = device(config.model.device) == "cpu" and total < needed.memory
-    if free >= needed.disk and not too_little_memory:
+    unfit = _unfit(config, shape, needed.memory)
+    if free >= needed.disk and not unfit:
         return
     writes = to_make()
     if not writes:
@@ -112,16 +213,41 @@ def check_room(
             f"the disk of {home} has {_gb(free)} GB free, and this run needs about {_gb(disk)} GB for the "
             "models it will make; free space there or set RESPROUT_HOME to a larger disk"
         )
-    if too_little_memory:
-        full = config.recover is not None and config.recover.method == "full"
-        what = (
-            "to train all of its weights" if full else f"for two copies of the model in {config.model.dtype}"
+    if unfit:
+        raise BadInput(unfit)
+
+
+def _unfit(config: RunConfig, shape: Shape, needed: int) -> str:
+    """Why the memory cannot hold the run's models, and what to do; empty where it can, or does not say."""
+    where, dtype = device(config.model.device), config.model.dtype
+    placement = spread_over(config, shape)
+    if placement is not None and placement.offloads and (whole := needs_whole(config)):
+        lie = ", ".join(f"{_gb(size)} GB on {name}" for name, size in placement.held.items())
+        return (
+            f"{whole[0]} needs all weights in memory, but the model of {_gb(shape.sizes(dtype).bytes)} GB in "
+            f"{dtype} would lie as {lie}; give one that works layer by layer, a smaller model.dtype or a "
+            "larger machine"
         )
-        remedy = "recover.method: lora" if full else "a smaller dtype"
-        raise BadInput(
-            f"the machine has {_gb(total)} GB of memory, and this run needs about {_gb(needed.memory)} GB "
-            f"{what}; use {remedy} or a larger machine"
-        )
+    total = total_memory(where)
+    if not total or total >= needed:
+        return ""
+    what, remedy = f"for two copies of the model in {dtype}", "model.device_map: auto, a smaller dtype"
+    if config.recover is not None and bool(WHOLE & set(config.recover.methods)):
+        what, remedy = "to train all of its weights", "recover.method: lora"
+        if config.recover.devices.processes not in (1, "auto"):
+            what += f" in {config.recover.devices.processes} processes"
+            remedy += ", fewer recover.devices.processes"
+    elif placement is not None and config.recover is not None:
+        what = "for the pruned model, which recovery trains on one device, beside layers of the dense one"
+        remedy = "a smaller dtype or target, leave select and recover out,"
+    elif placement is not None:
+        what = "for what must lie there of two models: embeddings, head and the largest layer"
+        remedy = "a smaller dtype"
+    whose = "the machine" if where == "cpu" else "its largest GPU"
+    return (
+        f"{whose} has {_gb(total)} GB of memory, and this run needs about {_gb(needed)} GB {what}; use "
+        f"{remedy} or a larger machine"
+    )
 
 
 def _gb(size: int) -> str:

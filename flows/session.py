@@ -16,6 +16,7 @@ from resprout.configs.result import RunResult
 from resprout.flows.rivals import Rivals
 from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.core.run import Display
+from resprout.tasks.core.time_left import TimeLeft, words
 
 
 class NoDisplay:
@@ -46,6 +47,8 @@ class Session:
     """The accuracies behind zero_shot_mean_acc."""
     measured: str = ""
     """How speeds were measured, and how far the times of one model lay apart."""
+    recovery: list[str] = field(default_factory=list)
+    """Sentences on rungs of a ladder that were skipped, and on the loss of longer training."""
     called_at: float = 0.0
     """When the command line called the flow; 0 where a worker did."""
     loaded: Loaded | None = None
@@ -108,15 +111,17 @@ class LogDisplay:
     def started(self, label: str) -> Progress:
         """Log that the stage began and, as it goes, how far it is."""
         logger.info("%s: started", label, extra={"stage": label})
-        last = time.monotonic()
+        last, left = time.monotonic(), TimeLeft()
 
         def update(done: int, total: int, what: str) -> None:
             nonlocal last
+            seconds = left(done, total)
             if time.monotonic() - last >= LINE_SECONDS:
                 last = time.monotonic()
+                more = {} if seconds is None else {"seconds_left": round(seconds)}
                 logger.info(
-                    "%s: %d of %d %s", label, done, total, what,
-                    extra={"stage": label, "done": done, "total": total},
+                    "%s", line(label, done, total, what, seconds),
+                    extra={"stage": label, "done": done, "total": total, **more},
                 )  # fmt: skip
 
         return update
@@ -129,6 +134,12 @@ class LogDisplay:
         """Log how the stage ended."""
         more = {"stage": label, "cached": cached, "seconds": round(seconds, 3)}
         logger.info("%s", finished(label, cached, seconds), extra=more)
+
+
+def line(label: str, done: int, total: int, what: str, seconds_left: float | None) -> str:
+    """The line for a stage that is so far."""
+    left = words(seconds_left)
+    return f"{label}: {done} of {total} {what}{f', {left}' if left else ''}"
 
 
 def waiting(stage: str) -> str:

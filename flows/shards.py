@@ -90,6 +90,8 @@ def _called(call: str) -> ArtifactRef:
     return apart(lambda: stage(run, job, inputs, asked.role))
 
 
+LEFT_OUT = ("config", "checkpoints", "watch")
+"""Of a job, what travels by itself or is given where the stage runs."""
 MAKE = Task(
     fn=_make, name="shard", task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False, retries=0
 )
@@ -194,7 +196,7 @@ class TaskRunnerFanOut:
         self, stage: Stage[Any], job: Job[Any], inputs: Mapping[str, Input], role: str
     ) -> PrefectFuture[Any]:
         section = type(job.config)
-        plain = {name: value for name, value in vars(job).items() if name != "config"}
+        plain = {name: value for name, value in vars(job).items() if name not in LEFT_OUT}
         role = f"{role} shard {job.share.index + 1} of {job.share.count}".lstrip()
         call = Call(
             place=self._place,

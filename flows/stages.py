@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resprout.configs.schema import PartOfRecovery, PruneRound, QuantizeConfig, RunConfig
+from resprout.configs.schema import PartOfRecovery, PruneRound, QuantizeConfig, RecoverConfig, RunConfig, Rung
 from resprout.flows import preflight
 from resprout.flows.inputs import SHAPING, SOURCE, acquisitions, keeps_file
 from resprout.infra.licences import Credit
@@ -38,7 +38,9 @@ from resprout.tasks.prune.stage import plan, prune, score
 from resprout.tasks.quantize.format import baselines
 from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, file_of, scores_of
 from resprout.tasks.quantize.stage import Quantization, importance, quantize
-from resprout.tasks.recover.stage import recover
+from resprout.tasks.recover.continuation import continuation
+from resprout.tasks.recover.ladder import rungs
+from resprout.tasks.recover.stage import recover, teacher
 from resprout.tasks.report.stage import model_name
 from resprout.tasks.select.stage import pool, select
 from resprout.tasks.sparsify.stage import sparsify
@@ -99,6 +101,8 @@ class Steps(Sequence[Step]):
         self.groups: dict[str, dict[str, Slot]] = defaultdict(dict)
         self.trained = 0.0
         """Share of all training that the steps so far do."""
+        self.recoveries = 0
+        """Recoveries so far that are not the last."""
         for one in acquisitions(config):
             leaves = one.stage.leaves if one.name == SOURCE else None
             step = Step(one.stage, one.role, (sections or {}).get(one.name), {}, leaves, one.name)
@@ -175,20 +179,29 @@ class Steps(Sequence[Step]):
         step = Step(stage, role, section, found, stage.leaves if leaves else None, gives or stage.gives)
         self.steps.append(step)
         self.names[step.gives] = slot = Slot(step.id)
+        if leaves:
+            self.names |= dict.fromkeys(stage.also_gives(section), slot)
         if step.leaves is not None:
             self.names[MODEL] = replace(slot, folder=step.leaves.folder)
             self.evaluate(step.leaves.name, self.names[MODEL])
         return slot
 
-    def evaluate(self, name: str, model: Slot, final: bool = True) -> None:
+    def recover(self, section: Any, role: str) -> Slot:
+        """Add a recovery that another one follows, which goes on from its model."""
+        self.recoveries += 1
+        made = self.add(recover, section, role, gives=f"recovery_{self.recoveries}", leaves=False)
+        self.names[MODEL] = replace(made, folder=recover.leaves.folder if recover.leaves else "")
+        return made
+
+    def evaluate(self, name: str, model: Slot, final: bool = True, shown: bool = True) -> None:
         """Score a model; all but the first, the dense one, are compared with that.
 
-        One that is not `final` is a further form of the last model.
+        One that is not `final` is a further form of the last model, one that is not `shown` on the way to it.
         """
-        self.groups[MODELS][name] = model
         dense = self.names[SOURCE] if self.groups[SCORES] else None
         scores = self.add(evaluate, role=name, gives=name, model=model, dense=dense)
-        self.groups[SCORES][name] = scores
+        if shown:
+            self.groups[MODELS][name], self.groups[SCORES][name] = model, scores
         if final:
             self.names[FINAL] = scores
 
@@ -212,18 +225,17 @@ def _prune_in_rounds(steps: Steps) -> None:
     rounds = schedule_of(steps.config.prune)
     trains = steps.config.recover is not None and len(rounds) > 1
     if trains:
-        steps.add(score, role="for selection")
-        steps.add(plan, role="for selection")
-        steps.add(mask, Masking(), "for selection", gives="masked")
-        steps.add(select, pruned="masked")
-    trainings = 0
+        if steps.config.select is not None:
+            steps.add(score, role="for selection")
+            steps.add(plan, role="for selection")
+            steps.add(mask, Masking(), "for selection", gives="masked")
+            steps.add(select, pruned="masked")
+        if steps.section(teacher) is not None:
+            steps.add(teacher)
     for number, one in enumerate(rounds, 1):
         if trains and one.train > steps.trained:
-            trainings += 1
             section = PartOfRecovery(**_values(steps.config.recover), begin=steps.trained, end=one.train)
-            role = f"round {number - 1}" if number > 1 else "dense"
-            trained = steps.add(recover, section, role, gives=f"recovery_{trainings}", leaves=False)
-            steps.names[MODEL] = replace(trained, folder=recover.leaves.folder if recover.leaves else "")
+            steps.recover(section, f"round {number - 1}" if number > 1 else "dense")
         steps.trained = one.train
         if number < len(rounds):
             _prune_round(steps, one, f"round {number}")
@@ -251,6 +263,33 @@ def _values(section: Any) -> dict[str, Any]:
 def _evaluate_dense(steps: Steps) -> None:
     """Not before the plan, which may find that the target cannot be reached."""
     steps.evaluate(DENSE, steps.names[SOURCE])
+
+
+def _recover(steps: Steps, stage: Stage[Any]) -> None:
+    """One training, or the rungs of a ladder, and behind them what goes on from there."""
+    config = steps.section(stage)
+    last = _climb(steps, stage, config) if config.ladder is not None else config
+    if config.continued is None:
+        steps.add(stage, last)
+        return
+    role = f"rung {last.number}" if isinstance(last, Rung) else "first"
+    steps.names["rung"] = steps.recover(last, role)
+    steps.add(stage, continuation(config))
+
+
+def _climb(steps: Steps, stage: Stage[Any], config: RecoverConfig) -> RecoverConfig:
+    """All rungs but the last, which is returned; each is judged, so that the next one need not be climbed."""
+    gated = steps.config.gate is not None
+    climbed = rungs(config, gated)
+    for one in climbed:
+        role = f"rung {one.number}"
+        if gated:
+            before = f"before {role}"
+            steps.add(gate, steps.config.gate, before, gives="verdict", final=steps.names[FINAL])
+        if one is not climbed[-1]:
+            steps.names["rung"] = steps.recover(one, role)
+            steps.evaluate(f"{role} ({one.method})", steps.names[MODEL], shown=False)
+    return climbed[-1]
 
 
 def _call(steps: Steps, stage: Stage[Any]) -> None:
@@ -303,6 +342,12 @@ def _rest_of_recovery(steps: Steps) -> Any:
     return PartOfRecovery(**_values(section), begin=steps.trained) if steps.trained else section
 
 
+def _teaching(steps: Steps) -> Any:
+    """The section of recovery where it reads the dense model's words from a file."""
+    section = steps.config.recover
+    return section if section is not None and section.taught_from_disk else None
+
+
 def _export_section(steps: Steps) -> Export:
     """With what the model card says of the sources and of each stage."""
     credits = tuple(credit for credit in steps.credits if credit.role in SHAPING)
@@ -319,6 +364,7 @@ STAGES: tuple[Stage[Any], ...] = (
     plan,
     prune,
     select,
+    teacher,
     recover,
     sparsify,
     quantize,
@@ -334,10 +380,15 @@ BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {
     prune: (_evaluate_dense,),
 }
 """Further steps before the first call of a stage."""
-SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {recover: _rest_of_recovery, export: _export_section}
+SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {
+    teacher: _teaching,
+    recover: _rest_of_recovery,
+    export: _export_section,
+}
 """Sections that hold more than the config's, or less."""
 
 CALLS: dict[Stage[Any], Callable[[Steps, Stage[Any]], None]] = {
+    recover: _recover,
     quantize: _quantize,
     gate: _hold_against_bounds,
 }
@@ -406,4 +457,6 @@ class Artifacts(dict[StepId, ArtifactRef]):
 def job_of(config: RunConfig, section: Any, device: str) -> Job[Any]:
     """A job of the run that `config` describes."""
     model = config.model
-    return Job(section, config.seed, device, model.dtype, model.trust_remote_code)
+    if isinstance(section, RecoverConfig):
+        section = section.on_machine(preflight.gpus(config, device))
+    return Job(section, config.seed, device, model.dtype, model.trust_remote_code, model.spread)

@@ -13,14 +13,14 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
-from resprout.flows.session import LogDisplay, finished, waiting
+from resprout.flows.session import LogDisplay, finished, line, waiting
 from resprout.infra import logs
 from resprout.tasks.core.job import Progress as Callback
 from resprout.tasks.core.job import silent
 from resprout.tasks.core.run import Display
+from resprout.tasks.core.time_left import TimeLeft, words
 
 LINE_SECONDS = 10.0
 
@@ -36,7 +36,7 @@ class TerminalDisplay:
             MofNCompleteColumn(),
             TextColumn("{task.fields[what]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
         )
@@ -46,10 +46,11 @@ class TerminalDisplay:
         self.bars.start()
         for old in list(self.bars.task_ids):
             self.bars.remove_task(old)
-        bar = self.bars.add_task(label, total=None, what="")
+        bar, left = self.bars.add_task(label, total=None, what="", left=""), TimeLeft()
 
         def update(done: int, total: int, what: str) -> None:
-            self.bars.update(bar, completed=done, total=total, what=what)
+            shown = words(left(done, total))
+            self.bars.update(bar, completed=done, total=total, what=what, left=shown)
 
         return update
 
@@ -80,14 +81,15 @@ class LineDisplay:
         if self.name:
             return silent
         self._print(f"{label}: started")
-        last = time.monotonic()
+        last, left = time.monotonic(), TimeLeft()
 
         def update(done: int, total: int, what: str) -> None:
             nonlocal last
+            seconds = left(done, total)
             now = time.monotonic()
             if now - last >= LINE_SECONDS:
                 last = now
-                self._print(f"{label}: {done} of {total} {what}")
+                self._print(line(label, done, total, what, seconds))
 
         return update
 

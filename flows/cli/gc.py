@@ -24,7 +24,8 @@ def gc(
     Kept is, with the whole lineage behind it: every registered version; what carries the tag resprout.hold (a
     version, a registered model, a run); what a run that is at work relies on; what runs of the last
     infra.retention.keep_days made or used, however they ended; what is younger than
-    infra.retention.grace_hours. Seals and ledgers stay for ever. Runs may go on meanwhile.
+    infra.retention.grace_hours. Seals and ledgers stay for ever. Checkpoints go where their stage is finished
+    or they are older than infra.retention.checkpoint_days. Runs may go on meanwhile.
 
     \b
     Examples:
@@ -37,6 +38,7 @@ def gc(
     from resprout.flows.workspace import open_workspace
     from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
     from resprout.infra.retention.gc_roots import RootFinder
+    from resprout.infra.retention.stale_checkpoints import drop_checkpoints, stale_checkpoints
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.named_models import drop_dangling
 
@@ -48,17 +50,20 @@ def gc(
         inventory = take_inventory(workspace.store)
         planned = plan_collection(inventory, finder.find(), kept.grace_hours * 3600)
         going = sorted(step.record for step in planned.steps if step.record is not None)
+        stale = stale_checkpoints(workspace.store, locks, kept.checkpoint_days)
         if not delete:
-            _say(_summary(planned, inventory, finder.removed, planned.freed, going), as_json)
+            _say(_summary(planned, inventory, finder.removed, planned.freed, going, stale), as_json)
             return
+        dropped: dict[str, int] = {}
         with bar("gc") as progress:
             collector = Collector(workspace.store, locks, inventory, finder.find, progress, finder.sealed())
             try:
                 collector.run(planned)
+                dropped = drop_checkpoints(workspace.store, locks, stale)
             finally:
                 # Also where it was stopped half way: what was deleted stays deleted.
                 deleted = {digest: planned.freed[digest] for digest in collector.deleted}
-                summary = _summary(planned, inventory, finder.removed, deleted, collector.records)
+                summary = _summary(planned, inventory, finder.removed, deleted, collector.records, dropped)
                 drop_dangling(workspace.home)
                 _say({**summary, "deleted": True}, as_json)
     finally:
@@ -71,13 +76,15 @@ def _summary(
     removed: Mapping[str, set[str]],
     freed: Mapping[str, int],
     records: Collection[str],
+    checkpoints: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Artifacts and records that are kept, and those that are freed."""
+    """Artifacts and records that are kept, and those that are freed; checkpoints by their stage's key."""
     there = {ref: named & inventory.ages.keys() for ref, named in removed.items()}
     return {
         "deleted": False,
-        "freed_bytes": sum(freed.values()),
+        "freed_bytes": sum(freed.values()) + sum(checkpoints.values()),
         "artifacts": dict(sorted(freed.items())),
+        "checkpoints": dict(sorted(checkpoints.items())),
         "records": sorted(records),
         "kept": dict(sorted(planned.kept.items())),
         "spared": len(planned.freed) - len(freed),
@@ -103,4 +110,7 @@ def _say(summary: dict[str, Any], as_json: bool) -> None:
     if strays := summary["strays"]:
         typer.echo(f"left alone, because no store wrote them: {len(strays)} objects, such as {strays[0]}")
     verb = "freed" if summary["deleted"] else "would be freed (--delete does it)"
-    typer.echo(f"{verb}: {len(summary['artifacts'])} artifacts, {summary['freed_bytes'] / 1e6:,.1f} MB")
+    stages = len(summary["checkpoints"])
+    also = f" and the checkpoints of {stages} stage{'s' * (stages != 1)}" if stages else ""
+    mb = summary["freed_bytes"] / 1e6
+    typer.echo(f"{verb}: {len(summary['artifacts'])} artifacts{also}, {mb:,.1f} MB")

@@ -106,7 +106,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
             lines.append(f"target: at most {found['requested_params']:,} parameters")
         if found["pruned"] is None:
             lines.append("pruned: widths depend on scores; the plan stage finds them")
-        lines += _journey(found)
+        lines += [*_placed(found["placement"]), *_journey(found)]
         lines.extend(f"warning: {warning}" for warning in found["warnings"])
     else:
         lines.append("shapes: the source is not on this machine; they are known once it is acquired")
@@ -114,6 +114,21 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"export: {found['own_classes']}")
     lines.extend(f"warning: {remark}" for remark in (*found["licences"], *found["slow"]))
     return lines
+
+
+def _placed(placement: dict[str, Any] | None) -> list[str]:
+    """Where the layers of a model that may be larger than one device lie."""
+    if placement is None:
+        return []
+    names = {"cpu": "in memory", "disk": "on disk, read again for each batch"}
+    lie = "; ".join(
+        f"{size / 1e9:,.3f} GB ({placement['layers'][one]} layers) {names.get(one, f'on GPU {one}')}"
+        for one, size in placement["held_bytes"].items()
+    )
+    refused = (
+        f"warning: {one} needs all weights in memory, so a run is refused" for one in placement["refused"]
+    )
+    return [f"placement of the dense model beside another, by what is free now: {lie}", *refused]
 
 
 def _journey(found: dict[str, Any]) -> list[str]:

@@ -34,6 +34,12 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, e.g. prune.target.params_ratio=0.8")
     ] = None,
+    continue_recovery: Annotated[
+        str | None,
+        typer.Option(
+            help="2x: go on from the finished recovery's last weights to twice its tokens.", metavar="FACTOR"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of stdout: the result as JSON.")] = False,
     debug: Annotated[bool, typer.Option(help="Show tracebacks and the libraries' logs.")] = False,
 ) -> None:
@@ -44,12 +50,12 @@ def run(
 
     \b
     Examples:
-      resprout run configs/quickstart.yaml
       resprout run configs/quickstart.yaml prune.target.params_ratio=0.85 seed=3
       resprout run configs/quickstart.yaml --json | tail -n 1 | python -m json.tool
+      resprout run configs/recover_ladder.yaml --continue-recovery 2x
     """
     began = time.perf_counter()
-    result, error = _run(config, overrides or [], debug, began)
+    result, error = _run(config, overrides or [], continue_recovery, debug, began)
     result.seconds = round(time.perf_counter() - began, 3)
     if as_json:
         sys.stdout.write(result.model_dump_json() + "\n")
@@ -61,7 +67,7 @@ def run(
 
 
 def _run(
-    config: Path, overrides: list[str], debug: bool, began: float
+    config: Path, overrides: list[str], continue_recovery: str | None, debug: bool, began: float
 ) -> tuple[RunResult, BaseException | None]:
     """The result, and the error to end with where the run did not get through."""
     from rich.console import Console
@@ -75,6 +81,10 @@ def _run(
     partial = RunResult(status="failed", exit_code=1)
     try:
         loaded = load(config, overrides)
+        if continue_recovery is not None:
+            from resprout.flows.continue_recovery import continued, require_finished
+
+            loaded, overrides = continued(loaded, overrides, continue_recovery)
         check(loaded)
         from resprout.infra.environment import prepare
         from resprout.infra.imports import without_collector
@@ -91,6 +101,9 @@ def _run(
         start = time.perf_counter()
         with home_server(loaded.config.infra):
             session.server_start_seconds = time.perf_counter() - start
+            if continue_recovery is not None:
+                # Not before: it imports Prefect, which reads the server's address once.
+                require_finished(loaded)
             start = time.perf_counter()
             with without_collector():
                 from resprout.flows.cli.display import display_for
@@ -130,6 +143,8 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
         console.print(
             recovery_sentence(models["pruned"], models["recovered"]), highlight=False, soft_wrap=True
         )
+    for sentence in session.recovery:
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     runs = run_names(loaded.config.measure) if loaded.config.measure is not None else ()
     if result.files:
         files = {name: one.metrics for name, one in result.files.items()}

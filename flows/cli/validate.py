@@ -35,8 +35,11 @@ def validate(
       resprout validate configs/quickstart.yaml prune.target.params_ratio=0.8
       resprout validate configs/quickstart.yaml --offline
     """
-    from resprout.configs.load import load
-    from resprout.flows.check import check
+    from resprout.infra.imports import without_collector
+
+    with without_collector():
+        from resprout.configs.load import load
+        from resprout.flows.check import check
 
     loaded = load(config, overrides or ())
     if offline:

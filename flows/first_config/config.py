@@ -92,7 +92,8 @@ def draft(
         _model(source, seen, dtype, why_dtype, allow_pickle),
         texts.calibrate(found, seen),
         pruning,
-        *recovery(pool_at or "", rows, seen),
+        # Without --text the rows of the pool are the text.
+        *recovery(pool_at or "", rows, found if text_at is not None or rows is None else None, seen, dtype),
         texts.evaluate(found, seen),
         *_measure(seen),
         Written("gate", [GATE], {"max_perplexity_ratio": 2.0}),

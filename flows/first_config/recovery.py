@@ -1,4 +1,4 @@
-"""Choose what recovery trains on and how, by the rows that there are."""
+"""Choose what recovery trains on and how, by the text and the rows that there are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import math
 from typing import Any
 
 from resprout.configs.errors import BadInput
+from resprout.flows import preflight
 from resprout.flows.first_config.data import Found
 from resprout.flows.first_config.model import ModelLook
 from resprout.flows.first_config.section import Written
+from resprout.flows.first_config.texts import Texts
 from resprout.flows.validate import CHATS
+from resprout.tasks.core.hardware import total_memory
 from resprout.tasks.data.chat import rendered
+from resprout.tasks.models.shape import BYTES
 from resprout.tasks.select.paser_size import MOST_ROWS
 
 USUAL_TOKENS, MOST_TOKENS = 256, 1024
@@ -21,16 +25,61 @@ FEW_ROWS, ROWS_A_CLUSTER, MOST_CLUSTERS = 500, 10, 10
 STEPS = 16
 """Training steps that a small pool makes at least."""
 MOST_BATCH, LEAST_BATCH = 2048, 64
+MOST_TRAINED = 262_144
+"""Tokens that a first training takes where there are more; the report shows what more would bring."""
+LARGE_PARAMS = 1_000_000_000
+"""From here on models are trained at a lower rate."""
 LEFT_OUT = (
-    "no --pool: nothing is trained after pruning; init --pool FILE (rows with a task and its answer) adds "
-    "select and recover"
+    "no text beside what is held out, and no --pool: nothing is trained after pruning; init --text FILE with "
+    "more documents, or --pool FILE (rows with a task and its answer), adds recover"
 )
 
 
-def recovery(address: str, pool: Found | None, model: ModelLook) -> list[Written]:
-    """The sections `select` and `recover`; left out without a pool."""
-    if pool is None:
+def recovery(
+    address: str, pool: Found | None, texts: Texts | None, model: ModelLook, dtype: str
+) -> list[Written]:
+    """The sections `select`, with a pool, and `recover`, where there are rows or text to learn from."""
+    if texts is not None and not texts.apart:
+        texts = None
+    if texts is None and pool is None:
         return [Written("recover", [LEFT_OUT])]
+    select: list[Written] = []
+    tokens, learned, text = 0.0, [], {}
+    if texts is not None:
+        tokens, text = texts.calibration_tokens, {"text": list(texts.calibration)}
+        learned = ["the text of the calibration"]
+    if pool is not None:
+        written, of_rows = _select(address, pool, model)
+        select, tokens, learned = [written], tokens + of_rows, [*learned, "the rows"]
+    method, why_method = _method(model, dtype)
+    trained = {"tokens": MOST_TRAINED} if tokens > MOST_TRAINED else {"epochs": 1}
+    steps = min(tokens, MOST_TRAINED) / STEPS
+    batch = 2 ** int(math.log2(max(LEAST_BATCH, min(MOST_BATCH, steps))))
+    why = [
+        f"trained towards the words of the dense model on {' and '.join(learned)}",
+        f"{'one pass, ' if tokens <= MOST_TRAINED else ''}in steps of {batch} tokens",
+        why_method,
+    ]
+    return [*select, Written("recover", why, {**method, **trained, "batch_tokens": batch, **text})]
+
+
+def _method(model: ModelLook, dtype: str) -> tuple[dict[str, Any], str]:
+    """All weights where memory holds them in training, else adapters; and why."""
+    shape = model.shape
+    params = shape.params if shape is not None else 0
+    needed = (preflight.FULL_TRAINING + BYTES[dtype]) * params + preflight.WORKING_BYTES
+    total = total_memory(preflight.device("auto"))
+    if not total or needed < total:
+        rate = 1e-4 if params >= LARGE_PARAMS else 3e-4
+        return {"method": "distill", "learning_rate": rate}, "all weights, which gains more than adapters"
+    adapters = {"rank": 32, "alpha": 32, "dropout": 0.0, "learning_rate": 3e-4, "distill_weight": 1.0}
+    return {"method": "lora", **adapters}, (
+        f"adapters, because training all {params / 1e9:,.1f} billion weights takes {needed / 1e9:,.0f} GB"
+    )
+
+
+def _select(address: str, pool: Found, model: ModelLook) -> tuple[Written, float]:
+    """The section `select`, and the tokens that it selects."""
     template, why_template = _template(pool, model)
     lengths = sorted(_lengths(pool, model)) or [USUAL_TOKENS]
     positions = model.shape.max_positions if model.shape is not None else 0
@@ -43,7 +92,6 @@ def recovery(address: str, pool: Found | None, model: ModelLook) -> list[Written
     used = min(rows, MOST_ROWS // 2) if pool.opened else MOST_ROWS // 2
     ratio = 1.0 if used < 2 * ROWS_A_CLUSTER else 0.5 if used <= FEW_ROWS else 0.2
     budget = ratio * used * sum(min(one, longest) for one in lengths) / len(lengths)
-    batch = 2 ** int(math.log2(max(LEAST_BATCH, min(MOST_BATCH, budget / STEPS))))
     clusters = min(MOST_CLUSTERS, used // ROWS_A_CLUSTER)
     why = [f"{address}: {pool.columns}"]
     if pool.opened:
@@ -56,36 +104,14 @@ def recovery(address: str, pool: Found | None, model: ModelLook) -> list[Written
         method = {"method": "paser", "paser": {"clusters": clusters}}
     else:
         why.append(f"drawn at random: {rows} rows are too few for paser to make clusters of")
-    return [
-        Written(
-            "select",
-            why,
-            {
-                **method,
-                "pool": [source],
-                "budget_ratio": ratio,
-                "template": template,
-                "max_len_tokens": longest,
-            },
-        ),
-        Written(
-            "recover",
-            [
-                f"steps of {batch} tokens; mostly towards the distribution of the dense model, as in the "
-                "quickstart"
-            ],
-            {
-                "method": "lora",
-                "rank": 8,
-                "alpha": 16,
-                "dropout": 0.0,
-                "learning_rate": 1e-3,
-                "epochs": 1,
-                "batch_tokens": batch,
-                "distill_weight": 0.9,
-            },
-        ),
-    ]
+    values = {
+        **method,
+        "pool": [source],
+        "budget_ratio": ratio,
+        "template": template,
+        "max_len_tokens": longest,
+    }
+    return Written("select", why, values), budget
 
 
 def _template(pool: Found, model: ModelLook) -> tuple[str, str]:

@@ -45,6 +45,11 @@ class Texts:
     corpus: str
     why: Sequence[str]
 
+    @property
+    def apart(self) -> bool:
+        """Whether none of the text is in both parts."""
+        return list(self.calibration) != list(self.judged)
+
 
 def divided(address: str, found: Found, model: ModelLook) -> Texts:
     """The documents of one source, a part of them held out by hash; BadInput for too little text."""

@@ -50,14 +50,12 @@ def draft(job: Job[DraftConfig], inputs: Mapping[str, Path], workdir: Path, prog
     """Write what was proposed and accepted, and the speeds, in rounds in which both ways have their turn."""
     from resprout.tasks.draft.assisted import Writer
     from resprout.tasks.evaluate.prompts import padding_token, prompt_ids
-    from resprout.tasks.models.load import load_model, load_tokenizer
+    from resprout.tasks.models.load import load_pair, load_tokenizer
 
     config = job.config
     tokenizer = load_tokenizer(inputs["source"], job.trust_remote_code)
     prompts, chat, note = prompt_ids(tokenizer, config.prompts)
-    target, helper = (
-        load_model(inputs[name], job.dtype, job.device, job.trust_remote_code) for name in ("source", "model")
-    )
+    target, helper = load_pair(job, inputs["source"], inputs["model"])
     writer = Writer(target, helper, padding_token(tokenizer), config.new_tokens, config.proposed_tokens)
     rounds: list[dict[bool, list[Written]]] = []
     # The first round warms everything up, and is not counted.

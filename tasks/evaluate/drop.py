@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from resprout.tasks.measure.ratio import COVERAGE
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
 
@@ -97,6 +96,8 @@ def score_statistic(lost: ArrayLike, won: ArrayLike, items: int, drop: float) ->
     Counts of many draws may be given at once. The variance is that of the most likely proportions among
     those with this drop.
     """
+    import numpy as np
+
     b, c = np.asarray(lost, dtype=np.float64), np.asarray(won, dtype=np.float64)
     linear = (2 * items - b + c) * drop - b - c
     root = np.sqrt(np.maximum(linear**2 + 8 * items * c * drop * (1 - drop), 0))
@@ -113,6 +114,8 @@ def not_worse(
     Equal to `upper(error_rate) < margin` of each. Where the true drop is the margin, this is so, wrongly, in
     about `error_rate` of all draws; where it is larger, in fewer.
     """
+    import numpy as np
+
     return np.asarray(score_statistic(lost, won, items, margin) < -_quantile(error_rate))
 
 

@@ -24,12 +24,12 @@ from resprout.tasks.evaluate.prompts import Asked, ask
 from resprout.tasks.evaluate.task import all_asked
 from resprout.tasks.gguf.types import FILE as GGUF
 from resprout.tasks.llama_cpp.model import LlamaCppModel
-from resprout.tasks.models.load import load_model, load_tokenizer
+from resprout.tasks.models.load import load_for, load_tokenizer, placement_for
 from resprout.tasks.models.served import ServedModel
 from resprout.tasks.models.shape import Sizes, count, read_config, shape_of
 from resprout.tasks.onnx_runtime.library import FILE as ONNX
 from resprout.tasks.onnx_runtime.model import OnnxModel
-from resprout.tasks.packed.checkpoint import load_served, packed_by, weight_bytes
+from resprout.tasks.packed.checkpoint import load_served, packed, packed_by, weight_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,12 +59,9 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
     config = job.config.perplexity
     tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
     text = held_out(inputs["text"], tokenizer, config)
-    with _served(job, inputs["model"]) as (model, sizes):
-        dense = (
-            load_model(inputs["dense"], job.dtype, job.device, job.trust_remote_code)
-            if "dense" in inputs
-            else None
-        )
+    with _served(job, inputs["model"], 1 + ("dense" in inputs)) as (model, sizes):
+        beside = None if isinstance(model, ServedModel) else model
+        dense = load_for(job, inputs["dense"], beside=beside) if "dense" in inputs else None
         found = Pieces(asdict(sizes), text.sources, text.text_bytes / len(text.ids))
         stride = config.stride_tokens or config.window_tokens
         parts = perplexity.windows(text.ids, config.window_tokens, stride, text.bos, text.owners)
@@ -82,11 +79,20 @@ def make(job: Job[EvaluateConfig], inputs: Mapping[str, Path], progress: Progres
 
 
 @contextmanager
-def _served(job: Job[EvaluateConfig], folder: Path) -> Iterator[tuple[Any, Sizes]]:
-    """The model as it is served, and its sizes: a file by its own runtime, which ends with the block."""
+def _served(job: Job[EvaluateConfig], folder: Path, models: int) -> Iterator[tuple[Any, Sizes]]:
+    """The model as it is served, and its sizes: a file by its own runtime, which ends with the block.
+
+    It is the first of so many `models` that share the devices.
+    """
     served = next((one for name, one in SERVED.items() if (folder / name).is_file()), None)
     if served is None:
-        model = load_served(folder, job.dtype, job.device, job.trust_remote_code)
+        model = load_served(
+            folder,
+            job.dtype,
+            job.device,
+            job.trust_remote_code,
+            placement_for(job, folder, models=models, resident=packed(folder)),
+        )
         yield model, _sizes(model, folder)
         return
     import torch

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """Prompts, and in which dtype, on which device and with how many CPU threads they are answered."""
+    """Prompts, and in which dtype, on which device and with how many CPU threads they are answered.
+
+    With `max_memory`, bytes by device, the model lies on as many of these as it needs, and else on disk.
+    """
 
     prompts: list[str]
     greedy_tokens: int
     dtype: str
     device: str
     threads: int
+    max_memory: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,17 +105,24 @@ def main(request: Path, out: Path) -> None:
     question = Question(**given["question"])
     torch.set_num_threads(question.threads)
     whole = given["base"] or given["folder"]
+    spread: dict[str, Any] = {}
+    if question.max_memory is not None:
+        room = {int(one) if one.isdigit() else one: size for one, size in question.max_memory.items()}
+        spread = {"device_map": "auto", "max_memory": room, "offload_folder": str(out / "offloaded")}
     model = AutoModelForCausalLM.from_pretrained(
         whole,
         dtype=question.dtype,
         local_files_only=True,
         trust_remote_code=given["runs_code"],
+        **spread,
     )
     if given["base"]:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, given["folder"])
-    model.to(question.device).eval()
+    if not spread:
+        model.to(question.device)
+    model.eval()
     tokenizer = AutoTokenizer.from_pretrained(whole, local_files_only=True, trust_remote_code=False)
     answers = probe(model, tokenizer, question)
     save_file(

@@ -104,14 +104,14 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
     from resprout.tasks.export.judged import judged
     from resprout.tasks.export.probe import Question, probe
     from resprout.tasks.models.layouts import layout_of
-    from resprout.tasks.models.load import load_model, load_tokenizer
+    from resprout.tasks.models.load import load_for, load_tokenizer, room_for
     from resprout.tasks.prune.plan import read_plan
 
     config = job.config.config
     exports: list[dict[str, object]] = []
     metrics: dict[str, float] = {}
     if config.formats:
-        model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+        model = load_for(job, inputs["model"])
         threads = torch.get_num_threads()
         question = Question(list(config.prompts), config.greedy_tokens, job.dtype, job.device, threads)
         expected = probe(model, load_tokenizer(inputs["model"], job.trust_remote_code), question)
@@ -133,6 +133,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
             use = replace(use, stored=name, bytes=_weight_bytes(folder), evaluated=own is not None)
         text = card(job.config.credits, plan, job.config.lines, files, scores, use)
         (folder / CARD).write_text(text, encoding="utf-8")
+        if job.max_memory is not None:
+            question = replace(question, max_memory={str(k): v for k, v in room_for(job, model).items()})
         found = written.compare(expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         exports.append({"format": name, "path": folder.name, "bytes": size, "verified": True, **found})

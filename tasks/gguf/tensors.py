@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.gguf.hyperparameters import file_widths
+from resprout.tasks.models.anatomy import Layer, anatomy
 from resprout.tasks.models.families.family import Axes, Family
-from resprout.tasks.models.shape import Shape, Widths
+from resprout.tasks.models.shape import Model, Shape, Widths
 
 if TYPE_CHECKING:
     from gguf import TensorNameMap
@@ -21,27 +22,32 @@ FUSED = "gate_up_proj"
 """Part of the name of gate and up in one tensor."""
 
 
-def tensors(
-    weights: Mapping[str, Tensor], shape: Shape, names: TensorNameMap
-) -> Iterator[tuple[str, Tensor]]:
-    """Name and values of each tensor of the file; `weights` are the model's by their names.
+def tensors(model: Model, shape: Shape, names: TensorNameMap) -> Iterator[tuple[str, Tensor]]:
+    """Name and values of each tensor of the file; those of a layer are there until the next one's.
 
     Values are views where llama.cpp keeps them alike. Gemma's norms have 1 added (llama.cpp multiplies by
     what it reads), Conv1D weights are transposed, rotary channels interleaved, fused experts taken apart.
     """
     family = shape.family
     for name, axes in family.ends(shape.config).items():
-        yield _named(name, names), _changed(weights[name], name, axes, family, shape, shape.widths(0))
-    for layer in range(shape.layers):
-        widths, prefix = shape.widths(layer), f"{family.layer_prefix}{layer}."
-        for own, axes in shape.layer_tensors(widths).items():
-            value = _changed(weights[prefix + own], own, axes, family, shape, widths)
-            if "experts" in axes and FUSED in own:
-                for part, half in zip(("gate_proj", "up_proj"), value.chunk(2, dim=1), strict=True):
-                    yield _named(prefix + own.replace(FUSED, part), names), half
-            else:
-                yield _named(prefix + own, names), value
-        yield from _fillers(layer, shape)
+        value = model.get_parameter(name).detach()
+        yield _named(name, names), _changed(value, name, axes, family, shape, shape.widths(0))
+    for layer in anatomy(model).layers:
+        with layer.loaded():
+            yield from _of_layer(layer, names)
+        yield from _fillers(layer.index, shape)
+
+
+def _of_layer(layer: Layer, names: TensorNameMap) -> Iterator[tuple[str, Tensor]]:
+    family, shape, widths = layer.family, layer.shape, layer.widths
+    prefix, weights = f"{family.layer_prefix}{layer.index}.", layer.tensors
+    for own, axes in shape.layer_tensors(widths).items():
+        value = _changed(weights[own], own, axes, family, shape, widths)
+        if "experts" in axes and FUSED in own:
+            for part, half in zip(("gate_proj", "up_proj"), value.chunk(2, dim=1), strict=True):
+                yield _named(prefix + own.replace(FUSED, part), names), half
+        else:
+            yield _named(prefix + own, names), value
 
 
 def _fillers(layer: int, shape: Shape) -> Iterator[tuple[str, Tensor]]:

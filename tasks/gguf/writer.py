@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,9 +67,10 @@ def write_gguf(
         writer.add_string(key, text)
     names = get_tensor_name_map(architecture(shape), shape.layers)
 
-    def all_tensors() -> list[tuple[str, Tensor]]:
-        found = list(tensors(model.state_dict(), shape, names))
-        return found if frequencies is None else [*found, (FREQUENCIES, frequencies)]
+    def all_tensors() -> Iterator[tuple[str, Tensor]]:
+        yield from tensors(model, shape, names)
+        if frequencies is not None:
+            yield FREQUENCIES, frequencies
 
     for tensor, value in all_tensors():
         # Of no weight: each is cast once, where it is written.

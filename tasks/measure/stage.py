@@ -83,6 +83,7 @@ def measure(job: Job[MeasureConfig], inputs: Mapping[str, Path], workdir: Path, 
             points=config.points,
             warmup=config.warmup,
             threads=config.threads,
+            max_memory=job.max_memory,
         )
         for name in names
     }

@@ -45,6 +45,8 @@ class MeasureRequest:
     """For each point of the speeds tokens of the prompt, tokens behind it, and sequences at a time."""
     warmup: int
     threads: int | None
+    max_memory: Mapping[str, int] | None = None
+    """None: the model lies on the device as a whole. Else on all there are (`Job.max_memory`)."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,18 @@ class Measured:
     def __init__(self, request: MeasureRequest, start_seconds: float) -> None:
         import torch
 
-        from resprout.tasks.packed.checkpoint import load_served
+        from resprout.tasks.core.job import Job
+        from resprout.tasks.models.load import placement_for
+        from resprout.tasks.packed.checkpoint import load_served, packed
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)
         self._wait = _waiter(request.device)
         began = time.perf_counter()
-        self._model = load_served(
-            Path(request.folder), request.dtype, request.device, request.trust_remote_code
-        )
+        folder = Path(request.folder)
+        job = Job(None, device=request.device, dtype=request.dtype, max_memory=request.max_memory)
+        placement = placement_for(job, folder, resident=packed(folder))
+        self._model = load_served(folder, request.dtype, request.device, request.trust_remote_code, placement)
         self._wait()
         self.ready = Ready(start_seconds, time.perf_counter() - began, torch.get_num_threads())
         self._request = request

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.errors import BadInput
 from resprout.tasks.compressed_tensors.library import load_library
 from resprout.tasks.compressed_tensors.unpack import unpack
+from resprout.tasks.models.placement import Placement
 from resprout.tasks.models.shape import Shape, read_config
 from resprout.tasks.torchao.library import require_torchao
 
@@ -33,12 +34,24 @@ def packed_by(config: Mapping[str, Any]) -> str | None:
     return method if method in LIBRARIES else None
 
 
+def packed(folder: Path) -> str:
+    """Who needs all weights of the model in a folder in memory: the library that unpacks them; else empty."""
+    library = packed_by(read_config(folder))
+    return "" if library is None else f"a checkpoint of {library}, which is unpacked as a whole,"
+
+
 def weight_bytes(folder: Path) -> int:
     """Bytes of the weights' files."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def load_served(folder: Path, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_served(
+    folder: Path,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool = False,
+    placement: Placement | None = None,
+) -> PreTrainedModel:
     """The model in a folder as `load_model` gives it; of a checkpoint what transformers computes of it.
 
     The config of the loaded model is that of whole weights.
@@ -48,7 +61,7 @@ def load_served(folder: Path, dtype: str, device: str, trust_remote_code: bool =
     method = packed_by(read_config(folder))
     if method is not None:
         LIBRARIES[method]()
-    model: Any = load_model(folder, dtype, device, trust_remote_code)
+    model: Any = load_model(folder, dtype, device, trust_remote_code, placement)
     if method is not None:
         if method in UNPACK:
             UNPACK[method](model)

@@ -145,7 +145,7 @@ def resolve(config: PruneConfig) -> Resolved:
             f"prune.target is a latency, but prune.units names {' and '.join(sorted(untimed))}; give "
             "ffn, kv_groups or both"
         )
-    if config.memory == "stream" and (whole := _need_the_whole_model(config, resolved)):
+    if config.memory == "stream" and (whole := _at_once(config, resolved)):
         raise BadInput(
             f"prune.memory is stream, but {whole[0]} runs the whole model at once; give memory: whole, or "
             "one that works layer by layer (`resprout methods NAME` says what each needs)"
@@ -218,7 +218,12 @@ def _spared(config: PruneConfig, preset: Preset) -> tuple[float, float]:
     return front, back
 
 
-def _need_the_whole_model(config: PruneConfig, named: Resolved) -> list[str]:
+def need_the_whole_model(config: PruneConfig) -> list[str]:
+    """The methods of the section that need all weights in memory at once."""
+    return _at_once(config, resolve(config))
+
+
+def _at_once(config: PruneConfig, named: Resolved) -> list[str]:
     needs = {
         f"criterion '{named.criterion}'": CRITERIA.entry(named.criterion).declared["needs"] not in LAYERWISE,
         f"allocator '{named.allocator}'": tries_model(config, named.allocator),

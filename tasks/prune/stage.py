@@ -15,12 +15,13 @@ from resprout.configs.errors import StageFailed
 from resprout.configs.schema import PruneConfig, PruneRound
 from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.core.stage import CardLine, Model, Reads, calibration_tokens, stage
-from resprout.tasks.prune.compatibility import needs_general, resolve, tries_model
+from resprout.tasks.prune.compatibility import need_the_whole_model, needs_general, resolve, tries_model
 from resprout.tasks.prune.registry import ALLOCATORS, CRITERIA, REPAIRS
 from resprout.tasks.prune.rounds import schedule_of, target_at
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from resprout.tasks.prune.plan import Plan
 
@@ -151,15 +152,14 @@ def score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, prog
 def _score(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     from safetensors.torch import save_file
 
-    from resprout.tasks.models.load import load_model
-    from resprout.tasks.models.offload import open_model
+    from resprout.tasks.models.load import load_for
     from resprout.tasks.models.shape import shape_of
     from resprout.tasks.prune.scoring import as_tensors, score_units
 
     names = resolve(job.config)
     layers = shape_of(inputs["model"]).layers
-    opened = open_model if job.config.memory == "stream" else load_model
-    model = opened(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    whole = [] if job.config.memory == "stream" else need_the_whole_model(job.config)
+    model = load_for(_streaming(job), inputs["model"], resident=whole[0] if whole else "")
     criterion = CRITERIA.get(names.criterion)(**names.criterion_settings)
     input_ids = _input_ids(inputs["calibration"])
     general = _input_ids(inputs["general"]) if needs_general(job.config) else None
@@ -195,7 +195,7 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     """
     from safetensors.torch import load_file
 
-    from resprout.tasks.models.load import load_model
+    from resprout.tasks.models.load import load_for
     from resprout.tasks.models.shape import shape_of
     from resprout.tasks.prune.interfaces import Bench
     from resprout.tasks.prune.plan import read_plan, write_plan
@@ -209,7 +209,7 @@ def plan(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progr
     scores = from_tensors(load_file(inputs["scores"] / SCORES), config.units)
     bench = None
     if tries_model(config, resolve(config).allocator):
-        model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+        model = load_for(job, inputs["model"], resident="planning by trying the model")
         bench = Bench(model, _input_ids(inputs["calibration"]), progress=progress)
     before = read_plan(inputs["before"]) if "before" in inputs else None
     made = plan_from(scores, shape, job.dtype, config, bench, before)
@@ -248,17 +248,19 @@ def sizes(made: Plan) -> dict[str, float]:
 )
 def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pruned model's folder from `model`, `calibration` and `plan`."""
-    from resprout.tasks.models.load import load_model, save_model
+    from resprout.tasks.models.anatomy import is_offloaded
+    from resprout.tasks.models.load import load_for, save_model
     from resprout.tasks.models.shape import count
     from resprout.tasks.prune.plan import read_plan
     from resprout.tasks.prune.surgery import apply
 
     made = read_plan(inputs["plan"])
     made.check_model(job.digests.get("model"))
-    if job.config.memory == "stream":
-        _prune_streamed(job, made, inputs, workdir, progress)
+    whole = [] if job.config.memory == "stream" else need_the_whole_model(job.config)
+    model = load_for(_streaming(job), inputs["model"], resident=whole[0] if whole else "")
+    if is_offloaded(model):
+        _prune_streamed(job, model, made, inputs, workdir, progress)
         return
-    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
     apply(model, made, _input_ids(inputs["calibration"]), job.config.ridge, progress)
     if count(model).params != made.reached.params:
         raise StageFailed(
@@ -268,27 +270,37 @@ def prune(job: Job[PruneConfig], inputs: Mapping[str, Path], workdir: Path, prog
     save_model(model.cpu(), workdir, tokenizer_from=inputs["model"])
 
 
+def _streaming(job: Job[PruneConfig]) -> Job[PruneConfig]:
+    """The job with no memory for layers, where the section says so."""
+    from resprout.tasks.models.load import without_room
+
+    return job if job.config.memory == "whole" else without_room(job)
+
+
 def _prune_streamed(
-    job: Job[PruneConfig], made: Plan, inputs: Mapping[str, Path], workdir: Path, progress: Progress
+    job: Job[PruneConfig],
+    model: PreTrainedModel,
+    made: Plan,
+    inputs: Mapping[str, Path],
+    workdir: Path,
+    progress: Progress,
 ) -> None:
     """As `prune`, one layer in memory at a time; it writes the same bytes."""
     from resprout.tasks.models.load import save_beside_weights
-    from resprout.tasks.models.offload import SafetensorsWriter, open_model
+    from resprout.tasks.models.offload import ModelWriter
     from resprout.tasks.models.shape import shape_of
     from resprout.tasks.prune.surgery import apply, pruned_shape
 
     dense = shape_of(inputs["model"])
     pruned = pruned_shape(made, dense)
-    model = open_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
-    writer = SafetensorsWriter(workdir / "model.safetensors", dict(pruned.tensors()), job.dtype)
+    writer = ModelWriter(model, dict(pruned.tensors()), workdir)
 
     def take(index: int, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            writer.put(f"{pruned.family.layer_prefix}{index}.{name}", tensor)
+        prefix = f"{pruned.family.layer_prefix}{index}."
+        writer.put({prefix + name: tensor for name, tensor in tensors.items()})
 
     apply(model, made, _input_ids(inputs["calibration"]), job.config.ridge, progress, take)
-    for name in pruned.family.ends(pruned.config):
-        writer.put(name, model.get_parameter(name))
+    writer.put({name: model.get_parameter(name) for name in pruned.family.ends(pruned.config)})
     writer.close()
     save_beside_weights(model, workdir, tokenizer_from=inputs["model"])
 

@@ -27,6 +27,8 @@ class QuantizedFormat(Protocol):
 
     types: ClassVar[tuple[str, ...]]
     """Names of its types."""
+    layerwise: ClassVar[bool]
+    """Whether a model that does not fit in memory can be written so, and judged."""
 
     def __init__(self, kind: str) -> None:
         """Raises BadInput for a type that the format does not have."""

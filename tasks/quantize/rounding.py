@@ -44,6 +44,7 @@ def round_layers(
             ):
                 weight.data = values.to(weight.dtype, copy=True)
                 found[prefix + name.removesuffix(".weight")] = own.clone()
+        layer.keep()
         progress(done, len(parts.layers), "layers quantised")
     return found
 
@@ -58,7 +59,8 @@ def _alike(grams: Mapping[str, Gram | None]) -> Iterable[tuple[list[str], Gram |
 
 def _alone(layers: Iterable[Layer]) -> Iterator[tuple[Layer, Mapping[str, Gram | None]]]:
     for layer in layers:
-        yield layer, {name: None for name, _ in layer.shape.matrices(layer.index)}
+        with layer.loaded():
+            yield layer, {name: None for name, _ in layer.shape.matrices(layer.index)}
 
 
 def _watched(model: Model, input_ids: Tensor) -> Iterator[tuple[Layer, Mapping[str, Gram | None]]]:

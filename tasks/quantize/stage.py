@@ -78,10 +78,10 @@ def importance(
     """Write the mean square of each input channel of the model's matrices, once for all of its formats."""
     from safetensors.torch import load_file, save_file
 
-    from resprout.tasks.models.load import load_model
+    from resprout.tasks.models.load import load_for
     from resprout.tasks.quantize.importance import mean_squares
 
-    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    model = load_for(job, inputs["model"])
     input_ids = load_file(inputs["calibration"] / "calibration.safetensors")["input_ids"].long()
     save_file(mean_squares(model, input_ids), workdir / "importance.safetensors")
     progress(1, 1, "models")
@@ -110,13 +110,15 @@ def quantize(job: Job[Quantization], inputs: Mapping[str, Path], workdir: Path, 
     """Write the model in the format, judged by what its stock runtime computes of it afterwards."""
     from safetensors.torch import load_file
 
-    from resprout.tasks.models.load import load_model, load_tokenizer
+    from resprout.tasks.models.load import load_for, load_tokenizer
 
-    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    made = format_of(job.config.format)
+    model = load_for(
+        job, inputs["model"], resident="" if made.layerwise else f"quantizing to {job.config.format}"
+    )
     tokenizer = load_tokenizer(inputs["model"], job.trust_remote_code)
     needs = job.config.needs
     known = load_file(inputs[needs] / f"{needs}.safetensors") if needs else {}
-    made = format_of(job.config.format)
     about = {f"resprout.{role}": job.digests[role] for role in sorted(inputs)}
     for key, value in (("general.name", job.config.name), ("general.license", job.config.licence)):
         if value is not None:

@@ -57,13 +57,15 @@ def make_sparse(
             parameter.data = (found.T if transposed else found.view(parameter.shape)).contiguous()
             zeros += int((found == 0).sum())
             matrices += found.numel()
+        layer.keep()
         progress(done, len(anatomy(model).layers), "layers made sparse")
     return {"zeros_share": zeros / count(model).params, "pattern_zeros_share": zeros / matrices}
 
 
 def _alone(model: Model) -> Iterator[tuple[Layer, Mapping[str, Any]]]:
     for layer in anatomy(model).layers:
-        yield layer, {name: None for name, _ in layer.shape.matrices(layer.index)}
+        with layer.loaded():
+            yield layer, {name: None for name, _ in layer.shape.matrices(layer.index)}
 
 
 def _watched(model: Model, method: Method, input_ids: Tensor) -> Iterator[tuple[Layer, Mapping[str, Any]]]:

@@ -74,7 +74,7 @@ def sparsify(job: Job[SparsifyConfig], inputs: Mapping[str, Path], workdir: Path
     """Write the sparse model and the shares of its zeros."""
     from safetensors.torch import load_file
 
-    from resprout.tasks.models.load import load_model, save_model
+    from resprout.tasks.models.load import load_for, save_model
     from resprout.tasks.models.shape import shape_of
     from resprout.tasks.sparsify.layers import make_sparse
     from resprout.tasks.sparsify.pattern import Pattern
@@ -83,7 +83,7 @@ def sparsify(job: Job[SparsifyConfig], inputs: Mapping[str, Path], workdir: Path
     check_sparsity(config, shape_of(inputs["model"]))
     method = METHODS.get(config.method)(**METHODS.settings(config.method, config.settings))
     input_ids = load_file(inputs["calibration"] / "calibration.safetensors")["input_ids"].long()
-    model = load_model(inputs["model"], job.dtype, job.device, job.trust_remote_code)
+    model = load_for(job, inputs["model"])
     metrics = make_sparse(model, method, Pattern.of(config.pattern), input_ids, progress)
-    save_model(model.cpu(), workdir / "model", tokenizer_from=inputs["model"])
+    save_model(model, workdir / "model", tokenizer_from=inputs["model"])
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")

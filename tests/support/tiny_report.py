@@ -88,6 +88,15 @@ def write_inputs(tmp_path: Path) -> dict[str, Path]:
     summary = {"requested_tokens": 10, "filled_tokens": 9, "warnings": [], "clusters": [cluster]}
     exports = [{"format": "hf", "path": "hf", "bytes": 400, "verified": True, "max_abs_logit_diff": 0.0}]
     gate = {"passed": True, "checks": [{"name": "max_kl_nats", "value": 0.25, "bound": 0.3, "passed": True}]}
+    looked = [
+        {"step": step, "loss": 2.5, "tokens": 9, "held_out": 2 + (step + 1) ** -0.5 + 0.004 * (step % 3)}
+        for step in range(1, 13)
+    ]
+    looked[0]["held_out_before"] = 3.0
+    rungs = [
+        {"method": HOSTILE, "seconds": 1.5, "tokens": 108.0, "held_out_first": 3.0, "held_out_last": 2.28},
+        {"method": "distill", "skipped": "the gate is met"},
+    ]
     return {
         "source": write(
             tmp_path / "source",
@@ -114,10 +123,12 @@ def write_inputs(tmp_path: Path) -> dict[str, Path]:
         "selection": write(
             tmp_path / "selection", summary_json=summary, selected_jsonl=[chosen], decisions_jsonl=[decision]
         ),
-        "recovery": write(
-            tmp_path / "recovery",
+        "recovery_1": write(
+            tmp_path / "recovery_1",
             history_jsonl=[{"step": 1, "loss": 2.0, "tokens": 9}, {"step": 2, "loss": 1.5, "tokens": 8}],
         ),
+        "recovery_2": write(tmp_path / "recovery_2", history_jsonl=looked, metrics_json={}),
+        "recovery": write(tmp_path / "recovery", metrics_json={"recovery_steps": 0}, ladder_json=rungs),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.core.job import Job, Progress, shards_in
 from resprout.tasks.core.stage import stage
+from resprout.tasks.core.termination import deferred_termination
 
 DOOR = "resprout.tasks.gate.stage"
 """The code hash follows in-project modules only, so the toys stand in for one of them."""
@@ -70,8 +72,62 @@ def write_whole(job: Job[Knobs], inputs: Mapping[str, Path], workdir: Path, prog
     (workdir / "out.txt").write_text("".join(parts) if parts else job.config.text.upper())
 
 
-for body in (write_text, write_part, write_whole):
+class Walk(BaseModel):
+    """Section of a toy that walks `steps` steps and keeps a checkpoint of each `every`-th.
+
+    Each step is a line of <log>; before `stop_at` it waits until it is ended, once.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: int = 6
+    every: int = 2
+    log: str
+    stop_at: int | None = None
+
+    def key_data(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+
+def walk(job: Job[Walk], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Content of a toy that goes on from its checkpoints: a line for each step, whoever walked it."""
+    knobs, kept = job.config, job.checkpoints
+    assert kept is not None
+    rows: list[dict[str, float]] = []
+    with kept.latest() as folder:
+        if folder is not None:
+            rows = json.loads((folder / "rows.json").read_text())
+
+    def save() -> None:
+        scratch = workdir.parent / "state"
+        scratch.mkdir(exist_ok=True)
+        (scratch / "rows.json").write_text(json.dumps(rows))
+        kept.save(scratch, len(rows))
+
+    with deferred_termination() as ending:
+        while len(rows) < knobs.steps and not ending.asked:
+            step = len(rows) + 1
+            waited = Path(f"{knobs.log}.waits")
+            if step == knobs.stop_at and not waited.exists():
+                waited.touch()
+                while not ending.asked:
+                    time.sleep(0.02)
+                save()
+                break
+            with Path(knobs.log).open("a") as log:
+                log.write(f"{step}\n")
+            rows.append({"step": step, "loss": 1.0 / step})
+            job.watch(step, {"loss": 1.0 / step})
+            progress(step, knobs.steps, "steps")
+            if step % knobs.every == 0:
+                save()
+    (workdir / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workdir / "metrics.json").write_text(json.dumps({"steps": len(rows)}))
+
+
+for body in (write_text, write_part, write_whole, walk):
     body.__module__ = DOOR
 
 part = replace(stage("toy-shard", kind="toy", title="toy", computes=False)(write_part), target="toys:part")
+walker = replace(stage("walk", kind="toy", computes=False, resumes=True)(walk), target="toys:walker")
 whole = stage("toy", kind="toy", computes=False, shard=part)(write_whole)

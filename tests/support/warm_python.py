@@ -54,8 +54,8 @@ os._exit(code)
 
 
 @contextmanager
-def warm_python(env: Mapping[str, str]) -> Iterator[Path]:
-    """Path of the program, for as long as the block."""
+def warm_python(env: Mapping[str, str], *more: str) -> Iterator[Path]:
+    """Path of the program, for as long as the block; `more` libraries are imported too."""
     with TemporaryDirectory(prefix="resprout-python-") as folder:
         address, program = Path(folder) / "socket", Path(folder) / "python"
         program.write_text(CLIENT.format(python=sys.executable, address=str(address)))
@@ -64,7 +64,7 @@ def warm_python(env: Mapping[str, str]) -> Iterator[Path]:
             listening.bind(str(address))
             listening.listen(64)
             process = subprocess.Popen(
-                [sys.executable, "-I", __file__], stdin=listening.fileno(), env={**env, **OFFLINE}
+                [sys.executable, "-I", __file__, *more], stdin=listening.fileno(), env={**env, **OFFLINE}
             )
         try:
             yield program
@@ -76,7 +76,7 @@ def warm_python(env: Mapping[str, str]) -> Iterator[Path]:
 def main() -> None:
     """Fork for each client that connects to the socket that is standard input."""
     listening = socket.socket(fileno=os.dup(0))
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, *sys.argv[1:]):
         importlib.import_module(library)
     assert not any(name.partition(".")[0] == "resprout" for name in sys.modules)
     gc.collect()

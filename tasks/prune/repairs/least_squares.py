@@ -73,8 +73,8 @@ def _changed(weight: Tensor, gram: Tensor, pull: Tensor, damping: Tensor) -> Rep
     if int(failed):
         raise StageFailed(
             "the Gram matrix of the calibration activations is singular, so least_squares has no "
-            "solution; raise prune.ridge (0.01 is usual) or give more calibration tokens than a layer is "
-            "wide"
+            "solution; raise prune.ridge, or recover.reconstruct.ridge where that solves (0.01 is usual), "
+            "or give more calibration tokens than a layer is wide"
         )
     solved = (weight.float() + torch.cholesky_solve(pull, factor).T).to(weight.dtype)
     if not bool(torch.isfinite(solved).all()):

@@ -36,6 +36,7 @@ class CompressedTensors:
         "W4A16-G128",
         "W4A16",
     )
+    layerwise: ClassVar[bool] = False
 
     def __init__(self, kind: str) -> None:
         self.kind = tensors_type(kind)

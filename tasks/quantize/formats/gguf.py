@@ -50,6 +50,7 @@ class Gguf:
         "IQ3_S",
         "Q2_K",
     )
+    layerwise: ClassVar[bool] = True
 
     def __init__(self, kind: str) -> None:
         self.kind = gguf_type(kind)

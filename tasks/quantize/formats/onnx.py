@@ -26,6 +26,7 @@ class Onnx:
     """A graph for ONNX Runtime, weights whole or in half precision (onnx:F32, onnx:F16), cache in and out."""
 
     types: ClassVar[tuple[str, ...]] = ("F32", "F16")
+    layerwise: ClassVar[bool] = False
 
     def __init__(self, kind: str) -> None:
         self.kind = onnx_type(kind)

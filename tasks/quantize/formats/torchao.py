@@ -27,6 +27,7 @@ class TorchAo:
     """A safetensors folder in 8-bit integers that transformers computes with torchao (torchao:INT8)."""
 
     types: ClassVar[tuple[str, ...]] = ("INT8", "INT8-DYNAMIC")
+    layerwise: ClassVar[bool] = False
 
     def __init__(self, kind: str) -> None:
         self.kind = torchao_type(kind)

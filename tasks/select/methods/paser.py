@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, SelectConfig
 from resprout.tasks.core.job import Job, Progress, shards_in
-from resprout.tasks.models.load import load_model
+from resprout.tasks.models.load import load_pair
 from resprout.tasks.select import budget, duplicates, embed
 from resprout.tasks.select.budget import instruction_efficiency, ranked
 from resprout.tasks.select.cluster import CLUSTERERS, Matrix, choose_count
@@ -113,9 +113,7 @@ def measure_rows(
 ) -> RowDivergences:
     """Divergences of the rows of the job's share; loads both models."""
     config = job.config.paser
-    dense, pruned = (
-        load_model(inputs[role], job.dtype, job.device, job.trust_remote_code) for role in ("dense", "pruned")
-    )
+    dense, pruned = load_pair(job, inputs["dense"], inputs["pruned"])
     want_states = config.embedder == "hidden"
     return measure(pruned, dense, pool.encoded, config.temperature, progress, want_states, job.share)
 

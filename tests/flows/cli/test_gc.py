@@ -23,6 +23,7 @@ from resprout.infra.retention.erase import execute_erasure, plan_erasure
 from resprout.infra.retention.gc import Collector, plan_collection, take_inventory
 from resprout.infra.retention.gc_roots import HELD, RECENT, REGISTERED, RootFinder, set_hold
 from resprout.infra.store import tombstones
+from resprout.infra.store.checkpoints import StageCheckpoints
 from resprout.infra.store.lease import LeaseLockManager
 from resprout.infra.store.store import ArtifactStore
 
@@ -165,6 +166,31 @@ def test_the_command_deletes_only_when_told_and_verify_finds_nothing_afterwards(
     assert not any(store.check(one.digest) for one in made)
     assert examine_all(Workspace(store, tracker, copied, None)).problems == []
     assert planned(store, tracker).freed == {}
+
+
+def test_checkpoints_are_counted_and_go_and_no_one_else_stumbles_over_them(
+    copied: Path, store: ArtifactStore, tracker: Tracker, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    recovered = next(one for one in store.records() if one[1].stage == "recover")[1].key
+    for key in (recovered, f"recover-{'a' * 64}"):
+        (tmp_path / "state").mkdir(exist_ok=True)
+        (tmp_path / "state" / "place.json").write_text('{"step": 7}')
+        StageCheckpoints(store, key, lambda: None).save(tmp_path / "state", 7)
+    size = sum(entry.size for entry in store.driver.entries(f"checkpoints/{recovered}/"))
+    assert examine_all(Workspace(store, tracker, copied, None)).problems == []
+    backed = resprout("backup", tmp_path / "backup", home=copied)
+    assert backed.code == 0, backed.err
+    assert not (tmp_path / "backup" / "store" / "checkpoints").exists()
+    dry = resprout("gc", "--json", home=copied)
+    assert (dry.result["checkpoints"], dry.result["freed_bytes"]) == ({recovered: size}, size)
+    done = resprout("gc", "--delete", home=copied)
+    assert "freed: 0 artifacts and the checkpoints of 1 stage, 0.0 MB" in done.out
+    assert {key.split("/")[1] for key in store.driver.list("checkpoints/")} == {f"recover-{'a' * 64}"}
+    env = {"RESPROUT_INFRA__RETENTION__CHECKPOINT_DAYS": "0"}
+    assert set(resprout("gc", "--delete", "--json", home=copied, env=env).result["checkpoints"]) == {
+        f"recover-{'a' * 64}"
+    }
+    assert list(store.driver.list("checkpoints/")) == []
 
 
 def test_of_an_old_run_the_seal_and_a_statement_of_what_went_stay(

@@ -30,14 +30,18 @@ def test_a_run_of_what_it_wrote_goes_through(
     made = resprout("init", *files, "--goal", "20 % smaller", "--output", written, home=home)
     assert made.code == 0, made.err
     assert "prune: goal 20 % smaller" in made.out
-    assert ("no --pool: nothing is trained" in made.out) != pool
+    learned = "on the text of the calibration and the rows" if pool else "on the text of the calibration"
+    assert f"recover: trained towards the words of the dense model {learned}\n" in made.out
     checked = resprout("validate", written, home=home)
     assert (checked.code, checked.out) == (0, f"{written} is a valid run config (model)\n"), checked.err
     done = resprout("run", written, "--json", home=home)
     assert done.code == 0, done.err
     assert (done.result["status"], done.result["exit_code"]) == ("done", 0)
-    assert yaml.safe_load(written.read_text())["prune"]["target"] == {"params_ratio": 0.8}
-    assert "select" in yaml.safe_load(written.read_text()) or not pool
+    config = yaml.safe_load(written.read_text())
+    assert config["prune"]["target"] == {"params_ratio": 0.8}
+    assert ("select" in config) == pool
+    assert config["recover"]["text"] == config["calibrate"]["text"]
+    assert "recovered" in done.result["models"]
 
 
 def test_nothing_is_overwritten_unless_that_is_asked(

@@ -240,6 +240,29 @@ def test_a_deleted_mlflow_database_ends_with_the_model_registered_again(
     assert versions_in(home) == [("tiny-pruned", "1")]
 
 
+def test_a_recovery_is_continued_from_its_last_weights(
+    finished: Any, resprout: Callable[..., Any], tmp_path: Path
+) -> None:
+    """All that came before is found, which the recovery itself is, and what it left is trained on."""
+    home = tmp_path / "home"
+    shutil.copytree(finished.home, home)
+    asked = ("run", finished.config, "--continue-recovery", "2x", "--json")
+    found = resprout(*asked, "measure=null", home=home)
+    assert found.code == 0, found.err
+    made = [stage["name"] for stage in found.result["stages"] if not stage["cached"]]
+    assert made == ["recover", "evaluate recovered", "gate", "export", "report"]
+    digest = {stage["name"]: stage["artifact"]["digest"] for stage in found.result["stages"]}
+    assert digest["recover first"] == digests(finished.result)["recover"] != digest["recover"]
+    run = mlflow_of(home).get_run(found.result["mlflow_run_id"])
+    assert run.data.params["recovery_continued"] == "2.0"
+    other = resprout(*asked, "seed=18", home=home)
+    assert other.code == 2
+    assert other.err.strip().endswith(
+        "is not in the store, so there is nothing to continue; run it without --continue-recovery first, or "
+        "set recover.continued to train both at once"
+    )
+
+
 def test_the_gate_fails_with_exit_code_three_and_registers_nothing(
     finished: Any, resprout: Callable[..., Any], tmp_path: Path
 ) -> None:

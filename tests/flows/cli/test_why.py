@@ -39,7 +39,7 @@ def test_a_stage_that_ran_names_the_nearest_record_and_where_the_difference_bega
     assert found["causes"] == []
     found = resprout("why", run, "recover", "--json", home=home).result
     parts = [one["part"] for one in found["differences"]]
-    assert parts == ["recover.rank", "input pruned", "input selection"]
+    assert parts == ["recover.rank", "input plan", "input pruned", "input selection"]
     began = {(one["stage"], one["part"]) for one in found["causes"]}
     assert ("plan", "prune.target.params_ratio") in began
     shown = resprout("why", run, "evaluate pruned", home=home).out

@@ -156,6 +156,28 @@ def test_no_row_of_a_pool_is_trained_on_and_held_out(make: Callable[..., Draft])
     assert rows.hash_of == judged.hash_of == rows.instruction
 
 
+def test_what_is_judged_is_never_learned_from(make: Callable[..., Draft]) -> None:
+    assert config_of(make("llama", "one.txt")).recover is None
+    assert "no text beside what is held out, and no --pool" in make("llama", "one.txt").text
+    config = config_of(make("llama", "text.jsonl"))
+    assert config.recover is not None
+    (learned,), (judged,) = config.recover.text, config.evaluate.perplexity.text
+    assert learned.hash_percent[0] == judged.hash_percent[1]
+    rows_alone = config_of(make("llama", None, "chats.jsonl")).recover
+    assert rows_alone is not None
+    assert not rows_alone.text
+
+
+def test_weights_that_do_not_fit_in_training_get_adapters(
+    make: Callable[..., Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resprout.flows.first_config.recovery.total_memory", lambda device: 1_000_000_000)
+    config = config_of(make("llama", "text.jsonl"))
+    assert config.recover is not None
+    assert (config.recover.method, config.recover.distill_weight) == ("lora", 1.0)
+    assert "adapters, because training all" in make("llama", "text.jsonl").text
+
+
 def test_a_chat_template_that_renders_the_rows_is_taken(ground: Path, make: Callable[..., Draft]) -> None:
     def template(model: str) -> str:
         select = config_of(make(model, "text.jsonl", "chats.jsonl")).select
