@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from benchmarks_model import RANDOM_LLAMA
+from resprout.tasks.core.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.forward import BATCH_TOKENS
-from resprout.tasks.models.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.shape import count
 from resprout.tasks.prune.interfaces import GeneralCriterion
 from resprout.tasks.prune.registry import CRITERIA

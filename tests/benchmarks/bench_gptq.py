@@ -20,10 +20,10 @@ import torch
 
 from benchmarks_model import RANDOM_LLAMA
 from resprout.tasks.compressed_tensors.types import tensors_type
+from resprout.tasks.core.malloc_tuning import keep_freed_memory
 from resprout.tasks.core.resources import peak_memory
 from resprout.tasks.models.anatomy import anatomy
 from resprout.tasks.models.forward import run_layerwise
-from resprout.tasks.models.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.shape import count
 from resprout.tasks.prune.statistics import Gram
 from resprout.tasks.quantize import rounding

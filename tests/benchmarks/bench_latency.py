@@ -20,8 +20,8 @@ import torch
 
 from benchmarks_model import RANDOM_LLAMA
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.core.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.forward import BATCH_TOKENS
-from resprout.tasks.models.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.shape import count, shape_of
 from resprout.tasks.prune.interfaces import Bench
 from resprout.tasks.prune.planning import plan_from

@@ -1,4 +1,4 @@
-"""A forward pass with freed memory kept (tasks/models/malloc_tuning.py), beside one as glibc does it.
+"""A forward pass with freed memory kept (tasks/core/malloc_tuning.py), beside one as glibc does it.
 
     PYTHONPATH=tests/support python tests/benchmarks/bench_malloc.py [--tokens 8192] [--repeats 5]
 
@@ -19,9 +19,9 @@ import time
 import torch
 
 from benchmarks_model import RANDOM_LLAMA
+from resprout.tasks.core.malloc_tuning import keep_freed_memory
 from resprout.tasks.core.resources import peak_memory
 from resprout.tasks.models.forward import BATCH_TOKENS
-from resprout.tasks.models.malloc_tuning import keep_freed_memory
 from tiny_models import tiny_model
 
 ROUNDS = 3

@@ -23,9 +23,9 @@ import torch
 
 from benchmarks_model import RANDOM_LLAMA
 from resprout.configs.schema import PruneConfig
+from resprout.tasks.core.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.forward import BATCH_TOKENS
 from resprout.tasks.models.load import load_model
-from resprout.tasks.models.malloc_tuning import keep_freed_memory
 from resprout.tasks.models.shape import count
 from resprout.tasks.prune.planning import make_plan
 from resprout.tasks.prune.surgery import apply
