@@ -18,7 +18,8 @@ from resprout.tasks.core.job import Checkpoints
 from resprout.tasks.recover.sharding import shared_like, whole
 
 TENSORS, VALUES = "state.safetensors", "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What AdamW and Muon keep of a parameter."""
 WEIGHTS, BEST, GENERATOR, CUDA_GENERATOR = "weight", "best", "generator", "cuda_generator"
 
 
@@ -56,8 +57,9 @@ class State:
         for name, parameter in self.parameters.items():
             known = self.optimizer.state[parameter]
             tensors[f"{WEIGHTS}.{name}"] = parameter
-            tensors |= {f"{moment}.{name}": known[moment] for moment in MOMENTS}
-            counts[name] = float(known["step"])
+            tensors |= {f"{moment}.{name}": known[moment] for moment in MOMENTS if moment in known}
+            if "step" in known:
+                counts[name] = float(known["step"])
         tensors |= {f"{BEST}.{name}": best for name, best in (self.best or {}).items()}
         kept = dict[str, Tensor]()
         for name, each in tensors.items():
@@ -111,10 +113,11 @@ class State:
             )
         self.put({name: tensors[f"{WEIGHTS}.{name}"] for name in named})
         for name, parameter in self.parameters.items():
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(values["optimizer_steps"][name], device=self._device),
-                **{moment: shared_like(tensors[f"{moment}.{name}"], parameter) for moment in MOMENTS},
-            }
+            kept = [moment for moment in MOMENTS if f"{moment}.{name}" in tensors]
+            known = {moment: shared_like(tensors[f"{moment}.{name}"], parameter) for moment in kept}
+            if name in values["optimizer_steps"]:
+                known["step"] = torch.tensor(values["optimizer_steps"][name], device=self._device)
+            self.optimizer.state[parameter] = known
         if any(name.startswith(f"{BEST}.") for name in tensors):
             self.best = {
                 name: shared_like(tensors[f"{BEST}.{name}"], each) for name, each in self.parameters.items()

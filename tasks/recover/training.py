@@ -29,6 +29,7 @@ from resprout.tasks.recover.batches import Batch, Layout, collate, dealt, keeps_
 from resprout.tasks.recover.checkpoint import State
 from resprout.tasks.recover.learner import Learner
 from resprout.tasks.recover.on_policy import sampled
+from resprout.tasks.recover.optimizers import optimizer_of
 from resprout.tasks.recover.teacher_on_disk import Disk
 from resprout.tasks.recover.teachers import Online, Teacher
 from resprout.tasks.recover.training_data import TrainingData
@@ -136,7 +137,7 @@ def fit(
 
     It is a model, or one with adapters around it.
 
-    AdamW without weight decay; a warm-up, then a cosine to zero at the end of the whole recovery, of which
+    AdamW or Muon without weight decay; a warm-up, then a cosine to zero at the end of the whole recovery, of which
     this may be a part. An entry holds step, counted from the whole's beginning, loss, cross_entropy,
     distillation, the step's tokens without padding and places with it, learning_rate, grad_norm (before
     clipping), and held_out where the loss on the held-out slice was looked at behind it; the first has
@@ -224,9 +225,7 @@ class Training:
         """Tokens of a packed sequence; None where each example is one."""
         wrapped = sharding.sharded(learner, self.accelerator.device) if self.shares else None
         parameters = {name: each for name, each in learner.student.named_parameters() if each.requires_grad}
-        optimizer = torch.optim.AdamW(
-            parameters.values(), lr=job.config.learning_rate, weight_decay=0.0, fused=True
-        )
+        optimizer = optimizer_of(job.config.optimizer, job.config.learning_rate, parameters, learner.base)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.module = wrapped or self.accelerator.prepare(learner)
         self.state = State(parameters, self.optimizer, self.accelerator.scaler, len(data.steps))

@@ -43,18 +43,22 @@ def train(tmp_path: Path, models_folder: Path, write_selection: Write) -> Callab
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["lora", "full", "perp"])
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [("lora", "adamw"), ("full", "adamw"), ("perp", "adamw"), ("lora", "muon"), ("full", "muon")],
+)
 def test_it_goes_on_to_the_same_bytes(
-    method: str, dtype: str, train: Callable[..., dict[str, bytes]], tmp_path: Path
+    method: str, optimizer: str, dtype: str, train: Callable[..., dict[str, bytes]], tmp_path: Path
 ) -> None:
     """Killed behind steps 3 and 7 of ten, with dropout, which draws: all files are the undisturbed ones."""
-    whole = train(None, method=method, dtype=dtype)
+    given = {"method": method, "optimizer": optimizer, "dtype": dtype}
+    whole = train(None, **given)
     kept = Kept(tmp_path / "kept")
     for step in (3, 7):
         with pytest.raises(Killed):
-            train(kept, killed_at(step), method=method, dtype=dtype)
+            train(kept, killed_at(step), **given)
     assert kept.steps == [1, 2, 3, 4, 5, 6]
-    assert train(kept, method=method, dtype=dtype) == whole
+    assert train(kept, **given) == whole
     history = [json.loads(line) for line in whole["history.jsonl"].splitlines()]
     assert [entry["step"] for entry in history] == list(range(1, 11))
 
