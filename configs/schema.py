@@ -597,8 +597,8 @@ class RecoverConfig(Section):
     lora: LoraConfig = Field(default_factory=LoraConfig)
     """lora: variants of the adapters."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices of layers, AdamW for the rest, by one rate; gets further with the same tokens,
-    and costs a processor without 16-bit instructions much time."""
+    """muon: Muon for the matrices of layers, AdamW for the rest, by one rate; gets further with the same
+    tokens, and costs a processor without 16-bit instructions much time."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     """Peak learning rate."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -679,8 +679,8 @@ class RecoverConfig(Section):
     def _muon_needs_whole_matrices(self) -> RecoverConfig:
         if self.optimizer == "muon" and self.devices.sharding == "fsdp":
             raise ValueError(
-                "recover.optimizer is muon, which needs whole matrices, but recover.devices.sharding is fsdp; give "
-                "optimizer: adamw, or sharding: ddp"
+                "recover.optimizer is muon, which needs whole matrices, but recover.devices.sharding is fsdp; "
+                "give optimizer: adamw, or sharding: ddp"
             )
         return self
 

@@ -93,7 +93,14 @@ def draft(
         texts.calibrate(found, seen),
         pruning,
         # Without --text the rows of the pool are the text.
-        *recovery(pool_at or "", rows, found if text_at is not None or rows is None else None, seen, dtype),
+        *recovery(
+            pool_at or "",
+            rows,
+            found if text_at is not None or rows is None else None,
+            seen,
+            dtype,
+            pruning.values["target"],
+        ),
         texts.evaluate(found, seen),
         *_measure(seen),
         Written("gate", [GATE], {"max_perplexity_ratio": 2.0}),

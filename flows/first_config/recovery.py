@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from resprout.configs.errors import BadInput
@@ -29,6 +30,8 @@ MOST_TRAINED = 262_144
 """Tokens that a first training takes where there are more; the report shows what more would bring."""
 LARGE_PARAMS = 1_000_000_000
 """From here on models are trained at a lower rate."""
+SMALL_CUT, LOW_RATE = 0.08, 1e-4
+"""Share of the model below which a cut is small, and the rate at which little is forgotten then."""
 LEFT_OUT = (
     "no text beside what is held out, and no --pool: nothing is trained after pruning; init --text FILE with "
     "more documents, or --pool FILE (rows with a task and its answer), adds recover"
@@ -36,9 +39,17 @@ LEFT_OUT = (
 
 
 def recovery(
-    address: str, pool: Found | None, texts: Texts | None, model: ModelLook, dtype: str
+    address: str,
+    pool: Found | None,
+    texts: Texts | None,
+    model: ModelLook,
+    dtype: str,
+    target: Mapping[str, Any],
 ) -> list[Written]:
-    """The sections `select`, with a pool, and `recover`, where there are rows or text to learn from."""
+    """The sections `select`, with a pool, and `recover`, where there are rows or text to learn from.
+
+    `target` is that of `prune`: the more goes, the more is to be learned.
+    """
     if texts is not None and not texts.apart:
         texts = None
     if texts is None and pool is None:
@@ -51,7 +62,7 @@ def recovery(
     if pool is not None:
         written, of_rows = _select(address, pool, model)
         select, tokens, learned = [written], tokens + of_rows, [*learned, "the rows"]
-    method, why_method = _method(model, dtype)
+    method, why_method = _method(model, dtype, _small(target))
     trained = {"tokens": MOST_TRAINED} if tokens > MOST_TRAINED else {"epochs": 1}
     steps = min(tokens, MOST_TRAINED) / STEPS
     batch = 2 ** int(math.log2(max(LEAST_BATCH, min(MOST_BATCH, steps))))
@@ -63,19 +74,30 @@ def recovery(
     return [*select, Written("recover", why, {**method, **trained, "batch_tokens": batch, **text})]
 
 
-def _method(model: ModelLook, dtype: str) -> tuple[dict[str, Any], str]:
+def _method(model: ModelLook, dtype: str, small: bool) -> tuple[dict[str, Any], str]:
     """All weights where memory holds them in training, else adapters; and why."""
     shape = model.shape
     params = shape.params if shape is not None else 0
     needed = (preflight.FULL_TRAINING + BYTES[dtype]) * params + preflight.WORKING_BYTES
     total = total_memory(preflight.device("auto"))
     if not total or needed < total:
-        rate = 1e-4 if params >= LARGE_PARAMS else 3e-4
-        return {"method": "distill", "learning_rate": rate}, "all weights, which gains more than adapters"
+        why = "all weights, which gains more than adapters"
+        if small:
+            return {"method": "distill", "learning_rate": LOW_RATE}, f"{why}, at a low rate: the cut is small"
+        large = params >= LARGE_PARAMS
+        if preflight.slow_in_16_bits("auto"):
+            return {"method": "distill", "learning_rate": 1e-4 if large else 3e-4}, why
+        rate = 1e-4 if large else 4e-4
+        return {"method": "distill", "optimizer": "muon", "learning_rate": rate}, f"{why}, by muon"
     adapters = {"rank": 32, "alpha": 32, "dropout": 0.0, "learning_rate": 3e-4, "distill_weight": 1.0}
     return {"method": "lora", **adapters}, (
         f"adapters, because training all {params / 1e9:,.1f} billion weights takes {needed / 1e9:,.0f} GB"
     )
+
+
+def _small(target: Mapping[str, Any]) -> bool:
+    """Whether the target, where it is a share, takes only a small part away."""
+    return any(key.endswith("_ratio") and 1 - value < SMALL_CUT for key, value in target.items())
 
 
 def _select(address: str, pool: Found, model: ModelLook) -> tuple[Written, float]:

@@ -1,11 +1,11 @@
 """The optimizer of a training: AdamW, or Muon for the matrices of layers with AdamW for the rest.
 
-Muon (Jordan et al., kellerjordan.github.io/posts/muon) takes a step along the nearest orthogonal matrix to the
-momentum of each weight, by torch's implementation; embeddings, the head, norms, biases and what is not a matrix are
-AdamW's, as there. Its updates are scaled by 0.2 sqrt(max(rows, columns)), so that both have one learning rate
-(Liu et al., arXiv 2502.16982). Weights do not decay, as the rest of recovery has it.
+Muon (Jordan et al., kellerjordan.github.io/posts/muon) takes a step along the nearest orthogonal matrix to
+the momentum of each weight, by torch's implementation; embeddings, the head, norms, biases and what is not a
+matrix are AdamW's, as there. Its updates are scaled by 0.2 sqrt(max(rows, columns)), so that both have one
+learning rate (Liu et al., arXiv 2502.16982). Weights do not decay: what is masked stays zero.
 
-A matrix that is masked in whole rows and columns keeps its zeros: those of the momentum are those of the update.
+A matrix whose rows and columns are masked whole keeps its zeros: those of the momentum are the update's.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ def optimizer_of(name: Name, learning_rate: float, trained: Mapping[str, Tensor]
     within = {id(one) for layer in anatomy(base).layers for one in layer.module.parameters()}
     matrices = [one for one in trained.values() if one.ndim == 2 and id(one) in within]
     rest = [one for one in trained.values() if one.ndim != 2 or id(one) not in within]
-    muon = Muon(matrices, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw") if matrices else None
-    both = [muon] if muon is not None else []
-    return Together([*both, *([_adamw(rest, learning_rate)] if rest else [])])
+    parts: list[Optimizer] = []
+    if matrices:
+        parts.append(Muon(matrices, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        parts.append(_adamw(rest, learning_rate))
+    return Together(parts)
 
 
 class Together(Optimizer):
     """Optimizers of different parameters as one, with one state and the groups of all.
 
-    Gradient scaling looks for values that are not finite once for an optimizer, and then decides for all of it.
+    Gradient scaling looks for values that are not finite optimizer by optimizer, and all skip a step or none.
     """
 
     def __init__(self, parts: list[Optimizer]) -> None:

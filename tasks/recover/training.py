@@ -137,8 +137,8 @@ def fit(
 
     It is a model, or one with adapters around it.
 
-    AdamW or Muon without weight decay; a warm-up, then a cosine to zero at the end of the whole recovery, of which
-    this may be a part. An entry holds step, counted from the whole's beginning, loss, cross_entropy,
+    AdamW or Muon without weight decay; a warm-up, then a cosine to zero at the end of the whole recovery, of
+    which this may be a part. An entry holds step, counted from the whole's beginning, loss, cross_entropy,
     distillation, the step's tokens without padding and places with it, learning_rate, grad_norm (before
     clipping), and held_out where the loss on the held-out slice was looked at behind it; the first has
     held_out_before too.

@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "batch_tokens": 1024}
+ADAPTERS: dict[str, Any] = {"learning_rate": 1e-3, "dropout": 0.0, "distill_weight": 1.0, **ADAMW}
 RUNGS: dict[str, dict[str, Any]] = {
     "reconstruct": {"method": "reconstruct"},
-    "perp": {"method": "perp", "learning_rate": 1e-3, "rank": 8, "dropout": 0.0, "distill_weight": 1.0},
-    "lora": {"method": "lora", "learning_rate": 1e-3, "rank": 32, "dropout": 0.0, "distill_weight": 1.0},
-    "distill": {"method": "distill", "learning_rate": 3e-4},
-    "full": {"method": "full", "learning_rate": 1e-4},
+    "perp": {"method": "perp", "rank": 8, **ADAPTERS},
+    "lora": {"method": "lora", "rank": 32, **ADAPTERS},
+    "full": {"method": "full", "learning_rate": 1e-4, **ADAMW},
+    "distill_adamw": {"method": "distill", "learning_rate": 5e-4, **ADAMW},
+    "distill": {"method": "distill", "learning_rate": 4e-4, "optimizer": "muon"},
 }
 """What each is tried with; `full` learns from the text alone, without the dense model."""
 UNTRAINED = {"reconstruct"}
@@ -88,7 +91,6 @@ def judged(models: dict[str, Any], name: str) -> tuple[float, float]:
 def measured(config: Path, kept: float, rung: str, tokens: int, overrides: dict[str, Any]) -> Facts:
     """A cell: two runs, of which the second is found in the cache up to the evaluation."""
     common = {
-        **overrides,
         "prune.target": {"non_embedding_ratio": kept},
         "recover.ladder": None,
         "recover.budget": None,
@@ -96,6 +98,7 @@ def measured(config: Path, kept: float, rung: str, tokens: int, overrides: dict[
     }
     if rung not in UNTRAINED:
         common["recover.tokens"] = tokens
+    common |= overrides
     own = run(config, common)
     unseen = {
         "evaluate.perplexity.name": "unseen",
