@@ -679,8 +679,8 @@ class RecoverConfig(Section):
     def _muon_needs_whole_matrices(self) -> RecoverConfig:
         if self.optimizer == "muon" and self.devices.sharding == "fsdp":
             raise ValueError(
-                "recover.optimizer is muon, which needs whole matrices, but recover.devices.sharding is fsdp; "
-                "give optimizer: adamw, or sharding: ddp"
+                "recover.optimizer is muon, which needs whole matrices, but recover.devices.sharding is "
+                "fsdp; give optimizer: adamw, or sharding: ddp"
             )
         return self
 

@@ -36,7 +36,7 @@ def test_matrices_of_layers_are_muon_s_and_the_rest_is_adamw_s(model: Any) -> No
 
 
 def test_a_step_is_along_the_nearest_orthogonal_matrix(model: Any) -> None:
-    """It is U V^T of the gradient, of which the first momentum is a multiple, times 0.2 sqrt(max(rows, columns)).
+    """It is U V^T of the gradient, of which the first momentum is a multiple, times 0.2 sqrt(max(m, n)).
 
     Muon's five iterations give singular values of 0.68 to 1.13 in place of 1, in bfloat16.
     """
