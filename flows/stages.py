@@ -288,7 +288,7 @@ def _climb(steps: Steps, stage: Stage[Any], config: RecoverConfig) -> RecoverCon
             steps.add(gate, steps.config.gate, before, gives="verdict", final=steps.names[FINAL])
         if one is not climbed[-1]:
             steps.names["rung"] = steps.recover(one, role)
-            steps.evaluate(f"{role} ({one.method})", steps.names[MODEL], shown=False)
+            steps.evaluate(f"{role} {one.method}", steps.names[MODEL], shown=False)
     return climbed[-1]
 
 
