@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.utils.validation import _validate_param_name
 from pydantic import ValidationError
 
-from mlflow.utils.validation import _validate_param_name
 from resprout.configs.errors import BadInput
 from resprout.configs.load import load
 from resprout.configs.schema import BudgetConfig, RecoverConfig, RunConfig, Rung
