@@ -46,13 +46,13 @@ class Together(Optimizer):
     def __init__(self, parts: list[Optimizer]) -> None:
         super().__init__([one for part in parts for one in part.param_groups], {})
         self.parts = parts
-        self.param_groups = [group for part in parts for group in part.param_groups]
-        for part in parts:
-            part.state = self.state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        groups = iter(self.param_groups)
         for part in self.parts:
+            # Loading a state, which accelerate does at once, makes both anew.
+            part.state, part.param_groups = self.state, [next(groups) for _ in part.param_groups]
             part.step()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.optim import AdamW
 
 from resprout.configs.load import parsed
@@ -94,8 +95,10 @@ def test_rows_and_columns_without_a_gradient_stay_as_they_are(dim: int, model: A
 
 
 def test_one_group_s_rate_is_the_part_s(model: Any) -> None:
-    optimizer = optimizer_of("muon", 1e-3, trained(model), model)
-    assert isinstance(optimizer, Together)
+    """Also where accelerate has taken the optimizer over."""
+    made = optimizer_of("muon", 1e-3, trained(model), model)
+    assert isinstance(made, Together)
+    optimizer = Accelerator(cpu=True).prepare(made)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
@@ -103,6 +106,8 @@ def test_one_group_s_rate_is_the_part_s(model: Any) -> None:
         each.grad = torch.ones_like(each)
     optimizer.step()
     assert all(torch.equal(each, before[name]) for name, each in model.named_parameters())
+    assert all("momentum_buffer" in optimizer.state[one] for one in optimizer.param_groups[0]["params"])
+    assert all("exp_avg" in optimizer.state[one] for one in optimizer.param_groups[1]["params"])
 
 
 def test_shares_of_weights_are_refused() -> None:
