@@ -156,6 +156,15 @@ def opened(checkpoints: Checkpoints | None) -> Iterator[Path | None]:
         yield folder
 
 
+def seconds_before(checkpoints: Checkpoints | None) -> float:
+    """Training time that went into the newest checkpoint; 0 where there is none."""
+    with opened(checkpoints) as found:
+        path = None if found is None else found / VALUES
+        return (
+            float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path and path.exists() else 0.0
+        )
+
+
 def save(state: State, checkpoints: Checkpoints, main: bool = True) -> None:
     """Keep the state as the newest checkpoint; of several processes all call this, and the main one keeps."""
     with tempfile.TemporaryDirectory(prefix="resprout-checkpoint-") as folder:

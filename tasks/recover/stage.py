@@ -92,6 +92,7 @@ def params(config: RecoverConfig) -> dict[str, Any]:
         **continued,
         **adapters,
         **own,
+        "optimizer": config.optimizer,
         "learning_rate": config.learning_rate,
         "batch_tokens": config.batch_tokens,
         "distill_weight": config.distill_weight,

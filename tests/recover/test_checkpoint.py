@@ -12,9 +12,11 @@ import torch
 from kept_checkpoints import Kept, Killed, killed_at
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.configs.schema import RecoverConfig
+from resprout.configs.schema import BudgetConfig, RecoverConfig
 from resprout.tasks.core.job import Job, Progress, silent
 from resprout.tasks.recover import training
+from resprout.tasks.recover.checkpoint import seconds_before
+from resprout.tasks.recover.ladder import climb, read, rungs
 from resprout.tasks.recover.stage import recover
 
 Write = Callable[..., Path]
@@ -71,6 +73,33 @@ def test_a_checkpoint_is_plain_data(train: Callable[..., dict[str, bytes]], tmp_
     assert sorted(path.name for path in folder.iterdir()) == ["state.json", "state.safetensors"]
     for path in folder.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_a_rung_that_was_killed_has_taken_what_it_took_before(
+    train: Callable[..., dict[str, bytes]], tmp_path: Path
+) -> None:
+    """So that no rung behind it is given those seconds again."""
+    kept = Kept(tmp_path / "kept")
+    given = {"method": "distill", "distill_weight": 1.0}
+    with pytest.raises(Killed):
+        train(kept, killed_at(3), **given)
+    assert seconds_before(None) == 0.0
+    assert seconds_before(Kept(tmp_path / "none")) == 0.0
+    path = kept.root / str(kept.steps[-1]) / "state.json"
+    values = json.loads(path.read_text())
+    assert seconds_before(kept) == values["seconds"] > 0
+    path.write_text(json.dumps({**values, "seconds": 1000.0}))
+    rung = rungs(RecoverConfig(ladder=("distill",), budget=BudgetConfig(seconds=5000)), gated=False)[0]
+    began: list[Path] = []
+
+    def recovers(job: Any, inputs: Any, workdir: Path, progress: Progress) -> dict[str, float]:
+        began.append(workdir)
+        return {"recovery_tokens": 7.0}
+
+    climb(Job(rung, dtype="float32", checkpoints=kept), {}, tmp_path, silent, recovers)
+    assert began == [tmp_path]
+    [climbed] = read(tmp_path)
+    assert 1000 <= climbed.seconds < 1060
 
 
 def test_a_checkpoint_of_another_training_is_refused(

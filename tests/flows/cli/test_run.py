@@ -318,6 +318,7 @@ def test_mlflow_holds_the_whole_run(finished: Any) -> None:
         "rank": "2",
         "alpha": "16.0",
         "learning_rate": "0.0001",
+        "optimizer": "adamw",
         "epochs": "1.0",
         "batch_tokens": "512",
         "distill_weight": "0.5",
