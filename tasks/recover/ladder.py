@@ -16,7 +16,6 @@ from pathlib import Path
 
 from resprout.configs.schema import BudgetConfig, RecoverConfig, Rung
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.recover.checkpoint import seconds_before
 
 FILE = "ladder.json"
 GROWTH = 2
@@ -105,6 +104,8 @@ def climb(
         (workdir / "metrics.json").write_text('{"recovery_steps": 0}\n', encoding="utf-8")
         write([*before, Climbed(config.method, skipped=reason)], workdir)
         return
+    from resprout.tasks.recover.checkpoint import seconds_before
+
     # A rung that was killed goes on, and what it had taken counts.
     began = time.monotonic() - seconds_before(job.checkpoints)
     trained = int(sum(one.tokens for one in before))
