@@ -597,8 +597,8 @@ class RecoverConfig(Section):
     lora: LoraConfig = Field(default_factory=LoraConfig)
     """lora: variants of the adapters."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices of layers, AdamW for the rest, by one rate; gets further with the same
-    tokens, and costs a processor without 16-bit instructions much time."""
+    """muon: Muon for the matrices of layers, AdamW for the rest, by one rate; slow on a processor
+    without 16-bit instructions."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     """Peak learning rate."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1

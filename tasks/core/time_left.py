@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 
 MANY = 10
-"""Steps of a stage below which nothing is said."""
+"""Fewest steps of a stage for which time left is estimated."""
 SECONDS = 5.0
-"""So long nothing is said: first steps pay for what is set up once."""
+"""Seconds before the first estimate: the first steps include one-time set-up."""
 LAST = 60.0
 """Steps of so many seconds count, and never fewer than two looks."""
 

@@ -29,8 +29,8 @@ class Batch(NamedTuple):
 
     Shapes: input_ids, position_ids [sequences, longest]; positions, targets [targets of all
     examples]. `positions` are indices into the flattened sequences * longest of the token *before* each
-    target, whose hidden state predicts it. Packed, positions begin anew with each example, which is what
-    keeps attention inside it; else there are no position_ids.
+    target, whose hidden state predicts it. In packed sequences position_ids restart at 0 with each example,
+    by which attention stays inside it; without packing they are None.
     """
 
     input_ids: Tensor

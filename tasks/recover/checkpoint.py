@@ -19,7 +19,7 @@ from resprout.tasks.recover.sharding import shared_like, whole
 
 TENSORS, VALUES = "state.safetensors", "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-"""What AdamW and Muon keep of a parameter."""
+"""Names of the moments: the first two are AdamW's, the last is Muon's."""
 WEIGHTS, BEST, GENERATOR, CUDA_GENERATOR = "weight", "best", "generator", "cuda_generator"
 
 
@@ -28,7 +28,7 @@ class State:
     """All that a training of so many `steps` knows, beside its data, which config and seed make again."""
 
     parameters: Mapping[str, Tensor]
-    """What is trained, by name."""
+    """Trained parameters, by name."""
     optimizer: Any
     scaler: Any
     """Of gradients in float16; None where they are not scaled."""

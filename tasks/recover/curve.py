@@ -77,7 +77,7 @@ class Law:
         return self._estimate(self.floors + self.slopes * powers, 1 / self.points, powers - self.means)
 
     def gain(self, tokens: float) -> Estimate:
-        """What is gained between the last point's tokens and so many: below 0 where the loss grows."""
+        """The fall of the loss from the last point to `tokens` tokens; below 0 where it rises."""
         steps = self._powers(self.tokens) - self._powers(tokens)
         return self._estimate(self.slopes * steps, 0.0, steps)
 

@@ -83,7 +83,7 @@ def why_not(job: Job[Rung], inputs: Mapping[str, Path], before: Sequence[Climbed
 
 
 def budget_of(config: Rung, before: Sequence[Climbed]) -> BudgetConfig:
-    """What the rung may take: its share of the whole, and never more than is left of that."""
+    """The rung's budget: its share of the whole budget and what earlier rungs left of theirs."""
     assert config.budget is not None
     whole, tokens = config.budget.limit_seconds, config.budget.tokens
     spent, trained = (sum(getattr(one, name) for one in before) for name in ("seconds", "tokens"))

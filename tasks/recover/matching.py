@@ -25,7 +25,7 @@ LEAST = 1e-12
 
 @dataclass(frozen=True)
 class Pairs:
-    """Modules of the student, and those of the dense model that their outputs are held against."""
+    """Modules of the student, each with the dense model's module whose output is its target."""
 
     student: Sequence[nn.Module]
     dense: Sequence[nn.Module]
