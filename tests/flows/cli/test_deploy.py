@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -72,13 +73,16 @@ def named(post: Callable[..., Any], name: str) -> Any:
 def test_a_deployment_has_schedule_limit_and_the_whole_config(
     deploy: Callable[..., Any], post: Callable[..., Any], config: Path
 ) -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    before = datetime.now(berlin)
     done = deploy("seed=3", "--name", "mondays", "--cron", "0 2 * * 1", "--timezone", "Europe/Berlin")
     assert done.code == 0, done.err
     assert done.result["schedule"] == "At 02:00 on Monday (0 2 * * 1, Europe/Berlin)"
     times = [re.fullmatch(r"Mon (\d{4}-\d\d-\d\d) 02:00 CES?T", one) for one in done.result["next"]]
     days = [datetime.fromisoformat(one[1]) for one in times if one]
     assert [two - one for one, two in itertools.pairwise(days)] == [timedelta(days=7)] * 2
-    assert 0 <= (days[0] - datetime.now()).days < 7
+    first = days[0].replace(hour=2, tzinfo=berlin)
+    assert before <= first <= before + timedelta(days=7, minutes=10)
     assert f"next: {', '.join(done.result['next'])}\n" in done.err
     made = named(post, "mondays")
     assert done.result["id"] == made["id"]
