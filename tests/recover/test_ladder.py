@@ -28,17 +28,16 @@ def section(**changes: Any) -> RecoverConfig:
     return RecoverConfig(**{"ladder": "auto", "budget": {"tokens": 7000}, "batch_tokens": 300, **changes})
 
 
-def test_rungs_share_the_budget_in_doubling_parts() -> None:
-    found = rungs(section(), gated=True)
+def test_rungs_share_the_budget_in_parts_that_triple() -> None:
+    found = rungs(section(budget={"tokens": 13_000}), gated=True)
     assert [one.method for one in found] == ["distill"] * 3
-    assert [round(7 * one.share) for one in found] == [1, 2, 4]
+    assert [round(13 * one.share) for one in found] == [1, 3, 9]
     assert all(one.distill_weight == 1.0 for one in found)
-    assert [budget_of(one, []).tokens for one in found] == [1000, 3000, 7000]
+    assert [budget_of(one, []).tokens for one in found] == [1000, 4000, 13000]
     # Less of the first part was used than it might have been: the second has that too.
-    assert budget_of(found[1], [Climbed("distill", tokens=400)]).tokens == 2600
-    assert (
-        budget_of(found[2], [Climbed("distill", tokens=400), Climbed("distill", tokens=2600)]).tokens == 4000
-    )
+    before = [Climbed("distill", tokens=400)]
+    assert budget_of(found[1], before).tokens == 3600
+    assert budget_of(found[2], [*before, Climbed("distill", tokens=3600)]).tokens == 9000
 
 
 def test_without_a_gate_there_is_nothing_to_stop_for() -> None:
@@ -107,7 +106,7 @@ def test_it_climbs_until_the_gate_is_met(climb: Callable[..., Path], monkeypatch
     second = climb("second", two, before=first)
     third = climb("third", three, before=second, passed=True)
     climbed = read(third)
-    assert [round(each.tokens, -2) for each in climbed] == pytest.approx([4200, 7800, 0], abs=300)
+    assert [round(each.tokens, -2) for each in climbed] == pytest.approx([2154, 6462, 0], abs=300)
     assert [each.skipped for each in climbed] == ["", "", "the gate is met"]
     last, before = climbed[1].held_out_last, climbed[0].held_out_first
     assert last is not None
