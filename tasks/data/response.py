@@ -67,6 +67,11 @@ def response_states(model: Any, batch: Batch) -> Tensor:
 
 def head(model: Any, states: Tensor) -> Tensor:
     """Float32 logits of 2-D hidden states: [tokens, vocabulary]."""
-    logits: Tensor = model.get_output_embeddings()(states).float()
+    return narrow_head(model, states).float()
+
+
+def narrow_head(model: Any, states: Tensor) -> Tensor:
+    """The same in the dtype that the head computes in, where no cap is laid on them."""
+    logits: Tensor = model.get_output_embeddings()(states)
     cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    return logits if cap is None else cap * torch.tanh(logits.float() / cap)

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from resprout.configs.schema import RecoverConfig
-from resprout.tasks.data.response import head
+from resprout.tasks.data.response import narrow_head
 from resprout.tasks.recover import losses
 from resprout.tasks.recover.batches import Batch, target_states
 from resprout.tasks.recover.matching import Kind, Pairs, outputs
 from resprout.tasks.recover.teachers import Online, Piece, Teacher
 
 HEAD_ELEMENTS = 2**26
-"""Logits (tokens * vocabulary) held for the backward pass; beyond, they are computed again piece by piece."""
+"""Logits (tokens * vocabulary) of a piece; where there are more, they are computed again in the backward pass."""
+GRADIENT_BYTES = 2**29
+"""Where nothing but the logits' gradients is held for the backward pass, they may take so much."""
 
 
 class Loss(NamedTuple):
@@ -47,6 +49,12 @@ class Learner(nn.Module):
             self.pairs = [(by, Pairs.of(self.base, teacher.dense, kind)) for kind, by in weights if by]
 
     @property
+    def closed(self) -> bool:
+        """Whether of the logits nothing but their gradients is held for the backward pass."""
+        learned = self.config.distill_weight != 1
+        return isinstance(self.teacher, Online) and losses.is_closed(self.config.distill.loss, learned)
+
+    @property
     def base(self) -> Any:
         """The model itself, in whose modules adapters lie."""
         return self.student.get_base_model() if isinstance(self.student, PeftModel) else self.student
@@ -65,8 +73,10 @@ class Learner(nn.Module):
             taught = None if self.teacher is None else self.teacher.teach(batch)
             states, base = target_states(self.base, batch), self.base
             count = len(batch.targets)
-            size = max(1, HEAD_ELEMENTS // base.get_output_embeddings().weight.shape[0])
-            again = count > size and torch.is_grad_enabled()
+            vocabulary = base.get_output_embeddings().weight.shape[0]
+            size = max(1, HEAD_ELEMENTS // vocabulary)
+            held = self.closed and count * vocabulary * self.dtype.itemsize <= GRADIENT_BYTES
+            again = count > size and not held and torch.is_grad_enabled()
             found = []
             for start in range(0, count, size):
                 part = slice(start, start + size)
@@ -89,7 +99,7 @@ class Learner(nn.Module):
         # Asked for here, the teacher's words are not held until the backward pass.
         wanted = None if taught is None else taught(part)
         learned = self.config.distill_weight != 1
-        logits = head(self.base, states)
+        logits = narrow_head(self.base, states)
         return losses.sums(logits, targets, wanted, distill.loss, distill.skew, temperature, learned)
 
     def loss(self, summed: Tensor, targets: int, weight: float | None = None) -> Loss:

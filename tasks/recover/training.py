@@ -103,7 +103,7 @@ def trained(
         # Held in the dtype that products run in, the teacher is not cast again for each micro-batch.
         narrow = min(job.dtype, _precision(job), key=BYTES.__getitem__)
         dense = load_for(replace(job, dtype=narrow), inputs["dense"], beside=model)
-        teacher = Online(dense, job.config.distill_temperature)
+        teacher = Online(dense)
     with own_generator(job.seed, job.device):
         made = student(model)
         return made, fit(made, teacher, job, data, progress)

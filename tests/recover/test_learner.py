@@ -38,7 +38,7 @@ def loss_of(
 ) -> Loss:
     """The loss of a step of these micro-batches: padded, or each packed into one sequence."""
     config = RecoverConfig(distill_weight=weight, distill_temperature=temperature, **changes)
-    teacher = None if dense is None else Online(dense, temperature)
+    teacher = None if dense is None else Online(dense)
     learner = Learner(student, teacher, config, torch.float32)
     summed, targets = [], 0
     for rows in parts:
@@ -116,6 +116,28 @@ def test_pieces_of_the_head_change_nothing(pair: tuple[Any, Any], monkeypatch: p
         results.append((loss.item(), [each.grad.clone() for each in student.parameters()]))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+def test_gradients_alone_are_held_up_to_a_size(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tokens at a time: the head runs once for each piece, or once more where the gradients are too large."""
+    student, dense = pair
+    monkeypatch.setattr(module, "HEAD_ELEMENTS", 258 * 2)
+    results = []
+    for held in (module.GRADIENT_BYTES, 4 * 258 * 7 - 1):
+        monkeypatch.setattr(module, "GRADIENT_BYTES", held)
+        student.zero_grad()
+        passes = list[int]()
+        watching = student.lm_head.register_forward_hook(lambda *_: passes.append(1))  # noqa: B023
+        loss = loss_of(student, [ROWS], dense, 1.0, 2.0).total
+        loss.backward()
+        watching.remove()
+        results.append((len(passes), loss.item(), student.model.layers[0].mlp.up_proj.weight.grad.clone()))
+    assert [one[0] for one in results] == [4, 8]
+    assert results[0][1] == results[1][1]
+    assert torch.allclose(results[0][2], results[1][2], atol=1e-7)
+    assert results[0][2].abs().max() > 1e-5
 
 
 def test_parts_count_as_one_batch(pair: tuple[Any, Any]) -> None:

@@ -52,7 +52,7 @@ def distilled(inputs: dict[str, Path], section: RecoverConfig, folder: Path | No
     """The loss of each micro-batch of a step, by the teacher in the folder or the dense model itself."""
     data = prepare(section, inputs, 17)
     student, dense = (load_model(inputs[name], "float32", "cpu") for name in ("pruned", "dense"))
-    taught = module.Disk(folder, data.rows) if folder else Online(dense, section.distill_temperature)
+    taught = module.Disk(folder, data.rows) if folder else Online(dense)
     learner = Learner(student, taught, section, torch.float32)
     found = []
     for one in data.steps[0]:
