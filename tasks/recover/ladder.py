@@ -19,7 +19,7 @@ from resprout.tasks.core.job import Job, Progress
 
 FILE = "ladder.json"
 GROWTH = 3
-"""A rung may take so many times what the one before may: of three the last has 9/13, under one learning rate."""
+"""A rung may take so many times what the one before may: of three the last has 9/13 of the budget."""
 PAYS = 0.005
 """Least share of the held-out loss that a rung must have gained for the next one to pay."""
 LEAST_SECONDS = 10.0

@@ -19,7 +19,7 @@ from resprout.tasks.recover.matching import Kind, Pairs, outputs
 from resprout.tasks.recover.teachers import Online, Piece, Teacher
 
 HEAD_ELEMENTS = 2**26
-"""Logits (tokens * vocabulary) of a piece; where there are more, they are computed again in the backward pass."""
+"""Logits (tokens * vocabulary) of a piece; of more pieces than one they are computed again going backward."""
 GRADIENT_BYTES = 2**29
 """Where nothing but the logits' gradients is held for the backward pass, they may take so much."""
 

@@ -51,7 +51,7 @@ def rest_of(kept: Tensor) -> Tensor:
 
 
 def is_closed(kind: Kind, learned: bool) -> bool:
-    """Whether a divergence over the whole vocabulary has its gradient written down, and holds nothing else."""
+    """Whether the gradient of a divergence over the vocabulary is written down, and all that is held."""
     return kind == "forward" and not learned
 
 

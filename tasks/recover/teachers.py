@@ -12,8 +12,8 @@ from resprout.tasks.data.response import narrow_head
 from resprout.tasks.recover.batches import Batch, target_states
 
 Piece = tuple[Tensor, Tensor | None]
-"""Of some of a batch's targets the logits, [targets, vocabulary], and None; or log-probabilities at the loss's
-temperature of the tokens whose ids come second, [targets, k], and of all others together, [targets, k + 1]."""
+"""Of some of a batch's targets the logits, [targets, vocabulary], and None; or the log-probabilities, at the
+loss's temperature, [targets, k + 1], of the tokens whose ids come second, [targets, k], and of all others."""
 
 
 class Teacher(Protocol):

@@ -121,7 +121,7 @@ def test_pieces_of_the_head_change_nothing(pair: tuple[Any, Any], monkeypatch: p
 def test_gradients_alone_are_held_up_to_a_size(
     pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two tokens at a time: the head runs once for each piece, or once more where the gradients are too large."""
+    """Two tokens at a time: the head runs once for each, or twice where the gradients take too much."""
     student, dense = pair
     monkeypatch.setattr(module, "HEAD_ELEMENTS", 258 * 2)
     results = []

@@ -86,7 +86,7 @@ def test_targets_that_are_not_learned_have_no_gradient(temperature: float, k: in
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_closed_form_by_hand(temperature: float) -> None:
-    """Of (0.5, 0.3, 0.2) and (0.25, 0.25, 0.5) at T, given as logits up to any constant: T^2 KL, T (q - p)."""
+    """Of (0.5, 0.3, 0.2) and (0.25, 0.25, 0.5), given as logits up to a constant: T^2 KL and T (q - p)."""
     student = (temperature * Q + 3).requires_grad_(True)
     both = sums(student, torch.tensor([2]), (temperature * P - 5, None), "forward", 0.1, temperature, False)
     by_hand = 0.5 * math.log(2) + 0.3 * math.log(1.2) + 0.2 * math.log(0.4)
