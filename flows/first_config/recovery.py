@@ -86,7 +86,7 @@ def _method(model: ModelLook, dtype: str, small: bool) -> tuple[dict[str, Any], 
             return {"method": "distill", "learning_rate": LOW_RATE}, f"{why}, at a low rate: the cut is small"
         rate = 1e-4 if params >= LARGE_PARAMS else 2e-4
         half = {"method": "distill", "distill_weight": 0.5, "learning_rate": rate}
-        return half, f"{why}, by its words and by the text itself in equal parts"
+        return half, f"{why}; half of the loss is the dense model's words, half the data's own"
     adapters = {"rank": 32, "alpha": 32, "dropout": 0.0, "learning_rate": 3e-4, "distill_weight": 1.0}
     return {"method": "lora", **adapters}, (
         f"adapters, because training all {params / 1e9:,.1f} billion weights takes {needed / 1e9:,.0f} GB"

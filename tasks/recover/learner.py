@@ -41,6 +41,8 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.student, self.teacher, self.config, self.dtype = student, teacher, config, dtype
+        self.learned = config.distill_weight != 1
+        """Whether the targets themselves are, beside what the teacher says of them."""
         self.pairs: list[tuple[float, Pairs]] = []
         """Pairs of modules whose outputs are compared, and the weight of each kind."""
         if isinstance(teacher, Online):
@@ -51,8 +53,7 @@ class Learner(nn.Module):
     @property
     def closed(self) -> bool:
         """Whether of the logits nothing but their gradients is held for the backward pass."""
-        learned = self.config.distill_weight != 1
-        return isinstance(self.teacher, Online) and losses.is_closed(self.config.distill.loss, learned)
+        return isinstance(self.teacher, Online) and losses.is_closed(self.config.distill.loss, self.learned)
 
     @property
     def base(self) -> Any:
@@ -98,9 +99,8 @@ class Learner(nn.Module):
         distill, temperature = self.config.distill, self.config.distill_temperature
         # Asked for here, the teacher's words are not held until the backward pass.
         wanted = None if taught is None else taught(part)
-        learned = self.config.distill_weight != 1
         logits = narrow_head(self.base, states)
-        return losses.sums(logits, targets, wanted, distill.loss, distill.skew, temperature, learned)
+        return losses.sums(logits, targets, wanted, distill.loss, distill.skew, temperature, self.learned)
 
     def loss(self, summed: Tensor, targets: int, weight: float | None = None) -> Loss:
         """(1 - w) CE + w T^2 D + S, means over `targets`.

@@ -74,21 +74,24 @@ def sums(
     1503.02531).
     """
     if teacher is None:
-        cross_entropy = functional.cross_entropy(logits.float(), targets, reduction="sum")
+        cross_entropy = functional.cross_entropy(_wide(logits), targets, reduction="sum")
         return torch.stack([cross_entropy, torch.zeros_like(cross_entropy)])
     wanted, ids = teacher
     if ids is None and is_closed(kind, learned):
         closed: Tensor = _Closed.apply(logits, targets, wanted, temperature)
         return closed
     logits = _wide(logits)
-    cooled = logits / temperature
+    cooled = logits / temperature if temperature != 1 else logits
     if ids is None:
         wanted = functional.log_softmax(_wide(wanted) / temperature, -1)
         found = functional.log_softmax(cooled, -1)
     else:
         found = events(cooled, ids)
     with torch.set_grad_enabled(learned and torch.is_grad_enabled()):
-        cross_entropy = functional.cross_entropy(logits, targets, reduction="sum")
+        if ids is None and temperature == 1:
+            cross_entropy = functional.nll_loss(found, targets, reduction="sum")
+        else:
+            cross_entropy = functional.cross_entropy(logits, targets, reduction="sum")
     return torch.stack([cross_entropy, temperature**2 * divergence(kind, wanted, found, skew)])
 
 

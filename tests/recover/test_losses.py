@@ -75,11 +75,13 @@ def test_targets_that_are_not_learned_have_no_gradient(temperature: float, k: in
         divergent = torch.autograd.grad(both[1], own, retain_graph=True)[0]
         whole = torch.autograd.grad(both.sum(), own)[0]
         found.append((both.detach(), divergent, whole))
-    assert torch.allclose(found[0][0], found[1][0], rtol=1e-6)
+    # Over the vocabulary the second has its gradient written down.
+    close = {"rtol": 1e-6, "atol": 1e-6} if k is None else {"rtol": 0.0, "atol": 0.0}
+    assert torch.allclose(found[0][0], found[1][0], **close)
     assert found[0][0][0].item() == pytest.approx(
         torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item(), rel=1e-6
     )
-    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], **close)
     assert torch.equal(found[1][2], found[1][1])
     assert not torch.allclose(found[0][2], found[0][1])
 
