@@ -1134,6 +1134,13 @@ class GateConfig(Section):
         return self
 
 
+class GateOfRung(GateConfig):
+    """The gate before a rung of a ladder, of which the verdict alone is kept.
+
+    So the training behind it depends on no figure, and is found again with other sets and bounds.
+    """
+
+
 class ExportConfig(Section):
     """Formats to write; each is loaded again by its stock tool before it counts."""
 

@@ -16,7 +16,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resprout.configs.schema import PartOfRecovery, PruneRound, QuantizeConfig, RecoverConfig, RunConfig, Rung
+from resprout.configs.schema import (
+    GateOfRung,
+    PartOfRecovery,
+    PruneRound,
+    QuantizeConfig,
+    RecoverConfig,
+    RunConfig,
+    Rung,
+)
 from resprout.flows import preflight
 from resprout.flows.inputs import SHAPING, SOURCE, acquisitions, keeps_file
 from resprout.infra.licences import Credit
@@ -285,7 +293,8 @@ def _climb(steps: Steps, stage: Stage[Any], config: RecoverConfig) -> RecoverCon
         role = f"rung {one.number}"
         if gated:
             before = f"before {role}"
-            steps.add(gate, steps.config.gate, before, gives="verdict", final=steps.names[FINAL])
+            bounds = GateOfRung(**_values(steps.config.gate))
+            steps.add(gate, bounds, before, gives="verdict", final=steps.names[FINAL])
         if one is not climbed[-1]:
             steps.names["rung"] = steps.recover(one, role)
             steps.evaluate(f"{role} {one.method}", steps.names[MODEL], shown=False)

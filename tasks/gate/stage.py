@@ -14,7 +14,7 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.result import GateCheck, GateResult
-from resprout.configs.schema import DropBound, GateConfig
+from resprout.configs.schema import DropBound, GateConfig, GateOfRung
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, stage
 from resprout.tasks.evaluate.drop import Drop
@@ -102,7 +102,7 @@ def _drop(name: str, bound: DropBound, drops: Mapping[str, Drop]) -> GateCheck:
     computes=False,
 )
 def gate(job: Job[GateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write the verdict and, as metrics, each value that was held against a bound."""
+    """Write the verdict and, as metrics, each value that was held against a bound; of a rung the verdict."""
 
     def read(role: str, name: str) -> dict[str, Any]:
         return dict(json.loads((inputs[role] / name).read_text(encoding="utf-8")))
@@ -111,6 +111,8 @@ def gate(job: Job[GateConfig], inputs: Mapping[str, Path], workdir: Path, progre
     by_capability, by_task = losses(inputs["dense"], inputs["final"]) if job.config.max_drop else ({}, {})
     drops = {name: loss.drop for name, loss in (by_task | by_capability).items()}
     verdict = check(job.config, read("dense", "metrics.json"), read("final", "metrics.json"), protocol, drops)
+    if isinstance(job.config, GateOfRung):
+        verdict.checks.clear()
     (workdir / "gate.json").write_text(verdict.model_dump_json(indent=1))
     metrics = {f"gate_{one.name}": one.value for one in verdict.checks} | {
         "gate_passed": float(verdict.passed)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import GateConfig
-from resprout.tasks.gate.stage import check
+from resprout.configs.schema import GateConfig, GateOfRung
+from resprout.tasks.core.job import Job, silent
+from resprout.tasks.gate.stage import check, gate
 
 PROTOCOL = {"metric": "t_ppl_seq8", "kl_metric": "t_kl_to_dense_seq8"}
 DENSE = {"t_ppl_seq8": 20.0, "zero_shot_mean_acc": 0.5, "params": 100.0}
@@ -50,3 +53,23 @@ def test_nan_and_infinity_never_pass(value: float) -> None:
 def test_a_missing_score_is_named() -> None:
     with pytest.raises(BadInput, match="max_kl_nats cannot be computed"):
         check(GateConfig(max_kl_nats=0.1), DENSE, {"t_ppl_seq8": 1.0}, PROTOCOL)
+
+
+def test_before_a_rung_figures_and_bounds_leave_no_trace(tmp_path: Path) -> None:
+    """So the training behind it is found again where other sets and bounds come to the same verdict."""
+
+    def written(name: str, bound: float, ppl: float) -> dict[str, bytes]:
+        folders = {role: tmp_path / name / role for role in ("dense", "final", "out")}
+        for folder in folders.values():
+            folder.mkdir(parents=True)
+        (folders["dense"] / "metrics.json").write_text(json.dumps(DENSE))
+        (folders["final"] / "metrics.json").write_text(json.dumps({**FINAL, "t_ppl_seq8": ppl}))
+        (folders["final"] / "details.json").write_text(json.dumps({"perplexity": PROTOCOL}))
+        out = folders.pop("out")
+        gate.body(Job(GateOfRung(max_perplexity_ratio=bound)), folders, out, silent)
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    failed = written("first", 1.1, 23.0)
+    assert not json.loads(failed["gate.json"])["passed"]
+    assert written("second", 1.2, 25.0) == failed
+    assert written("third", 1.2, 23.0) != failed
