@@ -1135,9 +1135,10 @@ class GateConfig(Section):
 
 
 class GateOfRung(GateConfig):
-    """The gate before a rung of a ladder, of which the verdict alone is kept.
+    """The gate before a rung of a ladder; its artifact says only whether it passed.
 
-    So the training behind it depends on no figure, and is found again with other sets and bounds.
+    The rung reads that artifact, so its cache key holds no scores and no bounds: with other evaluation sets
+    or bounds and the same outcome, the rung is found in the cache.
     """
 
 

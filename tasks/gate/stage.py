@@ -102,7 +102,10 @@ def _drop(name: str, bound: DropBound, drops: Mapping[str, Drop]) -> GateCheck:
     computes=False,
 )
 def gate(job: Job[GateConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write the verdict and, as metrics, each value that was held against a bound; of a rung the verdict."""
+    """Write the verdict and, as metrics, each value that was compared with a bound.
+
+    Before a rung of a ladder only whether the gate passed is written.
+    """
 
     def read(role: str, name: str) -> dict[str, Any]:
         return dict(json.loads((inputs[role] / name).read_text(encoding="utf-8")))

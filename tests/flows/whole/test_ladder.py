@@ -40,7 +40,7 @@ def test_no_rung_is_trained_twice_for_other_figures(resprout: Callable[..., Any]
 
 
 def test_a_gate_that_is_met_ends_the_climb(resprout: Callable[..., Any], tmp_path: Path) -> None:
-    """Later rungs hand on what is there, and the report says which were skipped."""
+    """The rungs hand the model on as it is, and the run says why they were skipped."""
     path = write_run(tmp_path, measure=None, recover=LADDER)
     home = tmp_path / "home"
     done = resprout("run", path, "--json", home=home)
