@@ -84,7 +84,7 @@ def load_data(
     base = path.resolve().parent
     _read_suites(data, base)
     _assign_variables(data, environ)
-    _override(data, overrides)
+    _override(data, overrides, base)
     _read_suites(data, base)
     infra = copy.deepcopy(data.get("infra") or {})
     _fill_variables(data, environ)
@@ -100,12 +100,12 @@ def document(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     data, base = read_yaml(path.expanduser()), path.expanduser().resolve().parent
     _refuse_plain_secrets(data)
     _read_suites(data, base)
-    _override(data, overrides)
+    _override(data, overrides, base)
     _read_suites(data, base)
     return data
 
 
-def _override(data: dict[str, Any], overrides: Iterable[str]) -> None:
+def _override(data: dict[str, Any], overrides: Iterable[str], base: Path) -> None:
     """Set what the key=value in `overrides` name."""
     for override in overrides:
         key, eq, text = override.partition("=")
@@ -117,9 +117,21 @@ def _override(data: dict[str, Any], overrides: Iterable[str]) -> None:
                 f"{key}: a secret on the command line can be read by others; put it in an environment "
                 f"variable and write {key}='${{ITS_NAME}}'"
             )
-        value = _value(text, override)
+        value = _found_here(_value(text, override), keys[-1], base)
         _refuse_plain_secrets(value, tuple(keys))
         _assign(data, keys, value, override)
+
+
+def _found_here(value: Any, key: str, base: Path) -> Any:
+    """The value with each `source` that lies in the current folder, and not in `base`, as its whole path."""
+    if isinstance(value, dict):
+        return {name: _found_here(one, name, base) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_found_here(one, key, base) for one in value]
+    if key != "source" or not isinstance(value, str) or not value or REMOTE.match(value):
+        return value
+    path = Path(value).expanduser()
+    return str(path.absolute()) if path.exists() and not (base / path).exists() else value
 
 
 def _read_suites(data: dict[str, Any], base: Path) -> None:

@@ -49,6 +49,23 @@ def test_command_line_wins_over_environment_over_yaml(write) -> None:
     assert load(path, ["seed=3"], environ).config.seed == 3
 
 
+def test_a_source_on_the_command_line_is_looked_for_where_it_was_typed(
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, here = write(), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for name in ("own.gguf", "own.txt", "both.gguf"):
+        (here / name).touch()
+    (tmp_path / "both.gguf").touch()
+    text = 'calibrate.text=[{"source": "own.txt"}, {"source": "s3://bucket/own.txt"}]'
+    config = load(path, ["model.source=own.gguf", text], {}).config
+    assert config.model.source == str(here / "own.gguf")
+    assert [one.source for one in config.calibrate.text] == [str(here / "own.txt"), "s3://bucket/own.txt"]
+    for beside_the_config in ("both.gguf", "neither.gguf"):
+        assert load(path, [f"model.source={beside_the_config}"], {}).config.model.source == beside_the_config
+
+
 def test_a_list_is_reached_by_index(write) -> None:
     config = load(write(), ["calibrate.text.0.limit=5"], {}).config
     assert config.calibrate.text[0].limit == 5
