@@ -6,8 +6,9 @@
 Each cell is a run of the config with another target, method and number of tokens, so that what it shares
 with the others is found in the cache; then the same run judged on UNSEEN, text of kinds that nothing was
 trained or tuned on. A JSON object for each cell is left in `--keep`, and taken from there where it is
-already. Gap is the share of the way from the pruned model's perplexity back to the dense one's. Several
-seeds: means, and the standard deviation of the gap.
+already. Gap is the share of the way from the pruned model's perplexity back to the dense one's; at
+`--kept 1.0`, where nothing is pruned, there is none, and the row says what the training itself brings.
+Several seeds: means, and the standard deviation of the gap.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def row(cells: list[Facts], model: str) -> tuple[str, ...]:
         return statistics.mean(there) if there else float("nan")
 
     def share(text: str) -> str:
-        if model != "recovered":
+        if model != "recovered" or cells[0]["kept"] == 1:
             return ""
         values = [gap(one, text) for one in cells]
         spread = f" ± {statistics.stdev(values):.0%}" if len(values) > 1 else ""
@@ -203,7 +204,7 @@ def main() -> int:
                 cells = [cell(folder, args.config, kept, rung, tokens, seed, given) for seed in args.seeds]
                 if not table:
                     table.append(row(cells, "dense"))
-                if place == 0 and tokens == args.tokens[0 if rung not in UNTRAINED else -1]:
+                if kept != 1 and place == 0 and tokens == args.tokens[0 if rung not in UNTRAINED else -1]:
                     table.append(row(cells, "pruned"))
                 table.append(row(cells, "recovered"))
     print("| " + " | ".join(HEAD) + " |")
