@@ -60,8 +60,8 @@ $(VENV)-vllm/.ready:
 test-matrix: dev
 	$(BIN)/python -m pytest -m matrix
 
-# Mostly waiting, so the three parts can run beside each other: make -j3 test-faults
-test-faults: test-faults-stack test-faults-triggers test-faults-runs
+# The first two are mostly waiting and can run beside each other; the relay's measures times, and is for a quiet machine.
+test-faults: test-faults-stack test-faults-runs test-faults-triggers
 
 test-faults-stack: dev
 	$(BIN)/python -m pytest -m faults tests/infra/stack
