@@ -127,8 +127,14 @@ def trainer(model: Any, data: TrainingData) -> tuple[float, list[float]]:
 def sft(model: Any, data: TrainingData) -> tuple[float, list[float]]:
     """The same rows with TRL's SFTTrainer, which packs them into sequences of a step's tokens."""
     from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
+    # The rows are token ids already, but it wants a tokenizer, and looks for one where the model came from.
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, unk_token="x")), pad_token="x", eos_token="x"
+    )
     used = [one for step in data.steps for one in step]
     config = RecoverConfig(rank=8, dropout=0.0)
     given = Dataset.from_list([
@@ -147,6 +153,7 @@ def sft(model: Any, data: TrainingData) -> tuple[float, list[float]]:
                 disable_tqdm=True, gradient_checkpointing=False, bf16=False,
             ),
             train_dataset=given,
+            processing_class=words,
         )  # fmt: skip
         began = time.perf_counter()
         made.train()
