@@ -22,6 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "batch_tokens": 1024}
 ADAPTERS: dict[str, Any] = {"learning_rate": 1e-3, "dropout": 0.0, "distill_weight": 1.0, **ADAMW}
@@ -218,7 +220,7 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        return text
+        return yaml.safe_load(text)
 
 
 if __name__ == "__main__":
