@@ -476,8 +476,10 @@ class LoraConfig(Section):
     attention and FFN. Routers never do."""
     experts: bool = False
     """Adapters on experts whose weights are fused too; needs dropout: 0 and init: default."""
-    ranks: Literal["uniform", "cfsp"] = "uniform"
-    """cfsp: rank times layers shared out by how far each layer turns the residual stream on the rows."""
+    ranks: Literal["uniform", "cfsp", "increlora"] = "uniform"
+    """cfsp: rank times layers shared out by how far each layer turns the residual stream on the rows;
+    increlora: each matrix begins with 1 and grows in training where it counts, to `rank` in the mean, which
+    takes the gradients of whole matrices meanwhile."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Ranks by ends of names, where not `rank`; the scale of the update stays."""
 
@@ -493,6 +495,14 @@ class LoraConfig(Section):
              "recover.lora.init: eva and ranks by layer", "eva moves ranks itself"),
             (self.init == "eva" and self.dora, "recover.lora.init: eva and dora",
              "no test holds that the two merge into a plain model"),
+            (self.ranks == "increlora" and self.init != "default",
+             f"recover.lora.ranks: increlora and init: {self.init}", "components that grow begin at random"),
+            (self.ranks == "increlora" and self.dora, "recover.lora.ranks: increlora and dora",
+             "peft has no rows' lengths beside components that grow"),
+            (self.ranks == "increlora" and self.rslora, "recover.lora.ranks: increlora and rslora",
+             "the scale does not depend on ranks that grow"),
+            (self.ranks == "increlora" and self.experts, "recover.lora.ranks: increlora and experts",
+             "peft grows no parts of fused weights"),
         )  # fmt: skip
         for wrong, what, why in faults:
             if wrong:
@@ -681,6 +691,15 @@ class RecoverConfig(Section):
             raise ValueError(
                 "recover.optimizer is muon, which needs whole matrices, but recover.devices.sharding is "
                 "fsdp; give optimizer: adamw, or sharding: ddp"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _growth_needs_whole_matrices(self) -> RecoverConfig:
+        if self.lora.ranks == "increlora" and self.devices.sharding == "fsdp":
+            raise ValueError(
+                "recover.lora.ranks is increlora, which scores whole matrices, but recover.devices.sharding "
+                "is fsdp; give ranks: cfsp, or sharding: ddp"
             )
         return self
 

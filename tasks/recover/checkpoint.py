@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.core.job import Checkpoints
+from resprout.tasks.recover.growth import Growth
 from resprout.tasks.recover.sharding import shared_like, whole
 
 TENSORS, VALUES = "state.safetensors", "state.json"
@@ -45,6 +46,8 @@ class State:
     """Losses on the held-out slice."""
     best: dict[str, Tensor] | None = None
     """Weights at the best look, where they are kept."""
+    growth: Growth | None = None
+    """Of the ranks of adapters, where they grow."""
 
     def write(self, folder: Path, main: bool = True) -> None:
         """Weights, moments and generators as tensors; steps, losses and the scaler's state as JSON.
@@ -80,6 +83,7 @@ class State:
             "looks": self.looks,
             "optimizer_steps": counts,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "growth": None if self.growth is None else self.growth.values(),
         }
         (folder / VALUES).write_text(json.dumps(values, sort_keys=True), encoding="utf-8")
 
@@ -128,6 +132,8 @@ class State:
         torch.set_rng_state(tensors[GENERATOR + own])
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(tensors[CUDA_GENERATOR + own])
+        if self.growth is not None:
+            self.growth.take(values["growth"])
         self.step, self.seconds = values["step"], values["seconds"]
         self.micro_batch_tokens = values["micro_batch_tokens"]
         self.entries, self.looks = values["entries"], values["looks"]

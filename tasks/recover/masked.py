@@ -27,9 +27,11 @@ def leave_masked(adapted: Any, columns: Columns) -> None:
         masked = columns.get(f"{name.removeprefix(PREFIX)}.weight")
         if masked and isinstance(module, LoraLayer):
             for each in module.lora_A.values():
-                index = torch.tensor(masked[1], device=each.weight.device)
-                each.weight[:, index] = 0
-                each.weight.register_hook(partial(_without, index))
+                # Where ranks grow peft has the matrix itself there.
+                weight = each if isinstance(each, Tensor) else each.weight
+                index = torch.tensor(masked[1], device=weight.device)
+                weight[:, index] = 0
+                weight.register_hook(partial(_without, index))
 
 
 def hold_masked(model: Any, columns: Columns) -> None:

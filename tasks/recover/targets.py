@@ -40,7 +40,7 @@ def check_fits(config: RecoverConfig, shape: Shape, masked: bool = False) -> Non
     sizes = matrices(shape, config)
     for name, smaller in sizes.items():
         rank = next((r for end, r in config.lora.rank_pattern.items() if ends_with(name, end)), config.rank)
-        if rank > smaller and config.lora.ranks == "uniform":
+        if rank > smaller and config.lora.ranks != "cfsp":
             raise BadInput(
                 f"recover.rank is {rank} for {name}, whose smaller side is {smaller}; give at most "
                 f"{min(sizes.values())}, a smaller rank for it in recover.lora.rank_pattern, or leave it "

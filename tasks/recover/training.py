@@ -27,6 +27,7 @@ from resprout.tasks.prune.masking import read_masked
 from resprout.tasks.recover import checkpoint, sharding
 from resprout.tasks.recover.batches import Batch, Layout, collate, dealt, keeps_apart, layouts
 from resprout.tasks.recover.checkpoint import State
+from resprout.tasks.recover.growth import Growth, grows
 from resprout.tasks.recover.learner import Learner
 from resprout.tasks.recover.on_policy import sampled
 from resprout.tasks.recover.optimizers import optimizer_of
@@ -229,6 +230,8 @@ class Training:
         self.optimizer = self.accelerator.prepare(optimizer)
         self.module = wrapped or self.accelerator.prepare(learner)
         self.state = State(parameters, self.optimizer, self.accelerator.scaler, len(data.steps))
+        if grows(learner.student):
+            self.state.growth = Growth(learner.student, job.config.rank)
         budget = job.config.budget
         self.seconds = None if budget is None else budget.limit_seconds
         self.looked_at = self._when()
@@ -295,6 +298,8 @@ class Training:
                 "recover.patience",
                 state.looks[0], state.looks[-1], state.step, self.config.learning_rate,
             )  # fmt: skip
+        if state.growth is not None:
+            state.growth.finish()
 
     def _plan(self, steps: int) -> None:
         """Train for so many steps instead."""
@@ -376,10 +381,14 @@ class Training:
         if own and float(torch.rand(())) < own:
             drawn = sampled(self.learner.base, self.data, examples)
             step = Step(drawn, drawn.steps[0], weight=1.0)
+        if self.state.growth is not None:
+            self.state.growth.begin()
         summed, targets, places = self._differentiate(step)
         loss = self.learner.loss(self.accelerator.reduce(summed, "sum"), targets, step.weight)
         if not torch.isfinite(loss.total):
             raise Exploded(self.fault("the loss is not finite", at), at + 1)
+        if self.state.growth is not None:
+            self._grow(self.state.growth)
         norm = self.accelerator.clip_grad_norm_(self.state.parameters.values(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -395,6 +404,15 @@ class Training:
             "learning_rate": learning_rate,
             "grad_norm": float(sharding.whole(norm)),
         }
+
+    def _grow(self, growth: Growth) -> None:
+        scaler = self.accelerator.scaler
+        growth.after_backward(
+            self.state.step + 1,
+            self.state.steps,
+            lambda one: self.accelerator.reduce(one, "mean"),
+            1.0 if scaler is None else scaler.get_scale(),
+        )
 
     def _differentiate(self, step: Step) -> tuple[Tensor, int, int]:
         """Add a step's gradients; the sums of its losses, its targets and its places.

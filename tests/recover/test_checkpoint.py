@@ -46,14 +46,18 @@ def train(tmp_path: Path, models_folder: Path, write_selection: Write) -> Callab
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("method", "optimizer"),
-    [("lora", "adamw"), ("full", "adamw"), ("perp", "adamw"), ("lora", "muon"), ("full", "muon")],
-)
+    ("method", "optimizer", "ranks"),
+    [
+        ("lora", "adamw", "uniform"), ("full", "adamw", "uniform"), ("perp", "adamw", "uniform"),
+        ("lora", "muon", "uniform"), ("full", "muon", "uniform"), ("lora", "adamw", "increlora"),
+    ],
+)  # fmt: skip
 def test_it_goes_on_to_the_same_bytes(
-    method: str, optimizer: str, dtype: str, train: Callable[..., dict[str, bytes]], tmp_path: Path
-) -> None:
+    method: str, optimizer: str, ranks: str, dtype: str,
+    train: Callable[..., dict[str, bytes]], tmp_path: Path,
+) -> None:  # fmt: skip
     """Killed behind steps 3 and 7 of ten, with dropout, which draws: all files are the undisturbed ones."""
-    given = {"method": method, "optimizer": optimizer, "dtype": dtype}
+    given = {"method": method, "optimizer": optimizer, "dtype": dtype, "lora": {"ranks": ranks}}
     whole = train(None, **given)
     kept = Kept(tmp_path / "kept")
     for step in (3, 7):

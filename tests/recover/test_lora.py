@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "corda": {"init": "corda"},
     "eva": {"init": "eva"},
     "cfsp": {"ranks": "cfsp"},
+    "increlora": {"ranks": "increlora"},
 }
 
 
@@ -99,7 +100,7 @@ def test_merged_is_unmerged_for_each_variant_and_layout(
     hold("llama", VARIANTS[variant], tmp_path, per_layer)
 
 
-@pytest.mark.parametrize("variant", ["dora", "pissa", "corda", "eva", "olora"])
+@pytest.mark.parametrize("variant", ["dora", "pissa", "corda", "eva", "olora", "increlora"])
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama"}))
 def test_merged_is_unmerged_for_each_family(family: str, variant: str, tmp_path: Path) -> None:
     if (family, variant) != ("gpt2", "olora"):
@@ -149,6 +150,7 @@ def test_cfsp_keeps_the_budget() -> None:
     ("family", "config", "says"),
     [
         ("llama", settings(rank=40), r"rank is 40 for .*k_proj, whose smaller side is 32; give at most 32"),
+        ("llama", settings(rank=40, ranks="increlora"), r"rank is 40 for .*k_proj, whose smaller side is 32"),
         ("llama", settings(targets=["c_attn"]), "c_attn, but llama has no such matrix; give .*q_proj"),
         ("gpt2", settings(targets=["q_proj"]), r"has no such matrix; give some of c_attn, c_fc, c_proj"),
         ("llama", settings(rank_pattern={"fc1": 2}), r"rank_pattern names fc1, but llama has no such matrix"),
@@ -185,6 +187,11 @@ def test_reconstruct_needs_the_dense_models_states() -> None:
         {"ranks": "cfsp", "rank_pattern": {"q_proj": 2}},
         {"init": "eva", "ranks": "cfsp"},
         {"init": "eva", "dora": True},
+        {"ranks": "increlora", "rank_pattern": {"q_proj": 2}},
+        {"ranks": "increlora", "init": "pissa"},
+        {"ranks": "increlora", "dora": True},
+        {"ranks": "increlora", "rslora": True},
+        {"ranks": "increlora", "experts": True},
     ],
 )
 def test_settings_that_do_not_go_together(lora: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ the base as it was, with the first factors, negative, beside the trained ones: t
 comes into a layer and what leaves it. The authors' code has no part that trains, so the shares are those of
 the allocator `cfsp_softmax`. Structured pruning adapters (arXiv 2211.10155) are these adapters on a model
 that is cut before it is trained: their rows and columns are those of the channels that are left.
+`ranks: increlora` lets them grow in training (`growth.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from resprout.tasks.models.shape import shape_of
 from resprout.tasks.prune.allocators.cfsp_softmax import CfspSoftmax, budgets
 from resprout.tasks.prune.masking import Columns, read_masked
 from resprout.tasks.prune.residual_stream import cosines
+from resprout.tasks.recover.growth import grows, plain, room
 from resprout.tasks.recover.masked import leave_masked
 from resprout.tasks.recover.targets import check_fits, ends_with, is_fused, matrices
 from resprout.tasks.recover.training import numbers, trained
@@ -64,9 +66,12 @@ def train(
         return adapted
 
     adapted, history = trained(job, inputs, data, progress, student)
-    count = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
-    metrics = numbers(history, data, adapter_params=count)
     adapter = unmerged(adapted, first)
+    if grows(adapted):
+        count = sum(each.numel() for each in adapter.tensors.values())
+    else:
+        count = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+    metrics = numbers(history, data, adapter_params=count)
     return Recovered(zeroed(merge(adapted), columns), history, metrics, adapter)
 
 
@@ -89,11 +94,14 @@ def with_adapters(
     init: Any = {"default": True, "corda": "corda"}.get(lora.init, lora.init)
     fused = [name for name in names if is_fused(shape, name)]
     ends = [name for name, one in model.named_modules() if head and one is model.get_output_embeddings()]
+    modules = [name for name in names if name not in fused] + ends
+    if lora.ranks == "increlora":
+        return _that_grow(model, config, modules)
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=[name for name in names if name not in fused] + ends,
+        target_modules=modules,
         target_parameters=fused or None,
         rank_pattern=ranks,
         alpha_pattern={name: _alpha(config, rank) for name, rank in ranks.items()},
@@ -120,6 +128,28 @@ def with_adapters(
             prepare_layer_inputs_fn=lambda seen, real, name: seen[0].flatten(0, -2)[real],
             show_progress_bar=False,
         )
+    return adapted
+
+
+def _that_grow(model: Any, config: RecoverConfig, modules: list[str]) -> Any:
+    """Adapters of components with a strength each; in peft those of AdaLoRA, whose own rule is left out."""
+    from peft import AdaLoraConfig, get_peft_model
+    from peft.tuners.adalora.layer import SVDLinear
+
+    settings = AdaLoraConfig(
+        init_r=room(config.rank),
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=modules,
+        fan_in_fan_out=shape_of(model.config.to_dict()).family.transposed,
+        total_step=1,
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, settings)
+    for module in adapted.modules():
+        if isinstance(module, SVDLinear):
+            # What peft divides alpha by; its cast to float32 lets it be trained.
+            module.ranknum["default"].requires_grad_(False).fill_(float(config.rank))
     return adapted
 
 
@@ -194,14 +224,26 @@ def unmerged(adapted: Any, first: Mapping[str, Tensor] | None = None) -> Adapter
     `first` are the factors whose product was taken out of the base when training began: the adapter is made
     to go onto the base as it was before, B A - B0 A0 as one product.
     """
+    from peft import LoraConfig
+
+    given, tensors = adapted.peft_config["default"], dict[str, Tensor]()
+    if grows(adapted):
+        patterns, tensors = plain(adapted)
+        given = LoraConfig(
+            lora_alpha=given.lora_alpha,
+            lora_dropout=given.lora_dropout,
+            target_modules=given.target_modules,
+            fan_in_fan_out=given.fan_in_fan_out,
+            task_type=given.task_type,
+            **patterns,
+        )
     config: dict[str, Any] = {
-        key: sorted(value) if isinstance(value, set) else value
-        for key, value in adapted.peft_config["default"].to_dict().items()
+        key: sorted(value) if isinstance(value, set) else value for key, value in given.to_dict().items()
     }
     # Peft notes where the base lay on this machine, and would start from the rows or the base again.
     config |= {"base_model_name_or_path": None, "inference_mode": True}
     config |= {"init_lora_weights": True, "eva_config": None, "corda_config": None}
-    tensors = _factors(adapted)
+    tensors = tensors or _factors(adapted)
     if first:
         for name, one in tensors.items():
             if ".lora_A." in name:
