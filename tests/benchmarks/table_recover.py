@@ -195,7 +195,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[17])
     parser.add_argument("--keep", type=Path, help="folder of what was measured, for one config")
     parser.add_argument("overrides", nargs="*", help="key=value, as of resprout run")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     folder = args.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     given = {key: _value(text) for key, _, text in (one.partition("=") for one in args.overrides)}
