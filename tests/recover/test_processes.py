@@ -115,6 +115,11 @@ def test_two_processes_train_what_one_does(case: str, sharding: str, train: Call
     train(2, sharding, **CASES[case]).require_close(train(1, **CASES[case]), 1e-5, 1e-5)
 
 
+def test_ranks_grow_in_two_processes_as_in_one(train: Callable[..., Result]) -> None:
+    given: dict[str, Any] = {"lora": {"ranks": "increlora"}, "pack": True}
+    train(2, **given).require_close(train(1, **given), 1e-5, 1e-5)
+
+
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_processes_in_bfloat16(sharding: str, train: Callable[..., Result]) -> None:
     """Equal within the rounding of bfloat16, whose steps are 2^-8."""
