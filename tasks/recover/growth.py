@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resprout.tasks.recover.masked import PREFIX
+
 BETA = 0.85
 AHEAD = 1e-5
 """l of a component that is trained ahead."""
@@ -209,7 +211,7 @@ def plain(adapted: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if not len(there):
                 # What nothing was learned about keeps one component, of zero.
                 there = torch.zeros(1, dtype=torch.long, device=strength.device)
-            own = name.removeprefix("base_model.model.")
+            own = name.removeprefix(PREFIX)
             # As peft's layer divides.
             divisor = float(module.ranknum[ADAPTER]) + 1e-5
             ranks[own], scales[own] = len(there), module.scaling[ADAPTER] * len(there) / divisor

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from resprout.configs.schema import LoraConfig, RecoverConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.recover.growth import Growth
+from resprout.tasks.recover.masked import leave_masked
 from resprout.tasks.recover.methods.lora import merge, with_adapters
 from resprout.tasks.recover.stage import recover
 from tiny_models import tiny_model
@@ -121,6 +122,23 @@ def test_components_are_drawn_towards_orthonormal_ones() -> None:
     apart = live @ live.T - torch.eye(3)
     torch.testing.assert_close(a.grad[:3], 0.1 / 28 * 2 * apart @ live / apart.norm())
     assert not a.grad[3:].any()
+
+
+def test_masked_inputs_stay_unread_while_ranks_grow() -> None:
+    adapted = adapted_llama()
+    name = "model.layers.0.mlp.down_proj.weight"
+    leave_masked(adapted, {name: (1, [0, 5])})
+    growth = Growth(adapted, RANK)
+    optimizer = torch.optim.AdamW([one for one in adapted.parameters() if one.requires_grad], weight_decay=0)
+    for step in (100, 200, 300):
+        growth.begin()
+        loss_of(adapted).backward()
+        growth.after_backward(step, 1000, alone)
+        optimizer.step()
+        optimizer.zero_grad()
+    merged, before = merge(adapted).get_parameter(name), tiny_model("llama").get_parameter(name)
+    same = (merged == before).all(0)
+    assert same.nonzero().flatten().tolist() == [0, 5]
 
 
 def test_a_recovery_grows_to_the_budget(

@@ -34,7 +34,7 @@ from resprout.tasks.models.shape import shape_of
 from resprout.tasks.prune.allocators.cfsp_softmax import CfspSoftmax, budgets
 from resprout.tasks.prune.masking import Columns, read_masked
 from resprout.tasks.prune.residual_stream import cosines
-from resprout.tasks.recover.growth import grows, plain, room
+from resprout.tasks.recover.growth import ADAPTER, grows, plain, room
 from resprout.tasks.recover.masked import leave_masked
 from resprout.tasks.recover.targets import check_fits, ends_with, is_fused, matrices
 from resprout.tasks.recover.training import numbers, trained
@@ -149,7 +149,7 @@ def _that_grow(model: Any, config: RecoverConfig, modules: list[str]) -> Any:
     for module in adapted.modules():
         if isinstance(module, SVDLinear):
             # What peft divides alpha by; its cast to float32 lets it be trained.
-            module.ranknum["default"].requires_grad_(False).fill_(float(config.rank))
+            module.ranknum[ADAPTER].requires_grad_(False).fill_(float(config.rank))
     return adapted
 
 
