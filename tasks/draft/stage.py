@@ -49,7 +49,8 @@ def tokens(config: Mapping[str, Any], volume: Volume) -> float:
 def draft(job: Job[DraftConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write what was proposed and accepted, and the speeds, in rounds in which both ways have their turn."""
     from resprout.tasks.draft.assisted import Writer
-    from resprout.tasks.evaluate.prompts import padding_token, prompt_ids
+    from resprout.tasks.evaluate.prompts import prompt_ids
+    from resprout.tasks.models.generation import padding_token
     from resprout.tasks.models.load import load_pair, load_tokenizer
 
     config = job.config

@@ -9,8 +9,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from resprout.tasks.evaluate.prompts import end_tokens
 from resprout.tasks.evaluate.task import hush
+from resprout.tasks.models.generation import end_tokens
 from resprout.tasks.models.served import ServedModel
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.data.chat import chat_texts
+from resprout.tasks.models.generation import end_tokens, padding_token
 from resprout.tasks.models.served import ServedModel
 from resprout.tasks.models.shape import shape_of
 
@@ -70,22 +71,3 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[int]],
             chat, note = False, str(error)
     # A chat template writes the special tokens itself.
     return [tokenizer(text, add_special_tokens=not chat)["input_ids"] for text in texts], chat, note
-
-
-def padding_token(tokenizer: Any) -> int:
-    """The id that fills up a batch, of a tokenizer without one that of another token."""
-    found = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(int(one) for one in found if one is not None)
-
-
-def end_tokens(model: PreTrainedModel | ServedModel, tokenizer: Any) -> set[int]:
-    """Tokens that end an answer."""
-    if isinstance(model, ServedModel):
-        return set(model.ends)
-    config = model.generation_config
-    given = (
-        config.eos_token_id
-        if config is not None and config.eos_token_id is not None
-        else tokenizer.eos_token_id
-    )
-    return {one for one in (given if isinstance(given, list) else [given]) if one is not None}

@@ -7,7 +7,7 @@ those tokens, and there is no cross-entropy with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from resprout.tasks.data.template import Encoded
+from resprout.tasks.models.generation import end_tokens
 from resprout.tasks.recover.examples import Examples
 from resprout.tasks.recover.training_data import TrainingData
 
@@ -37,9 +38,10 @@ def sampled(model: Any, data: TrainingData, examples: Sequence[int]) -> Training
     for place, row in enumerate(rows):
         ids[place, longest - len(row.prompt_ids) :] = torch.tensor(row.prompt_ids)
         mask[place, longest - len(row.prompt_ids) :] = 1
-    ends = _ends(model)
+    ends = end_tokens(model)
     how = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=ends or None, pad_token_id=0,
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+        eos_token_id=sorted(ends) or None, pad_token_id=0,
         max_new_tokens=max(len(row.response_ids) for row in rows),
     )  # fmt: skip
     training = model.training
@@ -62,7 +64,7 @@ def _asked(row: Encoded) -> Encoded:
     return Encoded(row.response_ids[:size], row.response_ids[size:])
 
 
-def _cut(tokens: Tensor, most: int, ends: Sequence[int]) -> list[int]:
+def _cut(tokens: Tensor, most: int, ends: Collection[int]) -> list[int]:
     """Up to and with the first token that ends a response, and no longer than the example's own."""
     found: list[int] = []
     for token in tokens[: max(1, most)].tolist():
@@ -70,9 +72,3 @@ def _cut(tokens: Tensor, most: int, ends: Sequence[int]) -> list[int]:
         if token in ends:
             break
     return found
-
-
-def _ends(model: Any) -> list[int]:
-    given = model.generation_config.eos_token_id if model.generation_config is not None else None
-    given = model.config.eos_token_id if given is None else given
-    return [] if given is None else list(given) if isinstance(given, list) else [given]
