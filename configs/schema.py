@@ -366,6 +366,35 @@ class PaserConfig(Section):
         return {name: value for name, value in super().key_data().items() if name != "embedder_source"}
 
 
+class AnswersConfig(Section):
+    """How the dense model answers the selected rows, where `select.targets` wants its own words."""
+
+    reference: bool = False
+    """The row's own answer stands in the prompt as a guide (self-data distillation, arXiv 2410.09982)."""
+    result: Annotated[str, Field(min_length=1)] | None = None
+    """Expression of what an answer comes to, say '#### (.+)'; one that comes to another is not trained on."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    """0: the most likely token each time; above, drawn at it."""
+    batch_rows: Annotated[int, Field(ge=1)] = 16
+    """Rows that are answered at once."""
+
+    @field_validator("result")
+    @classmethod
+    def _an_expression(cls, result: str | None) -> str | None:
+        try:
+            groups = 0 if result is None else re.compile(result).groups
+        except re.error as error:
+            raise ValueError(
+                f"result is {result!r}, which is no regular expression ({error}); give one, say '#### (.+)'"
+            ) from None
+        if groups > 1:
+            raise ValueError(
+                f"result {result!r} has {groups} groups; give the one that holds the result, and (?:...) for "
+                "the others"
+            )
+        return result
+
+
 class SelectConfig(Section):
     """The rows that recovery trains on."""
 
@@ -383,6 +412,19 @@ class SelectConfig(Section):
     """Longer rows are cut at the end of the response."""
     paser: PaserConfig = PaserConfig()
     """Settings of `method: paser`."""
+    targets: Literal["original", "self", "mixed"] = "original"
+    """Answers that are trained on: the rows' own, the dense model's, or the rows' own where those fail."""
+    answers: AnswersConfig = AnswersConfig()
+    """Settings of `targets: self` and `mixed`."""
+
+    @model_validator(mode="after")
+    def _answers_are_asked_for(self) -> SelectConfig:
+        if self.targets == "original" and self.answers != AnswersConfig():
+            raise ValueError(
+                "select.answers says how the dense model answers, but targets is original, where it does "
+                "not; give targets: mixed or self, or drop it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_budget(self) -> SelectConfig:

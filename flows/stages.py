@@ -50,7 +50,7 @@ from resprout.tasks.recover.continuation import continuation
 from resprout.tasks.recover.ladder import rungs
 from resprout.tasks.recover.stage import recover, teacher
 from resprout.tasks.report.stage import model_name
-from resprout.tasks.select.stage import pool, select
+from resprout.tasks.select.stage import answer, pool, select
 from resprout.tasks.sparsify.stage import sparsify
 
 MODEL, FINAL = "model", "final"
@@ -238,6 +238,8 @@ def _prune_in_rounds(steps: Steps) -> None:
             steps.add(plan, role="for selection")
             steps.add(mask, Masking(), "for selection", gives="masked")
             steps.add(select, pruned="masked")
+            if steps.section(answer) is not None:
+                steps.add(answer)
         if steps.section(teacher) is not None:
             steps.add(teacher)
     for number, one in enumerate(rounds, 1):
@@ -351,6 +353,12 @@ def _rest_of_recovery(steps: Steps) -> Any:
     return PartOfRecovery(**_values(section), begin=steps.trained) if steps.trained else section
 
 
+def _answering(steps: Steps) -> Any:
+    """The section of selection where the dense model answers the rows."""
+    section = steps.config.select
+    return section if section is not None and section.targets != "original" else None
+
+
 def _teaching(steps: Steps) -> Any:
     """The section of recovery where it reads the dense model's words from a file."""
     section = steps.config.recover
@@ -373,6 +381,7 @@ STAGES: tuple[Stage[Any], ...] = (
     plan,
     prune,
     select,
+    answer,
     teacher,
     recover,
     sparsify,
@@ -390,6 +399,7 @@ BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {
 }
 """Further steps before the first call of a stage."""
 SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {
+    answer: _answering,
     teacher: _teaching,
     recover: _rest_of_recovery,
     export: _export_section,

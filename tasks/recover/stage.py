@@ -143,7 +143,7 @@ def tokens(config: Mapping[str, Any], volume: Volume) -> float | None:
     section="recover",
     reads={
         "dense": Reads("model", of="source"),
-        "selection": Reads("data", optional=True),
+        "selection": Reads("data", of="training_rows", optional=True),
         "recovery_text": Reads("data", optional=True),
     },
     resumes=True,
@@ -168,7 +168,7 @@ def teacher(job: Job[RecoverConfig], inputs: Mapping[str, Path], workdir: Path, 
     section="recover",
     reads={
         "pruned": Reads("model", of="model"),
-        "selection": Reads("data", optional=True),
+        "selection": Reads("data", of="training_rows", optional=True),
         "recovery_text": Reads("data", optional=True),
         "plan": Reads("plan", optional=True),
         "dense": Reads("model", of="source", where=reads_dense),

@@ -137,6 +137,8 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     coverage = rounds["coverage"] if rounds is not None else COVERAGE
     windows = {name: _json(inputs[name] / SAMPLES)["windows"] for name in quantized}
     against = against_fewer_bits(quantized, windows, rounds["models"] if rounds is not None else {})
+    chosen = next((inputs[name] for name in ("answers", "selection") if name in inputs), None)
+    selection = None if chosen is None else _json(chosen / "summary.json")
     about, held, lead = judged_models(config.config, models, quantized, windows)
     rival = next((one for one in against if one.file == about), None)
     of_whom = about or list(models)[-1]
@@ -210,7 +212,8 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "rung_heads": RUNG_HEADS,
         "rungs": rung_rows(rungs),
         "rung_sentences": rung_sentences(rungs),
-        "selection": _json(inputs["selection"] / "summary.json") if "selection" in inputs else None,
+        "selection": selection,
+        "answers": answers_sentence(selection["answers"]) if selection and "answers" in selection else "",
         "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
     }
 
@@ -335,6 +338,17 @@ def _examples(folder: Path, each: int = 2) -> list[dict[str, Any]]:
                     {"cluster": cluster, "instruction": shown, "reason": decision["reason"]}
                 )
     return [row for cluster in sorted(chosen, key=lambda name: (len(name), name)) for row in chosen[cluster]]
+
+
+def answers_sentence(counts: Mapping[str, Any]) -> str:
+    """Whose answers to the selected rows recovery trained on."""
+    own, original, dropped = (counts[name] for name in ("self_written_rows", "original_rows", "dropped_rows"))
+    said = f"Answers: the dense model's own for {own:,} of {own + original + dropped:,} rows"
+    if not (original or dropped):
+        return f"{said}."
+    why = ", ".join(f"{count:,} {fault}" for fault, count in counts["faults"].items())
+    rest = f"{original:,} keep theirs" if original else f"{dropped:,} are left out"
+    return f"{said}; {rest}, where the model's was {why}."
 
 
 def lineage(graph: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> dict[str, Any] | None:

@@ -4,6 +4,9 @@ Inputs of `select`: `rows` (rows.jsonl), `dense` (its tokenizer always), for pas
 `dense` and `pruned`, and for `embedder: minilm` the encoder's folder `embedder`. Content: selected.jsonl,
 summary.json, metrics.json, and decisions.jsonl, which says of every row why it was taken or not.
 
+Where `select.targets` asks for them, `answer` puts the dense model's own answers to those rows in place of
+theirs: selected.jsonl, summary.json and metrics.json again, and answers.jsonl on what became of each.
+
 `divergence-shard` computes the divergence of the pruned from the dense model on a share of the pool's rows.
 """
 
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.core.stage import Reads, Volume, stage
+from resprout.tasks.core.stage import CardLine, Reads, Volume, stage
 from resprout.tasks.select.paser_size import check_size
 
 if TYPE_CHECKING:
@@ -49,7 +52,18 @@ def params(config: SelectConfig) -> dict[str, Any]:
         "selection": config.method,
         "selection_budget": ", ".join(f"{key}={value}" for key, value in budget.items()),
         "selection_max_len_tokens": config.max_len_tokens,
+        "selection_targets": config.targets,
     }
+
+
+def training_rows(config: SelectConfig) -> tuple[str, ...]:
+    """The name under which recovery reads rows, whoever wrote their answers."""
+    return ("training_rows",)
+
+
+def selecting(config: SelectConfig) -> dict[str, Any]:
+    """The settings that decide which rows are chosen, whoever answers them then."""
+    return {name: value for name, value in config.key_data().items() if name not in ("targets", "answers")}
 
 
 def lengths(config: SelectConfig) -> dict[str, int]:
@@ -75,6 +89,7 @@ def rows_bytes(config: Mapping[str, Any], volume: Volume) -> float | None:
     libraries=("transformers", "tokenizers"),
     methods=modules,
     computes=False,
+    settings=selecting,
     tokens=rows_bytes,
 )
 def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
@@ -134,11 +149,13 @@ def divergence_shard(
         "embedder": Reads("model", of="encoder", optional=True),
     },
     gives="selection",
+    also_gives=training_rows,
     reported=True,
     tagged=True,
     libraries=("torch", "transformers", "tokenizers", "scikit-learn", "scipy", "numpy"),
     methods=modules,
     seeded=True,
+    settings=selecting,
     shard=divergence_shard,
     splits=compares_models,
     params=params,
@@ -179,6 +196,45 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
     summary = {"method": job.config.method, "warnings": warnings, **tokens, **counts, **choice.summary}
     _write(workdir / "summary.json", summary)
     _write(workdir / "metrics.json", {**counts, **choice.metrics})
+
+
+def answering(config: SelectConfig) -> dict[str, Any]:
+    """The settings that decide how the dense model answers."""
+    return {
+        "targets": config.targets,
+        "template": config.template,
+        "max_len_tokens": config.max_len_tokens,
+        **config.answers.key_data(),
+    }
+
+
+def card(config: SelectConfig) -> CardLine:
+    """That a model wrote what the next one learned from."""
+    return CardLine("; rows for recovery answered by the model itself before pruning")
+
+
+@stage(
+    "answer",
+    kind="selection",
+    section="select",
+    reads={"selection": Reads("data"), "dense": Reads("model", of="source")},
+    gives="answers",
+    also_gives=training_rows,
+    reported=True,
+    tagged=True,
+    resumes=True,
+    libraries=("torch", "transformers", "tokenizers"),
+    seeded=True,
+    settings=answering,
+    metrics=("self_written_rows",),
+    card=card,
+    tokens=rows_bytes,
+)
+def answer(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write the chosen rows with the dense model's own answers."""
+    from resprout.tasks.select.self_written import write
+
+    write(job, inputs, workdir, progress)
 
 
 def _decisions(pool: Pool, choice: Choice) -> Iterable[dict[str, Any]]:

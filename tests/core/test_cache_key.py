@@ -24,6 +24,7 @@ RUNS = [
     RunConfig.model_validate(config(**changes))
     for changes in (
         {"recover": {"distill_weight": 0.5, "distill": {"teacher": "disk"}}},
+        {"select": {**config()["select"], "targets": "mixed"}},
         {"prune": {**ROUNDS, "target": {"params_ratio": 0.9}}},
         {"sparsify": {"method": "wanda"}, "draft": {}},
         {"quantize": {"formats": ["gguf:Q4_0"]}, "compare": {"baselines": ["source_file"]}},
@@ -52,6 +53,7 @@ ROOMS = {
     "pool": f"select data models {DATA} configs.presets",
     "select": f"select data models {DATA} configs.presets",
     "divergence-shard": f"select data models {DATA} configs.presets",
+    "answer": f"select data models {DATA} configs.presets",
     "teacher": f"recover data models {DATA} configs.presets",
     "recover": f"recover data models prune {DATA} configs.presets",
     "evaluation_data": f"evaluate data models configs.suites {DATA} configs.presets",
@@ -289,6 +291,7 @@ def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
                 "pool",
                 "select",
                 "divergence-shard",
+                "answer",
                 "teacher",
                 "recover",
                 "evaluation_data",

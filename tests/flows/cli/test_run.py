@@ -314,6 +314,7 @@ def test_mlflow_holds_the_whole_run(finished: Any) -> None:
         "selection": "paser",
         "selection_budget": "budget_ratio=0.5",
         "selection_max_len_tokens": "128",
+        "selection_targets": "original",
         "recovery": "lora",
         "rank": "2",
         "alpha": "16.0",
