@@ -35,7 +35,7 @@ from resprout.tasks.models.shape import shape_of
 
 Row = Mapping[str, Any]
 
-ANSWERS = "answers.jsonl"
+ANSWERS, STATE = "answers.jsonl", "state.json"
 CHECKPOINT_MINUTES = 10
 GRAM, FEWEST_GRAMS, MOST_REPEATED = 4, 8, 0.5
 """An answer repeats itself where more than this share of its 4-grams, of 8 or more, stood in it before."""
@@ -152,7 +152,7 @@ def _written(
     done = 0
     with nullcontext() if job.checkpoints is None else job.checkpoints.latest() as before:
         if before is not None:
-            kept = json.loads((before / ANSWERS).read_text(encoding="utf-8"))
+            kept = json.loads((before / STATE).read_text(encoding="utf-8"))
             done = kept["batches"]
             found = {int(one): Answer(*answer) for one, answer in kept["answers"].items()}
     saved = time.monotonic()
@@ -282,7 +282,7 @@ def _keep(job: Job[SelectConfig], batches: int, found: Mapping[int, Answer]) -> 
         return
     with tempfile.TemporaryDirectory(prefix="resprout-answers-") as folder:
         text = json.dumps({"batches": batches, "answers": found})
-        (Path(folder) / ANSWERS).write_text(text, encoding="utf-8")
+        (Path(folder) / STATE).write_text(text, encoding="utf-8")
         job.checkpoints.save(Path(folder), batches)
 
 

@@ -21,6 +21,9 @@ class Kept:
         yield self.root / str(self.steps[-1]) if self.steps else None
 
     def save(self, folder: Path, step: int) -> None:
+        assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json"}, (
+            "the store takes no others"
+        )
         shutil.copytree(folder, self.root / str(step), dirs_exist_ok=True)
         self.steps.append(step)
 
