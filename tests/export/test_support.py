@@ -51,8 +51,13 @@ def model_of(family: str, layout: str) -> Any:
     unit = "experts" if shape.experts else "ffn"
     counts = shape.experts if shape.experts else shape.ffn
     write_shape(model.config, shape.with_counts(unit, (counts[0] // 2, *counts[1:])))
+    made = cut_class(type(model))(model.config).eval()
+    # Layers of other widths come with whatever lay in memory.
     torch.manual_seed(3)
-    return cut_class(type(model))(model.config).eval()
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return made
 
 
 def test_the_page_is_what_the_code_says() -> None:
