@@ -8,6 +8,7 @@ with the others is found in the cache; then the same run judged on UNSEEN, text 
 trained or tuned on. A JSON object for each cell is left in `--keep`, and taken from there where it is
 already. Gap is the share of the way from the pruned model's perplexity back to the dense one's; at
 `--kept 1.0`, where nothing is pruned, there is none, and the row says what the training itself brings.
+Seconds and memory are left out where the training was found in the cache.
 Several seeds: means, and the standard deviation of the gap.
 """
 
@@ -154,9 +155,9 @@ def gap(one: Facts, text: str) -> float:
 def row(cells: list[Facts], model: str) -> tuple[str, ...]:
     """As in HEAD, means over seeds."""
 
-    def mean(values: list[float | None]) -> float:
+    def mean(values: list[float | None], form: str) -> str:
         there = [value for value in values if value is not None]
-        return statistics.mean(there) if there else float("nan")
+        return format(statistics.mean(there), form) if there else ""
 
     def share(text: str) -> str:
         if model != "recovered" or cells[0]["kept"] == 1:
@@ -170,19 +171,19 @@ def row(cells: list[Facts], model: str) -> tuple[str, ...]:
     if model == "recovered":
         spent = [
             f"{first['tokens']:,}" if first["tokens"] else "",
-            f"{mean([one['seconds'] for one in cells]):,.0f}",
-            f"{max(one['peak'] for one in cells) / 1e6:,.0f}",
+            mean([one["seconds"] if one["peak"] else None for one in cells], ",.0f"),
+            mean([max(one["peak"] for one in cells) / 1e6 or None], ",.0f"),
         ]
     return (
         "" if model == "dense" else f"{first['kept']:g}",
         first["rung"] if model == "recovered" else model,
         *spent,
-        f"{mean([one['own'] for one in of]):.2f}",
+        mean([one["own"] for one in of], ".2f"),
         share("own"),
-        f"{mean([one['bits'] for one in of]):.3f}",
-        f"{mean([one['unseen'] for one in of]):.2f}",
+        mean([one["bits"] for one in of], ".3f"),
+        mean([one["unseen"] for one in of], ".2f"),
         share("unseen"),
-        f"{mean([one['accuracy'] for one in of]):.3f}",
+        mean([one["accuracy"] for one in of], ".3f"),
     )
 
 
