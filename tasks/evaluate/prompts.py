@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.data.chat import chat_texts
-from resprout.tasks.models.generation import end_tokens, padding_token
+from resprout.tasks.models.generation import end_tokens, left_padded, padding_token
 from resprout.tasks.models.served import ServedModel
 from resprout.tasks.models.shape import shape_of
 
@@ -41,11 +41,10 @@ def ask(model: PreTrainedModel | ServedModel, tokenizer: Any, prompts: Sequence[
     room = (shape_of(model.config.to_dict()).max_positions or longest + NEW_TOKENS) - longest
     if room < 1:
         return Asked([], chat, f"a prompt has {longest} tokens, which leaves no position for an answer")
-    padded = torch.tensor([[pad] * (longest - len(one)) + one for one in ids], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in ids], device=model.device)
+    padded, mask = left_padded(ids, pad)
     made = model.generate(
-        padded,
-        attention_mask=mask,
+        padded.to(model.device),
+        attention_mask=mask.to(model.device),
         max_new_tokens=min(NEW_TOKENS, room),
         do_sample=False,
         num_beams=1,

@@ -1,8 +1,12 @@
-"""The tokens with which a text that a model writes is filled up and ended."""
+"""What generation of text needs beside a model: padded prompts, and the tokens that pad and end a text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from resprout.tasks.models.served import ServedModel
 
@@ -11,6 +15,14 @@ def padding_token(tokenizer: Any) -> int:
     """The id that fills up a batch, of a tokenizer without one that of another token."""
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(int(one) for one in found if one is not None)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Prompts as one batch with padding in front, and their attention mask: int64 [prompts, longest] each."""
+    longest = max(1, *map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(one)) + list(one) for one in prompts])
+    mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts])
+    return ids, mask
 
 
 def end_tokens(model: Any, tokenizer: Any = None) -> set[int]:

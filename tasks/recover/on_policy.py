@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resprout.tasks.data.template import Encoded
-from resprout.tasks.models.generation import end_tokens
+from resprout.tasks.models.generation import end_tokens, left_padded
 from resprout.tasks.recover.examples import Examples
 from resprout.tasks.recover.training_data import TrainingData
 
@@ -32,12 +32,7 @@ def sampled(model: Any, data: TrainingData, examples: Sequence[int]) -> Training
     from transformers import GenerationConfig
 
     rows = [_asked(data.rows[one]) for one in examples]
-    longest = max(len(row.prompt_ids) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        ids[place, longest - len(row.prompt_ids) :] = torch.tensor(row.prompt_ids)
-        mask[place, longest - len(row.prompt_ids) :] = 1
+    ids, mask = left_padded([row.prompt_ids for row in rows], pad=0)
     ends = end_tokens(model)
     how = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
@@ -51,7 +46,7 @@ def sampled(model: Any, data: TrainingData, examples: Sequence[int]) -> Training
     model.train(training)
     made = [
         Encoded(row.prompt_ids, _cut(new, len(row.response_ids), ends))
-        for row, new in zip(rows, found[:, longest:].cpu(), strict=True)
+        for row, new in zip(rows, found[:, ids.shape[1] :].cpu(), strict=True)
     ]
     return replace(data, rows=Examples.written([("samples", made)]), steps=[list(range(len(made)))])
 

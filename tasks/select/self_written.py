@@ -29,9 +29,10 @@ from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.termination import Termination, deferred_termination
 from resprout.tasks.data.read import read_rows
 from resprout.tasks.data.template import encode_rows
-from resprout.tasks.models.generation import end_tokens, padding_token
+from resprout.tasks.models.generation import end_tokens, left_padded, padding_token
 from resprout.tasks.models.load import load_for, load_tokenizer, own_generator
 from resprout.tasks.models.shape import shape_of
+from resprout.tasks.select.json_files import write_json, write_lines
 
 Row = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the model wrote, in how many tokens, and why it is not trained on; empty where it is."""
+    """What the model wrote and its number of tokens; `fault` is why it is left out of training, or empty."""
 
     text: str
     tokens: int
@@ -95,11 +96,11 @@ def write(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pro
         if use
     ]
     encoded = encode_rows(tokenizer, kept, config.template, config.max_len_tokens)
-    _write_lines(
+    write_lines(
         workdir / "selected.jsonl",
         ({**row, "tokens": len(one)} for row, one in zip(kept, encoded, strict=True)),
     )
-    _write_lines(
+    write_lines(
         workdir / ANSWERS,
         (
             {"id": row["id"], "answer": one.text, "tokens": one.tokens, "fault": one.fault, "trained_on": use}
@@ -183,9 +184,7 @@ def generate(
 ) -> list[list[int]]:
     """Of each question the tokens of the answer, with the one that ends it where it is ended in its room."""
     pad = padding_token(tokenizer)
-    longest = max(len(one.prompt) for one in batch)
-    ids = torch.tensor([[pad] * (longest - len(one.prompt)) + one.prompt for one in batch])
-    mask = torch.tensor([[0] * (longest - len(one.prompt)) + [1] * len(one.prompt) for one in batch])
+    ids, mask = left_padded([one.prompt for one in batch], pad)
     ends = end_tokens(model, tokenizer)
     temperature = config.answers.temperature
     drawn: dict[str, Any] = {"do_sample": False}
@@ -202,7 +201,10 @@ def generate(
         logits_processor=LogitsProcessorList([_Finite()]),
         stopping_criteria=StoppingCriteriaList([_Ending(ending or Termination())]),
     )
-    return [_ended(row[: one.room], ends) for row, one in zip(made[:, longest:].tolist(), batch, strict=True)]
+    return [
+        _ended(row[: one.room], ends)
+        for row, one in zip(made[:, ids.shape[1] :].tolist(), batch, strict=True)
+    ]
 
 
 class _Finite(LogitsProcessor):
@@ -251,7 +253,7 @@ def repeats(tokens: Sequence[int]) -> bool:
 
 
 def _results(rows: Sequence[Row], pattern: str | None) -> list[str | None]:
-    """The result that each row's own answer comes to; None where it shows none, or none is asked for."""
+    """The result in each row's own answer; None without a match, and for all rows without a pattern."""
     if pattern is None:
         return [None] * len(rows)
     found = [result(row["output"], pattern) for row in rows]
@@ -264,7 +266,7 @@ def _results(rows: Sequence[Row], pattern: str | None) -> list[str | None]:
 
 
 def result(text: str, pattern: str) -> str | None:
-    """What the expression finds last in an answer: its group where it has one."""
+    """The last match of the regular expression, or of its group if it has one; None without a match."""
     matches = list(re.finditer(pattern, text))
     if not matches:
         return None
@@ -310,12 +312,5 @@ def _write_summary(
     if not counts["self_written_rows"]:
         warning = f"the dense model answered no row so that it can be trained on ({_counted(faults)})"
         summary["warnings"] = [*summary["warnings"], f"{warning}: all keep their own answers"]
-    for name, data in (("summary.json", {**summary, "answers": about}), ("metrics.json", counts)):
-        text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False)
-        (workdir / name).write_text(text + "\n", encoding="utf-8")
-
-
-def _write_lines(path: Path, rows: Iterable[Row]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+    write_json(workdir / "summary.json", {**summary, "answers": about})
+    write_json(workdir / "metrics.json", counts)

@@ -21,6 +21,7 @@ from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
 from resprout.tasks.core.stage import CardLine, Reads, Volume, stage
+from resprout.tasks.select.json_files import write_json, write_lines
 from resprout.tasks.select.paser_size import check_size
 
 if TYPE_CHECKING:
@@ -171,11 +172,11 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
     pool = read_pool(job, inputs)
     choice = METHODS.get(job.config.method)(job, inputs, pool, progress)
     accepted = sorted(choice.accepted)
-    _write_lines(
+    write_lines(
         workdir / "selected.jsonl",
         ({**pool.rows[index], "tokens": int(pool.tokens[index])} for index in accepted),
     )
-    _write_lines(workdir / "decisions.jsonl", _decisions(pool, choice))
+    write_lines(workdir / "decisions.jsonl", _decisions(pool, choice))
     filled = int(pool.tokens[accepted].sum())
     budget = {"requested_tokens": pool.budget, "granted_tokens": choice.granted, "filled_tokens": filled}
     counts = {
@@ -194,8 +195,8 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
     # Recovery trains on the very tokens that were compared and counted here.
     tokens = {"template": job.config.template, "max_len_tokens": job.config.max_len_tokens}
     summary = {"method": job.config.method, "warnings": warnings, **tokens, **counts, **choice.summary}
-    _write(workdir / "summary.json", summary)
-    _write(workdir / "metrics.json", {**counts, **choice.metrics})
+    write_json(workdir / "summary.json", summary)
+    write_json(workdir / "metrics.json", {**counts, **choice.metrics})
 
 
 def answering(config: SelectConfig) -> dict[str, Any]:
@@ -248,13 +249,3 @@ def _decisions(pool: Pool, choice: Choice) -> Iterable[dict[str, Any]]:
         for row, tokens, reason in pool.left_out
     ]
     return sorted(decisions, key=lambda decision: str(decision["id"]))
-
-
-def _write(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
