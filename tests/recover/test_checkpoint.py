@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,15 +28,14 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def train(tmp_path: Path, models_folder: Path, write_selection: Write) -> Callable[..., dict[str, bytes]]:
-    number = iter(range(99))
+    selection = write_selection()
 
     def call(
         kept: Kept | None, progress: Progress = silent, dtype: str = "float32", **changes: Any
     ) -> dict[str, bytes]:
-        workdir = tmp_path / f"out{next(number)}"
-        workdir.mkdir()
+        workdir = Path(tempfile.mkdtemp(dir=tmp_path))
         inputs = {name: models_folder / name for name in ("pruned", "dense")}
-        inputs["selection"] = write_selection()
+        inputs["selection"] = selection
         given = {
             "batch_tokens": 300, "learning_rate": 5e-3, "rank": 4, "dropout": 0.1, "distill_weight": 0.5,
             "checkpoint_minutes": 1e-9, "held_out_ratio": 0.3, **changes,
@@ -67,6 +70,38 @@ def test_it_goes_on_to_the_same_bytes(
     assert train(kept, **given) == whole
     history = [json.loads(line) for line in whole["history.jsonl"].splitlines()]
     assert [entry["step"] for entry in history] == list(range(1, 11))
+
+
+def test_it_goes_on_to_the_same_bytes_from_twenty_random_steps(
+    train: Callable[..., dict[str, bytes]], tmp_path: Path
+) -> None:
+    """A process for each, ended by SIGKILL or SIGTERM; the last one's files are the undisturbed ones."""
+    whole, draw = train(None, epochs=3), random.Random(17)
+    steps = len(whole["history.jsonl"].splitlines())
+    kept = Kept(tmp_path / "kept")
+    for step in sorted(draw.sample(range(1, steps), 20)):
+        number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+        pid = os.fork()
+        if pid == 0:
+            try:
+                train(kept, signalled_at(step, number), epochs=3)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == -number, (step, number)
+        kept.steps = sorted(int(path.name) for path in (tmp_path / "kept").glob("*"))
+        # A signal that can be caught lets the step be kept first.
+        assert (kept.steps or [0])[-1] == (step if number == signal.SIGTERM else step - 1)
+    assert train(kept, epochs=3) == whole
+
+
+def signalled_at(step: int, number: int) -> Progress:
+    def progress(done: int, total: int, what: str) -> None:
+        if done == step:
+            os.kill(os.getpid(), number)
+
+    return progress
 
 
 def test_a_checkpoint_is_plain_data(train: Callable[..., dict[str, bytes]], tmp_path: Path) -> None:
