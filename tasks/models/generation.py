@@ -1,4 +1,4 @@
-"""What generation of text needs beside a model: padded prompts, and the tokens that pad and end a text."""
+"""Inputs of text generation: left-padded batches of prompts, padding tokens and end-of-sequence tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def padding_token(tokenizer: Any) -> int:
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Prompts as one batch with padding in front, and their attention mask: int64 [prompts, longest] each."""
+    """A left-padded batch of prompts and its attention mask: int64 [prompts, longest] each."""
     longest = max(1, *map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(one)) + list(one) for one in prompts])
     mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts])

@@ -56,7 +56,7 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the model wrote and its number of tokens; `fault` is why it is left out of training, or empty."""
+    """A generated answer: its text, its length in tokens, and why it is excluded, empty where it is used."""
 
     text: str
     tokens: int
