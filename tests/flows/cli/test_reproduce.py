@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -271,10 +270,8 @@ def test_a_tolerance_is_a_number() -> None:
 @pytest.fixture
 def here() -> Iterator[None]:
     """The command in this process; what it sets in the environment does not outlive the test."""
-    handler = signal.getsignal(signal.SIGINT)
     with mock.patch.dict(os.environ):
         yield
-    signal.signal(signal.SIGINT, handler)
 
 
 def test_the_command_ends_with_4_and_names_the_stage(
