@@ -89,7 +89,8 @@ class DataSource(Section):
     enters_key: ClassVar[bool] = False
 
     source: Address
-    """Local path, package://module/path, s3://bucket/key, or hf-dataset://org/name[/config][@revision]#split."""
+    """Local path, package://module/path, s3://bucket/key, or
+    hf-dataset://org/name[/config][@revision]#split."""
     format: Literal["auto", "jsonl", "json", "parquet", "csv", "text", "arrow"] = "auto"
     """File format; auto goes by the name's ending (.gz allowed)."""
     where: str | None = None
@@ -130,7 +131,7 @@ class RowSource(DataSource):
     output: str = "{{ output }}"
     """Template of the answer that the model learns."""
     category: str = "{{ category | default('') }}"
-    """Template of a label that reports group by; never used for choosing."""
+    """Template of a label that reports group by; of the methods only `stratified` looks at it."""
 
 
 class CalibrateConfig(Section):
@@ -327,8 +328,9 @@ class PruneRound(PruneConfig):
 class PaserConfig(Section):
     """PASER's own settings (arXiv 2502.12594)."""
 
-    mode: Literal["faithful", "auto"] = "auto"
-    """faithful follows the paper and its code; auto adds the measured corrections."""
+    mode: Literal["auto", "paper", "released"] = "auto"
+    """auto: ours, for pools of any size; paper: the paper's equations; released: with the choices of its
+    code. The last two hold every row against every other, up to 4,000, and count the budget in rows."""
     clusterer: Literal["diffusion_nmf", "kmeans"] = "diffusion_nmf"
     """How rows are grouped by capability."""
     clusters: Annotated[int, Field(ge=2, le=256)] | Literal["auto"] = 10
@@ -339,20 +341,43 @@ class PaserConfig(Section):
     embedder_source: Address | None = None
     """Folder or package:// of the sentence encoder that `minilm` loads."""
     graph: Literal["literal", "top3"] = "top3"
-    """Concepts in the consistency graph: all RAKE phrases, or the three best of each row."""
+    """auto: concepts in the consistency graph, all RAKE phrases or the three best of each row."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """Softmax temperature of the divergence."""
     duplicate_cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """auto: instructions this similar with different answers are reduced to one."""
+    landmarks: Annotated[int, Field(ge=100)] = 2000
+    """auto, above 4,000 rows: rows of the diffusion map, by which all others are placed."""
+    sample_rows: Annotated[int, Field(ge=30)] | None = 300
+    """auto, above 4,000 rows: rows of each cluster that are compared to estimate its degradation; null: all
+    are, which shards can share."""
+    shortlist: Annotated[float, Field(ge=1.0)] = 4.0
+    """auto, with sample_rows: rows of each cluster that are compared to choose from, in times its budget."""
+    max_ifd: Annotated[float, Field(gt=0.0)] | None = None
+    """auto: rows whose question multiplies the dense model's perplexity on the answer by more than this are
+    left out, as noise is by 1; it takes two passes of that model over the pool."""
+    pilot_tokens: Annotated[int, Field(ge=64)] | None = None
+    """auto: tokens of a short recovery on random rows; clusters that it heals get more of the budget."""
+
+    @property
+    def published(self) -> bool:
+        """Whether it is a mode that others described."""
+        return self.mode != "auto"
 
     @model_validator(mode="after")
-    def _faithful_is_the_paper(self) -> PaserConfig:
-        for name, given in (("clusterer", self.clusterer), ("clusters", self.clusters)):
-            if self.mode == "faithful" and given in ("kmeans", "auto"):
-                raise ValueError(
-                    f"mode is faithful but {name} is {given}, which the paper does not have; set mode: auto, "
-                    "or clusterer: diffusion_nmf and a number of clusters (the code's is 10)"
-                )
+    def _published_modes_are_as_published(self) -> PaserConfig:
+        ours = {
+            "clusterer": self.clusterer == "kmeans",
+            "clusters": self.clusters == "auto",
+            "graph": "graph" in self.model_fields_set and self.graph == "top3",
+            "max_ifd": self.max_ifd is not None,
+            "pilot_tokens": self.pilot_tokens is not None,
+        }
+        for name in (name for name, is_ours in ours.items() if is_ours and self.published):
+            raise ValueError(
+                f"mode is {self.mode} but {name} is {getattr(self, name)}, which the paper does not have; "
+                "set mode: auto, or leave it out (clusters: a number, the code's is 10)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -364,6 +389,16 @@ class PaserConfig(Section):
     def key_data(self) -> dict[str, Any]:
         """Without the encoder's address: its content enters the key as an input."""
         return {name: value for name, value in super().key_data().items() if name != "embedder_source"}
+
+
+class FilterConfig(Section):
+    """Which rows no method may choose."""
+
+    near_duplicates: bool = True
+    """Rows whose words are nearly those of an earlier one: a Jaccard index of 0.9 of their runs of three
+    words."""
+    contaminated_words: Annotated[int, Field(ge=5)] | None = 13
+    """Rows that share so many words in succession with the text or the tasks of `evaluate`; null: none."""
 
 
 class AnswersConfig(Section):
@@ -395,23 +430,41 @@ class AnswersConfig(Section):
         return result
 
 
+class CapabilitiesConfig(Section):
+    """What the model is for, in rows like those that it will be asked."""
+
+    rows: Annotated[tuple[RowSource, ...], Field(min_length=1)]
+    """Sources of such rows, some hundred of them; none is trained on. rds_plus chooses rows like them, paser
+    gives their clusters the budget."""
+    reserve: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """paser: share of the budget that goes to all clusters by their degradation alone."""
+
+
 class SelectConfig(Section):
     """The rows that recovery trains on."""
 
     method: str = "paser"
-    """paser or random (`resprout methods`)."""
+    """paser or a baseline: random, stratified, longest, rds_plus, ifd, perplexity, full (`resprout
+    methods`)."""
     pool: tuple[RowSource, ...]
     """Sources of rows."""
+    filter: FilterConfig = FilterConfig()
+    """Rows that are left out before a method chooses."""
     budget_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens (prompt and response) to select."""
+    budget_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows to select, in place of tokens."""
     budget_ratio: Ratio | None = None
-    """The same as a share of the pool's tokens."""
+    """The same as a share of the pool: of its tokens, or of its rows where paser.mode is paper or
+    released."""
     template: Literal["alpaca", "chat"] = "alpaca"
     """Prompt form that divergence, training and token counts all use; chat is the tokenizer's own."""
     max_len_tokens: Annotated[int, Field(ge=16)] = 256
     """Longer rows are cut at the end of the response."""
     paser: PaserConfig = PaserConfig()
     """Settings of `method: paser`."""
+    capabilities: CapabilitiesConfig | None = None
+    """What the model is for; absent: all that the pool holds."""
     targets: Literal["original", "self", "mixed"] = "original"
     """Answers that are trained on: the rows' own, the dense model's, or the rows' own where those fail."""
     answers: AnswersConfig = AnswersConfig()
@@ -426,13 +479,45 @@ class SelectConfig(Section):
             )
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _published_modes_filter_nothing_alike(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("method", "paser") != "paser":
+            return given
+        paser, filtered = given.get("paser"), given.get("filter", {})
+        mode = paser.get("mode") if isinstance(paser, dict) else getattr(paser, "mode", "auto")
+        if mode in ("paper", "released") and isinstance(filtered, dict):
+            return {**given, "filter": {"near_duplicates": False, **filtered}}
+        return given
+
     @model_validator(mode="after")
     def _one_budget(self) -> SelectConfig:
-        if (self.budget_tokens is None) == (self.budget_ratio is None):
+        given = (self.budget_tokens, self.budget_rows, self.budget_ratio)
+        if sum(one is not None for one in given) != 1:
             raise ValueError(
-                "select needs exactly one of budget_tokens and budget_ratio, e.g. budget_ratio: 0.2"
+                "select needs exactly one of budget_tokens, budget_rows and budget_ratio, e.g. budget_ratio: "
+                "0.2"
+            )
+        if self.budget_tokens is not None and self.counts_rows:
+            raise ValueError(
+                f"select.paser.mode is {self.paser.mode}, whose budget counts rows, but budget_tokens is "
+                "given; give budget_rows or budget_ratio"
             )
         return self
+
+    @model_validator(mode="after")
+    def _capabilities_are_used(self) -> SelectConfig:
+        if self.capabilities is not None and self.method == "paser" and self.paser.published:
+            raise ValueError(
+                f"select.capabilities is given, which paser.mode {self.paser.mode} does not know; set "
+                "paser.mode: auto, or drop it"
+            )
+        return self
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether the budget is in rows."""
+        return self.budget_rows is not None or (self.method == "paser" and self.paser.published)
 
 
 class RecoveryText(TextSource):

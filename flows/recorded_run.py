@@ -79,14 +79,19 @@ def _nodes(steps: Steps, top: Node) -> dict[StepId, Node]:
     # The report has the last of several steps that give one name.
     last = {step.gives: step for step in steps if step.stage.reported}
     found = {step.id: behind[name] for name, step in last.items() if name in behind}
+    known = {step.id: step for step in steps}
     for step in reversed(steps):
         if step.id in found:
             behind = dict(found[step.id].parents)
-            found |= {
-                slot.step: behind[role]
-                for role, slot in step.inputs.items()
-                if role in behind and slot.step not in found
-            }
+            for role, slot in step.inputs.items():
+                maker = known[slot.step]
+                # A stage that came since is not in an older record: there the role leads to what it reads.
+                while role in behind and role in maker.inputs:
+                    if maker.stage.name == behind[role].record.stage:
+                        break
+                    maker = known[maker.inputs[role].step]
+                if role in behind:
+                    found.setdefault(maker.id, behind[role])
     return found
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from resprout.configs.schema import (
     GateOfRung,
     PartOfRecovery,
+    PaserConfig,
     PruneRound,
     QuantizeConfig,
     RecoverConfig,
@@ -50,7 +51,7 @@ from resprout.tasks.recover.continuation import continuation
 from resprout.tasks.recover.ladder import rungs
 from resprout.tasks.recover.stage import recover, teacher
 from resprout.tasks.report.stage import model_name
-from resprout.tasks.select.stage import answer, pool, select
+from resprout.tasks.select.stage import answer, filter_rows, pool, select, tries_recovery
 from resprout.tasks.sparsify.stage import sparsify
 
 MODEL, FINAL = "model", "final"
@@ -270,6 +271,30 @@ def _values(section: Any) -> dict[str, Any]:
     return {name: getattr(section, name) for name in type(section).model_fields}
 
 
+def _try_recovery(steps: Steps) -> None:
+    """A short recovery on random rows, by which the selection sees what heals."""
+    config, recovery = steps.config.select, steps.config.recover
+    if config is None or recovery is None or not tries_recovery(config):
+        return
+    tokens = config.paser.pilot_tokens
+    drawn = config.model_copy(update={"method": "random", "paser": PaserConfig(), "capabilities": None})
+    rows = steps.add(select, drawn, "for pilot", gives="pilot_rows", leaves=False)
+    short = {
+        "tokens": tokens,
+        "text": (),
+        "rows_weight": None,
+        "ladder": None,
+        "budget": None,
+        "continued": None,
+    }
+    section = recovery.model_copy(update={**short, "method": recovery.methods[-1]})
+    made = steps.add(
+        recover, section, "pilot", gives="pilot_recovery", leaves=False, selection=rows, recovery_text=None,
+        teacher=None,
+    )  # fmt: skip
+    steps.names["pilot"] = replace(made, folder=recover.leaves.folder if recover.leaves else "")
+
+
 def _evaluate_dense(steps: Steps) -> None:
     """Not before the plan, which may find that the target cannot be reached."""
     steps.evaluate(DENSE, steps.names[SOURCE])
@@ -374,6 +399,7 @@ def _export_section(steps: Steps) -> Export:
 
 
 STAGES: tuple[Stage[Any], ...] = (
+    filter_rows,
     pool,
     evaluation_data,
     calibrate,
@@ -396,6 +422,7 @@ STAGES: tuple[Stage[Any], ...] = (
 BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {
     score: (_calibrate_general, _prune_in_rounds),
     prune: (_evaluate_dense,),
+    select: (_try_recovery,),
 }
 """Further steps before the first call of a stage."""
 SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {

@@ -96,7 +96,7 @@ def test_the_page_of_methods_says_what_each_preset_scores_and_in_which_layout() 
         assert f"| `{preset['name']}` | {', '.join(units)} | {', '.join(layouts)} |\n" in page
 
 
-@pytest.mark.parametrize("room", ["models", "prune"])
+@pytest.mark.parametrize("room", ["models", "prune", "select"])
 def test_the_page_of_a_room_names_every_file(room: str) -> None:
     page = (ROOT / "tasks" / room / "README.md").read_text()
     files = {path.name for path in (ROOT / "tasks" / room).glob("*.py")} - {"__init__.py"}

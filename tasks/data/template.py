@@ -50,41 +50,51 @@ def encode(tokenizer: Any, row: Mapping[str, Any], template: Template, max_len: 
     Raises:
         BadInput: the tokenizer has no EOS (alpaca) or no chat template (chat).
     """
-    (text,) = _texts(tokenizer, [row], template)
-    return _encoded(tokenizer, *text, template, max_len)
+    (found,) = encode_rows(tokenizer, [row], template, max_len, check=False)
+    return found
 
 
 def encode_rows(
-    tokenizer: Any, rows: Sequence[Mapping[str, Any]], template: Template, max_len: int
+    tokenizer: Any, rows: Sequence[Mapping[str, Any]], template: Template, max_len: int, check: bool = True
 ) -> list[Encoded]:
     """`encode` for each row, in order.
 
     Raises:
-        BadInput: as `encode`, and where not one row has a response token left.
+        BadInput: as `encode`, and with `check` where not one row has a response token left.
     """
     texts = _texts(tokenizer, rows, template)
-    encoded = [_encoded(tokenizer, *text, template, max_len) for text in texts]
-    if encoded and not any(row.response_ids for row in encoded):
-        longest = max(len(row.prompt_ids) for row in encoded)
-        raise BadInput(
-            f"no tokens left after the template: of {len(rows)} rows not one keeps a response within "
-            f"max_len_tokens {max_len} (prompts take up to {longest} of them); raise max_len_tokens, or "
-            "check that the template for `output` names the answer's column"
-        )
+    encoded = _encoded(tokenizer, texts, template, max_len)
+    if check and encoded and not any(row.response_ids for row in encoded):
+        raise no_responses(len(rows), max(len(row.prompt_ids) for row in encoded), max_len)
     return encoded
 
 
-def _encoded(tokenizer: Any, prompt: str, response: str, template: Template, max_len: int) -> Encoded:
-    front = tokenizer(prompt, add_special_tokens=template == "alpaca")["input_ids"]
-    back = tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
-    eos = tokenizer.eos_token_id
-    if template == "alpaca":
-        while len(front) > 1 and front[-1] == eos:  # tokenizers that close every text with EOS
-            front = front[:-1]
-        back = [*back, eos] if back else back
-    elif eos in back:  # templates put a line break behind the end-of-turn token
-        back = back[: len(back) - back[::-1].index(eos)]
-    return Encoded(list(front[:max_len]), list(back[: max(0, max_len - len(front))]))
+def no_responses(rows: int, longest: int, max_len: int) -> BadInput:
+    """The error about rows of which not one keeps a response token behind prompts of up to `longest`."""
+    return BadInput(
+        f"no tokens left after the template: of {rows} rows not one keeps a response within "
+        f"max_len_tokens {max_len} (prompts take up to {longest} of them); raise max_len_tokens, or "
+        "check that the template for `output` names the answer's column"
+    )
+
+
+def _encoded(
+    tokenizer: Any, texts: Sequence[tuple[str, str]], template: Template, max_len: int
+) -> list[Encoded]:
+    if not texts:
+        return []
+    fronts = tokenizer([prompt for prompt, _ in texts], add_special_tokens=template == "alpaca")["input_ids"]
+    backs = tokenizer([response for _, response in texts], add_special_tokens=False)["input_ids"]
+    eos, found = tokenizer.eos_token_id, list[Encoded]()
+    for front, back in zip(fronts, backs, strict=True):
+        if template == "alpaca":
+            while len(front) > 1 and front[-1] == eos:  # tokenizers that close every text with EOS
+                front = front[:-1]
+            back = [*back, eos] if back else back
+        elif eos in back:  # templates put a line break behind the end-of-turn token
+            back = back[: len(back) - back[::-1].index(eos)]
+        found.append(Encoded(list(front[:max_len]), list(back[: max(0, max_len - len(front))])))
+    return found
 
 
 def _texts(tokenizer: Any, rows: Sequence[Mapping[str, Any]], template: Template) -> list[tuple[str, str]]:

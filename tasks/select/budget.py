@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -35,9 +35,9 @@ def full_budget(budget: int, cds: Sequence[float], capacities: Sequence[int]) ->
     Ours, not the paper's.
 
     Args:
-        budget: B in tokens.
+        budget: B.
         cds: CDS_k.
-        capacities: Tokens that each cluster holds.
+        capacities: What each cluster holds, in the unit of B.
     """
     part = shares(cds)
     granted, open_, left = [0] * len(part), set(range(len(part))), budget
@@ -58,13 +58,18 @@ def _largest_remainder(
     granted: list[int], wanted: dict[int, Fraction], capacities: Sequence[int]
 ) -> list[int]:
     total = int(sum(wanted.values()))
-    for k, tokens in wanted.items():
-        granted[k] = int(tokens)
-    rest = total - sum(int(tokens) for tokens in wanted.values())
+    for k, share in wanted.items():
+        granted[k] = int(share)
+    rest = total - sum(int(share) for share in wanted.values())
     by_remainder = sorted(wanted, key=lambda k: (int(wanted[k]) - wanted[k], k))
     for k in by_remainder[:rest]:
         granted[k] += 1  # wanted[k] < capacity, so rounding up still fits
     return granted
+
+
+def worst_first(cds: NDArray[np.float64]) -> list[int]:
+    """Clusters, the most degraded first, so that its concepts are the ones others must agree with."""
+    return sorted(range(len(cds)), key=lambda k: (-cds[k], k))
 
 
 def instruction_efficiency(jsd: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -72,9 +77,12 @@ def instruction_efficiency(jsd: NDArray[np.float64], tokens: NDArray[np.int64]) 
     return jsd / np.log(tokens.astype(np.float64) ** 2)
 
 
-def ranked(ies: NDArray[np.float64], labels: NDArray[np.int64], ids: Sequence[str]) -> list[list[int]]:
-    """For each cluster its rows, highest IES first, ties by row id."""
+def ranked(
+    ies: NDArray[np.float64], labels: NDArray[np.int64], ids: Sequence[str], rows: Iterable[int] | None = None
+) -> list[list[int]]:
+    """For each cluster its rows, or those of them in `rows`, highest IES first, ties by row id."""
     clusters: list[list[int]] = [[] for _ in range(int(labels.max()) + 1)]
-    for index in sorted(range(len(ids)), key=lambda row: (-ies[row], ids[row])):
+    every = range(len(ids)) if rows is None else rows
+    for index in sorted(every, key=lambda row: (-ies[row], ids[row])):
         clusters[labels[index]].append(index)
     return clusters

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 
-class ConsistencyGraph:
-    """Concepts as vertices; an edge joins two that an accepted row holds together.
+class ConsistencyGraph(Protocol):
+    """Concepts as vertices; an edge joins two that an accepted row holds together."""
+
+    def conflicts(self, concepts: Sequence[str]) -> int:
+        """Pairs of a row's concepts that are both known but were never seen together."""
+        ...
+
+    def add(self, concepts: Sequence[str]) -> None:
+        """All concepts of an accepted row become vertices and all their pairs edges."""
+        ...
+
+
+class GraphOfManyConcepts:
+    """A graph for rows of any number of concepts.
 
     Kept as each concept's accepted rows, the bits of an integer: two concepts are joined where they share a
     row. Edges themselves are of the order of a row's concepts squared, a million for a row of 1,440.
@@ -26,7 +38,6 @@ class ConsistencyGraph:
         self._accepted = 0
 
     def conflicts(self, concepts: Sequence[str]) -> int:
-        """Pairs of a row's concepts that are both known but were never seen together."""
         # Concepts of the same rows are joined to each other and alike to all others, so they count as one.
         counts = Counter(self._rows[concept] for concept in set(concepts) if concept in self._rows)
         return sum(
@@ -34,11 +45,26 @@ class ConsistencyGraph:
         )
 
     def add(self, concepts: Sequence[str]) -> None:
-        """All concepts of an accepted row become vertices and all their pairs edges."""
         row = 1 << self._accepted
         self._accepted += 1
         for concept in concepts:
             self._rows[concept] = self._rows.get(concept, 0) | row
+
+
+class GraphOfFewConcepts:
+    """A graph for rows of few concepts: a set of edges, which any number of rows may be added to."""
+
+    def __init__(self) -> None:
+        self._vertices: dict[str, int] = {}
+        self._edges = set[tuple[int, int]]()
+
+    def conflicts(self, concepts: Sequence[str]) -> int:
+        known = {self._vertices[concept] for concept in concepts if concept in self._vertices}
+        return sum(pair not in self._edges for pair in combinations(sorted(known), 2))
+
+    def add(self, concepts: Sequence[str]) -> None:
+        numbers = {self._vertices.setdefault(concept, len(self._vertices)) for concept in concepts}
+        self._edges.update(combinations(sorted(numbers), 2))
 
 
 @dataclass
@@ -52,6 +78,17 @@ class Outcome:
     reasons: dict[int, str] = field(default_factory=dict)
     refusals: dict[int, str] = field(default_factory=dict)
 
+    @classmethod
+    def empty(cls, clusters: int) -> Outcome:
+        """No row looked at yet."""
+        return cls([0] * clusters, [0] * clusters, [0] * clusters, [0] * clusters)
+
+    def accept(self, row: int, cluster: int, cost: int, reason: str) -> None:
+        """Take a row of a cluster."""
+        self.reasons[row] = reason
+        self.refusals.pop(row, None)
+        self.filled[cluster] += cost
+
 
 CONSISTENT = "consistent, highest IES of its cluster"
 READMITTED = "re-admitted: fewest conflicts of its cluster"
@@ -60,29 +97,36 @@ BEYOND = "does not fit what is left of its cluster's budget"
 
 
 def choose_consistent(
+    graph: ConsistencyGraph,
     clusters: Sequence[Sequence[int]],
     grants: Sequence[int],
-    tokens: NDArray[np.int64],
-    concepts: Sequence[Sequence[str]],
+    costs: Sequence[int] | NDArray[np.int64],
+    concepts: Mapping[int, Sequence[str]] | Sequence[Sequence[str]],
     order: Sequence[int],
-) -> tuple[Outcome, ConsistencyGraph]:
+    ends: bool = False,
+) -> Outcome:
     """The literal rule: in each cluster, by rank, rows that conflict with nothing accepted, while they fit.
 
-    A row is accepted iff each pair of its concepts is an edge already, or not both are known vertices.
+    A row is accepted iff each pair of its concepts is an edge already, or not both are known vertices; then
+    it is added to `graph`.
 
     Args:
+        graph: A graph without a row.
         clusters: For each cluster its rows, best first.
-        grants: Tokens that each cluster may fill.
-        tokens: Tokens of each row.
+        grants: What each cluster may fill.
+        costs: What each row takes of it.
         concepts: Concepts of each row.
         order: Clusters in the order in which they are served.
+        ends: A row that does not fit ends its cluster; else it is passed over.
     """
-    graph, size = ConsistencyGraph(), len(clusters)
-    outcome = Outcome([0] * size, [0] * size, [0] * size, [0] * size)
+    outcome = Outcome.empty(len(clusters))
     for k in order:
-        for row in clusters[k]:
-            if outcome.filled[k] + tokens[row] > grants[k]:
-                outcome.refusals[row] = BEYOND
+        for place, row in enumerate(clusters[k]):
+            if outcome.filled[k] + costs[row] > grants[k]:
+                beyond = clusters[k][place:] if ends else [row]
+                outcome.refusals |= dict.fromkeys(beyond, BEYOND)
+                if ends:
+                    break
                 continue
             outcome.considered[k] += 1
             conflicts = graph.conflicts(concepts[row])
@@ -90,8 +134,9 @@ def choose_consistent(
                 outcome.rejected[k] += 1
                 outcome.refusals[row] = f"{conflicts} pairs of its concepts contradict accepted rows"
             else:
-                _accept(outcome, graph, row, k, tokens, concepts, CONSISTENT)
-    return outcome, graph
+                graph.add(concepts[row])
+                outcome.accept(row, k, int(costs[row]), CONSISTENT)
+    return outcome
 
 
 def readmit(
@@ -99,8 +144,8 @@ def readmit(
     graph: ConsistencyGraph,
     clusters: Sequence[Sequence[int]],
     grants: Sequence[int],
-    tokens: NDArray[np.int64],
-    concepts: Sequence[Sequence[str]],
+    costs: Sequence[int] | NDArray[np.int64],
+    concepts: Mapping[int, Sequence[str]] | Sequence[Sequence[str]],
     order: Sequence[int],
     budget: int,
 ) -> None:
@@ -110,42 +155,24 @@ def readmit(
     not the paper's.
     """
     rank = {row: place for rows in clusters for place, row in enumerate(rows)}
+
+    def least_conflicting(rows: Iterable[int]) -> list[int]:
+        conflicts = {row: graph.conflicts(concepts[row]) for row in rows if row not in outcome.reasons}
+        return sorted(conflicts, key=lambda row: (conflicts[row], rank[row], row))
+
     for k in order:
-        for row in _least_conflicting(clusters[k], outcome, graph, concepts, rank):
-            if outcome.filled[k] + tokens[row] <= grants[k]:
-                _accept(outcome, graph, row, k, tokens, concepts, READMITTED)
+        for row in least_conflicting(clusters[k]):
+            if outcome.filled[k] + costs[row] <= grants[k]:
+                graph.add(concepts[row])
+                outcome.accept(row, k, int(costs[row]), READMITTED)
                 outcome.readmitted[k] += 1
     of = {row: k for k, rows in enumerate(clusters) for row in rows}
-    for row in _least_conflicting(sorted(of), outcome, graph, concepts, rank):
-        if sum(outcome.filled) + tokens[row] <= budget:
-            _accept(outcome, graph, row, of[row], tokens, concepts, TOPPED_UP)
-
-
-def _least_conflicting(
-    rows: Sequence[int],
-    outcome: Outcome,
-    graph: ConsistencyGraph,
-    concepts: Sequence[Sequence[str]],
-    rank: dict[int, int],
-) -> list[int]:
-    left = [row for row in rows if row not in outcome.reasons]
-    conflicts = {row: graph.conflicts(concepts[row]) for row in left}
-    return sorted(left, key=lambda row: (conflicts[row], rank[row], row))
-
-
-def _accept(
-    outcome: Outcome,
-    graph: ConsistencyGraph,
-    row: int,
-    cluster: int,
-    tokens: NDArray[np.int64],
-    concepts: Sequence[Sequence[str]],
-    reason: str,
-) -> None:
-    outcome.reasons[row] = reason
-    outcome.refusals.pop(row, None)
-    outcome.filled[cluster] += int(tokens[row])
-    graph.add(concepts[row])
+    left = budget - sum(outcome.filled)
+    for row in least_conflicting(sorted(of)):
+        if costs[row] <= left:
+            graph.add(concepts[row])
+            outcome.accept(row, of[row], int(costs[row]), TOPPED_UP)
+            left -= int(costs[row])
 
 
 _WORDS = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]|\n")
@@ -176,13 +203,13 @@ def phrases(text: str) -> list[str]:
     return sorted(scores, key=lambda phrase: (-scores[phrase], phrase))
 
 
-def literal_concepts(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def literal_concepts(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """All phrases of instruction, input and output of each row."""
     return [phrases(_text(row)) for row in rows]
 
 
-def top_concepts(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The three best phrases of each row among those that occur in at least two rows.
+def top_concepts(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """The three best phrases of each row among those that occur in at least two of the rows.
 
     A phrase that one row alone has can never conflict, and with all phrases almost every row conflicts. Ours.
     """

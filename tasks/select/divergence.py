@@ -32,7 +32,7 @@ HEAD_ELEMENTS = 2**24
 
 @dataclass(frozen=True)
 class RowDivergences:
-    """For each row, in order.
+    """For each row, in order; not a number for a row that was not compared.
 
     `jsd`: mean over response tokens, nats in [0, ln 2]. `dense_nll`: mean negative log-likelihood of the
     response under the dense model, nats. `prompt_states`: the dense model's mean hidden state over the
@@ -41,7 +41,24 @@ class RowDivergences:
 
     jsd: NDArray[np.float64]
     dense_nll: NDArray[np.float64]
-    prompt_states: NDArray[np.float32] | None
+    prompt_states: NDArray[np.float32] | None = None
+
+    @classmethod
+    def empty(cls, rows: int, hidden: int = 0) -> RowDivergences:
+        """Of so many rows, none of them compared yet; with room for states of that size."""
+        states = np.zeros((rows, hidden), np.float32) if hidden else None
+        return cls(np.full(rows, np.nan), np.full(rows, np.nan), states)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Whether each row was compared."""
+        return ~np.isnan(self.jsd)
+
+    def put(self, rows: Sequence[int] | NDArray[np.int64], other: RowDivergences) -> None:
+        """Take over what was found for these rows, one after another."""
+        self.jsd[rows], self.dense_nll[rows] = other.jsd, other.dense_nll
+        if self.prompt_states is not None and other.prompt_states is not None:
+            self.prompt_states[rows] = other.prompt_states
 
 
 def jsd_of_logits(first: Tensor, second: Tensor, temperature: float = 1.0) -> Tensor:
@@ -62,7 +79,67 @@ def jsd_of_logits(first: Tensor, second: Tensor, temperature: float = 1.0) -> Te
     return ((first_half + second_half) / 2).clamp_(0.0, math.log(2))
 
 
-@torch.inference_mode()
+class Comparison:
+    """Two models, of which one may be held against the other on any rows."""
+
+    def __init__(
+        self, pruned: Any, dense: Any, temperature: float = 1.0, prompt_states: bool = False
+    ) -> None:
+        """Keep both.
+
+        Raises:
+            BadInput: they have different vocabularies.
+        """
+        self.pruned, self.dense = pruned, dense
+        self.temperature, self.prompt_states = temperature, prompt_states
+        self.device = next(dense.parameters()).device.type
+        self.vocabulary = dense.get_output_embeddings().weight.shape[0]
+        other = pruned.get_output_embeddings().weight.shape[0]
+        if self.vocabulary != other:
+            raise BadInput(
+                f"the pruned model has {other} tokens and the dense one {self.vocabulary}; select compares "
+                "their distributions and needs one vocabulary"
+            )
+
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Rows of these lengths by the batches in which the models see them."""
+        return batches_of(lengths, self.device)
+
+    @torch.inference_mode()
+    def of(self, rows: Sequence[Encoded], ids: Sequence[str] = ()) -> RowDivergences:
+        """Divergences on each row's response tokens, in one batch; errors name a row by its id.
+
+        Memory is bounded by one pass of both models without their heads and by HEAD_ELEMENTS logits of each.
+
+        Raises:
+            StageFailed: logits that are not finite.
+        """
+        batch, chunk = collate(rows).to(self.device), max(1, HEAD_ELEMENTS // self.vocabulary)
+        dense_states, pruned_states = hidden_states(self.dense, batch), hidden_states(self.pruned, batch)
+        sums = torch.zeros(3, len(rows), dtype=torch.float64)
+        for start in range(0, len(batch.targets), chunk):
+            part = slice(start, start + chunk)
+            sums += _sums(
+                head(self.pruned, pruned_states[batch.positions[part]]),
+                head(self.dense, dense_states[batch.positions[part]]),
+                batch,
+                part,
+                self.temperature,
+                len(rows),
+            )
+        jsd, nll = (sums[0] / sums[2]).numpy(), (sums[1] / sums[2]).numpy()
+        if not (fine := np.isfinite(jsd + nll)).all():
+            first = int(np.flatnonzero(~fine)[0])
+            named = f" (the first is {ids[first]})" if ids else ""
+            raise StageFailed(
+                "the divergence of the pruned from the dense model is not a number on some rows"
+                f"{named}: one of them gives logits that are not finite; try model.dtype: float32, or a "
+                "milder prune.target"
+            )
+        states = _prompt_means(dense_states, batch, rows) if self.prompt_states else None
+        return RowDivergences(jsd, nll, states)
+
+
 def measure(
     pruned: Any,
     dense: Any,
@@ -74,55 +151,40 @@ def measure(
 ) -> RowDivergences:
     """Divergences of the pruned model from the dense one on each row's response tokens.
 
-    Rows that are not in the share's batches keep 0 everywhere (`batches_of` names those that are).
-
-    Memory is bounded by one pass of both models without their heads and by HEAD_ELEMENTS logits of each.
+    Rows that are not in the share's batches are not compared (`batches_of` names those that are).
 
     Raises:
         BadInput: the models have different vocabularies.
         StageFailed: logits that are not finite.
     """
-    device = next(dense.parameters()).device.type
-    vocabulary = dense.get_output_embeddings().weight.shape[0]
-    other = pruned.get_output_embeddings().weight.shape[0]
-    if vocabulary != other:
-        raise BadInput(
-            f"the pruned model has {other} tokens and the dense one {vocabulary}; select compares their "
-            "distributions and needs one vocabulary"
-        )
-    jsd, nll = np.zeros(len(encoded)), np.zeros(len(encoded))
-    states = np.zeros((len(encoded), dense.config.hidden_size), np.float32) if want_prompt_states else None
-    chunk = max(1, HEAD_ELEMENTS // vocabulary)
-    batches = batches_of(encoded, device, share)
+    comparison = Comparison(pruned, dense, temperature, want_prompt_states)
+    found = RowDivergences.empty(len(encoded), dense.config.hidden_size if want_prompt_states else 0)
+    batches = batches_of([len(row) for row in encoded], comparison.device, share)
     done, todo = 0, sum(map(len, batches))
     for indices in batches:
-        batch = collate([encoded[index] for index in indices]).to(device)
-        dense_states, pruned_states = hidden_states(dense, batch), hidden_states(pruned, batch)
-        sums = torch.zeros(3, len(indices), dtype=torch.float64)
-        for start in range(0, len(batch.targets), chunk):
-            part = slice(start, start + chunk)
-            sums += _sums(
-                head(pruned, pruned_states[batch.positions[part]]),
-                head(dense, dense_states[batch.positions[part]]),
-                batch,
-                part,
-                temperature,
-                len(indices),
-            )
-        jsd[indices], nll[indices] = (sums[0] / sums[2]).numpy(), (sums[1] / sums[2]).numpy()
-        if states is not None:
-            states[indices] = _prompt_means(dense_states, batch, [encoded[index] for index in indices])
-        if not np.isfinite(jsd[indices] + nll[indices]).all():
-            raise StageFailed(
-                "the divergence of the pruned from the dense model is not a number on some rows: one of them "
-                "gives logits that are not finite; try model.dtype: float32, or a milder prune.target"
-            )
+        found.put(indices, comparison.of([encoded[index] for index in indices]))
         done += len(indices)
         progress(done, todo, "rows compared")
-    return RowDivergences(jsd, nll, states)
+    return found
 
 
-def write_rows(found: RowDivergences, rows: Sequence[int], path: Path) -> None:
+@torch.inference_mode()
+def prompt_states(dense: Any, encoded: Sequence[Encoded], progress: Progress) -> NDArray[np.float32]:
+    """The dense model's mean hidden states over the prompts, by a pass of its own: [rows, hidden]."""
+    device = next(dense.parameters()).device.type
+    found = np.zeros((len(encoded), dense.config.hidden_size), np.float32)
+    lengths = [len(encoded[index].prompt_ids) for index in range(len(encoded))]
+    done = 0
+    for indices in batches_of(lengths, device):
+        rows = [Encoded(encoded[index].prompt_ids, []) for index in indices]
+        batch = collate(rows).to(device)
+        found[indices] = _prompt_means(hidden_states(dense, batch), batch, rows)
+        done += len(indices)
+        progress(done, len(encoded), "rows embedded")
+    return found
+
+
+def write_rows(found: RowDivergences, rows: Sequence[int] | NDArray[np.int64], path: Path) -> None:
     """Keep what was found for these rows, bit for bit, as safetensors."""
     index = np.array(rows, dtype=np.int64)
     arrays: dict[str, NDArray[Any]] = {"jsd": found.jsd[index], "dense_nll": found.dense_nll[index]}
@@ -132,23 +194,18 @@ def write_rows(found: RowDivergences, rows: Sequence[int], path: Path) -> None:
 
 
 def read_rows(paths: Sequence[Path], rows: int) -> RowDivergences:
-    """The divergence of all `rows` rows, of which each path holds some."""
+    """The divergence of those of `rows` rows that the files hold."""
     parts = [load_file(path) for path in paths]
-    index = np.concatenate([part["rows"] for part in parts])
-
-    def joined(name: str) -> NDArray[Any]:
-        values = np.concatenate([part[name] for part in parts])
-        found = np.zeros((rows, *values.shape[1:]), values.dtype)
-        found[index] = values
-        return found
-
-    states = joined("prompt_states") if "prompt_states" in parts[0] else None
-    return RowDivergences(joined("jsd"), joined("dense_nll"), states)
+    hidden = parts[0]["prompt_states"].shape[1] if parts and "prompt_states" in parts[0] else 0
+    found = RowDivergences.empty(rows, hidden)
+    for part in parts:
+        found.put(part["rows"], RowDivergences(part["jsd"], part["dense_nll"], part.get("prompt_states")))
+    return found
 
 
-def batches_of(encoded: Sequence[Encoded], device: str, share: Share) -> list[list[int]]:
-    """Indices of the share's rows in the batches in which the models see them."""
-    batches = by_area([len(row) for row in encoded], PASS_TOKENS.get(device, PASS_TOKENS["cuda"]))
+def batches_of(lengths: Sequence[int], device: str, share: Share = WHOLE) -> list[list[int]]:
+    """Rows of these lengths by the share's batches, as the models see them."""
+    batches = by_area(lengths, PASS_TOKENS.get(device, PASS_TOKENS["cuda"]))
     return [batches[index] for index in share.of(len(batches))]
 
 

@@ -1,132 +1,166 @@
-"""Rows that say the same, and near-equal questions with different answers. Ours, only in `mode: auto`."""
+"""Rows that nearly repeat others, and near-equal questions with different answers. Ours, not the paper's."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resprout.tasks.select.min_hash import Hashes, SimilarSets, hashes, jaccard, runs_of_words
+
 Row = Mapping[str, Any]
 
-SAME_JACCARD = 0.9
-_SHINGLE_WORDS = 3
-_HASHES, _BANDS = 64, 16  # 4 hashes a band: a pair of Jaccard 0.9 shares a band with probability 1 - 1e-7
-_PRIME = 4294967311  # the least above 2^32
+SAME_JACCARD, RUN_WORDS = 0.9, 3
+SAME_BANDS = (16, 4)
+"""A pair of Jaccard index 0.9 shares one of 16 bands of 4 with a probability of 1 - 1e-7."""
+ALL_PAIRS = 4000
+"""Questions of one group up to which each is held against every other."""
+LIKE_BANDS = (32, 2)
+"""Of larger groups, pairs whose words have a Jaccard index of 0.5 share a band with a probability of
+0.9999."""
 _BLOCK = 1024
 
 
-def near_equal(rows: Sequence[Row]) -> dict[int, int]:
-    """Rows whose words are nearly those of an earlier row: MinHash, then exact Jaccard of 3-word shingles.
+def near_equal(texts: Iterable[str]) -> Iterator[int | None]:
+    """Of each text the place of an earlier one that stays and has nearly its words; None without one.
 
-    Returns:
-        {row: the earlier row that stays}.
+    Pairs are found by MinHash, and judged by the Jaccard index of their runs of three words.
     """
-    shingles = [_shingles(_text(row)) for row in rows]
-    generator = np.random.default_rng(0)  # the hash functions are part of the method, not of the run
-    factors = generator.integers(1, 2**31, _HASHES, dtype=np.uint64)
-    offsets = generator.integers(0, 2**31, _HASHES, dtype=np.uint64)
-    buckets: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in range(_BANDS)]
-    dropped = dict[int, int]()
-    for index, own in enumerate(shingles):
-        hashes = np.array(sorted(own), dtype=np.uint64)
-        signature = ((hashes[:, None] * factors + offsets) % _PRIME).min(0).reshape(_BANDS, -1)
-        keys = [band.tobytes() for band in signature]
-        candidates = sorted({other for band, key in zip(buckets, keys, strict=True) for other in band[key]})
-        same = next((other for other in candidates if _jaccard(own, shingles[other]) >= SAME_JACCARD), None)
-        if same is not None:
-            dropped[index] = same
-            continue
-        for band, key in zip(buckets, keys, strict=True):
-            band[key].append(index)
-    return dropped
+    index, kept = SimilarSets(*SAME_BANDS), dict[int, Hashes]()
+
+    def runs() -> Iterator[Hashes]:
+        for number, text in enumerate(texts):
+            kept[number] = runs_of_words(text, RUN_WORDS)
+            yield kept[number]
+
+    for number, signature in enumerate(index.signed(runs())):
+        own = kept[number]
+        same = next((one for one in index.like(signature) if jaccard(own, kept[one]) >= SAME_JACCARD), None)
+        if same is None:
+            index.add(number, signature)
+        else:
+            del kept[number]
+        yield same
 
 
-def conflicting(
-    rows: Sequence[Row], vectors: Any, cosine: float, dense_nll: NDArray[np.float64]
-) -> dict[int, int]:
-    """Near-duplicate instructions with different answers, reduced to the one that the dense model likes best.
+class Questions:
+    """The different questions of a pool, and which of them ask nearly the same.
 
-    Two rows ask the same where their instructions' vectors have at least this cosine, their inputs are
-    equal and so are the numbers in their instructions (`add 2 and 3` is no `add 2 and 4`). Rows are kept
-    in the order of likelihood, so that a row is dropped only for one that stays.
-
-    Args:
-        rows: The rows.
-        vectors: Vectors of the instructions, rows of length 1 (or 0): an array or a sparse matrix.
-        cosine: Least cosine of near-duplicates.
-        dense_nll: Mean negative log-likelihood of each answer under the dense model.
-
-    Returns:
-        {dropped row: the row that stays}.
+    Rows ask the same where their instructions' vectors have at least the cosine, their inputs are equal, and
+    so are the numbers in their instructions (`add 2 and 3` is no `add 2 and 4`).
     """
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        alike[_normal(row.get("input")), *_numbers(row)].append(index)
-    numbered: dict[str, int] = {}
-    answers = np.array([numbered.setdefault(_normal(row["output"]), len(numbered)) for row in rows])
-    dropped = dict[int, int]()
-    for group in alike.values():
-        if len(group) > 1:
-            likeliest = sorted(group, key=lambda row: (dense_nll[row], row))
-            dropped |= _without_rivals(likeliest, vectors, cosine, answers)
-    return dropped
+
+    def __init__(self, rows: Iterable[Row], vectors: Any, cosine: float) -> None:
+        """Compare them.
+
+        Args:
+            rows: The rows; they are gone through once.
+            vectors: Vectors of the instructions, rows of length 1 (or 0): an array or a sparse matrix.
+            cosine: Least cosine of questions that ask the same.
+        """
+        numbered, answers = dict[tuple[str, str], int](), dict[str, int]()
+        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self.first = list[int]()
+        """Of each question its first row."""
+        self.question, self.answer = list[int](), list[int]()
+        """Of each row its question, and its answer: equal numbers for equal ones."""
+        for place, row in enumerate(rows):
+            instruction, given = _normal(row["instruction"]), _normal(row.get("input"))
+            question = numbered.setdefault((instruction, given), len(self.first))
+            if question == len(self.first):
+                self.first.append(place)
+                groups[given, *sorted(re.findall(r"\d+(?:[.,]\d+)*", instruction))].append(question)
+            self.question.append(question)
+            self.answer.append(answers.setdefault(_normal(row["output"]), len(answers)))
+        texts = [instruction for instruction, _ in numbered]
+        self.near: dict[int, list[int]] = defaultdict(list)
+        """Other questions that ask the same as one."""
+        for group in groups.values():
+            pairs = _all_near if len(group) <= ALL_PAIRS else _likely_near
+            for one, other in pairs(group, vectors, self.first, cosine, texts):
+                self.near[one].append(other)
+                self.near[other].append(one)
+
+    def contested(self) -> list[int]:
+        """The rows that have a rival: one that asks the same and answers otherwise."""
+        answers: list[set[int]] = [set() for _ in self.first]
+        for question, answer in zip(self.question, self.answer, strict=True):
+            answers[question].add(answer)
+        found = []
+        for row, question in enumerate(self.question):
+            said = answers[question].union(*(answers[other] for other in self.near.get(question, ())))
+            if len(said) > 1:
+                found.append(row)
+        return found
+
+    def settled(self, dense_nll: NDArray[np.float64]) -> dict[int, int]:
+        """Rows that go, each with the row that stays: the one whose answer the dense model likes best.
+
+        Rows are kept in the order of likelihood, so that a row is dropped only for one that stays.
+
+        Args:
+            dense_nll: Mean negative log-likelihood of each answer under the dense model; only of contested
+                rows is it looked at.
+        """
+        stays: dict[int, tuple[int, int]] = {}
+        dropped = dict[int, int]()
+        contested = sorted(self.contested(), key=lambda row: (dense_nll[row], row))
+        for rank, row in enumerate(contested):
+            question = self.question[row]
+            asked = [one for one in (question, *self.near.get(question, ())) if one in stays]
+            rivals = [stays[one] for one in asked if self.answer[stays[one][1]] != self.answer[row]]
+            if rivals:
+                dropped[row] = min(rivals)[1]
+            else:
+                stays.setdefault(question, (rank, row))
+        return dropped
 
 
-def lexical_vectors(texts: Sequence[str]) -> Any:
+def lexical_vectors(texts: Iterable[str]) -> Any:
     """Sparse TF-IDF of words and word pairs, rows of length 1: a strict measure of near-equal wording.
 
     The reduced vectors that clustering uses forget rare words, by which questions of one form differ.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", dtype=np.float32
+    )
     return vectorizer.fit_transform(texts)
 
 
-def _without_rivals(
-    likeliest: Sequence[int], vectors: Any, cosine: float, answers: NDArray[np.int64]
-) -> dict[int, int]:
-    """Of rows, likeliest first, those near one that stays and has another answer: {dropped: what stays}."""
-    order = np.array(likeliest)
-    own, given = vectors[order], answers[order]
-    stays, dropped = np.zeros(len(order), dtype=bool), dict[int, int]()
-    for start in range(0, len(order), _BLOCK):
+def _all_near(
+    group: Sequence[int], vectors: Any, first: Sequence[int], cosine: float, texts: Sequence[str]
+) -> Iterator[tuple[int, int]]:
+    if len(group) < 2:
+        return
+    own = vectors[[first[one] for one in group]]
+    for start in range(0, len(group), _BLOCK):
         near = own[start : start + _BLOCK] @ own.T >= cosine
-        near = near if isinstance(near, np.ndarray) else near.toarray()
-        for place, neighbours in enumerate(near, start):
-            rivals = np.flatnonzero(stays & neighbours & (given != given[place]))
-            if len(rivals):
-                dropped[likeliest[place]] = likeliest[rivals[0]]
-            else:
-                stays[place] = True
-    return dropped
+        rows, columns = near.nonzero()
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            if start + row < column:
+                yield group[start + row], group[column]
 
 
-def _numbers(row: Row) -> list[str]:
-    return sorted(re.findall(r"\d+(?:[.,]\d+)*", str(row["instruction"])))
+def _likely_near(
+    group: Sequence[int], vectors: Any, first: Sequence[int], cosine: float, texts: Sequence[str]
+) -> Iterator[tuple[int, int]]:
+    """As `_all_near`, of pairs that share many words."""
+    index = SimilarSets(*LIKE_BANDS)
+    words = (hashes(re.findall(r"\w+", texts[one]) or [""]) for one in group)
+    for place, signature in enumerate(index.signed(words)):
+        own = vectors[[first[group[place]]]]
+        if others := index.like(signature):
+            near = own @ vectors[[first[group[one]] for one in others]].T >= cosine
+            for column in near.nonzero()[1].tolist():
+                yield group[others[column]], group[place]
+        index.add(place, signature)
 
 
 def _normal(text: Any) -> str:
     return " ".join(str(text or "").lower().split())
-
-
-def _text(row: Row) -> str:
-    return " ".join(str(row.get(column) or "") for column in ("instruction", "input", "output"))
-
-
-def _shingles(text: str) -> frozenset[int]:
-    words = re.findall(r"\w+|[^\w\s]", text.lower())
-    count = max(1, len(words) - _SHINGLE_WORDS + 1)
-    parts = (" ".join(words[start : start + _SHINGLE_WORDS]) for start in range(count))
-    return frozenset(
-        int.from_bytes(blake2b(part.encode(), digest_size=4).digest(), "little") for part in parts
-    )
-
-
-def _jaccard(first: frozenset[int], second: frozenset[int]) -> float:
-    return len(first & second) / len(first | second)

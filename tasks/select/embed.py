@@ -14,13 +14,18 @@ from resprout.configs.errors import BadInput
 from resprout.tasks.core.job import Progress
 from resprout.tasks.data.batches import by_area
 from resprout.tasks.models.load import code_refused, require_all
+from resprout.tasks.select.cluster import Matrix
 
 SVD_WIDTH = 128
 ENCODER_TOKENS = 256
 PASS_TOKENS = 4096
+MOST_ROWS = 4000
+"""Rows above which embeddings are kept in float32."""
+FITTED_ROWS = 20_000
+"""Rows at most, drawn at random, that the SVD is fitted on."""
 
 
-def tfidf(texts: Sequence[str], seed: int) -> NDArray[np.float64]:
+def tfidf(texts: Sequence[str], seed: int) -> Matrix:
     """TF-IDF of words reduced by truncated SVD to 128 columns at most, rows of length 1: [texts, columns].
 
     A text without any word in common with another may come out as zeros.
@@ -28,7 +33,10 @@ def tfidf(texts: Sequence[str], seed: int) -> NDArray[np.float64]:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b")
+    dtype = np.float64 if len(texts) <= MOST_ROWS else np.float32
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b", dtype=dtype
+    )
     try:
         weights = vectorizer.fit_transform(texts)
     except ValueError as error:
@@ -39,20 +47,24 @@ def tfidf(texts: Sequence[str], seed: int) -> NDArray[np.float64]:
     columns = min(SVD_WIDTH, min(weights.shape) - 1)
     if columns < 1:
         return unit_rows(weights.toarray())
-    return unit_rows(TruncatedSVD(columns, random_state=seed).fit_transform(weights))
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(texts))[:FITTED_ROWS])
+    svd = TruncatedSVD(columns, random_state=seed).fit(
+        weights if len(drawn) == len(texts) else weights[drawn]
+    )
+    return unit_rows(svd.transform(weights).astype(dtype, copy=False))
 
 
-def hidden(prompt_states: NDArray[np.float32]) -> NDArray[np.float64]:
+def hidden(prompt_states: NDArray[np.float32]) -> Matrix:
     """The dense model's mean prompt states, centred, rows of length 1: [rows, hidden].
 
     The states of all prompts share one large direction; without it the cosine tells prompts apart.
     """
-    states = prompt_states.astype(np.float64)
+    states = prompt_states.astype(np.float64 if len(prompt_states) <= MOST_ROWS else np.float32)
     return unit_rows(states - states.mean(0))
 
 
 @torch.inference_mode()
-def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) -> NDArray[np.float64]:
+def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) -> Matrix:
     """Mean-pooled last states of a BERT-like sentence encoder in float32, rows of length 1: [texts, hidden].
 
     Texts are cut at 256 tokens, the length that all-MiniLM-L6-v2 was trained for.
@@ -84,7 +96,8 @@ def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) 
     require_all({**found_weights, "missing_keys": missing}, str(folder))
     model.to(device).eval()
     ids = tokenizer(list(texts), truncation=True, max_length=ENCODER_TOKENS)["input_ids"]
-    found = np.zeros((len(texts), model.config.hidden_size))
+    dtype = np.float64 if len(texts) <= MOST_ROWS else np.float32
+    found = np.zeros((len(texts), model.config.hidden_size), dtype)
     done = 0
     for batch in by_area([len(row) for row in ids], PASS_TOKENS):
         longest = max(len(ids[index]) for index in batch)
@@ -101,7 +114,7 @@ def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) 
     return unit_rows(found)
 
 
-def unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def unit_rows(vectors: Matrix) -> Matrix:
     """Each row divided by its length; a row of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1.0)
+    return vectors / np.where(lengths > 0, lengths, 1.0).astype(vectors.dtype)

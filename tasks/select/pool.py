@@ -1,11 +1,19 @@
-"""The pool that a method chooses from, its budget in tokens, and what a choice consists of."""
+"""The pool that a method chooses from, its budget, and what a choice consists of.
+
+A pool may be larger than memory: of its rows only ids and tokens are held, the rest is read from the file
+when it is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,36 +21,95 @@ from numpy.typing import NDArray
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job
-from resprout.tasks.data.read import read_rows
-from resprout.tasks.data.template import Encoded, encode_rows
+from resprout.tasks.data.template import Encoded, encode_rows, no_responses
 from resprout.tasks.models.load import load_tokenizer
+from resprout.tasks.select.rows import FILE, rows_by_id
+
+ENCODED_AT_ONCE = 2000
+
+
+class Encodings(Sequence[Encoded]):
+    """Encoded rows in one array of tokens, which takes an eighth of what lists of them do."""
+
+    def __init__(self) -> None:
+        self.ids, self.ends, self.prompts = array("i"), array("q", [0]), array("q")
+
+    def append(self, row: Encoded) -> None:
+        """Add a row behind the others."""
+        self.ids.extend(row.prompt_ids)
+        self.ids.extend(row.response_ids)
+        self.ends.append(len(self.ids))
+        self.prompts.append(len(row.prompt_ids))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        start, end = self.ends[index], self.ends[index + 1]
+        border = start + self.prompts[index]
+        return Encoded(self.ids[start:border].tolist(), self.ids[border:end].tolist())
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        ends = np.array(self.ends, dtype=np.int64)
+        return ends[1:] - ends[:-1]
+
+    @property
+    def prompt_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each row's prompt."""
+        return np.array(self.prompts, dtype=np.int64)
+
+
+class LeftOut(NamedTuple):
+    """A row that cannot be chosen: its tokens, None where they were not counted, and why."""
+
+    id: str
+    tokens: int | None
+    reason: str
 
 
 @dataclass(frozen=True)
 class Pool:
     """Rows in the order of their ids, so that no choice depends on how a file was shuffled.
 
-    `rows`, `encoded`, `tokens` are of equal length and hold the rows that can be chosen; `left_out` are (row,
-    tokens, reason) of those that cannot. `budget` is the number of tokens asked for.
+    `rows`, `ids`, `encoded`, `tokens` and `costs` are of equal length and hold the rows that can be chosen;
+    `left_out` are those that cannot. `costs` are what each takes of the budget: its tokens, or 1 where the
+    budget counts rows. `budget` is in that unit, `budget_tokens` what it comes to in tokens.
     """
 
-    rows: list[dict[str, Any]]
-    encoded: list[Encoded]
+    rows: Sequence[dict[str, Any]]
+    ids: Sequence[str]
+    encoded: Sequence[Encoded]
     tokens: NDArray[np.int64]
-    left_out: list[tuple[dict[str, Any], int, str]]
+    costs: NDArray[np.int64]
+    left_out: Sequence[LeftOut]
     budget: int
+    budget_tokens: int
 
 
 @dataclass(frozen=True)
 class Choice:
     """The rows that a method selected, with its decision on each.
 
-    `accepted` are indices into the pool; `facts` holds for each pool row what decided (cluster, jsd, ies,
-    concepts, reason); `summary` and `metrics` are added to what every method reports.
+    `accepted` are indices into the pool; `facts` gives of a pool row what decided (cluster, jsd, ies,
+    concepts, reason). `granted` is what of the budget was handed out. `summary` and `metrics` are added to
+    what every method reports.
     """
 
     accepted: list[int]
-    facts: list[dict[str, Any]]
+    facts: Callable[[int], Mapping[str, Any]]
     granted: int
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -50,57 +117,95 @@ class Choice:
 
 
 def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
-    """Rows of rows.jsonl in the tokens of the dense model's tokenizer, and the budget in tokens.
+    """Rows of rows.jsonl in the tokens of the dense model's tokenizer, and the budget.
 
     Raises:
         BadInput: no row keeps a response token, or the budget is larger than the pool or smaller than any
         row.
     """
-    config = job.config
-    rows = sorted((row for _, row in read_rows(inputs["rows"] / "rows.jsonl")), key=lambda row: row["id"])
+    config, path = job.config, inputs["rows"] / FILE
+    everything = rows_by_id(path)
     tokenizer = load_tokenizer(inputs["dense"], job.trust_remote_code)
-    encoded = encode_rows(tokenizer, rows, config.template, config.max_len_tokens)
-    seen, kept, left_out = set[tuple[str, str, str]](), list[int](), list[tuple[dict[str, Any], int, str]]()
-    for index, row in enumerate(rows):
-        content = (row["instruction"], row.get("input") or "", row["output"])
-        if not encoded[index].response_ids:
-            left_out.append((row, len(encoded[index]), "no response token left after the template"))
+    seen, kept, ids, encoded = set[bytes](), list[int](), list[str](), Encodings()
+    left_out, longest_prompt = list[LeftOut](), 0
+    for place, (row, one) in enumerate(encoded_in_parts(tokenizer, everything, config)):
+        content = _digest(row)
+        if not one.response_ids:
+            longest_prompt = max(longest_prompt, len(one.prompt_ids))
+            left_out.append(LeftOut(row["id"], len(one), "no response token left after the template"))
         elif content in seen:
-            left_out.append((row, len(encoded[index]), "the same as another row"))
+            left_out.append(LeftOut(row["id"], len(one), "the same as another row"))
         else:
             seen.add(content)
-            kept.append(index)
-    tokens = np.array([len(encoded[index]) for index in kept], dtype=np.int64)
-    budget = _budget(config, tokens)
-    return Pool([rows[index] for index in kept], [encoded[index] for index in kept], tokens, left_out, budget)
+            kept.append(place)
+            ids.append(row["id"])
+            encoded.append(one)
+    if not kept:
+        raise no_responses(len(everything), longest_prompt, config.max_len_tokens)
+    tokens = encoded.tokens
+    costs = np.ones_like(tokens) if config.counts_rows else tokens
+    budget = _budget(config, costs)
+    spent = budget if not config.counts_rows else int(tokens.sum()) * budget // len(tokens)
+    rows = everything.of(np.array(kept, dtype=np.int64))
+    return Pool(rows, ids, encoded, tokens, costs, left_out, budget, spent)
 
 
-def _budget(config: SelectConfig, tokens: NDArray[np.int64]) -> int:
-    held = int(tokens.sum())
-    asked = (
-        config.budget_tokens if config.budget_tokens is not None else int((config.budget_ratio or 0) * held)
-    )
-    if asked > held:
-        raise BadInput(
-            f"select.budget_tokens is {asked} but the pool holds {held} tokens in {len(tokens)} rows; add "
-            "rows to select.pool, or set budget_ratio"
+def encoded_in_parts(
+    tokenizer: Any, rows: Iterable[Mapping[str, Any]], config: SelectConfig
+) -> Iterator[tuple[Mapping[str, Any], Encoded]]:
+    """Each row with its tokens."""
+    given = iter(rows)
+    while part := list(islice(given, ENCODED_AT_ONCE)):
+        yield from zip(
+            part,
+            encode_rows(tokenizer, part, config.template, config.max_len_tokens, check=False),
+            strict=True,
         )
-    if asked < tokens.min():
+
+
+def _digest(row: Mapping[str, Any]) -> bytes:
+    content = json.dumps([row["instruction"], row.get("input") or "", row["output"]])
+    return blake2b(content.encode(), digest_size=16).digest()
+
+
+def _budget(config: SelectConfig, costs: NDArray[np.int64]) -> int:
+    """The budget in tokens, or in rows where it counts those."""
+    held = int(costs.sum())
+    unit = "rows" if config.counts_rows else "tokens"
+    given = config.budget_rows if config.budget_rows is not None else config.budget_tokens
+    asked = given if given is not None else int((config.budget_ratio or 0) * held)
+    if asked > held:
+        tokens = "" if config.counts_rows else f"{held} tokens in "
         raise BadInput(
-            f"the budget of {asked} tokens holds no row: the shortest takes {tokens.min()}; raise "
-            f"{'budget_tokens' if config.budget_tokens is not None else 'budget_ratio'}"
+            f"select.budget_{unit} is {asked} but the pool holds {tokens}{len(costs)} rows; add rows to "
+            "select.pool, or set budget_ratio"
+        )
+    if asked < costs.min():
+        needed = "" if config.counts_rows else f": the shortest takes {costs.min()}"
+        raise BadInput(
+            f"the budget of {asked} {unit} holds no row{needed}; raise "
+            f"{'budget_ratio' if given is None else f'budget_{unit}'}"
         )
     return asked
 
 
-def fill(order: Iterable[int], tokens: Sequence[int] | NDArray[np.int64], budget: int) -> list[int]:
+def fill(order: Iterable[int], costs: Sequence[int] | NDArray[np.int64], budget: int) -> list[int]:
     """Rows taken in `order` while they fit: a row too long for what is left is passed over.
 
     So the sum is at most `budget`, and no row that was passed over would still fit.
     """
     taken, left = list[int](), budget
     for index in order:
-        if tokens[index] <= left:
+        if costs[index] <= left:
             taken.append(index)
-            left -= int(tokens[index])
+            left -= int(costs[index])
     return taken
+
+
+def in_order(order: Sequence[int], pool: Pool, taken: str, beyond: str = "beyond the budget") -> Choice:
+    """The choice of the rows that fit, in this order, with the reasons `taken` and `beyond`."""
+    accepted = fill(order, pool.costs, pool.budget)
+    chosen = set(accepted)
+    return Choice(
+        accepted, lambda index: {"reason": taken if index in chosen else beyond}, granted=pool.budget
+    )

@@ -1,8 +1,9 @@
-"""The stages of selection: `pool` holds the pool against its budget, `select` chooses rows for recovery.
+"""The stages of selection: `filter` drops rows, `pool` holds the rest against its budget, `select` chooses.
 
-Inputs of `select`: `rows` (rows.jsonl), `dense` (its tokenizer always), for paser also the weights of
-`dense` and `pruned`, and for `embedder: minilm` the encoder's folder `embedder`. Content: selected.jsonl,
-summary.json, metrics.json, and decisions.jsonl, which says of every row why it was taken or not.
+Inputs of `select`: `rows` (rows.jsonl), `dense` (its tokenizer always), the weights that the method declares,
+for `embedder: minilm` the encoder's folder `embedder`, and `targets`, rows like what the model is for.
+Content: selected.jsonl, summary.json, metrics.json, and decisions.jsonl, which says of every row why it was
+taken or not.
 
 Where `select.targets` asks for them, `answer` puts the dense model's own answers to those rows in place of
 theirs: selected.jsonl, summary.json and metrics.json again, and answers.jsonl on what became of each.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from heapq import merge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
 from resprout.tasks.core.stage import CardLine, Reads, Volume, stage
 from resprout.tasks.select.json_files import write_json, write_lines
-from resprout.tasks.select.paser_size import check_size
+from resprout.tasks.select.paser_size import check_size, samples
 
 if TYPE_CHECKING:
     from resprout.tasks.select.pool import Choice, Pool
@@ -41,14 +43,25 @@ def modules(config: SelectConfig) -> list[str]:
     return [METHODS.entry(config.method).module]
 
 
-def compares_models(config: SelectConfig) -> bool:
-    """Whether the method uses the divergence, which is what takes time."""
-    return config.method == "paser"
+def reads_pruned(config: SelectConfig) -> bool:
+    """Whether the method compares the pruned model with the dense one, which is what takes time."""
+    return "pruned" in METHODS.entry(config.method).declared.get("reads", ())
+
+
+def reads_targets(config: SelectConfig) -> bool:
+    """Whether the method looks at rows like what the model is for."""
+    return "targets" in METHODS.entry(config.method).declared.get("reads", ())
+
+
+def tries_recovery(config: SelectConfig) -> bool:
+    """Whether a short recovery says which damage can be healed."""
+    return config.method == "paser" and config.paser.pilot_tokens is not None
 
 
 def params(config: SelectConfig) -> dict[str, Any]:
     """Settings by which people compare runs."""
-    budget = config.model_dump(include={"budget_tokens", "budget_ratio"}, exclude_none=True)
+    given = {"budget_tokens", "budget_rows", "budget_ratio"}
+    budget = config.model_dump(include=given, exclude_none=True)
     return {
         "selection": config.method,
         "selection_budget": ", ".join(f"{key}={value}" for key, value in budget.items()),
@@ -63,8 +76,9 @@ def training_rows(config: SelectConfig) -> tuple[str, ...]:
 
 
 def selecting(config: SelectConfig) -> dict[str, Any]:
-    """The settings that decide which rows are chosen, whoever answers them then."""
-    return {name: value for name, value in config.key_data().items() if name not in ("targets", "answers")}
+    """The settings that decide which of the rows are chosen, whoever answers them then."""
+    others = ("filter", "targets", "answers")
+    return {name: value for name, value in config.key_data().items() if name not in others}
 
 
 def lengths(config: SelectConfig) -> dict[str, int]:
@@ -82,11 +96,41 @@ def rows_bytes(config: Mapping[str, Any], volume: Volume) -> float | None:
     return volume.rows_bytes
 
 
+def filtering(config: SelectConfig) -> dict[str, Any]:
+    """The settings that decide which rows no method chooses from."""
+    return config.filter.key_data()
+
+
+@stage(
+    "filter",
+    kind="filtered-rows",
+    section="select",
+    reads={
+        "rows": Reads("data"),
+        "text": Reads("data", optional=True),
+        "tasks": Reads("data", group=True),
+    },
+    gives="filtered_rows",
+    libraries=("datasketch", "numpy"),
+    computes=False,
+    settings=filtering,
+    metrics=("near_duplicate_rows", "contaminated_rows"),
+    tokens=rows_bytes,
+)
+def filter_rows(
+    job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write the rows that a method may choose from, and why the others are left out."""
+    from resprout.tasks.select.filters import write
+
+    write(job.config.filter, inputs, workdir, progress)
+
+
 @stage(
     "pool",
     kind="pool",
     section="select",
-    reads={"rows": Reads("data"), "dense": Reads("model", of="source")},
+    reads={"rows": Reads("data", of="filtered_rows"), "dense": Reads("model", of="source")},
     libraries=("transformers", "tokenizers"),
     methods=modules,
     computes=False,
@@ -103,7 +147,7 @@ def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
         "pool_rows": len(found.rows),
         "pool_tokens": int(found.tokens.sum()),
         "left_out_rows": len(found.left_out),
-        "budget_tokens": found.budget,
+        "budget_tokens": found.budget_tokens,
     }
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
 
@@ -115,6 +159,8 @@ def divergence_settings(config: SelectConfig) -> dict[str, Any]:
         "max_len_tokens": config.max_len_tokens,
         "temperature": config.paser.temperature,
         "prompt_states": config.paser.embedder == "hidden",
+        "prompts": config.paser.mode == "released",
+        "samples": not config.paser.published and config.paser.sample_rows is not None,
     }
 
 
@@ -128,14 +174,21 @@ def divergence_settings(config: SelectConfig) -> dict[str, Any]:
 def divergence_shard(
     job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
-    """Write the divergence on the rows of the share's batches."""
-    from resprout.tasks.select.divergence import FILE, batches_of, write_rows
-    from resprout.tasks.select.methods.paser import measure_rows
+    """Write the divergence on the rows of the share's batches; on none where only a sample is compared."""
+    from resprout.tasks.models.load import load_pair
+    from resprout.tasks.select.divergence import FILE, batches_of, measure, write_rows
+    from resprout.tasks.select.methods.paser import compared_tokens
     from resprout.tasks.select.pool import read_pool
 
-    pool = read_pool(job, inputs)
-    found = measure_rows(job, inputs, pool, progress)
-    rows = [row for batch in batches_of(pool.encoded, job.device, job.share) for row in batch]
+    pool, config = read_pool(job, inputs), job.config.paser
+    encoded = compared_tokens(config, pool.encoded)
+    if samples(job.config, len(encoded)):
+        encoded = []
+    dense, pruned = load_pair(job, inputs["dense"], inputs["pruned"])
+    states = config.embedder == "hidden" and config.mode != "released"
+    found = measure(pruned, dense, encoded, config.temperature, progress, states, job.share)
+    lengths = [len(row) for row in encoded]
+    rows = [row for batch in batches_of(lengths, job.device, job.share) for row in batch]
     write_rows(found, rows, workdir / FILE)
 
 
@@ -144,21 +197,24 @@ def divergence_shard(
     kind="selection",
     section="select",
     reads={
-        "rows": Reads("data"),
+        "rows": Reads("data", of="filtered_rows"),
         "dense": Reads("model", of="source"),
-        "pruned": Reads("model", of="model"),
+        "pruned": Reads("model", of="model", where=reads_pruned),
         "embedder": Reads("model", of="encoder", optional=True),
+        "targets": Reads("data", of="target_rows", optional=True, where=reads_targets),
+        "pilot": Reads("model", where=tries_recovery),
     },
     gives="selection",
     also_gives=training_rows,
     reported=True,
     tagged=True,
-    libraries=("torch", "transformers", "tokenizers", "scikit-learn", "scipy", "numpy"),
+    resumes=True,
+    libraries=("torch", "transformers", "tokenizers", "scikit-learn", "scipy", "numpy", "datasketch"),
     methods=modules,
     seeded=True,
     settings=selecting,
     shard=divergence_shard,
-    splits=compares_models,
+    splits=reads_pruned,
     params=params,
     metrics=("selected_rows", "pool_rows"),
     lengths=lengths,
@@ -166,36 +222,41 @@ def divergence_shard(
     tokens=rows_bytes,
 )
 def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write the chosen rows and the decisions; tokens chosen never exceed the budget."""
+    """Write the chosen rows and the decisions; what is chosen never exceeds the budget, but by `full`."""
+    from resprout.tasks.select.filters import counted
     from resprout.tasks.select.pool import read_pool
 
-    pool = read_pool(job, inputs)
-    choice = METHODS.get(job.config.method)(job, inputs, pool, progress)
+    pool, config = read_pool(job, inputs), job.config
+    choice = METHODS.get(config.method)(job, inputs, pool, progress)
     accepted = sorted(choice.accepted)
     write_lines(
         workdir / "selected.jsonl",
         ({**pool.rows[index], "tokens": int(pool.tokens[index])} for index in accepted),
     )
-    write_lines(workdir / "decisions.jsonl", _decisions(pool, choice))
-    filled = int(pool.tokens[accepted].sum())
-    budget = {"requested_tokens": pool.budget, "granted_tokens": choice.granted, "filled_tokens": filled}
+    write_lines(workdir / "decisions.jsonl", _decisions(inputs["rows"], pool, choice))
+    unit = "rows" if config.counts_rows else "tokens"
+    filled = int(pool.costs[accepted].sum())
     counts = {
-        **budget,
+        "requested_tokens": pool.budget_tokens,
+        f"requested_{unit}": pool.budget,
+        f"granted_{unit}": choice.granted,
+        "filled_tokens": int(pool.tokens[accepted].sum()),
         "selected_rows": len(accepted),
         "pool_rows": len(pool.rows),
         "pool_tokens": int(pool.tokens.sum()),
         "left_out_rows": len(pool.left_out),
+        **counted(inputs["rows"]),
     }
     warnings = list(choice.warnings)
     if filled < 0.99 * pool.budget:
         warnings.append(
-            f"filled {filled} of {pool.budget} tokens: the rows that may be chosen do not give more; "
+            f"filled {filled} of {pool.budget} {unit}: the rows that may be chosen do not give more; "
             "recovery still trains as many steps as the budget asks"
         )
     # Recovery trains on the very tokens that were compared and counted here.
-    tokens = {"template": job.config.template, "max_len_tokens": job.config.max_len_tokens}
-    summary = {"method": job.config.method, "warnings": warnings, **tokens, **counts, **choice.summary}
-    write_json(workdir / "summary.json", summary)
+    tokens = {"template": config.template, "max_len_tokens": config.max_len_tokens}
+    about = {"method": config.method, "budget_unit": unit, "warnings": warnings, **tokens}
+    write_json(workdir / "summary.json", {**about, **counts, **choice.summary})
     write_json(workdir / "metrics.json", {**counts, **choice.metrics})
 
 
@@ -238,14 +299,25 @@ def answer(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
     write(job, inputs, workdir, progress)
 
 
-def _decisions(pool: Pool, choice: Choice) -> Iterable[dict[str, Any]]:
+def _decisions(folder: Path, pool: Pool, choice: Choice) -> Iterable[dict[str, Any]]:
+    """What became of every row, in the order of their ids."""
+    from resprout.tasks.select.filters import left_out
+
     chosen = set(choice.accepted)
-    decisions = [
-        {**FACTS, **choice.facts[index], "id": row["id"], "tokens": int(tokens), "accepted": index in chosen}
-        for index, (row, tokens) in enumerate(zip(pool.rows, pool.tokens, strict=True))
-    ]
-    decisions += [
-        {**FACTS, "id": row["id"], "tokens": tokens, "accepted": False, "reason": reason}
-        for row, tokens, reason in pool.left_out
-    ]
-    return sorted(decisions, key=lambda decision: str(decision["id"]))
+    candidates = (
+        {
+            **FACTS,
+            **choice.facts(index),
+            "id": id,
+            "tokens": int(pool.tokens[index]),
+            "accepted": index in chosen,
+        }
+        for index, id in enumerate(pool.ids)
+    )
+    others = [(row.id, row.tokens, row.reason) for row in pool.left_out]
+    others += [(id, None, reason) for id, reason in left_out(folder).items()]
+    refused = (
+        {**FACTS, "id": id, "tokens": tokens, "accepted": False, "reason": reason}
+        for id, tokens, reason in sorted(others, key=lambda one: one[0])
+    )
+    return merge(candidates, refused, key=lambda decision: decision["id"])

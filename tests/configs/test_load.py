@@ -138,7 +138,7 @@ def test_a_list_is_reached_by_index(write) -> None:
         ("register={name: x, alias: latest}", "register.alias: latest and v1, v2, ... are MLflow's own"),
         ("register={name: x, alias: v12}", "give another alias"),
         ("register={name: x, alias: v1.0}", "register.alias: string should match pattern"),
-        ("select={pool: [], budget_ratio: 1, paser: {mode: faithful, clusters: auto}}", "the paper"),
+        ("select={pool: [], budget_ratio: 1, paser: {mode: paper, clusters: auto}}", "the paper"),
     ],
 )
 def test_bad_input_is_one_sentence_with_a_way_out(write, override: str, expected: str) -> None:

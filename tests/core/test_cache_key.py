@@ -50,6 +50,7 @@ ROOMS = {
     "score-shard": PRUNING,
     "plan": PRUNING,
     "prune": PRUNING,
+    "filter": f"select {DATA}",
     "pool": f"select data models {DATA} configs.presets",
     "select": f"select data models {DATA} configs.presets",
     "divergence-shard": f"select data models {DATA} configs.presets",

@@ -4,20 +4,29 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from resprout.tasks.select import cluster
 from resprout.tasks.select.cluster import (
-    CLUSTERERS,
+    DiffusionMap,
+    Factors,
     choose_count,
+    clustered,
     diffusion_nmf,
     distances,
     elbow,
-    nmf,
+    landmark_rows,
     numbered_by_size,
     similarity,
-    spectrum,
+    width,
 )
 from resprout.tasks.select.embed import hidden, tfidf, unit_rows
 
 RNG = np.random.default_rng(0)
+CLUSTERERS = ("diffusion_nmf", "kmeans")
+
+
+def spectrum(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    found = DiffusionMap.of(points, count, width(points, 0))
+    return found.values, found.vectors
 
 
 def blobs(count: int, each: int, spread: float = 0.3, dims: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -69,15 +78,15 @@ def test_equal_rows_leave_the_width_to_those_that_differ() -> None:
     assert all(
         np.ptp(vectors[start:stop], axis=0).max() < 1e-6 for start, stop in ((0, 30), (30, 35), (35, 40))
     )
-    assert diffusion_nmf(points, 3, 0).tolist() == [0] * 30 + [1] * 5 + [2] * 5
+    assert diffusion_nmf(points, 3, 0)[0].tolist() == [0] * 30 + [1] * 5 + [2] * 5
 
 
 def test_nmf_of_a_block_matrix() -> None:
     """Two blocks of ones have rank two: error 0, and the blocks are the clusters."""
     matrix = np.kron(np.eye(2), np.ones((3, 3)))
-    labels, error = nmf(matrix, 2, seed=0)
-    assert error < 0.02
-    assert numbered_by_size(labels).tolist() == [0, 0, 0, 1, 1, 1]
+    found = Factors.of(matrix, 2, seed=0)
+    assert found.error < 0.02
+    assert numbered_by_size(found.labels).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_labels_are_the_argmax_over_w() -> None:
@@ -88,15 +97,15 @@ def test_labels_are_the_argmax_over_w() -> None:
     matrix = np.abs(phi @ phi.T)
     assert np.array_equal(matrix, similarity(phi))
     weights = NMF(4, init="nndsvda", random_state=5, max_iter=400, tol=1e-3).fit_transform(matrix)
-    assert np.array_equal(diffusion_nmf(points, 4, 5), numbered_by_size(weights.argmax(1)))
+    assert np.array_equal(diffusion_nmf(points, 4, 5)[0], numbered_by_size(weights.argmax(1)))
 
 
-@pytest.mark.parametrize("name", sorted(CLUSTERERS))
+@pytest.mark.parametrize("name", CLUSTERERS)
 def test_clear_groups_are_found(name: str) -> None:
     points, truth = blobs(4, 25)
-    labels = CLUSTERERS[name](points, 4, 0)
+    labels, _ = clustered(points, name, 4, 0)
     assert adjusted_rand_score(truth, labels) > 0.9
-    assert np.array_equal(labels, CLUSTERERS[name](points, 4, 0))
+    assert np.array_equal(labels, clustered(points, name, 4, 0)[0])
     counts = np.bincount(labels)
     assert (counts > 0).all()
     assert (np.diff(counts) <= 0).all()
@@ -107,7 +116,7 @@ def test_numbering() -> None:
     assert numbered_by_size(np.array([3, 1])).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("clusterer", sorted(CLUSTERERS))
+@pytest.mark.parametrize("clusterer", CLUSTERERS)
 def test_the_number_of_clear_groups(clusterer: str) -> None:
     """Six well-parted groups: the search must find six, or at most one off."""
     points, _ = blobs(6, 30, spread=0.2)
@@ -141,3 +150,62 @@ def test_hidden_is_centred_and_of_unit_length() -> None:
     assert np.allclose(np.linalg.norm(found, axis=1), 1)
     assert np.allclose(found, unit_rows((states - states.mean(0)).astype(np.float64)), atol=1e-3)
     assert np.array_equal(unit_rows(np.zeros((1, 3))), np.zeros((1, 3)))
+
+
+def test_sigma_is_the_median_of_all_pairs() -> None:
+    points = RNG.normal(size=(30, 4))
+    pairs = [np.linalg.norm(points[i] - points[j]) for i in range(30) for j in range(i)]
+    assert width(points, 0) == pytest.approx(np.median(pairs))
+
+
+def test_the_rows_of_a_map_lie_where_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nystrom's formula is the eigenvector's own equation on the map's rows: P phi = lambda phi."""
+    points, _ = blobs(3, 20, spread=1.0)
+    found = DiffusionMap.of(points, 4, width(points, 0))
+    assert np.allclose(found.placed(points), found.vectors, atol=1e-8)
+    # One row by hand: its steps to all others, by the modes, over their eigenvalues.
+    new = np.full(8, 0.5)
+    near = np.exp(-((points - new) ** 2).sum(1) / (2 * found.sigma**2))
+    expected = (near / near.sum()) @ found.vectors / (1 - found.values)
+    assert np.allclose(found.placed(new[None])[0], expected)
+
+
+def test_landmarks_find_the_clusters_that_all_rows_do() -> None:
+    """2,000 rows of ten overlapping groups by 500 landmarks: an adjusted Rand index of at least 0.5."""
+    points, truth = blobs(10, 200, spread=2.0, dims=16)
+    dense, about = diffusion_nmf(points, 10, 0)
+    by_landmarks, told = diffusion_nmf(points, 10, 0, landmarks=500)
+    assert "landmarks" not in about
+    assert told["landmarks"] == 500
+    assert adjusted_rand_score(dense, by_landmarks) >= 0.5
+    assert adjusted_rand_score(truth, by_landmarks) >= 0.5
+    assert np.array_equal(by_landmarks, diffusion_nmf(points, 10, 0, landmarks=500)[0])
+
+
+def test_blocks_change_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, _ = blobs(4, 100, spread=1.0)
+    whole = diffusion_nmf(points, 4, 3, landmarks=100)[0]
+    monkeypatch.setattr(cluster, "BLOCK", 7)
+    assert np.array_equal(diffusion_nmf(points, 4, 3, landmarks=100)[0], whole)
+
+
+def test_labels_of_other_rows_are_the_nearest_non_negative_sum() -> None:
+    """Against scipy's solver on the whole problem, row by row."""
+    from scipy.optimize import nnls
+
+    parts, rows = RNG.random((3, 40)), RNG.random((25, 40))
+    expected = [int(nnls(parts.T, row)[0].argmax()) for row in rows]
+    assert Factors(np.empty((0, 3)), parts, 0.0).labels_of(rows).tolist() == expected
+
+
+def test_landmarks_are_different_rows_in_order() -> None:
+    drawn = landmark_rows(100, 30, 5)
+    assert len(set(drawn.tolist())) == 30
+    assert (np.diff(drawn) > 0).all()
+    assert not np.array_equal(drawn, landmark_rows(100, 30, 6))
+
+
+def test_kmeans_on_many_rows_is_fitted_on_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, truth = blobs(4, 100)
+    monkeypatch.setattr(cluster, "FITTED_ROWS", 80)
+    assert adjusted_rand_score(truth, clustered(points, "kmeans", 4, 0)[0]) > 0.9

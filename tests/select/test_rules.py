@@ -4,7 +4,9 @@ import math
 import re
 import time
 import tracemalloc
+from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +21,28 @@ from resprout.tasks.select.budget import (
 )
 from resprout.tasks.select.concept_graph import (
     ConsistencyGraph,
+    GraphOfFewConcepts,
+    GraphOfManyConcepts,
+    Outcome,
     choose_consistent,
     literal_concepts,
     phrases,
     readmit,
     top_concepts,
 )
-from resprout.tasks.select.duplicates import conflicting, lexical_vectors, near_equal
+from resprout.tasks.select.duplicates import Questions, lexical_vectors, near_equal
 from resprout.tasks.select.pool import fill
+
+GRAPHS = (GraphOfFewConcepts, GraphOfManyConcepts)
+
+
+def consistent(clusters: Any, grants: Any, costs: Any, concepts: Any, order: Any) -> tuple[Outcome, Any]:
+    graph = GraphOfFewConcepts()
+    return choose_consistent(graph, clusters, grants, costs, concepts, order), graph
+
+
+def conflicting(rows: list[dict[str, str]], vectors: Any, cosine: float, nll: np.ndarray) -> dict[int, int]:
+    return Questions(rows, vectors, cosine).settled(nll)
 
 
 def row(instruction: str, output: str, given: str = "") -> dict[str, str]:
@@ -117,9 +133,10 @@ def test_at_most_three_top_concepts() -> None:
     assert top_concepts(rows)[0] == ["a1", "b1", "c1"]
 
 
-def test_graph_by_hand() -> None:
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_graph_by_hand(kind: Callable[[], ConsistencyGraph]) -> None:
     """After {a, b} and {c}: a-b is an edge; a-c are both known without one; a-x has an unknown end."""
-    graph = ConsistencyGraph()
+    graph = kind()
     assert graph.conflicts(["a", "b"]) == 0
     graph.add(["a", "b"])
     graph.add(["c"])
@@ -137,7 +154,7 @@ TOKENS = np.array([10, 10, 10, 10, 10])
 
 
 def test_first_pass_by_hand() -> None:
-    outcome, _ = choose_consistent([[0, 1, 2, 3, 4]], [50], TOKENS, CONCEPTS, [0])
+    outcome, _ = consistent([[0, 1, 2, 3, 4]], [50], TOKENS, CONCEPTS, [0])
     assert sorted(outcome.reasons) == [0, 1, 4]
     assert (outcome.considered, outcome.rejected, outcome.filled) == ([5], [2], [30])
     assert outcome.refusals == {
@@ -148,7 +165,7 @@ def test_first_pass_by_hand() -> None:
 
 def test_second_pass_takes_the_least_conflicting() -> None:
     """40 tokens hold four rows: row 3 with one conflict comes before row 2 with two, though below."""
-    outcome, graph = choose_consistent([[0, 1, 2, 3, 4]], [40], TOKENS, CONCEPTS, [0])
+    outcome, graph = consistent([[0, 1, 2, 3, 4]], [40], TOKENS, CONCEPTS, [0])
     readmit(outcome, graph, [[0, 1, 2, 3, 4]], [40], TOKENS, CONCEPTS, [0], 40)
     assert sorted(outcome.reasons) == [0, 1, 3, 4]
     assert outcome.reasons[3].startswith("re-admitted")
@@ -159,7 +176,7 @@ def test_what_clusters_leave_is_topped_up() -> None:
     """Grants of 15 and 25 leave 5 and 5 of budget 40: one more row of 10 fits."""
     clusters = [[0, 1], [2, 3, 4]]
     alone = [["a"], ["b"], ["c"], ["d"], ["e"]]
-    outcome, graph = choose_consistent(clusters, [15, 25], TOKENS, alone, [1, 0])
+    outcome, graph = consistent(clusters, [15, 25], TOKENS, alone, [1, 0])
     assert sorted(outcome.reasons) == [0, 2, 3]
     assert outcome.refusals[1] == "does not fit what is left of its cluster's budget"
     readmit(outcome, graph, clusters, [15, 25], TOKENS, alone, [1, 0], 40)
@@ -170,8 +187,8 @@ def test_what_clusters_leave_is_topped_up() -> None:
 def test_the_cluster_served_first_sets_the_concepts() -> None:
     """Row 0 {a, b} and row 1 {a}, {b} apart cannot both stand first."""
     clusters, concepts = [[0], [1, 2]], [["a", "b"], ["a"], ["b"]]
-    first, _ = choose_consistent(clusters, [10, 20], TOKENS[:3], concepts, [0, 1])
-    second, _ = choose_consistent(clusters, [10, 20], TOKENS[:3], concepts, [1, 0])
+    first, _ = consistent(clusters, [10, 20], TOKENS[:3], concepts, [0, 1])
+    second, _ = consistent(clusters, [10, 20], TOKENS[:3], concepts, [1, 0])
     assert sorted(first.reasons) == [0, 1, 2]
     assert sorted(second.reasons) == [1, 2]
 
@@ -184,9 +201,31 @@ def test_near_equal_rows() -> None:
         row(words + "!", "yes"),
         row(words, words.upper().replace("WORD", "other")),
     ]
-    assert near_equal(rows) == {2: 0}
-    sums = [row(f"Calculate {a} - {b} =", str(a - b)) for a in range(20) for b in range(20)]
-    assert near_equal(sums) == {}
+    texts = [f"{one['instruction']} {one['output']}" for one in rows]
+    assert list(near_equal(texts)) == [None, None, 0, None]
+    sums = [f"Calculate {a} - {b} = {a - b}" for a in range(20) for b in range(20)]
+    assert set(near_equal(sums)) == {None}
+
+
+def test_near_equal_finds_what_a_comparison_of_all_pairs_does() -> None:
+    """Texts of which some words were changed, against the definition; what went stands for none after it."""
+    rng = np.random.default_rng(2)
+    texts = list[str]()
+    for _ in range(60):
+        words = rng.integers(0, 400, 60)
+        for changed in (0, 1, 2, 3):
+            other = words.copy()
+            other[rng.choice(60, changed, replace=False)] += 1000
+            texts.append(" ".join(map(str, other)))
+    runs = [{tuple(text.split()[at : at + 3]) for at in range(58)} for text in texts]
+    expected, kept = list[int | None](), list[int]()
+    for place, own in enumerate(runs):
+        same = [one for one in kept if len(own & runs[one]) / len(own | runs[one]) >= 0.9]
+        expected.append(same[0] if same else None)
+        kept += [] if same else [place]
+    found = list(near_equal(texts))
+    assert found == expected
+    assert 30 < sum(one is not None for one in found) < 180
 
 
 def test_conflicting_answers_leave_the_likeliest() -> None:
@@ -237,6 +276,8 @@ def rivals_one_by_one(
 @pytest.mark.parametrize("block", [7, 1024])
 def test_conflicting_is_its_definition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_BLOCK", block)
+    # Groups are larger than 1 and, with the larger block, are searched by MinHash.
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", 4000 if block == 7 else 1)
     rng = np.random.default_rng(3)
     dropped = 0
     for _ in range(20):
@@ -273,11 +314,12 @@ def test_a_pool_of_one_instruction_takes_seconds() -> None:
     assert time.perf_counter() - start < 20
 
 
-def test_graph_is_its_set_of_edges() -> None:
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_graph_is_its_set_of_edges(kind: Callable[[], ConsistencyGraph]) -> None:
     """Against vertices and edges kept as sets, rows accepted whether they conflict or not."""
     rng = np.random.default_rng(5)
     for _ in range(30):
-        graph, vertices, edges = ConsistencyGraph(), set[str](), set[tuple[str, str]]()
+        graph, vertices, edges = kind(), set[str](), set[tuple[str, str]]()
         for _ in range(40):
             concepts = [f"c{number}" for number in rng.integers(0, 25, rng.integers(0, 8))]
             pairs = list(combinations(sorted(set(concepts)), 2))
@@ -294,7 +336,8 @@ def test_long_rows_do_not_fill_the_memory_with_pairs() -> None:
     concepts = [[f"phrase {720 * index + number}" for number in range(1440)] for index in range(200)]
     tracemalloc.start()
     try:
-        outcome, graph = choose_consistent([range(200)], [200], np.ones(200, dtype=np.int64), concepts, [0])
+        graph = GraphOfManyConcepts()
+        outcome = choose_consistent(graph, [range(200)], [200], np.ones(200, dtype=np.int64), concepts, [0])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -22,7 +22,7 @@ from resprout.tasks.core.job import Job, Share, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.select import divergence, paser_size
 from resprout.tasks.select.concept_graph import phrases
-from resprout.tasks.select.stage import METHODS, compares_models, divergence_shard, pool, select
+from resprout.tasks.select.stage import METHODS, divergence_shard, pool, reads_pruned, select
 
 Rows = list[dict[str, Any]]
 Write = Callable[..., Path]
@@ -60,6 +60,10 @@ def run(tmp_path: Path, models_folder: Path, write_rows: Write) -> Callable[...,
         workdir.mkdir()
         inputs = {name: models_folder / name for name in ("dense", "pruned")} | (more or {})
         inputs["rows"] = write_rows(rows, f"rows{count}")
+        if method == "rds_plus":
+            first = sorted(rows, key=lambda row: row["instruction"])[:4]
+            wanted = [{**row, "id": f"t{number}"} for number, row in enumerate(first)]
+            inputs["targets"] = write_rows(wanted, f"targets{count}")
         job = Job(settings(method, **changes), seed=seed, dtype="float32")
         select.body(job, inputs, workdir, silent)
         return Result(workdir)
@@ -67,7 +71,11 @@ def run(tmp_path: Path, models_folder: Path, write_rows: Write) -> Callable[...,
     return call
 
 
-@pytest.mark.parametrize("method", [entry.name for entry in METHODS])
+FILLING = [entry.name for entry in METHODS if entry.name != "full"]
+"""Methods that choose: the whole pool is no choice."""
+
+
+@pytest.mark.parametrize("method", FILLING)
 def test_contract(method: str, run: Callable[..., Result], pool_rows: Rows) -> None:
     """Every method: the budget is filled to within a row, each row has a reason, order changes no byte."""
     result = run(method, pool_rows)
@@ -79,7 +87,8 @@ def test_contract(method: str, run: Callable[..., Result], pool_rows: Rows) -> N
     assert summary["filled_tokens"] == tokens <= summary["requested_tokens"]
     assert summary["granted_tokens"] == summary["requested_tokens"]
     left = summary["requested_tokens"] - tokens
-    assert all(left < decision["tokens"] for decision in result.decisions if not decision["accepted"])
+    refused = [one for one in result.decisions if not one["accepted"]]
+    assert all(left < one["tokens"] for one in refused if "does not help" not in one["reason"])
     assert result.metrics["selected_rows"] == len(result.selected) == len(set(result.ids))
 
     by_id = {row["id"]: row for row in pool_rows}
@@ -96,7 +105,7 @@ def test_contract(method: str, run: Callable[..., Result], pool_rows: Rows) -> N
         assert (result.folder / name).read_bytes() == (shuffled.folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("method", [entry.name for entry in METHODS])
+@pytest.mark.parametrize("method", [name for name in FILLING if name != "stratified"])
 def test_category_decides_nothing(method: str, run: Callable[..., Result], pool_rows: Rows) -> None:
     blind = [{**row, "category": "", "source": ""} for row in pool_rows]
     assert run(method, blind).ids == run(method, pool_rows).ids
@@ -117,7 +126,7 @@ def test_rows_that_cannot_be_chosen(method: str, run: Callable[..., Result], poo
     assert reasons.pop("z-twin") == "the same as another row"
     assert reasons.pop("z-empty") == reasons.pop("z-long") == "no response token left after the template"
     assert result.summary["left_out_rows"] == 3
-    assert method == "paser" or not reasons
+    assert method in ("paser", "ifd") or not reasons
 
 
 @pytest.mark.parametrize(
@@ -155,13 +164,16 @@ def test_random_follows_the_seed(run: Callable[..., Result], pool_rows: Rows) ->
     assert run("random", pool_rows).ids != run("random", pool_rows, seed=18).ids
 
 
-def reference(models_folder: Path, rows: Rows, clusters: int, ratio: float, seed: int) -> list[str]:
-    """PASER as the paper and its code have it, with loops: ids of the chosen rows."""
+def reference(
+    models_folder: Path, rows: Rows, clusters: int, ratio: float, seed: int, mode: str
+) -> list[str]:
+    """PASER as the paper has it, or its code, with loops: ids of the chosen rows."""
     from sklearn.decomposition import NMF
 
     from resprout.tasks.data.template import encode
     from resprout.tasks.select.embed import tfidf
 
+    released = mode == "released"
     rows = sorted(rows, key=lambda row: row["id"])
     tokenizer: Any = load_tokenizer(models_folder / "dense")
     dense, pruned = (load_model(models_folder / name, "float32", "cpu") for name in ("dense", "pruned"))
@@ -170,62 +182,94 @@ def reference(models_folder: Path, rows: Rows, clusters: int, ratio: float, seed
         encoded = encode(tokenizer, row, "alpaca", 400)
         ids = torch.tensor([encoded.prompt_ids + encoded.response_ids])
         lengths.append(ids.shape[1])
+        # The logits that predict the response, or all tokens of the prompt but the first.
+        border = len(encoded.prompt_ids) - 1
+        places = slice(0, border) if released else slice(border, -1)
         with torch.no_grad():
-            p, q = (
-                m(ids).logits[0, len(encoded.prompt_ids) - 1 : -1].double().softmax(-1)
-                for m in (pruned, dense)
-            )
+            p, q = (m(ids).logits[0, places].double().softmax(-1) for m in (pruned, dense))
         m = (p + q) / 2
-        jsd.append(float(((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean() / 2))
+        each = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
+        jsd.append(float(each.sum() if released else each.mean()))
     points = tfidf([row["instruction"] for row in rows], seed)
     far = np.linalg.norm(points[:, None] - points[None], axis=-1)
     sigma = np.median(far[np.triu_indices(len(rows), 1)])
     kernel = np.exp(-(far**2) / (2 * sigma**2))
     values, vectors = np.linalg.eig(np.eye(len(rows)) - kernel / kernel.sum(1, keepdims=True))
     phi = vectors[:, np.argsort(values.real)[:clusters]].real
-    weights = NMF(clusters, init="nndsvda", random_state=seed, max_iter=400, tol=1e-3).fit_transform(
+    start = "random" if released else "nndsvda"
+    weights = NMF(clusters, init=start, random_state=seed, max_iter=400, tol=1e-3).fit_transform(
         np.abs(phi @ phi.T)
     )
     members = defaultdict(list)
     for index, label in enumerate(weights.argmax(1)):
         members[label].append(index)
     cds = {label: np.mean([jsd[index] for index in found]) for label, found in members.items()}
-    budget = int(ratio * sum(lengths))
+    budget = int(ratio * len(rows))
     vertices: set[str] = set()
     edges: set[frozenset[str]] = set()
     chosen = []
-    for label in sorted(members, key=lambda k: -cds[k]):
-        left = int(budget * cds[label] / sum(cds.values()))
-        left = min(left, sum(lengths[index] for index in members[label]))
+    for label in sorted(members) if released else sorted(members, key=lambda k: -cds[k]):
+        left = min(int(budget * cds[label] / sum(cds.values())), len(members[label]))
         for index in sorted(members[label], key=lambda i: -jsd[i] / math.log(lengths[i] ** 2)):
             row = rows[index]
             concepts = set(phrases("\n".join(row[column] for column in ("instruction", "input", "output"))))
             pairs = [frozenset(pair) for pair in combinations(concepts, 2)]
-            if lengths[index] > left or any(pair not in edges and pair <= vertices for pair in pairs):
+            if left < 1 or any(pair not in edges and pair <= vertices for pair in pairs):
                 continue
-            left -= lengths[index]
+            left -= 1
             chosen.append(row["id"])
             vertices |= concepts
             edges |= set(pairs)
     return sorted(chosen)
 
 
-def test_faithful_against_an_independent_reference(
-    run: Callable[..., Result], pool_rows: Rows, models_folder: Path
+@pytest.mark.parametrize("mode", ["paper", "released"])
+def test_published_modes_against_an_independent_reference(
+    mode: str, run: Callable[..., Result], pool_rows: Rows, models_folder: Path
 ) -> None:
-    result = run("paser", pool_rows, paser=PaserConfig(mode="faithful", clusters=4))
-    expected = reference(models_folder, pool_rows, 4, 0.3, 17)
-    assert 5 < len(expected) < 40
+    result = run("paser", pool_rows, paser=PaserConfig(mode=mode, clusters=4))  # type: ignore[arg-type]
+    expected = reference(models_folder, pool_rows, 4, 0.3, 17, mode)
+    assert 5 < len(expected) <= 27
     assert result.ids == expected
-    assert result.summary["path"]["graph"] == "literal"
-    assert result.summary["granted_tokens"] <= result.summary["requested_tokens"]
-    assert any("whatever `graph` says" in warning for warning in result.summary["warnings"])
+    path = result.summary["path"]
+    assert (path["mode"], path["graph"], path["clusters"]) == (mode, "literal", 4)
+    assert any("the release" in line for line in path["decided"]) == (mode == "released")
+    assert path["sigma"] > 0
+    assert result.summary["requested_rows"] == 27
+    assert result.summary["granted_rows"] <= 27
+    pool_tokens = result.summary["pool_tokens"]
+    assert result.summary["requested_tokens"] == pool_tokens * 27 // 90
+    assert [cluster["cds_half_interval"] for cluster in result.summary["clusters"]] == [0.0] * 4
 
 
-@pytest.mark.parametrize("changes", [{"clusterer": "kmeans"}, {"clusters": "auto"}])
-def test_faithful_takes_no_rule_of_ours(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"faithful but cluster\w+ is (kmeans|auto)"):
-        PaserConfig(**{"mode": "faithful", "clusters": 4, **changes})  # type: ignore[arg-type]
+def test_a_budget_in_rows(run: Callable[..., Result], pool_rows: Rows) -> None:
+    for method in ("random", "paser"):
+        result = run(method, pool_rows, budget_ratio=None, budget_rows=20)
+        assert len(result.selected) == result.summary["requested_rows"] == 20
+        assert result.summary["budget_unit"] == "rows"
+    with pytest.raises(BadInput, match=r"budget_rows is 91 but the pool holds 90 rows"):
+        run("random", pool_rows, budget_ratio=None, budget_rows=91)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"clusterer": "kmeans"}, {"clusters": "auto"}, {"graph": "top3"}, {"pilot_tokens": 100}]
+)
+def test_published_modes_take_no_rule_of_ours(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=rf"mode is paper but {next(iter(changes))} is"):
+        PaserConfig(**{"mode": "paper", "clusters": 4, **changes})  # type: ignore[arg-type]
+
+
+def test_published_modes_count_rows_and_drop_nothing_alike() -> None:
+    published = settings("paser", paser=PaserConfig(mode="paper"))
+    assert published.counts_rows
+    assert not published.filter.near_duplicates
+    assert published.filter.contaminated_words == 13
+    assert settings("paser").filter.near_duplicates
+    with pytest.raises(ValidationError, match="whose budget counts rows"):
+        settings("paser", paser=PaserConfig(mode="released"), budget_ratio=None, budget_tokens=100)
+    capabilities = {"rows": [{"source": "y"}]}
+    with pytest.raises(ValidationError, match=r"mode paper does not know"):
+        settings("paser", paser={"mode": "paper"}, capabilities=capabilities)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +280,10 @@ def test_auto_in_all_its_forms(run: Callable[..., Result], pool_rows: Rows, chan
     result = run("paser", pool_rows, paser=config)
     assert 0 <= result.summary["requested_tokens"] - result.summary["filled_tokens"] < 200
     name, value = next(iter(changes.items()))
-    assert result.summary["path"].get(name, value) == value
+    assert name == "clusters" or result.summary["path"][name] == value
+    assert result.summary["path"]["clusters_by"] == (
+        "elbow, eigengap and stability" if name == "clusters" else "paser.clusters"
+    )
 
 
 def test_minilm_from_a_folder(run: Callable[..., Result], pool_rows: Rows, models_folder: Path) -> None:
@@ -267,9 +314,9 @@ def test_minilm_is_the_mean_over_real_tokens(models_folder: Path) -> None:
 
 def test_more_is_spent_where_more_was_lost(run: Callable[..., Result], pool_rows: Rows) -> None:
     clusters = run("paser", pool_rows).summary["clusters"]
-    free = [cluster for cluster in clusters if cluster["granted_tokens"] < cluster["tokens"]]
+    free = [cluster for cluster in clusters if cluster["granted"] < cluster["held"]]
     for first, second in combinations(free, 2):
-        share = first["granted_tokens"] / second["granted_tokens"]
+        share = first["granted"] / second["granted"]
         assert share == pytest.approx(first["cds"] / second["cds"], rel=0.02)
 
 
@@ -280,7 +327,7 @@ def test_near_duplicates_are_reduced(run: Callable[..., Result], pool_rows: Rows
     gone = [decision for decision in result.decisions if "likes better" in decision["reason"]]
     assert len(gone) == 1
     assert gone[0]["id"] in ("z-twin", pool_rows[0]["id"])
-    assert result.metrics["duplicate_rows"] == 1
+    assert result.metrics["rival_rows"] == 1
 
 
 def test_an_unhurt_model_gives_equal_shares_and_says_so(
@@ -301,8 +348,8 @@ def test_limits(run: Callable[..., Result], pool_rows: Rows, monkeypatch: pytest
     with pytest.raises(BadInput, match=r"5 rows, which are too few for paser\.clusters: 4; it needs 8"):
         run("paser", pool_rows[:5])
     monkeypatch.setattr(paser_size, "MOST_ROWS", 80)
-    with pytest.raises(BadInput, match="90 rows, and paser compares up to 80"):
-        run("paser", pool_rows)
+    with pytest.raises(BadInput, match=r"90 rows, and paser\.mode paper holds every row .* up to 80"):
+        run("paser", pool_rows, paser=PaserConfig(mode="paper", clusters=4))
 
 
 def test_limits_show_before_a_weight_is_loaded(
@@ -385,4 +432,4 @@ def test_divergence_serves_every_budget_and_clustering() -> None:
     assert key() == key(budget_ratio=0.5) == key(paser=PaserConfig(clusters=7))
     assert key() != key(max_len_tokens=300)
     assert key() != key(paser=PaserConfig(temperature=2.0))
-    assert not compares_models(settings("random"))
+    assert not reads_pruned(settings("random"))

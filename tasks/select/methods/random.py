@@ -9,17 +9,11 @@ import numpy as np
 
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.select.pool import Choice, Pool, fill
+from resprout.tasks.select.pool import Choice, Pool, in_order
 
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
     """Rows drawn at random until the budget is full: the baseline at equal tokens; reads no weights."""
     order = np.random.default_rng(job.seed).permutation(len(pool.rows)).tolist()
-    accepted = fill(order, pool.tokens, pool.budget)
-    chosen = set(accepted)
-    facts = [
-        {"reason": "drawn at random" if index in chosen else "beyond the budget"}
-        for index in range(len(pool.rows))
-    ]
     progress(len(pool.rows), len(pool.rows), "rows")
-    return Choice(accepted, facts, granted=pool.budget)
+    return in_order(order, pool, "drawn at random")

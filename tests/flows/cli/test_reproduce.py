@@ -295,7 +295,7 @@ def test_the_command_ends_with_4_and_names_the_stage(
     into = tmp_path / "into"
     with pytest.raises(VerificationFailed) as error:
         reproduce(forged.report, into=into, tolerance=0.0, device=None, trust_remote_code=False, config=None)
-    assert f"{forged.report}: not reproduced: 12 of 13 stages made identical bytes" in str(error.value)
+    assert f"{forged.report}: not reproduced: 13 of 14 stages made identical bytes" in str(error.value)
     assert "the first that differs is gate: gate.json 1 of" in str(error.value)
     assert str(into) in str(error.value)
     with pytest.raises(BadInput, match="is not empty"):

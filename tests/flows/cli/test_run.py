@@ -22,7 +22,7 @@ from tiny_run import write_run
 
 STAGES = [
     "acquire calibration text", "acquire evaluation text", "acquire pool", "acquire task own",
-    "acquire model", "pool", "evaluation data", "calibrate", "score", "plan",
+    "acquire model", "filter", "pool", "evaluation data", "calibrate", "score", "plan",
     "evaluate dense", "prune", "evaluate pruned", "select", "recover", "evaluate recovered",
     "gate", "export", "measure", "report",
 ]  # fmt: skip

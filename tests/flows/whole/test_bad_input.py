@@ -31,7 +31,7 @@ from resprout.flows.stages import Steps
 from resprout.tasks.models.shape import Shape, shape_of
 from tiny_run import write_run
 
-CHEAP = ("acquire", "pool", "evaluation data")
+CHEAP = ("acquire", "filter", "pool", "evaluation data")
 
 
 @pytest.fixture(scope="module")
@@ -542,6 +542,7 @@ def test_a_disk_that_fills_up_while_publishing(
     assert "stopped here by the test" in again.err
     assert {stage["name"]: stage["cached"] for stage in again.result["stages"]} == {
         **dict.fromkeys(done, True),
+        "filter": False,
         "pool": False,
         "evaluation data": False,
     }

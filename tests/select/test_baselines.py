@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import RowSource, SelectConfig
+from resprout.tasks.core.job import Job, silent
+from resprout.tasks.data.template import Encoded, encode
+from resprout.tasks.models.load import load_model, load_tokenizer
+from resprout.tasks.select.likelihood import following_difficulty, response_nll
+from resprout.tasks.select.methods.rds_plus import in_turn, representations
+from resprout.tasks.select.stage import select
+
+Rows = list[dict[str, Any]]
+
+
+def run(
+    method: str, rows: Rows, models: Path, folder: Path, **changes: Any
+) -> tuple[list[dict], list[dict], Any]:
+    workdir, given = folder / "out", folder / "in"
+    workdir.mkdir(parents=True)
+    given.mkdir()
+    (given / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    inputs = {"rows": given, "dense": models / "dense", **changes.pop("inputs", {})}
+    config = SelectConfig.model_validate(
+        {
+            "method": method,
+            "pool": [{"source": "x"}],
+            "budget_ratio": 0.3,
+            "max_len_tokens": 400,
+            **changes,
+        }
+    )
+    select.body(Job(config, dtype="float32"), inputs, workdir, silent)
+    selected = [json.loads(line) for line in (workdir / "selected.jsonl").read_text().splitlines()]
+    decisions = [json.loads(line) for line in (workdir / "decisions.jsonl").read_text().splitlines()]
+    return selected, decisions, json.loads((workdir / "summary.json").read_text())
+
+
+def answer_losses(models: Path, row: dict[str, Any], prompt: bool) -> list[float]:
+    """Losses of the answer's tokens, row by row with full logits."""
+    tokenizer: Any = load_tokenizer(models / "dense")
+    encoded = encode(tokenizer, row, "alpaca", 400)
+    before = encoded.prompt_ids if prompt else []
+    ids = torch.tensor([before + encoded.response_ids])
+    with torch.no_grad():
+        logs = load_model(models / "dense", "float32", "cpu")(ids).logits[0].double().log_softmax(-1)
+    first = max(1, len(before))
+    return [-float(logs[place - 1, ids[0, place]]) for place in range(first, ids.shape[1])]
+
+
+def test_likelihoods_against_full_logits(models_folder: Path, pool_rows: Rows) -> None:
+    rows = pool_rows[:6]
+    tokenizer: Any = load_tokenizer(models_folder / "dense")
+    model = load_model(models_folder / "dense", "float32", "cpu")
+    encoded = [encode(tokenizer, row, "alpaca", 400) for row in rows]
+    asked = [np.mean(answer_losses(models_folder, row, True)) for row in rows]
+    alone = [np.mean(answer_losses(models_folder, row, False)) for row in rows]
+    assert response_nll(model, encoded, silent) == pytest.approx(asked, abs=1e-4)
+    expected = [math.exp(one - other) for one, other in zip(asked, alone, strict=True)]
+    assert following_difficulty(model, encoded, silent) == pytest.approx(expected, rel=1e-4)
+    assert math.isnan(response_nll(model, [Encoded([], [5])], silent)[0])
+
+
+def test_ifd_takes_the_hardest_that_the_question_helps(
+    models_folder: Path, pool_rows: Rows, tmp_path: Path
+) -> None:
+    selected, decisions, _ = run("ifd", pool_rows, models_folder, tmp_path)
+    ratio = {
+        row["id"]: math.exp(
+            np.mean(answer_losses(models_folder, row, True))
+            - np.mean(answer_losses(models_folder, row, False))
+        )
+        for row in pool_rows
+    }
+    chosen = {row["id"] for row in selected}
+    assert 0 < len(chosen) < len(pool_rows)
+    assert all(ratio[one] < 1 for one in chosen)
+    helped = sorted((one for one in ratio if ratio[one] < 1), key=lambda one: -ratio[one])
+    # The budget ends within the hardest ones: but for rows that no longer fit, they are a first part.
+    assert set(helped[: len(chosen) // 2]) <= chosen
+    said = {one["id"]: one["reason"] for one in decisions}
+    assert all(("does not help" in said[one]) == (ratio[one] >= 1) for one in ratio)
+
+
+def test_perplexity_takes_the_middle(models_folder: Path, pool_rows: Rows, tmp_path: Path) -> None:
+    selected, _, _ = run("perplexity", pool_rows, models_folder, tmp_path)
+    nll = {row["id"]: np.mean(answer_losses(models_folder, row, True)) for row in pool_rows}
+    order = sorted(nll, key=lambda one: nll[one])
+    places = sorted(order.index(row["id"]) for row in selected)
+    # A run around 44.5, the middle of 90, but for rows that no longer fit.
+    middle = (places[0] + places[-1]) / 2
+    assert abs(middle - 44.5) <= 3
+    assert len(places) >= 0.8 * (places[-1] - places[0] + 1)
+
+
+def test_longest_takes_the_longest_answers(models_folder: Path, pool_rows: Rows, tmp_path: Path) -> None:
+    selected, _, _ = run("longest", pool_rows, models_folder, tmp_path)
+    tokenizer: Any = load_tokenizer(models_folder / "dense")
+    length = {row["id"]: len(encode(tokenizer, row, "alpaca", 400).response_ids) for row in pool_rows}
+    chosen = {row["id"] for row in selected}
+    longest = sorted(length, key=lambda one: (-length[one], one))
+    assert set(longest[: len(chosen) - 3]) <= chosen
+
+
+def test_stratified_gives_each_category_its_share(
+    models_folder: Path, pool_rows: Rows, tmp_path: Path
+) -> None:
+    rows = [
+        {**row, "category": "rare" if number < 15 else "frequent"} for number, row in enumerate(pool_rows)
+    ]
+    selected, _, summary = run("stratified", rows, models_folder, tmp_path)
+    granted = {one["category"]: one["granted"] for one in summary["strata"]}
+    assert sum(granted.values()) == summary["requested_tokens"]
+    share = {
+        name: sum(row["tokens"] for row in selected if row["category"] == name) / summary["filled_tokens"]
+        for name in granted
+    }
+    assert share["rare"] == pytest.approx(granted["rare"] / summary["requested_tokens"], abs=0.05)
+    assert 0.1 < share["rare"] < 0.25
+    blind = [{**row, "category": ""} for row in pool_rows]
+    with pytest.raises(BadInput, match=r"of 90 rows none has a category; give `category` in select\.pool"):
+        run("stratified", blind, models_folder, tmp_path / "blind")
+
+
+def test_full_takes_all_and_keeps_the_budget_for_training(
+    models_folder: Path, pool_rows: Rows, tmp_path: Path
+) -> None:
+    selected, _, summary = run("full", pool_rows, models_folder, tmp_path)
+    assert len(selected) == len(pool_rows)
+    assert summary["filled_tokens"] == summary["pool_tokens"]
+    assert summary["requested_tokens"] == int(0.3 * summary["pool_tokens"])
+    assert summary["warnings"] == []
+
+
+def test_representations_weigh_later_tokens_more(models_folder: Path) -> None:
+    """Weights 1/6, 2/6, 3/6 for three tokens, whatever a batch is padded with."""
+    model: Any = load_model(models_folder / "dense", "float32", "cpu")
+    rows = [Encoded([5, 9], [77]), Encoded([1, 2, 3, 4, 5], [6, 7, 8])]
+    with torch.no_grad():
+        states = model(torch.tensor([[5, 9, 77]]), output_hidden_states=True).hidden_states[-1][0].numpy()
+    expected = states[0] / 6 + states[1] / 3 + states[2] / 2
+    found = representations(model, rows, silent)
+    assert np.allclose(found[0], expected / np.linalg.norm(expected), atol=1e-5)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1)
+
+
+def test_a_round_robin_by_hand() -> None:
+    """The first wants 2, 0, 1; the second wants 2 too, then 0: it takes 0, and the first what is left, 1."""
+    assert in_turn(np.array([[0.5, 0.1, 0.9], [0.6, 0.2, 0.8]], dtype=np.float32)) == [2, 0, 1]
+
+
+def test_rds_plus_takes_rows_like_the_targets(models_folder: Path, pool_rows: Rows, tmp_path: Path) -> None:
+    targets = tmp_path / "targets"
+    targets.mkdir()
+    wanted = [row for row in pool_rows if row["category"] == "sail"][:5]
+    (targets / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in wanted))
+    selected, _, _ = run(
+        "rds_plus", pool_rows, models_folder, tmp_path / "run", inputs={"targets": targets}, budget_ratio=0.1
+    )
+    # Each is most like itself.
+    assert {row["id"] for row in wanted} <= {row["id"] for row in selected}
+    with pytest.raises(BadInput, match=r"there are none; give select\.capabilities\.rows"):
+        run("rds_plus", pool_rows, models_folder, tmp_path / "none")
+
+
+def test_logits_that_are_not_finite_are_no_likelihoods(models_folder: Path) -> None:
+    broken: Any = load_model(models_folder / "dense", "float32", "cpu")
+    broken.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(StageFailed, match="not finite on some rows of the pool"):
+        response_nll(broken, [Encoded([1, 2], [3])], silent)
+
+
+def test_every_method_says_which_models_it_reads() -> None:
+    from resprout.tasks.select.stage import METHODS, reads_pruned, reads_targets
+
+    def section(method: str) -> SelectConfig:
+        return SelectConfig(method=method, pool=(RowSource(source="x"),), budget_ratio=0.5)
+
+    names = [entry.name for entry in METHODS]
+    assert [name for name in names if reads_pruned(section(name))] == ["paser"]
+    assert [name for name in names if reads_targets(section(name))] == ["paser", "rds_plus"]
