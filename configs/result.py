@@ -191,6 +191,10 @@ class RunResult(Plain):
     """Files of few bits by format, with those of the dense model that they are compared with."""
     against_fewer_bits: list[str] = []
     """Sentences on whether the dense model in fewer bits is better than each file of the pruned model."""
+    selection: str = ""
+    """How the rows were chosen that recovery trained on; empty without `select`."""
+    selections: list[str] = []
+    """Sentences on which of the compared selections won; empty without `select.compare`."""
     draft: dict[str, float] = {}
     """Assisted generation with the last model as draft: acceptance rate and speeds; empty without `draft`."""
     gate: GateResult | None = None

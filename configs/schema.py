@@ -430,6 +430,15 @@ class AnswersConfig(Section):
         return result
 
 
+PASER_FORMS: dict[str, dict[str, Any]] = {
+    "auto": {"mode": "auto", "clusterer": "diffusion_nmf"},
+    "kmeans": {"mode": "auto", "clusterer": "kmeans"},
+    "paper": {"mode": "paper"},
+    "released": {"mode": "released"},
+}
+"""Settings of `paser` by the names under which its forms are compared."""
+
+
 class CapabilitiesConfig(Section):
     """What the model is for, in rows like those that it will be asked."""
 
@@ -465,6 +474,12 @@ class SelectConfig(Section):
     """Settings of `method: paser`."""
     capabilities: CapabilitiesConfig | None = None
     """What the model is for; absent: all that the pool holds."""
+    compare: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z_]*(:(self|mixed))?$")], ...] = ()
+    """Other selections that are recovered and judged beside this one on the same schedule, random always
+    among them: methods, forms of paser (auto, kmeans, paper, released), and with :self or :mixed those
+    `targets`."""
+    compare_seeds: Annotated[int, Field(ge=1)] = 3
+    """Seeds by which each is selected and trained, from the run's own on; one says nothing of chance."""
     targets: Literal["original", "self", "mixed"] = "original"
     """Answers that are trained on: the rows' own, the dense model's, or the rows' own where those fail."""
     answers: AnswersConfig = AnswersConfig()
@@ -513,6 +528,52 @@ class SelectConfig(Section):
                 "paser.mode: auto, or drop it"
             )
         return self
+
+    @field_validator("compare")
+    @classmethod
+    def _random_is_compared(cls, compare: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(compare)) != len(compare):
+            raise ValueError("compare names a selection twice; name each once")
+        return compare if not compare or "random" in compare else ("random", *compare)
+
+    @model_validator(mode="after")
+    def _alternatives_are_selections(self) -> SelectConfig:
+        for name in self.compare:
+            try:
+                self.alternative(name)
+            except ValidationError as error:
+                fault = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"compare holds {name}: {fault}") from None
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name under which it is compared with others."""
+        form = self.method
+        if form == "paser":
+            form = "kmeans" if self.paser.clusterer == "kmeans" else self.paser.mode
+        return form if self.targets == "original" else f"{form}:{self.targets}"
+
+    @property
+    def arms(self) -> dict[str, SelectConfig]:
+        """By name all selections that a run makes, its own among them."""
+        return {name: self.alternative(name) for name in self.compare} | {self.label: self}
+
+    def alternative(self, name: str) -> SelectConfig:
+        """The selection of this name, one of `compare`, from the same filtered pool on the same budget."""
+        form, _, targets = name.partition(":")
+        own = {field: getattr(self, field) for field in type(self).model_fields}
+        own |= {"compare": (), "method": form, "targets": targets or "original"}
+        if not targets:
+            own["answers"] = AnswersConfig()
+        if form in PASER_FORMS:
+            given = {field: getattr(self.paser, field) for field in self.paser.model_fields_set}
+            if form in ("paper", "released"):
+                ours = ("graph", "max_ifd", "pilot_tokens", "clusterer")
+                given = {field: value for field, value in given.items() if field not in ours}
+                own["capabilities"] = None
+            own |= {"method": "paser", "paser": PaserConfig(**{**given, **PASER_FORMS[form]})}
+        return type(self)(**own)
 
     @property
     def counts_rows(self) -> bool:
@@ -1462,6 +1523,18 @@ class RunConfig(Section):
             raise ValueError(
                 "register needs an export, but export.formats is empty; set register: null or name a format"
             )
+        if self.select is not None and self.select.compare and self.recover is not None:
+            apart = {
+                "recover.ladder": self.recover.ladder is not None,
+                "recover.continued": self.recover.continued is not None,
+                "recover.distill.teacher: disk": self.recover.taught_from_disk,
+                "prune.schedule": self.prune.schedule != "one_shot",
+            }
+            for name in (name for name, is_given in apart.items() if is_given):
+                raise ValueError(
+                    f"select.compare recovers each selection by one training behind one cut, which {name} is "
+                    "not; leave out one of the two"
+                )
         if self.push is not None:
             lacking = [name for name in self.push.formats if name not in self.export.formats]
             if lacking or not self.export.formats:

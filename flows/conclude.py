@@ -47,7 +47,9 @@ from resprout.tasks.report.files import against_fewer_bits, bias
 from resprout.tasks.report.lost import lost_of
 from resprout.tasks.report.outlook import Outlook, Recovery, rung_sentences, rungs_of
 from resprout.tasks.report.past_run import PastRun
+from resprout.tasks.report.selection import selection_sentence
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, in_order, measured_how, report
+from resprout.tasks.select.comparison import FILE as COMPARISON
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +183,11 @@ class Conclusion:
         self.session.recovery = self.recovery()
         if (drafted := self.artifacts.named("draft")) is not None:
             self.result.draft = self.read(drafted, "metrics.json")
+        if (chosen := self.artifacts.named("selection")) is not None:
+            self.result.selection = selection_sentence(self.read(chosen, "summary.json"))
+            logger.info("%s", self.result.selection)
+        if (held := self.artifacts.named("selections")) is not None:
+            self.result.selections = self.read(held, COMPARISON)["sentences"]
         if speeds is not None:
             self.session.measured = measured_how(self.read(speeds, "details.json"))
         source = self.read(self.artifacts.of("source"), "source.json")

@@ -111,7 +111,7 @@ def look_up(steps: Steps, store: ArtifactStore) -> tuple[Artifacts, list[Forecas
     for step in steps:
         inputs = artifacts.inputs(step)
         waits = {role: forecasts[slot.step] for role, slot in step.inputs.items() if role not in inputs}
-        parts = step.stage.key_parts(job_of(steps.config, step.section, device), inputs)
+        parts = step.stage.key_parts(job_of(steps.config, step.section, device, step.seed), inputs)
         stand_ins = {"waits_for": {role: one.key for role, one in waits.items()}} if waits else {}
         key = step.stage.key_of({**parts, **stand_ins})
         found = None if waits else results.find(key)

@@ -63,9 +63,9 @@ class ModelInput:
 
 def _encoder(config: RunConfig) -> ModelConfig | None:
     """The sentence encoder that the selection loads."""
-    if config.select is None or config.select.method != "paser" or config.select.paser.embedder != "minilm":
-        return None
-    source = config.select.paser.embedder_source
+    arms = config.select.arms.values() if config.select is not None else ()
+    wanted = (one.paser for one in arms if one.method == "paser" and one.paser.embedder == "minilm")
+    source = next((one.embedder_source for one in wanted), None)
     return None if source is None else ModelConfig(source=source)
 
 
@@ -125,7 +125,7 @@ DATA = (
         "capabilities",
         "select.capabilities.rows",
         "rows like what it is for",
-        lambda config: config.select is not None and reads_targets(config.select),
+        lambda config: config.select is not None and any(map(reads_targets, config.select.arms.values())),
         shapes=False,
     ),
     DataInput("recovery_text", acquire_text, "recovery text", "recover.text", "recovery text"),

@@ -25,6 +25,7 @@ from resprout.configs.schema import (
     RecoverConfig,
     RunConfig,
     Rung,
+    SelectConfig,
 )
 from resprout.flows import preflight
 from resprout.flows.inputs import SHAPING, SOURCE, acquisitions, keeps_file
@@ -51,13 +52,23 @@ from resprout.tasks.recover.continuation import continuation
 from resprout.tasks.recover.ladder import rungs
 from resprout.tasks.recover.stage import recover, teacher
 from resprout.tasks.report.stage import model_name
-from resprout.tasks.select.stage import answer, filter_rows, pool, select, tries_recovery
+from resprout.tasks.select.comparison import role_of
+from resprout.tasks.select.stage import (
+    answer,
+    compare_selections,
+    filter_rows,
+    pool,
+    select,
+    tries_recovery,
+)
 from resprout.tasks.sparsify.stage import sparsify
 
 MODEL, FINAL = "model", "final"
 """Names of the model that steps go on with, and of the last model's scores."""
 MODELS, SCORES, QUANTIZED, JUDGED = "models", "scores", "quantized", "judged"
 """Groups of all models and of their scores, and of those of few bits that ship, by the models' names."""
+RIVALS = "rivals"
+"""Group of the scores of selections that are compared, by selection and seed."""
 GROWTH = {"criterion": "gradient", "criterion_settings": {}}
 """Criterion for removed units, in place of the section's own."""
 
@@ -80,6 +91,8 @@ class Step:
     inputs: Mapping[str, Slot]
     leaves: Model | None
     gives: str
+    seed: int | None = None
+    """Seed of its draws, where that is not the run's."""
 
     @property
     def id(self) -> StepId:
@@ -164,11 +177,13 @@ class Steps(Sequence[Step]):
         role: str = "",
         gives: str = "",
         leaves: bool = True,
+        seed: int | None = None,
         **inputs: str | Slot | None,
     ) -> Slot:
         """Add a call of the stage, whose artifact later ones read as `gives`.
 
-        `inputs` replace the names under which roles are read; None: the role is not read.
+        `inputs` replace the names under which roles are read; None: the role is not read. `seed` is that of
+        its draws, where it is not the run's.
         """
         section = self.section(stage) if section is None else section
         found: dict[str, Slot] = {}
@@ -185,7 +200,8 @@ class Steps(Sequence[Step]):
                         f"or DATA gives; known are {', '.join(sorted(self.names))}"
                     )
                 found[name] = self.names[of]
-        step = Step(stage, role, section, found, stage.leaves if leaves else None, gives or stage.gives)
+        left = stage.leaves if leaves else None
+        step = Step(stage, role, section, found, left, gives or stage.gives, seed)
         self.steps.append(step)
         self.names[step.gives] = slot = Slot(step.id)
         if leaves:
@@ -302,14 +318,47 @@ def _evaluate_dense(steps: Steps) -> None:
 
 def _recover(steps: Steps, stage: Stage[Any]) -> None:
     """One training, or the rungs of a ladder, and behind them what goes on from there."""
-    config = steps.section(stage)
+    config, pruned = steps.section(stage), steps.names[MODEL]
     last = _climb(steps, stage, config) if config.ladder is not None else config
     if config.continued is None:
         steps.add(stage, last)
+        _compare_selections(steps, pruned)
         return
     role = f"rung {last.number}" if isinstance(last, Rung) else "first"
     steps.names["rung"] = steps.recover(last, role)
     steps.add(stage, continuation(config))
+
+
+def _compare_selections(steps: Steps, pruned: Slot) -> None:
+    """Other selections, and the run's own by other seeds, each recovered from the pruned model and judged."""
+    config, recovered = steps.config.select, recover.leaves
+    if config is None or not config.compare or recovered is None:
+        return
+    for number in range(config.compare_seeds):
+        for name, section in config.arms.items():
+            seed = steps.config.seed + number
+            role = role_of(name, seed)
+            scores = steps.names[recovered.name]
+            if number or section is not config:
+                made = _recovered(steps, section, role, seed, pruned)
+                scores = steps.add(
+                    evaluate, role=role, gives=f"scores of {role}", model=made, dense=steps.names[SOURCE]
+                )
+            steps.groups[RIVALS][role] = scores
+    steps.add(compare_selections, config)
+
+
+def _recovered(steps: Steps, section: SelectConfig, role: str, seed: int, pruned: Slot) -> Slot:
+    """The pruned model recovered on the rows that a selection chooses."""
+
+    def add(stage: Stage[Any], section: Any, **inputs: Slot) -> Slot:
+        return steps.add(stage, section, role, f"{stage.gives} of {role}", False, seed, **inputs)
+
+    rows = add(select, section, pruned=pruned)
+    if section.targets != "original":
+        rows = add(answer, section, selection=rows)
+    made = add(recover, steps.section(recover), pruned=pruned, selection=rows)
+    return replace(made, folder=recover.leaves.folder if recover.leaves else "")
 
 
 def _climb(steps: Steps, stage: Stage[Any], config: RecoverConfig) -> RecoverConfig:
@@ -469,7 +518,7 @@ class Artifacts(dict[StepId, ArtifactRef]):
         device = device or preflight.device(config.model.device)
         for step in steps:
             if step.id not in self:
-                job = job_of(config, step.section, device)
+                job = job_of(config, step.section, device, step.seed)
                 self[step.id] = run.make(step.stage, job, self.inputs(step), step.role)
 
     def input(self, slot: Slot) -> Input:
@@ -500,9 +549,10 @@ class Artifacts(dict[StepId, ArtifactRef]):
         return {name: self[step.id] for name, step in last.items() if step.id in self}
 
 
-def job_of(config: RunConfig, section: Any, device: str) -> Job[Any]:
-    """A job of the run that `config` describes."""
+def job_of(config: RunConfig, section: Any, device: str, seed: int | None = None) -> Job[Any]:
+    """A job of the run that `config` describes; `seed` in place of the run's."""
     model = config.model
     if isinstance(section, RecoverConfig):
         section = section.on_machine(preflight.gpus(config, device))
-    return Job(section, config.seed, device, model.dtype, model.trust_remote_code, model.spread)
+    drawn = config.seed if seed is None else seed
+    return Job(section, drawn, device, model.dtype, model.trust_remote_code, model.spread)

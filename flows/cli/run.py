@@ -162,6 +162,8 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
         console.print()
         console.print(f"lost by {of_whom} against dense, on the same items:", highlight=False)
         console.print(_table(list(HEADS), lost_rows(lost)), highlight=False)
+    for sentence in (one for one in (result.selection, *result.selections) if one):
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     for sentence in result.against_fewer_bits:
         console.print(sentence, highlight=False, soft_wrap=True)
     for line in _lines(result, loaded, session.remarks):

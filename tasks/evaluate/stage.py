@@ -153,7 +153,14 @@ def evaluate(job: Job[EvaluateConfig], inputs: Mapping[str, Path], workdir: Path
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     (workdir / "details.json").write_text(json.dumps(details, indent=1, sort_keys=True))
     right = {f"{name}_{metric}": one for name, task in counted.items() for metric, one in task.right.items()}
-    samples = {"windows": _blocks(segments, config.window_tokens - 1), "right": right}
+    least = config.window_tokens - 1
+    samples = {
+        "windows": _blocks(((one.window, one.nll, one.tokens) for one in segments), least),
+        "right": right,
+    }
+    if compared:
+        divergences = ((one.window, one.kl, one.compared) for one in segments if one.compared)
+        samples["divergences"] = _blocks(divergences, least)
     (workdir / "samples.json").write_text(json.dumps(samples, sort_keys=True) + "\n")
     if found.asked is not None:
         text = json.dumps(asdict(found.asked), indent=1, ensure_ascii=False, sort_keys=True)
@@ -171,18 +178,18 @@ def _of_source(segments: Sequence[Segment], compared: bool) -> dict[str, float]:
     return {**found, "kl": score.mean_kl} if score.kl_tokens else found
 
 
-def _blocks(segments: Iterable[Segment], least: int) -> list[list[float]]:
-    """Negative log-likelihood and number of the scored tokens of each window.
+def _blocks(scored: Iterable[tuple[int, float, int]], least: int) -> list[list[float]]:
+    """Sum over scored tokens and their number of each window, from parts (window, sum, tokens).
 
     Windows that overlap score few tokens each, and neighbours are alike: as many are one block as score
     `least` tokens together.
     """
-    found, window = [[0.0, 0]], -1
-    for one in segments:
-        if one.window != window and found[-1][1] >= least:
+    found, before = [[0.0, 0]], -1
+    for window, total, tokens in scored:
+        if window != before and found[-1][1] >= least:
             found.append([0.0, 0])
-        window = one.window
-        found[-1] = [found[-1][0] + one.nll, found[-1][1] + one.tokens]
+        before = window
+        found[-1] = [found[-1][0] + total, found[-1][1] + tokens]
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import statistics
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -132,6 +133,17 @@ class Value:
     series: str
     value: float
     span: Span | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place on a map: its group, its weight from 0 to 1, and whether it was chosen."""
+
+    x: float
+    y: float
+    group: int
+    weight: float
+    chosen: bool
 
 
 def scatter(
@@ -267,6 +279,43 @@ def dots(name: str, title: str, says: str, rows: Mapping[str, Sequence[Value]], 
             _legend(figure, axes)
 
     return _drawn(name, title, says, draw, height=max(SIZE[1], 0.75 + 0.3 * len(rows)))
+
+
+def groups(name: str, title: str, says: str, places: Sequence[Place]) -> Chart:
+    """Places on a map, each group in a colour and a sign of its own with its number at its middle."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        colours = [one for one in COLOURS if one not in ("line", "muted", "ink")]
+        signs = list(dict.fromkeys(MARKERS.values()))
+        for group in sorted({one.group for one in places}):
+            same = [one for one in places if one.group == group]
+            colour = _SENTINELS[colours[group % len(colours)]]
+            sign = signs[group // len(colours) % len(signs)]
+            for chosen in (False, True):
+                shown = [one for one in same if one.chosen == chosen]
+                axes.scatter(
+                    [one.x for one in shown],
+                    [one.y for one in shown],
+                    s=[4 + 46 * one.weight for one in shown],
+                    marker=sign,
+                    color=colour,
+                    alpha=1.0 if chosen else 0.28,
+                    edgecolors=_SENTINELS["ink"] if chosen else "none",
+                    linewidths=0.7,
+                    zorder=3 if chosen else 2,
+                )
+            middle = (
+                statistics.median(one.x for one in same),
+                statistics.median(one.y for one in same),
+            )
+            axes.annotate(str(group), middle, ha="center", va="center", fontweight="bold", zorder=4)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for side in axes.spines.values():
+            side.set_visible(False)
+
+    return _drawn(name, title, says, draw, height=SIZE[0])
 
 
 def histogram(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from resprout.tasks.evaluate.paired import quantile
@@ -14,10 +16,12 @@ from resprout.tasks.report.charts import (
     COLOURS,
     Chart,
     Line,
+    Place,
     Point,
     Span,
     Value,
     dots,
+    groups,
     histogram,
     lines,
     scatter,
@@ -34,6 +38,9 @@ UNITS = {
     "heads": "query heads",
     "hidden": "hidden channels",
 }
+MAP, MAP_IDS = "map.safetensors", "map.json"
+"""Files of a selection: embeddings of some of the pool's rows, and their ids."""
+LEAST_MAPPED = 12
 PLACED = " A speed is placed by its ratio to the dense model's in the same rounds."
 SHORT_OF_ROUNDS = " Too few rounds were measured for that of a speed (measure.repeats below 6)."
 INTERVAL = "Lines through a point are its interval of 95 %, relative to the dense model."
@@ -261,6 +268,39 @@ def category_divergence(
             "before recovery: high where pruning hurt. In brackets the rows, lines are intervals of 95 %."
         )
         yield dots("categories", "Divergence by category", says, bars, "divergence, nats a token")
+
+
+def rows_on_a_map(folder: Path) -> Iterator[Chart]:
+    """The pool's rows by t-SNE of their embeddings, where the selection left some."""
+    if not (folder / MAP).is_file():
+        return
+    from safetensors.numpy import load_file
+    from sklearn.manifold import TSNE
+
+    decisions = {}
+    with (folder / "decisions.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            one = json.loads(line)
+            decisions[one["id"]] = one
+    ids = json.loads((folder / MAP_IDS).read_text(encoding="utf-8"))
+    embeddings = load_file(folder / MAP)["embeddings"]
+    if len(ids) < LEAST_MAPPED:
+        return
+    near = min(30.0, (len(ids) - 1) / 4)
+    places = TSNE(perplexity=near, init="pca", random_state=0).fit_transform(embeddings)
+    shown = [(decisions[one], place) for one, place in zip(ids, places.tolist(), strict=True)]
+    highest = max((one["jsd"] or 0.0 for one, _ in shown), default=0.0) or 1.0
+    found = [
+        Place(x, y, one["cluster"], (one["jsd"] or 0.0) / highest, one["accepted"])
+        for one, (x, y) in shown
+        if one["cluster"] is not None and one["cluster"] >= 0
+    ]
+    says = (
+        f"{len(found):,} rows by what their instructions say (t-SNE): like ones lie together. Colours and "
+        "numbers are clusters, signs grow with the divergence between pruned and dense model, dark rims are "
+        "rows chosen."
+    )
+    yield groups("map", "Rows on a map", says, found)
 
 
 def without_common(names: Sequence[str]) -> list[str]:

@@ -35,6 +35,7 @@ from resprout.tasks.report.lost import FLIPS, HEADS, lost_part, write_flips
 from resprout.tasks.report.outlook import HEADS as RUNG_HEADS
 from resprout.tasks.report.outlook import Outlook, Recovery, rung_rows, rung_sentences, rungs_of
 from resprout.tasks.report.past_run import PastRun
+from resprout.tasks.report.selection import cluster_rows, compared_part, examples, selection_sentence
 from resprout.tasks.report.table import Metrics, comparison, recovery_sentence
 from resprout.tasks.report.verdict import RULE, verdict
 
@@ -76,7 +77,7 @@ def settings(config: ReportConfig) -> dict[str, Any]:
     "report",
     kind="report",
     timed=True,
-    libraries=("jinja2", "matplotlib", "scipy"),
+    libraries=("jinja2", "matplotlib", "scipy", "scikit-learn"),
     computes=False,
     settings=settings,
 )
@@ -195,6 +196,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
             "recovery": [
                 *figures.training_loss(steps),
                 *outlook.chart(),
+                *(figures.rows_on_a_map(inputs["selection"]) if "selection" in inputs else ()),
                 *(
                     figures.category_divergence(
                         _rows(inputs["selection"] / "decisions.jsonl"), _rows(inputs["rows"] / "rows.jsonl")
@@ -213,8 +215,12 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "rungs": rung_rows(rungs),
         "rung_sentences": rung_sentences(rungs),
         "selection": selection,
+        "selected": selection_sentence(selection) if selection and "method" in selection else "",
+        "clusters": cluster_rows(selection or {}),
+        "decided": (selection or {}).get("path", {}).get("decided", []),
+        "compared": compared_part(inputs.get("selections")),
         "answers": answers_sentence(selection["answers"]) if selection and "answers" in selection else "",
-        "examples": _examples(inputs["selection"]) if "selection" in inputs else [],
+        "examples": examples(inputs["selection"]) if "selection" in inputs else [],
     }
 
 
@@ -322,22 +328,6 @@ def measured_how(details: Mapping[str, Any]) -> str:
 def averaged(details: Mapping[str, Any]) -> list[str]:
     """The accuracies that zero_shot_mean_acc averages, from the scores' details; none without tasks."""
     return list(details.get("averaged", ()))
-
-
-def _examples(folder: Path, each: int = 2) -> list[dict[str, Any]]:
-    """A few chosen rows of each cluster with the reason they were chosen."""
-    chosen: dict[str, list[dict[str, Any]]] = {}
-    rows = {row["id"]: row for row in _rows(folder / "selected.jsonl")}
-    for decision in _rows(folder / "decisions.jsonl"):
-        if decision["accepted"] and decision["id"] in rows:
-            cluster = str(decision.get("cluster", ""))
-            if len(chosen.setdefault(cluster, [])) < each:
-                instruction = " ".join(rows[decision["id"]]["instruction"].split())
-                shown = instruction if len(instruction) <= 120 else instruction[:117] + "..."
-                chosen[cluster].append(
-                    {"cluster": cluster, "instruction": shown, "reason": decision["reason"]}
-                )
-    return [row for cluster in sorted(chosen, key=lambda name: (len(name), name)) for row in chosen[cluster]]
 
 
 def answers_sentence(counts: Mapping[str, Any]) -> str:

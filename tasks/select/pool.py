@@ -105,7 +105,7 @@ class Choice:
 
     `accepted` are indices into the pool; `facts` gives of a pool row what decided (cluster, jsd, ies,
     concepts, reason). `granted` is what of the budget was handed out. `summary` and `metrics` are added to
-    what every method reports.
+    what every method reports. `embeddings` are of the pool's rows, where the method has some.
     """
 
     accepted: list[int]
@@ -114,6 +114,7 @@ class Choice:
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    embeddings: NDArray[np.floating] | None = None
 
 
 def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:

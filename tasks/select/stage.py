@@ -19,6 +19,7 @@ from heapq import merge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
@@ -29,6 +30,8 @@ from resprout.tasks.select.paser_size import check_size, samples
 if TYPE_CHECKING:
     from resprout.tasks.select.pool import Choice, Pool
 
+MAPPED = 1000
+"""Rows at most whose embeddings are kept for a picture."""
 FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
 """Decision on a row that the method does not look at."""
 
@@ -77,7 +80,7 @@ def training_rows(config: SelectConfig) -> tuple[str, ...]:
 
 def selecting(config: SelectConfig) -> dict[str, Any]:
     """The settings that decide which of the rows are chosen, whoever answers them then."""
-    others = ("filter", "targets", "answers")
+    others = ("filter", "targets", "answers", "compare", "compare_seeds")
     return {name: value for name, value in config.key_data().items() if name not in others}
 
 
@@ -88,7 +91,12 @@ def lengths(config: SelectConfig) -> dict[str, int]:
 
 def check(config: SelectConfig, base: Path) -> None:
     """BadInput for a method that is not there."""
-    METHODS.entry(config.method)
+    for one in config.arms.values():
+        if METHODS.entry(one.method).declared.get("needs_targets") and one.capabilities is None:
+            raise BadInput(
+                f"select.method is {one.method}, which chooses rows like given ones; give "
+                "select.capabilities.rows (a source of rows like what the model is for), or another method"
+            )
 
 
 def rows_bytes(config: Mapping[str, Any], volume: Volume) -> float | None:
@@ -256,6 +264,8 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
     # Recovery trains on the very tokens that were compared and counted here.
     tokens = {"template": config.template, "max_len_tokens": config.max_len_tokens}
     about = {"method": config.method, "budget_unit": unit, "warnings": warnings, **tokens}
+    if choice.embeddings is not None:
+        _write_map(workdir, pool, choice, job.seed)
     write_json(workdir / "summary.json", {**about, **counts, **choice.summary})
     write_json(workdir / "metrics.json", {**counts, **choice.metrics})
 
@@ -297,6 +307,45 @@ def answer(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
     from resprout.tasks.select.self_written import write
 
     write(job, inputs, workdir, progress)
+
+
+def comparing(config: SelectConfig) -> dict[str, Any]:
+    """The settings that enter a comparison: the scores say all."""
+    return {"selection": config.label}
+
+
+@stage(
+    "selections",
+    kind="comparison",
+    title="compare selections",
+    section="select",
+    reads={"pruned": Reads("scores", of="pruned"), "rivals": Reads("scores", group=True)},
+    reported=True,
+    libraries=("scipy", "numpy"),
+    computes=False,
+    settings=comparing,
+)
+def compare_selections(
+    job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write which selection brought the model back best, and whether that is more than noise."""
+    from resprout.tasks.select.comparison import write
+
+    write(inputs, workdir)
+
+
+def _write_map(workdir: Path, pool: Pool, choice: Choice, seed: int) -> None:
+    """Embeddings of some rows, chosen ones and others, for a picture."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    chosen = np.isin(np.arange(len(pool.ids)), choice.accepted)
+    drawn = np.random.default_rng(seed).permutation(len(pool.ids))
+    taken, others = drawn[chosen[drawn]][: MAPPED // 2], drawn[~chosen[drawn]]
+    rows = np.sort(np.concatenate([taken, others[: MAPPED - len(taken)]]))
+    given = np.asarray(choice.embeddings)[rows].astype(np.float32)
+    save_file({"embeddings": np.ascontiguousarray(given)}, workdir / "map.safetensors")
+    write_json(workdir / "map.json", [pool.ids[row] for row in rows])
 
 
 def _decisions(folder: Path, pool: Pool, choice: Choice) -> Iterable[dict[str, Any]]:

@@ -10,6 +10,7 @@ ours (`auto.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,12 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     if config.published:
         released = config.mode == "released"
         jsd = summed_over_prompts(compared.jsd, pool.encoded) if released else compared.jsd
-        return published.select(config, pool, embeddings, jsd, job.seed, progress).choice(pool)
+        found = published.select(config, pool, embeddings, jsd, job.seed, progress)
+        return replace(found.choice(pool), embeddings=embeddings)
     # Only a sentence encoder is fine enough to tell a paraphrase from a question of the same form.
     fine = embeddings if config.embedder == "minilm" else lexical_vectors(_instructions(pool.rows))
     questions = Questions(pool.rows, fine, config.duplicate_cosine)
-    return auto.select(
+    found = auto.select(
         job.config,
         pool,
         embeddings,
@@ -64,7 +66,8 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
         progress,
         wanted if len(wanted) else None,
         compared.by(inputs["pilot"]) if config.pilot_tokens is not None else None,
-    ).choice(pool)
+    )
+    return replace(found.choice(pool), embeddings=embeddings)
 
 
 def compared_tokens(config: PaserConfig, encoded: Sequence[Encoded]) -> Sequence[Encoded]:

@@ -1,0 +1,138 @@
+"""What the report says of the rows that recovery trained on: how they were chosen, and which choice won."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resprout.tasks.select.comparison import COVERAGE, UNRECOVERED
+from resprout.tasks.select.comparison import FILE as COMPARISON
+
+EXAMPLES = 10
+"""Chosen rows of each cluster that are shown."""
+INSTRUCTION_CHARS = 120
+ALL_ROWS = "every row"
+
+
+def selection_sentence(summary: Mapping[str, Any]) -> str:
+    """How rows were chosen: method and path, clusters and why so many, budget asked, granted and filled."""
+    unit = summary.get("budget_unit", "tokens")
+    asked, granted = summary[f"requested_{unit}"], summary.get(f"granted_{unit}")
+    filled = summary["selected_rows"] if unit == "rows" else summary["filled_tokens"]
+    given = "" if granted is None or granted == asked else f", {granted:,} granted"
+    said = [f"{asked:,} {unit} asked{given}, {filled:,} filled"]
+    if (path := summary.get("path")) is not None:
+        sigma = f", sigma {path['sigma']:.4g}" if "sigma" in path else ""
+        landmarks = f", {path['landmarks']:,} landmarks" if "landmarks" in path else ""
+        said += [
+            f"{path['clusters']} clusters by {path['clusters_by']}",
+            f"{path['clusterer']} on {path['embedder']}{sigma}{landmarks}",
+            f"divergence of {path['divergence']}",
+            f"graph {path['graph']}",
+        ]
+    removed = {
+        "nearly repeat others": summary.get("near_duplicate_rows"),
+        "share words with the evaluation": summary.get("contaminated_rows"),
+        "cannot be chosen": summary.get("left_out_rows"),
+    }
+    gone = [f"{count:,} {why}" for why, count in removed.items() if count]
+    mode = f", mode {summary['path']['mode']}" if "path" in summary else ""
+    rows = f"{summary['selected_rows']:,} of {summary['pool_rows']:,} rows"
+    left = f"; left out before: {', '.join(gone)}" if gone else ""
+    return f"Selection by {summary['method']}{mode}: {rows}; {'; '.join(said)}{left}."
+
+
+def cluster_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of clusters; none where the method makes none."""
+    clusters = summary.get("clusters", [])
+    if not clusters or "granted" not in clusters[0]:
+        return [], []
+    unit = summary.get("budget_unit", "tokens")
+    weights = [name for name in ("nearness", "healed") if name in clusters[0]]
+    heads = [
+        "cluster", "rows", "compared", "CDS", *weights, f"{unit} granted", "filled", "rows chosen",
+        "refused by the graph", "re-admitted",
+    ]  # fmt: skip
+    rows = []
+    for one in clusters:
+        reach = one["cds_half_interval"]
+        around = "" if not reach else f" ± {reach:.4f}"
+        rows.append(
+            [
+                str(one["cluster"]),
+                f"{one['rows']:,}",
+                f"{one['compared_rows']:,}",
+                f"{one['cds']:.4f}{around}",
+                *(f"{one[name]:.2f}" for name in weights),
+                f"{one['granted']:,}",
+                f"{one['filled']:,}",
+                f"{one['selected_rows']:,}",
+                f"{100 * one['reject_rate']:.1f} %",
+                f"{one['readmitted_rows']:,}",
+            ]
+        )
+    return heads, rows
+
+
+def examples(folder: Path, each: int = EXAMPLES) -> list[dict[str, Any]]:
+    """Some chosen rows of each cluster with the reason they were chosen."""
+    chosen: dict[str, list[dict[str, Any]]] = {}
+    rows = {row["id"]: row for row in _lines(folder / "selected.jsonl")}
+    for decision in _lines(folder / "decisions.jsonl"):
+        if decision["accepted"] and decision["id"] in rows:
+            cluster = str(decision.get("cluster", ""))
+            if len(chosen.setdefault(cluster, [])) < each:
+                instruction = " ".join(rows[decision["id"]]["instruction"].split())
+                shown = instruction
+                if len(instruction) > INSTRUCTION_CHARS:
+                    shown = instruction[: INSTRUCTION_CHARS - 3] + "..."
+                chosen[cluster].append(
+                    {"cluster": cluster, "instruction": shown, "reason": decision["reason"]}
+                )
+    return [row for cluster in sorted(chosen, key=lambda name: (len(name), name)) for row in chosen[cluster]]
+
+
+def compared_part(folder: Path | None) -> dict[str, Any] | None:
+    """Table, note and sentences on selections that were compared; None where none were."""
+    if folder is None:
+        return None
+    found = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
+    arms = found["arms"]
+    measures = [name for name in arms[-1] if name not in ("name", "seeds")]
+    heads = ["selection", "seeds", *(part for name in measures for part in (name, "to random"))]
+    gaps = {(one["arm"], one["measure"]): one for one in found["differences"]}
+    rows = [
+        [
+            arm["name"],
+            "" if arm["name"] == UNRECOVERED else str(arm["seeds"]),
+            *(part for name in measures for part in _cells(arm, name, gaps.get((arm["name"], name)))),
+        ]
+        for arm in arms
+    ]
+    note = (
+        "Behind ± the standard deviation over seeds. To random: the difference to random rows at equal "
+        f"tokens, paired by seed and text, with intervals that hold together in {100 * COVERAGE:.0f} % of "
+        "cases; * where it is more than noise."
+    )
+    return {"heads": heads, "rows": rows, "note": note, "sentences": found["sentences"]}
+
+
+def _cells(arm: Mapping[str, Any], measure: str, gap: Mapping[str, Any] | None) -> tuple[str, str]:
+    spread = arm.get(measure)
+    if spread is None:
+        return "", ""
+    deviation = "" if not spread["deviation"] else f" ± {spread['deviation']:.4f}"
+    value = f"{spread['mean']:.4f}{deviation}"
+    if gap is None:
+        return value, ""
+    if gap["low"] is None:
+        return value, f"{gap['mean']:+.4f}"
+    star = " *" if gap["differs"] else ""
+    return value, f"{gap['mean']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f}){star}"
+
+
+def _lines(path: Path) -> Sequence[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]

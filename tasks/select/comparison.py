@@ -1,0 +1,241 @@
+"""Which selection brings the model back best: rivals on one schedule, paired over seeds and held-out text.
+
+Each arm is a way to select, recovered with the same training and judged on the same text. Two arms differ by
+chance twice: by the seed of their selection and training, and by the text on which they happened to be
+judged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resprout.tasks.select.json_files import write_json
+
+FILE = "comparison.json"
+BASELINE, UNRECOVERED = "random", "no recovery"
+COVERAGE = 0.95
+"""Of all intervals of one measure together: each is wider the more there are (Bonferroni)."""
+MEASURES = {"divergence": "divergences", "bits per byte": "windows"}
+"""By what arms are ranked, in this order, with the key of their samples; less is better."""
+QUALITY, ACCURACY = "bits per byte", "accuracy"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an arm's mean lies from another's; the interval has no end where one seed was trained."""
+
+    arm: str
+    other: str
+    measure: str
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is more than noise."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to select, by measure the sums of each seed and unit: [seeds, units], and the units' sizes.
+
+    `scale` turns a mean into what is shown: nats a token into bits a byte.
+    """
+
+    name: str
+    sums: Mapping[str, NDArray[np.float64]]
+    sizes: Mapping[str, NDArray[np.float64]]
+    scale: Mapping[str, float]
+
+    def by_seed(self, measure: str) -> list[float]:
+        """The mean of each seed, in the measure's unit."""
+        scale = self.scale.get(measure, 1.0) / self.sizes[measure].sum()
+        return [float(one) * scale for one in self.sums[measure].sum(1)]
+
+
+def role_of(name: str, seed: int) -> str:
+    """The role of an arm's scores."""
+    return f"{name}:{seed}"
+
+
+def difference(arm: Arm, other: Arm, measure: str, comparisons: int) -> Difference:
+    """The mean difference of two arms, paired by seed and unit.
+
+    Seeds and units are both drawn, and every seed meets every unit (crossed random effects): the margin is
+    that of the mean over seeds and that of the mean over units, each with Student's quantile of its own,
+    added in quadrature. Each holds the rest's share too, which errs to the wide side.
+
+    Args:
+        arm: One.
+        other: The other, of the same seeds and units.
+        measure: What to compare.
+        comparisons: How many intervals hold together.
+    """
+    from scipy.special import stdtrit
+
+    gaps, sizes = arm.sums[measure] - other.sums[measure], arm.sizes[measure]
+    total, (seeds, units) = float(sizes.sum()), gaps.shape
+    mean = float(gaps.sum()) / seeds / total
+    scale = arm.scale.get(measure, 1.0)
+    if seeds < 2 or units < 2:
+        return Difference(arm.name, other.name, measure, mean * scale, -math.inf, math.inf)
+    of_seeds = float(gaps.sum(1).var(ddof=1)) / total**2 / seeds
+    left = gaps.mean(0) - mean * sizes
+    of_units = float((left**2).sum()) * units / (units - 1) / total**2
+    tail = 1 - (1 - COVERAGE) / comparisons / 2
+    reach = math.hypot(
+        float(stdtrit(seeds - 1, tail)) * math.sqrt(of_seeds),
+        float(stdtrit(units - 1, tail)) * math.sqrt(of_units),
+    )
+    low, high = sorted(((mean - reach) * scale, (mean + reach) * scale))
+    return Difference(arm.name, other.name, measure, mean * scale, low, high)
+
+
+def read_arms(inputs: Mapping[str, Path]) -> list[Arm]:
+    """The arms of a run from their scores, by role `<arm>:<seed>`, in the order of the roles' names."""
+    found: dict[str, dict[int, Path]] = {}
+    for role, folder in inputs.items():
+        name, mark, seed = role.rpartition(":")
+        if mark and seed.isdigit():
+            found.setdefault(name, {})[int(seed)] = folder
+    return [_arm(name, [by_seed[seed] for seed in sorted(by_seed)]) for name, by_seed in found.items()]
+
+
+def compare(arms: Sequence[Arm], pruned: Arm) -> dict[str, Any]:
+    """All arms with means and deviations over seeds, their differences to random rows and to the best."""
+    measures = [one for one in (*MEASURES, ACCURACY) if all(one in arm.sums for arm in arms)]
+    baseline = next(arm for arm in arms if arm.name == BASELINE)
+    others = [arm for arm in arms if arm is not baseline]
+    differences = [difference(arm, baseline, measure, len(others)) for measure in measures for arm in others]
+    first = measures[0]
+    # Text that a model learns from may move it away from the dense one: only what it knows counts here.
+    sound = {one: _mean(baseline, one) <= _mean(pruned, one) for one in measures if one == QUALITY}
+    ranked = sorted(arms, key=lambda arm: (_mean(arm, first), arm.name))
+    best = {
+        measure: (max if measure == ACCURACY else min)(arms, key=lambda arm: _mean(arm, measure)).name
+        for measure in measures
+    }
+    return {
+        "arms": [
+            {
+                "name": arm.name,
+                "seeds": len(next(iter(arm.sums.values()))),
+                **{measure: _spread(arm.by_seed(measure)) for measure in measures if measure in arm.sums},
+            }
+            for arm in (pruned, *ranked)
+        ],
+        "differences": [{**asdict(one), "differs": one.differs} for one in differences],
+        "best": best,
+        "sound": sound,
+        "sentences": _sentences(ranked, differences, best, sound, measures),
+    }
+
+
+def write(inputs: Mapping[str, Path], workdir: Path) -> None:
+    """Write comparison.json and metrics.json."""
+    arms = read_arms(inputs)
+    seeds = len(next(iter(arms[0].sums.values())))
+    pruned = _arm(UNRECOVERED, [inputs["pruned"]] * seeds)
+    found = compare(arms, pruned)
+    write_json(workdir / FILE, _finite(found))
+    metrics = {
+        f"{arm['name']}_{measure.replace(' ', '_')}".replace(":", "_"): arm[measure]["mean"]
+        for arm in found["arms"]
+        for measure in (*MEASURES, ACCURACY)
+        if measure in arm
+    }
+    write_json(workdir / "metrics.json", {name.replace(" ", "_"): value for name, value in metrics.items()})
+
+
+def _arm(name: str, folders: Sequence[Path]) -> Arm:
+    samples = [json.loads((one / "samples.json").read_text(encoding="utf-8")) for one in folders]
+    metrics = json.loads((folders[0] / "metrics.json").read_text(encoding="utf-8"))
+    sums, sizes, scale = (
+        dict[str, NDArray[np.float64]](),
+        dict[str, NDArray[np.float64]](),
+        dict[str, float](),
+    )
+    for measure, key in MEASURES.items():
+        if all(one.get(key) for one in samples):
+            sums[measure] = np.array([[total for total, _ in one[key]] for one in samples])
+            sizes[measure] = np.array([size for _, size in samples[0][key]], dtype=np.float64)
+    bits = next(value for key, value in metrics.items() if "_bits_per_byte_" in key)
+    scale["bits per byte"] = bits * float(sizes["bits per byte"].sum() / sums["bits per byte"][0].sum())
+    if all(one["right"] for one in samples):
+        # One answer counts as much as another, whichever task it is of.
+        sums[ACCURACY] = np.array(
+            [[right for task in one["right"].values() for right in task] for one in samples]
+        )
+        sizes[ACCURACY] = np.ones(sums[ACCURACY].shape[1])
+    return Arm(name, sums, sizes, scale)
+
+
+def _mean(arm: Arm, measure: str) -> float:
+    return statistics.fmean(arm.by_seed(measure))
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "deviation": deviation, "seeds": list(values)}
+
+
+def _sentences(
+    ranked: Sequence[Arm],
+    differences: Sequence[Difference],
+    best: Mapping[str, str],
+    sound: Mapping[str, bool],
+    measures: Sequence[str],
+) -> list[str]:
+    """Which selection won, and whether that is more than noise."""
+    ill = [measure for measure, fine in sound.items() if not fine]
+    if ill:
+        return [
+            f"By {' and '.join(ill)}, recovery on random rows left the model worse than no recovery: the "
+            "training is ill, not the data, and no selection is named; lower recover.learning_rate, or train "
+            "on more tokens"
+        ]
+    found = []
+    for measure in measures:
+        name = best[measure]
+        if name == BASELINE:
+            near = [one for one in differences if one.measure == measure and not one.differs]
+            rest = (
+                f", though {len(near)} of {len(ranked) - 1} others differ no more than chance" if near else ""
+            )
+            found.append(f"By {measure}, no selection is better than random rows{rest}.")
+            continue
+        (won,) = (one for one in differences if one.measure == measure and one.arm == name)
+        if math.isinf(won.high):
+            seen = "with one seed nothing is known of chance; give select.compare_seeds"
+        else:
+            seen = f"interval {_signed(won.low)} to {_signed(won.high)}: " + (
+                "more than noise" if won.differs else "no more than noise"
+            )
+        found.append(
+            f"By {measure}, {name} is best, {_signed(won.mean)} against random rows at equal tokens ({seen})."
+        )
+    return found
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
