@@ -90,6 +90,7 @@ bench: dev
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_criteria.py
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_gptq.py
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_gguf.py
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_select.py
 	$(BIN)/python tests/benchmarks/bench_recover.py
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_latency.py
 	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/bench_stream.py

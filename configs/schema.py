@@ -132,6 +132,8 @@ class RowSource(DataSource):
     """Template of the answer that the model learns."""
     category: str = "{{ category | default('') }}"
     """Template of a label that reports group by; of the methods only `stratified` looks at it."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """skip: rows without task or answer, or on which a template fails, are left out and counted."""
 
 
 class CalibrateConfig(Section):

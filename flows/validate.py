@@ -23,7 +23,7 @@ from resprout.flows.inputs import context, data_sources, is_elsewhere, model_fil
 from resprout.infra.environment import set_variables
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items
+from resprout.tasks.acquire.rows import Counts, Item, instruction_items, raw_items, taken, text_items
 from resprout.tasks.acquire.source import Context, Wanted, locate, pin, scheme_of
 from resprout.tasks.acquire.sources.local import files_at
 from resprout.tasks.data.chat import NO_CHAT, NO_TEMPLATE, rendered
@@ -170,7 +170,7 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
         items = list(_items(source, files, read))
         if read.cut:
             cut.add(key)
-        found[key] = items if read.cut else taken(items, source, config.seed, unique=_is_unique(source))
+        found[key] = items if read.cut else list(taken(items, source, config.seed, unique=_is_unique(source)))
 
     for key, source in data_sources(config):
         if files := data_files(source.source, here):
@@ -230,7 +230,7 @@ def data_files(address: str, here: Context) -> dict[str, Path]:
 
 def _items(source: DataSource, files: dict[str, Path], read: FirstRows) -> Iterator[Item]:
     if isinstance(source, RowSource):
-        return instruction_items(source, source.source, files, read)
+        return instruction_items(source, source.source, files, read, Counts())
     if isinstance(source, TextSource):
         return text_items(source, source.source, files, read)
     return raw_items(source, source.source, files, read)

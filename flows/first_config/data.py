@@ -86,12 +86,12 @@ def _split_by_task(
 
 def _documents(settings: dict[str, Any], files: dict[str, Path], read: Reader) -> list[Item]:
     source = TextSource(**settings)
-    return taken(text_items(source, source.source, files, read), source, seed=0, unique=True)
+    return list(taken(text_items(source, source.source, files, read), source, seed=0, unique=True))
 
 
 def _pairs(settings: dict[str, Any], files: dict[str, Path], read: Reader) -> list[Item]:
     source = RowSource(**settings)
-    return taken(instruction_items(source, source.source, files, read), source, seed=0, unique=True)
+    return list(taken(instruction_items(source, source.source, files, read), source, seed=0, unique=True))
 
 
 def _look(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,9 +34,17 @@ class Item:
 
 
 def instruction_items(
-    source: RowSource, label: str, files: dict[str, Path], read: Reader = read_rows
+    source: RowSource,
+    label: str,
+    files: dict[str, Path],
+    read: Reader = read_rows,
+    counts: Counts | None = None,
 ) -> Iterator[Item]:
-    """Rows in Alpaca form with a stable id; a row without instruction or output raises BadInput."""
+    """Rows in Alpaca form with a stable id.
+
+    One without instruction or output, or on which a template fails, raises BadInput, or is left out and
+    counted where the source says so.
+    """
     hashed = _hashed(source)
     templates = {name: _of_columns(getattr(source, name)) for name in ("instruction", "input", "output")}
     # A category may be one word for all rows, whatever their columns are called.
@@ -43,14 +53,24 @@ def instruction_items(
     def render(columns: Columns) -> dict[str, str]:
         return {name: template(columns).strip() for name, template in templates.items()}
 
-    for place, columns in columns_in(source, files, read):
+    def checked(place: str, columns: Columns) -> dict[str, str]:
         row = _at(place, render, columns)
         for name in ("instruction", "output"):
             if not row[name]:
                 raise BadInput(
                     f"{place}: the {name} is empty; expected text from the template "
-                    f"{getattr(source, name)!r}, or leave such rows out by `where`"
+                    f"{getattr(source, name)!r}, or leave such rows out by `where`, or by on_bad_row: skip"
                 )
+        return row
+
+    for place, columns in columns_in(source, files, read):
+        try:
+            row = checked(place, columns)
+        except BadInput as fault:
+            if source.on_bad_row == "fail" or counts is None:
+                raise
+            counts.skip(fault)
+            continue
         text = "\n".join((row["instruction"], row["input"], row["output"]))
         yield Item(
             text,
@@ -60,7 +80,11 @@ def instruction_items(
 
 
 def text_items(
-    source: TextSource, label: str, files: dict[str, Path], read: Reader = read_rows
+    source: TextSource,
+    label: str,
+    files: dict[str, Path],
+    read: Reader = read_rows,
+    counts: Counts | None = None,
 ) -> Iterator[Item]:
     """Documents; an empty one raises BadInput."""
     render, hashed = _of_columns(source.text), _hashed(source)
@@ -75,7 +99,11 @@ def text_items(
 
 
 def raw_items(
-    source: DataSource, label: str, files: dict[str, Path], read: Reader = read_rows
+    source: DataSource,
+    label: str,
+    files: dict[str, Path],
+    read: Reader = read_rows,
+    counts: Counts | None = None,
 ) -> Iterator[Item]:
     """Rows with their own columns, which name no source."""
     hashed = _hashed(source)
@@ -107,30 +135,76 @@ def _of_columns(template: str) -> Callable[[Columns], str]:
     return checked
 
 
-def taken(items: Iterable[Item], source: DataSource, seed: int, unique: bool) -> list[Item]:
+@dataclass
+class Counts:
+    """Rows that were left out: those that repeat another one's text, and those that are no rows."""
+
+    repeated: int = 0
+    bad: int = 0
+    first_bad: str = ""
+    """What is wrong with the first of them."""
+
+    def skip(self, fault: BadInput) -> None:
+        """Leave a row out."""
+        self.bad += 1
+        self.first_bad = self.first_bad or str(fault)
+
+
+def taken(
+    items: Iterable[Item], source: DataSource, seed: int, unique: bool, counts: Counts | None = None
+) -> Iterator[Item]:
     """Items in the source's hash range, at most `limit` of them, in the file's order.
 
-    The sample is the `limit` items with the lowest SHA-256 of seed and text, which no library changes.
+    The sample is the `limit` items with the lowest SHA-256 of seed and text, which no library changes. Of
+    what is not taken nothing is held but a digest, and that only where items are `unique`.
+
+    Raises:
+        BadInput: not one is left, after the last.
     """
     low, high = source.hash_percent
-    kept: dict[str, Item] = {}
-    repeats: list[Item] = []
-    for item in items:
-        if low <= hash_percent(item.hashed) < high:
-            if unique:
-                kept.setdefault(item.text, item)
-            else:
-                repeats.append(item)
-    chosen = list(kept.values()) if unique else repeats
-    if not chosen:
-        raise BadInput(
-            f"{source.source}: no row is left after where {source.where!r} and hash_percent [{low}, {high}); "
-            "widen them"
+    counts, any_left = counts or Counts(), False
+
+    def wanted() -> Iterator[Item]:
+        seen = Seen(counts)
+        for item in items:
+            if low <= hash_percent(item.hashed) < high and not (unique and seen(item)):
+                yield item
+
+    chosen = wanted() if source.limit is None else iter(_lowest(wanted(), source.limit, seed))
+    for item in chosen:
+        any_left = True
+        yield item
+    if not any_left:
+        bad = (
+            f"; {counts.bad} were skipped by on_bad_row, the first: {counts.first_bad}" if counts.bad else ""
         )
-    if source.limit is None or len(chosen) <= source.limit:
-        return chosen
-    ranked = sorted(range(len(chosen)), key=lambda index: (_rank(seed, chosen[index].text), index))
-    return [chosen[index] for index in sorted(ranked[: source.limit])]
+        raise BadInput(
+            f"{source.source}: no row is left after where {source.where!r} and hash_percent [{low}, {high})"
+            f"{bad}; widen them"
+        )
+
+
+class Seen:
+    """Says whether an item's text came before, and counts those that did."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
+        self._digests = set[bytes]()
+
+    def __call__(self, item: Item) -> bool:
+        digest = blake2b(item.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if digest in self._digests:
+            self.counts.repeated += 1
+            return True
+        self._digests.add(digest)
+        return False
+
+
+def _lowest(items: Iterable[Item], limit: int, seed: int) -> list[Item]:
+    """The `limit` items of the lowest rank, in their order."""
+    ranked = ((_rank(seed, item.text), place, item) for place, item in enumerate(items))
+    kept = nsmallest(limit, ranked, key=lambda one: one[:2])
+    return [item for _, _, item in sorted(kept, key=lambda one: one[1])]
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

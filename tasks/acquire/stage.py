@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,22 @@ from resprout.infra.store.filesystem import private_folder
 from resprout.tasks.acquire.choose import choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask
 from resprout.tasks.acquire.model import convert_pickle, copy_model, dequantise, keep_file
-from resprout.tasks.acquire.rows import Item, instruction_items, raw_items, taken, text_items, write_jsonl
+from resprout.tasks.acquire.rows import (
+    Counts,
+    Item,
+    Seen,
+    instruction_items,
+    raw_items,
+    taken,
+    text_items,
+    write_jsonl,
+)
 from resprout.tasks.acquire.source import fetch
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Model, stage
 from resprout.tasks.models.shape import read_config, shape_of
+
+logger = logging.getLogger(__name__)
 
 
 @stage(
@@ -125,23 +137,34 @@ def _write(
     data: AcquireData,
     seed: int,
     path: Path,
-    items_of: Callable[[Any, str, dict[str, Path]], Iterator[Item]],
+    items_of: Callable[..., Iterator[Item]],
     progress: Progress,
     *,
     unique: bool,
 ) -> None:
-    sources = data.sources
-    found: list[Item] = []
-    for index, (source, pinned) in enumerate(sources):
-        progress(index, len(sources), "sources")
-        with private_folder(data.context.home / "tmp") as scratch:
-            files = fetch(pinned, data.context, scratch)
-            found += taken(items_of(source, pinned.label, files), source, seed, unique)
-    if unique:
+    sources, counts = data.sources, Counts()
+    rows = 0
+
+    def found() -> Iterator[dict[str, Any]]:
+        nonlocal rows
         # A row that two sources share counts for the first.
-        first: dict[str, Item] = {}
-        for item in found:
-            first.setdefault(item.text, item)
-        found = list(first.values())
-    write_jsonl(path, (item.row for item in found))
+        seen = Seen(counts)
+        for index, (source, pinned) in enumerate(sources):
+            progress(index, len(sources), "sources")
+            with private_folder(data.context.home / "tmp") as scratch:
+                files = fetch(pinned, data.context, scratch)
+                items = items_of(source, pinned.label, files, counts=counts)
+                for item in taken(items, source, seed, unique, counts):
+                    if not (unique and len(sources) > 1 and seen(item)):
+                        rows += 1
+                        yield item.row
+
+    write_jsonl(path, found())
+    if counts.bad:
+        logger.warning("%d rows were skipped by on_bad_row; the first: %s", counts.bad, counts.first_bad)
+    if unique:
+        metrics = {"rows": rows, "repeated_rows": counts.repeated, "bad_rows": counts.bad}
+        (path.parent / "metrics.json").write_text(
+            json.dumps(metrics, sort_keys=True) + "\n", encoding="utf-8"
+        )
     progress(len(sources), len(sources), "sources")

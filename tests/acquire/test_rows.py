@@ -196,3 +196,39 @@ def test_the_record_says_where_it_came_from(jsonl, tmp_path):
     assert origin["sha256"] == {"pool.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert job.licence_note() == "CC-BY-4.0"
     json.dumps(job.origin())
+
+
+def test_bad_rows_are_skipped_where_the_source_says_so_and_counted(bring, jsonl, tmp_path):
+    rows = [row(1), row(2, output=""), {"output": "no task"}, row(3), row(3), row(4)]
+    jsonl("pool.jsonl", rows)
+    with pytest.raises(BadInput, match=r"row 2: the output is empty; .* or by on_bad_row: skip"):
+        bring(acquire_rows, RowSource(source="pool.jsonl"))
+    found = bring(acquire_rows, RowSource(source="pool.jsonl", on_bad_row="skip"))
+    assert [one["instruction"] for one in found] == ["do 1", "do 3", "do 4"]
+    (metrics,) = tmp_path.rglob("metrics.json")
+    assert json.loads(metrics.read_text()) == {"rows": 3, "repeated_rows": 1, "bad_rows": 2}
+
+
+def test_rows_of_which_all_are_bad_say_so(bring, jsonl):
+    jsonl("pool.jsonl", [{"q": 1}, {"q": 2}])
+    with pytest.raises(BadInput, match=r"no row is left .*; 2 were skipped by on_bad_row, the first: pool"):
+        bring(acquire_rows, RowSource(source="pool.jsonl", on_bad_row="skip"))
+
+
+def test_rows_of_several_sources_are_counted_once(bring, jsonl, tmp_path):
+    jsonl("a.jsonl", [row(1), row(2)])
+    jsonl("b.jsonl", [row(2), row(2), row(3)])
+    assert len(bring(acquire_rows, RowSource(source="a.jsonl"), RowSource(source="b.jsonl"))) == 3
+    (metrics,) = tmp_path.rglob("metrics.json")
+    assert json.loads(metrics.read_text()) == {"rows": 3, "repeated_rows": 2, "bad_rows": 0}
+
+
+def test_rows_are_taken_as_they_come():
+    """Of a source without end the first rows are there at once."""
+    from itertools import count, islice
+
+    from resprout.tasks.acquire.rows import Item, taken
+
+    endless = (Item(str(number % 5), str(number), {"number": number}) for number in count())
+    source = DataSource(source="x")
+    assert [one.row["number"] for one in islice(taken(endless, source, 0, unique=True), 5)] == [*range(5)]
