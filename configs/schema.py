@@ -434,6 +434,7 @@ class AnswersConfig(Section):
 
 PASER_FORMS: dict[str, dict[str, Any]] = {
     "auto": {"mode": "auto", "clusterer": "diffusion_nmf"},
+    "aimed": {"mode": "auto", "clusterer": "diffusion_nmf"},
     "kmeans": {"mode": "auto", "clusterer": "kmeans"},
     "paper": {"mode": "paper"},
     "released": {"mode": "released"},
@@ -478,8 +479,8 @@ class SelectConfig(Section):
     """What the model is for; absent: all that the pool holds."""
     compare: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z_]*(:(self|mixed))?$")], ...] = ()
     """Other selections that are recovered and judged beside this one on the same schedule, random always
-    among them: methods, forms of paser (auto, kmeans, paper, released), and with :self or :mixed those
-    `targets`."""
+    among them: methods, forms of paser (auto, kmeans, paper, released, and aimed, which alone looks at
+    `capabilities`), and with :self or :mixed those `targets`."""
     compare_seeds: Annotated[int, Field(ge=1)] = 3
     """Seeds by which each is selected and trained, from the run's own on; one says nothing of chance."""
     targets: Literal["original", "self", "mixed"] = "original"
@@ -553,7 +554,8 @@ class SelectConfig(Section):
         """The name under which it is compared with others."""
         form = self.method
         if form == "paser":
-            form = "kmeans" if self.paser.clusterer == "kmeans" else self.paser.mode
+            aimed = "aimed" if self.capabilities is not None else self.paser.mode
+            form = "kmeans" if self.paser.clusterer == "kmeans" else aimed
         return form if self.targets == "original" else f"{form}:{self.targets}"
 
     @property
@@ -573,7 +575,10 @@ class SelectConfig(Section):
             if form in ("paper", "released"):
                 ours = ("graph", "max_ifd", "pilot_tokens", "clusterer")
                 given = {field: value for field, value in given.items() if field not in ours}
+            if form != "aimed":
                 own["capabilities"] = None
+            elif self.capabilities is None:
+                raise ValueError("aimed looks at select.capabilities, which is absent; give its rows")
             own |= {"method": "paser", "paser": PaserConfig(**{**given, **PASER_FORMS[form]})}
         return type(self)(**own)
 
