@@ -91,8 +91,8 @@ class DataSource(Section):
     source: Address
     """Local path, package://module/path, s3://bucket/key, or
     hf-dataset://org/name[/config][@revision]#split."""
-    format: Literal["auto", "jsonl", "json", "parquet", "csv", "text", "arrow"] = "auto"
-    """File format; auto goes by the name's ending (.gz allowed)."""
+    format: Literal["auto", "jsonl", "json", "parquet", "csv", "text", "arrow", "grammar"] = "auto"
+    """File format; auto goes by the name's ending (.gz allowed). grammar: YAML that rows are made by."""
     where: str | None = None
     """Jinja expression over the row's columns; rows for which it is false are left out."""
     hash_percent: tuple[Percent, Percent] = (0, 100)

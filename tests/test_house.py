@@ -15,6 +15,7 @@ from resprout.configs.schema import RunConfig, SuiteConfig
 from resprout.configs.suites import shipped_suite, shipped_suites, shipped_tasks
 from resprout.configs.sweep import load_sweep
 from resprout.flows.catalog import catalog
+from resprout.tasks.data.read import read_rows
 from resprout.tasks.evaluate.task_files import read_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,8 @@ def test_every_shipped_yaml_loads_and_begins_with_its_command() -> None:
             load_preset(path.stem)
         elif room == "evaluation":
             assert read_task(path.stem, ROOT)["metadata"]["capability"]
+        elif room == "grammars":
+            assert list(read_rows(path, "grammar"))
         elif room == "suites":
             SuiteConfig.model_validate(shipped_suite(path.stem))
         elif verb == "sweep":
@@ -63,7 +66,7 @@ def test_every_shipped_yaml_loads_and_begins_with_its_command() -> None:
         else:
             RunConfig.model_validate(yaml.safe_load(path.read_text()))
         loaded += 1
-    assert loaded == len(preset_names()) + len(shipped_tasks()) + len(shipped_suites()) + 11
+    assert loaded == len(preset_names()) + len(shipped_tasks()) + len(shipped_suites()) + 12
 
 
 def test_constraints_pin_versions_and_name_no_host() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.data.grammar import grammar_rows
 
 Row: TypeAlias = dict[str, Any]
 Numbered: TypeAlias = Iterator[tuple[int, Row]]
@@ -42,7 +43,8 @@ def read_rows(path: Path, format: str = "auto") -> Numbered:
     Args:
         path: The file; `.gz` is unpacked on the way.
         format: jsonl, json (array of objects), parquet, csv, text (documents between blank lines, each a row
-            {"text"}), arrow (IPC stream or file); auto goes by the name's ending.
+            {"text"}), arrow (IPC stream or file), grammar (YAML, see `grammar.py`); auto goes by the name's
+            ending, which never says grammar.
 
     Raises:
         BadInput: no such file, an ending that says nothing, a file without rows, or a line that is not what
@@ -255,4 +257,5 @@ _READERS: dict[str, Callable[[Path, IO[bytes]], Numbered]] = {
     "csv": _csv,
     "text": _text,
     "arrow": _arrow,
+    "grammar": grammar_rows,
 }

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.data.read import read_rows
+
+SUMS: dict[str, Any] = {
+    "skill": "sums",
+    "rows": 400,
+    "rules": {
+        "digit": {"range": [1, 4]},
+        "who": ["Ann", {"text": "Ben", "weight": 3}],
+        "what": ["pens", "<colour> pens"],
+        "colour": ["red", "very <colour>"],
+    },
+    "draw": {"a": "digit", "b": "digit", "who": "who", "what": "what"},
+    "columns": {
+        "instruction": "{{ who }}: {{ a }} {{ what }} and {{ b }}?",
+        "output": "{{ a | int + b | int }}",
+    },
+}
+
+
+def rows(folder: Path, **changes: Any) -> list[dict[str, Any]]:
+    path = folder / "grammar.yaml"
+    path.write_text(yaml.safe_dump({**SUMS, **changes}))
+    return [row for _, row in read_rows(path, "grammar")]
+
+
+def test_labels_follow_from_what_was_drawn(tmp_path: Path) -> None:
+    found = rows(tmp_path)
+    assert len(found) == 400
+    for row in found:
+        who, rest = row["instruction"].split(": ")
+        first, *what, last = rest.removesuffix("?").replace(" and", "").split()
+        assert who in ("Ann", "Ben")
+        assert what[-1] == "pens"
+        assert int(row["output"]) == int(first) + int(last)
+        assert row["category"] == "sums"
+
+
+def test_productions_are_drawn_by_their_weights(tmp_path: Path) -> None:
+    """Ben three times as often as Ann; `very` once, twice, ... with half the probability each time."""
+    found = rows(tmp_path, rows=4000)
+    names = Counter(row["instruction"].split(":")[0] for row in found)
+    assert names["Ben"] / 4000 == pytest.approx(0.75, abs=0.03)
+    very = Counter(row["instruction"].count("very") for row in found if "red" in row["instruction"])
+    coloured = sum(very.values())
+    assert coloured / 4000 == pytest.approx(0.5, abs=0.03)
+    assert [very[count] / coloured for count in range(3)] == pytest.approx([0.5, 0.25, 0.125], abs=0.04)
+
+
+def test_the_seed_makes_the_rows(tmp_path: Path) -> None:
+    assert rows(tmp_path) == rows(tmp_path)
+    assert rows(tmp_path) != rows(tmp_path, seed=18)
+    assert rows(tmp_path, rows=10) == rows(tmp_path)[:10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rules": {"digit": {"range": [4, 1]}}}, "which holds no number; give"),
+        ({"draw": {"a": "letter"}}, "symbol letter has no rule; rules are colour, digit, what, who"),
+        ({"rules": {**SUMS["rules"], "what": []}}, "the rule of what has no production"),
+        (
+            {"rules": {**SUMS["rules"], "what": ["<what> <what>"]}},
+            "what does not end within 10,000 expansions",
+        ),
+        ({"columns": {"instruction": "{{ nobody }}"}}, "row 1: .*nobody"),
+        ({"rows": 0}, "rows: Input should be greater than or equal to 1"),
+        ({"more": 1}, "more: Extra inputs are not permitted"),
+    ],
+)
+def test_what_is_no_grammar_says_so(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        rows(tmp_path, **changes)
+
+
+def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "grammar.yaml"
+    path.write_text("a: [")
+    with pytest.raises(BadInput, match="expected a grammar as YAML"):
+        list(read_rows(path, "grammar"))
+
+
+def test_the_shipped_grammar_makes_different_rows_with_right_answers() -> None:
+    path = Path(__file__).parents[2] / "configs" / "grammars" / "sums.yaml"
+    found = [row for _, row in read_rows(path, "grammar")]
+    assert len({row["instruction"] for row in found}) > 380
+    for row in found:
+        words = row["instruction"].split()
+        numbers = [int(word.rstrip(".")) for word in words if word.rstrip(".").isdigit()]
+        expected = numbers[0] - numbers[1] if "gives" in words else numbers[0] + numbers[1]
+        assert int(row["output"]) == expected
