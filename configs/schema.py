@@ -136,6 +136,37 @@ class RowSource(DataSource):
     """skip: rows without task or answer, or on which a template fails, are left out and counted."""
 
 
+class DocumentSource(DataSource):
+    """Documents that rows are made of: files of text, Markdown or HTML, or rows that each hold one."""
+
+    text: str = "{{ text }}"
+    """Of data with rows: Jinja template over its columns that renders one document."""
+    markup: Literal["auto", "text", "markdown", "html"] = "auto"
+    """What documents are written in; auto goes by the name's ending (.md, .html, else text)."""
+
+
+class PrepareConfig(Section):
+    """How documents become rows: passages under their headings, with what stands before."""
+
+    passage_tokens: Annotated[int, Field(ge=16)] = 160
+    """Tokens of the model in a passage at most; it ends with a block, or with a sentence where one is
+    longer."""
+    min_tokens: Annotated[int, Field(ge=1)] = 24
+    """Shorter passages make no row."""
+    context_tokens: Annotated[int, Field(ge=0)] = 64
+    """Tokens of the sentences before that are shown as input, the most relevant to the instruction; 0:
+    none."""
+    instruction: str = (
+        "{{ 'Continue the text' if has_context else 'Write a passage' }}"
+        "{% if headings %} under the heading: {{ headings | join(' > ') }}{% else %} of {{ name }}{% endif %}"
+    )
+    """Template over `name` of the document, `headings`, the highest first, and `has_context`."""
+    category: str = "documents"
+    """Label of the rows, by which reports group."""
+    language: str = "en"
+    """Language by whose rules sentences end."""
+
+
 class CalibrateConfig(Section):
     """The samples that pruning computes with."""
 
@@ -458,8 +489,12 @@ class SelectConfig(Section):
     method: str = "paser"
     """paser or a baseline: random, stratified, longest, rds_plus, ifd, perplexity, full (`resprout
     methods`)."""
-    pool: tuple[RowSource, ...]
+    pool: tuple[RowSource, ...] = ()
     """Sources of rows."""
+    documents: tuple[DocumentSource, ...] = ()
+    """Documents that rows are made of, beside the pool or without one."""
+    prepare: PrepareConfig = PrepareConfig()
+    """How rows are made of documents."""
     filter: FilterConfig = FilterConfig()
     """Rows that are left out before a method chooses."""
     budget_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -521,6 +556,12 @@ class SelectConfig(Section):
                 f"select.paser.mode is {self.paser.mode}, whose budget counts rows, but budget_tokens is "
                 "given; give budget_rows or budget_ratio"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_come_from_somewhere(self) -> SelectConfig:
+        if not self.pool and not self.documents:
+            raise ValueError("select has no rows; give pool, sources of rows, or documents, or both")
         return self
 
     @model_validator(mode="after")

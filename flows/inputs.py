@@ -23,6 +23,7 @@ from resprout.tasks.acquire.choose import MLFLOW_PARTS, choose
 from resprout.tasks.acquire.jobs import AcquireData, AcquireModel, AcquireTask, wanted_of
 from resprout.tasks.acquire.source import Context, Wanted, locate, scheme_of
 from resprout.tasks.acquire.stage import (
+    acquire_documents,
     acquire_file,
     acquire_model,
     acquire_rows,
@@ -119,6 +120,7 @@ DATA = (
         shapes=False,
     ),
     DataInput("rows", acquire_rows, "pool", "select.pool", "recovery rows"),
+    DataInput("documents", acquire_documents, "documents", "select.documents", "documents"),
     DataInput(
         "target_rows",
         acquire_rows,

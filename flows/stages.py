@@ -42,6 +42,7 @@ from resprout.tasks.export.card import SOURCE as CREDIT
 from resprout.tasks.export.stage import Export, export
 from resprout.tasks.gate.stage import gate
 from resprout.tasks.measure.stage import measure
+from resprout.tasks.prepare.stage import prepare
 from resprout.tasks.prune.mask_and_regrow import Masking, Regrowth, mask, regrow
 from resprout.tasks.prune.rounds import Round, schedule_of
 from resprout.tasks.prune.stage import plan, prune, score
@@ -427,6 +428,12 @@ def _rest_of_recovery(steps: Steps) -> Any:
     return PartOfRecovery(**_values(section), begin=steps.trained) if steps.trained else section
 
 
+def _preparing(steps: Steps) -> Any:
+    """The section of selection where rows are made of documents."""
+    section = steps.config.select
+    return section if section is not None and section.documents else None
+
+
 def _answering(steps: Steps) -> Any:
     """The section of selection where the dense model answers the rows."""
     section = steps.config.select
@@ -448,6 +455,7 @@ def _export_section(steps: Steps) -> Export:
 
 
 STAGES: tuple[Stage[Any], ...] = (
+    prepare,
     filter_rows,
     pool,
     evaluation_data,
@@ -475,6 +483,7 @@ BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {
 }
 """Further steps before the first call of a stage."""
 SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {
+    prepare: _preparing,
     answer: _answering,
     teacher: _teaching,
     recover: _rest_of_recovery,

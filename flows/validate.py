@@ -18,12 +18,28 @@ from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 from resprout.configs.errors import BadInput, Fault, ResproutError, faults_in
 from resprout.configs.infrastructure import InfraConfig
 from resprout.configs.load import Loaded
-from resprout.configs.schema import DataSource, EvaluationTask, RowSource, RunConfig, SelectConfig, TextSource
+from resprout.configs.schema import (
+    DataSource,
+    DocumentSource,
+    EvaluationTask,
+    RowSource,
+    RunConfig,
+    SelectConfig,
+    TextSource,
+)
 from resprout.flows.inputs import context, data_sources, is_elsewhere, model_files, named_sources
 from resprout.infra.environment import set_variables
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.acquire.rows import Counts, Item, instruction_items, raw_items, taken, text_items
+from resprout.tasks.acquire.rows import (
+    Counts,
+    Item,
+    document_items,
+    instruction_items,
+    raw_items,
+    taken,
+    text_items,
+)
 from resprout.tasks.acquire.source import Context, Wanted, locate, pin, scheme_of
 from resprout.tasks.acquire.sources.local import files_at
 from resprout.tasks.data.chat import NO_CHAT, NO_TEMPLATE, rendered
@@ -233,12 +249,14 @@ def _items(source: DataSource, files: dict[str, Path], read: FirstRows) -> Itera
         return instruction_items(source, source.source, files, read, Counts())
     if isinstance(source, TextSource):
         return text_items(source, source.source, files, read)
+    if isinstance(source, DocumentSource):
+        return document_items(source, source.source, files, read)
     return raw_items(source, source.source, files, read)
 
 
 def _is_unique(source: DataSource) -> bool:
     """Whether repeats count once: rows of a benchmark stay."""
-    return isinstance(source, RowSource | TextSource)
+    return isinstance(source, RowSource | TextSource | DocumentSource)
 
 
 def _check_columns(

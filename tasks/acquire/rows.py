@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import DataSource, RowSource, TextSource
+from resprout.configs.schema import DataSource, DocumentSource, RowSource, TextSource
 from resprout.infra.store.canonical import sha256_hex
 from resprout.tasks.data.read import Numbered, format_of, read_rows
 from resprout.tasks.data.render import compile_template, compile_where, hash_percent
@@ -21,6 +21,11 @@ Columns = dict[str, Any]
 Reader = Callable[[Path, str], Numbered]
 """Gives the rows of a file in a format, numbered."""
 
+MARKUPS = {
+    ".html": "html", ".htm": "html", ".xhtml": "html", ".md": "markdown", ".markdown": "markdown",
+    ".txt": "text", ".text": "text",
+}  # fmt: skip
+"""What files that are documents by themselves are written in, by the endings of their names."""
 NOT_DATA = ("readme", "license", "licence", "notice")
 
 
@@ -96,6 +101,51 @@ def text_items(
                 "rows out by `where`"
             )
         yield Item(text, hashed(place, columns, text), {"text": text, "source": label})
+
+
+def document_items(
+    source: DocumentSource,
+    label: str,
+    files: dict[str, Path],
+    read: Reader = read_rows,
+    counts: Counts | None = None,
+) -> Iterator[Item]:
+    """Documents as they are written: files of text, Markdown or HTML as a whole, of data each row's text.
+
+    An empty one raises BadInput.
+    """
+    hashed = _hashed(source)
+    written = {name: path for name, path in files.items() if Path(name).suffix.lower() in MARKUPS}
+    for name, path in sorted(written.items()):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{name}: expected UTF-8, found byte {error.object[error.start]:#x}") from error
+        columns = {"text": text, "name": name}
+        if source.where is None or _at(name, compile_where(source.where), columns):
+            yield _document(source, label, name, text, hashed(name, columns, text))
+    rest = {name: path for name, path in files.items() if name not in written}
+    if written and not any(_is_data(source, Path(name)) for name in rest):
+        return
+    render = _of_columns(source.text)
+    for place, columns in columns_in(source, rest, read):
+        text = _at(place, render, columns)
+        yield _document(source, label, place, text, hashed(place, columns, text))
+
+
+def _document(source: DocumentSource, label: str, name: str, text: str, hashed: str) -> Item:
+    if not text.strip():
+        raise BadInput(f"{name}: the document is empty; leave it out by `where`")
+    markup = source.markup if source.markup != "auto" else MARKUPS.get(Path(name).suffix.lower(), "text")
+    id = sha256_hex(text.encode("utf-8", "surrogatepass"))
+    return Item(text, hashed, {"id": id, "name": name, "markup": markup, "text": text, "source": label})
+
+
+def _is_data(source: DataSource, path: Path) -> bool:
+    try:
+        return source.format != "auto" or bool(format_of(path))
+    except BadInput:
+        return False
 
 
 def raw_items(

@@ -17,6 +17,7 @@ from resprout.tasks.acquire.rows import (
     Counts,
     Item,
     Seen,
+    document_items,
     instruction_items,
     raw_items,
     taken,
@@ -106,6 +107,16 @@ def acquire_rows(
     _write(job.config, job.seed, workdir / "rows.jsonl", instruction_items, progress, unique=True)
 
 
+@stage(
+    "acquire_documents", kind="documents", title="acquire", seeded=True, computes=False, brings="Documents"
+)
+def acquire_documents(
+    job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write `documents.jsonl`: {"id", "name", "markup", "text", "source"}; each text once."""
+    _write(job.config, job.seed, workdir / "documents.jsonl", document_items, progress, unique=True)
+
+
 @stage("acquire_text", kind="text", title="acquire", seeded=True, computes=False, brings="Running text")
 def acquire_text(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
@@ -129,7 +140,7 @@ def acquire_task(
     (workdir / "task.json").write_text(settings + "\n", encoding="utf-8")
 
 
-ACQUIRING = (acquire_model, acquire_file, acquire_rows, acquire_text, acquire_task)
+ACQUIRING = (acquire_model, acquire_file, acquire_rows, acquire_documents, acquire_text, acquire_task)
 """The stages that bring something here from outside."""
 
 

@@ -31,7 +31,7 @@ def write(config: FilterConfig, inputs: Mapping[str, Path], workdir: Path, progr
     Raises:
         BadInput: not one row stays.
     """
-    rows = rows_by_id(inputs["rows"] / FILE)
+    rows = rows_by_id(*(inputs[role] / FILE for role in ("rows", "prepared") if role in inputs))
     reasons = dict[int, str]()
     counts = Counter[str](dict.fromkeys((NEAR, CONTAMINATED), 0))
     if config.contaminated_words is not None:

@@ -1,10 +1,11 @@
-"""Rows of a JSONL file that may be larger than memory: what is held of each is where its line begins."""
+"""Rows of JSONL files that may be larger than memory: what is held of each is where its line begins."""
 
 from __future__ import annotations
 
 import json
 from array import array
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,11 +16,21 @@ FILE = "rows.jsonl"
 
 
 class Rows(Sequence[dict[str, Any]]):
-    """Rows of a JSONL file by the places where their lines begin; each is read when it is asked for."""
+    """Rows by the files and the places where their lines begin; each is read when it is asked for."""
 
-    def __init__(self, path: Path, places: NDArray[np.int64]) -> None:
-        self.path, self.places = path, places
-        self.file = path.open("rb")
+    def __init__(self, paths: Sequence[Path], places: NDArray[np.int64]) -> None:
+        """Open the files.
+
+        Args:
+            paths: The files.
+            places: Of each row the number of its file and the byte at which its line begins: [rows, 2].
+        """
+        self.paths, self.places = paths, places
+        self._opened = ExitStack()
+        self._files = [self._opened.enter_context(path.open("rb")) for path in paths]
+
+    def __del__(self) -> None:
+        self._opened.close()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -32,24 +43,27 @@ class Rows(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: int | slice) -> dict[str, Any] | Rows:
         if isinstance(index, slice):
-            return Rows(self.path, self.places[index])
-        self.file.seek(self.places[index])
-        row: dict[str, Any] = json.loads(self.file.readline())
+            return Rows(self.paths, self.places[index])
+        which, place = self.places[index].tolist()
+        self._files[which].seek(place)
+        row: dict[str, Any] = json.loads(self._files[which].readline())
         return row
 
     def of(self, kept: NDArray[np.int64]) -> Rows:
         """The rows at these places."""
-        return Rows(self.path, self.places[kept])
+        return Rows(self.paths, self.places[kept])
 
 
-def rows_by_id(path: Path) -> Rows:
-    """All rows of a JSONL file in the order of their ids."""
-    ids, places, at = list[str](), array("q"), 0
-    with path.open("rb") as file:
-        for line in file:
-            if line.strip():
-                ids.append(json.loads(line)["id"])
-                places.append(at)
-            at += len(line)
+def rows_by_id(*paths: Path) -> Rows:
+    """All rows of JSONL files in the order of their ids."""
+    ids, places = list[str](), array("q")
+    for number, path in enumerate(paths):
+        at = 0
+        with path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    ids.append(json.loads(line)["id"])
+                    places.extend((number, at))
+                at += len(line)
     order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
-    return Rows(path, np.array(places, dtype=np.int64)[order])
+    return Rows(paths, np.array(places, dtype=np.int64).reshape(-1, 2)[order])

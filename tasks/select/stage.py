@@ -80,7 +80,7 @@ def training_rows(config: SelectConfig) -> tuple[str, ...]:
 
 def selecting(config: SelectConfig) -> dict[str, Any]:
     """The settings that decide which of the rows are chosen, whoever answers them then."""
-    others = ("filter", "targets", "answers", "compare", "compare_seeds")
+    others = ("filter", "prepare", "targets", "answers", "compare", "compare_seeds")
     return {name: value for name, value in config.key_data().items() if name not in others}
 
 
@@ -114,7 +114,8 @@ def filtering(config: SelectConfig) -> dict[str, Any]:
     kind="filtered-rows",
     section="select",
     reads={
-        "rows": Reads("data"),
+        "rows": Reads("data", optional=True),
+        "prepared": Reads("data", of="prepared_rows", optional=True),
         "text": Reads("data", optional=True),
         "tasks": Reads("data", group=True),
     },

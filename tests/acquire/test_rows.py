@@ -232,3 +232,25 @@ def test_rows_are_taken_as_they_come():
     endless = (Item(str(number % 5), str(number), {"number": number}) for number in count())
     source = DataSource(source="x")
     assert [one.row["number"] for one in islice(taken(endless, source, 0, unique=True), 5)] == [*range(5)]
+
+
+def test_documents_are_files_or_rows(bring, jsonl, tmp_path):
+    from resprout.configs.schema import DocumentSource
+    from resprout.tasks.acquire.stage import acquire_documents
+
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.md").write_text("# A\n\nOne.\n\nTwo.\n")
+    (folder / "b.html").write_text("<p>B</p>")
+    (folder / "same.txt").write_text("<p>B</p>")
+    (folder / "logo.png").write_bytes(b"\x89PNG")
+    found = bring(acquire_documents, DocumentSource(source="docs"))
+    assert [(one["name"], one["markup"]) for one in found] == [("a.md", "markdown"), ("b.html", "html")]
+    assert found[0]["text"] == "# A\n\nOne.\n\nTwo.\n"
+    assert found[0]["id"] == hashlib.sha256(found[0]["text"].encode()).hexdigest()
+    jsonl("pages.jsonl", [{"page": "<p>x</p>"}, {"page": "<p>y</p>"}])
+    rows = bring(acquire_documents, DocumentSource(source="pages.jsonl", text="{{ page }}", markup="html"))
+    assert [(one["markup"], one["text"]) for one in rows] == [("html", "<p>x</p>"), ("html", "<p>y</p>")]
+    (folder / "a.md").write_text("  \n")
+    with pytest.raises(BadInput, match=r"a\.md: the document is empty; leave it out by `where`"):
+        bring(acquire_documents, DocumentSource(source="docs"))

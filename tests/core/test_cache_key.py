@@ -25,6 +25,7 @@ RUNS = [
     for changes in (
         {"recover": {"distill_weight": 0.5, "distill": {"teacher": "disk"}}},
         {"select": {**config()["select"], "targets": "mixed"}},
+        {"select": {**config()["select"], "documents": [{"source": "docs"}], "compare": ["longest"]}},
         {"prune": {**ROUNDS, "target": {"params_ratio": 0.9}}},
         {"sparsify": {"method": "wanda"}, "draft": {}},
         {"quantize": {"formats": ["gguf:Q4_0"]}, "compare": {"baselines": ["source_file"]}},
@@ -51,6 +52,9 @@ ROOMS = {
     "plan": PRUNING,
     "prune": PRUNING,
     "filter": f"select {DATA}",
+    "acquire_documents": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
+    "prepare": f"prepare data models infra.store.canonical configs.presets {DATA}",
+    "selections": f"select {DATA}",
     "pool": f"select data models {DATA} configs.presets",
     "select": f"select data models {DATA} configs.presets",
     "divergence-shard": f"select data models {DATA} configs.presets",
@@ -70,7 +74,7 @@ ROOMS = {
     "configs.presets configs.formats",
     "export": "export prune models quantize gguf llama_cpp configs.schema configs.section configs.presets "
     "infra.markdown infra.licences configs.formats",
-    "report": "report recover models configs.presets infra.markdown measure evaluate quantize configs.result",
+    "report": "report recover select models configs.presets infra.markdown measure evaluate quantize configs.result",
 }
 """Rooms of tasks, and modules of the others, that each stage reaches beside core."""
 

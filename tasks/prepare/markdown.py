@@ -1,0 +1,41 @@
+"""Blocks of Markdown, by markdown-it-py, as they stand in the source."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from resprout.tasks.prepare.blocks import Kind, Part
+
+KINDS: dict[str, Kind] = {"fence": "code", "code_block": "code", "table": "table", "paragraph": "paragraph"}
+WITHIN: dict[str, Kind] = {"list_item": "item", "blockquote": "quote"}
+"""What a paragraph is inside of another block."""
+
+
+def markdown_parts(source: str) -> list[Part]:
+    """Headings, paragraphs, list items, quotes, tables and code; comments and raw HTML are left out."""
+    from markdown_it import MarkdownIt
+    from markdown_it.tree import SyntaxTreeNode
+
+    lines = source.splitlines(keepends=True)
+    starts = [0, *accumulate(map(len, lines))]
+    found = list[Part]()
+
+    def visit(node: SyntaxTreeNode, within: Kind | None) -> None:
+        if node.type == "heading" or node.type in KINDS:
+            if node.map is None:
+                return
+            begin, end = starts[node.map[0]], starts[node.map[1]]
+            text = source[begin:end]
+            begin, end = begin + len(text) - len(text.lstrip()), begin + len(text.rstrip())
+            if node.type == "heading":
+                title = " ".join(child.content for child in node.children).strip()
+                found.append(Part("heading", title, begin, end, int(node.tag[1:])))
+            elif begin < end:
+                kind = within if within and node.type == "paragraph" else KINDS[node.type]
+                found.append(Part(kind, source[begin:end], begin, end))
+            return
+        for child in node.children:
+            visit(child, WITHIN.get(node.type, within))
+
+    visit(SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(source)), None)
+    return found

@@ -1,0 +1,114 @@
+"""Passages: blocks under one heading put together, long ones parted between sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from resprout.configs.errors import BadInput
+from resprout.tasks.prepare.blocks import Block, headings_above
+
+Count = Callable[[str], int]
+"""Tokens of a text."""
+JOIN = "\n\n"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage: the headings that it stands under, its text, and its place in the source.
+
+    `begin` and `end` are characters of the source, -1 where they are not known; `blocks` the numbers of the
+    blocks that it is of.
+    """
+
+    headings: tuple[str, ...]
+    text: str
+    begin: int
+    end: int
+    blocks: tuple[int, ...]
+
+
+def sentences(text: str, language: str) -> list[tuple[int, int]]:
+    """Where the sentences of a text begin and end, without the white space between them, by sentencex.
+
+    Raises:
+        BadInput: sentencex is not installed.
+    """
+    try:
+        from sentencex import get_sentence_boundaries
+    except ImportError as error:
+        raise BadInput(
+            "select.documents are parted into sentences by sentencex; pip install 'resprout[documents]'"
+        ) from error
+    found = []
+    for one in get_sentence_boundaries(language, text):
+        whole = text[one["start_index"] : one["end_index"]]
+        begin = one["start_index"] + len(whole) - len(whole.lstrip())
+        end = one["start_index"] + len(whole.rstrip())
+        if begin < end:
+            found.append((begin, end))
+    return found
+
+
+def passages(
+    blocks: list[Block], source: str, most_tokens: int, count: Count, language: str
+) -> Iterator[Passage]:
+    """Passages of at most so many tokens, but for single sentences that are longer.
+
+    A passage ends where its heading's part does, or where another block or sentence would not fit; between
+    its blocks stands what does in `source`, where that is white space alone.
+    """
+    parts, held, parent = list[Passage](), 0, None
+    for block in blocks:
+        if parts and (block.kind == "heading" or block.parent != parent):
+            yield _joined(parts, source)
+            parts, held = [], 0
+        if block.kind == "heading":
+            continue
+        parent = block.parent
+        for piece in _pieces(block, headings_above(blocks, block), most_tokens, count, language):
+            tokens = count(piece.text)
+            if parts and held + tokens > most_tokens:
+                yield _joined(parts, source)
+                parts, held = [], 0
+            parts.append(piece)
+            held += tokens
+    if parts:
+        yield _joined(parts, source)
+
+
+def _pieces(
+    block: Block, headings: tuple[str, ...], most_tokens: int, count: Count, language: str
+) -> Iterator[Passage]:
+    """A block, or where it is too long runs of its sentences."""
+    known = block.begin >= 0 and block.end - block.begin == len(block.text)
+
+    def piece(begin: int, end: int) -> Passage:
+        at = (block.begin + begin, block.begin + end) if known else (block.begin, block.end)
+        return Passage(headings, block.text[begin:end], *at, (block.number,))
+
+    if count(block.text) <= most_tokens:
+        yield piece(0, len(block.text))
+        return
+    begin, end, held = 0, 0, 0
+    for first, last in sentences(block.text, language):
+        tokens = count(block.text[first:last])
+        if held and held + tokens > most_tokens:
+            yield piece(begin, end)
+            held = 0
+        begin, end, held = (begin if held else first), last, held + tokens
+    if held:
+        yield piece(begin, end)
+
+
+def _joined(parts: list[Passage], source: str) -> Passage:
+    known = all(one.begin >= 0 for one in parts)
+    blocks = tuple(dict.fromkeys(number for one in parts for number in one.blocks))
+    text = parts[0].text
+    for before, one in pairwise(parts):
+        between = source[before.end : one.begin] if known else JOIN
+        # Of what was left out between the two, say a comment or tags, nothing comes back.
+        text += (JOIN if between.strip() else between) + one.text
+    begin, end = (parts[0].begin, parts[-1].end) if known else (-1, -1)
+    return Passage(parts[0].headings, text, begin, end, blocks)

@@ -1,0 +1,122 @@
+"""Stage prepare: documents to rows that a selection can choose from.
+
+Content: rows.jsonl, rows in Alpaca form with `document`, `begin` and `end`, the place of the answer in the
+document's text; blocks.jsonl, the tree of each document; metrics.json. Input: `documents` (documents.jsonl).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import PrepareConfig, SelectConfig
+from resprout.infra.store.canonical import sha256_hex
+from resprout.tasks.core.job import Job, Progress
+from resprout.tasks.core.stage import Reads, stage
+
+if TYPE_CHECKING:
+    from resprout.tasks.prepare.blocks import Block
+    from resprout.tasks.prepare.passages import Passage
+
+DOCUMENTS, ROWS, BLOCKS = "documents.jsonl", "rows.jsonl", "blocks.jsonl"
+
+
+def settings(config: SelectConfig) -> dict[str, Any]:
+    """How documents become rows."""
+    return config.prepare.key_data()
+
+
+@stage(
+    "prepare",
+    kind="prepared-rows",
+    section="select",
+    reads={"documents": Reads("data"), "dense": Reads("model", of="source")},
+    gives="prepared_rows",
+    libraries=("tokenizers", "trafilatura", "sentencex", "markdown-it-py", "scikit-learn"),
+    computes=False,
+    settings=settings,
+    metrics=("prepared_rows",),
+)
+def prepare(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
+    """Write the rows, and the tree of blocks that they are of.
+
+    Raises:
+        BadInput: not one row comes of the documents.
+    """
+    from resprout.tasks.models.load import load_tokenizer
+    from resprout.tasks.prepare.blocks import tree
+    from resprout.tasks.prepare.markups import parts_of
+
+    config, tokenizer = job.config.prepare, load_tokenizer(inputs["dense"], job.trust_remote_code)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    with (inputs["documents"] / DOCUMENTS).open(encoding="utf-8") as file:
+        total = sum(1 for line in file if line.strip())
+    counts = {"documents": 0, "blocks": 0, "prepared_rows": 0, "short_passages": 0}
+    with (
+        (inputs["documents"] / DOCUMENTS).open(encoding="utf-8") as file,
+        (workdir / ROWS).open("w", encoding="ascii") as rows,
+        (workdir / BLOCKS).open("w", encoding="ascii") as trees,
+    ):
+        for document in (json.loads(line) for line in file if line.strip()):
+            blocks = tree(parts_of(document["text"], document["markup"]))
+            for block in blocks:
+                trees.write(json.dumps({"document": document["id"], **vars(block)}, sort_keys=True) + "\n")
+            for row in _rows(document, blocks, config, count, counts):
+                rows.write(json.dumps(row, sort_keys=True) + "\n")
+                counts["prepared_rows"] += 1
+            counts["documents"] += 1
+            counts["blocks"] += len(blocks)
+            progress(counts["documents"], total, "documents")
+    if not counts["prepared_rows"]:
+        raise BadInput(
+            f"of {counts['documents']} documents of select.documents not one row is left: "
+            f"{counts['blocks']} blocks were found in them, {counts['short_passages']} passages are shorter "
+            f"than select.prepare.min_tokens {config.min_tokens}; lower it, or look at the documents"
+        )
+    (workdir / "metrics.json").write_text(json.dumps(counts, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _rows(
+    document: Mapping[str, Any],
+    blocks: list[Block],
+    config: PrepareConfig,
+    count: Callable[[str], int],
+    counts: dict[str, int],
+) -> Iterator[dict[str, Any]]:
+    from resprout.tasks.data.render import compile_template
+    from resprout.tasks.prepare.context import relevant
+    from resprout.tasks.prepare.passages import passages, sentences
+
+    instruct, before = compile_template(config.instruction), list[str]()
+    source = document["text"]
+    found: Iterator[Passage] = passages(blocks, source, config.passage_tokens, count, config.language)
+    for passage in found:
+        if count(passage.text) < config.min_tokens:
+            counts["short_passages"] += 1
+        else:
+            shown = {"name": document["name"], "headings": list(passage.headings)}
+            instruction = instruct({**shown, "has_context": bool(before) and config.context_tokens > 0})
+            kept = relevant(before, instruction, config.context_tokens, count)
+            context = " ".join(before[place] for place in kept)
+            text = "\n".join((instruction, context, passage.text))
+            yield {
+                "id": sha256_hex(text.encode("utf-8", "surrogatepass")),
+                "instruction": instruction,
+                "input": context,
+                "output": passage.text,
+                "category": config.category,
+                "source": document["source"],
+                "document": document["id"],
+                "begin": passage.begin,
+                "end": passage.end,
+                "blocks": list(passage.blocks),
+            }
+        if config.context_tokens:
+            spans = sentences(passage.text, config.language)
+            before += [passage.text[begin:end] for begin, end in spans]

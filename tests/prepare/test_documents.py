@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resprout.configs.errors import BadInput
+from resprout.configs.schema import SelectConfig
+from resprout.tasks.core.job import Job, silent
+from resprout.tasks.prepare.blocks import headings_above, tree
+from resprout.tasks.prepare.context import relevant
+from resprout.tasks.prepare.html import VisibleText
+from resprout.tasks.prepare.markups import parts_of
+from resprout.tasks.prepare.passages import passages, sentences
+from resprout.tasks.prepare.stage import prepare
+from tiny_bytes import byte_tokenizer
+
+MARKDOWN = """# Bread
+
+Bread is baked.
+It is old.
+
+## Rye
+
+- dense loaf
+- light loaf
+
+| kind | days |
+|---|---|
+| rye | 3 |
+
+```
+mix(a)
+```
+
+> As they say.
+
+# Water
+
+Wet.
+"""
+STAPLE = (
+    "Bread is a staple food prepared from a dough of flour and water, usually by baking. "
+    "Throughout recorded history it has been prominent around the world. "
+)
+HTML = f"""<html><head><title>All about bread</title><script>var hidden = 1</script></head><body>
+<nav><a href="/">Home</a> <a href="/b">About us</a></nav>
+<article><h1>Bread</h1><p>{STAPLE}</p>
+<h2>Rye</h2><p>Rye bread is made with flour from <b>rye</b> grain &amp; water &#8212; it is darker.</p>
+<ul><li>dense loaf with seeds</li></ul>
+<table><tr><th>kind</th><td>rye</td></tr></table></article>
+<footer>Copyright 2020 all rights reserved</footer></body></html>"""
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def test_markdown_keeps_its_tree_and_every_block_stands_where_it_says() -> None:
+    blocks = tree(parts_of(MARKDOWN, "markdown"))
+    assert [(one.kind, one.level) for one in blocks] == [
+        ("heading", 1), ("paragraph", 0), ("heading", 2), ("item", 0), ("item", 0), ("table", 0), ("code", 0),
+        ("quote", 0), ("heading", 1), ("paragraph", 0),
+    ]  # fmt: skip
+    assert [one.parent for one in blocks] == [None, 0, 0, 2, 2, 2, 2, 2, None, 8]
+    assert headings_above(blocks, blocks[3]) == ("Bread", "Rye")
+    for one in blocks:
+        if one.kind != "heading":
+            assert MARKDOWN[one.begin : one.end] == one.text
+    assert blocks[1].text == "Bread is baked.\nIt is old."
+    assert MARKDOWN[blocks[2].begin : blocks[2].end] == "## Rye"
+    assert blocks[6].text == "```\nmix(a)\n```"
+
+
+def test_html_loses_its_boilerplate_and_keeps_its_tree() -> None:
+    blocks = tree(parts_of(HTML, "html"))
+    assert [(one.kind, one.level, one.parent) for one in blocks] == [
+        ("heading", 1, None), ("paragraph", 0, 0), ("heading", 2, 0), ("paragraph", 0, 2), ("item", 0, 2),
+        ("table", 0, 2),
+    ]  # fmt: skip
+    said = " ".join(one.text for one in blocks)
+    assert not any(word in said for word in ("Home", "Copyright", "hidden"))
+    rye = blocks[3]
+    assert rye.text == "Rye bread is made with flour from rye grain & water \u2014 it is darker."
+    assert HTML[rye.begin : rye.end] == (
+        "Rye bread is made with flour from <b>rye</b> grain &amp; water &#8212; it is darker."
+    )
+    assert HTML[blocks[4].begin : blocks[4].end] == "dense loaf with seeds"
+    assert HTML[blocks[5].begin : blocks[5].end] == "kind</th><td>rye"
+
+
+def test_a_repeated_text_is_found_behind_the_one_before() -> None:
+    visible = VisibleText("<p>same text</p><p>other</p><p>same text</p>")
+    assert [visible.find(text) for text in ("same text", "other", "same text")] == [
+        (3, 12),
+        (19, 24),
+        (31, 40),
+    ]
+    assert visible.find("nowhere") == (-1, -1)
+
+
+def test_plain_text_is_parted_between_blank_lines() -> None:
+    text = "one\ntwo\n\n  \nthree\n"
+    blocks = tree(parts_of(text, "text"))
+    assert [one.text for one in blocks] == ["one\ntwo", "three"]
+    assert [text[one.begin : one.end] for one in blocks] == ["one\ntwo", "three"]
+
+
+def test_sentences_end_by_the_rules_of_a_language() -> None:
+    text = "Dr. Smith came at 5 p.m. on Monday.  Why?\nHe slept."
+    assert [text[a:b] for a, b in sentences(text, "en")] == [
+        "Dr. Smith came at 5 p.m. on Monday.", "Why?", "He slept.",
+    ]  # fmt: skip
+
+
+def test_passages_by_hand() -> None:
+    """At most 6 words: blocks of 5 (in two sentences), 4 and 2 words under one heading, then a heading."""
+    text = "# A\n\nOne two three. Four five.\n\nSix seven eight nine.\n\nTen eleven.\n\n## B\n\nTwelve.\n"
+    found = list(passages(tree(parts_of(text, "markdown")), text, 6, words, "en"))
+    assert [one.text for one in found] == [
+        "One two three. Four five.", "Six seven eight nine.\n\nTen eleven.", "Twelve.",
+    ]  # fmt: skip
+    assert [one.headings for one in found] == [("A",), ("A",), ("A", "B")]
+    assert [text[one.begin : one.end] for one in found] == [one.text for one in found]
+    assert [one.blocks for one in found] == [(1,), (2, 3), (5,)]
+    # At most 3 words: sentences part, and one that is longer stays whole.
+    short = list(passages(tree(parts_of(text, "markdown")), text, 3, words, "en"))
+    assert [one.text for one in short] == [
+        "One two three.", "Four five.", "Six seven eight nine.", "Ten eleven.", "Twelve.",
+    ]  # fmt: skip
+    assert [text[one.begin : one.end] for one in short] == [one.text for one in short]
+
+
+def test_context_by_hand() -> None:
+    """Of 6 words: the one sentence about rye (3), then the last that still fits (2); in their order."""
+    before = ["Rye is dark.", "Wheat is very light indeed.", "Barley grows."]
+    assert relevant(before, "Write about rye", 6, words) == [0, 2]
+    assert relevant(before, "Write about rye", 3, words) == [0]
+    assert relevant(before, "", 2, words) == [2]
+    assert relevant(before, "rye", 0, words) == []
+    assert relevant([], "rye", 9, words) == []
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    byte_tokenizer("<pad>", pad_token="<pad>").save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+def run(
+    folder: Path, tokenizer: Path, documents: list[dict[str, Any]], **settings: Any
+) -> list[dict[str, Any]]:
+    given, workdir = folder / "documents", folder / "out"
+    given.mkdir()
+    workdir.mkdir()
+    lines = [
+        json.dumps({"id": f"d{n}", "name": f"d{n}.md", "source": "s", **one})
+        for n, one in enumerate(documents)
+    ]
+    (given / "documents.jsonl").write_text("\n".join(lines))
+    config = SelectConfig.model_validate(
+        {"documents": [{"source": "x"}], "budget_ratio": 0.5, "prepare": settings}
+    )
+    prepare.body(Job(config), {"documents": given, "dense": tokenizer}, workdir, silent)
+    return [json.loads(line) for line in (workdir / "rows.jsonl").read_text().splitlines()]
+
+
+def test_rows_say_where_they_stand(tmp_path: Path, tokenizer: Path) -> None:
+    settings = {"passage_tokens": 60, "min_tokens": 5, "context_tokens": 40}
+    rows = run(tmp_path, tokenizer, [{"text": MARKDOWN, "markup": "markdown"}], **settings)
+    assert rows[0]["instruction"] == "Write a passage under the heading: Bread"
+    assert rows[0]["input"] == ""
+    assert rows[0]["output"] == "Bread is baked.\nIt is old."
+    assert rows[1]["instruction"] == "Continue the text under the heading: Bread > Rye"
+    # 40 bytes hold both sentences.
+    assert rows[1]["input"] == "Bread is baked. It is old."
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        assert MARKDOWN[row["begin"] : row["end"]] == row["output"]
+        assert row["document"] == "d0"
+    # "Wet." is shorter than 5 bytes.
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {
+        "documents": 1, "blocks": 10, "prepared_rows": len(rows), "short_passages": 1,
+    }  # fmt: skip
+    blocks = [json.loads(line) for line in (tmp_path / "out" / "blocks.jsonl").read_text().splitlines()]
+    assert [one["parent"] for one in blocks] == [None, 0, 0, 2, 2, 2, 2, 2, None, 8]
+    assert blocks[rows[1]["blocks"][0]]["kind"] == "item"
+
+
+def test_documents_without_a_row_say_so(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(BadInput, match=r"of 1 documents of select\.documents not one row is left: 1 blocks"):
+        run(tmp_path, tokenizer, [{"text": "Short.", "markup": "text"}])
