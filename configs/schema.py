@@ -377,6 +377,11 @@ class PaserConfig(Section):
     """auto: concepts in the consistency graph, all RAKE phrases or the three best of each row."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """Softmax temperature of the divergence."""
+    dense: Literal["online", "kept"] = "online"
+    """kept: the divergence is computed from the dense model's likeliest tokens on the whole pool, kept once
+    for all models pruned from it; it errs to the low side, by no more than the summary says."""
+    top_k: Annotated[int, Field(ge=1)] = 64
+    """kept: tokens at each place, beside the mass of the rest; 4 bytes each."""
     duplicate_cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """auto: instructions this similar with different answers are reduced to one."""
     landmarks: Annotated[int, Field(ge=100)] = 2000
@@ -411,6 +416,13 @@ class PaserConfig(Section):
                 f"mode is {self.mode} but {name} is {getattr(self, name)}, which the paper does not have; "
                 "set mode: auto, or leave it out (clusters: a number, the code's is 10)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _kept_words_are_enough(self) -> PaserConfig:
+        if self.dense == "kept" and (self.embedder == "hidden" or self.max_ifd is not None):
+            needs = "embedder hidden" if self.embedder == "hidden" else "max_ifd"
+            raise ValueError(f"dense is kept, but {needs} needs the dense model itself; set dense: online")
         return self
 
     @model_validator(mode="after")

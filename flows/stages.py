@@ -57,8 +57,10 @@ from resprout.tasks.select.comparison import role_of
 from resprout.tasks.select.stage import (
     answer,
     compare_selections,
+    dense_words,
     filter_rows,
     pool,
+    reads_kept_words,
     select,
     tries_recovery,
 )
@@ -434,6 +436,13 @@ def _preparing(steps: Steps) -> Any:
     return section if section is not None and section.documents else None
 
 
+def _keeping_words(steps: Steps) -> Any:
+    """The section of selection where it reads the dense model's words from a file."""
+    section = steps.config.select
+    arms = section.arms.values() if section is not None else ()
+    return next((one for one in arms if reads_kept_words(one)), None)
+
+
 def _answering(steps: Steps) -> Any:
     """The section of selection where the dense model answers the rows."""
     section = steps.config.select
@@ -463,6 +472,7 @@ STAGES: tuple[Stage[Any], ...] = (
     score,
     plan,
     prune,
+    dense_words,
     select,
     answer,
     teacher,
@@ -484,6 +494,7 @@ BEFORE: dict[Stage[Any], tuple[Callable[[Steps], None], ...]] = {
 """Further steps before the first call of a stage."""
 SECTIONS: dict[Stage[Any], Callable[[Steps], Any]] = {
     prepare: _preparing,
+    dense_words: _keeping_words,
     answer: _answering,
     teacher: _teaching,
     recover: _rest_of_recovery,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from resprout.tasks.data.top_tokens import events
+
 Kind = Literal["forward", "reverse", "skewed_forward", "skewed_reverse"]
-LEAST = 1e-12
-"""Least mass that is left to the tokens outside of a top k, in place of none."""
 BLOCK = {"cpu": 2**20, "cuda": 2**26}
 """Logits that are compared at once where the gradient is written down; on a CPU they stay in its cache."""
 
@@ -33,21 +33,6 @@ def divergence(kind: Kind, teacher: Tensor, student: Tensor, skew: float = 0.1) 
         return functional.kl_div(mixed, teacher, reduction="sum", log_target=True)
     mixed = torch.logaddexp(teacher + other, student + own)
     return functional.kl_div(mixed, student, reduction="sum", log_target=True)
-
-
-def events(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities of the tokens `ids` [tokens, k] and of all others together: [tokens, k + 1].
-
-    By them a divergence is at most that over the whole vocabulary (data processing inequality).
-    """
-    kept = logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
-    return torch.cat([kept, rest_of(kept)], -1)
-
-
-def rest_of(kept: Tensor) -> Tensor:
-    """The log-probability of all events beside those of `kept` [tokens, k]: [tokens, 1]."""
-    left = -torch.expm1(kept.logsumexp(-1, keepdim=True).clamp(max=0.0))
-    return left.clamp(min=LEAST).log()
 
 
 def is_closed(kind: Kind, learned: bool) -> bool:

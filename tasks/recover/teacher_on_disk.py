@@ -1,8 +1,4 @@
-"""A teacher on disk: its likeliest tokens at each target, in safetensors files that are mapped to memory.
-
-Of each target the log-probabilities of k tokens, their ids, and the log of what is left for all others: about
-4 k bytes a target (6 k where the vocabulary is above 65,536).
-"""
+"""A teacher on disk: its likeliest tokens at each target of a training."""
 
 from __future__ import annotations
 
@@ -25,48 +21,19 @@ from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Checkpoints, Job, Progress
 from resprout.tasks.core.termination import deferred_termination
 from resprout.tasks.data.response import head
+from resprout.tasks.data.top_tokens import Top, empty, opened, read, shard_file, write
 from resprout.tasks.models.load import load_model
 from resprout.tasks.recover import checkpoint
 from resprout.tasks.recover.batches import Batch, collate, layouts, target_states
 from resprout.tasks.recover.examples import Examples
-from resprout.tasks.recover.losses import rest_of
 from resprout.tasks.recover.teachers import Piece
 from resprout.tasks.recover.training_data import TrainingData, prepare
 
 ABOUT, INDEX = "teacher.json", "index.safetensors"
-LOGS, IDS, REST = "log_probabilities", "ids", "rest"
 SHARD_TARGETS = 2**16
 """Targets of a file, about."""
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Places of a forward pass."""
-SMALL = 2**16
-"""Vocabulary up to which an id takes two bytes."""
-
-
-class Top(NamedTuple):
-    """Of targets the k likeliest tokens: [targets, k] log-probabilities and ids, [targets] the rest's."""
-
-    logs: Tensor
-    ids: Tensor
-    rest: Tensor
-
-    @classmethod
-    def of(cls, log_probabilities: Tensor, k: int) -> Top:
-        """The likeliest of a whole vocabulary: [targets, vocabulary]."""
-        logs, ids = log_probabilities.topk(k, dim=-1)
-        return cls(logs, ids, rest_of(logs).squeeze(-1))
-
-    def put(self, other: Top, places: list[slice]) -> None:
-        """Take over the targets of another, which belong to these places one after another."""
-        sizes = [place.stop - place.start for place in places]
-        for mine, given in zip(self, other, strict=True):
-            for place, part in zip(places, given.split(sizes), strict=True):
-                mine[place] = part
-
-
-def empty(targets: int, k: int) -> Top:
-    """Room for so many targets."""
-    return Top(torch.empty(targets, k), torch.empty(targets, k, dtype=torch.int64), torch.empty(targets))
 
 
 def losses(log_probabilities: Tensor, top: Top) -> Tensor:
@@ -75,18 +42,6 @@ def losses(log_probabilities: Tensor, top: Top) -> Tensor:
     kept = torch.cat([top.logs, top.rest[:, None]], -1)
     known = -(kept.exp() * kept).sum(-1)
     return torch.stack([top.rest.exp().sum(), entropy.sum(), (entropy - known).sum()]).double().cpu()
-
-
-def write(folder: Path, shard: int, top: Top, vocabulary: int) -> None:
-    """Keep the targets of a shard."""
-    from safetensors.torch import save_file
-
-    tensors = {
-        LOGS: top.logs.half(),
-        IDS: top.ids.to(torch.uint16 if vocabulary <= SMALL else torch.int32),
-        REST: top.rest.half(),
-    }
-    save_file({name: one.contiguous() for name, one in tensors.items()}, _file(folder, shard))
 
 
 class Index(NamedTuple):
@@ -115,7 +70,6 @@ class Disk:
         Raises:
             BadInput: they are about other tokens, as those of another model or data are.
         """
-        from safetensors import safe_open
         from safetensors.numpy import load_file
 
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -126,9 +80,7 @@ class Disk:
             )
         self.index = Index(**load_file(folder / INDEX))
         self.shards: list[int] = about["shards"]
-        self.files: list[Any] = [
-            safe_open(_file(folder, shard), framework="pt") for shard in range(len(self.shards))
-        ]
+        self.files: list[Any] = [opened(folder, shard) for shard in range(len(self.shards))]
 
     def teach(self, batch: Batch) -> Callable[[slice], Piece]:
         """The kept tokens' log-probabilities and the rest's, which sum to 1 in spite of 16 bits."""
@@ -146,7 +98,7 @@ class Disk:
             raise BadInput(f"the teacher's file lacks example {example + 1}; let the run make it again")
         shard = bisect.bisect_right(self.shards, self.index.span(place)[0])
         part = slice(*self.index.span(place, self.shards[shard - 1] if shard else 0))
-        return Top(*(self.files[shard].get_slice(name)[part] for name in (LOGS, IDS, REST)))
+        return read(self.files[shard], part)
 
 
 def make(job: Job[RecoverConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
@@ -219,9 +171,5 @@ def _taken_over(before: Path, workdir: Path) -> tuple[list[int], Tensor]:
     """The files of a checkpoint, copied; where each ends, and the sums."""
     values = json.loads((before / checkpoint.VALUES).read_text(encoding="utf-8"))
     for shard in range(len(values["shards"])):
-        shutil.copyfile(_file(before, shard), _file(workdir, shard))
+        shutil.copyfile(shard_file(before, shard), shard_file(workdir, shard))
     return values["shards"], torch.tensor(values["sums"], dtype=torch.float64)
-
-
-def _file(folder: Path, shard: int) -> Path:
-    return folder / f"top-{shard:05d}.safetensors"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from resprout.tasks.core.termination import deferred_termination
 from resprout.tasks.data.template import Encoded
 from resprout.tasks.models.load import load_for, load_pair
 from resprout.tasks.models.shape import read_config, shape_of
+from resprout.tasks.select.dense_words import KeptComparison, Words
 from resprout.tasks.select.divergence import (
     FILE,
     Comparison,
@@ -47,7 +49,9 @@ class Compared:
     ) -> None:
         self.job, self.inputs, self.ids, self.encoded, self.progress = job, inputs, ids, encoded, progress
         self.lengths = np.array([len(row) for row in encoded], dtype=np.int64)
-        self._comparison: Comparison | None = None
+        self._comparison: Comparison | KeptComparison | None = None
+        kept = inputs["words"] if job.config.paser.dense == "kept" else None
+        self._words = None if kept is None else Words(kept, encoded)
         self._states = prompt_states
         hidden = shape_of(read_config(inputs["dense"])).hidden if prompt_states else 0
         self.found = RowDivergences.empty(len(encoded), hidden)
@@ -83,7 +87,8 @@ class Compared:
         with deferred_termination() as ending:
             for places in comparison.batches(self.lengths[missing].tolist()):
                 batch = missing[places].tolist()
-                found = comparison.of([self.encoded[row] for row in batch], [self.ids[row] for row in batch])
+                rows_of, names = zip(*((self.encoded[row], self.ids[row]) for row in batch), strict=True)
+                found = comparison.of(rows_of, batch, names)
                 self.found.put(batch, found)
                 done += len(batch)
                 if not ending.asked:
@@ -102,33 +107,55 @@ class Compared:
 
     def dense_states(self, encoded: Sequence[Encoded]) -> NDArray[np.float32]:
         """The dense model's mean hidden states over the prompts of any rows."""
-        return prompt_states(self._models().dense, encoded, self.progress)
+        return prompt_states(self._dense(), encoded, self.progress)
 
     def following_difficulty(self) -> NDArray[np.float64]:
         """IFD of each row by the dense model."""
-        return following_difficulty(self._models().dense, self.encoded, self.progress)
+        return following_difficulty(self._dense(), self.encoded, self.progress)
 
     def by(self, folder: Path) -> Callable[[Sequence[int]], NDArray[np.float64]]:
         """A function that gives the divergence of the model in a folder on rows; of others not a number."""
 
         def divergence(rows: Sequence[int]) -> NDArray[np.float64]:
-            dense = self._models().dense
-            model = load_for(self.job, folder, beside=dense)
-            comparison = Comparison(model, dense, self.job.config.paser.temperature)
+            comparison = self._against(folder)
             found, given = RowDivergences.empty(len(self.encoded)), np.array(rows, dtype=np.int64)
             for done, places in enumerate(batches := comparison.batches(self.lengths[given].tolist()), 1):
                 batch = given[places].tolist()
-                found.put(batch, comparison.of([self.encoded[row] for row in batch]))
+                found.put(batch, comparison.of([self.encoded[row] for row in batch], batch))
                 self.progress(done, len(batches), "batches after the pilot")
             return found.jsd
 
         return divergence
 
-    def _models(self) -> Comparison:
+    @property
+    def bound(self) -> float | None:
+        """How much too low a token's divergence may be, in the mean over all; None where it is exact."""
+        if not isinstance(self._comparison, KeptComparison) or not self._comparison.tokens:
+            return None
+        return self._comparison.bound / self._comparison.tokens
+
+    def _models(self) -> Comparison | KeptComparison:
         if self._comparison is None:
-            dense, pruned = load_pair(self.job, self.inputs["dense"], self.inputs["pruned"])
-            self._comparison = Comparison(pruned, dense, self.job.config.paser.temperature, self._states)
+            self._comparison = self._against(self.inputs["pruned"])
         return self._comparison
+
+    def _against(self, folder: Path) -> Comparison | KeptComparison:
+        """The model in a folder beside the dense one, or what was kept of it."""
+        temperature = self.job.config.paser.temperature
+        if self._words is not None:
+            return KeptComparison(load_for(self.job, folder), self._words, temperature)
+        if isinstance(self._comparison, Comparison):
+            model = load_for(self.job, folder, beside=self._comparison.dense)
+            return Comparison(model, self._comparison.dense, temperature)
+        dense, model = load_pair(self.job, self.inputs["dense"], folder)
+        return Comparison(model, dense, temperature, self._states)
+
+    def _dense(self) -> Any:
+        """The dense model, which a setting that asks for it does not leave to kept words."""
+        comparison = self._models()
+        if isinstance(comparison, KeptComparison):
+            raise ValueError("the dense model is not loaded where its words are kept")
+        return comparison.dense
 
     def _take(self, paths: Sequence[Path]) -> None:
         other = read_rows(paths, len(self.encoded))

@@ -71,12 +71,23 @@ def jsd_of_logits(first: Tensor, second: Tensor, temperature: float = 1.0) -> Te
         second: The same shape.
         temperature: T.
     """
-    p, q = torch.softmax(first / temperature, -1), torch.softmax(second / temperature, -1)
+    return jsd_of_probabilities(
+        torch.softmax(first / temperature, -1), torch.softmax(second / temperature, -1)
+    )
+
+
+def jsd_of_probabilities(p: Tensor, q: Tensor) -> Tensor:
+    """The same of distributions: float32 [tokens, events] each."""
     tiny = torch.finfo(p.dtype).tiny
     middle = (p + q).mul_(0.5).clamp_min_(tiny)
     first_half = (p / middle).clamp_min_(tiny).log_().mul_(p).sum(-1)
     second_half = (q / middle).clamp_min_(tiny).log_().mul_(q).sum(-1)
     return ((first_half + second_half) / 2).clamp_(0.0, math.log(2))
+
+
+def on_prompts(encoded: Sequence[Encoded]) -> list[Encoded]:
+    """The rows with their prompts in place of a response: each token but the first is to be predicted."""
+    return [Encoded([], row.prompt_ids) for row in encoded]
 
 
 class Comparison:
@@ -106,7 +117,7 @@ class Comparison:
         return batches_of(lengths, self.device)
 
     @torch.inference_mode()
-    def of(self, rows: Sequence[Encoded], ids: Sequence[str] = ()) -> RowDivergences:
+    def of(self, rows: Sequence[Encoded], places: Sequence[int], ids: Sequence[str] = ()) -> RowDivergences:
         """Divergences on each row's response tokens, in one batch; errors name a row by its id.
 
         Memory is bounded by one pass of both models without their heads and by HEAD_ELEMENTS logits of each.
@@ -162,7 +173,7 @@ def measure(
     batches = batches_of([len(row) for row in encoded], comparison.device, share)
     done, todo = 0, sum(map(len, batches))
     for indices in batches:
-        found.put(indices, comparison.of([encoded[index] for index in indices]))
+        found.put(indices, comparison.of([encoded[index] for index in indices], indices))
         done += len(indices)
         progress(done, todo, "rows compared")
     return found

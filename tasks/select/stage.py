@@ -56,6 +56,16 @@ def reads_targets(config: SelectConfig) -> bool:
     return "targets" in METHODS.entry(config.method).declared.get("reads", ())
 
 
+def reads_kept_words(config: SelectConfig) -> bool:
+    """Whether the pruned model is compared with what was kept of the dense one."""
+    return reads_pruned(config) and config.paser.dense == "kept"
+
+
+def splits(config: SelectConfig) -> bool:
+    """Whether the comparison can be shared out."""
+    return reads_pruned(config) and not reads_kept_words(config)
+
+
 def tries_recovery(config: SelectConfig) -> bool:
     """Whether a short recovery says which damage can be healed."""
     return config.method == "paser" and config.paser.pilot_tokens is not None
@@ -185,12 +195,11 @@ def divergence_shard(
 ) -> None:
     """Write the divergence on the rows of the share's batches; on none where only a sample is compared."""
     from resprout.tasks.models.load import load_pair
-    from resprout.tasks.select.divergence import FILE, batches_of, measure, write_rows
-    from resprout.tasks.select.methods.paser import compared_tokens
+    from resprout.tasks.select.divergence import FILE, batches_of, measure, on_prompts, write_rows
     from resprout.tasks.select.pool import read_pool
 
     pool, config = read_pool(job, inputs), job.config.paser
-    encoded = compared_tokens(config, pool.encoded)
+    encoded = on_prompts(pool.encoded) if config.mode == "released" else pool.encoded
     if samples(job.config, len(encoded)):
         encoded = []
     dense, pruned = load_pair(job, inputs["dense"], inputs["pruned"])
@@ -199,6 +208,31 @@ def divergence_shard(
     lengths = [len(row) for row in encoded]
     rows = [row for batch in batches_of(lengths, job.device, job.share) for row in batch]
     write_rows(found, rows, workdir / FILE)
+
+
+def keeping(config: SelectConfig) -> dict[str, Any]:
+    """The settings that decide what is kept of the dense model."""
+    return {**divergence_settings(config), "top_k": config.paser.top_k}
+
+
+@stage(
+    "dense_words",
+    kind="dense-words",
+    title="dense words",
+    section="select",
+    reads={"rows": Reads("data", of="filtered_rows"), "dense": Reads("model", of="source")},
+    libraries=("torch", "transformers", "tokenizers", "numpy"),
+    resumes=True,
+    settings=keeping,
+    tokens=rows_bytes,
+)
+def dense_words(
+    job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress
+) -> None:
+    """Write the dense model's likeliest tokens on the answers of the pool."""
+    from resprout.tasks.select.dense_words import make
+
+    make(job, inputs, workdir, progress)
 
 
 @stage(
@@ -212,6 +246,7 @@ def divergence_shard(
         "embedder": Reads("model", of="encoder", optional=True),
         "targets": Reads("data", of="target_rows", optional=True, where=reads_targets),
         "pilot": Reads("model", where=tries_recovery),
+        "words": Reads("data", of="dense_words", where=reads_kept_words),
     },
     gives="selection",
     also_gives=training_rows,
@@ -223,7 +258,7 @@ def divergence_shard(
     seeded=True,
     settings=selecting,
     shard=divergence_shard,
-    splits=reads_pruned,
+    splits=splits,
     params=params,
     metrics=("selected_rows", "pool_rows"),
     lengths=lengths,

@@ -26,6 +26,7 @@ RUNS = [
         {"recover": {"distill_weight": 0.5, "distill": {"teacher": "disk"}}},
         {"select": {**config()["select"], "targets": "mixed"}},
         {"select": {**config()["select"], "documents": [{"source": "docs"}], "compare": ["longest"]}},
+        {"select": {**config()["select"], "paser": {"clusters": 3, "dense": "kept"}}},
         {"prune": {**ROUNDS, "target": {"params_ratio": 0.9}}},
         {"sparsify": {"method": "wanda"}, "draft": {}},
         {"quantize": {"formats": ["gguf:Q4_0"]}, "compare": {"baselines": ["source_file"]}},
@@ -57,6 +58,7 @@ ROOMS = {
     "selections": f"select {DATA}",
     "pool": f"select data models {DATA} configs.presets",
     "select": f"select data models {DATA} configs.presets",
+    "dense_words": f"select data models {DATA} configs.presets",
     "divergence-shard": f"select data models {DATA} configs.presets",
     "answer": f"select data models {DATA} configs.presets",
     "teacher": f"recover data models {DATA} configs.presets",
@@ -74,7 +76,8 @@ ROOMS = {
     "configs.presets configs.formats",
     "export": "export prune models quantize gguf llama_cpp configs.schema configs.section configs.presets "
     "infra.markdown infra.licences configs.formats",
-    "report": "report recover select models configs.presets infra.markdown measure evaluate quantize configs.result",
+    "report": "report recover select models configs.presets infra.markdown measure evaluate quantize "
+    "configs.result",
 }
 """Rooms of tasks, and modules of the others, that each stage reaches beside core."""
 
@@ -295,6 +298,7 @@ def test_a_key_of_one_section_moves_the_stages_that_read_it(copy: Path) -> None:
             {
                 "pool",
                 "select",
+                "dense_words",
                 "divergence-shard",
                 "answer",
                 "teacher",

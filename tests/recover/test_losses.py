@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from resprout.tasks.data.top_tokens import events, rest_of
 from resprout.tasks.recover import losses
-from resprout.tasks.recover.losses import divergence, events, rest_of, sums
+from resprout.tasks.recover.losses import divergence, sums
 
 P = torch.tensor([[0.5, 0.3, 0.2]]).log()
 Q = torch.tensor([[0.25, 0.25, 0.5]]).log()

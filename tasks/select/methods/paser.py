@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resprout.configs.errors import BadInput
-from resprout.configs.schema import PaserConfig, SelectConfig
+from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.data.template import Encoded
 from resprout.tasks.select import auto, embed, published
 from resprout.tasks.select.cluster import Matrix
 from resprout.tasks.select.compared import Compared
+from resprout.tasks.select.divergence import on_prompts
 from resprout.tasks.select.duplicates import Questions, lexical_vectors
 from resprout.tasks.select.paser_size import MOST_ROWS, check_size
 from resprout.tasks.select.pool import Choice, Pool
@@ -42,7 +43,8 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     config = job.config.paser
     check_size(job.config, len(pool.rows))
     states = config.embedder == "hidden" and config.mode != "released"
-    compared = Compared(job, inputs, pool.ids, compared_tokens(config, pool.encoded), progress, states)
+    encoded = on_prompts(pool.encoded) if config.mode == "released" else pool.encoded
+    compared = Compared(job, inputs, pool.ids, encoded, progress, states)
     if config.published or (states and len(pool.rows) <= MOST_ROWS):
         compared(range(len(pool.rows)))
     targets = read_targets(job, inputs) if "targets" in inputs else Targets([], [])
@@ -52,7 +54,7 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
         released = config.mode == "released"
         jsd = summed_over_prompts(compared.jsd, pool.encoded) if released else compared.jsd
         found = published.select(config, pool, embeddings, jsd, job.seed, progress)
-        return replace(found.choice(pool), embeddings=embeddings)
+        return _with_error(replace(found.choice(pool), embeddings=embeddings), compared)
     # Only a sentence encoder is fine enough to tell a paraphrase from a question of the same form.
     fine = embeddings if config.embedder == "minilm" else lexical_vectors(_instructions(pool.rows))
     questions = Questions(pool.rows, fine, config.duplicate_cosine)
@@ -67,14 +69,15 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
         wanted if len(wanted) else None,
         compared.by(inputs["pilot"]) if config.pilot_tokens is not None else None,
     )
-    return replace(found.choice(pool), embeddings=embeddings)
+    return _with_error(replace(found.choice(pool), embeddings=embeddings), compared)
 
 
-def compared_tokens(config: PaserConfig, encoded: Sequence[Encoded]) -> Sequence[Encoded]:
-    """The rows as their divergence is measured: on the response, in mode `released` on the prompt."""
-    if config.mode != "released":
-        return encoded
-    return [Encoded([], row.prompt_ids) for row in encoded]
+def _with_error(choice: Choice, compared: Compared) -> Choice:
+    """With how much too low a token's divergence may be, where it is computed from kept words."""
+    if compared.bound is None:
+        return choice
+    summary = {**choice.summary, "jsd_error_at_most_nats": compared.bound}
+    return replace(choice, summary=summary, metrics={**choice.metrics, "jsd_error_nats": compared.bound})
 
 
 def summed_over_prompts(jsd: NDArray[np.float64], encoded: Sequence[Encoded]) -> NDArray[np.float64]:
