@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from kept_checkpoints import Kept, Killed
 from pydantic import ValidationError
 
 from resprout.configs.errors import BadInput
@@ -169,3 +171,34 @@ def test_the_pass_without_a_teacher_is_the_same_as_before(models_folder: Path, p
     found = measure(pruned, dense, encoded, 1.0, silent)
     again = Comparison(pruned, dense).of(encoded[:1], [0])
     assert found.jsd[0] == pytest.approx(again.jsd[0], abs=1e-6)
+
+
+def test_words_that_were_kept_are_not_asked_for_again(
+    models_folder: Path,
+    pool_rows: Rows,
+    write_rows: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dense_words, "SHARD_TARGETS", 400)
+    monkeypatch.setattr(dense_words, "CHECKPOINT_MINUTES", 1e-9)
+    inputs = {"rows": write_rows(pool_rows), "dense": models_folder / "dense"}
+    kept = Kept(tmp_path / "kept")
+
+    def run(name: str, checkpoints: Kept | None, progress: Any = silent) -> dict[str, bytes]:
+        (tmp_path / name).mkdir()
+        given = job(top_k=8)
+        make(replace(given, checkpoints=checkpoints), inputs, tmp_path / name, progress)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    whole = run("whole", None)
+
+    def progress(done: int, total: int, what: str) -> None:
+        if len(kept.steps) == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run("half", kept, progress)
+    first = list[int]()
+    assert run("again", kept, lambda done, total, what: first.append(done)) == whole
+    assert min(first) == kept.steps[3] > 0

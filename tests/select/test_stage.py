@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kept_checkpoints import Kept, Killed
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
@@ -20,7 +21,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
 from resprout.tasks.core.job import Job, Share, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
-from resprout.tasks.select import divergence, paser_size
+from resprout.tasks.select import compared, divergence, paser_size
 from resprout.tasks.select.concept_graph import phrases
 from resprout.tasks.select.stage import METHODS, divergence_shard, pool, reads_pruned, select
 
@@ -433,3 +434,40 @@ def test_divergence_serves_every_budget_and_clustering() -> None:
     assert key() != key(max_len_tokens=300)
     assert key() != key(paser=PaserConfig(temperature=2.0))
     assert not reads_pruned(settings("random"))
+
+
+def test_rows_that_were_compared_are_not_compared_again(
+    models_folder: Path,
+    pool_rows: Rows,
+    write_rows: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(divergence.PASS_TOKENS, "cpu", 2000)
+    monkeypatch.setattr(compared, "CHECKPOINT_MINUTES", 1e-9)
+    inputs = {name: models_folder / name for name in ("dense", "pruned")} | {"rows": write_rows(pool_rows)}
+    kept, seen = Kept(tmp_path / "kept"), list[int]()
+
+    def run(name: str, checkpoints: Kept | None, progress: Any = silent) -> dict[str, bytes]:
+        (tmp_path / name).mkdir()
+        job = Job(settings("paser"), dtype="float32", checkpoints=checkpoints)
+        select.body(job, inputs, tmp_path / name, progress)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    whole = run("whole", None)
+
+    def progress(done: int, total: int, what: str) -> None:
+        if what == "rows compared" and len(kept.steps) == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run("half", kept, progress)
+    real = divergence.Comparison.of
+
+    def counted(self: Any, rows: Any, *others: Any) -> Any:
+        seen.append(len(rows))
+        return real(self, rows, *others)
+
+    monkeypatch.setattr(divergence.Comparison, "of", counted)
+    assert run("again", kept) == whole
+    assert sum(seen) == len(pool_rows) - kept.steps[2]
