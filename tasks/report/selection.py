@@ -58,13 +58,13 @@ def cluster_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     rows = []
     for one in clusters:
         reach = one["cds_half_interval"]
-        around = "" if not reach else f" ± {reach:.4f}"
+        around = "" if not reach else f" ± {reach:.2g}"
         rows.append(
             [
                 str(one["cluster"]),
                 f"{one['rows']:,}",
                 f"{one['compared_rows']:,}",
-                f"{one['cds']:.4f}{around}",
+                f"{one['cds']:.4g}{around}",
                 *(f"{one[name]:.2f}" for name in weights),
                 f"{one['granted']:,}",
                 f"{one['filled']:,}",

@@ -138,7 +138,7 @@ def compare(arms: Sequence[Arm], pruned: Arm) -> dict[str, Any]:
         "differences": [{**asdict(one), "differs": one.differs} for one in differences],
         "best": best,
         "sound": sound,
-        "sentences": _sentences(ranked, differences, best, sound, measures),
+        "sentences": _sentences(differences, best, sound, measures),
     }
 
 
@@ -191,7 +191,6 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _sentences(
-    ranked: Sequence[Arm],
     differences: Sequence[Difference],
     best: Mapping[str, str],
     sound: Mapping[str, bool],
@@ -205,31 +204,30 @@ def _sentences(
             "training is ill, not the data, and no selection is named; lower recover.learning_rate, or train "
             "on more tokens"
         ]
-    found = []
-    for measure in measures:
-        name = best[measure]
-        if name == BASELINE:
-            near = [one for one in differences if one.measure == measure and not one.differs]
-            rest = (
-                f", though {len(near)} of {len(ranked) - 1} others differ no more than chance" if near else ""
-            )
-            found.append(f"By {measure}, no selection is better than random rows{rest}.")
-            continue
-        (won,) = (one for one in differences if one.measure == measure and one.arm == name)
-        if math.isinf(won.high):
-            seen = "with one seed nothing is known of chance; give select.compare_seeds"
-        else:
-            seen = f"interval {_signed(won.low)} to {_signed(won.high)}: " + (
-                "more than noise" if won.differs else "no more than noise"
-            )
-        found.append(
-            f"By {measure}, {name} is best, {_signed(won.mean)} against random rows at equal tokens ({seen})."
+    return [_sentence(measure, best[measure], differences) for measure in measures]
+
+
+def _sentence(measure: str, name: str, differences: Sequence[Difference]) -> str:
+    if name == BASELINE:
+        return f"By {measure}, no selection is better than random rows."
+    (won,) = (one for one in differences if one.measure == measure and one.arm == name)
+    if math.isinf(won.high):
+        said = "one seed says nothing of chance; give select.compare_seeds"
+        return f"By {measure}, {name} leads random rows by {_signed(won.mean)} ({said})."
+    within = f"interval {_signed(won.low)} to {_signed(won.high)}"
+    if won.differs:
+        return (
+            f"By {measure}, {name} is best, {_signed(won.mean)} against random rows at equal tokens "
+            f"({within}: more than noise)."
         )
-    return found
+    return (
+        f"By {measure}, no selection is measurably better than random rows: {name} leads by "
+        f"{_signed(won.mean)}, no more than noise ({within})."
+    )
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}"
+    return f"{value:+.3g}"
 
 
 def _finite(value: Any) -> Any:

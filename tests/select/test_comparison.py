@@ -77,7 +77,7 @@ def test_the_winner_is_named_and_whether_it_is_more_than_noise() -> None:
     assert [one["name"] for one in found["arms"]][:2] == ["no recovery", "far"]
     assert found["best"] == {"bits per byte": "far"}
     (sentence,) = found["sentences"]
-    assert sentence.startswith("By bits per byte, far is best, -0.49")
+    assert sentence.startswith("By bits per byte, far is best, -0.494")
     assert "more than noise" in sentence
     assert {one["arm"]: one["differs"] for one in found["differences"]} == {"near": False, "far": True}
 
