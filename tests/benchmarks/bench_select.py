@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests/support python tests/benchmarks/bench_select.py [--parts embeddings growth pool
     divergence]
-        [--pool instructions.jsonl.gz] [--model FOLDER] [--rows 1000000]
+        [--pool instructions.jsonl.gz] [--model FOLDER] [--rows 1000000] [--turns 5] [--compared 48]
 
 `embeddings`: so many made-up embeddings of 384 columns through clusters, budget and graph. `growth`: all of a
 selection but the models, on 2 n and 8 n rows of the pool; `pool`: the same on the whole pool at a budget of 4
@@ -189,7 +189,7 @@ def divergence(args: argparse.Namespace) -> list[str]:
         dense: Any = load_model(folder, "float32", "cpu")
         pruned: Any = load_model(folder, "float32", "cpu")
         tokenizer: Any = load_tokenizer(folder)
-        every = encode_rows(tokenizer, rows_of(args.pool, 200), "alpaca", 256)
+        every = encode_rows(tokenizer, rows_of(args.pool, args.compared), "alpaca", 256)
     encoded = [row for row in every if row.response_ids]
     batches = batches_of([len(row) for row in encoded], "cpu")
 
@@ -236,6 +236,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--compared", type=int, default=48, help="rows of the part divergence")
     args = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     for name in args.parts:
