@@ -6,7 +6,6 @@ from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-from resprout.configs.errors import BadInput
 from resprout.tasks.prepare.blocks import Kind, Part
 
 KINDS: dict[str, Kind] = {
@@ -19,16 +18,9 @@ def html_parts(source: str) -> list[Part]:
     """Headings, paragraphs, list items, quotes, tables and code of a page's main content.
 
     Menus, footers, advertisements and comments go. A page in which nothing is found has no parts.
-
-    Raises:
-        BadInput: trafilatura is not installed.
     """
-    try:
-        import trafilatura
-    except ImportError as error:
-        raise BadInput(
-            "select.documents holds HTML, which trafilatura reads; pip install 'resprout[documents]'"
-        ) from error
+    import trafilatura
+
     main = trafilatura.extract(
         source, output_format="xml", include_tables=True, include_comments=False, include_formatting=False
     )

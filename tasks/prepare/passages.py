@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from resprout.configs.errors import BadInput
 from resprout.tasks.prepare.blocks import Block, headings_above
 
 Count = Callable[[str], int]
@@ -30,17 +29,9 @@ class Passage:
 
 
 def sentences(text: str, language: str) -> list[tuple[int, int]]:
-    """Where the sentences of a text begin and end, without the white space between them, by sentencex.
+    """Where the sentences of a text begin and end, without the white space between them, by sentencex."""
+    from sentencex import get_sentence_boundaries
 
-    Raises:
-        BadInput: sentencex is not installed.
-    """
-    try:
-        from sentencex import get_sentence_boundaries
-    except ImportError as error:
-        raise BadInput(
-            "select.documents are parted into sentences by sentencex; pip install 'resprout[documents]'"
-        ) from error
     found = []
     for one in get_sentence_boundaries(language, text):
         whole = text[one["start_index"] : one["end_index"]]

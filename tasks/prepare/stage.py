@@ -6,6 +6,7 @@ document's text; blocks.jsonl, the tree of each document; metrics.json. Input: `
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PrepareConfig, SelectConfig
+from resprout.infra.identity import install_command
 from resprout.infra.store.canonical import sha256_hex
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, stage
@@ -21,12 +23,24 @@ if TYPE_CHECKING:
     from resprout.tasks.prepare.blocks import Block
     from resprout.tasks.prepare.passages import Passage
 
+LIBRARIES = ("sentencex", "trafilatura")
+"""Packages of the extra `documents`: the one ends sentences, the other reads HTML."""
 DOCUMENTS, ROWS, BLOCKS = "documents.jsonl", "rows.jsonl", "blocks.jsonl"
 
 
 def settings(config: SelectConfig) -> dict[str, Any]:
     """How documents become rows."""
     return config.prepare.key_data()
+
+
+def check(config: SelectConfig, base: Path) -> None:
+    """BadInput where the libraries are not installed that documents are read by."""
+    lacking = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if config.documents and lacking:
+        raise BadInput(
+            f"select.documents needs {' and '.join(lacking)}, not installed here; "
+            f"{install_command('documents')}"
+        )
 
 
 @stage(
@@ -38,14 +52,16 @@ def settings(config: SelectConfig) -> dict[str, Any]:
     libraries=("tokenizers", "trafilatura", "sentencex", "markdown-it-py", "scikit-learn"),
     computes=False,
     settings=settings,
+    checks={"select.documents": check},
     metrics=("prepared_rows",),
 )
 def prepare(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the rows, and the tree of blocks that they are of.
 
     Raises:
-        BadInput: not one row comes of the documents.
+        BadInput: not one row comes of the documents, or a library is missing.
     """
+    check(job.config, workdir)
     from resprout.tasks.models.load import load_tokenizer
     from resprout.tasks.prepare.blocks import tree
     from resprout.tasks.prepare.markups import parts_of

@@ -192,3 +192,16 @@ def test_rows_say_where_they_stand(tmp_path: Path, tokenizer: Path) -> None:
 def test_documents_without_a_row_say_so(tmp_path: Path, tokenizer: Path) -> None:
     with pytest.raises(BadInput, match=r"of 1 documents of select\.documents not one row is left: 1 blocks"):
         run(tmp_path, tokenizer, [{"text": "Short.", "markup": "text"}])
+
+
+def test_a_library_that_is_missing_is_named_before_a_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from resprout.tasks.prepare import stage
+
+    config = SelectConfig.model_validate({"documents": [{"source": "x"}], "budget_ratio": 0.5})
+    stage.check(config, tmp_path)
+    monkeypatch.setattr(stage, "LIBRARIES", ("sentencex", "no_such_library"))
+    with pytest.raises(BadInput, match=r"needs no_such_library, not installed here; pip install .*sentencex"):
+        stage.check(config, tmp_path)
+    stage.check(SelectConfig.model_validate({"pool": [{"source": "x"}], "budget_ratio": 0.5}), tmp_path)

@@ -519,7 +519,7 @@ def test_a_disk_that_fills_up_while_publishing(
     real = local._seal
 
     def full(folder: Path) -> None:
-        if (folder / "metrics.json").exists():
+        if (folder / "left_out.jsonl").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
         real(folder)
 
