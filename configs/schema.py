@@ -142,7 +142,7 @@ class DocumentSource(DataSource):
     text: str = "{{ text }}"
     """Of data with rows: Jinja template over its columns that renders one document."""
     markup: Literal["auto", "text", "markdown", "html"] = "auto"
-    """What documents are written in; auto goes by the name's ending (.md, .html, else text)."""
+    """Markup of the documents; auto: by file extension (.md, .html, else plain text)."""
 
 
 class PrepareConfig(Section):
@@ -486,7 +486,7 @@ PASER_FORMS: dict[str, dict[str, Any]] = {
 
 
 class CapabilitiesConfig(Section):
-    """What the model is for, in rows like those that it will be asked."""
+    """Target capabilities of the model, given by example rows."""
 
     rows: Annotated[tuple[RowSource, ...], Field(min_length=1)]
     """Sources of such rows, some hundred of them; none is trained on. rds_plus chooses rows like them, paser
@@ -523,7 +523,7 @@ class SelectConfig(Section):
     paser: PaserConfig = PaserConfig()
     """Settings of `method: paser`."""
     capabilities: CapabilitiesConfig | None = None
-    """What the model is for; absent: all that the pool holds."""
+    """Target capabilities; absent: those of the whole pool."""
     compare: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z_]*(:(self|mixed))?$")], ...] = ()
     """Other selections that are recovered and judged beside this one on the same schedule, random always
     among them: methods, forms of paser (auto, kmeans, paper, released, and aimed, which alone looks at

@@ -25,7 +25,7 @@ MARKUPS = {
     ".html": "html", ".htm": "html", ".xhtml": "html", ".md": "markdown", ".markdown": "markdown",
     ".txt": "text", ".text": "text",
 }  # fmt: skip
-"""What files that are documents by themselves are written in, by the endings of their names."""
+"""The markup of files that each hold one document, by file extension."""
 NOT_DATA = ("readme", "license", "licence", "notice")
 
 
@@ -85,11 +85,7 @@ def instruction_items(
 
 
 def text_items(
-    source: TextSource,
-    label: str,
-    files: dict[str, Path],
-    read: Reader = read_rows,
-    counts: Counts | None = None,
+    source: TextSource, label: str, files: dict[str, Path], read: Reader = read_rows
 ) -> Iterator[Item]:
     """Documents; an empty one raises BadInput."""
     render, hashed = _of_columns(source.text), _hashed(source)
@@ -104,11 +100,7 @@ def text_items(
 
 
 def document_items(
-    source: DocumentSource,
-    label: str,
-    files: dict[str, Path],
-    read: Reader = read_rows,
-    counts: Counts | None = None,
+    source: DocumentSource, label: str, files: dict[str, Path], read: Reader = read_rows
 ) -> Iterator[Item]:
     """Documents as they are written: files of text, Markdown or HTML as a whole, of data each row's text.
 
@@ -149,11 +141,7 @@ def _is_data(source: DataSource, path: Path) -> bool:
 
 
 def raw_items(
-    source: DataSource,
-    label: str,
-    files: dict[str, Path],
-    read: Reader = read_rows,
-    counts: Counts | None = None,
+    source: DataSource, label: str, files: dict[str, Path], read: Reader = read_rows
 ) -> Iterator[Item]:
     """Rows with their own columns, which name no source."""
     hashed = _hashed(source)
@@ -192,7 +180,7 @@ class Counts:
     repeated: int = 0
     bad: int = 0
     first_bad: str = ""
-    """What is wrong with the first of them."""
+    """The error message of the first bad row."""
 
     def skip(self, fault: BadInput) -> None:
         """Leave a row out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,9 @@ def acquire_rows(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
     """Write `rows.jsonl`: {"id", "instruction", "input", "output", "category", "source"}; each id once."""
-    _write(job.config, job.seed, workdir / "rows.jsonl", instruction_items, progress, unique=True)
+    counts = Counts()
+    items_of = partial(instruction_items, counts=counts)
+    _write(job.config, job.seed, workdir / "rows.jsonl", items_of, progress, unique=True, counts=counts)
 
 
 @stage(
@@ -152,8 +155,9 @@ def _write(
     progress: Progress,
     *,
     unique: bool,
+    counts: Counts | None = None,
 ) -> None:
-    sources, counts = data.sources, Counts()
+    sources, counts = data.sources, counts or Counts()
     rows = 0
 
     def found() -> Iterator[dict[str, Any]]:
@@ -164,7 +168,7 @@ def _write(
             progress(index, len(sources), "sources")
             with private_folder(data.context.home / "tmp") as scratch:
                 files = fetch(pinned, data.context, scratch)
-                items = items_of(source, pinned.label, files, counts=counts)
+                items = items_of(source, pinned.label, files)
                 for item in taken(items, source, seed, unique, counts):
                     if not (unique and len(sources) > 1 and seen(item)):
                         rows += 1

@@ -1,7 +1,7 @@
-"""What of the text before a passage is shown with it: the sentences that have to do with the prompt.
+"""Context pruning: of the text before a passage, keep the sentences that are relevant to the prompt.
 
 A prompt is answered by few of the sentences of a long context (Provence, Chirkova et al., arXiv 2501.16214);
-here each is held against the prompt by its words, and the most relevant ones stay in their order.
+here sentences are ranked by TF-IDF similarity to the prompt, and those kept stay in document order.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from resprout.tasks.prepare.blocks import Kind, Part
 
 KINDS: dict[str, Kind] = {"fence": "code", "code_block": "code", "table": "table", "paragraph": "paragraph"}
 WITHIN: dict[str, Kind] = {"list_item": "item", "blockquote": "quote"}
-"""What a paragraph is inside of another block."""
+"""Kind of a paragraph by the block that contains it."""
 
 
 def markdown_parts(source: str) -> list[Part]:

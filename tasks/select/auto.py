@@ -99,14 +99,15 @@ def select(
 
     first = [rows[: own.sample_rows] if sampled else rows for rows in members]
     compared(row for rows in first for row in rows)
-    degradation = estimated(compared.jsd, first, [len(rows) for rows in members])
+    sizes = [len(rows) for rows in members]
+    degradation = estimated(compared.jsd, first, sizes)
     held = [int(pool.costs[rows].sum()) for rows in members]
     cds, weights = degradation.cds.tolist(), dict[str, NDArray[np.float64]]()
     if targets is not None:
         weights["nearness"] = nearness(embeddings[kept], labels, targets)
     if tried is not None:
         after = tried([row for rows in first for row in rows.tolist()])
-        weights["healed"] = healed(degradation.cds, estimated(after, first, held).cds)
+        weights["healed"] = healed(degradation.cds, estimated(after, first, sizes).cds)
     wanted = degradation.cds * np.prod(list(weights.values()), axis=0) if weights else degradation.cds
     reserve = config.capabilities.reserve if config.capabilities is not None and weights else 0.0
     grants = mixed_budget(pool.budget, wanted.tolist(), cds, held, reserve)

@@ -71,11 +71,6 @@ class Compared:
         """Mean negative log-likelihood of each answer under the dense model, likewise."""
         return self.found.dense_nll
 
-    @property
-    def rows(self) -> int:
-        """How many rows were compared."""
-        return int(self.found.known.sum())
-
     def __call__(self, rows: Iterable[int]) -> None:
         """Compare those of the rows that were not yet."""
         known = self.found.known

@@ -66,11 +66,6 @@ class Encodings(Sequence[Encoded]):
         ends = np.array(self.ends, dtype=np.int64)
         return ends[1:] - ends[:-1]
 
-    @property
-    def prompt_tokens(self) -> NDArray[np.int64]:
-        """Tokens of each row's prompt."""
-        return np.array(self.prompts, dtype=np.int64)
-
 
 class LeftOut(NamedTuple):
     """A row that cannot be chosen: its tokens, None where they were not counted, and why."""

@@ -195,13 +195,21 @@ def divergence_shard(
 ) -> None:
     """Write the divergence on the rows of the share's batches; on none where only a sample is compared."""
     from resprout.tasks.models.load import load_pair
-    from resprout.tasks.select.divergence import FILE, batches_of, measure, on_prompts, write_rows
+    from resprout.tasks.select.divergence import (
+        FILE,
+        RowDivergences,
+        batches_of,
+        measure,
+        on_prompts,
+        write_rows,
+    )
     from resprout.tasks.select.pool import read_pool
 
     pool, config = read_pool(job, inputs), job.config.paser
+    if samples(job.config, len(pool.rows)):
+        write_rows(RowDivergences.empty(0), [], workdir / FILE)
+        return
     encoded = on_prompts(pool.encoded) if config.mode == "released" else pool.encoded
-    if samples(job.config, len(encoded)):
-        encoded = []
     dense, pruned = load_pair(job, inputs["dense"], inputs["pruned"])
     states = config.embedder == "hidden" and config.mode != "released"
     found = measure(pruned, dense, encoded, config.temperature, progress, states, job.share)

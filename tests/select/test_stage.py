@@ -21,7 +21,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
 from resprout.tasks.core.job import Job, Share, silent
 from resprout.tasks.models.load import load_model, load_tokenizer
-from resprout.tasks.select import compared, divergence, paser_size
+from resprout.tasks.select import auto, compared, divergence, paser_size
 from resprout.tasks.select.concept_graph import phrases
 from resprout.tasks.select.stage import METHODS, divergence_shard, pool, reads_pruned, select
 
@@ -471,3 +471,28 @@ def test_rows_that_were_compared_are_not_compared_again(
     monkeypatch.setattr(divergence.Comparison, "of", counted)
     assert run("again", kept) == whole
     assert sum(seen) == len(pool_rows) - kept.steps[2]
+
+
+def test_shards_have_nothing_to_do_where_a_sample_is_compared(
+    models_folder: Path,
+    pool_rows: Rows,
+    write_rows: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (paser_size, auto):
+        monkeypatch.setattr(module, "MOST_ROWS", 50)
+    inputs = {name: models_folder / name for name in ("dense", "pruned")} | {"rows": write_rows(pool_rows)}
+    config = settings(
+        "paser", budget_ratio=0.05, paser=PaserConfig(clusters=2, landmarks=100, sample_rows=30)
+    )
+    folder = tmp_path / "shard"
+    folder.mkdir()
+    divergence_shard.body(Job(config, dtype="float32", share=Share(0, 2)), inputs, folder, silent)
+    assert len(load_file(folder / divergence.FILE)["rows"]) == 0
+    for name, given in (("alone", inputs), ("sharded", {**inputs, "shard-000000": folder})):
+        (tmp_path / name).mkdir()
+        select.body(Job(config, dtype="float32"), given, tmp_path / name, silent)
+    alone, sharded = Result(tmp_path / "alone"), Result(tmp_path / "sharded")
+    assert alone.metrics["compared_rows"] < len(pool_rows)
+    assert alone.decisions == sharded.decisions
