@@ -16,13 +16,14 @@ from resprout.flows.validate import CHATS
 from resprout.tasks.core.hardware import total_memory
 from resprout.tasks.data.chat import rendered
 from resprout.tasks.models.shape import BYTES
-from resprout.tasks.select.paser_size import MOST_ROWS
 
 USUAL_TOKENS, MOST_TOKENS = 256, 1024
 """Lengths of rows: what most have, and where they are cut in any case."""
 AROUND = 64
 """Tokens of the template around a row."""
 FEW_ROWS, ROWS_A_CLUSTER, MOST_CLUSTERS = 500, 10, 10
+ROWS_ELSEWHERE, RATIO_ELSEWHERE = 20_000, 0.05
+"""Rows taken of a pool that was not looked at, and the share of them that recovery trains on."""
 STEPS = 16
 """Training steps that a small pool makes at least."""
 MOST_BATCH, LEAST_BATCH = 1024, 64
@@ -105,19 +106,24 @@ def _select(address: str, pool: Found, model: ModelLook) -> tuple[Written, float
     positions = model.shape.max_positions if model.shape is not None else 0
     asked = 2 ** math.ceil(math.log2(max(USUAL_TOKENS, lengths[int(0.95 * (len(lengths) - 1))])))
     longest = min(asked, MOST_TOKENS, positions or MOST_TOKENS)
-    rows = len(pool.items)
-    source = dict(pool.settings)
-    if not pool.opened or rows > MOST_ROWS // 2:
-        source["limit"] = MOST_ROWS // 2
-    used = min(rows, MOST_ROWS // 2) if pool.opened else MOST_ROWS // 2
-    ratio = 1.0 if used < 2 * ROWS_A_CLUSTER else 0.5 if used <= FEW_ROWS else 0.2
-    budget = ratio * used * sum(min(one, longest) for one in lengths) / len(lengths)
-    clusters = min(MOST_CLUSTERS, used // ROWS_A_CLUSTER)
+    source, rows = dict(pool.settings), len(pool.items)
+    if not pool.opened:
+        source["limit"] = rows = ROWS_ELSEWHERE
+    ratio = 1.0 if rows < 2 * ROWS_A_CLUSTER else 0.5 if rows <= FEW_ROWS else 0.2
+    ratio = ratio if pool.opened else RATIO_ELSEWHERE
+    tokens = ratio * rows * sum(min(one, longest) for one in lengths) / len(lengths)
+    budget: dict[str, Any] = {"budget_ratio": ratio}
+    trained = f"{ratio:.0%} of their tokens"
+    if pool.opened and tokens > MOST_TRAINED:
+        tokens, budget = MOST_TRAINED, {"budget_tokens": MOST_TRAINED}
+        trained = f"{MOST_TRAINED:,} of their tokens"
+    clusters = min(MOST_CLUSTERS, rows // ROWS_A_CLUSTER)
     why = [f"{address}: {pool.columns}"]
     if pool.opened:
-        of = "their tokens" if used == rows else f"the tokens of {used:,} of them"
         more = "" if pool.whole else "more than "
-        why.append(f"{more}{rows:,} different rows; recovery trains on {ratio:.0%} of {of}")
+        why.append(f"{more}{rows:,} different rows; recovery trains on {trained}")
+    else:
+        why.append(f"{rows:,} rows drawn of it; recovery trains on {trained}")
     why.append(why_template)
     method: dict[str, Any] = {"method": "random"}
     if clusters >= 2:
@@ -127,11 +133,11 @@ def _select(address: str, pool: Found, model: ModelLook) -> tuple[Written, float
     values = {
         **method,
         "pool": [source],
-        "budget_ratio": ratio,
+        **budget,
         "template": template,
         "max_len_tokens": longest,
     }
-    return Written("select", why, values), budget
+    return Written("select", why, values), tokens
 
 
 def _template(pool: Found, model: ModelLook) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.load import load_data, parsed
 from resprout.configs.schema import RunConfig
 from resprout.flows.check import check
-from resprout.flows.first_config import data, texts
+from resprout.flows.first_config import data, recovery, texts
 from resprout.flows.first_config.config import Draft, draft
 from resprout.flows.first_config.goal import parse_goal
 from resprout.flows.validate import probe
@@ -225,6 +225,29 @@ def test_a_pool_that_is_too_small_for_paser_is_drawn_at_random(make: Callable[..
     assert many is not None
     assert (few.method, few.budget_ratio) == ("random", 1.0)
     assert (many.method, many.paser.clusters, many.budget_ratio) == ("paser", 6, 0.5)
+
+
+def test_all_rows_of_a_large_pool_can_be_chosen_within_what_is_trained(
+    make: Callable[..., Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "MOST_TRAINED", 1000)
+    select = config_of(made := make("llama", "text.jsonl", "pool.jsonl")).select
+    assert select is not None
+    assert (select.pool[0].limit, select.budget_tokens, select.budget_ratio) == (None, 1000, None)
+    assert "60 different rows; recovery trains on 1,000 of their tokens" in made.text
+
+
+def test_of_a_pool_that_is_not_opened_a_sample_is_drawn(
+    make: Callable[..., Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = data.find
+    monkeypatch.setattr(
+        data, "find", lambda source, *rest: find(source, *rest) if "pool" not in source else None
+    )
+    select = config_of(made := make("llama", "text.jsonl", "pool.jsonl")).select
+    assert select is not None
+    assert (select.pool[0].limit, select.budget_ratio) == (20_000, 0.05)
+    assert "20,000 rows drawn of it; recovery trains on 5% of their tokens" in " ".join(made.text.split())
 
 
 def test_without_text_the_quickstarts_stands_in_where_it_is_here(
