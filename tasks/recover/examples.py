@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import RecoverConfig
+from resprout.tasks.data.encodings import Encodings
 from resprout.tasks.data.read import JOIN, read_rows
 from resprout.tasks.data.template import Encoded, encode_rows
 from resprout.tasks.models.load import load_tokenizer
@@ -33,18 +33,11 @@ class Group(NamedTuple):
     end: int
 
 
-class Examples(Sequence[Encoded]):
-    """Token sequences, read from the file that holds them when they are asked for.
+class Examples(Encodings):
+    """Token sequences, read from the file that holds them when they are asked for; no loss is of a prompt."""
 
-    Arrays by example: `ends` of its tokens in the file, `prompts` the tokens before its response, of which no
-    loss is taken, `lengths` all its tokens.
-    """
-
-    def __init__(self, ids: NDArray[np.int32], ends: NDArray[np.int64], prompts: NDArray[np.int32]) -> None:
-        self.ids, self.ends, self.prompts = ids, ends, prompts
-        self.lengths: NDArray[np.int64] = np.diff(ends, prepend=0)
-        self.groups: list[Group] = []
-        self._folder: TemporaryDirectory[str] | None = None
+    groups: Sequence[Group] = ()
+    _folder: TemporaryDirectory[str] | None = None
 
     @classmethod
     def written(cls, groups: Iterable[tuple[str, Iterable[Encoded]]]) -> Examples:
@@ -66,24 +59,6 @@ class Examples(Sequence[Encoded]):
         made = cls(ids, ends, np.asarray(prompts, dtype=np.int32))
         made.groups, made._folder = found, folder
         return made
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        tokens, prompt = self.tokens(index).tolist(), int(self.prompts[index])
-        return Encoded(tokens[:prompt], tokens[prompt:])
-
-    def tokens(self, index: int) -> NDArray[np.int32]:
-        """Prompt and response of an example."""
-        end = int(self.ends[index])
-        return self.ids[end - int(self.lengths[index]) : end]
 
     def first(self, index: int, everything: bool = False) -> int:
         """The place in an example of the first token that is predicted; no example's first token is."""

@@ -7,13 +7,12 @@ when it is asked for.
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,50 +20,12 @@ from numpy.typing import NDArray
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job
+from resprout.tasks.data.encodings import Encodings
 from resprout.tasks.data.template import Encoded, encode_rows, no_responses
 from resprout.tasks.models.load import load_tokenizer
 from resprout.tasks.select.rows import FILE, rows_by_id
 
 ENCODED_AT_ONCE = 2000
-
-
-class Encodings(Sequence[Encoded]):
-    """Encoded rows in one array of tokens, which takes an eighth of what lists of them do."""
-
-    def __init__(self) -> None:
-        self.ids, self.ends, self.prompts = array("i"), array("q", [0]), array("q")
-
-    def append(self, row: Encoded) -> None:
-        """Add a row behind the others."""
-        self.ids.extend(row.prompt_ids)
-        self.ids.extend(row.response_ids)
-        self.ends.append(len(self.ids))
-        self.prompts.append(len(row.prompt_ids))
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        start, end = self.ends[index], self.ends[index + 1]
-        border = start + self.prompts[index]
-        return Encoded(self.ids[start:border].tolist(), self.ids[border:end].tolist())
-
-    @property
-    def tokens(self) -> NDArray[np.int64]:
-        """Tokens of each row."""
-        ends = np.array(self.ends, dtype=np.int64)
-        return ends[1:] - ends[:-1]
 
 
 class LeftOut(NamedTuple):
@@ -122,23 +83,28 @@ def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
     config, path = job.config, inputs["rows"] / FILE
     everything = rows_by_id(path)
     tokenizer = load_tokenizer(inputs["dense"], job.trust_remote_code)
-    seen, kept, ids, encoded = set[bytes](), list[int](), list[str](), Encodings()
-    left_out, longest_prompt = list[LeftOut](), 0
-    for place, (row, one) in enumerate(encoded_in_parts(tokenizer, everything, config)):
-        content = _digest(row)
-        if not one.response_ids:
-            longest_prompt = max(longest_prompt, len(one.prompt_ids))
-            left_out.append(LeftOut(row["id"], len(one), "no response token left after the template"))
-        elif content in seen:
-            left_out.append(LeftOut(row["id"], len(one), "the same as another row"))
-        else:
-            seen.add(content)
-            kept.append(place)
-            ids.append(row["id"])
-            encoded.append(one)
+    kept, ids, left_out, longest_prompt = list[int](), list[str](), list[LeftOut](), 0
+
+    def choosable() -> Iterator[Encoded]:
+        nonlocal longest_prompt
+        seen = set[bytes]()
+        for place, (row, one) in enumerate(encoded_in_parts(tokenizer, everything, config)):
+            content = _digest(row)
+            if not one.response_ids:
+                longest_prompt = max(longest_prompt, len(one.prompt_ids))
+                left_out.append(LeftOut(row["id"], len(one), "no response token left after the template"))
+            elif content in seen:
+                left_out.append(LeftOut(row["id"], len(one), "the same as another row"))
+            else:
+                seen.add(content)
+                kept.append(place)
+                ids.append(row["id"])
+                yield one
+
+    encoded = Encodings.of(choosable())
     if not kept:
         raise no_responses(len(everything), longest_prompt, config.max_len_tokens)
-    tokens = encoded.tokens
+    tokens = encoded.lengths
     costs = np.ones_like(tokens) if config.counts_rows else tokens
     budget = _budget(config, costs)
     spent = budget if not config.counts_rows else int(tokens.sum()) * budget // len(tokens)
