@@ -265,7 +265,7 @@ class Run:
             ),
             content=manifest.digest,
             manifest=manifest.sha256,
-            seed=job.seed if stage.seeded else None,
+            seed=job.seed if stage.draws(job.config) else None,
             dtype=job.dtype if stage.computes else None,
             device=job.device if stage.computes else None,
             code={**identity.code_identity(), "reached": parts["code"]},
@@ -359,7 +359,8 @@ class Run:
                 tracker.log(run_id, tags=tags)
             tracker.log_points(run_id, rest)
             timing = {} if cost is None else cost.metrics()
-            params = {**flat(stage.settings(job.config)), **({"seed": job.seed} if stage.seeded else {})}
+            drawn = {"seed": job.seed} if stage.draws(job.config) else {}
+            params = {**flat(stage.settings(job.config)), **drawn}
             log_artifact(self.store, tracker, run_id, ref, params, timing, curves.shown)
             if stage.kind in DATA:
                 origin = _called(job.config, "origin") or {}

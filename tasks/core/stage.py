@@ -160,8 +160,8 @@ class Declaration:
     """Distributions whose versions enter the key."""
     methods: Callable[[Any], list[str]] = nothing
     """Modules of the methods that the section selects: the code behind them enters the key."""
-    seeded: bool = False
-    """It draws, so the seed enters the key."""
+    seeded: bool | Callable[[Any], bool] = False
+    """It draws, or does by this section, so the seed enters the key."""
     computes: bool = True
     """Its bytes depend on dtype and device, which enter the key."""
     hardware: bool = False
@@ -222,6 +222,10 @@ class Stage(Declaration, Generic[C]):
     def shows_time(self) -> bool:
         return self.timed or self.hardware
 
+    def draws(self, config: C) -> bool:
+        """Whether the seed decides its bytes."""
+        return self.seeded if isinstance(self.seeded, bool) else self.seeded(config)
+
     def label(self, role: str = "") -> str:
         """Name of a call for people: the title and the role."""
         return f"{self.title} {role}".rstrip()
@@ -249,7 +253,7 @@ class Stage(Declaration, Generic[C]):
             "libraries": {name: identity.library_version(name) for name in self.libraries},
             "code": code_hash(self._code(job.config)),
         }
-        if self.seeded:
+        if self.draws(job.config):
             parts["seed"] = job.seed
         if self.computes:
             parts["dtype"], parts["device"] = job.dtype, job.device

@@ -61,6 +61,11 @@ def reads_kept_words(config: SelectConfig) -> bool:
     return reads_pruned(config) and config.paser.dense == "kept"
 
 
+def draws(config: SelectConfig) -> bool:
+    """Whether what the method chooses depends on chance."""
+    return bool(METHODS.entry(config.method).declared.get("draws", True))
+
+
 def splits(config: SelectConfig) -> bool:
     """Whether the comparison can be shared out."""
     return reads_pruned(config) and not reads_kept_words(config)
@@ -263,7 +268,7 @@ def dense_words(
     resumes=True,
     libraries=("torch", "transformers", "tokenizers", "scikit-learn", "scipy", "numpy", "datasketch"),
     methods=modules,
-    seeded=True,
+    seeded=draws,
     settings=selecting,
     shard=divergence_shard,
     splits=splits,

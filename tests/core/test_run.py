@@ -69,6 +69,10 @@ def test_the_key_does_not_vary_on_where_things_are(monkeypatch: pytest.MonkeyPat
     assert one.key(Job(Knobs(), seed=18), {"x": ref(A)}) == base, (
         "a stage that draws nothing ignores the seed"
     )
+    some = toy(seeded=lambda config: config.text == "drawn")
+    assert some.key(Job(Knobs(), seed=17), {}) == some.key(Job(Knobs(), seed=18), {})
+    drawn = Knobs(text="drawn")
+    assert some.key(Job(drawn, seed=17), {}) != some.key(Job(drawn, seed=18), {})
     for name in ("who", "machine", "code_identity"):
         monkeypatch.setattr(identity, name, lambda: {"host": "other"})
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "rotated")

@@ -22,7 +22,7 @@ Rows = list[dict[str, Any]]
 
 
 def run(
-    method: str, rows: Rows, models: Path, folder: Path, **changes: Any
+    method: str, rows: Rows, models: Path, folder: Path, seed: int = 17, **changes: Any
 ) -> tuple[list[dict], list[dict], Any]:
     workdir, given = folder / "out", folder / "in"
     workdir.mkdir(parents=True)
@@ -38,7 +38,7 @@ def run(
             **changes,
         }
     )
-    select.body(Job(config, dtype="float32"), inputs, workdir, silent)
+    select.body(Job(config, seed=seed, dtype="float32"), inputs, workdir, silent)
     selected = [json.loads(line) for line in (workdir / "selected.jsonl").read_text().splitlines()]
     decisions = [json.loads(line) for line in (workdir / "decisions.jsonl").read_text().splitlines()]
     return selected, decisions, json.loads((workdir / "summary.json").read_text())
@@ -187,3 +187,28 @@ def test_every_method_says_which_models_it_reads() -> None:
     names = [entry.name for entry in METHODS]
     assert [name for name in names if reads_pruned(section(name))] == ["paser"]
     assert [name for name in names if reads_targets(section(name))] == ["paser", "rds_plus"]
+
+
+def test_a_method_that_does_not_draw_chooses_the_same_by_every_seed_and_has_one_key(
+    models_folder: Path, pool_rows: Rows, tmp_path: Path
+) -> None:
+    from resprout.tasks.select.stage import METHODS
+
+    def section(method: str) -> SelectConfig:
+        return SelectConfig(method=method, pool=(RowSource(source="x"),), budget_ratio=0.5)
+
+    names = [entry.name for entry in METHODS if not select.draws(section(entry.name))]
+    assert names == ["full", "ifd", "longest", "perplexity", "rds_plus"]
+    targets = tmp_path / "targets"
+    targets.mkdir()
+    (targets / "rows.jsonl").write_text(json.dumps(pool_rows[0]))
+    for name in names:
+        given: Any = {"inputs": {"targets": targets}} if name == "rds_plus" else {}
+        one, another = (
+            run(name, pool_rows, models_folder, tmp_path / f"{name}{seed}", seed, **given)
+            for seed in (17, 99)
+        )
+        assert one == another
+        assert select.key(Job(section(name), seed=17), {}) == select.key(Job(section(name), seed=99), {})
+    drawn = section("random")
+    assert select.key(Job(drawn, seed=17), {}) != select.key(Job(drawn, seed=99), {})

@@ -496,3 +496,30 @@ def test_shards_have_nothing_to_do_where_a_sample_is_compared(
     alone, sharded = Result(tmp_path / "alone"), Result(tmp_path / "sharded")
     assert alone.metrics["compared_rows"] < len(pool_rows)
     assert alone.decisions == sharded.decisions
+
+
+def test_paper_auto_and_kmeans_share_a_comparison_of_all_rows() -> None:
+    changes = {
+        "paper": {"mode": "paper"},
+        "auto": {},
+        "kmeans": {"clusterer": "kmeans"},
+        "again": {"temperature": 2.0},
+    }
+    keys = {
+        name: divergence_shard.key(
+            Job(
+                SelectConfig.model_validate(
+                    {
+                        "method": "paser",
+                        "pool": [{"source": "x"}],
+                        "budget_ratio": 0.5,
+                        "paser": {"sample_rows": None, **paser},
+                    }
+                ),
+                seed=seed,
+            ),
+            {},
+        )
+        for seed, (name, paser) in enumerate(changes.items())
+    }
+    assert keys["paper"] == keys["auto"] == keys["kmeans"] != keys["again"]

@@ -9,6 +9,8 @@ from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.select.pool import Choice, Pool
 
+DECLARED = {"draws": False}
+
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
     """All rows; the budget then only says how long recovery trains. Reads no weights."""

@@ -9,6 +9,8 @@ from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.select.pool import Choice, Pool, in_order
 
+DECLARED = {"draws": False}
+
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
     """Rows with the most tokens in their answers, which are hard to beat; reads no weights."""

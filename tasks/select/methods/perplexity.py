@@ -13,7 +13,7 @@ from resprout.tasks.models.load import load_for
 from resprout.tasks.select.likelihood import response_nll
 from resprout.tasks.select.pool import Choice, Pool, in_order
 
-DECLARED = {"reads": ["dense"]}
+DECLARED = {"reads": ["dense"], "draws": False}
 
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:

@@ -21,7 +21,7 @@ from resprout.tasks.select.embed import unit_rows
 from resprout.tasks.select.pool import Choice, Pool, in_order
 from resprout.tasks.select.target_rows import read_targets
 
-DECLARED = {"reads": ["dense", "targets"], "needs_targets": True}
+DECLARED = {"reads": ["dense", "targets"], "needs_targets": True, "draws": False}
 
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
