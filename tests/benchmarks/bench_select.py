@@ -1,14 +1,16 @@
 """Selection at the size of real pools: seconds and memory, how they grow, and the speed of the divergence.
 
     PYTHONPATH=tests/support python tests/benchmarks/bench_select.py [--parts embeddings growth pool
-    divergence]
-        [--pool instructions.jsonl.gz] [--model FOLDER] [--rows 1000000] [--turns 5] [--compared 48]
+    divergence embedders]
+        [--pool instructions.jsonl.gz] [--model FOLDER] [--encoder FOLDER] [--rows 1000000] [--turns 5]
+        [--compared 48]
 
 `embeddings`: so many made-up embeddings of 384 columns through clusters, budget and graph. `growth`: all of a
 selection but the models, on 2 n and 8 n rows of the pool; `pool`: the same on the whole pool at a budget of 4
 %, with what share of it embedding takes. `divergence`: both models on rows, against two plain forward passes.
-Without `--pool` rows are made up, without `--model` the models are tiny and random. Each part runs in a
-process of its own, whose peak of memory is printed.
+`embedders`: what share each embedder has of the time of both models, where they see all rows and a fifth of
+them; the sentence encoder with `--encoder`. Without `--pool` rows are made up, without `--model` the models
+are tiny and random. Each part runs in a process of its own, whose peak of memory is printed.
 """
 
 from __future__ import annotations
@@ -171,14 +173,17 @@ def pool(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def divergence(args: argparse.Namespace) -> list[str]:
-    import torch
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
-    from resprout.tasks.core.job import silent
-    from resprout.tasks.data.response import collate
+
+def models_and_rows(args: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
+    """The model twice, and rows in its tokens."""
     from resprout.tasks.data.template import encode_rows
     from resprout.tasks.models.load import load_model, load_tokenizer
-    from resprout.tasks.select.divergence import batches_of, measure
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.model
@@ -186,11 +191,20 @@ def divergence(args: argparse.Namespace) -> list[str]:
             from tiny_models import write_tiny_folder
 
             folder = write_tiny_folder(Path(scratch) / "model", dtype="float32")
-        dense: Any = load_model(folder, "float32", "cpu")
-        pruned: Any = load_model(folder, "float32", "cpu")
+        dense, pruned = (load_model(folder, "float32", "cpu") for _ in range(2))
         tokenizer: Any = load_tokenizer(folder)
         every = encode_rows(tokenizer, rows_of(args.pool, args.compared), "alpaca", 256)
-    encoded = [row for row in every if row.response_ids]
+    return dense, pruned, [row for row in every if row.response_ids]
+
+
+def divergence(args: argparse.Namespace) -> list[str]:
+    import torch
+
+    from resprout.tasks.core.job import silent
+    from resprout.tasks.data.response import collate
+    from resprout.tasks.select.divergence import batches_of, measure
+
+    dense, pruned, encoded = models_and_rows(args)
     batches = batches_of([len(row) for row in encoded], "cpu")
 
     def plain() -> None:
@@ -199,11 +213,6 @@ def divergence(args: argparse.Namespace) -> list[str]:
                 batch = collate([encoded[index] for index in indices])
                 for model in (dense, pruned):
                     model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-
-    def timed(call: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
 
     ratios, speeds = [], []
     for turn in range(args.turns + 1):
@@ -217,7 +226,42 @@ def divergence(args: argparse.Namespace) -> list[str]:
     return [f"divergence: {ratio} of the speed of two plain forward passes, {speed}"]
 
 
-PARTS = {"embeddings": embeddings, "growth": growth, "pool": pool, "divergence": divergence}
+def embedders(args: argparse.Namespace) -> list[str]:
+    from resprout.tasks.core.job import silent
+    from resprout.tasks.select import embed
+    from resprout.tasks.select.divergence import measure, prompt_states
+
+    dense, pruned, encoded = models_and_rows(args)
+    texts = [row["instruction"] for row in rows_of(args.pool, args.compared)]
+    calls: dict[str, Callable[[], Any]] = {
+        "both models": lambda: measure(pruned, dense, encoded, 1.0, silent),
+        "tfidf": lambda: embed.tfidf(texts, SEED),
+        "hidden": lambda: prompt_states(dense, encoded, silent),
+    }
+    if args.encoder is not None:
+        calls["minilm"] = lambda: embed.minilm(args.encoder, texts, "cpu", silent)
+    took = {name: list[float]() for name in calls}
+    for turn in range(args.turns + 1):
+        for name, call in calls.items():
+            seconds = timed(call)
+            if turn:
+                took[name].append(seconds)
+    each = {name: statistics.median(seconds) for name, seconds in took.items()}
+    models = each.pop("both models")
+    return [
+        f"{name}: {args.compared / seconds:,.0f} rows/s, {seconds / (seconds + models):.1%} of a selection "
+        f"in which the models see all rows, {seconds / (seconds + models / 5):.1%} where they see a fifth"
+        for name, seconds in each.items()
+    ]
+
+
+PARTS = {
+    "embeddings": embeddings,
+    "growth": growth,
+    "pool": pool,
+    "divergence": divergence,
+    "embedders": embedders,
+}
 
 
 def _in_process(name: str, args: argparse.Namespace, told: Any) -> None:
@@ -234,9 +278,10 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--pool", type=Path)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--encoder", type=Path, help="folder of a sentence encoder")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--compared", type=int, default=48, help="rows of the part divergence")
+    parser.add_argument("--compared", type=int, default=48, help="rows of the parts with models")
     args = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     for name in args.parts:
