@@ -402,12 +402,19 @@ class PaserConfig(Section):
         """Whether it is a mode that others described."""
         return self.mode != "auto"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _published_graphs_hold_all_concepts(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("mode") in ("paper", "released"):
+            return {"graph": "literal", **given}
+        return given
+
     @model_validator(mode="after")
     def _published_modes_are_as_published(self) -> PaserConfig:
         ours = {
             "clusterer": self.clusterer == "kmeans",
             "clusters": self.clusters == "auto",
-            "graph": "graph" in self.model_fields_set and self.graph == "top3",
+            "graph": self.graph == "top3",
             "max_ifd": self.max_ifd is not None,
             "pilot_tokens": self.pilot_tokens is not None,
         }
@@ -625,7 +632,7 @@ class SelectConfig(Section):
             own["answers"] = AnswersConfig()
         if form in PASER_FORMS:
             given = {field: getattr(self.paser, field) for field in self.paser.model_fields_set}
-            if form in ("paper", "released"):
+            if form in ("paper", "released") or self.paser.published:
                 ours = ("graph", "max_ifd", "pilot_tokens", "clusterer")
                 given = {field: value for field, value in given.items() if field not in ours}
             if form != "aimed":

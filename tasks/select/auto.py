@@ -86,7 +86,7 @@ def select(
                 "leave it out"
             )
     kept = np.array([row for row in range(len(pool.rows)) if row not in dropped], dtype=np.int64)
-    progress(0, 2, "clusters, then graph")
+    progress(0, 2, "steps (clusters, graph)")
     count, search = own.clusters, dict[str, float]()
     if count == "auto":
         count, search = choose_count(embeddings[kept], own.clusterer, seed)
@@ -95,7 +95,7 @@ def select(
     labels_of = np.full(len(pool.rows), -1, dtype=np.int64)
     labels_of[kept] = labels
     members = shuffled_members(labels_of, rng)
-    progress(1, 2, "clusters, then graph")
+    progress(1, 2, "steps (clusters, graph)")
 
     first = [rows[: own.sample_rows] if sampled else rows for rows in members]
     compared(row for rows in first for row in rows)
@@ -125,7 +125,7 @@ def select(
     order = budget.worst_first(degradation.cds)
     outcome = choose_consistent(graph, clusters, grants, pool.costs, concepts, order)
     readmit(outcome, graph, clusters, grants, pool.costs, concepts, order, pool.budget)
-    progress(2, 2, "clusters, then graph")
+    progress(2, 2, "steps (clusters, graph)")
     path = {
         "mode": own.mode,
         "embedder": own.embedder,

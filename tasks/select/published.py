@@ -74,12 +74,12 @@ def select(
     """
     released = config.mode == "released"
     count = min(int(config.clusters), len(pool.rows))
-    progress(0, 2, "clusters, then graph")
+    progress(0, 2, "steps (clusters, graph)")
     sigma = width(embeddings, seed)
     found = DiffusionMap.of(embeddings, count, sigma)
     factors = Factors.of(similarity(found.vectors), count, seed, "random" if released else "nndsvda")
     labels = in_own_order(factors.labels) if released else numbered_by_size(factors.labels)
-    progress(1, 2, "clusters, then graph")
+    progress(1, 2, "steps (clusters, graph)")
     cds = budget.capability_degradation(jsd, labels)
     ies = budget.instruction_efficiency(jsd, pool.tokens)
     clusters = budget.ranked(ies, labels, pool.ids)
@@ -90,7 +90,7 @@ def select(
     outcome = choose_consistent(
         GraphOfManyConcepts(), clusters, grants, pool.costs, concepts, order, ends=released
     )
-    progress(2, 2, "clusters, then graph")
+    progress(2, 2, "steps (clusters, graph)")
     rows = np.bincount(labels)
     path = {
         "mode": config.mode,
