@@ -62,12 +62,19 @@ def test_selections_are_compared_on_one_schedule(resprout: Callable[..., Any], t
     assert "| random:mixed | 2 |" in report
     assert "Selection by paser, mode auto" in report
 
-    # Other rivals leave the ones before as they are.
-    more = resprout("run", path, "select.compare=[longest,random:mixed,perplexity]", "--json", home=home)
+    # Other rivals leave the ones before as they are, also where the work is shared out.
+    others = ("select.compare=[longest,random:mixed,perplexity,paper]", "infra.shards=2")
+    more = resprout("run", path, *others, "--json", home=home)
     assert more.code == 0, more.err
     fresh = {stage["name"] for stage in more.result["stages"] if not stage["cached"]}
-    new = {f"{stage} perplexity:{seed}" for stage in ("select", "recover", "evaluate") for seed in (17, 18)}
-    assert fresh == {*new, "compare selections", "report"}
+    new = {
+        f"{stage} {name}:{seed}"
+        for stage in ("select", "recover", "evaluate")
+        for name in ("perplexity", "paper")
+        for seed in (17, 18)
+    }
+    # It does not draw, so that one selection serves every seed.
+    assert fresh == {*new, "compare selections", "report"} - {"select perplexity:18"}
 
     again = resprout(
         "reproduce", made["export"]["artifact"]["digest"], "--into", tmp_path / "again", "--json", home=home
