@@ -107,10 +107,10 @@ def _select(address: str, pool: Found, model: ModelLook) -> tuple[Written, float
     asked = 2 ** math.ceil(math.log2(max(USUAL_TOKENS, lengths[int(0.95 * (len(lengths) - 1))])))
     longest = min(asked, MOST_TOKENS, positions or MOST_TOKENS)
     source, rows = dict(pool.settings), len(pool.items)
+    ratio = 1.0 if rows < 2 * ROWS_A_CLUSTER else 0.5 if rows <= FEW_ROWS else 0.2
     if not pool.opened:
         source["limit"] = rows = ROWS_ELSEWHERE
-    ratio = 1.0 if rows < 2 * ROWS_A_CLUSTER else 0.5 if rows <= FEW_ROWS else 0.2
-    ratio = ratio if pool.opened else RATIO_ELSEWHERE
+        ratio = RATIO_ELSEWHERE
     tokens = ratio * rows * sum(min(one, longest) for one in lengths) / len(lengths)
     budget: dict[str, Any] = {"budget_ratio": ratio}
     trained = f"{ratio:.0%} of their tokens"

@@ -27,6 +27,10 @@ def sections(config: RunConfig) -> Iterator[tuple[str, BaseModel]]:
         yield from config.select.arms.items()
 
 
+def test_the_configs_are_looked_at() -> None:
+    assert {"quickstart", "compare_selections"} <= {path.stem for path in RUNS}
+
+
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_section_of_a_shipped_config_arrives_as_it_was(path: Path) -> None:
     for name, section in sections(load(path, environ={}).config):

@@ -499,27 +499,9 @@ def test_shards_have_nothing_to_do_where_a_sample_is_compared(
 
 
 def test_paper_auto_and_kmeans_share_a_comparison_of_all_rows() -> None:
-    changes = {
-        "paper": {"mode": "paper"},
-        "auto": {},
-        "kmeans": {"clusterer": "kmeans"},
-        "again": {"temperature": 2.0},
-    }
-    keys = {
-        name: divergence_shard.key(
-            Job(
-                SelectConfig.model_validate(
-                    {
-                        "method": "paser",
-                        "pool": [{"source": "x"}],
-                        "budget_ratio": 0.5,
-                        "paser": {"sample_rows": None, **paser},
-                    }
-                ),
-                seed=seed,
-            ),
-            {},
-        )
-        for seed, (name, paser) in enumerate(changes.items())
-    }
-    assert keys["paper"] == keys["auto"] == keys["kmeans"] != keys["again"]
+    def key(seed: int, **paser: Any) -> str:
+        config = settings("paser", paser=PaserConfig(sample_rows=None, **paser))
+        return divergence_shard.key(Job(config, seed=seed, share=Share(0, 2)), {})
+
+    assert key(17) == key(18, mode="paper") == key(19, clusterer="kmeans")
+    assert key(17) != key(17, temperature=2.0)
