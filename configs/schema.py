@@ -426,6 +426,15 @@ class PaserConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _landmarks_hold_the_clusters(self) -> PaserConfig:
+        if self.clusters != "auto" and self.clusters >= self.landmarks:
+            raise ValueError(
+                f"clusters is {self.clusters}, but the diffusion map has {self.landmarks} landmarks; give "
+                "more landmarks than clusters"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _kept_words_are_enough(self) -> PaserConfig:
         if self.dense == "kept" and (self.embedder == "hidden" or self.max_ifd is not None):
             needs = "embedder hidden" if self.embedder == "hidden" else "max_ifd"
@@ -607,6 +616,12 @@ class SelectConfig(Section):
             except ValidationError as error:
                 fault = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"compare holds {name}: {fault}") from None
+        forms = [one.paser for one in self.arms.values() if one.method == "paser"]
+        if len({one.mode == "released" for one in forms}) > 1 and self.paser.dense == "kept":
+            raise ValueError(
+                "compare holds released, which compares prompts, beside forms of paser that compare answers, "
+                "but paser.dense is kept, which is kept for one of the two; set dense: online, or drop one"
+            )
         return self
 
     @property
@@ -1590,18 +1605,7 @@ class RunConfig(Section):
             raise ValueError(
                 "register needs an export, but export.formats is empty; set register: null or name a format"
             )
-        if self.select is not None and self.select.compare and self.recover is not None:
-            apart = {
-                "recover.ladder": self.recover.ladder is not None,
-                "recover.continued": self.recover.continued is not None,
-                "recover.distill.teacher: disk": self.recover.taught_from_disk,
-                "prune.schedule": self.prune.schedule != "one_shot",
-            }
-            for name in (name for name, is_given in apart.items() if is_given):
-                raise ValueError(
-                    f"select.compare recovers each selection by one training behind one cut, which {name} is "
-                    "not; leave out one of the two"
-                )
+        self._selections_can_be_recovered()
         if self.push is not None:
             lacking = [name for name in self.push.formats if name not in self.export.formats]
             if lacking or not self.export.formats:
@@ -1610,6 +1614,33 @@ class RunConfig(Section):
                     "hold; name it there"
                 )
         return self
+
+    def _selections_can_be_recovered(self) -> None:
+        """ValueError where `select` asks for trainings that `recover` and `prune` do not give."""
+        if self.select is None:
+            return
+        tried = any(one.method == "paser" and one.paser.pilot_tokens for one in self.select.arms.values())
+        asked = {"select.compare": bool(self.select.compare), "select.paser.pilot_tokens": tried}
+        for name in (name for name, is_given in asked.items() if is_given):
+            if self.prune.schedule != "one_shot":
+                raise ValueError(
+                    f"{name} recovers a model that one cut has pruned, which prune.schedule "
+                    f"{self.prune.schedule} does not make; give one_shot, or drop {name}"
+                )
+        if not self.select.compare or self.recover is None:
+            return
+        budget = self.recover.budget
+        apart = {
+            "recover.ladder": self.recover.ladder is not None,
+            "recover.continued": self.recover.continued is not None,
+            "recover.distill.teacher: disk": self.recover.taught_from_disk,
+            "recover.budget in seconds or money": budget is not None and budget.limit_seconds is not None,
+        }
+        for name in (name for name, is_given in apart.items() if is_given):
+            raise ValueError(
+                f"select.compare recovers each selection by one training on as many tokens, which {name} is "
+                "not; leave out one of the two"
+            )
 
     def public(self) -> dict[str, Any]:
         """The config as plain data without secrets, and without credentials in the addresses of servers."""

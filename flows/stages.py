@@ -53,7 +53,7 @@ from resprout.tasks.recover.continuation import continuation
 from resprout.tasks.recover.ladder import rungs
 from resprout.tasks.recover.stage import recover, teacher
 from resprout.tasks.report.stage import model_name
-from resprout.tasks.select.comparison import role_of
+from resprout.tasks.select.comparison import CHOSEN, role_of
 from resprout.tasks.select.stage import (
     answer,
     compare_selections,
@@ -70,8 +70,8 @@ MODEL, FINAL = "model", "final"
 """Names of the model that steps go on with, and of the last model's scores."""
 MODELS, SCORES, QUANTIZED, JUDGED = "models", "scores", "quantized", "judged"
 """Groups of all models and of their scores, and of those of few bits that ship, by the models' names."""
-RIVALS = "rivals"
-"""Group of the scores of selections that are compared, by selection and seed."""
+RIVALS, CHOICES = "rivals", "choices"
+"""Groups of the scores of selections that are compared, and of their rows, by selection and seed."""
 GROWTH = {"criterion": "gradient", "criterion_settings": {}}
 """Criterion for removed units, in place of the section's own."""
 
@@ -257,6 +257,8 @@ def _prune_in_rounds(steps: Steps) -> None:
             steps.add(score, role="for selection")
             steps.add(plan, role="for selection")
             steps.add(mask, Masking(), "for selection", gives="masked")
+            if steps.section(dense_words) is not None:
+                steps.add(dense_words)
             steps.add(select, pruned="masked")
             if steps.section(answer) is not None:
                 steps.add(answer)
@@ -286,17 +288,24 @@ def _prune_round(steps: Steps, one: Round, role: str) -> None:
         steps.names["before"] = steps.names["plan"]
 
 
+def _arms(steps: Steps) -> list[SelectConfig]:
+    """The selections of a run, its own and those that it is compared with."""
+    return list(steps.config.select.arms.values()) if steps.config.select is not None else []
+
+
 def _values(section: Any) -> dict[str, Any]:
     return {name: getattr(section, name) for name in type(section).model_fields}
 
 
 def _try_recovery(steps: Steps) -> None:
-    """A short recovery on random rows, by which the selection sees what heals."""
-    config, recovery = steps.config.select, steps.config.recover
-    if config is None or recovery is None or not tries_recovery(config):
+    """A short recovery on random rows, by which each selection that asks for it sees what heals."""
+    arms, recovery = _arms(steps), steps.config.recover
+    config = next((one for one in arms if tries_recovery(one)), None)
+    if config is None or recovery is None:
         return
     tokens = config.paser.pilot_tokens
-    drawn = config.model_copy(update={"method": "random", "paser": PaserConfig(), "capabilities": None})
+    alone = {"method": "random", "paser": PaserConfig(), "capabilities": None, "compare": ()}
+    drawn = config.model_copy(update=alone)
     rows = steps.add(select, drawn, "for pilot", gives="pilot_rows", leaves=False)
     short = {
         "tokens": tokens,
@@ -341,18 +350,19 @@ def _compare_selections(steps: Steps, pruned: Slot) -> None:
         for name, section in config.arms.items():
             seed = steps.config.seed + number
             role = role_of(name, seed)
-            scores = steps.names[recovered.name]
+            scores, rows = steps.names[recovered.name], steps.names["training_rows"]
             if number or section is not config:
-                made = _recovered(steps, section, role, seed, pruned)
+                rows, made = _recovered(steps, section, role, seed, pruned)
                 scores = steps.add(
                     evaluate, role=role, gives=f"scores of {role}", model=made, dense=steps.names[SOURCE]
                 )
             steps.groups[RIVALS][role] = scores
+            steps.groups[CHOICES][f"{CHOSEN}{role}"] = rows
     steps.add(compare_selections, config)
 
 
-def _recovered(steps: Steps, section: SelectConfig, role: str, seed: int, pruned: Slot) -> Slot:
-    """The pruned model recovered on the rows that a selection chooses."""
+def _recovered(steps: Steps, section: SelectConfig, role: str, seed: int, pruned: Slot) -> tuple[Slot, Slot]:
+    """The rows that a selection chooses, and the pruned model recovered on them."""
 
     def add(stage: Stage[Any], section: Any, **inputs: Slot) -> Slot:
         return steps.add(stage, section, role, f"{stage.gives} of {role}", False, seed, **inputs)
@@ -361,7 +371,7 @@ def _recovered(steps: Steps, section: SelectConfig, role: str, seed: int, pruned
     if section.targets != "original":
         rows = add(answer, section, selection=rows)
     made = add(recover, steps.section(recover), pruned=pruned, selection=rows)
-    return replace(made, folder=recover.leaves.folder if recover.leaves else "")
+    return rows, replace(made, folder=recover.leaves.folder if recover.leaves else "")
 
 
 def _climb(steps: Steps, stage: Stage[Any], config: RecoverConfig) -> RecoverConfig:
@@ -438,9 +448,7 @@ def _preparing(steps: Steps) -> Any:
 
 def _keeping_words(steps: Steps) -> Any:
     """The section of selection where it reads the dense model's words from a file."""
-    section = steps.config.select
-    arms = section.arms.values() if section is not None else ()
-    return next((one for one in arms if reads_kept_words(one)), None)
+    return next((one for one in _arms(steps) if reads_kept_words(one)), None)
 
 
 def _answering(steps: Steps) -> Any:

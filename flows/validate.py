@@ -313,7 +313,8 @@ def _check_length(texts: set[str], tokens: int, asked: str) -> None:
 
 def _check_size(select: SelectConfig, rows: int) -> None:
     """BadInput where a pool of so many rows cannot give what the selection asks, however long they are."""
-    check_size(select, rows)
+    for arm in select.arms.values():
+        check_size(arm, rows)
     most = rows * select.max_len_tokens
     if select.budget_tokens is not None and select.budget_tokens > most:
         raise BadInput(

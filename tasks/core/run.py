@@ -310,7 +310,9 @@ class Run:
         if self.fan_out is None or self.shards == 1 or stage.shard is None or not stage.splits(job.config):
             return {}
         jobs = [replace(job, share=Share(index, self.shards)) for index in range(self.shards)]
-        made = self.fan_out(stage.shard, jobs, inputs, role, progress)
+        read = stage.shard.reads or inputs
+        given = {name: one for name, one in inputs.items() if name in read}
+        made = self.fan_out(stage.shard, jobs, given, role, progress)
         return {f"{SHARD_ROLE}{index:06d}": ref for index, ref in enumerate(made)}
 
     def _add(self, stage: Stage[Any], role: str, ref: ArtifactRef, cost: Cost, cached: bool) -> None:

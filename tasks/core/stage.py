@@ -175,7 +175,8 @@ class Declaration:
     settings: Callable[[Any], Any] = config_data
     """The part of the section that enters the key, as plain data, where that is not all of it."""
     shard: Stage[Any] | None = None
-    """The stage that makes one share of the work; its artifacts become inputs."""
+    """The stage that makes one share of the work; its artifacts become inputs. It is given those of its
+    `reads`, or where it declares none all that its stage is given."""
     splits: Callable[[Any], bool] = always
     """Whether work by this section can be shared out."""
     params: Callable[[Any], Mapping[str, Any]] = nothing

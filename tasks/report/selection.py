@@ -100,21 +100,29 @@ def compared_part(folder: Path | None) -> dict[str, Any] | None:
         return None
     found = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
     arms = found["arms"]
-    measures = [name for name in arms[-1] if name not in ("name", "seeds")]
-    heads = ["selection", "seeds", *(part for name in measures for part in (name, "to random"))]
+    measures = [name for name in arms[-1] if name not in ("name", "seeds", "rows", "tokens")]
+    heads = [
+        "selection",
+        "seeds",
+        "rows",
+        "tokens",
+        *(part for name in measures for part in (name, "to random")),
+    ]
     gaps = {(one["arm"], one["measure"]): one for one in found["differences"]}
     rows = [
         [
             arm["name"],
             "" if arm["name"] == UNRECOVERED else str(arm["seeds"]),
+            *("" if (held := arm.get(name)) is None else f"{held:,.0f}" for name in ("rows", "tokens")),
             *(part for name in measures for part in _cells(arm, name, gaps.get((arm["name"], name)))),
         ]
         for arm in arms
     ]
     note = (
-        "Behind ± the standard deviation over seeds. To random: the difference to random rows at equal "
-        f"tokens, paired by seed and text, with intervals that hold together in {100 * COVERAGE:.0f} % of "
-        "cases; * where it is more than noise."
+        "Rows and tokens are what was selected, in the mean over seeds; all were trained on as many tokens, "
+        "so that fewer were gone through more often. Behind ± the standard deviation over seeds. To random: "
+        "the difference to random rows, paired by seed and text, with intervals that hold together in "
+        f"{100 * COVERAGE:.0f} % of cases; * where it is more than noise."
     )
     return {"heads": heads, "rows": rows, "note": note, "sentences": found["sentences"]}
 

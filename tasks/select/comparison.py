@@ -22,6 +22,8 @@ from resprout.tasks.select.json_files import write_json
 
 FILE = "comparison.json"
 BASELINE, UNRECOVERED = "random", "no recovery"
+CHOSEN = "rows of "
+"""Begins the role of a selection, behind which its arm and seed stand."""
 COVERAGE = 0.95
 """Of all intervals of one measure together: each is wider the more there are (Bonferroni)."""
 MEASURES = {"divergence": "divergences", "bits per byte": "windows"}
@@ -107,13 +109,23 @@ def read_arms(inputs: Mapping[str, Path]) -> list[Arm]:
     found: dict[str, dict[int, Path]] = {}
     for role, folder in inputs.items():
         name, mark, seed = role.rpartition(":")
-        if mark and seed.isdigit():
+        if mark and seed.isdigit() and not name.startswith(CHOSEN):
             found.setdefault(name, {})[int(seed)] = folder
     return [_arm(name, [by_seed[seed] for seed in sorted(by_seed)]) for name, by_seed in found.items()]
 
 
+def read_sizes(inputs: Mapping[str, Path], arm: str) -> dict[str, float]:
+    """Rows and tokens that an arm selected, the mean over its seeds, from inputs `rows of <arm>:<seed>`."""
+    held = [folder for role, folder in inputs.items() if role.rpartition(":")[0] == f"{CHOSEN}{arm}"]
+    summaries = [json.loads((one / "summary.json").read_text(encoding="utf-8")) for one in held]
+    names = {"rows": "selected_rows", "tokens": "filled_tokens"}
+    return {name: statistics.fmean(one[key] for one in summaries) for name, key in names.items() if summaries}
+
+
 def compare(arms: Sequence[Arm], pruned: Arm) -> dict[str, Any]:
-    """All arms with means and deviations over seeds, their differences to random rows and to the best."""
+    """All arms with means and deviations over seeds, and their differences to random rows; by each measure the
+    best, and those that are as good as far as can be told.
+    """
     measures = [one for one in (*MEASURES, ACCURACY) if all(one in arm.sums for arm in arms)]
     baseline = next(arm for arm in arms if arm.name == BASELINE)
     others = [arm for arm in arms if arm is not baseline]
@@ -121,11 +133,14 @@ def compare(arms: Sequence[Arm], pruned: Arm) -> dict[str, Any]:
     first = measures[0]
     # Text that a model learns from may move it away from the dense one: only what it knows counts here.
     sound = {one: _mean(baseline, one) <= _mean(pruned, one) for one in measures if one == QUALITY}
+    if ACCURACY in measures and ACCURACY in pruned.sums:
+        sound[ACCURACY] = difference(baseline, pruned, ACCURACY, 1).high >= 0
     ranked = sorted(arms, key=lambda arm: (_mean(arm, first), arm.name))
     best = {
         measure: (max if measure == ACCURACY else min)(arms, key=lambda arm: _mean(arm, measure)).name
         for measure in measures
     }
+    as_good = {measure: _as_good(best[measure], arms, measure) for measure in measures}
     return {
         "arms": [
             {
@@ -137,8 +152,9 @@ def compare(arms: Sequence[Arm], pruned: Arm) -> dict[str, Any]:
         ],
         "differences": [{**asdict(one), "differs": one.differs} for one in differences],
         "best": best,
+        "as_good": as_good,
         "sound": sound,
-        "sentences": _sentences(differences, best, sound, measures),
+        "sentences": _sentences(differences, best, as_good, sound, arms),
     }
 
 
@@ -148,6 +164,8 @@ def write(inputs: Mapping[str, Path], workdir: Path) -> None:
     seeds = len(next(iter(arms[0].sums.values())))
     pruned = _arm(UNRECOVERED, [inputs["pruned"]] * seeds)
     found = compare(arms, pruned)
+    for arm in found["arms"]:
+        arm |= read_sizes(inputs, arm["name"])
     write_json(workdir / FILE, _finite(found))
     metrics = {
         f"{arm['name']}_{measure.replace(' ', '_')}".replace(":", "_"): arm[measure]["mean"]
@@ -190,11 +208,20 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "deviation": deviation, "seeds": list(values)}
 
 
+def _as_good(best: str, arms: Sequence[Arm], measure: str) -> list[str]:
+    """The arms that are no more than noise behind the best, which any of them might have been."""
+    (first,) = (arm for arm in arms if arm.name == best)
+    pairs = math.comb(len(arms), 2)
+    others = [arm for arm in arms if arm is not first]
+    return [arm.name for arm in others if not difference(arm, first, measure, pairs).differs]
+
+
 def _sentences(
     differences: Sequence[Difference],
     best: Mapping[str, str],
+    as_good: Mapping[str, Sequence[str]],
     sound: Mapping[str, bool],
-    measures: Sequence[str],
+    arms: Sequence[Arm],
 ) -> list[str]:
     """Which selection won, and whether that is more than noise."""
     ill = [measure for measure, fine in sound.items() if not fine]
@@ -204,26 +231,38 @@ def _sentences(
             "training is ill, not the data, and no selection is named; lower recover.learning_rate, or train "
             "on more tokens"
         ]
-    return [_sentence(measure, best[measure], differences) for measure in measures]
+    seeds = len(next(iter(arms[0].sums.values())))
+    return [_sentence(measure, name, as_good[measure], differences, seeds) for measure, name in best.items()]
 
 
-def _sentence(measure: str, name: str, differences: Sequence[Difference]) -> str:
+def _sentence(
+    measure: str, name: str, as_good: Sequence[str], differences: Sequence[Difference], seeds: int
+) -> str:
     if name == BASELINE:
         return f"By {measure}, no selection is better than random rows."
     (won,) = (one for one in differences if one.measure == measure and one.arm == name)
     if math.isinf(won.high):
-        said = "one seed says nothing of chance; give select.compare_seeds"
+        said = (
+            "one seed says nothing of chance; give select.compare_seeds"
+            if seeds < 2
+            else "one window of text says nothing of chance; evaluate on more"
+        )
         return f"By {measure}, {name} leads random rows by {_signed(won.mean)} ({said})."
     within = f"interval {_signed(won.low)} to {_signed(won.high)}"
     if won.differs:
+        others = f"; {_listed(as_good)} may be as good" if as_good else ""
         return (
-            f"By {measure}, {name} is best, {_signed(won.mean)} against random rows at equal tokens "
-            f"({within}: more than noise)."
+            f"By {measure}, {name} is best, {_signed(won.mean)} against random rows at equal training tokens "
+            f"({within}: more than noise){others}."
         )
     return (
         f"By {measure}, no selection is measurably better than random rows: {name} leads by "
         f"{_signed(won.mean)}, no more than noise ({within})."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _signed(value: float) -> str:

@@ -52,8 +52,14 @@ def reads_pruned(config: SelectConfig) -> bool:
 
 
 def reads_targets(config: SelectConfig) -> bool:
-    """Whether the method looks at rows like what the model is for."""
-    return "targets" in METHODS.entry(config.method).declared.get("reads", ())
+    """Whether the method looks at rows like what the model is for, and is to."""
+    read = METHODS.entry(config.method).declared.get("reads", ())
+    return "targets" in read and config.capabilities is not None
+
+
+def reads_encoder(config: SelectConfig) -> bool:
+    """Whether a sentence encoder embeds the rows."""
+    return config.method == "paser" and config.paser.embedder == "minilm"
 
 
 def reads_kept_words(config: SelectConfig) -> bool:
@@ -95,7 +101,9 @@ def training_rows(config: SelectConfig) -> tuple[str, ...]:
 
 def selecting(config: SelectConfig) -> dict[str, Any]:
     """The settings that decide which of the rows are chosen, whoever answers them then."""
-    others = ("filter", "prepare", "targets", "answers", "compare", "compare_seeds")
+    others = {"filter", "prepare", "targets", "answers", "compare", "compare_seeds"}
+    if config.method != "paser":
+        others |= {"paser", "capabilities"}
     return {name: value for name, value in config.key_data().items() if name not in others}
 
 
@@ -150,6 +158,11 @@ def filter_rows(
     write(job.config.filter, inputs, workdir, progress)
 
 
+def holding(config: SelectConfig) -> dict[str, Any]:
+    """The settings of all selections that are made of the pool, which it must suit."""
+    return {name: selecting(arm) for name, arm in config.arms.items()}
+
+
 @stage(
     "pool",
     kind="pool",
@@ -158,15 +171,18 @@ def filter_rows(
     libraries=("transformers", "tokenizers"),
     methods=modules,
     computes=False,
-    settings=selecting,
+    settings=holding,
     tokens=rows_bytes,
 )
 def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
-    """Write the pool's size and the budget; BadInput where the one does not hold the other."""
-    from resprout.tasks.select.pool import read_pool
+    """Write the pool's size and the budget; BadInput where it does not suit the selections."""
+    from resprout.tasks.select.pool import check_categories, read_pool
 
     found = read_pool(job, inputs)
-    check_size(job.config, len(found.rows))
+    for arm in job.config.arms.values():
+        check_size(arm, len(found.rows))
+        if METHODS.entry(arm.method).declared.get("needs_categories"):
+            check_categories(found.rows)
     metrics = {
         "pool_rows": len(found.rows),
         "pool_tokens": int(found.tokens.sum()),
@@ -192,6 +208,8 @@ def divergence_settings(config: SelectConfig) -> dict[str, Any]:
     "divergence-shard",
     kind="divergence-shard",
     title="select",
+    # Not the encoder and the target rows: whatever is chosen by them, the divergence is the same.
+    reads={"rows": Reads("data"), "dense": Reads("model"), "pruned": Reads("model")},
     libraries=("torch", "transformers", "tokenizers", "numpy"),
     settings=divergence_settings,
 )
@@ -256,7 +274,7 @@ def dense_words(
         "rows": Reads("data", of="filtered_rows"),
         "dense": Reads("model", of="source"),
         "pruned": Reads("model", of="model", where=reads_pruned),
-        "embedder": Reads("model", of="encoder", optional=True),
+        "embedder": Reads("model", of="encoder", optional=True, where=reads_encoder),
         "targets": Reads("data", of="target_rows", optional=True, where=reads_targets),
         "pilot": Reads("model", where=tries_recovery),
         "words": Reads("data", of="dense_words", where=reads_kept_words),
@@ -368,7 +386,11 @@ def comparing(config: SelectConfig) -> dict[str, Any]:
     kind="comparison",
     title="compare selections",
     section="select",
-    reads={"pruned": Reads("scores", of="pruned"), "rivals": Reads("scores", group=True)},
+    reads={
+        "pruned": Reads("scores", of="pruned"),
+        "rivals": Reads("scores", group=True),
+        "choices": Reads("data", group=True),
+    },
     reported=True,
     libraries=("scipy", "numpy"),
     computes=False,

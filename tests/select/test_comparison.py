@@ -80,6 +80,47 @@ def test_the_winner_is_named_and_whether_it_is_more_than_noise() -> None:
     assert sentence.startswith("By bits per byte, far is best, -0.494")
     assert "more than noise" in sentence
     assert {one["arm"]: one["differs"] for one in found["differences"]} == {"near": False, "far": True}
+    assert found["as_good"] == {"bits per byte": []}
+
+
+def test_what_may_be_as_good_as_the_best_is_named() -> None:
+    """Arms that differ from the best by less than noise share its place, whoever is the first of them."""
+    rng = np.random.default_rng(2)
+    text = rng.normal(size=(1, WINDOWS)) + 5
+    noise = lambda: rng.normal(size=(3, WINDOWS)) * 0.05  # noqa: E731
+    shifts = {"no recovery": 2.0, "random": 1.0, "third": 0.8, "best": 0.499, "near": 0.5, "also": 0.501}
+    pruned, *arms = (arm(name, text + shift + noise()) for name, shift in shifts.items())
+    found = compare(arms, pruned)
+    (first,) = found["best"].values()
+    assert {first, *found["as_good"]["bits per byte"]} == {"best", "near", "also"}
+    two = " and ".join(one for one in ("best", "near", "also") if one != first)
+    assert found["sentences"][0].endswith(f"more than noise); {two} may be as good.")
+
+
+def test_random_rows_that_cost_answers_name_no_winner() -> None:
+    """Perplexity may gain where accuracy collapses: two seeds, each 30 of 40 answers lost."""
+    shown = {}
+    for name, loss, right in (("no recovery", 2.0, 1.0), ("random", 1.0, 0.25), ("other", 0.5, 0.5)):
+        texts = arm(name, np.full((2, WINDOWS), loss))
+        answers = np.tile((np.arange(WINDOWS) < right * WINDOWS).astype(float), (2, 1))
+        shown[name] = Arm(
+            name,
+            {**texts.sums, "accuracy": answers},
+            {**texts.sizes, "accuracy": np.ones(WINDOWS)},
+            {},
+        )
+    found = compare([shown["random"], shown["other"]], shown["no recovery"])
+    assert found["sound"] == {"bits per byte": True, "accuracy": False}
+    assert found["sentences"][0].startswith("By accuracy, recovery on random rows left the model worse")
+
+
+def test_one_window_says_nothing_of_chance() -> None:
+    pruned, random, other = (
+        arm(name, np.full((3, 1), value))
+        for name, value in (("no recovery", 2), ("random", 1), ("other", 0.5))
+    )
+    (sentence,) = compare([random, other], pruned)["sentences"]
+    assert "one window of text says nothing of chance" in sentence
 
 
 def test_random_rows_that_do_harm_name_no_winner() -> None:
@@ -112,6 +153,10 @@ def test_scores_by_role(tmp_path: Path) -> None:
         for seed, loss in enumerate(losses, 17):
             folder = tmp_path / f"{name}{seed}".replace(":", "-")
             inputs[role_of(name, seed)] = scores(folder, loss, [1, 0])
+            rows = tmp_path / f"rows{len(inputs)}"
+            rows.mkdir()
+            (rows / "summary.json").write_text(json.dumps({"selected_rows": seed, "filled_tokens": 100}))
+            inputs[f"rows of {role_of(name, seed)}"] = rows
     arms = {one.name: one for one in read_arms(inputs)}
     assert list(arms) == ["random", "paper:self"]
     bits = [loss / math.log(2) / 2 for loss in (2.0, 2.4)]
@@ -124,3 +169,6 @@ def test_scores_by_role(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["paper_self_divergence"] == pytest.approx(0.44)
     assert metrics["no_recovery_accuracy"] == 0.0
+    unrecovered, *sized = found["arms"]
+    assert "rows" not in unrecovered
+    assert [(one["rows"], one["tokens"]) for one in sized] == [(17.5, 100.0)] * 2

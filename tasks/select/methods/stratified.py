@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.select.budget import full_budget
-from resprout.tasks.select.pool import Choice, Pool, fill
+from resprout.tasks.select.pool import Choice, Pool, check_categories, fill
+
+DECLARED = {"needs_categories": True}
 
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
@@ -21,15 +22,11 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     Raises:
         BadInput: no row has a category.
     """
+    check_categories(pool.rows)
     members: dict[str, list[int]] = defaultdict(list)
     order = np.random.default_rng(job.seed).permutation(len(pool.rows)).tolist()
     for row in order:
         members[str(pool.rows[row].get("category") or "")].append(row)
-    if set(members) == {""}:
-        raise BadInput(
-            f"select.method is stratified, but of {len(pool.rows)} rows none has a category; give `category` "
-            f"in select.pool (a template such as '{{ task }}'), or select.method: random"
-        )
     strata = sorted(members)
     held = [int(pool.costs[members[name]].sum()) for name in strata]
     grants = full_budget(pool.budget, held, held)

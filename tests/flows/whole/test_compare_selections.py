@@ -74,7 +74,7 @@ def test_selections_are_compared_on_one_schedule(resprout: Callable[..., Any], t
         for seed in (17, 18)
     }
     # It does not draw, so that one selection serves every seed.
-    assert fresh == {*new, "compare selections", "report"} - {"select perplexity:18"}
+    assert fresh == {*new, "pool", "compare selections", "report"} - {"select perplexity:18"}
 
     again = resprout(
         "reproduce", made["export"]["artifact"]["digest"], "--into", tmp_path / "again", "--json", home=home
@@ -91,12 +91,23 @@ def test_selections_are_compared_on_one_schedule(resprout: Callable[..., Any], t
         ("select.compare=[Random]", "string should match pattern"),
         ("recover={ladder: auto, budget: {seconds: 9}}", "recover.ladder is not"),
         ("select.compare=[rds_plus]", "give select.capabilities.rows"),
+        ("recover.budget={seconds: 9}", "recover.budget in seconds or money is not"),
+        (
+            "prune.schedule=cubic and select.compare=[] and select.paser.pilot_tokens=64",
+            "pilot_tokens recovers a model",
+        ),
+        ("prune.schedule=cubic", "select.compare recovers a model that one cut has pruned"),
+        (
+            "select.compare=[released] and select.paser={dense: kept, embedder: tfidf}",
+            "paser.dense is kept, which is kept for one of the two",
+        ),
+        ("select.paser={clusters: 200, landmarks: 100}", "give more landmarks than clusters"),
     ],
 )
 def test_what_cannot_be_compared_is_said_before_anything_runs(
     resprout: Callable[..., Any], tmp_path: Path, change: str, sentence: str
 ) -> None:
     path = write_run(tmp_path, select=COMPARED, measure=None)
-    found = resprout("validate", path, change, home=tmp_path / "home")
+    found = resprout("validate", path, *change.split(" and "), home=tmp_path / "home")
     assert found.code == 2
     assert sentence in found.err + found.out

@@ -91,5 +91,8 @@ def test_a_selection_is_aimed_after_a_pilot(
     summary = json.loads((artifact(ran, "select") / "summary.json").read_text())
     assert sum(one["nearness"] for one in summary["clusters"]) == pytest.approx(1.0)
     assert all(0 <= one["healed"] <= 1 for one in summary["clusters"])
+    # What is not aimed looks at no wanted row, however many the run has.
+    summary = json.loads((artifact(ran, "select auto:17") / "summary.json").read_text())
+    assert all("nearness" not in one and "healed" in one for one in summary["clusters"])
     again = resprout("run", aimed, "--json", home=tmp_path / "home")
     assert [one["name"] for one in again.result["stages"] if not one["cached"]] == []
