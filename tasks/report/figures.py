@@ -288,17 +288,19 @@ def rows_on_a_map(folder: Path) -> Iterator[Chart]:
         return
     near = min(30.0, (len(ids) - 1) / 4)
     places = TSNE(perplexity=near, init="pca", random_state=0).fit_transform(embeddings)
-    shown = [(decisions[one], place) for one, place in zip(ids, places.tolist(), strict=True)]
+    placed = ((decisions[one], place) for one, place in zip(ids, places.tolist(), strict=True))
+    shown = [(one, place) for one, place in placed if one["cluster"] is not None and one["cluster"] >= 0]
     highest = max((one["jsd"] or 0.0 for one, _ in shown), default=0.0) or 1.0
     found = [
-        Place(x, y, one["cluster"], (one["jsd"] or 0.0) / highest, one["accepted"])
-        for one, (x, y) in shown
-        if one["cluster"] is not None and one["cluster"] >= 0
+        Place(x, y, one["cluster"], (one["jsd"] or 0.0) / highest, one["accepted"]) for one, (x, y) in shown
     ]
+    chosen = sum(one.chosen for one in found)
+    unknown = sum(one["jsd"] is None for one, _ in shown)
+    beside = f" (the smallest: {unknown:,} that were not compared)" if unknown else ""
     says = (
         f"{len(found):,} rows by what their instructions say (t-SNE): like ones lie together. Colours and "
-        "numbers are clusters, signs grow with the divergence between pruned and dense model, dark rims are "
-        "rows chosen."
+        f"numbers are clusters, signs grow with the divergence between pruned and dense model{beside}, dark "
+        f"rims are the {chosen:,} rows chosen, of which more are drawn than is their share of the pool."
     )
     yield groups("map", "Rows on a map", says, found)
 

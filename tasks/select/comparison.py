@@ -123,8 +123,8 @@ def read_sizes(inputs: Mapping[str, Path], arm: str) -> dict[str, float]:
 
 
 def compare(arms: Sequence[Arm], pruned: Arm) -> dict[str, Any]:
-    """All arms with means and deviations over seeds, and their differences to random rows; by each measure the
-    best, and those that are as good as far as can be told.
+    """All arms with means and deviations over seeds, and their differences to random rows; by each measure
+    the best, and those that are as good as far as can be told.
     """
     measures = [one for one in (*MEASURES, ACCURACY) if all(one in arm.sums for arm in arms)]
     baseline = next(arm for arm in arms if arm.name == BASELINE)

@@ -59,7 +59,8 @@ class Selection:
         metrics = {
             "clusters": len(self.grants),
             "compared_rows": int(compared.sum()),
-            "pool_jsd_nats": float(self.jsd[compared].mean()),
+            # Not of all rows compared, of which a shortlist holds more where the damage is greater.
+            "pool_jsd_nats": float(np.average(self.degradation.cds, weights=self.degradation.rows)),
             "selected_jsd_nats": float(self.jsd[accepted].mean()) if accepted else 0.0,
             "graph_reject_rate": sum(outcome.rejected) / max(1, sum(outcome.considered)),
             **self.metrics,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from resprout.tasks.evaluate.paired import quantile
 from resprout.tasks.report import figures
@@ -58,6 +62,28 @@ def test_categories_have_the_mean_of_their_rows_with_its_interval(monkeypatch: p
     assert reach > 1, "a divergence is never below zero"
     assert prose.span == pytest.approx((0, 1 + reach))
     assert list(figures.category_divergence(decisions[:3], rows)) == [], "one category is none"
+
+
+def test_a_map_says_what_was_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 rows one lies in no cluster, 5 were chosen and the 4 behind them not compared."""
+    ids = [f"{at:02}" for at in range(16)]
+    decisions = [
+        {"id": one, "cluster": at % 2, "jsd": None if 5 <= at < 9 else 0.1 * at, "accepted": at < 5}
+        for at, one in enumerate(ids)
+    ]
+    decisions[-1]["cluster"] = -1
+    (tmp_path / "decisions.jsonl").write_text("\n".join(json.dumps(one) for one in decisions))
+    (tmp_path / figures.MAP_IDS).write_text(json.dumps(ids))
+    embeddings = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    save_file({"embeddings": embeddings}, tmp_path / figures.MAP)
+    shown: list[Any] = []
+    monkeypatch.setattr(figures, "groups", lambda *given: shown.append(given))
+    list(figures.rows_on_a_map(tmp_path))
+    ((_, _, says, places),) = shown
+    assert says.startswith("15 rows")
+    assert "4 that were not compared" in says
+    assert "the 5 rows chosen" in says
+    assert sorted(place.weight for place in places)[-2:] == pytest.approx([13 / 14, 1.0])
 
 
 @pytest.mark.parametrize(
