@@ -143,7 +143,7 @@ class Outlook:
         memory and disk are those of the model.
         """
         calibration = next((one.parts["config"] for one in forecasts if one.step.stage is calibrate), None)
-        rows = next((one.bytes for one in forecasts if one.step.stage is acquire_rows), None)
+        rows = next((self._rows_bytes(one) for one in forecasts if one.step.stage is acquire_rows), None)
         needs = preflight.needs(config, dense, 0) if dense is not None else None
         size = dense.sizes(config.model.dtype).bytes if dense is not None else None
         waiting = self._history.start
@@ -156,6 +156,9 @@ class Outlook:
             tokens = stage.tokens(section, volume(len(one.roles), calibration, rows))
             params = dense.params if dense is not None and scales(stage) else None
             takes = self._history.estimate(stage, section, Work(params, tokens))
+            if tokens is None and stage.tokens(section, volume(len(one.roles), calibration, 1)) is not None:
+                # It grows with rows that were never seen: those of other runs may be fewer or more.
+                takes = replace(takes, seconds=None)
             if takes.seconds is not None and scales(stage):
                 takes, waiting = replace(takes, seconds=max(takes.seconds, waiting)), 0.0
             if takes.memory_bytes is None and needs is not None and scales(stage):
@@ -166,6 +169,14 @@ class Outlook:
             near = nearest(one.step.id, {**one.parts, "files": code}, self._records, one.waits_for)
             found.append(StagePlan(one, takes, near))
         return found
+
+    def _rows_bytes(self, one: Forecast) -> int | None:
+        """Size of the rows that a step acquires, as it is or as the same sources had it before."""
+        if one.bytes is not None:
+            return one.bytes
+        same = (old for _, old in reversed(self._records) if old.stage == one.step.stage.name)
+        before = next((old.content for old in same if old.config == one.parts["config"]), None)
+        return None if before is None else self._history.size(before)
 
 
 def summary(plans: Iterable[StagePlan], price: float | None) -> dict[str, Any]:

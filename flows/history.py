@@ -97,7 +97,7 @@ class History:
         found = self.precedent(stage, section, work)
         if found is None:
             return Estimate(None, None, None)
-        made = self._size(found.record.content)
+        made = self.size(found.record.content)
         peak = self._peak_of(found.record_id)
         models = self.work(stage, found.record).params
         ratio = work.params / models if work.params and models else 1.0
@@ -137,7 +137,7 @@ class History:
         # Beside the source there may be an encoder, whose size says nothing of the work.
         model = next((one for one in models if one.config.get("role") == "model"), None)
         calibration = next((one.config for one in behind if one.stage == calibrate.name), None)
-        rows = next((self._size(one.content) for one in behind if one.stage == acquire_rows.name), None)
+        rows = next((self.size(one.content) for one in behind if one.stage == acquire_rows.name), None)
         return Work(
             params=self._params_of(model.content) if scales(stage) and model is not None else None,
             tokens=stage.tokens(record.config, volume(len(record.parents), calibration, rows)),
@@ -160,7 +160,8 @@ class History:
                 self._params[digest] = None
         return self._params[digest]
 
-    def _size(self, digest: str) -> int | None:
+    def size(self, digest: str) -> int | None:
+        """Bytes of an artifact; None where it is gone."""
         try:
             return self._store.manifest(digest).total_bytes
         except ResproutError:

@@ -48,7 +48,7 @@ def _unknown(found: Mapping[str, Any]) -> str:
     first, *rest = found["unknown"]
     more = f" and {len(rest)} more" if rest else ""
     price = " and price" if found["price_per_hour"] is not None else ""
-    return f"; time{price} not known: {first}{more} never ran on this machine"
+    return f"; time{price} not known: no run here tells of {first}{more} yet"
 
 
 def duration(seconds: float | None) -> str:

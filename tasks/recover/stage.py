@@ -132,9 +132,16 @@ def fits(config: RecoverConfig, shapes: Mapping[str, Shape]) -> None:
             )
 
 
+BYTES_A_TOKEN = 4
+"""Of a row, roughly."""
+
+
 def tokens(config: Mapping[str, Any], volume: Volume) -> float | None:
-    """Bytes of the rows, with which their tokens grow, in all epochs."""
-    return config["epochs"] * volume.rows_bytes if volume.rows_bytes else None
+    """The tokens that the section gives, else what grows with the rows, which all epochs go through."""
+    given = config.get("tokens") or (config.get("budget") or {}).get("tokens")
+    if given:
+        return float(given)
+    return config["epochs"] * volume.rows_bytes / BYTES_A_TOKEN if volume.rows_bytes else None
 
 
 @stage(

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MAPPED = 1000
 """Rows at most whose embeddings are kept for a picture."""
+MOST_CLUSTERS, BYTES_A_TOKEN = 32, 4
+"""Of a search for their number; of a row's tokens, roughly."""
 FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
 """Decision on a row that the method does not look at."""
 
@@ -125,6 +127,25 @@ def check(config: SelectConfig, base: Path) -> None:
 def rows_bytes(config: Mapping[str, Any], volume: Volume) -> float | None:
     """Bytes of all rows, with which their tokens grow."""
     return volume.rows_bytes
+
+
+def compared_bytes(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """Bytes of the rows that the models go over, roughly: of a large pool not all where PASER samples.
+
+    Those are `sample_rows` of each cluster, of half the greatest length, and a shortlist beside the budget.
+    """
+    whole, paser = volume.rows_bytes, config.get("paser")
+    if whole is None or not paser or paser["mode"] != "auto" or paser["sample_rows"] is None:
+        return whole
+    clusters = MOST_CLUSTERS if paser["clusters"] == "auto" else paser["clusters"]
+    sampled = clusters * paser["sample_rows"] * config["max_len_tokens"] / 2 * BYTES_A_TOKEN
+    if config["budget_tokens"] is not None:
+        budget = config["budget_tokens"] * BYTES_A_TOKEN
+    elif config["budget_rows"] is not None:
+        budget = config["budget_rows"] * config["max_len_tokens"] / 2 * BYTES_A_TOKEN
+    else:
+        budget = config["budget_ratio"] * whole
+    return min(float(whole), sampled + paser["shortlist"] * budget)
 
 
 def filtering(config: SelectConfig) -> dict[str, Any]:
@@ -294,7 +315,7 @@ def dense_words(
     metrics=("selected_rows", "pool_rows"),
     lengths=lengths,
     checks={"select.method": check},
-    tokens=rows_bytes,
+    tokens=compared_bytes,
 )
 def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the chosen rows and the decisions; what is chosen never exceeds the budget, but by `full`."""

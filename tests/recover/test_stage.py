@@ -12,10 +12,11 @@ import torch
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import PartOfRecovery, RecoverConfig
 from resprout.tasks.core.job import Job, silent
+from resprout.tasks.core.stage import Volume
 from resprout.tasks.models.load import load_model, own_generator
 from resprout.tasks.recover.methods.full import cast, masters
 from resprout.tasks.recover.methods.lora import merge, with_adapters
-from resprout.tasks.recover.stage import METHODS, recover
+from resprout.tasks.recover.stage import METHODS, recover, tokens
 from resprout.tasks.recover.training import fit
 from resprout.tasks.recover.training_data import TrainingData, prepare
 from tiny_models import tiny_model
@@ -148,6 +149,14 @@ def test_steps_by_hand(
 
 def training_data(models_folder: Path, selection: Path) -> TrainingData:
     return prepare(settings(), {"pruned": models_folder / "pruned", "selection": selection}, 17)
+
+
+def test_time_grows_with_the_tokens_that_are_given_and_else_with_the_rows() -> None:
+    config = RecoverConfig(epochs=2).key_data()
+    assert tokens(config, Volume(0, rows_bytes=4000)) == 2000
+    assert tokens({**config, "tokens": 64}, Volume(0, rows_bytes=4000)) == 64
+    assert tokens({**config, "budget": {"tokens": 32}}, Volume(0)) == 32
+    assert tokens(config, Volume(0)) is None
 
 
 def test_only_adapters_move(models_folder: Path, write_selection: Write) -> None:

@@ -20,10 +20,19 @@ from safetensors.numpy import load_file
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
 from resprout.tasks.core.job import Job, Share, silent
+from resprout.tasks.core.stage import Volume
 from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.select import auto, compared, divergence, paser_size
 from resprout.tasks.select.concept_graph import phrases
-from resprout.tasks.select.stage import METHODS, divergence_shard, pool, reads_pruned, select
+from resprout.tasks.select.stage import (
+    METHODS,
+    compared_bytes,
+    divergence_shard,
+    pool,
+    reads_pruned,
+    select,
+    selecting,
+)
 
 Rows = list[dict[str, Any]]
 Write = Callable[..., Path]
@@ -505,3 +514,14 @@ def test_paper_auto_and_kmeans_share_a_comparison_of_all_rows() -> None:
 
     assert key(17) == key(18, mode="paper") == key(19, clusterer="kmeans")
     assert key(17) != key(17, temperature=2.0)
+
+
+def test_of_a_large_pool_a_sample_is_counted_when_time_is_predicted() -> None:
+    """By hand: 10 clusters of 300 rows of 64 tokens of 4 bytes, and 4 times a tenth of 100 MB."""
+    section = selecting(SelectConfig(pool=({"source": "rows.jsonl"},), budget_ratio=0.1, max_len_tokens=128))
+    assert compared_bytes(section, Volume(0, rows_bytes=100_000_000)) == 10 * 300 * 64 * 4 + 40_000_000
+    assert compared_bytes(section, Volume(0, rows_bytes=1000)) == 1000
+    assert compared_bytes(section, Volume(0)) is None
+    drawn = {**section, "method": "random"}
+    del drawn["paser"]
+    assert compared_bytes(drawn, Volume(0, rows_bytes=1000)) == 1000

@@ -126,7 +126,7 @@ def test_the_first_line_sums_up_and_nothing_is_wider_than_a_page(
     first = " ".join(shown.out.split("\n\n")[0].split())
     assert re.fullmatch(
         rf"{found['found']} of {len(found['stages'])} stages found, 5 would run, "
-        r"(about \d+ s|a few seconds), at most \d+\.\d GB of memory, \d+\.\d MB of disk, "
+        r"(about (\d+ min )?\d+ s|a few seconds), at most \d+\.\d GB of memory, \d+\.\d MB of disk, "
         r"\d+\.\d\d at 1800\.00 an hour",
         first,
     ), first
@@ -143,7 +143,17 @@ def test_no_price_is_named_where_no_time_is_known(
     shown = resprout("plan", finished.config, "--price", "1.2", home=tmp_path / "home").out
     first = " ".join(shown.split("\n\n")[0].split())
     assert "an hour" not in first
-    assert "time and price not known: acquire calibration text and " in first
+    assert "time and price not known: no run here tells of acquire calibration text and " in first
+
+
+def test_rows_that_were_never_seen_are_not_predicted_by_others(
+    finished: Any, resprout: Callable[..., Any]
+) -> None:
+    found = resprout("plan", finished.config, "select.pool.0.limit=7", "--json", home=finished.home).result
+    seconds = {one["name"]: one["seconds"] for one in found["stages"]}
+    assert seconds["select"] is seconds["pool"] is None
+    assert seconds["prune"] is not None
+    assert "select" in found["unknown"]
 
 
 def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> None:
