@@ -30,6 +30,7 @@ VERBS = (
     "verify",
     "reproduce",
     "export",
+    "rows",
     "alias",
     "gc",
     "hold",

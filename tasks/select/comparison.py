@@ -122,9 +122,14 @@ def read_sizes(inputs: Mapping[str, Path], arm: str) -> dict[str, float]:
     return {name: statistics.fmean(one[key] for one in summaries) for name, key in names.items() if summaries}
 
 
-def compare(arms: Sequence[Arm], pruned: Arm) -> dict[str, Any]:
+def compare(arms: Sequence[Arm], pruned: Arm, own: str = BASELINE) -> dict[str, Any]:
     """All arms with means and deviations over seeds, and their differences to random rows; by each measure
     the best, and those that are as good as far as can be told.
+
+    Args:
+        arms: The selections.
+        pruned: No recovery.
+        own: The selection whose recovery the run goes on with.
     """
     measures = [one for one in (*MEASURES, ACCURACY) if all(one in arm.sums for arm in arms)]
     baseline = next(arm for arm in arms if arm.name == BASELINE)
@@ -154,16 +159,16 @@ def compare(arms: Sequence[Arm], pruned: Arm) -> dict[str, Any]:
         "best": best,
         "as_good": as_good,
         "sound": sound,
-        "sentences": _sentences(differences, best, as_good, sound, arms),
+        "sentences": _sentences(differences, best, as_good, sound, arms, own),
     }
 
 
-def write(inputs: Mapping[str, Path], workdir: Path) -> None:
-    """Write comparison.json and metrics.json."""
+def write(inputs: Mapping[str, Path], workdir: Path, own: str) -> None:
+    """Write comparison.json and metrics.json; `own` is the selection that the run goes on with."""
     arms = read_arms(inputs)
     seeds = len(next(iter(arms[0].sums.values())))
     pruned = _arm(UNRECOVERED, [inputs["pruned"]] * seeds)
-    found = compare(arms, pruned)
+    found = compare(arms, pruned, own)
     for arm in found["arms"]:
         arm |= read_sizes(inputs, arm["name"])
     write_json(workdir / FILE, _finite(found))
@@ -222,6 +227,7 @@ def _sentences(
     as_good: Mapping[str, Sequence[str]],
     sound: Mapping[str, bool],
     arms: Sequence[Arm],
+    own: str,
 ) -> list[str]:
     """Which selection won, and whether that is more than noise."""
     ill = [measure for measure, fine in sound.items() if not fine]
@@ -232,7 +238,14 @@ def _sentences(
             "on more tokens"
         ]
     seeds = len(next(iter(arms[0].sums.values())))
-    return [_sentence(measure, name, as_good[measure], differences, seeds) for measure, name in best.items()]
+    said = [_sentence(measure, name, as_good[measure], differences, seeds) for measure, name in best.items()]
+    first, won = next(iter(best.items()))
+    if won != own and own not in as_good[first]:
+        said.append(
+            f"What the run goes on with is the recovery on {own}'s rows; to go on with {won}'s, select so in "
+            "the config: their recovery is in the cache."
+        )
+    return said
 
 
 def _sentence(

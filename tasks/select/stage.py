@@ -423,7 +423,7 @@ def compare_selections(
     """Write which selection brought the model back best, and whether that is more than noise."""
     from resprout.tasks.select.comparison import write
 
-    write(inputs, workdir)
+    write(inputs, workdir, job.config.label)
 
 
 def _write_map(workdir: Path, pool: Pool, choice: Choice, seed: int) -> None:

@@ -46,7 +46,15 @@ def test_selections_are_compared_on_one_schedule(resprout: Callable[..., Any], t
     told = (
         ["By divergence", "By bits per byte", "By accuracy"] if found["sound"][QUALITY] else [f"By {QUALITY}"]
     )
-    assert [one.split(",")[0] for one in sentences] == told
+    assert [one.split(",")[0] for one in sentences[: len(told)]] == told
+    path_of_rows, wanted = tmp_path / "rows.jsonl", "random:mixed:18"
+    run_id = ran.result["mlflow_run_id"]
+    listed = resprout("rows", run_id, "--selection", wanted, "--to", path_of_rows, home=home)
+    assert listed.code == 0, listed.err
+    answered = json.loads(
+        (store / made[f"answer {wanted}"]["artifact"]["digest"] / "summary.json").read_text()
+    )
+    assert len(path_of_rows.read_text().splitlines()) == answered["selected_rows"]
     # Values are those of the scores.
     scores = json.loads(
         (store / made["evaluate longest:18"]["artifact"]["digest"] / "metrics.json").read_text()
