@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -11,7 +13,9 @@ from resprout.tasks.prepare.blocks import Kind, Part
 KINDS: dict[str, Kind] = {
     "head": "heading", "p": "paragraph", "item": "item", "table": "table", "code": "code", "quote": "quote",
 }  # fmt: skip
-HIDDEN = {"script", "style", "noscript", "template"}
+INLINE = {"code", "del"}
+"""Elements within a block that part no words."""
+HIDDEN = {"title", "script", "style", "noscript", "template"}
 
 
 def html_parts(source: str) -> list[Part]:
@@ -45,7 +49,7 @@ def _visit(element: ElementTree.Element, visible: VisibleText, found: list[Part]
         text = "\n".join(" | ".join(cells) for cells in rows)
         begin, end = visible.find("".join(cell for cells in rows for cell in cells))
     else:
-        text = _text(element)
+        text = "".join(element.itertext()).strip() if kind == "code" else _text(element)
         begin, end = visible.find(text)
     rend = element.get("rend", "")
     level = int(rend[1:]) if kind == "heading" and rend[1:].isdigit() else int(kind == "heading")
@@ -54,7 +58,17 @@ def _visit(element: ElementTree.Element, visible: VisibleText, found: list[Part]
 
 
 def _text(element: ElementTree.Element) -> str:
-    return " ".join("".join(element.itertext()).split())
+    return " ".join("".join(_pieces(element)).split())
+
+
+def _pieces(element: ElementTree.Element) -> Iterator[str]:
+    """Text of an element with white space where a line or a block within it begins or ends."""
+    yield element.text or ""
+    for child in element:
+        apart = "" if child.tag in INLINE else " "
+        yield apart
+        yield from _pieces(child)
+        yield apart + (child.tail or "")
 
 
 class VisibleText:
@@ -62,8 +76,10 @@ class VisibleText:
 
     def __init__(self, source: str) -> None:
         reader = _Reader(source)
-        reader.feed(source)
-        reader.close()
+        # It gives up at a declaration that it does not know; places of what stands behind are not known then.
+        with suppress(AssertionError):
+            reader.feed(source)
+            reader.close()
         self.characters = "".join(one for one, _, _ in reader.found)
         self.places = [(begin, end) for _, begin, end in reader.found]
         self._from = 0
@@ -80,11 +96,11 @@ class VisibleText:
 
 
 class _Reader(HTMLParser):
-    """Collects characters with their places: (character, begin, end)."""
+    """Collects the characters that trafilatura keeps, with their places: (character, begin, end)."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=False)
-        self.starts = [0]
+        self.source, self.starts = source, [0]
         for line in source.split("\n"):
             self.starts.append(self.starts[-1] + len(line) + 1)
         self.hidden = 0
@@ -97,20 +113,27 @@ class _Reader(HTMLParser):
         self.hidden = max(0, self.hidden - (tag in HIDDEN))
 
     def handle_data(self, data: str) -> None:
-        self._add(data, data)
+        begin = self._begin()
+        self._add(data, [(begin + place, begin + place + 1) for place in range(len(data))])
 
     def handle_entityref(self, name: str) -> None:
-        self._add(unescape(f"&{name};"), f"&{name};", whole=True)
+        self._reference(f"&{name}")
 
     def handle_charref(self, name: str) -> None:
-        self._add(unescape(f"&#{name};"), f"&#{name};", whole=True)
+        self._reference(f"&#{name}")
 
-    def _add(self, text: str, written: str, whole: bool = False) -> None:
-        if self.hidden:
-            return
+    def _reference(self, written: str) -> None:
+        begin = self._begin()
+        # The semicolon may lack, and then what is written may be no reference: AT&T.
+        end = begin + len(written) + self.source.startswith(";", begin + len(written))
+        text = unescape(self.source[begin:end])
+        self._add(text, [(begin, end)] * len(text))
+
+    def _begin(self) -> int:
         line, column = self.getpos()
-        begin = self.starts[line - 1] + column
-        for place, one in enumerate(text):
-            if not one.isspace():
-                at = (begin, begin + len(written)) if whole else (begin + place, begin + place + 1)
-                self.found.append((one, *at))
+        return self.starts[line - 1] + column
+
+    def _add(self, text: str, places: list[tuple[int, int]]) -> None:
+        if not self.hidden:
+            marked = zip(text, places, strict=True)
+            self.found += [(one, *at) for one, at in marked if one.isprintable() and not one.isspace()]

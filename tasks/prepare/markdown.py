@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+import re
 
 from resprout.tasks.prepare.blocks import Kind, Part
 
 KINDS: dict[str, Kind] = {"fence": "code", "code_block": "code", "table": "table", "paragraph": "paragraph"}
 WITHIN: dict[str, Kind] = {"list_item": "item", "blockquote": "quote"}
 """Kind of a paragraph by the block that contains it."""
+LINE_END = re.compile(r"\r\n?|\n")
+"""The line endings of CommonMark; a form feed or U+2028, at which `str.splitlines` parts too, is none."""
 
 
 def markdown_parts(source: str) -> list[Part]:
@@ -16,8 +18,7 @@ def markdown_parts(source: str) -> list[Part]:
     from markdown_it import MarkdownIt
     from markdown_it.tree import SyntaxTreeNode
 
-    lines = source.splitlines(keepends=True)
-    starts = [0, *accumulate(map(len, lines))]
+    starts = [0, *(match.end() for match in LINE_END.finditer(source)), len(source)]
     found = list[Part]()
 
     def visit(node: SyntaxTreeNode, within: Kind | None) -> None:
@@ -37,5 +38,7 @@ def markdown_parts(source: str) -> list[Part]:
         for child in node.children:
             visit(child, WITHIN.get(node.type, within))
 
-    visit(SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(source)), None)
+    # What stands within a block is kept as it is written, and may be nested more deeply than Python recurses.
+    parser = MarkdownIt("commonmark").enable("table").disable("inline")
+    visit(SyntaxTreeNode(parser.parse(source)), None)
     return found

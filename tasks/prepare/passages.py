@@ -17,8 +17,8 @@ JOIN = "\n\n"
 class Passage:
     """A passage: the headings that it stands under, its text, and its place in the source.
 
-    `begin` and `end` are characters of the source, -1 where they are not known; `blocks` the numbers of the
-    blocks that it is of.
+    `begin` and `end` are characters of the source, those of the whole block for sentences of one that does
+    not stand there as it is, -1 where they are not known; `blocks` the numbers of the blocks that it is of.
     """
 
     headings: tuple[str, ...]
@@ -94,12 +94,20 @@ def _pieces(
 
 
 def _joined(parts: list[Passage], source: str) -> Passage:
-    known = all(one.begin >= 0 for one in parts)
     blocks = tuple(dict.fromkeys(number for one in parts for number in one.blocks))
     text = parts[0].text
     for before, one in pairwise(parts):
-        between = source[before.end : one.begin] if known else JOIN
-        # Of what was left out between the two, say a comment or tags, nothing comes back.
-        text += (JOIN if between.strip() else between) + one.text
-    begin, end = (parts[0].begin, parts[-1].end) if known else (-1, -1)
+        text += _between(before, one, source) + one.text
+    places = [(one.begin, one.end) for one in parts]
+    # A page's text may be found in another order than it is read in.
+    known = places[0][0] >= 0 and places == sorted(places)
+    begin, end = (places[0][0], places[-1][1]) if known else (-1, -1)
     return Passage(parts[0].headings, text, begin, end, blocks)
+
+
+def _between(before: Passage, one: Passage, source: str) -> str:
+    if 0 <= before.end <= one.begin:
+        between = source[before.end : one.begin]
+        # Of what was left out between the two, say a comment or tags, nothing comes back.
+        return JOIN if between.strip() else between
+    return " " if before.blocks == one.blocks else JOIN

@@ -9,7 +9,7 @@ import pytest
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.prepare.blocks import headings_above, tree
+from resprout.tasks.prepare.blocks import Part, headings_above, tree
 from resprout.tasks.prepare.context import relevant
 from resprout.tasks.prepare.html import VisibleText
 from resprout.tasks.prepare.markups import parts_of
@@ -91,6 +91,54 @@ def test_html_loses_its_boilerplate_and_keeps_its_tree() -> None:
     assert HTML[blocks[5].begin : blocks[5].end] == "kind</th><td>rye"
 
 
+@pytest.mark.parametrize("mark", ["\f", "\v", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_markdown_ends_lines_as_its_parser_does(mark: str, end: str) -> None:
+    text = end.join([f"One{mark}two.", "", f"## He{mark}re", "", "Three.", "", "Four.", ""])
+    blocks = tree(parts_of(text, "markdown"))
+    found = [(one.kind, text[one.begin : one.end]) for one in blocks]
+    assert found == [
+        ("paragraph", f"One{mark}two."), ("heading", f"## He{mark}re"),
+        ("paragraph", "Three."), ("paragraph", "Four."),
+    ]  # fmt: skip
+    assert [one.text for one in blocks if one.kind == "paragraph"] == [f"One{mark}two.", "Three.", "Four."]
+    plain = parts_of(text.replace("\r\n", "\n").replace("\r", "\n"), "text")
+    assert [one.text for one in plain] == [f"One{mark}two.", f"## He{mark}re", "Three.", "Four."]
+
+
+def test_markdown_may_nest_more_deeply_than_python_recurses() -> None:
+    text = "**" * 3000 + "a" + "**" * 3000
+    assert [one.text for one in parts_of(text, "markdown")] == [text]
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("<p>|AT&T, &copy more, salt &amp|</p>", "AT&T, © more, salt &"),
+        ("<p>|a form\x0c feed\x0b, nul\x00, line \u2028 end|</p>", "a form feed, nul, line end"),
+        ("<p>|one line<br>another <i>li</i>ne|</p>", "one line another line"),
+        ("<ul><li>|outer<ul><li>inner|</li></ul></li></ul>", "outer inner"),
+        ("<pre><code>|def f():\n    return 1|\n</code></pre>", "def f():\n    return 1"),
+    ],
+)
+def test_html_is_found_as_it_is_written(written: str, text: str) -> None:
+    before, place, after = written.split("|")
+    source = HTML.replace("<h2>", f"{before}{place}{after}<h2>")
+    block = tree(parts_of(source, "html"))[2]
+    assert (block.text, source[block.begin : block.end]) == (text, place)
+
+
+def test_a_heading_is_not_found_in_the_title_of_its_page() -> None:
+    source = HTML.replace("All about bread", "Bread")
+    assert source[tree(parts_of(source, "html"))[0].begin - 4 :].startswith("<h1>Bread</h1>")
+
+
+def test_html_behind_an_unknown_declaration_has_no_place() -> None:
+    source = HTML.replace("<h2>", "<![unknown x]><h2>")
+    blocks = tree(parts_of(source, "html"))
+    assert [one.begin >= 0 for one in blocks] == [True, True, False, False, False, False]
+
+
 def test_a_repeated_text_is_found_behind_the_one_before() -> None:
     visible = VisibleText("<p>same text</p><p>other</p><p>same text</p>")
     assert [visible.find(text) for text in ("same text", "other", "same text")] == [
@@ -113,6 +161,24 @@ def test_sentences_end_by_the_rules_of_a_language() -> None:
     assert [text[a:b] for a, b in sentences(text, "en")] == [
         "Dr. Smith came at 5 p.m. on Monday.", "Why?", "He slept.",
     ]  # fmt: skip
+
+
+def test_sentences_of_a_page_whose_place_is_not_known_stay_apart() -> None:
+    """Of three sentences of 4 tokens two fill a piece, which as one has 5: the third goes with it."""
+
+    def tokens(text: str) -> int:
+        return {"One two. Six. Ten.": 10, "One two. Six.": 5}.get(text, 4)
+
+    source = "<p>One <b>two</b>. Six. Ten.</p>"
+    paragraph = Part("paragraph", "One two. Six. Ten.", 3, 28)
+    (found,) = passages(tree([paragraph]), source, 9, tokens, "en")
+    assert (found.text, found.begin, found.end) == ("One two. Six. Ten.", 3, 28)
+
+
+def test_a_passage_whose_blocks_are_found_in_another_order_has_no_place() -> None:
+    parts = [Part("paragraph", "late", 10, 14), Part("paragraph", "early", 0, 5)]
+    (found,) = passages(tree(parts), "early-----late", 9, words, "en")
+    assert (found.text, found.begin, found.end) == ("late\n\nearly", -1, -1)
 
 
 def test_passages_by_hand() -> None:
