@@ -154,13 +154,13 @@ class PrepareConfig(Section):
     min_tokens: Annotated[int, Field(ge=1)] = 24
     """Shorter passages make no row."""
     context_tokens: Annotated[int, Field(ge=0)] = 64
-    """Tokens of the sentences before that are shown as input, the most relevant to the instruction; 0:
-    none."""
+    """Tokens of the sentences before that are shown as input: those directly before, and the most relevant
+    to the instruction. At 0, and where none stands before, a passage's opening is shown."""
     instruction: str = (
-        "{{ 'Continue the text' if has_context else 'Write a passage' }}"
+        "Continue the text"
         "{% if headings %} under the heading: {{ headings | join(' > ') }}{% else %} of {{ name }}{% endif %}"
     )
-    """Template over `name` of the document, `headings`, the highest first, and `has_context`."""
+    """Template over `name` of the document and `headings`, the highest first."""
     category: str = "documents"
     """Label of the rows, by which reports group."""
     language: str = "en"

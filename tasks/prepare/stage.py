@@ -1,7 +1,8 @@
 """Stage prepare: documents to rows that a selection can choose from.
 
 Content: rows.jsonl, rows in Alpaca form with `document`, `begin` and `end`, the place of the answer in the
-document's text; blocks.jsonl, the tree of each document; metrics.json. Input: `documents` (documents.jsonl).
+document's text, or where it does not stand there as it is, that of its blocks; blocks.jsonl, the tree of each
+document; metrics.json. Input: `documents` (documents.jsonl).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,6 @@ from resprout.tasks.core.stage import Reads, stage
 
 if TYPE_CHECKING:
     from resprout.tasks.prepare.blocks import Block
-    from resprout.tasks.prepare.passages import Passage
 
 LIBRARIES = ("sentencex", "trafilatura")
 """Packages of the extra `documents`: the one ends sentences, the other reads HTML."""
@@ -106,33 +107,40 @@ def _rows(
     counts: dict[str, int],
 ) -> Iterator[dict[str, Any]]:
     from resprout.tasks.data.render import compile_template
-    from resprout.tasks.prepare.context import relevant
+    from resprout.tasks.prepare.context import Sentences, opening
     from resprout.tasks.prepare.passages import passages, sentences
 
-    instruct, before = compile_template(config.instruction), list[str]()
-    source = document["text"]
-    found: Iterator[Passage] = passages(blocks, source, config.passage_tokens, count, config.language)
-    for passage in found:
+    count = cache(count)
+    instruct, source = compile_template(config.instruction), document["text"]
+    found = list(passages(blocks, source, config.passage_tokens, count, config.language))
+    spans = [sentences(passage.text, config.language) for passage in found]
+    texts = [one.text[begin:end] for one, own in zip(found, spans, strict=True) for begin, end in own]
+    shown = [{"name": document["name"], "headings": list(passage.headings)} for passage in found]
+    instructions = [instruct(one) for one in shown]
+    known = Sentences(texts if config.context_tokens else [], instructions, count)
+    first = 0
+    for number, (passage, own) in enumerate(zip(found, spans, strict=True)):
         if count(passage.text) < config.min_tokens:
             counts["short_passages"] += 1
         else:
-            shown = {"name": document["name"], "headings": list(passage.headings)}
-            instruction = instruct({**shown, "has_context": bool(before) and config.context_tokens > 0})
-            kept = relevant(before, instruction, config.context_tokens, count)
-            context = " ".join(before[place] for place in kept)
-            text = "\n".join((instruction, context, passage.text))
+            instruction, begin, answer = instructions[number], passage.begin, passage.text
+            if first and config.context_tokens:
+                given = known.before(first, number, config.context_tokens)
+            else:
+                cut = opening(passage.text, own)
+                given, answer = passage.text[:cut].rstrip(), passage.text[cut:]
+                begin += cut if source[begin : passage.end] == passage.text else 0
+            text = "\n".join((instruction, given, answer))
             yield {
                 "id": sha256_hex(text.encode("utf-8", "surrogatepass")),
                 "instruction": instruction,
-                "input": context,
-                "output": passage.text,
+                "input": given,
+                "output": answer,
                 "category": config.category,
                 "source": document["source"],
                 "document": document["id"],
-                "begin": passage.begin,
+                "begin": begin,
                 "end": passage.end,
                 "blocks": list(passage.blocks),
             }
-        if config.context_tokens:
-            spans = sentences(passage.text, config.language)
-            before += [passage.text[begin:end] for begin, end in spans]
+        first += len(own)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, silent
+from resprout.tasks.prepare import context
 from resprout.tasks.prepare.blocks import Part, headings_above, tree
-from resprout.tasks.prepare.context import relevant
+from resprout.tasks.prepare.context import Sentences, opening
 from resprout.tasks.prepare.html import VisibleText
 from resprout.tasks.prepare.markups import parts_of
 from resprout.tasks.prepare.passages import passages, sentences
 from resprout.tasks.prepare.stage import prepare
+from resprout.tasks.select.duplicates import Questions, lexical_vectors
 from tiny_bytes import byte_tokenizer
 
 MARKDOWN = """# Bread
@@ -199,14 +202,35 @@ def test_passages_by_hand() -> None:
     assert [text[one.begin : one.end] for one in short] == [one.text for one in short]
 
 
-def test_context_by_hand() -> None:
-    """Of 6 words: the one sentence about rye (3), then the last that still fits (2); in their order."""
-    before = ["Rye is dark.", "Wheat is very light indeed.", "Barley grows."]
-    assert relevant(before, "Write about rye", 6, words) == [0, 2]
-    assert relevant(before, "Write about rye", 3, words) == [0]
-    assert relevant(before, "", 2, words) == [2]
-    assert relevant(before, "rye", 0, words) == []
-    assert relevant([], "rye", 9, words) == []
+def test_context_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences of 3, 5, 2 and 2 words: the last come last, then the one about rye, then the nearest."""
+    before = ["Rye is dark.", "Wheat is very light indeed.", "Barley grows.", "Oats too."]
+    known, rye, nothing = Sentences(before, ["Write about rye", ""], words), 0, 1
+    # Half of 8 words hold both sentences of 2, the other half the one about rye.
+    assert known.before(4, rye, 8) == "Rye is dark. Barley grows. Oats too."
+    # Half of 5 words hold one of 2; of the rest rye takes 3, or the nearest 2.
+    assert known.before(4, rye, 5) == "Rye is dark. Oats too."
+    assert known.before(4, nothing, 5) == "Barley grows. Oats too."
+    assert known.before(4, rye, 2) == "Oats too."
+    assert known.before(1, rye, 3) == "Rye is dark."
+    # Of a sentence that is too long, the last words; of one without white space the last characters.
+    assert known.before(2, rye, 3) == "very light indeed."
+    assert Sentences(["ABCDEFGH"], [""], len).before(1, 0, 3) == "FGH"
+    assert Sentences(["...", "!"], [""], len).before(2, 0, 4) == "... !"
+    monkeypatch.setattr(context, "LOOK_BACK", 2)
+    assert known.before(4, rye, 5) == "Barley grows. Oats too."
+
+
+def test_an_opening_is_the_first_sentence_or_half_the_words() -> None:
+    def parted(text: str) -> tuple[str, str]:
+        cut = opening(text, sentences(text, "en"))
+        return text[:cut], text[cut:]
+
+    assert parted("One two. Three four five.") == ("One two. ", "Three four five.")
+    assert parted("One two three four five six. Ten.") == ("One two three ", "four five six. Ten.")
+    assert parted("One two three four.") == ("One two ", "three four.")
+    assert parted("abcdef") == ("abc", "def")
+    assert parted("a") == ("", "a")
 
 
 @pytest.fixture
@@ -236,9 +260,10 @@ def run(
 def test_rows_say_where_they_stand(tmp_path: Path, tokenizer: Path) -> None:
     settings = {"passage_tokens": 60, "min_tokens": 5, "context_tokens": 40}
     rows = run(tmp_path, tokenizer, [{"text": MARKDOWN, "markup": "markdown"}], **settings)
-    assert rows[0]["instruction"] == "Write a passage under the heading: Bread"
-    assert rows[0]["input"] == ""
-    assert rows[0]["output"] == "Bread is baked.\nIt is old."
+    # Nothing stands before the first: its first sentence is shown.
+    assert rows[0]["instruction"] == "Continue the text under the heading: Bread"
+    assert rows[0]["input"] == "Bread is baked."
+    assert rows[0]["output"] == "It is old."
     assert rows[1]["instruction"] == "Continue the text under the heading: Bread > Rye"
     # 40 bytes hold both sentences.
     assert rows[1]["input"] == "Bread is baked. It is old."
@@ -253,6 +278,66 @@ def test_rows_say_where_they_stand(tmp_path: Path, tokenizer: Path) -> None:
     blocks = [json.loads(line) for line in (tmp_path / "out" / "blocks.jsonl").read_text().splitlines()]
     assert [one["parent"] for one in blocks] == [None, 0, 0, 2, 2, 2, 2, 2, None, 8]
     assert blocks[rows[1]["blocks"][0]]["kind"] == "item"
+
+
+def told(name: str, sentences: int, headings: int = 1) -> dict[str, Any]:
+    """A document that tells this and that under each of its headings."""
+    parts = (
+        f"# Part {part}\n\n"
+        + " ".join(f"The {name} number {part} did thing {one} to text." for one in range(sentences))
+        for part in range(headings)
+    )
+    return {"text": "\n\n".join(parts), "markup": "markdown"}
+
+
+@pytest.mark.parametrize("context_tokens", [0, 45, 120])
+def test_rows_of_documents_ask_different_things(tmp_path: Path, tokenizer: Path, context_tokens: int) -> None:
+    """Nine sentences of about 42 bytes under each heading, two in a passage; two documents have the same."""
+    told_of = [told("red fox", 9, 2), told("grey owl", 9, 2)]
+    settings = {"passage_tokens": 90, "min_tokens": 5, "context_tokens": context_tokens}
+    rows = run(tmp_path, tokenizer, told_of, **settings)
+    assert len(rows) == 20
+    assert len({row["instruction"] for row in rows}) == 2
+    vectors = lexical_vectors(row["instruction"] for row in rows)
+    assert Questions(rows, vectors, 0.95).contested() == []
+    source = {f"d{number}": one["text"] for number, one in enumerate(told_of)}
+    for row in rows:
+        text = source[row["document"]]
+        assert text[row["begin"] : row["end"]] == row["output"]
+        # What stands directly before comes last, be it under the heading before or the passage's own opening.
+        before = " ".join(re.sub("# Part .", "", text[: row["begin"]]).split())
+        assert before.endswith(row["input"][-30:])
+
+
+def test_the_work_grows_with_the_document(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    counted, fitted, fit = list[str](), list[int](), TfidfVectorizer.fit_transform
+
+    def tokenize(text: str, add_special_tokens: bool) -> dict[str, list[str]]:
+        counted.append(text)
+        return {"input_ids": text.split()}
+
+    def fits(self: TfidfVectorizer, texts: list[str]) -> Any:
+        fitted.append(len(texts))
+        return fit(self, texts)
+
+    monkeypatch.setattr("resprout.tasks.models.load.load_tokenizer", lambda *_: tokenize)
+    monkeypatch.setattr(TfidfVectorizer, "fit_transform", fits)
+
+    def calls(parts: int) -> int:
+        counted.clear()
+        folder = tmp_path / str(parts)
+        folder.mkdir()
+        settings = {"passage_tokens": 16, "min_tokens": 1, "context_tokens": 16}
+        assert len(run(folder, tokenizer, [told("red fox", 4, parts)], **settings)) == 4 * parts
+        return len(counted)
+
+    # A block and its four sentences, each once.
+    assert [calls(parts) for parts in (10, 40)] == [10 * 5, 40 * 5]
+    assert fitted == [40, 160]
 
 
 def test_documents_without_a_row_say_so(tmp_path: Path, tokenizer: Path) -> None:
