@@ -143,6 +143,8 @@ class DocumentSource(DataSource):
     """Of data with rows: Jinja template over its columns that renders one document."""
     markup: Literal["auto", "text", "markdown", "html"] = "auto"
     """Markup of the documents; auto: by file extension (.md, .html, else plain text)."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """skip: documents that are empty or not UTF-8, or on which a template fails, are left out and counted."""
 
 
 class PrepareConfig(Section):

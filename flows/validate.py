@@ -250,7 +250,7 @@ def _items(source: DataSource, files: dict[str, Path], read: FirstRows) -> Itera
     if isinstance(source, TextSource):
         return text_items(source, source.source, files, read)
     if isinstance(source, DocumentSource):
-        return document_items(source, source.source, files, read)
+        return document_items(source, source.source, files, read, Counts())
     return raw_items(source, source.source, files, read)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from heapq import nsmallest
 from pathlib import Path
@@ -69,12 +70,8 @@ def instruction_items(
         return row
 
     for place, columns in columns_in(source, files, read):
-        try:
-            row = checked(place, columns)
-        except BadInput as fault:
-            if source.on_bad_row == "fail" or counts is None:
-                raise
-            counts.skip(fault)
+        row = _unless_bad(source, counts, partial(checked, place, columns))
+        if row is None:
             continue
         text = "\n".join((row["instruction"], row["input"], row["output"]))
         yield Item(
@@ -100,37 +97,66 @@ def text_items(
 
 
 def document_items(
-    source: DocumentSource, label: str, files: dict[str, Path], read: Reader = read_rows
+    source: DocumentSource,
+    label: str,
+    files: dict[str, Path],
+    read: Reader = read_rows,
+    counts: Counts | None = None,
 ) -> Iterator[Item]:
     """Documents as they are written: files of text, Markdown or HTML as a whole, of data each row's text.
 
-    An empty one raises BadInput.
+    One that is empty or not UTF-8, or on which a template fails, raises BadInput, or is left out and counted
+    where the source says so.
     """
     hashed = _hashed(source)
-    written = {name: path for name, path in files.items() if Path(name).suffix.lower() in MARKUPS}
-    for name, path in sorted(written.items()):
+    where = compile_where(source.where) if source.where else None
+
+    def document(name: str, text: str, columns: Columns) -> Item:
+        if not text.strip():
+            raise BadInput(
+                f"{name}: the document is empty; leave it out by `where`, or such ones by on_bad_row: skip"
+            )
+        markup = source.markup if source.markup != "auto" else MARKUPS.get(Path(name).suffix.lower(), "text")
+        id = sha256_hex(text.encode("utf-8", "surrogatepass"))
+        row = {"id": id, "name": name, "markup": markup, "text": text, "source": label}
+        return Item(text, hashed(name, columns, text), row)
+
+    def of_file(name: str, path: Path) -> Item | None:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise BadInput(f"{name}: expected UTF-8, found byte {error.object[error.start]:#x}") from error
+            raise BadInput(
+                f"{name}: expected UTF-8, found byte {error.object[error.start]:#x}; convert the file, or "
+                "leave such ones out by on_bad_row: skip"
+            ) from error
         columns = {"text": text, "name": name}
-        if source.where is None or _at(name, compile_where(source.where), columns):
-            yield _document(source, label, name, text, hashed(name, columns, text))
+        return document(name, text, columns) if where is None or _at(name, where, columns) else None
+
+    def of_row(place: str, columns: Columns) -> Item:
+        return document(place, _at(place, render, columns), columns)
+
+    written = {name: path for name, path in files.items() if Path(name).suffix.lower() in MARKUPS}
+    for name, path in sorted(written.items()):
+        if item := _unless_bad(source, counts, partial(of_file, name, path)):
+            yield item
     rest = {name: path for name, path in files.items() if name not in written}
     if written and not any(_is_data(source, Path(name)) for name in rest):
         return
     render = _of_columns(source.text)
     for place, columns in columns_in(source, rest, read):
-        text = _at(place, render, columns)
-        yield _document(source, label, place, text, hashed(place, columns, text))
+        if item := _unless_bad(source, counts, partial(of_row, place, columns)):
+            yield item
 
 
-def _document(source: DocumentSource, label: str, name: str, text: str, hashed: str) -> Item:
-    if not text.strip():
-        raise BadInput(f"{name}: the document is empty; leave it out by `where`")
-    markup = source.markup if source.markup != "auto" else MARKUPS.get(Path(name).suffix.lower(), "text")
-    id = sha256_hex(text.encode("utf-8", "surrogatepass"))
-    return Item(text, hashed, {"id": id, "name": name, "markup": markup, "text": text, "source": label})
+def _unless_bad(source: RowSource | DocumentSource, counts: Counts | None, make: Callable[[], T]) -> T | None:
+    """What is made; None where that fails and the source has such rows skipped, which is counted."""
+    try:
+        return make()
+    except BadInput as fault:
+        if source.on_bad_row == "fail" or counts is None:
+            raise
+        counts.skip(fault)
+        return None
 
 
 def _is_data(source: DataSource, path: Path) -> bool:

@@ -117,7 +117,9 @@ def acquire_documents(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
     """Write `documents.jsonl`: {"id", "name", "markup", "text", "source"}; each text once."""
-    _write(job.config, job.seed, workdir / "documents.jsonl", document_items, progress, unique=True)
+    counts = Counts()
+    items_of = partial(document_items, counts=counts)
+    _write(job.config, job.seed, workdir / "documents.jsonl", items_of, progress, unique=True, counts=counts)
 
 
 @stage("acquire_text", kind="text", title="acquire", seeded=True, computes=False, brings="Running text")

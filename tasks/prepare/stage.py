@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from resprout.tasks.core.stage import Reads, stage
 
 if TYPE_CHECKING:
     from resprout.tasks.prepare.blocks import Block
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("sentencex", "trafilatura")
 """Packages of the extra `documents`: the one ends sentences, the other reads HTML."""
@@ -54,17 +57,19 @@ def check(config: SelectConfig, base: Path) -> None:
     computes=False,
     settings=settings,
     checks={"select.documents": check},
-    metrics=("prepared_rows",),
+    metrics=("prepared_rows", "unread_documents"),
 )
 def prepare(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the rows, and the tree of blocks that they are of.
+
+    A document in which no text is found, or which its reader fails on, makes no row and is counted.
 
     Raises:
         BadInput: not one row comes of the documents, or a library is missing.
     """
     check(job.config, workdir)
     from resprout.tasks.models.load import load_tokenizer
-    from resprout.tasks.prepare.blocks import tree
+    from resprout.tasks.prepare.blocks import Block, tree
     from resprout.tasks.prepare.markups import parts_of
 
     config, tokenizer = job.config.prepare, load_tokenizer(inputs["dense"], job.trust_remote_code)
@@ -74,14 +79,22 @@ def prepare(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, p
 
     with (inputs["documents"] / DOCUMENTS).open(encoding="utf-8") as file:
         total = sum(1 for line in file if line.strip())
-    counts = {"documents": 0, "blocks": 0, "prepared_rows": 0, "short_passages": 0}
+    counts = {"documents": 0, "unread_documents": 0, "blocks": 0, "prepared_rows": 0, "short_passages": 0}
+    first_unread = ""
     with (
         (inputs["documents"] / DOCUMENTS).open(encoding="utf-8") as file,
         (workdir / ROWS).open("w", encoding="ascii") as rows,
         (workdir / BLOCKS).open("w", encoding="ascii") as trees,
     ):
         for document in (json.loads(line) for line in file if line.strip()):
-            blocks = tree(parts_of(document["text"], document["markup"]))
+            blocks, fault = list[Block](), "no text in it"
+            try:
+                blocks = tree(parts_of(document["text"], document["markup"]))
+            except Exception as error:  # What a parser raises on a page that it was not written for.
+                fault = f"{type(error).__name__}: {error}"
+            if not blocks:
+                counts["unread_documents"] += 1
+                first_unread = first_unread or f"{document['name']} ({fault})"
             for block in blocks:
                 trees.write(json.dumps({"document": document["id"], **vars(block)}, sort_keys=True) + "\n")
             for row in _rows(document, blocks, config, count, counts):
@@ -90,12 +103,16 @@ def prepare(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, p
             counts["documents"] += 1
             counts["blocks"] += len(blocks)
             progress(counts["documents"], total, "documents")
+    unread = f"{counts['unread_documents']} cannot be read, the first: {first_unread}"
     if not counts["prepared_rows"]:
         raise BadInput(
             f"of {counts['documents']} documents of select.documents not one row is left: "
             f"{counts['blocks']} blocks were found in them, {counts['short_passages']} passages are shorter "
-            f"than select.prepare.min_tokens {config.min_tokens}; lower it, or look at the documents"
+            f"than select.prepare.min_tokens {config.min_tokens}"
+            f"{f', {unread}' if first_unread else ''}; lower it, or look at the documents"
         )
+    if first_unread:
+        logger.warning("of %d documents %s", counts["documents"], unread)
     (workdir / "metrics.json").write_text(json.dumps(counts, sort_keys=True) + "\n", encoding="utf-8")
 
 

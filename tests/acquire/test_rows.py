@@ -254,3 +254,26 @@ def test_documents_are_files_or_rows(bring, jsonl, tmp_path):
     (folder / "a.md").write_text("  \n")
     with pytest.raises(BadInput, match=r"a\.md: the document is empty; leave it out by `where`"):
         bring(acquire_documents, DocumentSource(source="docs"))
+
+
+def test_bad_documents_are_skipped_where_the_source_says_so_and_counted(bring, jsonl, tmp_path):
+    from resprout.configs.schema import DocumentSource
+    from resprout.tasks.acquire.stage import acquire_documents
+
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"caf\xe9")
+    (folder / "b.md").write_text("  \n")
+    (folder / "c.md").write_text("Good.\n")
+    with pytest.raises(BadInput, match=r"a\.txt: expected UTF-8, found byte 0xe9; .* by on_bad_row: skip"):
+        bring(acquire_documents, DocumentSource(source="docs"))
+    found = bring(acquire_documents, DocumentSource(source="docs", on_bad_row="skip"))
+    assert [one["name"] for one in found] == ["c.md"]
+    (metrics,) = tmp_path.rglob("metrics.json")
+    assert json.loads(metrics.read_text()) == {"rows": 1, "repeated_rows": 0, "bad_rows": 2}
+    jsonl("pages.jsonl", [{"page": "x"}, {"page": ""}, {"other": "y"}])
+    settings = {"source": "pages.jsonl", "text": "{{ page }}"}
+    with pytest.raises(BadInput, match=r"pages\.jsonl, row 2: the document is empty; .* by on_bad_row: skip"):
+        bring(acquire_documents, DocumentSource(**settings))
+    rows = bring(acquire_documents, DocumentSource(**settings, on_bad_row="skip"))
+    assert [one["text"] for one in rows] == ["x"]

@@ -10,7 +10,7 @@ import pytest
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.prepare import context
+from resprout.tasks.prepare import context, markups
 from resprout.tasks.prepare.blocks import Part, headings_above, tree
 from resprout.tasks.prepare.context import Sentences, opening
 from resprout.tasks.prepare.html import VisibleText
@@ -273,7 +273,7 @@ def test_rows_say_where_they_stand(tmp_path: Path, tokenizer: Path) -> None:
         assert row["document"] == "d0"
     # "Wet." is shorter than 5 bytes.
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {
-        "documents": 1, "blocks": 10, "prepared_rows": len(rows), "short_passages": 1,
+        "documents": 1, "unread_documents": 0, "blocks": 10, "prepared_rows": len(rows), "short_passages": 1,
     }  # fmt: skip
     blocks = [json.loads(line) for line in (tmp_path / "out" / "blocks.jsonl").read_text().splitlines()]
     assert [one["parent"] for one in blocks] == [None, 0, 0, 2, 2, 2, 2, 2, None, 8]
@@ -338,6 +338,27 @@ def test_the_work_grows_with_the_document(
     # A block and its four sentences, each once.
     assert [calls(parts) for parts in (10, 40)] == [10 * 5, 40 * 5]
     assert fitted == [40, 160]
+
+
+def test_documents_that_cannot_be_read_are_counted(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(source: str) -> list[Part]:
+        raise ValueError(f"no reader for {source}")
+
+    monkeypatch.setitem(markups.MARKUPS, "text", fails)
+    menu = {"text": "<html><body><nav><a href='/'>Home</a></nav></body></html>", "markup": "html"}
+    broken = {"text": "odd", "markup": "text"}
+    rows = run(tmp_path, tokenizer, [menu, broken, told("red fox", 9)])
+    assert {row["document"] for row in rows} == {"d2"}
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["documents"], metrics["unread_documents"]) == (3, 2)
+    assert "of 3 documents 2 cannot be read, the first: d0.md (no text in it)" in caplog.text
+    (tmp_path / "none").mkdir()
+    with pytest.raises(
+        BadInput, match=r"1 cannot be read, the first: d0\.md \(ValueError: no reader for odd\)"
+    ):
+        run(tmp_path / "none", tokenizer, [broken])
 
 
 def test_documents_without_a_row_say_so(tmp_path: Path, tokenizer: Path) -> None:

@@ -32,9 +32,10 @@ def test_documents_become_rows_that_are_chosen(resprout: Callable[..., Any], tmp
     for number in range(8):
         text = "".join(f"## Part {part}\n\n{words(30, 8 * number + part)}.\n\n" for part in range(4))
         (docs / f"{number}.md").write_text(f"# Page {number}\n\n{text}")
+    (docs / "empty.md").touch()
     select = {
-        "method": "random", "documents": [{"source": "docs"}], "budget_ratio": 0.5, "max_len_tokens": 256,
-        "prepare": {"passage_tokens": 128, "min_tokens": 8},
+        "method": "random", "documents": [{"source": "docs", "on_bad_row": "skip"}], "budget_ratio": 0.5,
+        "max_len_tokens": 256, "prepare": {"passage_tokens": 128, "min_tokens": 8},
     }  # fmt: skip
     path = write_run(tmp_path, select=select, **SHORT)
     ran = resprout("run", path, "--json", home=tmp_path / "home")
