@@ -95,7 +95,9 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         return "{}"
     text = json.dumps(value, ensure_ascii=False, default=str).replace("|", "\\|")
-    return text if len(text) <= LONGEST else f"[{len(value)} texts, see schema.py]"
+    if len(text) <= LONGEST:
+        return text
+    return "a text, see schema.py" if isinstance(value, str) else f"[{len(value)} texts, see schema.py]"
 
 
 def _meaning(field: FieldInfo) -> str:
