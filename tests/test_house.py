@@ -66,7 +66,7 @@ def test_every_shipped_yaml_loads_and_begins_with_its_command() -> None:
         else:
             RunConfig.model_validate(yaml.safe_load(path.read_text()))
         loaded += 1
-    assert loaded == len(preset_names()) + len(shipped_tasks()) + len(shipped_suites()) + 13
+    assert loaded == len(preset_names()) + len(shipped_tasks()) + len(shipped_suites()) + 14
 
 
 def test_constraints_pin_versions_and_name_no_host() -> None:
