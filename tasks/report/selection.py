@@ -40,6 +40,7 @@ def selection_sentence(summary: Mapping[str, Any]) -> str:
     gone = [f"{count:,} {why}" for why, count in removed.items() if count]
     mode = f", mode {summary['path']['mode']}" if "path" in summary else ""
     rows = f"{summary['selected_rows']:,} of {summary['pool_rows']:,} rows"
+    rows += f" ({cut:,} of the pool's are cut at the end)" if (cut := summary.get("cut_rows")) else ""
     left = f"; left out before: {', '.join(gone)}" if gone else ""
     return f"Selection by {summary['method']}{mode}: {rows}; {'; '.join(said)}{left}."
 

@@ -53,6 +53,8 @@ class Pool:
     left_out: Sequence[LeftOut]
     budget: int
     budget_tokens: int
+    cut_rows: int = 0
+    """Rows whose answers are longer than fits: they end where max_len_tokens does."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
     config, path = job.config, inputs["rows"] / FILE
     everything = rows_by_id(path)
     tokenizer = load_tokenizer(inputs["dense"], job.trust_remote_code)
-    kept, ids, left_out, longest_prompt = list[int](), list[str](), list[LeftOut](), 0
+    kept, ids, left_out, longest_prompt, cut = list[int](), list[str](), list[LeftOut](), 0, 0
 
     def choosable() -> Iterator[Encoded]:
-        nonlocal longest_prompt
+        nonlocal longest_prompt, cut
         seen = set[bytes]()
         for place, (row, one) in enumerate(encoded_in_parts(tokenizer, everything, config)):
             content = _digest(row)
@@ -99,6 +101,8 @@ def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
                 seen.add(content)
                 kept.append(place)
                 ids.append(row["id"])
+                # An answer that was cut has lost its end token.
+                cut += len(one) == config.max_len_tokens and one.response_ids[-1] != tokenizer.eos_token_id
                 yield one
 
     encoded = Encodings.of(choosable())
@@ -109,7 +113,7 @@ def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
     budget = _budget(config, costs)
     spent = budget if not config.counts_rows else int(tokens.sum()) * budget // len(tokens)
     rows = everything.of(np.array(kept, dtype=np.int64))
-    return Pool(rows, ids, encoded, tokens, costs, left_out, budget, spent)
+    return Pool(rows, ids, encoded, tokens, costs, left_out, budget, spent, cut)
 
 
 def check_categories(rows: Sequence[Mapping[str, Any]]) -> None:

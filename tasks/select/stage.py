@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MAPPED = 1000
 """Rows at most whose embeddings are kept for a picture."""
+MUCH_CUT = 0.1
+"""Share of a pool's rows above which it is told that they are cut."""
 MOST_CLUSTERS, BYTES_A_TOKEN = 32, 4
 """Of a search for their number; of a row's tokens, roughly."""
 FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
@@ -208,6 +210,7 @@ def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
         "pool_rows": len(found.rows),
         "pool_tokens": int(found.tokens.sum()),
         "left_out_rows": len(found.left_out),
+        "cut_rows": found.cut_rows,
         "budget_tokens": found.budget_tokens,
     }
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
@@ -341,9 +344,15 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
         "pool_rows": len(pool.rows),
         "pool_tokens": int(pool.tokens.sum()),
         "left_out_rows": len(pool.left_out),
+        "cut_rows": pool.cut_rows,
         **counted(inputs["rows"]),
     }
     warnings = list(choice.warnings)
+    if pool.cut_rows > MUCH_CUT * len(pool.rows):
+        warnings.append(
+            f"the answers of {pool.cut_rows} of {len(pool.rows)} rows are cut, because they go on beyond "
+            f"select.max_len_tokens {config.max_len_tokens}; raise it to train on their ends"
+        )
     if filled < 0.99 * pool.budget:
         warnings.append(
             f"filled {filled} of {pool.budget} {unit}: the rows that may be chosen do not give more; "

@@ -139,6 +139,18 @@ def test_rows_that_cannot_be_chosen(method: str, run: Callable[..., Result], poo
     assert method in ("paser", "ifd") or not reasons
 
 
+def test_answers_that_are_cut_are_counted(run: Callable[..., Result], pool_rows: Rows) -> None:
+    whole = run("random", pool_rows)
+    assert whole.summary["cut_rows"] == 0
+    assert not any("are cut" in one for one in whole.summary["warnings"])
+    long = [
+        {**row, "output": "word " * 400} if place % 5 == 0 else row for place, row in enumerate(pool_rows)
+    ]
+    cut = run("random", long)
+    assert cut.summary["cut_rows"] == cut.metrics["cut_rows"] == 18
+    assert any("answers of 18 of 90 rows are cut" in one for one in cut.summary["warnings"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
