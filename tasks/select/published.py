@@ -33,6 +33,8 @@ BOTH = (
     "with every further cluster",
     "kernel: all pairs, a row's distance to itself among them; eigenvectors of unit length",
     "lengths: tokens after the template and the cut at select.max_len_tokens",
+    "divergence: of distributions at paser.temperature, 1 where it is left out",
+    "budget: rounded down, and no more than a cluster holds; what is left is not handed out",
     "concepts: phrases by RAKE, with scikit-learn's English stop words",
     "equal scores: the row of the lower id first",
 )
@@ -46,7 +48,7 @@ PAPER = (
 RELEASED = (
     *BOTH,
     "not checked against a run of the release, which does not run as it is",
-    "divergence: a sum over the tokens of the instruction",
+    "divergence: a sum over the tokens of the prompt, its template and input among them",
     "factorisation: from a random start, by coordinate descent",
     "order of clusters: that of the factors",
     "a row that does not fit ends its cluster",
@@ -68,7 +70,7 @@ def select(
         config: `mode` is `paper` or `released`, `clusters` a number.
         pool: Its costs are 1: the budget counts rows.
         embeddings: [rows, columns].
-        jsd: Divergence of each row: over its response, or with `released` over its instruction.
+        jsd: Divergence of each row: over its response, or with `released` over its prompt.
         seed: Of the random start of the factorisation.
         progress: Called between the steps.
     """
