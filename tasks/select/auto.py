@@ -150,7 +150,11 @@ def select(
         outcome=outcome,
         path=path,
         weights=weights,
-        metrics={"rival_rows": len(rivals), "unhelped_rows": len(dropped) - len(rivals)},
+        metrics={
+            "rival_rows": len(rivals),
+            "open_rows": questions.open_rows,
+            "unhelped_rows": len(dropped) - len(rivals),
+        },
         warnings=[NOTHING_WANTED] if degradation.cds.any() and not wanted.any() else [],
     )
 

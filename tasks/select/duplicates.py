@@ -24,6 +24,9 @@ ALL_PAIRS = 4000
 LIKE_BANDS = (20, 5)
 """Of larger groups, pairs whose words and pairs of words have a Jaccard index of 0.8 share a band with a
 probability of 0.9996, of 0.5 with one of 0.47."""
+MOST_ANSWERS = 4
+"""Different answers of a question above which it is open: one story of many is no contradiction, while of a
+fact sources give two or three versions, of which one is right."""
 _BLOCK, _PAIRS = 1024, 2**16
 
 
@@ -53,7 +56,8 @@ class Questions:
     """The different questions of a pool, and which of them ask nearly the same.
 
     Rows ask the same where their instructions' vectors have at least the cosine, their inputs are equal, and
-    so are the numbers in their instructions (`add 2 and 3` is no `add 2 and 4`).
+    so are the numbers in their instructions (`add 2 and 3` is no `add 2 and 4`). A question to which there
+    are, with those near it, more than `MOST_ANSWERS` different answers is open: its rows have no rivals.
     """
 
     def __init__(self, rows: Iterable[Row], vectors: Any, cosine: float) -> None:
@@ -86,18 +90,19 @@ class Questions:
             for one, other in pairs(group, vectors, self.first, cosine, texts):
                 self.near[one].append(other)
                 self.near[other].append(one)
+        self._answers = self._counted()
+        """Of each question the number of different answers to it and those near it; of open ones of some."""
+
+    @property
+    def open_rows(self) -> int:
+        """How many rows answer an open question."""
+        return sum(self._answers[question] > MOST_ANSWERS for question in self.question)
 
     def contested(self) -> list[int]:
         """The rows that have a rival: one that asks the same and answers otherwise."""
-        answers: list[set[int]] = [set() for _ in self.first]
-        for question, answer in zip(self.question, self.answer, strict=True):
-            answers[question].add(answer)
-        found = []
-        for row, question in enumerate(self.question):
-            said = answers[question].union(*(answers[other] for other in self.near.get(question, ())))
-            if len(said) > 1:
-                found.append(row)
-        return found
+        return [
+            row for row, question in enumerate(self.question) if 1 < self._answers[question] <= MOST_ANSWERS
+        ]
 
     def settled(self, dense_nll: NDArray[np.float64]) -> dict[int, int]:
         """Rows that go, each with the row that stays: the one whose answer the dense model likes best.
@@ -120,6 +125,21 @@ class Questions:
             else:
                 stays.setdefault(question, (rank, row))
         return dropped
+
+    def _counted(self) -> list[int]:
+        own: list[set[int]] = [set() for _ in self.first]
+        for question, answer in zip(self.question, self.answer, strict=True):
+            if len(own[question]) <= MOST_ANSWERS:
+                own[question].add(answer)
+        counts = [len(answers) for answers in own]
+        for question, near in self.near.items():
+            said = set(own[question])
+            for other in near:
+                if len(said) > MOST_ANSWERS:
+                    break
+                said |= own[other]
+            counts[question] = len(said)
+        return counts
 
 
 def lexical_vectors(texts: Iterable[str]) -> Any:

@@ -305,19 +305,44 @@ def test_conflicting_is_its_definition(
     assert dropped > 50
 
 
-def test_a_pool_of_one_instruction_takes_seconds() -> None:
-    """4,000 rows: of one input all but one go, of inputs of their own none."""
-    rng = np.random.default_rng(0)
-    nll = rng.random(4000)
-    vectors = lexical_vectors(["Sum up the text."] * 4000)
-    same = [row("Sum up the text.", f"answer {number}") for number in range(4000)]
-    other = [row("Sum up the text.", f"answer {number}", f"text {number}") for number in range(4000)]
-    start = time.perf_counter()
-    found = conflicting(same, vectors, 0.95, nll)
-    assert set(found.values()) == {int(nll.argmin())}
-    assert len(found) == 3999
-    assert conflicting(other, vectors, 0.95, nll) == {}
-    assert time.perf_counter() - start < 20
+def test_a_question_with_more_than_four_answers_is_open() -> None:
+    """Of four answers to a question the likeliest stays, of five all do; of another text each has its own."""
+    four = [row("What is it?", f"answer {number}") for number in range(4)]
+    five = [row("Write a story.", f"story {number}") for number in range(5)]
+    other = [row("Sum it up.", f"answer {number}", f"text {number}") for number in range(6)]
+    rows = [*four, *five, *other, row("What is it?", "answer 1")]
+    questions = Questions(rows, lexical_vectors([one["instruction"] for one in rows]), 0.95)
+    assert questions.contested() == [0, 1, 2, 3, 15]
+    assert questions.open_rows == 5
+    assert questions.settled(np.arange(16.0)) == {1: 0, 2: 0, 3: 0, 15: 0}
+
+
+def test_answers_to_near_questions_count_together() -> None:
+    """Three answers to each of two questions that ask the same are six: both are open."""
+    asked = ["What is the capital of France?", "what is the capital of france"]
+    rows = [row(asked[number % 2], f"answer {number}") for number in range(6)]
+    vectors = lexical_vectors([one["instruction"] for one in rows])
+    assert Questions(rows, vectors, 0.95).open_rows == 6
+    assert Questions(rows, vectors, 0.95).contested() == []
+    assert Questions(rows[:4], vectors[:4], 0.95).contested() == [0, 1, 2, 3]
+
+
+def test_a_pool_of_one_instruction_takes_a_time_that_grows_with_its_rows() -> None:
+    """Eight times the rows: by the rows 8 times as long, by their square 64."""
+
+    def seconds(count: int) -> float:
+        rows = [row("Sum up the text.", f"answer {number}") for number in range(count)]
+        vectors = lexical_vectors(["Sum up the text."])
+        took = list[float]()
+        for _ in range(3):
+            start = time.perf_counter()
+            questions = Questions(rows, vectors, 0.95)
+            assert questions.contested() == []
+            took.append(time.perf_counter() - start)
+            assert questions.open_rows == count
+        return min(took)
+
+    assert seconds(32_000) / seconds(4_000) < 24
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
