@@ -17,13 +17,9 @@ from resprout.tasks.select.min_hash import Hashes, SimilarSets, hashes, jaccard,
 Row = Mapping[str, Any]
 
 SAME_JACCARD, RUN_WORDS = 0.9, 3
-SAME_BANDS = (16, 4)
-"""A pair of Jaccard index 0.9 shares one of 16 bands of 4 with a probability of 1 - 1e-7."""
 ALL_PAIRS = 4000
-"""Questions of one group up to which each is held against every other."""
-LIKE_BANDS = (20, 5)
-"""Of larger groups, pairs whose words and pairs of words have a Jaccard index of 0.8 share a band with a
-probability of 0.9996, of 0.5 with one of 0.47."""
+"""Questions of one group up to which each is held against every other. Of larger groups pairs are found by
+their words and pairs of words: vectors that are near though few words are the same are missed there."""
 MOST_ANSWERS = 4
 """Different answers of a question above which it is open: one story of many is no contradiction, while of a
 fact sources give two or three versions, of which one is right."""
@@ -35,20 +31,13 @@ def near_equal(texts: Iterable[str]) -> Iterator[int | None]:
 
     Pairs are found by MinHash, and judged by the Jaccard index of their runs of three words.
     """
-    index, kept = SimilarSets(*SAME_BANDS), dict[int, Hashes]()
-
-    def runs() -> Iterator[Hashes]:
-        for number, text in enumerate(texts):
-            kept[number] = runs_of_words(text, RUN_WORDS)
-            yield kept[number]
-
-    for number, signature in enumerate(index.signed(runs())):
-        own = kept[number]
-        same = next((one for one in index.like(signature) if jaccard(own, kept[one]) >= SAME_JACCARD), None)
-        if same is None:
-            index.add(number, signature)
-        else:
-            del kept[number]
+    sets, gone = [runs_of_words(text, RUN_WORDS) for text in texts], set[int]()
+    index = SimilarSets(sets)
+    for number, own in enumerate(sets):
+        earlier = (one for one in index.before(number) if one not in gone)
+        same = next((one for one in earlier if jaccard(own, sets[one]) >= SAME_JACCARD), None)
+        if same is not None:
+            gone.add(number)
         yield same
 
 
@@ -172,22 +161,20 @@ def _all_near(
 def _likely_near(
     group: Sequence[int], vectors: Any, first: Sequence[int], cosine: float, texts: Sequence[str]
 ) -> Iterator[tuple[int, int]]:
-    """As `_all_near`, of pairs that share many words."""
-    index, pairs = SimilarSets(*LIKE_BANDS), array("q")
-    words = (_words_and_pairs(texts[one]) for one in group)
-    for place, signature in enumerate(index.signed(words)):
-        for other in index.like(signature):
-            pairs.extend((other, place))
-        index.add(place, signature)
-    found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    """As `_all_near`, of pairs that share many words; as many of them at once as a block holds."""
+    index = SimilarSets(_words_and_pairs(texts[one]) for one in group)
     places = np.array([first[one] for one in group], dtype=np.int64)
-    for start in range(0, len(found), _PAIRS):
-        part = found[start : start + _PAIRS]
-        one, other = (vectors[places[part[:, side]]] for side in (0, 1))
-        products = one * other if isinstance(one, np.ndarray) else one.multiply(other)
-        near = np.asarray(products.sum(1)).ravel() >= cosine
-        for row, column in part[near].tolist():
-            yield group[row], group[column]
+    pairs = array("q")
+    for place in range(len(group)):
+        for other in index.before(place):
+            pairs.extend((other, place))
+        if len(pairs) >= 2 * _PAIRS or place == len(group) - 1:
+            found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            one, other = (vectors[places[side]] for side in found.T)
+            products = one * other if isinstance(one, np.ndarray) else one.multiply(other)
+            near = np.asarray(products.sum(1)).ravel() >= cosine
+            yield from ((group[one], group[other]) for one, other in found[near].tolist())
+            pairs = array("q")
 
 
 def _words_and_pairs(text: str) -> Hashes:

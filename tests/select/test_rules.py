@@ -31,6 +31,7 @@ from resprout.tasks.select.concept_graph import (
     top_concepts,
 )
 from resprout.tasks.select.duplicates import Questions, lexical_vectors, near_equal
+from resprout.tasks.select.min_hash import SimilarSets, hashes
 from resprout.tasks.select.pool import fill
 
 GRAPHS = (GraphOfFewConcepts, GraphOfManyConcepts)
@@ -226,6 +227,67 @@ def test_near_equal_finds_what_a_comparison_of_all_pairs_does() -> None:
     found = list(near_equal(texts))
     assert found == expected
     assert 30 < sum(one is not None for one in found) < 180
+
+
+def made_up(number: int) -> str:
+    return "".join(np.random.default_rng(number).choice([*"aeioubdfgklmnprst"], 8))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> tuple[int, Any]:
+    """How many earlier sets were found for all sets together while this was called, and what it gave."""
+    found, real = list[int](), SimilarSets.before
+
+    def before(self: SimilarSets, number: int) -> list[int]:
+        earlier = real(self, number)
+        found.append(len(earlier))
+        return earlier
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimilarSets, "before", before)
+        given = call()
+    return sum(found), given
+
+
+def test_rows_of_one_form_do_not_all_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 words of a form and five of its own make a Jaccard index of 0.85: twice the rows meet twice as many.
+
+    The last 50 are written anew from others: each of them is found.
+    """
+    form = " ".join(f"rule{number}" for number in range(60))
+
+    def met(count: int) -> int:
+        texts = [f"{form} {' '.join(made_up(5 * row + word) for word in range(5))}" for row in range(count)]
+        again = [f"Rule: {text}" for text in texts[-50:]]
+        met, found = counted(monkeypatch, lambda: list(near_equal([*texts, *again])))
+        assert found == [None] * count + list(range(count - 50, count))
+        return met
+
+    assert list(near_equal([])) == []
+    assert met(1200) / met(600) < 2.5
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_questions_of_one_form_do_not_all_meet(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`What is the capital of ...?`, words of a Jaccard index of 0.69, with 50 that two rows answer."""
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", 100)
+    monkeypatch.setattr(duplicates, "_PAIRS", 1000)
+
+    def met(count: int) -> int:
+        rows = [row(f"What is the capital of {made_up(number)}?", "one") for number in range(count)]
+        rows += [row(f"{one['instruction']} !", "another") for one in rows[-50:]]
+        vectors = lexical_vectors([one["instruction"] for one in rows])
+        given = vectors if sparse else vectors.toarray()
+        met, questions = counted(monkeypatch, lambda: Questions(rows, given, 0.95))
+        assert questions.contested() == list(range(count - 50, count + 50))
+        return met
+
+    assert met(2000) / met(1000) < 2.5
+
+
+def test_a_set_meets_the_first_of_many_equal_ones() -> None:
+    """Of 40 equal sets each meets the first 16 at the most; a set of its own none."""
+    index = SimilarSets([hashes(["same"])] * 40 + [hashes(["other"])])
+    assert [index.before(number) for number in (0, 3, 39, 40)] == [[], [0, 1, 2], list(range(16)), []]
 
 
 def test_conflicting_answers_leave_the_likeliest() -> None:
