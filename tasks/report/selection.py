@@ -35,6 +35,7 @@ def selection_sentence(summary: Mapping[str, Any]) -> str:
     removed = {
         "nearly repeat others": summary.get("near_duplicate_rows"),
         "share words with the evaluation": summary.get("contaminated_rows"),
+        "are rows of select.capabilities": summary.get("capability_rows"),
         "cannot be chosen": summary.get("left_out_rows"),
     }
     gone = [f"{count:,} {why}" for why, count in removed.items() if count]

@@ -164,12 +164,13 @@ def filtering(config: SelectConfig) -> dict[str, Any]:
         "prepared": Reads("data", of="prepared_rows", optional=True),
         "text": Reads("data", optional=True),
         "tasks": Reads("data", group=True),
+        "targets": Reads("data", of="target_rows", optional=True),
     },
     gives="filtered_rows",
     libraries=("datasketch", "numpy"),
     computes=False,
     settings=filtering,
-    metrics=("near_duplicate_rows", "contaminated_rows"),
+    metrics=("near_duplicate_rows", "contaminated_rows", "capability_rows"),
     tokens=rows_bytes,
 )
 def filter_rows(
@@ -322,7 +323,7 @@ def dense_words(
 )
 def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the chosen rows and the decisions; what is chosen never exceeds the budget, but by `full`."""
-    from resprout.tasks.select.filters import counted
+    from resprout.tasks.select.filters import counted, warned
     from resprout.tasks.select.pool import read_pool
 
     pool, config = read_pool(job, inputs), job.config
@@ -347,7 +348,7 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
         "cut_rows": pool.cut_rows,
         **counted(inputs["rows"]),
     }
-    warnings = list(choice.warnings)
+    warnings = [*warned(inputs["rows"]), *choice.warnings]
     if pool.cut_rows > MUCH_CUT * len(pool.rows):
         warnings.append(
             f"the answers of {pool.cut_rows} of {len(pool.rows)} rows are cut, because they go on beyond "

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import FilterConfig, RowSource, SelectConfig
 from resprout.tasks.core.job import Job, silent
+from resprout.tasks.select.filters import JudgedText, forms_among, warned
 from resprout.tasks.select.stage import filter_rows
 
 WORDS = [f"w{number}" for number in range(15)]
@@ -42,6 +44,11 @@ def filtered(
     return call
 
 
+def warnings(tmp_path: Path) -> list[str]:
+    """Of the first call."""
+    return warned(tmp_path / "out0")
+
+
 def evaluation(tmp_path: Path) -> dict[str, Path]:
     text, task = tmp_path / "text", tmp_path / "task"
     text.mkdir()
@@ -68,7 +75,7 @@ def test_near_repeats_and_what_is_judged_go(filtered: Callable[..., Any], tmp_pa
     assert kept == ["r0", "r3", "r4"]
     assert out["r1"] == "nearly the same as r0"
     assert out["r2"] == "shares 13 words in succession with the text of evaluate"
-    assert metrics == {"rows": 3, "near_duplicate_rows": 1, "contaminated_rows": 3}
+    assert metrics == {"rows": 3, "near_duplicate_rows": 1, "contaminated_rows": 3, "capability_rows": 0}
 
 
 def test_a_row_is_no_repeat_of_one_that_went(filtered: Callable[..., Any], tmp_path: Path) -> None:
@@ -99,6 +106,103 @@ def test_the_order_of_the_file_decides_nothing(filtered: Callable[..., Any]) -> 
 
 def test_nothing_left_says_which_filter_took_how_many(filtered: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(
-        BadInput, match=r"of 1 rows of select\.pool not one is left: 0 nearly repeat .* 1 share 13 words"
+        BadInput, match=r"of 1 rows of select\.pool not one is left: 1 share 13 words in succession with "
     ):
         filtered([row(0, " ".join(WORDS))], evaluation(tmp_path))
+
+
+FORM = "you are the assistant of our team answer the question below in one word " * 2
+
+
+def questions(tmp_path: Path, *asked: str) -> dict[str, Path]:
+    """A task that puts the form before each of its questions."""
+    (tmp_path / "quiz").mkdir()
+    rows = [json.dumps({"question": FORM + one}) for one in asked]
+    (tmp_path / "quiz" / "rows.jsonl").write_text("\n".join(rows))
+    return {"task_quiz": tmp_path / "quiz"}
+
+
+def test_a_form_that_pool_and_task_share_says_nothing(filtered: Callable[..., Any], tmp_path: Path) -> None:
+    """Of 40 rows behind the form one has a task's question of 13 words; another begins as a question does,
+    so that twelve words of the form and one of its own stand in the task too.
+    """
+    inputs = questions(tmp_path, " ".join(WORDS[:13]), "whither leads the road")
+    rows = [row(number, f"{FORM} question {number}", f"a{number}") for number in range(10, 48)]
+    rows += [row(48, FORM + " ".join(WORDS[:13])), row(49, f"{FORM} whither goes the ship")]
+    kept, out, metrics = filtered(rows, inputs, near_duplicates=False)
+    assert out == {"r48": "shares 13 words in succession with the task quiz"}
+    assert len(kept) == metrics["rows"] == 39
+    assert warnings(tmp_path) == [
+        "39 of 40 rows share 13 words in succession with the task quiz and stay: words that 20 rows and more "
+        "than 1 % of all have in common are their form"
+    ]
+
+
+def test_what_fewer_rows_have_in_common_is_no_form(filtered: Callable[..., Any], tmp_path: Path) -> None:
+    """19 rows with the form go; one more and it is their form, but not where they are 1 % of all rows."""
+    inputs = questions(tmp_path, "what")
+    rows = [row(number, f"{FORM} question {number}") for number in range(20)]
+    others = [row(number, f"another question {number}") for number in range(20, 2100)]
+    few = {"near_duplicates": False}
+    assert len(filtered(rows[:19] + others[:60], inputs, **few)[0]) == 60
+    assert len(filtered(rows + others[:60], inputs, **few)[0]) == 80
+    assert len(filtered(rows + others[:1980], inputs, **few)[0]) == 1980
+
+
+def test_forms_by_hand() -> None:
+    """Of 30 rows 25 hold run 7, one of them twice, 20 run 3 and 19 run 5."""
+    found = [np.array([7, 7, 3, 5])] + [np.array([3, 5, 7])] * 18 + [np.array([7, 3])] + [np.array([7])] * 5
+    assert forms_among(found, 30).tolist() == [7, 3]
+    assert forms_among(found, 2000).tolist() == [7]
+    assert forms_among([], 30).tolist() == []
+
+
+def test_the_first_place_of_a_run_is_named() -> None:
+    texts = [("one", "a b c d"), ("one", "x y z"), ("none", "a"), ("two", "b c d e"), ("two", "a b c")]
+    judged = JudgedText(texts, 3)
+    shared = judged.shared_with("a b c q x y z. C, D, E")
+    assert shared.begins.tolist() == [0, 4, 7]
+    assert [judged.place(run) for run in shared.runs] == ["one", "one", "two"]
+    assert judged.shared_with("a b").runs.tolist() == []
+    assert JudgedText([], 3).shared_with("a b c").runs.tolist() == []
+
+
+def test_judged_text_takes_some_bytes_a_word() -> None:
+    """50,000 words, each of another run: an entry of a dictionary for each takes more than 100 bytes."""
+    text = " ".join(str(number) for number in range(50_000))
+    judged = JudgedText([("text", text)], 13)
+    held = sum(one.nbytes for one in vars(judged).values() if isinstance(one, np.ndarray))
+    assert len(judged.shared_with(text).runs) == 50_000 - 12
+    assert held <= 10 * 50_000
+    assert not any(isinstance(one, dict) for one in vars(judged).values())
+
+
+def test_a_pool_of_which_much_goes_says_for_what_most(filtered: Callable[..., Any], tmp_path: Path) -> None:
+    long = " ".join(f"word{number}" for number in range(60))
+    rows = [row(0, long), row(1, f"{long}!"), row(2, f"{long}?"), row(3, " ".join(WORDS)), row(4, "else")]
+    filtered(rows, evaluation(tmp_path))
+    assert warnings(tmp_path) == [
+        "3 of 5 rows of select.pool were left out before the selection; most common: 2 nearly repeat others "
+        "(select.filter.near_duplicates)"
+    ]
+    filtered([row(number, f"a {number}") for number in range(4)] + [row(9, "a  1")])
+    assert warned(tmp_path / "out1") == []
+
+
+def test_what_the_model_is_for_is_not_trained_on(
+    filtered: Callable[..., Any], write_rows: Callable[..., Path]
+) -> None:
+    """Rows of select.capabilities go, whatever their case and spaces; the same question otherwise stays."""
+    targets = write_rows([row(70, "Add  one and Two", "Three"), row(71, "sail away", "yes")], "targets")
+    rows = [
+        row(0, "add one and two", " three"),
+        row(1, "sail away", "yes"),
+        row(2, "sail away", "no"),
+        row(3, "anchor"),
+    ]
+    kept, out, metrics = filtered(rows, {"targets": targets})
+    assert kept == ["r2", "r3"]
+    assert out == dict.fromkeys(("r0", "r1"), "a row of select.capabilities")
+    assert (metrics["capability_rows"], metrics["rows"]) == (2, 2)
+    with pytest.raises(BadInput, match=r"not one is left: 2 are rows of select\.capabilities, none of which"):
+        filtered(rows[:2], {"targets": targets})
