@@ -23,6 +23,8 @@ MOST_ROWS = 4000
 """Rows above which embeddings are kept in float32."""
 FITTED_ROWS = 20_000
 """Rows at most, drawn at random, that the SVD is fitted on."""
+HELD = 2**25
+"""Similarities that are held at once."""
 
 
 def tfidf(texts: Sequence[str], seed: int) -> Matrix:
@@ -118,3 +120,16 @@ def unit_rows(vectors: Matrix) -> Matrix:
     """Each row divided by its length; a row of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1.0).astype(vectors.dtype)
+
+
+def most_alike(vectors: Matrix, others: Matrix, count: int) -> NDArray[np.int32]:
+    """Of each vector the places of the `count` others most like it, the likest first: [vectors, count]."""
+    found = np.empty((len(vectors), count), dtype=np.int32)
+    step = max(1, HELD // len(others))
+    for start in range(0, len(vectors), step):
+        for place, alike in enumerate(vectors[start : start + step] @ others.T, start):
+            near = np.arange(len(others))
+            if count < len(others):
+                near = np.argpartition(-alike, count)[:count]
+            found[place] = near[np.lexsort((near, -alike[near]))]
+    return found

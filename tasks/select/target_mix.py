@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from resprout.tasks.select.budget import full_budget
 from resprout.tasks.select.cluster import Labels, Matrix
+from resprout.tasks.select.embed import most_alike
 
 NEIGHBOURS = 5
 """Rows of the pool by whose clusters a target row is placed."""
@@ -22,9 +23,7 @@ def nearness(embeddings: Matrix, labels: Labels, targets: Matrix) -> NDArray[np.
         labels: Their clusters.
         targets: Embeddings of the target rows, in the same space.
     """
-    count = min(NEIGHBOURS, len(embeddings))
-    alike = targets @ embeddings.T
-    nearest = np.argpartition(-alike, count - 1, axis=1)[:, :count]
+    nearest = most_alike(targets, embeddings, min(NEIGHBOURS, len(embeddings)))
     votes = np.bincount(labels[nearest].ravel(), minlength=int(labels.max()) + 1)
     return votes / votes.sum()
 
