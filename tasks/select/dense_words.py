@@ -1,8 +1,14 @@
 """The dense model's likeliest tokens on the answers of a pool, kept once for all models pruned from it.
 
 By them and the rest's mass, as one event, the divergence of a pruned model is computed without the dense one.
-Putting events together lowers it (data processing inequality), by no more than the mean of the rest's masses
-times ln 2: JSD = that of the joined events + the mean mass of the rest times the JSD inside it.
+Two things put it off, by amounts that are bounded (`joined_jsd`):
+
+- Events are joined, which lowers it (data processing inequality): JSD = that of the joined events + the mean
+  mass of the rest times the JSD inside it, which is at most ln 2.
+- Log-probabilities are kept in 16 bits, so that of an event q turns into q' = q e^t. Its term of the
+  divergence, (p ln(p / m) + q ln(q / m)) / 2 with m = (p + q) / 2, has the derivative q ln(q / m) / 2 by
+  ln q. Its size is at most m ln 2, as x |ln x| is at most 2 ln 2 for x = q / m in [0, 2]. From q' to q, m is
+  at most m' e^|t|, so that the term moves by at most |t| e^|t| m' ln 2.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.termination import deferred_termination
@@ -37,12 +43,18 @@ from resprout.tasks.select.divergence import (
     jsd_of_probabilities,
     on_prompts,
 )
+from resprout.tasks.select.finite import DENSE, PRUNED, require_finite
 from resprout.tasks.select.json_files import write_json
 from resprout.tasks.select.pool import read_pool
 
 ABOUT, INDEX = "dense_words.json", "index.safetensors"
 SHARD_TARGETS = 2**16
 CHECKPOINT_MINUTES = 10
+HALF, HALF_TINY = 2.0**-11, 2.0**-25
+"""A number in 16 bits is off by at most 2^-11 of the exact one, or by 2^-25 where it is below 2^-14."""
+LEAST_HALF = -65504.0
+FLOAT32 = 1e-5
+"""What sums in float32 are off at the most: they lose some 1e-6."""
 
 
 class Words:
@@ -79,13 +91,13 @@ class Words:
 class KeptComparison:
     """A model held against what was kept of the dense one."""
 
-    def __init__(self, model: Any, words: Words, temperature: float) -> None:
-        """Keep both.
+    def __init__(self, model: Any, words: Words, temperature: float, name: str = PRUNED) -> None:
+        """Keep both; `name` is the model's in errors.
 
         Raises:
             BadInput: the model has another vocabulary.
         """
-        self.model, self.words, self.temperature = model, words, temperature
+        self.model, self.words, self.temperature, self.name = model, words, temperature, name
         self.device = next(model.parameters()).device.type
         own = model.get_output_embeddings().weight.shape[0]
         if own != words.vocabulary:
@@ -93,42 +105,52 @@ class KeptComparison:
                 f"the pruned model has {own} tokens and the dense one {words.vocabulary}; select compares "
                 "their distributions and needs one vocabulary"
             )
-        self.bound, self.tokens = 0.0, 0
-        """Sum over tokens of how much the divergence may be too low, and their number."""
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Rows of these lengths by the batches in which the model sees them."""
         return batches_of(lengths, self.device)
 
     @torch.inference_mode()
-    def of(self, rows: Sequence[Encoded], places: Sequence[int], ids: Sequence[str] = ()) -> RowDivergences:
-        """Divergences on each row's targets, of rows at these places of the pool; at most the whole one's."""
+    def of(self, rows: Sequence[Encoded], places: Sequence[int], ids: Sequence[str]) -> RowDivergences:
+        """Divergences on each row's targets, of rows at these places of the pool, and how far they are off.
+
+        Raises:
+            StageFailed: logits that are not finite.
+        """
         batch = collate(rows).to(self.device)
         states = hidden_states(self.model, batch)[batch.positions]
         kept = [self.words.of(place) for place in places]
-        logs = torch.cat([torch.cat([one.logs, one.rest[:, None]], -1) for one in kept]).float()
-        # 16 bits do not sum to 1.
-        dense = logs.log_softmax(-1).exp().to(self.device)
+        logs = torch.cat([torch.cat([one.logs, one.rest[:, None]], -1) for one in kept]).to(self.device)
         tokens = torch.cat([one.ids for one in kept]).to(self.device, torch.int64)
-        sums = torch.zeros(2, len(rows), dtype=torch.float64)
+        sums = torch.zeros(3, len(rows), dtype=torch.float64)
         chunk = max(1, HEAD_ELEMENTS // self.words.vocabulary)
         for start in range(0, len(batch.targets), chunk):
             part = slice(start, start + chunk)
             own = events(head(self.model, states[part]) / self.temperature, tokens[part]).exp()
-            jsd = jsd_of_probabilities(own, dense[part])
-            self.bound += float(((own[:, -1] + dense[part, -1]) / 2).double().sum()) * math.log(2)
-            each = torch.stack([jsd, torch.ones_like(jsd)]).double().cpu()
+            jsd, error = joined_jsd(own, logs[part])
+            each = torch.stack([jsd, error, torch.ones_like(jsd)]).double().cpu()
             sums.index_add_(1, batch.row[part].cpu(), each)
-        self.tokens += len(batch.targets)
-        found = (sums[0] / sums[1]).numpy()
-        if not (fine := np.isfinite(found)).all():
-            first = int(np.flatnonzero(~fine)[0])
-            named = f" (the first is {ids[first]})" if ids else ""
-            raise StageFailed(
-                f"the pruned model's logits are not finite on some rows{named}; try model.dtype: float32, or "
-                "a milder prune.target"
-            )
-        return RowDivergences(found, self.words.dense_nll[list(places)])
+        jsds, errors = (sums[:2] / sums[2]).numpy()
+        require_finite(jsds, self.name, places, ids)
+        return RowDivergences(jsds, self.words.dense_nll[list(places)], error=errors)
+
+
+def joined_jsd(own: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
+    """The divergence of joined events, and how far it is from that of all events at the most: [tokens] each.
+
+    Args:
+        own: The model's probabilities [tokens, events]; the last event is the rest.
+        logs: Log-probabilities of the other, in 16 bits.
+    """
+    kept = logs.float().clamp_min(LEAST_HALF)
+    # 16 bits do not sum to 1.
+    total = kept.logsumexp(-1, keepdim=True)
+    dense = (kept - total).exp()
+    moved = kept.abs() * (HALF / (1 - HALF)) + HALF_TINY + total.abs()
+    joined = torch.zeros_like(moved)
+    joined[:, -1] = 1
+    error = ((own + dense) / 2 * moved.exp() * (moved + joined)).sum(-1) * math.log(2)
+    return jsd_of_probabilities(own, dense), (error + FLOAT32).clamp(max=math.log(2))
 
 
 def targets_of(row: Encoded) -> int:
@@ -168,6 +190,7 @@ def make(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
                 rows = [begin + place for place in places]
                 given = [encoded[row] for row in rows]
                 lost += _keep_words(model, given, rows, ends, first, found, nll, config.temperature)
+                require_finite(nll[rows], DENSE, rows, [pool.ids[row] for row in rows])
                 progress(begin, len(encoded), "rows")
             if ending.asked:
                 _keep(job, workdir, firsts, begin, rest, nll)

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
-from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.errors import BadInput
 from resprout.tasks.core.job import WHOLE, Progress, Share
 from resprout.tasks.data.batches import by_area
 from resprout.tasks.data.response import Batch, collate, head, hidden_states
 from resprout.tasks.data.template import Encoded
+from resprout.tasks.select.finite import DENSE, PRUNED, require_finite
+from resprout.tasks.select.kept_rows import ROWS, Columns, KeptRows
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Padded tokens of one forward pass."""
@@ -36,12 +38,14 @@ class RowDivergences:
 
     `jsd`: mean over response tokens, nats in [0, ln 2]. `dense_nll`: mean negative log-likelihood of the
     response under the dense model, nats. `prompt_states`: the dense model's mean hidden state over the
-    prompt [rows, hidden], or None where it was not asked for.
+    prompt [rows, hidden], or None where it was not asked for. `error`: how far `jsd` may be off at most, or
+    None where both models were asked.
     """
 
     jsd: NDArray[np.float64]
     dense_nll: NDArray[np.float64]
     prompt_states: NDArray[np.float32] | None = None
+    error: NDArray[np.float64] | None = None
 
     @classmethod
     def empty(cls, rows: int, hidden: int = 0) -> RowDivergences:
@@ -50,9 +54,9 @@ class RowDivergences:
         return cls(np.full(rows, np.nan), np.full(rows, np.nan), states)
 
     @property
-    def known(self) -> NDArray[np.bool_]:
-        """Whether each row was compared."""
-        return ~np.isnan(self.jsd)
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What there is, by name."""
+        return {name: values for name, values in vars(self).items() if values is not None}
 
     def put(self, rows: Sequence[int] | NDArray[np.int64], other: RowDivergences) -> None:
         """Take over what was found for these rows, one after another."""
@@ -94,14 +98,19 @@ class Comparison:
     """Two models, of which one may be held against the other on any rows."""
 
     def __init__(
-        self, pruned: Any, dense: Any, temperature: float = 1.0, prompt_states: bool = False
+        self,
+        pruned: Any,
+        dense: Any,
+        temperature: float = 1.0,
+        prompt_states: bool = False,
+        name: str = PRUNED,
     ) -> None:
-        """Keep both.
+        """Keep both; `name` is the first one's in errors.
 
         Raises:
             BadInput: they have different vocabularies.
         """
-        self.pruned, self.dense = pruned, dense
+        self.pruned, self.dense, self.name = pruned, dense, name
         self.temperature, self.prompt_states = temperature, prompt_states
         self.device = next(dense.parameters()).device.type
         self.vocabulary = dense.get_output_embeddings().weight.shape[0]
@@ -117,8 +126,8 @@ class Comparison:
         return batches_of(lengths, self.device)
 
     @torch.inference_mode()
-    def of(self, rows: Sequence[Encoded], places: Sequence[int], ids: Sequence[str] = ()) -> RowDivergences:
-        """Divergences on each row's response tokens, in one batch; errors name a row by its id.
+    def of(self, rows: Sequence[Encoded], places: Sequence[int], ids: Sequence[str]) -> RowDivergences:
+        """Divergences on each row's response tokens, in one batch; errors name a row by place and id.
 
         Memory is bounded by one pass of both models without their heads and by HEAD_ELEMENTS logits of each.
 
@@ -139,15 +148,11 @@ class Comparison:
                 len(rows),
             )
         jsd, nll = (sums[0] / sums[2]).numpy(), (sums[1] / sums[2]).numpy()
-        if not (fine := np.isfinite(jsd + nll)).all():
-            first = int(np.flatnonzero(~fine)[0])
-            named = f" (the first is {ids[first]})" if ids else ""
-            raise StageFailed(
-                "the divergence of the pruned from the dense model is not a number on some rows"
-                f"{named}: one of them gives logits that are not finite; try model.dtype: float32, or a "
-                "milder prune.target"
-            )
+        require_finite(nll, DENSE, places, ids)
+        require_finite(jsd, self.name, places, ids)
         states = _prompt_means(dense_states, batch, rows) if self.prompt_states else None
+        if states is not None:
+            require_finite(states, DENSE, places, ids)
         return RowDivergences(jsd, nll, states)
 
 
@@ -155,6 +160,7 @@ def measure(
     pruned: Any,
     dense: Any,
     encoded: Sequence[Encoded],
+    ids: Sequence[str],
     temperature: float,
     progress: Progress,
     want_prompt_states: bool = False,
@@ -166,52 +172,56 @@ def measure(
 
     Raises:
         BadInput: the models have different vocabularies.
-        StageFailed: logits that are not finite.
+        StageFailed: logits that are not finite; the model and the row are named.
     """
     comparison = Comparison(pruned, dense, temperature, want_prompt_states)
     found = RowDivergences.empty(len(encoded), dense.config.hidden_size if want_prompt_states else 0)
     batches = batches_of([len(row) for row in encoded], comparison.device, share)
     done, todo = 0, sum(map(len, batches))
     for indices in batches:
-        found.put(indices, comparison.of([encoded[index] for index in indices], indices))
+        rows, names = zip(*((encoded[index], ids[index]) for index in indices), strict=True)
+        found.put(indices, comparison.of(rows, indices, names))
         done += len(indices)
         progress(done, todo, "rows compared")
     return found
 
 
 @torch.inference_mode()
-def prompt_states(dense: Any, encoded: Sequence[Encoded], progress: Progress) -> NDArray[np.float32]:
-    """The dense model's mean hidden states over the prompts, by a pass of its own: [rows, hidden]."""
+def prompt_states(
+    dense: Any, encoded: Sequence[Encoded], ids: Sequence[str], kept: KeptRows, name: str
+) -> NDArray[np.float32]:
+    """The dense model's mean hidden states over the prompts, by a pass of its own: [rows, hidden].
+
+    Args:
+        dense: The model.
+        encoded: Rows.
+        ids: Of the rows.
+        kept: Where their states are kept.
+        name: The rows' name there.
+
+    Raises:
+        StageFailed: states that are not finite.
+    """
     device = next(dense.parameters()).device.type
-    found = np.zeros((len(encoded), dense.config.hidden_size), np.float32)
-    lengths = [len(encoded[index].prompt_ids) for index in range(len(encoded))]
-    done = 0
-    for indices in batches_of(lengths, device):
-        rows = [Encoded(encoded[index].prompt_ids, []) for index in indices]
+
+    def of(places: list[int]) -> Columns:
+        rows = [Encoded(encoded[place].prompt_ids, []) for place in places]
         batch = collate(rows).to(device)
-        found[indices] = _prompt_means(hidden_states(dense, batch), batch, rows)
-        done += len(indices)
-        progress(done, len(encoded), "rows embedded")
-    return found
+        states = _prompt_means(hidden_states(dense, batch), batch, rows)
+        require_finite(states, DENSE, places, [ids[place] for place in places])
+        return {"states": states}
+
+    table = kept.table(f"prompts of {name}", len(encoded))
+    missing = table.missing(range(len(encoded)))
+    batches = batches_of([len(encoded[row].prompt_ids) for row in missing.tolist()], device)
+    kept.ask(table, missing, batches, of, "rows embedded")
+    return table.column("states")
 
 
 def write_rows(found: RowDivergences, rows: Sequence[int] | NDArray[np.int64], path: Path) -> None:
     """Keep what was found for these rows, bit for bit, as safetensors."""
     index = np.array(rows, dtype=np.int64)
-    arrays: dict[str, NDArray[Any]] = {"jsd": found.jsd[index], "dense_nll": found.dense_nll[index]}
-    if found.prompt_states is not None:
-        arrays["prompt_states"] = found.prompt_states[index]
-    save_file({"rows": index, **arrays}, path)
-
-
-def read_rows(paths: Sequence[Path], rows: int) -> RowDivergences:
-    """The divergence of those of `rows` rows that the files hold."""
-    parts = [load_file(path) for path in paths]
-    hidden = parts[0]["prompt_states"].shape[1] if parts and "prompt_states" in parts[0] else 0
-    found = RowDivergences.empty(rows, hidden)
-    for part in parts:
-        found.put(part["rows"], RowDivergences(part["jsd"], part["dense_nll"], part.get("prompt_states")))
-    return found
+    save_file({ROWS: index, **{name: values[index] for name, values in found.columns.items()}}, path)
 
 
 def batches_of(lengths: Sequence[int], device: str, share: Share = WHOLE) -> list[list[int]]:

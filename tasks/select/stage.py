@@ -260,7 +260,7 @@ def divergence_shard(
     encoded = on_prompts(pool.encoded) if config.mode == "released" else pool.encoded
     dense, pruned = load_pair(job, inputs["dense"], inputs["pruned"])
     states = config.embedder == "hidden" and config.mode != "released"
-    found = measure(pruned, dense, encoded, config.temperature, progress, states, job.share)
+    found = measure(pruned, dense, encoded, pool.ids, config.temperature, progress, states, job.share)
     lengths = [len(row) for row in encoded]
     rows = [row for batch in batches_of(lengths, job.device, job.share) for row in batch]
     write_rows(found, rows, workdir / FILE)

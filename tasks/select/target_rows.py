@@ -19,6 +19,11 @@ class Targets(NamedTuple):
     rows: list[dict[str, Any]]
     encoded: list[Encoded]
 
+    @property
+    def ids(self) -> list[str]:
+        """Of the rows."""
+        return [row["id"] for row in self.rows]
+
 
 def read_targets(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Targets:
     """The rows of the input `targets`, in the order of their ids."""

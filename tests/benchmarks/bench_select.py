@@ -205,6 +205,7 @@ def divergence(args: argparse.Namespace) -> list[str]:
     from resprout.tasks.select.divergence import batches_of, measure
 
     dense, pruned, encoded = models_and_rows(args)
+    ids = [str(number) for number in range(len(encoded))]
     batches = batches_of([len(row) for row in encoded], "cpu")
 
     def plain() -> None:
@@ -217,7 +218,7 @@ def divergence(args: argparse.Namespace) -> list[str]:
     ratios, speeds = [], []
     for turn in range(args.turns + 1):
         two = timed(plain)
-        own = timed(lambda: measure(pruned, dense, encoded, 1.0, silent))
+        own = timed(lambda: measure(pruned, dense, encoded, ids, 1.0, silent))
         if turn:
             ratios.append(two / own)
             speeds.append(sum(map(len, encoded)) / own)
@@ -230,13 +231,15 @@ def embedders(args: argparse.Namespace) -> list[str]:
     from resprout.tasks.core.job import silent
     from resprout.tasks.select import embed
     from resprout.tasks.select.divergence import measure, prompt_states
+    from resprout.tasks.select.kept_rows import KeptRows
 
     dense, pruned, encoded = models_and_rows(args)
+    ids = [str(number) for number in range(len(encoded))]
     texts = [row["instruction"] for row in rows_of(args.pool, args.compared)]
     calls: dict[str, Callable[[], Any]] = {
-        "both models": lambda: measure(pruned, dense, encoded, 1.0, silent),
+        "both models": lambda: measure(pruned, dense, encoded, ids, 1.0, silent),
         "tfidf": lambda: embed.tfidf(texts, SEED),
-        "hidden": lambda: prompt_states(dense, encoded, silent),
+        "hidden": lambda: prompt_states(dense, encoded, ids, KeptRows(None, silent), "pool"),
     }
     if args.encoder is not None:
         calls["minilm"] = lambda: embed.minilm(args.encoder, texts, "cpu", silent)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.errors import BadInput
 from resprout.tasks.core.job import silent
 from resprout.tasks.data.template import Encoded
 from resprout.tasks.models.load import load_model
 from resprout.tasks.select import divergence
 from resprout.tasks.select.divergence import jsd_of_logits, measure
 
+IDS = [f"r{number}" for number in range(30)]
 GENERATOR = torch.Generator().manual_seed(3)
 
 
@@ -71,7 +72,7 @@ def test_rows_against_plain_passes(pair: tuple[Any, Any], monkeypatch: pytest.Mo
     pruned, dense = pair
     rows = encoded_rows()
     monkeypatch.setattr(divergence, "HEAD_ELEMENTS", 259 * 7)
-    found = measure(pruned, dense, rows, 1.0, silent, want_prompt_states=True)
+    found = measure(pruned, dense, rows, IDS, 1.0, silent, want_prompt_states=True)
     assert found.prompt_states is not None
     for index, row in enumerate(rows):
         ids = torch.tensor([row.prompt_ids + row.response_ids])
@@ -93,8 +94,9 @@ def test_rows_against_plain_passes(pair: tuple[Any, Any], monkeypatch: pytest.Mo
 def test_a_model_against_itself_and_the_other_way_round(pair: tuple[Any, Any]) -> None:
     pruned, dense = pair
     rows = encoded_rows()
-    assert measure(dense, dense, rows, 1.0, silent).jsd.tolist() == [0.0] * len(rows)
-    there, back = measure(pruned, dense, rows, 1.0, silent).jsd, measure(dense, pruned, rows, 1.0, silent).jsd
+    assert measure(dense, dense, rows, IDS, 1.0, silent).jsd.tolist() == [0.0] * len(rows)
+    there = measure(pruned, dense, rows, IDS, 1.0, silent).jsd
+    back = measure(dense, pruned, rows, IDS, 1.0, silent).jsd
     assert np.allclose(there, back, atol=1e-9)
     assert there.max() < math.log(2)
 
@@ -103,20 +105,16 @@ def test_only_the_response_counts(pair: tuple[Any, Any]) -> None:
     """A row whose response is one token is the JSD at the last prompt position alone."""
     pruned, dense = pair
     prompt = [5, 9, 100, 7]
-    one = measure(pruned, dense, [Encoded(prompt, [3])], 1.0, silent).jsd[0]
+    one = measure(pruned, dense, [Encoded(prompt, [3])], IDS, 1.0, silent).jsd[0]
     ids = torch.tensor([prompt])
     with torch.no_grad():
         expected = jsd_of_logits(pruned(ids).logits[0, -1:].float(), dense(ids).logits[0, -1:].float())
     assert one == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_other_vocabulary_and_nan(pair: tuple[Any, Any], models_folder: Path) -> None:
+def test_other_vocabulary(pair: tuple[Any, Any], models_folder: Path) -> None:
     _, dense = pair
     small: Any = load_model(models_folder / "dense", "float32", "cpu")
     small.resize_token_embeddings(200)
     with pytest.raises(BadInput, match="has 200 tokens and the dense one 259"):
-        measure(small, dense, encoded_rows(2), 1.0, silent)
-    broken: Any = load_model(models_folder / "dense", "float32", "cpu")
-    broken.model.norm.weight.data[0] = float("nan")
-    with pytest.raises(StageFailed, match=r"not finite; try model\.dtype: float32"):
-        measure(broken, dense, encoded_rows(2), 1.0, silent)
+        measure(small, dense, encoded_rows(2), IDS, 1.0, silent)

@@ -22,7 +22,7 @@ from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
 from resprout.tasks.core.job import Job, Share, silent
 from resprout.tasks.core.stage import Volume
 from resprout.tasks.models.load import load_model, load_tokenizer
-from resprout.tasks.select import auto, compared, divergence, paser_size
+from resprout.tasks.select import auto, compared, divergence, kept_rows, paser_size
 from resprout.tasks.select.concept_graph import phrases
 from resprout.tasks.select.stage import (
     METHODS,
@@ -465,7 +465,7 @@ def test_rows_that_were_compared_are_not_compared_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(divergence.PASS_TOKENS, "cpu", 2000)
-    monkeypatch.setattr(compared, "CHECKPOINT_MINUTES", 1e-9)
+    monkeypatch.setattr(kept_rows, "CHECKPOINT_MINUTES", 1e-9)
     inputs = {name: models_folder / name for name in ("dense", "pruned")} | {"rows": write_rows(pool_rows)}
     kept, seen = Kept(tmp_path / "kept"), list[int]()
 
@@ -492,6 +492,23 @@ def test_rows_that_were_compared_are_not_compared_again(
     monkeypatch.setattr(divergence.Comparison, "of", counted)
     assert run("again", kept) == whole
     assert sum(seen) == len(pool_rows) - kept.steps[2]
+
+
+def test_hidden_states_come_with_the_comparison_where_all_rows_are_compared(
+    run: Callable[..., Result], pool_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool above the size from which rows are sampled: a pass over the prompts would be one too many."""
+
+    def prompts(*given: Any) -> Any:
+        raise AssertionError
+
+    for module in (paser_size, auto):
+        monkeypatch.setattr(module, "MOST_ROWS", 50)
+    monkeypatch.setattr(compared, "prompt_states", prompts)
+    whole = PaserConfig(clusters=2, embedder="hidden", landmarks=100, sample_rows=None)
+    assert run("paser", pool_rows, paser=whole).summary["path"]["divergence"] == "every row"
+    with pytest.raises(AssertionError):
+        run("paser", pool_rows, paser=whole.model_copy(update={"sample_rows": 30}))
 
 
 def test_shards_have_nothing_to_do_where_a_sample_is_compared(

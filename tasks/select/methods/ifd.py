@@ -11,6 +11,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.models.load import load_for
+from resprout.tasks.select.kept_rows import KeptRows
 from resprout.tasks.select.likelihood import following_difficulty
 from resprout.tasks.select.pool import Choice, Pool, in_order
 
@@ -24,7 +25,8 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     Raises:
         BadInput: on no row the question helps.
     """
-    ratio = following_difficulty(load_for(job, inputs["dense"]), pool.encoded, progress)
+    kept = KeptRows(job.checkpoints, progress)
+    ratio = following_difficulty(load_for(job, inputs["dense"]), pool.encoded, pool.ids, kept)
     helped = np.flatnonzero(ratio < 1)
     if not len(helped):
         raise BadInput(

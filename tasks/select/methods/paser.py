@@ -27,7 +27,7 @@ from resprout.tasks.select.cluster import Matrix
 from resprout.tasks.select.compared import Compared
 from resprout.tasks.select.divergence import on_prompts
 from resprout.tasks.select.duplicates import Questions, lexical_vectors
-from resprout.tasks.select.paser_size import MOST_ROWS, check_size
+from resprout.tasks.select.paser_size import check_size, samples
 from resprout.tasks.select.pool import Choice, Pool
 from resprout.tasks.select.target_rows import Targets, read_targets
 
@@ -43,9 +43,10 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     config = job.config.paser
     check_size(job.config, len(pool.rows))
     states = config.embedder == "hidden" and config.mode != "released"
+    states = states and not samples(job.config, len(pool.rows))
     encoded = on_prompts(pool.encoded) if config.mode == "released" else pool.encoded
     compared = Compared(job, inputs, pool.ids, encoded, progress, states)
-    if config.published or (states and len(pool.rows) <= MOST_ROWS):
+    if config.published or states:
         compared(range(len(pool.rows)))
     targets = read_targets(job, inputs) if "targets" in inputs else Targets([], [])
     whole = _embed(job, inputs, pool, targets, compared, progress)
@@ -73,7 +74,7 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
 
 
 def _with_error(choice: Choice, compared: Compared) -> Choice:
-    """With how much too low a token's divergence may be, where it is computed from kept words."""
+    """With how far a token's divergence may be off, where it is computed from kept words."""
     if compared.bound is None:
         return choice
     summary = {**choice.summary, "jsd_error_at_most_nats": compared.bound}
@@ -97,7 +98,7 @@ def _embed(
     config = job.config.paser
     if config.embedder == "hidden":
         states = compared.states(pool.encoded)
-        more = [compared.dense_states(targets.encoded)] if targets.encoded else []
+        more = [compared.dense_states(targets.encoded, targets.ids, "targets")] if targets.encoded else []
         return embed.hidden(np.concatenate([states, *more]))
     instructions = _instructions(chain(pool.rows, targets.rows))
     if config.embedder == "tfidf":

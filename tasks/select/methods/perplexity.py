@@ -10,6 +10,7 @@ import numpy as np
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.models.load import load_for
+from resprout.tasks.select.kept_rows import KeptRows
 from resprout.tasks.select.likelihood import response_nll
 from resprout.tasks.select.pool import Choice, Pool, in_order
 
@@ -18,7 +19,8 @@ DECLARED = {"reads": ["dense"], "draws": False}
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
     """Rows around the median of the dense model's perplexity on the answers: neither noise nor platitudes."""
-    nll = response_nll(load_for(job, inputs["dense"]), pool.encoded, progress)
+    kept = KeptRows(job.checkpoints, progress)
+    nll = response_nll(load_for(job, inputs["dense"]), pool.encoded, pool.ids, kept)
     ranks = np.empty(len(nll))
     ranks[np.lexsort((np.arange(len(nll)), nll))] = np.arange(len(nll))
     distance = np.abs(ranks - (len(nll) - 1) / 2)

@@ -17,7 +17,9 @@ from resprout.tasks.data.response import collate, hidden_states
 from resprout.tasks.data.template import Encoded
 from resprout.tasks.models.load import load_for
 from resprout.tasks.select.divergence import batches_of
-from resprout.tasks.select.embed import unit_rows
+from resprout.tasks.select.embed import most_alike, unit_rows
+from resprout.tasks.select.finite import DENSE, require_finite
+from resprout.tasks.select.kept_rows import Columns, KeptRows
 from resprout.tasks.select.pool import Choice, Pool, in_order
 from resprout.tasks.select.target_rows import read_targets
 
@@ -36,42 +38,64 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
             "select.capabilities.rows (a source of rows like what the model is for), or another method"
         )
     targets = read_targets(job, inputs)
-    model = load_for(job, inputs["dense"])
-    wanted, ours = (representations(model, rows, progress) for rows in (targets.encoded, pool.encoded))
-    order = in_turn(wanted @ ours.T)
+    model, kept = load_for(job, inputs["dense"]), KeptRows(job.checkpoints, progress)
+    wanted = representations(model, targets.encoded, targets.ids, kept, "targets")
+    ours = representations(model, pool.encoded, pool.ids, kept, "pool")
+    # However they share, no target takes more rows than the budget holds of the shortest.
+    most = max(1, int(np.searchsorted(np.cumsum(np.sort(pool.costs)), pool.budget, side="right")))
+    order = in_turn(most_alike(wanted, ours, most), len(pool.rows))
     return in_order(order, pool, "among those most like the rows of select.capabilities")
 
 
 @torch.inference_mode()
-def representations(model: Any, encoded: Sequence[Encoded], progress: Progress) -> NDArray[np.float32]:
+def representations(
+    model: Any, encoded: Sequence[Encoded], ids: Sequence[str], kept: KeptRows, name: str
+) -> NDArray[np.float32]:
     """Of each row the mean of the last hidden states, weighted by their places 1, 2, ..., of length 1.
 
     Equation 1 of the paper: weights i / sum i, so that later tokens, which have seen more, count more.
+
+    Args:
+        model: The dense model.
+        encoded: Rows.
+        ids: Of the rows.
+        kept: Where their means are kept.
+        name: The rows' name there.
+
+    Raises:
+        StageFailed: states that are not finite.
     """
     device = next(model.parameters()).device.type
-    found, done = np.zeros((len(encoded), model.config.hidden_size), np.float32), 0
-    for indices in batches_of([len(row) for row in encoded], device):
-        batch = collate([encoded[index] for index in indices]).to(device)
+
+    def of(places: list[int]) -> Columns:
+        batch = collate([encoded[place] for place in places]).to(device)
         states = hidden_states(model, batch).reshape(*batch.input_ids.shape, -1).float()
         weights = batch.attention_mask.cumsum(1) * batch.attention_mask
         weights = weights / weights.sum(1, keepdim=True)
-        found[indices] = (states * weights[:, :, None]).sum(1).cpu().numpy()
-        done += len(indices)
-        progress(done, len(encoded), "rows embedded")
-    return unit_rows(found)
+        means = (states * weights[:, :, None]).sum(1).cpu().numpy()
+        require_finite(means, DENSE, places, [ids[place] for place in places])
+        return {"means": means}
+
+    table = kept.table(name, len(encoded))
+    missing = table.missing(range(len(encoded)))
+    batches = batches_of([len(encoded[row]) for row in missing.tolist()], device)
+    kept.ask(table, missing, batches, of, "rows embedded")
+    return unit_rows(table.column("means"))
 
 
-def in_turn(similarities: NDArray[np.float32]) -> list[int]:
-    """Columns in the order of a round robin: each row in turn takes the most similar one that is left."""
-    best = np.argsort(-similarities, axis=1, kind="stable")
-    place, taken, found = np.zeros(len(best), dtype=np.int64), np.zeros(best.shape[1], bool), list[int]()
+def in_turn(best: NDArray[np.int32], rows: int) -> list[int]:
+    """So many rows in the order of a round robin: each target in turn takes the likest one that is left.
+
+    Args:
+        best: Of each target the rows most like it, the likest first: [targets, most]; no more are taken.
+        rows: How many there are; what was not taken comes last, by number.
+    """
+    taken, found = np.zeros(rows, dtype=bool), list[int]()
+    lists = [iter(one) for one in best]
     while len(found) < best.shape[1]:
-        for query in range(len(best)):
-            while place[query] < best.shape[1] and taken[best[query, place[query]]]:
-                place[query] += 1
-            if place[query] == best.shape[1]:
-                break
-            column = int(best[query, place[query]])
-            taken[column] = True
-            found.append(column)
-    return found
+        for one in lists:
+            row = next((int(row) for row in one if not taken[row]), None)
+            if row is not None:
+                taken[row] = True
+                found.append(row)
+    return found + np.flatnonzero(~taken).tolist()

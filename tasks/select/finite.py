@@ -1,0 +1,39 @@
+"""Numbers of models that are no numbers: which model gave them, and on which row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resprout.configs.errors import StageFailed
+
+DENSE, PRUNED, PILOT = "dense", "pruned", "pilot's"
+
+
+def require_finite(
+    values: NDArray[np.floating], model: str, places: Sequence[int], ids: Sequence[str]
+) -> None:
+    """Refuse rows on which a model's numbers are infinite or none.
+
+    Args:
+        values: Of each row: [rows] or [rows, columns].
+        model: Which model they are of.
+        places: Of each row its place among all, in the order of their ids.
+        ids: Of each row.
+
+    Raises:
+        StageFailed: one is not finite; the first row is named.
+    """
+    fine = np.isfinite(values).reshape(len(values), -1).all(1)
+    if fine.all():
+        return
+    first = int(fine.argmin())
+    others = int((~fine).sum()) - 1
+    more = f" and {others} more of its batch" if others else ""
+    instead = "" if model == DENSE else ", or a milder prune.target"
+    raise StageFailed(
+        f"the {model} model's logits or states are not finite on the row {ids[first]} (number "
+        f"{places[first] + 1} by id){more}; try model.dtype: float32{instead}"
+    )
