@@ -18,7 +18,15 @@ from resprout.tasks.select.embed import most_alike
 from resprout.tasks.select.kept_rows import KeptRows
 from resprout.tasks.select.likelihood import following_difficulty, response_nll
 from resprout.tasks.select.methods.rds_plus import in_turn, representations
-from resprout.tasks.select.stage import select
+from resprout.tasks.select.stage import (
+    METHODS,
+    divergence_shard,
+    reads_encoder,
+    reads_pruned,
+    reads_targets,
+    select,
+    selecting,
+)
 
 Rows = list[dict[str, Any]]
 
@@ -130,7 +138,7 @@ def test_stratified_gives_each_category_its_share(
     assert share["rare"] == pytest.approx(granted["rare"] / summary["requested_tokens"], abs=0.05)
     assert 0.1 < share["rare"] < 0.25
     blind = [{**row, "category": ""} for row in pool_rows]
-    with pytest.raises(BadInput, match=r"of 90 rows none has a category; give `category` in select\.pool"):
+    with pytest.raises(BadInput, match=r"of 90 none has a category; give `category` in select\.pool"):
         run("stratified", blind, models_folder, tmp_path / "blind")
 
 
@@ -194,21 +202,35 @@ def test_rds_plus_takes_rows_like_the_targets(models_folder: Path, pool_rows: Ro
 
 
 def test_every_method_says_which_models_it_reads() -> None:
-    from resprout.tasks.select.stage import METHODS, reads_pruned, reads_targets
+    def section(method: str, **given: Any) -> SelectConfig:
+        return SelectConfig(method=method, pool=(RowSource(source="x"),), budget_ratio=0.5, **given)
 
-    def section(method: str) -> SelectConfig:
-        return SelectConfig(method=method, pool=(RowSource(source="x"),), budget_ratio=0.5)
-
-    names = [entry.name for entry in METHODS]
+    names, wanted = [entry.name for entry in METHODS], {"rows": [{"source": "y"}]}
     assert [name for name in names if reads_pruned(section(name))] == ["paser"]
-    assert [name for name in names if reads_targets(section(name))] == ["paser", "rds_plus"]
+    aimed = [name for name in names if reads_targets(section(name, capabilities=wanted))]
+    assert aimed == ["paser", "rds_plus"]
+    assert not any(reads_targets(section(name)) for name in names), "without capabilities none is aimed"
+
+
+def test_settings_of_paser_are_in_no_other_key() -> None:
+    """Neither its settings nor its encoder nor the target rows change what another method chooses, or the
+    divergence that shards share."""
+
+    def section(method: str, **given: Any) -> SelectConfig:
+        return SelectConfig(method=method, pool=(RowSource(source="x"),), budget_ratio=0.5, **given)
+
+    changed: dict[str, Any] = {"paser": {"embedder": "minilm", "embedder_source": "z"}}
+    changed |= {"capabilities": {"rows": [{"source": "y"}]}}
+    for name in (entry.name for entry in METHODS):
+        same = selecting(section(name)) == selecting(section(name, **changed))
+        assert same == (name != "paser")
+        assert reads_encoder(section(name, **changed)) == (name == "paser")
+    assert set(divergence_shard.reads) == {"rows", "dense", "pruned"}
 
 
 def test_a_method_that_does_not_draw_chooses_the_same_by_every_seed_and_has_one_key(
     models_folder: Path, pool_rows: Rows, tmp_path: Path
 ) -> None:
-    from resprout.tasks.select.stage import METHODS
-
     def section(method: str) -> SelectConfig:
         return SelectConfig(method=method, pool=(RowSource(source="x"),), budget_ratio=0.5)
 
