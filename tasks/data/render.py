@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, TypeAlias
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.data.chat_turns import FILTERS
 
 Columns: TypeAlias = Mapping[str, Any]
 
@@ -20,19 +21,32 @@ _FAULTS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, A
 
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, autoescape=False, finalize=lambda value: "" if value is None else value
-    )
+    made = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, finalize=_printable)
+    made.filters.update(FILTERS)
+    return made
+
+
+def _printable(value: Any) -> Any:
+    """A value that prints as a text; TypeError for lists and mappings, which print as Python writes them."""
+    if value is None:
+        return ""
+    if isinstance(value, Iterable) and not isinstance(value, str | Undefined):
+        raise TypeError(
+            f"it gives a {type(value).__name__}, which is no text; take a value inside of it, or of "
+            f"chat turns {' or '.join(FILTERS)}"
+        )
+    return value
 
 
 def compile_template(text: str) -> Callable[[Columns], str]:
     """A function from a row's columns to the rendered text; a null column renders as nothing.
 
-    Columns are variables; a name that is no identifier is reached as `row['name']`.
+    Columns are variables; a name that is no identifier is reached as `row['name']`. Beside Jinja's filters
+    there are those of `chat_turns`.
 
     Raises:
         BadInput: the template does not parse (now), or a row lacks a column or has a wrong type (when
-            rendered; the message lists the row's columns).
+            rendered; the message lists the row's columns), or what is to be printed is no text.
     """
     try:
         template = _environment().from_string(text)

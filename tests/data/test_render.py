@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
 from resprout.configs.errors import BadInput
@@ -67,3 +70,15 @@ def test_hash_percent_is_even() -> None:
         counts[hash_percent(str(number))] += 1
     assert min(counts) > 130
     assert max(counts) < 270
+
+
+@pytest.mark.parametrize("value", [[1], ["a"], {"role": "user"}, b"a", ({"text": "a"},)], ids=str)
+def test_what_is_no_text_is_not_printed_as_python_writes_it(value: Any) -> None:
+    sentence = f"'<{{{{ c }}}}>' does not work on a row: it gives a {type(value).__name__}, which is no text"
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        compile_template("<{{ c }}>")({"c": value})
+
+
+def test_a_generator_is_no_text() -> None:
+    with pytest.raises(BadInput, match="it gives a generator, which is no text"):
+        compile_template("{{ c | map('upper') }}")({"c": ["a"]})
