@@ -89,10 +89,11 @@ class DataSource(Section):
     enters_key: ClassVar[bool] = False
 
     source: Address
-    """Local path, package://module/path, s3://bucket/key, or
+    """Local path or pattern of paths (folder/train-*.parquet), package://module/path, s3://bucket/key, or
     hf-dataset://org/name[/config][@revision]#split."""
     format: Literal["auto", "jsonl", "json", "parquet", "csv", "text", "arrow", "grammar"] = "auto"
-    """File format; auto goes by the name's ending (.gz allowed). grammar: YAML that rows are made by."""
+    """File format; auto goes by the name's ending (.gz allowed). Of a folder the files with its endings are
+    read. grammar: YAML that rows are made by."""
     where: str | None = None
     """Jinja expression over the row's columns; rows for which it is false are left out."""
     hash_percent: tuple[Percent, Percent] = (0, 100)
@@ -101,6 +102,9 @@ class DataSource(Section):
     """Jinja template of what is hashed; default: the text, or instruction, input and output together."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """At most this many rows, drawn with the run's seed."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """skip: rows and documents that cannot be read, on which a template or `where` fails, or that lack text,
+    task or answer are left out and counted."""
     licence: str | None = None
     """Licence of the data, recorded in the lineage."""
 
@@ -118,22 +122,21 @@ class TextSource(DataSource):
     """Running text: calibration or perplexity."""
 
     text: str = "{{ text }}"
-    """Jinja template over the row's columns that renders one document."""
+    """Jinja template over the row's columns that renders one document; of a chat
+    "{{ messages | all_turns }}"."""
 
 
 class RowSource(DataSource):
     """Instruction rows in Alpaca form, rendered from any columns by Jinja templates."""
 
     instruction: str = "{{ instruction }}"
-    """Template of the task that the row sets."""
+    """Template of the task that the row sets; of a chat "{{ messages | first_question }}"."""
     input: str = "{{ input | default('') }}"
     """Template of the material that the task is about; may be empty."""
     output: str = "{{ output }}"
-    """Template of the answer that the model learns."""
+    """Template of the answer that the model learns; of a chat "{{ messages | first_answer }}"."""
     category: str = "{{ category | default('') }}"
     """Template of a label that reports group by; of the methods only `stratified` looks at it."""
-    on_bad_row: Literal["fail", "skip"] = "fail"
-    """skip: rows without task or answer, or on which a template fails, are left out and counted."""
 
 
 class DocumentSource(DataSource):
@@ -143,8 +146,6 @@ class DocumentSource(DataSource):
     """Of data with rows: Jinja template over its columns that renders one document."""
     markup: Literal["auto", "text", "markdown", "html"] = "auto"
     """Markup of the documents; auto: by file extension (.md, .html, else plain text)."""
-    on_bad_row: Literal["fail", "skip"] = "fail"
-    """skip: documents that are empty or not UTF-8, or on which a template fails, are left out and counted."""
 
 
 class PrepareConfig(Section):

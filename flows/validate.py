@@ -43,7 +43,7 @@ from resprout.tasks.acquire.rows import (
 from resprout.tasks.acquire.source import Context, Wanted, locate, pin, scheme_of
 from resprout.tasks.acquire.sources.local import files_at
 from resprout.tasks.data.chat import NO_CHAT, NO_TEMPLATE, rendered
-from resprout.tasks.data.read import Numbered, read_rows
+from resprout.tasks.data.read import Numbered, Skip, read_rows
 from resprout.tasks.evaluate.ranking import COLUMNS, ranking_of
 from resprout.tasks.evaluate.task_files import few_shot_of, read_task, require_examples
 from resprout.tasks.models.gguf_header import read_header
@@ -161,14 +161,16 @@ TEMPLATES = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
 class FirstRows:
-    """Reads the first rows of each file; `cut` says whether one has more."""
+    """Reads the first rows of each file; `cut` says whether one has more, `seen` how many there were."""
 
     def __init__(self) -> None:
-        self.cut = False
+        self.cut, self.seen = False, 0
 
-    def __call__(self, path: Path, form: str) -> Numbered:
-        rows = read_rows(path, form)
-        yield from islice(rows, ROWS)
+    def __call__(self, path: Path, form: str, skip: Skip | None) -> Numbered:
+        rows = read_rows(path, form, skip)
+        for row in islice(rows, ROWS):
+            self.seen += 1
+            yield row
         self.cut = self.cut or next(rows, None) is not None
 
 
@@ -182,8 +184,10 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
     cut: set[str] = set()
 
     def look(key: str, source: DataSource, files: dict[str, Path]) -> None:
-        read = FirstRows()
-        items = list(_items(source, files, read))
+        read, counts = FirstRows(), Counts()
+        items = list(_items(source, files, read, counts))
+        if not items and counts.bad and counts.bad >= read.seen:
+            raise BadInput(f"{source.source}: of the first rows not one is left; {counts.said}")
         if read.cut:
             cut.add(key)
         found[key] = items if read.cut else list(taken(items, source, config.seed, unique=_is_unique(source)))
@@ -244,14 +248,14 @@ def data_files(address: str, here: Context) -> dict[str, Path]:
     return files_at(place) if place is not None else {}
 
 
-def _items(source: DataSource, files: dict[str, Path], read: FirstRows) -> Iterator[Item]:
+def _items(source: DataSource, files: dict[str, Path], read: FirstRows, counts: Counts) -> Iterator[Item]:
     if isinstance(source, RowSource):
-        return instruction_items(source, source.source, files, read, Counts())
+        return instruction_items(source, source.source, files, read, counts)
     if isinstance(source, TextSource):
-        return text_items(source, source.source, files, read)
+        return text_items(source, source.source, files, read, counts)
     if isinstance(source, DocumentSource):
-        return document_items(source, source.source, files, read, Counts())
-    return raw_items(source, source.source, files, read)
+        return document_items(source, source.source, files, read, counts)
+    return raw_items(source, source.source, files, read, counts)
 
 
 def _is_unique(source: DataSource) -> bool:

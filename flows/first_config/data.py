@@ -11,7 +11,7 @@ from typing import Any
 from resprout.configs.schema import DataSource, RowSource, TextSource
 from resprout.flows.inputs import find
 from resprout.flows.validate import data_files
-from resprout.tasks.acquire.rows import Item, Reader, columns_in, instruction_items, taken, text_items
+from resprout.tasks.acquire.rows import Item, Reader, each_row, instruction_items, taken, text_items
 from resprout.tasks.acquire.source import Context, Wanted
 from resprout.tasks.data.columns import Mapped, pair_text, row_columns, text_columns
 from resprout.tasks.data.read import read_rows
@@ -107,7 +107,7 @@ def _look(
     rows, whole = _first_rows(address, data_files(address, here))
     mapped = columns(rows, address)
     settings |= mapped.settings
-    found = items(settings, {address: place}, lambda path, form: enumerate(rows, 1))
+    found = items(settings, {address: place}, lambda path, form, skip: enumerate(rows, 1))
     return Found(settings, mapped.taken, found, whole)
 
 
@@ -115,7 +115,7 @@ def _first_rows(address: str, files: dict[str, Path]) -> tuple[list[dict[str, An
     """Rows of a source as far as they are looked at, and whether these are all."""
     rows: list[dict[str, Any]] = []
     characters = 0
-    for _, row in columns_in(DataSource(source=address), files, read_rows):
+    for row in each_row(DataSource(source=address), files, read_rows, lambda one: one.columns):
         if len(rows) == ROWS or characters > CHARACTERS:
             return rows, False
         rows.append(row)

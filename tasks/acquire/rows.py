@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from heapq import nsmallest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import DataSource, DocumentSource, RowSource, TextSource
 from resprout.infra.store.canonical import sha256_hex
-from resprout.tasks.data.read import Numbered, format_of, read_rows
+from resprout.tasks.acquire.sources.local import is_pattern
+from resprout.tasks.data.read import Numbered, Skip, may_hold, read_rows
 from resprout.tasks.data.render import compile_template, compile_where, hash_percent
 
 T = TypeVar("T")
 Columns = dict[str, Any]
-Reader = Callable[[Path, str], Numbered]
-"""Gives the rows of a file in a format, numbered."""
+Reader = Callable[[Path, str, Skip | None], Numbered]
+"""Gives the rows of a file in a format, numbered; what cannot be read is skipped or raised."""
 
 MARKUPS = {
     ".html": "html", ".htm": "html", ".xhtml": "html", ".md": "markdown", ".markdown": "markdown",
     ".txt": "text", ".text": "text",
 }  # fmt: skip
 """The markup of files that each hold one document, by file extension."""
-NOT_DATA = ("readme", "license", "licence", "notice")
+ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that `datasets` writes beside those with rows."""
+NOT_DATA = ("readme", "license", "licence", "notice", "_")
+"""How the names of other files begin that hold no rows; Spark marks its own by the underscore."""
+FIRST_BAD = 5
+"""Bad rows that are named; the others are counted."""
+
+
+class Located(NamedTuple):
+    """A row of a source: its place in words, its file there, its number in that, and its columns."""
+
+    place: str
+    file: str
+    number: int
+    columns: Columns
 
 
 @dataclass(frozen=True)
@@ -46,10 +61,9 @@ def instruction_items(
     read: Reader = read_rows,
     counts: Counts | None = None,
 ) -> Iterator[Item]:
-    """Rows in Alpaca form with a stable id.
+    """Rows in Alpaca form with a stable id, each with its file and its number there.
 
-    One without instruction or output, or on which a template fails, raises BadInput, or is left out and
-    counted where the source says so.
+    One without instruction or output is bad, as `each_row` says.
     """
     hashed = _hashed(source)
     templates = {name: _of_columns(getattr(source, name)) for name in ("instruction", "input", "output")}
@@ -59,41 +73,42 @@ def instruction_items(
     def render(columns: Columns) -> dict[str, str]:
         return {name: template(columns).strip() for name, template in templates.items()}
 
-    def checked(place: str, columns: Columns) -> dict[str, str]:
-        row = _at(place, render, columns)
+    def item(found: Located) -> Item:
+        row = _at(found.place, render, found.columns)
         for name in ("instruction", "output"):
             if not row[name]:
                 raise BadInput(
-                    f"{place}: the {name} is empty; expected text from the template "
+                    f"{found.place}: the {name} is empty; expected text from the template "
                     f"{getattr(source, name)!r}, or leave such rows out by `where`, or by on_bad_row: skip"
                 )
-        return row
-
-    for place, columns in columns_in(source, files, read):
-        row = _unless_bad(source, counts, partial(checked, place, columns))
-        if row is None:
-            continue
         text = "\n".join((row["instruction"], row["input"], row["output"]))
-        yield Item(
-            text,
-            hashed(place, columns, text),
-            {"id": sha256_hex(text.encode("utf-8", "surrogatepass")), "source": label, **row},
-        )
+        id = sha256_hex(text.encode("utf-8", "surrogatepass"))
+        origin = {"source": label, "file": found.file, "row": found.number}
+        return Item(text, hashed(found.place, found.columns, text), {"id": id, **origin, **row})
+
+    return each_row(source, files, read, item, counts)
 
 
 def text_items(
-    source: TextSource, label: str, files: dict[str, Path], read: Reader = read_rows
+    source: TextSource,
+    label: str,
+    files: dict[str, Path],
+    read: Reader = read_rows,
+    counts: Counts | None = None,
 ) -> Iterator[Item]:
-    """Documents; an empty one raises BadInput."""
+    """Documents; an empty one is bad, as `each_row` says."""
     render, hashed = _of_columns(source.text), _hashed(source)
-    for place, columns in columns_in(source, files, read):
-        text = _at(place, render, columns)
+
+    def item(found: Located) -> Item:
+        text = _at(found.place, render, found.columns)
         if not text.strip():
             raise BadInput(
-                f"{place}: the text is empty; expected text from the template {source.text!r}, or leave such "
-                "rows out by `where`"
+                f"{found.place}: the text is empty; expected text from the template {source.text!r}, or "
+                "leave such rows out by `where`, or by on_bad_row: skip"
             )
-        yield Item(text, hashed(place, columns, text), {"text": text, "source": label})
+        return Item(text, hashed(found.place, found.columns, text), {"text": text, "source": label})
+
+    return each_row(source, files, read, item, counts)
 
 
 def document_items(
@@ -105,75 +120,71 @@ def document_items(
 ) -> Iterator[Item]:
     """Documents as they are written: files of text, Markdown or HTML as a whole, of data each row's text.
 
-    One that is empty or not UTF-8, or on which a template fails, raises BadInput, or is left out and counted
-    where the source says so.
+    An empty one is bad, as `each_row` says, and so is a file that is no UTF-8.
     """
-    hashed = _hashed(source)
+    counts, hashed = counts or Counts(), _hashed(source)
+    names, _ = files_of(source, files)
+    written = [name for name in names if _is_written(name)]
     where = compile_where(source.where) if source.where else None
 
-    def document(name: str, text: str, columns: Columns) -> Item:
-        if not text.strip():
-            raise BadInput(
-                f"{name}: the document is empty; leave it out by `where`, or such ones by on_bad_row: skip"
-            )
-        markup = source.markup if source.markup != "auto" else MARKUPS.get(Path(name).suffix.lower(), "text")
-        id = sha256_hex(text.encode("utf-8", "surrogatepass"))
-        row = {"id": id, "name": name, "markup": markup, "text": text, "source": label}
-        return Item(text, hashed(name, columns, text), row)
-
-    def of_file(name: str, path: Path) -> Item | None:
+    def whole(name: str) -> Item | None:
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = files[name].read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadInput(
                 f"{name}: expected UTF-8, found byte {error.object[error.start]:#x}; convert the file, or "
                 "leave such ones out by on_bad_row: skip"
             ) from error
         columns = {"text": text, "name": name}
-        return document(name, text, columns) if where is None or _at(name, where, columns) else None
+        if where is not None and not _at(name, where, columns):
+            return None
+        return _document(source, label, name, text, hashed(name, columns, text))
 
-    def of_row(place: str, columns: Columns) -> Item:
-        return document(place, _at(place, render, columns), columns)
-
-    written = {name: path for name, path in files.items() if Path(name).suffix.lower() in MARKUPS}
-    for name, path in sorted(written.items()):
-        if item := _unless_bad(source, counts, partial(of_file, name, path)):
-            yield item
-    rest = {name: path for name, path in files.items() if name not in written}
-    if written and not any(_is_data(source, Path(name)) for name in rest):
+    for name in written:
+        try:
+            made = whole(name)
+        except BadInput as fault:
+            counts.take(source, name, 1, fault)
+            continue
+        if made is not None:
+            yield made
+    rest = {name: files[name] for name in names if not _is_written(name)}
+    if not rest:
         return
     render = _of_columns(source.text)
-    for place, columns in columns_in(source, rest, read):
-        if item := _unless_bad(source, counts, partial(of_row, place, columns)):
-            yield item
+
+    def item(found: Located) -> Item:
+        text = _at(found.place, render, found.columns)
+        return _document(source, label, found.place, text, hashed(found.place, found.columns, text))
+
+    yield from each_row(source, rest, read, item, counts)
 
 
-def _unless_bad(source: RowSource | DocumentSource, counts: Counts | None, make: Callable[[], T]) -> T | None:
-    """What is made; None where that fails and the source has such rows skipped, which is counted."""
-    try:
-        return make()
-    except BadInput as fault:
-        if source.on_bad_row == "fail" or counts is None:
-            raise
-        counts.skip(fault)
-        return None
-
-
-def _is_data(source: DataSource, path: Path) -> bool:
-    try:
-        return source.format != "auto" or bool(format_of(path))
-    except BadInput:
-        return False
+def _document(source: DocumentSource, label: str, name: str, text: str, hashed: str) -> Item:
+    if not text.strip():
+        raise BadInput(
+            f"{name}: the document is empty; leave it out by `where`, or such ones by on_bad_row: skip"
+        )
+    markup = source.markup if source.markup != "auto" else MARKUPS.get(Path(name).suffix.lower(), "text")
+    id = sha256_hex(text.encode("utf-8", "surrogatepass"))
+    return Item(text, hashed, {"id": id, "name": name, "markup": markup, "text": text, "source": label})
 
 
 def raw_items(
-    source: DataSource, label: str, files: dict[str, Path], read: Reader = read_rows
+    source: DataSource,
+    label: str,
+    files: dict[str, Path],
+    read: Reader = read_rows,
+    counts: Counts | None = None,
 ) -> Iterator[Item]:
-    """Rows with their own columns, which name no source."""
+    """Rows with their own columns, which name no source; bad as `each_row` says."""
     hashed = _hashed(source)
-    for place, columns in columns_in(source, files, read):
-        text = _at(place, lambda row: json.dumps(row, sort_keys=True), columns)
-        yield Item(text, hashed(place, columns, text), columns)
+
+    def item(found: Located) -> Item:
+        text = _at(found.place, lambda row: json.dumps(row, sort_keys=True), found.columns)
+        return Item(text, hashed(found.place, found.columns, text), found.columns)
+
+    return each_row(source, files, read, item, counts)
 
 
 def _hashed(source: DataSource) -> Callable[[str, Columns, str], str]:
@@ -199,19 +210,39 @@ def _of_columns(template: str) -> Callable[[Columns], str]:
     return checked
 
 
+class BadRow(NamedTuple):
+    """A row that was left out: its file in the source, its number there, and what is wrong."""
+
+    file: str
+    number: int
+    fault: str
+
+
 @dataclass
 class Counts:
     """Rows that were left out: those that repeat another one's text, and those that are no rows."""
 
     repeated: int = 0
     bad: int = 0
-    first_bad: str = ""
-    """The error message of the first bad row."""
+    first_bad: list[BadRow] = field(default_factory=list)
 
-    def skip(self, fault: BadInput) -> None:
+    def skip(self, file: str, number: int, fault: BadInput) -> None:
         """Leave a row out."""
         self.bad += 1
-        self.first_bad = self.first_bad or str(fault)
+        if len(self.first_bad) < FIRST_BAD:
+            self.first_bad.append(BadRow(file, number, str(fault)))
+
+    def take(self, source: DataSource, file: str, number: int, fault: BadInput) -> None:
+        """Leave a row out where the source says so, else raise its fault."""
+        if source.on_bad_row == "fail":
+            raise fault
+        self.skip(file, number, fault)
+
+    @property
+    def said(self) -> str:
+        """The bad rows in words; empty where there are none."""
+        shown = "; ".join(one.fault for one in self.first_bad)
+        return f"{self.bad:,} were skipped by on_bad_row, the first: {shown}" if self.bad else ""
 
 
 def taken(
@@ -239,9 +270,7 @@ def taken(
         any_left = True
         yield item
     if not any_left:
-        bad = (
-            f"; {counts.bad} were skipped by on_bad_row, the first: {counts.first_bad}" if counts.bad else ""
-        )
+        bad = f"; {counts.said}" if counts.bad else ""
         raise BadInput(
             f"{source.source}: no row is left after where {source.where!r} and hash_percent [{low}, {high})"
             f"{bad}; widen them"
@@ -278,46 +307,87 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json.dumps(row, sort_keys=True) + "\n")
 
 
-def columns_in(
-    source: DataSource, files: dict[str, Path], read: Reader
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row that the source's condition lets through: its place in words, and its columns."""
-    where = compile_where(source.where) if source.where else None
-    for name, path in _data_files(source, files):
+def each_row(
+    source: DataSource,
+    files: dict[str, Path],
+    read: Reader,
+    make: Callable[[Located], T],
+    counts: Counts | None = None,
+) -> Iterator[T]:
+    """What `make` gives of each row that the source's condition lets through.
+
+    A bad row, which cannot be read or on which condition or `make` raises BadInput, is left out and counted
+    where the source says so.
+    """
+    counts, where = counts or Counts(), compile_where(source.where) if source.where else None
+    names, _ = files_of(source, files)
+    for name in names:
         shown = source.source if len(files) == 1 else f"{source.source.rstrip('/')}/{name}"
-        for number, columns in _named(shown, path, source.format, read):
-            place = f"{shown}, row {number}"
-            if where is None or _at(place, where, columns):
-                yield place, columns
-
-
-def _named(name: str, path: Path, form: str, read: Reader) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a file whose faults name the file as the config does, not where it was brought to."""
-    try:
-        yield from read(path, form)
-    except BadInput as error:
-        raise BadInput(str(error).replace(str(path), name)) from error
-
-
-def _data_files(source: DataSource, files: dict[str, Path]) -> list[tuple[str, Path]]:
-    if len(files) == 1:
-        return list(files.items())
-    found = []
-    for name, path in sorted(files.items()):
-        if Path(name).name.lower().startswith(NOT_DATA):
-            continue
-        if source.format == "auto":
+        skip = partial(counts.skip, name) if source.on_bad_row == "skip" else None
+        for number, columns in _named(shown, files[name], source.format, read, skip):
+            found = Located(f"{shown}, row {number}", name, number, columns)
             try:
-                format_of(path)
-            except BadInput:
+                if where is not None and not _at(found.place, where, columns):
+                    continue
+                made = make(found)
+            except BadInput as fault:
+                counts.take(source, name, number, fault)
                 continue
-        found.append((name, path))
-    if not found:
+            yield made
+
+
+def _named(
+    name: str, path: Path, form: str, read: Reader, skip: Skip | None
+) -> Iterator[tuple[int, Columns]]:
+    """Rows of a file whose faults name the file as the config does, not where it was brought to."""
+
+    def renamed(fault: BadInput) -> BadInput:
+        return BadInput(str(fault).replace(str(path), name))
+
+    try:
+        yield from read(path, form, None if skip is None else lambda one, fault: skip(one, renamed(fault)))
+    except BadInput as error:
+        raise renamed(error) from error
+
+
+def files_of(source: DataSource, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    """The names of the files that are read of a source, and of those that are passed over, each in order.
+
+    One file is read whatever its name. Of several those are that end as the format asks, or, where none does,
+    have no ending; all that a pattern finds, where a format is given. Files about the data hold none.
+
+    Raises:
+        BadInput: none is left to read.
+    """
+    names, given = sorted(files), source.format != "auto"
+    if len(names) == 1:
+        return names, []
+    written = {name for name in names if isinstance(source, DocumentSource) and _is_written(name)}
+    maybe = [name for name in names if name not in written and not is_about_data(name)]
+    data = [name for name in maybe if may_hold(Path(name), source.format)]
+    if given and is_pattern(source.source):
+        data = maybe
+    elif given and not data:
+        data = [name for name in maybe if not Path(name).suffix]
+    if not written and not data:
+        asked = f" of format {source.format}" if given else ""
         raise BadInput(
-            f"{source.source} holds no data file among {', '.join(sorted(files)[:5])}; "
-            "name one file, or set format"
+            f"{source.source} holds no data file{asked} among {', '.join(names[:5])}; name one file, or set "
+            "format to what they are"
         )
-    return found
+    read = written.union(data)
+    return sorted(read), [name for name in names if name not in read]
+
+
+def is_about_data(name: str) -> bool:
+    """Whether a file only describes the data beside it."""
+    last = name.rpartition("/")[2].lower()
+    return last in ABOUT_DATA or last.startswith(NOT_DATA)
+
+
+def _is_written(name: str) -> bool:
+    """Whether a file is one document as a whole."""
+    return Path(name).suffix.lower() in MARKUPS
 
 
 def _at(place: str, call: Callable[[Columns], T], columns: Columns) -> T:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from resprout.tasks.acquire.rows import (
     Item,
     Seen,
     document_items,
+    files_of,
     instruction_items,
+    is_about_data,
     raw_items,
     taken,
     text_items,
@@ -31,6 +32,9 @@ from resprout.tasks.core.stage import Model, stage
 from resprout.tasks.models.shape import read_config, shape_of
 
 logger = logging.getLogger(__name__)
+
+MOST_SHOWN = 10
+"""Names of files that a line of the log has; the artifact has all."""
 
 
 @stage(
@@ -104,10 +108,13 @@ def acquire_file(
 def acquire_rows(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
-    """Write `rows.jsonl`: {"id", "instruction", "input", "output", "category", "source"}; each id once."""
-    counts = Counts()
-    items_of = partial(instruction_items, counts=counts)
-    _write(job.config, job.seed, workdir / "rows.jsonl", items_of, progress, unique=True, counts=counts)
+    """Write `rows.jsonl`: {"id", "instruction", "input", "output", "category", "source", "file", "row"}.
+
+    Each id is there once. `file` is the file of its source that a row is from, `row` its number in that, of
+    JSONL, CSV and text its line. Beside it, as of all data, `rows.sources.json`: files that were read of each
+    source and that were passed over, and rows that were bad.
+    """
+    _write(job.config, job.seed, workdir / "rows.jsonl", instruction_items, progress)
 
 
 @stage(
@@ -117,9 +124,7 @@ def acquire_documents(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
     """Write `documents.jsonl`: {"id", "name", "markup", "text", "source"}; each text once."""
-    counts = Counts()
-    items_of = partial(document_items, counts=counts)
-    _write(job.config, job.seed, workdir / "documents.jsonl", items_of, progress, unique=True, counts=counts)
+    _write(job.config, job.seed, workdir / "documents.jsonl", document_items, progress)
 
 
 @stage("acquire_text", kind="text", title="acquire", seeded=True, computes=False, brings="Running text")
@@ -127,7 +132,7 @@ def acquire_text(
     job: Job[AcquireData], inputs: Mapping[str, Path], workdir: Path, progress: Progress
 ) -> None:
     """Write `text.jsonl`: {"text", "source"}; each text once."""
-    _write(job.config, job.seed, workdir / "text.jsonl", text_items, progress, unique=True)
+    _write(job.config, job.seed, workdir / "text.jsonl", text_items, progress)
 
 
 @stage("acquire_task", kind="task-data", title="acquire", seeded=True, computes=False, brings="Task data")
@@ -138,11 +143,10 @@ def acquire_task(
 
     Solved examples are `examples.jsonl`. Repeated rows stay, as a benchmark counts them.
     """
-    _write(job.config.data, job.seed, workdir / "rows.jsonl", raw_items, progress, unique=False)
-    if job.config.examples is not None:
-        _write(job.config.examples, job.seed, workdir / "examples.jsonl", raw_items, progress, unique=False)
-    settings = json.dumps(job.config.settings, sort_keys=True, indent=1)
-    (workdir / "task.json").write_text(settings + "\n", encoding="utf-8")
+    for data, name in ((job.config.data, "rows.jsonl"), (job.config.examples, "examples.jsonl")):
+        if data is not None:
+            _write(data, job.seed, workdir / name, raw_items, progress, unique=False)
+    _write_json(workdir / "task.json", dict(job.config.settings))
 
 
 ACQUIRING = (acquire_model, acquire_file, acquire_rows, acquire_documents, acquire_text, acquire_task)
@@ -156,32 +160,55 @@ def _write(
     items_of: Callable[..., Iterator[Item]],
     progress: Progress,
     *,
-    unique: bool,
-    counts: Counts | None = None,
+    unique: bool = True,
 ) -> None:
-    sources, counts = data.sources, counts or Counts()
-    rows = 0
+    sources, shared = data.sources, Counts()
+    counted, rows = [Counts() for _ in sources], 0
+    about = list[dict[str, Any]]()
 
     def found() -> Iterator[dict[str, Any]]:
         nonlocal rows
         # A row that two sources share counts for the first.
-        seen = Seen(counts)
-        for index, (source, pinned) in enumerate(sources):
+        seen = Seen(shared)
+        for index, ((source, pinned), counts) in enumerate(zip(sources, counted, strict=True)):
             progress(index, len(sources), "sources")
             with private_folder(data.context.home / "tmp") as scratch:
                 files = fetch(pinned, data.context, scratch)
-                items = items_of(source, pinned.label, files)
+                about.append(_files(pinned.label, *files_of(source, files)))
+                items = items_of(source, pinned.label, files, counts=counts)
                 for item in taken(items, source, seed, unique, counts):
                     if not (unique and len(sources) > 1 and seen(item)):
                         rows += 1
                         yield item.row
 
     write_jsonl(path, found())
-    if counts.bad:
-        logger.warning("%d rows were skipped by on_bad_row; the first: %s", counts.bad, counts.first_bad)
+    for one, counts in zip(about, counted, strict=True):
+        if counts.bad:
+            logger.warning("%s: %s", one["source"], counts.said)
+        one["bad_rows"] = counts.bad
+        one["first_bad_rows"] = [{"file": bad.file, "row": bad.number} for bad in counts.first_bad]
+    _write_json(path.with_suffix(".sources.json"), about)
     if unique:
-        metrics = {"rows": rows, "repeated_rows": counts.repeated, "bad_rows": counts.bad}
-        (path.parent / "metrics.json").write_text(
-            json.dumps(metrics, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        repeated = sum(counts.repeated for counts in (shared, *counted))
+        bad = sum(counts.bad for counts in counted)
+        metrics = {"rows": rows, "repeated_rows": repeated, "bad_rows": bad}
+        _write_json(path.parent / "metrics.json", metrics)
     progress(len(sources), len(sources), "sources")
+
+
+def _files(label: str, read: Sequence[str], passed_over: Sequence[str]) -> dict[str, Any]:
+    """What is read of a source, in the artifact; where that is a choice, the log says it too."""
+    if len(read) > 1 or passed_over:
+        unknown = [name for name in passed_over if not is_about_data(name)]
+        level = logging.WARNING if unknown else logging.INFO
+        logger.log(level, "%s: read %s; passed over %s", label, _shown(read), _shown(passed_over))
+    return {"source": label, "read": list(read), "passed_over": list(passed_over)}
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f", ... ({len(names):,} files)" if len(names) > MOST_SHOWN else ""
+    return f"{', '.join(names[:MOST_SHOWN])}{more}" if names else "none"
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, sort_keys=True, indent=1) + "\n", encoding="utf-8")

@@ -18,6 +18,9 @@ from resprout.tasks.data.grammar import grammar_rows
 
 Row: TypeAlias = dict[str, Any]
 Numbered: TypeAlias = Iterator[tuple[int, Row]]
+Skip: TypeAlias = Callable[[int, BadInput], None]
+"""Takes the number and the fault of a row that cannot be read."""
+_Read: TypeAlias = Iterator[tuple[int, Row | BadInput]]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 PIECE_ROWS = 1000
@@ -29,15 +32,18 @@ _ENDINGS = {
     ".ndjson": "jsonl",
     ".json": "json",
     ".parquet": "parquet",
+    ".pq": "parquet",
     ".csv": "csv",
     ".txt": "text",
     ".text": "text",
     ".md": "text",
     ".arrow": "arrow",
 }
+_ALSO = {"jsonl": (".json",), "grammar": (".yaml", ".yml")}
+"""Endings that files of a format often have, though alone they do not say it."""
 
 
-def read_rows(path: Path, format: str = "auto") -> Numbered:
+def read_rows(path: Path, format: str = "auto", skip: Skip | None = None) -> Numbered:
     """The rows of a file with their 1-based line (JSONL, CSV, text) or row number (JSON, Parquet, Arrow).
 
     Args:
@@ -45,28 +51,43 @@ def read_rows(path: Path, format: str = "auto") -> Numbered:
         format: jsonl, json (array of objects), parquet, csv, text (documents between blank lines, each a row
             {"text"}), arrow (IPC stream or file), grammar (YAML, see `grammar.py`); auto goes by the name's
             ending, which never says grammar.
+        skip: Called where one row is at fault and the next can be read: a line that is no JSON or no UTF-8, a
+            record of CSV with more or fewer cells than the header.
 
     Raises:
-        BadInput: no such file, an ending that says nothing, a file without rows, or a line that is not what
-            the format asks for; a fault inside the file is raised when the iterator gets there.
+        BadInput: no such file, an ending that says nothing, a file without rows, or a row that is not what
+            the format asks for and that nobody skips; a fault inside the file is raised when the iterator
+            gets there.
     """
     if not path.is_file():
         what = "a folder" if path.is_dir() else "nothing"
         raise BadInput(f"{path} is {what}, expected a data file; give the path of one")
-    return _rows(path, _READERS[format_of(path) if format == "auto" else _known(format)])
+    return _rows(path, _READERS[format_of(path) if format == "auto" else _known(format)], skip)
 
 
 def format_of(path: Path) -> str:
     """The format that a name's ending (before `.gz`) stands for; BadInput where it stands for none."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    if suffixes and suffixes[-1] in _ENDINGS:
-        return _ENDINGS[suffixes[-1]]
+    if (ending := _ending(path)) in _ENDINGS:
+        return _ENDINGS[ending]
     raise BadInput(
         f"{path.name} does not say its format; rename it to end in {', '.join(_ENDINGS)} (.gz allowed) "
         f"or set format: {', '.join(_READERS)}"
     )
+
+
+def may_hold(path: Path, format: str) -> bool:
+    """Whether a file may by its name's ending be of a format; auto: of any."""
+    ending = _ending(path)
+    if format == "auto":
+        return ending in _ENDINGS
+    return _ENDINGS.get(ending) == format or ending in _ALSO.get(format, ())
+
+
+def _ending(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
 
 
 def _known(format: str) -> str:
@@ -75,12 +96,17 @@ def _known(format: str) -> str:
     return format
 
 
-def _rows(path: Path, reader: Callable[[Path, IO[bytes]], Numbered]) -> Numbered:
+def _rows(path: Path, reader: Callable[[Path, IO[bytes]], _Read], skip: Skip | None) -> Numbered:
     number = 0
     with _open(path) as file:
         try:
             for number, row in reader(path, file):
-                yield number, row
+                if not isinstance(row, BadInput):
+                    yield number, row
+                elif skip is None:
+                    raise row
+                else:
+                    skip(number, row)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise BadInput(
                 f"{path}, after row {number}: expected gzip data, found a damaged or unfinished file "
@@ -98,14 +124,18 @@ def _open(path: Path) -> IO[bytes]:
 
 def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
     for number, raw in enumerate(file, 1):
-        try:
-            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            found = raw[error.start : error.start + 1].hex()
-            raise BadInput(
-                f"{path}, line {number}: expected UTF-8, found byte 0x{found} at column {error.start + 1}; "
-                "convert the file"
-            ) from error
+        yield number, _decoded(path, number, raw)
+
+
+def _decoded(path: Path, number: int, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        found = raw[error.start : error.start + 1].hex()
+        raise BadInput(
+            f"{path}, line {number}: expected UTF-8, found byte 0x{found} at column {error.start + 1}; "
+            "convert the file"
+        ) from error
 
 
 def _parsed(path: Path, place: str, text: str) -> Any:
@@ -129,12 +159,12 @@ def _half_pair(value: Any) -> str | None:
     return None
 
 
-def _object(path: Path, place: str, value: Any) -> Row:
+def _object(path: Path, place: str, value: Any) -> Row | BadInput:
     if not isinstance(value, dict):
         found = _short(json.dumps(value))
-        raise BadInput(f"{path}, {place}: expected a JSON object with the row's columns, found {found}")
+        return BadInput(f"{path}, {place}: expected a JSON object with the row's columns, found {found}")
     if half := _half_pair(value):
-        raise BadInput(
+        return BadInput(
             f"{path}, {place}: expected text, found \\u{ord(half):04x}, half of a surrogate pair; write the "
             "whole character, or leave it out"
         )
@@ -146,14 +176,20 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _jsonl(path: Path, file: IO[bytes]) -> Numbered:
-    for number, line in _lines(path, file):
-        if line.strip():
-            place = f"line {number}"
-            yield number, _object(path, place, _parsed(path, place, line))
+def _jsonl(path: Path, file: IO[bytes]) -> _Read:
+    for number, raw in enumerate(file, 1):
+        place = f"line {number}"
+        found: Row | BadInput | None = None
+        try:
+            if (line := _decoded(path, number, raw)).strip():
+                found = _object(path, place, _parsed(path, place, line))
+        except BadInput as fault:
+            found = fault
+        if found is not None:
+            yield number, found
 
 
-def _json(path: Path, file: IO[bytes]) -> Numbered:
+def _json(path: Path, file: IO[bytes]) -> _Read:
     text = "".join(line for _, line in _lines(path, file))
     if not text.strip():
         return
@@ -167,7 +203,7 @@ def _json(path: Path, file: IO[bytes]) -> Numbered:
         yield number, _object(path, f"row {number}", value)
 
 
-def _csv(path: Path, file: IO[bytes]) -> Numbered:
+def _csv(path: Path, file: IO[bytes]) -> _Read:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is less than a long document
     reader = csv.reader((line for _, line in _lines(path, file)), strict=True)
     try:
@@ -180,16 +216,15 @@ def _csv(path: Path, file: IO[bytes]) -> Numbered:
             if len(cells) != len(header):
                 if not cells:
                     continue
-                raise BadInput(
-                    f"{path}, line {reader.line_num}: expected {len(header)} cells as in the header, "
-                    f"found {len(cells)}"
-                )
+                fault = f"expected {len(header)} cells as in the header, found {len(cells)}"
+                yield reader.line_num, BadInput(f"{path}, line {reader.line_num}: {fault}")
+                continue
             yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise BadInput(f"{path}, line {reader.line_num}: expected CSV, found a fault: {error}") from error
 
 
-def _text(path: Path, file: IO[bytes]) -> Numbered:
+def _text(path: Path, file: IO[bytes]) -> _Read:
     start, kept = 0, list[str]()
     for number, line in _lines(path, file):
         if line.strip():
@@ -202,7 +237,7 @@ def _text(path: Path, file: IO[bytes]) -> Numbered:
         yield start, {"text": "".join(kept).rstrip("\r\n")}
 
 
-def _parquet(path: Path, file: IO[bytes]) -> Numbered:
+def _parquet(path: Path, file: IO[bytes]) -> _Read:
     import pyarrow
     from pyarrow import parquet
 
@@ -213,7 +248,7 @@ def _parquet(path: Path, file: IO[bytes]) -> Numbered:
         raise BadInput(f"{path}: expected Parquet, found a file that pyarrow refuses ({error})") from error
 
 
-def _arrow(path: Path, file: IO[bytes]) -> Numbered:
+def _arrow(path: Path, file: IO[bytes]) -> _Read:
     import pyarrow
 
     seekable = _seekable(path, file)
@@ -250,7 +285,7 @@ def _batches(batches: Any) -> Numbered:
                 yield number, row
 
 
-_READERS: dict[str, Callable[[Path, IO[bytes]], Numbered]] = {
+_READERS: dict[str, Callable[[Path, IO[bytes]], _Read]] = {
     "jsonl": _jsonl,
     "json": _json,
     "parquet": _parquet,

@@ -3,7 +3,9 @@ from __future__ import annotations
 import hashlib
 import json
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import DataSource, RowSource, TextSource
@@ -38,6 +40,8 @@ def test_rows_are_rendered_and_have_a_stable_id(bring, jsonl):
             "output": "3",
             "category": "maths",
             "source": "pool.jsonl",
+            "file": "pool.jsonl",
+            "row": 1,
         }
     ]
 
@@ -118,6 +122,117 @@ def test_a_folder_is_all_its_data_files(bring, jsonl, tmp_path):
     (tmp_path / "pool" / "README.md").write_text("about")
     (tmp_path / "pool" / "weights.bin").write_bytes(b"x")
     assert [one["instruction"] for one in bring(acquire_rows, RowSource(source="pool"))] == ["do 1", "do 2"]
+
+
+def write_parquet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+
+
+def about(tmp_path):
+    """What the newest artifact says about its sources."""
+    newest = max(tmp_path.rglob("*.sources.json"), key=lambda path: path.stat().st_mtime_ns)
+    return json.loads(newest.read_text())
+
+
+def test_rows_know_their_file_and_their_number_there(bring, jsonl, tmp_path):
+    jsonl("pool/b/x.jsonl", [row(1), row(2)])
+    (tmp_path / "pool" / "a.csv").write_text('instruction,output\n"one\nline","d"\nq,e\n')
+    write_parquet(tmp_path / "pool" / "c.parquet", [row(1), row(3)])
+    found = bring(acquire_rows, RowSource(source="pool", on_bad_row="skip"))
+    # A record of CSV is at its last line; what repeats another is named by the first.
+    assert [(one["file"], one["row"], one["output"]) for one in found] == [
+        ("a.csv", 3, "d"),
+        ("a.csv", 4, "e"),
+        ("b/x.jsonl", 1, "done 1"),
+        ("b/x.jsonl", 2, "done 2"),
+        ("c.parquet", 2, "done 3"),
+    ]
+
+
+def test_files_about_the_data_hold_no_rows(bring, jsonl, tmp_path):
+    write_parquet(tmp_path / "pool" / "train-0.parquet", [row(1)])
+    write_parquet(tmp_path / "pool" / "train-1.pq", [row(2)])
+    for name in ("dataset_info.json", "state.json", "_SUCCESS", "README.md"):
+        (tmp_path / "pool" / name).write_text("{}")
+    assert [one["row"] for one in bring(acquire_rows, RowSource(source="pool"))] == [1, 1]
+    assert about(tmp_path) == [
+        {
+            "source": "pool",
+            "read": ["train-0.parquet", "train-1.pq"],
+            "passed_over": ["README.md", "_SUCCESS", "dataset_info.json", "state.json"],
+            "bad_rows": 0,
+            "first_bad_rows": [],
+        }
+    ]
+
+
+def test_of_a_format_only_its_files_are_read(bring, jsonl, tmp_path):
+    write_parquet(tmp_path / "pool" / "a.parquet", [row(1)])
+    jsonl("pool/b.jsonl", [row(2)])
+    jsonl("pool/c.json", [row(3)])
+
+    def numbers(form):
+        found = bring(acquire_rows, RowSource(source="pool", format=form))
+        return [one["instruction"].split()[1] for one in found]
+
+    assert numbers("parquet") == ["1"]
+    assert numbers("jsonl") == ["2", "3"]
+    with pytest.raises(BadInput, match=r"pool holds no data file of format csv among a\.parquet, b"):
+        numbers("csv")
+    with pytest.raises(BadInput, match=r"c\.json: expected an array of objects, found dict"):
+        numbers("json")
+
+
+def test_files_without_an_ending_are_read_where_the_format_is_given(bring, jsonl, tmp_path):
+    jsonl("pool/part-00000", [row(1)])
+    jsonl("pool/part-00001", [row(2)])
+    (tmp_path / "pool" / "_SUCCESS").write_text("")
+    assert len(bring(acquire_rows, RowSource(source="pool", format="jsonl"))) == 2
+    with pytest.raises(BadInput, match=r"pool holds no data file among _SUCCESS, part-00000, part-00001; "):
+        bring(acquire_rows, RowSource(source="pool"))
+
+
+def test_what_is_passed_over_is_said(bring, jsonl, tmp_path, caplog):
+    jsonl("pool/a.jsonl", [row(1)])
+    (tmp_path / "pool" / "LICENSE").write_text("mine")
+    with caplog.at_level("INFO", logger="resprout"):
+        bring(acquire_rows, RowSource(source="pool"))
+    (said,) = caplog.records
+    assert (said.levelname, said.getMessage()) == ("INFO", "pool: read a.jsonl; passed over LICENSE")
+    caplog.clear()
+    (tmp_path / "pool" / "b.jsonl.zst").write_bytes(b"x")
+    bring(acquire_rows, RowSource(source="pool"))
+    (said,) = caplog.records
+    assert said.levelname == "WARNING"
+    assert said.getMessage() == "pool: read a.jsonl; passed over LICENSE, b.jsonl.zst"
+
+
+def test_a_pattern_names_files(bring, jsonl, tmp_path, context):
+    for name in ("train-0.jsonl", "train-1.jsonl", "test-0.jsonl", "deep/train-2.jsonl"):
+        jsonl(f"pool/{name}", [row(name)])
+    found = bring(acquire_rows, RowSource(source="pool/train-*.jsonl"))
+    assert [(one["file"], one["source"]) for one in found] == [
+        ("train-0.jsonl", "pool/train-*.jsonl"),
+        ("train-1.jsonl", "pool/train-*.jsonl"),
+    ]
+    deep = bring(acquire_rows, RowSource(source=str(tmp_path / "po*" / "**" / "train-*.jsonl")))
+    assert [one["file"] for one in deep] == [
+        "pool/deep/train-2.jsonl",
+        "pool/train-0.jsonl",
+        "pool/train-1.jsonl",
+    ]
+    uri = AcquireData.pin([RowSource(source="pool/train-*.jsonl")], context).origin()["sources"][0]["uri"]
+    assert len(bring(acquire_rows, RowSource(source=uri))) == 2
+    (tmp_path / "pool" / "rows.dat").write_text(json.dumps(row(9)))
+    assert bring(acquire_rows, RowSource(source="pool/*.dat", format="jsonl"))[0]["file"] == "rows.dat"
+    with pytest.raises(BadInput, match=r"there is no pool/valid-\*\.jsonl"):
+        bring(acquire_rows, RowSource(source="pool/valid-*.jsonl"))
+
+
+def test_a_file_with_a_wild_character_in_its_name(bring, jsonl):
+    jsonl("pool[1].jsonl", [row(1)])
+    assert bring(acquire_rows, RowSource(source="pool[1].jsonl"))[0]["source"] == "pool[1].jsonl"
 
 
 def test_a_package_ships_data(bring, jsonl, tmp_path):
@@ -207,6 +322,79 @@ def test_bad_rows_are_skipped_where_the_source_says_so_and_counted(bring, jsonl,
     assert [one["instruction"] for one in found] == ["do 1", "do 3", "do 4"]
     (metrics,) = tmp_path.rglob("metrics.json")
     assert json.loads(metrics.read_text()) == {"rows": 3, "repeated_rows": 1, "bad_rows": 2}
+
+
+def test_rows_that_cannot_be_read_are_skipped_too(bring, tmp_path, caplog):
+    call = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}]
+    good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    lines = [
+        json.dumps({"messages": good, "level": 1}).encode(),
+        b'{"messages": ',
+        b"[1]",
+        b'{"messages": "\\ud800", "level": 1}',
+        b'{"messages": "\xff", "level": 1}',
+        json.dumps({"messages": good}).encode(),
+        json.dumps({"messages": call, "level": 1}).encode(),
+        json.dumps({"messages": good, "level": 0}).encode(),
+        json.dumps({"messages": [good[0], {"role": "assistant", "content": "b"}], "level": 1}).encode(),
+    ]
+    (tmp_path / "pool.jsonl").write_bytes(b"\n".join(lines))
+    source = {"source": "pool.jsonl", "where": "level > 0"}
+    source |= {"instruction": "{{ messages | first_question }}", "output": "{{ messages | first_answer }}"}
+    with pytest.raises(BadInput, match=r"pool\.jsonl, line 2: expected JSON"):
+        bring(acquire_rows, RowSource(**source))
+    found = bring(acquire_rows, RowSource(**source, on_bad_row="skip"))
+    assert [(one["row"], one["output"]) for one in found] == [(1, "a"), (9, "b")]
+    (metrics,) = tmp_path.rglob("metrics.json")
+    assert json.loads(metrics.read_text()) == {"rows": 2, "repeated_rows": 0, "bad_rows": 6}
+    # The first five; the row that calls a tool is the sixth.
+    assert about(tmp_path)[0]["bad_rows"] == 6
+    assert [one["row"] for one in about(tmp_path)[0]["first_bad_rows"]] == [2, 3, 4, 5, 6]
+    (said,) = caplog.records
+    assert said.getMessage().startswith(
+        "pool.jsonl: 6 were skipped by on_bad_row, the first: pool.jsonl, line 2: expected JSON"
+    )
+    assert (
+        "pool.jsonl, row 6: the where 'level > 0' does not work on a row: 'level' is undef"
+        in said.getMessage()
+    )
+    assert str(tmp_path) not in said.getMessage()
+
+
+def test_a_turn_that_calls_a_tool_is_named_by_row_and_column(bring, jsonl):
+    call = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}]
+    jsonl("pool.jsonl", [{"messages": call}])
+    source = RowSource(source="pool.jsonl", instruction="q", output="{{ messages | first_answer }}")
+    sentence = r"pool\.jsonl, row 1: .*'\{\{ messages \| first_answer \}\}' .*: the first answer says nothing"
+    with pytest.raises(BadInput, match=sentence):
+        bring(acquire_rows, source)
+
+
+def test_records_with_other_cells_are_skipped(bring, tmp_path):
+    (tmp_path / "pool.csv").write_text("instruction,output\nq,a\nq\nq,a,b\nr,b\n")
+    found = bring(acquire_rows, RowSource(source="pool.csv", on_bad_row="skip"))
+    assert [(one["row"], one["output"]) for one in found] == [(2, "a"), (5, "b")]
+    with pytest.raises(BadInput, match=r"pool\.csv, line 3: expected 2 cells as in the header, found 1"):
+        bring(acquire_rows, RowSource(source="pool.csv"))
+
+
+def test_bad_documents_and_task_rows_are_skipped_too(bring, jsonl, tmp_path):
+    from resprout.configs.schema import DocumentSource
+    from resprout.tasks.acquire.stage import acquire_documents
+
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": " "}\n{"text": ["b"]}\n{\n')
+    assert [one["text"] for one in bring(acquire_text, TextSource(source="t.jsonl", on_bad_row="skip"))] == [
+        "a"
+    ]
+    assert about(tmp_path)[0]["bad_rows"] == 3
+    kept = bring(acquire_task, DataSource(source="t.jsonl", on_bad_row="skip"))
+    assert [one["text"] for one in kept] == ["a", " ", ["b"]]
+    (tmp_path / "docs").mkdir()
+    for name, text in (("a.md", b"A"), ("b.md", b" "), ("c.md", b"\xff")):
+        (tmp_path / "docs" / name).write_bytes(text)
+    found = bring(acquire_documents, DocumentSource(source="docs", on_bad_row="skip"))
+    assert [one["name"] for one in found] == ["a.md"]
+    assert [one["file"] for one in about(tmp_path)[0]["first_bad_rows"]] == ["b.md", "c.md"]
 
 
 def test_rows_of_which_all_are_bad_say_so(bring, jsonl):

@@ -167,3 +167,19 @@ def test_deep_rows_are_searched_too(tmp_path: Path) -> None:
     path.write_text('{"a": ' + "[" * 900 + '"\\ud800"' + "]" * 900 + "}")
     with pytest.raises(BadInput, match="half of a surrogate pair"):
         list(read_rows(path))
+
+
+def test_faults_of_rows_can_be_skipped_and_those_of_the_file_cannot(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a"\n\n"\xff"\n[1]\n{"a": 2}\n')
+    skipped: list[int] = []
+    found = list(read_rows(path, skip=lambda number, fault: skipped.append(number)))
+    assert (found, skipped) == ([(1, {"a": 1}), (6, {"a": 2})], [2, 4, 5])
+    whole = tmp_path / "b.json"
+    whole.write_text('[{"a": 1}, 2, {"a": 3}]')
+    assert [number for number, _ in read_rows(whole, skip=lambda number, fault: None)] == [1, 3]
+    # A quote that nothing closes takes all lines behind it: they are no row.
+    quote = tmp_path / "c.csv"
+    quote.write_text('q,a\n1,2\n1,"2\n1,2\n')
+    with pytest.raises(BadInput, match=r"line 4: expected CSV"):
+        list(read_rows(quote, skip=lambda number, fault: None))

@@ -102,6 +102,23 @@ def test_first_rows_go_through_templates_and_columns(
     assert sentence.replace("{path}", path) in said
 
 
+def test_where_all_first_rows_are_bad_there_is_no_skipping_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validate: Callable[..., tuple[int, str]]
+) -> None:
+    monkeypatch.setattr("resprout.flows.validate.ROWS", 3)
+    (tmp_path / "pool").mkdir()
+    for number in range(9):
+        rows(tmp_path / "pool" / f"train-{number}.jsonl", *[{**ROW, "output": f"w{number}"}] * 9)
+    path, skip = tmp_path / "pool" / "train-*.jsonl", "select.pool.0.on_bad_row=skip"
+    for good in ("select.method=random", "select.pool.0.where=output == 'w9'"):
+        code, said = validate(f"select.pool.0.source={path}", skip, good)
+        assert code == 0, said
+    code, said = validate(f"select.pool.0.source={path}", skip, "select.pool.0.output={{ messages }}")
+    assert code == 2, said
+    assert "of the first rows not one is left; 27 were skipped by on_bad_row, the first: " in said
+    assert "'messages' is undefined; the row's columns are: instruction, input, output" in said
+
+
 @pytest.mark.parametrize("offline", [False, True])
 @pytest.mark.parametrize(
     ("name", "sentence"),
