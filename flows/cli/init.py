@@ -16,7 +16,8 @@ def init(
         str | None, typer.Option(help="Text to calibrate on and, a part held out, to evaluate on.")
     ] = None,
     pool: Annotated[
-        str | None, typer.Option(help="Rows of tasks and answers that recovery trains on.")
+        list[str] | None,
+        typer.Option(help="Rows of tasks and answers that recovery trains on; may be given several times."),
     ] = None,
     goal: Annotated[str | None, typer.Option(help='"20 % smaller", 250MB or 1.3x (faster).')] = None,
     output: Annotated[Path, typer.Option(help="Config to write.")] = Path("my.yaml"),
@@ -34,7 +35,7 @@ def init(
     \b
     Examples:
       resprout init path/to/model --text corpus.jsonl
-      resprout init hf://org/name --text corpus.txt --pool chats.jsonl --goal "20 % smaller"
+      resprout init hf://org/name --text corpus.txt --pool chats.jsonl --pool "pairs/train-*.parquet"
       resprout init models:/name@alias --text corpus.parquet --goal 1.3x --output faster.yaml
     """
     from resprout.configs.errors import BadInput
@@ -48,7 +49,7 @@ def init(
             f"there is no folder {output.resolve().parent} for {output}; make it, or give another --output"
         )
     asked = parse_goal(goal) if goal is not None else None
-    made = draft(model, text, pool, asked, output, allow_pickle)
+    made = draft(model, text, pool or (), asked, output, allow_pickle)
     output.write_text(made.text, encoding="utf-8")
     for section in made.sections:
         for line in section.why:

@@ -29,6 +29,7 @@ from resprout.flows.validate import probe, require_registry
 from resprout.infra.environment import set_variables
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.tasks.acquire.source import Context, scheme_of
+from resprout.tasks.acquire.sources.local import files_at, is_pattern
 
 TEMPLATE = "config.yaml.j2"
 WIDTH = 110
@@ -52,7 +53,7 @@ class Draft:
 def draft(
     model: str,
     text: str | None,
-    pool: str | None,
+    pools: Sequence[str],
     goal: Goal | None,
     output: Path,
     allow_pickle: bool = False,
@@ -71,20 +72,21 @@ def draft(
     set_variables(infra, home)
     here = Context(home, base, (home / "packages",), infra.store, Tracker(infra.mlflow, home).uri)
     source = _seen_from(base, model)
-    text_at, pool_at = (_seen_from(base, one) if one is not None else None for one in (text, pool))
+    text_at = _seen_from(base, text) if text is not None else None
+    pools_at = [_seen_from(base, one) for one in pools]
     require_registry(source, infra, home)
     seen = look_at_model(source, here, allow_pickle)
     dtype, why_dtype = _dtype(seen, goal)
     pruning = choose_pruning(seen.shape, goal, dtype)
-    rows: Found | None = None
+    rows: list[Found] = []
     found: texts.Texts | None
     if text_at is not None:
-        found = texts.divided(text_at, look_at_text(text_at, here), seen)
-        rows = look_at_pool(pool_at, here) if pool_at is not None else None
-    elif pool_at is not None:
-        rows, documents = look_at_both(pool_at, here)
-        found = texts.divided(pool_at, documents, seen)
-        rows = rows.restricted(found.calibration)
+        found = texts.divided([look_at_text(text_at, here)], seen)
+        rows = [look_at_pool(one, here) for one in pools_at]
+    elif pools_at:
+        both = [look_at_both(one, here) for one in pools_at]
+        held = found = texts.divided([documents for _, documents in both], seen)
+        rows = [one.restricted(held.calibration) for one, _ in both]
     else:
         found = texts.shipped(here)
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", seen.name).strip("-._")[:100] or "model"
@@ -92,14 +94,9 @@ def draft(
         _model(source, seen, dtype, why_dtype, allow_pickle),
         texts.calibrate(found, seen),
         pruning,
-        # Without --text the rows of the pool are the text.
+        # Without --text the rows of the pools are the text.
         *recovery(
-            pool_at or "",
-            rows,
-            found if text_at is not None or rows is None else None,
-            seen,
-            dtype,
-            pruning.values["target"],
+            rows, found if text_at is not None or not rows else None, seen, dtype, pruning.values["target"]
         ),
         texts.evaluate(found, seen),
         *_measure(seen),
@@ -119,12 +116,8 @@ def draft(
 def _seen_from(base: Path, address: str) -> str:
     """The address in a config in folder `base`, where a relative path begins; given in the current folder."""
     path = Path(address).expanduser()
-    if (
-        scheme_of(address) != "local"
-        or address.startswith("file:")
-        or path.is_absolute()
-        or not path.exists()
-    ):
+    there = path.exists() or (is_pattern(address) and bool(files_at(path)))
+    if scheme_of(address) != "local" or address.startswith("file:") or path.is_absolute() or not there:
         return address
     return os.path.relpath(path, base) if base != Path.cwd() else address
 

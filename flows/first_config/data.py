@@ -8,10 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import DataSource, RowSource, TextSource
 from resprout.flows.inputs import find
 from resprout.flows.validate import data_files
-from resprout.tasks.acquire.rows import Item, Reader, each_row, instruction_items, taken, text_items
+from resprout.tasks.acquire.rows import (
+    Counts,
+    Item,
+    Located,
+    Reader,
+    each_row,
+    files_of,
+    instruction_items,
+    taken,
+    text_items,
+)
 from resprout.tasks.acquire.source import Context, Wanted
 from resprout.tasks.data.columns import Mapped, pair_text, row_columns, text_columns
 from resprout.tasks.data.read import read_rows
@@ -19,19 +30,28 @@ from resprout.tasks.data.render import hash_percent
 
 ROWS, CHARACTERS = 20_000, 50_000_000
 """Of a source that are looked at; what is behind them is taken for more of the same."""
+SKIP: dict[str, Any] = {"on_bad_row": "skip"}
+"""Of a large file few rows are looked at, and one bad row behind them should not end a run."""
+SKIPPED = "rows that cannot be read or have no text are left out and counted (on_bad_row: skip)"
+MOST_NAMES = 4
 
 
 @dataclass(frozen=True)
 class Found:
-    """A source that was looked at: its settings, the columns taken, and its different rows.
+    """A source that was looked at: its settings, what was found, and its different rows.
 
     `whole` says whether these are all; a source elsewhere is not opened, and has none.
     """
 
     settings: dict[str, Any]
-    columns: str
+    why: Sequence[str]
     items: Sequence[Item] = ()
     whole: bool = False
+
+    @property
+    def address(self) -> str:
+        """The source."""
+        return str(self.settings["source"])
 
     @property
     def opened(self) -> bool:
@@ -84,40 +104,68 @@ def _split_by_task(
     return Mapped({**found.settings, "hash_of": f"{{{{ {task} }}}}"}, found.taken, found.expressions)
 
 
-def _documents(settings: dict[str, Any], files: dict[str, Path], read: Reader) -> list[Item]:
+def _documents(settings: dict[str, Any], files: dict[str, Path], read: Reader, counts: Counts) -> list[Item]:
     source = TextSource(**settings)
-    return list(taken(text_items(source, source.source, files, read), source, seed=0, unique=True))
+    items = text_items(source, source.source, files, read, counts)
+    return list(taken(items, source, 0, True, counts))
 
 
-def _pairs(settings: dict[str, Any], files: dict[str, Path], read: Reader) -> list[Item]:
+def _pairs(settings: dict[str, Any], files: dict[str, Path], read: Reader, counts: Counts) -> list[Item]:
     source = RowSource(**settings)
-    return list(taken(instruction_items(source, source.source, files, read), source, seed=0, unique=True))
+    items = instruction_items(source, source.source, files, read, counts)
+    return list(taken(items, source, 0, True, counts))
 
 
 def _look(
     address: str,
     here: Context,
     columns: Callable[[Sequence[Mapping[str, Any]], str], Mapped],
-    items: Callable[[dict[str, Any], dict[str, Path], Reader], list[Item]],
+    items: Callable[[dict[str, Any], dict[str, Path], Reader, Counts], list[Item]],
 ) -> Found:
     settings: dict[str, Any] = {"source": address}
     place = find(address, Wanted("data"), here)
     if place is None:
-        return Found(settings, "not opened, because it is elsewhere: the usual column names are assumed")
-    rows, whole = _first_rows(address, data_files(address, here))
-    mapped = columns(rows, address)
-    settings |= mapped.settings
-    found = items(settings, {address: place}, lambda path, form, skip: enumerate(rows, 1))
-    return Found(settings, mapped.taken, found, whole)
+        assumed = f"{address}: not opened, because it is elsewhere: the usual column names are assumed"
+        return Found({**settings, **SKIP}, [assumed, SKIPPED])
+    source, files, counts = DataSource(**settings, **SKIP), data_files(address, here), Counts()
+    rows, whole = _first_rows(source, files, counts)
+    if not rows and counts.bad:
+        raise BadInput(f"{address} has no row that can be read; {counts.said}")
+    mapped = columns([one.columns for one in rows], address)
+    settings |= {**mapped.settings, **SKIP}
+    seen: dict[Path, list[tuple[int, dict[str, Any]]]] = {path: [] for path in files.values()}
+    for one in rows:
+        seen[files[one.file]].append((one.number, one.columns))
+    found = items(settings, files, lambda path, form, skip: iter(seen[path]), counts)
+    of_files = [_files(*files_of(source, files))] if len(files) > 1 else []
+    return Found(settings, [f"{address}: {mapped.taken}", *of_files, _bad(counts, whole)], found, whole)
 
 
-def _first_rows(address: str, files: dict[str, Path]) -> tuple[list[dict[str, Any]], bool]:
+def _first_rows(source: DataSource, files: dict[str, Path], counts: Counts) -> tuple[list[Located], bool]:
     """Rows of a source as far as they are looked at, and whether these are all."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Located] = []
     characters = 0
-    for row in each_row(DataSource(source=address), files, read_rows, lambda one: one.columns):
+    for row in each_row(source, files, read_rows, lambda one: one, counts):
         if len(rows) == ROWS or characters > CHARACTERS:
             return rows, False
         rows.append(row)
-        characters += sum(len(value) for value in row.values() if isinstance(value, str))
+        characters += sum(len(value) for value in row.columns.values() if isinstance(value, str))
     return rows, True
+
+
+def _files(read: Sequence[str], passed_over: Sequence[str]) -> str:
+    """What is read of a folder, and what not."""
+    return f"read: {_some(read)}; passed over: {_some(passed_over)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names) or "nothing"
+    return f"{len(names):,} files from {names[0]} to {names[-1]}"
+
+
+def _bad(counts: Counts, whole: bool) -> str:
+    """What becomes of bad rows, and those that were seen."""
+    if not counts.bad:
+        return SKIPPED
+    return f"{SKIPPED}; {'' if whole else 'so far '}{counts.bad:,}, the first: {counts.first_bad[0].fault}"

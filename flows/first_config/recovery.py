@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from resprout.configs.errors import BadInput
@@ -29,6 +30,8 @@ STEPS = 16
 MOST_BATCH, LEAST_BATCH = 1024, 64
 MOST_TRAINED = 262_144
 """Tokens that a first training takes where there are more; the report shows what more would bring."""
+MOST_TEXT = 0.2
+"""Share of them that text takes where rows are enough: the quickstart's proportion, but for rows of yours."""
 LARGE_PARAMS = 1_000_000_000
 """From here on models are trained at a lower rate."""
 SMALL_CUT, LOW_RATE = 0.08, 1e-4
@@ -39,40 +42,74 @@ LEFT_OUT = (
 )
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of all pools: how many, the tokens of some, where they are cut, what share is chosen."""
+
+    pools: Sequence[Found]
+    count: int
+    lengths: Sequence[int]
+    longest: int
+    ratio: float
+
+    @property
+    def opened(self) -> bool:
+        """Whether all pools were looked at."""
+        return all(one.opened for one in self.pools)
+
+    @property
+    def chosen(self) -> float:
+        """Tokens of the share that is chosen."""
+        return (
+            self.ratio * self.count * sum(min(one, self.longest) for one in self.lengths) / len(self.lengths)
+        )
+
+
 def recovery(
-    address: str,
-    pool: Found | None,
+    pools: Sequence[Found],
     texts: Texts | None,
     model: ModelLook,
     dtype: str,
     target: Mapping[str, Any],
 ) -> list[Written]:
-    """The sections `select`, with a pool, and `recover`, where there are rows or text to learn from.
+    """The sections `select`, with pools, and `recover`, where there are rows or text to learn from.
 
     `target` is that of `prune`: the more goes, the more is to be learned.
     """
     if texts is not None and not texts.apart:
         texts = None
-    if texts is None and pool is None:
+    if texts is None and not pools:
         return [Written("recover", [LEFT_OUT])]
-    select: list[Written] = []
-    tokens, learned, text = 0.0, [], {}
-    if texts is not None:
-        tokens, text = texts.calibration_tokens, {"text": list(texts.calibration)}
-        learned = ["the text of the calibration"]
-    if pool is not None:
-        written, of_rows = _select(address, pool, model)
-        select, tokens, learned = [written], tokens + of_rows, [*learned, "the rows"]
+    look = _rows(pools, model) if pools else None
+    held = look.chosen if look is not None else 0.0, texts.calibration_tokens if texts is not None else 0.0
+    of_rows, of_text = _shares(*held)
+    tokens, cut = of_rows + of_text, sum(held) > MOST_TRAINED
+    select = [] if look is None else [_select(look, of_rows, model)]
+    learned = ["the text of the calibration"] * (texts is not None) + ["the rows"] * (look is not None)
     method, why_method = _method(model, dtype, _small(target))
-    trained = {"tokens": MOST_TRAINED} if tokens > MOST_TRAINED else {"epochs": 1}
-    steps = min(tokens, MOST_TRAINED) / STEPS
-    batch = 2 ** int(math.log2(max(LEAST_BATCH, min(MOST_BATCH, steps))))
-    why = [
-        f"trained towards the words of the dense model on {' and '.join(learned)}",
-        f"{'one pass, ' if tokens <= MOST_TRAINED else ''}in steps of {batch} tokens",
-        why_method,
-    ]
-    return [*select, Written("recover", why, {**method, **trained, "batch_tokens": batch, **text})]
+    trained = {"tokens": MOST_TRAINED} if cut else {"epochs": 1}
+    batch = 2 ** int(math.log2(max(LEAST_BATCH, min(MOST_BATCH, tokens / STEPS))))
+    why = [f"trained towards the words of the dense model on {' and '.join(learned)}"]
+    sources = [dict(one) for one in texts.calibration] if texts is not None else []
+    weights: dict[str, Any] = {}
+    if cut and look is not None and sources:
+        share = max(0.001, round(of_rows / tokens, 3))
+        weights = {"rows_weight": share}
+        sources = [{**one, "weight": round((1 - share) / len(sources), 3)} for one in sources]
+        why.append(
+            f"of {MOST_TRAINED:,} tokens {share:.1%} are rows (rows_weight) and the rest text (weight)"
+        )
+    why += [f"{'' if cut else 'one pass, '}in steps of {batch} tokens", why_method]
+    text = {"text": sources} if sources else {}
+    return [*select, Written("recover", why, {**method, **trained, "batch_tokens": batch, **weights, **text})]
+
+
+def _shares(of_rows: float, of_text: float) -> tuple[float, float]:
+    """Tokens of rows and of text that are trained on, of those that there are."""
+    if of_rows + of_text <= MOST_TRAINED:
+        return of_rows, of_text
+    text = min(of_text, max(MOST_TEXT * MOST_TRAINED, MOST_TRAINED - of_rows))
+    return MOST_TRAINED - text, text
 
 
 def _method(model: ModelLook, dtype: str, small: bool) -> tuple[dict[str, Any], str]:
@@ -99,53 +136,58 @@ def _small(target: Mapping[str, Any]) -> bool:
     return any(key.endswith("_ratio") and 1 - value < SMALL_CUT for key, value in target.items())
 
 
-def _select(address: str, pool: Found, model: ModelLook) -> tuple[Written, float]:
-    """The section `select`, and the tokens that it selects."""
-    template, why_template = _template(pool, model)
-    lengths = sorted(_lengths(pool, model)) or [USUAL_TOKENS]
+def _rows(pools: Sequence[Found], model: ModelLook) -> _Rows:
+    lengths = sorted(length for pool in pools for length in _lengths(pool, model)) or [USUAL_TOKENS]
     positions = model.shape.max_positions if model.shape is not None else 0
     asked = 2 ** math.ceil(math.log2(max(USUAL_TOKENS, lengths[int(0.95 * (len(lengths) - 1))])))
     longest = min(asked, MOST_TOKENS, positions or MOST_TOKENS)
-    source, rows = dict(pool.settings), len(pool.items)
-    ratio = 1.0 if rows < 2 * ROWS_A_CLUSTER else 0.5 if rows <= FEW_ROWS else 0.2
-    if not pool.opened:
-        source["limit"] = rows = ROWS_ELSEWHERE
+    count = sum(len(pool.items) if pool.opened else ROWS_ELSEWHERE for pool in pools)
+    ratio = 1.0 if count < 2 * ROWS_A_CLUSTER else 0.5 if count <= FEW_ROWS else 0.2
+    if not all(pool.opened for pool in pools):
         ratio = RATIO_ELSEWHERE
-    tokens = ratio * rows * sum(min(one, longest) for one in lengths) / len(lengths)
-    budget: dict[str, Any] = {"budget_ratio": ratio}
-    trained = f"{ratio:.0%} of their tokens"
-    if pool.opened and tokens > MOST_TRAINED:
-        tokens, budget = MOST_TRAINED, {"budget_tokens": MOST_TRAINED}
-        trained = f"{MOST_TRAINED:,} of their tokens"
-    clusters = min(MOST_CLUSTERS, rows // ROWS_A_CLUSTER)
-    why = [f"{address}: {pool.columns}"]
-    if pool.opened:
-        more = "" if pool.whole else "more than "
-        why.append(f"{more}{rows:,} different rows; recovery trains on {trained}")
+    return _Rows(pools, count, lengths, longest, ratio)
+
+
+def _select(look: _Rows, trained_on: float, model: ModelLook) -> Written:
+    """The section `select`, by which recovery trains on so many tokens of the rows."""
+    template, why_template = _template(look.pools, model)
+    sources = [{**pool.settings, **({} if pool.opened else {"limit": ROWS_ELSEWHERE})} for pool in look.pools]
+    budget: dict[str, Any] = {"budget_ratio": look.ratio}
+    why = [line for pool in look.pools for line in pool.why]
+    if not look.opened:
+        drawn = f"{ROWS_ELSEWHERE:,} drawn of each pool elsewhere"
+        why.append(f"{look.count:,} rows, {drawn}; {look.ratio:.0%} of their tokens are chosen")
     else:
-        why.append(f"{rows:,} rows drawn of it; recovery trains on {trained}")
+        trained = f"{look.ratio:.0%}"
+        if trained_on < look.chosen:
+            budget = {"budget_tokens": int(trained_on)}
+            trained = f"{int(trained_on):,}"
+        more = "" if all(pool.whole for pool in look.pools) else "more than "
+        why.append(f"{more}{look.count:,} different rows; recovery trains on {trained} of their tokens")
     why.append(why_template)
+    clusters = min(MOST_CLUSTERS, look.count // ROWS_A_CLUSTER)
     method: dict[str, Any] = {"method": "random"}
     if clusters >= 2:
         method = {"method": "paser", "paser": {"clusters": clusters}}
     else:
-        why.append(f"drawn at random: {rows} rows are too few for paser to make clusters of")
+        why.append(f"drawn at random: {look.count} rows are too few for paser to make clusters of")
     values = {
         **method,
-        "pool": [source],
+        "pool": sources,
         **budget,
         "template": template,
-        "max_len_tokens": longest,
+        "max_len_tokens": look.longest,
     }
-    return Written("select", why, values), tokens
+    return Written("select", why, values)
 
 
-def _template(pool: Found, model: ModelLook) -> tuple[str, str]:
+def _template(pools: Sequence[Found], model: ModelLook) -> tuple[str, str]:
     """`chat` where the model has a template that renders the rows, else `alpaca`; and why."""
     if model.chat is None:
         return "alpaca", "template alpaca, because the model has no chat template"
+    rows = [item.row for pool in pools for item in pool.items[:CHATS]]
     try:
-        rendered(model.chat.text, model.chat.special_tokens, [item.row for item in pool.items[:CHATS]])
+        rendered(model.chat.text, model.chat.special_tokens, rows)
     except BadInput as error:
         return "alpaca", f"template alpaca, because {error}"
     return "chat", "template chat: the model's own"

@@ -51,18 +51,22 @@ class Texts:
         return list(self.calibration) != list(self.judged)
 
 
-def divided(address: str, found: Found, model: ModelLook) -> Texts:
-    """The documents of one source, a part of them held out by hash; BadInput for too little text."""
-    stem = re.sub(r"\W+", "_", Path(address).name.partition(".")[0], flags=re.ASCII).strip("_").lower()
-    name = "text" if SHARD.search(stem) or not stem else stem
-    from_here = f"{address}: {found.columns}"
-    if not found.opened:
-        sides = [{**found.settings, "hash_percent": part} for part in ([20, 100], [0, 20])]
-        return Texts(sides[:1], sides[1:], UNKNOWN, UNKNOWN, name, [from_here])
-    characters = model.characters_per_token(found.part(0, 100))
+def divided(found: Sequence[Found], model: ModelLook) -> Texts:
+    """The documents of some sources, a part of them held out by hash; BadInput for too little text."""
+    addresses = ", ".join(one.address for one in found)
+    stem = re.sub(r"\W+", "_", Path(addresses).name.partition(".")[0], flags=re.ASCII).strip("_").lower()
+    name = "text" if len(found) > 1 or SHARD.search(stem) or not stem else stem
+    why = [line for one in found for line in one.why]
+
+    def side(low: int, high: int) -> list[dict[str, Any]]:
+        return [{**one.settings, "hash_percent": [low, high]} for one in found]
+
+    if not all(one.opened for one in found):
+        return Texts(side(20, 100), side(0, 20), UNKNOWN, UNKNOWN, name, why)
+    characters = model.characters_per_token([text for one in found for text in one.part(0, 100)])
 
     def tokens(low: int, high: int) -> float:
-        return sum(map(len, found.part(low, high))) / characters
+        return sum(len(text) for one in found for text in one.part(low, high)) / characters
 
     wanted = SAMPLES * CANDIDATES * SAMPLE_TOKENS
     enough = {
@@ -70,24 +74,24 @@ def divided(address: str, found: Found, model: ModelLook) -> Texts:
         for percent in HELD_OUT
     }
     percent = max(enough, key=lambda one: enough[one])
-    more, many = "" if found.whole else "more than ", "" if len(found.items) == 1 else "s"
-    counted = f"{more}{len(found.items):,} different document{many}, {more}about {tokens(0, 100):,.0f} tokens"
-    why = [from_here, counted]
+    number = len({text for one in found for text in one.part(0, 100)})
+    more, many = "" if all(one.whole for one in found) else "more than ", "" if number == 1 else "s"
+    why.append(f"{more}{number:,} different document{many}, {more}about {tokens(0, 100):,.0f} tokens")
     least = FEWEST_WINDOWS * SHORTEST, LEAST_SAMPLES * SHORTEST
     if tokens(0, percent) >= least[0] and tokens(percent, 100) >= least[1]:
         held = f"{percent} % of the documents, chosen by hash, are held out for evaluation"
-        sides = [{**found.settings, "hash_percent": part} for part in ([percent, 100], [0, percent])]
-        return Texts(sides[:1], sides[1:], tokens(percent, 100), tokens(0, percent), name, [*why, held])
+        parts = side(percent, 100), side(0, percent)
+        return Texts(*parts, tokens(percent, 100), tokens(0, percent), name, [*why, held])
     if tokens(0, 100) < max(least):
         raise BadInput(
-            f"{address} holds about {tokens(0, 100):,.0f} tokens, which are too few to calibrate on and to "
+            f"{addresses} holds about {tokens(0, 100):,.0f} tokens, which are too few to calibrate on and to "
             "evaluate with; give a file with some thousand words or more"
         )
     why.append(
         "TOO FEW DOCUMENTS TO HOLD ONE OUT: perplexity is measured on the text of the calibration, which "
         "flatters; give more documents (in a text file, apart by blank lines), or another file for evaluation"
     )
-    whole = [dict(found.settings)]
+    whole = [dict(one.settings) for one in found]
     return Texts(whole, whole, tokens(0, 100), tokens(0, 100), name, why)
 
 

@@ -1,20 +1,20 @@
 """Find by the first rows of a file which columns hold a text, a task and its answer: templates for a config.
 
 Names decide, in the order in which data sets use them most; then what the values are: a text, a list of chat
-messages, an answer inside a mapping or a list, the number of a choice.
+turns, an answer inside a mapping or a list, the number of a choice.
 """
 
 from __future__ import annotations
 
 import json
 import keyword
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import RowSource, TextSource
-from resprout.tasks.data.render import compile_where
+from resprout.tasks.data.chat_turns import has_question, is_chat
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -41,8 +41,6 @@ NUMBERS = (*ANSWERS, "label", "gold", "correct")
 """Columns that may hold the number of the right choice."""
 INSIDE = ("value", "text", "content", "answer")
 """Keys of a mapping that hold its text."""
-SPEAKERS = {"role": ("user", "assistant", "content"), "from": ("human", "gpt", "value")}
-"""Keys that say who speaks in a chat: names of the two sides, and the key of what they say."""
 RESERVED = (
     "row",
     "loop",
@@ -57,10 +55,10 @@ RESERVED = (
     "lipsum",
 )
 """Names that mean something else in a Jinja template."""
-REQUIRED = ("text", "instruction", "output")
-"""Fields that no row may leave empty."""
 APART = r"\n\n"
 PAIR = ("instruction", "input", "output")
+NEVER_EMPTY = ("| first_question", "| first_answer")
+"""How expressions end that fail on a row without text."""
 EMPTY = ' | default("", true)'
 """Makes a missing value an empty text."""
 
@@ -76,47 +74,50 @@ class Mapped:
 
 def text_columns(rows: Rows, place: str) -> Mapped:
     """The settings of a text source for such rows; BadInput where no column holds text."""
-    if chat := _chat(rows):
-        turns, _, (_, _, says) = chat
-        joined = f'{_name(turns)} | map(attribute="{says}") | join("{APART}")'
-        return _settled({"text": joined}, rows, f"all turns of {turns}", TextSource)
+    if chat := _chat(CHATS, rows):
+        return _settled({"text": f"{_name(chat)} | all_turns"}, f"all turns of {chat}", TextSource)
     if column := _named(DOCUMENTS, rows):
-        return _settled({"text": _value(column, rows)}, rows, f"column {column}", TextSource)
+        return _settled({"text": _value(column, rows)}, f"column {column}", TextSource)
     try:
         return pair_text(row_columns(rows, place))
     except BadInput:
         if column := _longest(rows):
             taken = f"column {column}, whose texts are the longest"
-            return _settled({"text": _value(column, rows)}, rows, taken, TextSource)
+            return _settled({"text": _value(column, rows)}, taken, TextSource)
     raise BadInput(
         f"{place} has no column of text; its columns are {_listed(rows)}; give a file with a column `text`"
     )
 
 
 def pair_text(mapped: Mapped) -> Mapped:
-    """The settings of a text source over the rows of a pool: task, material and answer as one text."""
+    """The settings of a text source over the rows of a pool: task, material and answer as one text.
+
+    Rows that lack the task or the answer are left out, as of the pool.
+    """
     parts = [mapped.expressions[key] for key in PAIR if key in mapped.expressions]
-    text = f'[{", ".join(parts)}] | select | join("{APART}")'
-    where = {key: value for key, value in mapped.settings.items() if key == "where"}
-    taken = f"{mapped.taken}, joined to one text"
-    return Mapped({"text": f"{{{{ {text} }}}}", **where}, taken, {"text": text})
+    text = f'[{", ".join(parts)}] | reject("in", [none, ""]) | join("{APART}")'
+    needed = [mapped.expressions[key] for key in ("instruction", "output")]
+    lacking = [f'{one} not in [none, ""]' for one in needed if not one.endswith(NEVER_EMPTY)]
+    where = {"where": " and ".join(lacking)} if lacking else {}
+    return Mapped({"text": f"{{{{ {text} }}}}", **where}, f"as one text, {mapped.taken}", {"text": text})
 
 
 def row_columns(rows: Rows, place: str) -> Mapped:
     """The settings of a pool for such rows; BadInput where task and answer cannot be told apart."""
-    if chat := _chat(rows):
-        turns, speaker, (asks, answers, says) = chat
-        of = _name(turns) + ' | selectattr("{}", "equalto", "{}") | map(attribute="{}") | first'
-        sides = {"instruction": asks, "output": answers}
-        found = {key: of.format(speaker, side, says) for key, side in sides.items()}
-        return _settled(found, rows, f"the first turn of {turns} and its answer", RowSource)
+    if chat := _chat(CHATS, rows):
+        return _of_chat(_name(chat), chat)
     task, answer = _named(TASKS, rows), _named(ANSWERS, rows)
     choice = _choice(rows)
+    if answer is not None and choice is None and (both := _as_chat(task, answer, rows)):
+        return _of_chat(*both)
     if task is None or (answer is None and choice is None):
+        if chat := _chat((*ANSWERS, *_every(rows)), rows):
+            return _of_chat(_name(chat), chat)
         raise BadInput(
-            f"{place} has no columns for a task and its answer; its columns are {_listed(rows)}; name two "
-            f"of them {TASKS[0]} and {ANSWERS[0]} (or {TASKS[2]} and {ANSWERS[3]}, ...), or give a column "
-            f"{CHATS[0]} with chat turns"
+            f"{place} has no columns for a task and its answer; its columns are {_listed(rows)}; known are "
+            f"{TASKS[0]} and {ANSWERS[0]}, {TASKS[2]} and {ANSWERS[3]}, ..., or {CHATS[0]} with chat turns; "
+            f"leave out --pool and name yours in the config, as select: {{pool: [{{source: {place}, "
+            'instruction: "{{ column_of_the_task }}", output: "{{ column_of_the_answer }}"}]}'
         )
     found = {"instruction": _value(task, rows), "output": choice or _value(str(answer), rows)}
     taken = [f"instruction from {task}", f"output from {'the right choice' if choice else answer}"]
@@ -128,29 +129,52 @@ def row_columns(rows: Rows, place: str) -> Mapped:
         elif task == key:
             # Its default would be the task once more.
             found[key] = '""'
-    return _settled(found, rows, ", ".join(taken), RowSource)
+    return _settled(found, ", ".join(taken), RowSource)
 
 
-def _settled(
-    found: Mapping[str, str], rows: Rows, taken: str, source: type[TextSource] | type[RowSource]
-) -> Mapped:
-    """Templates where they are not the defaults, and a condition where a row lacks what it must have."""
-    needed = [f"{expression}{EMPTY} | string | trim" for key, expression in found.items() if key in REQUIRED]
-    lacking = [one for one in needed if not all(map(compile_where(one), rows))]
+def _of_chat(chat: str, shown: str) -> Mapped:
+    """The settings of a pool whose rows are chats, by the Jinja expression of one."""
+    chat = f"({chat})" if " + " in chat else chat
+    found = {"instruction": f"{chat} | first_question", "output": f"{chat} | first_answer"}
+    taken = f"the first question of {shown}, behind the system's text, and its answer; no later turns"
+    return _settled(found, taken, RowSource)
+
+
+def _as_chat(task: str | None, answer: str, rows: Rows) -> tuple[str, str] | None:
+    """A chat of the columns of task and answer, and what it is called; None where neither has turns."""
+    replies = _sample(answer, rows)
+    if is_chat(replies) and has_question(replies):
+        # Preferred answers often repeat the task.
+        return _name(answer), answer
+    turns = {column: is_chat(_sample(column, rows)) for column in (task, answer) if column is not None}
+    if task is None or not any(turns.values()):
+        return None
+    sides = [
+        _name(column) if turns[column] else f'[{{"role": "{role}", "content": {_name(column)}}}]'
+        for column, role in ((task, "user"), (answer, "assistant"))
+    ]
+    return " + ".join(sides), f"{task} and {answer}"
+
+
+def _settled(found: Mapping[str, str], taken: str, source: type[TextSource] | type[RowSource]) -> Mapped:
+    """Templates where they are not the defaults."""
     settings = {
         key: f"{{{{ {expression} }}}}"
         for key, expression in found.items()
         if expression.removesuffix(EMPTY) != source.model_fields[key].default.strip("{} ").partition(" ")[0]
     }
-    if lacking:
-        settings["where"] = " and ".join(f"({one})" for one in lacking)
     return Mapped(settings, taken, found)
+
+
+def _every(rows: Rows) -> list[str]:
+    """The columns of the rows."""
+    return list(dict.fromkeys(str(column) for row in rows for column in row))
 
 
 def _columns(rows: Rows, names: Sequence[str]) -> Iterator[str]:
     """The columns that have one of these names, whatever its case, in the order of the names."""
-    known = {str(column).lower(): str(column) for row in rows for column in row}
-    yield from (known[name] for name in names if name in known)
+    known = {column.lower(): column for column in _every(rows)}
+    yield from (known[name.lower()] for name in names if name.lower() in known)
 
 
 def _sample(column: str, rows: Rows) -> Any:
@@ -159,8 +183,8 @@ def _sample(column: str, rows: Rows) -> Any:
 
 
 def _named(names: Sequence[str], rows: Rows) -> str | None:
-    """The first column of these names that holds something."""
-    return next((column for column in _columns(rows, names) if _sample(column, rows) is not None), None)
+    """The first column of these names that holds text."""
+    return next((column for column in _columns(rows, names) if _inside(column, rows)), None)
 
 
 def _name(column: str) -> str:
@@ -171,21 +195,34 @@ def _name(column: str) -> str:
 
 def _value(column: str, rows: Rows) -> str:
     """The text of a column, which may lie inside a mapping or a list, as a Jinja expression."""
-    expression, sample = _name(column), _sample(column, rows)
-    if isinstance(sample, Mapping) and (key := next((one for one in INSIDE if sample.get(one)), None)):
-        expression, sample = f"{expression}.{key}", sample[key]
-    return f"{expression} | first" if isinstance(sample, list) else expression
+    return _inside(column, rows) or _name(column)
 
 
-def _chat(rows: Rows) -> tuple[str, str, tuple[str, str, str]] | None:
-    """The column of a chat, the key that names the speaker, and what SPEAKERS says of it."""
-    for column in _columns(rows, CHATS):
-        turns = _sample(column, rows)
-        turn = turns[0] if isinstance(turns, list) else None
-        for speaker, names in SPEAKERS.items():
-            if isinstance(turn, Mapping) and speaker in turn and names[2] in turn:
-                return column, speaker, names
-    return None
+def _inside(column: str, rows: Rows) -> str | None:
+    """Where in a column its text is, by the first row that has some; None where none has."""
+    found = (_text_in(_name(column), row.get(column)) for row in rows)
+    return next((expression for expression in found if expression), None)
+
+
+def _text_in(expression: str, value: Any) -> str | None:
+    """A Jinja expression of the text in such a value; None where it holds none."""
+    if is_chat(value):
+        return f"{expression} | all_turns"
+    if isinstance(value, list):
+        return _text_in(f"{expression} | first", value[0]) if value else None
+    if isinstance(value, Mapping):
+        inner = f"({expression})" if "|" in expression else expression
+        keys = (key for key in INSIDE if value.get(key))
+        return next((one for key in keys if (one := _text_in(f"{inner}.{key}", value[key]))), None)
+    if value in (None, "") or (isinstance(value, Iterable) and not isinstance(value, str)):
+        return None
+    return expression
+
+
+def _chat(names: Sequence[str], rows: Rows) -> str | None:
+    """The first column of these names that holds chats in which the user speaks."""
+    samples = ((column, _sample(column, rows)) for column in _columns(rows, names))
+    return next((column for column, one in samples if is_chat(one) and has_question(one)), None)
 
 
 def _choice(rows: Rows) -> str | None:
@@ -199,12 +236,11 @@ def _choice(rows: Rows) -> str | None:
 
 def _longest(rows: Rows) -> str | None:
     """The column of strings that are the longest on average."""
-    names = dict.fromkeys(str(column) for row in rows for column in row)
-    strings = [name for name in names if all(isinstance(row.get(name), str | None) for row in rows)]
+    strings = [name for name in _every(rows) if all(isinstance(row.get(name), str | None) for row in rows)]
     lengths = {name: sum(len(row.get(name) or "") for row in rows) for name in strings}
     longest = max(lengths, key=lambda name: lengths[name], default=None)
     return longest if longest and lengths[longest] else None
 
 
 def _listed(rows: Rows) -> str:
-    return ", ".join(dict.fromkeys(str(column) for row in rows for column in row)) or "none"
+    return ", ".join(_every(rows)) or "none"

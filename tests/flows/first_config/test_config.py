@@ -65,8 +65,9 @@ def make(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.chdir(ground)
     (tmp_path / "out").mkdir()
 
-    def call(model: str, text: str | None = None, pool: str | None = None, goal: str | None = None) -> Draft:
-        return draft(model, text, pool, parse_goal(goal) if goal else None, tmp_path / "out" / "my.yaml")
+    def call(model: str, text: str | None = None, *pools: str | None, goal: str | None = None) -> Draft:
+        given = [one for one in pools if one is not None]
+        return draft(model, text, given, parse_goal(goal) if goal else None, tmp_path / "out" / "my.yaml")
 
     yield call
     os.environ.clear()
@@ -106,7 +107,7 @@ def test_what_is_drafted_validates(
 def test_every_model_gets_a_config(model: str, goal: str | None, make: Callable[..., Draft]) -> None:
     if (model, goal) == ("mixtral", "150kB"):
         goal = "400kB"
-    config = config_of(make(model, "text.jsonl", "pool.jsonl", goal))
+    config = config_of(make(model, "text.jsonl", "pool.jsonl", goal=goal))
     assert config.prune.method == ("magnitude" if model == "mixtral" else "recommended")
     longest = 100 if model == "odd" else 256
     assert config.calibrate.seq_len_tokens <= longest
@@ -215,7 +216,7 @@ def test_pickled_weights_are_taken_where_that_is_asked(
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(BadInput, match="has pickled weights only"):
         make("pickled", "text.jsonl")
-    made = draft("pickled", "text.jsonl", None, None, tmp_path / "out" / "my.yaml", allow_pickle=True)
+    made = draft("pickled", "text.jsonl", (), None, tmp_path / "out" / "my.yaml", allow_pickle=True)
     assert config_of(made).model.allow_pickle
 
 
@@ -233,8 +234,125 @@ def test_all_rows_of_a_large_pool_can_be_chosen_within_what_is_trained(
     monkeypatch.setattr(recovery, "MOST_TRAINED", 1000)
     select = config_of(made := make("llama", "text.jsonl", "pool.jsonl")).select
     assert select is not None
-    assert (select.pool[0].limit, select.budget_tokens, select.budget_ratio) == (None, 1000, None)
-    assert "60 different rows; recovery trains on 1,000 of their tokens" in made.text
+    # Four fifths of what is trained on, where text is beside them.
+    assert (select.pool[0].limit, select.budget_tokens, select.budget_ratio) == (None, 800, None)
+    assert "60 different rows; recovery trains on 800 of their tokens" in made.text
+    alone = config_of(made := make("llama", None, "pool.jsonl"))
+    assert alone.select is not None
+    assert alone.recover is not None
+    assert (alone.select.budget_tokens, alone.recover.rows_weight, alone.recover.tokens) == (1000, None, 1000)
+    assert "recovery trains on 1,000 of their tokens" in made.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "text", "expected"),
+    [
+        (1000, 2000, (1000, 2000)),
+        (5_000_000, 9_000_000, (8000, 2000)),
+        (5_000_000, 500, (9500, 500)),
+        (3000, 9_000_000, (3000, 7000)),
+        (9000, 9000, (8000, 2000)),
+        (256_000, float("inf"), (8000, 2000)),
+        (5_000_000, 0, (10_000, 0)),
+        (0, 5_000_000, (0, 10_000)),
+    ],
+)
+def test_rows_are_the_larger_part_where_they_are_enough(
+    rows: float, text: float, expected: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "MOST_TRAINED", 10_000)
+    assert recovery._shares(rows, text) == expected
+
+
+def test_what_is_said_of_rows_and_text_is_what_the_weights_give(
+    make: Callable[..., Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more text than rows, the rows would be a small part without weights."""
+    monkeypatch.setattr(recovery, "MOST_TRAINED", 2000)
+    config = config_of(made := make("llama", "long.jsonl", "pool.jsonl"))
+    assert config.select is not None
+    assert config.recover is not None
+    (text,) = config.recover.text
+    assert (config.recover.tokens, config.recover.rows_weight, text.weight) == (2000, 0.8, 0.2)
+    assert config.select.budget_tokens == 1600
+    said = " ".join(made.text.replace("#", "").split())
+    assert "recovery trains on 1,600 of their tokens" in said
+    assert "of 2,000 tokens 80.0% are rows (rows_weight) and the rest text (weight)" in said
+    # The three rows are seen once, and not until they are four fifths.
+    few = config_of(make("llama", "long.jsonl", "few.jsonl"))
+    assert few.select is not None
+    assert few.recover is not None
+    assert few.recover.rows_weight is not None
+    assert (few.select.budget_ratio, few.recover.rows_weight < 0.15) == (1.0, True)
+    assert few.recover.rows_weight + (few.recover.text[0].weight or 0) == pytest.approx(1)
+    # Where all is trained on once, no weights are needed.
+    monkeypatch.setattr(recovery, "MOST_TRAINED", 10**9)
+    whole = config_of(make("llama", "long.jsonl", "pool.jsonl")).recover
+    assert whole is not None
+    assert (whole.epochs, whole.tokens, whole.rows_weight, whole.text[0].weight) == (1, None, None, None)
+
+
+def test_each_of_several_pools_has_its_columns(make: Callable[..., Draft]) -> None:
+    made = make("llama", "text.jsonl", "chats.jsonl", "pairs.parquet")
+    select = config_of(made).select
+    assert select is not None
+    assert [(Path(one.source).name, one.instruction, one.output) for one in select.pool] == [
+        ("chats.jsonl", "{{ messages | first_question }}", "{{ messages | first_answer }}"),
+        ("pairs.parquet", "{{ question }}", "{{ answer }}"),
+    ]
+    assert "170 different rows" in made.text
+    config = config_of(make("llama", None, "chats.jsonl", "pairs.parquet"))
+    assert config.select is not None
+    judged = config.evaluate.perplexity.text
+    assert [one.source for one in judged] == [one.source for one in config.select.pool]
+    for pool, text in zip(config.select.pool, judged, strict=True):
+        assert pool.hash_percent[0] == text.hash_percent[1]
+        assert pool.hash_of == text.hash_of == pool.instruction
+
+
+def test_bad_rows_are_counted_and_end_no_run(
+    ground: Path, make: Callable[..., Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"instruction": words(6, i), "output": words(8, i + 500)} for i in range(60)]
+    bad = ['{"instruction": "w5", "output": ""}\n', '{"instruction": \n']
+    good = [json.dumps(row) + "\n" for row in rows]
+    (ground / "rough.jsonl").write_text("".join([good[0], *bad, *good[1:]]))
+    made = make("llama", None, "rough.jsonl")
+    config = config_of(made)
+    assert config.select is not None
+    sources = [*config.select.pool, *config.calibrate.text, *config.evaluate.perplexity.text]
+    assert {one.on_bad_row for one in sources} == {"skip"}
+    said = " ".join(made.text.replace("#", "").split())
+    assert "left out and counted (on_bad_row: skip); 2, the first: " in said
+    assert "rough.jsonl, line 3: expected JSON" in said
+    # Behind the first rows there may be more of them.
+    monkeypatch.setattr(data, "ROWS", 50)
+    (ground / "rough.jsonl").write_text("".join([good[0], "\n", bad[0], *good[1:]]))
+    said = " ".join(make("llama", None, "rough.jsonl").text.replace("#", "").split())
+    assert "(on_bad_row: skip); so far 1, the first: " in said
+    assert "rough.jsonl, row 3: the output is empty" in said
+
+
+def test_of_a_folder_and_of_a_pattern_it_is_said_what_is_read(
+    ground: Path, make: Callable[..., Draft], tmp_path: Path
+) -> None:
+    rows = [{"instruction": words(6, i), "output": words(8, i + 500)} for i in range(60)]
+    (ground / "shards").mkdir()
+    for number in range(3):
+        lines(ground / "shards" / f"train-{number}.jsonl", rows[20 * number : 20 * number + 20])
+    lines(ground / "shards" / "test-0.jsonl", rows[:5])
+    (ground / "shards" / "dataset_info.json").write_text("{}")
+    made = make("llama", "text.jsonl", "shards")
+    said = " ".join(made.text.replace("#", "").split())
+    assert (
+        "read: test-0.jsonl, train-0.jsonl, train-1.jsonl, train-2.jsonl; passed over: dataset_info.j" in said
+    )
+    made = make("llama", "text.jsonl", "shards/train-*.jsonl")
+    select = config_of(made).select
+    assert select is not None
+    assert select.pool[0].source == os.path.relpath(ground / "shards" / "train-*.jsonl", tmp_path / "out")
+    assert "60 different rows" in made.text
+    assert "read: train-0.jsonl, train-1.jsonl, train-2.jsonl; passed over: nothing" in made.text
 
 
 def test_of_a_pool_that_is_not_opened_a_sample_is_drawn(
@@ -247,7 +365,12 @@ def test_of_a_pool_that_is_not_opened_a_sample_is_drawn(
     select = config_of(made := make("llama", "text.jsonl", "pool.jsonl")).select
     assert select is not None
     assert (select.pool[0].limit, select.budget_ratio) == (20_000, 0.05)
-    assert "20,000 rows drawn of it; recovery trains on 5% of their tokens" in " ".join(made.text.split())
+    said = " ".join(made.text.replace("#", "").split())
+    assert "20,000 rows, 20,000 drawn of each pool elsewhere; 5% of their tokens are chosen" in said
+    recover = config_of(made).recover
+    assert recover is not None
+    # 256,000 tokens of rows, with which less text than there is comes to 262,144.
+    assert recover.rows_weight is None or recover.rows_weight > 0.5
 
 
 def test_without_text_the_quickstarts_stands_in_where_it_is_here(
