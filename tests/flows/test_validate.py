@@ -113,7 +113,7 @@ def test_where_all_first_rows_are_bad_there_is_no_skipping_them(
     for good in ("select.method=random", "select.pool.0.where=output == 'w9'"):
         code, said = validate(f"select.pool.0.source={path}", skip, good)
         assert code == 0, said
-    code, said = validate(f"select.pool.0.source={path}", skip, "select.pool.0.output={{ messages }}")
+    code, said = validate(f"select.pool.0.source={path}", skip, "select.pool.0.output='{{ messages }}'")
     assert code == 2, said
     assert "of the first rows not one is left; 27 were skipped by on_bad_row, the first: " in said
     assert "'messages' is undefined; the row's columns are: instruction, input, output" in said
