@@ -90,7 +90,7 @@ def hash_percent(text: str) -> int:
 
 
 def _variables(columns: Columns) -> dict[str, Any]:
-    return {"row": columns, **columns}
+    return {**columns, "row": columns}
 
 
 def _unrenderable(what: str, text: str, columns: Columns, error: Exception) -> BadInput:

@@ -14,6 +14,10 @@ def test_columns_are_variables() -> None:
     assert render({"question": "why?", "hint": None, "0": "x"}) == "Q: why? x"
 
 
+def test_all_columns_are_reached_where_one_is_called_row() -> None:
+    assert compile_template("{{ row['0'] }} {{ row['row'] }}")({"0": "x", "row": 7}) == "x 7"
+
+
 def test_null_and_missing_with_default_render_as_nothing() -> None:
     render = compile_template("[{{ input | default('') }}]")
     assert render({}) == "[]"
