@@ -18,7 +18,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import FilterConfig
 from resprout.tasks.core.job import Progress
 from resprout.tasks.select.json_files import write_json
-from resprout.tasks.select.rows import FILE, rows_by_id
+from resprout.tasks.select.rows import FILE, Origin, rows_by_id
 
 LEFT_OUT, WARNINGS = "left_out.jsonl", "warnings.json"
 COLUMNS = ("instruction", "input", "output")
@@ -90,7 +90,7 @@ def write(config: FilterConfig, inputs: Mapping[str, Path], workdir: Path, progr
             if number not in reasons:
                 kept_file.write(json.dumps(row, sort_keys=True) + "\n")
             else:
-                reason = {"id": row["id"], "reason": reasons[number]}
+                reason = {"id": row["id"], "reason": reasons[number], **Origin.of(row)._asdict()}
                 out.write(json.dumps(reason, sort_keys=True) + "\n")
     counts["rows"] = len(rows) - len(reasons)
     if not counts["rows"]:
@@ -182,10 +182,10 @@ def evaluation_texts(inputs: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
             yield f"the task {role.removeprefix(TASK)}", "\n".join(_strings(row))
 
 
-def left_out(folder: Path) -> dict[str, str]:
-    """Why each row of the pool was filtered out, by its id; empty for rows that no filter went through."""
+def left_out(folder: Path) -> Iterator[dict[str, Any]]:
+    """Each row of the pool that was filtered out, by id, reason and origin; none where no filter went."""
     path = folder / LEFT_OUT
-    return {row["id"]: row["reason"] for row in _lines(path)} if path.is_file() else {}
+    yield from _lines(path) if path.is_file() else ()
 
 
 def counted(folder: Path) -> dict[str, int]:

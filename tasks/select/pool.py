@@ -23,17 +23,18 @@ from resprout.tasks.core.job import Job
 from resprout.tasks.data.encodings import Encodings
 from resprout.tasks.data.template import Encoded, encode_rows, no_responses
 from resprout.tasks.models.load import load_tokenizer
-from resprout.tasks.select.rows import FILE, rows_by_id
+from resprout.tasks.select.rows import FILE, Origin, rows_by_id
 
 ENCODED_AT_ONCE = 2000
 
 
 class LeftOut(NamedTuple):
-    """A row that cannot be chosen: its tokens, None where they were not counted, and why."""
+    """A row that cannot be chosen: its tokens, why, and where it is from."""
 
     id: str
-    tokens: int | None
+    tokens: int
     reason: str
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
             content = _digest(row)
             if not one.response_ids:
                 longest_prompt = max(longest_prompt, len(one.prompt_ids))
-                left_out.append(LeftOut(row["id"], len(one), "no response token left after the template"))
+                why = "no response token left after the template"
+                left_out.append(LeftOut(row["id"], len(one), why, Origin.of(row)))
             elif content in seen:
-                left_out.append(LeftOut(row["id"], len(one), "the same as another row"))
+                left_out.append(LeftOut(row["id"], len(one), "the same as another row", Origin.of(row)))
             else:
                 seen.add(content)
                 kept.append(place)

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 FILE = "rows.jsonl"
+
+
+class Origin(NamedTuple):
+    """Where a row is from: its source, its file there, its number in that; None of rows made of documents."""
+
+    source: str | None
+    file: str | None
+    row: int | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Origin:
+        """That of a row; many share the texts of one."""
+        source, file = (None if row.get(key) is None else sys.intern(row[key]) for key in ("source", "file"))
+        return cls(source, file, row.get("row"))
 
 
 class Rows(Sequence[dict[str, Any]]):

@@ -2,8 +2,8 @@
 
 Inputs of `select`: `rows` (rows.jsonl), `dense` (its tokenizer always), the weights that the method declares,
 for `embedder: minilm` the encoder's folder `embedder`, and `targets`, rows like what the model is for.
-Content: selected.jsonl, summary.json, metrics.json, and decisions.jsonl, which says of every row why it was
-taken or not.
+Content: selected.jsonl, summary.json, metrics.json, and decisions.jsonl, which says of every row of the pool
+where it is from, and why it was taken or not.
 
 Where `select.targets` asks for them, `answer` puts the dense model's own answers to those rows in place of
 theirs: selected.jsonl, summary.json and metrics.json again, and answers.jsonl on what became of each.
@@ -453,22 +453,30 @@ def _write_map(workdir: Path, pool: Pool, choice: Choice, seed: int) -> None:
 def _decisions(folder: Path, pool: Pool, choice: Choice) -> Iterable[dict[str, Any]]:
     """What became of every row, in the order of their ids."""
     from resprout.tasks.select.filters import left_out
+    from resprout.tasks.select.rows import Origin
 
     chosen = set(choice.accepted)
     candidates = (
         {
             **FACTS,
             **choice.facts(index),
+            **Origin.of(row)._asdict(),
             "id": id,
             "tokens": int(pool.tokens[index]),
             "accepted": index in chosen,
         }
-        for index, id in enumerate(pool.ids)
+        for index, (id, row) in enumerate(zip(pool.ids, pool.rows, strict=True))
     )
-    others = [(row.id, row.tokens, row.reason) for row in pool.left_out]
-    others += [(id, None, reason) for id, reason in left_out(folder).items()]
-    refused = (
-        {**FACTS, "id": id, "tokens": tokens, "accepted": False, "reason": reason}
-        for id, tokens, reason in sorted(others, key=lambda one: one[0])
+    unfit = (
+        {
+            **FACTS,
+            **one.origin._asdict(),
+            "id": one.id,
+            "tokens": one.tokens,
+            "accepted": False,
+            "reason": one.reason,
+        }
+        for one in pool.left_out
     )
-    return merge(candidates, refused, key=lambda decision: decision["id"])
+    filtered = ({**FACTS, **one, "tokens": None, "accepted": False} for one in left_out(folder))
+    return merge(candidates, unfit, filtered, key=lambda decision: decision["id"])
