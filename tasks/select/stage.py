@@ -34,8 +34,10 @@ MAPPED = 1000
 """Rows at most whose embeddings are kept for a picture."""
 MUCH_CUT = 0.1
 """Share of a pool's rows above which it is told that they are cut."""
-MOST_CLUSTERS, BYTES_A_TOKEN = 32, 4
-"""Of a search for their number; of a row's tokens, roughly."""
+MOST_CLUSTERS = 32
+"""Of a search for their number."""
+BYTES_A_TOKEN = 4
+"""Of a row, roughly."""
 FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
 """Decision on a row that the method does not look at."""
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.data.chat import chat_texts
 from resprout.tasks.data.template import Encoded, encode, encode_rows
 
 Make = Callable[..., Any]
@@ -94,6 +95,15 @@ def test_a_chat_template_that_rewrites_the_prompt(make_tokenizer: Make) -> None:
     changing = "{{ messages | length }}{{ messages[0]['content'] }}"
     with pytest.raises(BadInput, match="cannot be told apart"):
         encode(make_tokenizer(chat=changing), ROW, "chat", 512)
+
+
+def test_a_template_that_asks_for_the_date_writes_the_same_every_day(make_tokenizer: Make) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "Today is {{ strftime_now('%d %b %Y') }}.{% for one in messages %}{{ one.content }}</s>{% endfor %}"
+    )
+    ((prompt, _),) = chat_texts(tokenizer, [{"instruction": "say", "input": "", "output": "said"}])
+    assert prompt == "Today is 26 Jul 2024.say</s>"
 
 
 def test_length() -> None:
