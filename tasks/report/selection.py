@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resprout.tasks.select.comparison import COVERAGE, UNRECOVERED
+from resprout.tasks.select.comparison import COVERAGE, SIZES, UNRECOVERED
 from resprout.tasks.select.comparison import FILE as COMPARISON
 
 EXAMPLES = 10
@@ -115,16 +115,17 @@ def compared_part(folder: Path | None) -> dict[str, Any] | None:
         [
             arm["name"],
             "" if arm["name"] == UNRECOVERED else str(arm["seeds"]),
-            *("" if (held := arm.get(name)) is None else f"{held:,.0f}" for name in ("rows", "tokens")),
+            *("" if (held := arm.get(name)) is None else f"{held:,.0f}" for name in SIZES),
             *(part for name in measures for part in _cells(arm, name, gaps.get((arm["name"], name)))),
         ]
         for arm in arms
     ]
     note = (
-        "Rows and tokens are what was selected, in the mean over seeds; all were trained on as many tokens, "
-        "so that fewer were gone through more often. Behind ± the standard deviation over seeds. To random: "
-        "the difference to random rows, paired by seed and text, with intervals that hold together in "
-        f"{100 * COVERAGE:.0f} % of cases; * where it is more than noise."
+        "Rows and tokens are what was selected, in the mean over seeds; all trained on as many tokens, so "
+        "that fewer were gone through more often. Answers are what is learned by default (recover.loss_on). "
+        "Behind ± the standard deviation over seeds. To random: the difference to random rows, paired by "
+        f"seed and text, with intervals that hold together in {100 * COVERAGE:.0f} % of cases; * where it is "
+        "more than noise."
     )
     return {"heads": heads, "rows": rows, "note": note, "sentences": found["sentences"]}
 

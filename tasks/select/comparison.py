@@ -28,6 +28,8 @@ COVERAGE = 0.95
 """Of all intervals of one measure together: each is wider the more there are (Bonferroni)."""
 MEASURES = {"divergence": "divergences", "bits per byte": "windows"}
 """By what arms are ranked, in this order, with the key of their samples; less is better."""
+SIZES = ("rows", "tokens", "answer tokens")
+"""What is told of the rows of an arm."""
 QUALITY, ACCURACY = "bits per byte", "accuracy"
 
 
@@ -115,11 +117,25 @@ def read_arms(inputs: Mapping[str, Path]) -> list[Arm]:
 
 
 def read_sizes(inputs: Mapping[str, Path], arm: str) -> dict[str, float]:
-    """Rows and tokens that an arm selected, the mean over its seeds, from inputs `rows of <arm>:<seed>`."""
+    """What an arm trains on: rows, tokens, and those of answers among them, the mean over its seeds.
+
+    It is read from the inputs `rows of <arm>:<seed>`.
+    """
     held = [folder for role, folder in inputs.items() if role.rpartition(":")[0] == f"{CHOSEN}{arm}"]
-    summaries = [json.loads((one / "summary.json").read_text(encoding="utf-8")) for one in held]
-    names = {"rows": "selected_rows", "tokens": "filled_tokens"}
-    return {name: statistics.fmean(one[key] for one in summaries) for name, key in names.items() if summaries}
+    sizes = [_sizes(json.loads((one / "summary.json").read_text(encoding="utf-8"))) for one in held]
+    return {name: statistics.fmean(one[name] for one in sizes) for name in SIZES if sizes}
+
+
+def _sizes(summary: Mapping[str, Any]) -> dict[str, int]:
+    """Of the selected rows, or of those of them that the dense model answered."""
+    if (answered := summary.get("answers")) is None:
+        rows, tokens, answers = (
+            summary[name] for name in ("selected_rows", "filled_tokens", "answer_tokens")
+        )
+    else:
+        rows = answered["self_written_rows"] + answered["original_rows"]
+        tokens, answers = answered["answered_tokens"], answered["answer_tokens"]
+    return dict(zip(SIZES, (rows, tokens, answers), strict=True))
 
 
 def compare(arms: Sequence[Arm], pruned: Arm, own: str = BASELINE) -> dict[str, Any]:

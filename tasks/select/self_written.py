@@ -107,7 +107,11 @@ def write(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pro
             for row, one, use in zip(rows, answers, used, strict=True)
         ),
     )
-    _write_summary(inputs["selection"], workdir, config, Counter(used), faults, sum(map(len, encoded)))
+    tokens = {
+        "answered_tokens": sum(map(len, encoded)),
+        "answer_tokens": sum(len(one.response_ids) for one in encoded),
+    }
+    _write_summary(inputs["selection"], workdir, config, Counter(used), faults, tokens)
 
 
 def questions(
@@ -298,7 +302,7 @@ def _write_summary(
     config: SelectConfig,
     used: Mapping[str, int],
     faults: Mapping[str, int],
-    tokens: int,
+    tokens: Mapping[str, int],
 ) -> None:
     """The selection's own summary with what became of its answers, and these counts as metrics."""
     summary = json.loads((selection / "summary.json").read_text(encoding="utf-8"))
@@ -306,7 +310,7 @@ def _write_summary(
         "self_written_rows": used.get("self", 0),
         "original_rows": used.get("original", 0),
         "dropped_rows": used.get("", 0),
-        "answered_tokens": tokens,
+        **tokens,
     }
     about = {"targets": config.targets, "faults": dict(sorted(faults.items())), **counts}
     if not counts["self_written_rows"]:

@@ -343,6 +343,7 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
         f"requested_{unit}": pool.budget,
         f"granted_{unit}": choice.granted,
         "filled_tokens": int(pool.tokens[accepted].sum()),
+        "answer_tokens": sum(len(pool.encoded[row].response_ids) for row in accepted),
         "selected_rows": len(accepted),
         "pool_rows": len(pool.rows),
         "pool_tokens": int(pool.tokens.sum()),

@@ -160,7 +160,15 @@ def test_scores_by_role(tmp_path: Path) -> None:
             inputs[role_of(name, seed)] = scores(folder, loss, [1, 0])
             rows = tmp_path / f"rows{len(inputs)}"
             rows.mkdir()
-            (rows / "summary.json").write_text(json.dumps({"selected_rows": seed, "filled_tokens": 100}))
+            summary: dict[str, Any] = {"selected_rows": seed, "filled_tokens": 100, "answer_tokens": 40}
+            if name == "paper:self":
+                summary["answers"] = {
+                    "self_written_rows": 3,
+                    "original_rows": 1,
+                    "answered_tokens": 90,
+                    "answer_tokens": 30,
+                }
+            (rows / "summary.json").write_text(json.dumps(summary))
             inputs[f"rows of {role_of(name, seed)}"] = rows
     arms = {one.name: one for one in read_arms(inputs)}
     assert list(arms) == ["random", "paper:self"]
@@ -176,4 +184,5 @@ def test_scores_by_role(tmp_path: Path) -> None:
     assert metrics["no_recovery_accuracy"] == 0.0
     unrecovered, *sized = found["arms"]
     assert "rows" not in unrecovered
-    assert [(one["rows"], one["tokens"]) for one in sized] == [(17.5, 100.0)] * 2
+    sizes = {one["name"]: (one["rows"], one["tokens"], one["answer tokens"]) for one in sized}
+    assert sizes == {"random": (17.5, 100.0, 40.0), "paper:self": (4.0, 90.0, 30.0)}

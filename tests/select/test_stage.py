@@ -95,6 +95,7 @@ def test_contract(method: str, run: Callable[..., Result], pool_rows: Rows) -> N
     assert summary["pool_tokens"] == pool_tokens
     assert summary["requested_tokens"] == int(0.3 * pool_tokens)
     assert summary["filled_tokens"] == tokens <= summary["requested_tokens"]
+    assert 0 < summary["answer_tokens"] < tokens
     assert summary["granted_tokens"] == summary["requested_tokens"]
     left = summary["requested_tokens"] - tokens
     refused = [one for one in result.decisions if not one["accepted"]]
