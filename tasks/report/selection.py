@@ -102,14 +102,8 @@ def compared_part(folder: Path | None) -> dict[str, Any] | None:
         return None
     found = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
     arms = found["arms"]
-    measures = [name for name in arms[-1] if name not in ("name", "seeds", "rows", "tokens")]
-    heads = [
-        "selection",
-        "seeds",
-        "rows",
-        "tokens",
-        *(part for name in measures for part in (name, "to random")),
-    ]
+    measures = [name for name in arms[-1] if name not in ("name", "seeds", *SIZES)]
+    heads = ["selection", "seeds", *SIZES, *(part for name in measures for part in (name, "to random"))]
     gaps = {(one["arm"], one["measure"]): one for one in found["differences"]}
     rows = [
         [

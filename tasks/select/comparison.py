@@ -230,11 +230,13 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _as_good(best: str, arms: Sequence[Arm], measure: str) -> list[str]:
-    """The arms that are no more than noise behind the best, which any of them might have been."""
+    """The arms that are no more than noise behind the best: multiple comparisons with the best (Hsu 1984).
+
+    As many intervals as there are other arms hold together, though which is the best was seen in the data.
+    """
     (first,) = (arm for arm in arms if arm.name == best)
-    pairs = math.comb(len(arms), 2)
     others = [arm for arm in arms if arm is not first]
-    return [arm.name for arm in others if not difference(arm, first, measure, pairs).differs]
+    return [arm.name for arm in others if not difference(arm, first, measure, len(others)).differs]
 
 
 def _sentences(
@@ -279,7 +281,8 @@ def _sentence(
         return f"By {measure}, {name} leads random rows by {_signed(won.mean)} ({said})."
     within = f"interval {_signed(won.low)} to {_signed(won.high)}"
     if won.differs:
-        others = f"; {_listed(as_good)} may be as good" if as_good else ""
+        rest = [one for one in as_good if one != BASELINE]
+        others = f"; {_listed(rest)} may be as good" if rest else ""
         return (
             f"By {measure}, {name} is best, {_signed(won.mean)} against random rows at equal training tokens "
             f"({within}: more than noise){others}."

@@ -1,0 +1,40 @@
+"""What a report says of selections that were compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from resprout.tasks.report.selection import compared_part
+from resprout.tasks.select.comparison import FILE
+
+
+def test_compared_selections_in_a_table(tmp_path: Path) -> None:
+    def arm(name: str, mean: float, deviation: float | None, **sizes: float) -> dict[str, Any]:
+        spread = {"mean": mean, "deviation": deviation, "seeds": [mean]}
+        return {"name": name, "seeds": 2, "divergence": spread, **sizes}
+
+    sizes = {"rows": 12.5, "tokens": 1000.0, "answer tokens": 400.0}
+    gap = {"arm": "longest", "other": "random", "measure": "divergence", "differs": True}
+    found = {
+        "arms": [
+            arm("no recovery", 0.9, None),
+            arm("longest", 0.5, 0.01, **sizes),
+            arm("random", 0.6, 0.02, **sizes),
+        ],
+        "differences": [{**gap, "mean": -0.1, "low": -0.15, "high": -0.05}],
+        "sentences": ["longest is best"],
+    }
+    (tmp_path / FILE).write_text(json.dumps(found, sort_keys=True))
+    part = compared_part(tmp_path)
+    assert part is not None
+    assert part["heads"] == [
+        "selection", "seeds", "rows", "tokens", "answer tokens", "divergence", "to random",
+    ]  # fmt: skip
+    assert part["rows"] == [
+        ["no recovery", "", "", "", "", "0.9000", ""],
+        ["longest", "2", "12", "1,000", "400", "0.5000 ± 0.0100", "-0.1000 (-0.1500 to -0.0500) *"],
+        ["random", "2", "12", "1,000", "400", "0.6000 ± 0.0200", ""],
+    ]
+    assert compared_part(None) is None
