@@ -161,7 +161,7 @@ class History:
         return self._params[digest]
 
     def size(self, digest: str) -> int | None:
-        """Bytes of an artifact; None where it is gone."""
+        """Size of an artifact in bytes; None if the store no longer has it."""
         try:
             return self._store.manifest(digest).total_bytes
         except ResproutError:

@@ -10,7 +10,6 @@ from typing import Any
 
 from resprout.configs.errors import BadInput
 from resprout.flows.recorded_run import RecordedRun
-from resprout.flows.stages import Step
 from resprout.infra.store.record import ArtifactRef
 from resprout.infra.store.store import ArtifactStore
 from resprout.tasks.core.stage import StepId
@@ -25,7 +24,6 @@ SELECTED, DECISIONS, SUMMARY = "selected.jsonl", "decisions.jsonl", "summary.jso
 class Selection:
     """One selection of a run: its artifact, that with the rows as they were trained on, and the pool."""
 
-    step: Step
     made: ArtifactRef
     trained: ArtifactRef
     pool: ArtifactRef | None
@@ -46,7 +44,7 @@ def selections(run: RecordedRun, store: ArtifactStore) -> dict[str, Selection]:
             continue
         trained = run.ref(store, StepId(answer.name, step.role)) or made
         pool = run.ref(store, step.inputs["rows"].step)
-        found[name] = Selection(step, made, trained, pool)
+        found[name] = Selection(made, trained, pool)
     if not found:
         raise BadInput("this run selected no rows: its config has no select section")
     return found

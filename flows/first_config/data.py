@@ -154,7 +154,7 @@ def _first_rows(source: DataSource, files: dict[str, Path], counts: Counts) -> t
 
 
 def _files(read: Sequence[str], passed_over: Sequence[str]) -> str:
-    """What is read of a folder, and what not."""
+    """Which files of a folder are read, and which are passed over."""
     return f"read: {_some(read)}; passed over: {_some(passed_over)}"
 
 
@@ -165,7 +165,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _bad(counts: Counts, whole: bool) -> str:
-    """What becomes of bad rows, and those that were seen."""
+    """How bad rows are handled, and how many were seen."""
     if not counts.bad:
         return SKIPPED
     return f"{SKIPPED}; {'' if whole else 'so far '}{counts.bad:,}, the first: {counts.first_bad[0].fault}"

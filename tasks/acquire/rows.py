@@ -314,10 +314,10 @@ def each_row(
     make: Callable[[Located], T],
     counts: Counts | None = None,
 ) -> Iterator[T]:
-    """What `make` gives of each row that the source's condition lets through.
+    """Apply `make` to each row for which the source's `where` holds.
 
-    A bad row, which cannot be read or on which condition or `make` raises BadInput, is left out and counted
-    where the source says so.
+    A row that cannot be read, or for which `where` or `make` raises BadInput, is bad: with `on_bad_row: skip`
+    it is left out and counted, else its error is raised.
     """
     counts, where = counts or Counts(), compile_where(source.where) if source.where else None
     names, _ = files_of(source, files)

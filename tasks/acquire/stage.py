@@ -197,7 +197,7 @@ def _write(
 
 
 def _files(label: str, read: Sequence[str], passed_over: Sequence[str]) -> dict[str, Any]:
-    """What is read of a source, in the artifact; where that is a choice, the log says it too."""
+    """Files of a source that are read and passed over, for the artifact; of a folder logged too."""
     if len(read) > 1 or passed_over:
         unknown = [name for name in passed_over if not is_about_data(name)]
         level = logging.WARNING if unknown else logging.INFO

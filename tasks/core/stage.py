@@ -101,6 +101,10 @@ def anything(config: Any, shapes: Mapping[str, Any]) -> None:
     """All models go with the section."""
 
 
+BYTES_A_TOKEN = 4
+"""Of a row's text, roughly: predicts time."""
+
+
 class Volume(NamedTuple):
     """Sizes behind a call of a stage that are known before it runs; None where one is not known yet."""
 

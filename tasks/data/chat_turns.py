@@ -1,4 +1,4 @@
-"""Turns of a chat as text: the first question, its answer, all that is said. Filters of row templates.
+"""Filters of row templates that turn a chat into text: its first question, the answer to it, or all turns.
 
 A turn is {"role", "content"}, or {"from", "value"} as ShareGPT has it; what it says is a text or a list of
 parts of text. What is no text is refused, so that no Python object is trained on as it prints.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 SPEAKER, SAYS = ("role", "from"), ("content", "value")
 USER, ASSISTANT, SYSTEM = ("user", "human"), ("assistant", "gpt", "model"), ("system", "developer")
-"""What data sets call the sides of a chat."""
+"""Names of the roles of a chat in common data sets."""
 APART = "\n\n"
 
 

@@ -21,7 +21,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import Continuation, RecoverConfig, Rung
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.core.stage import CardLine, Model, Reads, Volume, stage
+from resprout.tasks.core.stage import BYTES_A_TOKEN, CardLine, Model, Reads, Volume, stage
 from resprout.tasks.recover.targets import check_fits, check_perp
 
 if TYPE_CHECKING:
@@ -130,10 +130,6 @@ def fits(config: RecoverConfig, shapes: Mapping[str, Shape]) -> None:
                 f"recover.reconstruct.solver closed_form solves the one matrix that reads an FFN's channels, "
                 f"which {dense.model_type} with its experts does not have; give solver: gradient"
             )
-
-
-BYTES_A_TOKEN = 4
-"""Of a row, roughly."""
 
 
 def tokens(config: Mapping[str, Any], volume: Volume) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +212,8 @@ def prompt_states(
         require_finite(states, DENSE, places, [ids[place] for place in places])
         return {"states": states}
 
-    table = kept.table(f"prompts of {name}", len(encoded))
-    missing = table.missing(range(len(encoded)))
-    batches = batches_of([len(encoded[row].prompt_ids) for row in missing.tolist()], device)
-    kept.ask(table, missing, batches, of, "rows embedded")
-    return table.column("states")
+    lengths, batches = [len(row.prompt_ids) for row in encoded], partial(batches_of, device=device)
+    return kept.complete(f"prompts of {name}", lengths, batches, of, "rows embedded").column("states")
 
 
 def write_rows(found: RowDivergences, rows: Sequence[int] | NDArray[np.int64], path: Path) -> None:

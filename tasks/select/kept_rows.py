@@ -70,6 +70,28 @@ class KeptRows:
                 table.put(kept.pop(ROWS), kept)
         return self._tables[name]
 
+    def complete(
+        self,
+        name: str,
+        lengths: Sequence[int],
+        batches_of: Callable[[Sequence[int]], Iterable[Sequence[int]]],
+        of: Callable[[list[int]], Columns],
+        what: str,
+    ) -> Table:
+        """The table of this name with all of its rows, of which those are asked for that are missing.
+
+        Args:
+            name: The table's.
+            lengths: Tokens of each row.
+            batches_of: Divides rows of given lengths into batches.
+            of: Gives the columns of the rows of a batch.
+            what: The rows' name in the progress.
+        """
+        table = self.table(name, len(lengths))
+        missing = table.missing(range(len(lengths)))
+        self.ask(table, missing, batches_of([lengths[row] for row in missing.tolist()]), of, what)
+        return table
+
     def ask(
         self,
         table: Table,

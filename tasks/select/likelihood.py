@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,6 @@ def response_nll(
         require_finite(sums[0].numpy(), DENSE, places, [ids[place] for place in places])
         return {"nll": np.where(sums[1] > 0, sums[0] / sums[1].clamp_min(1), np.nan)}
 
-    table = kept.table("answers" if asked else "answers alone", len(encoded))
-    missing = table.missing(range(len(encoded)))
-    batches = batches_of([len(row(place)) for place in missing.tolist()], device)
-    kept.ask(table, missing, batches, of, "rows judged")
-    return table.column("nll")
+    name, batches = "answers" if asked else "answers alone", partial(batches_of, device=device)
+    lengths = [len(row(place)) for place in range(len(encoded))]
+    return kept.complete(name, lengths, batches, of, "rows judged").column("nll")

@@ -23,7 +23,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
-from resprout.tasks.core.stage import CardLine, Reads, Volume, stage
+from resprout.tasks.core.stage import BYTES_A_TOKEN, CardLine, Reads, Volume, stage
 from resprout.tasks.select.json_files import write_json, write_lines
 from resprout.tasks.select.paser_size import check_size, samples
 
@@ -36,8 +36,6 @@ MUCH_CUT = 0.1
 """Share of a pool's rows above which it is told that they are cut."""
 MOST_CLUSTERS = 32
 """Of a search for their number."""
-BYTES_A_TOKEN = 4
-"""Of a row, roughly."""
 FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
 """Decision on a row that the method does not look at."""
 

@@ -52,3 +52,21 @@ def test_a_stage_that_reads_what_nothing_gives_is_named() -> None:
 def test_own_metrics_of_a_model_need_a_stage_that_the_report_reads() -> None:
     with pytest.raises(ValueError, match="set reported=True"):
         stage("merge", kind="model", leaves=Model("merged", metrics=True))(nothing)
+
+
+def test_selections_find_what_they_read_wherever_they_stand() -> None:
+    """Kept words before the rounds of a schedule; a pilot that only a rival asks for."""
+    select = config()["select"]
+    rounds = {"schedule": "prune_and_regrow", "criterion": "magnitude", "repair": "none", "layout": "uniform"}
+    kept = {**select, "paser": {**select["paser"], "dense": "kept"}}
+    changes = {"select": kept, "prune": {**rounds, "target": {"params_ratio": 0.9}}}
+    made = [step.stage.name for step in Steps(RunConfig.model_validate(config(**changes)))]
+    assert made.count("dense_words") == made.count("select") == 1
+    assert made.index("dense_words") < made.index("select")
+
+    rival = {**select, "method": "random", "compare": ["auto"]}
+    rival["paser"] = {**select["paser"], "pilot_tokens": 128}
+    steps = {step.id: step for step in Steps(RunConfig.model_validate(config(select=rival)))}
+    pilot = steps["select", "auto:17"].inputs["pilot"]
+    assert pilot.step == ("recover", "pilot")
+    assert "pilot" not in steps["select", ""].inputs

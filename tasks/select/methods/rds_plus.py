@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,9 @@ def representations(
         require_finite(means, DENSE, places, [ids[place] for place in places])
         return {"means": means}
 
-    table = kept.table(name, len(encoded))
-    missing = table.missing(range(len(encoded)))
-    batches = batches_of([len(encoded[row]) for row in missing.tolist()], device)
-    kept.ask(table, missing, batches, of, "rows embedded")
-    return unit_rows(table.column("means"))
+    batches = partial(batches_of, device=device)
+    means = kept.complete(name, list(map(len, encoded)), batches, of, "rows embedded").column("means")
+    return unit_rows(means)
 
 
 def in_turn(best: NDArray[np.int32], rows: int) -> list[int]:
