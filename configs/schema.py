@@ -470,6 +470,9 @@ class AnswersConfig(Section):
 
     reference: bool = False
     """The row's own answer stands in the prompt as a guide (self-data distillation, arXiv 2410.09982)."""
+    template: Literal["alpaca", "chat"] | None = None
+    """Prompt form in which the model is asked; absent: chat where its chat template renders the rows, else
+    `select.template`. Answers are trained on in `select.template`."""
     result: Annotated[str, Field(min_length=1)] | None = None
     """Expression of what an answer comes to, say '#### (.+)'; one that comes to another is not trained on."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0

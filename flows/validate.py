@@ -89,8 +89,10 @@ def _asking_for_chat(config: RunConfig) -> dict[str, str]:
         for place, suite in config.evaluate.placed_suites.items()
         if suite.chat
     }
-    select = config.select
-    return asking | ({"select.template": NO_TEMPLATE} if select and select.template == "chat" else {})
+    if (select := config.select) is not None:
+        forms = {"select.template": select.template, "select.answers.template": select.answers.template}
+        asking |= {key: NO_TEMPLATE for key, form in forms.items() if form == "chat"}
+    return asking
 
 
 def _store(loaded: Loaded) -> Iterator[Fault]:
@@ -233,10 +235,9 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
     if texts := whole("select.pool", config.select.pool):
         yield from faults_in("select.pool", partial(_check_size, config.select, len(texts)))
     pool = [item.row for key, items in found.items() if key.startswith("select.pool.") for item in items]
-    if chat is not None and pool and config.select.template == "chat":
-        yield from faults_in(
-            "select.template", partial(rendered, chat.text, chat.special_tokens, pool[:CHATS])
-        )
+    for key in ("select.template", "select.answers.template"):
+        if chat is not None and pool and key in _asking_for_chat(config):
+            yield from faults_in(key, partial(rendered, chat.text, chat.special_tokens, pool[:CHATS]))
 
 
 def data_files(address: str, here: Context) -> dict[str, Path]:

@@ -28,6 +28,10 @@ ALPACA_WITHOUT_INPUT = (
 )
 
 
+ALPACA_HEADINGS = ("### Instruction:", "### Input:", "### Response:")
+"""What a model that goes on behind its answer writes next."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A row as tokens; `response_ids` is empty where the answer is empty or the cut left none of it."""

@@ -27,8 +27,9 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.termination import Termination, deferred_termination
+from resprout.tasks.data.chat import chat_texts
 from resprout.tasks.data.read import read_rows
-from resprout.tasks.data.template import encode_rows
+from resprout.tasks.data.template import ALPACA_HEADINGS, Template, encode_rows
 from resprout.tasks.models.generation import end_tokens, left_padded, padding_token
 from resprout.tasks.models.load import load_for, load_tokenizer, own_generator
 from resprout.tasks.models.shape import shape_of
@@ -73,9 +74,10 @@ def write(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pro
     rows = [row for _, row in read_rows(inputs["selection"] / "selected.jsonl")]
     tokenizer = load_tokenizer(inputs["dense"], job.trust_remote_code)
     wanted = _results(rows, config.answers.result)
+    template = asked_in(tokenizer, rows, config)
     model = load_for(job, inputs["dense"])
-    asked = questions(tokenizer, rows, config, shape_of(model.config.to_dict()).max_positions)
-    answers = _written(job, model, tokenizer, asked, progress)
+    asked = questions(tokenizer, rows, config, template, shape_of(model.config.to_dict()).max_positions)
+    answers = _written(job, model, tokenizer, asked, template, progress)
     if config.answers.result is not None:
         answers = [
             _without_other_result(one, own, config.answers.result)
@@ -111,11 +113,23 @@ def write(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pro
         "answered_tokens": sum(map(len, encoded)),
         "answer_tokens": sum(len(one.response_ids) for one in encoded),
     }
-    _write_summary(inputs["selection"], workdir, config, Counter(used), faults, tokens)
+    about = {"targets": config.targets, "asked_in": template, "faults": dict(sorted(faults.items()))}
+    _write_summary(inputs["selection"], workdir, about, Counter(used), tokens)
+
+
+def asked_in(tokenizer: Any, rows: Sequence[Row], config: SelectConfig) -> Template:
+    """The prompt form in which the dense model is asked: a chat model answers best in its own."""
+    if config.answers.template is not None:
+        return config.answers.template
+    try:
+        chat_texts(tokenizer, rows[:1])
+    except BadInput:
+        return config.template
+    return "chat"
 
 
 def questions(
-    tokenizer: Any, rows: Sequence[Row], config: SelectConfig, positions: int | None
+    tokenizer: Any, rows: Sequence[Row], config: SelectConfig, template: Template, positions: int | None
 ) -> list[Question]:
     """The prompt of each row, with its own answer as a guide where the config says so.
 
@@ -124,8 +138,9 @@ def questions(
     """
     plain = encode_rows(tokenizer, rows, config.template, config.max_len_tokens)
     given = plain
-    if config.answers.reference:
-        given = encode_rows(tokenizer, [_guided(row) for row in rows], config.template, UNBOUNDED)
+    if config.answers.reference or template != config.template:
+        put = [_guided(row) for row in rows] if config.answers.reference else rows
+        given = encode_rows(tokenizer, put, template, UNBOUNDED)
     found = []
     for row, guided in zip(plain, given, strict=True):
         room = config.max_len_tokens - len(row.prompt_ids)
@@ -143,7 +158,12 @@ def _guided(row: Row) -> dict[str, Any]:
 
 
 def _written(
-    job: Job[SelectConfig], model: Any, tokenizer: Any, asked: Sequence[Question], progress: Progress
+    job: Job[SelectConfig],
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[Question],
+    template: Template,
+    progress: Progress,
 ) -> list[Answer]:
     """An answer to each, in batches of prompts of about one length, the longest first.
 
@@ -151,7 +171,7 @@ def _written(
     """
     by_length = sorted(range(len(asked)), key=lambda one: (-len(asked[one].prompt), one))
     open_ones = [one for one in by_length if asked[one].room]
-    size = job.config.answers.batch_rows
+    size, headings = job.config.answers.batch_rows, ALPACA_HEADINGS if template == "alpaca" else ()
     batches = [open_ones[start : start + size] for start in range(0, len(open_ones), size)]
     found = {one: Answer("", 0, NO_ROOM) for one in by_length if not asked[one].room}
     done = 0
@@ -165,9 +185,10 @@ def _written(
         for number in range(done, len(batches)):
             batch = [asked[one] for one in batches[number]]
             with own_generator(job.seed * MOST_BATCHES + number, job.device):
-                tokens = generate(model, tokenizer, batch, job.config, ending)
+                tokens = generate(model, tokenizer, batch, job.config, headings, ending)
             if not ending.asked:
-                found |= dict(zip(batches[number], _judged(model, tokenizer, tokens), strict=True))
+                judged = _judged(model, tokenizer, tokens, headings)
+                found |= dict(zip(batches[number], judged, strict=True))
                 progress(len(found), len(asked), "answers")
                 done += 1
             if ending.asked or time.monotonic() - saved > 60 * CHECKPOINT_MINUTES:
@@ -184,9 +205,13 @@ def generate(
     tokenizer: Any,
     batch: Sequence[Question],
     config: SelectConfig,
+    headings: Sequence[str] = (),
     ending: Termination | None = None,
 ) -> list[list[int]]:
-    """Of each question the tokens of the answer, with the one that ends it where it is ended in its room."""
+    """Of each question the tokens of the answer, with the one that ends it where it is ended in its room.
+
+    A model that goes on with one of the headings of its prompt is stopped there.
+    """
     pad = padding_token(tokenizer)
     ids, mask = left_padded([one.prompt for one in batch], pad)
     ends = end_tokens(model, tokenizer)
@@ -196,12 +221,13 @@ def generate(
         drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     how = GenerationConfig(
         **drawn, num_beams=1, eos_token_id=sorted(ends) or None, pad_token_id=pad,
-        max_new_tokens=max(one.room for one in batch),
+        max_new_tokens=max(one.room for one in batch), stop_strings=list(headings) or None,
     )  # fmt: skip
     made = model.generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=how,
+        tokenizer=tokenizer,
         logits_processor=LogitsProcessorList([_Finite()]),
         stopping_criteria=StoppingCriteriaList([_Ending(ending or Termination())]),
     )
@@ -238,15 +264,20 @@ def _ended(tokens: list[int], ends: set[int]) -> list[int]:
     return tokens[: end + 1]
 
 
-def _judged(model: Any, tokenizer: Any, answers: Iterable[list[int]]) -> list[Answer]:
+def _judged(
+    model: Any, tokenizer: Any, answers: Iterable[list[int]], headings: Sequence[str]
+) -> list[Answer]:
+    """Each answer without the blanks around it, up to the first heading, which ends it as its end does."""
     ends = end_tokens(model, tokenizer)
     found = []
     for tokens in answers:
         ended = bool(tokens) and tokens[-1] in ends
-        words = tokens[:-1] if ended else tokens
-        text = tokenizer.decode(words, skip_special_tokens=True)
-        fault = EMPTY if not text.strip() else REPEATING if repeats(words) else "" if ended else CUT
-        found.append(Answer(text, len(tokens), fault))
+        written = tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+        end = min((place for one in headings if (place := written.find(one)) >= 0), default=len(written))
+        ended, text = ended or end < len(written), written[:end].strip()
+        words = tokenizer(text, add_special_tokens=False)["input_ids"]
+        fault = EMPTY if not text else REPEATING if repeats(words) else "" if ended else CUT
+        found.append(Answer(text, len(words) + ended, fault))
     return found
 
 
@@ -299,9 +330,8 @@ def _counted(faults: Mapping[str, int]) -> str:
 def _write_summary(
     selection: Path,
     workdir: Path,
-    config: SelectConfig,
+    about: Mapping[str, Any],
     used: Mapping[str, int],
-    faults: Mapping[str, int],
     tokens: Mapping[str, int],
 ) -> None:
     """The selection's own summary with what became of its answers, and these counts as metrics."""
@@ -312,9 +342,9 @@ def _write_summary(
         "dropped_rows": used.get("", 0),
         **tokens,
     }
-    about = {"targets": config.targets, "faults": dict(sorted(faults.items())), **counts}
     if not counts["self_written_rows"]:
-        warning = f"the dense model answered no row so that it can be trained on ({_counted(faults)})"
+        faults = _counted(about["faults"])
+        warning = f"the dense model answered no row so that it can be trained on ({faults})"
         summary["warnings"] = [*summary["warnings"], f"{warning}: all keep their own answers"]
-    write_json(workdir / "summary.json", {**summary, "answers": about})
+    write_json(workdir / "summary.json", {**summary, "answers": {**about, **counts}})
     write_json(workdir / "metrics.json", counts)

@@ -217,6 +217,9 @@ def test_a_model_comes_with_tokenizer_and_chat_template(
     code, said = validate("select.template=chat")
     assert code == 2
     assert "select.template: template is chat but the tokenizer has no chat template" in said
+    code, said = validate("select.targets=self", "select.answers.template=chat")
+    assert code == 2
+    assert "select.answers.template: template is chat but the tokenizer has no chat template" in said
 
     chatty = Path(shutil.copytree(ground / "model", tmp_path / "chatty"))
     (chatty / "chat_template.jinja").write_text(CHAT)

@@ -132,6 +132,46 @@ def test_an_answer_that_is_cut_is_left_out(tmp_path: Path) -> None:
     assert found.metrics["dropped_rows"] == 2
 
 
+def test_an_answer_ends_at_the_next_heading_of_the_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind `yes` this model goes on as if with another prompt, to the end of its room."""
+    monkeypatch.setattr(module, "ALPACA_HEADINGS", ("=#",))
+    dense = chain(tmp_path / "dense", {":": " ", **dict(zip(" yes=#", "yes=##", strict=True))})
+    found = answered(tmp_path / "out", dense, settings())
+    assert {row["output"] for row in found.rows} == {"yes"}, "nor the blank before it"
+    assert {(one["tokens"], one["fault"]) for one in found.answers} == {(4, "")}
+    model: Any = load_model(dense, "float32", "cpu")
+    tokenizer = load_tokenizer(dense)
+    batch = questions(tokenizer, ROWS, settings(), "alpaca", None)
+    assert {tokenizer.decode(one) for one in generate(model, tokenizer, batch, settings(), ["=#"])} == {
+        " yes=#"
+    }
+
+
+def test_a_chat_model_is_asked_in_its_own_form(tmp_path: Path) -> None:
+    """It answers `yes` behind the colon of an Alpaca prompt, `no` behind its own; Alpaca is trained on."""
+    dense = chain(tmp_path / "dense", {":": "y", "y": "e", "e": "s", ">": "n", "n": "o"})
+    plain = answered(tmp_path / "plain", dense, settings())
+    assert plain.summary["answers"]["asked_in"] == "alpaca"
+    tokenizer = load_tokenizer(dense)
+    tokenizer.chat_template = (
+        "{% for one in messages %}<{{ one.role }}>{{ one.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer.save_pretrained(dense)
+    own = answered(tmp_path / "own", dense, settings())
+    asked = answered(tmp_path / "asked", dense, settings(template="alpaca"))
+    assert [{row["output"] for row in one.rows} for one in (plain, own, asked)] == [{"yes"}, {"no"}, {"yes"}]
+    assert own.summary["answers"]["asked_in"] == "chat"
+    assert [row["tokens"] for row in own.rows] == [len(PROMPT) + number + 2 + 1 for number in range(5)]
+    tokenizer.chat_template = "{{ messages[0].rolle.name }}"
+    tokenizer.save_pretrained(dense)
+    assert answered(tmp_path / "broken", dense, settings()).summary["answers"]["asked_in"] == "alpaca"
+    with pytest.raises(BadInput, match="chat template"):
+        answered(tmp_path / "asked-for", dense, settings(template="chat"))
+
+
 def test_another_result_is_not_trained_on(tmp_path: Path) -> None:
     """The model says `#=3` to all; only one row's own answer comes to that, and one to no number."""
     dense = chain(tmp_path / "dense", {":": "#", "#": "=", "=": "3"})
@@ -163,7 +203,7 @@ def test_a_batch_writes_what_each_row_alone_would(models_folder: Path) -> None:
     """Against a loop over the whole sequence, without cache, padding or batch."""
     model: Any = load_model(models_folder / "dense", "float32", "cpu")
     tokenizer = load_tokenizer(models_folder / "dense")
-    batch = questions(tokenizer, ROWS, settings(room=160), None)
+    batch = questions(tokenizer, ROWS, settings(room=160), "alpaca", None)
     expected = []
     for one in batch:
         ids = list(one.prompt)
@@ -177,14 +217,14 @@ def test_a_batch_writes_what_each_row_alone_would(models_folder: Path) -> None:
 
 def test_the_own_answer_as_a_guide_stands_in_the_prompt_alone(models_folder: Path) -> None:
     tokenizer = load_tokenizer(models_folder / "dense")
-    plain = questions(tokenizer, ROWS, settings(), None)
-    guided = questions(tokenizer, ROWS, settings(reference=True), None)
+    plain = questions(tokenizer, ROWS, settings(), "alpaca", None)
+    guided = questions(tokenizer, ROWS, settings(reference=True), "alpaca", None)
     for row, one, other in zip(ROWS, plain, guided, strict=True):
         assert row["output"] in tokenizer.decode(other.prompt)
         assert row["output"] not in tokenizer.decode(one.prompt)
         assert one.room == other.room == 300 - len(one.prompt), "by the prompt that is trained on"
     positions = len(guided[0].prompt) + 10
-    limited = questions(tokenizer, ROWS, settings(reference=True), positions)
+    limited = questions(tokenizer, ROWS, settings(reference=True), "alpaca", positions)
     assert [one.room for one in limited] == [max(0, 10 - number) for number in range(5)]
 
 
