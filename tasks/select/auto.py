@@ -70,7 +70,10 @@ def select(
     own, rng = config.paser, np.random.default_rng(seed)
     sampled = samples(config, len(pool.rows))
     contested = questions.contested()
-    compared(contested if sampled else range(len(pool.rows)))
+    if sampled:
+        compared(contested, "rows with rival answers")
+    else:
+        compared(range(len(pool.rows)))
     rivals = questions.settled(compared.dense_nll)
     dropped = {
         row: f"the question of {pool.ids[other]}, whose answer the dense model likes better"
@@ -98,7 +101,7 @@ def select(
     progress(1, 2, "steps (clusters, graph)")
 
     first = [rows[: own.sample_rows] if sampled else rows for rows in members]
-    compared(row for rows in first for row in rows)
+    compared((row for rows in first for row in rows), "rows of the clusters' samples")
     sizes = [len(rows) for rows in members]
     degradation = estimated(compared.jsd, first, sizes)
     held = [int(pool.costs[rows].sum()) for rows in members]
@@ -117,7 +120,7 @@ def select(
             shortlist(rows, pool.costs, own.shortlist * grant, own.sample_rows or 0)
             for rows, grant in zip(members, grants, strict=True)
         ]
-        compared(row for rows in listed for row in rows)
+        compared((row for rows in listed for row in rows), "more rows of the shortlists")
     ies = budget.instruction_efficiency(compared.jsd, pool.tokens)
     listed_rows = sorted(row for rows in listed for row in rows)
     clusters = budget.ranked(ies, labels_of, pool.ids, listed_rows)

@@ -58,11 +58,11 @@ class Compared:
         """Mean negative log-likelihood of each answer under the dense model, likewise."""
         return self._found.column("dense_nll")
 
-    def __call__(self, rows: Iterable[int]) -> None:
-        """Compare those of the rows that were not yet."""
+    def __call__(self, rows: Iterable[int], what: str = "rows") -> None:
+        """Compare those of the rows that were not yet, `what` they are to who looks on."""
         missing = self._found.missing(rows)
         if len(missing):
-            self._ask(self._found, missing, self._models(), "rows compared")
+            self._ask(self._found, missing, self._models(), f"{what} compared")
 
     def states(self, encoded: Sequence[Encoded]) -> NDArray[np.float32]:
         """The dense model's mean hidden states over the prompts of all rows, free where all were compared."""

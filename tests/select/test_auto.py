@@ -29,8 +29,10 @@ class Known:
         self.truth, self.difficulty = truth, difficulty
         self.jsd = np.full(len(truth), np.nan)
         self.dense_nll = np.ones(len(truth))
+        self.asked = list[str]()
 
-    def __call__(self, rows: Iterable[int]) -> None:
+    def __call__(self, rows: Iterable[int], what: str = "rows") -> None:
+        self.asked.append(what)
         for row in rows:
             self.jsd[row] = self.truth[row]
 
@@ -128,6 +130,9 @@ def test_rows_outside_the_shortlist_say_so_and_those_in_it_are_compared() -> Non
         rows = np.flatnonzero((found.labels == k) & listed)
         assert int(planted.pool.tokens[rows].sum()) >= 4 * grant
         assert len(rows) >= 30
+    assert known.asked == [
+        "rows with rival answers", "rows of the clusters' samples", "more rows of the shortlists"
+    ]  # fmt: skip
 
 
 def test_all_rows_are_compared_where_no_sample_is_wanted() -> None:
