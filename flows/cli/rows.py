@@ -32,7 +32,7 @@ def rows(
     """Write the rows that recovery trained on as JSONL, each with the reason why it was selected.
 
     A line holds the row as it was trained on, where it stood in the source, and what decided: cluster,
-    divergence (`jsd`), efficiency (`ies`), concepts, reason. Without --to the selections are listed that the
+    divergence (`jsd`), `efficiency`, concepts, reason. Without --to the selections are listed that the
     run made. `select: {method: full, pool: [{source: FILE}]}` recovers another model on them.
 
     \b

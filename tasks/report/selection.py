@@ -30,6 +30,7 @@ def selection_sentence(summary: Mapping[str, Any]) -> str:
             f"{path['clusters']} clusters by {path['clusters_by']}",
             f"{path['clusterer']} on {path['embedder']}{sigma}{landmarks}",
             f"divergence of {path['divergence']}",
+            f"efficiency by {path['efficiency']}",
             f"graph {path['graph']}",
         ]
     removed = {

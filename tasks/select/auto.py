@@ -2,8 +2,9 @@
 
 Up to 4,000 rows all are compared. Above, the diffusion map is that of landmarks, a cluster's degradation is
 estimated on a random sample of its rows, and its rows are chosen from a random shortlist of several times its
-budget. Questions with rival answers keep the one that the dense model likes best, the budget is filled to
-within one row, and the graph re-admits the least conflicting rows.
+budget. Rows are ranked by the degradation on their answers for each token in place of IES, questions with
+rival answers keep the one that the dense model likes best, the budget is filled to within one row, and the
+graph re-admits the least conflicting rows.
 """
 
 from __future__ import annotations
@@ -121,9 +122,10 @@ def select(
             for rows, grant in zip(members, grants, strict=True)
         ]
         compared((row for rows in listed for row in rows), "more rows of the shortlists")
-    ies = budget.instruction_efficiency(compared.jsd, pool.tokens)
+    answers = np.array([len(one.response_ids) for one in pool.encoded], dtype=np.int64)
+    efficiency = budget.answer_efficiency(compared.jsd, answers, pool.tokens)
     listed_rows = sorted(row for rows in listed for row in rows)
-    clusters = budget.ranked(ies, labels_of, pool.ids, listed_rows)
+    clusters = budget.ranked(efficiency, labels_of, pool.ids, listed_rows)
     concepts, graph = _concepts(own.graph, pool, listed_rows)
     order = budget.worst_first(degradation.cds)
     outcome = choose_consistent(graph, clusters, grants, pool.costs, concepts, order)
@@ -137,6 +139,7 @@ def select(
         "clusters_by": "elbow, eigengap and stability" if own.clusters == "auto" else "paser.clusters",
         "cluster_search": search,
         **about,
+        "efficiency": "divergence over the answer for each token of the row",
         "graph": own.graph,
         "budget": "filled",
         "divergence": _compared_in_words(own.sample_rows, own.shortlist) if sampled else "every row",
@@ -145,7 +148,7 @@ def select(
         labels=labels_of,
         dropped=dropped,
         jsd=compared.jsd,
-        ies=ies,
+        efficiency=efficiency,
         concepts=concepts,
         degradation=degradation,
         held=held,

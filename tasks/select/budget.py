@@ -77,12 +77,25 @@ def instruction_efficiency(jsd: NDArray[np.float64], tokens: NDArray[np.int64]) 
     return jsd / np.log(tokens.astype(np.float64) ** 2)
 
 
+def answer_efficiency(
+    jsd: NDArray[np.float64], answers: NDArray[np.int64], tokens: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Jsd |y| / (|x| + |y|): degradation on a row's answer for each token that training pays for.
+
+    Ours. IES prefers short answers, though answers are what is learned: tests/benchmarks/README.md has both.
+    """
+    return jsd * answers / tokens
+
+
 def ranked(
-    ies: NDArray[np.float64], labels: NDArray[np.int64], ids: Sequence[str], rows: Iterable[int] | None = None
+    efficiency: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    ids: Sequence[str],
+    rows: Iterable[int] | None = None,
 ) -> list[list[int]]:
-    """For each cluster its rows, or those of them in `rows`, highest IES first, ties by row id."""
+    """For each cluster its rows, or those of them in `rows`, the most efficient first, ties by row id."""
     clusters: list[list[int]] = [[] for _ in range(int(labels.max()) + 1)]
     every = range(len(ids)) if rows is None else rows
-    for index in sorted(every, key=lambda row: (-ies[row], ids[row])):
+    for index in sorted(every, key=lambda row: (-efficiency[row], ids[row])):
         clusters[labels[index]].append(index)
     return clusters

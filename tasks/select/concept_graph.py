@@ -90,7 +90,7 @@ class Outcome:
         self.filled[cluster] += cost
 
 
-CONSISTENT = "consistent, highest IES of its cluster"
+CONSISTENT = "consistent, most efficient of its cluster"
 READMITTED = "re-admitted: fewest conflicts of its cluster"
 TOPPED_UP = "fills what the clusters left"
 BEYOND = "does not fit what is left of its cluster's budget"

@@ -62,7 +62,7 @@ class Pool:
 class Choice:
     """The rows that a method selected, with its decision on each.
 
-    `accepted` are indices into the pool; `facts` gives of a pool row what decided (cluster, jsd, ies,
+    `accepted` are indices into the pool; `facts` gives of a pool row what decided (cluster, jsd, efficiency,
     concepts, reason). `granted` is what of the budget was handed out. `summary` and `metrics` are added to
     what every method reports. `embeddings` are of the pool's rows, where the method has some.
     """

@@ -83,8 +83,8 @@ def select(
     labels = in_own_order(factors.labels) if released else numbered_by_size(factors.labels)
     progress(1, 2, "steps (clusters, graph)")
     cds = budget.capability_degradation(jsd, labels)
-    ies = budget.instruction_efficiency(jsd, pool.tokens)
-    clusters = budget.ranked(ies, labels, pool.ids)
+    efficiency = budget.instruction_efficiency(jsd, pool.tokens)
+    clusters = budget.ranked(efficiency, labels, pool.ids)
     held = [int(pool.costs[rows].sum()) for rows in clusters]
     grants = budget.floor_budget(pool.budget, cds.tolist(), held)
     concepts = literal_concepts(pool.rows)
@@ -102,6 +102,7 @@ def select(
         "clusters_by": "paser.clusters",
         "sigma": sigma,
         "nmf_error": factors.error,
+        "efficiency": "IES",
         "graph": "literal",
         "budget": "floored",
         "divergence": "every row",
@@ -111,7 +112,7 @@ def select(
         labels=labels,
         dropped={},
         jsd=jsd,
-        ies=ies,
+        efficiency=efficiency,
         concepts=dict(enumerate(concepts)),
         degradation=Degradation(cds, np.zeros(len(rows)), rows, rows),
         held=held,

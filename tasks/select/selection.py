@@ -33,15 +33,15 @@ class Selection:
     """Rows that PASER took from its clusters.
 
     `labels` holds the cluster of each pool row, -1 for one that was `dropped` before, with the reason. `jsd`
-    and `ies` are not a number where a row was not compared. `held` and `grants` are what each cluster holds
-    and may fill, in the unit of the budget. `path` says how it was done, `weights` what the degradation of
-    each cluster was multiplied by.
+    and `efficiency` are not a number where a row was not compared. `held` and `grants` are what each cluster
+    holds and may fill, in the unit of the budget. `path` says how it was done, `weights` what the degradation
+    of each cluster was multiplied by.
     """
 
     labels: NDArray[np.int64]
     dropped: Mapping[int, str]
     jsd: NDArray[np.float64]
-    ies: NDArray[np.float64]
+    efficiency: NDArray[np.float64]
     concepts: Mapping[int, Sequence[str]]
     degradation: Degradation
     held: Sequence[int]
@@ -100,12 +100,12 @@ class Selection:
 
     def facts(self, row: int) -> dict[str, Any]:
         """What decided on a row of the pool."""
-        jsd, ies = float(self.jsd[row]), float(self.ies[row])
+        jsd, efficiency = float(self.jsd[row]), float(self.efficiency[row])
         found: dict[str, Any] = {} if np.isnan(jsd) else {"jsd": jsd}
         if row in self.dropped:
             return {**found, "reason": self.dropped[row]}
-        if not np.isnan(ies):
-            found["ies"] = ies
+        if not np.isnan(efficiency):
+            found["efficiency"] = efficiency
         if row in self.concepts:
             found["concepts"] = list(self.concepts[row])
         outcome = self.outcome

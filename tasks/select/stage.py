@@ -36,7 +36,7 @@ MUCH_CUT = 0.1
 """Share of a pool's rows above which it is told that they are cut."""
 MOST_CLUSTERS = 32
 """Of a search for their number."""
-FACTS = {"cluster": None, "jsd": None, "ies": None, "concepts": None}
+FACTS = {"cluster": None, "jsd": None, "efficiency": None, "concepts": None}
 """Decision on a row that the method does not look at."""
 
 

@@ -73,7 +73,7 @@ def test_paper() -> None:
     assert rows == ["a1", "a2", "a3", "b1", "b3"]
     assert found.path["sigma"] == pytest.approx(1.414214, abs=1e-6)
     assert found.degradation.cds == pytest.approx([0.15, 0.10])
-    assert found.ies == pytest.approx(IES, abs=1e-6)
+    assert found.efficiency == pytest.approx(IES, abs=1e-6)
     assert (found.held, found.grants) == ([6, 6], [3, 2])
     assert [facts[f"a{number}"]["cluster"] for number in range(6)] == [0] * 6
     assert (

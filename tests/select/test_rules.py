@@ -13,6 +13,7 @@ import pytest
 
 from resprout.tasks.select import duplicates
 from resprout.tasks.select.budget import (
+    answer_efficiency,
     capability_degradation,
     floor_budget,
     full_budget,
@@ -97,9 +98,15 @@ def test_ies_by_hand() -> None:
     assert instruction_efficiency(np.array([0.4]), np.array([10])) == pytest.approx([0.4 / math.log(100)])
 
 
+def test_efficiency_of_an_answer_by_hand() -> None:
+    """Of 10 tokens 4 are the answer, each 0.4 nats off: 1.6 nats for the training on 10 tokens."""
+    found = answer_efficiency(np.array([0.4]), np.array([4]), np.array([10]))
+    assert found == pytest.approx([0.16])
+
+
 def test_rank_highest_first_ties_by_id() -> None:
-    ies, labels = np.array([0.1, 0.5, 0.5, 0.9]), np.array([0, 0, 0, 1])
-    assert ranked(ies, labels, ["a", "c", "b", "d"]) == [[2, 1, 0], [3]]
+    efficiency, labels = np.array([0.1, 0.5, 0.5, 0.9]), np.array([0, 0, 0, 1])
+    assert ranked(efficiency, labels, ["a", "c", "b", "d"]) == [[2, 1, 0], [3]]
 
 
 def test_fill_passes_over_what_does_not_fit() -> None:

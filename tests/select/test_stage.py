@@ -107,7 +107,7 @@ def test_contract(method: str, run: Callable[..., Result], pool_rows: Rows) -> N
     assert [decision["id"] for decision in result.decisions] == sorted(by_id)
     assert {decision["id"] for decision in result.decisions if decision["accepted"]} == set(result.ids)
     assert all(decision["reason"] for decision in result.decisions)
-    expected = {"id", "tokens", "cluster", "jsd", "ies", "concepts", "accepted", "reason"}
+    expected = {"id", "tokens", "cluster", "jsd", "efficiency", "concepts", "accepted", "reason"}
     expected |= {"source", "file", "row"}
     assert all(set(decision) == expected for decision in result.decisions)
     assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in result.metrics.values())
