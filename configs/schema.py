@@ -559,10 +559,11 @@ class SelectConfig(Section):
 
     @model_validator(mode="after")
     def _answers_are_asked_for(self) -> SelectConfig:
-        if self.targets == "original" and self.answers != AnswersConfig():
+        compared = any(":" in name for name in self.compare)
+        if self.targets == "original" and not compared and self.answers != AnswersConfig():
             raise ValueError(
                 "select.answers says how the dense model answers, but targets is original, where it does "
-                "not; give targets: mixed or self, or drop it"
+                "not; give targets: mixed or self, compare one with :self or :mixed, or drop it"
             )
         return self
 

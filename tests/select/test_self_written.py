@@ -283,3 +283,13 @@ def test_logits_that_are_no_numbers_are_named(tmp_path: Path) -> None:
 def test_settings_that_do_not_go_together(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         SelectConfig.model_validate({"pool": [{"source": "x"}], "budget_ratio": 0.5, **changes})
+
+
+def test_compared_answers_are_written_as_the_section_says() -> None:
+    """Only the arms in which the dense model answers: the run's own rows keep theirs."""
+    given = {"method": "random", "compare": ["longest", "random:self"], "answers": {"temperature": 1.0}}
+    config = SelectConfig.model_validate({"pool": [{"source": "x"}], "budget_ratio": 0.5, **given})
+    assert config.targets == "original"
+    arms = config.arms
+    assert (arms["random:self"].targets, arms["random:self"].answers.temperature) == ("self", 1.0)
+    assert arms["longest"].answers.temperature == 0.0
