@@ -475,8 +475,9 @@ class AnswersConfig(Section):
     `select.template`. Answers are trained on in `select.template`."""
     result: Annotated[str, Field(min_length=1)] | None = None
     """Expression of what an answer comes to, say '#### (.+)'; one that comes to another is not trained on."""
-    temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    """0: the most likely token each time; above, drawn at it."""
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """Drawn at it, by 1 as the dense model would; 0: the most likely token each time, on which a model
+    unlearns all others."""
     batch_rows: Annotated[int, Field(ge=1)] = 16
     """Rows that are answered at once."""
 

@@ -34,7 +34,8 @@ ROWS = [
 
 
 def settings(targets: str = "self", room: int = 300, **answers: Any) -> SelectConfig:
-    given = {"budget_ratio": 0.5, "max_len_tokens": room, "targets": targets, "answers": answers}
+    given: dict[str, Any] = {"budget_ratio": 0.5, "max_len_tokens": room, "targets": targets}
+    given["answers"] = {"temperature": 0.0, **answers}
     return SelectConfig.model_validate({"pool": [{"source": "x"}], **given})
 
 
@@ -275,7 +276,7 @@ def test_logits_that_are_no_numbers_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"targets": "original", "answers": {"temperature": 1.0}}, "targets is original, where it does not"),
+        ({"targets": "original", "answers": {"temperature": 0.5}}, "targets is original, where it does not"),
         ({"targets": "self", "answers": {"result": "("}}, "no regular expression"),
         ({"targets": "self", "answers": {"result": "(a)(b)"}}, "has 2 groups"),
     ],
@@ -287,9 +288,9 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], said: str) ->
 
 def test_compared_answers_are_written_as_the_section_says() -> None:
     """Only the arms in which the dense model answers: the run's own rows keep theirs."""
-    given = {"method": "random", "compare": ["longest", "random:self"], "answers": {"temperature": 1.0}}
+    given = {"method": "random", "compare": ["longest", "random:self"], "answers": {"temperature": 0.5}}
     config = SelectConfig.model_validate({"pool": [{"source": "x"}], "budget_ratio": 0.5, **given})
     assert config.targets == "original"
     arms = config.arms
-    assert (arms["random:self"].targets, arms["random:self"].answers.temperature) == ("self", 1.0)
-    assert arms["longest"].answers.temperature == 0.0
+    assert (arms["random:self"].targets, arms["random:self"].answers.temperature) == ("self", 0.5)
+    assert arms["longest"].answers.temperature == 1.0
