@@ -45,6 +45,8 @@ EMPTY, CUT, REPEATING = "empty", "cut", "repeating itself"
 OTHER_RESULT, NO_ROOM = "with another result", "without room"
 """Why an answer is not trained on. Cut: the model had not ended it where `max_len_tokens` did."""
 UNBOUNDED = 2**30
+HEADING_TOKENS = 32
+"""Of the end of an answer, in which a heading is looked for: more than one takes."""
 MOST_BATCHES = 2**20
 """Between the seeds of the batches of one run's seed and those of the next."""
 
@@ -221,15 +223,16 @@ def generate(
         drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     how = GenerationConfig(
         **drawn, num_beams=1, eos_token_id=sorted(ends) or None, pad_token_id=pad,
-        max_new_tokens=max(one.room for one in batch), stop_strings=list(headings) or None,
+        max_new_tokens=max(one.room for one in batch),
     )  # fmt: skip
     made = model.generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=how,
-        tokenizer=tokenizer,
         logits_processor=LogitsProcessorList([_Finite()]),
-        stopping_criteria=StoppingCriteriaList([_Ending(ending or Termination())]),
+        stopping_criteria=StoppingCriteriaList(
+            [_Ending(ending or Termination()), _AtHeading(tokenizer, headings, ids.shape[1])]
+        ),
     )
     return [
         _ended(row[: one.room], ends)
@@ -257,6 +260,21 @@ class _Ending(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **others: Any) -> Any:
         return torch.full((len(input_ids),), self.ending.asked, device=input_ids.device)
+
+
+class _AtHeading(StoppingCriteria):
+    """Stops a row at a heading, by text: transformers' stop strings fail on tokenizers of words."""
+
+    def __init__(self, tokenizer: Any, headings: Sequence[str], start: int) -> None:
+        self.tokenizer, self.headings, self.start = tokenizer, headings, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **others: Any) -> Any:
+        found = [False] * len(input_ids)
+        if self.headings:
+            ends = input_ids[:, self.start :][:, -HEADING_TOKENS:].tolist()
+            texts = (self.tokenizer.decode(one, skip_special_tokens=True) for one in ends)
+            found = [any(heading in text for heading in self.headings) for text in texts]
+        return torch.tensor(found, device=input_ids.device)
 
 
 def _ended(tokens: list[int], ends: set[int]) -> list[int]:
