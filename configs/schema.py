@@ -471,13 +471,13 @@ class AnswersConfig(Section):
     reference: bool = False
     """The row's own answer stands in the prompt as a guide (self-data distillation, arXiv 2410.09982)."""
     template: Literal["alpaca", "chat"] | None = None
-    """Prompt form in which the model is asked; absent: chat where its chat template renders the rows, else
-    `select.template`. Answers are trained on in `select.template`."""
+    """Prompt template for generating answers; absent: chat where the model's chat template renders the rows,
+    else `select.template`. Training uses `select.template` either way."""
     result: Annotated[str, Field(min_length=1)] | None = None
     """Expression of what an answer comes to, say '#### (.+)'; one that comes to another is not trained on."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    """Drawn at it, by 1 as the dense model would; 0: the most likely token each time, on which a model
-    unlearns all others."""
+    """Sampling temperature; 1 samples from the dense model's own distribution, 0 is greedy decoding, on
+    which recovery made a model worse than without (tests/benchmarks/README.md)."""
     batch_rows: Annotated[int, Field(ge=1)] = 16
     """Rows that are answered at once."""
 

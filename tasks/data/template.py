@@ -29,7 +29,7 @@ ALPACA_WITHOUT_INPUT = (
 
 
 ALPACA_HEADINGS = ("### Instruction:", "### Input:", "### Response:")
-"""What a model that goes on behind its answer writes next."""
+"""Headings of the prompt; a model that does not stop after its answer continues with one of them."""
 
 
 @dataclass(frozen=True)

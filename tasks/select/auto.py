@@ -122,7 +122,9 @@ def select(
             for rows, grant in zip(members, grants, strict=True)
         ]
         compared((row for rows in listed for row in rows), "more rows of the shortlists")
-    answers = np.array([len(one.response_ids) for one in pool.encoded], dtype=np.int64)
+    answers = np.zeros(len(pool.rows), dtype=np.int64)
+    known = np.flatnonzero(~np.isnan(compared.jsd)).tolist()
+    answers[known] = [len(pool.encoded[row].response_ids) for row in known]
     efficiency = budget.answer_efficiency(compared.jsd, answers, pool.tokens)
     listed_rows = sorted(row for rows in listed for row in rows)
     clusters = budget.ranked(efficiency, labels_of, pool.ids, listed_rows)

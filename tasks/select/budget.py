@@ -80,9 +80,9 @@ def instruction_efficiency(jsd: NDArray[np.float64], tokens: NDArray[np.int64]) 
 def answer_efficiency(
     jsd: NDArray[np.float64], answers: NDArray[np.int64], tokens: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Jsd |y| / (|x| + |y|): degradation on a row's answer for each token that training pays for.
+    """Divergence summed over the answer, for each token of the row: jsd |y| / (|x| + |y|).
 
-    Ours. IES prefers short answers, though answers are what is learned: tests/benchmarks/README.md has both.
+    Ours. IES prefers short answers, though only answers are learned; tests/benchmarks/README.md has both.
     """
     return jsd * answers / tokens
 
