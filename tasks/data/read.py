@@ -15,6 +15,7 @@ from typing import IO, Any, TypeAlias, cast
 
 from resprout.configs.errors import BadInput
 from resprout.tasks.data.grammar import grammar_rows
+from resprout.tasks.data.json_array import NoArray, array_elements
 
 Row: TypeAlias = dict[str, Any]
 Numbered: TypeAlias = Iterator[tuple[int, Row]]
@@ -190,17 +191,25 @@ def _jsonl(path: Path, file: IO[bytes]) -> _Read:
 
 
 def _json(path: Path, file: IO[bytes]) -> _Read:
-    text = "".join(line for _, line in _lines(path, file))
-    if not text.strip():
-        return
-    array = _parsed(path, "line 1", text)
-    if not isinstance(array, list):
+    number = 0
+    try:
+        for number, value in enumerate(array_elements(file), 1):
+            yield number, _object(path, f"row {number}", value)
+    except NoArray as error:
         raise BadInput(
-            f"{path}: expected an array of objects, found {type(array).__name__}; "
+            f"{path}: expected an array of objects, found {_short(str(error))}; "
             "one object a line is format: jsonl"
-        )
-    for number, value in enumerate(array, 1):
-        yield number, _object(path, f"row {number}", value)
+        ) from error
+    except json.JSONDecodeError as error:
+        what = f"found {_short(error.doc)} ({error.msg})"
+        raise BadInput(f"{path}, row {number + 1}: expected JSON, {what}") from error
+    except RecursionError as error:
+        raise BadInput(f"{path}, row {number + 1}: expected JSON, found a value nested too deep") from error
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start : error.start + 1].hex()}"
+        raise BadInput(
+            f"{path}, after row {number}: expected UTF-8, found {found}; convert the file"
+        ) from error
 
 
 def _csv(path: Path, file: IO[bytes]) -> _Read:

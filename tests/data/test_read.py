@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.data import json_array
 from resprout.tasks.data.read import read_rows
 
 ROWS = [{"q": "1 + 1", "a": "2"}, {"q": 'say "hi",\nplease', "a": "é"}]
@@ -94,6 +96,28 @@ def test_jsonl_is_streamed(tmp_path: Path) -> None:
         next(rows)
 
 
+def test_json_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    rows = [{"a": number * 1.5, "b": "ü€😀" * number} for number in range(40)]
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(rows, ensure_ascii=False, indent=1).encode())
+    for size in (1, 2, 7, 64):
+        monkeypatch.setattr(json_array, "BLOCK_BYTES", size)
+        assert [row for _, row in read_rows(path)] == rows
+    path.write_bytes(path.read_bytes()[:-1] + b', {"a": ')
+    read = read_rows(path)
+    assert [row for _, row in itertools.islice(read, 40)] == rows
+    with pytest.raises(BadInput, match=r"a\.json, row 41: expected JSON, found '\{\"a\":'"):
+        next(read)
+
+
+def test_a_number_may_end_where_a_block_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_array, "BLOCK_BYTES", 1)
+    path = tmp_path / "a.json"
+    path.write_text("[12, 345]")
+    with pytest.raises(BadInput, match=r"row 1: expected a JSON object .*found '12'"):
+        list(read_rows(path))
+
+
 def test_format_overrides_the_ending(tmp_path: Path) -> None:
     path = tmp_path / "data.bin"
     _jsonl(path)
@@ -103,7 +127,7 @@ def test_format_overrides_the_ending(tmp_path: Path) -> None:
 FAULTS: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'{"a": 1}\n[1]\n', r"line 2: expected a JSON object .*found '\[1\]'"),
     ("a.jsonl", b'{"a": 1}\n"\xff"\n', r"line 2: expected UTF-8, found byte 0xff at column 2"),
-    ("a.json", b'{"a": 1}', r"expected an array of objects, found dict.*format: jsonl"),
+    ("a.json", b'{"a": 1}', r"expected an array of objects, found '\{.*format: jsonl"),
     (
         "a.jsonl",
         b'{"a": 1}\n{"a": "x\\ud800"}\n',
@@ -112,7 +136,19 @@ FAULTS: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'{"\\uDFFF": 1}\n', r"line 1: expected text, found \\udfff, half of a surrogate"),
     ("a.json", b'[{"a": 1}, {"a": [{"b": "\\udc00\\ud800"}]}]', r"row 2: expected text, found \\udc00"),
     ("a.json", b"[1]", r"row 1: expected a JSON object"),
-    ("a.json", b"[{]", r"expected JSON"),
+    ("a.json", b"[{]", r"a\.json, row 1: expected JSON, found '\{\]' \(Expecting property name"),
+    ("a.json", b'[{"a": 1}, {"a": "2', r"row 2: expected JSON, found '\{\"a\": \"2' \(Unterminated string"),
+    ("a.json", b'[{"a": 1},]', r"row 2: expected JSON, found '\]' \(Expecting value"),
+    (
+        "a.json",
+        b'[{"a": 1} {"a": 2}]',
+        r"row 2: expected JSON, found '\{\"a\": 2\}\]' \(Expecting ',' delimiter",
+    ),
+    ("a.json", b'[{"a": 1}', r"row 2: expected JSON, found '' \(Expecting ',' delimiter"),
+    ("a.json", b'[{"a": 1}]\n{"a": 2}', r"row 2: expected JSON, found '\{\"a\": 2\}' \(Extra data"),
+    ("a.json", b'[{"a": "\xff"}]', r"after row 0: expected UTF-8, found byte 0xff"),
+    ("a.json", b'[{"a": "\xc3', r"after row 0: expected UTF-8, found byte 0xc3"),
+    ("a.json", b"[" * 100_000, r"row 1: expected JSON, found a value nested too deep"),
     ("a.csv", b"q,a\n1,2\n1,2,3\n", r"line 3: expected 2 cells as in the header, found 3"),
     ("a.csv", b"q,q\n1,2\n", r"line 1: expected different column names"),
     ("a.csv", b'q,a\n1,"2\n', r"line 2: expected CSV"),
