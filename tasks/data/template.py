@@ -82,6 +82,11 @@ def no_responses(rows: int, longest: int, max_len: int) -> BadInput:
     )
 
 
+def is_cut(row: Encoded, max_len: int, eos: int | None) -> bool:
+    """Whether an answer went on beyond `max_len` tokens: it has lost the token that ends it."""
+    return len(row) == max_len and row.response_ids[-1:] != [eos]
+
+
 def _encoded(
     tokenizer: Any, texts: Sequence[tuple[str, str]], template: Template, max_len: int
 ) -> list[Encoded]:

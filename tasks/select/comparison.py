@@ -28,7 +28,7 @@ COVERAGE = 0.95
 """Of all intervals of one measure together: each is wider the more there are (Bonferroni)."""
 MEASURES = {"divergence": "divergences", "bits per byte": "windows"}
 """By what arms are ranked, in this order, with the key of their samples; less is better."""
-SIZES = ("rows", "tokens", "answer tokens")
+SIZES = ("rows", "tokens", "answer tokens", "cut answers")
 """What is told of the rows of an arm."""
 QUALITY, ACCURACY = "bits per byte", "accuracy"
 
@@ -117,7 +117,8 @@ def read_arms(inputs: Mapping[str, Path]) -> list[Arm]:
 
 
 def read_sizes(inputs: Mapping[str, Path], arm: str) -> dict[str, float]:
-    """What an arm trains on: rows, tokens, and those of answers among them, the mean over its seeds.
+    """What an arm trains on: rows, tokens, those of answers among them, and answers without their end, the
+    mean over its seeds.
 
     It is read from the inputs `rows of <arm>:<seed>`.
     """
@@ -129,13 +130,11 @@ def read_sizes(inputs: Mapping[str, Path], arm: str) -> dict[str, float]:
 def _sizes(summary: Mapping[str, Any]) -> dict[str, int]:
     """Of the selected rows, or of those of them that the dense model answered."""
     if (answered := summary.get("answers")) is None:
-        rows, tokens, answers = (
-            summary[name] for name in ("selected_rows", "filled_tokens", "answer_tokens")
-        )
+        names, held = ("selected_rows", "filled_tokens", "answer_tokens", "selected_cut_rows"), summary
     else:
         rows = answered["self_written_rows"] + answered["original_rows"]
-        tokens, answers = answered["answered_tokens"], answered["answer_tokens"]
-    return dict(zip(SIZES, (rows, tokens, answers), strict=True))
+        names, held = ("rows", "answered_tokens", "answer_tokens", "cut_rows"), {**answered, "rows": rows}
+    return {size: held[name] for size, name in zip(SIZES, names, strict=True)}
 
 
 def compare(arms: Sequence[Arm], pruned: Arm, own: str = BASELINE) -> dict[str, Any]:

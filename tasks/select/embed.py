@@ -66,10 +66,17 @@ def hidden(prompt_states: NDArray[np.float32]) -> Matrix:
 
 
 @torch.inference_mode()
-def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) -> Matrix:
-    """Mean-pooled last states of a BERT-like sentence encoder in float32, rows of length 1: [texts, hidden].
+def minilm(folder: Path, texts: Sequence[str], dtype: str, device: str, progress: Progress) -> Matrix:
+    """Mean-pooled last states of a BERT-like sentence encoder, rows of length 1: [texts, hidden].
 
     Texts are cut at 256 tokens, the length that all-MiniLM-L6-v2 was trained for.
+
+    Args:
+        folder: The encoder's.
+        texts: Instructions.
+        dtype: Of its weights; means are taken in float32.
+        device: Where it computes.
+        progress: Told of each batch.
 
     Raises:
         BadInput: `folder` holds no encoder, or one without all its weights.
@@ -86,7 +93,7 @@ def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) 
         model: Any
         model, found_weights = AutoModel.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -98,8 +105,9 @@ def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) 
     require_all({**found_weights, "missing_keys": missing}, str(folder))
     model.to(device).eval()
     ids = tokenizer(list(texts), truncation=True, max_length=ENCODER_TOKENS)["input_ids"]
-    dtype = np.float64 if len(texts) <= MOST_ROWS else np.float32
-    found = np.zeros((len(texts), model.config.hidden_size), dtype)
+    found = np.zeros(
+        (len(texts), model.config.hidden_size), np.float64 if len(texts) <= MOST_ROWS else np.float32
+    )
     done = 0
     for batch in by_area([len(row) for row in ids], PASS_TOKENS):
         longest = max(len(ids[index]) for index in batch)
@@ -108,7 +116,8 @@ def minilm(folder: Path, texts: Sequence[str], device: str, progress: Progress) 
         for place, index in enumerate(batch):
             padded[place, : len(ids[index])] = torch.tensor(ids[index])
             mask[place, : len(ids[index])] = 1
-        states = model(input_ids=padded.to(device), attention_mask=mask.to(device)).last_hidden_state.cpu()
+        states = model(input_ids=padded.to(device), attention_mask=mask.to(device)).last_hidden_state
+        states = states.cpu().float()
         weights = mask[:, :, None].float()
         found[batch] = ((states * weights).sum(1) / weights.sum(1)).numpy()
         done += len(batch)

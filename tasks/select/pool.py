@@ -21,7 +21,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job
 from resprout.tasks.data.encodings import Encodings
-from resprout.tasks.data.template import Encoded, encode_rows, no_responses
+from resprout.tasks.data.template import Encoded, encode_rows, is_cut, no_responses
 from resprout.tasks.models.load import load_tokenizer
 from resprout.tasks.select.rows import FILE, Origin, rows_by_id
 
@@ -41,9 +41,10 @@ class LeftOut(NamedTuple):
 class Pool:
     """Rows in the order of their ids, so that no choice depends on how a file was shuffled.
 
-    `rows`, `ids`, `encoded`, `tokens` and `costs` are of equal length and hold the rows that can be chosen;
-    `left_out` are those that cannot. `costs` are what each takes of the budget: its tokens, or 1 where the
-    budget counts rows. `budget` is in that unit, `budget_tokens` what it comes to in tokens.
+    `rows`, `ids`, `encoded`, `tokens`, `costs` and `cut` are of equal length and hold the rows that can be
+    chosen; `left_out` are those that cannot. `costs` are what each takes of the budget: its tokens, or 1
+    where the budget counts rows. `budget` is in that unit, `budget_tokens` what it comes to in tokens. `cut`
+    are rows whose answers are longer than fits: they end where max_len_tokens does, without an end token.
     """
 
     rows: Sequence[dict[str, Any]]
@@ -51,11 +52,10 @@ class Pool:
     encoded: Sequence[Encoded]
     tokens: NDArray[np.int64]
     costs: NDArray[np.int64]
+    cut: NDArray[np.bool_]
     left_out: Sequence[LeftOut]
     budget: int
     budget_tokens: int
-    cut_rows: int = 0
-    """Rows whose answers are longer than fits: they end where max_len_tokens does."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
     config, path = job.config, inputs["rows"] / FILE
     everything = rows_by_id(path)
     tokenizer = load_tokenizer(inputs["dense"], job.trust_remote_code)
-    kept, ids, left_out, longest_prompt, cut = list[int](), list[str](), list[LeftOut](), 0, 0
+    kept, ids, cut, left_out = list[int](), list[str](), list[bool](), list[LeftOut]()
+    longest_prompt = 0
 
     def choosable() -> Iterator[Encoded]:
-        nonlocal longest_prompt, cut
+        nonlocal longest_prompt
         seen = set[bytes]()
         for place, (row, one) in enumerate(encoded_in_parts(tokenizer, everything, config)):
             content = _digest(row)
@@ -103,8 +104,7 @@ def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
                 seen.add(content)
                 kept.append(place)
                 ids.append(row["id"])
-                # An answer that was cut has lost its end token.
-                cut += len(one) == config.max_len_tokens and one.response_ids[-1] != tokenizer.eos_token_id
+                cut.append(is_cut(one, config.max_len_tokens, tokenizer.eos_token_id))
                 yield one
 
     encoded = Encodings.of(choosable())
@@ -115,7 +115,7 @@ def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
     budget = _budget(config, costs)
     spent = budget if not config.counts_rows else int(tokens.sum()) * budget // len(tokens)
     rows = everything.of(np.array(kept, dtype=np.int64))
-    return Pool(rows, ids, encoded, tokens, costs, left_out, budget, spent, cut)
+    return Pool(rows, ids, encoded, tokens, costs, np.array(cut), left_out, budget, spent)
 
 
 def check_categories(rows: Sequence[Mapping[str, Any]]) -> None:

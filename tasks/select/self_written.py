@@ -29,7 +29,7 @@ from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.termination import Termination, deferred_termination
 from resprout.tasks.data.chat import chat_texts
 from resprout.tasks.data.read import read_rows
-from resprout.tasks.data.template import ALPACA_HEADINGS, Template, encode_rows
+from resprout.tasks.data.template import ALPACA_HEADINGS, Template, encode_rows, is_cut
 from resprout.tasks.models.generation import end_tokens, left_padded, padding_token
 from resprout.tasks.models.load import load_for, load_tokenizer, own_generator
 from resprout.tasks.models.shape import shape_of
@@ -114,6 +114,7 @@ def write(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pro
     tokens = {
         "answered_tokens": sum(map(len, encoded)),
         "answer_tokens": sum(len(one.response_ids) for one in encoded),
+        "cut_rows": sum(is_cut(one, config.max_len_tokens, tokenizer.eos_token_id) for one in encoded),
     }
     about = {"targets": config.targets, "asked_in": template, "faults": dict(sorted(faults.items()))}
     _write_summary(inputs["selection"], workdir, about, Counter(used), tokens)

@@ -34,6 +34,8 @@ MAPPED = 1000
 """Rows at most whose embeddings are kept for a picture."""
 MUCH_CUT = 0.1
 """Share of a pool's rows above which it is told that they are cut."""
+MOSTLY_CUT = 0.5
+"""The same of the chosen rows."""
 MOST_CLUSTERS = 32
 """Of a search for their number."""
 FACTS = {"cluster": None, "jsd": None, "efficiency": None, "concepts": None}
@@ -211,7 +213,7 @@ def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
         "pool_rows": len(found.rows),
         "pool_tokens": int(found.tokens.sum()),
         "left_out_rows": len(found.left_out),
-        "cut_rows": found.cut_rows,
+        "cut_rows": int(found.cut.sum()),
         "budget_tokens": found.budget_tokens,
     }
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
@@ -346,14 +348,21 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
         "pool_rows": len(pool.rows),
         "pool_tokens": int(pool.tokens.sum()),
         "left_out_rows": len(pool.left_out),
-        "cut_rows": pool.cut_rows,
+        "cut_rows": int(pool.cut.sum()),
+        "selected_cut_rows": int(pool.cut[accepted].sum()),
         **counted(inputs["rows"]),
     }
     warnings = [*warned(inputs["rows"]), *choice.warnings]
-    if pool.cut_rows > MUCH_CUT * len(pool.rows):
+    if counts["cut_rows"] > MUCH_CUT * len(pool.rows):
         warnings.append(
-            f"the answers of {pool.cut_rows} of {len(pool.rows)} rows are cut, because they go on beyond "
-            f"select.max_len_tokens {config.max_len_tokens}; raise it to train on their ends"
+            f"the answers of {counts['cut_rows']} of {len(pool.rows)} rows are cut, because they go on "
+            f"beyond select.max_len_tokens {config.max_len_tokens}; raise it to train on their ends"
+        )
+    if counts["selected_cut_rows"] > MOSTLY_CUT * len(accepted):
+        warnings.append(
+            f"the answers of {counts['selected_cut_rows']} of {len(accepted)} chosen rows are cut, so that a "
+            "model that learns from them seldom ends its own; raise select.max_len_tokens, or choose by "
+            "another select.method"
         )
     if filled < 0.99 * pool.budget:
         warnings.append(

@@ -77,7 +77,8 @@ def pool_of(rows: list[dict[str, Any]], share: float) -> Any:
     tokens = np.array([40 + len(row["instruction"].split()) + len(row["output"].split()) for row in rows])
     budget = int(share * tokens.sum())
     encoded = [Encoded([1], [2])] * len(rows)
-    return Pool(rows, [row["id"] for row in rows], encoded, tokens, tokens, [], budget, budget)
+    whole = np.zeros(len(rows), dtype=bool)
+    return Pool(rows, [row["id"] for row in rows], encoded, tokens, tokens, whole, [], budget, budget)
 
 
 def config(**paser: Any) -> Any:
@@ -146,7 +147,8 @@ def embeddings(args: argparse.Namespace) -> list[str]:
     ids = [f"{number:08d}" for number in range(args.rows)]
     made: Any = Made()
     encoded = [Encoded([1], [2])] * args.rows
-    pool = Pool(made, ids, encoded, tokens, tokens, [], budget, budget)
+    whole = np.zeros(args.rows, dtype=bool)
+    pool = Pool(made, ids, encoded, tokens, tokens, whole, [], budget, budget)
     questions = Questions([row], np.zeros((1, 1)), 0.95)
     given: Any = Known(args.rows)
     start = time.perf_counter()
@@ -242,7 +244,7 @@ def embedders(args: argparse.Namespace) -> list[str]:
         "hidden": lambda: prompt_states(dense, encoded, ids, KeptRows(None, silent), "pool"),
     }
     if args.encoder is not None:
-        calls["minilm"] = lambda: embed.minilm(args.encoder, texts, "cpu", silent)
+        calls["minilm"] = lambda: embed.minilm(args.encoder, texts, "float32", "cpu", silent)
     took = {name: list[float]() for name in calls}
     for turn in range(args.turns + 1):
         for name, call in calls.items():

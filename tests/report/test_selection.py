@@ -15,7 +15,7 @@ def test_compared_selections_in_a_table(tmp_path: Path) -> None:
         spread = {"mean": mean, "deviation": deviation, "seeds": [mean]}
         return {"name": name, "seeds": 2, "divergence": spread, **sizes}
 
-    sizes = {"rows": 12.5, "tokens": 1000.0, "answer tokens": 400.0}
+    sizes = {"rows": 12.5, "tokens": 1000.0, "answer tokens": 400.0, "cut answers": 3.0}
     gap = {"arm": "longest", "other": "random", "measure": "divergence", "differs": True}
     found = {
         "arms": [
@@ -30,11 +30,11 @@ def test_compared_selections_in_a_table(tmp_path: Path) -> None:
     part = compared_part(tmp_path)
     assert part is not None
     assert part["heads"] == [
-        "selection", "seeds", "rows", "tokens", "answer tokens", "divergence", "to random",
+        "selection", "seeds", "rows", "tokens", "answer tokens", "cut answers", "divergence", "to random",
     ]  # fmt: skip
     assert part["rows"] == [
-        ["no recovery", "", "", "", "", "0.9000", ""],
-        ["longest", "2", "12", "1,000", "400", "0.5000 ± 0.0100", "-0.1000 (-0.1500 to -0.0500) *"],
-        ["random", "2", "12", "1,000", "400", "0.6000 ± 0.0200", ""],
+        ["no recovery", "", "", "", "", "", "0.9000", ""],
+        ["longest", "2", "12", "1,000", "400", "3", "0.5000 ± 0.0100", "-0.1000 (-0.1500 to -0.0500) *"],
+        ["random", "2", "12", "1,000", "400", "3", "0.6000 ± 0.0200", ""],
     ]
     assert compared_part(None) is None

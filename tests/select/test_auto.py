@@ -64,7 +64,8 @@ class Planted:
         held = int(tokens.sum())
         encoded: Sequence[Encoded] = [Encoded([1], [2])] * len(rows)
         ids = [f"{number:04d}" for number in range(len(rows))]
-        self.pool = Pool(rows, ids, encoded, tokens, tokens, [], held // 20, held // 20)
+        whole = np.zeros(len(rows), dtype=bool)
+        self.pool = Pool(rows, ids, encoded, tokens, tokens, whole, [], held // 20, held // 20)
         settings = {"clusters": 4, "landmarks": 200, "sample_rows": 30, **changes.pop("paser", {})}
         self.config = SelectConfig.model_validate(
             {"pool": [{"source": "x"}], "budget_ratio": 0.05, "paser": settings, **changes}

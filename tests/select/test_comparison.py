@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resprout.tasks.select.comparison import Arm, compare, difference, read_arms, role_of, write
+from resprout.tasks.select.comparison import SIZES, Arm, compare, difference, read_arms, role_of, write
 
 WINDOWS = 40
 
@@ -161,12 +161,14 @@ def test_scores_by_role(tmp_path: Path) -> None:
             rows = tmp_path / f"rows{len(inputs)}"
             rows.mkdir()
             summary: dict[str, Any] = {"selected_rows": seed, "filled_tokens": 100, "answer_tokens": 40}
+            summary["selected_cut_rows"] = 2
             if name == "paper:self":
                 summary["answers"] = {
                     "self_written_rows": 3,
                     "original_rows": 1,
                     "answered_tokens": 90,
                     "answer_tokens": 30,
+                    "cut_rows": 1,
                 }
             (rows / "summary.json").write_text(json.dumps(summary))
             inputs[f"rows of {role_of(name, seed)}"] = rows
@@ -184,5 +186,5 @@ def test_scores_by_role(tmp_path: Path) -> None:
     assert metrics["no_recovery_accuracy"] == 0.0
     unrecovered, *sized = found["arms"]
     assert "rows" not in unrecovered
-    sizes = {one["name"]: (one["rows"], one["tokens"], one["answer tokens"]) for one in sized}
-    assert sizes == {"random": (17.5, 100.0, 40.0), "paper:self": (4.0, 90.0, 30.0)}
+    sizes = {one["name"]: [one[size] for size in SIZES] for one in sized}
+    assert sizes == {"random": [17.5, 100.0, 40.0, 2.0], "paper:self": [4.0, 90.0, 30.0, 1.0]}

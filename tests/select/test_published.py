@@ -50,7 +50,8 @@ def pool() -> Pool:
     ]
     tokens = np.array(TOKENS)
     encoded: Sequence[Encoded] = [Encoded([1], [2])] * 12
-    return Pool(rows, ids, encoded, tokens, np.ones(12, dtype=np.int64), [], budget=6, budget_tokens=105)
+    costs, whole = np.ones(12, dtype=np.int64), np.zeros(12, dtype=bool)
+    return Pool(rows, ids, encoded, tokens, costs, whole, [], budget=6, budget_tokens=105)
 
 
 def chosen(mode: str) -> tuple[list[str], dict[str, Any], Any]:

@@ -104,6 +104,7 @@ def test_the_model_answers_until_it_ends_the_answer(tmp_path: Path) -> None:
     assert found.metrics == {
         "self_written_rows": 5, "original_rows": 0, "dropped_rows": 0,
         "answered_tokens": sum(row["tokens"] for row in found.rows), "answer_tokens": 20,
+        "cut_rows": 0,
     }  # fmt: skip
     assert found.summary["requested_tokens"] == 900, "training is as long as the selection asked for"
 

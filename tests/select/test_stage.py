@@ -151,6 +151,14 @@ def test_answers_that_are_cut_are_counted(run: Callable[..., Result], pool_rows:
     cut = run("random", long)
     assert cut.summary["cut_rows"] == cut.metrics["cut_rows"] == 18
     assert any("answers of 18 of 90 rows are cut" in one for one in cut.summary["warnings"])
+    chosen = cut.summary["selected_cut_rows"]
+    assert chosen == sum(row["output"].startswith("word word") for row in cut.selected)
+    assert not any("chosen rows are cut" in one for one in cut.summary["warnings"])
+    longest = run("longest", long)
+    assert longest.summary["selected_cut_rows"] == 0, "an answer without its end comes last"
+    most = run("longest", [{**row, "output": "word " * 400} for row in pool_rows])
+    said = f"answers of {len(most.selected)} of {len(most.selected)} chosen rows are cut"
+    assert any(said in one for one in most.summary["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -327,13 +335,16 @@ def test_minilm_is_the_mean_over_real_tokens(models_folder: Path) -> None:
     from resprout.tasks.select.embed import minilm
 
     texts = ["boil the soup", "a"]
-    found = minilm(models_folder / "encoder", texts, "cpu", silent)
+    found = minilm(models_folder / "encoder", texts, "float32", "cpu", silent)
     model = AutoModel.from_pretrained(models_folder / "encoder").eval()
     tokenizer: Any = load_tokenizer(models_folder / "encoder")
     for text, vector in zip(texts, found, strict=True):
         with torch.no_grad():
             mean = model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].mean(0)
         assert np.allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
+    rough = minilm(models_folder / "encoder", texts, "bfloat16", "cpu", silent)
+    assert not np.array_equal(rough, found)
+    assert np.allclose(rough, found, atol=0.02)
 
 
 def test_more_is_spent_where_more_was_lost(run: Callable[..., Result], pool_rows: Rows) -> None:
@@ -416,10 +427,10 @@ def test_an_encoder_without_all_its_weights(models_folder: Path, tmp_path: Path)
         return folder
 
     texts = ["boil the soup", "hoist the sail"]
-    expected = minilm(models_folder / "encoder", texts, "cpu", silent)
-    assert np.array_equal(minilm(cut("pooler"), texts, "cpu", silent), expected)
+    expected = minilm(models_folder / "encoder", texts, "float32", "cpu", silent)
+    assert np.array_equal(minilm(cut("pooler"), texts, "float32", "cpu", silent), expected)
     with pytest.raises(BadInput, match=r"lacks 2 of the weights .*encoder\.layer\.0\.output\.dense"):
-        minilm(cut("layer.0.output.dense"), texts, "cpu", silent)
+        minilm(cut("layer.0.output.dense"), texts, "float32", "cpu", silent)
 
 
 @pytest.mark.parametrize("embedder", ["tfidf", "hidden"])

@@ -13,8 +13,12 @@ DECLARED = {"draws": False}
 
 
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
-    """Rows with the most tokens in their answers, which are hard to beat; reads no weights."""
+    """Rows with the most tokens in their answers, which are hard to beat; reads no weights.
+
+    Answers that are cut come last: from them alone a model does not learn to end its own. The paper's limit
+    of tokens cuts none.
+    """
     lengths = [len(row.response_ids) for row in pool.encoded]
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], pool.ids[row]))
+    order = sorted(range(len(lengths)), key=lambda row: (pool.cut[row], -lengths[row], pool.ids[row]))
     progress(len(pool.rows), len(pool.rows), "rows")
     return in_order(order, pool, "among the longest answers")

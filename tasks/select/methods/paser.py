@@ -107,7 +107,7 @@ def _embed(
         raise BadInput(
             "paser.embedder is minilm but the stage has no input `embedder`; give the encoder's folder"
         )
-    return embed.minilm(inputs["embedder"], instructions, job.device, progress)
+    return embed.minilm(inputs["embedder"], instructions, job.dtype, job.device, progress)
 
 
 def _instructions(rows: Iterable[Mapping[str, Any]]) -> list[str]:

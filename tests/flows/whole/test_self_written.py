@@ -10,7 +10,7 @@ from typing import Any
 from tiny_run import config, write_run
 
 SELECT = config()["select"]
-MIXED = ("select.targets=mixed", "select.answers.temperature=1.0")
+MIXED = ("select.targets=mixed",)
 SHORT = {"measure": None, "gate": None}
 
 
