@@ -118,7 +118,7 @@ def compared_part(folder: Path | None) -> dict[str, Any] | None:
     note = (
         "Rows and tokens are what was selected, in the mean over seeds; all trained on as many tokens, so "
         "that fewer were gone through more often. Answers are what is learned by default (recover.loss_on); "
-        "a model that learns from cut ones alone does not end its own. "
+        "a model that learns from cut ones alone seldom ends its own. "
         "Behind ± the standard deviation over seeds. To random: the difference to random rows, paired by "
         f"seed and text, with intervals that hold together in {100 * COVERAGE:.0f} % of cases; * where it is "
         "more than noise."

@@ -15,7 +15,7 @@ DECLARED = {"draws": False}
 def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progress: Progress) -> Choice:
     """Rows with the most tokens in their answers, which are hard to beat; reads no weights.
 
-    Answers that are cut come last: from them alone a model does not learn to end its own. The paper's limit
+    Answers that are cut come last: from them alone a model seldom learns to end its own. The paper's limit
     of tokens cuts none.
     """
     lengths = [len(row.response_ids) for row in pool.encoded]
