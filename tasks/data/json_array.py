@@ -31,22 +31,21 @@ def array_elements(file: IO[bytes]) -> Iterator[Any]:
     if first != "[":
         raise NoArray(text.rest())
     text.place += 1
-    closing = "]"  # only at once: an array may not end on a comma
-    while text.next_character() != closing:
+    more = text.next_character() != "]"
+    while more:
+        text.next_character()
         yield text.element()
-        if (mark := text.next_character()) == "]":
-            break
-        if mark != ",":
+        if (mark := text.next_character()) not in {",", "]"}:
             raise json.JSONDecodeError("Expecting ',' delimiter", text.rest(), 0)
-        text.place += 1
-        closing = ""
+        if more := mark == ",":
+            text.place += 1
     text.place += 1
     if text.next_character():
         raise json.JSONDecodeError("Extra data", text.rest(), 0)
 
 
 class _Text:
-    """The text of a file from `place` in the part that is read on."""
+    """A buffer of a file's decoded text; `place` is the first character in it that is not parsed yet."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.place = 0
@@ -54,11 +53,11 @@ class _Text:
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
 
     def rest(self) -> str:
-        """What is read of the text from here on."""
+        """The part of the buffer that is not parsed yet."""
         return self._text[self.place :]
 
     def next_character(self) -> str:
-        """The next one that is not blank, at `place`; empty at the end of the file."""
+        """The next character that is no white space, to which `place` moves; empty at the end of the file."""
         while True:
             while self.place < len(self._text) and self._text[self.place] in _BLANKS:
                 self.place += 1
@@ -68,7 +67,7 @@ class _Text:
                 return ""
 
     def element(self) -> Any:
-        """The value that stands at `place`, which moves behind it."""
+        """The JSON value that begins at `place`, which moves to its end."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self.place)
@@ -81,7 +80,10 @@ class _Text:
                 return value
 
     def _read_on(self) -> bool:
-        """Whether there was more; as much as is held already, so that a long element takes linear time."""
+        """Read a block at least as long as the unparsed text, so that a long element takes linear time.
+
+        Returns whether there was more.
+        """
         if self._ended:
             return False
         block = self._file.read(max(BLOCK_BYTES, len(self._text) - self.place))

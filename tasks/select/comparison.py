@@ -117,10 +117,9 @@ def read_arms(inputs: Mapping[str, Path]) -> list[Arm]:
 
 
 def read_sizes(inputs: Mapping[str, Path], arm: str) -> dict[str, float]:
-    """What an arm trains on: rows, tokens, those of answers among them, and answers without their end, the
-    mean over its seeds.
+    """Rows, tokens, answer tokens and cut answers of an arm's selection, in the mean over its seeds.
 
-    It is read from the inputs `rows of <arm>:<seed>`.
+    They are read from the inputs `rows of <arm>:<seed>`.
     """
     held = [folder for role, folder in inputs.items() if role.rpartition(":")[0] == f"{CHOSEN}{arm}"]
     sizes = [_sizes(json.loads((one / "summary.json").read_text(encoding="utf-8"))) for one in held]

@@ -35,7 +35,7 @@ MAPPED = 1000
 MUCH_CUT = 0.1
 """Share of a pool's rows above which it is told that they are cut."""
 MOSTLY_CUT = 0.5
-"""The same of the chosen rows."""
+"""Share of the chosen rows above which it is told that theirs are cut."""
 MOST_CLUSTERS = 32
 """Of a search for their number."""
 FACTS = {"cluster": None, "jsd": None, "efficiency": None, "concepts": None}
