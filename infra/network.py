@@ -17,7 +17,9 @@ import psutil
 from resprout.configs.errors import BadInput
 
 BUSY = 503
-HEALTH_SECONDS, ANSWER_SECONDS = 2.0, 10.0
+HEALTH_SECONDS = 2.0
+# Prefect waits for its database for ten seconds before it says that it is busy.
+ANSWER_SECONDS = 20.0
 PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, None)
 # A proxy of the machine knows nothing of its loopback interface.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 import psutil
 
 from commands import COMMAND
-from resprout.infra.network import post
+from resprout.infra.network import get, post
 from resprout.infra.stack.launch import stack_mark, stack_processes
 from servers import free_port
 
@@ -80,8 +79,8 @@ class Machine:
 
     def states(self, run: str) -> list[dict[str, Any]]:
         """States of a flow run, oldest first."""
-        with urllib.request.urlopen(f"{self.api}/flow_run_states/?flow_run_id={run}", timeout=20) as answer:
-            return sorted(json.load(answer), key=lambda state: state["timestamp"])
+        states = get(f"{self.api}/flow_run_states/?flow_run_id={run}")
+        return sorted(states, key=lambda state: state["timestamp"])
 
     def ends(self, run: str, seconds: float = 150.0) -> list[str]:
         """Names of the states of a run, once it has ended."""

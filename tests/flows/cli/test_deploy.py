@@ -7,7 +7,6 @@ import json
 import re
 import threading
 import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import pytest
 import yaml
 
 from resprout.flows.flow_run import newer_due
+from resprout.infra import network
 from resprout.infra.prefect.flow_runs import in_a_row
 from servers import free_port
 from tiny_run import write_run
@@ -34,11 +34,7 @@ def post(api_url: str) -> Callable[[str, dict[str, Any]], Any]:
     """Answer of the session's Prefect server."""
 
     def call(path: str, body: dict[str, Any]) -> Any:
-        ask = urllib.request.Request(
-            f"{api_url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(ask, timeout=20) as answer:
-            return json.load(answer)
+        return network.post(f"{api_url}/{path}", body)
 
     return call
 
@@ -113,19 +109,14 @@ def test_a_deployment_has_schedule_limit_and_the_whole_config(
     assert [one["schedule"]["cron"] for one in named(post, "mondays")["schedules"]] == ["30 4 * * *"]
 
 
-def test_job_variables_that_somebody_set_stay(
-    deploy: Callable[..., Any], post: Callable[..., Any], api_url: str
-) -> None:
+def test_job_variables_that_somebody_set_stay(deploy: Callable[..., Any], post: Callable[..., Any]) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
+
     made = deploy("--name", "tuned").result["id"]
     set_by_hand = {"working_dir": "/tmp", "env": {"OMP_NUM_THREADS": "1"}}
-    ask = urllib.request.Request(
-        f"{api_url}/deployments/{made}",
-        json.dumps({"job_variables": set_by_hand}).encode(),
-        {"Content-Type": "application/json"},
-        method="PATCH",
-    )
-    with urllib.request.urlopen(ask, timeout=20):
-        pass
+    with get_client(sync_client=True) as client:
+        client.update_deployment(uuid.UUID(made), DeploymentUpdate(job_variables=set_by_hand))
     assert deploy("--name", "tuned").code == 0
     kept = named(post, "tuned")["job_variables"]
     heard = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}

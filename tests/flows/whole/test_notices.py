@@ -7,7 +7,6 @@ import os
 import queue
 import re
 import threading
-import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from forked import Forks
 from resprout.configs.load import document, load
 from resprout.flows.rerun_command import standalone
+from resprout.infra.network import post
 from servers import free_port, prefect_server
 from tiny_run import config as tiny_config
 from tiny_run import write_run
@@ -97,11 +97,8 @@ def test_a_gate_that_is_not_passed_is_told_once(told: Any, forked: Forks, tmp_pa
         message = came.get(timeout=30)
         with pytest.raises(queue.Empty):
             came.get(timeout=5)
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/api/logs/filter", b"{}", {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            lines = [one["message"] for one in json.load(answer) if one["flow_run_id"]]
+        logs = post(f"http://127.0.0.1:{port}/api/logs/filter", {})
+        lines = [one["message"] for one in logs if one["flow_run_id"]]
     assert sum("plan: done" in line for line in lines) == 1, "the run's page shows its stages, once"
     assert message["subject"].startswith("resprout: GateNotPassed")
     assert "the gate is not passed: max_params_ratio 0.8" in message["body"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from forked import Fork, Forks
 from proxy import proxy
 from resprout.configs.load import document, load
 from resprout.flows.rerun_command import standalone
+from resprout.infra.network import post
 from servers import free_port, mlflow_server, prefect_server
 from tiny_run import config as tiny_config
 from tiny_run import write_run
@@ -152,10 +152,7 @@ def test_a_prefect_server_that_is_down_for_a_minute(
     time.sleep(60)
     with prefect_server(tmp_path / "prefect", port):
         end = run.end()
-        with urllib.request.urlopen(
-            urllib.request.Request(f"{url}/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
-        ) as answer:
-            (flow_run,) = json.load(answer)
+        (flow_run,) = post(f"{url}/flow_runs/filter", {})
     assert end["name"] == "Completed", end["message"]
     assert flow_run["state_type"] == "COMPLETED"
     assert run.count("calibrate: done") == 1

@@ -23,6 +23,7 @@ import yaml
 
 from commands import COMMAND
 from forked import Forks
+from resprout.infra.network import post
 from servers import PostgresServer, free_port, postgres_server
 from tiny_models import write_tiny_folder
 from tiny_run import config as tiny_config
@@ -71,11 +72,7 @@ class Stack:
         return f"s3://{self.bucket.bucket}/{key}"
 
     def flow_runs(self) -> list[dict[str, Any]]:
-        request = urllib.request.Request(
-            f"{self.prefect}/api/flow_runs/filter", b"{}", {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return list(json.load(answer))
+        return list(post(f"{self.prefect}/api/flow_runs/filter", {}))
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"{self.relay}/metrics", timeout=10) as answer:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import http.server
-import json
 import signal
 import socket
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +37,7 @@ from relaying import (
 )
 from resprout.configs.infrastructure import MlflowConfig, RelayConfig
 from resprout.infra.mlflow.tracking import Tracker
+from resprout.infra.network import post
 from resprout.infra.triggers.state import STARTED, TriggerState
 from resprout.infra.triggers.webhook import EVENTS, HOOK_NAME, register_webhook
 
@@ -392,10 +391,8 @@ def test_a_webhook_makes_the_look_come_at_once(
 
 def emitted(api_url: str) -> set[str]:
     """Versions that Prefect has been told of by events."""
-    asked = json.dumps({"filter": {"event": {"name": ["resprout.model-version.created"]}}}).encode()
-    request = urllib.request.Request(f"{api_url}/events/filter", asked, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        events = json.load(answer)["events"]
+    asked = {"filter": {"event": {"name": ["resprout.model-version.created"]}}}
+    events = post(f"{api_url}/events/filter", asked)["events"]
     return {f"{one['payload']['name']} {one['payload']['version']}" for one in events}
 
 
