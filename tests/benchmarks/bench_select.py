@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests/support python tests/benchmarks/bench_select.py [--parts embeddings growth pool
     divergence embedders]
-        [--pool instructions.jsonl.gz] [--model FOLDER] [--encoder FOLDER] [--rows 1000000] [--turns 5]
-        [--compared 48]
+        [--pool instructions.jsonl.gz] [--model FOLDER] [--encoder FOLDER] [--rows 1000000]
+        [--pool-rows 63108] [--turns 5] [--compared 48]
 
 `embeddings`: so many made-up embeddings of 384 columns through clusters, budget and graph. `growth`: all of a
 selection but the models, on 2 n and 8 n rows of the pool; `pool`: the same on the whole pool at a budget of 4
@@ -41,7 +41,7 @@ class Known:
         self.truth = rng.gamma(2.0, 0.05, rows)
         self.jsd, self.dense_nll = np.full(rows, np.nan), rng.gamma(3.0, 0.5, rows)
 
-    def __call__(self, rows: Iterable[int]) -> None:
+    def __call__(self, rows: Iterable[int], what: str = "rows") -> None:
         index = np.fromiter(rows, dtype=np.int64)
         self.jsd[index] = self.truth[index]
 
@@ -159,14 +159,14 @@ def embeddings(args: argparse.Namespace) -> list[str]:
 
 
 def growth(args: argparse.Namespace) -> list[str]:
-    rows = rows_of(args.pool, 63_108)
+    rows = rows_of(args.pool, args.pool_rows)
     took = {count: chosen(rows[:count], 0.04)["all"] for count in (len(rows) // 4, len(rows))}
     (few, less), (many, more) = took.items()
     return [f"{few:,} rows {less:.1f} s, {many:,} rows {more:.1f} s: {more / less:.2f} times (at most 6)"]
 
 
 def pool(args: argparse.Namespace) -> list[str]:
-    rows = rows_of(args.pool, 63_108)
+    rows = rows_of(args.pool, args.pool_rows)
     found = chosen(rows, 0.04)
     said = ", ".join(f"{name} {value:.1f} s" for name, value in list(found.items())[:4])
     return [
@@ -274,7 +274,7 @@ def _in_process(name: str, args: argparse.Namespace, told: Any) -> None:
         lines = PARTS[name](args)
     except Exception:
         traceback.print_exc()
-        lines = [f"{name} failed"]
+        lines = []
     told.put((lines, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
@@ -285,19 +285,23 @@ def main() -> int:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--encoder", type=Path, help="folder of a sentence encoder")
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--pool-rows", type=int, default=63_108, help="rows of the pool at most")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--compared", type=int, default=48, help="rows of the parts with models")
     args = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
+    context, failed = multiprocessing.get_context("spawn"), 0
     for name in args.parts:
         told = context.Queue()
         process = context.Process(target=_in_process, args=(name, args, told))
         process.start()
         lines, peak = told.get()
         process.join()
+        if not lines:
+            print(f"{name} failed", file=sys.stderr)
+            failed = 1
         for line in lines:
             print(f"{line}; peak {peak / 1e9:.2f} GB")
-    return 0
+    return failed
 
 
 if __name__ == "__main__":
