@@ -151,12 +151,12 @@ class DocumentSource(DataSource):
 class PrepareConfig(Section):
     """How documents become rows: passages under their headings, with what stands before."""
 
-    passage_tokens: Annotated[int, Field(ge=16)] = 160
+    passage_tokens: Annotated[int, Field(ge=16)] = 128
     """Tokens of the model in a passage at most; it ends with a block, or with a sentence where one is
     longer."""
     min_tokens: Annotated[int, Field(ge=1)] = 24
     """Shorter passages make no row."""
-    context_tokens: Annotated[int, Field(ge=0)] = 64
+    context_tokens: Annotated[int, Field(ge=0)] = 48
     """Tokens of the sentences before that are shown as input: those directly before, and the most relevant
     to the instruction. At 0, and where none stands before, a passage's opening is shown."""
     instruction: str = (
@@ -387,7 +387,7 @@ class PaserConfig(Section):
     """kept: tokens at each place, beside the mass of the rest; 4 bytes each."""
     duplicate_cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """auto: instructions this similar with different answers are reduced to one."""
-    landmarks: Annotated[int, Field(ge=100)] = 2000
+    landmarks: Annotated[int, Field(ge=100, le=4000)] = 2000
     """auto, above 4,000 rows: rows of the diffusion map, by which all others are placed."""
     sample_rows: Annotated[int, Field(ge=30)] | None = 300
     """auto, above 4,000 rows: rows of each cluster that are compared to estimate its degradation; null: all
@@ -601,6 +601,18 @@ class SelectConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _prepared_rows_fit(self) -> SelectConfig:
+        made = self.prepare.passage_tokens + self.prepare.context_tokens
+        if self.documents and made >= self.max_len_tokens:
+            raise ValueError(
+                f"a row of select.documents takes up to {made} tokens and its prompt "
+                f"(prepare.passage_tokens {self.prepare.passage_tokens}, context_tokens "
+                f"{self.prepare.context_tokens}), but max_len_tokens is {self.max_len_tokens}, at which "
+                "answers are cut; raise it, or make shorter passages"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _capabilities_are_used(self) -> SelectConfig:
         if self.capabilities is not None and self.method == "paser" and self.paser.published:
             raise ValueError(
@@ -614,6 +626,8 @@ class SelectConfig(Section):
     def _random_is_compared(cls, compare: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(compare)) != len(compare):
             raise ValueError("compare names a selection twice; name each once")
+        if any(name.partition(":")[0] == "paser" for name in compare):
+            raise ValueError(f"compare holds paser; name one of its forms: {', '.join(PASER_FORMS)}")
         return compare if not compare or "random" in compare else ("random", *compare)
 
     @model_validator(mode="after")
@@ -637,8 +651,9 @@ class SelectConfig(Section):
         """The name under which it is compared with others."""
         form = self.method
         if form == "paser":
-            aimed = "aimed" if self.capabilities is not None else self.paser.mode
-            form = "kmeans" if self.paser.clusterer == "kmeans" else aimed
+            form = "kmeans" if self.paser.clusterer == "kmeans" else self.paser.mode
+            if self.capabilities is not None:
+                form = "aimed" if form == "auto" else f"{form}_aimed"
         return form if self.targets == "original" else f"{form}:{self.targets}"
 
     @property

@@ -47,7 +47,7 @@ from resprout.tasks.report.files import against_fewer_bits, bias
 from resprout.tasks.report.lost import lost_of
 from resprout.tasks.report.outlook import Outlook, Recovery, rung_sentences, rungs_of
 from resprout.tasks.report.past_run import PastRun
-from resprout.tasks.report.selection import selection_sentence
+from resprout.tasks.report.selection import cluster_sentences, selection_sentence
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, in_order, measured_how, report
 from resprout.tasks.select.comparison import FILE as COMPARISON
 
@@ -184,8 +184,11 @@ class Conclusion:
         if (drafted := self.artifacts.named("draft")) is not None:
             self.result.draft = self.read(drafted, "metrics.json")
         if (chosen := self.artifacts.named("selection")) is not None:
-            self.result.selection = selection_sentence(self.read(chosen, "summary.json"))
-            logger.info("%s", self.result.selection)
+            summary = self.read(chosen, "summary.json")
+            self.result.selection = selection_sentence(summary)
+            self.result.warnings = [*self.result.warnings, *summary["warnings"]]
+            for line in (self.result.selection, *cluster_sentences(summary)):
+                logger.info("%s", line)
         if (held := self.artifacts.named("selections")) is not None:
             self.result.selections = self.read(held, COMPARISON)["sentences"]
         if speeds is not None:

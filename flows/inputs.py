@@ -37,7 +37,6 @@ from resprout.tasks.models.shape import Shape, read_config, shape_of
 from resprout.tasks.models.tokenizer_files import NO_TOKENIZER, has_tokenizer
 from resprout.tasks.prune.compatibility import needs_general
 from resprout.tasks.quantize.names import SOURCE_FILE
-from resprout.tasks.select.stage import reads_targets
 
 TOKENIZER = "tokenizer.json"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
@@ -127,7 +126,7 @@ DATA = (
         "capabilities",
         "select.capabilities.rows",
         "rows like what it is for",
-        lambda config: config.select is not None and any(map(reads_targets, config.select.arms.values())),
+        lambda config: config.select is not None and config.select.capabilities is not None,
         shapes=False,
     ),
     DataInput("recovery_text", acquire_text, "recovery text", "recover.text", "recovery text"),

@@ -56,6 +56,7 @@ from resprout.tasks.models.tokenizer_files import (
     has_tokenizer,
 )
 from resprout.tasks.select.paser_size import check_size
+from resprout.tasks.select.rows import check_categories
 
 
 def probe(loaded: Loaded) -> Iterator[Fault]:
@@ -192,7 +193,8 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
             raise BadInput(f"{source.source}: of the first rows not one is left; {counts.said}")
         if read.cut:
             cut.add(key)
-        found[key] = items if read.cut else list(taken(items, source, config.seed, unique=_is_unique(source)))
+        whole = items if read.cut else taken(items, source, config.seed, _is_unique(source), counts)
+        found[key] = list(whole)
 
     for key, source in data_sources(config):
         if files := data_files(source.source, here):
@@ -232,9 +234,12 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
         )
     if config.select is None:
         return
-    if texts := whole("select.pool", config.select.pool):
-        yield from faults_in("select.pool", partial(_check_size, config.select, len(texts)))
     pool = [item.row for key, items in found.items() if key.startswith("select.pool.") for item in items]
+    # What documents add is not known before they are read.
+    if not config.select.documents and (texts := whole("select.pool", config.select.pool)):
+        yield from faults_in("select.pool", partial(_check_size, config.select, len(texts)))
+        if any(arm.method == "stratified" for arm in config.select.arms.values()):
+            yield from faults_in("select.pool", partial(check_categories, pool))
     for key in ("select.template", "select.answers.template"):
         if chat is not None and pool and key in _asking_for_chat(config):
             yield from faults_in(key, partial(rendered, chat.text, chat.special_tokens, pool[:CHATS]))
@@ -320,6 +325,11 @@ def _check_size(select: SelectConfig, rows: int) -> None:
     """BadInput where a pool of so many rows cannot give what the selection asks, however long they are."""
     for arm in select.arms.values():
         check_size(arm, rows)
+    if select.budget_rows is not None and select.budget_rows > rows:
+        raise BadInput(
+            f"select.budget_rows is {select.budget_rows} but the pool holds at most {rows} rows; add rows to "
+            "select.pool, or set budget_ratio"
+        )
     most = rows * select.max_len_tokens
     if select.budget_tokens is not None and select.budget_tokens > most:
         raise BadInput(

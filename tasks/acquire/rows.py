@@ -137,6 +137,7 @@ def document_items(
             ) from error
         columns = {"text": text, "name": name}
         if where is not None and not _at(name, where, columns):
+            counts.by_where += 1
             return None
         return _document(source, label, name, text, hashed(name, columns, text))
 
@@ -220,10 +221,14 @@ class BadRow(NamedTuple):
 
 @dataclass
 class Counts:
-    """Rows that were left out: those that repeat another one's text, and those that are no rows."""
+    """Rows that were left out: those that repeat another one's text, that are no rows, that `where` does not
+    hold for, and that lie outside `hash_percent`.
+    """
 
     repeated: int = 0
     bad: int = 0
+    by_where: int = 0
+    by_hash: int = 0
     first_bad: list[BadRow] = field(default_factory=list)
 
     def skip(self, file: str, number: int, fault: BadInput) -> None:
@@ -262,7 +267,9 @@ def taken(
     def wanted() -> Iterator[Item]:
         seen = Seen(counts)
         for item in items:
-            if low <= hash_percent(item.hashed) < high and not (unique and seen(item)):
+            if not low <= hash_percent(item.hashed) < high:
+                counts.by_hash += 1
+            elif not (unique and seen(item)):
                 yield item
 
     chosen = wanted() if source.limit is None else iter(_lowest(wanted(), source.limit, seed))
@@ -270,11 +277,24 @@ def taken(
         any_left = True
         yield item
     if not any_left:
-        bad = f"; {counts.said}" if counts.bad else ""
-        raise BadInput(
-            f"{source.source}: no row is left after where {source.where!r} and hash_percent [{low}, {high})"
-            f"{bad}; widen them"
-        )
+        raise BadInput(_none_left(source, counts))
+
+
+def _none_left(source: DataSource, counts: Counts) -> str:
+    """Which setting left out how many of all rows, and what to do about it."""
+    low, high = source.hash_percent
+    causes, advice = list[str](), list[str]()
+    if counts.by_where:
+        causes.append(f"where {source.where!r} leaves out {counts.by_where:,}")
+        advice.append("widen where")
+    if counts.by_hash:
+        causes.append(f"hash_percent [{low}, {high}) leaves out {counts.by_hash:,}")
+        advice.append("widen hash_percent")
+    if counts.bad:
+        causes.append(counts.said)
+        advice.append("mend its rows")
+    rows = counts.by_where + counts.by_hash + counts.bad
+    return f"{source.source}: no row is left of {rows:,}: {'; '.join(causes)}; {', or '.join(advice)}"
 
 
 class Seen:
@@ -328,6 +348,7 @@ def each_row(
             found = Located(f"{shown}, row {number}", name, number, columns)
             try:
                 if where is not None and not _at(found.place, where, columns):
+                    counts.by_where += 1
                     continue
                 made = make(found)
             except BadInput as fault:

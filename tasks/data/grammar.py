@@ -21,6 +21,7 @@ context-free grammar, whose labels are computed from what was drawn.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -106,8 +107,10 @@ def grammar_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, dict[str, A
 def _read(path: Path, file: IO[bytes]) -> Grammar:
     try:
         given = yaml.safe_load(file.read())
+        # YAML can write half of a surrogate pair, UTF-8 cannot.
+        json.dumps(given, ensure_ascii=False, default=str, skipkeys=True).encode()
         return Grammar.model_validate(given)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
         raise BadInput(f"{path}: expected a grammar as YAML, found a fault: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -142,7 +142,7 @@ def _decoded(path: Path, number: int, raw: bytes) -> str:
 def _parsed(path: Path, place: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
         raise BadInput(f"{path}, {place}: expected JSON, found {_short(text)} ({error})") from error
 
 
@@ -210,6 +210,8 @@ def _json(path: Path, file: IO[bytes]) -> _Read:
         raise BadInput(
             f"{path}, after row {number}: expected UTF-8, found {found}; convert the file"
         ) from error
+    except ValueError as error:
+        raise BadInput(f"{path}, row {number + 1}: expected JSON, found {error}") from error
 
 
 def _csv(path: Path, file: IO[bytes]) -> _Read:
@@ -252,7 +254,7 @@ def _parquet(path: Path, file: IO[bytes]) -> _Read:
 
     try:
         source = parquet.ParquetFile(_seekable(path, file))
-        yield from _batches(source.iter_batches())
+        yield from _batches(path, source.iter_batches())
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(f"{path}: expected Parquet, found a file that pyarrow refuses ({error})") from error
 
@@ -266,9 +268,10 @@ def _arrow(path: Path, file: IO[bytes]) -> _Read:
     try:
         if is_file:
             reader = pyarrow.ipc.open_file(seekable)
-            yield from _batches(reader.get_batch(index) for index in range(reader.num_record_batches))
+            parts = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            yield from _batches(path, parts)
         else:
-            yield from _batches(pyarrow.ipc.open_stream(seekable))
+            yield from _batches(path, pyarrow.ipc.open_stream(seekable))
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(
             f"{path}: expected an Arrow IPC stream or file, found one that pyarrow refuses ({error})"
@@ -284,14 +287,30 @@ def _seekable(path: Path, file: IO[bytes]) -> IO[bytes]:
     return data
 
 
-def _batches(batches: Any) -> Numbered:
+def _batches(path: Path, batches: Any) -> _Read:
     number = 0
     for batch in batches:
         # In pieces, so that who wants the first rows need not wait for a million.
         for start in range(0, batch.num_rows, PIECE_ROWS):
-            for row in batch.slice(start, PIECE_ROWS).to_pylist():
+            for row in _columns(path, batch.slice(start, PIECE_ROWS), number):
                 number += 1
                 yield number, row
+
+
+def _columns(path: Path, piece: Any, before: int) -> Iterator[Row | BadInput]:
+    """The rows of a piece, `before` of the file's stand before it."""
+    try:
+        yield from piece.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for place in range(piece.num_rows):
+        try:
+            (row,) = piece.slice(place, 1).to_pylist()
+        except UnicodeDecodeError as error:
+            found = error.object[error.start]
+            row = BadInput(f"{path}, row {before + place + 1}: expected UTF-8, found byte 0x{found:02x}")
+        yield row
 
 
 _READERS: dict[str, Callable[[Path, IO[bytes]], _Read]] = {

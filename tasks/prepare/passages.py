@@ -50,21 +50,22 @@ def passages(
     A passage ends where its heading's part does, or where another block or sentence would not fit; between
     its blocks stands what does in `source`, where that is white space alone.
     """
-    parts, held, parent = list[Passage](), 0, None
+    parts, parent = list[Passage](), None
     for block in blocks:
         if parts and (block.kind == "heading" or block.parent != parent):
             yield _joined(parts, source)
-            parts, held = [], 0
+            parts = []
         if block.kind == "heading":
             continue
         parent = block.parent
         for piece in _pieces(block, headings_above(blocks, block), most_tokens, count, language):
-            tokens = count(piece.text)
-            if parts and held + tokens > most_tokens:
+            # Parts of one block do not fit into one: that is why they are parts.
+            if parts and (
+                parts[-1].blocks == piece.blocks or count(_joined([*parts, piece], source).text) > most_tokens
+            ):
                 yield _joined(parts, source)
-                parts, held = [], 0
+                parts = []
             parts.append(piece)
-            held += tokens
     if parts:
         yield _joined(parts, source)
 
@@ -82,14 +83,15 @@ def _pieces(
     if count(block.text) <= most_tokens:
         yield piece(0, len(block.text))
         return
-    begin, end, held = 0, 0, 0
+    begin, end = 0, 0
     for first, last in sentences(block.text, language):
-        tokens = count(block.text[first:last])
-        if held and held + tokens > most_tokens:
+        if begin == end:
+            begin = first
+        elif count(block.text[begin:last]) > most_tokens:
             yield piece(begin, end)
-            held = 0
-        begin, end, held = (begin if held else first), last, held + tokens
-    if held:
+            begin = first
+        end = last
+    if begin < end:
         yield piece(begin, end)
 
 
@@ -110,4 +112,4 @@ def _between(before: Passage, one: Passage, source: str) -> str:
         between = source[before.end : one.begin]
         # Of what was left out between the two, say a comment or tags, nothing comes back.
         return JOIN if between.strip() else between
-    return " " if before.blocks == one.blocks else JOIN
+    return JOIN

@@ -27,7 +27,7 @@ def selection_sentence(summary: Mapping[str, Any]) -> str:
         sigma = f", sigma {path['sigma']:.4g}" if "sigma" in path else ""
         landmarks = f", {path['landmarks']:,} landmarks" if "landmarks" in path else ""
         said += [
-            f"{path['clusters']} clusters by {path['clusters_by']}",
+            f"{path['clusters']} clusters by {path['clusters_by']}{_searched(path)}",
             f"{path['clusterer']} on {path['embedder']}{sigma}{landmarks}",
             f"divergence of {path['divergence']}",
             f"efficiency by {path['efficiency']}",
@@ -45,6 +45,19 @@ def selection_sentence(summary: Mapping[str, Any]) -> str:
     rows += f" ({cut:,} of the pool's are cut at the end)" if (cut := summary.get("cut_rows")) else ""
     left = f"; left out before: {', '.join(gone)}" if gone else ""
     return f"Selection by {summary['method']}{mode}: {rows}; {'; '.join(said)}{left}."
+
+
+def _searched(path: Mapping[str, Any]) -> str:
+    found = path.get("cluster_search")
+    shown = (f"{name.replace('_', ' ')} {value:g}" for name, value in (found or {}).items())
+    return f" ({', '.join(shown)})" if found else ""
+
+
+def cluster_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """For the log: each cluster's degradation with its interval, what it was granted and what was refused."""
+    heads, rows = cluster_rows(summary)
+    said = [[f"{head} {cell}" for head, cell in zip(heads, row, strict=True)] for row in rows]
+    return [f"{cells[0]}: {', '.join(cells[1:])}" for cells in said]
 
 
 def cluster_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

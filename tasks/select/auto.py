@@ -138,7 +138,7 @@ def select(
         "embedder": own.embedder,
         "clusterer": own.clusterer,
         "clusters": len(clusters),
-        "clusters_by": "elbow, eigengap and stability" if own.clusters == "auto" else "paser.clusters",
+        "clusters_by": _reason(own.clusters, search),
         "cluster_search": search,
         **about,
         "efficiency": "divergence over the answer for each token of the row",
@@ -214,6 +214,13 @@ def _concepts(
     if graph == "literal":
         return dict(zip(rows, literal_concepts(texts), strict=True)), GraphOfManyConcepts()
     return dict(zip(rows, top_concepts(texts), strict=True)), GraphOfFewConcepts()
+
+
+def _reason(asked: int | str, search: Mapping[str, float]) -> str:
+    """Why so many clusters."""
+    if asked != "auto":
+        return "paser.clusters"
+    return "elbow, eigengap and stability" if search else "the number of rows, too few for a search"
 
 
 def _compared_in_words(sample: int | None, times: float) -> str:

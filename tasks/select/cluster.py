@@ -21,6 +21,7 @@ EQUAL = 1e-6
 """Rows of unit length that are equal have computed distances up to about 1e-8."""
 LEAST_EIGENVALUE = 1e-6
 """Of the kernel's transition matrix; by smaller ones a row cannot be placed."""
+TINY = np.finfo(np.float64).tiny
 BLOCK = 4096
 """Rows that are placed at a time."""
 SIGMA_ROWS = 4000
@@ -82,8 +83,11 @@ class DiffusionMap:
         root = 1.0 / np.sqrt(near.sum(1))
         walk = root[:, None] * near * root[None, :]
         values, vectors = eigh(walk, subset_by_index=[size - count, size - 1])
-        vectors = (root[:, None] * vectors)[:, ::-1]
-        return cls(embeddings, sigma, 1.0 - values[::-1], vectors / np.linalg.norm(vectors, axis=0))
+        # Below it is rounding noise: of equal rows all modes but the first.
+        vectors = (root[:, None] * vectors)[:, ::-1] * (values[::-1] > LEAST_EIGENVALUE)
+        return cls(
+            embeddings, sigma, 1.0 - values[::-1], vectors / np.maximum(np.linalg.norm(vectors, axis=0), TINY)
+        )
 
     def placed(self, embeddings: Matrix) -> Matrix:
         """Where other rows lie on the map: [rows, K].

@@ -48,7 +48,7 @@ from resprout.tasks.select.json_files import write_json
 from resprout.tasks.select.pool import read_pool
 
 ABOUT, INDEX = "dense_words.json", "index.safetensors"
-SHARD_TARGETS = 2**16
+SHARD_TARGETS = 2**14
 CHECKPOINT_MINUTES = 10
 HALF, HALF_TINY = 2.0**-11, 2.0**-25
 """A number in 16 bits is off by at most 2^-11 of the exact one, or by 2^-25 where it is below 2^-14."""
@@ -180,6 +180,7 @@ def make(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
             firsts, begin, rest = _taken_over(before, workdir, nll)
     saved = time.monotonic()
     with deferred_termination() as ending:
+        done = begin
         while begin < len(encoded):
             first = int(ends[begin - 1]) if begin else 0
             end = max(begin + 1, int(ends.searchsorted(first + SHARD_TARGETS, side="right")))
@@ -191,7 +192,8 @@ def make(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
                 given = [encoded[row] for row in rows]
                 lost += _keep_words(model, given, rows, ends, first, found, nll, config.temperature)
                 require_finite(nll[rows], DENSE, rows, [pool.ids[row] for row in rows])
-                progress(begin, len(encoded), "rows")
+                done += len(rows)
+                progress(done, len(encoded), "rows")
             if ending.asked:
                 _keep(job, workdir, firsts, begin, rest, nll)
                 break

@@ -12,6 +12,14 @@ from resprout.configs.errors import StageFailed
 DENSE, PRUNED, PILOT = "dense", "pruned", "pilot's"
 
 
+class NotFinite(StageFailed):
+    """A model's numbers on a row are infinite or none; `id` is the row's, to say where it is from."""
+
+    def __init__(self, message: str, id: str = "") -> None:
+        super().__init__(message)
+        self.id = id
+
+
 def require_finite(
     values: NDArray[np.floating], model: str, places: Sequence[int], ids: Sequence[str]
 ) -> None:
@@ -24,7 +32,7 @@ def require_finite(
         ids: Of each row.
 
     Raises:
-        StageFailed: one is not finite; the first row is named.
+        NotFinite: one is; the first row is named.
     """
     fine = np.isfinite(values).reshape(len(values), -1).all(1)
     if fine.all():
@@ -33,7 +41,8 @@ def require_finite(
     others = int((~fine).sum()) - 1
     more = f" and {others} more of its batch" if others else ""
     instead = "" if model == DENSE else ", or a milder prune.target"
-    raise StageFailed(
+    raise NotFinite(
         f"the {model} model's logits or states are not finite on the row {ids[first]} (number "
-        f"{places[first] + 1} by id){more}; try model.dtype: float32{instead}"
+        f"{places[first] + 1} by id){more}; try model.dtype: float32{instead}",
+        ids[first],
     )

@@ -118,15 +118,6 @@ def read_pool(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Pool:
     return Pool(rows, ids, encoded, tokens, costs, np.array(cut), left_out, budget, spent)
 
 
-def check_categories(rows: Sequence[Mapping[str, Any]]) -> None:
-    """BadInput where no row has a category."""
-    if not any(row.get("category") for row in rows):
-        raise BadInput(
-            f"select asks for stratified rows, but of {len(rows)} none has a category; give `category` in "
-            "select.pool (a template such as '{{ task }}'), or another method"
-        )
-
-
 def encoded_in_parts(
     tokenizer: Any, rows: Iterable[Mapping[str, Any]], config: SelectConfig
 ) -> Iterator[tuple[Mapping[str, Any], Encoded]]:

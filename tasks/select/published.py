@@ -31,11 +31,13 @@ from resprout.tasks.select.selection import Degradation, Selection
 BOTH = (
     "clusters: the number that paser.clusters gives; the paper minimises the error of the NMF, which falls "
     "with every further cluster",
-    "kernel: all pairs, a row's distance to itself among them; eigenvectors of unit length",
+    "embedding: of the instruction alone; a sentence encoder reads its first 256 tokens",
+    "kernel: all pairs, a row's distance to itself among them",
+    "diffusion map: as many of the smallest eigenvalues as clusters, 0 among them; unit eigenvectors",
     "lengths: tokens after the template and the cut at select.max_len_tokens",
     "divergence: of distributions at paser.temperature, 1 where it is left out",
     "budget: rounded down, and no more than a cluster holds; what is left is not handed out",
-    "concepts: phrases by RAKE, with scikit-learn's English stop words",
+    "concepts: phrases of instruction, input and answer by RAKE, with scikit-learn's English stop words",
     "equal scores: the row of the lower id first",
 )
 PAPER = (

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from resprout.configs.errors import BadInput
 
 FILE = "rows.jsonl"
 
@@ -28,6 +30,15 @@ class Origin(NamedTuple):
         """That of a row; many share the texts of one."""
         source, file = (None if row.get(key) is None else sys.intern(row[key]) for key in ("source", "file"))
         return cls(source, file, row.get("row"))
+
+
+def check_categories(rows: Iterable[Mapping[str, Any]]) -> None:
+    """BadInput where no row has a category."""
+    if not any(row.get("category") for row in rows):
+        raise BadInput(
+            "select asks for stratified rows, but none of the pool has a category; give `category` in "
+            "select.pool (a template such as '{{ task }}'), or another method"
+        )
 
 
 class Rows(Sequence[dict[str, Any]]):

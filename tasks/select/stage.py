@@ -14,13 +14,14 @@ theirs: selected.jsonl, summary.json and metrics.json again, and answers.jsonl o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from heapq import merge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resprout.configs.errors import BadInput
-from resprout.configs.schema import SelectConfig
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import PASER_FORMS, SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.methods import Registry
 from resprout.tasks.core.stage import BYTES_A_TOKEN, CardLine, Reads, Volume, stage
@@ -120,11 +121,18 @@ def lengths(config: SelectConfig) -> dict[str, int]:
 
 def check(config: SelectConfig, base: Path) -> None:
     """BadInput for a method that is not there."""
-    for one in config.arms.values():
+    for name, one in config.arms.items():
+        compared = name in config.compare
+        if compared and one.method not in METHODS:
+            known = sorted({*PASER_FORMS, *(entry.name for entry in METHODS)} - {"paser"})
+            raise BadInput(
+                f"select.compare holds {name}; known: {', '.join(known)}, each also with :self or :mixed"
+            )
         if METHODS.entry(one.method).declared.get("needs_targets") and one.capabilities is None:
             raise BadInput(
-                f"select.method is {one.method}, which chooses rows like given ones; give "
-                "select.capabilities.rows (a source of rows like what the model is for), or another method"
+                f"select.{'compare holds' if compared else 'method is'} {name}, which chooses rows like "
+                "given ones; give select.capabilities.rows (a source of rows like what the model is for), or "
+                "another method"
             )
 
 
@@ -202,7 +210,8 @@ def holding(config: SelectConfig) -> dict[str, Any]:
 )
 def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pool's size and the budget; BadInput where it does not suit the selections."""
-    from resprout.tasks.select.pool import check_categories, read_pool
+    from resprout.tasks.select.pool import read_pool
+    from resprout.tasks.select.rows import check_categories
 
     found = read_pool(job, inputs)
     for arm in job.config.arms.values():
@@ -262,7 +271,8 @@ def divergence_shard(
     encoded = on_prompts(pool.encoded) if config.mode == "released" else pool.encoded
     dense, pruned = load_pair(job, inputs["dense"], inputs["pruned"])
     states = config.embedder == "hidden" and config.mode != "released"
-    found = measure(pruned, dense, encoded, pool.ids, config.temperature, progress, states, job.share)
+    with _naming_rows(pool):
+        found = measure(pruned, dense, encoded, pool.ids, config.temperature, progress, states, job.share)
     lengths = [len(row) for row in encoded]
     rows = [row for batch in batches_of(lengths, job.device, job.share) for row in batch]
     write_rows(found, rows, workdir / FILE)
@@ -329,8 +339,16 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
     from resprout.tasks.select.pool import read_pool
 
     pool, config = read_pool(job, inputs), job.config
-    choice = METHODS.get(config.method)(job, inputs, pool, progress)
+    with _naming_rows(pool):
+        choice = METHODS.get(config.method)(job, inputs, pool, progress)
     accepted = sorted(choice.accepted)
+    if not accepted:
+        shares = " that gives no cluster a whole row" if config.method == "paser" else ""
+        raise BadInput(
+            f"select.method {config.method} chose none of {len(pool.rows)} rows for a budget of "
+            f"{pool.budget} {'rows' if config.counts_rows else 'tokens'}{shares}; raise the budget"
+            f"{', or set fewer paser.clusters' if shares else ''}"
+        )
     write_lines(
         workdir / "selected.jsonl",
         ({**pool.rows[index], "tokens": int(pool.tokens[index])} for index in accepted),
@@ -353,6 +371,14 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
         **counted(inputs["rows"]),
     }
     warnings = [*warned(inputs["rows"]), *choice.warnings]
+    if pool.left_out:
+        first = pool.left_out[0]
+        place = first.id if first.origin.file is None else f"row {first.origin.row} of {first.origin.file}"
+        warnings.append(
+            f"{len(pool.left_out)} of {len(pool.left_out) + len(pool.rows)} rows cannot be chosen, the first "
+            f"{place}: {first.reason}; decisions.jsonl names each, and select.max_len_tokens "
+            f"{config.max_len_tokens} is what prompts must leave room in"
+        )
     if counts["cut_rows"] > MUCH_CUT * len(pool.rows):
         warnings.append(
             f"the answers of {counts['cut_rows']} of {len(pool.rows)} rows are cut, because they go on "
@@ -444,6 +470,21 @@ def compare_selections(
     from resprout.tasks.select.comparison import write
 
     write(inputs, workdir, job.config.label)
+
+
+@contextmanager
+def _naming_rows(pool: Pool) -> Iterator[None]:
+    """Say of a row on which a model gives no numbers where it is from."""
+    from resprout.tasks.select.finite import NotFinite
+    from resprout.tasks.select.rows import Origin
+
+    try:
+        yield
+    except NotFinite as error:
+        row = pool.rows[pool.ids.index(error.id)] if error.id in pool.ids else {}
+        origin = Origin.of(row)
+        where = "" if origin.file is None else f"; it is row {origin.row} of {origin.file}"
+        raise StageFailed(f"{error}{where}") from error
 
 
 def _write_map(workdir: Path, pool: Pool, choice: Choice, seed: int) -> None:

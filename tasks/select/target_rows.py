@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job
 from resprout.tasks.data.template import Encoded, encode_rows
@@ -29,4 +30,8 @@ def read_targets(job: Job[SelectConfig], inputs: Mapping[str, Path]) -> Targets:
     """The rows of the input `targets`, in the order of their ids."""
     rows = list(rows_by_id(inputs["targets"] / FILE))
     tokenizer = load_tokenizer(inputs["dense"], job.trust_remote_code)
-    return Targets(rows, encode_rows(tokenizer, rows, job.config.template, job.config.max_len_tokens))
+    try:
+        encoded = encode_rows(tokenizer, rows, job.config.template, job.config.max_len_tokens)
+    except BadInput as error:
+        raise BadInput(f"select.capabilities.rows: {error}") from error
+    return Targets(rows, encoded)

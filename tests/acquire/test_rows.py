@@ -272,8 +272,23 @@ def test_a_column_named_without_braces(bring, jsonl, wrong):
 
 def test_what_leaves_nothing_says_so(bring, jsonl):
     jsonl("pool.jsonl", [row(1)])
-    with pytest.raises(BadInput, match=r"pool.jsonl: no row is left after where 'false'"):
+    with pytest.raises(BadInput, match=r"no row is left of 1: where 'false' leaves out 1; widen where"):
         bring(acquire_rows, RowSource(source="pool.jsonl", where="false"))
+    jsonl("pool.jsonl", [*(row(number) for number in range(1, 6)), {"q": 1}])
+    free = next(one for one in range(100) if one not in {bucket(f"done {number}") for number in (3, 4, 5)})
+    source = RowSource(
+        source="pool.jsonl",
+        where="output > 'done 2'",
+        hash_of="{{ output }}",
+        hash_percent=(free, free + 1),
+        on_bad_row="skip",
+    )
+    said = (
+        r"no row is left of 6: where .output > 'done 2'. leaves out 2; hash_percent \[\d+, \d+\) leaves out "
+        r"3; 1 were skipped by on_bad_row.*; widen where, or widen hash_percent, or mend its rows"
+    )
+    with pytest.raises(BadInput, match=said):
+        bring(acquire_rows, source)
 
 
 def test_an_empty_text_names_its_line(bring, jsonl):
@@ -399,7 +414,7 @@ def test_bad_documents_and_task_rows_are_skipped_too(bring, jsonl, tmp_path):
 
 def test_rows_of_which_all_are_bad_say_so(bring, jsonl):
     jsonl("pool.jsonl", [{"q": 1}, {"q": 2}])
-    with pytest.raises(BadInput, match=r"no row is left .*; 2 were skipped by on_bad_row, the first: pool"):
+    with pytest.raises(BadInput, match=r"no row is left of 2: 2 were skipped by on_bad_row, the first: pool"):
         bring(acquire_rows, RowSource(source="pool.jsonl", on_bad_row="skip"))
 
 

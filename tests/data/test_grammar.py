@@ -98,3 +98,8 @@ def test_the_shipped_grammar_makes_different_rows_with_right_answers() -> None:
         numbers = [int(word.rstrip(".")) for word in words if word.rstrip(".").isdigit()]
         expected = numbers[0] - numbers[1] if "gives" in words else numbers[0] + numbers[1]
         assert int(row["output"]) == expected
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"expected a grammar as YAML, .*surrogates not allowed"):
+        rows(tmp_path, columns={"instruction": "a \ud800", "output": "b"})

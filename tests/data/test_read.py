@@ -136,6 +136,8 @@ FAULTS: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'{"\\uDFFF": 1}\n', r"line 1: expected text, found \\udfff, half of a surrogate"),
     ("a.json", b'[{"a": 1}, {"a": [{"b": "\\udc00\\ud800"}]}]', r"row 2: expected text, found \\udc00"),
     ("a.json", b"[1]", r"row 1: expected a JSON object"),
+    ("a.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}\n", r"line 2: expected JSON, found .*4300 digits"),
+    ("a.json", b'[{"a": 1}, {"a": ' + b"9" * 5000 + b"}]", r"row 2: expected JSON, found .*4300 digits"),
     ("a.json", b"[{]", r"a\.json, row 1: expected JSON, found '\{\]' \(Expecting property name"),
     ("a.json", b'[{"a": 1}, {"a": "2', r"row 2: expected JSON, found '\{\"a\": \"2' \(Unterminated string"),
     ("a.json", b'[{"a": 1},]', r"row 2: expected JSON, found '\]' \(Expecting value"),
@@ -219,3 +221,20 @@ def test_faults_of_rows_can_be_skipped_and_those_of_the_file_cannot(tmp_path: Pa
     quote.write_text('q,a\n1,2\n1,"2\n1,2\n')
     with pytest.raises(BadInput, match=r"line 4: expected CSV"):
         list(read_rows(quote, skip=lambda number, fault: None))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_text_of_columns_that_is_no_utf8_is_a_fault_of_its_row(tmp_path: Path, ending: str) -> None:
+    binary = pa.array([b"one", b"\xfftwo", b"three"], pa.binary())
+    table = pa.table({"a": pa.Array.from_buffers(pa.string(), 3, binary.buffers())})
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(BadInput, match=rf"a\.{ending}, row 2: expected UTF-8, found byte 0xff"):
+        list(read_rows(path))
+    skipped = list[int]()
+    rows = list(read_rows(path, skip=lambda number, fault: skipped.append(number)))
+    assert (rows, skipped) == ([(1, {"a": "one"}), (3, {"a": "three"})], [2])

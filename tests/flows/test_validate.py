@@ -204,7 +204,7 @@ def test_a_condition_and_a_split_that_leave_nothing(
 ) -> None:
     code, said = validate("calibrate.text.0.where=source == 'none'")
     assert code == 2
-    assert "calibrate.text.0: calibration.jsonl: no row is left after where \"source == 'none'\"" in said
+    assert "calibrate.text.0: calibration.jsonl: no row is left of 20: where \"source == 'none'\"" in said
     many = rows(
         tmp_path / "many.jsonl", *({"text": f"w{index}", "kept": index > 1500} for index in range(2000))
     )
@@ -355,6 +355,21 @@ def test_a_pool_too_small_for_its_clusters_or_its_budget(
     code, said = validate("select.budget_ratio=null", "select.budget_tokens=1000000")
     assert code == 2
     assert "select.budget_tokens is 1000000 but the pool holds at most 7680 tokens: 60 rows of" in said
+    code, said = validate("select.budget_ratio=null", "select.budget_rows=61")
+    assert code == 2
+    assert "select.budget_rows is 61 but the pool holds at most 60 rows" in said
+    code, said = validate("select.method=stratified", "select.pool.0.category=''")
+    assert code == 2
+    assert "select.pool: select asks for stratified rows, but none of the pool has a category" in said
+    (tmp_path / "a.txt").write_text("One two three.")
+    documents = f"select.documents=[{{source: {tmp_path / 'a.txt'}}}]"
+    code, said = validate(documents)
+    assert code == 2
+    assert "a row of select.documents takes up to 176 tokens and its prompt" in said
+    # How many rows documents add is not known.
+    shorter = "select.prepare={passage_tokens: 64, context_tokens: 16}"
+    code, said = validate(f"select.pool.0.source={path}", documents, shorter)
+    assert code == 0, said
 
 
 def test_a_store_that_cannot_be_written(validate: Callable[..., tuple[int, str]]) -> None:

@@ -167,15 +167,27 @@ def test_sentences_end_by_the_rules_of_a_language() -> None:
 
 
 def test_sentences_of_a_page_whose_place_is_not_known_stay_apart() -> None:
-    """Of three sentences of 4 tokens two fill a piece, which as one has 5: the third goes with it."""
+    """Of three sentences two have 5 tokens together, and all three 10, one more than fit."""
 
     def tokens(text: str) -> int:
         return {"One two. Six. Ten.": 10, "One two. Six.": 5}.get(text, 4)
 
     source = "<p>One <b>two</b>. Six. Ten.</p>"
     paragraph = Part("paragraph", "One two. Six. Ten.", 3, 28)
-    (found,) = passages(tree([paragraph]), source, 9, tokens, "en")
-    assert (found.text, found.begin, found.end) == ("One two. Six. Ten.", 3, 28)
+    found = passages(tree([paragraph]), source, 9, tokens, "en")
+    assert [(one.text, one.begin, one.end) for one in found] == [("One two. Six.", 3, 28), ("Ten.", 3, 28)]
+
+
+def test_what_stands_between_blocks_counts() -> None:
+    """Two blocks of 3 tokens, and one of what stands between them, do not fit into 6."""
+
+    def tokens(text: str) -> int:
+        return len(text.split()) + text.count("\n\n")
+
+    source = "One two three.\n\nFour five six.\n\nSeven.\n"
+    found = [one.text for one in passages(tree(parts_of(source, "text")), source, 6, tokens, "en")]
+    assert found == ["One two three.", "Four five six.\n\nSeven."]
+    assert max(map(tokens, found)) <= 6
 
 
 def test_a_passage_whose_blocks_are_found_in_another_order_has_no_place() -> None:
@@ -335,8 +347,8 @@ def test_the_work_grows_with_the_document(
         assert len(run(folder, tokenizer, [told("red fox", 4, parts)], **settings)) == 4 * parts
         return len(counted)
 
-    # A block and its four sentences, each once.
-    assert [calls(parts) for parts in (10, 40)] == [10 * 5, 40 * 5]
+    # A block, its four sentences, and the three pairs of them that do not fit, each once.
+    assert [calls(parts) for parts in (10, 40)] == [10 * 8, 40 * 8]
     assert fitted == [40, 160]
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from resprout.tasks.report.selection import compared_part
+from resprout.tasks.report.selection import cluster_sentences, compared_part, selection_sentence
 from resprout.tasks.select.comparison import FILE
 
 
@@ -38,3 +38,24 @@ def test_compared_selections_in_a_table(tmp_path: Path) -> None:
         ["random", "2", "12", "1,000", "400", "3", "0.6000 ± 0.0200", ""],
     ]
     assert compared_part(None) is None
+
+
+def test_the_log_says_why_so_many_clusters_and_what_became_of_each() -> None:
+    cluster = {
+        "cluster": 0, "rows": 900, "compared_rows": 300, "cds": 0.125, "cds_half_interval": 0.0125,
+        "granted": 1000, "filled": 990, "selected_rows": 12, "reject_rate": 0.25, "readmitted_rows": 2,
+    }  # fmt: skip
+    path = {
+        "mode": "auto", "clusters": 8, "clusters_by": "elbow, eigengap and stability", "embedder": "tfidf",
+        "cluster_search": {"elbow": 8, "eigengap": 12, "stability_at_8": 0.91}, "clusterer": "diffusion_nmf",
+        "sigma": 1.25, "divergence": "every row", "efficiency": "IES", "graph": "top3",
+    }  # fmt: skip
+    counts = {"requested_tokens": 1000, "granted_tokens": 1000, "filled_tokens": 990, "selected_rows": 12}
+    summary = {"method": "paser", "path": path, "pool_rows": 900, "clusters": [cluster], **counts}
+    said = selection_sentence(summary)
+    assert "8 clusters by elbow, eigengap and stability (elbow 8, eigengap 12, stability at 8 0.91);" in said
+    assert cluster_sentences(summary) == [
+        "cluster 0: rows 900, compared 300, CDS 0.125 ± 0.013, tokens granted 1,000, filled 990, "
+        "rows chosen 12, refused by the graph 25.0 %, re-admitted 2"
+    ]
+    assert cluster_sentences({"method": "random", **counts}) == []

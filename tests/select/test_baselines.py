@@ -138,7 +138,7 @@ def test_stratified_gives_each_category_its_share(
     assert share["rare"] == pytest.approx(granted["rare"] / summary["requested_tokens"], abs=0.05)
     assert 0.1 < share["rare"] < 0.25
     blind = [{**row, "category": ""} for row in pool_rows]
-    with pytest.raises(BadInput, match=r"of 90 none has a category; give `category` in select\.pool"):
+    with pytest.raises(BadInput, match=r"none of the pool has a category; give `category` in select\.pool"):
         run("stratified", blind, models_folder, tmp_path / "blind")
 
 

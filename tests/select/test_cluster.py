@@ -63,6 +63,14 @@ def test_equal_rows_do_not_divide_by_zero() -> None:
     assert np.isfinite(vectors).all()
 
 
+def test_equal_rows_are_one_cluster() -> None:
+    """All modes of their walk but the first are rounding noise."""
+    for rows in (40, 400):
+        point = np.random.default_rng(rows).normal(size=(1, 50))
+        points = np.repeat(point / np.linalg.norm(point), rows, axis=0)
+        assert set(diffusion_nmf(points, 4, 0)[0]) == {0}
+
+
 def test_equal_rows_leave_the_width_to_those_that_differ() -> None:
     """30 rows at one point and 5 each at two others, moved by rounding noise: sigma is the median of the
     distances that differ, 300 times sqrt(2) and 25 times 2, and the points are the clusters.

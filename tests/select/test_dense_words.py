@@ -274,4 +274,4 @@ def test_words_that_were_kept_are_not_asked_for_again(
         run("half", kept, progress)
     first = list[int]()
     assert run("again", kept, lambda done, total, what: first.append(done)) == whole
-    assert min(first) == kept.steps[3] > 0
+    assert min(first) > kept.steps[3] > 0

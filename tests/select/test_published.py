@@ -15,11 +15,10 @@ from resprout.tasks.select import published
 from resprout.tasks.select.cluster import Factors
 from resprout.tasks.select.pool import Pool
 
-# Six rows at (1, 0) and six at (0, 1). Of the 66 distances 30 are 0 and 36 are sqrt 2, so that sigma is sqrt
-# 2
-# and the kernel 1 within a group and exp(-1/2) across. Its two slowest modes are the constant and the sign,
-# both
-# 1 / sqrt 12 a row: Phi Phi^T is 1/6 within a group and 0 across, two blocks, which are the clusters.
+# Six rows at (1, 0) and six at (0, 1). Of the 66 distances 30 are 0 and 36 are sqrt 2, so that sigma is
+# sqrt 2 and the kernel 1 within a group and exp(-1/2) across. Its two slowest modes are the constant and the
+# sign, both 1 / sqrt 12 a row: Phi Phi^T is 1/6 within a group and 0 across, two blocks, which are the
+# clusters.
 PLACES = np.repeat([[1.0, 0.0], [0.0, 1.0]], 6, axis=0)
 TEXTS = [
     "oak; salt",  # a0

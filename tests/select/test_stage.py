@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from kept_checkpoints import Kept, Killed
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-from resprout.configs.errors import BadInput
-from resprout.configs.schema import PaserConfig, RowSource, SelectConfig
+from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.schema import CapabilitiesConfig, PaserConfig, RowSource, SelectConfig
 from resprout.tasks.core.job import Job, Share, silent
 from resprout.tasks.core.stage import Volume
 from resprout.tasks.models.load import load_model, load_tokenizer
@@ -26,6 +27,7 @@ from resprout.tasks.select import auto, compared, divergence, kept_rows, paser_s
 from resprout.tasks.select.concept_graph import phrases
 from resprout.tasks.select.stage import (
     METHODS,
+    check,
     compared_bytes,
     divergence_shard,
     pool,
@@ -139,6 +141,71 @@ def test_rows_that_cannot_be_chosen(method: str, run: Callable[..., Result], poo
     assert reasons.pop("z-empty") == reasons.pop("z-long") == "no response token left after the template"
     assert result.summary["left_out_rows"] == 3
     assert method in ("paser", "ifd") or not reasons
+
+
+def test_rows_that_cannot_be_chosen_are_warned_of(run: Callable[..., Result], pool_rows: Rows) -> None:
+    long = {**pool_rows[0], "id": "a", "instruction": "x" * 500, "file": "pool.jsonl", "row": 7}
+    said = [one for one in run("random", [*pool_rows, long]).summary["warnings"] if "cannot be chosen" in one]
+    first = (
+        f"1 of {len(pool_rows) + 1} rows cannot be chosen, the first row 7 of pool.jsonl: no response token"
+    )
+    assert [one[: len(first)] for one in said] == [first]
+    assert not any("cannot be chosen" in one for one in run("random", pool_rows).summary["warnings"])
+
+
+def test_a_selection_of_no_row_is_none(run: Callable[..., Result], pool_rows: Rows) -> None:
+    paper = PaserConfig(mode="paper", clusters=4)
+    with pytest.raises(BadInput, match=r"paser chose none of \d+ rows for a budget of 1 rows that gives no"):
+        run("paser", pool_rows, paser=paper, budget_rows=1, budget_ratio=None)
+
+
+def test_the_row_on_which_a_model_gives_no_numbers_is_named_by_its_file(
+    run: Callable[..., Result], pool_rows: Rows, models_folder: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {**row, "source": "pool", "file": "pool.jsonl", "row": 1 + place}
+        for place, row in enumerate(pool_rows)
+    ]
+    broken = load_model(models_folder / "pruned", "float32", "cpu")
+    broken.model.norm.weight.data.fill_(math.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    for file in (models_folder / "pruned").glob("*token*"):
+        shutil.copy(file, tmp_path / "broken")
+    with pytest.raises(
+        StageFailed, match=r"pruned model's logits .* on the row \S+ .*; it is row (\d+) of pool"
+    ) as told:
+        run("paser", rows, more={"pruned": tmp_path / "broken"})
+    id, number = re.findall(r"the row (\S+) .*it is row (\d+) of", str(told.value))[0]
+    assert rows[int(number) - 1]["id"] == id
+
+
+def test_instructions_without_words_are_found_before_a_model_is_loaded(
+    run: Callable[..., Result], pool_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(compared, "load_pair", load)
+    rows = [{**row, "instruction": "-"} for row in pool_rows]
+    paper = PaserConfig(mode="paper", clusters=4)
+    with pytest.raises(BadInput, match="no words"):
+        run("paser", rows, paser=paper)
+
+
+def test_compared_selections_have_names_of_their_own() -> None:
+    with pytest.raises(ValidationError, match=r"compare holds paser; name one of its forms: auto, aimed"):
+        settings("random", compare=("paser",))
+    config = settings("random", compare=("nosuch",))
+    with pytest.raises(
+        BadInput, match=r"select\.compare holds nosuch; known: aimed, auto, full, ifd, kmeans"
+    ):
+        check(config, Path())
+    with pytest.raises(BadInput, match=r"select\.compare holds rds_plus, which chooses rows like given"):
+        check(settings("random", compare=("rds_plus",)), Path())
+    wanted = CapabilitiesConfig(rows=(RowSource(source="y"),))
+    kmeans = PaserConfig(clusterer="kmeans")
+    labels = [settings("paser", paser=kmeans, capabilities=given).label for given in (None, wanted)]
+    assert labels == ["kmeans", "kmeans_aimed"]
 
 
 def test_answers_that_are_cut_are_counted(run: Callable[..., Result], pool_rows: Rows) -> None:

@@ -46,12 +46,13 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     states = states and not samples(job.config, len(pool.rows))
     encoded = on_prompts(pool.encoded) if config.mode == "released" else pool.encoded
     compared = Compared(job, inputs, pool.ids, encoded, progress, states)
-    if config.published or states:
+    if states:
         compared(range(len(pool.rows)))
     targets = read_targets(job, inputs) if "targets" in inputs else Targets([], [])
     whole = _embed(job, inputs, pool, targets, compared, progress)
     embeddings, wanted = whole[: len(pool.rows)], whole[len(pool.rows) :]
     if config.published:
+        compared(range(len(pool.rows)))
         released = config.mode == "released"
         jsd = summed_over_prompts(compared.jsd, pool.encoded) if released else compared.jsd
         found = published.select(config, pool, embeddings, jsd, job.seed, progress)

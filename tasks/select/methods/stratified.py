@@ -11,7 +11,8 @@ import numpy as np
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.select.budget import full_budget
-from resprout.tasks.select.pool import Choice, Pool, check_categories, fill
+from resprout.tasks.select.pool import Choice, Pool, fill
+from resprout.tasks.select.rows import check_categories
 
 DECLARED = {"needs_categories": True}
 
