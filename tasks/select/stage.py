@@ -123,12 +123,14 @@ def check(config: SelectConfig, base: Path) -> None:
     """BadInput for a method that is not there."""
     for name, one in config.arms.items():
         compared = name in config.compare
-        if compared and one.method not in METHODS:
-            known = sorted({*PASER_FORMS, *(entry.name for entry in METHODS)} - {"paser"})
+        try:
+            entry = METHODS.entry(one.method)
+        except BadInput as error:
+            forms = f"; forms of paser: {', '.join(PASER_FORMS)}"
             raise BadInput(
-                f"select.compare holds {name}; known: {', '.join(known)}, each also with :self or :mixed"
-            )
-        if METHODS.entry(one.method).declared.get("needs_targets") and one.capabilities is None:
+                f"select.compare holds {name}: {error}{forms}" if compared else str(error)
+            ) from None
+        if entry.declared.get("needs_targets") and one.capabilities is None:
             raise BadInput(
                 f"select.{'compare holds' if compared else 'method is'} {name}, which chooses rows like "
                 "given ones; give select.capabilities.rows (a source of rows like what the model is for), or "

@@ -25,7 +25,14 @@ RUNS = [
     for changes in (
         {"recover": {"distill_weight": 0.5, "distill": {"teacher": "disk"}}},
         {"select": {**config()["select"], "targets": "mixed"}},
-        {"select": {**config()["select"], "documents": [{"source": "docs"}], "compare": ["longest"]}},
+        {
+            "select": {
+                **config()["select"],
+                "documents": [{"source": "docs"}],
+                "max_len_tokens": 256,
+                "compare": ["longest"],
+            }
+        },
         {"select": {**config()["select"], "paser": {"clusters": 3, "dense": "kept"}}},
         {"prune": {**ROUNDS, "target": {"params_ratio": 0.9}}},
         {"sparsify": {"method": "wanda"}, "draft": {}},

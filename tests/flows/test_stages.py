@@ -54,6 +54,18 @@ def test_own_metrics_of_a_model_need_a_stage_that_the_report_reads() -> None:
         stage("merge", kind="model", leaves=Model("merged", metrics=True))(nothing)
 
 
+def test_rows_like_what_the_model_is_for_are_never_trained_on() -> None:
+    """Whatever method chooses, `filter` leaves them out of the pool."""
+    select = {
+        **config()["select"],
+        "method": "random",
+        "capabilities": {"rows": [{"source": "wanted.jsonl"}]},
+    }
+    steps = {step.stage.name: step for step in Steps(RunConfig.model_validate(config(select=select)))}
+    assert steps["filter"].inputs["targets"].step == ("acquire_rows", "capabilities")
+    assert "targets" not in steps["select"].inputs
+
+
 def test_selections_find_what_they_read_wherever_they_stand() -> None:
     """Kept words before the rounds of a schedule; a pilot that only a rival asks for."""
     select = config()["select"]
