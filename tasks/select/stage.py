@@ -120,22 +120,29 @@ def lengths(config: SelectConfig) -> dict[str, int]:
 
 
 def check(config: SelectConfig, base: Path) -> None:
-    """BadInput for a method that is not there."""
-    for name, one in config.arms.items():
-        compared = name in config.compare
+    """BadInput for a method that is not there, or that lacks what it looks at."""
+    _check("select.method is", config.method, config)
+
+
+def check_compared(config: SelectConfig, base: Path) -> None:
+    """BadInput for such a method among those that are compared."""
+    for name in config.compare:
+        arm = config.alternative(name)
+        if arm.method in METHODS:
+            _check("select.compare holds", name, arm)
+            continue
         try:
-            entry = METHODS.entry(one.method)
+            METHODS.entry(arm.method)
         except BadInput as error:
-            forms = f"; forms of paser: {', '.join(PASER_FORMS)}"
-            raise BadInput(
-                f"select.compare holds {name}: {error}{forms}" if compared else str(error)
-            ) from None
-        if entry.declared.get("needs_targets") and one.capabilities is None:
-            raise BadInput(
-                f"select.{'compare holds' if compared else 'method is'} {name}, which chooses rows like "
-                "given ones; give select.capabilities.rows (a source of rows like what the model is for), or "
-                "another method"
-            )
+            raise BadInput(f"{error} Or forms of paser: {', '.join(PASER_FORMS)}.") from None
+
+
+def _check(place: str, name: str, config: SelectConfig) -> None:
+    if METHODS.entry(config.method).declared.get("needs_targets") and config.capabilities is None:
+        raise BadInput(
+            f"{place} {name}, which chooses rows like given ones; give select.capabilities.rows (a source of "
+            "rows like what the model is for), or another method"
+        )
 
 
 def rows_bytes(config: Mapping[str, Any], volume: Volume) -> float | None:
@@ -332,7 +339,7 @@ def dense_words(
     params=params,
     metrics=("selected_rows", "pool_rows"),
     lengths=lengths,
-    checks={"select.method": check},
+    checks={"select.method": check, "select.compare": check_compared},
     tokens=compared_bytes,
 )
 def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:

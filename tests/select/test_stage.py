@@ -27,7 +27,7 @@ from resprout.tasks.select import auto, compared, divergence, kept_rows, paser_s
 from resprout.tasks.select.concept_graph import phrases
 from resprout.tasks.select.stage import (
     METHODS,
-    check,
+    check_compared,
     compared_bytes,
     divergence_shard,
     pool,
@@ -196,10 +196,10 @@ def test_compared_selections_have_names_of_their_own() -> None:
     with pytest.raises(ValidationError, match=r"compare holds paser; name one of its forms: auto, aimed"):
         settings("random", compare=("paser",))
     config = settings("random", compare=("nosuch",))
-    with pytest.raises(BadInput, match=r"compare holds nosuch: unknown .*; forms of paser: auto, aimed"):
-        check(config, Path())
+    with pytest.raises(BadInput, match=r"unknown selection method 'nosuch'.* Or forms of paser: auto, aimed"):
+        check_compared(config, Path())
     with pytest.raises(BadInput, match=r"select\.compare holds rds_plus, which chooses rows like given"):
-        check(settings("random", compare=("rds_plus",)), Path())
+        check_compared(settings("random", compare=("rds_plus",)), Path())
     wanted = CapabilitiesConfig(rows=(RowSource(source="y"),))
     kmeans = PaserConfig(clusterer="kmeans")
     labels = [settings("paser", paser=kmeans, capabilities=given).label for given in (None, wanted)]
