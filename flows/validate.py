@@ -193,8 +193,8 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
             raise BadInput(f"{source.source}: of the first rows not one is left; {counts.said}")
         if read.cut:
             cut.add(key)
-        whole = items if read.cut else taken(items, source, config.seed, _is_unique(source), counts)
-        found[key] = list(whole)
+        left = items if read.cut else taken(items, source, config.seed, _is_unique(source), counts)
+        found[key] = list(left)
 
     for key, source in data_sources(config):
         if files := data_files(source.source, here):

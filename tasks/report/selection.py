@@ -48,9 +48,9 @@ def selection_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def _searched(path: Mapping[str, Any]) -> str:
-    found = path.get("cluster_search")
-    shown = (f"{name.replace('_', ' ')} {value:g}" for name, value in (found or {}).items())
-    return f" ({', '.join(shown)})" if found else ""
+    found = path.get("cluster_search", {})
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in found.items())
+    return f" ({shown})" if shown else ""
 
 
 def cluster_sentences(summary: Mapping[str, Any]) -> list[str]:

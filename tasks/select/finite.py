@@ -32,7 +32,7 @@ def require_finite(
         ids: Of each row.
 
     Raises:
-        NotFinite: one is; the first row is named.
+        NotFinite: a row's values are not all finite; the first such row is named.
     """
     fine = np.isfinite(values).reshape(len(values), -1).all(1)
     if fine.all():

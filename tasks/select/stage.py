@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 MAPPED = 1000
 """Rows at most whose embeddings are kept for a picture."""
 MUCH_CUT = 0.1
-"""Share of a pool's rows above which it is told that they are cut."""
+"""Above this share of pool rows with cut answers a selection warns."""
 MOSTLY_CUT = 0.5
-"""Share of the chosen rows above which it is told that theirs are cut."""
+"""Above this share of chosen rows with cut answers a selection warns."""
 MOST_CLUSTERS = 32
 """Of a search for their number."""
 FACTS = {"cluster": None, "jsd": None, "efficiency": None, "concepts": None}
@@ -128,13 +128,11 @@ def check_compared(config: SelectConfig, base: Path) -> None:
     """BadInput for such a method among those that are compared."""
     for name in config.compare:
         arm = config.alternative(name)
-        if arm.method in METHODS:
-            _check("select.compare holds", name, arm)
-            continue
         try:
             METHODS.entry(arm.method)
         except BadInput as error:
             raise BadInput(f"{error} Or forms of paser: {', '.join(PASER_FORMS)}.") from None
+        _check("select.compare holds", name, arm)
 
 
 def _check(place: str, name: str, config: SelectConfig) -> None:
