@@ -34,6 +34,7 @@ from resprout.tasks.models.generation import end_tokens, left_padded, padding_to
 from resprout.tasks.models.load import load_for, load_tokenizer, own_generator
 from resprout.tasks.models.shape import shape_of
 from resprout.tasks.select.json_files import write_json, write_lines
+from resprout.tasks.select.rows import Origin
 
 Row = Mapping[str, Any]
 
@@ -52,10 +53,11 @@ MOST_BATCHES = 2**20
 
 
 class Question(NamedTuple):
-    """A row's prompt as the model is given it, and the tokens that its answer may take."""
+    """A row's prompt as the model is given it, the tokens that its answer may take, and the row in words."""
 
     prompt: list[int]
     room: int
+    row: str
 
 
 class Answer(NamedTuple):
@@ -145,11 +147,13 @@ def questions(
         put = [_guided(row) for row in rows] if config.answers.reference else rows
         given = encode_rows(tokenizer, put, template, UNBOUNDED)
     found = []
-    for row, guided in zip(plain, given, strict=True):
-        room = config.max_len_tokens - len(row.prompt_ids)
+    for row, own, guided in zip(rows, plain, given, strict=True):
+        room = config.max_len_tokens - len(own.prompt_ids)
         if positions is not None:
             room = min(room, positions - len(guided.prompt_ids))
-        found.append(Question(guided.prompt_ids, max(0, room)))
+        origin = Origin.of(row)
+        place = "" if origin.file is None else f", row {origin.row} of {origin.file}"
+        found.append(Question(guided.prompt_ids, max(0, room), f"{row['id']}{place}"))
     return found
 
 
@@ -230,7 +234,7 @@ def generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=how,
-        logits_processor=LogitsProcessorList([_Finite()]),
+        logits_processor=LogitsProcessorList([_Finite([one.row for one in batch])]),
         stopping_criteria=StoppingCriteriaList(
             [_Ending(ending or Termination()), _AtHeading(tokenizer, headings, ids.shape[1])]
         ),
@@ -242,13 +246,20 @@ def generate(
 
 
 class _Finite(LogitsProcessor):
-    """Fails where the model computes no number."""
+    """Fails where the model computes no number, and names the first row of the batch on which it does."""
+
+    def __init__(self, rows: Sequence[str]) -> None:
+        self.rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if scores.isnan().any():
+        bad = scores.isnan().any(1)
+        if bad.any():
+            others = int(bad.sum()) - 1
+            more = f", and {others} more of its batch" if others else ""
             raise StageFailed(
-                "the dense model's logits are not finite while it answers selected rows; try "
-                "model.dtype: float32, or select.targets: original"
+                "the dense model's logits are not finite while it answers the row "
+                f"{self.rows[int(bad.int().argmax())]}{more}; try model.dtype: float32, or "
+                "select.targets: original"
             )
         return scores
 

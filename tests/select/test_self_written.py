@@ -265,12 +265,25 @@ def test_what_was_answered_is_not_answered_again(
 
 
 def test_logits_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    """The second row and the third hold a byte that the model has no numbers for."""
     dense = chain(tmp_path / "dense", {":": "a"})
     model: Any = load_model(dense, "float32", "cpu")
+    tokenizer = load_tokenizer(dense)
+    [bad] = tokenizer("~", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(StageFailed, match=r"not finite while it answers .* select\.targets: original"):
-        generate(model, load_tokenizer(dense), [Question([70, 71], 5)], settings())
+        model.model.embed_tokens.weight[bad] = float("nan")
+    rows = [{**row, "file": "own.csv", "row": 10 + number} for number, row in enumerate(ROWS[:3])]
+    rows[1] |= {"instruction": "~"}
+    rows[2] |= {"instruction": "~", "file": None}
+    batch = questions(tokenizer, rows, settings(), "alpaca", None)
+    said = (
+        rf"not finite while it answers the row {rows[1]['id']}, row 11 of own\.csv, and 1 more of its batch; "
+        r"try model\.dtype: float32, or select\.targets: original"
+    )
+    with pytest.raises(StageFailed, match=said):
+        generate(model, tokenizer, batch, settings())
+    with pytest.raises(StageFailed, match=rf"answers the row {rows[2]['id']}; try"):
+        generate(model, tokenizer, batch[2:], settings())
 
 
 @pytest.mark.parametrize(
