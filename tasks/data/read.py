@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
@@ -35,6 +36,7 @@ _ENDINGS = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
+    ".tsv": "csv",
     ".txt": "text",
     ".text": "text",
     ".md": "text",
@@ -49,9 +51,9 @@ def read_rows(path: Path, format: str = "auto", skip: Skip | None = None) -> Num
 
     Args:
         path: The file; `.gz` is unpacked on the way.
-        format: jsonl, json (array of objects), parquet, csv, text (documents between blank lines, each a row
-            {"text"}), arrow (IPC stream or file), grammar (YAML, see `grammar.py`); auto goes by the name's
-            ending, which never says grammar.
+        format: jsonl, json (array of objects), parquet, csv (commas, semicolons or tabs, whichever the header
+            has most of), text (documents between blank lines, each a row {"text"}), arrow (IPC stream or
+            file), grammar (YAML, see `grammar.py`); auto goes by the name's ending, which never says grammar.
         skip: Called where one row is at fault and the next can be read: a line that is no JSON or no UTF-8, a
             record of CSV with more or fewer cells than the header.
 
@@ -216,11 +218,14 @@ def _json(path: Path, file: IO[bytes]) -> _Read:
 
 def _csv(path: Path, file: IO[bytes]) -> _Read:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is less than a long document
-    reader = csv.reader((line for _, line in _lines(path, file)), strict=True)
+    lines = (line for _, line in _lines(path, file))
+    if (first := next(lines, None)) is None:
+        return
+    # Spreadsheets write semicolons in languages with a decimal comma. Of equals `max` gives the first.
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
     try:
-        header = next(reader, None)
-        if header is None:
-            return
+        header = next(reader)
         if len(set(header)) != len(header):
             raise BadInput(f"{path}, line 1: expected different column names, found {header}")
         for cells in reader:

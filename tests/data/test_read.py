@@ -86,6 +86,23 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
     assert [row for _, row in read_rows(path)] == [{"q": "1", "a": "2"}]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.csv", 'q;a, said;c\n"1; 2";3,5;4\n', [{"q": "1; 2", "a, said": "3,5", "c": "4"}]),
+        ("a.tsv", "q\ta\n1, 2; 3\t4\n", [{"q": "1, 2; 3", "a": "4"}]),
+        ("a.csv", "q,a\n1;2,3\t4\n", [{"q": "1;2", "a": "3\t4"}]),
+        ("a.csv", "q\n1;2\n", [{"q": "1;2"}]),
+    ],
+)
+def test_the_header_says_what_separates_cells(
+    tmp_path: Path, name: str, content: str, rows: list[dict[str, str]]
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    assert [row for _, row in read_rows(path)] == rows
+
+
 def test_jsonl_is_streamed(tmp_path: Path) -> None:
     """The fault on line 3 must not keep line 1 from being read."""
     path = tmp_path / "a.jsonl"
