@@ -31,6 +31,11 @@ class Origin(NamedTuple):
         source, file = (None if row.get(key) is None else sys.intern(row[key]) for key in ("source", "file"))
         return cls(source, file, row.get("row"))
 
+    @property
+    def place(self) -> str:
+        """It in words; empty of rows made of documents."""
+        return "" if self.file is None else f"row {self.row} of {self.file}"
+
 
 def check_categories(rows: Iterable[Mapping[str, Any]]) -> None:
     """BadInput where no row has a category."""

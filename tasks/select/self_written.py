@@ -151,9 +151,8 @@ def questions(
         room = config.max_len_tokens - len(own.prompt_ids)
         if positions is not None:
             room = min(room, positions - len(guided.prompt_ids))
-        origin = Origin.of(row)
-        place = "" if origin.file is None else f", row {origin.row} of {origin.file}"
-        found.append(Question(guided.prompt_ids, max(0, room), f"{row['id']}{place}"))
+        named = ", ".join(filter(None, (row["id"], Origin.of(row).place)))
+        found.append(Question(guided.prompt_ids, max(0, room), named))
     return found
 
 

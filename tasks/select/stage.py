@@ -380,7 +380,7 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
     warnings = [*warned(inputs["rows"]), *choice.warnings]
     if pool.left_out:
         first = pool.left_out[0]
-        place = first.id if first.origin.file is None else f"row {first.origin.row} of {first.origin.file}"
+        place = first.origin.place or first.id
         warnings.append(
             f"{len(pool.left_out)} of {len(pool.left_out) + len(pool.rows)} rows cannot be chosen, the first "
             f"{place}: {first.reason}; decisions.jsonl names each, and select.max_len_tokens "
@@ -489,9 +489,8 @@ def _naming_rows(pool: Pool) -> Iterator[None]:
         yield
     except NotFinite as error:
         row = pool.rows[pool.ids.index(error.id)] if error.id in pool.ids else {}
-        origin = Origin.of(row)
-        where = "" if origin.file is None else f"; it is row {origin.row} of {origin.file}"
-        raise StageFailed(f"{error}{where}") from error
+        place = Origin.of(row).place
+        raise StageFailed(f"{error}; it is {place}" if place else str(error)) from error
 
 
 def _write_map(workdir: Path, pool: Pool, choice: Choice, seed: int) -> None:

@@ -24,9 +24,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -271,13 +270,9 @@ PARTS = {
 }
 
 
-def _in_process(name: str, args: argparse.Namespace, told: Any) -> None:
-    try:
-        lines = PARTS[name](args)
-    except Exception:
-        traceback.print_exc()
-        lines = []
-    told.put((lines, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+def _in_process(name: str, args: argparse.Namespace) -> tuple[list[str], int]:
+    """The lines of a part, and the peak of memory of this process in bytes."""
+    return PARTS[name](args), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> int:
@@ -293,17 +288,15 @@ def main() -> int:
     args = parser.parse_args()
     context, failed = multiprocessing.get_context("spawn"), 0
     for name in args.parts:
-        told = context.Queue()
-        process = context.Process(target=_in_process, args=(name, args, told))
-        process.start()
-        lines, peak = list[str](), 0
-        # A process that was killed, for memory say, tells nothing.
-        while process.is_alive() or not told.empty():
-            with suppress(Empty):
-                lines, peak = told.get(timeout=1)
-        if not lines:
+        try:
+            # It also says where its process was killed, for memory say.
+            with ProcessPoolExecutor(1, context) as process:
+                lines, peak = process.submit(_in_process, name, args).result()
+        except Exception:
+            traceback.print_exc()
             print(f"{name} failed", file=sys.stderr)
             failed = 1
+            continue
         for line in lines:
             print(f"{line}; peak {peak / 1e9:.2f} GB")
     return failed

@@ -22,9 +22,9 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_each_part_prints_its_figure() -> None:
-    done = bench("--rows", "1500", "--pool-rows", "1200", "--turns", "1", "--compared", "4")
+    done = bench("--rows", "4500", "--pool-rows", "4400", "--turns", "1", "--compared", "4")
     assert done.returncode == 0, done.stderr
-    expected = ("1,500 embeddings of 384", "300 rows", "1,200 rows at 4 %", "divergence", "tfidf", "hidden")
+    expected = ("4,500 embeddings of 384", "1,100 rows", "4,400 rows at 4 %", "divergence", "tfidf", "hidden")
     lines = done.stdout.splitlines()
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == list(expected)
 
