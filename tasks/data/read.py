@@ -47,7 +47,7 @@ _ALSO = {"jsonl": (".json",), "grammar": (".yaml", ".yml")}
 
 
 def read_rows(path: Path, format: str = "auto", skip: Skip | None = None) -> Numbered:
-    """The rows of a file with their 1-based line (JSONL, CSV, text) or row number (JSON, Parquet, Arrow).
+    """The rows of a file, each with the 1-based line where it begins (JSONL, CSV, text) or its row number.
 
     Args:
         path: The file; `.gz` is unpacked on the way.
@@ -55,7 +55,7 @@ def read_rows(path: Path, format: str = "auto", skip: Skip | None = None) -> Num
             has most of), text (documents between blank lines, each a row {"text"}), arrow (IPC stream or
             file), grammar (YAML, see `grammar.py`); auto goes by the name's ending, which never says grammar.
         skip: Called where one row is at fault and the next can be read: a line that is no JSON or no UTF-8, a
-            record of CSV with more or fewer cells than the header.
+            record of CSV that is no UTF-8 or has more or fewer cells than the header.
 
     Raises:
         BadInput: no such file, an ending that says nothing, a file without rows, or a row that is not what
@@ -218,26 +218,37 @@ def _json(path: Path, file: IO[bytes]) -> _Read:
 
 def _csv(path: Path, file: IO[bytes]) -> _Read:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is less than a long document
-    lines = (line for _, line in _lines(path, file))
-    if (first := next(lines, None)) is None:
+    if not (raw := file.readline()):
         return
+    first = _decoded(path, 1, raw)
+    # Bytes that are no UTF-8 stand as halves of surrogate pairs, which valid UTF-8 cannot hold.
+    lines = (line.decode("utf-8", "surrogateescape") for line in file)
     # Spreadsheets write semicolons in languages with a decimal comma. Of equals `max` gives the first.
     separator = max(",;\t", key=first.count)
     reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
+    number = 1
     try:
         header = next(reader)
+        if isinstance(fault := _record(path, 1, header, header), BadInput):
+            raise fault
         if len(set(header)) != len(header):
             raise BadInput(f"{path}, line 1: expected different column names, found {header}")
+        number = reader.line_num + 1
         for cells in reader:
-            if len(cells) != len(header):
-                if not cells:
-                    continue
-                fault = f"expected {len(header)} cells as in the header, found {len(cells)}"
-                yield reader.line_num, BadInput(f"{path}, line {reader.line_num}: {fault}")
-                continue
-            yield reader.line_num, dict(zip(header, cells, strict=True))
+            if cells:
+                yield number, _record(path, number, header, cells)
+            number = reader.line_num + 1
     except csv.Error as error:
-        raise BadInput(f"{path}, line {reader.line_num}: expected CSV, found a fault: {error}") from error
+        raise BadInput(f"{path}, line {number}: expected CSV, found a fault: {error}") from error
+
+
+def _record(path: Path, number: int, header: list[str], cells: list[str]) -> Row | BadInput:
+    place = f"{path}, line {number}"
+    if len(cells) != len(header):
+        return BadInput(f"{place}: expected {len(header)} cells as in the header, found {len(cells)}")
+    if half := _half_pair(cells):
+        return BadInput(f"{place}: expected UTF-8, found byte 0x{ord(half) - 0xDC00:02x}; convert the file")
+    return dict(zip(header, cells, strict=True))
 
 
 def _text(path: Path, file: IO[bytes]) -> _Read:

@@ -140,9 +140,9 @@ def test_rows_know_their_file_and_their_number_there(bring, jsonl, tmp_path):
     (tmp_path / "pool" / "a.csv").write_text('instruction,output\n"one\nline","d"\nq,e\n')
     write_parquet(tmp_path / "pool" / "c.parquet", [row(1), row(3)])
     found = bring(acquire_rows, RowSource(source="pool", on_bad_row="skip"))
-    # A record of CSV is at its last line; what repeats another is named by the first.
+    # A record of CSV is at its first line; what repeats another is named by the first.
     assert [(one["file"], one["row"], one["output"]) for one in found] == [
-        ("a.csv", 3, "d"),
+        ("a.csv", 2, "d"),
         ("a.csv", 4, "e"),
         ("b/x.jsonl", 1, "done 1"),
         ("b/x.jsonl", 2, "done 2"),

@@ -49,7 +49,7 @@ def _arrow_file(path: Path) -> None:
 WRITERS = [
     ("jsonl", _jsonl, [1, 2]),
     ("json", _json, [1, 2]),
-    ("csv", _csv, [2, 4]),  # the second record ends on line 4: it holds a line break
+    ("csv", _csv, [2, 3]),
     ("parquet", _parquet, [1, 2]),
     ("arrow", _arrow_stream, [1, 2]),
     ("arrow", _arrow_file, [1, 2]),
@@ -170,7 +170,11 @@ FAULTS: list[tuple[str, bytes, str]] = [
     ("a.json", b"[" * 100_000, r"row 1: expected JSON, found a value nested too deep"),
     ("a.csv", b"q,a\n1,2\n1,2,3\n", r"line 3: expected 2 cells as in the header, found 3"),
     ("a.csv", b"q,q\n1,2\n", r"line 1: expected different column names"),
-    ("a.csv", b'q,a\n1,"2\n', r"line 2: expected CSV"),
+    ("a.csv", b'q,a\n1,"2\n3,4\n', r"line 2: expected CSV"),
+    ("a.csv", b"q,a\n1,caf\xe9\n", r"line 2: expected UTF-8, found byte 0xe9; convert the file"),
+    ("a.csv", b"q,\xe9\n1,2\n", r"line 1: expected UTF-8, found byte 0xe9"),
+    ("a.csv", b'q,"a\n\xe9"\n1,2\n', r"line 1: expected UTF-8, found byte 0xe9"),
+    ("a.csv", "q,a\n1,2\n".encode("utf-16"), r"line 1: expected UTF-8, found byte 0xff"),
     ("a.parquet", b"not parquet at all", r"expected Parquet"),
     ("a.arrow", b"not arrow at all", r"expected an Arrow IPC"),
     ("a.jsonl.gz", b"not gzip", r"expected gzip data"),
@@ -236,8 +240,14 @@ def test_faults_of_rows_can_be_skipped_and_those_of_the_file_cannot(tmp_path: Pa
     # A quote that nothing closes takes all lines behind it: they are no row.
     quote = tmp_path / "c.csv"
     quote.write_text('q,a\n1,2\n1,"2\n1,2\n')
-    with pytest.raises(BadInput, match=r"line 4: expected CSV"):
+    with pytest.raises(BadInput, match=r"line 3: expected CSV"):
         list(read_rows(quote, skip=lambda number, fault: None))
+    # One cell of another encoding takes its own record, over however many lines.
+    mixed = tmp_path / "d.csv"
+    mixed.write_bytes(b'q,a\n"1\ncaf\xe9",2\n\n\xc3\xa9,4\n5\n')
+    skipped.clear()
+    found = list(read_rows(mixed, skip=lambda number, fault: skipped.append(number)))
+    assert (found, skipped) == ([(5, {"q": "é", "a": "4"})], [2, 6])
 
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
