@@ -2,15 +2,15 @@
 
 Up to 4,000 rows all are compared. Above, the diffusion map is that of landmarks, a cluster's degradation is
 estimated on a random sample of its rows, and its rows are chosen from a random shortlist of several times its
-budget. Rows are ranked by the degradation on their answers for each token in place of IES, questions with
-rival answers keep the one that the dense model likes best, the budget is filled to within one row, and the
-graph re-admits the least conflicting rows.
+budget, and from the rivals of rows on it. Rows are ranked by the degradation on their answers for each token
+in place of IES, questions with rival answers keep the one that the dense model likes best, the budget is
+filled to within one row, and the graph re-admits the least conflicting rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,27 +69,22 @@ def select(
         tried: Gives the divergence of rows after a short recovery.
     """
     own, rng = config.paser, np.random.default_rng(seed)
-    sampled = samples(config, len(pool.rows))
-    contested = questions.contested()
-    if sampled:
-        compared(contested, "rows with rival answers")
-    else:
-        compared(range(len(pool.rows)))
-    rivals = questions.settled(compared.dense_nll)
-    dropped = {
-        row: f"the question of {pool.ids[other]}, whose answer the dense model likes better"
-        for row, other in rivals.items()
-    }
+    everything, sampled = range(len(pool.rows)), samples(config, len(pool.rows))
+    dropped = dict[int, str]()
     if own.max_ifd is not None:
         difficulty = compared.following_difficulty()
         for row in np.flatnonzero(difficulty > own.max_ifd).tolist():
-            dropped.setdefault(row, f"its question does not help: IFD {difficulty[row]:.3f}")
+            dropped[row] = f"its question does not help: IFD {difficulty[row]:.3f}"
         if len(dropped) == len(pool.rows):
             raise BadInput(
                 f"select.paser.max_ifd {own.max_ifd:g} leaves none of {len(pool.rows)} rows; raise it, or "
                 "leave it out"
             )
-    kept = np.array([row for row in range(len(pool.rows)) if row not in dropped], dtype=np.int64)
+    unhelped = len(dropped)
+    if not sampled:
+        compared(everything)
+        dropped |= _less_liked(pool, questions, everything, dropped, compared)
+    kept = np.array([row for row in everything if row not in dropped], dtype=np.int64)
     progress(0, 2, "steps (clusters, graph)")
     count, search = own.clusters, dict[str, float]()
     if count == "auto":
@@ -115,18 +110,23 @@ def select(
     wanted = degradation.cds * np.prod(list(weights.values()), axis=0) if weights else degradation.cds
     reserve = config.capabilities.reserve if config.capabilities is not None and weights else 0.0
     grants = mixed_budget(pool.budget, wanted.tolist(), cds, held, reserve)
-    listed = members
+    listed = set(kept.tolist())
     if sampled:
-        listed = [
+        lists = [
             shortlist(rows, pool.costs, own.shortlist * grant, own.sample_rows or 0)
             for rows, grant in zip(members, grants, strict=True)
         ]
-        compared((row for rows in listed for row in rows), "more rows of the shortlists")
+        listed = {row for rows in lists for row in rows.tolist()}
+        compared(sorted(listed), "more rows of the shortlists")
+        listed.update(row for row in questions.contested(listed) if row not in dropped)
+        compared(sorted(listed), "rivals of rows of the shortlists")
+        dropped |= _less_liked(pool, questions, listed, dropped, compared)
+        listed.difference_update(dropped)
     answers = np.zeros(len(pool.rows), dtype=np.int64)
     known = np.flatnonzero(~np.isnan(compared.jsd)).tolist()
     answers[known] = [len(pool.encoded[row].response_ids) for row in known]
     efficiency = budget.answer_efficiency(compared.jsd, answers, pool.tokens)
-    listed_rows = sorted(row for rows in listed for row in rows)
+    listed_rows = sorted(listed)
     clusters = budget.ranked(efficiency, labels_of, pool.ids, listed_rows)
     concepts, graph = _concepts(own.graph, pool, listed_rows)
     order = budget.worst_first(degradation.cds)
@@ -159,12 +159,23 @@ def select(
         path=path,
         weights=weights,
         metrics={
-            "rival_rows": len(rivals),
+            "rival_rows": len(dropped) - unhelped,
             "open_rows": questions.open_rows,
-            "unhelped_rows": len(dropped) - len(rivals),
+            "unhelped_rows": unhelped,
         },
         warnings=[NOTHING_WANTED] if degradation.cds.any() and not wanted.any() else [],
     )
+
+
+def _less_liked(
+    pool: Pool, questions: Questions, rows: Collection[int], dropped: Collection[int], compared: Compared
+) -> dict[int, str]:
+    """Those of compared rows, but for the dropped, that lose to a rival among them, with the reason."""
+    contested = (row for row in questions.contested(rows) if row in rows and row not in dropped)
+    return {
+        row: f"the question of {pool.ids[other]}, whose answer the dense model likes better"
+        for row, other in questions.settled(compared.dense_nll, contested).items()
+    }
 
 
 def shuffled_members(labels: Labels, rng: np.random.Generator) -> list[NDArray[np.int64]]:

@@ -87,25 +87,28 @@ class Questions:
         """How many rows answer an open question."""
         return sum(self._answers[question] > MOST_ANSWERS for question in self.question)
 
-    def contested(self) -> list[int]:
-        """The rows that have a rival: one that asks the same and answers otherwise."""
+    def contested(self, among: Iterable[int]) -> list[int]:
+        """Those of the rows that have a rival (it asks the same and answers otherwise), and the rivals."""
+        own = {self.question[row] for row in among}
+        asked = own.union(*(self.near.get(one, ()) for one in own if self._is_contested(one)))
         return [
-            row for row, question in enumerate(self.question) if 1 < self._answers[question] <= MOST_ANSWERS
+            row
+            for row, question in enumerate(self.question)
+            if question in asked and self._is_contested(question)
         ]
 
-    def settled(self, dense_nll: NDArray[np.float64]) -> dict[int, int]:
+    def settled(self, dense_nll: NDArray[np.float64], contested: Iterable[int]) -> dict[int, int]:
         """Rows that go, each with the row that stays: the one whose answer the dense model likes best.
 
         Rows are kept in the order of likelihood, so that a row is dropped only for one that stays.
 
         Args:
-            dense_nll: Mean negative log-likelihood of each answer under the dense model; only of contested
-                rows is it looked at.
+            dense_nll: Mean negative log-likelihood of each answer under the dense model.
+            contested: The rows that are looked at.
         """
         stays: dict[int, tuple[int, int]] = {}
         dropped = dict[int, int]()
-        contested = sorted(self.contested(), key=lambda row: (dense_nll[row], row))
-        for rank, row in enumerate(contested):
+        for rank, row in enumerate(sorted(contested, key=lambda row: (dense_nll[row], row))):
             question = self.question[row]
             asked = [one for one in (question, *self.near.get(question, ())) if one in stays]
             rivals = [stays[one] for one in asked if self.answer[stays[one][1]] != self.answer[row]]
@@ -114,6 +117,9 @@ class Questions:
             else:
                 stays.setdefault(question, (rank, row))
         return dropped
+
+    def _is_contested(self, question: int) -> bool:
+        return 1 < self._answers[question] <= MOST_ANSWERS
 
     def _counted(self) -> list[int]:
         own: list[set[int]] = [set() for _ in self.first]

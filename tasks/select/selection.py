@@ -32,7 +32,7 @@ class Degradation:
 class Selection:
     """Rows that PASER took from its clusters.
 
-    `labels` holds the cluster of each pool row, -1 for one that was `dropped` before, with the reason. `jsd`
+    `labels` holds the cluster of each pool row, -1 for one that went before; `dropped` has the reasons. `jsd`
     and `efficiency` are not a number where a row was not compared. `held` and `grants` are what each cluster
     holds and may fill, in the unit of the budget. `path` says how it was done, `weights` what the degradation
     of each cluster was multiplied by.

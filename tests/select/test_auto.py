@@ -133,8 +133,31 @@ def test_rows_outside_the_shortlist_say_so_and_those_in_it_are_compared() -> Non
         assert int(planted.pool.tokens[rows].sum()) >= 4 * grant
         assert len(rows) >= 30
     assert known.asked == [
-        "rows with rival answers", "rows of the clusters' samples", "more rows of the shortlists"
+        "rows of the clusters' samples", "more rows of the shortlists", "rivals of rows of the shortlists"
     ]  # fmt: skip
+
+
+def test_only_rivals_of_the_shortlists_are_compared() -> None:
+    """600 questions of two answers each, of which the dense model likes the second better."""
+    planted = Planted([0.1, 0.1, 0.1, 0.1])
+    for row in range(0, 4 * EACH, 2):
+        planted.pool.rows[row + 1]["instruction"] = planted.pool.rows[row]["instruction"]
+        planted.pool.rows[row + 1]["output"] = "another"
+    known = Known(planted.truth)
+    known.dense_nll[1::2] = 0.5
+    found, choice, _ = planted.select(known)
+    compared = np.flatnonzero(~np.isnan(known.jsd))
+    assert len(compared) == choice.metrics["compared_rows"] < 800
+    # Of each question both answers or none: a row is not taken for want of its rival.
+    assert (compared[::2] + 1 == compared[1::2]).all()
+    assert (np.array(choice.accepted) % 2 == 1).all()
+    assert set(found.dropped) == set(compared[::2].tolist())
+    assert choice.metrics["rival_rows"] == len(compared) / 2
+    row = int(compared[0])
+    assert choice.facts(row)["reason"].startswith(f"the question of {row + 1:04d}, whose answer")
+    assert {choice.facts(row)["reason"] == OUTSIDE for row in compared.tolist()} == {False}
+    filled = int(planted.pool.tokens[choice.accepted].sum())
+    assert 0.99 * planted.pool.budget <= filled <= planted.pool.budget
 
 
 def test_rows_that_are_answers_for_the_most_part_come_first() -> None:

@@ -44,7 +44,8 @@ def consistent(clusters: Any, grants: Any, costs: Any, concepts: Any, order: Any
 
 
 def conflicting(rows: list[dict[str, str]], vectors: Any, cosine: float, nll: np.ndarray) -> dict[int, int]:
-    return Questions(rows, vectors, cosine).settled(nll)
+    questions = Questions(rows, vectors, cosine)
+    return questions.settled(nll, questions.contested(range(len(rows))))
 
 
 def row(instruction: str, output: str, given: str = "") -> dict[str, str]:
@@ -285,7 +286,8 @@ def test_questions_of_one_form_do_not_all_meet(sparse: bool, monkeypatch: pytest
         vectors = lexical_vectors([one["instruction"] for one in rows])
         given = vectors if sparse else vectors.toarray()
         met, questions = counted(monkeypatch, lambda: Questions(rows, given, 0.95))
-        assert questions.contested() == list(range(count - 50, count + 50))
+        assert questions.contested(range(len(rows))) == list(range(count - 50, count + 50))
+        assert questions.contested([0, count]) == [count - 50, count]
         return met
 
     assert met(2000) / met(1000) < 2.5
@@ -381,9 +383,11 @@ def test_a_question_with_more_than_four_answers_is_open() -> None:
     other = [row("Sum it up.", f"answer {number}", f"text {number}") for number in range(6)]
     rows = [*four, *five, *other, row("What is it?", "answer 1")]
     questions = Questions(rows, lexical_vectors([one["instruction"] for one in rows]), 0.95)
-    assert questions.contested() == [0, 1, 2, 3, 15]
+    assert questions.contested(range(16)) == questions.contested([2]) == [0, 1, 2, 3, 15]
+    assert questions.contested(range(4, 15)) == []
     assert questions.open_rows == 5
-    assert questions.settled(np.arange(16.0)) == {1: 0, 2: 0, 3: 0, 15: 0}
+    assert questions.settled(np.arange(16.0), [0, 1, 2, 3, 15]) == {1: 0, 2: 0, 3: 0, 15: 0}
+    assert questions.settled(np.arange(16.0), [1, 15]) == {}
 
 
 def test_answers_to_near_questions_count_together() -> None:
@@ -392,8 +396,9 @@ def test_answers_to_near_questions_count_together() -> None:
     rows = [row(asked[number % 2], f"answer {number}") for number in range(6)]
     vectors = lexical_vectors([one["instruction"] for one in rows])
     assert Questions(rows, vectors, 0.95).open_rows == 6
-    assert Questions(rows, vectors, 0.95).contested() == []
-    assert Questions(rows[:4], vectors[:4], 0.95).contested() == [0, 1, 2, 3]
+    assert Questions(rows, vectors, 0.95).contested(range(6)) == []
+    few = Questions(rows[:4], vectors[:4], 0.95)
+    assert few.contested(range(4)) == few.contested([0]) == [0, 1, 2, 3]
 
 
 def test_a_pool_of_one_instruction_takes_a_time_that_grows_with_its_rows() -> None:
@@ -406,7 +411,7 @@ def test_a_pool_of_one_instruction_takes_a_time_that_grows_with_its_rows() -> No
         for _ in range(3):
             start = time.perf_counter()
             questions = Questions(rows, vectors, 0.95)
-            assert questions.contested() == []
+            assert questions.contested(range(count)) == []
             took.append(time.perf_counter() - start)
             assert questions.open_rows == count
         return min(took)
