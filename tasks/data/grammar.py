@@ -36,6 +36,8 @@ from resprout.tasks.data.render import compile_template
 
 MOST_EXPANSIONS = 10_000
 """Of one symbol drawn; a grammar that needs more does not end."""
+_FORM = re.compile(r"\[|^Production$|^str$")
+"""How pydantic calls a form that a value may have, among the keys that lead to a fault."""
 SYMBOL = re.compile(r"<([A-Za-z_][A-Za-z0-9_]*)>")
 
 
@@ -47,7 +49,7 @@ class Production(_Part):
     """A text with symbols in it, drawn by its weight among the others of its rule."""
 
     text: str
-    weight: float = Field(1.0, gt=0.0)
+    weight: float = Field(1.0, gt=0.0, allow_inf_nan=False)
 
 
 class Numbers(_Part):
@@ -113,8 +115,9 @@ def _read(path: Path, file: IO[bytes]) -> Grammar:
     except (yaml.YAMLError, UnicodeEncodeError) as error:
         raise BadInput(f"{path}: expected a grammar as YAML, found a fault: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
+        # Of a rule that is neither form both are told: the fault is in the one that was meant, deeper inside.
+        first = max(error.errors(), key=lambda one: len(one["loc"]))
+        place = ".".join(str(one) for one in first["loc"] if not _FORM.search(str(one))) or "the file"
         said = first["msg"].removeprefix("Value error, ")
         raise BadInput(f"{path}: expected a grammar, but {place}: {said}") from error
 

@@ -25,6 +25,7 @@ Skip: TypeAlias = Callable[[int, BadInput], None]
 _Read: TypeAlias = Iterator[tuple[int, Row | BadInput]]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_QUOTED = re.compile('"[^"]*"?')
 PIECE_ROWS = 1000
 JOIN = "\n\n"
 """Between documents of running text, as in the usual perplexity protocol."""
@@ -224,7 +225,7 @@ def _csv(path: Path, file: IO[bytes]) -> _Read:
     # Bytes that are no UTF-8 stand as halves of surrogate pairs, which valid UTF-8 cannot hold.
     lines = (line.decode("utf-8", "surrogateescape") for line in file)
     # Spreadsheets write semicolons in languages with a decimal comma. Of equals `max` gives the first.
-    separator = max(",;\t", key=first.count)
+    separator = max(",;\t", key=_QUOTED.sub("", first).count)
     reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
     number = 1
     try:

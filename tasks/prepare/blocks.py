@@ -57,7 +57,10 @@ def headings_above(blocks: list[Block], block: Block) -> tuple[str, ...]:
 
 def text_parts(source: str) -> list[Part]:
     """Paragraphs of plain text, between blank lines."""
-    return [
-        Part("paragraph", match[0].rstrip(), match.start(), match.start() + len(match[0].rstrip()))
-        for match in re.finditer(r"\S(?:.|\n(?!\s*\n))*", source)
-    ]
+    found, begin = list[Part](), 0
+    for end, after in [*(gap.span() for gap in re.finditer(r"\n\s*\n", source)), (len(source), len(source))]:
+        begin += len(source[begin:end]) - len(source[begin:end].lstrip())
+        if text := source[begin:end].strip():
+            found.append(Part("paragraph", text, begin, begin + len(text)))
+        begin = after
+    return found

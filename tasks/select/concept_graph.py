@@ -29,26 +29,43 @@ class ConsistencyGraph(Protocol):
 class GraphOfManyConcepts:
     """A graph for rows of any number of concepts.
 
-    Kept as each concept's accepted rows, the bits of an integer: two concepts are joined where they share a
-    row. Edges themselves are of the order of a row's concepts squared, a million for a row of 1,440.
+    Two concepts are joined where they share an accepted row. Concepts of the same rows are a class, which
+    keeps the rows. Edges themselves are of the order of a row's concepts squared, a million for one of 1,440.
     """
 
     def __init__(self) -> None:
-        self._rows: dict[str, int] = {}
+        self._class: dict[str, int] = {}
+        self._rows, self._size = list[set[int]](), list[int]()
         self._accepted = 0
 
     def conflicts(self, concepts: Sequence[str]) -> int:
-        # Concepts of the same rows are joined to each other and alike to all others, so they count as one.
-        counts = Counter(self._rows[concept] for concept in set(concepts) if concept in self._rows)
+        # Concepts of one class are joined to each other and alike to all others, so they count as one.
+        counts = Counter(self._class[concept] for concept in set(concepts) if concept in self._class)
         return sum(
-            counts[first] * counts[second] for first, second in combinations(counts, 2) if not first & second
+            counts[first] * counts[second]
+            for first, second in combinations(counts, 2)
+            if self._rows[first].isdisjoint(self._rows[second])
         )
 
     def add(self, concepts: Sequence[str]) -> None:
-        row = 1 << self._accepted
+        held = set(concepts)
+        parts = Counter(map(self._class.get, held))
+        into = {old: self._with_row(old, count) for old, count in parts.items()}
+        self._class |= {concept: into[self._class.get(concept)] for concept in held}
         self._accepted += 1
-        for concept in concepts:
-            self._rows[concept] = self._rows.get(concept, 0) | row
+
+    def _with_row(self, old: int | None, count: int) -> int:
+        """The class of `count` concepts of an old one, or of none yet, that the row holds too."""
+        if old is not None and count == self._size[old]:
+            self._rows[old].add(self._accepted)
+            return old
+        before = set[int]()
+        if old is not None:
+            self._size[old] -= count
+            before = self._rows[old]
+        self._rows.append({*before, self._accepted})
+        self._size.append(count)
+        return len(self._rows) - 1
 
 
 class GraphOfFewConcepts:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from resprout.tasks.select.min_hash import Hashes, SimilarSets, hashes, jaccard, runs_of_words
 
@@ -140,13 +141,18 @@ class Questions:
 def lexical_vectors(texts: Iterable[str]) -> Any:
     """Sparse TF-IDF of words and word pairs, rows of length 1: a strict measure of near-equal wording.
 
-    The reduced vectors that clustering uses forget rare words, by which questions of one form differ.
+    The reduced vectors that clustering uses forget rare words, by which questions of one form differ. Texts
+    without any word, of symbols say, are zeros.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(
         sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", dtype=np.float32
     )
+    texts = list(texts)
+    analysed = vectorizer.build_analyzer()
+    if not any(map(analysed, texts)):
+        return csr_matrix((len(texts), 1), dtype=np.float32)
     return vectorizer.fit_transform(texts)
 
 

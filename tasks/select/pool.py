@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -141,7 +142,8 @@ def _budget(config: SelectConfig, costs: NDArray[np.int64]) -> int:
     held = int(costs.sum())
     unit = "rows" if config.counts_rows else "tokens"
     given = config.budget_rows if config.budget_rows is not None else config.budget_tokens
-    asked = given if given is not None else int((config.budget_ratio or 0) * held)
+    # Of the number as it is written: 0.29 of 100 are 29, while the nearest binary fraction gives 28.
+    asked = given if given is not None else int(Fraction(str(config.budget_ratio or 0)) * held)
     if asked > held:
         tokens = "" if config.counts_rows else f"{held} tokens in "
         raise BadInput(

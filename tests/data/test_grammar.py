@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ def test_the_seed_makes_the_rows(tmp_path: Path) -> None:
             "what does not end within 10,000 expansions",
         ),
         ({"columns": {"instruction": "{{ nobody }}"}}, "row 1: .*nobody"),
+        (
+            {"rules": {**SUMS["rules"], "who": ["Ann", {"text": "Ben", "weight": math.inf}]}},
+            r"but rules\.who\.1\.weight: Input should be a finite number",
+        ),
         ({"rows": 0}, "rows: Input should be greater than or equal to 1"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],

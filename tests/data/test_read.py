@@ -93,6 +93,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
         ("a.tsv", "q\ta\n1, 2; 3\t4\n", [{"q": "1, 2; 3", "a": "4"}]),
         ("a.csv", "q,a\n1;2,3\t4\n", [{"q": "1;2", "a": "3\t4"}]),
         ("a.csv", "q\n1;2\n", [{"q": "1;2"}]),
+        ("a.csv", '"q, a";"b ""c, d""";e\n1;2;3\n', [{"q, a": "1", 'b "c, d"': "2", "e": "3"}]),
     ],
 )
 def test_the_header_says_what_separates_cells(

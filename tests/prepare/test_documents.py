@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import SelectConfig
 from resprout.tasks.core.job import Job, silent
 from resprout.tasks.prepare import context, markups
-from resprout.tasks.prepare.blocks import Part, headings_above, tree
+from resprout.tasks.prepare.blocks import Part, headings_above, text_parts, tree
 from resprout.tasks.prepare.context import Sentences, opening
 from resprout.tasks.prepare.html import VisibleText
 from resprout.tasks.prepare.markups import parts_of
@@ -157,6 +158,18 @@ def test_plain_text_is_parted_between_blank_lines() -> None:
     blocks = tree(parts_of(text, "text"))
     assert [one.text for one in blocks] == ["one\ntwo", "three"]
     assert [text[one.begin : one.end] for one in blocks] == ["one\ntwo", "three"]
+
+
+def test_text_without_blank_lines_takes_a_memory_of_its_own_size() -> None:
+    text = "a line of text\n" * 50_000
+    tracemalloc.start()
+    try:
+        (part,) = text_parts(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert part.text == text.rstrip()
+    assert peak < 10 * len(text)
 
 
 def test_sentences_end_by_the_rules_of_a_language() -> None:
@@ -311,7 +324,7 @@ def test_rows_of_documents_ask_different_things(tmp_path: Path, tokenizer: Path,
     assert len(rows) == 20
     assert len({row["instruction"] for row in rows}) == 2
     vectors = lexical_vectors(row["instruction"] for row in rows)
-    assert Questions(rows, vectors, 0.95).contested() == []
+    assert Questions(rows, vectors, 0.95).contested(range(20)) == []
     source = {f"d{number}": one["text"] for number, one in enumerate(told_of)}
     for row in rows:
         text = source[row["document"]]

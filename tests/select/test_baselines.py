@@ -17,7 +17,7 @@ from resprout.tasks.models.load import load_model, load_tokenizer
 from resprout.tasks.select.embed import most_alike
 from resprout.tasks.select.kept_rows import KeptRows
 from resprout.tasks.select.likelihood import following_difficulty, response_nll
-from resprout.tasks.select.methods.rds_plus import in_turn, representations
+from resprout.tasks.select.methods.rds_plus import LIKED, REST, in_turn, representations
 from resprout.tasks.select.stage import (
     METHODS,
     divergence_shard,
@@ -100,6 +100,17 @@ def test_ifd_takes_the_hardest_that_the_question_helps(
     assert set(helped[: len(chosen) // 2]) <= chosen
     said = {one["id"]: one["reason"] for one in decisions}
     assert all(("does not help" in said[one]) == (ratio[one] >= 1) for one in ratio)
+
+
+def test_of_an_answer_of_one_token_ifd_says_so(models_folder: Path, pool_rows: Rows, tmp_path: Path) -> None:
+    """A prompt of 399 of 400 tokens leaves its answer one."""
+    tokenizer: Any = load_tokenizer(models_folder / "dense")
+    short = len(encode(tokenizer, pool_rows[0], "alpaca", 400).prompt_ids)
+    long = {**pool_rows[0], "instruction": pool_rows[0]["instruction"] + "!" * (399 - short)}
+    assert len(encode(tokenizer, long, "alpaca", 400).response_ids) == 1
+    _, decisions, _ = run("ifd", [long, *pool_rows[1:]], models_folder, tmp_path)
+    (said,) = (one["reason"] for one in decisions if one["id"] == long["id"])
+    assert said == "its answer is one token, of which nothing is known without the question"
 
 
 def test_perplexity_takes_the_middle(models_folder: Path, pool_rows: Rows, tmp_path: Path) -> None:
@@ -193,10 +204,24 @@ def test_rds_plus_takes_rows_like_the_targets(models_folder: Path, pool_rows: Ro
     like = [row for row in pool_rows if row["category"] == "sail"][:5]
     wanted = [{**row, "id": f"t{number}", "output": f"{row['output']}."} for number, row in enumerate(like)]
     (targets / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in wanted))
-    selected, _, _ = run(
+    selected, decisions, _ = run(
         "rds_plus", pool_rows, models_folder, tmp_path / "run", inputs={"targets": targets}, budget_ratio=0.1
     )
     assert {row["id"] for row in like} <= {row["id"] for row in selected}
+    assert {one["reason"] for one in decisions if one["accepted"]} == {LIKED}
+    # The target likes the ten longest rows most, of which two fit: the shortest is taken because it fits.
+    long = {**wanted[0], "output": f"{wanted[0]['output']} {'and more ' * 80}"}
+    (targets / "rows.jsonl").write_text(json.dumps(long))
+    rows = [
+        *pool_rows,
+        *({**long, "id": f"l{number}", "output": f"{long['output']}{number}"} for number in range(10)),
+    ]
+    budget = {"budget_ratio": None, "budget_tokens": 2 * 400 + min(one["tokens"] for one in decisions)}
+    selected, decisions, _ = run(
+        "rds_plus", rows, models_folder, tmp_path / "long", inputs={"targets": targets}, **budget
+    )
+    assert sorted(row["tokens"] == 400 for row in selected) == [False, True, True]
+    assert [one["reason"] for one in decisions if one["accepted"] and one["tokens"] < 400] == [REST]
     with pytest.raises(BadInput, match=r"there are none; give select\.capabilities\.rows"):
         run("rds_plus", pool_rows, models_folder, tmp_path / "none")
 

@@ -95,7 +95,7 @@ def test_contract(method: str, run: Callable[..., Result], pool_rows: Rows) -> N
     summary = result.summary
     pool_tokens = sum(decision["tokens"] for decision in result.decisions)
     assert summary["pool_tokens"] == pool_tokens
-    assert summary["requested_tokens"] == int(0.3 * pool_tokens)
+    assert summary["requested_tokens"] == 3 * pool_tokens // 10
     assert summary["filled_tokens"] == tokens <= summary["requested_tokens"]
     assert 0 < summary["answer_tokens"] < tokens
     assert summary["granted_tokens"] == summary["requested_tokens"]
@@ -346,6 +346,13 @@ def test_a_budget_in_rows(run: Callable[..., Result], pool_rows: Rows) -> None:
         assert result.summary["budget_unit"] == "rows"
     with pytest.raises(BadInput, match=r"budget_rows is 91 but the pool holds 90 rows"):
         run("random", pool_rows, budget_ratio=None, budget_rows=91)
+
+
+def test_a_budget_is_the_share_as_it_is_written(run: Callable[..., Result], pool_rows: Rows) -> None:
+    """0.7 of 90 rows are 63, while the product of the binary numbers is 62.99 and more."""
+    assert int(0.7 * 90) == 62
+    result = run("paser", pool_rows, budget_ratio=0.7, paser=PaserConfig(mode="paper", clusters=4))
+    assert result.summary["requested_rows"] == 63
 
 
 @pytest.mark.parametrize(

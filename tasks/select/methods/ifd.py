@@ -39,7 +39,9 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     chosen = set(found.accepted)
 
     def facts(row: int) -> dict[str, str]:
-        if not ratio[row] < 1:
+        if np.isnan(ratio[row]):
+            return {"reason": "its answer is one token, of which nothing is known without the question"}
+        if ratio[row] >= 1:
             return {"reason": f"its question does not help: IFD {ratio[row]:.3f}"}
         return {
             "reason": f"{'among the hardest' if row in chosen else 'easier'} to follow: IFD {ratio[row]:.3f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from resprout.tasks.select.kept_rows import Columns, KeptRows
 from resprout.tasks.select.pool import Choice, Pool, in_order
 from resprout.tasks.select.target_rows import read_targets
 
+LIKED = "among those most like the rows of select.capabilities"
+REST = "fills what rows like those of select.capabilities left, by id"
 DECLARED = {"reads": ["dense", "targets"], "needs_targets": True, "draws": False}
 
 
@@ -44,8 +47,16 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     ours = representations(model, pool.encoded, pool.ids, kept, "pool")
     # However they share, no target takes more rows than the budget holds of the shortest.
     most = max(1, int(np.searchsorted(np.cumsum(np.sort(pool.costs)), pool.budget, side="right")))
-    order = in_turn(most_alike(wanted, ours, most), len(pool.rows))
-    return in_order(order, pool, "among those most like the rows of select.capabilities")
+    best = most_alike(wanted, ours, most)
+    found = in_order(in_turn(best, len(pool.rows)), pool, LIKED)
+    liked, chosen = np.zeros(len(pool.rows), dtype=bool), set(found.accepted)
+    for alike in best:
+        liked[alike] = True
+
+    def facts(row: int) -> Mapping[str, Any]:
+        return {"reason": REST} if row in chosen and not liked[row] else found.facts(row)
+
+    return replace(found, facts=facts)
 
 
 @torch.inference_mode()
