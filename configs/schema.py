@@ -451,8 +451,13 @@ class PaserConfig(Section):
         return self
 
     def key_data(self) -> dict[str, Any]:
-        """Without the encoder's address: its content enters the key as an input."""
-        return {name: value for name, value in super().key_data().items() if name != "embedder_source"}
+        """Without the encoder's address, whose content is an input, and what the mode does not read."""
+        unread = {"embedder_source"}
+        if self.published:
+            unread |= {"duplicate_cosine", "landmarks", "sample_rows", "shortlist", "max_ifd", "pilot_tokens"}
+        if self.dense == "online":
+            unread.add("top_k")
+        return {name: value for name, value in super().key_data().items() if name not in unread}
 
 
 class FilterConfig(Section):

@@ -15,6 +15,7 @@ from resprout.tasks.core.job import Progress
 from resprout.tasks.data.batches import by_area
 from resprout.tasks.models.load import code_refused, require_all
 from resprout.tasks.select.cluster import Matrix
+from resprout.tasks.select.finite import ENCODER, require_finite
 
 SVD_WIDTH = 128
 ENCODER_TOKENS = 256
@@ -66,20 +67,25 @@ def hidden(prompt_states: NDArray[np.float32]) -> Matrix:
 
 
 @torch.inference_mode()
-def minilm(folder: Path, texts: Sequence[str], dtype: str, device: str, progress: Progress) -> Matrix:
+def minilm(
+    folder: Path, texts: Sequence[str], ids: Sequence[str], dtype: str, device: str, progress: Progress
+) -> tuple[Matrix, NDArray[np.bool_]]:
     """Mean-pooled last states of a BERT-like sentence encoder, rows of length 1: [texts, hidden].
 
-    Texts are cut at 256 tokens, the length that all-MiniLM-L6-v2 was trained for.
+    Texts are cut at 256 tokens, the length that all-MiniLM-L6-v2 was trained for; the second array says of
+    each text whether it fills them, so that more of it may not have been seen.
 
     Args:
         folder: The encoder's.
         texts: Instructions.
+        ids: Of their rows.
         dtype: Of its weights; means are taken in float32.
         device: Where it computes.
         progress: Told of each batch.
 
     Raises:
         BadInput: `folder` holds no encoder, or one without all its weights.
+        NotFinite: states that are not finite.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -104,25 +110,26 @@ def minilm(folder: Path, texts: Sequence[str], dtype: str, device: str, progress
     missing = {name for name in found_weights["missing_keys"] if "pooler" not in name}
     require_all({**found_weights, "missing_keys": missing}, str(folder))
     model.to(device).eval()
-    ids = tokenizer(list(texts), truncation=True, max_length=ENCODER_TOKENS)["input_ids"]
+    tokens = tokenizer(list(texts), truncation=True, max_length=ENCODER_TOKENS)["input_ids"]
     found = np.zeros(
         (len(texts), model.config.hidden_size), np.float64 if len(texts) <= MOST_ROWS else np.float32
     )
     done = 0
-    for batch in by_area([len(row) for row in ids], PASS_TOKENS):
-        longest = max(len(ids[index]) for index in batch)
+    for batch in by_area([len(row) for row in tokens], PASS_TOKENS):
+        longest = max(len(tokens[index]) for index in batch)
         padded = torch.zeros(len(batch), longest, dtype=torch.long)
         mask = torch.zeros_like(padded)
         for place, index in enumerate(batch):
-            padded[place, : len(ids[index])] = torch.tensor(ids[index])
-            mask[place, : len(ids[index])] = 1
+            padded[place, : len(tokens[index])] = torch.tensor(tokens[index])
+            mask[place, : len(tokens[index])] = 1
         states = model(input_ids=padded.to(device), attention_mask=mask.to(device)).last_hidden_state
         states = states.cpu().float()
         weights = mask[:, :, None].float()
         found[batch] = ((states * weights).sum(1) / weights.sum(1)).numpy()
+        require_finite(found[batch], ENCODER, batch, [ids[index] for index in batch])
         done += len(batch)
         progress(done, len(texts), "rows embedded")
-    return unit_rows(found)
+    return unit_rows(found), np.array([len(row) == ENCODER_TOKENS for row in tokens])
 
 
 def unit_rows(vectors: Matrix) -> Matrix:

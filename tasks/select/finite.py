@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from resprout.configs.errors import StageFailed
 
-DENSE, PRUNED, PILOT = "dense", "pruned", "pilot's"
+DENSE, PRUNED, PILOT, ENCODER = "dense", "pruned", "pilot's", "encoder"
 
 
 class NotFinite(StageFailed):
@@ -40,7 +40,7 @@ def require_finite(
     first = int(fine.argmin())
     others = int((~fine).sum()) - 1
     more = f" and {others} more of its batch" if others else ""
-    instead = "" if model == DENSE else ", or a milder prune.target"
+    instead = {DENSE: "", ENCODER: ", or another paser.embedder"}.get(model, ", or a milder prune.target")
     raise NotFinite(
         f"the {model} model's logits or states are not finite on the row {ids[first]} (number "
         f"{places[first] + 1} by id){more}; try model.dtype: float32{instead}",

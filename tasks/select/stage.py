@@ -235,14 +235,21 @@ def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, prog
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
 
 
-def divergence_settings(config: SelectConfig) -> dict[str, Any]:
-    """The settings that decide the divergence: neither budget nor clusters."""
+def measuring(config: SelectConfig) -> dict[str, Any]:
+    """The settings that decide the divergence of a row."""
     return {
         "template": config.template,
         "max_len_tokens": config.max_len_tokens,
         "temperature": config.paser.temperature,
-        "prompt_states": config.paser.embedder == "hidden",
         "prompts": config.paser.mode == "released",
+    }
+
+
+def divergence_settings(config: SelectConfig) -> dict[str, Any]:
+    """The settings that decide the divergence, and of which rows it is: neither budget nor clusters."""
+    return {
+        **measuring(config),
+        "prompt_states": config.paser.embedder == "hidden",
         "samples": not config.paser.published and config.paser.sample_rows is not None,
     }
 
@@ -287,7 +294,7 @@ def divergence_shard(
 
 def keeping(config: SelectConfig) -> dict[str, Any]:
     """The settings that decide what is kept of the dense model."""
-    return {**divergence_settings(config), "top_k": config.paser.top_k}
+    return {**measuring(config), "top_k": config.paser.top_k}
 
 
 @stage(

@@ -245,7 +245,7 @@ def embedders(args: argparse.Namespace) -> list[str]:
         "hidden": lambda: prompt_states(dense, encoded, ids, KeptRows(None, silent), "pool"),
     }
     if args.encoder is not None:
-        calls["minilm"] = lambda: embed.minilm(args.encoder, texts, "float32", "cpu", silent)
+        calls["minilm"] = lambda: embed.minilm(args.encoder, texts, texts, "float32", "cpu", silent)
     took = {name: list[float]() for name in calls}
     for turn in range(args.turns + 1):
         for name, call in calls.items():

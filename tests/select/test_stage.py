@@ -29,6 +29,7 @@ from resprout.tasks.select.stage import (
     METHODS,
     check_compared,
     compared_bytes,
+    dense_words,
     divergence_shard,
     pool,
     reads_pruned,
@@ -407,16 +408,71 @@ def test_minilm_is_the_mean_over_real_tokens(models_folder: Path) -> None:
     from resprout.tasks.select.embed import minilm
 
     texts = ["boil the soup", "a"]
-    found = minilm(models_folder / "encoder", texts, "float32", "cpu", silent)
+    found, cut = minilm(models_folder / "encoder", texts, texts, "float32", "cpu", silent)
+    assert not cut.any()
     model = AutoModel.from_pretrained(models_folder / "encoder").eval()
     tokenizer: Any = load_tokenizer(models_folder / "encoder")
     for text, vector in zip(texts, found, strict=True):
         with torch.no_grad():
             mean = model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].mean(0)
         assert np.allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
-    rough = minilm(models_folder / "encoder", texts, "bfloat16", "cpu", silent)
+    rough, _ = minilm(models_folder / "encoder", texts, texts, "bfloat16", "cpu", silent)
     assert not np.array_equal(rough, found)
     assert np.allclose(rough, found, atol=0.02)
+
+
+def test_what_the_encoder_did_not_see_makes_no_rivals(
+    run: Callable[..., Result], pool_rows: Rows, models_folder: Path
+) -> None:
+    """Two questions that differ behind the 256 tokens of the encoder, and two that are equal."""
+    config = PaserConfig(clusters=4, embedder="minilm", embedder_source="anywhere")
+    asked = ["France", "Spain", "Rome", "Rome"]
+    rows = [
+        {**row, "id": f"long{number}", "instruction": f"{'Think. ' * 40}{asked[number]}", "input": ""}
+        for number, row in enumerate(pool_rows[:4])
+    ]
+    result = run(
+        "paser",
+        [*rows, *pool_rows[4:]],
+        paser=config,
+        more={"embedder": models_folder / "encoder"},
+        max_len_tokens=800,
+    )
+    rivals = {one["id"] for one in result.decisions if "the question of" in one["reason"]}
+    assert {one for one in rivals if one.startswith("long")} in ({"long2"}, {"long3"})
+    assert any(one.startswith("4 instructions fill the 256 tokens") for one in result.summary["warnings"])
+
+
+def test_an_encoder_without_numbers_names_the_row(models_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from resprout.tasks.select.embed import minilm
+
+    folder = Path(shutil.copytree(models_folder / "encoder", tmp_path / "ill"))
+    tensors = load_file(folder / "model.safetensors")
+    (token,) = load_tokenizer(folder)("z")["input_ids"]
+    tensors["embeddings.word_embeddings.weight"][token] = math.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    sentence = r"the encoder model's .* not finite on the row r1 .*float32, or another paser\.embedder"
+    with pytest.raises(StageFailed, match=sentence):
+        minilm(folder, ["a", "jazz"], ["r0", "r1"], "float32", "cpu", silent)
+
+
+def test_settings_that_a_mode_does_not_read_are_in_no_key() -> None:
+    def key(stage: Any, **paser: Any) -> Any:
+        config = settings("paser", paser=PaserConfig(clusters=4, **paser))
+        return stage.settings(config)
+
+    ours: list[dict[str, Any]] = [{"sample_rows": None}, {"landmarks": 300}, {"duplicate_cosine": 0.9}]
+    for changes in ours:
+        assert key(select, mode="paper", **changes) == key(select, mode="paper")
+        assert key(select, **changes) != key(select)
+        # What is kept of the dense model is of all rows, whichever are compared.
+        assert key(dense_words, **changes) == key(dense_words)
+    assert key(select, top_k=8) == key(select)
+    assert key(select, dense="kept", top_k=8) != key(select, dense="kept")
+    assert key(dense_words, top_k=8) != key(dense_words)
+    assert key(dense_words, mode="released") != key(dense_words)
 
 
 def test_more_is_spent_where_more_was_lost(run: Callable[..., Result], pool_rows: Rows) -> None:
@@ -499,10 +555,10 @@ def test_an_encoder_without_all_its_weights(models_folder: Path, tmp_path: Path)
         return folder
 
     texts = ["boil the soup", "hoist the sail"]
-    expected = minilm(models_folder / "encoder", texts, "float32", "cpu", silent)
-    assert np.array_equal(minilm(cut("pooler"), texts, "float32", "cpu", silent), expected)
+    expected, _ = minilm(models_folder / "encoder", texts, texts, "float32", "cpu", silent)
+    assert np.array_equal(minilm(cut("pooler"), texts, texts, "float32", "cpu", silent)[0], expected)
     with pytest.raises(BadInput, match=r"lacks 2 of the weights .*encoder\.layer\.0\.output\.dense"):
-        minilm(cut("layer.0.output.dense"), texts, "float32", "cpu", silent)
+        minilm(cut("layer.0.output.dense"), texts, texts, "float32", "cpu", silent)
 
 
 @pytest.mark.parametrize("embedder", ["tfidf", "hidden"])

@@ -49,16 +49,20 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
     if states:
         compared(range(len(pool.rows)))
     targets = read_targets(job, inputs) if "targets" in inputs else Targets([], [])
-    whole = _embed(job, inputs, pool, targets, compared, progress)
-    embeddings, wanted = whole[: len(pool.rows)], whole[len(pool.rows) :]
+    whole, cut = _embed(job, inputs, pool, targets, compared, progress)
+    embeddings, wanted, cut = whole[: len(pool.rows)], whole[len(pool.rows) :], cut[: len(pool.rows)]
+    warnings = [_cut_in_words(int(cut.sum()))] if cut.any() else []
     if config.published:
         compared(range(len(pool.rows)))
         released = config.mode == "released"
         jsd = summed_over_prompts(compared.jsd, pool.encoded) if released else compared.jsd
         found = published.select(config, pool, embeddings, jsd, job.seed, progress)
-        return _with_error(replace(found.choice(pool), embeddings=embeddings), compared)
-    # Only a sentence encoder is fine enough to tell a paraphrase from a question of the same form.
+        return _told(found.choice(pool), embeddings, warnings, compared)
+    # Only a sentence encoder is fine enough to tell a paraphrase from a question of the same form, but not
+    # where it did not see the end: a vector of zeros is near none.
     fine = embeddings if config.embedder == "minilm" else lexical_vectors(_instructions(pool.rows))
+    if cut.any():
+        fine = np.where(cut[:, None], np.zeros((), embeddings.dtype), embeddings)
     questions = Questions(pool.rows, fine, config.duplicate_cosine)
     found = auto.select(
         job.config,
@@ -71,11 +75,20 @@ def choose(job: Job[SelectConfig], inputs: Mapping[str, Path], pool: Pool, progr
         wanted if len(wanted) else None,
         compared.by(inputs["pilot"]) if config.pilot_tokens is not None else None,
     )
-    return _with_error(replace(found.choice(pool), embeddings=embeddings), compared)
+    return _told(found.choice(pool), embeddings, warnings, compared)
 
 
-def _with_error(choice: Choice, compared: Compared) -> Choice:
-    """With how far a token's divergence may be off, where it is computed from kept words."""
+def _cut_in_words(count: int) -> str:
+    return (
+        f"{count} instructions fill the {embed.ENCODER_TOKENS} tokens that paser.embedder minilm reads: they "
+        "are clustered by their beginnings, and only equal ones are held to ask the same; paser.embedder "
+        "tfidf reads them whole"
+    )
+
+
+def _told(choice: Choice, embeddings: Matrix, warnings: Sequence[str], compared: Compared) -> Choice:
+    """With the embeddings, and how far a token's divergence may be off, where it comes of kept words."""
+    choice = replace(choice, embeddings=embeddings, warnings=[*choice.warnings, *warnings])
     if compared.bound is None:
         return choice
     summary = {**choice.summary, "jsd_error_at_most_nats": compared.bound}
@@ -94,21 +107,23 @@ def _embed(
     targets: Targets,
     compared: Compared,
     progress: Progress,
-) -> Matrix:
-    """Embeddings of the pool's rows, and behind them of the target rows."""
+) -> tuple[Matrix, NDArray[np.bool_]]:
+    """Embeddings of the pool's rows, and behind them of the target rows, and of which an end was not seen."""
     config = job.config.paser
+    ids = [*pool.ids, *targets.ids]
+    all_seen = np.zeros(len(ids), dtype=bool)
     if config.embedder == "hidden":
         states = compared.states(pool.encoded)
         more = [compared.dense_states(targets.encoded, targets.ids, "targets")] if targets.encoded else []
-        return embed.hidden(np.concatenate([states, *more]))
+        return embed.hidden(np.concatenate([states, *more])), all_seen
     instructions = _instructions(chain(pool.rows, targets.rows))
     if config.embedder == "tfidf":
-        return embed.tfidf(instructions, job.seed)
+        return embed.tfidf(instructions, job.seed), all_seen
     if "embedder" not in inputs:
         raise BadInput(
             "paser.embedder is minilm but the stage has no input `embedder`; give the encoder's folder"
         )
-    return embed.minilm(inputs["embedder"], instructions, job.dtype, job.device, progress)
+    return embed.minilm(inputs["embedder"], instructions, ids, job.dtype, job.device, progress)
 
 
 def _instructions(rows: Iterable[Mapping[str, Any]]) -> list[str]:
