@@ -47,7 +47,7 @@ from resprout.tasks.report.files import against_fewer_bits, bias
 from resprout.tasks.report.lost import lost_of
 from resprout.tasks.report.outlook import Outlook, Recovery, rung_sentences, rungs_of
 from resprout.tasks.report.past_run import PastRun
-from resprout.tasks.report.selection import cluster_sentences, selection_sentence
+from resprout.tasks.report.selection import answers_sentence, cluster_sentences, selection_sentence
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, in_order, measured_how, report
 from resprout.tasks.select.comparison import FILE as COMPARISON
 
@@ -183,9 +183,9 @@ class Conclusion:
         self.session.recovery = self.recovery()
         if (drafted := self.artifacts.named("draft")) is not None:
             self.result.draft = self.read(drafted, "metrics.json")
-        if (chosen := self.artifacts.named("selection")) is not None:
+        if (chosen := self.artifacts.named("training_rows")) is not None:
             summary = self.read(chosen, "summary.json")
-            self.result.selection = selection_sentence(summary)
+            self.result.selection = f"{selection_sentence(summary)} {answers_sentence(summary)}".rstrip()
             self.result.warnings = [*self.result.warnings, *summary["warnings"]]
             for line in (self.result.selection, *cluster_sentences(summary)):
                 logger.info("%s", line)

@@ -47,6 +47,19 @@ def selection_sentence(summary: Mapping[str, Any]) -> str:
     return f"Selection by {summary['method']}{mode}: {rows}; {'; '.join(said)}{left}."
 
 
+def answers_sentence(summary: Mapping[str, Any]) -> str:
+    """Whose answers to the selected rows recovery trained on; empty where all are the rows' own."""
+    if (counts := summary.get("answers")) is None:
+        return ""
+    own, original, dropped = (counts[name] for name in ("self_written_rows", "original_rows", "dropped_rows"))
+    said = f"Answers: the dense model's own for {own:,} of {own + original + dropped:,} rows"
+    if not (original or dropped):
+        return f"{said}."
+    why = ", ".join(f"{count:,} {fault}" for fault, count in counts["faults"].items())
+    rest = f"{original:,} keep theirs" if original else f"{dropped:,} are left out"
+    return f"{said}; {rest}, where the model's was {why}."
+
+
 def _searched(path: Mapping[str, Any]) -> str:
     found = path.get("cluster_search", {})
     shown = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in found.items())

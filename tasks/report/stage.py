@@ -35,7 +35,13 @@ from resprout.tasks.report.lost import FLIPS, HEADS, lost_part, write_flips
 from resprout.tasks.report.outlook import HEADS as RUNG_HEADS
 from resprout.tasks.report.outlook import Outlook, Recovery, rung_rows, rung_sentences, rungs_of
 from resprout.tasks.report.past_run import PastRun
-from resprout.tasks.report.selection import cluster_rows, compared_part, examples, selection_sentence
+from resprout.tasks.report.selection import (
+    answers_sentence,
+    cluster_rows,
+    compared_part,
+    examples,
+    selection_sentence,
+)
 from resprout.tasks.report.table import Metrics, comparison, recovery_sentence
 from resprout.tasks.report.verdict import RULE, verdict
 
@@ -219,7 +225,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "clusters": cluster_rows(selection or {}),
         "decided": (selection or {}).get("path", {}).get("decided", []),
         "compared": compared_part(inputs.get("selections")),
-        "answers": answers_sentence(selection["answers"]) if selection and "answers" in selection else "",
+        "answers": answers_sentence(selection) if selection else "",
         "examples": examples(inputs["selection"]) if "selection" in inputs else [],
     }
 
@@ -328,17 +334,6 @@ def measured_how(details: Mapping[str, Any]) -> str:
 def averaged(details: Mapping[str, Any]) -> list[str]:
     """The accuracies that zero_shot_mean_acc averages, from the scores' details; none without tasks."""
     return list(details.get("averaged", ()))
-
-
-def answers_sentence(counts: Mapping[str, Any]) -> str:
-    """Whose answers to the selected rows recovery trained on."""
-    own, original, dropped = (counts[name] for name in ("self_written_rows", "original_rows", "dropped_rows"))
-    said = f"Answers: the dense model's own for {own:,} of {own + original + dropped:,} rows"
-    if not (original or dropped):
-        return f"{said}."
-    why = ", ".join(f"{count:,} {fault}" for fault, count in counts["faults"].items())
-    rest = f"{original:,} keep theirs" if original else f"{dropped:,} are left out"
-    return f"{said}; {rest}, where the model's was {why}."
 
 
 def lineage(graph: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> dict[str, Any] | None:

@@ -405,8 +405,11 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
             "another select.method"
         )
     if filled < 0.99 * pool.budget:
+        others = len(pool.rows) - len(accepted)
+        granted = f"its clusters were granted {choice.granted}, and " if choice.granted < pool.budget else ""
+        why = f"{granted}the other {others} rows do not fit or are refused, as decisions.jsonl says of each"
         warnings.append(
-            f"filled {filled} of {pool.budget} {unit}: the rows that may be chosen do not give more; "
+            f"filled {filled} of {pool.budget} {unit}: {why if others else 'no other row may be chosen'}; "
             "recovery still trains as many steps as the budget asks"
         )
     # Recovery trains on the very tokens that were compared and counted here.

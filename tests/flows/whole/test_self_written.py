@@ -39,6 +39,8 @@ def test_rows_are_chosen_once_whoever_answers_them(resprout: Callable[..., Any],
     assert 0 < len(changed) == sum(row["targets"] == "self" for row in answered)
     said = f"Answers: the dense model's own for {len(changed)} of {len(chosen)} rows"
     assert said in Path(own.result["report"].removeprefix("file://")).with_suffix(".md").read_text()
+    assert said in own.result["selection"]
+    assert "Answers:" not in first.result["selection"]
     card = Path(own.result["exports"][0]["uri"].removeprefix("file://")) / "README.md"
     assert "rows for recovery answered by the model itself" in card.read_text()
     audit = resprout("audit", home=home)
@@ -63,6 +65,8 @@ def test_rounds_train_on_the_answers_too(resprout: Callable[..., Any], tmp_path:
     )
     done = resprout("run", path, "--json", home=tmp_path / "home")
     assert done.code == 0, done.err
+    # A random model ends no answer: where all rows keep theirs, the terminal says so too.
+    assert any("the dense model answered no row" in one for one in done.result["warnings"])
     names = [stage["name"] for stage in done.result["stages"]]
     assert names.count("answer") == 1
     first = next(name for name in names if name.startswith("recover "))
