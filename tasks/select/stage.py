@@ -404,12 +404,13 @@ def select(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, pr
             "model that learns from them seldom ends its own; raise select.max_len_tokens, or choose by "
             "another select.method"
         )
-    if filled < 0.99 * pool.budget:
-        others = len(pool.rows) - len(accepted)
+    fit = pool.costs <= pool.budget - filled
+    fitting = int(fit.sum() - fit[accepted].sum())
+    if filled < 0.99 * pool.budget and (fitting or len(accepted) == len(pool.rows)):
         granted = f"its clusters were granted {choice.granted}, and " if choice.granted < pool.budget else ""
-        why = f"{granted}the other {others} rows do not fit or are refused, as decisions.jsonl says of each"
+        why = f"{granted}{fitting} rows that would fit are refused, as decisions.jsonl says of each"
         warnings.append(
-            f"filled {filled} of {pool.budget} {unit}: {why if others else 'no other row may be chosen'}; "
+            f"filled {filled} of {pool.budget} {unit}: {why if fitting else 'no other row may be chosen'}; "
             "recovery still trains as many steps as the budget asks"
         )
     # Recovery trains on the very tokens that were compared and counted here.

@@ -357,13 +357,13 @@ def test_a_budget_is_the_share_as_it_is_written(run: Callable[..., Result], pool
 
 
 def test_a_budget_that_is_not_filled_says_why(run: Callable[..., Result], pool_rows: Rows) -> None:
-    """Published modes round each grant down and fill no further; `random` fills its budget."""
+    """Published modes round each grant down and fill no further; `random` lacks less than a row."""
     paper = run("paser", pool_rows, budget_ratio=0.1, paser=PaserConfig(mode="paper", clusters=4)).summary
     filled, granted = paper["selected_rows"], paper["granted_rows"]
     assert filled <= granted < paper["requested_rows"] == 9
     said = (
-        f"filled {filled} of 9 rows: its clusters were granted {granted}, and the other {90 - filled} rows "
-        "do not fit or are refused, as decisions.jsonl says of each; recovery still trains as many steps"
+        f"filled {filled} of 9 rows: its clusters were granted {granted}, and {90 - filled} rows that would "
+        "fit are refused, as decisions.jsonl says of each; recovery still trains as many steps"
     )
     assert any(one.startswith(said) for one in paper["warnings"])
     assert not any("filled" in one for one in run("random", pool_rows, budget_ratio=0.3).summary["warnings"])
