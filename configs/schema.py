@@ -152,22 +152,32 @@ class PrepareConfig(Section):
     """How documents become rows: passages under their headings, with what stands before."""
 
     passage_tokens: Annotated[int, Field(ge=16)] = 128
-    """Tokens of the model in a passage at most; it ends with a block, or with a sentence where one is
-    longer."""
+    """Tokens of the model in a passage at most; it ends with a block, where one is longer with a sentence or
+    a line, and where this is longer with a word."""
     min_tokens: Annotated[int, Field(ge=1)] = 24
     """Shorter passages make no row."""
     context_tokens: Annotated[int, Field(ge=0)] = 48
     """Tokens of the sentences before that are shown as input: those directly before, and the most relevant
     to the instruction. At 0, and where none stands before, a passage's opening is shown."""
     instruction: str = (
-        "Continue the text"
-        "{% if headings %} under the heading: {{ headings | join(' > ') }}{% else %} of {{ name }}{% endif %}"
+        "Continue the text{% if headings %} under the heading: {{ headings | join(' > ') }}"
+        "{% elif name %} of {{ name }}{% endif %}"
     )
-    """Template over `name` of the document and `headings`, the highest first."""
+    """Template over `headings`, the highest first, and `name`: the document's file, or of a row of data its
+    `title`, if it has one."""
     category: str = "documents"
     """Label of the rows, by which reports group."""
     language: str = "en"
     """Language by whose rules sentences end."""
+
+    @model_validator(mode="after")
+    def _passages_are_long_enough(self) -> PrepareConfig:
+        if self.min_tokens > self.passage_tokens:
+            raise ValueError(
+                f"min_tokens is {self.min_tokens}, and no passage has more than passage_tokens "
+                f"{self.passage_tokens}; lower the one, or raise the other"
+            )
+        return self
 
 
 class CalibrateConfig(Section):

@@ -129,7 +129,8 @@ def document_items(
 
     def whole(name: str) -> Item | None:
         try:
-            text = files[name].read_text(encoding="utf-8-sig")
+            # Not `read_text`, which turns line endings into others: places are those of the file.
+            text = files[name].read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadInput(
                 f"{name}: expected UTF-8, found byte {error.object[error.start]:#x}; convert the file, or "
@@ -139,7 +140,7 @@ def document_items(
         if where is not None and not _at(name, where, columns):
             counts.by_where += 1
             return None
-        return _document(source, label, name, text, hashed(name, columns, text))
+        return _document(source, label, name, name, text, hashed(name, columns, text))
 
     for name in written:
         try:
@@ -155,20 +156,22 @@ def document_items(
     render = _of_columns(source.text)
 
     def item(found: Located) -> Item:
-        text = _at(found.place, render, found.columns)
-        return _document(source, label, found.place, text, hashed(found.place, found.columns, text))
+        text, title = _at(found.place, render, found.columns), found.columns.get("title")
+        title = title if isinstance(title, str) else ""
+        return _document(source, label, found.place, title, text, hashed(found.place, found.columns, text))
 
     yield from each_row(source, rest, read, item, counts)
 
 
-def _document(source: DocumentSource, label: str, name: str, text: str, hashed: str) -> Item:
+def _document(source: DocumentSource, label: str, name: str, title: str, text: str, hashed: str) -> Item:
     if not text.strip():
         raise BadInput(
             f"{name}: the document is empty; leave it out by `where`, or such ones by on_bad_row: skip"
         )
     markup = source.markup if source.markup != "auto" else MARKUPS.get(Path(name).suffix.lower(), "text")
     id = sha256_hex(text.encode("utf-8", "surrogatepass"))
-    return Item(text, hashed, {"id": id, "name": name, "markup": markup, "text": text, "source": label})
+    about = {"id": id, "name": name, "title": title, "source": label}
+    return Item(text, hashed, {**about, "markup": markup, "text": text})
 
 
 def raw_items(

@@ -20,12 +20,21 @@ _WORD = re.compile(r"(?<=\s)\S")
 class Sentences:
     """The sentences of a document, with their tokens and the weights of their words, and those of prompts."""
 
-    def __init__(self, texts: Sequence[str], prompts: Sequence[str], count: Callable[[str], int]) -> None:
-        """Count tokens and weigh words by how few of the sentences have them (TF-IDF), once for all."""
+    def __init__(
+        self, texts: Sequence[str], gaps: Sequence[str], prompts: Sequence[str], count: Callable[[str], int]
+    ) -> None:
+        """Count tokens and weigh words by how few of the sentences have them (TF-IDF), once for all.
+
+        Args:
+            texts: The sentences.
+            gaps: What stands before each, white space.
+            prompts: What is asked.
+            count: Gives the tokens of a text.
+        """
         from scipy.sparse import csr_matrix
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self._texts, self._count = texts, count
+        self._texts, self._gaps, self._count = texts, gaps, count
         self._tokens = np.array([count(text) for text in texts], dtype=np.int64)
         vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b")
         try:
@@ -52,7 +61,7 @@ class Sentences:
             begin -= 1
             left -= int(self._tokens[begin])
         places = [*self._relevant(begin, prompt, left), *range(begin, end)]
-        return " ".join(self._texts[place] for place in places)
+        return "".join(self._gaps[place] + self._texts[place] for place in places).lstrip()
 
     def _relevant(self, end: int, prompt: int, most_tokens: int) -> list[int]:
         """Places before `end`, ascending."""

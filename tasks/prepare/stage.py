@@ -21,6 +21,7 @@ from resprout.infra.identity import install_command
 from resprout.infra.store.canonical import sha256_hex
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import Reads, stage
+from resprout.tasks.data.render import compile_template
 
 if TYPE_CHECKING:
     from resprout.tasks.prepare.blocks import Block
@@ -40,11 +41,16 @@ def settings(config: SelectConfig) -> dict[str, Any]:
 def check(config: SelectConfig, base: Path) -> None:
     """BadInput where the libraries are not installed that documents are read by."""
     lacking = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if config.documents and lacking:
+    if not config.documents:
+        return
+    if lacking:
         raise BadInput(
             f"select.documents needs {' and '.join(lacking)}, not installed here; "
             f"{install_command('documents')}"
         )
+    instruct = compile_template(config.prepare.instruction)
+    for headings in ([], ["heading"]):
+        instruct({"name": "name", "headings": headings})
 
 
 @stage(
@@ -123,41 +129,45 @@ def _rows(
     count: Callable[[str], int],
     counts: dict[str, int],
 ) -> Iterator[dict[str, Any]]:
-    from resprout.tasks.data.render import compile_template
     from resprout.tasks.prepare.context import Sentences, opening
-    from resprout.tasks.prepare.passages import passages, sentences
+    from resprout.tasks.prepare.markdown import LINE_END
+    from resprout.tasks.prepare.passages import between, passages, sentences
 
     count = cache(count)
     instruct, source = compile_template(config.instruction), document["text"]
     found = list(passages(blocks, source, config.passage_tokens, count, config.language))
     spans = [sentences(passage.text, config.language) for passage in found]
-    texts = [one.text[begin:end] for one, own in zip(found, spans, strict=True) for begin, end in own]
-    shown = [{"name": document["name"], "headings": list(passage.headings)} for passage in found]
-    instructions = [instruct(one) for one in shown]
-    known = Sentences(texts if config.context_tokens else [], instructions, count)
+    texts, gaps = list[str](), list[str]()
+    for before, passage, own in zip([None, *found], found, spans, strict=False):
+        gap, last = between(before, passage, source) if before else "", 0
+        for begin, end in own:
+            texts.append(passage.text[begin:end])
+            gaps.append(gap + passage.text[last:begin])
+            gap, last = "", end
+    instructions = [
+        instruct({"name": document["title"], "headings": [one for one in passage.headings if one]})
+        for passage in found
+    ]
+    known = Sentences(*((texts, gaps) if config.context_tokens else ([], [])), instructions, count)
     first = 0
     for number, (passage, own) in enumerate(zip(found, spans, strict=True)):
         if count(passage.text) < config.min_tokens:
             counts["short_passages"] += 1
         else:
-            instruction, begin, answer = instructions[number], passage.begin, passage.text
             if first and config.context_tokens:
-                given = known.before(first, number, config.context_tokens)
+                given, answer = known.before(first, number, config.context_tokens), passage
             else:
                 cut = opening(passage.text, own)
-                given, answer = passage.text[:cut].rstrip(), passage.text[cut:]
-                begin += cut if source[begin : passage.end] == passage.text else 0
-            text = "\n".join((instruction, given, answer))
+                given, answer = passage.text[:cut].rstrip(), passage.behind(cut, source)
+            shown = [LINE_END.sub("\n", one) for one in (instructions[number], given, answer.text)]
             yield {
-                "id": sha256_hex(text.encode("utf-8", "surrogatepass")),
-                "instruction": instruction,
-                "input": given,
-                "output": answer,
+                "id": sha256_hex("\n".join(shown).encode("utf-8", "surrogatepass")),
+                **dict(zip(("instruction", "input", "output"), shown, strict=True)),
                 "category": config.category,
                 "source": document["source"],
                 "document": document["id"],
-                "begin": begin,
-                "end": passage.end,
-                "blocks": list(passage.blocks),
+                "begin": answer.begin,
+                "end": answer.end,
+                "blocks": list(answer.blocks),
             }
         first += len(own)

@@ -454,6 +454,16 @@ def test_documents_are_files_or_rows(bring, jsonl, tmp_path):
     jsonl("pages.jsonl", [{"page": "<p>x</p>"}, {"page": "<p>y</p>"}])
     rows = bring(acquire_documents, DocumentSource(source="pages.jsonl", text="{{ page }}", markup="html"))
     assert [(one["markup"], one["text"]) for one in rows] == [("html", "<p>x</p>"), ("html", "<p>y</p>")]
+    # A file's name may be asked about; where a row stands is nothing to learn, its title is.
+    jsonl("titled.jsonl", [{"text": "x", "title": "X"}, {"text": "y"}])
+    titled = bring(acquire_documents, DocumentSource(source="titled.jsonl"))
+    assert [(one["name"], one["title"]) for one in titled] == [
+        ("titled.jsonl, row 1", "X"),
+        ("titled.jsonl, row 2", ""),
+    ]
+    assert found[0]["title"] == "a.md"
+    (folder / "a.md").write_bytes(b"\xef\xbb\xbfOne.\r\n")
+    assert bring(acquire_documents, DocumentSource(source="docs"))[0]["text"] == "One.\r\n"
     (folder / "a.md").write_text("  \n")
     with pytest.raises(BadInput, match=r"a\.md: the document is empty; leave it out by `where`"):
         bring(acquire_documents, DocumentSource(source="docs"))

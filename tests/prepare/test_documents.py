@@ -116,6 +116,55 @@ def test_markdown_may_nest_more_deeply_than_python_recurses() -> None:
 
 
 @pytest.mark.parametrize(
+    "front",
+    ["---\ntitle: a\n\ntags: [b]\n---\n", "+++\r\ntitle = 'a'\r\n+++\r\n", "---\n# of a site\na: b\n---"],
+)
+def test_front_matter_is_no_text(front: str) -> None:
+    text = f"{front}\n# One\n\nTwo.\n"
+    assert [(one.text, one.begin) for one in parts_of(text, "markdown")] == [
+        ("One", text.index("#", len(front))), ("Two.", text.index("Two")),
+    ]  # fmt: skip
+
+
+def test_a_rule_before_text_is_no_front_matter() -> None:
+    text = "---\nOne sentence: two.\n\n---\n\nThree.\n"
+    assert [one.text for one in parts_of(text, "markdown")] == ["One sentence: two.", "Three."]
+
+
+def test_a_heading_is_what_a_reader_sees_of_it() -> None:
+    text = "# [Pumps](http://x) with *care*, `code` &amp; <b>more</b> ![drawn](y)\n"
+    assert [one.text for one in parts_of(text, "markdown")] == ["Pumps with care, code & more drawn"]
+
+
+def test_images_alone_are_no_paragraph_and_begin_a_sentence() -> None:
+    badges = "[![built](https://a.b)](https://c.d) ![logo][one]\n![x](y)"
+    text = f"{badges}\n\n![logo](https://a.b) Tools for pumps! They work.\n"
+    (part,) = parts_of(text, "markdown")
+    assert part.text == "![logo](https://a.b) Tools for pumps! They work."
+    assert [part.text[a:b] for a, b in sentences(part.text, "en")] == [
+        "![logo](https://a.b) Tools for pumps!", "They work.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("markup", "text", "ends"),
+    [
+        ("markdown", "```\n" + "x = some(thing)\n" * 40 + "```\n", r"```|\)"),
+        ("markdown", "| a | b |\n|---|---|\n" + "| one | two |\n" * 40, r"\|"),
+        ("text", "no full stop here " * 40, r"stop|here|full|no"),
+        ("text", "\u0e01\u0e32\u0e23\u0e15" * 60, "."),
+    ],
+)
+def test_no_passage_is_longer_than_it_may_be(markup: str, text: str, ends: str) -> None:
+    """Code and tables are parted between lines, sentences between words, of a text without any anywhere."""
+    found = list(passages(tree(parts_of(text, markup)), text, 50, len, "en"))
+    assert max(len(one.text) for one in found) <= 50
+    assert all(re.search(f"(?:{ends})$", one.text) for one in found)
+    assert [text[one.begin : one.end] for one in found] == [one.text for one in found]
+    assert "".join("".join(one.text for one in found).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
     ("written", "text"),
     [
         ("<p>|AT&T, &copy more, salt &amp|</p>", "AT&T, © more, salt &"),
@@ -219,10 +268,10 @@ def test_passages_by_hand() -> None:
     assert [one.headings for one in found] == [("A",), ("A",), ("A", "B")]
     assert [text[one.begin : one.end] for one in found] == [one.text for one in found]
     assert [one.blocks for one in found] == [(1,), (2, 3), (5,)]
-    # At most 3 words: sentences part, and one that is longer stays whole.
+    # At most 3 words: sentences part, and one that is longer between its words.
     short = list(passages(tree(parts_of(text, "markdown")), text, 3, words, "en"))
     assert [one.text for one in short] == [
-        "One two three.", "Four five.", "Six seven eight nine.", "Ten eleven.", "Twelve.",
+        "One two three.", "Four five.", "Six seven eight", "nine.\n\nTen eleven.", "Twelve.",
     ]  # fmt: skip
     assert [text[one.begin : one.end] for one in short] == [one.text for one in short]
 
@@ -230,7 +279,7 @@ def test_passages_by_hand() -> None:
 def test_context_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sentences of 3, 5, 2 and 2 words: the last come last, then the one about rye, then the nearest."""
     before = ["Rye is dark.", "Wheat is very light indeed.", "Barley grows.", "Oats too."]
-    known, rye, nothing = Sentences(before, ["Write about rye", ""], words), 0, 1
+    known, rye, nothing = Sentences(before, [" "] * 4, ["Write about rye", ""], words), 0, 1
     # Half of 8 words hold both sentences of 2, the other half the one about rye.
     assert known.before(4, rye, 8) == "Rye is dark. Barley grows. Oats too."
     # Half of 5 words hold one of 2; of the rest rye takes 3, or the nearest 2.
@@ -240,8 +289,13 @@ def test_context_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known.before(1, rye, 3) == "Rye is dark."
     # Of a sentence that is too long, the last words; of one without white space the last characters.
     assert known.before(2, rye, 3) == "very light indeed."
-    assert Sentences(["ABCDEFGH"], [""], len).before(1, 0, 3) == "FGH"
-    assert Sentences(["...", "!"], [""], len).before(2, 0, 4) == "... !"
+    assert Sentences(["ABCDEFGH"], [""], [""], len).before(1, 0, 3) == "FGH"
+    # Before each stands what stood there.
+    assert Sentences(["...", "!"], ["\n", "\n\n"], [""], len).before(2, 0, 4) == "...\n\n!"
+    assert (
+        Sentences(["\u68c0\u67e5\u3002", "\u5bc6\u5c01\u3002"], ["", ""], [""], len).before(2, 0, 6)
+        == "\u68c0\u67e5\u3002\u5bc6\u5c01\u3002"
+    )
     monkeypatch.setattr(context, "LOOK_BACK", 2)
     assert known.before(4, rye, 5) == "Barley grows. Oats too."
 
@@ -271,7 +325,7 @@ def run(
     given.mkdir()
     workdir.mkdir()
     lines = [
-        json.dumps({"id": f"d{n}", "name": f"d{n}.md", "source": "s", **one})
+        json.dumps({"id": f"d{n}", "name": f"d{n}.md", "title": f"d{n}.md", "source": "s", **one})
         for n, one in enumerate(documents)
     ]
     (given / "documents.jsonl").write_text("\n".join(lines))
@@ -291,7 +345,7 @@ def test_rows_say_where_they_stand(tmp_path: Path, tokenizer: Path) -> None:
     assert rows[0]["output"] == "It is old."
     assert rows[1]["instruction"] == "Continue the text under the heading: Bread > Rye"
     # 40 bytes hold both sentences.
-    assert rows[1]["input"] == "Bread is baked. It is old."
+    assert rows[1]["input"] == "Bread is baked.\nIt is old."
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         assert MARKDOWN[row["begin"] : row["end"]] == row["output"]
@@ -303,6 +357,49 @@ def test_rows_say_where_they_stand(tmp_path: Path, tokenizer: Path) -> None:
     blocks = [json.loads(line) for line in (tmp_path / "out" / "blocks.jsonl").read_text().splitlines()]
     assert [one["parent"] for one in blocks] == [None, 0, 0, 2, 2, 2, 2, 2, None, 8]
     assert blocks[rows[1]["blocks"][0]]["kind"] == "item"
+
+
+def test_places_are_those_of_the_file_and_rows_have_plain_line_ends(tmp_path: Path, tokenizer: Path) -> None:
+    text = MARKDOWN.replace("\n", "\r\n")
+    settings = {"passage_tokens": 60, "min_tokens": 5, "context_tokens": 40}
+    for row in run(tmp_path, tokenizer, [{"text": text, "markup": "markdown"}], **settings):
+        assert text[row["begin"] : row["end"]].replace("\r\n", "\n") == row["output"]
+        assert not any("\r" in row[name] for name in ("instruction", "input", "output"))
+
+
+def test_a_page_whose_opening_is_shown_begins_behind_it(tmp_path: Path, tokenizer: Path) -> None:
+    """Two blocks in a passage, of which the first is shown: the answer is the second."""
+    second = "Rye bread is made with flour from <b>rye</b> grain and water, so it is darker."
+    page = f"<html><body><article><p>{STAPLE.split('.')[0]}.</p><p>{second}</p></article></body></html>"
+    (row,) = run(
+        tmp_path, tokenizer, [{"text": page, "markup": "html"}], passage_tokens=200, context_tokens=0
+    )
+    assert row["output"] == re.sub("<.*?>", "", second)
+    assert page[row["begin"] : row["end"]] == second
+    assert row["blocks"] == [1]
+
+
+def test_a_document_without_a_name_is_asked_for_without_one(tmp_path: Path, tokenizer: Path) -> None:
+    one, other = ({"text": STAPLE, "markup": "text", "title": title} for title in ("", "Bread"))
+    rows = run(tmp_path, tokenizer, [one, other], passage_tokens=200)
+    assert [row["instruction"] for row in rows] == ["Continue the text", "Continue the text of Bread"]
+
+
+def test_settings_that_cannot_work_are_found_before_a_run(tmp_path: Path) -> None:
+    from resprout.tasks.prepare import stage
+
+    def config(**settings: Any) -> SelectConfig:
+        return SelectConfig.model_validate(
+            {"documents": [{"source": "x"}], "budget_ratio": 0.5, "prepare": settings}
+        )
+
+    with pytest.raises(BadInput, match=r"'Go on \{\{ nope \}\}'.*'nope' is undefined"):
+        stage.check(config(instruction="Go on {{ nope }}"), tmp_path)
+    stage.check(config(instruction="Go on{% if headings %} with {{ headings[0] }}{% endif %}"), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"min_tokens is 500, and no passage has more than passage_tokens 128"
+    ):
+        config(min_tokens=500)
 
 
 def told(name: str, sentences: int, headings: int = 1) -> dict[str, Any]:
