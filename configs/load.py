@@ -29,6 +29,13 @@ MOST_BITS = 1024
 """Of a whole number in a config: what a float can hold."""
 TRAVEL = ("store", "mlflow", "prefect", "proof")
 """Sections of the infrastructure that a worker needs."""
+IN_YAML = {
+    "valid tuple": "list",
+    "tuple should": "list should",
+    "valid dictionary": "mapping",
+    " after validation": "",
+}
+"""Names of Python's types, and what they are called in YAML."""
 TYPES = {"int", "float", "str", "constrained-int"}  # in a fault's location, where a key may have several
 REMOTE = re.compile(r"[a-z-]+:/?")
 """Begins an address that is no path."""
@@ -314,6 +321,8 @@ def explain(
         else:
             message = fault["msg"].removeprefix("Value error, ")
             message = message[0].lower() + message[1:]
+            for word, plain in IN_YAML.items():
+                message = message.replace(word, plain)
             given = fault.get("input")
             if isinstance(given, str | int | float | bool | type(None)) and not _is_secret(location):
                 shown = f" (given: {without_credentials(repr(given))})"

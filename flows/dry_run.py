@@ -17,7 +17,7 @@ from typing import Any
 from resprout.configs.load import Loaded
 from resprout.configs.schema import RunConfig
 from resprout.flows import preflight
-from resprout.flows.history import FOUND, Estimate, History, Work, peaks, scales, volume
+from resprout.flows.history import FOUND, ROWS, Estimate, History, Work, peaks, scales, total, volume
 from resprout.flows.inputs import Sources
 from resprout.flows.nearest_record import Nearest, nearest
 from resprout.flows.stages import Artifacts, Step, Steps, job_of
@@ -26,7 +26,6 @@ from resprout.infra.licences import check_licences
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.infra.store.results import ArtifactResults
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.acquire.stage import acquire_rows
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core.stage import StepId
 from resprout.tasks.export.format import own_classes
@@ -143,7 +142,7 @@ class Outlook:
         memory and disk are those of the model.
         """
         calibration = next((one.parts["config"] for one in forecasts if one.step.stage is calibrate), None)
-        rows = next((self._rows_bytes(one) for one in forecasts if one.step.stage is acquire_rows), None)
+        rows = total([self._rows_bytes(one) for one in forecasts if one.step.stage in ROWS])
         needs = preflight.needs(config, dense, 0) if dense is not None else None
         size = dense.sizes(config.model.dtype).bytes if dense is not None else None
         waiting = self._history.start

@@ -19,7 +19,7 @@ from resprout.flows.preflight import WORKING_BYTES
 from resprout.infra.identity import machine
 from resprout.infra.store.record import Record
 from resprout.infra.store.store import ArtifactStore
-from resprout.tasks.acquire.stage import acquire_rows
+from resprout.tasks.acquire.stage import acquire_documents, acquire_rows
 from resprout.tasks.calibrate.stage import calibrate
 from resprout.tasks.core.mlflow_log import flat
 from resprout.tasks.core.stage import Stage, Volume
@@ -67,6 +67,8 @@ class Estimate:
     disk_bytes: int | None
 
 
+ROWS = (acquire_rows, acquire_documents)
+"""Stages that bring what a selection chooses from, with whose size its work grows."""
 FOUND = Estimate(0.0, 0, 0)
 """A stage that is in the cache."""
 
@@ -137,10 +139,10 @@ class History:
         # Beside the source there may be an encoder, whose size says nothing of the work.
         model = next((one for one in models if one.config.get("role") == "model"), None)
         calibration = next((one.config for one in behind if one.stage == calibrate.name), None)
-        rows = next((self.size(one.content) for one in behind if one.stage == acquire_rows.name), None)
+        rows = [self.size(one.content) for one in behind if one.stage in {made.name for made in ROWS}]
         return Work(
             params=self._params_of(model.content) if scales(stage) and model is not None else None,
-            tokens=stage.tokens(record.config, volume(len(record.parents), calibration, rows)),
+            tokens=stage.tokens(record.config, volume(len(record.parents), calibration, total(rows))),
         )
 
     def _ancestors(self, record: Record) -> Iterable[Record]:
@@ -210,6 +212,12 @@ def peaks(tracker: Tracker) -> Callable[[str], int | None]:
 def scales(stage: Stage[Any]) -> bool:
     """Whether its time grows with the model."""
     return stage.computes or stage.writes_model
+
+
+def total(sizes: Sequence[int | None]) -> int | None:
+    """Bytes of all together; None where there is none, or one is not known."""
+    known = [one for one in sizes if one is not None]
+    return sum(known) if known and len(known) == len(sizes) else None
 
 
 def volume(inputs: int, calibration: Mapping[str, Any] | None, rows: int | None) -> Volume:

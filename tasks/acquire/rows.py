@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from heapq import nsmallest
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -153,6 +154,13 @@ def document_items(
     rest = {name: files[name] for name in names if not _is_written(name)}
     if not rest:
         return
+    for name in rest:
+        if source.format == "auto" and not may_hold(Path(name), "auto"):
+            raise BadInput(
+                f"{source.source}: documents are not read of {name}, but of {', '.join(MARKUPS)}, and of "
+                "data with a text in each row (.jsonl, .json, .parquet, .csv, .arrow; set format where the "
+                "name does not say it); convert it, a PDF to text say"
+            )
     render = _of_columns(source.text)
 
     def item(found: Located) -> Item:
@@ -345,7 +353,7 @@ def each_row(
     counts, where = counts or Counts(), compile_where(source.where) if source.where else None
     names, _ = files_of(source, files)
     for name in names:
-        shown = source.source if len(files) == 1 else f"{source.source.rstrip('/')}/{name}"
+        shown = source.source if len(files) == 1 else _named_in(source.source, name)
         skip = partial(counts.skip, name) if source.on_bad_row == "skip" else None
         for number, columns in _named(shown, files[name], source.format, read, skip):
             found = Located(f"{shown}, row {number}", name, number, columns)
@@ -358,6 +366,12 @@ def each_row(
                 counts.take(source, name, number, fault)
                 continue
             yield made
+
+
+def _named_in(address: str, name: str) -> str:
+    """A file of a source with its folder, of a pattern the last one before it."""
+    folders = takewhile(lambda part: not is_pattern(part), address.rstrip("/").split("/"))
+    return "/".join([*folders, name])
 
 
 def _named(

@@ -20,7 +20,7 @@ from resprout.configs.schema import PrepareConfig, SelectConfig
 from resprout.infra.identity import install_command
 from resprout.infra.store.canonical import sha256_hex
 from resprout.tasks.core.job import Job, Progress
-from resprout.tasks.core.stage import Reads, stage
+from resprout.tasks.core.stage import Reads, Volume, stage
 from resprout.tasks.data.render import compile_template
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def check(config: SelectConfig, base: Path) -> None:
         instruct({"name": "name", "headings": headings})
 
 
+def documents_bytes(config: Mapping[str, Any], volume: Volume) -> float | None:
+    """Bytes of all documents, with which their blocks grow."""
+    return volume.rows_bytes
+
+
 @stage(
     "prepare",
     kind="prepared-rows",
@@ -62,6 +67,7 @@ def check(config: SelectConfig, base: Path) -> None:
     libraries=("tokenizers", "trafilatura", "sentencex", "markdown-it-py", "scikit-learn"),
     computes=False,
     settings=settings,
+    tokens=documents_bytes,
     checks={"select.documents": check},
     metrics=("prepared_rows", "unread_documents"),
 )

@@ -95,14 +95,14 @@ def write(config: FilterConfig, inputs: Mapping[str, Path], workdir: Path, progr
     counts["rows"] = len(rows) - len(reasons)
     if not counts["rows"]:
         raise BadInput(
-            f"of {len(rows)} rows of select.pool not one is left: "
+            f"of {len(rows)} rows of the pool not one is left: "
             f"{', '.join(f'{count} {cause}' for cause, count in causes.most_common())}; add rows, or change "
             "the filter"
         )
     if len(reasons) > MANY * len(rows):
         cause, count = causes.most_common(1)[0]
         warnings.append(
-            f"{len(reasons)} of {len(rows)} rows of select.pool were left out before the selection; most "
+            f"{len(reasons)} of {len(rows)} rows of the pool were left out before the selection; most "
             f"common: {count} {cause}"
         )
     write_json(workdir / WARNINGS, warnings)

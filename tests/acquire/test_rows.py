@@ -226,6 +226,9 @@ def test_a_pattern_names_files(bring, jsonl, tmp_path, context):
     assert len(bring(acquire_rows, RowSource(source=uri))) == 2
     (tmp_path / "pool" / "rows.dat").write_text(json.dumps(row(9)))
     assert bring(acquire_rows, RowSource(source="pool/*.dat", format="jsonl"))[0]["file"] == "rows.dat"
+    jsonl("pool/train-2.jsonl", [{"other": 1}])
+    with pytest.raises(BadInput, match=r"^pool/train-2\.jsonl, row 1: "):
+        bring(acquire_rows, RowSource(source="pool/train-*.jsonl"))
     with pytest.raises(BadInput, match=r"there is no pool/valid-\*\.jsonl"):
         bring(acquire_rows, RowSource(source="pool/valid-*.jsonl"))
 
@@ -462,6 +465,11 @@ def test_documents_are_files_or_rows(bring, jsonl, tmp_path):
         ("titled.jsonl, row 2", ""),
     ]
     assert found[0]["title"] == "a.md"
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF")
+    with pytest.raises(
+        BadInput, match=r"documents are not read of paper\.pdf, but of \.html, .* a PDF to text"
+    ):
+        bring(acquire_documents, DocumentSource(source="paper.pdf"))
     (folder / "a.md").write_bytes(b"\xef\xbb\xbfOne.\r\n")
     assert bring(acquire_documents, DocumentSource(source="docs"))[0]["text"] == "One.\r\n"
     (folder / "a.md").write_text("  \n")

@@ -66,11 +66,11 @@ def test_a_bare_on_is_a_word(tmp_path: Path, write: Write) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"models": []}, "models: tuple should have at least 1 item"),
+        ({"models": []}, "models: list should have at least 1 item"),
         ({"models": [""]}, "models.0: string should have at least 1 character"),
-        ({"on": []}, "on: tuple should have at least 1 item"),
+        ({"on": []}, "on: list should have at least 1 item"),
         ({"on": ["deleted"]}, "'created', 'alias' or 'tag'"),
-        ({"sources": []}, "sources: tuple should have at least 1 item"),
+        ({"sources": []}, "sources: list should have at least 1 item"),
         ({"sources": ["models"]}, "is relative; give a scheme and prefix"),
         ({"sources": ["s3://models/../x"]}, "leads upwards"),
         ({"sources": ["s3://*"]}, "is a pattern; give a prefix"),

@@ -106,7 +106,7 @@ def test_the_order_of_the_file_decides_nothing(filtered: Callable[..., Any]) -> 
 
 def test_nothing_left_says_which_filter_took_how_many(filtered: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(
-        BadInput, match=r"of 1 rows of select\.pool not one is left: 1 share 13 words in succession with "
+        BadInput, match=r"of 1 rows of the pool not one is left: 1 share 13 words in succession with "
     ):
         filtered([row(0, " ".join(WORDS))], evaluation(tmp_path))
 
@@ -182,7 +182,7 @@ def test_a_pool_of_which_much_goes_says_for_what_most(filtered: Callable[..., An
     rows = [row(0, long), row(1, f"{long}!"), row(2, f"{long}?"), row(3, " ".join(WORDS)), row(4, "else")]
     filtered(rows, evaluation(tmp_path))
     assert warnings(tmp_path) == [
-        "3 of 5 rows of select.pool were left out before the selection; most common: 2 nearly repeat others "
+        "3 of 5 rows of the pool were left out before the selection; most common: 2 nearly repeat others "
         "(select.filter.near_duplicates)"
     ]
     filtered([row(number, f"a {number}") for number in range(4)] + [row(9, "a  1")])
