@@ -17,8 +17,9 @@ from resprout.flows.history import Estimate, History, Work
 from resprout.infra.identity import machine
 from resprout.infra.store.record import Parent, Record
 from resprout.infra.store.store import ArtifactStore
+from resprout.tasks.prepare.stage import prepare
 from resprout.tasks.prune.stage import plan, prune
-from resprout.tasks.select.stage import select
+from resprout.tasks.select.stage import filter_rows, pool, select
 
 SECONDS = 60.0
 """What a larger model takes longer in each stage that computes with it."""
@@ -172,22 +173,41 @@ def test_a_search_of_hours_says_nothing_of_another_allocator(tmp_path: Path) -> 
     assert history.estimate(prune, {"allocator": "uniform"}, work) == Estimate(None, None, None)
 
 
+def _made(stage: str, kind: str, content: str, config: dict[str, Any], *parents: str) -> Record:
+    return Record(
+        stage=stage, key="k", kind=kind, content=content * 64, config=config, code={}, libraries={},
+        machine=machine(), who="ada", seconds=1.0, started="2026-01-02T01:00:00+00:00",
+        parents=tuple(Parent(role=one, digest="0" * 64, record=one) for one in parents),
+    )  # fmt: skip
+
+
 def test_work_is_measured_by_the_source_model_and_not_by_an_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def record(stage: str, kind: str, content: str, config: dict[str, Any], *parents: str) -> Record:
-        return Record(
-            stage=stage, key="k", kind=kind, content=content * 64, config=config, code={}, libraries={},
-            machine=machine(), who="ada", seconds=1.0, started="2026-01-02T01:00:00+00:00",
-            parents=tuple(Parent(role=one, digest="0" * 64, record=one) for one in parents),
-        )  # fmt: skip
-
-    made = record("select", "selection", "c", {}, "encoder", "dense")
+    made = _made("select", "selection", "c", {}, "encoder", "dense")
     records = [
-        ("encoder", record("acquire_model", "model", "a", {"role": "encoder"})),
-        ("dense", record("acquire_model", "model", "b", {"role": "model"})),
+        ("encoder", _made("acquire_model", "model", "a", {"role": "encoder"})),
+        ("dense", _made("acquire_model", "model", "b", {"role": "model"})),
         ("selection", made),
     ]
     history = History(ArtifactStore.from_config(StoreConfig(), tmp_path), records)
     monkeypatch.setattr(history, "_params_of", {"a" * 64: 1, "b" * 64: 2}.get)
     assert history.work(select, made).params == 2
+
+
+def test_work_on_rows_grows_with_documents_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = _made("filter", "filtered-rows", "c", {}, "pool", "prepared")
+    one = _made("pool", "pool", "d", {}, "prepared")
+    records = [
+        ("pool", _made("acquire_rows", "rows", "a", {})),
+        ("documents", _made("acquire_documents", "documents", "b", {})),
+        ("prepared", _made("prepare", "prepared-rows", "e", {}, "documents")),
+    ]
+    history = History(ArtifactStore.from_config(StoreConfig(), tmp_path), records)
+    monkeypatch.setattr(history, "size", {"a" * 64: 100, "b" * 64: 30}.get)
+    assert history.work(filter_rows, both).tokens == 130
+    assert history.work(pool, one).tokens == 30
+    assert history.work(prepare, records[2][1]).tokens == 30
+    # What was erased is not taken for nothing.
+    monkeypatch.setattr(history, "size", {"a" * 64: 100}.get)
+    assert history.work(filter_rows, both).tokens is None
