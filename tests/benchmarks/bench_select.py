@@ -47,6 +47,18 @@ class Known:
         self.jsd[index] = self.truth[index]
 
 
+class NoRivals:
+    """Questions of rows that all ask different things."""
+
+    open_rows = 0
+
+    def contested(self, among: Iterable[int]) -> list[int]:
+        return []
+
+    def settled(self, dense_nll: Any, contested: Iterable[int]) -> dict[int, int]:
+        return {}
+
+
 def made_up(count: int) -> list[dict[str, str]]:
     """Rows of thirty subjects, each with words of its own."""
     rng = np.random.default_rng(SEED)
@@ -119,7 +131,6 @@ def chosen(rows: list[dict[str, Any]], share: float) -> dict[str, float]:
 def embeddings(args: argparse.Namespace) -> list[str]:
     from resprout.tasks.core.job import silent
     from resprout.tasks.select import auto
-    from resprout.tasks.select.duplicates import Questions
 
     rng = np.random.default_rng(SEED)
     centres = rng.normal(size=(50, 384)).astype(np.float32)
@@ -150,7 +161,7 @@ def embeddings(args: argparse.Namespace) -> list[str]:
     encoded = [Encoded([1], [2])] * args.rows
     whole = np.zeros(args.rows, dtype=bool)
     pool = Pool(made, ids, encoded, tokens, tokens, whole, [], budget, budget)
-    questions = Questions([row], np.zeros((1, 1)), 0.95)
+    questions: Any = NoRivals()
     given: Any = Known(args.rows)
     start = time.perf_counter()
     found = auto.select(config(), pool, points, questions, given, SEED, silent)
