@@ -139,7 +139,8 @@ class History:
         # Beside the source there may be an encoder, whose size says nothing of the work.
         model = next((one for one in models if one.config.get("role") == "model"), None)
         calibration = next((one.config for one in behind if one.stage == calibrate.name), None)
-        rows = [self.size(one.content) for one in behind if one.stage in {made.name for made in ROWS}]
+        acquired = [stage.name for stage in ROWS]
+        rows = [self.size(one.content) for one in behind if one.stage in acquired]
         return Work(
             params=self._params_of(model.content) if scales(stage) and model is not None else None,
             tokens=stage.tokens(record.config, volume(len(record.parents), calibration, total(rows))),

@@ -37,7 +37,7 @@ from resprout.tasks.data.render import compile_template
 MOST_EXPANSIONS = 10_000
 """Of one symbol drawn; a grammar that needs more does not end."""
 _FORM = re.compile(r"\[|^Production$|^str$")
-"""How pydantic calls a form that a value may have, among the keys that lead to a fault."""
+"""Names of the union's types, which pydantic puts among the keys of an error's location."""
 SYMBOL = re.compile(r"<([A-Za-z_][A-Za-z0-9_]*)>")
 
 
@@ -115,7 +115,7 @@ def _read(path: Path, file: IO[bytes]) -> Grammar:
     except (yaml.YAMLError, UnicodeEncodeError) as error:
         raise BadInput(f"{path}: expected a grammar as YAML, found a fault: {error}") from error
     except ValidationError as error:
-        # Of a rule that is neither form both are told: the fault is in the one that was meant, deeper inside.
+        # A rule that fails has an error for each type of its union; the deepest is of the type meant.
         first = max(error.errors(), key=lambda one: len(one["loc"]))
         place = ".".join(str(one) for one in first["loc"] if not _FORM.search(str(one))) or "the file"
         said = first["msg"].removeprefix("Value error, ")

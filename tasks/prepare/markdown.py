@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from resprout.tasks.prepare.blocks import Kind, Part
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 KINDS: dict[str, Kind] = {"fence": "code", "code_block": "code", "table": "table", "paragraph": "paragraph"}
 WITHIN: dict[str, Kind] = {"list_item": "item", "blockquote": "quote"}
@@ -12,9 +16,9 @@ WITHIN: dict[str, Kind] = {"list_item": "item", "blockquote": "quote"}
 _FRONT_MATTER = re.compile(
     r"(---|\+\+\+)[ \t]*(?:\r\n?|\n)(?=[\w\"'-]+[ \t]*[:=]|[#\[])(?:.*(?:\r\n?|\n))*?\1[ \t]*(?=[\r\n]|$)"
 )
-"""What site generators read of a page before its text, as YAML or TOML."""
+"""Front matter: metadata for site generators at the top of a file, in YAML or TOML."""
 _IMAGE = re.compile(r"!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])|\]\([^)]*\)")
-"""An image, or where a link of what stood before leads to."""
+"""An image, or the target of a link, whose text stands before it."""
 LINE_END = re.compile(r"\r\n?|\n")
 """The line endings of CommonMark; a form feed or U+2028, at which `str.splitlines` parts too, is none."""
 
@@ -28,7 +32,7 @@ def markdown_parts(source: str) -> list[Part]:
     from markdown_it.tree import SyntaxTreeNode
 
     if front := _FRONT_MATTER.match(source):
-        # Blank, so that what follows stands where it did.
+        # Blanked, not cut off, so that offsets behind it stay.
         source = re.sub(r"[^\r\n]", " ", front[0]) + source[front.end() :]
     starts = [0, *(match.end() for match in LINE_END.finditer(source)), len(source)]
     found = list[Part]()
@@ -42,7 +46,7 @@ def markdown_parts(source: str) -> list[Part]:
             begin, end = begin + len(text) - len(text.lstrip()), begin + len(text.rstrip())
             if node.type == "heading":
                 title = " ".join(child.content for child in node.children)
-                found.append(Part("heading", _plain(title), begin, end, int(node.tag[1:])))
+                found.append(Part("heading", _plain(inline, title), begin, end, int(node.tag[1:])))
             elif begin < end and (node.type != "paragraph" or re.search(r"\w", _IMAGE.sub("", text))):
                 kind = within if within and node.type == "paragraph" else KINDS[node.type]
                 found.append(Part(kind, source[begin:end], begin, end))
@@ -51,16 +55,14 @@ def markdown_parts(source: str) -> list[Part]:
             visit(child, WITHIN.get(node.type, within))
 
     # What stands within a block is kept as it is written, and may be nested more deeply than Python recurses.
-    parser = MarkdownIt("commonmark").enable("table").disable("inline")
+    parser, inline = MarkdownIt("commonmark").enable("table").disable("inline"), MarkdownIt("commonmark")
     visit(SyntaxTreeNode(parser.parse(source)), None)
     return found
 
 
-def _plain(text: str) -> str:
-    """What a reader sees of a line: links, emphasis, code and entities without their marks."""
-    from markdown_it import MarkdownIt
-
-    (line,) = MarkdownIt("commonmark").parseInline(text)
+def _plain(parser: MarkdownIt, text: str) -> str:
+    """A line of Markdown as plain text: without the markup of links, emphasis and code, entities decoded."""
+    (line,) = parser.parseInline(text)
     seen = (
         " " if "break" in one.type else one.content
         for one in line.children or ()

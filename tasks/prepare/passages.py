@@ -33,10 +33,8 @@ class Passage:
     parts: tuple[tuple[int, Passage], ...] = ()
 
     def behind(self, cut: int, source: str) -> Passage:
-        """What of it is left behind so many characters of its text."""
-        at, part = max(
-            ((at, one) for at, one in self.parts if at <= cut), default=(0, self), key=lambda one: one[0]
-        )
+        """The passage without the first `cut` characters of its text."""
+        at, part = [(0, self), *(one for one in self.parts if one[0] <= cut)][-1]
         begin = part.begin
         if begin >= 0 and source[begin : part.end] == part.text:
             begin += cut - at
@@ -160,7 +158,7 @@ def _joined(parts: list[Passage], source: str) -> Passage:
 
 
 def between(before: Passage, one: Passage, source: str) -> str:
-    """What stands between two passages: what does in `source`, where that is white space alone."""
+    """The separator of two passages: the white space between them in `source`, else a blank line."""
     if 0 <= before.end <= one.begin:
         between = source[before.end : one.begin]
         # Of what was left out between the two, say a comment or tags, nothing comes back.
