@@ -58,15 +58,15 @@ def test_rounds_train_on_the_answers_too(resprout: Callable[..., Any], tmp_path:
     }  # fmt: skip
     path = write_run(
         tmp_path,
-        select={**SELECT, "method": "random", "targets": "mixed"},
+        select={**SELECT, "method": "random", "targets": "mixed", "answers": {"temperature": 0}},
         prune=prune,
         register=None,
         **SHORT,
     )
     done = resprout("run", path, "--json", home=tmp_path / "home")
     assert done.code == 0, done.err
-    # A random model ends no answer: where all rows keep theirs, the terminal says so too.
-    assert any("the dense model answered no row" in one for one in done.result["warnings"])
+    # Greedy, a random model goes round in circles: where all rows keep theirs, the terminal says so.
+    assert any("the dense model answered no row" in one for one in done.result["warnings"]), done.result
     names = [stage["name"] for stage in done.result["stages"]]
     assert names.count("answer") == 1
     first = next(name for name in names if name.startswith("recover "))
