@@ -168,7 +168,17 @@ class PrepareConfig(Section):
     category: str = "documents"
     """Label of the rows, by which reports group."""
     language: str = "en"
-    """Language by whose rules sentences end."""
+    """Code of the language by whose rules sentences end (ISO 639, in small letters: en, pt-br); by general
+    rules where sentencex has none for it."""
+
+    @field_validator("language")
+    @classmethod
+    def _language_is_a_code(cls, given: str) -> str:
+        if not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*", given):
+            raise ValueError(
+                f"{given!r} is no code of a language; give one of ISO 639 in small letters, as en or pt-br"
+            )
+        return given
 
     @model_validator(mode="after")
     def _passages_are_long_enough(self) -> PrepareConfig:

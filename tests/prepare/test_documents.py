@@ -400,6 +400,10 @@ def test_settings_that_cannot_work_are_found_before_a_run(tmp_path: Path) -> Non
         ValueError, match=r"min_tokens is 500, and no passage has more than passage_tokens 128"
     ):
         config(min_tokens=500)
+    for unknown in ("German", "DE", "", "en_US"):
+        with pytest.raises(ValueError, match=rf"'{unknown}' is no code of a language"):
+            config(language=unknown)
+    assert config(language="pt-br").prepare.language == "pt-br"
 
 
 def told(name: str, sentences: int, headings: int = 1) -> dict[str, Any]:
