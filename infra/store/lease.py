@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from prefect.locking.protocol import LockManager
 
 from resprout.configs.errors import ResproutError, StageFailed
@@ -190,10 +189,13 @@ class LeaseLockManager(LockManager):
         return current is not None and not _is_free(current) and _body(current).get("nonce") == nonce
 
     def guard(self, key: str) -> Callable[[], None]:
-        """A check for `ArtifactStore.publish` that raises StageFailed when the key is no longer held."""
+        """A check for `ArtifactStore.publish` that raises StageFailed when the key is no longer held.
+
+        A lease that ran out while the machine was suspended is renewed, unless another took it over.
+        """
 
         def check() -> None:
-            if not self.still_held(key):
+            if not (self.still_held(key) or self.renew(key)):
                 raise StageFailed(
                     f"this process lost its lease on '{key}', so it may not publish; another process has "
                     "taken the stage over: run again to use that result"
@@ -246,7 +248,7 @@ class LeaseLockManager(LockManager):
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "system": _system(),
-                "born": _start_time(os.getpid()),
+                "start_ticks": _start_ticks(os.getpid()),
                 "fence": lease.fence,
                 "nonce": lease.nonce,
                 "renewals": lease.renewals,
@@ -338,7 +340,7 @@ def _is_free(current: Versioned) -> bool:
     body = _body(current)
     if body.get("released", True):
         return True
-    if _has_died(body.get("system", ""), int(body.get("pid", 0)), float(body.get("born") or 0.0)):
+    if _has_died(body.get("system", ""), int(body.get("pid", 0)), body.get("start_ticks")):
         return True
     return current.age_seconds > float(body.get("term_seconds", 0.0)) + CLOCK_STEP_SECONDS
 
@@ -353,20 +355,24 @@ def _system() -> str:
         return ""
 
 
-def _start_time(pid: int) -> float | None:
-    """When the process with this id began, in seconds since the epoch; None when there is none."""
+def _start_ticks(pid: int) -> int | None:
+    """When the process with this id began, in ticks since the boot; None when there is none.
+
+    A date would move with the machine's clock, which is set or jumps when the machine was suspended.
+    """
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
         return None
+    # Fields stand behind the name, which may hold anything; the 22nd of proc_pid_stat(5) is this one.
+    return int(stat.rpartition(")")[2].split()[19])
 
 
-def _has_died(where: str, pid: int, began: float) -> bool:
-    """Whether a process is certainly dead that wrote its `_system()` and `_start_time()` into a lease."""
-    if not where or where != _system():
+def _has_died(where: str, pid: int, began: int | None) -> bool:
+    """Whether a process is certainly dead that wrote its `_system()` and `_start_ticks()` into a lease."""
+    if not where or began is None or where != _system():
         return False
-    now = _start_time(pid)
-    return now is None or abs(now - began) > 1.0
+    return _start_ticks(pid) != began
 
 
 def claim(driver: Driver, key: str, owner: str) -> str:

@@ -171,6 +171,32 @@ def test_who_was_taken_over_may_not_publish(locks, others, store, folder):
     assert others.still_held("key")
 
 
+def test_who_ran_out_and_was_not_taken_over_publishes(locks, others, store, folder):
+    locks.acquire_lock("key", "me")
+    # A machine that was suspended: the term is over, and the heartbeat has not come round yet.
+    renew, locks._renew = locks._renew, lambda lease: None
+    for _ in range(100):
+        if not locks.still_held("key"):
+            break
+        time.sleep(0.1)
+    assert not locks.still_held("key")
+    locks._renew = renew
+    digest = store.publish(folder, locks.guard("key")).digest
+    assert store.check(digest)
+    assert not others.acquire_lock("key", "you", acquire_timeout=0)
+
+
+def test_a_clock_that_is_set_kills_no_holder(locks, others, monkeypatch):
+    import psutil
+
+    locks.acquire_lock("key", "me")
+    boot = psutil.boot_time()
+    # psutil dates a process by the boot, whose date moves with the clock.
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: boot + 106)
+    assert not others.acquire_lock("key", "you", acquire_timeout=0)
+    assert locks.still_held("key")
+
+
 def test_a_hold_timeout_ends_the_lock(locks, others):
     locks.acquire_lock("key", "me", hold_timeout=0.5)
     assert not others.acquire_lock("key", "you", acquire_timeout=0)
