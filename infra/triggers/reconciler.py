@@ -121,12 +121,18 @@ class WatchedRules:
         settled, self._latest = contents == self._latest, contents
         if not settled or (contents == self._contents and not self.fault):
             return False
+        fault = ""
         try:
             rules = load_rules(self.path)
         except BadInput as error:
-            if str(error) != self.fault:
-                log.error("the rules stay as they were, because what the file holds now is wrong: %s", error)
-            self.fault = str(error)
+            rules, fault = self.rules, str(error)
+        if self._read(self.rules) != contents:
+            # Written while they were loaded, so what was loaded may be half a file.
+            return False
+        if fault:
+            if fault != self.fault:
+                log.error("the rules stay as they were, because what the file holds now is wrong: %s", fault)
+            self.fault = fault
             return False
         changed, mended = rules != self.rules, bool(self.fault)
         self.rules, self.fault, self._contents = rules, "", contents
@@ -134,11 +140,12 @@ class WatchedRules:
             log.info("%s was read again and has %d rules", self.path, len(rules))
         return changed
 
-    def _read(self, rules: tuple[LoadedRule, ...]) -> list[bytes]:
+    def _read(self, rules: tuple[LoadedRule, ...]) -> list[tuple[int, bytes]]:
+        """When each file was written and what it holds: the same bytes written again are a change too."""
         contents = []
         for path in (self.path, *(loaded.path for loaded in rules)):
             with suppress(OSError):
-                contents.append(path.read_bytes())
+                contents.append((path.stat().st_mtime_ns, path.read_bytes()))
         return contents
 
 

@@ -61,12 +61,12 @@ def rule(name: str = "chat", **changes: Any) -> dict[str, Any]:
 
 
 def write_rules(folder: Path, *rules: dict[str, Any]) -> Path:
-    """A rules file with its run config beside it."""
+    """A rules file with its run config beside it; who reads meanwhile sees no half of one."""
     folder.mkdir(exist_ok=True)
-    (folder / "run.yaml").write_text(yaml.safe_dump(config()))
-    path = folder / "rules.yaml"
-    path.write_text(yaml.safe_dump({"rules": list(rules) or [rule()]}))
-    return path
+    for name, data in (("run.yaml", config()), ("rules.yaml", {"rules": list(rules) or [rule()]})):
+        (folder / "written").write_text(yaml.safe_dump(data))
+        (folder / "written").rename(folder / name)
+    return folder / "rules.yaml"
 
 
 def client_of(uri: str) -> Any:

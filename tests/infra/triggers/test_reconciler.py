@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from relaying import add_deployment, add_version, claims, flow_runs, rule, until, write_rules
 from resprout.configs.errors import Transient
 from resprout.configs.infrastructure import MlflowConfig, PrefectConfig, RelayConfig
+from resprout.configs.rules import LoadedRule, load_rules
 from resprout.infra.prefect.flow_runs import FlowRuns, NoDeployment
 from resprout.infra.triggers.model_registry import PAGE, ModelRegistry
 from resprout.infra.triggers.reconciler import Reconciler, WatchedRules
@@ -812,3 +813,34 @@ def test_a_run_config_of_a_rule_is_read_again_too(tmp_path: Path) -> None:
     write_rules(tmp_path / "rules")
     assert reload()
     assert rules.fault == ""
+
+
+@pytest.mark.parametrize("half", ["", "rules: []"])
+@pytest.mark.parametrize("name", ["rules.yaml", "run.yaml"])
+def test_rules_that_are_being_written_while_they_are_read_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, name: str, half: str
+) -> None:
+    path = write_rules(tmp_path / "rules")
+    rules = WatchedRules(path)
+    before = rules.rules
+    file = path.parent / name
+    whole = file.read_text()
+
+    def load_half(path: Path) -> tuple[LoadedRule, ...]:
+        # An editor writes the file anew between the look at it and its reading, with the same text.
+        file.write_text(half)
+        try:
+            return load_rules(path)
+        finally:
+            file.write_text(whole)
+
+    rules.reload()
+    file.write_text(whole)
+    monkeypatch.setattr("resprout.infra.triggers.reconciler.load_rules", load_half)
+    assert not rules.reload()
+    assert not rules.reload()
+    assert (rules.rules, rules.fault, caplog.messages) == (before, "", [])
+    monkeypatch.undo()
+    assert not rules.reload()
+    assert not rules.reload()
+    assert (rules.rules, rules.fault) == (before, "")
