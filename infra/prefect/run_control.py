@@ -24,6 +24,7 @@ from resprout.infra.network import is_healthy
 from resprout.infra.prefect.flow_runs import FLOW, GATE_NOT_PASSED, SWEEP
 from resprout.infra.prefect.home_server import home_server
 from resprout.infra.prefect.server import api_of, server
+from resprout.infra.process_identity import start_ticks
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -232,7 +233,7 @@ def cancel(client: SyncPrefectClient, run: FlowRun) -> str:
         return _stop_deployed(client, run)
     if run.parent_task_run_id is not None:
         raise BadInput(f"'{run.name}' is a variant of a sweep; cancel the sweep, all of whose variants stop")
-    host, _ = _place(run)
+    host, *_ = _place(run)
     if host != socket.gethostname():
         where = f" on {host}" if host else ""
         raise BadInput(
@@ -337,20 +338,26 @@ def _set(
 
 def note_process(client: SyncPrefectClient, run: UUID | str) -> None:
     """Note on the server which process runs a flow of a command line, so that `cancel` finds it."""
-    client.update_flow_run(UUID(str(run)), infrastructure_pid=f"{socket.gethostname()}:{os.getpid()}")
+    parts = (socket.gethostname(), os.getpid(), start_ticks(os.getpid()))
+    noted = ":".join(str(part) for part in parts if part is not None)
+    client.update_flow_run(UUID(str(run)), infrastructure_pid=noted)
 
 
-def _place(run: FlowRun) -> tuple[str, int]:
-    """Host and process id of a run of a command line; empty where it did not note them."""
-    host, _, pid = (run.infrastructure_pid or "").rpartition(":")
-    return (host, int(pid)) if pid.isdigit() else ("", 0)
+def _place(run: FlowRun) -> tuple[str, int, int | None]:
+    """Host, process id and start of a run of a command line; empty where it did not note them."""
+    host, *numbers = (run.infrastructure_pid or "").split(":")
+    if not numbers or not all(number.isdigit() for number in numbers):
+        return "", 0, None
+    return host, int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else None
 
 
 def _process(run: FlowRun) -> psutil.Process | None:
     """The live process of a run of this machine's command line; an id that was given out again is none."""
-    pid = _place(run)[1]
+    _, pid, ticks = _place(run)
     with suppress(psutil.Error):
         process = psutil.Process(pid)
+        if ticks is not None:
+            return process if start_ticks(pid) == ticks else None
         began = run.start_time or run.expected_start_time
         if began is not None and process.create_time() <= began.timestamp() + 1:
             return process

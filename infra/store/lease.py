@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 import os
@@ -13,12 +12,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from prefect.locking.protocol import LockManager
 
 from resprout.configs.errors import ResproutError, StageFailed
+from resprout.infra.process_identity import start_ticks, system
 from resprout.infra.store.canonical import canonical_json, sha256_hex
 from resprout.infra.store.driver import Driver, Versioned
 
@@ -247,8 +246,8 @@ class LeaseLockManager(LockManager):
                 "holder": lease.holder,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
-                "system": _system(),
-                "start_ticks": _start_ticks(os.getpid()),
+                "system": system(),
+                "start_ticks": start_ticks(os.getpid()),
                 "fence": lease.fence,
                 "nonce": lease.nonce,
                 "renewals": lease.renewals,
@@ -345,34 +344,11 @@ def _is_free(current: Versioned) -> bool:
     return current.age_seconds > float(body.get("term_seconds", 0.0)) + CLOCK_STEP_SECONDS
 
 
-@functools.cache
-def _system() -> str:
-    """Boot and PID namespace of this process: equal only where process ids mean the same; '' if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _start_ticks(pid: int) -> int | None:
-    """When the process with this id began, in ticks since the boot; None when there is none.
-
-    A date would move with the machine's clock, which is set or jumps when the machine was suspended.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    # Fields stand behind the name, which may hold anything; the 22nd of proc_pid_stat(5) is this one.
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def _has_died(where: str, pid: int, began: int | None) -> bool:
-    """Whether a process is certainly dead that wrote its `_system()` and `_start_ticks()` into a lease."""
-    if not where or began is None or where != _system():
+    """Whether a process is certainly dead that wrote its `system()` and `start_ticks()` into a lease."""
+    if not where or began is None or where != system():
         return False
-    return _start_ticks(pid) != began
+    return start_ticks(pid) != began
 
 
 def claim(driver: Driver, key: str, owner: str) -> str:

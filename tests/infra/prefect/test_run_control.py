@@ -213,6 +213,24 @@ def test_a_run_of_a_command_line_gets_the_signal_of_ctrl_c(client: Any, flow: An
     assert client.read_flow_run(run.id).state.name == "Cancelled"
 
 
+def test_a_clock_that_is_set_hides_no_process(
+    client: Any, flow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals: list[int] = []
+    monkeypatch.setattr(psutil.Process, "send_signal", lambda process, number: signals.append(process.pid))
+    monkeypatch.setattr(run_control, "STOP_SECONDS", 0)
+    run = begin(client, flow, unique("suspended"))
+    run_control.note_process(client, run.id)
+    # psutil dates this process behind the begin of the run: its clock was set forward meanwhile.
+    noted = client.read_flow_run(run.id).model_copy(update={"start_time": soon(-3600)})
+    assert "was told to stop" in run_control.cancel(client, noted)
+    assert signals == [os.getpid()]
+    # Of another start the id was given out again.
+    other = noted.model_copy(update={"infrastructure_pid": f"{noted.infrastructure_pid}0"})
+    assert "is gone" in run_control.cancel(client, other)
+    assert signals == [os.getpid()]
+
+
 def test_no_other_process_is_signalled(client: Any, flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(process: Any, number: int) -> None:
         raise AssertionError(f"{process} was sent {number}")

@@ -27,7 +27,7 @@ HOLDER = textwrap.dedent("""
     from resprout.infra.store.lease import LeaseLockManager
     from resprout.infra.store.store import ArtifactStore
     if sys.argv[3] == "elsewhere":
-        lease._system = lambda: "another machine"
+        lease.system = lambda: "another machine"
     store = ArtifactStore.from_config(StoreConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]))
     locks = LeaseLockManager(store.driver, term_seconds=float(sys.argv[4]))
     assert locks.acquire_lock("key", "other")
