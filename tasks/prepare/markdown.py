@@ -14,7 +14,8 @@ KINDS: dict[str, Kind] = {"fence": "code", "code_block": "code", "table": "table
 WITHIN: dict[str, Kind] = {"list_item": "item", "blockquote": "quote"}
 """Kind of a paragraph by the block that contains it."""
 _FRONT_MATTER = re.compile(
-    r"(---|\+\+\+)[ \t]*(?:\r\n?|\n)(?=[\w\"'-]+[ \t]*[:=]|[#\[])(?:.*(?:\r\n?|\n))*?\1[ \t]*(?=[\r\n]|$)"
+    r"(---|\+\+\+)[ \t]*(?:\r\n?|\n)(?=[\w\"'-]+[ \t]*[:=]|[#\[])"
+    r"(?:[^\r\n]*(?:\r\n|\r(?!\n)|\n))*?\1[ \t]*(?=[\r\n]|$)"
 )
 """Front matter: metadata for site generators at the top of a file, in YAML or TOML."""
 _IMAGE = re.compile(r"!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])|\]\([^)]*\)")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,15 @@ def test_front_matter_is_no_text(front: str) -> None:
 def test_a_rule_before_text_is_no_front_matter() -> None:
     text = "---\nOne sentence: two.\n\n---\n\nThree.\n"
     assert [one.text for one in parts_of(text, "markdown")] == ["One sentence: two.", "Three."]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_rule_above_a_heading_takes_no_time(end: str) -> None:
+    """What looks like front matter and never ends is looked through once, whatever its line ends."""
+    text = end.join(["---", "# One", "", *["Two."] * 14])
+    begin = time.monotonic()
+    assert [one.kind for one in parts_of(text, "markdown")] == ["heading", "paragraph"]
+    assert time.monotonic() - begin < 2
 
 
 def test_a_heading_is_what_a_reader_sees_of_it() -> None:
