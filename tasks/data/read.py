@@ -307,6 +307,9 @@ def _seekable(path: Path, file: IO[bytes]) -> IO[bytes]:
 def _batches(path: Path, batches: Any) -> _Read:
     number = 0
     for batch in batches:
+        names = batch.schema.names
+        if len(set(names)) != len(names):
+            raise BadInput(f"{path}: expected different column names, found {names}")
         # In pieces, so that who wants the first rows need not wait for a million.
         for start in range(0, batch.num_rows, PIECE_ROWS):
             for row in _columns(path, batch.slice(start, PIECE_ROWS), number):
@@ -319,15 +322,31 @@ def _columns(path: Path, piece: Any, before: int) -> Iterator[Row | BadInput]:
     try:
         yield from piece.to_pylist()
         return
-    except UnicodeDecodeError:
+    except (ValueError, ArithmeticError, LookupError):
+        # A value that Python has no form of: text that is no UTF-8, a date beyond the year 9999.
         pass
     for place in range(piece.num_rows):
+        alone = piece.slice(place, 1)
         try:
-            (row,) = piece.slice(place, 1).to_pylist()
-        except UnicodeDecodeError as error:
-            found = error.object[error.start]
-            row = BadInput(f"{path}, row {before + place + 1}: expected UTF-8, found byte 0x{found:02x}")
+            (row,) = alone.to_pylist()
+        except (ValueError, ArithmeticError, LookupError) as error:
+            row = BadInput(f"{path}, row {before + place + 1}: {_unreadable(alone, error)}")
         yield row
+
+
+def _unreadable(row: Any, error: Exception) -> str:
+    """What is wrong with a row of columns that cannot be read."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"expected UTF-8, found byte 0x{error.object[error.start]:02x}"
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            column.to_pylist()
+        except (ValueError, ArithmeticError, LookupError) as fault:
+            return (
+                f"the column '{name}' ({column.type}) cannot be read ({type(fault).__name__}: {fault}); "
+                "leave it out of the file, or cast it to text"
+            )
+    return str(error)
 
 
 _READERS: dict[str, Callable[[Path, IO[bytes]], _Read]] = {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date, time, timedelta
 from functools import lru_cache
 from hashlib import sha256
+from numbers import Number
 from typing import Any, TypeAlias
+from uuid import UUID
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -19,6 +23,10 @@ Columns: TypeAlias = Mapping[str, Any]
 _FAULTS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
+_PLAIN = (str, Number, date, time, timedelta, UUID, Undefined)
+"""Types whose values print as text."""
+
+
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
     made = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, finalize=_printable)
@@ -27,15 +35,25 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _printable(value: Any) -> Any:
-    """A value that prints as a text; TypeError for lists and mappings, which print as Python writes them."""
-    if value is None:
+    """A value that prints as a text, what is missing as none; TypeError where Python has its own form."""
+    if _is_missing(value):
         return ""
-    if isinstance(value, Iterable) and not isinstance(value, str | Undefined):
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Iterable):
         raise TypeError(
             f"it gives a {type(value).__name__}, which is no text; take a value inside of it, or of "
             f"chat turns {' or '.join(FILTERS)}"
         )
-    return value
+    raise TypeError(
+        f"it gives a {type(value).__name__}, which is no text; take a field that is called as something of "
+        "Python's or Jinja's is in brackets, as row['items']"
+    )
+
+
+def _is_missing(value: Any) -> bool:
+    """Null, or not a number, as which pandas writes a missing cell into JSON."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def compile_template(text: str) -> Callable[[Columns], str]:
@@ -90,7 +108,8 @@ def hash_percent(text: str) -> int:
 
 
 def _variables(columns: Columns) -> dict[str, Any]:
-    return {**columns, "row": columns}
+    known = {name: None if _is_missing(value) else value for name, value in columns.items()}
+    return {**known, "row": known}
 
 
 def _unrenderable(what: str, text: str, columns: Columns, error: Exception) -> BadInput:

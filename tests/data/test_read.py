@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,18 +252,54 @@ def test_faults_of_rows_can_be_skipped_and_those_of_the_file_cannot(tmp_path: Pa
     assert (found, skipped) == ([(5, {"q": "é", "a": "4"})], [2, 6])
 
 
-@pytest.mark.parametrize("ending", ["parquet", "arrow"])
-def test_text_of_columns_that_is_no_utf8_is_a_fault_of_its_row(tmp_path: Path, ending: str) -> None:
-    binary = pa.array([b"one", b"\xfftwo", b"three"], pa.binary())
-    table = pa.table({"a": pa.Array.from_buffers(pa.string(), 3, binary.buffers())})
-    path = tmp_path / f"a.{ending}"
-    if ending == "parquet":
+def write_columns(path: Path, table: pa.Table) -> Path:
+    if path.suffix == ".parquet":
         parquet.write_table(table, path)
     else:
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_text_of_columns_that_is_no_utf8_is_a_fault_of_its_row(tmp_path: Path, ending: str) -> None:
+    binary = pa.array([b"one", b"\xfftwo", b"three"], pa.binary())
+    table = pa.table({"a": pa.Array.from_buffers(pa.string(), 3, binary.buffers())})
+    path = write_columns(tmp_path / f"a.{ending}", table)
     with pytest.raises(BadInput, match=rf"a\.{ending}, row 2: expected UTF-8, found byte 0xff"):
         list(read_rows(path))
     skipped = list[int]()
     rows = list(read_rows(path, skip=lambda number, fault: skipped.append(number)))
     assert (rows, skipped) == ([(1, {"a": "one"}), (3, {"a": "three"})], [2])
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("values", "type", "fault"),
+    [
+        ([0, 253402300799000000], pa.timestamp("us", tz="Asia/Tokyo"), "OverflowError"),
+        ([0, 2932897], pa.date32(), "OverflowError"),
+        ([0, 2**62], pa.duration("s"), "OverflowError"),
+    ],
+    ids=["for ever in Tokyo", "the year 10000", "a long time"],
+)
+def test_a_value_of_columns_that_python_does_not_hold_is_a_fault_of_its_row(
+    tmp_path: Path, ending: str, values: list[int], type: pa.DataType, fault: str
+) -> None:
+    path = write_columns(
+        tmp_path / f"a.{ending}", pa.table({"a": ["one", "two"], "t": pa.array(values, type)})
+    )
+    with pytest.raises(
+        BadInput, match=rf"row 2: the column 't' \({re.escape(str(type))}\) cannot be read \({fault}"
+    ):
+        list(read_rows(path))
+    skipped = list[int]()
+    rows = [row["a"] for _, row in read_rows(path, skip=lambda number, fault: skipped.append(number))]
+    assert (rows, skipped) == (["one"], [2])
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_two_columns_of_a_name_are_refused(tmp_path: Path, ending: str) -> None:
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["output", "output"])
+    with pytest.raises(BadInput, match="expected different column names, found"):
+        list(read_rows(write_columns(tmp_path / f"a.{ending}", table)))

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import math
 import re
+from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -86,3 +90,27 @@ def test_what_is_no_text_is_not_printed_as_python_writes_it(value: Any) -> None:
 def test_a_generator_is_no_text() -> None:
     with pytest.raises(BadInput, match="it gives a generator, which is no text"):
         compile_template("{{ c | map('upper') }}")({"c": ["a"]})
+
+
+@pytest.mark.parametrize("template", ["{{ c.items }}", "{{ text.title }}", "{{ range }}", "{{ self }}"])
+def test_a_name_of_python_s_or_jinja_s_is_no_text(template: str) -> None:
+    with pytest.raises(BadInput, match=r"which is no text; .* in brackets, as row\['items'\]"):
+        compile_template(template)({"c": {"items": "three"}, "text": "a", "self": "me"})
+    assert compile_template("{{ row['c']['items'] }} {{ row['self'] }}")(
+        {"c": {"items": "three"}, "self": "me"}
+    ) == "three me"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value", [True, 2, 2.5, Decimal("2.50"), date(2026, 1, 2), timedelta(hours=1), UUID(int=1)], ids=str
+)
+def test_what_has_one_form_as_text_is_printed(value: Any) -> None:
+    assert compile_template("{{ c }}")({"c": value}) == str(value)
+
+
+def test_what_is_not_a_number_is_missing() -> None:
+    """As pandas writes an empty cell into JSON."""
+    columns = {"a": math.nan, "b": {"c": math.nan}}
+    assert compile_template("<{{ a }}{{ b.c }}{{ row.a }}>")(columns) == "<>"
+    assert not compile_where("a")(columns)
+    assert compile_where("a is none and row.a is none")(columns)
