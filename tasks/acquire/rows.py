@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -16,7 +18,7 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import DataSource, DocumentSource, RowSource, TextSource
 from resprout.infra.store.canonical import sha256_hex
 from resprout.tasks.acquire.sources.local import is_pattern
-from resprout.tasks.data.read import Numbered, Skip, may_hold, read_rows
+from resprout.tasks.data.read import Numbered, Skip, ending_of, may_hold, open_unpacked, read_rows
 from resprout.tasks.data.render import compile_template, compile_where, hash_percent
 
 T = TypeVar("T")
@@ -125,17 +127,23 @@ def document_items(
     """
     counts, hashed = counts or Counts(), _hashed(source)
     names, _ = files_of(source, files)
-    written = [name for name in names if _is_written(name)]
+    written = _written(source, names)
     where = compile_where(source.where) if source.where else None
 
     def whole(name: str) -> Item | None:
         try:
             # Not `read_text`, which turns line endings into others: places are those of the file.
-            text = files[name].read_bytes().decode("utf-8-sig")
+            with open_unpacked(files[name]) as file:
+                text = file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadInput(
                 f"{name}: expected UTF-8, found byte {error.object[error.start]:#x}; convert the file, or "
                 "leave such ones out by on_bad_row: skip"
+            ) from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise BadInput(
+                f"{name}: expected gzip data, found a damaged or unfinished file ({error}); fetch it again, "
+                "or leave such ones out by on_bad_row: skip"
             ) from error
         columns = {"text": text, "name": name}
         if where is not None and not _at(name, where, columns):
@@ -143,7 +151,7 @@ def document_items(
             return None
         return _document(source, label, name, name, text, hashed(name, columns, text))
 
-    for name in written:
+    for name in sorted(written):
         try:
             made = whole(name)
         except BadInput as fault:
@@ -151,7 +159,7 @@ def document_items(
             continue
         if made is not None:
             yield made
-    rest = {name: files[name] for name in names if not _is_written(name)}
+    rest = {name: files[name] for name in names if name not in written}
     if not rest:
         return
     for name in rest:
@@ -176,7 +184,7 @@ def _document(source: DocumentSource, label: str, name: str, title: str, text: s
         raise BadInput(
             f"{name}: the document is empty; leave it out by `where`, or such ones by on_bad_row: skip"
         )
-    markup = source.markup if source.markup != "auto" else MARKUPS.get(Path(name).suffix.lower(), "text")
+    markup = source.markup if source.markup != "auto" else MARKUPS.get(ending_of(Path(name)), "text")
     id = sha256_hex(text.encode("utf-8", "surrogatepass"))
     about = {"id": id, "name": name, "title": title, "source": label}
     return Item(text, hashed, {**about, "markup": markup, "text": text})
@@ -400,7 +408,7 @@ def files_of(source: DataSource, files: Mapping[str, Path]) -> tuple[list[str], 
     names, given = sorted(files), source.format != "auto"
     if len(names) == 1:
         return names, []
-    written = {name for name in names if isinstance(source, DocumentSource) and _is_written(name)}
+    written = _written(source, names)
     maybe = [name for name in names if name not in written and not is_about_data(name)]
     data = [name for name in maybe if may_hold(Path(name), source.format)]
     if given and is_pattern(source.source):
@@ -423,9 +431,17 @@ def is_about_data(name: str) -> bool:
     return last in ABOUT_DATA or last.startswith(NOT_DATA)
 
 
-def _is_written(name: str) -> bool:
-    """Whether a file is one document as a whole."""
-    return Path(name).suffix.lower() in MARKUPS
+def _written(source: DataSource, names: Sequence[str]) -> set[str]:
+    """Files that are one document each as a whole.
+
+    Where a format is given, one file is of it, and so is text that a pattern finds.
+    """
+    given = source.format != "auto"
+    if not isinstance(source, DocumentSource) or (given and len(names) == 1):
+        return set()
+    markups = {name: MARKUPS.get(ending_of(Path(name))) for name in names}
+    is_data = {"text", None} if given and is_pattern(source.source) else {None}
+    return {name for name, markup in markups.items() if markup not in is_data}
 
 
 def _at(place: str, call: Callable[[Columns], T], columns: Columns) -> T:

@@ -71,7 +71,7 @@ def read_rows(path: Path, format: str = "auto", skip: Skip | None = None) -> Num
 
 def format_of(path: Path) -> str:
     """The format that a name's ending (before `.gz`) stands for; BadInput where it stands for none."""
-    if (ending := _ending(path)) in _ENDINGS:
+    if (ending := ending_of(path)) in _ENDINGS:
         return _ENDINGS[ending]
     raise BadInput(
         f"{path.name} does not say its format; rename it to end in {', '.join(_ENDINGS)} (.gz allowed) "
@@ -81,13 +81,14 @@ def format_of(path: Path) -> str:
 
 def may_hold(path: Path, format: str) -> bool:
     """Whether a file may by its name's ending be of a format; auto: of any."""
-    ending = _ending(path)
+    ending = ending_of(path)
     if format == "auto":
         return ending in _ENDINGS
     return _ENDINGS.get(ending) == format or ending in _ALSO.get(format, ())
 
 
-def _ending(path: Path) -> str:
+def ending_of(path: Path) -> str:
+    """The ending of a file's name, before `.gz`, in small letters; empty where it has none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
@@ -102,7 +103,7 @@ def _known(format: str) -> str:
 
 def _rows(path: Path, reader: Callable[[Path, IO[bytes]], _Read], skip: Skip | None) -> Numbered:
     number = 0
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         try:
             for number, row in reader(path, file):
                 if not isinstance(row, BadInput):
@@ -120,7 +121,8 @@ def _rows(path: Path, reader: Callable[[Path, IO[bytes]], _Read], skip: Skip | N
         raise BadInput(f"{path} holds no rows; expected at least one")
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_unpacked(path: Path) -> IO[bytes]:
+    """A file's bytes; `.gz` is unpacked on the way."""
     if path.suffix.lower() == ".gz":
         return cast(IO[bytes], gzip.open(path, "rb"))
     return path.open("rb")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 
@@ -498,3 +499,31 @@ def test_bad_documents_are_skipped_where_the_source_says_so_and_counted(bring, j
         bring(acquire_documents, DocumentSource(**settings))
     rows = bring(acquire_documents, DocumentSource(**settings, on_bad_row="skip"))
     assert [one["text"] for one in rows] == ["x"]
+
+
+def test_documents_are_unpacked_and_are_data_where_a_format_says_so(bring, tmp_path):
+    from resprout.configs.schema import DocumentSource
+    from resprout.tasks.acquire.stage import acquire_documents
+
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    text = "# T\n\nOne.\n\nTwo.\n"
+    (folder / "a.md.gz").write_bytes(gzip.compress(text.encode()))
+    (folder / "b.txt.gz").write_bytes(gzip.compress(b"Three.\n\nFour.\n"))
+    (folder / "rows.txt").write_text('{"text": "five"}\n{"text": "six"}\n')
+
+    def found(source: str, **settings: str) -> list[tuple[str, str]]:
+        data = DocumentSource(source=source, **settings)
+        return [(one["markup"], one["text"]) for one in bring(acquire_documents, data)]
+
+    documents = [("markdown", text), ("text", "Three.\n\nFour.\n")]
+    assert found("docs/*.gz") == documents
+    assert found("docs/a.md.gz") == documents[:1]
+    assert len(found("docs")) == 3
+    lines = [("text", "five"), ("text", "six")]
+    assert found("docs/rows.txt", format="jsonl") == lines
+    assert found("docs/r*.txt", format="jsonl") == lines
+    assert len(found("docs/rows.txt")) == 1
+    (folder / "a.md.gz").write_bytes(gzip.compress(text.encode())[:-9])
+    with pytest.raises(BadInput, match=r"a\.md\.gz: expected gzip data, found a damaged or unfinished file"):
+        found("docs")

@@ -372,6 +372,35 @@ def test_a_pool_too_small_for_its_clusters_or_its_budget(
     assert code == 0, said
 
 
+def test_the_first_documents_are_looked_at_and_none_is_held(
+    tmp_path: Path, validate: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resprout.flows import validate as module
+
+    folder, read = tmp_path / "docs", list[str]()
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"{number}.txt").write_text(f"Document {number}.")
+    (folder / "7.txt").write_text("")
+    whole = module.document_items
+
+    def counted(*given: Any) -> Iterator[Any]:
+        for item in whole(*given):
+            read.append(item.row["name"])
+            yield item
+
+    monkeypatch.setattr(module, "document_items", counted)
+    monkeypatch.setattr(module, "ROWS", 3)
+    given = f"select.documents=[{{source: {folder}}}]"
+    shorter = "select.prepare={passage_tokens: 64, context_tokens: 16}"
+    code, said = validate(given, shorter)
+    assert (code, read) == (0, [f"{number}.txt" for number in range(4)]), said
+    monkeypatch.setattr(module, "ROWS", 8)
+    code, said = validate(given, shorter)
+    assert code == 2
+    assert "7.txt: the document is empty" in said
+
+
 def test_a_store_that_cannot_be_written(validate: Callable[..., tuple[int, str]]) -> None:
     if not Path("/proc/self").is_dir():
         pytest.skip("no /proc, the folder that not even root can write")
