@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,11 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from resprout.tasks.select.min_hash import Hashes, SimilarSets, hashes, jaccard, runs_of_words
+from resprout.tasks.select.forms import forms_among
+from resprout.tasks.select.min_hash import Hashes, SimilarSets, hashes, held_in, jaccard, runs_of_words
 
 Row = Mapping[str, Any]
 
 SAME_JACCARD, RUN_WORDS = 0.9, 3
+ALIKE_JACCARD = 0.5
+"""Of the runs of two answers, or of what is asked, from which they may be versions of one."""
+ENDS = " .!?"
+"""What may end an answer without making another of it."""
+FORM_SAMPLE = 10_000
+"""Rows, evenly drawn, by which forms are found where not all are counted."""
 ALL_PAIRS = 4000
 """Questions of one group up to which each is held against every other. Of larger groups pairs are found by
 their words and pairs of words: vectors that are near though few words are the same are missed there."""
@@ -27,19 +34,51 @@ fact sources give two or three versions, of which one is right."""
 _BLOCK, _PAIRS = 1024, 2**16
 
 
-def near_equal(texts: Iterable[str]) -> Iterator[int | None]:
+def near_equal(
+    texts: Iterable[str], alike: Callable[[int, int], bool] = lambda place, earlier: True
+) -> Iterator[int | None]:
     """Of each text the place of an earlier one that stays and has nearly its words; None without one.
 
-    Pairs are found by MinHash, and judged by the Jaccard index of their runs of three words.
+    Pairs are found by MinHash, and judged by the Jaccard index of their runs of three words beside those that
+    many texts hold, as a prompt that stands before all questions.
+
+    Args:
+        texts: The texts; they are gone through once.
+        alike: Whether texts at two places, whose words are nearly the same, are so in what counts too.
     """
-    sets, gone = [runs_of_words(text, RUN_WORDS) for text in texts], set[int]()
+    sets, gone = _beside_forms([runs_of_words(text, RUN_WORDS) for text in texts]), set[int]()
     index = SimilarSets(sets)
-    for number, own in enumerate(sets):
-        earlier = (one for one in index.before(number) if one not in gone)
-        same = next((one for one in earlier if jaccard(own, sets[one]) >= SAME_JACCARD), None)
+
+    def is_near(number: int, other: int) -> bool:
+        return jaccard(sets[number], sets[other]) >= SAME_JACCARD and alike(number, other)
+
+    for number in range(len(sets)):
+        same = next((one for one in index.before(number) if one not in gone and is_near(number, one)), None)
         if same is not None:
             gone.add(number)
         yield same
+
+
+def _beside_forms(sets: list[Hashes]) -> list[Hashes]:
+    """What each set holds beside what many hold; all of it where that is all it holds."""
+    drawn = sets[:: 1 + len(sets) // FORM_SAMPLE]
+    forms = np.sort(forms_among(drawn, len(drawn)))
+    if not len(forms):
+        return sets
+    return [left if len(left := one[~held_in(one, forms)]) else one for one in sets]
+
+
+def same_answer(one: Row, other: Row) -> bool:
+    """Whether rows say the same, and ask the same of what they are given, though that may be all but a word.
+
+    Of a long document many questions are asked, and a long question has more than one answer.
+    """
+    columns = ("instruction", "output") if one.get("input") and other.get("input") else ("output",)
+    return all(
+        jaccard(*(runs_of_words(_normal(row[column]).rstrip(ENDS), RUN_WORDS) for row in (one, other)))
+        >= ALIKE_JACCARD
+        for column in columns
+    )
 
 
 class Questions:

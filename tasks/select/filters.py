@@ -6,7 +6,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import FilterConfig
 from resprout.tasks.core.job import Progress
+from resprout.tasks.select.forms import FORM_ROWS, FORM_SHARE, forms_among
 from resprout.tasks.select.json_files import write_json
 from resprout.tasks.select.rows import FILE, Origin, rows_by_id
 
@@ -26,9 +27,6 @@ TASK = "task_"
 """Begins the roles of what models are asked."""
 NEAR, CONTAMINATED, TARGETS = "near_duplicate_rows", "contaminated_rows", "capability_rows"
 """Metrics: how many rows each filter took."""
-FORM_ROWS, FORM_SHARE = 20, 0.01
-"""Rows of the pool, and share of them, from which a run of words that all hold is a form of theirs: a prompt
-that a team puts before each question, in the pool as in its evaluation, says nothing of what was asked."""
 MANY = 0.2
 """Share of the pool above which it is said that so much was left out."""
 
@@ -75,10 +73,15 @@ def write(config: FilterConfig, inputs: Mapping[str, Path], workdir: Path, progr
             )
     progress(1, 2, "filters")
     if config.near_duplicates:
-        from resprout.tasks.select.duplicates import near_equal
+        from resprout.tasks.select.duplicates import near_equal, same_answer
 
         left = [number for number in range(len(rows)) if number not in reasons]
-        for number, earlier in zip(left, near_equal(_text(rows[one]) for one in left), strict=True):
+
+        def alike(place: int, earlier: int) -> bool:
+            return same_answer(rows[left[place]], rows[left[earlier]])
+
+        found_near = near_equal((_text(rows[number]) for number in left), alike)
+        for number, earlier in zip(left, found_near, strict=True):
             if earlier is not None:
                 cause = "nearly repeat others (select.filter.near_duplicates)"
                 leave_out(number, NEAR, f"nearly the same as {rows[left[earlier]]['id']}", cause)
@@ -161,15 +164,6 @@ class JudgedText:
             for start in range(len(found) - self.words + 1)
         )
         return np.frombuffer(b"".join(digests), dtype="<u8")
-
-
-def forms_among(found: Sequence[NDArray[np.int64]], rows: int) -> NDArray[np.int64]:
-    """The runs that many of so many rows hold, the most common first; `found` are those of each row."""
-    if not found:
-        return np.empty(0, dtype=np.int64)
-    runs, holders = np.unique(np.concatenate([np.unique(one) for one in found]), return_counts=True)
-    common = (holders >= FORM_ROWS) & (holders > FORM_SHARE * rows)
-    return runs[common][np.argsort(-holders[common], kind="stable")]
 
 
 def evaluation_texts(inputs: Mapping[str, Path]) -> Iterator[tuple[str, str]]:

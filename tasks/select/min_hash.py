@@ -73,3 +73,8 @@ def jaccard(first: Hashes, second: Hashes) -> float:
     """Share of what two sets hold together that both hold."""
     common = len(np.intersect1d(first, second, assume_unique=True))
     return common / (len(first) + len(second) - common)
+
+
+def held_in(own: Hashes, other: Hashes) -> NDArray[np.bool_]:
+    """Of what a set holds, whether another that is not empty holds it too."""
+    return other[np.minimum(np.searchsorted(other, own), len(other) - 1)] == own

@@ -11,7 +11,8 @@ import pytest
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import FilterConfig, RowSource, SelectConfig
 from resprout.tasks.core.job import Job, silent
-from resprout.tasks.select.filters import JudgedText, forms_among, warned
+from resprout.tasks.select.filters import JudgedText, warned
+from resprout.tasks.select.forms import forms_among
 from resprout.tasks.select.stage import filter_rows
 
 WORDS = [f"w{number}" for number in range(15)]
@@ -76,6 +77,39 @@ def test_near_repeats_and_what_is_judged_go(filtered: Callable[..., Any], tmp_pa
     assert out["r1"] == "nearly the same as r0"
     assert out["r2"] == "shares 13 words in succession with the text of evaluate"
     assert metrics == {"rows": 3, "near_duplicate_rows": 1, "contaminated_rows": 3, "capability_rows": 0}
+
+
+def made_up(rng: np.random.Generator, words: int) -> str:
+    return " ".join(f"word{number}" for number in rng.integers(0, 3000, words))
+
+
+@pytest.mark.parametrize("answers", ["of their own", "labels"])
+def test_rows_behind_one_long_prompt_are_no_repeats(filtered: Callable[..., Any], answers: str) -> None:
+    """700 words that all rows hold, then eight of each one's own; among 30 rows two ask the same."""
+    rng = np.random.default_rng(3)
+    prompt, asked = made_up(rng, 700), [made_up(rng, 8) for _ in range(30)]
+    said = [made_up(rng, 20) if answers == "of their own" else "yes" for _ in asked]
+    rows = [
+        {**row(10 + number, f"{prompt}\n{asked[number]}"), "output": said[number]} for number in range(30)
+    ]
+    rows.append({**rows[7], "id": "r50", "output": f"{rows[7]['output']}."})
+    kept, out, metrics = filtered(rows)
+    assert (len(kept), out["r50"]) == (30, "nearly the same as r17")
+    assert metrics["near_duplicate_rows"] == 1
+
+
+def test_questions_on_one_long_document_are_no_repeats(filtered: Callable[..., Any]) -> None:
+    """Ten rows of a document differ in their question or in their answer alone, five repeat one of them."""
+    rng = np.random.default_rng(4)
+    rows = []
+    for document in (made_up(rng, 1200) for _ in range(3)):
+        question = made_up(rng, 8)
+        asked = [(made_up(rng, 8), "yes") for _ in range(5)] + [(question, made_up(rng, 8)) for _ in range(5)]
+        for instruction, output in [*asked, *((f"{one}?", said.upper()) for one, said in asked[:5])]:
+            rows.append({**row(100 + len(rows), instruction), "input": document, "output": output})
+    kept, out, _ = filtered(rows)
+    assert kept == [f"r{100 + 15 * part + place}" for part in range(3) for place in range(10)]
+    assert out["r112"] == "nearly the same as r102"
 
 
 def test_a_row_is_no_repeat_of_one_that_went(filtered: Callable[..., Any], tmp_path: Path) -> None:
