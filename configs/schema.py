@@ -484,10 +484,11 @@ class FilterConfig(Section):
     """Which rows no method may choose."""
 
     near_duplicates: bool = True
-    """Rows whose words are nearly those of an earlier one: a Jaccard index of 0.9 of their runs of three words
-    beside those that many rows hold, and of at least 0.5 of their answers."""
+    """Rows whose words are nearly those of an earlier one: a Jaccard index of 0.9 of their runs of three
+    words, beside those that many rows hold, and of at least 0.5 of their answers."""
     contaminated_words: Annotated[int, Field(ge=5)] | None = 13
-    """Rows that share so many words in succession with the text or the tasks of `evaluate`; null: none."""
+    """Rows that share so many words in succession, of Chinese say characters, with the text or the tasks of
+    `evaluate`; null: none."""
 
 
 class AnswersConfig(Section):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from resprout.tasks.data.words import terms
+
 LOOK_BACK = 1000
 """Sentences before a passage among which relevant ones are looked for: the work grows with the document."""
 _WORD = re.compile(r"(?<=\s)\S")
@@ -36,7 +38,9 @@ class Sentences:
 
         self._texts, self._gaps, self._count = texts, gaps, count
         self._tokens = np.array([count(text) for text in texts], dtype=np.int64)
-        vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b")
+        vectorizer = TfidfVectorizer(
+            sublinear_tf=True, stop_words="english", tokenizer=terms, token_pattern=None
+        )
         try:
             self._weights = vectorizer.fit_transform(texts)
         except ValueError:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from resprout.tasks.data.words import words
 from resprout.tasks.select.forms import forms_among
 from resprout.tasks.select.min_hash import Hashes, SimilarSets, hashes, held_in, jaccard, runs_of_words
 
@@ -186,7 +187,7 @@ def lexical_vectors(texts: Iterable[str]) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(
-        sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", dtype=np.float32
+        sublinear_tf=True, ngram_range=(1, 2), tokenizer=words, token_pattern=None, dtype=np.float32
     )
     texts = list(texts)
     analysed = vectorizer.build_analyzer()
@@ -229,8 +230,8 @@ def _likely_near(
 
 
 def _words_and_pairs(text: str) -> Hashes:
-    words = re.findall(r"\w+", text)
-    return hashes([*words, *map(" ".join, pairwise(words))] or [""])
+    found = words(text)
+    return hashes([*found, *map(" ".join, pairwise(found))] or [""])
 
 
 def _normal(text: Any) -> str:

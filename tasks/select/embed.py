@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from resprout.configs.errors import BadInput
 from resprout.tasks.core.job import Progress
 from resprout.tasks.data.batches import by_area
+from resprout.tasks.data.words import terms
 from resprout.tasks.models.load import code_refused, require_all
 from resprout.tasks.select.cluster import Matrix
 from resprout.tasks.select.finite import ENCODER, require_finite
@@ -29,16 +30,17 @@ HELD = 2**25
 
 
 def tfidf(texts: Sequence[str], seed: int) -> Matrix:
-    """TF-IDF of words reduced by truncated SVD to 128 columns at most, rows of length 1: [texts, columns].
+    """TF-IDF of words, of Chinese say of characters and their pairs, as rows of length 1: [texts, columns].
 
-    A text without any word in common with another may come out as zeros.
+    It is reduced by truncated SVD to 128 columns at most. A text without any word in common with another may
+    come out as zeros.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     dtype = np.float64 if len(texts) <= MOST_ROWS else np.float32
     vectorizer = TfidfVectorizer(
-        sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b", dtype=dtype
+        sublinear_tf=True, stop_words="english", tokenizer=terms, token_pattern=None, dtype=dtype
     )
     try:
         weights = vectorizer.fit_transform(texts)

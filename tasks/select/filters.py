@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from resprout.configs.errors import BadInput
 from resprout.configs.schema import FilterConfig
 from resprout.tasks.core.job import Progress
+from resprout.tasks.data.words import words
 from resprout.tasks.select.forms import FORM_ROWS, FORM_SHARE, forms_among
 from resprout.tasks.select.json_files import write_json
 from resprout.tasks.select.rows import FILE, Origin, rows_by_id
@@ -158,7 +158,7 @@ class JudgedText:
         return self._places[self._of[run]]
 
     def _runs(self, text: str) -> NDArray[np.uint64]:
-        found = re.findall(r"\w+", text.lower())
+        found = words(text.lower())
         digests = (
             blake2b(" ".join(found[start : start + self.words]).encode(), digest_size=8).digest()
             for start in range(len(found) - self.words + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -11,6 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from datasketch import MinHash
 from numpy.typing import NDArray
+
+from resprout.tasks.data.words import words_and_marks
 
 Hashes: TypeAlias = NDArray[np.uint32]
 """A set, as the sorted hashes of what it holds."""
@@ -58,7 +59,7 @@ class SimilarSets:
 
 def runs_of_words(text: str, length: int) -> Hashes:
     """The runs of so many words and marks in a text; one of all of them where it has fewer."""
-    words = re.findall(r"\w+|[^\w\s]", text.lower())
+    words = words_and_marks(text.lower())
     count = max(1, len(words) - length + 1)
     return hashes(" ".join(words[start : start + length]) for start in range(count))
 

@@ -152,6 +152,14 @@ def test_tfidf_tells_topics_apart() -> None:
     assert abs(cosine[0, 2]) < 0.1
 
 
+def test_tfidf_tells_topics_apart_where_words_are_not_spaced() -> None:
+    texts = ["番茄炒牛肉", "豆腐炒牛肉", "三角形的面积", "矩阵的面积"]
+    cosine = tfidf(texts, 0) @ tfidf(texts, 0).T
+    assert cosine[0, 1] > 0.3
+    assert cosine[2, 3] > 0.3
+    assert abs(cosine[0, 2]) < 0.1
+
+
 def test_hidden_is_centred_and_of_unit_length() -> None:
     states = RNG.normal(size=(30, 8)).astype(np.float32) + 50
     found = hidden(states)

@@ -156,6 +156,28 @@ def questions(tmp_path: Path, *asked: str) -> dict[str, Path]:
     return {"task_quiz": tmp_path / "quiz"}
 
 
+PLEASE = "कृपया निम्नलिखित प्रश्न का उत्तर दीजिए:"
+
+
+@pytest.mark.parametrize(
+    ("asked", "other", "shared"),
+    [
+        (f"{PLEASE} सूरज कब निकलता है", f"{PLEASE} दूध कौन देता है", False),
+        ("请回答下面这个问题：太阳什么时候从东边升起来", "太阳什么时候从东边升起来了呢？请说明", False),
+        ("请回答下面这个问题：太阳什么时候会从东边升起来", "太阳什么时候会从东边升起来？请说明", True),
+    ],
+    ids=["six words of Hindi", "12 characters of Chinese", "13 of them"],
+)  # fmt: skip
+def test_words_of_other_scripts_are_what_a_reader_calls_so(
+    filtered: Callable[..., Any], tmp_path: Path, asked: str, other: str, shared: bool
+) -> None:
+    (tmp_path / "quiz").mkdir()
+    (tmp_path / "quiz" / "rows.jsonl").write_text(json.dumps({"question": asked}))
+    kept, out, _ = filtered([row(0, other), row(1, "else")], {"task_quiz": tmp_path / "quiz"})
+    assert kept == (["r1"] if shared else ["r0", "r1"])
+    assert list(out) == (["r0"] if shared else [])
+
+
 def test_a_form_that_pool_and_task_share_says_nothing(filtered: Callable[..., Any], tmp_path: Path) -> None:
     """Of 40 rows behind the form one has a task's question of 13 words; another begins as a question does,
     so that twelve words of the form and one of its own stand in the task too.
