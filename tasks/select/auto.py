@@ -10,7 +10,7 @@ filled to within one row, and the graph re-admits the least conflicting rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -221,9 +221,12 @@ def _concepts(
     graph: str, pool: Pool, rows: Sequence[int]
 ) -> tuple[Mapping[int, Sequence[str]], GraphOfFewConcepts | GraphOfManyConcepts]:
     """Concepts of these rows, and a graph without any."""
-    texts: Iterable[Mapping[str, Any]] = (pool.rows[row] for row in rows)
+
+    def texts() -> Iterator[Mapping[str, Any]]:
+        return (pool.rows[row] for row in rows)
+
     if graph == "literal":
-        return dict(zip(rows, literal_concepts(texts), strict=True)), GraphOfManyConcepts()
+        return dict(zip(rows, literal_concepts(texts()), strict=True)), GraphOfManyConcepts()
     return dict(zip(rows, top_concepts(texts), strict=True)), GraphOfFewConcepts()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, compress, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from resprout.tasks.data.words import MARKS
+from resprout.tasks.select.min_hash import held_in
 
 
 class ConsistencyGraph(Protocol):
@@ -200,7 +202,6 @@ _ASCII_WORDS = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]|\n")
 """The same of ASCII, in less time."""
 
 TOP = 3
-MIN_DOCUMENTS = 2
 
 
 def phrases(text: str) -> list[str]:
@@ -231,14 +232,26 @@ def literal_concepts(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     return [phrases(_text(row)) for row in rows]
 
 
-def top_concepts(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+def top_concepts(rows: Callable[[], Iterable[Mapping[str, Any]]]) -> list[list[str]]:
     """The three best phrases of each row among those that occur in at least two of the rows.
 
     A phrase that one row alone has can never conflict, and with all phrases almost every row conflicts. Ours.
+
+    Args:
+        rows: Gives the rows; it is asked twice, and eight bytes of each phrase are held in between.
     """
-    every = literal_concepts(rows)
-    documents = Counter(phrase for found in every for phrase in found)
-    return [[phrase for phrase in found if documents[phrase] >= MIN_DOCUMENTS][:TOP] for found in every]
+    every = array("q")
+    for row in rows():
+        every.extend(map(hash, phrases(_text(row))))
+    hashes = np.asarray(every)
+    hashes.sort()
+    shared = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+
+    def best(found: list[str]) -> list[str]:
+        own = np.fromiter(map(hash, found), dtype=np.int64, count=len(found))
+        return list(islice(compress(found, held_in(own, shared)), TOP)) if len(shared) else []
+
+    return [best(phrases(_text(row))) for row in rows()]
 
 
 def _text(row: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from datasketch import MinHash
@@ -76,6 +76,6 @@ def jaccard(first: Hashes, second: Hashes) -> float:
     return common / (len(first) + len(second) - common)
 
 
-def held_in(own: Hashes, other: Hashes) -> NDArray[np.bool_]:
-    """Of what a set holds, whether another that is not empty holds it too."""
+def held_in(own: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
+    """Of each number whether another set, sorted and not empty, holds it."""
     return other[np.minimum(np.searchsorted(other, own), len(other) - 1)] == own

@@ -133,13 +133,29 @@ def test_rake_borders() -> None:
 def test_concepts_cover_all_columns_and_top_ones_occur_twice() -> None:
     rows = [row("red wine", "salt", "blue sea"), row("red wine", "pepper"), row("salt", "blue sea")]
     assert set(literal_concepts(rows)[0]) == {"red wine", "blue sea", "salt"}
-    assert top_concepts(rows) == [["blue sea", "red wine", "salt"], ["red wine"], ["blue sea", "salt"]]
+    assert top_concepts(lambda: rows) == [
+        ["blue sea", "red wine", "salt"],
+        ["red wine"],
+        ["blue sea", "salt"],
+    ]
 
 
 def test_at_most_three_top_concepts() -> None:
     rows = [row("a1, b1, c1, d1, e1", "x")] * 2
     assert len(literal_concepts(rows)[0]) == 6
-    assert top_concepts(rows)[0] == ["a1", "b1", "c1"]
+    assert top_concepts(lambda: rows)[0] == ["a1", "b1", "c1"]
+    assert top_concepts(lambda: rows[:1]) == top_concepts(lambda: [row("", "")]) == [[]]
+
+
+def test_top_concepts_hold_no_text() -> None:
+    """100 rows of 4 kB: the phrases of all would take six times their text."""
+    texts = [" and ".join(made_up(300 * number + word) for word in range(300)) for number in range(100)]
+    rows = [row(text, "x") for text in texts]
+    tracemalloc.start()
+    top_concepts(lambda: rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < sum(map(len, texts)) * 2
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
