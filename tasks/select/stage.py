@@ -217,12 +217,16 @@ def holding(config: SelectConfig) -> dict[str, Any]:
 )
 def pool(job: Job[SelectConfig], inputs: Mapping[str, Path], workdir: Path, progress: Progress) -> None:
     """Write the pool's size and the budget; BadInput where it does not suit the selections."""
+    from resprout.tasks.select.filters import warned
     from resprout.tasks.select.pool import read_pool
     from resprout.tasks.select.rows import check_categories
 
     found = read_pool(job, inputs)
     for arm in job.config.arms.values():
-        check_size(arm, len(found.rows))
+        try:
+            check_size(arm, len(found.rows))
+        except BadInput as error:
+            raise BadInput("; ".join([str(error), *warned(inputs["rows"])])) from None
         if METHODS.entry(arm.method).declared.get("needs_categories"):
             check_categories(found.rows)
     metrics = {

@@ -59,7 +59,7 @@ ROOMS = {
     "score-shard": PRUNING,
     "plan": PRUNING,
     "prune": PRUNING,
-    "filter": f"select {DATA}",
+    "filter": f"select data {DATA}",
     "acquire_documents": f"acquire data {DATA} infra.licences infra.store.canonical infra.store.filesystem",
     "prepare": f"prepare data models infra.store.canonical configs.presets {DATA}",
     "selections": f"select {DATA}",

@@ -538,6 +538,10 @@ def test_limits_show_before_a_weight_is_loaded(
     file.write_text("".join(f"{line}\n" for line in file.read_text().split("\n")[:5]))
     with pytest.raises(BadInput, match="5 rows, which are too few"):
         pool.body(Job(settings("paser")), inputs, tmp_path, silent)
+    left_out = "395 of 400 rows of the pool were left out before the selection"
+    (inputs["rows"] / "warnings.json").write_text(json.dumps([left_out]))
+    with pytest.raises(BadInput, match=f"or set fewer clusters; {left_out}"):
+        pool.body(Job(settings("paser")), inputs, tmp_path, silent)
 
 
 def test_progress_reaches_the_end(
