@@ -127,7 +127,7 @@ def document_items(
     """
     counts, hashed = counts or Counts(), _hashed(source)
     names, _ = files_of(source, files)
-    written = _written(source, names)
+    written = _written(source, sorted(files)).intersection(names)
     where = compile_where(source.where) if source.where else None
 
     def whole(name: str) -> Item | None:

@@ -52,7 +52,7 @@ def _printable(value: Any) -> Any:
 
 
 def _is_missing(value: Any) -> bool:
-    """Null, or not a number, as which pandas writes a missing cell into JSON."""
+    """Null, or not a number, as which Python's json writes a missing cell of pandas."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

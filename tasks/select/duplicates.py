@@ -22,10 +22,10 @@ Row = Mapping[str, Any]
 SAME_JACCARD, RUN_WORDS = 0.9, 3
 ALIKE_JACCARD = 0.5
 """Of the runs of two answers, or of what is asked, from which they may be versions of one."""
-ENDS = " .!?"
+ENDS = " .!?。．！？।॥؟…"
 """What may end an answer without making another of it."""
 FORM_SAMPLE = 10_000
-"""Rows, evenly drawn, by which forms are found where not all are counted."""
+"""Rows, drawn at random, by which forms are found where there are more."""
 ALL_PAIRS = 4000
 """Questions of one group up to which each is held against every other. Of larger groups pairs are found by
 their words and pairs of words: vectors that are near though few words are the same are missed there."""
@@ -40,18 +40,20 @@ def near_equal(
 ) -> Iterator[int | None]:
     """Of each text the place of an earlier one that stays and has nearly its words; None without one.
 
-    Pairs are found by MinHash, and judged by the Jaccard index of their runs of three words beside those that
-    many texts hold, as a prompt that stands before all questions.
+    Pairs are found by MinHash, and judged by the Jaccard index of their runs of three words, of all and of
+    those beside what many texts hold, as a prompt that stands before all questions.
 
     Args:
         texts: The texts; they are gone through once.
         alike: Whether texts at two places, whose words are nearly the same, are so in what counts too.
     """
-    sets, gone = _beside_forms([runs_of_words(text, RUN_WORDS) for text in texts]), set[int]()
+    whole, gone = [runs_of_words(text, RUN_WORDS) for text in texts], set[int]()
+    sets = _beside_forms(whole)
     index = SimilarSets(sets)
 
     def is_near(number: int, other: int) -> bool:
-        return jaccard(sets[number], sets[other]) >= SAME_JACCARD and alike(number, other)
+        pairs = ((sets[number], sets[other]), (whole[number], whole[other]))
+        return all(jaccard(*pair) >= SAME_JACCARD for pair in pairs) and alike(number, other)
 
     for number in range(len(sets)):
         same = next((one for one in index.before(number) if one not in gone and is_near(number, one)), None)
@@ -62,7 +64,8 @@ def near_equal(
 
 def _beside_forms(sets: list[Hashes]) -> list[Hashes]:
     """What each set holds beside what many hold; all of it where that is all it holds."""
-    drawn = sets[:: 1 + len(sets) // FORM_SAMPLE]
+    count = min(len(sets), FORM_SAMPLE)
+    drawn = [sets[place] for place in np.random.default_rng(1).permutation(len(sets))[:count]]
     forms = np.sort(forms_among(drawn, len(drawn)))
     if not len(forms):
         return sets

@@ -524,6 +524,11 @@ def test_documents_are_unpacked_and_are_data_where_a_format_says_so(bring, tmp_p
     assert found("docs/rows.txt", format="jsonl") == lines
     assert found("docs/r*.txt", format="jsonl") == lines
     assert len(found("docs/rows.txt")) == 1
+    pictures = tmp_path / "one"
+    pictures.mkdir()
+    (pictures / "a.md").write_text(text)
+    (pictures / "b.png").write_bytes(b"png")
+    assert found("one", format="jsonl") == documents[:1]
     (folder / "a.md.gz").write_bytes(gzip.compress(text.encode())[:-9])
     with pytest.raises(BadInput, match=r"a\.md\.gz: expected gzip data, found a damaged or unfinished file"):
         found("docs")

@@ -109,7 +109,7 @@ def test_what_has_one_form_as_text_is_printed(value: Any) -> None:
 
 
 def test_what_is_not_a_number_is_missing() -> None:
-    """As pandas writes an empty cell into JSON."""
+    """As Python's json writes an empty cell of pandas."""
     columns = {"a": math.nan, "b": {"c": math.nan}}
     assert compile_template("<{{ a }}{{ b.c }}{{ row.a }}>")(columns) == "<>"
     assert not compile_where("a")(columns)

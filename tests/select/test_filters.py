@@ -112,6 +112,44 @@ def test_questions_on_one_long_document_are_no_repeats(filtered: Callable[..., A
     assert out["r112"] == "nearly the same as r102"
 
 
+def test_two_questions_on_each_of_many_texts_are_no_repeats(filtered: Callable[..., Any]) -> None:
+    """Both questions are forms of the pool; what they are about and the labels are the same."""
+    rng = np.random.default_rng(5)
+    questions = (
+        "Is the sentiment of this review positive?",
+        "Does its author recommend it to friends at all?",
+    )
+    rows = [
+        row(100 + 2 * number + place, f"{text}\n{question}")
+        for number, text in enumerate(made_up(rng, 40) for _ in range(50))
+        for place, question in enumerate(questions)
+    ]
+    kept, out, _ = filtered(rows)
+    assert (len(kept), out) == (100, {})
+
+
+@pytest.mark.parametrize(("said", "again"), [("yes", "Yes."), ("是", "是。"), ("हाँ", "हाँ।")])
+def test_the_end_of_a_sentence_makes_no_other_answer(
+    filtered: Callable[..., Any], said: str, again: str
+) -> None:
+    asked = made_up(np.random.default_rng(6), 60)
+    rows = [row(0, asked, said), row(1, asked, again), row(2, asked, "no")]
+    kept, out, _ = filtered(rows)
+    assert (kept, list(out)) == (["r0", "r2"], ["r1"])
+
+
+def test_forms_are_found_in_rows_drawn_at_random(
+    filtered: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two prompts that take turns a sample at even distances would see one."""
+    monkeypatch.setattr("resprout.tasks.select.duplicates.FORM_SAMPLE", 100)
+    rng = np.random.default_rng(7)
+    prompts = [made_up(rng, 700) for _ in range(2)]
+    rows = [row(100 + number, f"{prompts[number % 2]}\n{made_up(rng, 8)}") for number in range(150)]
+    kept, _, _ = filtered(rows)
+    assert len(kept) == 150
+
+
 def test_a_row_is_no_repeat_of_one_that_went(filtered: Callable[..., Any], tmp_path: Path) -> None:
     tail = " ".join(f"tail{number}" for number in range(200))
     rows = [row(0, f"{' '.join(WORDS)} {tail}"), row(1, f"{' '.join(WORDS[:11])} {tail}")]
