@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +16,15 @@ from resprout.configs.errors import BadInput
 from resprout.configs.schema import DataSource, DocumentSource, RowSource, TextSource
 from resprout.infra.store.canonical import sha256_hex
 from resprout.tasks.acquire.sources.local import is_pattern
-from resprout.tasks.data.read import Numbered, Skip, ending_of, may_hold, open_unpacked, read_rows
+from resprout.tasks.data.read import (
+    DAMAGED_GZIP,
+    Numbered,
+    Skip,
+    ending_of,
+    may_hold,
+    open_unpacked,
+    read_rows,
+)
 from resprout.tasks.data.render import compile_template, compile_where, hash_percent
 
 T = TypeVar("T")
@@ -140,7 +146,7 @@ def document_items(
                 f"{name}: expected UTF-8, found byte {error.object[error.start]:#x}; convert the file, or "
                 "leave such ones out by on_bad_row: skip"
             ) from error
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except DAMAGED_GZIP as error:
             raise BadInput(
                 f"{name}: expected gzip data, found a damaged or unfinished file ({error}); fetch it again, "
                 "or leave such ones out by on_bad_row: skip"

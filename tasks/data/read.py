@@ -26,6 +26,8 @@ _Read: TypeAlias = Iterator[tuple[int, Row | BadInput]]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTED = re.compile('"[^"]*"?')
+DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
+"""What reading a truncated or corrupt gzip file raises."""
 PIECE_ROWS = 1000
 JOIN = "\n\n"
 """Between documents of running text, as in the usual perplexity protocol."""
@@ -112,7 +114,7 @@ def _rows(path: Path, reader: Callable[[Path, IO[bytes]], _Read], skip: Skip | N
                     raise row
                 else:
                     skip(number, row)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        except DAMAGED_GZIP as error:
             raise BadInput(
                 f"{path}, after row {number}: expected gzip data, found a damaged or unfinished file "
                 f"({error}); fetch it again"
@@ -325,7 +327,7 @@ def _columns(path: Path, piece: Any, before: int) -> Iterator[Row | BadInput]:
         yield from piece.to_pylist()
         return
     except (ValueError, ArithmeticError, LookupError):
-        # A value that Python has no form of: text that is no UTF-8, a date beyond the year 9999.
+        # Invalid UTF-8, or a value outside Python's range, as a date beyond the year 9999.
         pass
     for place in range(piece.num_rows):
         alone = piece.slice(place, 1)
@@ -337,7 +339,7 @@ def _columns(path: Path, piece: Any, before: int) -> Iterator[Row | BadInput]:
 
 
 def _unreadable(row: Any, error: Exception) -> str:
-    """What is wrong with a row of columns that cannot be read."""
+    """The fault of a row whose values pyarrow cannot convert to Python, naming the first such column."""
     if isinstance(error, UnicodeDecodeError):
         return f"expected UTF-8, found byte 0x{error.object[error.start]:02x}"
     for name, column in zip(row.schema.names, row.columns, strict=True):

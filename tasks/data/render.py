@@ -46,8 +46,8 @@ def _printable(value: Any) -> Any:
             f"chat turns {' or '.join(FILTERS)}"
         )
     raise TypeError(
-        f"it gives a {type(value).__name__}, which is no text; take a field that is called as something of "
-        "Python's or Jinja's is in brackets, as row['items']"
+        f"it gives a {type(value).__name__}, which is no text; reach a field with the name of a Python "
+        "method or of Jinja's own in brackets, as row['items']"
     )
 
 

@@ -21,9 +21,9 @@ Row = Mapping[str, Any]
 
 SAME_JACCARD, RUN_WORDS = 0.9, 3
 ALIKE_JACCARD = 0.5
-"""Of the runs of two answers, or of what is asked, from which they may be versions of one."""
+"""Least Jaccard index of two outputs, and of two instructions, of near duplicates."""
 ENDS = " .!?。．！？।॥؟…"
-"""What may end an answer without making another of it."""
+"""Sentence-final punctuation and spaces, stripped before two answers are compared."""
 FORM_SAMPLE = 10_000
 """Rows, drawn at random, by which forms are found where there are more."""
 ALL_PAIRS = 4000
@@ -44,8 +44,8 @@ def near_equal(
     those beside what many texts hold, as a prompt that stands before all questions.
 
     Args:
-        texts: The texts; they are gone through once.
-        alike: Whether texts at two places, whose words are nearly the same, are so in what counts too.
+        texts: The texts; iterated once.
+        alike: Given the places of two texts above the threshold, whether they still count as near duplicates.
     """
     whole, gone = [runs_of_words(text, RUN_WORDS) for text in texts], set[int]()
     sets = _beside_forms(whole)
@@ -63,7 +63,7 @@ def near_equal(
 
 
 def _beside_forms(sets: list[Hashes]) -> list[Hashes]:
-    """What each set holds beside what many hold; all of it where that is all it holds."""
+    """Each set without the runs that are forms of the pool; unchanged if nothing else is in it."""
     count = min(len(sets), FORM_SAMPLE)
     drawn = [sets[place] for place in np.random.default_rng(1).permutation(len(sets))[:count]]
     forms = np.sort(forms_among(drawn, len(drawn)))
@@ -73,9 +73,9 @@ def _beside_forms(sets: list[Hashes]) -> list[Hashes]:
 
 
 def same_answer(one: Row, other: Row) -> bool:
-    """Whether rows say the same, and ask the same of what they are given, though that may be all but a word.
+    """Whether the outputs overlap, and with inputs on both sides the instructions too (Jaccard of runs).
 
-    Of a long document many questions are asked, and a long question has more than one answer.
+    A long shared document makes rows similar although their questions or answers differ.
     """
     columns = ("instruction", "output") if one.get("input") and other.get("input") else ("output",)
     return all(

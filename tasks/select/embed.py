@@ -30,10 +30,10 @@ HELD = 2**25
 
 
 def tfidf(texts: Sequence[str], seed: int) -> Matrix:
-    """TF-IDF of words, of Chinese say of characters and their pairs, as rows of length 1: [texts, columns].
+    """TF-IDF reduced by truncated SVD to 128 columns at most, rows of length 1: [texts, columns].
 
-    It is reduced by truncated SVD to 128 columns at most. A text without any word in common with another may
-    come out as zeros.
+    Terms are words; in scripts without spaces, characters and bigrams of characters. A text without any term
+    in common with another may come out as zeros.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
