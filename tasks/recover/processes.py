@@ -27,7 +27,7 @@ from typing import IO, Any
 import torch
 
 from resprout.configs import errors
-from resprout.configs.errors import ResproutError, StageFailed
+from resprout.configs.errors import ResproutError, StageFailed, Transient
 from resprout.configs.schema import PartOfRecovery, RecoverConfig, Rung
 from resprout.tasks.core.job import Checkpoints, Job, Progress, Watch
 from resprout.tasks.core.termination import Termination, deferred_termination
@@ -89,7 +89,7 @@ class Request:
         return Job(section, **self.job, checkpoints=checkpoints, watch=watch)
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """One of the processes; `fault` is what it said before it failed: the error's class and text."""
 
@@ -121,7 +121,8 @@ class Worker:
     def words(self) -> str:
         """The last line that the process printed."""
         self.output.seek(0)
-        return (self.output.read().decode(errors="replace").strip().splitlines() or [""])[-1]
+        lines = self.output.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
 
 
 def train_together(
@@ -133,6 +134,7 @@ def train_together(
 
     Raises:
         StageFailed: a process failed or was killed; the error of its own class where it is one of ours.
+        Transient: a process crashed, as a library's does that loses a connection: another try may go well.
     """
     with (
         TemporaryDirectory(prefix="resprout-processes-") as scratch,
@@ -189,7 +191,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _listen(workers: list[Worker], job: Job[RecoverConfig], progress: Progress, ending: Termination) -> None:
     """Do what the processes ask for until all have ended."""
-    asked, until = False, float("inf")
+    asked, until, failed = False, float("inf"), list[Worker]()
+
+    def look() -> None:
+        failed.extend(one for one in workers if one not in failed and _failed(one, asked))
+
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             selector.register(worker.channel, selectors.EVENT_READ, worker)
@@ -204,11 +210,12 @@ def _listen(workers: list[Worker], job: Job[RecoverConfig], progress: Progress, 
                 asked = True
                 for worker in workers:
                     worker.send(end=True)
-            if until == float("inf") and any(_failed(one, asked) for one in workers):
+            look()
+            if failed and until == float("inf"):
                 until = time.monotonic() + GRACE_SECONDS
-    failed = [one for one in workers if _failed(one, asked)]
+    look()
     if failed:
-        raise _error(min(failed, key=_blame), len(workers))
+        raise _error(failed, len(workers))
 
 
 def _answer(worker: Worker, message: Mapping[str, Any], job: Job[RecoverConfig], progress: Progress) -> None:
@@ -230,11 +237,12 @@ def _failed(worker: Worker, asked: bool) -> bool:
     return worker.fault is not None or (code not in (None, 0) and not ended_as_asked)
 
 
-def _blame(worker: Worker) -> tuple[int, int]:
+def _blame(worker: Worker) -> int:
     """Least for the process whose fault the others' are: one that was killed, then one that says why."""
-    if worker.fault is None:
-        return (0 if (worker.process.poll() or 0) < 0 else 2), worker.rank
-    return (1 if _own(worker.fault[0]) or _no_memory(worker.fault[1]) else 3), worker.rank
+    if worker.process.poll() == -signal.SIGKILL:
+        return 0
+    said = worker.fault is not None and (_own(worker.fault[0]) or _no_memory(*worker.fault))
+    return 1 if said else 2
 
 
 def _own(kind: str) -> type[ResproutError] | None:
@@ -242,27 +250,43 @@ def _own(kind: str) -> type[ResproutError] | None:
     return found if isinstance(found, type) and issubclass(found, ResproutError) else None
 
 
-def _no_memory(text: str) -> bool:
-    return any(words in text.lower() for words in NO_MEMORY)
+def _no_memory(kind: str, text: str) -> bool:
+    return kind == "MemoryError" or any(words in text.lower() for words in NO_MEMORY)
 
 
-def _error(worker: Worker, count: int) -> ResproutError:
-    name = f"training process {worker.rank} (of 0 to {count - 1})"
+def _error(failed: list[Worker], count: int) -> ResproutError:
+    """What to raise for processes in the order in which they failed."""
+    worker = min(failed, key=_blame)
     smaller = (
         "lower recover.micro_batch_tokens, or give recover.devices fewer processes or sharding: fsdp; a run "
         "of the same config goes on from the last checkpoint"
     )
+    if worker.process.poll() == -signal.SIGKILL:
+        return StageFailed(
+            f"{_name(worker, count)} was ended by SIGKILL, which is how a system without memory ends "
+            f"processes; if that was it, {smaller}"
+        )
     if worker.fault is not None:
         kind, text = worker.fault
         if (own := _own(kind)) is not None:
             return own(text)
-        if kind == "MemoryError" or _no_memory(text):
-            return StageFailed(f"{name} ran out of memory; {smaller}")
-        return StageFailed(f"{name} failed with {kind}: {text}")
+        if _no_memory(kind, text):
+            return StageFailed(f"{_name(worker, count)} ran out of memory; {smaller}")
+    # Where one drops out the others lose their connection to it: which was the first is not always seen.
+    each = "; ".join(f"{_name(one, count)} {_how(one)}" for one in failed)
+    crashed = any((one.process.poll() or 0) < 0 for one in failed)
+    return (Transient if crashed else StageFailed)(
+        f"{each}; a run of the same config goes on from the last checkpoint"
+    )
+
+
+def _name(worker: Worker, count: int) -> str:
+    return f"training process {worker.rank} (of 0 to {count - 1})"
+
+
+def _how(worker: Worker) -> str:
+    if worker.fault is not None:
+        return "failed with {}: {}".format(*worker.fault)
     code = worker.process.poll() or 0
-    if code < 0:
-        return StageFailed(
-            f"{name} was ended by {signal.Signals(-code).name}, which is how a system without memory ends "
-            f"processes; if that was it, {smaller}"
-        )
-    return StageFailed(f"{name} ended with exit code {code} ({worker.words})")
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"{how} ({worker.words})" if worker.words else how

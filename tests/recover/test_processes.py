@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,7 +21,7 @@ import torch
 from kept_checkpoints import Kept, Killed, killed_at
 from safetensors.torch import load_file
 
-from resprout.configs.errors import BadInput, StageFailed
+from resprout.configs.errors import BadInput, StageFailed, Transient
 from resprout.configs.schema import RecoverConfig
 from resprout.tasks.core.job import Checkpoints, Job, Progress, silent
 from resprout.tasks.recover import processes
@@ -182,15 +184,65 @@ def test_a_signal_is_handed_on_and_costs_no_step(
     assert train(2, sharding, kept=kept, **given).bytes() == train(2, sharding, **given).bytes()
 
 
-def test_one_that_is_killed_ends_all(train: Callable[..., Result]) -> None:
+def ended_by(number: signal.Signals) -> Progress:
+    """Send the second process a signal behind the second step."""
+
     def progress(done: int, total: int, what: str) -> None:
         if done == 2:
             [second] = [one for one in left() if one.environ()["RANK"] == "1"]
-            second.kill()
+            second.send_signal(number)
 
-    with pytest.raises(StageFailed, match=r"training process 1 \(of 0 to 1\) was ended by SIGKILL"):
-        train(2, progress=progress, batch_tokens=64)
+    return progress
+
+
+def test_one_that_is_killed_ends_all(train: Callable[..., Result]) -> None:
+    words = r"training process 1 \(of 0 to 1\) was ended by SIGKILL, which is how a system without memory"
+    with pytest.raises(StageFailed, match=words):
+        train(2, progress=ended_by(signal.SIGKILL), batch_tokens=64)
     assert not left()
+
+
+def test_one_that_crashes_ends_all_and_another_try_goes_on(
+    train: Callable[..., Result], tmp_path: Path
+) -> None:
+    """A library that loses a connection aborts, by which the other process loses its own."""
+    kept, given = Kept(tmp_path / "kept"), {"batch_tokens": 64, "checkpoint_minutes": 1e-9}
+    with pytest.raises(Transient, match=r"process 1 \(of 0 to 1\) was ended by SIGABRT.* last checkpoint"):
+        train(2, kept=kept, progress=ended_by(signal.SIGABRT), **given)
+    assert not left()
+    assert train(2, kept=kept, **given).bytes() == train(2, **given).bytes()
+
+
+def failed(rank: int, code: int, words: str = "", fault: tuple[str, str] | None = None) -> processes.Worker:
+    process: Any = SimpleNamespace(poll=lambda: code)
+    nothing: Any = None
+    return processes.Worker(rank, process, nothing, io.BytesIO(words.encode()), fault)
+
+
+ABORTED = failed(0, -signal.SIGABRT, "terminate called\n  what():  lost\n")
+LOST = failed(1, 1, "Traceback", ("RuntimeError", "Connection closed by peer"))
+KILLED = failed(2, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("those", "error", "words"),
+    [
+        ([ABORTED, LOST, KILLED], StageFailed, "^training process 2 .* was ended by SIGKILL, which"),
+        ([LOST, failed(3, 1, "", ("MemoryError", ""))], StageFailed, "^training process 3 .* out of memory"),
+        ([ABORTED, failed(3, 1, "", ("BadInput", "no rows"))], BadInput, "^no rows$"),
+        (
+            [LOST, ABORTED],
+            Transient,
+            r"^training process 1 \(of 0 to 3\) failed with RuntimeError: Connection closed by peer; "
+            r"training process 0 \(of 0 to 3\) was ended by SIGABRT \(what\(\):  lost\); a run of the same",
+        ),
+        ([LOST, failed(3, 1)], StageFailed, r"by peer; training process 3 .* ended with exit code 1; a run"),
+    ],
+)  # fmt: skip
+def test_whose_fault_it_is(those: list[processes.Worker], error: type[Exception], words: str) -> None:
+    """One that was killed, then one that says why, and all that is known where there is neither."""
+    with pytest.raises(error, match=words):
+        raise processes._error(those, 4)
 
 
 def test_their_errors_and_numbers_are_those_of_one(train: Callable[..., Result]) -> None:
