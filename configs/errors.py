@@ -44,7 +44,7 @@ class VerificationFailed(ResproutError):
 
 
 class Transient(ResproutError, ConnectionError):
-    """A network, throttling or server fault; the stage is tried again."""
+    """A network, throttling or server fault, or a crashed training process; the stage is tried again."""
 
     exit_code = 1
 

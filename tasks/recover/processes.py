@@ -134,7 +134,7 @@ def train_together(
 
     Raises:
         StageFailed: a process failed or was killed; the error of its own class where it is one of ours.
-        Transient: a process crashed, as a library's does that loses a connection: another try may go well.
+        Transient: a process crashed, for instance because gloo lost a connection; a retry may succeed.
     """
     with (
         TemporaryDirectory(prefix="resprout-processes-") as scratch,
@@ -255,7 +255,7 @@ def _no_memory(kind: str, text: str) -> bool:
 
 
 def _error(failed: list[Worker], count: int) -> ResproutError:
-    """What to raise for processes in the order in which they failed."""
+    """The error of a training whose processes failed; the first to fail comes first."""
     worker = min(failed, key=_blame)
     smaller = (
         "lower recover.micro_batch_tokens, or give recover.devices fewer processes or sharding: fsdp; a run "
@@ -272,7 +272,7 @@ def _error(failed: list[Worker], count: int) -> ResproutError:
             return own(text)
         if _no_memory(kind, text):
             return StageFailed(f"{_name(worker, count)} ran out of memory; {smaller}")
-    # Where one drops out the others lose their connection to it: which was the first is not always seen.
+    # A process that ends takes the connections of the others with it, so the root cause may be any of them.
     each = "; ".join(f"{_name(one, count)} {_how(one)}" for one in failed)
     crashed = any((one.process.poll() or 0) < 0 for one in failed)
     return (Transient if crashed else StageFailed)(

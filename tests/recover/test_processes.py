@@ -205,7 +205,7 @@ def test_one_that_is_killed_ends_all(train: Callable[..., Result]) -> None:
 def test_one_that_crashes_ends_all_and_another_try_goes_on(
     train: Callable[..., Result], tmp_path: Path
 ) -> None:
-    """A library that loses a connection aborts, by which the other process loses its own."""
+    """A process that aborts, as gloo does in a lost connection, fails the other; training resumes."""
     kept, given = Kept(tmp_path / "kept"), {"batch_tokens": 64, "checkpoint_minutes": 1e-9}
     with pytest.raises(Transient, match=r"process 1 \(of 0 to 1\) was ended by SIGABRT.* last checkpoint"):
         train(2, kept=kept, progress=ended_by(signal.SIGABRT), **given)
