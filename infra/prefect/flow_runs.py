@@ -142,12 +142,15 @@ class FlowRuns:
 
 
 def in_a_row(states: Iterable[tuple[str, str]]) -> int:
-    """Restarts by the server since a person, a schedule or a rule last began the run.
+    """Deaths after which the server restarted the run, since a person, a schedule or a rule last began it.
 
     `states` are type and name of the run's states, oldest first.
     """
-    count = 0
+    count, died = 0, False
     for kind, name in states:
-        if kind == "SCHEDULED" and name not in WAITING:
-            count = count + 1 if name == RESTARTING else 0
+        if kind == "CRASHED":
+            died = True
+        elif kind == "SCHEDULED" and name not in WAITING:
+            count = count + died if name == RESTARTING else 0
+            died = False
     return count

@@ -36,7 +36,7 @@ UNFINISHED = ("RUNNING", "PENDING")
 CANCELLED = {"type": "CANCELLED", "name": "Cancelled", "message": "its process ended while it was cancelled"}
 CRASHED = {"type": "CRASHED", "name": "Crashed", "message": "its process was gone when the worker started"}
 AGAIN = {"type": "SCHEDULED", "name": RESTARTING, "message": "its process died; a new worker goes on"}
-"""As the server's automation does; the run counts these (flows/restarts.py)."""
+"""As the server's automation does; the run counts these (flows/flow_run.py)."""
 GIVEN_UP = {"type": "FAILED", "name": "Failed", "message": NEVER_BEGINS}
 RESUMING = {"type": "SCHEDULED", "name": "Resuming", "message": "the stack was stopped; the next one goes on"}
 RECENT = timedelta(days=1)

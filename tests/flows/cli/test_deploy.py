@@ -328,4 +328,10 @@ def test_restarts_are_counted_from_the_last_start_by_a_person() -> None:
     assert in_a_row([own, ran, crashed, again, ran]) == 1
     assert in_a_row([own, ran, crashed, again, late, ran, crashed, again, ran]) == 2
     assert in_a_row([own, ran, crashed, again, ran, ("SCHEDULED", "AwaitingRetry"), ran]) == 0
-    assert in_a_row([own, again, ("SCHEDULED", "AwaitingRetry"), again]) == 1
+    assert in_a_row([own, crashed, again, ("SCHEDULED", "AwaitingRetry"), crashed, again]) == 1
+
+
+def test_one_death_counts_once_even_where_the_server_restarts_the_run_twice() -> None:
+    own, again = ("SCHEDULED", "Scheduled"), ("SCHEDULED", "Restarting")
+    late, ran, crashed = ("SCHEDULED", "Late"), ("RUNNING", "Running"), ("CRASHED", "Crashed")
+    assert in_a_row([own, ran, crashed, again, again, ran, crashed, again, late, again, ran]) == 2

@@ -30,6 +30,11 @@ def test_a_run_that_lives_is_heard_before_a_second_process_begins() -> None:
     assert HEARTBEAT in run_automations()["resprout: begin a crashed run again"].trigger.expect
 
 
+def test_the_restart_of_a_run_does_not_wake_the_rule_that_restarts_it() -> None:
+    rule = run_automations()["resprout: begin a crashed run again"]
+    assert f"prefect.flow-run.{rule.actions[0].name}" not in rule.trigger.expect | rule.trigger.after
+
+
 def test_the_server_gives_up_no_run_that_may_count_its_restarts_itself() -> None:
     (most,) = (limit.le for limit in PrefectConfig.model_fields["restarts"].metadata if hasattr(limit, "le"))
     deaths = 1 + run_automations()["resprout: give up a run that never begins"].trigger.threshold

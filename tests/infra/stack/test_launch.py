@@ -38,8 +38,8 @@ class Server:
 
     def get(self, url: str) -> Any:
         count = self.restarts.get(url.partition("=")[2], 0)
-        again = {"type": "SCHEDULED", "name": "Restarting"}
-        return [{**again, "timestamp": f"{index:03}"} for index in range(count)]
+        died, again = {"type": "CRASHED", "name": "Crashed"}, {"type": "SCHEDULED", "name": "Restarting"}
+        return [{**state, "timestamp": f"{index:03}"} for index, state in enumerate([died, again] * count)]
 
 
 @pytest.fixture
