@@ -39,9 +39,10 @@ ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancel
 STARTS = {
     f"prefect.flow-run.{state}" for state in ("Scheduled", "Pending", "Running", "AwaitingRetry", "Resuming")
 }
-"""`RESTARTING` is not among them: on SQLite Prefect (3.9.1) commits its statements one by one, so the event
-of an action may come before its trigger is done, and the action is taken twice. A run that a worker began
-again, and that still waits for its turn, is thus begun again once more; `in_a_row` counts one death once.
+"""`RESTARTING` is not among them: Prefect (3.9.1) acts before it removes the count of its trigger, so an
+event of the action that is in `expect` may find that count, and the action is taken twice. A run that a
+worker began again, and that still waits for its turn, is thus begun again once more; `in_a_row` counts one
+death once.
 """
 BAD_ENDS = (GATE_NOT_PASSED, "Failed")
 BODY = """Run {{ flow_run.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}
