@@ -134,7 +134,7 @@ def test_a_run_that_dies_again_and_again_is_given_up(stack: Machine, tmp_path: P
         kill(*living(stack, run))
     states = stack.ends(run)
     assert states[-1] == "Failed"
-    assert states.count("Restarting") == 2, states
+    assert states.count("Restarting") == 2, ", ".join(states)
     message = stack.states(run)[-1]["message"]
     assert "died 2 times in a row, and infra.prefect.restarts is 1" in message
 

@@ -146,7 +146,7 @@ def test_a_run_that_outlives_the_silence_of_the_server_is_not_begun_again(stack:
     assert living(stack, run) == alive
     states = stack.ends(run, 190)
     assert states[-1] == "Completed"
-    assert "Restarting" not in states, states
+    assert "Restarting" not in states, ", ".join(states)
 
 
 def test_a_run_that_saved_when_a_signal_came_goes_on_from_its_checkpoint(stack: Machine, home: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_run_that_dies_before_its_code_begins_is_given_up(stack: Machine) -> N
     run = call(stack, START, "no_such_module.nap", "1")
     states = stack.ends(run, 200)
     assert states[-1] == "Failed"
-    assert states.count("Restarting") == 2, states
+    assert states.count("Restarting") == 2, ", ".join(states)
     assert "before the flow's own code began" in stack.states(run)[-1]["message"]
     time.sleep(20)
     assert names(stack, run) == states
