@@ -39,10 +39,10 @@ ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancel
 STARTS = {
     f"prefect.flow-run.{state}" for state in ("Scheduled", "Pending", "Running", "AwaitingRetry", "Resuming")
 }
-"""`RESTARTING` is not among them: Prefect (3.9.1) acts before it removes the count of its trigger, so an
-event of the action that is in `expect` may find that count, and the action is taken twice. A run that a
-worker began again, and that still waits for its turn, is thus begun again once more; `in_a_row` counts one
-death once.
+"""`RESTARTING` is not among them: Prefect (3.9.1) takes the action of a proactive trigger before it removes
+the trigger's count, so an event of that action which the trigger expects may make it act a second time. In
+return a run that a worker restarted, and that waits longer than `SETTLED_SECONDS` for its turn, is put into
+the state once more; `in_a_row` counts one death once.
 """
 BAD_ENDS = (GATE_NOT_PASSED, "Failed")
 BODY = """Run {{ flow_run.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}
