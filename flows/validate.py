@@ -46,6 +46,7 @@ from resprout.tasks.data.chat import NO_CHAT, NO_TEMPLATE, rendered
 from resprout.tasks.data.read import Numbered, Skip, read_rows
 from resprout.tasks.evaluate.ranking import COLUMNS, ranking_of
 from resprout.tasks.evaluate.task_files import few_shot_of, read_task, require_examples
+from resprout.tasks.gguf.splits import check_split
 from resprout.tasks.models.gguf_header import read_header
 from resprout.tasks.models.tokenizer_files import (
     NO_TOKENIZER,
@@ -73,7 +74,10 @@ def probe(loaded: Loaded) -> Iterator[Fault]:
             files, metadata = _held(address, wanted, here)
             if metadata is not None and not gguf_has_tokenizer(metadata):
                 yield key, f"{address} {NO_TOKENIZER}"
-            elif files and key == "model.source" and asking:
+                continue
+            if metadata is not None:
+                yield from faults_in(key, partial(check_split, metadata, address))
+            if files and key == "model.source" and asking:
                 try:
                     chat = chat_template(files) if metadata is None else gguf_chat_template(metadata)
                     if chat is None:

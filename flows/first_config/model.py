@@ -12,6 +12,7 @@ from resprout.flows.inputs import find, model_files
 from resprout.tasks.acquire.licence import local_licence
 from resprout.tasks.acquire.source import Context, Wanted, fetch, head, pin, scheme_of
 from resprout.tasks.acquire.sources.package import distribution
+from resprout.tasks.gguf.splits import check_split
 from resprout.tasks.models.gguf_header import gguf_shape, read_header
 from resprout.tasks.models.shape import Shape, read_config, shape_of
 from resprout.tasks.models.tokenizer_files import (
@@ -98,6 +99,7 @@ def _seen(address: str, name: str, files: Mapping[str, Path], licence: str | Non
         metadata = read_header(first)[0]
         if not gguf_has_tokenizer(metadata):
             raise BadInput(f"{address} {NO_TOKENIZER}")
+        check_split(metadata, address)
         return ModelLook(first.stem, gguf_shape(first), licence, gguf_chat_template(metadata))
     if not has_tokenizer(files):
         raise BadInput(f"{address} {NO_TOKENIZER}")

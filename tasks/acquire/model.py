@@ -19,6 +19,7 @@ from resprout.tasks.acquire import unpickle
 from resprout.tasks.acquire.choose import INDEX, Chosen
 from resprout.tasks.acquire.source import Pinned
 from resprout.tasks.core.job import Progress
+from resprout.tasks.gguf.splits import check_split, keep_split
 from resprout.tasks.models.gguf_header import read_header, refuse_cut, refuse_part
 
 PIECE_BYTES = 1024 * 1024
@@ -61,6 +62,7 @@ def dequantise(
     metadata, _ = read_header(path)
     refuse_part(path, metadata)
     refuse_cut(path)
+    check_split(metadata, path.name)
     progress(0, 1, "models")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -102,6 +104,7 @@ def dequantise(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _forget_places(folder)
+    keep_split(folder, metadata, path.name)
     _write_source(folder, files, chosen.weights, f"gguf:{_quantisation(metadata)}")
     progress(1, 1, "models")
 
@@ -121,6 +124,7 @@ def keep_file(files: Mapping[str, Path], folder: Path, scratch: Path) -> None:
     AutoConfig.from_pretrained(alone, **here).save_pretrained(folder)
     AutoTokenizer.from_pretrained(alone, **here).save_pretrained(folder)
     _forget_places(folder)
+    keep_split(folder, metadata, path.name)
     shutil.copyfile(path, folder / "model.gguf")
 
 

@@ -6,22 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.gguf.splits import split_of
 from resprout.tasks.models.shape import Shape
 
 ROTARY = "rope_parameters"
 FULL, SLIDING = "full_attention", "sliding_attention"
 NORMED_EXPERTS = {"qwen2_moe": False, "qwen3_moe": True}
 """Whether llama.cpp divides the weights of a token's experts by their sum, where a config can choose."""
-_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-SPLITS = {
-    "llama-bpe": (rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",),
-    "qwen2": (rf"{_ENDINGS}|{_LETTERS}|\p{{N}}|{_REST}",),
-    "smollm": ("digits", "bytes"),
-    "gpt-2": ("bytes",),
-}
-"""How text is split before byte-level BPE, by llama.cpp's name: expressions, single digits, GPT-2's way."""
 
 
 def check_settings(shape: Shape, config: Mapping[str, Any]) -> None:
@@ -67,32 +58,4 @@ def check_tokenizer(described: Mapping[str, Any], rows: int) -> None:
     if last >= rows:
         raise BadInput(f"the tokenizer has token {last}, but the model's embeddings {rows} rows")
     if not model.get("byte_fallback"):
-        split_of(described["pre_tokenizer"])
-
-
-def split_of(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    """llama.cpp's name for how text is split; BadInput where there is none."""
-    found = []
-    for part in parts_of(pre_tokenizer, "pretokenizers"):
-        if part["type"] == "ByteLevel":
-            found += ["bytes"] if part.get("use_regex", True) else []
-        elif part["type"] == "Digits" and part.get("individual_digits"):
-            found.append("digits")
-        elif part["type"] == "Split":
-            found.append(str(part["pattern"].get("Regex") or part["pattern"].get("String")))
-        else:
-            found.append(str(part["type"]))
-    for name, parts in SPLITS.items():
-        if tuple(found) == parts:
-            return name
-    raise BadInput(
-        f"the tokenizer splits text in a way that has no name here for llama.cpp ({', '.join(found)[:200]}); "
-        "export hf instead"
-    )
-
-
-def parts_of(described: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
-    """The parts of a sequence in tokenizer.json, or the one part that there is."""
-    if described is None:
-        return []
-    return list(described[name]) if described["type"] == "Sequence" else [described]
+        split_of(described)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from gguf import SpecialVocab, TokenType
 
-from resprout.tasks.gguf.limits import check_tokenizer, parts_of, split_of
+from resprout.tasks.gguf.limits import check_tokenizer
+from resprout.tasks.gguf.splits import KEPT, parts_of, split_of
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -34,6 +35,7 @@ class Vocabulary:
     kinds: list[int]
     scores: list[float] | None
     space_prefix: bool
+    adds_bos: bool
 
     def write(self, writer: GGUFWriter, folder: Path) -> None:
         """Add it to a file, with merges, special tokens and chat template from the model's `folder`."""
@@ -45,7 +47,10 @@ class Vocabulary:
             writer.add_token_scores(self.scores)
         writer.add_add_space_prefix(self.space_prefix)
         merges = self.scores is None
-        SpecialVocab(folder, load_merges=merges, n_vocab=len(self.tokens)).add_to_gguf(writer, quiet=True)
+        special = SpecialVocab(folder, load_merges=merges, n_vocab=len(self.tokens))
+        # Left out, it is llama.cpp's choice for the split: true of llama-bpe and tekken.
+        special.add_special_token["bos"] = self.adds_bos
+        special.add_to_gguf(writer, quiet=True)
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
@@ -72,11 +77,13 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
         names[added["id"]] = added["content"]
         special = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
         kinds[added["id"]] = int(special)
+    adds_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
     tokens, found = [names[row] for row in range(rows)], [kinds[row] for row in range(rows)]
     if bytes_fall_back:
         prefix = _space_prefix(described)
-        return Vocabulary("llama", "default", tokens, found, _scores(model, tokens), prefix)
-    return Vocabulary("gpt2", split_of(described["pre_tokenizer"]), tokens, found, None, False)
+        return Vocabulary("llama", "default", tokens, found, _scores(model, tokens), prefix, adds_bos)
+    split = split_of(described, tokenizer.init_kwargs.get(KEPT))
+    return Vocabulary("gpt2", split, tokens, found, None, False, adds_bos)
 
 
 def _scores(model: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:

@@ -59,6 +59,7 @@ def write_gguf(
         *(chr(33 + index) if index < 94 else f"tok{index}" for index in range(253)),
         "ab",
     ]
+    writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
     writer.add_token_types([TokenType.CONTROL] * 2 + [TokenType.NORMAL] * 254)
     writer.add_token_merges(["a b"])
@@ -107,6 +108,7 @@ def test_weights_are_those_of_the_file(acquire, tmp_path, quantised):
     assert model.config.model_type == "llama"
     assert model.config.tie_word_embeddings
     assert model.config.num_key_value_heads == 2
+    assert json.loads((content / "tokenizer_config.json").read_text())["gguf_split"] == "smollm"
     about = json.loads((content / "source.json").read_text())
     # Q8_0 keeps 34 bytes for 32 weights.
     assert about["source_format"] == ("gguf:Q8_0" if quantised else "gguf:F32")
