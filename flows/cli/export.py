@@ -181,7 +181,7 @@ def _made(
 def _copied(one: Exported, folder: Path) -> list[str]:
     """What was copied where, its card, and how it is loaded."""
     from resprout.tasks.export.card import CARD
-    from resprout.tasks.export.format import loading
+    from resprout.tasks.export.format import chats, usage
 
     return [
         f"{one.format}, {one.bytes / 1e6:.1f} MB: {folder}",
@@ -189,5 +189,5 @@ def _copied(one: Exported, folder: Path) -> list[str]:
         f"lineage: resprout lineage {one.digest}",
         "",
         "load it:",
-        *(f"  {line}" for line in loading(one.format, json.dumps(os.fspath(folder)))),
+        *(f"  {line}" for line in usage(one.format, json.dumps(os.fspath(folder)), chats(folder))),
     ]

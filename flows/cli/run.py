@@ -18,7 +18,7 @@ from resprout.configs.infrastructure import without_credentials
 from resprout.configs.load import Loaded
 from resprout.configs.result import RunResult
 from resprout.flows.session import Session
-from resprout.tasks.export.format import loading, own_classes
+from resprout.tasks.export.format import chats, own_classes, usage
 
 if TYPE_CHECKING:
     from resprout.configs.load import Loaded
@@ -232,7 +232,7 @@ def _lines(result: RunResult, loaded: Loaded, remarks: list[str]) -> list[str]:
         lines += ["", "load it:", *(f"  {line}" for line in _loading(result, loaded))]
         for one in result.exports[1:]:
             if one.path is not None:
-                own = loading(one.format, json.dumps(_short(Path(one.path))))
+                own = usage(one.format, json.dumps(_short(Path(one.path))), chats(Path(one.path)))
                 lines += [f"or {one.format}:", *(f"  {line}" for line in own)]
     return lines
 
@@ -241,13 +241,13 @@ def _loading(result: RunResult, loaded: Loaded) -> list[str]:
     """Lines of Python that load the first export: by its short way, else as MLflow brings it here."""
     first, version = result.exports[0], result.registered
     if first.path is not None:
-        return loading(first.format, json.dumps(_short(Path(first.path))))
+        return usage(first.format, json.dumps(_short(Path(first.path))), chats(Path(first.path)))
     address = f"models:/{version.name}/{version.version}" if version is not None else first.uri
     return [
         "import mlflow",
         f"mlflow.set_tracking_uri({json.dumps(_tracking_uri(loaded))})",
         f"folder = mlflow.artifacts.download_artifacts({json.dumps(address)})",
-        *loading(first.format, "folder"),
+        *usage(first.format, "folder", chat=False),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.core.methods import Entry, Registry
+from resprout.tasks.models.tokenizer_files import chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,9 @@ class Format(Protocol):
     loading: ClassVar[tuple[str, ...]]
     """Lines of Python that load model and tokenizer from `{folder}`."""
     asking: ClassVar[tuple[str, ...]]
-    """Lines of Python that write on behind a few words, after `loading`."""
+    """Lines of Python that continue a few words, after `loading`."""
+    chatting: ClassVar[tuple[str, ...]]
+    """Lines of Python that ask a question by the model's chat template, after `loading`; none: `asking`."""
     library: ClassVar[str]
     """The library that loads it, by the hub's name."""
 
@@ -96,10 +99,21 @@ def folder_name(name: str) -> str:
     return name.replace(":", "-")
 
 
-def loading(name: str, folder: str) -> list[str]:
-    """Lines of Python that load model and tokenizer of a format; `folder` is an expression."""
-    lines: tuple[str, ...] = entry(name).declared["loading"]
-    return [line.format(folder=folder) for line in lines]
+def usage(name: str, folder: str, chat: bool) -> list[str]:
+    """Return lines of Python that load a format and let it write; `folder` is an expression.
+
+    `chat`: the model has a chat template, so that it is asked a question by it.
+    """
+    own = entry(name).declared
+    # Formats that declare no lines of their own are classes below that of hf.
+    known = {**FORMATS.entry("hf").declared, **own}
+    talk: tuple[str, ...] = (chat and known["chatting"]) or known["asking"]
+    return [*(line.format(folder=folder) for line in known["loading"]), *talk]
+
+
+def chats(folder: Path) -> bool:
+    """Return whether the export in `folder` has a chat template, by its tokenizer's files."""
+    return chat_template({path.name: path for path in folder.iterdir() if path.is_file()}) is not None
 
 
 def own_classes(formats: Iterable[str]) -> str | None:

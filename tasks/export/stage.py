@@ -12,7 +12,7 @@ from resprout.configs.schema import ExportConfig
 from resprout.infra.licences import Credit
 from resprout.tasks.core.job import Job, Progress
 from resprout.tasks.core.stage import CardLine, Reads, stage
-from resprout.tasks.export.format import entry, folder_name, format_of, loading
+from resprout.tasks.export.format import chats, entry, folder_name, format_of, usage
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.quantize.names import scores_of
 
@@ -126,7 +126,7 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         (folder / ORIGIN).write_text(_origin(job), encoding="utf-8")
         own = inputs.get(scores_of(name))
         scores = judged(inputs["dense"], own or inputs["final"])
-        lines = [*loading(name, '"."'), *written.asking]
+        lines = usage(name, '"."', chats(folder))
         # Other notes are about layers of different widths.
         use = Use(written.library, lines, written.note if written.adapters or not stock else "")
         if written.quantized:

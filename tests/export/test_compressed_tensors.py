@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from resprout.configs.errors import BadInput, StageFailed
 from resprout.tasks.core.job import silent
-from resprout.tasks.export.format import FORMATS, divergence, entry, loading
+from resprout.tasks.export.format import FORMATS, divergence, entry, usage
 from resprout.tasks.export.formats.compressed_tensors import TOLERANCE_NATS, CompressedTensors
 from resprout.tasks.export.probe import Probed, Question, probe
 from resprout.tasks.models.load import load_model, load_tokenizer
@@ -101,6 +101,6 @@ def test_every_type_has_a_tolerance_and_the_name_is_the_quantised_formats() -> N
         assert kind.partition("-")[0] in TOLERANCE_NATS
     assert "compressed-tensors" in FORMATS
     assert entry("compressed-tensors:W8A16").declared["quantized"] is True
-    assert "from_pretrained(here)" in loading("compressed-tensors:W8A16", "here")[1]
+    assert "from_pretrained(here)" in usage("compressed-tensors:W8A16", "here", chat=False)[1]
     with pytest.raises(BadInput, match="did you mean 'compressed-tensors'"):
         entry("compressed_tensors:W8A16")

@@ -21,7 +21,7 @@ from resprout.tasks.core.job import Job, silent
 from resprout.tasks.core.stage import CardLine
 from resprout.tasks.export import probe as script
 from resprout.tasks.export.card import Use, card, carry_licences
-from resprout.tasks.export.format import largest_difference, loading
+from resprout.tasks.export.format import largest_difference, usage
 from resprout.tasks.export.formats.hf import HuggingFace
 from resprout.tasks.export.formats.hf_code import HuggingFaceCode
 from resprout.tasks.export.judged import Metric, judged
@@ -77,7 +77,7 @@ def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_pat
     HuggingFace().write(load_model(model, "bfloat16", "cpu"), model, again)
     files, scores = carry_licences(model, again), judged(**scores_of(tmp_path))
     plan = read_plan(write_plan(tmp_path))
-    use = Use("transformers", [*loading("hf", '"."'), *HuggingFace.asking])
+    use = Use("transformers", usage("hf", '"."', chat=False))
     text = card(CREDITS, plan, [LORA], files, scores, use)
     (again / "README.md").write_text(text, encoding="utf-8")
     origin = {"licence": CREDITS[0].licence, "made_of": {}}

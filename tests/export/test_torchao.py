@@ -14,7 +14,7 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.schema import ExportConfig
 from resprout.tasks.core.job import silent
 from resprout.tasks.export import stage
-from resprout.tasks.export.format import entry, loading
+from resprout.tasks.export.format import entry, usage
 from resprout.tasks.export.formats.torchao import TOLERANCE_NATS, TorchAo
 from resprout.tasks.export.probe import Question, probe
 from resprout.tasks.models.load import load_model, load_tokenizer
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_other_weights_is_discarded(tmp_path: Path) -> None:
 def test_it_is_named_checked_and_loaded_as_the_quantised_format() -> None:
     assert TOLERANCE_NATS.keys() == set(Quantized.types) == set(library.TYPES)
     assert entry("torchao:INT8").declared["quantized"] is True
-    assert "with torchao installed" in loading("torchao:INT8", "here")[0]
+    assert "with torchao installed" in usage("torchao:INT8", "here", chat=False)[0]
 
 
 @pytest.mark.parametrize("name", ["torchao:INT8", "compressed-tensors:W8A16"])

@@ -40,9 +40,20 @@ class Gguf:
     note: ClassVar[str] = ""
     quantized: ClassVar[bool] = True
     adapters: ClassVar[bool] = False
+    # The package tokenises the special tokens of a chat as plain text, and llama.cpp logs thousands of lines.
     loading: ClassVar[tuple[str, ...]] = (
+        "from functools import partial",
         "from llama_cpp_py_sync import Llama",
+        "from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib",
+        'quiet = get_ffi().callback("ggml_log_callback", lambda *line: None)',
+        "get_lib().llama_log_set(quiet, get_ffi().NULL)",
         'model = Llama({folder} + "/model.gguf")',
+        "model.tokenize = partial(model.tokenize, parse_special=True)",
+    )
+    chatting: ClassVar[tuple[str, ...]] = (
+        'chat = [{"role": "user", "content": "What is the capital of France?"}]',
+        "answer = model.create_chat_completion(chat, max_tokens=64, temperature=0)",
+        'print(answer["choices"][0]["message"]["content"])',
     )
 
     asking: ClassVar[tuple[str, ...]] = ('print("The river" + model.generate("The river", max_tokens=20))',)

@@ -41,6 +41,12 @@ class HuggingFace:
         'inputs = tokenizer("The river", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))",
     )
+    chatting: ClassVar[tuple[str, ...]] = (
+        'chat = [{"role": "user", "content": "What is the capital of France?"}]',
+        'inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")',
+        "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0]",
+        'print(tokenizer.decode(answer[inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    )
     library: ClassVar[str] = "transformers"
 
     def __init__(self, kind: str = "") -> None:

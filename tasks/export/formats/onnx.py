@@ -49,6 +49,7 @@ class Onnx:
         "tokenizer = AutoTokenizer.from_pretrained({folder})",
     )
 
+    chatting: ClassVar[tuple[str, ...]] = ()
     asking: ClassVar[tuple[str, ...]] = (
         "import numpy",
         'ids = tokenizer("The river", return_tensors="np").input_ids',
