@@ -1461,6 +1461,8 @@ class GateConfig(Section):
     """Mean recovered accuracy / mean dense accuracy over the multiple-choice tasks without examples."""
     max_params_ratio: Ratio | None = None
     """Recovered parameters / dense parameters."""
+    max_file_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    """Bytes of the weights that ship / bytes of the source's files."""
     max_drop: dict[str, DropBound] = Field(default_factory=dict)
     """By capability or task the largest drop of its accuracy: {arithmetic: 0.05, piqa: {margin: 0.03}}."""
 

@@ -48,6 +48,7 @@ from resprout.tasks.report.lost import lost_of
 from resprout.tasks.report.outlook import Outlook, Recovery, rung_sentences, rungs_of
 from resprout.tasks.report.past_run import PastRun
 from resprout.tasks.report.selection import answers_sentence, cluster_sentences, selection_sentence
+from resprout.tasks.report.shipped import shipped
 from resprout.tasks.report.stage import ReportConfig, averaged, config_text, in_order, measured_how, report
 from resprout.tasks.select.comparison import FILE as COMPARISON
 
@@ -243,6 +244,9 @@ class Conclusion:
     def fill_exports(self) -> None:
         """The exported formats into the result, and their weights among those that are known again."""
         exported = self.artifacts.of("export")
+        rows = self.read(exported, "exports.json")
+        origin = self.read(self.artifacts.of("source"), "source.json")
+        self.session.ships = shipped(self.loaded.config.public(), rows, origin)
         exports.note(self.run.store, exported.digest)
         self.result.exports = [
             ExportResult(
@@ -253,7 +257,7 @@ class Conclusion:
                 max_abs_logit_diff=one.get("max_abs_logit_diff"),
                 mean_kl_nats=one.get("mean_kl_nats"),
             )
-            for one in self.read(exported, "exports.json")
+            for one in rows
         ]
 
     def name_exports(self) -> None:

@@ -17,6 +17,7 @@ from resprout.flows.rivals import Rivals
 from resprout.tasks.core.job import Progress, silent
 from resprout.tasks.core.run import Display
 from resprout.tasks.core.time_left import TimeLeft, words
+from resprout.tasks.report.shipped import Shipped
 
 
 class NoDisplay:
@@ -43,6 +44,7 @@ class Session:
     server_start_seconds: float = 0.0
     source_bytes: int | None = None
     source_format: str = ""
+    ships: Shipped | None = None
     averaged: list[str] = field(default_factory=list)
     """The accuracies behind zero_shot_mean_acc."""
     measured: str = ""

@@ -376,14 +376,15 @@ def _recovered(steps: Steps, section: SelectConfig, role: str, seed: int, pruned
 
 def _climb(steps: Steps, stage: Stage[Any], config: RecoverConfig) -> RecoverConfig:
     """All rungs but the last, which is returned; each is judged, so that the next one need not be climbed."""
-    gated = steps.config.gate is not None
+    # A rung is a model, no file yet.
+    bounds = {**_values(steps.config.gate), "max_file_ratio": None} if steps.config.gate is not None else {}
+    gated = any(value not in (None, {}) for name, value in bounds.items() if name != "of")
     climbed = rungs(config, gated)
     for one in climbed:
         role = f"rung {one.number}"
         if gated:
             before = f"before {role}"
-            bounds = GateOfRung(**_values(steps.config.gate))
-            steps.add(gate, bounds, before, gives="verdict", final=steps.names[FINAL])
+            steps.add(gate, GateOfRung(**bounds), before, gives="verdict", final=steps.names[FINAL])
         if one is not climbed[-1]:
             steps.names["rung"] = steps.recover(one, role)
             steps.evaluate(f"{role} {one.method}", steps.names[MODEL], shown=False)

@@ -137,7 +137,9 @@ def show(session: Session, loaded: Loaded, console: Console) -> None:
         return
     models = {name: one.metrics for name, one in result.made_models().items()}
     console.print()
-    rows = comparison(models, session.source_bytes, session.source_format, session.averaged)
+    if session.ships is not None and session.ships.larger:
+        console.print(session.ships.larger, highlight=False, soft_wrap=True)
+    rows = comparison(models, session.source_bytes, session.source_format, session.averaged, session.ships)
     console.print(_table(list(models), rows), highlight=False)
     if "recovered" in models:
         console.print(

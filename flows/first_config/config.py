@@ -16,11 +16,12 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from resprout.configs.load import home_of, load_data, load_infra, parsed
+from resprout.configs.schema import QUANTIZED, SOURCE_FILE
 from resprout.flows import preflight
 from resprout.flows.check import check
 from resprout.flows.first_config import texts
 from resprout.flows.first_config.data import Found, look_at_both, look_at_pool, look_at_text
-from resprout.flows.first_config.goal import Goal
+from resprout.flows.first_config.goal import Goal, of_file
 from resprout.flows.first_config.model import ModelLook, look_at_model
 from resprout.flows.first_config.pruning import choose_pruning
 from resprout.flows.first_config.recovery import recovery
@@ -30,11 +31,13 @@ from resprout.infra.environment import set_variables
 from resprout.infra.mlflow.tracking import Tracker
 from resprout.tasks.acquire.source import Context, scheme_of
 from resprout.tasks.acquire.sources.local import files_at, is_pattern
+from resprout.tasks.quantize.formats.gguf import Gguf
 
 TEMPLATE = "config.yaml.j2"
 WIDTH = 110
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 32
 """The defaults of `measure`, where the model has as many positions."""
+BOUNDS = {"max_perplexity_ratio": 2.0, "max_file_ratio": 1.0}
 GATE = (
     "a run whose perplexity is more than this many times the dense model's is not registered and exits with "
     "3; set what you accept"
@@ -77,7 +80,9 @@ def draft(
     require_registry(source, infra, home)
     seen = look_at_model(source, here, allow_pickle)
     dtype, why_dtype = _dtype(seen, goal)
-    pruning = choose_pruning(seen.shape, goal, dtype)
+    file = _file(seen)
+    asked = of_file(goal, seen.gguf_type, seen.bytes, seen.shape) if file and goal is not None else goal
+    pruning = choose_pruning(seen.shape, asked, dtype)
     rows: list[Found] = []
     found: texts.Texts | None
     if text_at is not None:
@@ -100,7 +105,8 @@ def draft(
         ),
         texts.evaluate(found, seen),
         *_measure(seen),
-        Written("gate", [GATE], {"max_perplexity_ratio": 2.0}),
+        *file,
+        Written("gate", [GATE], {**({"of": file[0].values["formats"][0]} if file else {}), **BOUNDS}),
         Written(
             "register",
             ["what passes the gate becomes a version of this model in MLflow"],
@@ -167,6 +173,24 @@ def _described(model: ModelLook) -> str:
         f"FFN width {max(shape.ffn):,}{experts}, {shape.params / 1e6:,.2f} M parameters "
         f"({embeddings:.0%} embeddings), {shape.max_positions:,} positions"
     )
+
+
+def _file(model: ModelLook) -> list[Written]:
+    """Return the sections `quantize` and `compare` that end with a file as the GGUF file that came in."""
+    if model.gguf_type not in Gguf.types:
+        return []
+    name = f"gguf:{model.gguf_type}"
+    return [
+        Written("quantize", [f"{name}, the format of the source file"], {"formats": [name]}),
+        Written(
+            "compare",
+            [
+                "the source file, and the dense model in this type and the two next smaller ones: whether "
+                "pruning or fewer bits wins at the size"
+            ],
+            {"baselines": [SOURCE_FILE, QUANTIZED]},
+        ),
+    ]
 
 
 def _measure(model: ModelLook) -> list[Written]:

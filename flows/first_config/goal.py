@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from resprout.configs.errors import BadInput
+from resprout.tasks.gguf.types import bytes_per_weight
+from resprout.tasks.models.shape import Shape
 
 SMALLER = re.compile(r"(\d+(?:\.\d+)?)\s*%(?:\s*smaller)?", re.IGNORECASE)
 FASTER = re.compile(r"(\d+(?:\.\d+)?)\s*[x×](?:\s*faster)?", re.IGNORECASE)
@@ -59,3 +61,28 @@ def parse_goal(text: str) -> Goal:
         if size:
             return Goal(given, "bytes", given)
     raise BadInput(f"--goal is '{text}', which is none; {ALLOWED}")
+
+
+def of_file(goal: Goal, kind: str, size: int, shape: Shape | None) -> Goal:
+    """Return the goal for a GGUF file of `size` bytes in this type as a share of the model's parameters.
+
+    What pruning removes is in the file's own type; embeddings, often in a larger one, stay.
+
+    Raises:
+        BadInput: the goal is a size that the file has already.
+    """
+    if goal.key not in ("params_ratio", "bytes") or shape is None:
+        return goal
+    share = goal.key == "params_ratio"
+    wanted = goal.value * size if share else TypeAdapter(ByteSize).validate_python(goal.value)
+    if wanted >= size:
+        raise BadInput(
+            f"--goal is '{goal.text}', but the file has {size / 1e6:,.1f} MB already; give a smaller size"
+        )
+    kept = 1 - (size - wanted) / bytes_per_weight(kind) / shape.params
+    if kept <= 0:
+        raise BadInput(
+            f"--goal is '{goal.text}', but the layers of the model take less than it asks for in the "
+            f"file of {size / 1e6:,.1f} MB; give a goal nearer to its size"
+        )
+    return Goal(goal.text, "params_ratio", round(kept, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from resprout.configs.errors import BadInput
 from resprout.flows.inputs import find, model_files
 from resprout.tasks.acquire.licence import local_licence
+from resprout.tasks.acquire.model import quantisation
 from resprout.tasks.acquire.source import Context, Wanted, fetch, head, pin, scheme_of
 from resprout.tasks.acquire.sources.package import distribution
 from resprout.tasks.gguf.splits import check_split
@@ -44,6 +46,9 @@ class ModelLook:
     chat: ChatTemplate | None
     tokenizer: str | None = None
     """tokenizer.json."""
+    gguf_type: str | None = None
+    """Of a GGUF file the type that it says, such as Q4_1; `bytes` is its size."""
+    bytes: int = 0
 
     def characters_per_token(self, texts: Sequence[str]) -> float:
         """Characters of the first texts by their tokens, a tenth more for safety."""
@@ -55,6 +60,11 @@ class ModelLook:
 
         encoded = Tokenizer.from_str(self.tokenizer).encode_batch(list(texts), add_special_tokens=False)
         return 1.1 * characters / max(1, sum(map(len, encoded)))
+
+
+def _without_type(name: str, kind: str) -> str:
+    """The name of a file without the type that it ends with, which the pruned one may not have."""
+    return re.sub(rf"[-._]{re.escape(kind)}$", "", name, flags=re.IGNORECASE) or name
 
 
 def look_at_model(address: str, here: Context, allow_pickle: bool = False) -> ModelLook:
@@ -90,17 +100,23 @@ def _elsewhere(address: str, wanted: Wanted, here: Context) -> ModelLook:
             return ModelLook(name, None, pinned.licence, None)
         path = Path(scratch) / Path(pinned.files[0].path).name
         path.write_bytes(start)
-        return _seen(address, name, {path.name: path}, pinned.licence or local_licence({path.name: path}))
+        licence = pinned.licence or local_licence({path.name: path})
+        return _seen(address, name, {path.name: path}, licence, pinned.files[0].size)
 
 
-def _seen(address: str, name: str, files: Mapping[str, Path], licence: str | None) -> ModelLook:
+def _seen(
+    address: str, name: str, files: Mapping[str, Path], licence: str | None, size: int | None = None
+) -> ModelLook:
     first = next(iter(files.values()))
+    size = first.stat().st_size if size is None else size
     if first.suffix == ".gguf":
         metadata = read_header(first)[0]
         if not gguf_has_tokenizer(metadata):
             raise BadInput(f"{address} {NO_TOKENIZER}")
         check_split(metadata, address)
-        return ModelLook(first.stem, gguf_shape(first), licence, gguf_chat_template(metadata))
+        kind = quantisation(metadata)
+        chat = gguf_chat_template(metadata)
+        return ModelLook(_without_type(first.stem, kind), gguf_shape(first), licence, chat, None, kind, size)
     if not has_tokenizer(files):
         raise BadInput(f"{address} {NO_TOKENIZER}")
     shape = shape_of(read_config(files["config.json"].parent, address))

@@ -105,7 +105,7 @@ def dequantise(
     tokenizer.save_pretrained(folder)
     _forget_places(folder)
     keep_split(folder, metadata, path.name)
-    _write_source(folder, files, chosen.weights, f"gguf:{_quantisation(metadata)}")
+    _write_source(folder, files, chosen.weights, f"gguf:{quantisation(metadata)}")
     progress(1, 1, "models")
 
 
@@ -165,8 +165,8 @@ def convert_pickle(
     progress(1, 1, "models")
 
 
-def _quantisation(metadata: dict[str, Any]) -> str:
-    """Name of a GGUF file's most common quantisation, say 'Q4_1'; 'unknown' where the file does not say."""
+def quantisation(metadata: Mapping[str, Any]) -> str:
+    """Return a GGUF file's most common quantisation, say Q4_1; 'unknown' where the file does not say."""
     from gguf import LlamaFileType
 
     try:

@@ -138,6 +138,8 @@ def export(job: Job[Export], inputs: Mapping[str, Path], workdir: Path, progress
         found = written.compare(expected, written.probe(folder, question), config.max_abs_logit_diff)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         exports.append({"format": name, "path": folder.name, "bytes": size, "verified": True, **found})
+        if not written.adapters:
+            exports[-1]["weight_bytes"] = _weight_bytes(folder)
         metrics |= {f"{folder.name}_{key}": value for key, value in {"bytes": size, **found}.items()}
         progress(done + 1, len(config.formats), "formats exported")
     (workdir / "exports.json").write_text(json.dumps(exports, sort_keys=True, indent=1) + "\n")

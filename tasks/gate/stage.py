@@ -30,6 +30,7 @@ def check(
     dense: Scores,
     final: Scores,
     protocol: Mapping[str, Any],
+    source_bytes: float | None = None,
     drops: Mapping[str, Drop] = MappingProxyType({}),
 ) -> GateResult:
     """The verdict: every bound that is given, with the value it was held against. NaN never passes.
@@ -42,6 +43,7 @@ def check(
         "max_kl_nats": lambda: final[kl],
         "min_accuracy_kept": lambda: final["zero_shot_mean_acc"] / dense["zero_shot_mean_acc"],
         "max_params_ratio": lambda: final["params"] / dense["params"],
+        "max_file_ratio": lambda: final["bytes"] / (source_bytes or 0.0),
     }
     checks = []
     for name, value_of in values.items():
@@ -97,7 +99,11 @@ def _drop(name: str, bound: DropBound, drops: Mapping[str, Drop]) -> GateCheck:
     "gate",
     kind="gate",
     section="gate",
-    reads={"dense": Reads("scores"), "final": Reads("scores")},
+    reads={
+        "dense": Reads("scores"),
+        "final": Reads("scores"),
+        "source": Reads("model", where=lambda config: config.max_file_ratio is not None),
+    },
     reported=True,
     computes=False,
 )
@@ -113,7 +119,10 @@ def gate(job: Job[GateConfig], inputs: Mapping[str, Path], workdir: Path, progre
     protocol = read("final", "details.json")["perplexity"]
     by_capability, by_task = losses(inputs["dense"], inputs["final"]) if job.config.max_drop else ({}, {})
     drops = {name: loss.drop for name, loss in (by_task | by_capability).items()}
-    verdict = check(job.config, read("dense", "metrics.json"), read("final", "metrics.json"), protocol, drops)
+    came = read("source", "source.json")["source_bytes"] if "source" in inputs else None
+    verdict = check(
+        job.config, read("dense", "metrics.json"), read("final", "metrics.json"), protocol, came, drops
+    )
     if isinstance(job.config, GateOfRung):
         verdict.checks.clear()
     (workdir / "gate.json").write_text(verdict.model_dump_json(indent=1))

@@ -72,3 +72,14 @@ def _bits(kind: GgufType) -> float:
     """Bits a weight as the name says them: 4 of Q4_K_M; of its variants the larger a little more."""
     digits = "".join(letter for letter in kind.name.partition("_")[0] if letter.isdigit())
     return int(digits) + (0.5 if kind.name.endswith(("_1", "_M", "_L", "_K")) else 0.0)
+
+
+def bytes_per_weight(name: str) -> float:
+    """Return the bytes that a weight takes in most matrices of a file of this type: 0.625 in Q4_1."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    parts = name.split("_")
+    # A file of type Q4_K_M or IQ3_M holds most matrices in Q4_K and IQ3_S.
+    block = "_".join(parts[:2]) if "K" in parts else name.replace("IQ3_M", "IQ3_S")
+    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[block]]
+    return size / weights

@@ -9,6 +9,7 @@ from typing import Any
 from resprout.tasks.evaluate.paired import MEAN, change_in, perplexity_ratio
 from resprout.tasks.measure.ratio import Ratio, ratio_in, ratio_of
 from resprout.tasks.quantize.names import DENSE, SOURCE_FILE, base_of, judged, program_of
+from resprout.tasks.report.shipped import AS_LARGE, Shipped
 from resprout.tasks.report.table import (
     DECODE,
     NONE,
@@ -21,8 +22,6 @@ from resprout.tasks.report.table import (
     speeds_of,
 )
 
-AS_LARGE = 1.01
-"""Files count as equally large up to this ratio of their bytes."""
 WHOLE = ("F32", "F16", "BF16", "unknown")
 """Types of GGUF files that round nothing, or of which nothing is known."""
 EVEN = Ratio(1.0, 1.0, 1.0)
@@ -98,14 +97,20 @@ def judged_models(
     models: Mapping[str, Metrics],
     files: Mapping[str, Metrics],
     windows: Mapping[str, Windows],
+    ships: Shipped | None = None,
 ) -> tuple[str | None, Mapping[str, Metrics], str]:
-    """The file that a run's verdict is about, what it is held against and itself, and words for that.
+    """Return the file that a run's verdict is about, its base and itself, and words for that.
 
-    Of a run without files, or whose file is in another program than all else, the models themselves.
+    Of a run without files the models themselves, with the bytes of the file that came in and of what ships.
     """
     name = judged(config)
     if name is None or name not in files:
-        return None, models, ""
+        if ships is None:
+            return None, models, ""
+        last = list(models)[-1]
+        dense, final = ({"bytes": size} for size in (ships.source_bytes, ships.bytes))
+        sized = {**models, DENSE: {**models[DENSE], **dense}, last: {**models[last], **final}}
+        return None, sized, "" if ships.alike else f"as {ships.format}, against the source file: "
     base = base_of(name, files)
     if base is None:
         return name, {DENSE: models[DENSE], name: files[name]}, f"as {name}, against the dense model: "

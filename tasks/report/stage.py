@@ -29,7 +29,14 @@ from resprout.tasks.measure.ratio import COVERAGE, metrics_of
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.report import figures
 from resprout.tasks.report.draft import draft_sentence
-from resprout.tasks.report.files import FewerBits, against_fewer_bits, bias, file_rows, judged_models, note
+from resprout.tasks.report.files import (
+    FewerBits,
+    against_fewer_bits,
+    bias,
+    file_rows,
+    judged_models,
+    note,
+)
 from resprout.tasks.report.graph import Label, draw
 from resprout.tasks.report.lost import FLIPS, HEADS, lost_part, write_flips
 from resprout.tasks.report.outlook import HEADS as RUNG_HEADS
@@ -42,6 +49,7 @@ from resprout.tasks.report.selection import (
     examples,
     selection_sentence,
 )
+from resprout.tasks.report.shipped import shipped
 from resprout.tasks.report.table import Metrics, comparison, recovery_sentence
 from resprout.tasks.report.verdict import RULE, verdict
 
@@ -146,9 +154,13 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
     against = against_fewer_bits(quantized, windows, rounds["models"] if rounds is not None else {})
     chosen = next((inputs[name] for name in ("answers", "selection") if name in inputs), None)
     selection = None if chosen is None else _json(chosen / "summary.json")
-    about, held, lead = judged_models(config.config, models, quantized, windows)
+    exports = _exports(inputs["export"]) if "export" in inputs else []
+    ships = shipped(config.config, exports, origin)
+    about, held, lead = judged_models(config.config, models, quantized, windows, ships)
+    lead = ships.before(lead) if ships is not None else lead
     rival = next((one for one in against if one.file == about), None)
     of_whom = about or list(models)[-1]
+    asked_models = {name: _answers(inputs[name]) for name in (["dense", about] if about else models)}
     return {
         "name": config.name,
         "model": model_name(config.config["model"]["source"]),
@@ -165,6 +177,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
             origin.get("source_bytes"),
             origin.get("source_format", ""),
             averaged(details["dense"]),
+            ships,
         ),
         "measured": measured_how(rounds) if rounds is not None else "",
         "source": config.config["model"]["source"],
@@ -175,12 +188,12 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
         "draft": draft_sentence(_json(inputs["draft"] / "metrics.json")) if "draft" in inputs else "",
         "gate": gate,
         "gate_of": (config.config.get("gate") or {}).get("of") or "",
-        "verdict": verdict(held, gate, coverage, rival, lead),
+        "verdict": verdict(held, gate, coverage, rival, lead, ships is not None and bool(ships.larger)),
         "files": files_table(quantized, against, origin.get("source_format", "")),
         "lost": lost_part(inputs["dense"], of_whom, inputs[of_whom]),
         "lost_heads": HEADS,
         "rule": RULE,
-        "exports": _exports(inputs["export"]) if "export" in inputs else [],
+        "exports": exports,
         "plan": plan,
         "method": plan.get("method") or plan["criterion"],
         "schedule": "" if schedule == "one_shot" else schedule,
@@ -213,8 +226,8 @@ def gather(config: ReportConfig, inputs: Mapping[str, Path], digests: Mapping[st
             ],
         },
         "layers_compared": any(one.get("layer_distances") for one in details.values()),
-        "prompts": side_by_side({name: _answers(inputs[name]) for name in models}),
-        "prompt_notes": notes_on_prompts({name: _answers(inputs[name]) for name in models}),
+        "prompts": side_by_side(asked_models),
+        "prompt_notes": notes_on_prompts(asked_models),
         "losses": [(number, row["loss"]) for number, row in enumerate(steps, 1) if "loss" in row],
         "outlook": outlook,
         "rung_heads": RUNG_HEADS,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from resprout.tasks.evaluate.paired import CUT, change_in
 from resprout.tasks.measure.ratio import SUFFIXES, ratio_in
+from resprout.tasks.report.shipped import Shipped
 
 Metrics = Mapping[str, float]
 NONE = "-"
@@ -40,10 +41,11 @@ def comparison(
     source_bytes: int | None,
     source_format: str,
     averaged: Sequence[str] = (),
+    ships: Shipped | None = None,
 ) -> list[Row]:
     """Rows of the table; `models`: name -> metrics of evaluate and measure together, dense first.
 
-    `averaged`: the accuracies whose mean is `zero_shot_mean_acc`.
+    `averaged`: the accuracies whose mean is `zero_shot_mean_acc`; `ships`: the last model as a file.
     """
     names = list(models)
     dense = models[names[0]]
@@ -53,8 +55,10 @@ def comparison(
         _row("MB of weights (export dtype)", models, "bytes", lambda value: f"{value / 1e6:,.1f}", dense),
     ]
     if source_bytes:
-        shown = f"{source_bytes / 1e6:,.1f} ({source_format})"
-        rows.append(Row("MB of the source file", (shown, *[NONE] * (len(names) - 1))))
+        cells = [f"{source_bytes / 1e6:,.1f} ({source_format})", *[NONE] * (len(names) - 1)]
+        if ships is not None and len(names) > 1:
+            cells[-1] = f"{ships.bytes / 1e6:,.1f} ({ships.format}, x{ships.ratio:.2f})"
+        rows.append(Row("MB of the file", tuple(cells)))
     if any("zeros_share" in metrics for metrics in models.values()):
         rows.append(_row("zeros, share of parameters", models, "zeros_share", lambda value: f"{value:.3f}"))
     every = sorted({name for metrics in models.values() for name in metrics})

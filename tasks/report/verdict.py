@@ -16,7 +16,8 @@ RULE = (
     "all of the interval of what is paid lies below what is gained, not worth it where all of it lies above, "
     "and too close to call in between. What lies inside the noise counts as nothing. A file of few bits is "
     "not worth it either where the dense model in fewer bits is no larger, to 1 %, and has the lower "
-    "perplexity. A gate that is not passed decides alone."
+    "perplexity, nor is a file that is larger than the one that came in. A gate that is not passed decides "
+    "alone."
 )
 GOOD, BAD, EVEN = "good", "bad", "even"
 
@@ -68,11 +69,13 @@ def verdict(
     coverage: float = COVERAGE,
     fewer_bits: FewerBits | None = None,
     lead: str = "",
+    larger: bool = False,
 ) -> Verdict:
     """The verdict on the last of the models, held against the first, the dense one; `RULE` says how.
 
     `coverage` is that of the speeds' intervals, which too few rounds leave below 0.95. A file of few bits is
-    held against its base in the same way, and besides against `fewer_bits`; `lead` begins the sentence.
+    compared with its base in the same way, and besides with `fewer_bits`; `lead` begins the sentence.
+    `larger`: what ships is larger than the file that came in, which decides.
 
     Perplexity counts where its ratio has an interval that leaves out 1. Of several speeds that of decoding
     counts, and where it does not differ, the first that does.
@@ -92,7 +95,7 @@ def verdict(
             _signed(size - 1),
             "counted, so exact",
             f"{dense['bytes'] / 1e6:,.1f} → {final['bytes'] / 1e6:,.1f} MB",
-            GOOD if size < 1 else "",
+            GOOD if size < 1 else BAD if size > 1 else "",
         ),
         Number(
             "Perplexity",
@@ -110,6 +113,8 @@ def verdict(
         ),
     )
     judgement, tone = _judgement(size, worse, faster, gate)
+    if larger and (gate is None or gate.passed):
+        judgement, tone = "not worth it, the file is larger than the one that came in", BAD
     if fewer_bits is not None and fewer_bits.lost and (gate is None or gate.passed):
         judgement, tone = f"not worth it, {fewer_bits.rival} is better and no larger", BAD
     sentence = lead + ", ".join(clause for clause in clauses if clause)
@@ -144,11 +149,11 @@ def _share(ratio: Ratio | None) -> _Share:
 
 
 def _size(size: float) -> str:
-    return (
-        "as large as before"
-        if size == 1
-        else f"{_percent(abs(1 - size))} {'smaller' if size < 1 else 'larger'}"
-    )
+    if size == 1:
+        return "as large as before"
+    if size >= 2:
+        return f"{size:.1f} times as large"
+    return f"{_percent(abs(1 - size))} {'smaller' if size < 1 else 'larger'}"
 
 
 def _quality(worse: Ratio | None) -> str:

@@ -84,9 +84,9 @@ def test_hf_export_is_verified_and_equal_runs_give_equal_bytes(exported, tmp_pat
     (again / "resprout.json").write_text(json.dumps(origin, indent=1) + "\n")
     assert digests(out) == digests(tmp_path / "second")
     size = sum(p.stat().st_size for p in (out / "hf").rglob("*") if p.is_file())
-    assert json.loads((out / "exports.json").read_text()) == [
-        {"format": "hf", "path": "hf", "bytes": size, "verified": True, "max_abs_logit_diff": 0.0}
-    ]
+    weights = (out / "hf" / "model.safetensors").stat().st_size
+    row = {"format": "hf", "path": "hf", "bytes": size, "weight_bytes": weights, "verified": True}
+    assert json.loads((out / "exports.json").read_text()) == [{**row, "max_abs_logit_diff": 0.0}]
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == {"hf_bytes": size, "hf_max_abs_logit_diff": 0.0}
     assert load_model(out / "hf", "bfloat16", "cpu").dtype == torch.bfloat16

@@ -27,12 +27,14 @@ FINAL = {"t_ppl_seq8": 23.0, "t_kl_to_dense_seq8": 0.1, "zero_shot_mean_acc": 0.
         ("max_kl_nats", 0.09, 0.1, False),
         ("min_accuracy_kept", 0.9, 0.9, True),  # 0.45 / 0.5
         ("min_accuracy_kept", 0.91, 0.9, False),
+        ("max_file_ratio", 0.8, 0.8, True),  # 160 / 200
+        ("max_file_ratio", 0.79, 0.8, False),
         ("max_params_ratio", 0.9, 0.9, True),
         ("max_params_ratio", 0.89, 0.9, False),
     ],
 )
 def test_each_bound(bound: str, limit: float, value: float, passed: bool) -> None:
-    verdict = check(GateConfig(**{bound: limit}), DENSE, FINAL, PROTOCOL)
+    verdict = check(GateConfig(**{bound: limit}), DENSE, {**FINAL, "bytes": 160.0}, PROTOCOL, 200.0)
     (one,) = verdict.checks
     assert one.value == pytest.approx(value)
     assert (one.passed, verdict.passed) == (passed, passed)

@@ -36,7 +36,7 @@ def test_the_table_shows_values_and_their_ratio_to_dense() -> None:
     assert cells("peak memory, MB") == ("50", "50", "50"), "measured once, so without a ratio"
     speeds = ("10.0", "15.0 (x1.50, x1.25-1.75)", "15.0 (no difference, x0.75-1.75)")
     assert cells("prefill8, tokens/s") == speeds
-    assert cells("MB of the source file") == ("1.0 (gguf:Q4_1)", "-", "-")
+    assert cells("MB of the file") == ("1.0 (gguf:Q4_1)", "-", "-")
 
 
 def test_the_sentence_on_recovery_is_honest() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from resprout.configs.result import GateCheck, GateResult
+from resprout.tasks.report.files import judged_models
+from resprout.tasks.report.shipped import shipped
 from resprout.tasks.report.verdict import BAD, EVEN, GOOD, verdict
 
 DENSE = {"bytes": 100.0, "w_ppl_seq8": 20.0, "decode8_tokens_per_s": 10.0, "prefill8_tokens_per_s": 100.0}
@@ -96,3 +98,35 @@ def test_three_numbers_with_their_intervals() -> None:
     assert quality.note.startswith("20.00 → 22.20")
     assert (size.tone, quality.tone, speed.tone) == (GOOD, BAD, "")
     assert speed.note == "about 10.0 tokens/s before and after, as far as this machine can tell"
+
+
+FILE = ("gguf:Q4_1", 98.4e6)
+
+
+@pytest.mark.parametrize(
+    ("ships", "sentence", "judgement"),
+    [
+        (
+            ("hf", 219.7e6),
+            "The file that ships (hf, 219.7 MB) is 2.23 times as large as the one that came in (gguf:Q4_1, 98.4 MB). "
+            "As hf, against the source file: 2.2 times as large, 11 % more perplexity",
+            "not worth it, the file is larger than the one that came in",
+        ),
+        (("hf", 78.7e6), "As hf, against the source file: 20 % smaller, 11 % more perplexity", "worth it"),
+    ],
+)
+def test_a_model_is_judged_by_the_file_that_ships_against_the_one_that_came_in(
+    ships: tuple[str, float], sentence: str, judgement: str
+) -> None:
+    """In memory it is 21 % smaller each time."""
+    models = final(0.79, (1.11, 1.09, 1.13), decode8=SAME, prefill8=(1.3, 1.2, 1.4))
+    exports = [{"format": ships[0], "bytes": ships[1] + 3e6, "weight_bytes": ships[1]}]
+    found = shipped({}, exports, {"source_format": FILE[0], "source_bytes": FILE[1]})
+    assert found is not None
+    _, sized, lead = judged_models({}, models, {}, {}, found)
+    shown = verdict(sized, None, lead=found.before(lead), larger=bool(found.larger))
+    assert shown.sentence == f"{sentence}, 30 % faster at reading"
+    assert shown.judgement == judgement
+    assert shipped({}, [{"format": "peft", "bytes": 1.0}], {"source_bytes": 5}) is None, (
+        "an adapter is no model"
+    )
