@@ -108,8 +108,8 @@ FILE = ("gguf:Q4_1", 98.4e6)
     [
         (
             ("hf", 219.7e6),
-            "The file that ships (hf, 219.7 MB) is 2.23 times as large as the one that came in (gguf:Q4_1, 98.4 MB). "
-            "As hf, against the source file: 2.2 times as large, 11 % more perplexity",
+            "The file that ships (hf, 219.7 MB) is 2.23 times as large as the one that came in (gguf:Q4_1, "
+            "98.4 MB). As hf, against the source file: 2.2 times as large, 11 % more perplexity",
             "not worth it, the file is larger than the one that came in",
         ),
         (("hf", 78.7e6), "As hf, against the source file: 20 % smaller, 11 % more perplexity", "worth it"),
@@ -127,6 +127,5 @@ def test_a_model_is_judged_by_the_file_that_ships_against_the_one_that_came_in(
     shown = verdict(sized, None, lead=found.before(lead), larger=bool(found.larger))
     assert shown.sentence == f"{sentence}, 30 % faster at reading"
     assert shown.judgement == judgement
-    assert shipped({}, [{"format": "peft", "bytes": 1.0}], {"source_bytes": 5}) is None, (
-        "an adapter is no model"
-    )
+    adapter = [{"format": "peft", "bytes": 1.0}]
+    assert shipped({}, adapter, {"source_bytes": 5}) is None, "an adapter is no model"

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow
@@ -22,7 +23,11 @@ from resprout.flows.first_config import data, recovery, texts
 from resprout.flows.first_config.config import Draft, draft
 from resprout.flows.first_config.goal import parse_goal
 from resprout.flows.validate import probe
-from tiny_models import write_tiny_folder
+from resprout.tasks.gguf.types import GgufType
+from resprout.tasks.gguf.writer import write_gguf
+from resprout.tasks.llama_cpp.process import LlamaCpp
+from resprout.tasks.models.load import load_tokenizer, save_model
+from tiny_models import tiny_model, write_byte_tokenizer, write_tiny_folder
 from tiny_run import words
 
 CHAT = "{% for one in messages %}{{ one.role }} {{ one.content }} {% endfor %}"
@@ -448,3 +453,28 @@ def test_strange_names_stay_values_and_comments(
     assert config.name == "a-b-c-name-evil"
     assert config.calibrate.text[0].text == '{{ row["a \'b\' \\"c\\" # d"] }}'
     assert (tmp_path / "out" / config.model.source).resolve() == strange.resolve()
+
+
+def test_a_gguf_file_ends_as_a_smaller_one_beside_it(ground: Path, make: Callable[..., Draft]) -> None:
+    """In its own type, with itself as a baseline; the goal is about the file."""
+    folder, file = ground / "as_gguf", ground / "tiny.Q8_0.gguf"
+    model = tiny_model("llama", hidden_size=96, intermediate_size=256, vocab_size=256)
+    with TemporaryDirectory() as tokenizer:
+        write_byte_tokenizer(Path(tokenizer))
+        save_model(model, folder, tokenizer_from=Path(tokenizer))
+    write_gguf(model, load_tokenizer(folder), folder, ground / "whole.gguf", GgufType.F32)
+    with LlamaCpp(ground / "whole.gguf") as llama:
+        llama.quantize(file, GgufType.Q8_0, 1, {})
+
+    config = config_of(make(str(file), "text.jsonl", goal="20 % smaller"))
+
+    assert config.quantize is not None
+    assert (config.name, config.quantize.formats) == ("tiny", ("gguf:Q8_0",))
+    assert config.compare is not None
+    assert config.compare.baselines == ("source_file", "quantized")
+    assert config.gate is not None
+    assert (config.gate.of, config.gate.max_file_ratio) == ("gguf:Q8_0", 1.0)
+    # A fifth of the bytes, at 34 for 32 weights.
+    gone = 0.2 * file.stat().st_size / (34 / 32)
+    params = sum(one.numel() for one in model.parameters())
+    assert config.prune.target.params_ratio == pytest.approx(1 - gone / params, abs=1e-3)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
+from gguf import GGUFWriter, LlamaFileType
 from mlflow import MlflowClient
 
 from resprout.configs.errors import BadInput
@@ -58,6 +58,7 @@ def test_the_transformers_flavour_of_mlflow(folder: Path, tmp_path: Path) -> Non
 
 def write_gguf(path: Path) -> None:
     writer = GGUFWriter(str(path), "llama")
+    writer.add_file_type(LlamaFileType.MOSTLY_Q4_1)
     writer.add_block_count(2)
     writer.add_context_length(128)
     writer.add_embedding_length(32)
@@ -74,10 +75,11 @@ def write_gguf(path: Path) -> None:
 
 
 def test_a_gguf_file_by_its_header(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "small.Q4.gguf")
-    found = look_at_model("small.Q4.gguf", Context(tmp_path / "home", tmp_path))
+    write_gguf(tmp_path / "small.q4_1.gguf")
+    found = look_at_model("small.q4_1.gguf", Context(tmp_path / "home", tmp_path))
     assert found.shape is not None
-    assert (found.name, found.licence, found.shape.ffn) == ("small.Q4", "mit", (48, 48))
+    assert (found.name, found.licence, found.shape.ffn) == ("small", "mit", (48, 48))
+    assert (found.gguf_type, found.bytes) == ("Q4_1", (tmp_path / "small.q4_1.gguf").stat().st_size)
     assert found.chat is not None
     assert found.tokenizer is None
 
