@@ -18,6 +18,7 @@ def block_of(name: str) -> int:
     if form == "GGUF":
         if kind in WHOLE:
             return 1
+        kind = kind.partition(":")[0]
         return SUPER_BLOCK if kind.endswith(("_K", "_S", "_M", "_L", "_XS")) else BLOCK
     named = _GROUP.search(kind)
     return int(named[1]) if named else GROUP if kind.startswith("W4") else 1

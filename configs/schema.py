@@ -1139,7 +1139,8 @@ class QuantizeConfig(Section):
     """Files of few bits made of the final model; each is evaluated and measured as the file that ships."""
 
     formats: Annotated[FormatNames, Field(min_length=1)]
-    """gguf:TYPE, by llama.cpp's own quantiser (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16, ...);
+    """gguf:TYPE, by llama.cpp's own quantiser (Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16, ...), with
+    gguf:TYPE:TYPE embedding and output matrix in the second type (gguf:Q4_0:Q5_0);
     compressed-tensors:TYPE, for transformers and vLLM (W8A16, W4A16, W4A16-G64, W4A16-G32, W8A8, FP8);
     torchao:TYPE, for transformers with torchao (INT8, INT8-DYNAMIC, which rounds inputs too);
     onnx:TYPE, for ONNX Runtime, in whole or half precision (F32, F16)."""
@@ -1156,9 +1157,9 @@ class CompareConfig(Section):
     """Plain alternatives that are judged beside the files of few bits, by the same evaluator."""
 
     baselines: Annotated[FormatNames, Field(min_length=1)] = (QUANTIZED,)
-    """quantized: the dense model in each type that ships and in the next two smaller ones, where its format
-    has them; a format such as gguf:Q2_K: the dense model in that; source_file: the GGUF file that the run
-    began with."""
+    """quantized: the dense model in each type that ships and in the three next smaller ones, where its format
+    has them (of gguf types of few bits a smaller embedding comes first); a format such as gguf:Q2_K: the
+    dense model in that; source_file: the GGUF file that the run began with."""
 
     @field_validator("baselines")
     @classmethod

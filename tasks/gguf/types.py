@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
+from dataclasses import dataclass
 from enum import IntEnum
 
 from resprout.configs.errors import BadInput
@@ -43,14 +45,43 @@ UNWEIGHED = (*PLAIN, GgufType.Q8_0)
 """Types for which llama.cpp takes no importance matrix."""
 
 
-def gguf_type(name: str) -> GgufType:
-    """The type of this name in any case; BadInput with the nearest."""
-    found = GgufType.__members__.get(name.upper())
-    if found is None:
-        near = difflib.get_close_matches(name.upper(), GgufType.__members__, n=1)
+EMBEDDINGS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0")
+"""Types of the embedding and the output matrix that a name can give, by ggml's names."""
+SMALLER_EMBEDDING = "Q5_0"
+"""What `smaller` takes first from a file of few bits, whose embedding llama.cpp holds in Q6_K or Q8_0."""
+FEW_BITS = 5.5
+
+
+@dataclass(frozen=True)
+class FileType:
+    """A file's type, and that of its embedding and output matrix where it is not llama.cpp's own choice."""
+
+    kind: GgufType
+    embedding: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return it as a config spells it, say Q4_K_M or Q4_0:Q5_0."""
+        return self.kind.name + (f":{self.embedding}" if self.embedding else "")
+
+
+def file_type(name: str) -> FileType:
+    """Return the type that a name such as Q4_0 or Q4_0:Q5_0 says in any case; BadInput with the nearest."""
+    kind, _, embedding = name.upper().partition(":")
+    found = GgufType[_known(kind, GgufType.__members__, "type of a GGUF file")]
+    if embedding and found in PLAIN:
+        raise BadInput(
+            f"gguf:{name} names a type for the embedding, but {kind} quantises nothing; give gguf:{kind}"
+        )
+    return FileType(found, _known(embedding, EMBEDDINGS, "type of an embedding") if embedding else None)
+
+
+def _known(name: str, among: Collection[str], what: str) -> str:
+    if name not in among:
+        near = difflib.get_close_matches(name, among, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise BadInput(f"'{name}' is no type of GGUF file; known are {', '.join(GgufType.__members__)}{hint}")
-    return found
+        raise BadInput(f"'{name}' is not a {what}; known are {', '.join(among)}{hint}")
+    return name
 
 
 LADDER = tuple(
@@ -59,13 +90,17 @@ LADDER = tuple(
 """Types that are in use, the larger files first."""
 
 
-def smaller(kind: GgufType) -> GgufType | None:
-    """The type of `LADDER` behind this one; of a type that is not on it, the first with fewer bits a weight.
+def smaller(file: FileType) -> FileType | None:
+    """Return the file with a smaller embedding, else the type of `LADDER` behind its own; None at the end.
 
-    None below the smallest.
+    Behind a type that is not on it comes the first with fewer bits a weight.
     """
+    kind = file.kind
+    if file.embedding is None and _bits(kind) <= FEW_BITS:
+        return FileType(kind, SMALLER_EMBEDDING)
     order = [one for one in LADDER if one == kind or _bits(one) < _bits(kind)]
-    return next((one for one in order if one != kind), None)
+    less = next((one for one in order if one != kind), None)
+    return None if less is None else FileType(less, file.embedding)
 
 
 def _bits(kind: GgufType) -> float:

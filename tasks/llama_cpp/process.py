@@ -14,10 +14,11 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType
 from safetensors.numpy import save_file
 
 from resprout.configs.errors import StageFailed
-from resprout.tasks.gguf.types import GgufType
+from resprout.tasks.gguf.types import FileType
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class LlamaCpp:
         return Timed(**self._ask("times", **asked))
 
     def quantize(
-        self, target: Path, kind: GgufType, threads: int, importance: Mapping[str, NDArray[np.float32]]
+        self, target: Path, file: FileType, threads: int, importance: Mapping[str, NDArray[np.float32]]
     ) -> None:
         """Write the file to `target` in another type, by the importance of each tensor's input channels."""
         matrix = None
@@ -130,7 +131,9 @@ class LlamaCpp:
             matrix = str(Path(self._scratch.name) / "importance.safetensors")
             save_file(dict(importance), matrix)
         source, out = str(self._file.resolve()), str(target.resolve())
-        self._ask("quantize", source=source, target=out, kind=kind.value, threads=threads, matrix=matrix)
+        embedding = None if file.embedding is None else GGMLQuantizationType[file.embedding].value
+        types = {"kind": file.kind.value, "embedding": embedding}
+        self._ask("quantize", source=source, target=out, threads=threads, matrix=matrix, **types)
 
     def _ask(self, verb: str, **given: Any) -> dict[str, Any]:
         asking, answers = self._process.stdin, self._process.stdout

@@ -202,11 +202,18 @@ def _log_probability(logits: np.ndarray[Any, Any], token: int) -> float:
     return float(logits[token] - highest) - math.log(np.exp(logits - highest).sum(dtype=np.float64))
 
 
-def quantize(source: str, target: str, kind: int, threads: int, matrix: str | None) -> None:
-    """Write `target` as `source` in a llama_ftype, by the importance of input channels where it is given."""
+def quantize(
+    source: str, target: str, kind: int, threads: int, matrix: str | None, embedding: int | None
+) -> None:
+    """Write `target` as `source` in a llama_ftype, by the importance of input channels where it is given.
+
+    `embedding`: the ggml type of the embedding and of the output matrix, else llama.cpp chooses.
+    """
     ffi, lib = get_ffi(), get_lib()
     how = lib.llama_model_quantize_default_params()
     how.ftype, how.nthread = kind, threads
+    if embedding is not None:
+        how.token_embedding_type = how.output_tensor_type = embedding
     if matrix is not None:
         tensors = load_file(matrix)
         names = [ffi.new("char[]", name.encode()) for name in tensors]

@@ -80,7 +80,7 @@ class QuantizedFormat(Protocol):
         ...
 
 
-STEPS = 2
+STEPS = 3
 """Types below that of a file in which the dense model is compared with it."""
 FORMATS: Registry[type[QuantizedFormat]] = Registry(
     "quantised format", "resprout.tasks.quantize.formats", separator="-"
@@ -102,8 +102,8 @@ def format_of(name: str) -> QuantizedFormat:
 def baselines(formats: Iterable[str], wanted: Iterable[str]) -> list[str]:
     """The formats in which the dense model is compared with files in `formats`, by entries of the config.
 
-    The entry quantized stands for the same and the two next smaller types: a file of the pruned model lies
-    among those in bytes where pruning took less than two steps of bits would.
+    The entry quantized stands for the same and the three next smaller files: a file of the pruned model lies
+    among those in bytes where pruning took less than such steps would.
     """
     found: dict[str, None] = {}
     for entry in wanted:

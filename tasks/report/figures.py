@@ -81,7 +81,7 @@ def file_trade_offs(files: Mapping[str, Metrics]) -> Iterator[Chart]:
     axes = [("bytes", "size", "MB of the file", 1e-6), *trade_axes(first)[1:]]
     for name, kind, label, scale in axes:
         points = [
-            Point(*_kind(file), scale * metrics[name], metrics[quality], mark=file.rpartition(":")[2])
+            Point(*_kind(file), scale * metrics[name], metrics[quality], mark=file.partition(":")[2])
             for file, metrics in files.items()
             if name in metrics
         ]

@@ -12,7 +12,7 @@ import pytest
 from resprout.tasks.acquire.choose import Chosen
 from resprout.tasks.acquire.model import dequantise
 from resprout.tasks.export.format import chats, usage
-from resprout.tasks.gguf.types import FILE, GgufType
+from resprout.tasks.gguf.types import FILE, FileType, GgufType
 from resprout.tasks.gguf.writer import write_gguf
 from resprout.tasks.llama_cpp.process import LlamaCpp
 from resprout.tasks.models.load import load_model, load_tokenizer
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: Any) -> Path:
     model, tokenizer = load_model(made, "bfloat16", "cpu"), load_tokenizer(made)
     write_gguf(model, tokenizer, made, root / "whole.gguf", GgufType.BF16)
     with LlamaCpp(root / "whole.gguf") as llama:
-        llama.quantize(made / FILE, GgufType.Q8_0, 2, {})
+        llama.quantize(made / FILE, FileType(GgufType.Q8_0), 2, {})
     return made
 
 

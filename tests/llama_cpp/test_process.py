@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resprout.configs.errors import BadInput, StageFailed
-from resprout.tasks.gguf.types import GgufType
+from resprout.tasks.gguf.types import FileType, GgufType
 from resprout.tasks.gguf.writer import write_gguf
 from resprout.tasks.llama_cpp import library, worker
 from resprout.tasks.llama_cpp.library import require_llama_cpp
@@ -116,7 +116,7 @@ def test_a_choice_is_scored_as_by_transformers_whatever_was_read_before(folder: 
 def test_a_quantised_file_is_smaller_and_near(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.gguf"
     with LlamaCpp(folder / FILE) as llama:
-        llama.quantize(target, GgufType.Q8_0, 1, None)
+        llama.quantize(target, FileType(GgufType.Q8_0), 1, None)
         llama.load(64, 1)
         wanted = torch.from_numpy(llama.logits(IDS).copy())
     assert target.stat().st_size < 0.4 * (folder / FILE).stat().st_size

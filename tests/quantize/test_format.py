@@ -8,11 +8,13 @@ from tiny_models import tiny_model
 
 
 def test_the_dense_model_is_compared_in_the_same_and_in_fewer_bits() -> None:
-    assert baselines(["gguf:Q4_K_M"], ["quantized"]) == ["gguf:Q4_K_M", "gguf:Q4_0", "gguf:Q3_K_M"]
-    assert baselines(["gguf:Q4_0"], ["source_file", "quantized", "gguf:Q5_0"]) == [
-        "gguf:Q4_0", "gguf:Q3_K_M", "gguf:Q2_K", "gguf:Q5_0"
+    assert baselines(["gguf:Q6_K"], ["quantized"]) == [
+        "gguf:Q6_K", "gguf:Q5_K_M", "gguf:Q5_K_M:Q5_0", "gguf:Q4_K_M:Q5_0"
     ]  # fmt: skip
-    assert baselines(["gguf:Q2_K"], ["quantized"]) == ["gguf:Q2_K"]
+    assert baselines(["gguf:Q4_0"], ["source_file", "quantized", "gguf:Q5_0"]) == [
+        "gguf:Q4_0", "gguf:Q4_0:Q5_0", "gguf:Q3_K_M:Q5_0", "gguf:Q2_K:Q5_0", "gguf:Q5_0"
+    ]  # fmt: skip
+    assert baselines(["gguf:Q2_K"], ["quantized"]) == ["gguf:Q2_K", "gguf:Q2_K:Q5_0"]
     assert baselines(["gguf:Q4_0"], ["source_file"]) == []
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import save_file
 
 from resprout.configs.errors import BadInput
@@ -69,6 +70,19 @@ def test_a_file_has_the_bytes_of_its_type_and_equal_runs_give_equal_bytes(tmp_pa
     ]  # fmt: skip
 
 
+def test_embedding_and_output_are_held_in_the_type_that_the_name_gives(tmp_path: Path) -> None:
+    given = inputs(tmp_path, tie_word_embeddings=False)
+    sizes = {}
+    for name in ("Q4_0", "Q4_0:Q5_0"):
+        sizes[name] = made(given, tmp_path / name, f"gguf:{name}")["bytes"]
+    types = {one.name: one.tensor_type.name for one in GGUFReader(tmp_path / "Q4_0:Q5_0" / FILE).tensors}
+    assert (types["token_embd.weight"], types["output.weight"]) == ("Q5_0", "Q5_0")
+    assert types["blk.0.ffn_down.weight"] == "Q4_0"
+    # The output leaves Q6_K for Q5_0, the embedding Q4_0, each of 256 rows of 256: 8 blocks of 32 a row.
+    output, embedding = 256 * (210 - 8 * 22), 256 * 8 * (22 - 18)
+    assert sizes["Q4_0"] - sizes["Q4_0:Q5_0"] == output - embedding
+
+
 def test_the_file_says_what_it_was_made_of(tmp_path: Path) -> None:
     made(inputs(tmp_path), tmp_path / "file", "gguf:Q8_0")
     metadata, _ = read_header(tmp_path / "file" / FILE)
@@ -115,7 +129,9 @@ def test_mean_squares_are_those_of_a_loop() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gguf:Q4_K_N", "'Q4_K_N' is no type of GGUF file; .*did you mean Q4_K_"),
+        ("gguf:Q4_K_N", "'Q4_K_N' is not a type of a GGUF file; .*did you mean Q4_K_"),
+        ("gguf:Q4_0:Q5_2", "'Q5_2' is not a type of an embedding; known are F16, .*did you mean Q5_"),
+        ("gguf:F16:Q5_0", "F16 quantises nothing; give gguf:F16"),
         ("ggfu:Q4_0", "unknown quantised format 'ggfu'; did you mean 'gguf'"),
     ],
 )

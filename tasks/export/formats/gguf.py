@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from resprout.tasks.export.format import divergence
 from resprout.tasks.export.probe import Probed, Question
-from resprout.tasks.gguf.types import FILE, gguf_type
+from resprout.tasks.gguf.types import FILE, file_type
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Gguf:
     library: ClassVar[str] = "gguf"
 
     def __init__(self, kind: str) -> None:
-        self.kind = gguf_type(kind)
+        self.file = file_type(kind)
 
     def require(self) -> None:
         """Raise BadInput where llama.cpp is not installed."""
@@ -98,5 +98,5 @@ class Gguf:
 
         Other prompt ids, another vocabulary, or a divergence beyond the type's tolerance raises StageFailed.
         """
-        part = self.kind.name.partition("_")[0]
-        return divergence(f"gguf:{self.kind.name}", expected, found, TOLERANCE_NATS.get(part, COARSE_NATS))
+        part = self.file.kind.name.partition("_")[0]
+        return divergence(f"gguf:{self.file.name}", expected, found, TOLERANCE_NATS.get(part, COARSE_NATS))

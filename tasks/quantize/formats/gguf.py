@@ -12,7 +12,7 @@ from resprout.configs.schema import QuantizeConfig
 from resprout.tasks.core.job import Progress
 from resprout.tasks.gguf.architecture import architecture_of, holds_uneven
 from resprout.tasks.gguf.limits import check_settings, check_tokenizer
-from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, gguf_type, smaller
+from resprout.tasks.gguf.types import PLAIN, UNWEIGHED, file_type, smaller
 from resprout.tasks.llama_cpp.library import require_llama_cpp
 from resprout.tasks.models.shape import Shape
 from resprout.tasks.quantize.format import Need
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Gguf:
-    """A file that llama.cpp serves, in a type of its own (gguf:Q4_K_M), with tokenizer and chat template."""
+    """A file that llama.cpp serves, in one of its types (gguf:Q4_K_M), with tokenizer and chat template.
+
+    gguf:Q4_0:Q5_0 holds embedding and output matrix in Q5_0.
+    """
 
     types: ClassVar[tuple[str, ...]] = (
         "F32",
@@ -53,7 +56,8 @@ class Gguf:
     layerwise: ClassVar[bool] = True
 
     def __init__(self, kind: str) -> None:
-        self.kind = gguf_type(kind)
+        self.file = file_type(kind)
+        self.kind = self.file.kind
 
     def require(self) -> None:
         """Raise BadInput where llama.cpp is not installed."""
@@ -65,7 +69,7 @@ class Gguf:
 
     def smaller(self) -> str | None:
         """The next type of those in use."""
-        less = smaller(self.kind)
+        less = smaller(self.file)
         return None if less is None else f"gguf:{less.name}"
 
     def layouts(self, shape: Shape) -> tuple[Layout, ...]:
@@ -109,7 +113,7 @@ class Gguf:
         try:
             write_gguf(model, tokenizer, source, whole, plain_type(model), about)
             with LlamaCpp(whole) as llama:
-                llama.quantize(target, self.kind, torch.get_num_threads(), _by_tensor(model, known))
+                llama.quantize(target, self.file, torch.get_num_threads(), _by_tensor(model, known))
         finally:
             whole.unlink(missing_ok=True)
         return {

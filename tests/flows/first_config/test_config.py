@@ -23,7 +23,7 @@ from resprout.flows.first_config import data, recovery, texts
 from resprout.flows.first_config.config import Draft, draft
 from resprout.flows.first_config.goal import parse_goal
 from resprout.flows.validate import probe
-from resprout.tasks.gguf.types import GgufType
+from resprout.tasks.gguf.types import FileType, GgufType
 from resprout.tasks.gguf.writer import write_gguf
 from resprout.tasks.llama_cpp.process import LlamaCpp
 from resprout.tasks.models.load import load_tokenizer, save_model
@@ -464,7 +464,7 @@ def test_a_gguf_file_ends_as_a_smaller_one_beside_it(ground: Path, make: Callabl
         save_model(model, folder, tokenizer_from=Path(tokenizer))
     write_gguf(model, load_tokenizer(folder), folder, ground / "whole.gguf", GgufType.F32)
     with LlamaCpp(ground / "whole.gguf") as llama:
-        llama.quantize(file, GgufType.Q8_0, 1, {})
+        llama.quantize(file, FileType(GgufType.Q8_0), 1, {})
 
     config = config_of(make(str(file), "text.jsonl", goal="20 % smaller"))
 
