@@ -18,7 +18,8 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.identity import library_version
 from resprout.infra.logs import last_line
-from resprout.infra.network import is_healthy, port_holder, post
+from resprout.infra.network import Holder, is_healthy, port_holder, post
+from resprout.infra.prefect.auth import CLIENT
 from resprout.infra.stack.launch import WORKER, stack_mark, stack_processes, terminate
 from resprout.infra.stack.services import PORTS, Service, build_services, check_databases, variable
 from resprout.infra.stack.supervisor import ProcessState, Supervisor
@@ -90,28 +91,30 @@ class Stack:
         identity = self._identity()
         running = self.supervisor.identity()
         known = set(self.supervisor.states())
-        mine = {process.pid for process, _ in stack_processes(stack_mark(self.home))}
         check_databases(self.infra.stack)
-        for service in self.services:
-            self._check_port(service, mine)
-        if running == identity:
-            self.supervisor.write(self.services, identity)
-            self.supervisor.reload()
-            return
-        if running is not None or known or mine:
-            # Secrets are in the supervisor's own environment, so that other ones need another supervisor.
-            _stop_all(self.supervisor)
-        self.supervisor.write(self.services, identity)
-        self.supervisor.start(self._secrets)
-
-    def _check_port(self, service: Service, mine: set[int]) -> None:
-        holder = port_holder(service.port) if service.port is not None else None
-        if holder is not None and holder.pid not in mine:
+        for service, holder in self.strangers():
             key = PORTS[service.name]
             raise BadInput(
                 f"port {service.port} of the {service.title} is in use by {holder}; stop that, or set "
                 f"{key} to another port, in the settings or as {variable(key)}"
             )
+        if running == identity:
+            self.supervisor.write(self.services, identity)
+            self.supervisor.reload()
+            return
+        if running is not None or known or any(stack_processes(stack_mark(self.home))):
+            # Secrets are in the supervisor's own environment, so that other ones need another supervisor.
+            _stop_all(self.supervisor)
+        self.supervisor.write(self.services, identity)
+        self.supervisor.start(self._secrets)
+
+    def strangers(self) -> Iterator[tuple[Service, Holder]]:
+        """Yield the services whose port a process holds that is not of this stack."""
+        mine = {process.pid for process, _ in stack_processes(stack_mark(self.home))}
+        for service in self.services:
+            holder = port_holder(service.port) if service.port is not None else None
+            if holder is not None and holder.pid not in mine:
+                yield service, holder
 
     def _wait(self) -> None:
         """Return once all parts are healthy; StageFailed with the last words of one that is not."""
@@ -153,7 +156,7 @@ class Stack:
     def _worker_polls(self, service: Service, now: ProcessState) -> bool:
         """Whether the server has heard from the worker since it started, and not too long ago."""
         try:
-            workers = post(service.health, {})
+            workers = post(service.health, {}, self._secrets[CLIENT])
         except (OSError, ValueError):
             return False
         beats = [one["last_heartbeat_time"] for one in workers if one["name"] == "stack"]
