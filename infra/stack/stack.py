@@ -26,6 +26,7 @@ from resprout.infra.stack.supervisor import ProcessState, Supervisor
 from resprout.infra.store.filesystem import try_exclusive_lock
 
 HEALTHY_WITHIN_SECONDS = 150.0
+STOPPED_WITHIN_SECONDS = 90.0
 FAILED_TWICE = 2
 SILENT_SECONDS = 90.0
 """The worker tells the server every 30 seconds that it is there."""
@@ -186,9 +187,18 @@ def down(home: Path) -> bool:
 def _stop_all(supervisor: Supervisor) -> bool:
     states = supervisor.states()
     supervisor.shut_down([name for name in ORDER_DOWN if name in states])
-    left = [process for process, _ in stack_processes(stack_mark(supervisor.home))]
-    terminate(left)
-    return bool(states or left)
+    mark, found, until = stack_mark(supervisor.home), bool(states), time.monotonic() + STOPPED_WITHIN_SECONDS
+    # A supervisor that did not answer yet goes on starting services until it is gone, so it goes first.
+    while left := list(stack_processes(mark)):
+        found = True
+        if time.monotonic() > until:
+            pids = ", ".join(str(process.pid) for process, _ in left)
+            raise StageFailed(
+                f"processes of the stack of {supervisor.home} do not end ({pids}); end them, and run "
+                "`resprout up --down` again"
+            )
+        terminate([process for process, service in left if not service] or [process for process, _ in left])
+    return found
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +19,8 @@ import yaml
 from browser import chromium
 from one_machine import Machine, running, until
 from resprout.infra.prefect.automations import run_automations
+from resprout.infra.stack.launch import SERVICE, STACK, stack_mark
+from resprout.infra.stack.stack import down
 from resprout.infra.stack.supervisor import Supervisor
 from servers import assert_guarded, other_origin
 
@@ -231,6 +235,30 @@ def test_a_port_in_use_names_the_process(tmp_path: Path) -> None:
         "RESPROUT_INFRA__STACK__MLFLOW_PORT" in done.stderr
     )
     assert machine.processes() == []
+
+
+LATE = """
+import os, signal, subprocess, sys, time
+def start(*_):
+    os.environ[sys.argv[1]] = "mlflow"
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, start)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_down_ends_what_a_supervisor_starts_while_it_is_stopped(tmp_path: Path) -> None:
+    """One that does not answer yet, right behind its start."""
+    (tmp_path / "stack").mkdir()
+    mark = {STACK: stack_mark(tmp_path)}
+    command = [sys.executable, "-c", LATE, SERVICE]
+    with subprocess.Popen(command, env={**os.environ, **mark}, stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout is not None
+        supervisor.stdout.readline()
+        assert down(tmp_path)
+    assert Machine(tmp_path).processes() == []
 
 
 def test_a_part_that_cannot_start_is_named_with_its_last_words(tmp_path: Path) -> None:
