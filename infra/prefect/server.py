@@ -64,7 +64,7 @@ def server(infra: InfraConfig, own: tuple[str, str] | None = None) -> Iterator[S
             raise
         raise BadInput(
             f"the Prefect server at {shown} does not let this client in; set infra.prefect.api_key to its "
-            "key or user:password"
+            "key or user:password, which for one of another data folder is the line in prefect/auth there"
         ) from None
     except (httpx.TransportError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "server" not in str(error).lower():

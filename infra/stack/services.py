@@ -181,8 +181,8 @@ async def _version(key: str, address: str) -> int:
 TO_LOOPBACK = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
 """MLflow delivers to a private address without TLS, as the relay's is, only when allowed."""
 RULES = "_RESPROUT_RULES"
-RUNS = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-"""Seconds until the worker sees a run."""
+RUNS = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONSAFEPATH": "1"}
+"""Seconds until the worker sees a run; and a run imports nothing from the folder that a deployment names."""
 
 
 @dataclass(frozen=True)
