@@ -8,6 +8,7 @@ from pathlib import Path
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import InfraConfig, StoreConfig
+from resprout.infra.prefect.auth import CLIENT, auth_for
 from resprout.infra.store.driver import driver_class
 
 ARTIFACTS = "mlartifacts"
@@ -64,7 +65,9 @@ def set_variables(infra: InfraConfig, home: Path, debug: bool = False) -> None:
         os.environ["PREFECT_API_URL"] = infra.prefect.api_url
     if infra.prefect.api_key is not None:
         secret = infra.prefect.api_key.get_secret_value()
-        os.environ["PREFECT_API_AUTH_STRING" if ":" in secret else "PREFECT_API_KEY"] = secret
+        os.environ[CLIENT if ":" in secret else "PREFECT_API_KEY"] = secret
+    elif auth := auth_for(os.environ.get("PREFECT_API_URL", ""), home / "prefect"):
+        os.environ[CLIENT] = auth
     if infra.mlflow.username is not None:
         os.environ["MLFLOW_TRACKING_USERNAME"] = infra.mlflow.username.get_secret_value()
     if infra.mlflow.password is not None:

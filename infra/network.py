@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import socket
@@ -34,15 +35,19 @@ def is_healthy(url: str) -> bool:
         return False
 
 
-def get(url: str) -> Any:
-    """Return the JSON that a server answers; OSError where it does not."""
-    return _answer(urllib.request.Request(url))
+def get(url: str, auth: str | None = None) -> Any:
+    """Return the JSON that a server answers; OSError where it does not. `auth` is user:password."""
+    return _answer(urllib.request.Request(url, headers=_headers(auth)))
 
 
-def post(url: str, body: dict[str, Any]) -> Any:
-    """Return the JSON that a server answers to JSON; OSError where it does not."""
-    headers = {"Content-Type": "application/json"}
+def post(url: str, body: dict[str, Any], auth: str | None = None) -> Any:
+    """Return the JSON that a server answers to JSON; OSError where it does not. `auth` is user:password."""
+    headers = {"Content-Type": "application/json", **_headers(auth)}
     return _answer(urllib.request.Request(url, json.dumps(body).encode(), headers))
+
+
+def _headers(auth: str | None) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(auth.encode()).decode()}"} if auth else {}
 
 
 def _answer(ask: urllib.request.Request) -> Any:

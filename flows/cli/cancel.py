@@ -24,9 +24,9 @@ def cancel(
       resprout cancel 0ac3f1
       resprout cancel 0ac3f1 --config settings.yaml
     """
-    from resprout.flows.cli.watching import server_of
+    from resprout.flows.cli.watching import servers_of
 
-    with server_of(config, debug) as client:
+    with servers_of(config, debug) as servers:
         from resprout.infra.prefect import run_control
 
-        typer.echo(run_control.cancel(client, run_control.find(client, run)))
+        typer.echo(run_control.cancel(*run_control.find_among(servers, run)))

@@ -155,11 +155,16 @@ def _deploy(
 
 
 def _prepare(loaded: Loaded) -> None:
-    """Let the Prefect client, which reads its environment when it is imported, find the server."""
+    """Let the Prefect client, which reads its environment when it is imported, find the server.
+
+    Raises BadInput where no server is named and the one on the stack's port is not of this home.
+    """
     import os
 
     from resprout.infra.environment import prepare
-    from resprout.infra.prefect.server import api_of
+    from resprout.infra.prefect.server import another_homes, api_of
 
+    if fault := another_homes(loaded.config.infra, loaded.home):
+        raise BadInput(fault)
     os.environ["PREFECT_API_URL"] = api_of(loaded.config.infra)
     prepare(loaded.config.infra, loaded.home)

@@ -25,12 +25,12 @@ def logs(
       resprout logs 0ac3f1 --follow
       resprout logs 0ac3f1 --config settings.yaml
     """
-    from resprout.flows.cli.watching import server_of, watch
+    from resprout.flows.cli.watching import servers_of, watch
 
-    with server_of(config, debug) as client:
-        from resprout.infra.prefect.run_control import find, follow
+    with servers_of(config, debug) as servers:
+        from resprout.infra.prefect.run_control import find_among, follow
 
-        found = find(client, run)
+        client, found = find_among(servers, run)
         if keep_on:
             watch(client, found)
             return

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 REPRODUCED = "reproduced"
 """Folder below the data folder in which runs are made again."""
-SERVER = ("PREFECT_API_URL", "PREFECT_HOME")
+SERVER = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")
 WIDTH = 120
 """Columns of lines where stderr is no terminal."""
 

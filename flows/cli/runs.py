@@ -25,8 +25,8 @@ def runs(
 ) -> None:
     """List runs, newest first: name, state, start, duration, deployment or config file, id.
 
-    Of the server in infra.prefect.api_url, of the stack on this machine, or where neither is there, of this
-    data folder. Scheduled runs that are not due yet are left out.
+    Of the server in infra.prefect.api_url (or PREFECT_API_URL), else of this data folder: its stack and its
+    command lines. Scheduled runs that are not due yet are left out.
 
     \b
     Examples:
@@ -34,12 +34,14 @@ def runs(
       resprout runs --failed --limit 5
       resprout runs --config settings.yaml --json
     """
-    from resprout.flows.cli.watching import server_of
+    from resprout.flows.cli.watching import servers_of
 
-    with server_of(config, debug) as client:
+    with servers_of(config, debug) as servers:
         from resprout.infra.prefect.run_control import listed
 
-        found = _rows(client, listed(client, failed, limit))
+        found = [row for one in servers for row in _rows(one.client, listed(one.client, failed, limit))]
+    if len(servers) > 1:
+        found = sorted(found, key=lambda row: row["started"] or "", reverse=True)[:limit]
     if as_json:
         typer.echo(json.dumps(found))
         return

@@ -28,7 +28,8 @@ def up(
 ) -> None:
     """Start and supervise Prefect, MLflow, a worker and the webhook relay on this machine.
 
-    Everything listens on loopback and keeps its data below the data folder (RESPROUT_HOME). The ports are
+    Everything listens on loopback and keeps its data below the data folder (RESPROUT_HOME). Prefect's pages
+    ask for a password, which is the line in the file prefect/auth there. The ports are
     infra.stack.prefect_port (4200), infra.stack.mlflow_port (5000) and infra.relay.port (8300). A part that
     dies is started again; after a crash of all of them the same command goes on. With settings that changed,
     the parts concerned start again. Exit code 1: a part is not healthy.
@@ -55,6 +56,8 @@ def up(
         sys.stderr.write("everything is up already\n")
     parts = stack.status()
     _show(parts, home)
+    for service, holder in stack.strangers():
+        sys.stderr.write(f"at {service.url} answers {holder}, which is not of the data folder {home}\n")
     if as_json:
         sys.stdout.write(json.dumps({"home": str(home), "parts": [asdict(part) for part in parts]}) + "\n")
     if not all(part.healthy for part in parts):
@@ -108,6 +111,8 @@ def _show(parts: list[ServiceStatus], home: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from resprout.infra.prefect.auth import FILE
+
     table = Table(box=None, pad_edge=False)
     for column in ("part", "health", "pid", "up", "url"):
         table.add_column(column)
@@ -119,3 +124,6 @@ def _show(parts: list[ServiceStatus], home: Path) -> None:
     console = Console(stderr=True)
     console.print(table)
     console.print(f"logs and data: {home}", soft_wrap=True, highlight=False)
+    console.print(
+        f"password of Prefect's pages: the line in {home / 'prefect' / FILE}", soft_wrap=True, highlight=False
+    )

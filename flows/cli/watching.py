@@ -16,19 +16,25 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
+    from resprout.infra.prefect.run_control import RunsServer
+
 
 @contextmanager
-def server_of(config: Path | None, debug: bool) -> Iterator[SyncPrefectClient]:
-    """A client of the server that knows the runs of a config's infra, or of the environment."""
+def servers_of(config: Path | None, debug: bool) -> Iterator[list[RunsServer]]:
+    """The servers that know the runs of a config's infra, or of the environment; prints which they are."""
     from resprout.configs.load import load_infra
     from resprout.infra.environment import prepare
 
     infra, home = load_infra(config)
     prepare(infra, home, debug)
-    from resprout.infra.prefect.run_control import runs_server
+    from resprout.infra.prefect.run_control import runs_servers
+    from resprout.infra.prefect.server import another_homes
 
-    with runs_server(infra) as client:
-        yield client
+    if note := another_homes(infra, home):
+        typer.echo(f"not asked: {note}", err=True)
+    with runs_servers(infra, home) as servers:
+        typer.echo(f"asked: {' and '.join(one.title for one in servers)}", err=True)
+        yield servers
 
 
 def watch(client: SyncPrefectClient, run: FlowRun) -> None:

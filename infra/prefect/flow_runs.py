@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from resprout.configs.errors import BadInput, Transient
 from resprout.configs.infrastructure import PrefectConfig, one_line, without_credentials
+from resprout.infra.prefect.auth import CLIENT
 
 T = TypeVar("T")
 FLOW, SWEEP = "compress", "sweep"
@@ -45,7 +47,7 @@ class FlowRuns:
 
     def __init__(self, config: PrefectConfig, url: str) -> None:
         self.url = url
-        secret = config.api_key.get_secret_value() if config.api_key else None
+        secret = config.api_key.get_secret_value() if config.api_key else os.environ.get(CLIENT)
         self._auth: dict[str, Any] = {"auth_string" if secret and ":" in secret else "api_key": secret}
 
     @property

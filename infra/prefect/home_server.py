@@ -10,12 +10,14 @@ gone. The kernel drops a process's locks however it dies.
 from __future__ import annotations
 
 import contextlib
+import http
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,9 +27,10 @@ import psutil
 
 from resprout.configs.errors import BadInput, Unreachable
 from resprout.configs.infrastructure import InfraConfig
-from resprout.infra.imports import without_collector
 from resprout.infra.logs import last_line
-from resprout.infra.network import is_healthy
+from resprout.infra.network import get, is_healthy
+from resprout.infra.prefect.auth import CLIENT, FILE, SERVER, auth_string
+from resprout.infra.prefect.server_process import application
 from resprout.infra.store.filesystem import (
     exclusive_lock,
     free_bytes,
@@ -61,23 +64,33 @@ def home_server(infra: InfraConfig) -> Iterator[None]:
     Called after `prepare` and before Prefect is imported, which reads the variable then.
 
     Raises:
-        BadInput: the disk has no room for the server's database.
-        Unreachable: the server does not start.
+        BadInput: the disk has no room for the server's database, or its auth string cannot be used.
+        Unreachable: the server does not start, or asks for another auth string.
     """
     if infra.prefect.api_url or os.environ.get("PREFECT_API_URL"):
         yield
         return
     folder = Path(os.environ["PREFECT_HOME"]) / FOLDER
     _check_room(folder)
+    auth, before = auth_string(folder.parent), os.environ.get(CLIENT)
     with shared_lock(folder / "users"):
         # One run starts it, the others wait and find it.
         with exclusive_lock(folder / "start"):
-            url = _found(folder) or _started(folder, infra.prefect.keep_server_seconds)
-        os.environ["PREFECT_API_URL"] = url
+            url = _found(folder, auth) or _started(folder, infra.prefect.keep_server_seconds, auth)
+        os.environ.update({"PREFECT_API_URL": url, CLIENT: auth})
         try:
             yield
         finally:
-            os.environ.pop("PREFECT_API_URL", None)
+            for name, value in (("PREFECT_API_URL", None), (CLIENT, before)):
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def is_running(folder: Path) -> bool:
+    """Whether the server with this folder runs."""
+    with try_exclusive_lock(folder / "alive", create=False) as free:
+        return not free and (folder / "alive").exists()
 
 
 def _check_room(folder: Path) -> None:
@@ -88,18 +101,33 @@ def _check_room(folder: Path) -> None:
         )
 
 
-def _found(folder: Path) -> str | None:
-    """The address of the server that runs; None where there is none, after one that hangs was ended."""
+def _found(folder: Path, auth: str) -> str | None:
+    """The address of the server that runs; None where there is none, after one that hangs was ended.
+
+    One that an older release started asks for no auth string, and ends after its last run as any other.
+    """
     end = time.monotonic() + HUNG_SECONDS
     while time.monotonic() < end:
         with try_exclusive_lock(folder / "alive") as free:
             if free:
                 return None
         if (url := _address(folder)) and is_healthy(f"{url}/health"):
+            _check_auth(url, folder, auth)
             return url
         time.sleep(0.2)
     _kill(folder)
     return None
+
+
+def _check_auth(url: str, folder: Path, auth: str) -> None:
+    try:
+        get(f"{url}/admin/version", auth)
+    except OSError as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.UNAUTHORIZED:
+            raise Unreachable(
+                f"the Prefect server of {folder.parent} was started with another auth string than that in "
+                f"{folder.parent / FILE}; wait until its runs have ended and it is gone, then try again"
+            ) from None
 
 
 def _address(folder: Path) -> str:
@@ -119,7 +147,7 @@ def _kill(folder: Path) -> None:
         pass
 
 
-def _started(folder: Path, keep_seconds: float) -> str:
+def _started(folder: Path, keep_seconds: float, auth: str) -> str:
     (folder / ADDRESS).unlink(missing_ok=True)
     log = folder / "log"
     with log.open("wb") as sink:
@@ -130,7 +158,7 @@ def _started(folder: Path, keep_seconds: float) -> str:
             stderr=sink,
             # Away from the terminal, whose Ctrl-C would reach it before the run has reported its end.
             start_new_session=True,
-            env={**os.environ, **EPHEMERAL},
+            env={**os.environ, **EPHEMERAL, SERVER: auth},
         )
     seconds = float(os.environ[START_SECONDS])
     end = time.monotonic() + seconds
@@ -160,21 +188,18 @@ def _words(log: Path) -> str:
 
 def serve(folder: Path, keep_seconds: float) -> None:
     """Run the server until no run has held its lock for so long; returns at once where another one runs."""
-    with without_collector():
-        import prefect.server.api.server
-        import uvicorn
-
     with ExitStack() as held:
         if not held.enter_context(try_exclusive_lock(folder / "alive")):
             return
         listening = held.enter_context(socket.create_server(("127.0.0.1", 0)))
-        app = prefect.server.api.server.create_app
-        config = uvicorn.Config(
-            app, factory=True, log_level="error", lifespan="on", timeout_graceful_shutdown=5
-        )
+        port = int(listening.getsockname()[1])
+        app = application(port)
+        import uvicorn
+
+        config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)
         new = folder / f"{ADDRESS}.new"
-        new.write_text(f"http://127.0.0.1:{listening.getsockname()[1]}/api", encoding="utf-8")
+        new.write_text(f"http://127.0.0.1:{port}/api", encoding="utf-8")
         new.rename(folder / ADDRESS)
         end = threading.Thread(
             target=_end_after_the_last_run, args=(folder, keep_seconds, server, held), daemon=True

@@ -10,7 +10,8 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,11 @@ from uuid import UUID
 import psutil
 
 from resprout.configs.errors import BadInput, GateNotPassed, StageFailed
-from resprout.configs.infrastructure import InfraConfig
-from resprout.infra.network import is_healthy
+from resprout.configs.infrastructure import InfraConfig, without_credentials
+from resprout.infra.prefect.auth import CLIENT, auth_string, own_server
 from resprout.infra.prefect.flow_runs import FLOW, GATE_NOT_PASSED, SWEEP
-from resprout.infra.prefect.home_server import home_server
-from resprout.infra.prefect.server import api_of, server
+from resprout.infra.prefect.home_server import FOLDER, home_server, is_running
+from resprout.infra.prefect.server import api_of, named_api, server
 from resprout.infra.process_identity import start_ticks
 
 if TYPE_CHECKING:
@@ -54,32 +55,53 @@ BY_COMMAND = "cancelled by `resprout cancel`"
 FAILING = ("FAILED", "CRASHED")
 DATABASE = "prefect.db"
 """Database of a home's own server."""
+OWN_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+"""Set where the stack's server has another database."""
+
+
+@dataclass(frozen=True)
+class RunsServer:
+    """A server that knows runs: its client, and what it is, with its address."""
+
+    client: SyncPrefectClient
+    title: str
 
 
 @contextmanager
-def runs_server(infra: InfraConfig) -> Iterator[SyncPrefectClient]:
-    """A client of the server that knows the runs: the one that `deploy` uses, else the home's own.
+def runs_servers(infra: InfraConfig, home: Path) -> Iterator[list[RunsServer]]:
+    """The servers that know the runs: the one that is named, else those of the home.
 
-    The home's own is started for the moment, where no run keeps it alive. Called after `prepare` and before
+    These are its stack, and the server of its command lines, where that has a database of its own or the
+    stack is down; it is started for the moment where no run keeps it alive. Called after `prepare` and before
     Prefect is imported.
 
     Raises:
-        BadInput: no server is named, none answers on the stack's port, and nothing has run in the home.
+        BadInput: no server is named, the home's stack is down, and nothing has run in the home.
     """
-    named = infra.prefect.api_url or os.environ.get("PREFECT_API_URL")
-    if named or is_healthy(f"{api_of(infra)}/health"):
-        os.environ["PREFECT_API_URL"] = api_of(infra)
+    url = api_of(infra)
+    if named_api(infra):
         with server(infra) as client:
-            yield client
+            yield [RunsServer(client, f"the Prefect server at {without_credentials(url)}")]
         return
-    folder = Path(os.environ["PREFECT_HOME"])
-    if not (folder / DATABASE).is_file():
-        raise BadInput(
-            f"no flow run is known: nothing has run in {folder.parent}, and no Prefect server answers at "
-            f"{api_of(infra)}; set RESPROUT_HOME, or infra.prefect.api_url in a file for --config"
-        )
-    with home_server(infra), server(infra) as client:
-        yield client
+    folder, servers = Path(os.environ["PREFECT_HOME"]), home / "prefect"
+    stack = own_server(url, servers)
+    shared = stack is not None and OWN_DATABASE not in stack and folder.resolve() == servers.resolve()
+    found: list[RunsServer] = []
+    with ExitStack() as entered:
+        if stack is not None:
+            client = entered.enter_context(server(infra, (url, auth_string(servers))))
+            found.append(RunsServer(client, f"the stack of {home} at {url}"))
+        if not shared and (is_running(folder / FOLDER) or not found):
+            if not (folder / DATABASE).is_file():
+                raise BadInput(
+                    f"no flow run is known: nothing has run in {home}, and its stack is not up at {url}; set "
+                    "RESPROUT_HOME, or infra.prefect.api_url in a file for --config"
+                )
+            entered.enter_context(home_server(infra))
+            own = os.environ["PREFECT_API_URL"]
+            client = entered.enter_context(server(infra, (own, os.environ[CLIENT])))
+            found.append(RunsServer(client, f"the server of command lines of {home} at {own}"))
+        yield found
 
 
 def listed(client: SyncPrefectClient, failed: bool = False, limit: int = RECENT) -> list[FlowRun]:
@@ -121,6 +143,14 @@ def origins(client: SyncPrefectClient, runs: Sequence[FlowRun]) -> dict[UUID, st
         else str(run.parameters.get("config", ""))
         for run in runs
     }
+
+
+def find_among(servers: Sequence[RunsServer], reference: str) -> tuple[SyncPrefectClient, FlowRun]:
+    """The run with this name or id at the first server that knows it; BadInput with near names."""
+    for one in servers[:-1]:
+        with suppress(BadInput):
+            return one.client, find(one.client, reference)
+    return servers[-1].client, find(servers[-1].client, reference)
 
 
 def find(client: SyncPrefectClient, reference: str) -> FlowRun:

@@ -6,10 +6,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resprout.configs.errors import BadInput
 from resprout.configs.infrastructure import InfraConfig, without_credentials
+from resprout.infra.network import is_healthy
+from resprout.infra.prefect.auth import own_server
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -20,23 +23,38 @@ OLDEST_SERVER = (3, 9)
 
 def api_of(infra: InfraConfig) -> str:
     """Address of the server's API: infra.prefect.api_url, PREFECT_API_URL, else the one-machine stack's."""
-    own = f"http://127.0.0.1:{infra.stack.prefect_port}/api"
-    return infra.prefect.api_url or os.environ.get("PREFECT_API_URL") or own
+    return named_api(infra) or f"http://127.0.0.1:{infra.stack.prefect_port}/api"
+
+
+def named_api(infra: InfraConfig) -> str | None:
+    """Address that infra.prefect.api_url or PREFECT_API_URL gives."""
+    return infra.prefect.api_url or os.environ.get("PREFECT_API_URL")
+
+
+def another_homes(infra: InfraConfig, home: Path) -> str | None:
+    """Return a sentence where a server that is not named, and not of this home, is on the stack's port."""
+    url = api_of(infra)
+    if named_api(infra) or own_server(url, home / "prefect") is not None or not is_healthy(f"{url}/health"):
+        return None
+    return (
+        f"the server at {url} is not of the data folder {home}; set infra.prefect.api_url (or "
+        "PREFECT_API_URL) to that address if it is meant"
+    )
 
 
 @contextmanager
-def server(infra: InfraConfig) -> Iterator[SyncPrefectClient]:
-    """A client of the server, whose environment `prepare` has set.
+def server(infra: InfraConfig, own: tuple[str, str] | None = None) -> Iterator[SyncPrefectClient]:
+    """A client of the server, whose environment `prepare` has set; `own` is address and auth of another.
 
     Raises:
         BadInput: it does not answer, does not let this client in, or is of another version.
     """
     import httpx
-    from prefect.client.orchestration import get_client
+    from prefect.client.orchestration import SyncPrefectClient, get_client
 
-    shown = without_credentials(api_of(infra))
+    shown = without_credentials(own[0] if own else api_of(infra))
     try:
-        with get_client(sync_client=True) as client:
+        with SyncPrefectClient(own[0], auth_string=own[1]) if own else get_client(sync_client=True) as client:
             version = client.api_version()
             _check(version, shown)
             client.read_work_pools(limit=1)
@@ -46,7 +64,7 @@ def server(infra: InfraConfig) -> Iterator[SyncPrefectClient]:
             raise
         raise BadInput(
             f"the Prefect server at {shown} does not let this client in; set infra.prefect.api_key to its "
-            "key or user:password"
+            "key or user:password, which for one of another data folder is the line in prefect/auth there"
         ) from None
     except (httpx.TransportError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "server" not in str(error).lower():

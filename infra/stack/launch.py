@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import psutil
 
 from resprout.infra.network import get, is_healthy, post
+from resprout.infra.prefect.auth import CLIENT
 from resprout.infra.prefect.flow_runs import FLOW, MOST_RESTARTS, NEVER_BEGINS, RESTARTING, in_a_row
 
 STACK = "_RESPROUT_STACK"
@@ -43,6 +45,22 @@ RECENT = timedelta(days=1)
 """A run that crashed before is left to people."""
 PAGE = 200
 """The most that the server gives at once."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """The stack's Prefect server."""
+
+    url: str
+    auth: str
+
+    def get(self, path: str) -> Any:
+        """Return the JSON that it answers; OSError where it does not."""
+        return get(f"{self.url}/{path}", self.auth)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Return the JSON that it answers to JSON; OSError where it does not."""
+        return post(f"{self.url}/{path}", body, self.auth)
 
 
 def stack_mark(home: Path) -> str:
@@ -95,7 +113,8 @@ def main(path: Path) -> None:
         while not is_healthy(url):
             time.sleep(0.2)
     if service["pool"]:
-        dead = restart_dead_runs(service["environment"]["PREFECT_API_URL"], service["pool"])
+        api = Api(service["environment"]["PREFECT_API_URL"], os.environ[CLIENT])
+        dead = restart_dead_runs(api, service["pool"])
         sys.stdout.write(
             f"runs whose process is gone, marked as Crashed: {', '.join(dead)}\n" if dead else ""
         )
@@ -128,7 +147,7 @@ def _bare(secret: str) -> str:
     return secret.rpartition("://")[2]
 
 
-def restart_dead_runs(api: str, pool: str) -> list[str]:
+def restart_dead_runs(api: Api, pool: str) -> list[str]:
     """Mark the dead runs of `pool` at the server `api` as Crashed and schedule them again; return their ids.
 
     Runs that crashed recently are scheduled too: the server may have ended before its automation ran.
@@ -148,7 +167,7 @@ def restart_dead_runs(api: str, pool: str) -> list[str]:
     return dead
 
 
-def schedule_resume(api: str, runs: list[str]) -> None:
+def schedule_resume(api: Api, runs: list[str]) -> None:
     """Schedule the runs that did not finish: a person stopped them, so it does not count as a restart."""
     if not runs:
         return
@@ -169,24 +188,24 @@ def run_ids(processes: Iterable[psutil.Process]) -> list[str]:
     return sorted(set(found))
 
 
-def _ids(api: str, query: dict[str, Any], *states: str) -> list[str]:
+def _ids(api: Api, query: dict[str, Any], *states: str) -> list[str]:
     runs = {**query.get("flow_runs", {}), "state": {"type": {"any_": states}}}
     found: list[str] = []
     while True:
         page = {"limit": PAGE, "offset": len(found), "sort": "ID_DESC"}
-        answer = post(f"{api}/flow_runs/filter", {**query, "flow_runs": runs, **page})
+        answer = api.post("flow_runs/filter", {**query, "flow_runs": runs, **page})
         found += [run["id"] for run in answer]
         if len(answer) < PAGE:
             return found
 
 
-def _restarts(api: str, run: str) -> int:
-    states = get(f"{api}/flow_run_states/?flow_run_id={run}")
+def _restarts(api: Api, run: str) -> int:
+    states = api.get(f"flow_run_states/?flow_run_id={run}")
     return in_a_row((one["type"], one["name"]) for one in sorted(states, key=lambda one: one["timestamp"]))
 
 
-def _set(api: str, run: str, state: dict[str, str]) -> None:
-    post(f"{api}/flow_runs/{run}/set_state", {"state": state, "force": True})
+def _set(api: Api, run: str, state: dict[str, str]) -> None:
+    api.post(f"flow_runs/{run}/set_state", {"state": state, "force": True})
 
 
 if __name__ == "__main__":

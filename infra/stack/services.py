@@ -20,6 +20,7 @@ from resprout.configs.load import PREFIX
 from resprout.configs.rules import load_rules
 from resprout.infra.environment import ARTIFACTS, QUIET
 from resprout.infra.identity import install_command
+from resprout.infra.prefect.auth import CLIENT, SERVER, auth_string, kept_secret
 from resprout.infra.stack.launch import WORKER
 from resprout.infra.store.canonical import sha256_hex
 from resprout.infra.store.driver import driver_class
@@ -180,8 +181,8 @@ async def _version(key: str, address: str) -> int:
 TO_LOOPBACK = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
 """MLflow delivers to a private address without TLS, as the relay's is, only when allowed."""
 RULES = "_RESPROUT_RULES"
-RUNS = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-"""Seconds until the worker sees a run."""
+RUNS = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONSAFEPATH": "1"}
+"""Seconds until the worker sees a run; and a run imports nothing from the folder that a deployment names."""
 
 
 @dataclass(frozen=True)
@@ -220,13 +221,15 @@ def build_services(
     inside = in_the_stack(infra)
     settings, secrets = variables(inside, home)
     bucket, bucket_secrets = driver_class(infra.store.uri).mlflow_variables(infra.store)
-    webhook_key = {"MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": _kept_key(home / "stack" / "webhook.key")}
+    # The key with which MLflow encrypts webhook secrets in its database.
+    webhook_key = {"MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": kept_secret(home / "stack" / "webhook.key", _key)}
     databases = {"MLFLOW_BACKEND_STORE_URI": mlflow_database(infra.stack, home)}
-    prefect_secrets = {}
+    auth = auth_string(home / "prefect")
+    prefect_secrets, client_auth = {SERVER: auth}, {CLIENT: auth}
     if address := prefect_database(infra.stack):
         prefect_secrets["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = address
     relay_secrets = {name for name in secrets if "INFRA__RELAY__" in name}
-    everything = {**secrets, **bucket_secrets, **webhook_key, **databases, **prefect_secrets}
+    everything = {**secrets, **bucket_secrets, **webhook_key, **databases, **prefect_secrets, **client_auth}
 
     prefect, mlflow = prefect_url(infra), mlflow_url(infra)
     healthy = (f"{prefect}/api/health", f"{mlflow}/health")
@@ -239,8 +242,8 @@ def build_services(
             "prefect",
             "Prefect server",
             (
-                sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK,
-                "--port", f"{ports.prefect_port}",
+                sys.executable, "-m", "resprout.infra.prefect.server_process",
+                "--host", LOOPBACK, "--port", f"{ports.prefect_port}",
             ),
             {
                 **common,
@@ -284,13 +287,13 @@ def build_services(
             WORKER,
             "Prefect worker",
             (
-                sys.executable, "-m", "prefect", "worker", "start", "--name", "stack", "--type", "process",
-                "--pool", ports.pool, "--limit", f"{ports.run_limit}",
+                sys.executable, "-m", "resprout.infra.prefect.worker", "start", "--name", "stack",
+                "--type", "process", "--pool", ports.pool, "--limit", f"{ports.run_limit}",
             ),
             {**client, **bucket, **RUNS},
             f"{prefect}/api/work_pools/{ports.pool}/workers/filter",
             after=healthy,
-            keeps=(*sorted(set(secrets) - relay_secrets), *bucket_secrets),
+            keeps=(*sorted(set(secrets) - relay_secrets), *bucket_secrets, *client_auth),
             pool=ports.pool,
         ),
     ]  # fmt: skip
@@ -306,7 +309,7 @@ def build_services(
                 url=url,
                 port=infra.relay.port,
                 after=healthy,
-                keeps=(*secrets, *bucket_secrets),
+                keeps=(*secrets, *bucket_secrets, *client_auth),
             )
         )
 
@@ -327,6 +330,10 @@ def _pages(prefect: str) -> dict[str, str]:
     return {} if given else {"PREFECT_SERVER_UI_API_URL": f"{prefect}/api"}
 
 
+def _key() -> str:
+    return base64.urlsafe_b64encode(os.urandom(32)).decode()
+
+
 def _artifacts(infra: InfraConfig, home: Path) -> str:
     """Return where MLflow keeps files of runs: in the bucket of the artifact store, else below home.
 
@@ -336,12 +343,3 @@ def _artifacts(infra: InfraConfig, home: Path) -> str:
     if uri is not None and driver_class(uri).remote:
         return f"{uri.rstrip('/')}/mlflow"
     return (home / ARTIFACTS).resolve().as_uri()
-
-
-def _kept_key(path: Path) -> str:
-    """Return the key with which MLflow encrypts webhook secrets in its database; made once."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(base64.urlsafe_b64encode(os.urandom(32)))
-    return path.read_text()

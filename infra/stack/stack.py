@@ -18,13 +18,15 @@ from resprout.configs.errors import BadInput, StageFailed
 from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.identity import library_version
 from resprout.infra.logs import last_line
-from resprout.infra.network import is_healthy, port_holder, post
+from resprout.infra.network import Holder, is_healthy, port_holder, post
+from resprout.infra.prefect.auth import CLIENT
 from resprout.infra.stack.launch import WORKER, stack_mark, stack_processes, terminate
 from resprout.infra.stack.services import PORTS, Service, build_services, check_databases, variable
 from resprout.infra.stack.supervisor import ProcessState, Supervisor
 from resprout.infra.store.filesystem import try_exclusive_lock
 
 HEALTHY_WITHIN_SECONDS = 150.0
+STOPPED_WITHIN_SECONDS = 90.0
 FAILED_TWICE = 2
 SILENT_SECONDS = 90.0
 """The worker tells the server every 30 seconds that it is there."""
@@ -90,28 +92,30 @@ class Stack:
         identity = self._identity()
         running = self.supervisor.identity()
         known = set(self.supervisor.states())
-        mine = {process.pid for process, _ in stack_processes(stack_mark(self.home))}
         check_databases(self.infra.stack)
-        for service in self.services:
-            self._check_port(service, mine)
-        if running == identity:
-            self.supervisor.write(self.services, identity)
-            self.supervisor.reload()
-            return
-        if running is not None or known or mine:
-            # Secrets are in the supervisor's own environment, so that other ones need another supervisor.
-            _stop_all(self.supervisor)
-        self.supervisor.write(self.services, identity)
-        self.supervisor.start(self._secrets)
-
-    def _check_port(self, service: Service, mine: set[int]) -> None:
-        holder = port_holder(service.port) if service.port is not None else None
-        if holder is not None and holder.pid not in mine:
+        for service, holder in self.strangers():
             key = PORTS[service.name]
             raise BadInput(
                 f"port {service.port} of the {service.title} is in use by {holder}; stop that, or set "
                 f"{key} to another port, in the settings or as {variable(key)}"
             )
+        if running == identity:
+            self.supervisor.write(self.services, identity)
+            self.supervisor.reload()
+            return
+        if running is not None or known or any(stack_processes(stack_mark(self.home))):
+            # Secrets are in the supervisor's own environment, so that other ones need another supervisor.
+            _stop_all(self.supervisor)
+        self.supervisor.write(self.services, identity)
+        self.supervisor.start(self._secrets)
+
+    def strangers(self) -> Iterator[tuple[Service, Holder]]:
+        """Yield the services whose port a process holds that is not of this stack."""
+        mine = {process.pid for process, _ in stack_processes(stack_mark(self.home))}
+        for service in self.services:
+            holder = port_holder(service.port) if service.port is not None else None
+            if holder is not None and holder.pid not in mine:
+                yield service, holder
 
     def _wait(self) -> None:
         """Return once all parts are healthy; StageFailed with the last words of one that is not."""
@@ -153,7 +157,7 @@ class Stack:
     def _worker_polls(self, service: Service, now: ProcessState) -> bool:
         """Whether the server has heard from the worker since it started, and not too long ago."""
         try:
-            workers = post(service.health, {})
+            workers = post(service.health, {}, self._secrets[CLIENT])
         except (OSError, ValueError):
             return False
         beats = [one["last_heartbeat_time"] for one in workers if one["name"] == "stack"]
@@ -183,9 +187,18 @@ def down(home: Path) -> bool:
 def _stop_all(supervisor: Supervisor) -> bool:
     states = supervisor.states()
     supervisor.shut_down([name for name in ORDER_DOWN if name in states])
-    left = [process for process, _ in stack_processes(stack_mark(supervisor.home))]
-    terminate(left)
-    return bool(states or left)
+    mark, found, until = stack_mark(supervisor.home), bool(states), time.monotonic() + STOPPED_WITHIN_SECONDS
+    # A supervisor that did not answer yet goes on starting services until it is gone, so it goes first.
+    while left := list(stack_processes(mark)):
+        found = True
+        if time.monotonic() > until:
+            pids = ", ".join(str(process.pid) for process, _ in left)
+            raise StageFailed(
+                f"processes of the stack of {supervisor.home} do not end ({pids}); end them, and run "
+                "`resprout up --down` again"
+            )
+        terminate([process for process, service in left if not service] or [process for process, _ in left])
+    return found
 
 
 @contextmanager

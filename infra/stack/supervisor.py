@@ -22,10 +22,12 @@ import psutil
 
 from resprout.configs.errors import StageFailed
 from resprout.infra.logs import last_line
+from resprout.infra.prefect.auth import auth_string
 from resprout.infra.stack.launch import (
     SERVICE,
     STACK,
     WORKER,
+    Api,
     run_ids,
     schedule_resume,
     service_processes,
@@ -204,7 +206,9 @@ class Supervisor:
         terminate(runs, STOP_SECONDS)
         try:
             with suppress(OSError):
-                schedule_resume(str(worker["environment"]["PREFECT_API_URL"]), ids)
+                environment = worker["environment"]
+                auth = auth_string(Path(environment["PREFECT_HOME"]))
+                schedule_resume(Api(environment["PREFECT_API_URL"], auth), ids)
             yield
         finally:
             with suppress(psutil.Error):

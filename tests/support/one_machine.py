@@ -16,6 +16,7 @@ import psutil
 
 from commands import COMMAND
 from resprout.infra.network import get, post
+from resprout.infra.prefect.auth import auth_string
 from resprout.infra.stack.launch import stack_mark, stack_processes
 from servers import free_port
 
@@ -75,11 +76,16 @@ class Machine:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Answer of the Prefect server."""
-        return post(f"{self.api}/{path}", body)
+        return post(f"{self.api}/{path}", body, self.auth)
+
+    @property
+    def auth(self) -> str:
+        """Auth string of its Prefect servers."""
+        return auth_string(self.home / "prefect")
 
     def states(self, run: str) -> list[dict[str, Any]]:
         """States of a flow run, oldest first."""
-        states = get(f"{self.api}/flow_run_states/?flow_run_id={run}")
+        states = get(f"{self.api}/flow_run_states/?flow_run_id={run}", self.auth)
         return sorted(states, key=lambda state: state["timestamp"])
 
     def ends(self, run: str, seconds: float = 150.0) -> list[str]:

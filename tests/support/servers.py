@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import functools
+import http.server
 import os
 import pwd
 import shutil
@@ -11,7 +14,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -280,6 +285,53 @@ def prefect_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]
         if process.poll() is None:
             os.killpg(process.pid, 9)
             process.wait()
+
+
+def assert_guarded(api: str, auth: str) -> None:
+    """Check that a Prefect server refuses a foreign Host, other origins and who has no auth string."""
+    host = api.removeprefix("http://").removesuffix("/api")
+    foreign = "http://127.0.0.1:1"
+    for headers, wanted in (
+        ({}, 401),
+        ({"Authorization": basic("resprout:wrong")}, 401),
+        ({"Authorization": basic(auth), "Host": "rebound.example"}, 400),
+        ({"Authorization": basic(auth), "Origin": foreign}, 200),
+        ({"Authorization": basic(auth), "Origin": f"http://{host}"}, 200),
+    ):
+        given = {"Content-Type": "application/json", **headers}
+        status, allowed = _asked("POST", f"{api}/flow_runs/filter", given)
+        assert status == wanted, headers
+        assert allowed == (f"http://{host}" if headers.get("Origin") == f"http://{host}" else None), headers
+    preflight = {"Origin": foreign, "Access-Control-Request-Method": "POST"}
+    assert _asked("OPTIONS", f"{api}/flow_runs/filter", preflight) == (400, None)
+    # Programs that look whether it is there have no secret.
+    assert _asked("GET", f"{api}/health", {}) == (200, None)
+    assert _asked("GET", f"{api}/health", {"Host": "rebound.example"}) == (400, None)
+
+
+def basic(auth: str) -> str:
+    return f"Basic {base64.b64encode(auth.encode()).decode()}"
+
+
+def _asked(method: str, url: str, headers: dict[str, str]) -> tuple[int, str | None]:
+    """Status, and the origin whose pages may read the answer."""
+    request = urllib.request.Request(url, b"{}" if method == "POST" else None, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.headers["Access-Control-Allow-Origin"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Access-Control-Allow-Origin"]
+
+
+@contextmanager
+def other_origin(folder: Path) -> Iterator[str]:
+    """Address of an empty page on a port of its own."""
+    (folder / "index.html").write_text("<!doctype html><title>elsewhere</title>")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
 
 
 def free_port() -> int:

@@ -252,13 +252,14 @@ def test_the_shipped_prefect_yaml_deploys(
     import sys
 
     post("work_pools/", {"name": "resprout", "type": "process"})
+    image = f"registry.example.com/resprout@sha256:{'1' * 64}"
     done = subprocess.run(
         [
             sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all",
             "--prefect-file", str(ROOT / "infra" / "deploy" / "prefect.yaml"),
         ],
-        cwd=ROOT, env={**os.environ, "PREFECT_API_URL": api_url}, capture_output=True, text=True, timeout=120,
-        check=False,
+        cwd=ROOT, env={**os.environ, "PREFECT_API_URL": api_url, "RESPROUT_IMAGE": image},
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     weekly, nightly, cluster = (named(post, name) for name in ("weekly", "nightly-gpu", "on-the-cluster"))
@@ -266,6 +267,7 @@ def test_the_shipped_prefect_yaml_deploys(
     assert weekly["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert cluster["global_concurrency_limit"]["limit"] == 4
+    assert cluster["job_variables"]["image"] == image
     for one in (weekly, nightly, cluster):
         assert one["enforce_parameter_schema"] is True
         assert one["entrypoint"] == "resprout.flows.compress.compress"

@@ -10,8 +10,10 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -114,10 +116,9 @@ def test_runs_that_are_not_there_are_refused_with_near_names(stack: Machine, con
     for verb in ("logs", "cancel", "retry"):
         done = stack(verb, "tiny 2026")
         assert done.returncode == 2
-        assert done.stderr.startswith(
-            "error: no flow run is called 'tiny 2026', nor does an id begin so; near"
-        )
-        assert done.stderr.count("\n") == 1
+        server, sentence = done.stderr.splitlines()
+        assert server == f"asked: the stack of {stack.home} at {stack.api}"
+        assert sentence.startswith("error: no flow run is called 'tiny 2026', nor does an id begin so; near")
     done = stack("deploy", config, "--wait")
     assert done.returncode == 2
     assert "--wait follows the run that --run starts" in done.stderr
@@ -136,7 +137,17 @@ def test_runs_of_a_home_are_listed_while_its_server_is_down(tmp_path: Path) -> N
         for line in process.stderr:
             if "recover: started" in line:
                 break
-        (run,) = listed(machine)
+        with another_homes_server(machine.ports["prefect"]) as asked:
+            found = machine("runs", "--json")
+            refused = machine("deploy", path)
+        port = machine.ports["prefect"]
+        foreign = f"the server at http://127.0.0.1:{port}/api is not of the data folder {machine.home}; set"
+        assert f"not asked: {foreign}" in found.stderr
+        assert f"asked: the server of command lines of {machine.home} at http://127.0.0.1:" in found.stderr
+        assert refused.returncode == 2
+        assert foreign in refused.stderr
+        assert {(path, auth) for path, auth in asked} == {("/api/health", None)}, "it is sent no secret"
+        (run,) = json.loads(found.stdout)
         assert re.fullmatch(NAME, run["name"])
         assert (run["state"], run["config"]) == ("Running", str(path))
         done = machine("cancel", run["id"][:8])
@@ -151,6 +162,28 @@ def test_runs_of_a_home_are_listed_while_its_server_is_down(tmp_path: Path) -> N
     shown = machine("logs", run["id"])
     assert "state Cancelled" in shown.stdout
     assert "went to the terminal" in shown.stderr
+
+
+@contextmanager
+def another_homes_server(port: int) -> Iterator[list[tuple[str, str | None]]]:
+    """A server that says that it is well; yields path and Authorization of each request."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(200)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            """Keep the terminal clean."""
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield asked
+        server.shutdown()
 
 
 def environment(machine: Machine) -> dict[str, str]:

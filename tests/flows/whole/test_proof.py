@@ -24,6 +24,7 @@ import yaml
 from commands import COMMAND
 from forked import Forks
 from resprout.infra.network import post
+from resprout.infra.prefect.auth import auth_string
 from servers import PostgresServer, free_port, postgres_server
 from tiny_models import write_tiny_folder
 from tiny_run import config as tiny_config
@@ -72,7 +73,8 @@ class Stack:
         return f"s3://{self.bucket.bucket}/{key}"
 
     def flow_runs(self) -> list[dict[str, Any]]:
-        return list(post(f"{self.prefect}/api/flow_runs/filter", {}))
+        auth = auth_string(self.root / "home" / "prefect")
+        return list(post(f"{self.prefect}/api/flow_runs/filter", {}, auth))
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"{self.relay}/metrics", timeout=10) as answer:

@@ -97,7 +97,7 @@ def image(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
     began = time.monotonic()
     buildah(
         "bud", *SHARED, "--pull=never", "-f", ROOT / "infra" / "deploy" / "Dockerfile",
-        "-t", IMAGE, *mounts, *given, ROOT, timeout=3000,
+        "--build-arg", f"BASE={BASE}", "-t", IMAGE, *mounts, *given, ROOT, timeout=3000,
     )  # fmt: skip
     size = json.loads(buildah("images", "--json", IMAGE))[0]["size"]
     print(f"image: {size}, built in {time.monotonic() - began:.0f} s")

@@ -6,13 +6,20 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from resprout.configs.errors import BadInput, Unreachable
 from resprout.configs.infrastructure import InfraConfig
 from resprout.infra.network import is_healthy
+from resprout.infra.prefect.auth import auth_string
 from resprout.infra.prefect.home_server import FOLDER, START_SECONDS, home_server
+from resprout.infra.store.filesystem import exclusive_lock
+from servers import assert_guarded
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +52,13 @@ def until(true: Callable[[], bool], seconds: float) -> None:
 def test_the_next_run_finds_the_server_of_the_last_which_ends_after_a_while_without_one() -> None:
     first = used(keep_seconds=4)
     assert is_healthy(f"{first}/health")
+    folder = Path(os.environ["PREFECT_HOME"])
+    assert_guarded(first, auth_string(folder))
     assert used(keep_seconds=4) == first
+    # A file that was restored or removed meanwhile.
+    (folder / "auth").write_text("resprout:another")
+    with pytest.raises(Unreachable, match="was started with another auth string than that in"):
+        used(keep_seconds=4)
     until(lambda: not is_healthy(f"{first}/health"), 30)
 
 
@@ -65,6 +78,39 @@ def test_a_kept_server_ends_when_its_home_is_removed_and_does_not_make_it_again(
 def removed(folder: Path) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     return not folder.exists()
+
+
+def test_a_server_of_an_older_release_serves_the_run_though_it_asks_for_no_auth_string() -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'"3.9.1"')
+
+    folder = Path(os.environ["PREFECT_HOME"]) / FOLDER
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as old, exclusive_lock(folder / "alive"):
+        Thread(target=old.serve_forever, daemon=True).start()
+        (folder / "address").write_text(f"http://127.0.0.1:{old.server_address[1]}/api")
+        assert used(keep_seconds=0).endswith(f":{old.server_address[1]}/api")
+        old.shutdown()
+
+
+def test_of_processes_at_once_one_makes_the_auth_string_and_all_read_the_whole(tmp_path: Path) -> None:
+    for again in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            found = set(pool.map(lambda _: auth_string(tmp_path / f"home-{again}"), range(8)))  # noqa: B023
+        assert len(found) == 1
+        assert len(found.pop()) > 40
+        (made,) = (tmp_path / f"home-{again}").iterdir()
+        assert made.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("text", "mode", "sentence"), [("", 0o600, "is empty"), ("a:b", 0o644, "chmod 600")])
+def test_a_secret_that_is_none_is_refused(tmp_path: Path, text: str, mode: int, sentence: str) -> None:
+    (tmp_path / "auth").write_text(text)
+    (tmp_path / "auth").chmod(mode)
+    with pytest.raises(BadInput, match=sentence):
+        auth_string(tmp_path)
 
 
 def test_a_server_that_the_config_names_is_left_alone(tmp_path: Path) -> None:

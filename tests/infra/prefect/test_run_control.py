@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -311,7 +312,54 @@ def test_without_a_server_and_without_runs_a_sentence_says_so(
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     infra = InfraConfig.model_validate({"stack": {"prefect_port": 1}})
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(BadInput, match="no flow run is known"), run_control.runs_server(infra):
+    with pytest.raises(BadInput, match="no flow run is known"), run_control.runs_servers(infra, tmp_path):
         pass
     assert not (tmp_path / "prefect").exists()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("stack", "running", "asked"),
+    [
+        (None, False, ["own"]),
+        ({}, True, ["stack"]),
+        ({run_control.OWN_DATABASE: "postgresql://..."}, False, ["stack"]),
+        ({run_control.OWN_DATABASE: "postgresql://..."}, True, ["stack", "own"]),
+    ],
+)
+def test_of_a_home_the_servers_that_know_runs_are_asked(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, stack: Any, running: bool, asked: list[str]
+) -> None:
+    @contextmanager
+    def home_server(_: Any) -> Iterator[None]:
+        os.environ.update({"PREFECT_API_URL": "own", run_control.CLIENT: "me:secret"})
+        yield
+        del os.environ["PREFECT_API_URL"], os.environ[run_control.CLIENT]
+
+    @contextmanager
+    def server(_: Any, own: tuple[str, str]) -> Iterator[str]:
+        yield "own" if own[0] == "own" else "stack"
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / run_control.DATABASE).touch()
+    parts = {"own_server": lambda *_: stack, "is_running": lambda _: running}
+    for name, part in {**parts, "home_server": home_server, "server": server}.items():
+        monkeypatch.setattr(run_control, name, part)
+    with run_control.runs_servers(InfraConfig(), tmp_path) as servers:
+        assert [one.client for one in servers] == asked
+        assert all(str(tmp_path) in one.title for one in servers)
+        known = {"stack": BadInput("not there"), "own": "the run"}
+
+        def find(client: str, _: str) -> str:
+            if isinstance(found := known[client], BadInput):
+                raise found
+            return found
+
+        monkeypatch.setattr(run_control, "find", find)
+        if "own" in asked:
+            assert run_control.find_among(servers, "x") == ("own", "the run")
+        else:
+            with pytest.raises(BadInput, match="not there"):
+                run_control.find_among(servers, "x")

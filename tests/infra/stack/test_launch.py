@@ -20,9 +20,9 @@ class Server:
         self.restarts: dict[str, int] = {}
         self.told: dict[str, str] = {}
 
-    def post(self, url: str, body: dict[str, Any]) -> Any:
-        if url.endswith("set_state"):
-            run = url.split("/")[-2]
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        if path.endswith("set_state"):
+            run = path.split("/")[-2]
             self.state[run], self.told[run] = body["state"]["type"], body["state"]["name"]
             self.ended[run] = datetime.now(UTC)
             return {}
@@ -36,18 +36,15 @@ class Server:
         ]
         return [{"id": run} for run in found[body["offset"] : body["offset"] + body["limit"]]]
 
-    def get(self, url: str) -> Any:
-        count = self.restarts.get(url.partition("=")[2], 0)
+    def get(self, path: str) -> Any:
+        count = self.restarts.get(path.partition("=")[2], 0)
         died, again = {"type": "CRASHED", "name": "Crashed"}, {"type": "SCHEDULED", "name": "Restarting"}
         return [{**state, "timestamp": f"{index:03}"} for index, state in enumerate([died, again] * count)]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    found = Server()
-    monkeypatch.setattr(launch, "post", found.post)
-    monkeypatch.setattr(launch, "get", found.get)
-    return found
+def server() -> Server:
+    return Server()
 
 
 def test_each_run_gets_the_state_that_is_its_due(server: Server) -> None:
@@ -61,18 +58,18 @@ def test_each_run_gets_the_state_that_is_its_due(server: Server) -> None:
     }
     server.ended = {"lately": datetime.now(UTC), "long-ago": datetime.now(UTC) - timedelta(days=2)}
     server.restarts = {"endless": MOST_RESTARTS, "lately": MOST_RESTARTS - 1}
-    assert launch.restart_dead_runs("http://prefect/api", "resprout") == ["ran"]
+    assert launch.restart_dead_runs(server, "resprout") == ["ran"]
     again = {"ran": "Restarting", "lately": "Restarting"}
     assert server.told == {**again, "stopped": "Cancelled", "endless": "Failed"}
 
 
 def test_a_stack_that_stops_leaves_a_cancelled_run_cancelled(server: Server) -> None:
     server.state = {"ran": "RUNNING", "stopped": "CANCELLING"}
-    launch.schedule_resume("http://prefect/api", ["ran", "stopped"])
+    launch.schedule_resume(server, ["ran", "stopped"])
     assert server.told == {"ran": "Resuming", "stopped": "Cancelled"}
 
 
 def test_more_runs_than_the_server_gives_at_once_are_all_seen(server: Server) -> None:
     server.state = {f"run-{index}": "PENDING" for index in range(2 * launch.PAGE + 7)}
-    assert len(launch.restart_dead_runs("http://prefect/api", "resprout")) == 2 * launch.PAGE + 7
+    assert len(launch.restart_dead_runs(server, "resprout")) == 2 * launch.PAGE + 7
     assert set(server.told.values()) == {"Restarting"}

@@ -78,7 +78,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 def call(machine: Machine, code: str, *arguments: str) -> str:
     """What some code that talks with the server prints."""
-    env = {**os.environ, **machine.env, "PREFECT_API_URL": machine.api, "RESPROUT_HOME": str(machine.home)}
+    server = {"PREFECT_API_URL": machine.api, "PREFECT_API_AUTH_STRING": machine.auth}
+    env = {**os.environ, **machine.env, **server, "RESPROUT_HOME": str(machine.home)}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=env, capture_output=True, text=True, timeout=90, check=False,

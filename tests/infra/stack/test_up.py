@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 
+from browser import chromium
 from one_machine import Machine, running, until
 from resprout.infra.prefect.automations import run_automations
+from resprout.infra.stack.launch import SERVICE, STACK, stack_mark
+from resprout.infra.stack.stack import down
 from resprout.infra.stack.supervisor import Supervisor
+from servers import assert_guarded, other_origin
 
 SECRETS = {
     "RESPROUT_INFRA__STORE__ACCESS_KEY_ID": "planted-access-4be1",
@@ -59,14 +66,15 @@ def test_a_second_up_says_at_once_that_all_is_up(stack: Machine) -> None:
 
 
 def test_secrets_reach_only_the_parts_that_need_them(stack: Machine) -> None:
-    planted = list(SECRETS.values())
+    planted = [*SECRETS.values(), stack.auth]
     for path in (stack.home / "stack").rglob("*"):
         if path.is_file():
             text = path.read_text(errors="replace")
             assert not [secret for secret in planted if secret in text], path
             held = path.suffix in (".conf", ".json", ".key", ".log") and path.name != "start.log"
             assert not held or path.stat().st_mode & 0o077 == 0, path
-    assert (stack.home / "stack").stat().st_mode & 0o077 == 0
+    for private in (stack.home / "stack", stack.home / "prefect" / "auth"):
+        assert private.stat().st_mode & 0o077 == 0
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             assert not [secret for secret in planted if secret in " ".join(process.cmdline())]
@@ -80,6 +88,69 @@ def test_secrets_reach_only_the_parts_that_need_them(stack: Machine) -> None:
     assert held == {"prefect": set(), "mlflow": set(), "worker": store}
     assert "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY" in environments["mlflow"]
     assert "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY" not in environments["worker"]
+    holders = {name for name, values in environments.items() if stack.auth in values.values()}
+    assert holders == {"prefect", "worker"}
+
+
+SHELL_STEP = {"prefect.deployments.steps.run_shell_script": {"script": "true"}}
+INSTALLED = "resprout.flows.compress.compress"
+
+
+def test_another_origin_host_or_user_gets_nothing(stack: Machine) -> None:
+    assert_guarded(stack.api, stack.auth)
+
+
+def test_the_worker_starts_only_flows_that_are_installed(stack: Machine) -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "the pull step": {"entrypoint": INSTALLED, "pull_steps": [SHELL_STEP]},
+        "is the file": {"entrypoint": "/tmp/x.py:f"},
+        "names a command": {"entrypoint": INSTALLED, "job_variables": {"command": "true"}},
+        "sets PYTHONPATH": {"entrypoint": INSTALLED, "job_variables": {"env": {"PYTHONPATH": "/tmp"}}},
+    }
+    flow = stack.post("flows/", {"name": "compress"})["id"]
+    runs = {}
+    for reason, what in rows.items():
+        wanted = {"name": reason, "flow_id": flow, "work_pool_name": "resprout", **what}
+        made = stack.post("deployments/", wanted)["id"]
+        runs[reason] = stack.post(f"deployments/{made}/create_flow_run", {})["id"]
+    for reason, run in runs.items():
+        assert stack.ends(run, 60)[-1] == "Failed"
+        assert reason in stack.states(run)[-1]["message"]
+
+
+def test_a_page_of_another_origin_reaches_nothing_and_the_own_pages_ask_for_the_password(
+    stack: Machine, tmp_path: Path
+) -> None:
+    made = {"name": "planted", "flow_id": stack.post("flows/", {"name": "compress"})["id"]}
+    with chromium() as browser, other_origin(tmp_path) as origin:
+        browser.get(origin)
+        tried = browser.execute_async_script(TRY, stack.api, made, {"pull_steps": [SHELL_STEP]})
+        assert [one["fault"] for one in tried] == ["TypeError"] * 3, tried
+        assert stack.post("deployments/filter", {"deployments": {"name": {"any_": ["planted"]}}}) == []
+
+        browser.get(stack.api.removesuffix("/api"))
+        field = until(lambda: browser.find_elements("css selector", "input[type=password]"), 30)[0]
+        assert "/login" in browser.current_url
+        field.send_keys(stack.auth + "\n")
+        until(lambda: "/dashboard" in browser.current_url, 30)
+        until(lambda: "Flow Runs" in browser.find_element("css selector", "body").text, 30)
+
+
+TRY = """
+const [api, made, steps, done] = [...arguments];
+const json = {method: 'POST', headers: {'Content-Type': 'application/json'}};
+const plain = {method: 'POST', mode: 'cors', headers: {'Content-Type': 'text/plain'}};
+const look = async (path, how, body) => {
+  try { return {status: (await fetch(api + path, {...how, body: JSON.stringify(body)})).status}; }
+  catch (error) { return {fault: error.name}; }
+};
+(async () => done([
+  await look('/deployments/', json, {...made, ...steps}),
+  await look('/deployments/', plain, {...made, ...steps}),
+  await look('/flow_runs/filter', json, {}),
+]))();
+"""
+"""What a page tries: with a preflight, as a form does it without one, and to read."""
 
 
 def test_up_starts_a_part_that_was_stopped(stack: Machine) -> None:
@@ -153,7 +224,9 @@ def test_a_port_in_use_names_the_process(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", machine.ports["mlflow"]))
         taken.listen()
-        done = machine("up")
+        done, status = machine("up"), machine("up", "--status")
+    assert f"at http://127.0.0.1:{machine.ports['mlflow']} answers" in status.stderr
+    assert f"(process {os.getpid()}), which is not of the data folder {machine.home}" in status.stderr
     assert done.returncode == 2
     assert f"port {machine.ports['mlflow']} of the MLflow server is in use by" in done.stderr
     assert f"process {os.getpid()}" in done.stderr
@@ -162,6 +235,30 @@ def test_a_port_in_use_names_the_process(tmp_path: Path) -> None:
         "RESPROUT_INFRA__STACK__MLFLOW_PORT" in done.stderr
     )
     assert machine.processes() == []
+
+
+LATE = """
+import os, signal, subprocess, sys, time
+def start(*_):
+    os.environ[sys.argv[1]] = "mlflow"
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, start)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_down_ends_what_a_supervisor_starts_while_it_is_stopped(tmp_path: Path) -> None:
+    """One that does not answer yet, right behind its start."""
+    (tmp_path / "stack").mkdir()
+    mark = {STACK: stack_mark(tmp_path)}
+    command = [sys.executable, "-c", LATE, SERVICE]
+    with subprocess.Popen(command, env={**os.environ, **mark}, stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout is not None
+        supervisor.stdout.readline()
+        assert down(tmp_path)
+    assert Machine(tmp_path).processes() == []
 
 
 def test_a_part_that_cannot_start_is_named_with_its_last_words(tmp_path: Path) -> None:
