@@ -1307,6 +1307,9 @@ class EvaluateConfig(Section):
     changes some."""
     prompts: Annotated[tuple[Prompt, ...], Field(max_length=20)] = PROMPTS
     """Prompts that every model answers greedily, for people to compare; [] leaves them out."""
+    trust_task_code: bool = False
+    """Run the Python functions that task files of your own name; leave off unless you read that code. Plan,
+    report and lineage name those files."""
 
     @property
     def placed_suites(self) -> dict[str, SuiteConfig]:

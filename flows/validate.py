@@ -201,7 +201,7 @@ def row_faults(loaded: Loaded, here: Context, chat: ChatTemplate | None = None) 
             yield from faults_in(key, partial(look, key, source, files))
     for place, task in config.evaluate.tasks.items():
         try:
-            settings = read_task(task.task, loaded.base)
+            settings = read_task(task.task, loaded.base, config.evaluate.trust_task_code)
         except BadInput:
             # A fault of its own, which `check` finds.
             continue

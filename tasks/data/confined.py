@@ -46,7 +46,10 @@ class Confined:
     """A function in a child process, which starts with the first item and ends with this object."""
 
     def __init__(
-        self, make: Callable[[Any], Callable[[Any], Any]], given: Any, seconds_an_item: float = SECONDS_AN_ITEM
+        self,
+        make: Callable[[Any], Callable[[Any], Any]],
+        given: Any,
+        seconds_an_item: float = SECONDS_AN_ITEM,
     ) -> None:
         """Name the function; nothing runs yet.
 
@@ -153,7 +156,9 @@ class _Child:
             return Failed("Ended", f"did not end within {seconds} s of processor time", ended=True)
         self.errors.seek(0)
         lines = self.errors.read().decode("utf-8", "replace").strip().splitlines()
-        return Failed("Ended", f"ended its process ({(lines or [f'exit status {code}'])[-1][:300]})", ended=True)
+        return Failed(
+            "Ended", f"ended its process ({(lines or [f'exit status {code}'])[-1][:300]})", ended=True
+        )
 
     def end(self) -> None:
         self.process.kill()

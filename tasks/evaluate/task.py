@@ -20,6 +20,7 @@ from resprout.tasks.evaluate.lm_eval_tasks import resolved
 from resprout.tasks.evaluate.ranking import PAIRWISE, check_rows, graded, pairs, ranking_of
 from resprout.tasks.evaluate.task_files import (
     CHOICES,
+    LENGTHS,
     TASK_ROLE,
     WRITTEN,
     capability_of,
@@ -30,8 +31,6 @@ from resprout.tasks.evaluate.task_files import (
 SPLIT, EXAMPLES = "validation", "examples"
 NEW_TOKENS = 1024
 """Of an answer where neither config nor task says how many; lm-eval's 256 cut many."""
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length")
-"""Names under which a task may say how many."""
 
 
 @dataclass(frozen=True)
