@@ -105,6 +105,8 @@ class DataSource(Section):
     on_bad_row: Literal["fail", "skip"] = "fail"
     """skip: rows and documents that cannot be read, on which a template or `where` fails, or that lack text,
     task or answer are left out and counted."""
+    max_part: Annotated[ByteSize, Field(ge=1)] = ByteSize(64_000_000)
+    """Largest line or element of JSON, row group, record batch or document that is read, such as 200 MB."""
     licence: str | None = None
     """Licence of the data, recorded in the lineage."""
 

@@ -169,8 +169,8 @@ class FirstRows:
     def __init__(self) -> None:
         self.cut, self.seen = False, 0
 
-    def __call__(self, path: Path, form: str, skip: Skip | None) -> Numbered:
-        rows = read_rows(path, form, skip)
+    def __call__(self, path: Path, form: str, skip: Skip | None, max_part: int) -> Numbered:
+        rows = read_rows(path, form, skip, max_part)
         for row in islice(rows, ROWS):
             self.seen += 1
             yield row

@@ -88,7 +88,7 @@ class Grammar(_Part):
         return self
 
 
-def grammar_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+def grammar_rows(path: Path, file: IO[bytes], max_part: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a grammar file, numbered: its columns, and `category`, the skill, where it has none.
 
     Raises:
