@@ -120,8 +120,8 @@ def refuse_impossible(run: RecordedRun, store: ArtifactStore, disk: Path, trust_
         )
     if run.config.evaluate.trust_task_code and not trust_remote_code:
         raise BadInput(
-            "this run trusted Python code that its evaluation tasks name (`resprout lineage` shows which); read "
-            "it and give --trust-remote-code to run it"
+            "this run trusted Python code that its evaluation tasks name (`resprout lineage` shows which); "
+            "read it and give --trust-remote-code to run it"
         )
     if run.device == "cuda" and preflight.device("auto") != "cuda":
         raise BadInput(

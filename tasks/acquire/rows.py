@@ -88,8 +88,8 @@ def instruction_items(
         for name in ("instruction", "output"):
             if not row[name]:
                 raise BadInput(
-                    f"the {name} is empty; expected text from the template {templates[name]!r}, or leave such "
-                    "rows out by `where`, or by on_bad_row: skip"
+                    f"the {name} is empty; expected text from the template {templates[name]!r}, or leave "
+                    "such rows out by `where`, or by on_bad_row: skip"
                 )
         text = "\n".join((row["instruction"], row["input"], row["output"]))
         id = sha256_hex(text.encode("utf-8", "surrogatepass"))
@@ -193,7 +193,8 @@ def _document(
 ) -> Item:
     if not text.strip():
         raise BadInput(
-            f"{f'{name}: ' if named else ''}the document is empty; leave it out by `where`, or such ones by on_bad_row: skip"
+            f"{f'{name}: ' if named else ''}the document is empty; leave it out by `where`, or such ones "
+            "by on_bad_row: skip"
         )
     markup = source.markup if source.markup != "auto" else MARKUPS.get(ending_of(Path(name)), "text")
     id = sha256_hex(text.encode("utf-8", "surrogatepass"))

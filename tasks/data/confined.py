@@ -128,7 +128,7 @@ class Confined:
 class _Child:
     def __init__(self, make: Callable[..., Any]) -> None:
         environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
-        self.errors: IO[bytes] = tempfile.TemporaryFile()
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the child runs)
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-m", confined_child.__name__, make.__module__, make.__name__],
             stdin=subprocess.PIPE,

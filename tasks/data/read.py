@@ -139,7 +139,8 @@ def open_unpacked(path: Path) -> IO[bytes]:
 def too_large(place: str, max_part: int) -> BadInput:
     """The fault of a part of a file that is not read because of its size."""
     return BadInput(
-        f"{place} is larger than {max_part / 1e6:g} MB; write it in smaller parts, or raise max_part of the source"
+        f"{place} is larger than {max_part / 1e6:g} MB; write it in smaller parts, or raise max_part of the "
+        "source"
     )
 
 
@@ -343,7 +344,7 @@ def _arrow(path: Path, file: IO[bytes], max_part: int) -> _Read:
 
 
 def _seekable(path: Path, file: IO[bytes]) -> IO[bytes]:
-    """Parquet and Arrow files are read from their end, which gzip only reaches by unpacking all, on the disk."""
+    """Parquet and Arrow files are read from their end, which gzip only reaches by unpacking all, on disk."""
     data = file
     if path.suffix.lower() == ".gz":
         data = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115 (lives as long as its rows are read)

@@ -136,7 +136,7 @@ class RowFault(ValueError):
 def row_renderer(given: Mapping[str, Any]) -> Callable[[Columns], dict[str, str] | None]:
     """A function from a row to its texts, None where the condition does not hold; RowFault otherwise."""
     environment = _environment()
-    templates = {name: (text, environment.from_string(text)) for name, text in given["templates"].items()}
+    templates = {name: environment.from_string(text) for name, text in given["templates"].items()}
     where = given["where"]
     holds = None if where is None else environment.compile_expression(where, undefined_to_none=False)
 
@@ -145,8 +145,9 @@ def row_renderer(given: Mapping[str, Any]) -> Callable[[Columns], dict[str, str]
         try:
             if holds is not None and not holds(variables):
                 return None
-            found, what = {}, "template"
-            for name, (text, template) in templates.items():
+            found = {}
+            for name, template in templates.items():
+                what, text = "template", given["templates"][name]
                 found[name] = template.render(variables)
         except _FAULTS as error:
             raise RowFault(f"the {what} {text!r} does not work on a row: {error}") from error

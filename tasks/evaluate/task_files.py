@@ -30,7 +30,7 @@ WRITING = {
     *LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty",
     "num_return_sequences",
 }  # fmt: skip
-"""Settings of writing; others reach transformers' `generate`, which runs code from the folder that one names."""
+"""Settings of writing; `generate` of transformers has others, one of which names a folder of code to run."""
 FORMS = {"generation_kwargs": dict, "metric_list": list, "filter_list": list, "fewshot_config": dict}
 """Types of settings."""
 MOST_VALUES = 10_000
@@ -85,8 +85,8 @@ def read_task(task: str, base: Path, trusts_code: bool = False) -> dict[str, Any
     settings, code = _task(task, base)
     if code is not None and not trusts_code:
         raise BadInput(
-            f"{task_file(task, base)} runs Python code ({code.names}); take it out, or read that code and set "
-            "evaluate.trust_task_code: true"
+            f"{task_file(task, base)} runs Python code ({code.names}); take it out, or read that code and "
+            "set evaluate.trust_task_code: true"
         )
     return settings
 
@@ -112,8 +112,8 @@ def _task(task: str, base: Path) -> tuple[dict[str, Any], TaskCode | None]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())[:200]
         raise BadInput(
-            f"{path} is not plain YAML ({what}); tags such as !function are not run: name functions of lm-eval "
-            f"as {LM_EVAL}folder/module.function"
+            f"{path} is not plain YAML ({what}); tags such as !function are not run: name functions of "
+            f"lm-eval as {LM_EVAL}folder/module.function"
         ) from None
     if not isinstance(config, dict):
         raise BadInput(f"{path} is not an lm-eval task: {NEEDED}")
@@ -143,14 +143,14 @@ def _code(settings: Mapping[str, Any], path: Path) -> Iterator[str]:
 
 
 def _strings(settings: Any, path: Path) -> list[tuple[str, str]]:
-    """All texts of settings, each with the key at the top that it stands under; BadInput where it has no end."""
+    """All texts of settings, each with its key at the top; BadInput where there is no end of values."""
     found, todo, seen = [], [("", settings)], 0
     while todo:
         key, value = todo.pop()
         if (seen := seen + 1) > MOST_VALUES:
             raise BadInput(
-                f"{path} has more than {MOST_VALUES:,} values, anchors counted as often as they are used; give "
-                "rows as data, and a task without such anchors"
+                f"{path} has more than {MOST_VALUES:,} values, anchors counted as often as they are used; "
+                "give rows as data, and a task without such anchors"
             )
         if isinstance(value, dict):
             todo += [(key or str(name), inner) for name, inner in value.items()]

@@ -161,7 +161,8 @@ def test_a_template_without_end_stops_even_where_bad_rows_are_skipped(
 @pytest.mark.parametrize(
     "value",
     [
-        datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC), date(2026, 1, 2), time(1, 2), timedelta(days=1, seconds=2),
+        datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC), date(2026, 1, 2), time(1, 2),
+        timedelta(days=1, seconds=2),
         Decimal("2.50"), UUID(int=1), math.pi, 10**30, "\ud83d", True, None, "",
     ],
     ids=str,

@@ -52,7 +52,7 @@ def own(place: Path, settings: Mapping[str, Any] | str) -> str:
         ({"process_results": "lm_eval:humaneval/utils.pass_at_k"}, TRUST.format("process_results")),
         ({"process_docs": "lm_eval:hellaswag/utils.process_docs"}, TRUST.format("process_docs")),
         ({"doc_to_text": "lm_eval:coqa/utils.doc_to_text"}, TRUST.format("doc_to_text")),
-        ({"custom_dataset": "x", "fewshot_config": {"samples": "lm_eval:a/b.c"}}, TRUST.format("fewshot_con")),
+        ({"custom_dataset": "x", "fewshot_config": {"samples": "lm_eval:a/b.c"}}, TRUST.format("few")),
         (
             {"filter_list": [{"name": "x", "filter": [{"function": "custom", "filter_fn": "lm_eval:a.b"}]}]},
             TRUST.format("filter_list"),
