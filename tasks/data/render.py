@@ -105,8 +105,8 @@ class RowTemplates:
         """
         if isinstance(self._render, Confined):
             asked = (((name, columns), self._asked(columns)) for name, columns in rows)
-            for (name, columns), found in self._render.over(asked):
-                yield name, self._fault(columns, found) if isinstance(found, Failed) else found
+            for (name, columns), texts in self._render.over(asked):
+                yield name, self._fault(columns, texts) if isinstance(texts, Failed) else texts
             return
         for name, columns in rows:
             found: dict[str, str] | BadInput | None
@@ -196,9 +196,12 @@ def _known(tree: nodes.Node) -> nodes.Node:
     """The tree, whose filters and tests are all known."""
     environment = _environment()
     for node in _nodes(tree):
-        there = {nodes.Filter: environment.filters, nodes.Test: environment.tests}.get(type(node))
-        if there is not None and (name := vars(node)["name"]) not in there:
-            raise TemplateSyntaxError(f"No {type(node).__name__.lower()} named {name!r}.", node.lineno)
+        if isinstance(node, nodes.Filter | nodes.Test):
+            there = environment.filters if isinstance(node, nodes.Filter) else environment.tests
+            if node.name not in there:
+                raise TemplateSyntaxError(
+                    f"No {type(node).__name__.lower()} named {node.name!r}.", node.lineno
+                )
     return tree
 
 
